@@ -1,0 +1,323 @@
+"""The folder that is deployed: graphs, ladder, records, costs and a manifest that vouches for every file.
+
+```
+shelf/
+├── bundle.json       schema, inputs, stages, classes, preprocessing, fingerprint, hash of every file
+├── ladder.json       operating points
+├── records.npz       calibration records
+├── backbones/        a graph for each stage, the weights of each backbone stored once
+├── weights/          the networks' weights to train on (safetensors)
+└── costs/            measured on the machines this folder has been on
+```
+Nothing in it is pickle.
+"""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
+from dynamic.engines.loop import StageEngine
+from dynamic.engines.opening import check_engine, open_engine
+from dynamic.fingerprint import file_hash, fingerprint
+from dynamic.machine import machine_key, machine_name
+from dynamic.policies.budget import Budget
+from dynamic.policies.costs import Costs
+from dynamic.policies.errors import BundleError, CorruptError, DynamicError, InputError, SchemaError
+from dynamic.policies.frontier import Frontier
+from dynamic.policies.ladder import Ladder
+from dynamic.policies.records import Records
+from dynamic.policies.scores import Combiner
+from dynamic.preprocessing import Preprocess
+from dynamic.profiling import profile
+
+if TYPE_CHECKING:
+    from dynamic.runtime import Runtime
+
+SCHEMA = 1
+MANIFEST = "bundle.json"
+_COSTS = "costs"
+
+logger = logging.getLogger("dynamic")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A cascade with everything needed to run it under a budget.
+
+    Made by `dynamic.build` or `dynamic.load`; nothing in it changes once made: `profile` gives another
+    bundle. `costs` are this machine's, or None before `profile`.
+    """
+
+    folder: Path
+    spec: CascadeSpec
+    ladder: Ladder
+    engine: str
+    precision: str
+    cascade: str
+    classes: tuple[str, ...] | None = None
+    preprocess: Preprocess | None = None
+    costs: Costs | None = None
+    modules: tuple[Any, ...] | None = field(default=None, repr=False)
+    _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
+
+    @cached_property
+    def records(self) -> Records:
+        """The calibration records (read when first asked for)."""
+        return Records.load(self.folder / "records.npz")
+
+    @property
+    def frontier(self) -> Frontier:
+        """The ladder with this machine's costs; raises BundleError before `profile`."""
+        if self.costs is None:
+            raise BundleError("this bundle has no costs for this machine yet: call bundle.profile() first")
+        return Frontier.of(self.ladder, self.costs)
+
+    def combiner(self) -> Combiner:
+        """How stages' logits become answers and scores."""
+        return Combiner(self.ladder.temperature, self.ladder.score, self.ladder.combine)
+
+    def fingerprint(self, engine: str, precision: str) -> str:
+        """The fingerprint of this cascade and preprocessing on an engine; the ladder's where nothing changed."""
+        return fingerprint(self.cascade, _preprocess_json(self.preprocess), engine, precision)
+
+    def open(self, engine: str | None = None, **options: Any) -> StageEngine:
+        """An engine for this cascade (None: the one it was calibrated on); options are the engine's own.
+
+        Raises EngineError where it is unknown or not installed.
+        """
+        name = engine or self.engine
+        return open_engine(name, self.folder, self.spec, self.combiner(), self.modules, **options)
+
+    def profile(
+        self,
+        batch: Sequence[int] = (1, 8, 64),
+        seconds: float = 1.0,
+        engine: str | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> "Bundle":
+        """Measure every stage on this machine and return the bundle with these costs.
+
+        Takes about `seconds` for each batch size. A bundle that was saved or loaded keeps the figures in its
+        folder, one file a machine and engine, so that the next `load` finds them.
+        """
+        opened = self.open(engine, **options)
+        try:
+            costs = profile(opened, self.folder, batch, seconds, progress=progress)
+        finally:
+            opened.close()
+        if self._owner is None:
+            self._keep(costs)
+        return replace(self, costs=costs)
+
+    def runtime(self, budget: Budget | None = None, **options: Any) -> "Runtime":
+        """A runtime under `budget`; see `dynamic.runtime.Runtime` for the options. Profiles where costs are missing."""
+        from dynamic.runtime import Runtime
+
+        return Runtime.of(self, budget or Budget(), **options)
+
+    def save(self, path: str | Path) -> "Bundle":
+        """Write the bundle to the folder `path`, replacing a bundle that lies there; gives the saved bundle.
+
+        The folder appears whole or not at all. Raises BundleError where something else lies at `path`.
+        """
+        target = Path(path)
+        if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
+            raise BundleError(f"{target} exists and is not a bundle; choose another folder, or remove it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        try:
+            shutil.copytree(self.folder, fresh)
+            saved = replace(self, folder=fresh, _owner=None)
+            if self.costs is not None:
+                saved._keep(self.costs)
+            _swap(fresh, target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return replace(self, folder=target, _owner=None)
+
+    def _keep(self, costs: Costs) -> None:
+        try:
+            (self.folder / _COSTS).mkdir(exist_ok=True)
+            path = self.folder / _COSTS / _costs_name(costs.engine, costs.precision)
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(costs.to_json(), indent=1), encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:  # a read-only shelf still runs, it only measures again next time
+            logger.warning("costs could not be kept in %s: %s", self.folder, error)
+
+
+def write(
+    folder: Path,
+    spec: CascadeSpec,
+    ladder: Ladder,
+    records: Records,
+    engine: str,
+    precision: str,
+    cascade: str,
+    classes: Sequence[str] | None,
+    preprocess: Preprocess | None,
+) -> None:
+    """Write ladder, records and manifest beside the graphs that already lie in `folder`."""
+    check_engine(engine, precision)
+    if classes is not None and len(classes) != spec.classes:
+        raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
+    (folder / "ladder.json").write_text(json.dumps(ladder.to_json(), indent=1), encoding="utf-8")
+    records.save(folder / "records.npz")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    manifest = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "engine": engine,
+        "precision": precision,
+        "cascade": cascade,
+        "fingerprint": ladder.fingerprint,
+        "classes": list(classes) if classes is not None else None,
+        "preprocess": _preprocess_json(preprocess),
+        "spec": asdict(spec),
+        "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files},
+    }
+    text = json.dumps(manifest | {"sha256": _manifest_hash(manifest)}, indent=1)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def load(path: str | Path, modules: Any = None) -> Bundle:
+    """Load a bundle and check every file against the manifest.
+
+    `modules`: the cascade (or its stages) to run on engine "torch". Costs measured on this machine earlier are
+    taken up. Raises CorruptError on anything missing, cut short or altered, SchemaError on a bundle of a newer
+    version, BundleError where there is none.
+    """
+    return read(Path(path), verify=True, modules=modules)
+
+
+def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
+    """`load`, with the check of every file's hash left to the caller."""
+    manifest = _manifest(folder)
+    if verify:
+        _verify(folder, manifest["files"])
+    try:
+        bundle = Bundle(
+            folder=folder,
+            spec=_spec(manifest["spec"]),
+            ladder=Ladder.from_json(json.loads((folder / "ladder.json").read_text(encoding="utf-8"))),
+            engine=manifest["engine"],
+            precision=manifest["precision"],
+            cascade=manifest["cascade"],
+            classes=tuple(manifest["classes"]) if manifest["classes"] is not None else None,
+            preprocess=Preprocess.from_json(manifest["preprocess"]) if manifest["preprocess"] else None,
+            modules=_stages(modules),
+        )
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
+        raise CorruptError(f"{folder}: the bundle does not read ({error!r}); build or copy it again") from error
+    return replace(bundle, costs=_costs(bundle))
+
+
+def _stages(modules: Any) -> tuple[Any, ...] | None:
+    if modules is None:
+        return None
+    return tuple(getattr(modules, "stages", modules))
+
+
+def _costs_name(engine: str, precision: str) -> str:
+    return f"{machine_key()}-{engine}-{precision}.json"
+
+
+def _costs(bundle: Bundle) -> Costs | None:
+    path = bundle.folder / _COSTS / _costs_name(bundle.engine, bundle.precision)
+    if not path.is_file():
+        others = list((bundle.folder / _COSTS).glob("*.json"))
+        if others:
+            logger.warning(
+                "%s holds costs of other machines only; this is %s: call profile()",
+                bundle.folder,
+                machine_name(),
+            )
+        return None
+    try:
+        costs = Costs.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (DynamicError, ValueError) as error:
+        logger.warning("%s does not read (%s): call profile() again", path, error)
+        return None
+    return costs if len(costs.latency_ms) == len(bundle.spec.stages) else None
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is no bundle: it holds no {MANIFEST}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        schema = manifest["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{path} does not read ({error!r}); build or copy the bundle again") from error
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise SchemaError(f"{path} has schema {schema!r}, this version reads up to {SCHEMA}: update dynamic-inference")
+    claimed = manifest.pop("sha256", None)
+    if claimed != _manifest_hash(manifest):
+        raise CorruptError(f"{path} was altered after it was written; build or copy the bundle again")
+    return dict(manifest)
+
+
+def _manifest_hash(manifest: dict[str, Any]) -> str:
+    import hashlib
+
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _verify(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    for name, known in files.items():
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise CorruptError(f"{folder}: the manifest names {name!r}, outside the bundle")
+        path = folder / name
+        if not path.is_file():
+            raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")
+        if path.stat().st_size != known["bytes"]:
+            raise CorruptError(
+                f"{folder}: {name} has {path.stat().st_size} bytes, {known['bytes']} were written; "
+                "copy the bundle again"
+            )
+        if file_hash(path) != known["sha256"]:
+            raise CorruptError(f"{folder}: {name} was altered after it was written; copy the bundle again")
+
+
+def _spec(data: dict[str, Any]) -> CascadeSpec:
+    return CascadeSpec(
+        inputs=tuple(InputSpec(i["name"], tuple(i["shape"]), i["dtype"]) for i in data["inputs"]),
+        stages=tuple(StageSpec(**s) for s in data["stages"]),
+        classes=data["classes"],
+    )
+
+
+def _preprocess_json(preprocess: Preprocess | None) -> Any:
+    return None if preprocess is None else preprocess.to_json()
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """Put `fresh` where `target` is; the old one goes only once the new one stands."""
+    if not target.exists():
+        fresh.rename(target)
+        return
+    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    target.rename(old)
+    try:
+        fresh.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def names_of(classes: Sequence[str] | None, labels: Iterable[int]) -> tuple[str | None, ...]:
+    """Class names of `labels`; None where there are none, or for the label -1 (no finite answer)."""
+    return tuple(classes[label] if classes is not None and label >= 0 else None for label in labels)

@@ -1,0 +1,1 @@
+"""What executes stages. The contract stands in `contract.py`; one file per engine."""

@@ -1,0 +1,124 @@
+"""The stage loop: the same for every executor."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.engines.contract import Array, CascadeSpec, Executor, InputSpec, Output
+from dynamic.policies.errors import InputError
+from dynamic.policies.plan import Plan, plan
+from dynamic.policies.scores import TINY, Combiner
+
+
+class StageEngine:
+    """Runs a cascade stage by stage on an executor; rows that are done leave the batch."""
+
+    def __init__(self, executor: Executor, spec: CascadeSpec, combiner: Combiner) -> None:
+        self.name = executor.name
+        self.precision = executor.precision
+        self.threads = executor.threads
+        self.executor = executor
+        self.spec = spec
+        self._combiner = combiner
+        self._plans: dict[bytes, Plan] = {}
+
+    def load(self, backbones: Sequence[int]) -> None:
+        """Make these backbones ready to run."""
+        self.executor.load(backbones)
+
+    def unload(self, backbones: Sequence[int]) -> None:
+        """Give the memory of these backbones back; a request in flight still finishes."""
+        self.executor.unload(backbones)
+
+    def loaded(self) -> frozenset[int]:
+        """The backbones that are ready."""
+        return self.executor.loaded()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.executor.close()
+
+    def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32]) -> Output:
+        """Run `inputs` (each `[B, ...]`) under `thresholds [S-1]`.
+
+        Raises InputError on a wrong name, shape or dtype; BudgetError on thresholds of wrong length or NaN.
+        """
+        rows = check_inputs(inputs, self.spec.inputs)
+        todo = self._plan(thresholds)
+        executor, backbone, last = self.executor, self.spec.backbone, len(self.spec.stages) - 1
+        found = np.full((rows, self.spec.classes), np.nan, np.float32)  # probabilities [B, C]
+        out_stage = np.full(rows, last, np.int64)  # [B]
+        out_score = np.full(rows, np.nan, np.float32)  # [B]
+        alive = np.arange(rows)  # rows of the request that are still in the batch
+        state = self._combiner.start()
+        carry, current = None, -1
+        for stage in range(last + 1):
+            if not todo.run[stage]:
+                continue
+            if backbone[stage] != current:  # another backbone starts from the input again
+                current = backbone[stage]
+                carry = executor.start(
+                    inputs if len(alive) == rows else {name: array[alive] for name, array in inputs.items()}
+                )
+            logits, carry = executor.step(stage, carry, todo.on[stage])
+            if logits is None:
+                continue
+            answer, score, state = self._combiner.add(state, stage, logits)
+            if stage == last:
+                found[alive], out_score[alive] = answer, score
+                break
+            leaves = thresholds[stage] < score  # [B'], False for NaN
+            if leaves.all():
+                found[alive], out_stage[alive], out_score[alive] = answer, stage, score
+                break
+            if leaves.any():
+                gone, stay = alive[leaves], np.flatnonzero(~leaves)
+                found[gone], out_stage[gone], out_score[gone] = answer[leaves], stage, score[leaves]
+                alive = alive[stay]
+                state = state.select(stay)
+                if stage < last and backbone[stage + 1] == current:
+                    carry = executor.keep(carry, stay)
+        return Output(np.log(np.maximum(found, TINY)), out_stage, out_score)
+
+    def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
+        """Every stage's own raw logits `[B, S, C]`, nobody leaving: for calibration."""
+        check_inputs(inputs, self.spec.inputs)
+        found, carry = [], None
+        for stage, belongs in enumerate(self.spec.backbone):
+            if stage == 0 or belongs != self.spec.backbone[stage - 1]:
+                carry = self.executor.start(inputs)
+            logits, carry = self.executor.step(stage, carry, True)
+            assert logits is not None
+            found.append(logits)
+        return np.stack(found, axis=1)
+
+    def _plan(self, thresholds: NDArray[np.float32]) -> Plan:
+        key = np.asarray(thresholds, np.float32).tobytes()
+        if key not in self._plans:
+            if len(self._plans) > 1000:  # a caller that varies thresholds without end must not fill memory
+                self._plans.clear()
+            self._plans[key] = plan(thresholds, self.spec.backbone)
+        return self._plans[key]
+
+
+def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int:
+    """The number of rows; raises InputError on a wrong name, shape, dtype or batch."""
+    rows = -1
+    names = [spec.name for spec in specs]
+    if inputs.keys() != set(names):
+        raise InputError(f"inputs are {sorted(inputs)}; this cascade takes {sorted(names)}")
+    for spec in specs:
+        array = inputs[spec.name]
+        if array.shape[1:] != spec.shape or array.ndim != len(spec.shape) + 1:
+            raise InputError(
+                f"input {spec.name!r} has shape {list(array.shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
+            )
+        if array.dtype != spec.dtype:
+            raise InputError(f"input {spec.name!r} is {array.dtype}; expected {spec.dtype}: convert it first")
+        if len(array) == 0:
+            raise InputError(f"input {spec.name!r} is an empty batch; give at least one row")
+        if rows not in (-1, len(array)):
+            raise InputError(f"input {spec.name!r} has {len(array)} rows, another input {rows}")
+        rows = len(array)
+    return rows

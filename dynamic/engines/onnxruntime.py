@@ -1,0 +1,129 @@
+"""ONNX Runtime, one session a stage."""
+
+import ctypes
+import gc
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.engines.contract import Array, CascadeSpec
+from dynamic.policies.errors import BudgetError, EngineError
+
+IDLE = ("sleep", "spin")
+
+
+class OnnxRuntimeExecutor:
+    """Stages as ONNX Runtime sessions on the CPU, created when first wanted.
+
+    `threads`: of each operator (None: the cores this process may use). `idle`: what worker threads do between requests;
+    "spin" answers a little sooner and burns CPU while it waits (DESIGN.md's measurement: 31 against 6 CPU-ms
+    a request at 5 requests a second).
+    """
+
+    name = "onnxruntime"
+    precision = "f32"
+
+    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, idle: str = "sleep") -> None:
+        if idle not in IDLE:
+            raise BudgetError(f"idle={idle!r} is not known; use one of {IDLE}")
+        if threads is not None and threads < 1:
+            raise BudgetError(f"threads={threads} must be at least 1")
+        self.threads = threads or available_cores()
+        self._folder, self._spec, self._idle = folder, spec, idle
+        self._sessions: dict[tuple[int, bool], Any] = {}  # (stage, with its head) -> session
+        self._lock = threading.Lock()
+
+    def load(self, backbones: Sequence[int]) -> None:
+        """Create the sessions of these backbones, heads included."""
+        for stage, spec in enumerate(self._spec.stages):
+            if spec.backbone in backbones:
+                self._session(stage, True)
+
+    def unload(self, backbones: Sequence[int]) -> None:
+        """Drop the sessions of these backbones and return the freed memory to the system."""
+        with self._lock:
+            before = len(self._sessions)
+            self._sessions = {
+                key: session
+                for key, session in self._sessions.items()
+                if self._spec.stages[key[0]].backbone not in backbones
+            }
+            dropped = before > len(self._sessions)
+        if dropped:
+            trim_memory()
+
+    def loaded(self) -> frozenset[int]:
+        """The backbones whose stages all have a session."""
+        ready = {stage for stage, _ in tuple(self._sessions)}
+        missing = {s.backbone for stage, s in enumerate(self._spec.stages) if stage not in ready}
+        return frozenset(self._spec.backbones) - missing
+
+    def start(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """The inputs in the cascade's order."""
+        return [inputs[spec.name] for spec in self._spec.inputs]
+
+    def step(self, stage: int, carry: list[Array], head: bool) -> tuple[NDArray[np.float32] | None, list[Array]]:
+        """Run one stage; raises EngineError naming the stage when ONNX Runtime fails."""
+        session, names = self._sessions.get((stage, head)) or self._session(stage, head)
+        try:
+            found = session.run(None, dict(zip(names, carry, strict=True)))
+        except Exception as error:  # ONNX Runtime raises classes of its own that share no root
+            raise EngineError(f"ONNX Runtime failed in stage {self._spec.stages[stage].name!r}: {error}") from error
+        return (found[0], found[1:]) if head else (None, found)
+
+    def keep(self, carry: list[Array], rows: NDArray[np.intp]) -> list[Array]:
+        """The carry of these rows alone."""
+        return [array[rows] for array in carry]
+
+    def close(self) -> None:
+        """Drop every session."""
+        self.unload(self._spec.backbones)
+
+    def _session(self, stage: int, head: bool) -> tuple[Any, list[str]]:
+        with self._lock:
+            if (stage, head) not in self._sessions:
+                spec = self._spec.stages[stage]
+                file = spec.graph if head else spec.body_graph
+                assert file is not None, "the last stage of a backbone always runs its head"
+                session = _open(self._folder / file, self.threads, self._idle, spec.name)
+                self._sessions[stage, head] = (session, [i.name for i in session.get_inputs()])
+            found: tuple[Any, list[str]] = self._sessions[stage, head]
+            return found
+
+
+def _open(path: Path, threads: int, idle: str, stage: str) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if idle == "spin" else "0")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime cannot load stage {stage!r} from {path.name}: {error}") from error
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity mask where the system has one."""
+    import os
+
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def trim_memory() -> None:
+    """Hand freed memory back to the system: glibc keeps it in its arenas otherwise (173 to 656 MB seen)."""
+    gc.collect()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):  # musl and others have no such call, and do not need it
+            return

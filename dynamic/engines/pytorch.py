@@ -1,0 +1,66 @@
+"""torch, eager, on the CPU or a CUDA device: the reference, and the engine where nothing was exported."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dynamic.engines.contract import Array, CascadeSpec
+from dynamic.policies.errors import EngineError
+
+
+class TorchExecutor:
+    """Stages as torch modules, each with `body` and `head`, run eagerly under inference mode."""
+
+    name = "torch"
+    precision = "f32"
+
+    def __init__(self, stages: Sequence[Any], spec: CascadeSpec, device: str = "cpu") -> None:
+        if len(stages) != len(spec.stages):
+            raise EngineError(f"{len(stages)} torch stages given; the cascade has {len(spec.stages)}")
+        self.threads = torch.get_num_threads()
+        self._stages: list[tuple[nn.Module, nn.Module]] = [(s.body, s.head) for s in stages]
+        self._names = [s.name for s in spec.stages]
+        self._inputs, self._backbones = [i.name for i in spec.inputs], spec.backbones
+        self._device = torch.device(device)
+        for body, head in self._stages:
+            body.eval(), head.eval()
+
+    def load(self, backbones: Sequence[int]) -> None:
+        """The modules are the caller's and stay in memory: nothing to do."""
+
+    def unload(self, backbones: Sequence[int]) -> None:
+        """The modules are the caller's and stay in memory: nothing to do."""
+
+    def loaded(self) -> frozenset[int]:
+        """All of them, always."""
+        return frozenset(self._backbones)
+
+    def start(self, inputs: Mapping[str, Array]) -> tuple[Tensor, ...]:
+        """The inputs as tensors on the device."""
+        return tuple(torch.from_numpy(np.ascontiguousarray(inputs[n])).to(self._device) for n in self._inputs)
+
+    def step(
+        self, stage: int, carry: tuple[Tensor, ...], head: bool
+    ) -> tuple[NDArray[np.float32] | None, tuple[Tensor, ...]]:
+        """Run one stage; raises EngineError naming the stage when torch fails."""
+        body, classify = self._stages[stage]
+        try:
+            with torch.inference_mode():
+                state = body(*carry)
+                logits = classify(state[0]) if head else None
+        except RuntimeError as error:
+            raise EngineError(f"torch failed in stage {self._names[stage]!r}: {error}") from error
+        return (None if logits is None else logits.float().cpu().numpy()), state
+
+    def keep(self, carry: tuple[Tensor, ...], rows: NDArray[np.intp]) -> tuple[Tensor, ...]:
+        """The carry of these rows alone."""
+        index = torch.from_numpy(rows).to(self._device)
+        with torch.inference_mode():
+            return tuple(tensor.index_select(0, index) for tensor in carry)
+
+    def close(self) -> None:
+        """Nothing is held that is not the caller's."""

@@ -1,0 +1,33 @@
+"""The exception tree (see `dynamic.policies.errors`), under the name users look for it."""
+
+from dynamic.policies.errors import (
+    BudgetError,
+    BundleError,
+    CalibrationError,
+    CorruptError,
+    DynamicError,
+    DynamicWarning,
+    EngineError,
+    ExitError,
+    InputError,
+    LayoutError,
+    SchemaError,
+    TraceError,
+    WrapError,
+)
+
+__all__ = [
+    "BudgetError",
+    "BundleError",
+    "CalibrationError",
+    "CorruptError",
+    "DynamicError",
+    "DynamicWarning",
+    "EngineError",
+    "ExitError",
+    "InputError",
+    "LayoutError",
+    "SchemaError",
+    "TraceError",
+    "WrapError",
+]

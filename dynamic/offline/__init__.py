@@ -1,0 +1,1 @@
+"""Where the network was trained: wrapping, fitting, calibrating, exporting, building. Needs the extra `build`."""

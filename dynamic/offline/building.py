@@ -1,0 +1,110 @@
+"""From trained networks and held-out data to a bundle: Cascade, calibrate, certify, export in one call."""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import nn
+
+from dynamic.bundle import Bundle, read, write
+from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.loop import StageEngine
+from dynamic.engines.opening import check_engine, open_engine
+from dynamic.offline.calibration import collect, peek, plain_combiner
+from dynamic.offline.cascade import Cascade
+from dynamic.offline.exporting import export
+from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.modes import evaluating
+from dynamic.offline.transforms import from_transforms
+from dynamic.policies.certification import certify
+from dynamic.policies.errors import EngineError
+
+MAX_DROPS = (0.0, 0.005, 0.01, 0.02, 0.05)
+_PARITY = 1e-3  # of the largest logit: beyond it a graph is wrong, not merely rounded otherwise
+
+
+def build(
+    networks: Cascade | nn.Module | Sequence[nn.Module],
+    held_out_loader: Iterable[Any],
+    engine: str = "onnxruntime",
+    precision: str = "f32",
+    delta: float = 0.1,
+    max_drops: Sequence[float] = MAX_DROPS,
+    preprocess: Any = None,
+    classes: Sequence[str] | None = None,
+    combine: str = "mean",
+    score: str = "max_probability",
+    groups: NDArray[Any] | Sequence[Any] | None = None,
+    search_share: float = 0.5,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Bundle:
+    """A bundle from networks for the same task, plain or wrapped, smallest first.
+
+    `held_out_loader` yields `(inputs, labels [B])` that no network was trained on, preprocessed as in
+    training. `preprocess`: the torchvision transforms (or `dynamic.Preprocess`) that made those inputs from
+    images, so that the device can do the same; None where the device's inputs arrive ready. `classes`: names in label
+    order. The remaining arguments are those of `Cascade`, `calibrate` and `certify`.
+
+    Raises CalibrationError, InputError, BudgetError or EngineError as those steps do; EngineError too where
+    the exported graphs do not give torch's logits.
+    """
+    check_engine(engine, precision)
+    shipped = from_transforms(preprocess)
+    cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
+    batches, example = peek(held_out_loader)
+    owner = tempfile.TemporaryDirectory(prefix="dynamic-bundle-")
+    folder = Path(owner.name)
+    with evaluating(cascade):
+        spec = export(cascade, folder, example, progress=progress)
+        stages = cascade.stages
+        opened = open_engine(engine, folder, spec, plain_combiner(spec), stages)
+        try:
+            _check_parity(cascade, opened, spec, example)
+            records = collect(cascade, opened, batches, groups, shipped, search_share, seed, progress=progress)
+        finally:
+            opened.close()
+    ladder = certify(records, max_drops=tuple(max_drops), delta=delta, combine=cascade.combine, score=score)
+    (folder / "weights").mkdir()
+    for name, network in zip(cascade.names, cascade.networks, strict=True):
+        _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")
+    write(folder, spec, ladder, records, engine, precision, cascade.fingerprint(), classes, shipped)
+    return replace(read(folder, verify=False, modules=stages), _owner=owner)
+
+
+def _check_parity(cascade: Cascade, engine: StageEngine, spec: CascadeSpec, example: Batch) -> None:
+    """What ships must say what torch says; a stage that does not is named."""
+    named = {n: t[:2] for n, t in named_tensors(cascade.networks[0], example).items()}
+    shipped = engine.all_logits({n: t.detach().cpu().numpy() for n, t in named.items()})  # [B, S, C]
+    with torch.no_grad():
+        own = np.stack([t.float().cpu().numpy() for t in cascade(*named.values())], axis=1)
+    for stage, described in enumerate(spec.stages):
+        limit = _PARITY * max(1.0, float(np.abs(own[:, stage]).max(initial=0.0)))
+        off = float(np.abs(shipped[:, stage] - own[:, stage]).max())
+        if not off <= limit and np.isfinite(own[:, stage]).all():
+            raise EngineError(
+                f"stage {described.name!r} on engine {engine.name!r} is off torch's logits by {off:.3g} "
+                f"(limit {limit:.3g}): use engine='torch', or report the network"
+            )
+
+
+def _save_weights(network: nn.Module, path: Path) -> None:
+    # safetensors refuses tensors that share memory: tied weights are written once under their first name
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen.add(tensor.data_ptr())
+        tensors[name] = tensor.detach().cpu().contiguous()
+    save_file(tensors, path)
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

@@ -1,0 +1,127 @@
+"""Records: what every stage says about held-out data, through the engine that ships."""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.loop import StageEngine
+from dynamic.engines.opening import check_engine, open_engine
+from dynamic.fingerprint import fingerprint
+from dynamic.offline.cascade import Cascade
+from dynamic.offline.exporting import describe, export
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
+from dynamic.offline.modes import evaluating
+from dynamic.offline.transforms import from_transforms
+from dynamic.policies.errors import CalibrationError, InputError
+from dynamic.policies.records import Records, check_usable, split
+from dynamic.policies.scores import Combiner
+from dynamic.progress import size_of, track
+
+
+def calibrate(
+    cascade: Cascade | nn.Module | Sequence[nn.Module],
+    loader: Iterable[Any],
+    engine: str = "onnxruntime",
+    precision: str = "f32",
+    groups: NDArray[Any] | Sequence[Any] | None = None,
+    preprocess: Any = None,
+    search_share: float = 0.5,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Records:
+    """Run held-out data through every stage on the engine and precision that will ship.
+
+    `loader` yields `(inputs, labels [B])` (or inputs alone), preprocessed as in training. `groups [N]`: what
+    belongs together (patient, camera-day); a group is never split between search and certification. `preprocess`
+    only enters the fingerprint. `search_share` of the records choose thresholds, the others measure them.
+
+    Raises CalibrationError on an empty or one-class set, InputError on wrong shapes, labels or classes,
+    EngineError where the engine cannot run the cascade.
+    """
+    check_engine(engine, precision)
+    whole = cascade if isinstance(cascade, Cascade) else Cascade(cascade)
+    batches, example = peek(loader)
+    with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(whole):
+        spec = describe(whole, example) if engine == "torch" else export(whole, Path(folder), example)
+        opened = open_engine(
+            engine, Path(folder), spec, plain_combiner(spec), whole.stages if engine == "torch" else None
+        )
+        try:
+            return collect(whole, opened, batches, groups, preprocess, search_share, seed, progress=progress)
+        finally:
+            opened.close()
+
+
+def plain_combiner(spec: CascadeSpec) -> Combiner:
+    """A combiner for engines that only give raw logits: temperature 1, each stage for itself."""
+    return Combiner((1.0,) * len(spec.stages), "max_probability", "last")
+
+
+def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch]:
+    """(the loader, inputs of its first batch); raises CalibrationError where it is empty.
+
+    An iterator that can be walked only once loses nothing: it is kept as a list.
+    """
+    batches = loader if iter(loader) is not loader else list(loader)
+    for inputs, _ in labelled_batches(batches):
+        return batches, inputs
+    raise CalibrationError("the held-out loader is empty; give batches of (inputs, labels)")
+
+
+def collect(
+    cascade: Cascade,
+    engine: StageEngine,
+    loader: Iterable[Any],
+    groups: NDArray[Any] | Sequence[Any] | None,
+    preprocess: Any,
+    search_share: float,
+    seed: int,
+    progress: bool | None = None,
+) -> Records:
+    """The records of an engine that is already open."""
+    spec = engine.spec
+    logits, labels = [], []
+    for inputs, label in track(labelled_batches(loader), "calibrating", size_of(loader), progress):
+        named = named_tensors(cascade.networks[0], inputs)
+        found = engine.all_logits({name: t.detach().cpu().numpy() for name, t in named.items()})  # [B, S, C]
+        if label is not None and len(label) != len(found):
+            raise InputError(f"a batch has {len(found)} inputs and {len(label)} labels")
+        if label is not None and len(label) and not (label.min() >= 0 and label.max() < spec.classes):
+            raise InputError(
+                f"labels run from {label.min()} to {label.max()}; "
+                f"the cascade has {spec.classes} classes, 0 to {spec.classes - 1}"
+            )
+        logits.append(found)
+        labels.append(label)
+    known = [label for label in labels if label is not None]
+    if known and len(known) < len(labels):
+        raise InputError("some batches have labels and some have none; give labels for all or for none")
+    label_all = np.concatenate(known) if known else None
+    count = sum(map(len, logits))
+    group = None if groups is None else np.asarray(groups)
+    if group is not None and group.shape != (count,):
+        raise InputError(f"groups have shape {group.shape}; {count} inputs need ({count},)")
+    records = Records(
+        logits=np.concatenate(logits) if logits else np.empty((0, len(spec.stages), spec.classes), np.float32),
+        label=label_all,
+        group=group,
+        part=split(label_all, group, count, search_share, seed),
+        backbone=spec.backbone,
+        macs=tuple(s.macs for s in spec.stages),
+        head_macs=tuple(s.head_macs for s in spec.stages),
+        stage_names=tuple(s.name for s in spec.stages),
+        fingerprint=fingerprint(cascade.fingerprint(), _json(preprocess), engine.name, engine.precision),
+    )
+    check_usable(records)
+    return records
+
+
+def _json(preprocess: Any) -> Any:
+    found = from_transforms(preprocess)
+    return None if found is None else found.to_json()

@@ -1,0 +1,115 @@
+"""Several networks, plain or wrapped, as one list of stages."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.policies.errors import BudgetError, InputError
+
+COMBINE = ("mean", "last")
+
+
+class Cascade(nn.Module):
+    """Networks for the same task, smallest first; what `build` takes.
+
+    A network made by `wrap` (or any `StagedNetwork`) contributes a stage for each of its exits, any other
+    module one stage. `combine`: "mean" averages the probabilities of the stages run so far, "last" takes the
+    latest stage's own. All networks take the same inputs and give the same classes in the same order.
+
+    Raises BudgetError on an unknown `combine`, InputError without networks or with names that repeat.
+    """
+
+    def __init__(
+        self,
+        networks: nn.Module | Sequence[nn.Module],
+        combine: str = "mean",
+        names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        listed = [networks] if isinstance(networks, nn.Module) else list(networks)
+        if not listed:
+            raise InputError("a cascade needs at least one network")
+        if combine not in COMBINE:
+            raise BudgetError(f"combine={combine!r} is not known; use one of {COMBINE}")
+        self.networks = nn.ModuleList(listed)
+        self.combine = combine
+        self.names = tuple(names) if names is not None else _names(listed)
+        if len(set(self.names)) != len(listed):
+            raise InputError(f"names {self.names} for {len(listed)} networks: give one each, all different")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages in evaluation order, as views that share the networks' parameters."""
+        return tuple(stage for group in self._by_network() for stage in group)
+
+    @property
+    def backbone(self) -> tuple[int, ...]:
+        """The network each stage belongs to `[S]`."""
+        return tuple(number for number, group in enumerate(self._by_network()) for _ in group)
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """The logits `[B, C]` of every stage, every network run on the whole batch."""
+        found: list[Tensor] = []
+        for network in self.networks:
+            logits = network(*args, **kwargs)
+            found.extend(logits if isinstance(network, StagedNetwork) else [primary_logits(logits)])
+        return found
+
+    def fingerprint(self) -> str:
+        """Hash of every weight, the stage names and the combination: what a calibration is valid for."""
+        digest = hashlib.sha256(self.combine.encode())
+        for stage in self.stages:
+            digest.update(f"|{stage.name}".encode())
+        for name, tensor in self.state_dict().items():
+            digest.update(f"|{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _by_network(self) -> list[tuple[Stage, ...]]:
+        return [
+            _renamed(network.exit_stages, name)
+            if isinstance(network, StagedNetwork)
+            else (Stage(name, _Whole(network), nn.Identity()),)
+            for network, name in zip(self.networks, self.names, strict=True)
+        ]
+
+
+class _Whole(nn.Module):
+    """A plain network as the body of a single stage: it carries its logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *args: Tensor) -> tuple[Tensor]:
+        return (primary_logits(self.network(*args)),)
+
+
+def primary_logits(output: Any) -> Tensor:
+    """The logits of a network's output: the tensor itself, `.logits`, `["logits"]` or the first entry."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict) and "logits" in output:
+        return primary_logits(output["logits"])
+    if hasattr(output, "logits"):
+        return primary_logits(output.logits)
+    if isinstance(output, (tuple, list)) and output:
+        return primary_logits(output[0])
+    raise InputError(f"a network gave a {type(output).__name__}; expected logits [B, C]")
+
+
+def _names(networks: Sequence[nn.Module]) -> tuple[str, ...]:
+    """Class name of each (of the backbone, where it is wrapped), numbered where it repeats."""
+    kinds = [type(getattr(n, "backbone", n)).__name__ for n in networks]
+    return tuple(f"{k}-{i}" if kinds.count(k) > 1 else k for i, k in enumerate(kinds))
+
+
+def _renamed(stages: tuple[Stage, ...], network: str) -> tuple[Stage, ...]:
+    return tuple(
+        Stage(f"{network}@{stage.name}" if number < len(stages) - 1 else network, stage.body, stage.head)
+        for number, stage in enumerate(stages)
+    )

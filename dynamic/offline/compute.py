@@ -1,0 +1,56 @@
+"""Multiply-adds, counted on the running network."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+# moving, reading and making tensors multiplies nothing: not worth a line in the report
+_FREE = (
+    "view", "reshape", "permute", "transpose", "expand", "slice", "select", "cat", "split", "chunk", "unbind",
+    "clone", "copy", "empty", "zeros", "ones", "full", "alias", "detach", "squeeze", "unsqueeze", "flatten",
+    "size", "stride", "numel", "contiguous", "to", "lift", "arange", "constant_pad", "roll", "index", "t", "stack",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-adds for one input, and the operators that ran without being counted."""
+
+    total: float
+    not_counted: tuple[str, ...]
+
+
+def count_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any] | None = None) -> Macs:
+    """Multiply-adds of `module(*args, **kwargs)` divided by the batch: convolutions, linear layers, attention.
+
+    Normalization, activations, pooling and other elementwise work are not multiply-adds and are listed instead.
+    """
+    batch = next((len(a) for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor) and a.ndim), 1)
+    seen = _Operators()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that no counter knows
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, seen:
+            module(*args, **(kwargs or {}))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return Macs(counter.get_total_flops() / 2 / batch, tuple(sorted(seen.uncounted)))
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operator that the counter has no formula for."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.uncounted: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func._overloadpacket
+        name = packet.__name__.strip("_")
+        if packet not in flop_registry and not any(name == f or name.startswith(f"{f}_") for f in _FREE):
+            self.uncounted.add(name)
+        return func(*args, **(kwargs or {}))

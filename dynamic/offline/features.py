@@ -1,0 +1,196 @@
+"""What the exit heads of a frozen backbone see, computed once: in memory, or on disk beyond a limit."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dynamic.offline.acceleration import Acceleration
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
+from dynamic.offline.stages import Stage
+from dynamic.policies.errors import InputError
+from dynamic.progress import track
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """The features `[N, ...]` f32 of each head, in the loader's order, and the labels `[N]`."""
+
+    features: tuple[NDArray[np.float32], ...]
+    labels: NDArray[np.int64]
+    on_disk: bool
+    _owner: object = field(default=None, repr=False)  # removes the folder with the cache
+
+    @property
+    def size_mb(self) -> float:
+        """All features together."""
+        return sum(part.nbytes for part in self.features) / 1e6
+
+    def rows(self, index: NDArray[np.int64]) -> tuple[list[Tensor], Tensor]:
+        """The features of some inputs, one tensor `[B, ...]` a head, and their labels `[B]`."""
+        found = [torch.from_numpy(np.ascontiguousarray(part[index])) for part in self.features]
+        return found, torch.from_numpy(self.labels[index])
+
+    def order(self) -> str:
+        """Hash of the labels in order: tells whether a loader gave the same inputs in the same order."""
+        return hashlib.sha256(self.labels.tobytes()).hexdigest()
+
+
+def pooled(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The part of a head without parameters, `pool`, after which its feature is small; the identity without one."""
+    return cast(Callable[[Tensor], Tensor], head.pool) if _split(head) else nn.Identity()
+
+
+def classified(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The rest of the head: `classify`, so that `head(x) == classify(pool(x))`; the head itself without one."""
+    return cast(Callable[[Tensor], Tensor], head.classify) if _split(head) else head
+
+
+def extract(
+    network: nn.Module,
+    stages: Sequence[Stage],
+    trained: Sequence[int],
+    loader: Iterable[Any],
+    acceleration: Acceleration,
+    memory_limit_mb: float,
+    cache_dir: str | Path | None,
+    shown: bool | None = None,
+) -> FeatureCache:
+    """Run the bodies of `stages`, all of `network`'s, once on every batch and keep what the `trained` heads read.
+
+    Nothing behind the last trained head is run. Beyond `memory_limit_mb` features move to files in a fresh
+    folder in `cache_dir` (None: the system's), which goes with the cache. Raises InputError on an empty
+    loader and on labels that do not fit.
+    """
+    stores = {i: _Store() for i in trained}
+    used = list(stores.values())
+    folder: tempfile.TemporaryDirectory[str] | None = None
+    labels: list[NDArray[np.int64]] = []
+    classes: int | None = None
+    total = len(loader) if isinstance(loader, Sized) else None
+    with torch.no_grad():
+        for inputs, found in checked_batches(track(loader, "features", total, shown), None):
+            with acceleration.autocast():
+                carry = tuple(acceleration.place(t) for t in named_tensors(network, inputs).values())
+                if classes is None:
+                    classes = check_logits(network(*(t[:2] for t in carry)), len(stages), found)
+                check_labels(found, classes)
+                labels.append(found)
+                for i, stage in enumerate(stages[: trained[-1] + 1]):
+                    carry = stage.body(*carry)
+                    if i in stores:
+                        stores[i].add(pooled(stage.head)(carry[0]).float().cpu().numpy(), len(found))
+            if folder is None and sum(store.nbytes for store in used) > memory_limit_mb * 1e6:
+                if cache_dir is not None:
+                    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+                folder = tempfile.TemporaryDirectory(prefix="dynamic-features-", dir=cache_dir)
+                for number, store in enumerate(used):
+                    store.move(Path(folder.name) / f"{number}.f32")
+    if not labels:
+        raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
+    features = tuple(store.close() for store in used)
+    return FeatureCache(features, np.concatenate(labels), folder is not None, folder)
+
+
+def checked_batches(loader: Iterable[Any], classes: int | None) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+    """(inputs, labels [B]) of a loader of pairs; `classes`, where known, bounds the labels.
+
+    Raises InputError on a missing label, one out of range, or more or fewer labels than inputs.
+    """
+    for inputs, labels in labelled_batches(loader):
+        if labels is None:
+            raise InputError("the loader gives inputs without labels; give pairs (inputs, labels [B])")
+        if not len(labels):
+            continue
+        tensors = [inputs] if isinstance(inputs, Tensor) else _listed(inputs)
+        rows = {len(t) for t in tensors if isinstance(t, Tensor) and t.ndim}
+        if rows - {len(labels)}:
+            raise InputError(f"a batch has {sorted(rows)} inputs and {len(labels)} labels; give one label an input")
+        check_labels(labels, classes)
+        yield inputs, labels
+
+
+def check_labels(labels: NDArray[np.int64], classes: int | None) -> None:
+    """Raises InputError on a label below 0, or one that the network has no class for."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        limit = "" if classes is None else f"; the network has {classes} classes, 0 to {classes - 1}"
+        raise InputError(f"labels run from {low} to {high}{limit}: drop or renumber them, or change the network")
+
+
+def check_logits(logits: Any, exits: int, labels: NDArray[np.int64]) -> int:
+    """The number of classes of a network's answer to a batch with `labels`.
+
+    Raises InputError where it is not one `[B, C]` for each exit, or a label is out of range.
+    """
+    if not isinstance(logits, (list, tuple)) or len(logits) != exits:
+        given = f"{len(logits)} answers" if isinstance(logits, (list, tuple)) else f"a {type(logits).__name__}"
+        raise InputError(f"the network gave {given} for {exits} exits; forward has to give a list, one each")
+    shapes = [list(answer.shape) for answer in logits]
+    if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
+        raise InputError(f"the exits gave {shapes}; expected [B, C], the same classes C at every exit")
+    classes: int = shapes[0][1]
+    check_labels(labels, classes)
+    return classes
+
+
+class _Store:
+    """Chunks of one head's features, in a list until they are moved to a file."""
+
+    def __init__(self) -> None:
+        self.chunks: list[NDArray[np.float32]] = []
+        self.shape: tuple[int, ...] = ()
+        self.count = 0
+        self.nbytes = 0
+        self.file: BinaryIO | None = None
+
+    def add(self, chunk: NDArray[np.float32], rows: int) -> None:
+        if len(chunk) != rows:
+            raise InputError(f"a feature has {len(chunk)} rows for {rows} inputs; the first dimension is the batch")
+        if self.count and chunk.shape[1:] != self.shape:
+            raise InputError(
+                f"a feature has shape {list(chunk.shape[1:])} after {list(self.shape)}: inputs of one size are "
+                f"needed to keep features; resize or pad them"
+            )
+        self.shape = chunk.shape[1:]
+        self.count += rows
+        self.nbytes += chunk.nbytes
+        if self.file is None:
+            self.chunks.append(chunk)
+        else:
+            self.file.write(np.ascontiguousarray(chunk).data)
+
+    def move(self, path: Path) -> None:
+        self.file = path.open("wb")
+        for chunk in self.chunks:
+            self.file.write(np.ascontiguousarray(chunk).data)
+        self.chunks.clear()
+
+    def close(self) -> NDArray[np.float32]:
+        if self.file is None:
+            found = np.concatenate(self.chunks)
+            self.chunks.clear()
+            return found
+        self.file.close()
+        return np.memmap(self.file.name, np.float32, "r", shape=(self.count, *self.shape))
+
+
+def _split(head: nn.Module) -> bool:
+    return callable(getattr(head, "pool", None)) and callable(getattr(head, "classify", None))
+
+
+def _listed(inputs: Any) -> list[Any]:
+    return (
+        list(inputs.values())
+        if isinstance(inputs, Mapping)
+        else list(inputs)
+        if isinstance(inputs, (tuple, list))
+        else []
+    )

@@ -1,0 +1,179 @@
+"""Training a network of several exits: its heads alone, or everything."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynamic.offline.acceleration import Acceleration
+from dynamic.offline.headtraining import fit_heads
+from dynamic.offline.jointtraining import fit_all
+from dynamic.offline.losses import ExitLoss
+from dynamic.offline.modes import evaluating
+from dynamic.offline.settings import Settings
+from dynamic.offline.stages import StagedNetwork
+from dynamic.policies.errors import BudgetError, WrapError
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What training did. `loss` and `accuracy` `[S]` of the trained `exits` are means over the last epoch, on
+    training data, while the weights moved: no estimate of accuracy on new data. `history_loss` and
+    `history_accuracy` are those of each epoch `[epochs, S]`. `resumed` epochs came from the checkpoint.
+    `features_mb` is 0 where none were kept.
+    """
+
+    mode: str
+    exits: tuple[str, ...]
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    history_loss: tuple[tuple[float, ...], ...]
+    history_accuracy: tuple[tuple[float, ...], ...]
+    epochs: int
+    resumed: int
+    seconds: float
+    device: str
+    bf16: bool
+    channels_last: bool
+    features_mb: float
+    features_on_disk: bool
+
+    def __str__(self) -> str:
+        how = f"{self.device}, {'bf16' if self.bf16 else 'f32'}{', channels last' if self.channels_last else ''}"
+        head = f"{self.mode}: {self.epochs} epochs ({self.resumed} resumed), {self.seconds:.1f} s on {how}"
+        if self.features_mb:
+            head += f"; features {self.features_mb:.1f} MB {'on disk' if self.features_on_disk else 'in memory'}"
+        rows = zip(self.exits, self.loss, self.accuracy, strict=True)
+        return "\n".join([head, *(f"  {name}: loss {x:.4f}, training accuracy {a:.4f}" for name, x, a in rows)])
+
+
+def fit(
+    network: StagedNetwork,
+    train_loader: Iterable[Any],
+    mode: str = "heads",
+    *,
+    epochs: int | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    label_smoothing: float = 0.0,
+    optimizer: str | None = None,
+    batch_size: int | None = None,
+    exit_weights: Sequence[float] | None = None,
+    ramp: bool | None = None,
+    rescale_gradients: bool = True,
+    temperature: float = 3.0,
+    distill_share: float = 0.5,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    checkpoint: str | Path | None = None,
+    memory_limit_mb: float = 1024,
+    cache_dir: str | Path | None = None,
+    autocast: bool | None = None,
+    channels_last: bool | None = None,
+    progress: bool | None = None,
+) -> FitReport:
+    """Train the exits of `network`, in place, on a loader of `(inputs, labels [B])`.
+
+    `mode`:
+
+    - "heads": the backbone is frozen and in evaluation mode: none of its weights and statistics moves. The
+      loader is read once; what the heads see is kept (in memory, or beyond `memory_limit_mb` in files in
+      `cache_dir`) and all heads train on it together, in batches of `batch_size`. Augmentation is what that one
+      reading gives: a loader that passes several times over the data gives more.
+    - "joint": everything trains. The sum of the exits' losses with `exit_weights [S]` (None: the share of the
+      exits up to each, 1 for the last), the early ones ramped up over the run where `ramp` (None: yes; Kaya et
+      al. 2019, "Shallow-Deep Networks"), gradients balanced between the exits where `rescale_gradients` (Li et al.
+      2019, "Improved Techniques for Training Adaptive Deep Networks").
+    - "distill": as "joint", and a share `distill_share` of the early exits' losses comes from the last exit's
+      answer softened by `temperature` (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network").
+
+    Defaults: "heads" AdamW, 40 epochs, lr 0.003, weight decay 0.01; the others SGD with momentum 0.9, 20 epochs, lr
+    0.05, weight decay 0.0001 (none on biases and norms). `optimizer` is "adamw" or "sgd"; the rate falls as a cosine.
+    `autocast` (bf16) and `channels_last`: None is where the processor gains from it, as told by the report.
+
+    `checkpoint` is a file, replaced after every epoch; when it exists, training goes on from it. A run that was
+    killed and started again ends with the same weights, bit for bit, as one that was not, on the same machine,
+    number of threads and versions: each epoch draws all random numbers (torch, numpy, `random`, the loader's
+    generators) from `seed` and its own number, and the global generators come back as they were. A loader with
+    randomness from elsewhere breaks this.
+
+    On an error or interrupt the network keeps the weights of that moment and its train or eval flags come
+    back; the checkpoint keeps the last whole epoch.
+
+    Raises BudgetError on a setting out of range and a loss that is not finite, InputError on data that do not
+    fit, WrapError where there is nothing to train or the backbone cannot be trained, CorruptError on a
+    damaged checkpoint, BundleError on one of another network or other settings.
+    """
+    begin = time.perf_counter()
+    settings = Settings.of(
+        mode, epochs, lr, weight_decay, optimizer, batch_size, memory_limit_mb, label_smoothing, seed
+    )
+    if not isinstance(network, StagedNetwork):
+        raise WrapError(f"fit got a {type(network).__name__} without exits; call dynamic.wrap on it first")
+    if mode != "heads" and not getattr(network, "trainable_backbone", True):
+        raise WrapError(
+            f"the backbone of this {type(network).__name__} was captured for evaluation only, so mode={mode!r} "
+            f"cannot train it; use mode='heads'"
+        )
+    acceleration = Acceleration.choose(network, device, autocast, channels_last)
+    with evaluating(network), _placed(network, acceleration):
+        if mode == "heads":
+            if exit_weights is not None:
+                raise BudgetError("exit_weights mean nothing with mode='heads', whose heads share no weight; leave it")
+            names, history, cache = fit_heads(
+                network, train_loader, settings, acceleration, memory_limit_mb, cache_dir, checkpoint, progress
+            )
+        else:
+            names = tuple(stage.name for stage in network.exit_stages)
+            weights = _exit_weights(exit_weights, len(names))
+            share = distill_share if mode == "distill" else 0.0
+            loss = ExitLoss(weights, True if ramp is None else ramp, share, temperature, label_smoothing)
+            history = fit_all(
+                network, train_loader, settings, loss, rescale_gradients, acceleration, checkpoint, progress
+            )
+            cache = None
+    return FitReport(
+        mode,
+        names,
+        history.loss[-1],
+        history.accuracy[-1],
+        history.loss,
+        history.accuracy,
+        settings.epochs,
+        history.resumed,
+        time.perf_counter() - begin,
+        str(acceleration.device),
+        acceleration.bf16,
+        acceleration.channels_last,
+        0.0 if cache is None else cache.size_mb,
+        cache is not None and cache.on_disk,
+    )
+
+
+def _exit_weights(given: Sequence[float] | None, exits: int) -> tuple[float, ...]:
+    if given is None:
+        return tuple((i + 1) / exits for i in range(exits))
+    if len(given) != exits:
+        raise BudgetError(f"{len(given)} exit_weights for {exits} exits; give one each, the network's own included")
+    return tuple(float(w) for w in given)
+
+
+@contextmanager
+def _placed(network: nn.Module, acceleration: Acceleration) -> Iterator[None]:
+    """The network on the device and in the memory order of training; back where it was afterwards."""
+    first = next(network.parameters(), None)
+    before = acceleration.device if first is None else first.device
+    network.to(acceleration.device)
+    if acceleration.channels_last:
+        network.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        if acceleration.channels_last:
+            network.to(memory_format=torch.contiguous_format)
+        network.to(before)

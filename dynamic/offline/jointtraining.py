@@ -1,0 +1,90 @@
+"""Training backbone and heads together."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynamic.offline.acceleration import Acceleration
+from dynamic.offline.checkpoints import Checkpoint, signature
+from dynamic.offline.determinism import seeded
+from dynamic.offline.features import check_logits, checked_batches
+from dynamic.offline.inputs import named_tensors
+from dynamic.offline.losses import ExitLoss, GradientBalance
+from dynamic.offline.modes import evaluating
+from dynamic.offline.settings import Settings
+from dynamic.offline.stages import StagedNetwork
+from dynamic.offline.training import History, Task, train
+from dynamic.policies.errors import BudgetError, InputError, WrapError
+
+
+def fit_all(
+    network: StagedNetwork,
+    loader: Iterable[Any],
+    settings: Settings,
+    loss: ExitLoss,
+    rescale: bool,
+    acceleration: Acceleration,
+    checkpoint: str | Path | None,
+    progress: bool | None,
+) -> History:
+    if settings.batch_size is not None:
+        raise BudgetError(f"batch_size={settings.batch_size} is for mode='heads'; the loader sets it here")
+    if iter(loader) is loader:
+        raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
+    if not any(p.requires_grad for p in network.parameters()):
+        raise WrapError("every parameter is frozen (requires_grad=False); set requires_grad_(True) on some")
+    stages = network.exit_stages
+    classes = 0
+
+    def batches() -> Iterator[tuple[list[Tensor], Tensor]]:
+        for inputs, labels in checked_batches(loader, classes or None):
+            tensors = [acceleration.place(t) for t in named_tensors(network, inputs).values()]
+            yield tensors, torch.from_numpy(labels).to(acceleration.device)
+
+    def forward(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        with acceleration.autocast():
+            logits: Sequence[Tensor] = network(*tensors)
+        return logits
+
+    with evaluating(network), seeded(settings.seed, -1, loader):
+        tensors, labels = next(batches(), (None, None))
+        if tensors is None or labels is None:
+            raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
+        with torch.no_grad():
+            classes = check_logits(forward([t[:2] for t in tensors]), len(stages), labels.cpu().numpy())
+    kept = Checkpoint(
+        checkpoint,
+        {
+            **vars(settings),
+            **vars(loss),
+            "rescale_gradients": rescale,
+            "network": signature(network.state_dict()),
+            "bf16": acceleration.bf16,
+            "channels_last": acceleration.channels_last,
+        },
+    )
+    network.train()
+    task = Task(
+        batches,
+        forward,
+        loss,
+        network.state_dict(),
+        _length(loader),
+        GradientBalance(stages) if rescale else None,
+        loader,
+    )
+    optimizer = settings.make_optimizer(network.parameters())
+    try:
+        return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader) or None  # type: ignore[arg-type]
+    except TypeError:
+        return None

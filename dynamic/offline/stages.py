@@ -1,0 +1,38 @@
+"""The contract between networks and everything that runs, measures or exports them stage by stage."""
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+
+class Stage(nn.Module):
+    """One piece of computation between two exits, its exit head included.
+
+    `body` maps what the previous stage carried (or, for the first stage of a network, the network's own
+    inputs) to a tuple of tensors, the carry, whose **first** entry is the feature the head reads. `head`
+    maps that feature to logits `[B, C]`. The last stage of a network carries its logits, under an identity
+    head. Parameters are shared with the network, never copied.
+    """
+
+    def __init__(self, name: str, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.body = body
+        self.head = head
+
+    def forward(self, *carry: Tensor) -> tuple[Tensor, ...]:
+        """(logits [B, C], *carry for the next stage)."""
+        state = self.body(*carry)
+        return (self.head(state[0]), *state)
+
+
+class StagedNetwork(nn.Module):
+    """A network of several exits: `forward` gives the logits `[B, C]` of each, the last the network's own."""
+
+    @property
+    @abstractmethod
+    def exit_stages(self) -> tuple[Stage, ...]:
+        """The stages in evaluation mode, as views that share this network's parameters.
+
+        Made afresh at each access: take them once, after the network was moved to its device.
+        """

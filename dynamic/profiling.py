@@ -1,0 +1,162 @@
+"""What each stage costs on this machine: time, CPU time and memory, measured through the engine that runs."""
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dynamic.engines.contract import Array, CascadeSpec
+from dynamic.engines.loop import StageEngine
+from dynamic.machine import machine_name
+from dynamic.policies.costs import Costs
+from dynamic.policies.errors import BudgetError
+from dynamic.progress import track
+
+NOBODY = np.float32(3e38)  # a threshold above every score that still evaluates the exit
+
+_WARM_UP = 3
+_MIN_REPEATS, _MAX_REPEATS = 7, 200
+
+
+def profile(
+    engine: StageEngine,
+    folder: Path | None,
+    batch: Sequence[int] = (1, 8, 64),
+    seconds: float = 1.0,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: bool | None = None,
+) -> Costs:
+    """Costs of every stage alone, for each batch size, `seconds` spent on each.
+
+    Stages take turns within a repeat, so that drift of the machine's speed falls on all of them alike;
+    medians and 95th percentiles are kept. `folder`: the bundle, to measure resident memory per backbone in
+    processes of their own (None: left out). Raises BudgetError on batch sizes that are not rising.
+    """
+    sizes = tuple(batch)
+    if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
+        raise BudgetError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
+    engine.load(engine.spec.backbones)
+    columns = [_measure(engine, rows, seconds, clock) for rows in track(sizes, "profiling", shown=progress)]
+    memory, unmeasured = _memory(engine, folder)
+    return Costs(
+        machine=machine_name(),
+        engine=engine.name,
+        precision=engine.precision,
+        threads=engine.threads,
+        batch=sizes,
+        latency_ms=_rows(columns, lambda c: [statistics.median(x) for x in c.full]),
+        latency_p95_ms=_rows(columns, lambda c: [float(np.percentile(x, 95)) for x in c.full]),
+        head_ms=_rows(columns, lambda c: c.head),
+        call_ms=tuple(c.call for c in columns),
+        cpu_ms=_rows(columns, lambda c: [statistics.fmean(x) for x in c.cpu]),
+        energy_mj=None,
+        energy_source=None,
+        memory_mb=memory,
+        idle_mw=None,
+        not_measured=("energy", "idle power", *unmeasured),
+    )
+
+
+class _Column:
+    """Measurements for one batch size: per stage `[S][repeats]` in ms, and per request."""
+
+    def __init__(self, stages: int) -> None:
+        self.full: list[list[float]] = [[] for _ in range(stages)]
+        self.body: list[list[float]] = [[] for _ in range(stages)]
+        self.cpu: list[list[float]] = [[] for _ in range(stages)]
+        self.overhead: list[float] = []
+
+    @property
+    def head(self) -> list[float]:
+        return [
+            max(0.0, statistics.median(full) - statistics.median(body)) if body else 0.0
+            for full, body in zip(self.full, self.body, strict=True)
+        ]
+
+    @property
+    def call(self) -> float:
+        return max(0.0, statistics.median(self.overhead))
+
+
+def _measure(engine: StageEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Column:
+    inputs = example_arrays(engine.spec, rows)
+    nobody_leaves = np.full(len(engine.spec.stages) - 1, NOBODY, np.float32)
+    column = _Column(len(engine.spec.stages))
+    for _ in range(_WARM_UP):
+        _repeat(engine, inputs, nobody_leaves, _Column(len(engine.spec.stages)), clock)
+    end = clock() + seconds
+    for repeat in range(_MAX_REPEATS):
+        if repeat >= _MIN_REPEATS and clock() > end:
+            break
+        _repeat(engine, inputs, nobody_leaves, column, clock)
+    return column
+
+
+def _repeat(
+    engine: StageEngine,
+    inputs: dict[str, Array],
+    nobody_leaves: Array,
+    column: _Column,
+    clock: Callable[[], float],
+) -> None:
+    executor, spec = engine.executor, engine.spec
+    carry, spent = None, 0.0
+    for stage, belongs in enumerate(spec.backbone):
+        if stage == 0 or belongs != spec.backbone[stage - 1]:
+            carry = executor.start(inputs)
+        if spec.stages[stage].body_graph is not None:
+            began = clock()
+            executor.step(stage, carry, False)
+            column.body[stage].append((clock() - began) * 1e3)
+        cpu_began, began = time.process_time(), clock()
+        _, carry = executor.step(stage, carry, True)
+        took = (clock() - began) * 1e3
+        column.cpu[stage].append((time.process_time() - cpu_began) * 1e3)
+        column.full[stage].append(took)
+        spent += took
+    began = clock()
+    engine.run(inputs, nobody_leaves)
+    column.overhead.append((clock() - began) * 1e3 - spent)
+
+
+def example_arrays(spec: CascadeSpec, rows: int) -> dict[str, Array]:
+    """Inputs of the right shape and dtype: normal noise for floating point, zeros for everything else."""
+    random = np.random.default_rng(0)
+    return {
+        i.name: random.standard_normal((rows, *i.shape)).astype(i.dtype)
+        if np.issubdtype(np.dtype(i.dtype), np.floating)
+        else np.zeros((rows, *i.shape), i.dtype)
+        for i in spec.inputs
+    }
+
+
+def _rows(columns: list[_Column], take: Callable[[_Column], list[float]]) -> tuple[tuple[float, ...], ...]:
+    """One row a stage, one column a batch size: `[S][K]`."""
+    return tuple(zip(*(take(column) for column in columns), strict=True))
+
+
+def _memory(engine: StageEngine, folder: Path | None) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """(MB per backbone, what could not be measured)."""
+    backbones = engine.spec.backbones
+    if folder is None or engine.name != "onnxruntime":
+        return tuple(0.0 for _ in backbones), (f"resident memory on engine {engine.name!r}",)
+    try:
+        return tuple(_resident_mb(folder, backbone, engine.threads) for backbone in backbones), ()
+    except (OSError, subprocess.SubprocessError, ValueError):
+        size = [(folder / "backbones" / f"{b}.weights").stat().st_size / 1e6 for b in backbones]
+        return tuple(size), ("resident memory (the size of the weights stands in)",)
+
+
+def _resident_mb(folder: Path, backbone: int, threads: int) -> float:
+    """What a fresh process grows by when it loads and runs one backbone alone."""
+    command = [sys.executable, "-m", "dynamic.footprint", str(folder), str(backbone), str(threads)]
+    # the child imports what this process imports, wherever that came from
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env)
+    return max(0.0, float(done.stdout.split()[-1]))

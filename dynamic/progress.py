@@ -1,0 +1,30 @@
+"""Progress with rate and remaining time where someone is watching; silence elsewhere."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def size_of(items: Iterable[object]) -> int | None:
+    """How many items there are, where they can be counted."""
+    return len(items) if isinstance(items, Sized) else None
+
+
+def track(items: Iterable[T], label: str, total: int | None = None, shown: bool | None = None) -> Iterator[T]:
+    """Iterate with a progress bar on a terminal's stderr (`shown`: True always, False never).
+
+    tqdm draws it and is an extra on the device: without it the items just pass.
+    """
+    if shown is None:
+        shown = sys.stderr.isatty()
+    if shown:
+        try:
+            from tqdm import tqdm
+        except ModuleNotFoundError:
+            shown = False
+    if not shown:
+        yield from items
+        return
+    yield from tqdm(items, desc=label, total=total, leave=False)

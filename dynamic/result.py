@@ -1,0 +1,43 @@
+"""What a request yields."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.policies.decision import Decision
+
+
+@dataclass(frozen=True)
+class Result:
+    """Answers of one request of B inputs.
+
+    `logits [B, C]` (softmax gives probabilities), `label [B]` (-1 where no stage gave a finite answer), `name`
+    and `probability` of each label, `stage [B]` each answer came from, its `score [B]`; `latency_ms` from arrival
+    to answer, preprocessing included; the `decision` it ran under; `certified`: whether the ladder's certificate
+    covers this answer.
+    """
+
+    id: int
+    logits: NDArray[np.float32]
+    label: NDArray[np.int64]
+    name: tuple[str | None, ...]
+    probability: NDArray[np.float32]
+    stage: NDArray[np.int64]
+    score: NDArray[np.float32]
+    latency_ms: float
+    decision: Decision
+    certified: bool
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a runtime has done so far: requests, inputs, share of inputs by stage and by operating point."""
+
+    requests: int
+    inputs: int
+    stage_shares: tuple[float, ...]
+    point_shares: dict[str, float]
+    decision_changes: int
+    certified_share: float
+    mean_latency_ms: float

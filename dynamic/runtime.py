@@ -1,0 +1,215 @@
+"""Runs inputs through a bundle under a budget, deciding anew for every request."""
+
+import itertools
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.bundle import Bundle, names_of
+from dynamic.engines.contract import Array, Engine, Output
+from dynamic.monitor import Monitor
+from dynamic.policies.budget import Budget
+from dynamic.policies.budget_policy import BudgetPolicy
+from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.frontier import Frontier
+from dynamic.policies.snapshot import Snapshot
+from dynamic.progress import size_of, track
+from dynamic.result import Result, Statistics
+
+logger = logging.getLogger("dynamic")
+
+
+class HasLatest(Protocol):
+    """What a runtime needs of a monitor."""
+
+    @property
+    def latest(self) -> Snapshot:
+        """The newest snapshot; reading it must not block."""
+
+    def start(self) -> Any:
+        """Begin to refresh."""
+
+    def close(self) -> None:
+        """Stop refreshing."""
+
+
+class Runtime:
+    """A bundle at work. Call it with an input; change `budget` at any time, from any thread."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        frontier: Frontier,
+        engine: Engine,
+        budget: Budget,
+        monitor: HasLatest,
+        policy: Policy,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.bundle, self.frontier, self.engine, self.monitor, self.policy = (
+            bundle,
+            frontier,
+            engine,
+            monitor,
+            policy,
+        )
+        self.budget = budget
+        self._clock = clock
+        self._certified = bundle.ladder.certified and bundle.ladder.fingerprint == bundle.fingerprint(
+            engine.name, engine.precision
+        )
+        self._ids = itertools.count()
+        self._lock = threading.Lock()  # of everything below
+        self._state = policy.initial()
+        self._decision: Decision | None = None
+        self._requests = self._changes = self._sure = 0
+        self._stages: Counter[int] = Counter()
+        self._points: Counter[str] = Counter()
+        self._latency_ms = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        budget: Budget,
+        engine: str | None = None,
+        monitor: HasLatest | None = None,
+        policy: Policy | None = None,
+        **options: Any,
+    ) -> Self:
+        """Open the engine (its `options`: threads, idle, device), start the monitor, and decide by `policy`.
+
+        Raises EngineError where the engine cannot be had.
+        """
+        name = engine or bundle.engine
+        if bundle.costs is None or bundle.costs.engine != name:
+            logger.info("no costs of engine %s on this machine: profiling now", name)
+            bundle = bundle.profile(engine=name, **options)
+        opened = bundle.open(name, **options)
+        watch = monitor if monitor is not None else Monitor()
+        watch.start()
+        return cls(bundle, bundle.frontier, opened, budget, watch, policy or BudgetPolicy())
+
+    def __call__(self, x: Any) -> Result:
+        """Answer one input or a batch, as the bundle's preprocessing expects it.
+
+        Raises InputError on a wrong shape or dtype, EngineError when the engine fails.
+        """
+        began = self._clock()
+        inputs = self._inputs(x)
+        decision, snapshot = self._decide()
+        point = decision.point.point
+        output = self.engine.run(inputs, np.asarray(point.thresholds, np.float32))
+        latency_ms = (self._clock() - began) * 1e3
+        self._observe(decision, snapshot, output, latency_ms)
+        return self._result(output, decision, latency_ms)
+
+    def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
+        """Answer one item after another, with a progress bar on a terminal."""
+        for item in track(items, "inference", size_of(items), progress):
+            yield self(item)
+
+    def stats(self) -> Statistics:
+        """What has been done so far."""
+        with self._lock:
+            inputs = sum(self._stages.values())
+            return Statistics(
+                requests=self._requests,
+                inputs=inputs,
+                stage_shares=tuple(self._stages[s] / max(inputs, 1) for s in range(len(self.bundle.spec.stages))),
+                point_shares={name: n / max(self._requests, 1) for name, n in self._points.items()},
+                decision_changes=self._changes,
+                certified_share=self._sure / max(self._requests, 1),
+                mean_latency_ms=self._latency_ms / max(self._requests, 1),
+            )
+
+    def close(self) -> None:
+        """Stop the monitor and give the engine's memory back."""
+        self.monitor.close()
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _inputs(self, x: Any) -> Mapping[str, Array]:
+        if isinstance(x, Mapping):
+            return x
+        spec = self.bundle.spec.inputs
+        if self.bundle.preprocess is not None:
+            return {spec[0].name: self.bundle.preprocess(x)}
+        if isinstance(x, tuple):
+            return {i.name: np.asarray(value) for i, value in zip(spec, x, strict=False)}
+        array = np.asarray(x)
+        return {spec[0].name: array[None] if array.ndim == len(spec[0].shape) else array}
+
+    def _decide(self) -> tuple[Decision, Snapshot]:
+        snapshot = self.monitor.latest
+        budget = self.budget
+        with self._lock:
+            decision, self._state = self.policy.decide(self.frontier, budget, snapshot, self._state)
+            last, self._decision = self._decision, decision
+            changed = last is not None and last.point is not decision.point
+            self._changes += changed
+        if last is None or changed:
+            logger.info("decision %s: %s", decision.point.point.name, decision.reason)
+        needed = frozenset(decision.point.point.backbones)
+        loaded = self.engine.loaded()
+        if not needed <= loaded:
+            self.engine.load(sorted(needed - loaded))
+        if budget.memory_mb is not None and loaded - needed:
+            self.engine.unload(sorted(loaded - needed))
+        return decision, snapshot
+
+    def _observe(self, decision: Decision, snapshot: Snapshot, output: Output, latency_ms: float) -> None:
+        rows, deepest = len(output.stage), int(output.stage.max())
+        feedback = Feedback(
+            point=decision.point,
+            stage=deepest,
+            rows=rows,
+            latency_ms=latency_ms,
+            expected_ms=self.frontier.path_ms(decision.point, deepest, rows),
+            threads=self.engine.threads,
+            snapshot=snapshot,
+        )
+        with self._lock:
+            self._state = self.policy.observe(self._state, feedback)
+            self._requests += 1
+            self._sure += self._certified
+            self._latency_ms += latency_ms
+            self._points[decision.point.point.name] += 1
+            self._stages.update(output.stage.tolist())
+
+    def _result(self, output: Output, decision: Decision, latency_ms: float) -> Result:
+        label, probability = answers(output.logits)
+        return Result(
+            id=next(self._ids),
+            logits=output.logits,
+            label=label,
+            name=names_of(self.bundle.classes, label.tolist()),
+            probability=probability,
+            stage=output.stage,
+            score=output.score,
+            latency_ms=latency_ms,
+            decision=decision,
+            certified=self._certified,
+        )
+
+
+def answers(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(label [B], its probability [B]) of answer logits `[B, C]`; -1 and NaN where they are not finite."""
+    finite = np.isfinite(logits).all(axis=1)  # [B]
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    label = np.where(finite, logits.argmax(axis=1), -1)
+    return label.astype(np.int64), (shifted.max(axis=1) / shifted.sum(axis=1)).astype(np.float32)

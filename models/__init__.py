@@ -1,0 +1,14 @@
+"""Ready-made networks."""
+
+from dynamic.models.msdnet import MSDNet as MSDNet
+from dynamic.models.msdnet import MSDNetShape as MSDNetShape
+from dynamic.models.msdnet import msdnet_anytime as msdnet_anytime
+from dynamic.models.msdnet import msdnet_budgeted as msdnet_budgeted
+from dynamic.models.resnet import CifarResNet as CifarResNet
+from dynamic.models.resnet import resnet20 as resnet20
+from dynamic.models.resnet import resnet32 as resnet32
+from dynamic.models.resnet import resnet44 as resnet44
+from dynamic.models.resnet import resnet56 as resnet56
+from dynamic.models.resnet import resnet110 as resnet110
+from dynamic.offline.checkpoints import load_weights as load_weights
+from dynamic.offline.checkpoints import save_weights as save_weights

@@ -1,0 +1,80 @@
+"""What each stage costs on one machine, measured."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dynamic.policies.errors import CorruptError, InputError, SchemaError
+
+SCHEMA = 1
+Table = tuple[tuple[float, ...], ...]  # [S][K]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """S stages at K batch sizes, and B backbones.
+
+    `batch [K]` rising; `latency_ms [S][K]`: median of a stage alone, head included, for that many rows;
+    `latency_p95_ms`, `head_ms`, `cpu_ms` (CPU time, mean) likewise; `call_ms [K]`: overhead of a request;
+    `energy_mj [S][K]` or None, from `energy_source`; `memory_mb [B]` resident (10^6 bytes); `idle_mw`;
+    `not_measured`: what is missing.
+    """
+
+    machine: str
+    engine: str
+    precision: str
+    threads: int
+    batch: tuple[int, ...]
+    latency_ms: Table
+    latency_p95_ms: Table
+    head_ms: Table
+    call_ms: tuple[float, ...]
+    cpu_ms: Table
+    energy_mj: Table | None
+    energy_source: str | None
+    memory_mb: tuple[float, ...]
+    idle_mw: float | None
+    not_measured: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.batch or any(a >= b for a, b in zip(self.batch, self.batch[1:], strict=False)):
+            raise InputError(f"batch={self.batch} must be rising batch sizes")
+        for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms"):
+            table = getattr(self, name)
+            if len(table) != len(self.latency_ms) or any(len(row) != len(self.batch) for row in table):
+                raise InputError(f"{name} must have a row for each stage and a column for each batch size")
+
+    def at(self, row: Sequence[float], rows: float) -> float:
+        """A row of a table at `rows` inputs: linear between batch sizes and beyond the last, flat below the first."""
+        batch = self.batch
+        if len(batch) == 1:
+            return row[0] * max(rows / batch[0], 1.0)
+        if rows <= batch[0]:
+            return row[0]
+        i = min(bisect_right(batch, rows), len(batch) - 1)
+        slope = (row[i] - row[i - 1]) / (batch[i] - batch[i - 1])
+        return max(row[i - 1] + slope * (rows - batch[i - 1]), 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self) | {"schema": SCHEMA}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Costs":
+        """What `to_json` gave; raises SchemaError on a newer schema, CorruptError on anything that does not read."""
+        try:
+            fields = dict(data)
+            schema = fields.pop("schema")
+            if schema > SCHEMA:
+                raise SchemaError(
+                    f"costs have schema {schema}, this version reads up to {SCHEMA}: update dynamic-inference"
+                )
+            for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms", "energy_mj"):
+                if fields[name] is not None:
+                    fields[name] = tuple(tuple(map(float, row)) for row in fields[name])
+            for name in ("batch", "call_ms", "memory_mb", "not_measured"):
+                fields[name] = tuple(fields[name])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptError(f"costs do not read ({error!r}): profile again") from error

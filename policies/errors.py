@@ -1,0 +1,70 @@
+"""Everything this library raises on a user's mistake, and the one warning it gives.
+
+```
+DynamicError
+├── WrapError            the network cannot be cut
+│   ├── TraceError       neither tracer captures it
+│   ├── ExitError        an exit that does not exist or carries no tensor
+│   └── LayoutError      where the channels are cannot be told: name it
+├── InputError           an array of the wrong shape, dtype or count  (also a ValueError)
+├── BudgetError          a budget, threshold or setting out of range  (also a ValueError)
+├── CalibrationError     records from which nothing can be learned
+├── BundleError          a bundle or checkpoint that cannot be trusted
+│   ├── CorruptError     missing, truncated or altered
+│   └── SchemaError      written by a newer version
+└── EngineError          an engine that is not installed, or failed
+```
+Every message names the value, what was expected, and the remedy.
+"""
+
+
+class DynamicError(Exception):
+    """Root of all errors of this library."""
+
+
+class WrapError(DynamicError):
+    """The network cannot be cut into stages."""
+
+
+class TraceError(WrapError):
+    """Neither torch.fx nor torch.export captures the network."""
+
+
+class ExitError(WrapError):
+    """An exit that does not exist, comes twice, or has no tensor to read."""
+
+
+class LayoutError(WrapError):
+    """The channel dimension of a feature cannot be told apart; the user has to name it."""
+
+
+class InputError(DynamicError, ValueError):
+    """An array or tensor of the wrong shape, dtype or class count."""
+
+
+class BudgetError(DynamicError, ValueError):
+    """A budget, threshold or setting outside its range."""
+
+
+class CalibrationError(DynamicError):
+    """Calibration data from which nothing can be learned."""
+
+
+class BundleError(DynamicError):
+    """A bundle or checkpoint that cannot be trusted."""
+
+
+class CorruptError(BundleError):
+    """A file that is missing, cut short or altered."""
+
+
+class SchemaError(BundleError):
+    """A file written by a newer version of this library."""
+
+
+class EngineError(DynamicError):
+    """An engine that is not installed, or failed while running."""
+
+
+class DynamicWarning(UserWarning):
+    """Something was decided for the user that the user may want to know."""

@@ -1,0 +1,174 @@
+"""A ladder with one device's costs: what a policy chooses from."""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from dynamic.policies.costs import Costs
+from dynamic.policies.errors import InputError
+from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.plan import Plan, plan
+
+_NORMAL_95 = 1.644854  # one-sided 95% quantile of the normal distribution
+
+
+@dataclass(frozen=True, eq=False)
+class FrontierPoint:
+    """An operating point and what it costs at each of the K batch sizes.
+
+    `mean_ms`, `p95_ms`, `deep_ms` (every row through every stage that runs), `cpu_ms`, `energy_mj` (or None) are `[K]`,
+    of a request of that many rows; `memory_mb` of its backbones.
+    """
+
+    point: Point
+    plan: Plan
+    mean_ms: tuple[float, ...]
+    p95_ms: tuple[float, ...]
+    deep_ms: tuple[float, ...]
+    cpu_ms: tuple[float, ...]
+    energy_mj: tuple[float, ...] | None
+    memory_mb: float
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """Points of a ladder that no other beats on this device; the reference always stays.
+
+    A point is beaten by one that promises no larger drop, measured no less accurate, and is no dearer in mean and p95
+    latency, CPU time and memory at every batch size, and better in one of them.
+    """
+
+    ladder: Ladder
+    costs: Costs
+    points: tuple[FrontierPoint, ...]
+    _latency: dict[tuple[float | None, int], tuple[float, ...]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, ladder: Ladder, costs: Costs) -> "Frontier":
+        """Cost every point and drop the beaten ones; raises InputError where costs are of another cascade."""
+        if len(costs.latency_ms) != len(ladder.backbone):
+            raise InputError(
+                f"costs are of {len(costs.latency_ms)} stages, the ladder has {len(ladder.backbone)}: profile again"
+            )
+        costed = [_cost(point, ladder, costs) for point in ladder.points]
+        kept = [p for i, p in enumerate(costed) if i == 0 or not any(_beats(q, p) for q in costed if q is not p)]
+        return cls(ladder, costs, tuple(kept))
+
+    def recost(self, costs: Costs) -> "Frontier":
+        """The same ladder with other costs; ranking measured points by cost spends no guarantee."""
+        return Frontier.of(self.ladder, costs)
+
+    @cached_property
+    def cheapest(self) -> FrontierPoint:
+        """The point of the least CPU time at the smallest batch."""
+        return min(self.points, key=lambda p: p.cpu_ms[0])
+
+    def latency_ms(self, percentile: float | None, rows: int) -> tuple[float, ...]:
+        """Latency of a request of `rows` inputs by point, at a percentile (None: the mean)."""
+        key = (percentile, rows)
+        if key not in self._latency:
+            if len(self._latency) > 1000:
+                self._latency.clear()
+            self._latency[key] = tuple(
+                mean_ms(p.point, p.plan, self.costs, rows)
+                if percentile is None
+                else percentile_ms(p.point, p.plan, self.costs, rows, percentile)
+                for p in self.points
+            )
+        return self._latency[key]
+
+    def path_ms(self, point: FrontierPoint, depth: int, rows: int = 1) -> float:
+        """Expected time of a request of `rows` inputs whose deepest one left at stage `depth`."""
+        reach = _reach(point.point)
+        return sum(
+            _stage_ms(self.costs, point.plan, s, max(1.0, rows * reach[s])) for s in range(depth + 1)
+        ) + self.costs.at(self.costs.call_ms, rows)
+
+
+def mean_ms(point: Point, todo: Plan, costs: Costs, rows: int) -> float:
+    """Mean latency: stage s runs on its expected share of the rows, and at all with the chance that one gets there."""
+    return sum(
+        min(1.0, rows * share) * _stage_ms(costs, todo, s, max(1.0, rows * share))
+        for s, share in enumerate(_reach(point))
+    ) + costs.at(costs.call_ms, rows)
+
+
+def percentile_ms(point: Point, todo: Plan, costs: Costs, rows: int, percentile: float) -> float:
+    """The latency that a share `percentile` of requests stays below.
+
+    A mixture over the depth of the request's deepest row (rows taken as independent). Given the depth, the
+    time is taken as normal: medians of the stages add up, and so do their variances, read off p95 - median.
+    """
+    left = np.cumsum(point.shares)  # share of single inputs done by each stage
+    chance = np.diff(np.clip(left, 0.0, 1.0) ** rows, prepend=0.0)  # of each depth, for the deepest of `rows`
+    reach = _reach(point)
+    middle, variance = costs.at(costs.call_ms, rows), 0.0
+    depths: list[tuple[float, float, float]] = []
+    for s, probability in enumerate(chance):
+        at = max(1.0, rows * reach[s])
+        if todo.run[s]:
+            median = _stage_ms(costs, todo, s, at)
+            spread = costs.at(costs.latency_p95_ms[s], at) - costs.at(costs.latency_ms[s], at)
+            middle += median
+            variance += (max(spread, 0.0) / _NORMAL_95) ** 2
+        if probability > 0:
+            depths.append((float(probability), middle, math.sqrt(variance) + 1e-9))
+    low, high = 0.0, max(m + 8 * sd for _, m, sd in depths)
+    for _ in range(50):
+        guess = 0.5 * (low + high)
+        below = sum(p * 0.5 * (1 + math.erf((guess - m) / (sd * math.sqrt(2)))) for p, m, sd in depths)
+        low, high = (guess, high) if below < percentile else (low, guess)
+    return high
+
+
+def _stage_ms(costs: Costs, todo: Plan, stage: int, rows: float) -> float:
+    if not todo.run[stage]:
+        return 0.0
+    whole = costs.at(costs.latency_ms[stage], rows)
+    return whole if todo.on[stage] else max(whole - costs.at(costs.head_ms[stage], rows), 0.0)
+
+
+def _reach(point: Point) -> tuple[float, ...]:
+    """Share of inputs that get as far as each stage `[S]`."""
+    reach, left = [], 1.0
+    for share in point.shares:
+        reach.append(max(left, 0.0))
+        left -= share
+    return tuple(reach)
+
+
+def _cost(point: Point, ladder: Ladder, costs: Costs) -> FrontierPoint:
+    todo = plan(np.array(point.thresholds, np.float32), ladder.backbone)
+    reach = _reach(point)
+
+    def expected(table: tuple[tuple[float, ...], ...], rows: int) -> float:
+        return sum(
+            min(1.0, rows * share) * costs.at(table[s], max(1.0, rows * share))
+            for s, share in enumerate(reach)
+            if todo.run[s]
+        )
+
+    return FrontierPoint(
+        point=point,
+        plan=todo,
+        mean_ms=tuple(mean_ms(point, todo, costs, rows) for rows in costs.batch),
+        p95_ms=tuple(percentile_ms(point, todo, costs, rows, 0.95) for rows in costs.batch),
+        deep_ms=tuple(
+            sum(_stage_ms(costs, todo, s, rows) for s in range(len(reach))) + costs.at(costs.call_ms, rows)
+            for rows in costs.batch
+        ),
+        cpu_ms=tuple(expected(costs.cpu_ms, rows) for rows in costs.batch),
+        energy_mj=None if costs.energy_mj is None else tuple(expected(costs.energy_mj, rows) for rows in costs.batch),
+        memory_mb=sum(costs.memory_mb[b] for b in point.backbones),
+    )
+
+
+def _beats(a: FrontierPoint, b: FrontierPoint) -> bool:
+    def figures(p: FrontierPoint) -> list[float]:
+        # every figure so that less is better
+        return [p.point.promised_drop, -p.point.accuracy[1], *p.mean_ms, *p.p95_ms, *p.cpu_ms, p.memory_mb]
+
+    pairs = list(zip(figures(a), figures(b), strict=True))
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)

@@ -1,0 +1,144 @@
+"""Calibration records: what every stage said about every held-out input."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.policies.errors import BudgetError, CalibrationError, CorruptError, InputError
+
+SEARCH, CERTIFY = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """N inputs through S stages of C classes.
+
+    `logits [N, S, C]` float32, each stage's own, raw; `label [N]` int64 or None; `group [N]` or None; `part [N]`
+    (0 search, 1 certify); `backbone [S]`; `macs [S]` and `head_macs [S]`: multiply-adds of a stage's body and
+    head for one input; `fingerprint` of cascade, preprocessing, engine and precision.
+
+    Raises InputError on shapes or labels that do not fit.
+    """
+
+    logits: NDArray[np.float32]
+    label: NDArray[np.int64] | None
+    group: NDArray[Any] | None
+    part: NDArray[np.int8]
+    backbone: tuple[int, ...]
+    macs: tuple[float, ...]
+    head_macs: tuple[float, ...]
+    stage_names: tuple[str, ...]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 3 or self.logits.dtype != np.float32:
+            raise InputError(f"logits are {self.logits.dtype} {list(self.logits.shape)}; expected float32 [N, S, C]")
+        count, stages, classes = self.logits.shape
+        for name in ("label", "group", "part"):
+            array = getattr(self, name)
+            if array is not None and array.shape != (count,):
+                raise InputError(f"{name} has shape {list(array.shape)}; {count} inputs need [{count}]")
+        for name in ("backbone", "macs", "head_macs", "stage_names"):
+            if len(getattr(self, name)) != stages:
+                raise InputError(f"{name} has {len(getattr(self, name))} entries for {stages} stages")
+        if self.label is not None and count and not (self.label.min() >= 0 and self.label.max() < classes):
+            raise InputError(f"labels run from {self.label.min()} to {self.label.max()}; expected 0 to {classes - 1}")
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def stages(self) -> int:
+        """S."""
+        return int(self.logits.shape[1])
+
+    def select(self, which: NDArray[Any]) -> "Records":
+        """The records at an index or mask over N."""
+        return Records(
+            self.logits[which],
+            None if self.label is None else self.label[which],
+            None if self.group is None else self.group[which],
+            self.part[which],
+            self.backbone,
+            self.macs,
+            self.head_macs,
+            self.stage_names,
+            self.fingerprint,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write as `.npz` without pickle."""
+        arrays: dict[str, Any] = {
+            "logits": self.logits,
+            "part": self.part,
+            "backbone": np.array(self.backbone),
+            "macs": np.array(self.macs, np.float64),
+            "head_macs": np.array(self.head_macs, np.float64),
+            "stage_names": np.array(self.stage_names, dtype=np.str_),
+            "fingerprint": np.array(self.fingerprint),
+        }
+        if self.label is not None:
+            arrays["label"] = self.label
+        if self.group is not None:
+            arrays["group"] = self.group
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "Records":
+        """Read what `save` wrote; raises CorruptError on anything missing or damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(
+                    logits=file["logits"],
+                    label=file["label"] if "label" in file else None,
+                    group=file["group"] if "group" in file else None,
+                    part=file["part"],
+                    backbone=tuple(file["backbone"].tolist()),
+                    macs=tuple(file["macs"].tolist()),
+                    head_macs=tuple(file["head_macs"].tolist()),
+                    stage_names=tuple(file["stage_names"].tolist()),
+                    fingerprint=str(file["fingerprint"]),
+                )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise CorruptError(f"{path} does not read as records ({error}); calibrate again") from error
+
+
+def split(
+    label: NDArray[np.int64] | None,
+    group: NDArray[Any] | None,
+    count: int,
+    search_share: float = 0.5,
+    seed: int = 0,
+) -> NDArray[np.int8]:
+    """Part of each of `count` records: 0 search, 1 certify. Class-stratified; a group is never split.
+
+    Raises BudgetError where `search_share` is not in (0, 1].
+    """
+    if not 0 < search_share <= 1:
+        raise BudgetError(f"search_share={search_share} must lie in (0, 1]")
+    random = np.random.default_rng(seed)
+    part = np.ones(count, np.int8)
+    if group is not None:
+        units = random.permutation(np.unique(group))
+        part[np.isin(group, units[: max(1, round(len(units) * search_share))])] = SEARCH
+        return part
+    kinds = np.zeros(count, np.int64) if label is None else label
+    for kind in np.unique(kinds):
+        members = random.permutation(np.flatnonzero(kinds == kind))
+        part[members[: max(1, round(len(members) * search_share))]] = SEARCH
+    return part
+
+
+def check_usable(records: Records) -> None:
+    """Raises CalibrationError where nothing can be learned: no records, or labels of one class only."""
+    if len(records) == 0:
+        raise CalibrationError("the calibration set is empty; give held-out inputs with labels")
+    if records.label is not None and len(np.unique(records.label)) < 2:
+        raise CalibrationError(
+            f"all {len(records)} calibration labels are class {records.label[0]}; give held-out inputs of every class"
+        )
