@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -104,7 +105,7 @@ class Runtime:
         """
         began = self._clock()
         inputs = self._inputs(x)
-        decision, snapshot = self._decide()
+        decision, snapshot = self._decide(len(next(iter(inputs.values()))))
         point = decision.point.point
         output = self.engine.run(inputs, np.asarray(point.thresholds, np.float32))
         latency_ms = (self._clock() - began) * 1e3
@@ -151,11 +152,11 @@ class Runtime:
             return {spec[0].name: self.bundle.preprocess(x)}
         if isinstance(x, tuple):
             return {i.name: np.asarray(value) for i, value in zip(spec, x, strict=False)}
-        array = np.asarray(x)
+        array = np.atleast_1d(np.asarray(x))
         return {spec[0].name: array[None] if array.ndim == len(spec[0].shape) else array}
 
-    def _decide(self) -> tuple[Decision, Snapshot]:
-        snapshot = self.monitor.latest
+    def _decide(self, rows: int) -> tuple[Decision, Snapshot]:
+        snapshot = replace(self.monitor.latest, queue_length=rows)
         budget = self.budget
         with self._lock:
             decision, self._state = self.policy.decide(self.frontier, budget, snapshot, self._state)

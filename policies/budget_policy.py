@@ -28,7 +28,6 @@ class BudgetState:
     base_mb: float | None = None
     resident: frozenset[int] = frozenset()
     current: str | None = None
-    rows: int = 1
 
 
 class BudgetPolicy:
@@ -53,7 +52,13 @@ class BudgetPolicy:
         """The point for the next request, with the reason; see the class."""
         state = _remember(state, snapshot)
         slowdown = state.slowdown.ratio * _fair_share(state, frontier.costs.threads)
-        latency = dict(zip(map(id, frontier.points), frontier.latency_ms(budget.percentile, state.rows), strict=True))
+        latency = dict(
+            zip(
+                map(id, frontier.points),
+                frontier.latency_ms(budget.percentile, snapshot.queue_length or 1),
+                strict=True,
+            )
+        )
 
         def predicted_ms(p: FrontierPoint) -> float:
             return latency[id(p)] * slowdown
@@ -127,11 +132,8 @@ class BudgetPolicy:
         cores = feedback.snapshot.cpu_cores if feedback.snapshot.cpu_cores is not None else state.cpu_cores
         load = feedback.snapshot.cpu_load if feedback.snapshot.cpu_load is not None else state.cpu_load
         share = _fair_share(replace(state, cpu_load=load, cpu_cores=cores), feedback.threads)
-        return replace(
-            state,
-            slowdown=state.slowdown.observe(feedback.latency_ms, feedback.expected_ms * share),
-            rows=feedback.rows,
-        )
+        expected_ms = feedback.expected_ms * share
+        return replace(state, slowdown=state.slowdown.observe(feedback.latency_ms, expected_ms))
 
 
 def _remember(state: BudgetState, snapshot: Snapshot) -> BudgetState:
@@ -146,7 +148,6 @@ def _remember(state: BudgetState, snapshot: Snapshot) -> BudgetState:
         base_mb=_known(state.base_mb, snapshot.memory_process_mb),
         resident=state.resident,
         current=state.current,
-        rows=state.rows,
     )
 
 

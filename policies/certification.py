@@ -93,11 +93,12 @@ def _measure(
     reference = replay(records.logits, combiner, nobody, records.backbone).prediction == records.label
     found = replay(records.logits, combiner, thresholds, records.backbone)
     correct = found.prediction == records.label
-    running = plan(np.array(thresholds, np.float32), records.backbone).run
+    todo = plan(np.array(thresholds, np.float32), records.backbone)
+    needed = {b for s, b in enumerate(records.backbone) if todo.run[s] and s <= todo.deepest}
     return Point(
         name=name,
         thresholds=thresholds,
-        backbones=tuple(sorted({b for b, run in zip(records.backbone, running, strict=True) if run})),
+        backbones=tuple(sorted(needed)),
         target=target,
         risk=float(reference.mean() - correct.mean()),
         bound=None,

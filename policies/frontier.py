@@ -18,7 +18,7 @@ _NORMAL_95 = 1.644854  # one-sided 95% quantile of the normal distribution
 class FrontierPoint:
     """An operating point and what it costs at each of the K batch sizes.
 
-    `mean_ms`, `p95_ms`, `deep_ms` (every row through every stage that runs), `cpu_ms`, `energy_mj` (or None) are `[K]`,
+    `mean_ms`, `p95_ms`, `deep_ms` (every row as deep as the thresholds let one go), `cpu_ms`, `energy_mj` (or None) are `[K]`,
     of a request of that many rows; `memory_mb` of its backbones.
     """
 
@@ -156,7 +156,7 @@ def _cost(point: Point, ladder: Ladder, costs: Costs) -> FrontierPoint:
         mean_ms=tuple(mean_ms(point, todo, costs, rows) for rows in costs.batch),
         p95_ms=tuple(percentile_ms(point, todo, costs, rows, 0.95) for rows in costs.batch),
         deep_ms=tuple(
-            sum(_stage_ms(costs, todo, s, rows) for s in range(len(reach))) + costs.at(costs.call_ms, rows)
+            sum(_stage_ms(costs, todo, s, rows) for s in range(todo.deepest + 1)) + costs.at(costs.call_ms, rows)
             for rows in costs.batch
         ),
         cpu_ms=tuple(expected(costs.cpu_ms, rows) for rows in costs.batch),

@@ -33,8 +33,10 @@ class Point:
 
     @property
     def promised_drop(self) -> float:
-        """The drop that a budget may hold it to: its target, or what was measured where it has none."""
-        return self.target if self.target is not None else max(self.risk, 0.0)
+        """The drop that a budget may count on: the target where a bound stands behind it, else no less than measured."""
+        if self.target is not None and self.bound is not None:
+            return self.target
+        return max(self.target or 0.0, self.risk)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ class Plan:
 
     `on [S]`: the exit is evaluated (its head run, its answer averaged in). `run [S]`: the stage's body is
     run. A stage with its exit off still runs when a later exit of its backbone is on; a backbone with all
-    exits off is not run. The last exit is always on.
+    exits off is not run. The last exit is always on. `deepest`: the stage at which every input has left: the first
+    with threshold -inf, else the last (only an input with NaN logits goes beyond it).
     """
 
     on: tuple[bool, ...]
     run: tuple[bool, ...]
+    deepest: int
 
 
 def check_thresholds(thresholds: NDArray[np.float32], stages: int) -> NDArray[np.float32]:
@@ -42,4 +44,5 @@ def plan(thresholds: NDArray[np.float32], backbone: tuple[int, ...]) -> Plan:
         any(on[later] for later in range(stage, len(on)) if backbone[later] == backbone[stage])
         for stage in range(len(on))
     )
-    return Plan(on, run)
+    everybody = np.flatnonzero(array == -np.inf)
+    return Plan(on, run, int(everybody[0]) if len(everybody) else len(on) - 1)

@@ -9,7 +9,7 @@ class Snapshot:
 
     `time_s` monotonic; `cpu_load` 0..1: what *other* processes use of the cores this process may use;
     `cpu_cores` it may use; `frequency_ratio` to the maximum; memory in MB (10^6 bytes); `battery` 0..1;
-    `queue_length` requests waiting; `missing`: names of sources that failed.
+    `queue_length`: inputs waiting, those of the request about to run included; `missing`: names of sources that failed.
     """
 
     time_s: float

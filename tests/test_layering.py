@@ -17,7 +17,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "engines/onnxruntime.py": ({"numpy", "onnxruntime"}, {"policies", "engines"}),
     "engines/pytorch.py": ({"numpy", "torch"}, {"policies", "engines"}),
     "run": ({"numpy", "psutil", "PIL", "tqdm"}, {"policies", "engines", "run"}),
-    "run/footprint.py": ({"psutil", "onnxruntime"}, {"policies", "engines", "run"}),
+    "run/footprint.py": ({"numpy", "psutil", "onnxruntime"}, {"policies", "engines", "run"}),
     "run/__main__.py": (
         {"numpy", "typer", "tqdm"},
         {"policies", "engines", "run", "offline", "simulate", "models"},

@@ -130,9 +130,7 @@ def test_nested_and_sequential_and_late_crop() -> None:
     resize = v1.Compose([v1.Resize(40, InterpolationMode.BICUBIC)])
     same(v1.Compose([resize, v1.Compose([v1.CenterCrop(48), *TO_TENSOR])]), image)
     same(
-        nn.Sequential(
-            v2.PILToTensor(), v2.ConvertImageDtype(torch.float32), v2.Normalize(list(MEAN), list(STD))
-        ),
+        nn.Sequential(v2.PILToTensor(), v2.ConvertImageDtype(torch.float32), v2.Normalize(list(MEAN), list(STD))),
         image,
     )
     same(v1.Compose([v1.ToTensor(), v1.CenterCrop((99, 31)), v1.Normalize(MEAN, STD)]), image)

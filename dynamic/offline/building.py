@@ -1,6 +1,8 @@
 """From trained networks and held-out data to a bundle: Cascade, calibrate, certify, export in one call."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +61,8 @@ def build(
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     batches, example = peek(held_out_loader)
-    owner = tempfile.TemporaryDirectory(prefix="dynamic-bundle-")
-    folder = Path(owner.name)
+    owner = _Folder()
+    folder = owner.path
     with evaluating(cascade):
         spec = export(cascade, folder, example, progress=progress)
         stages = cascade.stages
@@ -76,6 +78,14 @@ def build(
         _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")
     write(folder, spec, ladder, records, engine, precision, cascade.fingerprint(), classes, shipped)
     return replace(read(folder, verify=False, modules=stages), _owner=owner)
+
+
+class _Folder:
+    """A temporary folder that goes with the last bundle that refers to it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="dynamic-bundle-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _check_parity(cascade: Cascade, engine: StageEngine, spec: CascadeSpec, example: Batch) -> None:

@@ -36,7 +36,13 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     tensors, _ = read_tensors(path)
     own = network.state_dict()
     tied = {id_: name for name, id_ in reversed([(n, _memory(t)) for n, t in own.items()])}
-    missing = [name for name in own if name not in tensors and tied[_memory(own[name])] not in tensors]
+    missing = [
+        name
+        for name in own
+        if name not in tensors
+        and tied[_memory(own[name])] not in tensors
+        and not name.endswith("num_batches_tracked")  # a count that files from before torch 0.4.1 lack
+    ]
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
         raise InputError(

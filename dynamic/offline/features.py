@@ -3,7 +3,8 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,7 +27,6 @@ class FeatureCache:
     features: tuple[NDArray[np.float32], ...]
     labels: NDArray[np.int64]
     on_disk: bool
-    _owner: object = field(default=None, repr=False)  # removes the folder with the cache
 
     @property
     def size_mb(self) -> float:
@@ -53,7 +53,8 @@ def classified(head: nn.Module) -> Callable[[Tensor], Tensor]:
     return cast(Callable[[Tensor], Tensor], head.classify) if _split(head) else head
 
 
-def extract(
+@contextmanager
+def extracted(
     network: nn.Module,
     stages: Sequence[Stage],
     trained: Sequence[int],
@@ -62,22 +63,22 @@ def extract(
     memory_limit_mb: float,
     cache_dir: str | Path | None,
     shown: bool | None = None,
-) -> FeatureCache:
+) -> Iterator[FeatureCache]:
     """Run the bodies of `stages`, all of `network`'s, once on every batch and keep what the `trained` heads read.
 
     Nothing behind the last trained head is run. Beyond `memory_limit_mb` features move to files in a fresh
-    folder in `cache_dir` (None: the system's), which goes with the cache. Raises InputError on an empty
+    folder in `cache_dir` (None: the system's), removed at the end. Raises InputError on an empty
     loader and on labels that do not fit.
     """
     stores = {i: _Store() for i in trained}
     used = list(stores.values())
-    folder: tempfile.TemporaryDirectory[str] | None = None
     labels: list[NDArray[np.int64]] = []
     classes: int | None = None
     total = len(loader) if isinstance(loader, Sized) else None
-    with torch.no_grad():
+    with ExitStack() as owned:
+        folder: Path | None = None
         for inputs, found in checked_batches(track(loader, "features", total, shown), None):
-            with acceleration.autocast():
+            with torch.no_grad(), acceleration.autocast():
                 carry = tuple(acceleration.place(t) for t in named_tensors(network, inputs).values())
                 if classes is None:
                     classes = check_logits(network(*(t[:2] for t in carry)), len(stages), found)
@@ -90,13 +91,14 @@ def extract(
             if folder is None and sum(store.nbytes for store in used) > memory_limit_mb * 1e6:
                 if cache_dir is not None:
                     Path(cache_dir).mkdir(parents=True, exist_ok=True)
-                folder = tempfile.TemporaryDirectory(prefix="dynamic-features-", dir=cache_dir)
+                made = tempfile.TemporaryDirectory(prefix="dynamic-features-", dir=cache_dir)
+                folder = Path(owned.enter_context(made))
                 for number, store in enumerate(used):
-                    store.move(Path(folder.name) / f"{number}.f32")
-    if not labels:
-        raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
-    features = tuple(store.close() for store in used)
-    return FeatureCache(features, np.concatenate(labels), folder is not None, folder)
+                    owned.callback(store.stop)
+                    store.move(folder / f"{number}.f32")
+        if not labels:
+            raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
+        yield FeatureCache(tuple(store.finish() for store in used), np.concatenate(labels), folder is not None)
 
 
 def checked_batches(loader: Iterable[Any], classes: int | None) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
@@ -111,8 +113,9 @@ def checked_batches(loader: Iterable[Any], classes: int | None) -> Iterator[tupl
             continue
         tensors = [inputs] if isinstance(inputs, Tensor) else _listed(inputs)
         rows = {len(t) for t in tensors if isinstance(t, Tensor) and t.ndim}
-        if rows - {len(labels)}:
-            raise InputError(f"a batch has {sorted(rows)} inputs and {len(labels)} labels; give one label an input")
+        wrong = rows - {len(labels)}
+        if wrong:
+            raise InputError(f"a batch has {wrong.pop()} inputs and {len(labels)} labels; give one label an input")
         check_labels(labels, classes)
         yield inputs, labels
 
@@ -173,13 +176,17 @@ class _Store:
             self.file.write(np.ascontiguousarray(chunk).data)
         self.chunks.clear()
 
-    def close(self) -> NDArray[np.float32]:
-        if self.file is None:
-            found = np.concatenate(self.chunks)
-            self.chunks.clear()
-            return found
-        self.file.close()
-        return np.memmap(self.file.name, np.float32, "r", shape=(self.count, *self.shape))
+    def stop(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def finish(self) -> NDArray[np.float32]:
+        self.stop()
+        if self.file is not None:
+            return np.memmap(self.file.name, np.float32, "r", shape=(self.count, *self.shape))
+        found = np.concatenate(self.chunks)
+        self.chunks.clear()
+        return found
 
 
 def _split(head: nn.Module) -> bool:

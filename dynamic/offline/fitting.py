@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dynamic.offline.acceleration import Acceleration
-from dynamic.offline.headtraining import fit_heads
+from dynamic.offline.headtraining import HeadFit, fit_heads
 from dynamic.offline.jointtraining import fit_all
 from dynamic.offline.losses import ExitLoss
 from dynamic.offline.modes import evaluating
@@ -125,7 +125,7 @@ def fit(
         if mode == "heads":
             if exit_weights is not None:
                 raise BudgetError("exit_weights mean nothing with mode='heads', whose heads share no weight; leave it")
-            names, history, cache = fit_heads(
+            done = fit_heads(
                 network, train_loader, settings, acceleration, memory_limit_mb, cache_dir, checkpoint, progress
             )
         else:
@@ -136,22 +136,22 @@ def fit(
             history = fit_all(
                 network, train_loader, settings, loss, rescale_gradients, acceleration, checkpoint, progress
             )
-            cache = None
+            done = HeadFit(names, history, 0.0, False)
     return FitReport(
-        mode,
-        names,
-        history.loss[-1],
-        history.accuracy[-1],
-        history.loss,
-        history.accuracy,
-        settings.epochs,
-        history.resumed,
-        time.perf_counter() - begin,
-        str(acceleration.device),
-        acceleration.bf16,
-        acceleration.channels_last,
-        0.0 if cache is None else cache.size_mb,
-        cache is not None and cache.on_disk,
+        mode=mode,
+        exits=done.exits,
+        loss=done.history.loss[-1],
+        accuracy=done.history.accuracy[-1],
+        history_loss=done.history.loss,
+        history_accuracy=done.history.accuracy,
+        epochs=settings.epochs,
+        resumed=done.history.resumed,
+        seconds=time.perf_counter() - begin,
+        device=str(acceleration.device),
+        bf16=acceleration.bf16,
+        channels_last=acceleration.channels_last,
+        features_mb=done.features_mb,
+        features_on_disk=done.features_on_disk,
     )
 
 

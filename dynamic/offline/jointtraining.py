@@ -32,7 +32,7 @@ def fit_all(
 ) -> History:
     if settings.batch_size is not None:
         raise BudgetError(f"batch_size={settings.batch_size} is for mode='heads'; the loader sets it here")
-    if iter(loader) is loader:
+    if isinstance(loader, Iterator):
         raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
     if not any(p.requires_grad for p in network.parameters()):
         raise WrapError("every parameter is frozen (requires_grad=False); set requires_grad_(True) on some")

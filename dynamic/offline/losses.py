@@ -11,13 +11,14 @@ from dynamic.offline.stages import Stage
 from dynamic.policies.errors import BudgetError
 
 RAMP_START = 0.01  # Kaya et al. 2019, section 4
+RAMP_END = 0.5  # of the run: there the end, but our learning rate falls to 0, and full weight then comes too late
 
 
 @dataclass(frozen=True)
 class ExitLoss:
     """The weighted sum of the exits' losses.
 
-    `weights [S]` of the exits, reached linearly from 0.01 over the run where `ramp` (Kaya et al. 2019,
+    `weights [S]` of the exits, reached linearly from 0.01 in the first half of the run where `ramp` (Kaya et al. 2019,
     "Shallow-Deep Networks", section 4: the last exit's weight does not move). `distill` is the share of the
     earlier exits' losses that comes from the last exit's answer softened by `temperature`, the rest from the
     labels (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2); 0 is labels alone.
@@ -44,7 +45,7 @@ class ExitLoss:
         """The weights `[S]` when `fraction` (0 to 1) of the run is done."""
         if not self.ramp:
             return self.weights
-        ramped = (min(w, RAMP_START + fraction * w) for w in self.weights[:-1])
+        ramped = (min(w, RAMP_START + fraction / RAMP_END * w) for w in self.weights[:-1])
         return (*ramped, self.weights[-1])
 
     def __call__(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:

@@ -90,9 +90,7 @@ def _steps(transforms: Iterable[Any]) -> Iterator[Step]:
                 )
             yield step
     if not tensor:
-        raise InputError(
-            f"the transforms do not end in a tensor, so nothing can be calibrated with them; {_HOW}"
-        )
+        raise InputError(f"the transforms do not end in a tensor, so nothing can be calibrated with them; {_HOW}")
     yield from late
 
 
@@ -121,9 +119,7 @@ def _dtype_step(t: Any) -> Scale | None:
     if dtype in (torch.uint8, None):
         return None
     if dtype != torch.float32:
-        raise InputError(
-            f"{t} makes {dtype}; the device's preprocessing gives float32: convert to torch.float32"
-        )
+        raise InputError(f"{t} makes {dtype}; the device's preprocessing gives float32: convert to torch.float32")
     if isinstance(t, v1.ConvertImageDtype):
         return Scale()
     return Scale(reciprocal=True) if isinstance(t, v2.ConvertImageDtype) or t.scale else Scale(1.0)

@@ -1,0 +1,275 @@
+"""Build, save, load, profile and run on real digits; and every way a bundle can be broken."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dynamic
+from dynamic.bundle import MANIFEST
+from dynamic.errors import (
+    BundleError,
+    CalibrationError,
+    CorruptError,
+    EngineError,
+    InputError,
+    SchemaError,
+)
+from dynamic.policies import Decision
+
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return torch.tensor(data.images[:, None] / 16, dtype=torch.float32), torch.tensor(data.target)
+
+
+def trained(width: int, inputs: Tensor, labels: Tensor) -> nn.Module:
+    torch.manual_seed(width)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(inputs), labels).backward()
+        optimizer.step()
+    return network
+
+
+@pytest.fixture(scope="module")
+def networks() -> list[nn.Module]:
+    inputs, labels = digits()
+    return [trained(width, inputs[:900], labels[:900]) for width in (6, 48)]
+
+
+@pytest.fixture(scope="module")
+def loader() -> list[tuple[Tensor, Tensor]]:
+    inputs, labels = digits()
+    return [(inputs[900:1400], labels[900:1400])]
+
+
+@pytest.fixture(scope="module")
+def bundle(networks: list[nn.Module], loader: Any) -> dynamic.Bundle:
+    return dynamic.build(networks, loader, classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def shelf(bundle: dynamic.Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shelf") / "digits"
+    bundle.save(path).profile(batch=(1, 8), seconds=0.1)
+    return path
+
+
+@pytest.fixture
+def copy(shelf: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shelf, tmp_path / "copy"))
+
+
+def test_answers_are_torch_s_answers(networks: list[nn.Module], shelf: Path) -> None:
+    inputs, _ = digits()
+    bundle = dynamic.load(shelf)
+    with bundle.runtime(monitor=still(), policy=Always(first)) as run:  # the reference
+        result = run(inputs[1400:].numpy())
+    with torch.no_grad():
+        own = networks[-1](inputs[1400:])
+    assert result.label.tolist() == own.argmax(1).tolist()
+    assert result.name == tuple(CLASSES[i] for i in own.argmax(1))
+    assert set(result.stage.tolist()) == {1}
+
+
+def test_the_same_on_torch_and_onnxruntime(networks: list[nn.Module], shelf: Path) -> None:
+    inputs, _ = digits()
+    found = []
+    for engine in ("onnxruntime", "torch"):
+        bundle = dynamic.load(shelf, modules=dynamic.Cascade(networks))
+        with bundle.runtime(engine=engine, monitor=still(), policy=Always(mixed)) as run:
+            found.append(run(inputs[1400:].numpy()))
+    assert found[0].stage.tolist() == found[1].stage.tolist()
+    assert set(found[0].stage.tolist()) == {0, 1}, "both stages must be used"
+    assert found[0].label.tolist() == found[1].label.tolist()
+
+
+def test_accuracy_on_the_ladder_is_accuracy_measured(bundle: dynamic.Bundle) -> None:
+    records = bundle.records
+    held_out = records.part == 1
+    assert records.label is not None
+    own = (records.logits[held_out, -1].argmax(1) == records.label[held_out]).mean()
+    reference = bundle.ladder.points[0]
+    assert reference.name == "reference"
+    assert reference.accuracy[1] == pytest.approx(own)
+    assert reference.risk == 0
+    assert not bundle.ladder.certified
+
+
+def test_an_altered_network_changes_the_fingerprint(networks: list[nn.Module], loader: Any) -> None:
+    one = dynamic.calibrate(networks, loader, engine="torch")
+    again = dynamic.calibrate(networks, loader, engine="torch")
+    other = dynamic.calibrate(networks, loader, engine="onnxruntime")
+    with torch.no_grad():
+        networks[0][1].weight[0, 0] += 1e-3  # type: ignore[index]
+        moved = dynamic.calibrate(networks, loader, engine="torch")
+        networks[0][1].weight[0, 0] -= 1e-3  # type: ignore[index]
+    assert one.fingerprint == again.fingerprint
+    assert len({one.fingerprint, other.fingerprint, moved.fingerprint}) == 3
+    np.testing.assert_allclose(one.logits, other.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_modes_and_weights_of_the_user_s_networks_stay(networks: list[nn.Module], loader: Any) -> None:
+    networks[0].train()
+    networks[1].eval()
+    before = {k: v.clone() for n in networks for k, v in n.state_dict().items()}
+    dynamic.build(networks, loader)
+    assert networks[0].training
+    assert not networks[1].training
+    after = {k: v for n in networks for k, v in n.state_dict().items()}
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_costs_are_kept_for_this_machine(shelf: Path) -> None:
+    costs = dynamic.load(shelf).costs
+    assert costs is not None
+    assert costs.batch == (1, 8)
+    assert all(value > 0 for row in costs.latency_ms for value in row)
+    assert "energy" in costs.not_measured
+    assert dynamic.load(shelf).frontier.points[0].point.name == "reference"
+
+
+def test_saving_replaces_a_bundle_but_nothing_else(bundle: dynamic.Bundle, tmp_path: Path) -> None:
+    bundle.save(tmp_path / "shelf")
+    bundle.save(tmp_path / "shelf")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shelf"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo").write_text("keep")
+    with pytest.raises(BundleError, match="not a bundle"):
+        bundle.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "photo").read_text() == "keep"
+
+
+def test_loading_and_answering_imports_no_torch(shelf: Path) -> None:
+    code = (
+        "import sys, numpy, dynamic\n"
+        f"bundle = dynamic.load({str(shelf)!r})\n"
+        "with bundle.runtime(dynamic.Budget(max_drop=0.01)) as run:\n"
+        "    result = run(numpy.zeros((1, 8, 8), numpy.float32))\n"
+        "print(len(result.label), sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'onnx', 'PIL')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1 []"
+
+
+def test_nothing_in_a_bundle_is_pickle(shelf: Path) -> None:
+    kinds = {p.suffix for p in shelf.rglob("*") if p.is_file()}
+    assert kinds <= {".json", ".npz", ".onnx", ".weights", ".safetensors"}
+    with np.load(shelf / "records.npz", allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file)
+
+
+@pytest.mark.parametrize("name", ["ladder.json", "records.npz", "backbones/1_1.onnx", "backbones/0.weights", MANIFEST])
+@pytest.mark.parametrize("damage", ["missing", "short", "altered"])
+def test_a_damaged_bundle_is_refused(copy: Path, name: str, damage: str) -> None:
+    file = copy / name
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "short":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(BundleError) as raised:
+        dynamic.load(copy)
+    assert Path(name).name in str(raised.value)
+
+
+def test_a_manifest_edited_by_hand_is_refused(copy: Path) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["classes"] = list(reversed(manifest["classes"]))
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CorruptError, match="altered"):
+        dynamic.load(copy)
+
+
+def test_a_newer_schema_is_refused(copy: Path) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text()) | {"schema": 2}
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(SchemaError, match="update"):
+        dynamic.load(copy)
+
+
+def test_no_bundle_at_all(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle"):
+        dynamic.load(tmp_path)
+
+
+def test_damaged_costs_are_measured_again(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for file in (copy / "costs").iterdir():
+        file.write_text("{")
+    assert dynamic.load(copy).costs is None
+    assert "profile() again" in caplog.text
+
+
+def test_torch_engine_needs_the_modules(shelf: Path) -> None:
+    with pytest.raises(EngineError, match="modules"):
+        dynamic.load(shelf).runtime(engine="torch")
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        ([], CalibrationError, "empty"),
+        ([(torch.zeros(5, 1, 8, 8), torch.zeros(5, dtype=torch.long))], CalibrationError, "class 0"),
+        ([(torch.zeros(5, 1, 8, 8), torch.full((5,), 10))], InputError, "0 to 9"),
+        ([(torch.zeros(5, 1, 8, 8), torch.zeros(5))], InputError, "integers"),
+        ([(torch.zeros(5, 1, 8, 8), torch.zeros(4, dtype=torch.long))], InputError, "4 labels"),
+        ([torch.zeros(5, 1, 8, 8)], CalibrationError, "labels"),
+        ([("image", torch.zeros(5, dtype=torch.long))], InputError, "str"),
+    ],
+)
+def test_bad_calibration_data(networks: list[nn.Module], batches: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        dynamic.build(networks, batches, engine="torch")
+
+
+def test_class_counts_must_agree(networks: list[nn.Module], loader: Any) -> None:
+    with pytest.raises(InputError, match="11 classes"):
+        dynamic.build([networks[0], nn.Sequential(nn.Flatten(), nn.Linear(64, 11))], loader)
+    with pytest.raises(InputError, match="2 class names"):
+        dynamic.build(networks, loader, classes=("a", "b"))
+
+
+def still() -> dynamic.FixedMonitor:
+    return dynamic.FixedMonitor(dynamic.Snapshot(time_s=0.0))
+
+
+def first(points: Any) -> Any:
+    return points[0]
+
+
+def mixed(points: Any) -> Any:
+    """The point whose inputs leave at both stages most evenly."""
+    return max(points, key=lambda p: min(p.point.shares))
+
+
+class Always:
+    """A policy of the user's own: always the same point of the frontier."""
+
+    def __init__(self, choose: Any) -> None:
+        self.choose = choose
+
+    def initial(self) -> None:
+        return None
+
+    def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> Any:
+        return Decision(self.choose(frontier.points), True, (), "always"), state
+
+    def observe(self, state: Any, feedback: Any) -> Any:
+        return state
