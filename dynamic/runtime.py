@@ -93,9 +93,9 @@ class Runtime:
         if bundle.costs is None or bundle.costs.engine != name:
             logger.info("no costs of engine %s on this machine: profiling now", name)
             bundle = bundle.profile(engine=name, **options)
-        opened = bundle.open(name, **options)
         watch = monitor if monitor is not None else Monitor()
-        watch.start()
+        watch.start()  # before the engine: the policy takes the first reading for memory without models
+        opened = bundle.open(name, **options)
         return cls(bundle, bundle.frontier, opened, budget, watch, policy or BudgetPolicy())
 
     def __call__(self, x: Any) -> Result:

@@ -18,8 +18,8 @@ _NORMAL_95 = 1.644854  # one-sided 95% quantile of the normal distribution
 class FrontierPoint:
     """An operating point and what it costs at each of the K batch sizes.
 
-    `mean_ms`, `p95_ms`, `deep_ms` (every row as deep as the thresholds let one go), `cpu_ms`, `energy_mj` (or None) are `[K]`,
-    of a request of that many rows; `memory_mb` of its backbones.
+    `mean_ms`, `p95_ms`, `deep_ms` (every row as deep as the thresholds let one go), `cpu_ms`,
+    `energy_mj` (or None) are `[K]`, of a request of that many rows; `memory_mb` of its backbones.
     """
 
     point: Point

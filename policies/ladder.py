@@ -33,7 +33,7 @@ class Point:
 
     @property
     def promised_drop(self) -> float:
-        """The drop that a budget may count on: the target where a bound stands behind it, else no less than measured."""
+        """The drop that a budget may count on: the target where a bound stands behind it, else at least the risk."""
         if self.target is not None and self.bound is not None:
             return self.target
         return max(self.target or 0.0, self.risk)

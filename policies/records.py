@@ -92,7 +92,8 @@ class Records:
     def load(cls, path: Path) -> "Records":
         """Read what `save` wrote; raises CorruptError on anything missing or damaged."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # opened here: np.load leaves a damaged file open
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 return cls(
                     logits=file["logits"],
                     label=file["label"] if "label" in file else None,

@@ -88,14 +88,13 @@ def test_answers_are_torch_s_answers(networks: list[nn.Module], shelf: Path) -> 
 
 def test_the_same_on_torch_and_onnxruntime(networks: list[nn.Module], shelf: Path) -> None:
     inputs, _ = digits()
-    found = []
-    for engine in ("onnxruntime", "torch"):
-        bundle = dynamic.load(shelf, modules=dynamic.Cascade(networks))
-        with bundle.runtime(engine=engine, monitor=still(), policy=Always(mixed)) as run:
-            found.append(run(inputs[1400:].numpy()))
-    assert found[0].stage.tolist() == found[1].stage.tolist()
-    assert set(found[0].stage.tolist()) == {0, 1}, "both stages must be used"
-    assert found[0].label.tolist() == found[1].label.tolist()
+    bundle = dynamic.load(shelf, modules=dynamic.Cascade(networks))
+    middle = np.float32(np.median(bundle.open("torch").run({"input": inputs.numpy()}, np.array([-np.inf])).score))
+    outputs = [bundle.open(e).run({"input": inputs.numpy()}, np.array([middle])) for e in ("torch", "onnxruntime")]
+    near = np.abs(outputs[0].score - middle) < 1e-4
+    assert 700 < (outputs[0].stage == 0).sum() < 1100
+    assert (near | (outputs[0].stage == outputs[1].stage)).all()
+    assert (near | (outputs[0].logits.argmax(1) == outputs[1].logits.argmax(1))).all()
 
 
 def test_accuracy_on_the_ladder_is_accuracy_measured(bundle: dynamic.Bundle) -> None:
@@ -252,11 +251,6 @@ def still() -> dynamic.FixedMonitor:
 
 def first(points: Any) -> Any:
     return points[0]
-
-
-def mixed(points: Any) -> Any:
-    """The point whose inputs leave at both stages most evenly."""
-    return max(points, key=lambda p: min(p.point.shares))
 
 
 class Always:

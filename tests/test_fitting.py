@@ -55,11 +55,11 @@ def test_heads_learn_on_a_frozen_backbone() -> None:
 def test_everything_learns(mode: str) -> None:
     network = ExitNet()
     before = accuracies(network)
-    report = dynamic.fit(network, digits_loader(), mode, epochs=6)
+    report = dynamic.fit(network, digits_loader(), mode, epochs=6, lr=0.1)
     after = accuracies(network)
     assert max(before) < 0.3
-    assert min(after) > 0.6
-    assert after[-1] > 0.88
+    assert after[0] > 0.5
+    assert min(after[1:]) > 0.85
     assert report.exits == ("exit1", "exit2", "exit3")
     assert report.features_mb == 0
 
@@ -69,7 +69,7 @@ def test_distillation_brings_early_exits_closer_to_the_last() -> None:
     distance = {}
     for share in (0.0, 1.0):
         network = ExitNet()
-        dynamic.fit(network, digits_loader(), "distill", epochs=4, distill_share=share, ramp=False)
+        dynamic.fit(network, digits_loader(), "distill", epochs=6, lr=0.1, distill_share=share)
         with torch.no_grad():
             first, _, last = (y.log_softmax(1) for y in network.eval()(x))
         distance[share] = (last.exp() * (last - first)).sum(1).mean().item()
@@ -119,10 +119,12 @@ def test_heads_without_pool_see_whole_features() -> None:
     report = dynamic.fit(network, digits_loader(), epochs=12)
     assert report.features_mb == pytest.approx(1200 * (8 * 64 + 16 * 16) * 4 / 1e6)
     assert min(accuracies(network)[:2]) > 0.5
-    pooled = ExitNet(PooledHead)
-    dynamic.fit(pooled, digits_loader(), epochs=12)
+    # SGD: AdamW divides by gradients that are nearly 0, and makes rounding large
+    network, pooled = ExitNet(WholeHead), ExitNet(PooledHead)
+    for either in (network, pooled):
+        dynamic.fit(either, digits_loader(), epochs=12, optimizer="sgd")
     for one, other in zip(network.heads.parameters(), pooled.heads.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
 def test_the_seed_is_all_that_matters() -> None:
@@ -185,38 +187,39 @@ import sys, torch
 torch.set_num_threads(1)
 from fitting_networks import ExitNet, digits_loader
 import dynamic
-mode, epochs, path, out = sys.argv[1], int(sys.argv[2]), sys.argv[3] or None, sys.argv[4]
-network = ExitNet()
-dynamic.fit(network, digits_loader(), mode, epochs=epochs, checkpoint=path)
-dynamic.offline.checkpoints.save_weights(network, out)
+dynamic.fit(ExitNet(), digits_loader(), sys.argv[1], epochs=int(sys.argv[2]), checkpoint=sys.argv[3])
 """
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-@pytest.mark.parametrize(("mode", "epochs"), [("heads", 60), ("joint", 8)])
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("mode", "epochs"), [("heads", 25), ("joint", 5)])
 def test_killed_and_resumed_ends_with_the_same_weights(mode: str, epochs: int, tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
-
-    def start(checkpoint: str, out: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", KILLED, mode, str(epochs), checkpoint, str(tmp_path / out)]
-        return subprocess.Popen(command, cwd=Path(__file__).parent)
-
-    whole, killed = start("", "whole"), start(str(path), "killed")
+    command = [sys.executable, "-c", KILLED, mode, str(epochs), str(path)]
+    whole, resumed = ExitNet(), ExitNet()
+    dynamic.fit(whole, digits_loader(), mode, epochs=epochs)
+    killed = subprocess.Popen(command, cwd=Path(__file__).parent)
     try:
         limit = time.monotonic() + 60
         while not path.exists() and killed.poll() is None and time.monotonic() < limit:
             time.sleep(0.002)
-        killed.kill()
-        assert killed.wait() == -signal.SIGKILL
-        assert 1 <= read_tensors(path)[1]["progress"]["epoch"] < epochs
-        resumed = start(str(path), "resumed")
-        assert (whole.wait(60), resumed.wait(60)) == (0, 0)
     finally:
-        for process in (whole, killed):
-            process.kill()
-            process.wait()
-    assert not (tmp_path / "killed").exists()
-    assert same(read_tensors(tmp_path / "whole")[0], read_tensors(tmp_path / "resumed")[0])
+        killed.kill()
+        code = killed.wait()
+    assert code == -signal.SIGKILL
+    assert 1 <= read_tensors(path)[1]["progress"]["epoch"] < epochs
+    report = dynamic.fit(resumed, digits_loader(), mode, epochs=epochs, checkpoint=path)
+    assert 1 <= report.resumed < epochs
+    assert same(weights(whole), weights(resumed))
 
 
 def test_other_settings_network_or_data_are_refused(tmp_path: Path) -> None:

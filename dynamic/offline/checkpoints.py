@@ -92,9 +92,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CorruptError(
             f"{source} is not a whole safetensors file ({error}); get it again, or train again"
         ) from error
-    if _FACTS not in metadata:
+    if _FACTS not in metadata and _DIGEST not in metadata:
         return tensors, {}
-    text = metadata[_FACTS]
+    text = metadata.get(_FACTS, "")
     if metadata.get(_DIGEST) != _digest(tensors, text):
         raise CorruptError(f"{source} was altered after it was written: its hash differs; remove it")
     facts: dict[str, Any] = json.loads(text)

@@ -86,14 +86,14 @@ def fit(
       `cache_dir`) and all heads train on it together, in batches of `batch_size`. Augmentation is what that one
       reading gives: a loader that passes several times over the data gives more.
     - "joint": everything trains. The sum of the exits' losses with `exit_weights [S]` (None: the share of the
-      exits up to each, 1 for the last), the early ones ramped up over the run where `ramp` (None: yes; Kaya et
+      exits up to each, 1 for the last), the early ones ramped up in the first half where `ramp` (None: yes; Kaya et
       al. 2019, "Shallow-Deep Networks"), gradients balanced between the exits where `rescale_gradients` (Li et al.
       2019, "Improved Techniques for Training Adaptive Deep Networks").
     - "distill": as "joint", and a share `distill_share` of the early exits' losses comes from the last exit's
       answer softened by `temperature` (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network").
 
-    Defaults: "heads" AdamW, 40 epochs, lr 0.003, weight decay 0.01; the others SGD with momentum 0.9, 20 epochs, lr
-    0.05, weight decay 0.0001 (none on biases and norms). `optimizer` is "adamw" or "sgd"; the rate falls as a cosine.
+    Defaults: 20 epochs; "heads" AdamW with lr 0.003 and weight decay 0.1, the others SGD with momentum 0.9, lr 0.05
+    and weight decay 0.0001 (none on biases and norms). `optimizer` is "adamw" or "sgd"; the rate falls as a cosine.
     `autocast` (bf16) and `channels_last`: None is where the processor gains from it, as told by the report.
 
     `checkpoint` is a file, replaced after every epoch; when it exists, training goes on from it. A run that was

@@ -41,12 +41,12 @@ class Settings:
             raise BudgetError(f"mode={mode!r} is not known; use one of {', '.join(MODES)}")
         heads = mode == "heads"
         kind = optimizer or ("adamw" if heads else "sgd")
-        usual = {"adamw": (3e-3, 1e-2), "sgd": (5e-2, 1e-4)}
+        usual = {"adamw": (3e-3, 1e-1), "sgd": (5e-2, 1e-4)}
         if kind not in usual:
             raise BudgetError(f"optimizer={optimizer!r} is not known; use 'adamw' or 'sgd'")
         found = Settings(
             mode,
-            (40 if heads else 20) if epochs is None else epochs,
+            20 if epochs is None else epochs,
             usual[kind][0] if lr is None else lr,
             usual[kind][1] if weight_decay is None else weight_decay,
             kind,
