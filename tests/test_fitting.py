@@ -119,12 +119,12 @@ def test_heads_without_pool_see_whole_features() -> None:
     report = dynamic.fit(network, digits_loader(), epochs=12)
     assert report.features_mb == pytest.approx(1200 * (8 * 64 + 16 * 16) * 4 / 1e6)
     assert min(accuracies(network)[:2]) > 0.5
-    # SGD: AdamW divides by gradients that are nearly 0, and makes rounding large
+    # f32: bf16 rounds before the mean in one and after it in the other. SGD: AdamW enlarges rounding
     network, pooled = ExitNet(WholeHead), ExitNet(PooledHead)
     for either in (network, pooled):
-        dynamic.fit(either, digits_loader(), epochs=12, optimizer="sgd")
+        dynamic.fit(either, digits_loader(), epochs=12, optimizer="sgd", autocast=False)
     for one, other in zip(network.heads.parameters(), pooled.heads.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 def test_the_seed_is_all_that_matters() -> None:
