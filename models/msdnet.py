@@ -1,6 +1,5 @@
 """MSDNet of Huang et al. 2018, "Multi-Scale Dense Networks for Resource Efficient Image Classification"."""
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from dynamic.offline.modes import view
 from dynamic.offline.stages import Stage, StagedNetwork
 from dynamic.policies.errors import InputError
 
@@ -190,10 +190,10 @@ class MSDNet(StagedNetwork):
     def _stages(self) -> Iterator[Stage]:
         last = len(self.blocks) - 1
         for i, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
-            stem = _view(self.stem) if i == 0 else None
-            closing = _view(head) if i == last else None
-            body = _Body(stem, _view(block), closing)
-            yield Stage(f"block{i + 1}", body, nn.Identity() if i == last else _view(head)).eval()
+            stem = view(self.stem) if i == 0 else None
+            closing = view(head) if i == last else None
+            body = _Body(stem, view(block), closing)
+            yield Stage(f"block{i + 1}", body, nn.Identity() if i == last else view(head)).eval()
 
 
 class _Body(nn.Module):
@@ -209,13 +209,6 @@ class _Body(nn.Module):
         scales: Scales = carry if self.stem is None else self.stem(*carry)
         scales = self.block(scales)
         return scales if self.head is None else (self.head(scales[0]),)
-
-
-def _view(module: nn.Module) -> nn.Module:
-    """`module` with the same parameters and buffers, and a training flag of its own."""
-    seen = copy.copy(module)  # shallow: the dictionaries of parameters and buffers stay shared
-    seen._modules = {name: None if child is None else _view(child) for name, child in module._modules.items()}
-    return seen
 
 
 def msdnet_anytime(classes: int = 100, blocks: int = 7) -> MSDNet:

@@ -21,9 +21,10 @@ def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """
     if isinstance(batch, Tensor):
         return {"input": batch}
+    # a wrapped network takes whatever its backbone takes
     parameters = [
         p.name
-        for p in inspect.signature(network.forward).parameters.values()
+        for p in inspect.signature(getattr(network, "backbone", network).forward).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if isinstance(batch, Mapping):

@@ -1,0 +1,313 @@
+"""Exits on any classification network, without rewriting it."""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dynamic.offline.cutting import Cutter
+from dynamic.offline.heads import Classifier, ExitHead
+from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.layouts import Layouts
+from dynamic.offline.modes import evaluating, view
+from dynamic.offline.observing import observe, rows
+from dynamic.offline.placing import Exit, Exits, Placed, Placer, check_asked
+from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.tracing import Captured, capture_export, capture_fx, input_names
+from dynamic.policies.errors import DynamicError, DynamicWarning, ExitError, InputError, TraceError, WrapError
+
+logger = logging.getLogger("dynamic")
+
+_CLOSE = 1e-5  # of the largest logit: how far a network captured by torch.export may be off
+_FIX = (
+    "Mark the function that holds the line with torch.fx.wrap, write the branch as torch.where, decide it by a setting "
+    "of the module, or give a network of several exits as a dynamic.offline.stages.StagedNetwork"
+)
+
+
+def wrap(
+    backbone: nn.Module,
+    example_inputs: Batch,
+    exits: Exits = 3,
+    *,
+    layout: str | Mapping[str, str] | None = None,
+    classifier: Classifier | None = None,
+) -> "ExitNetwork":
+    """Cut `backbone` into stages and put an exit head on each; `dynamic.fit` trains them.
+
+    `example_inputs`: a tensor `[B, ...]`, a tuple (`*args`) or a dict (`**kwargs`). `exits`: how many, at equal shares
+    of compute and preferably where little has to be handed on; or fractions of compute, rising; or names of modules
+    whose result is read. Traced with torch.fx, or with torch.export where that cannot (or where only that finds the
+    named modules): then the backbone is for evaluation only and heads alone can be trained.
+
+    `layout`: only where it cannot be told which dimension of a feature holds the channels: "BCHW", "BHWC", "BND" or
+    "BCN", for all exits or by exit name. `classifier(width, classes)`: makes what classifies a pooled feature
+    `[B, width]`; None: batch norm and a linear layer.
+
+    `backbone` is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns
+    with DynamicWarning where auxiliary outputs are dropped.
+
+    Raises TraceError where neither tracer captures the network (naming module and line), ExitError on exits that do
+    not exist or carry no tensor, LayoutError where a layout has to be given, InputError on inputs that do not fit.
+    """
+    if isinstance(backbone, StagedNetwork):
+        raise ExitError(f"this {type(backbone).__name__} has exits already; give the plain network")
+    check_asked(exits, backbone)
+    named = named_tensors(backbone, example_inputs)
+    if any(t.ndim == 0 or len(t) == 0 for t in named.values()):
+        raise InputError(
+            f"example inputs have shapes {[list(t.shape) for t in named.values()]}; expected [B, ...], B > 0"
+        )
+    example = rows(named, 2)
+    problems: list[DynamicError] = []
+    for capture in (_fx, capture_export):
+        try:
+            captured = capture(backbone, example)
+        except TraceError as error:
+            problems.append(error)
+            continue
+        network = ExitNetwork(backbone, captured, tuple(named))
+        try:
+            with evaluating(backbone):
+                network._put_exits(example, exits, layout, classifier)
+        except ExitError as error:  # torch.export looks inside modules that torch.fx takes as one
+            problems.append(error)
+            continue
+        if problems:
+            logger.info("torch.fx did not do (%s); captured with torch.export", problems[0])
+        network._capture_training(named)
+        return network
+    first, second = problems
+    if isinstance(first, TraceError) and isinstance(second, TraceError):
+        raise TraceError(
+            f"neither torch.fx nor torch.export captures {type(backbone).__name__}. torch.fx stops {first}. "
+            f"torch.export stops {second}. {_FIX}"
+        ) from first
+    raise first if isinstance(second, TraceError) else second
+
+
+def _fx(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Captured:
+    return capture_fx(backbone, inputs, training=False)
+
+
+class ExitNetwork(StagedNetwork):
+    """A backbone with exit heads. `forward` takes the backbone's inputs and gives the logits `[B, C]` of each exit in
+    order, the backbone's own last.
+
+    In evaluation mode the last are bit-equal to the backbone's (within 1e-5 where `tracer` is "export"). While the
+    backbone is in train mode its own training graph runs, so that dropout, stochastic depth and batch norm behave as
+    in it. `backbone` is the user's module; its `state_dict` stands under `backbone.`, heads under `heads.`.
+    `exits`: where they are; `tracer`: "fx" or "export"; `trainable_backbone`; `dropped`: auxiliary outputs left out.
+    """
+
+    def __init__(self, backbone: nn.Module, captured: Captured, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleList()
+        self.constants = nn.Module()
+        for name, tensor in captured.constants.items():
+            self.constants.register_buffer(name, tensor, persistent=False)
+        self.exits: tuple[Exit, ...] = ()
+        self.tracer = captured.tracer
+        self.trainable_backbone = False
+        self.dropped = captured.dropped
+        self.input_names = inputs
+        self._captured = captured
+        self._stage_graphs = _Graphs(())
+        self._evaluate: Callable[..., list[Tensor]] | None = None
+        self._train: Callable[..., list[Tensor]] | None = None
+        self._nodes: _Nodes = _Nodes(())
+        self._cloned: frozenset[int] = frozenset()
+        self._why_not_trainable = "torch.export captured it for evaluation only"
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """Logits `[B, C]` of every exit, the backbone's own last."""
+        if self.backbone.training:
+            if self._train is None:
+                raise WrapError(
+                    f"this {type(self.backbone).__name__} cannot run in train mode ({self._why_not_trainable}): train "
+                    "its heads alone, dynamic.fit(net, loader, mode='heads'), or call net.backbone.eval()"
+                )
+            return self._train(self, *args, **kwargs)
+        assert self._evaluate is not None
+        return self._evaluate(self, *args, **kwargs)
+
+    @property
+    def exit_stages(self) -> tuple[Stage, ...]:
+        """One stage for each exit and one for the rest, in evaluation mode, sharing the parameters."""
+        seen: dict[str, Any] = {}
+        bodies = [_module(graph, self, seen) for graph in self._stage_graphs]
+        names = [*(e.name for e in self.exits), "last"]
+        heads = [*(view(head) for head in self.heads), nn.Identity()]
+        stages = (Stage(n, b, h) for n, b, h in zip(names, bodies, heads, strict=True))
+        return tuple(stage.eval() for stage in stages)
+
+    def extra_repr(self) -> str:
+        """Where the exits are."""
+        places = ", ".join(f"{e.name} at {e.share:.0%}" for e in self.exits)
+        return f"exits: {places}; traced by torch.{self.tracer}"
+
+    def _put_exits(
+        self, example: Mapping[str, Tensor], exits: Exits, layout: str | Mapping[str, str] | None, classifier: Any
+    ) -> None:
+        """Place exits, make heads and stages, and check that the stages say what the backbone says."""
+        captured = self._captured
+        observed = observe(self, captured.graph, example)
+        cutter = Cutter(captured.graph, observed)
+        placed: Placed = Placer(self.backbone, captured, observed, cutter, Layouts(self, observed)).place(exits, layout)
+        classes = observed.two[cutter.nodes[-1]]
+        if not len(getattr(classes, "size", ())) == 2 or classes.size[0] != 2:
+            raise InputError(
+                f"{type(self.backbone).__name__} gives {list(getattr(classes, 'size', ()))} for 2 inputs; "
+                "expected logits [2, C]"
+            )
+        self.exits, self._nodes = placed.exits, _Nodes(placed.nodes)
+        first = next(self.backbone.parameters(), torch.empty(0))
+        for place in placed.exits:
+            head = ExitHead(
+                place.shape[place.channel - 1], classes.size[1], len(place.shape) + 1, place.channel, classifier
+            )
+            self.heads.append(head.to(first.device))
+        self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
+        changed = self._changed_in_place(example)
+        if changed:
+            self._stage_graphs = _Graphs(cutter.stages(placed.nodes, changed))
+            self._cloned = frozenset(stage - 1 for stage, entries in changed.items() if 0 in entries)
+        self._evaluate = _function(_with_heads(captured.graph, placed.nodes, self._cloned))
+        self._check(example)
+
+    def _changed_in_place(self, example: Mapping[str, Tensor]) -> dict[int, set[int]]:
+        """Entries of the carry, by stage, that the stage changes in place: they may be what a head still needs."""
+        found: dict[int, set[int]] = {}
+        carry = tuple(t.clone() for t in example.values())
+        with torch.no_grad():
+            for number, stage in enumerate(self.exit_stages):
+                before = [t.clone() for t in carry]
+                after = stage.body(*carry)
+                changed = {i for i, (a, b) in enumerate(zip(before, carry, strict=True)) if not _same(a, b)}
+                if changed:
+                    found[number] = changed
+                carry = tuple(t.clone() for t in after)
+        return found
+
+    def _check(self, example: Mapping[str, Tensor]) -> None:
+        """Three rows, other than any seen while tracing, through the backbone, the whole graph and the stages."""
+        inputs = [t.flip(0) if t.is_floating_point() else t for t in rows(example, 3).values()]
+        with torch.no_grad(), evaluating(self):
+            own = logits_of(self.backbone, inputs, self.input_names)
+            whole = self(*inputs)[-1]
+            carry: tuple[Tensor, ...] = tuple(inputs)
+            for stage in self.exit_stages:
+                carry = stage.body(*carry)
+        limit = 0.0 if self.tracer == "fx" else _CLOSE * max(1.0, float(own.abs().max()))
+        for what, found in (("as a graph", whole), ("stage by stage", carry[0])):
+            if found.shape != own.shape or not _same(own, found, limit):
+                raise WrapError(
+                    f"{type(self.backbone).__name__} gives other logits {what} than by itself: it acts by side effects, "
+                    f"or draws random numbers in eval mode. {_FIX}"
+                )
+
+    def _capture_training(self, named: Mapping[str, Tensor]) -> None:
+        """Trace the backbone in train mode and find the exits again; without it heads alone can be trained."""
+        if self.tracer != "fx":
+            return
+        try:
+            captured = capture_fx(self.backbone, named, training=True)
+        except TraceError as error:
+            self._why_not_trainable = f"torch.fx cannot trace it in train mode: {error}"
+            return
+        if captured.dropped:
+            self.dropped = captured.dropped
+            warnings.warn(
+                f"{type(self.backbone).__name__} gives auxiliary outputs in train mode, {', '.join(captured.dropped)}: they "
+                "are dropped, its exits take their place",
+                DynamicWarning,
+                stacklevel=3,
+            )
+        known = {_identity(node, counts): node for counts in [dict[Any, int]()] for node in captured.graph.nodes}
+        counts: dict[Any, int] = {}
+        ours = {node: _identity(node, counts) for node in self._captured.graph.nodes}
+        nodes = [known.get(ours[node]) for node in self._nodes]
+        if any(node is None for node in nodes) or not set(captured.constants) <= set(self._captured.constants):
+            self._why_not_trainable = "its graph in train mode does not hold the places of the exits"
+            return
+        self._train = _function(_with_heads(captured.graph, [n for n in nodes if n is not None], self._cloned))
+        self.trainable_backbone = True
+
+
+def logits_of(backbone: nn.Module, inputs: list[Tensor], names: tuple[str, ...]) -> Tensor:
+    """The backbone's own logits `[B, C]` of inputs in the order of `names`."""
+    from dynamic.offline.cascade import primary_logits
+
+    if names == ("input",) and names != input_names(backbone, {"input": inputs[0]}):
+        return primary_logits(backbone(*inputs))
+    return primary_logits(backbone(**dict(zip(names, inputs, strict=True))))
+
+
+class _Graphs(tuple[fx.Graph, ...]):
+    """Graphs that a deep copy shares: nothing in them changes."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Graphs":
+        return self
+
+
+class _Nodes(tuple[fx.Node, ...]):
+    """Nodes that a deep copy shares."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Nodes":
+        return self
+
+
+def _with_heads(graph: fx.Graph, nodes: Any, cloned: frozenset[int]) -> fx.Graph:
+    """The whole graph with each head called right after the node it reads; all logits as output."""
+    whole = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    logits: dict[int, fx.Node] = {}
+    at = {node: i for i, node in enumerate(nodes)}
+    for node in graph.nodes:
+        if node.op == "output":
+            whole.output([*(logits[i] for i in range(len(nodes))), env[node.args[0]]])
+            continue
+        env[node] = whole.node_copy(node, lambda n: env[n])
+        if node in at:
+            # what is changed in place later must not be what the head keeps for its gradient
+            feature = whole.call_method("clone", (env[node],)) if at[node] in cloned else env[node]
+            logits[at[node]] = whole.call_module(f"heads.{at[node]}", (feature,))
+    return whole
+
+
+def _function(graph: fx.Graph) -> Callable[..., list[Tensor]]:
+    """The graph as a function of (network, *inputs): names are looked up on the network when it runs."""
+    code = graph.python_code(root_module="self")
+    made: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<wrapped network>", "exec"), made)  # what torch.fx does for its own modules
+    found: Callable[..., list[Tensor]] = made["forward"]
+    return found
+
+
+def _module(graph: fx.Graph, network: nn.Module, seen: dict[str, Any]) -> fx.GraphModule:
+    """A piece of the graph as a module that shares the network's parameters, with flags of its own."""
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr") and node.target not in seen:
+            path, _, name = str(node.target).rpartition(".")
+            found = getattr(network.get_submodule(path), name)
+            seen[node.target] = view(found) if isinstance(found, nn.Module) else found
+    needed = {n.target: seen[n.target] for n in graph.nodes if n.op in ("call_module", "get_attr")}
+    return fx.GraphModule(needed, graph)
+
+
+def _identity(node: fx.Node, counts: dict[Any, int]) -> Any:
+    """What a node is, whatever else was traced: its module, its operation, and which of the like it is."""
+    stack = node.meta.get("nn_module_stack") or {}
+    key = (next(reversed(stack), ""), node.op, str(node.target))
+    counts[key] = counts.get(key, 0) + 1
+    return (*key, counts[key])
+
+
+def _same(a: Tensor, b: Tensor, limit: float = 0.0) -> bool:
+    if limit:
+        return bool(torch.allclose(a, b, rtol=0, atol=limit, equal_nan=True))
+    return bool(torch.equal(a, b) or torch.equal(a.nan_to_num(), b.nan_to_num()))
