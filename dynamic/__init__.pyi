@@ -21,3 +21,5 @@ from dynamic.policies.snapshot import Snapshot as Snapshot
 from dynamic.preprocessing import Preprocess as Preprocess
 from dynamic.result import Result as Result
 from dynamic.runtime import Runtime as Runtime
+
+__version__: str

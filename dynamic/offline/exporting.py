@@ -52,8 +52,9 @@ def export(cascade: Cascade, folder: Path, example_inputs: Batch, progress: bool
     def write(stage: Stage, spec: StageSpec, carry: tuple[Tensor, ...], names: list[str]) -> None:
         last = spec.body_graph is None
         model = _to_onnx(_LogitsOnly(stage) if last else stage, carry, names, spec)
-        store = weights.setdefault(spec.backbone, _WeightFile(folder / "backbones" / f"{spec.backbone}.weights"))
-        store.move(model)
+        if spec.backbone not in weights:  # made once: it starts with an empty file
+            weights[spec.backbone] = _WeightFile(folder / "backbones" / f"{spec.backbone}.weights")
+        weights[spec.backbone].move(model)
         onnx.save(model, folder / spec.graph)
         if spec.body_graph is not None:
             onnx.save(_without_logits(model), folder / spec.body_graph)

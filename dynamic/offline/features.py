@@ -87,7 +87,8 @@ def extracted(
                 for i, stage in enumerate(stages[: trained[-1] + 1]):
                     carry = stage.body(*carry)
                     if i in stores:
-                        stores[i].add(pooled(stage.head)(carry[0]).float().cpu().numpy(), len(found))
+                        # a copy: the next stage may change its carry in place
+                        stores[i].add(pooled(stage.head)(carry[0]).float().numpy(force=True).copy(), len(found))
             if folder is None and sum(store.nbytes for store in used) > memory_limit_mb * 1e6:
                 if cache_dir is not None:
                     Path(cache_dir).mkdir(parents=True, exist_ok=True)

@@ -64,10 +64,13 @@ def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool
             node.target = f"{room}.{node.target}"
     returned = {path: found.node if isinstance(found, fx.Proxy) else None for path, found in tracer.returned.items()}
     output = _output(traced)
-    logits, dropped = _primary(output.args[0])
+    returns = output.args[0]
+    logits, dropped = _primary(returns)
     if not isinstance(logits, fx.Node):
         raise TraceError(f"{type(backbone).__name__} gives no tensor that depends on its inputs")
     output.args = (logits,)
+    if isinstance(returns, fx.Node) and returns is not logits:
+        traced.erase_node(returns)  # only put the outputs together
     _remove_only_for(traced, dropped.values())
     return Captured("fx", traced, returned, constants, tuple(dropped))
 
@@ -260,7 +263,7 @@ def _remove_only_for(graph: fx.Graph, dropped: Any) -> None:
     """Erase what was computed for dropped outputs alone (auxiliary classifiers)."""
     alive = _ancestors(_output(graph).all_input_nodes)
     doomed = _ancestors(dropped) - alive
-    for node in reversed(graph.nodes):
+    for node in reversed(list(graph.nodes)):
         if node in doomed and not node.users and node.op != "placeholder":
             graph.erase_node(node)
 

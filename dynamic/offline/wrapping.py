@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,13 +73,21 @@ def wrap(
         network = ExitNetwork(backbone, captured, tuple(named))
         try:
             with evaluating(backbone):
-                network._put_exits(example, exits, layout, classifier)
+                nodes = network._put_exits(captured, example, exits, layout, classifier)
         except ExitError as error:  # torch.export looks inside modules that torch.fx takes as one
             problems.append(error)
             continue
         if problems:
             logger.info("torch.fx did not do (%s); captured with torch.export", problems[0])
-        network._capture_training(named)
+        if captured.tracer == "fx":
+            captured = network._put_training(captured, nodes, named)
+        network.dropped = captured.dropped
+        if captured.dropped:
+            warnings.warn(
+                f"{type(backbone).__name__} gives more than logits, {', '.join(captured.dropped)}: that is dropped",
+                DynamicWarning,
+                stacklevel=2,
+            )
         return network
     first, second = problems
     if isinstance(first, TraceError) and isinstance(second, TraceError):
@@ -113,13 +122,11 @@ class ExitNetwork(StagedNetwork):
         self.exits: tuple[Exit, ...] = ()
         self.tracer = captured.tracer
         self.trainable_backbone = False
-        self.dropped = captured.dropped
+        self.dropped: tuple[str, ...] = ()
         self.input_names = inputs
-        self._captured = captured
         self._stage_graphs = _Graphs(())
         self._evaluate: Callable[..., list[Tensor]] | None = None
         self._train: Callable[..., list[Tensor]] | None = None
-        self._nodes: _Nodes = _Nodes(())
         self._cloned: frozenset[int] = frozenset()
         self._why_not_trainable = "torch.export captured it for evaluation only"
 
@@ -151,10 +158,14 @@ class ExitNetwork(StagedNetwork):
         return f"exits: {places}; traced by torch.{self.tracer}"
 
     def _put_exits(
-        self, example: Mapping[str, Tensor], exits: Exits, layout: str | Mapping[str, str] | None, classifier: Any
-    ) -> None:
-        """Place exits, make heads and stages, and check that the stages say what the backbone says."""
-        captured = self._captured
+        self,
+        captured: Captured,
+        example: Mapping[str, Tensor],
+        exits: Exits,
+        layout: str | Mapping[str, str] | None,
+        classifier: Classifier | None,
+    ) -> tuple[fx.Node, ...]:
+        """Place exits, make heads and stages, and check that the stages say what the backbone says; gives the nodes."""
         observed = observe(self, captured.graph, example)
         cutter = Cutter(captured.graph, observed)
         placed: Placed = Placer(self.backbone, captured, observed, cutter, Layouts(self, observed)).place(exits, layout)
@@ -164,7 +175,7 @@ class ExitNetwork(StagedNetwork):
                 f"{type(self.backbone).__name__} gives {list(getattr(classes, 'size', ()))} for 2 inputs; "
                 "expected logits [2, C]"
             )
-        self.exits, self._nodes = placed.exits, _Nodes(placed.nodes)
+        self.exits = placed.exits
         first = next(self.backbone.parameters(), torch.empty(0))
         for place in placed.exits:
             head = ExitHead(
@@ -178,6 +189,7 @@ class ExitNetwork(StagedNetwork):
             self._cloned = frozenset(stage - 1 for stage, entries in changed.items() if 0 in entries)
         self._evaluate = _function(_with_heads(captured.graph, placed.nodes, self._cloned))
         self._check(example)
+        return placed.nodes
 
     def _changed_in_place(self, example: Mapping[str, Tensor]) -> dict[int, set[int]]:
         """Entries of the carry, by stage, that the stage changes in place: they may be what a head still needs."""
@@ -206,36 +218,26 @@ class ExitNetwork(StagedNetwork):
         for what, found in (("as a graph", whole), ("stage by stage", carry[0])):
             if found.shape != own.shape or not _same(own, found, limit):
                 raise WrapError(
-                    f"{type(self.backbone).__name__} gives other logits {what} than by itself: it acts by side effects, "
-                    f"or draws random numbers in eval mode. {_FIX}"
+                    f"{type(self.backbone).__name__} gives other logits {what} than by itself: it acts by side "
+                    f"effects, or draws random numbers in eval mode. {_FIX}"
                 )
 
-    def _capture_training(self, named: Mapping[str, Tensor]) -> None:
+    def _put_training(self, captured: Captured, nodes: Sequence[fx.Node], named: Mapping[str, Tensor]) -> Captured:
         """Trace the backbone in train mode and find the exits again; without it heads alone can be trained."""
-        if self.tracer != "fx":
-            return
         try:
-            captured = capture_fx(self.backbone, named, training=True)
+            training = capture_fx(self.backbone, named, training=True)
         except TraceError as error:
             self._why_not_trainable = f"torch.fx cannot trace it in train mode: {error}"
-            return
-        if captured.dropped:
-            self.dropped = captured.dropped
-            warnings.warn(
-                f"{type(self.backbone).__name__} gives auxiliary outputs in train mode, {', '.join(captured.dropped)}: they "
-                "are dropped, its exits take their place",
-                DynamicWarning,
-                stacklevel=3,
-            )
-        known = {_identity(node, counts): node for counts in [dict[Any, int]()] for node in captured.graph.nodes}
-        counts: dict[Any, int] = {}
-        ours = {node: _identity(node, counts) for node in self._captured.graph.nodes}
-        nodes = [known.get(ours[node]) for node in self._nodes]
-        if any(node is None for node in nodes) or not set(captured.constants) <= set(self._captured.constants):
+            return captured
+        known, ours = _identities(training.graph), _identities(captured.graph)
+        names = {node: key for key, node in ours.items()}
+        found = [known[names[node]] for node in nodes if names[node] in known]
+        if len(found) < len(nodes) or not set(training.constants) <= set(captured.constants):
             self._why_not_trainable = "its graph in train mode does not hold the places of the exits"
-            return
-        self._train = _function(_with_heads(captured.graph, [n for n in nodes if n is not None], self._cloned))
+            return captured
+        self._train = _function(_with_heads(training.graph, found, self._cloned))
         self.trainable_backbone = True
+        return training
 
 
 def logits_of(backbone: nn.Module, inputs: list[Tensor], names: tuple[str, ...]) -> Tensor:
@@ -251,13 +253,6 @@ class _Graphs(tuple[fx.Graph, ...]):
     """Graphs that a deep copy shares: nothing in them changes."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Graphs":
-        return self
-
-
-class _Nodes(tuple[fx.Node, ...]):
-    """Nodes that a deep copy shares."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Nodes":
         return self
 
 
@@ -299,12 +294,16 @@ def _module(graph: fx.Graph, network: nn.Module, seen: dict[str, Any]) -> fx.Gra
     return fx.GraphModule(needed, graph)
 
 
-def _identity(node: fx.Node, counts: dict[Any, int]) -> Any:
-    """What a node is, whatever else was traced: its module, its operation, and which of the like it is."""
-    stack = node.meta.get("nn_module_stack") or {}
-    key = (next(reversed(stack), ""), node.op, str(node.target))
-    counts[key] = counts.get(key, 0) + 1
-    return (*key, counts[key])
+def _identities(graph: fx.Graph) -> dict[Any, fx.Node]:
+    """Nodes by what they are, whatever else was traced: module, operation, and which of the like it is."""
+    found: dict[Any, fx.Node] = {}
+    counts: Counter[Any] = Counter()
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        key = (next(reversed(stack), ""), node.op, str(node.target))
+        counts[key] += 1
+        found[(*key, counts[key])] = node
+    return found
 
 
 def _same(a: Tensor, b: Tensor, limit: float = 0.0) -> bool:

@@ -1,0 +1,300 @@
+"""`python -m dynamic build|profile|run|simulate`: the library's own steps, from the shell.
+
+Only `build` imports torch, and only when it is called: the others run on a device that has none.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import dynamic
+from dynamic.errors import BudgetError, DynamicError, InputError
+from dynamic.pictures import find_pictures
+from dynamic.policies.certification import MAX_DROPS
+from dynamic.progress import track
+from dynamic.tables import costs_text, ladder_text, run_text
+
+app = typer.Typer(
+    help="Adaptive inference: spend on each input what it needs and no more than the device can spare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Shelf = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+Engine = Annotated[str | None, typer.Option(help="Engine; the one the bundle was calibrated on unless given.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the engine; all usable cores unless given.")]
+Idle = Annotated[str | None, typer.Option(help="What its threads do between requests: sleep or spin.")]
+LatencyMs = Annotated[float | None, typer.Option(help="Milliseconds that a request may take, at the percentile.")]
+Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: a fraction, or 'mean'.")]
+MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]
+BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, from which on only the cheapest point runs.")]
+MaxDrop = Annotated[float | None, typer.Option(help="Accuracy that may be given up for savings, 0.01 for one point.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command (None: the process's arguments) and exit.
+
+    A user's mistake prints one line and exits with 2 for a setting out of range, with 1 for everything else; a
+    disk that is full or read-only is no bug of ours and prints a line too.
+    """
+    try:
+        app(arguments)
+    except (DynamicError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, BudgetError) else 1)
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Argument(help="Folder for the bundle; one that is there is replaced.")],
+    networks: Annotated[
+        list[str],
+        typer.Option("--network", "--networks", help="module:factory of a network; once for each, smallest first."),
+    ],
+    data: Annotated[Path, typer.Option(help="Held-out images: a folder or zip of class folders.")],
+    split: Annotated[str | None, typer.Option(help="The folder above the class folders, if there are several.")] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="A network's weights, .safetensors; once for each, in order.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="To normalize by, such as 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option(help="To normalize by, such as 0.229,0.224,0.225.")] = None,
+    resize: Annotated[str | None, typer.Option(help="Resize to a shorter side, or HEIGHTxWIDTH.")] = None,
+    crop: Annotated[str | None, typer.Option(help="Cut a square, or HEIGHTxWIDTH, out of the middle.")] = None,
+    exits: Annotated[int | None, typer.Option(help="Add so many exits to the last network, and train them.")] = None,
+    train_data: Annotated[Path | None, typer.Option(help="What exits train on; --data unless given.")] = None,
+    train_split: Annotated[str | None, typer.Option(help="Its split.")] = None,
+    engine: Annotated[str, typer.Option(help="The engine that will run.")] = "onnxruntime",
+    combine: Annotated[
+        str, typer.Option(help="Answer by the 'mean' of the stages run so far, or the 'last'.")
+    ] = "mean",
+    score: Annotated[str, typer.Option(help="How sure a stage is.")] = "max_probability",
+    max_drop: Annotated[
+        list[float] | None, typer.Option(help="Choose a point for this loss of accuracy; once for each.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Use so many of the images, drawn at random.")] = None,
+) -> None:
+    """Make a bundle of trained networks and held-out images: export, calibrate, choose thresholds."""
+    from dynamic.offline.checkpoints import load_weights
+    from dynamic.offline.images import load_images
+    from dynamic.offline.sources import ImageBatches, network_at
+
+    if weights and len(weights) != len(networks):
+        raise BudgetError(f"{len(weights)} --weights for {len(networks)} networks: give one for each, in order")
+    if exits is not None and train_data is None and train_split is None:
+        raise BudgetError("--exits needs --train-data or --train-split: exits must not train on the held-out images")
+    sizes = _size("--resize", resize), _size("--crop", crop)
+    preprocess = dynamic.Preprocess.of(_numbers("--mean", mean), _numbers("--std", std), *sizes)
+    made = [network_at(path) for path in networks]
+    for network, file in zip(made, weights or (), strict=False):
+        load_weights(network, file)
+    images = load_images(data, split)
+    held_out = ImageBatches(images, preprocess, seed, limit)
+    if exits is not None:
+        train = ImageBatches(load_images(train_data or data, train_split), preprocess, seed)
+        made[-1] = wrapped = dynamic.wrap(made[-1], next(iter(train))[0], exits=exits)
+        print(dynamic.fit(wrapped, train, mode="heads", seed=seed))
+    names = [path.rpartition(":")[2] for path in networks]
+    cascade = dynamic.Cascade(made, combine=combine, names=names if len(set(names)) == len(names) else None)
+    bundle = dynamic.build(
+        cascade,
+        held_out,
+        engine,
+        preprocess=preprocess,
+        classes=images.classes,
+        score=score,
+        seed=seed,
+        max_drops=max_drop or MAX_DROPS,
+    ).save(out)
+    print(ladder_text(bundle.ladder))
+    print(f"\nbundle of {len(bundle.records)} images for engine {engine}: {bundle.folder}")
+
+
+@app.command()
+def profile(
+    shelf: Shelf,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size; once for each, rising. [1, 8, 64]")] = None,
+    seconds: Annotated[float, typer.Option(help="Time for each batch size.")] = 1.0,
+    engine: Engine = None,
+    threads: Threads = None,
+    idle: Idle = None,
+) -> None:
+    """Measure what every stage costs on this machine, and keep that in the bundle."""
+    bundle = dynamic.load(shelf).profile(batch or (1, 8, 64), seconds, engine, **_given(threads=threads, idle=idle))
+    assert bundle.costs is not None
+    print(costs_text(bundle, bundle.costs))
+
+
+@app.command()
+def run(
+    shelf: Shelf,
+    images: Annotated[list[Path], typer.Argument(help="Image files, folders and zips.", show_default=False)],
+    split: Annotated[str | None, typer.Option(help="Of folders and zips, only <split>/<class>/<image>.")] = None,
+    latency_ms: LatencyMs = None,
+    percentile: Percentile = "0.95",
+    memory_mb: MemoryMb = None,
+    battery_floor: BatteryFloor = None,
+    max_drop: MaxDrop = None,
+    engine: Engine = None,
+    threads: Threads = None,
+    idle: Idle = None,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
+) -> None:
+    """Run images under a budget, one at a time; where they lie in folders named like classes, check the answers."""
+    budget = dynamic.Budget(latency_ms, _fraction(percentile), memory_mb, battery_floor, max_drop)
+    bundle = dynamic.load(shelf)
+    if bundle.preprocess is None:
+        raise InputError(
+            f"{shelf} was built with preprocess=None: images cannot be made into its inputs; build it anew"
+        )
+    pictures, stages = find_pictures(images, split), [stage.name for stage in bundle.spec.stages]
+    latencies: list[float] = []
+    right: list[bool] = []
+    point = ""
+    shown = None if quiet or not sys.stdout.isatty() else False  # a bar would tear the lines
+    with bundle.runtime(budget, engine=engine, **_given(threads=threads, idle=idle)) as runtime:
+        for picture in track(pictures, "inference", len(pictures), shown):
+            result = runtime(picture.pixels())
+            known = picture.folder if picture.folder in (bundle.classes or ()) else None
+            latencies.append(result.latency_ms)
+            right += [result.name[0] == known] if known is not None else []
+            row = {
+                "file": picture.name,
+                "class": known,
+                "label": int(result.label[0]),
+                "name": result.name[0],
+                "probability": float(result.probability[0]) if result.label[0] >= 0 else None,
+                "stage": stages[result.stage[0]],
+                "latency_ms": result.latency_ms,
+                "point": result.decision.point.point.name,
+                "reason": result.decision.reason,
+            }
+            if as_json and not quiet:
+                print(json.dumps(row))
+            elif not quiet:
+                if row["point"] != point:
+                    point = result.decision.point.point.name
+                    print(f"# {row['reason']}")
+                answer = row["label"] if row["name"] is None else row["name"]
+                print(
+                    f"{row['file']}  {answer}  {result.probability[0]:.3f}  {row['stage']}  {result.latency_ms:.2f} ms"
+                )
+        stats = runtime.stats()
+    if as_json:
+        accuracy = float(np.mean(right)) if right else None
+        print(json.dumps({"summary": vars(stats) | {"accuracy": accuracy, "known": len(right)}}))
+    else:
+        print(run_text(stats, latencies, right, stages))
+
+
+def _list_devices(wanted: bool) -> None:
+    from dynamic.simulate.devices import devices
+
+    if wanted:
+        for name, device in devices().items():
+            print(f"{name}: {device.name}, {device.cores} cores, {device.battery_mwh / 1e3:g} Wh")
+        raise typer.Exit
+
+
+@app.command()
+def simulate(
+    shelf: Shelf,
+    device: Annotated[str, typer.Option(help="A simulated device; --list names them.")],
+    rate_hz: Annotated[float, typer.Option(help="Requests a second.")] = 1.0,
+    duration_s: Annotated[float, typer.Option(help="Seconds to simulate.")] = 3600.0,
+    poisson: Annotated[bool, typer.Option("--poisson", help="Requests at random times instead of equal ones.")] = False,
+    background_load: Annotated[float, typer.Option(help="Share of the cores that others keep busy, 0 to 1.")] = 0.0,
+    battery: Annotated[float, typer.Option(help="Charge at the start, 0 to 1.")] = 1.0,
+    latency_ms: LatencyMs = None,
+    percentile: Percentile = "0.95",
+    memory_mb: MemoryMb = None,
+    battery_floor: BatteryFloor = None,
+    max_drop: MaxDrop = None,
+    seed: Annotated[int, typer.Option(help="Of arrivals and of the order of the inputs.")] = 0,
+    as_json: Json = False,
+    list_devices: Annotated[
+        bool, typer.Option("--list", is_eager=True, callback=_list_devices, help="List the devices and exit.")
+    ] = False,
+) -> None:
+    """Serve recorded inputs on a simulated battery device: its times are scaled from this machine's."""
+    from dynamic.policies.budget_policy import BudgetPolicy
+    from dynamic.simulate import devices, simulator, workload
+
+    budget = dynamic.Budget(latency_ms, _fraction(percentile), memory_mb, battery_floor, max_drop)
+    chosen = devices.device(device)
+    requests = (workload.Poisson if poisson else workload.Constant)(rate_hz, duration_s)
+    loaded = dynamic.load(shelf)
+    bundle = loaded if loaded.costs is not None else loaded.profile()
+    records = bundle.records.select(bundle.records.part == 1)  # thresholds were not chosen on these
+    report = simulator.simulate(
+        bundle.frontier,
+        records if len(records) else bundle.records,
+        chosen,
+        requests,
+        BudgetPolicy(),
+        budget,
+        seed=seed,
+        background_load=background_load,
+        battery=battery,
+    )
+    print(json.dumps(report.to_json()) if as_json else report)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"dynamic-inference {dynamic.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """`0.5,0.4` as numbers."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise BudgetError(f"{option} {text!r}: give numbers with commas between them, 0.485,0.456,0.406") from error
+
+
+def _size(option: str, text: str | None) -> int | tuple[int, int] | None:
+    """`224`, or `224x320` as (height, width)."""
+    try:
+        sizes = [] if text is None else [int(part) for part in text.split("x")]
+    except ValueError:
+        sizes = [0]
+    if len(sizes) > 2 or any(size < 1 for size in sizes):
+        raise BudgetError(f"{option} {text!r}: give a whole number, 224, or HEIGHTxWIDTH, 224x320")
+    return None if not sizes else sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def _fraction(percentile: str) -> float | None:
+    """A percentile as Budget takes it."""
+    try:
+        return None if percentile == "mean" else float(percentile)
+    except ValueError as error:
+        raise BudgetError(f"--percentile {percentile!r}: give a fraction, 0.95, or 'mean'") from error
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The engine's options that were given: engines refuse those they do not have."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Ladders, costs and runs as text for a shell user."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from dynamic.bundle import Bundle
+from dynamic.policies.costs import Costs
+from dynamic.policies.ladder import Ladder
+from dynamic.result import Statistics
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns in line: the first to the left, the others to the right."""
+    lines = [tuple(head), *(tuple(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in lines
+    )
+
+
+def ladder_text(ladder: Ladder) -> str:
+    """Every point: what it was chosen for, what was measured, and where inputs leave."""
+    head = ("point", "chosen for", "drop", "bound", "accuracy", "95% interval", "leaving at each stage")
+    rows = (
+        (
+            point.name,
+            "-" if point.target is None else f"{point.target:g}",
+            f"{point.risk:.4f}",
+            "-" if point.bound is None else f"{point.bound:.4f}",
+            f"{point.accuracy[1]:.4f}",
+            f"{point.accuracy[0]:.4f}-{point.accuracy[2]:.4f}",
+            " ".join(f"{share:4.0%}" for share in point.shares),
+        )
+        for point in ladder.points
+    )
+    certified = f"bounds hold jointly with probability {1 - (ladder.points[0].delta or 0):g}"
+    note = certified if ladder.certified else "not certified: drops were measured, and no bound stands behind them"
+    measured = f"drops to the reference, {ladder.points[0].name!r}, measured on {ladder.points[0].n} images"
+    return f"stages: {', '.join(ladder.stage_names)}\n{table(head, rows)}\n{measured}; {note}"
+
+
+def costs_text(bundle: Bundle, costs: Costs) -> str:
+    """What every stage costs at every batch size, the memory of every backbone, and what that makes of the points."""
+    stages = bundle.spec.stages
+    figures = (costs.latency_ms, costs.latency_p95_ms, costs.head_ms, costs.cpu_ms)
+    rows = (
+        (stage.name, str(size), *(f"{figure[s][k]:.3f}" for figure in figures))
+        for s, stage in enumerate(stages)
+        for k, size in enumerate(costs.batch)
+    )
+    last = {stage.backbone: stage.name for stage in stages}  # a backbone is named like its last stage
+    points = (
+        (
+            p.point.name,
+            f"{p.point.accuracy[1]:.4f}",
+            *(f"{ms:.3f}" for ms in (p.mean_ms[0], p.p95_ms[0], p.cpu_ms[0])),
+            f"{p.memory_mb:.1f}",
+        )
+        for p in bundle.frontier.points
+    )
+    return "\n".join(
+        [
+            f"{costs.machine}; engine {costs.engine}, {costs.precision}, {costs.threads} threads",
+            "",
+            table(("stage", "batch", "median ms", "p95 ms", "head ms", "CPU-ms"), rows),
+            "",
+            "overhead of a request: "
+            + ", ".join(f"{ms:.3f} ms at {k}" for ms, k in zip(costs.call_ms, costs.batch, strict=True)),
+            "resident memory: " + ", ".join(f"{last[b]} {mb:.1f} MB" for b, mb in enumerate(costs.memory_mb)),
+            f"not measured: {', '.join(costs.not_measured) or 'nothing is left out'}",
+            "",
+            f"points that no other beats here, at batch {costs.batch[0]}:",
+            table(("point", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB"), points),
+        ]
+    )
+
+
+def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[bool], stages: Sequence[str]) -> str:
+    """What a run came to; `right`: of each input whose class is known, whether the answer was it."""
+    accuracy = f"accuracy {np.mean(right):.4f} of {len(right)} whose class is known" if right else "no classes known"
+    p50, p95 = np.percentile(latency_ms, [50, 95])
+    left = ", ".join(f"{name} {share:.1%}" for name, share in zip(stages, stats.stage_shares, strict=True))
+    points = ", ".join(f"{name!r} {share:.1%}" for name, share in stats.point_shares.items())
+    return "\n".join(
+        [
+            f"{stats.inputs} images, {accuracy}",
+            f"latency mean {stats.mean_latency_ms:.2f} ms, median {p50:.2f} ms, p95 {p95:.2f} ms",
+            f"leaving at {left}",
+            f"points {points}; {stats.decision_changes} changes of decision; "
+            f"certified answers {stats.certified_share:.0%}",
+        ]
+    )
