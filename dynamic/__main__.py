@@ -16,6 +16,7 @@ import dynamic
 from dynamic.errors import BudgetError, DynamicError, InputError
 from dynamic.pictures import find_pictures
 from dynamic.policies.certification import MAX_DROPS
+from dynamic.preprocessing import RGB, Gray
 from dynamic.progress import track
 from dynamic.tables import costs_text, ladder_text, run_text
 
@@ -85,14 +86,14 @@ def build(
     """Make a bundle of trained networks and held-out images: export, calibrate, choose thresholds."""
     from dynamic.offline.checkpoints import load_weights
     from dynamic.offline.images import load_images
-    from dynamic.offline.sources import ImageBatches, network_at
+    from dynamic.offline.sources import ImageBatches, network_at, numbers, size
 
     if weights and len(weights) != len(networks):
         raise BudgetError(f"{len(weights)} --weights for {len(networks)} networks: give one for each, in order")
     if exits is not None and train_data is None and train_split is None:
         raise BudgetError("--exits needs --train-data or --train-split: exits must not train on the held-out images")
-    sizes = _size("--resize", resize), _size("--crop", crop)
-    preprocess = dynamic.Preprocess.of(_numbers("--mean", mean), _numbers("--std", std), *sizes)
+    sizes = size("--resize", resize), size("--crop", crop)
+    preprocess = dynamic.Preprocess.of(numbers("--mean", mean), numbers("--std", std), *sizes)
     made = [network_at(path) for path in networks]
     for network, file in zip(made, weights or (), strict=False):
         load_weights(network, file)
@@ -157,13 +158,19 @@ def run(
             f"{shelf} was built with preprocess=None: images cannot be made into its inputs; build it anew"
         )
     pictures, stages = find_pictures(images, split), [stage.name for stage in bundle.spec.stages]
+    converts = any(isinstance(step, (Gray, RGB)) for step in bundle.preprocess.steps)
+    channels = None if converts else bundle.spec.inputs[0].shape[0]
     latencies: list[float] = []
     right: list[bool] = []
     point = ""
     shown = None if quiet or not sys.stdout.isatty() else False  # a bar would tear the lines
     with bundle.runtime(budget, engine=engine, **_given(threads=threads, idle=idle)) as runtime:
         for picture in track(pictures, "inference", len(pictures), shown):
-            result = runtime(picture.pixels())
+            pixels = picture.pixels(channels)
+            try:
+                result = runtime(pixels)
+            except InputError as error:
+                raise InputError(f"{picture.name}: {error}") from error
             known = picture.folder if picture.folder in (bundle.classes or ()) else None
             latencies.append(result.latency_ms)
             right += [result.name[0] == known] if known is not None else []
@@ -262,25 +269,6 @@ def _before(
     ] = False,
 ) -> None:
     """Options that stand before the command."""
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """`0.5,0.4` as numbers."""
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise BudgetError(f"{option} {text!r}: give numbers with commas between them, 0.485,0.456,0.406") from error
-
-
-def _size(option: str, text: str | None) -> int | tuple[int, int] | None:
-    """`224`, or `224x320` as (height, width)."""
-    try:
-        sizes = [] if text is None else [int(part) for part in text.split("x")]
-    except ValueError:
-        sizes = [0]
-    if len(sizes) > 2 or any(size < 1 for size in sizes):
-        raise BudgetError(f"{option} {text!r}: give a whole number, 224, or HEIGHTxWIDTH, 224x320")
-    return None if not sizes else sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
 def _fraction(percentile: str) -> float | None:

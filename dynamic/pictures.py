@@ -24,22 +24,25 @@ class Picture:
     folder: str
     read: Callable[[], bytes]
 
-    def pixels(self) -> NDArray[np.uint8]:
-        """`[H, W, 1]` where the image is gray, else `[H, W, 3]`.
+    def pixels(self, channels: int | None = None) -> NDArray[np.uint8]:
+        """`[H, W, channels]`, gray (1) or colour (3); None: gray where the image is, else colour.
 
         Raises InputError where it does not read, DynamicError where Pillow is not installed.
         """
         try:
-            from PIL import Image
+            from PIL import Image, UnidentifiedImageError
         except ModuleNotFoundError as error:
             raise DynamicError('decoding images needs Pillow: pip install "dynamic-inference[images]"') from error
         broken = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises
         packed = (zipfile.BadZipFile, zlib.error, RuntimeError)  # RuntimeError: a password
         try:
             with Image.open(io.BytesIO(self.read())) as image:
-                array = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+                gray = image.mode == "L" if channels is None else channels == 1
+                array = np.asarray(image.convert("L" if gray else "RGB"))
         except (*broken, *packed) as error:
-            raise InputError(f"{self.name} does not read as an image ({error}); remove it, or copy it again") from error
+            # this one names a buffer of ours
+            why = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+            raise InputError(f"{self.name} does not read as an image ({why}); remove it, or copy it again") from error
         return array[..., None] if array.ndim == 2 else array
 
 

@@ -105,16 +105,13 @@ class Runtime:
         """
         began = self._clock()
         inputs = self._inputs(x)
-        decision, snapshot = self._decide(len(next(iter(inputs.values()))))
+        budget = self.budget
+        decision, snapshot = self._decide(budget, len(next(iter(inputs.values()))))
         point = decision.point.point
-        loading = self._clock()
-        self._load(frozenset(point.backbones))
-        loaded = self._clock()
+        moved = self._load(frozenset(point.backbones), budget)
         output = self.engine.run(inputs, np.asarray(point.thresholds, np.float32))
-        done = self._clock()
-        latency_ms = (done - began) * 1e3
-        # loading a backbone happens once and says nothing about how slow the device is
-        self._observe(decision, snapshot, output, latency_ms, latency_ms - (loaded - loading) * 1e3)
+        latency_ms = (self._clock() - began) * 1e3
+        self._observe(decision, snapshot, output, latency_ms, representative=not moved)
         return self._result(output, decision, latency_ms)
 
     def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
@@ -160,9 +157,8 @@ class Runtime:
         array = np.atleast_1d(np.asarray(x))
         return {spec[0].name: array[None] if array.ndim == len(spec[0].shape) else array}
 
-    def _decide(self, rows: int) -> tuple[Decision, Snapshot]:
+    def _decide(self, budget: Budget, rows: int) -> tuple[Decision, Snapshot]:
         snapshot = replace(self.monitor.latest, queue_length=rows)
-        budget = self.budget
         with self._lock:
             decision, self._state = self.policy.decide(self.frontier, budget, snapshot, self._state)
             last, self._decision = self._decision, decision
@@ -172,28 +168,33 @@ class Runtime:
             logger.info("decision %s: %s", decision.point.point.name, decision.reason)
         return decision, snapshot
 
-    def _load(self, needed: frozenset[int]) -> None:
+    def _load(self, needed: frozenset[int], budget: Budget) -> bool:
+        """Whether backbones had to be loaded or unloaded."""
         loaded = self.engine.loaded()
-        if not needed <= loaded:
-            self.engine.load(sorted(needed - loaded))
-        if self.budget.memory_mb is not None and loaded - needed:
-            self.engine.unload(sorted(loaded - needed))
+        missing, spare = needed - loaded, loaded - needed if budget.memory_mb is not None else frozenset()
+        if missing:
+            self.engine.load(sorted(missing))
+        if spare:
+            self.engine.unload(sorted(spare))
+        return bool(missing or spare)
 
     def _observe(
-        self, decision: Decision, snapshot: Snapshot, output: Output, latency_ms: float, running_ms: float
+        self, decision: Decision, snapshot: Snapshot, output: Output, latency_ms: float, representative: bool
     ) -> None:
         rows, deepest = len(output.stage), int(output.stage.max())
         feedback = Feedback(
             point=decision.point,
             stage=deepest,
             rows=rows,
-            latency_ms=running_ms,
+            latency_ms=latency_ms,
             expected_ms=self.frontier.path_ms(decision.point, deepest, rows),
             threads=self.engine.threads,
             snapshot=snapshot,
         )
         with self._lock:
-            self._state = self.policy.observe(self._state, feedback)
+            # loading, and the first run after it, happen once and say nothing about how slow the device is
+            if representative:
+                self._state = self.policy.observe(self._state, feedback)
             self._requests += 1
             self._sure += self._certified
             self._latency_ms += latency_ms

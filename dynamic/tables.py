@@ -86,7 +86,8 @@ def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[boo
     return "\n".join(
         [
             f"{stats.inputs} images, {accuracy}",
-            f"latency mean {stats.mean_latency_ms:.2f} ms, median {p50:.2f} ms, p95 {p95:.2f} ms",
+            f"latency mean {stats.mean_latency_ms:.2f} ms, median {p50:.2f} ms, p95 {p95:.2f} ms; "
+            f"the first took {latency_ms[0]:.2f} ms, loading included",
             f"leaving at {left}",
             f"points {points}; {stats.decision_changes} changes of decision; "
             f"certified answers {stats.certified_share:.0%}",

@@ -31,7 +31,7 @@ class Budget:
         _check("percentile", self.percentile, 0.0, 1.0, "a fraction below 1, 0.95 for the 95th percentile")
         for name in ("battery_floor", "max_drop"):
             value = getattr(self, name)
-            if value != 0:
+            if value != 0 or value is False:
                 _check(name, value, 0.0, 1.0, "a fraction in [0, 1), 0.2 for 20%")
 
     def to_json(self) -> dict[str, Any]:

@@ -70,24 +70,25 @@ class BudgetPolicy:
         def limit(
             name: str,
             figure: Callable[[FrontierPoint], float],
-            most: Callable[[FrontierPoint], float],
+            most: float,
             unit: str,
+            share: Callable[[FrontierPoint], float] = lambda _: 1.0,
         ) -> None:
             nonlocal left
-            fitting = [p for p in left if figure(p) <= most(p)]
+            fitting = [p for p in left if figure(p) <= most * share(p)]
             if fitting:
                 if len(fitting) < len(left):
-                    why.append(f"{name} at most {most(left[0]):.4g}{unit}")
+                    why.append(f"{name} at most {most:.4g}{unit}")
                 left = fitting
                 return
             least = min(map(figure, left))
-            why.append(f"{name} {least:.4g}{unit} is over {most(left[0]):.4g}{unit} and gave way")
+            why.append(f"{name} {least:.4g}{unit} is over {most:.4g}{unit} and gave way")
             gave_way.append(name)
             left = [p for p in left if figure(p) == least]
 
         if budget.memory_mb is not None and state.base_mb is not None:
-            base, most = state.base_mb, budget.memory_mb
-            limit("memory_mb", lambda p: base + p.memory_mb, lambda _: most, " MB")
+            base = state.base_mb
+            limit("memory_mb", lambda p: base + p.memory_mb, budget.memory_mb, " MB")
         if state.memory_available_mb is not None:
             room = state.memory_available_mb + _memory(frontier, state.resident)
             fitting = [p for p in left if p.memory_mb <= room]
@@ -98,17 +99,16 @@ class BudgetPolicy:
             left = [min(left, key=lambda p: p.cpu_ms[0])]
             why.append(f"battery {state.battery:.0%} is at or below the floor {budget.battery_floor:.0%}")
         if budget.latency_ms is not None:
-            wanted = budget.latency_ms
             now = next((latency[id(p)] for p in left if p.point.name == state.current), 0.0)
             limit(
                 "latency_ms",
                 predicted_ms,
-                lambda p: wanted * (_TO_SPARE if state.current and latency[id(p)] > now > 0 else 1.0),
+                budget.latency_ms,
                 " ms",
+                lambda p: _TO_SPARE if state.current and latency[id(p)] > now > 0 else 1.0,
             )
         if budget.max_drop is not None:
-            allowed = budget.max_drop
-            limit("max_drop", lambda p: p.point.promised_drop, lambda _: allowed, "")
+            limit("max_drop", lambda p: p.point.promised_drop, budget.max_drop, "")
 
         cheap = budget.max_drop is not None
         best = (

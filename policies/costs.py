@@ -40,8 +40,12 @@ class Costs:
     def __post_init__(self) -> None:
         if not self.batch or any(a >= b for a, b in zip(self.batch, self.batch[1:], strict=False)):
             raise InputError(f"batch={self.batch} must be rising batch sizes")
-        for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms"):
+        if len(self.call_ms) != len(self.batch):
+            raise InputError(f"call_ms has {len(self.call_ms)} entries for {len(self.batch)} batch sizes")
+        for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms", "energy_mj"):
             table = getattr(self, name)
+            if table is None and name == "energy_mj":
+                continue
             if len(table) != len(self.latency_ms) or any(len(row) != len(self.batch) for row in table):
                 raise InputError(f"{name} must have a row for each stage and a column for each batch size")
 

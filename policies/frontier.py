@@ -1,6 +1,7 @@
 """A ladder with one device's costs: what a policy chooses from."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -81,46 +82,84 @@ class Frontier:
 
     def path_ms(self, point: FrontierPoint, depth: int, rows: int = 1) -> float:
         """Expected time of a request of `rows` inputs whose deepest one left at stage `depth`."""
-        reach = _reach(point.point)
-        return sum(
-            _stage_ms(self.costs, point.plan, s, max(1.0, rows * reach[s])) for s in range(depth + 1)
-        ) + self.costs.at(self.costs.call_ms, rows)
+        there = (_sum_given_depth(point.point, rows, depth, _gets_to(s, depth))[1] for s in range(depth + 1))
+        return sum(_stage_ms(self.costs, point.plan, s, at) for s, at in enumerate(there)) + self.costs.at(
+            self.costs.call_ms, rows
+        )
 
 
 def mean_ms(point: Point, todo: Plan, costs: Costs, rows: int) -> float:
-    """Mean latency: stage s runs on its expected share of the rows, and at all with the chance that one gets there."""
+    """Mean latency: the chance that one of the rows gets to a stage, times what the rows expected there then take."""
     return sum(
-        min(1.0, rows * share) * _stage_ms(costs, todo, s, max(1.0, rows * share))
-        for s, share in enumerate(_reach(point))
+        chance * _stage_ms(costs, todo, s, there) for s, (chance, there) in enumerate(_visits(point, rows)) if chance
     ) + costs.at(costs.call_ms, rows)
 
 
 def percentile_ms(point: Point, todo: Plan, costs: Costs, rows: int, percentile: float) -> float:
     """The latency that a share `percentile` of requests stays below.
 
-    A mixture over the depth of the request's deepest row (rows taken as independent). Given the depth, the
-    time is taken as normal: medians of the stages add up, and so do their variances, read off p95 - median.
+    A mixture over the depth of the request's deepest row (rows taken as independent). Given the depth, the time
+    is taken as normal. Its mean is that of the rows expected at each stage; its variance that of how many get there,
+    times what one row more costs, plus that of the stages themselves (independent), read off p95 - median.
     """
-    left = np.cumsum(point.shares)  # share of single inputs done by each stage
-    chance = np.diff(np.clip(left, 0.0, 1.0) ** rows, prepend=0.0)  # of each depth, for the deepest of `rows`
-    reach = _reach(point)
-    middle, variance = costs.at(costs.call_ms, rows), 0.0
+    spare = costs.at(costs.call_ms, rows)
     depths: list[tuple[float, float, float]] = []
-    for s, probability in enumerate(chance):
-        at = max(1.0, rows * reach[s])
-        if todo.run[s]:
-            median = _stage_ms(costs, todo, s, at)
-            spread = costs.at(costs.latency_p95_ms[s], at) - costs.at(costs.latency_ms[s], at)
-            middle += median
-            variance += (max(spread, 0.0) / _NORMAL_95) ** 2
-        if probability > 0:
-            depths.append((float(probability), middle, math.sqrt(variance) + 1e-9))
+    for depth in range(len(todo.on)):
+        chance = _sum_given_depth(point, rows, depth, (0.0,) * (depth + 1))[0]
+        if chance <= 0:
+            continue
+        middle, variance, extra = spare, 0.0, [0.0]
+        for s in range(depth + 1):
+            there = _sum_given_depth(point, rows, depth, _gets_to(s, depth))[1]
+            middle += _stage_ms(costs, todo, s, there)
+            one_more = _stage_ms(costs, todo, s, there + 1) - _stage_ms(costs, todo, s, max(there - 1, 1.0))
+            extra.append(extra[-1] + one_more / (there + 1 - max(there - 1, 1.0)))
+            if todo.run[s]:
+                spread = costs.at(costs.latency_p95_ms[s], there) - costs.at(costs.latency_ms[s], there)
+                variance += (max(spread, 0.0) / _NORMAL_95) ** 2
+        variance += _sum_given_depth(point, rows, depth, extra[1:])[2]
+        depths.append((chance, middle, math.sqrt(variance) + 1e-9))
     low, high = 0.0, max(m + 8 * sd for _, m, sd in depths)
     for _ in range(50):
         guess = 0.5 * (low + high)
         below = sum(p * 0.5 * (1 + math.erf((guess - m) / (sd * math.sqrt(2)))) for p, m, sd in depths)
         low, high = (guess, high) if below < percentile else (low, guess)
     return high
+
+
+def _visits(point: Point, rows: int) -> list[tuple[float, float]]:
+    """By stage: the chance that one of `rows` inputs gets there, and how many do where one does."""
+    chances = [1.0 - (1.0 - min(share, 1.0)) ** rows for share in _reach(point)]
+    return [(c, rows * share / c if c else 0.0) for c, share in zip(chances, _reach(point), strict=True)]
+
+
+def _gets_to(stage: int, depth: int) -> list[float]:
+    """1 for an input that leaves at `stage` or later."""
+    return [float(at >= stage) for at in range(depth + 1)]
+
+
+def _sum_given_depth(point: Point, rows: int, depth: int, value: Sequence[float]) -> tuple[float, float, float]:
+    """(chance that the deepest of `rows` independent inputs leaves at `depth`, mean, variance then of a sum over all).
+
+    `value [depth + 1]`: what an input adds that leaves at each stage.
+    """
+
+    def no_deeper(d: int) -> tuple[float, float, float]:
+        # chance that none goes beyond d; first and second moment of the sum, times that chance
+        share = point.shares[: d + 1]
+        all_, one = sum(share), sum(p * v for p, v in zip(share, value, strict=False))
+        two = sum(p * v * v for p, v in zip(share, value, strict=False))
+        pairs = rows * (rows - 1) * all_ ** (rows - 2) * one**2 if rows > 1 else 0.0
+        return all_**rows, rows * all_ ** (rows - 1) * one, rows * all_ ** (rows - 1) * two + pairs
+
+    chance, first, second = (a - b for a, b in zip(no_deeper(depth), no_deeper(depth - 1), strict=True))
+    if chance > 1e-12:
+        mean = first / chance
+        return chance, mean, max(second / chance - mean**2, 0.0)
+    # never seen: one input there, the others as ever
+    before = sum(point.shares[: depth + 1])
+    usual = sum(p * v for p, v in zip(point.shares, value, strict=False)) / before if before > 0 else value[depth]
+    return 0.0, value[depth] + (rows - 1) * usual, 0.0
 
 
 def _stage_ms(costs: Costs, todo: Plan, stage: int, rows: float) -> float:
@@ -141,14 +180,10 @@ def _reach(point: Point) -> tuple[float, ...]:
 
 def _cost(point: Point, ladder: Ladder, costs: Costs) -> FrontierPoint:
     todo = plan(np.array(point.thresholds, np.float32), ladder.backbone)
-    reach = _reach(point)
 
     def expected(table: tuple[tuple[float, ...], ...], rows: int) -> float:
-        return sum(
-            min(1.0, rows * share) * costs.at(table[s], max(1.0, rows * share))
-            for s, share in enumerate(reach)
-            if todo.run[s]
-        )
+        visits = enumerate(_visits(point, rows))
+        return sum(chance * costs.at(table[s], there) for s, (chance, there) in visits if todo.run[s] and chance)
 
     return FrontierPoint(
         point=point,

@@ -1,6 +1,7 @@
 """Calibration records: what every stage said about every held-out input."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ class Records:
         try:
             # opened here: np.load leaves a damaged file open
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                if unknown := sorted(set(file.files) - set(cls.__dataclass_fields__)):
+                    raise CorruptError(f"{path} holds {unknown[0]!r}, which is no part of records; calibrate again")
                 return cls(
                     logits=file["logits"],
                     label=file["label"] if "label" in file else None,
@@ -105,7 +108,8 @@ class Records:
                     stage_names=tuple(file["stage_names"].tolist()),
                     fingerprint=str(file["fingerprint"]),
                 )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        # zipfile asks for methods it does not know (NotImplementedError) where a header is damaged
+        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise CorruptError(f"{path} does not read as records ({error}); calibrate again") from error
 
 

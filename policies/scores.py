@@ -19,7 +19,8 @@ TINY = np.float32(1e-30)  # keeps the logarithm of a probability finite
 
 def softmax(logits: NDArray[Any], temperature: float = 1.0) -> Floats:
     """Probabilities `[..., C]` of logits divided by `temperature` (Guo et al. 2017, eq. 9); NaN where not finite."""
-    scaled = logits * np.float32(1.0 / temperature)
+    # rows lie together: a sum over classes then rounds the same way whatever the memory layout of what was given
+    scaled: Floats = np.multiply(logits, np.float32(1.0 / temperature), order="C")
     with np.errstate(invalid="ignore"):  # inf - inf: the row becomes NaN, as documented
         scaled -= scaled.max(axis=-1, keepdims=True)
         np.exp(scaled, out=scaled)
@@ -40,7 +41,8 @@ def margin(probability: Floats) -> Floats:
 
 def negative_entropy(probability: Floats) -> Floats:
     """Minus the entropy in nats (Teerapittayanon et al. 2016, BranchyNet, eq. 1)."""
-    return (probability * np.log(np.maximum(probability, TINY))).sum(axis=-1)  # type: ignore[no-any-return]
+    terms = np.multiply(probability, np.log(np.maximum(probability, TINY)), order="C")  # see softmax
+    return terms.sum(axis=-1)  # type: ignore[no-any-return]
 
 
 SCORES: dict[str, Callable[[Floats], Floats]] = {

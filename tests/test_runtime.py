@@ -12,6 +12,8 @@ from torch import nn
 
 import dynamic
 from dynamic.errors import BudgetError, InputError
+from dynamic.policies import BudgetPolicy, Feedback
+from dynamic.policies.budget_policy import BudgetState
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,24 @@ def test_closing_leaves_no_thread(bundle: dynamic.Bundle) -> None:
     with bundle.runtime() as run:
         run(X[0])
     assert threading.active_count() == before
+
+
+def test_a_request_that_loads_says_nothing_about_the_device(bundle: dynamic.Bundle) -> None:
+    seen: list[float] = []
+
+    class Watched(BudgetPolicy):
+        def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
+            seen.append(feedback.latency_ms)
+            return super().observe(state, feedback)
+
+    with bundle.runtime(monitor=monitor(memory_process_mb=100.0), policy=Watched()) as run:
+        run(X[0])
+        assert seen == []
+        assert run(X[0]).latency_ms == seen[0]
+        run.budget = dynamic.Budget(memory_mb=101.0)  # the large network goes
+        run(X[0])
+        assert len(seen) == 1
+        assert run(X[0]).latency_ms == seen[1]
 
 
 @pytest.mark.parametrize(

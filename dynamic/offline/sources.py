@@ -1,4 +1,4 @@
-"""Networks and images as a shell user names them."""
+"""Networks, images and sizes as a shell user names them."""
 
 import importlib
 import math
@@ -58,3 +58,22 @@ class ImageBatches:
         for part in self._parts:
             inputs = self._preprocess(self._images.images[part])
             yield torch.from_numpy(inputs), torch.from_numpy(self._images.labels[part])
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """`0.5,0.4` as numbers; raises BudgetError naming the `option` on anything else."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise BudgetError(f"{option} {text!r}: give numbers with commas between them, 0.485,0.456,0.406") from error
+
+
+def size(option: str, text: str | None) -> int | tuple[int, int] | None:
+    """`224`, or `224x320` as (height, width); raises BudgetError naming the `option` on anything else."""
+    try:
+        sizes = [] if text is None else [int(part) for part in text.split("x")]
+    except ValueError:
+        sizes = [0]
+    if len(sizes) > 2 or any(side < 1 for side in sizes):
+        raise BudgetError(f"{option} {text!r}: give a whole number, 224, or HEIGHTxWIDTH, 224x320")
+    return None if not sizes else sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])

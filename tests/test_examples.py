@@ -1,0 +1,101 @@
+"""Every example, run as a user runs it: offline, in an empty folder; the later ones take the first one's bundle."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dynamic
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORKS = ["resnet8-w8", "resnet14-w16", "resnet14-w40"]
+
+
+def run(folder: Path, *command: str) -> str:
+    """What an example prints."""
+    script, *options = command
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}  # where tests share the processor
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("examples")
+
+
+@pytest.fixture(scope="module")
+def quickstart(folder: Path) -> str:
+    return run(folder, "quickstart.py", "--steps", "60", "--single", "20")
+
+
+def test_quickstart_compares_the_cascade_with_every_static_network(quickstart: str) -> None:
+    number = r"(\d+\.\d+)"
+    rows = re.findall(rf"^(\S.*?) +{number}% +{number} +{number} +{number} +{number} +(.*)$", quickstart, re.MULTILINE)
+    assert [row[0] for row in rows[:3]] == NETWORKS
+    assert all(row[0].startswith("cascade, ") for row in rows[3:])
+    for stage, (name, accuracy, *times, left) in enumerate(rows):
+        mean_ms, p50_ms, p95_ms, cpu_ms = map(float, times)
+        shares = [int(share) for share in re.findall(r"(\d+)%", left)]
+        assert 30 < float(accuracy) <= 100, name
+        assert 0 < p50_ms <= p95_ms
+        assert mean_ms > 0
+        assert cpu_ms > 0
+        assert sum(shares) == pytest.approx(100, abs=2)
+        if stage < 3:
+            assert shares[stage] == 100
+    assert float(rows[2][1]) > 80  # the last network has learned something
+
+
+def test_quickstart_says_why_it_decides(quickstart: str) -> None:
+    steps = re.split(r"^\[(.*)\]$", quickstart, flags=re.MULTILINE)[1:]
+    reasons = dict(zip(steps[::2], steps[1::2], strict=True))
+    assert list(reasons)[:2] == ["no limit", "one point of accuracy may go"]
+    assert "most accurate" in reasons["no limit"]
+    assert "gave way" in reasons["tighter than anything"]
+    assert "battery 15% is at or below the floor 20%" in reasons["battery at 15%, floor 20%"]
+    assert all(re.search(r"accuracy \d+\.\d% over 200 inputs", text) for text in reasons.values())
+
+
+def test_quickstart_leaves_a_bundle_and_a_picture(quickstart: str, folder: Path) -> None:
+    assert dynamic.load(folder / "out" / "digits").costs is not None
+    assert (folder / "out" / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_set_budgets_shows_what_gave_way(quickstart: str, folder: Path) -> None:
+    printed = run(folder, "set_budgets.py")
+    assert "training" not in printed
+    accuracies = [int(percent) for percent in re.findall(r"100 inputs: accuracy (\d+)%", printed)]
+    assert len(accuracies) == 9
+    assert min(accuracies) > 30
+    part = {text.splitlines()[0]: text for text in printed.split("\n\n")}
+    assert "not met: latency_ms" in part["sooner than anything can"]
+    assert "not met: memory_mb" in part["less memory than the process has"]
+    assert "at or below the floor" in part["the battery is at its floor"]
+    assert "floor" not in part["the charger is plugged in"].split("\n", 1)[1]
+
+
+def test_simulate_devices_marks_and_compares(quickstart: str, folder: Path) -> None:
+    printed = run(folder, "simulate_devices.py")
+    for title in ("Raspberry Pi 5", "mid-range phone"):
+        table = re.search(rf"^SIMULATED {title}.*\n.*\n((?:.+\n){{6}})", printed, re.MULTILINE)
+        assert table
+        rows = [re.split(r"  +", line.strip()) for line in table[1].splitlines()]
+        accuracy, spent_j, hours = ({row[0]: float(row[i].strip("%")) for row in rows} for i in (1, 4, 5))
+        assert min(accuracy.values()) > 30
+        # savings were asked for, and the reference is always allowed
+        assert spent_j["max_drop 0.02"] <= 1.02 * spent_j["last network alone"]
+        assert hours["max_drop 0.02"] >= 0.98 * hours["last network alone"]
+    assert "simulated on mid-range phone (a model, nothing measured there)" in printed

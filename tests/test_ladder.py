@@ -1,0 +1,75 @@
+"""Ladders through JSON, and what a point promises."""
+
+import json
+from typing import Any
+
+import pytest
+from policy_cases import INF, make_ladder, make_point
+
+from dynamic.policies.errors import CorruptError, SchemaError
+from dynamic.policies.ladder import SCHEMA, Ladder
+
+LADDER = make_ladder(
+    [
+        make_point("reference", (INF, INF), (0.0, 0.0, 1.0)),
+        make_point("drop 0.01", (0.7, INF), (0.4, 0.0, 0.6), target=0.01, risk=-0.002, bound=0.009, delta=0.1),
+        make_point("cheapest", (-INF, INF), (1.0, 0.0, 0.0), target=None, risk=0.3),
+    ],
+    (0, 0, 1),
+)
+
+
+def test_through_strict_json() -> None:
+    text = json.dumps(LADDER.to_json(), allow_nan=False)
+    assert Ladder.from_json(json.loads(text)) == LADDER
+
+
+@pytest.mark.parametrize(
+    ("target", "risk", "bound", "promised"),
+    [
+        (0.01, 0.004, 0.009, 0.01),  # certified: what it was certified for
+        (0.01, 0.02, 0.009, 0.01),
+        (0.01, 0.004, None, 0.01),  # else no less than was asked for
+        (0.01, 0.02, None, 0.02),  # nor than was measured
+        (None, 0.3, None, 0.3),
+        (0.0, -0.02, None, 0.0),
+    ],
+)
+def test_promised_drop(target: float | None, risk: float, bound: float | None, promised: float) -> None:
+    assert make_point("p", (0.5,), (0.5, 0.5), target=target, risk=risk, bound=bound).promised_drop == promised
+
+
+def test_a_newer_schema_asks_for_an_update() -> None:
+    with pytest.raises(SchemaError, match="update"):
+        Ladder.from_json(LADDER.to_json() | {"schema": SCHEMA + 1})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"schema": None},
+        {"points": None},
+        {"points": [{"name": "half"}]},
+        {"temperature": ["warm"]},
+        {"backbone": 3},
+    ],
+)
+def test_damage_is_told(damage: dict[str, Any]) -> None:
+    with pytest.raises(CorruptError, match="ladder"):
+        Ladder.from_json(LADDER.to_json() | damage)
+
+
+@pytest.mark.parametrize("name", sorted(LADDER.to_json()))
+def test_nothing_may_be_missing(name: str) -> None:
+    data = LADDER.to_json()
+    del data[name]
+    with pytest.raises(CorruptError, match=name):
+        Ladder.from_json(data)
+
+
+@pytest.mark.parametrize("name", sorted(LADDER.to_json()["points"][0]))
+def test_nothing_may_be_missing_of_a_point(name: str) -> None:
+    data = LADDER.to_json()
+    del data["points"][1][name]
+    with pytest.raises(CorruptError, match=name):
+        Ladder.from_json(data)

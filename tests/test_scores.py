@@ -1,0 +1,170 @@
+"""Scores and averaging against scipy, arithmetic by hand, and rows on their own."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from policy_cases import repeatable
+from scipy.special import softmax as scipy_softmax
+from scipy.stats import entropy
+
+from dynamic.policies.errors import BudgetError
+from dynamic.policies.scores import (
+    COMBINE,
+    SCORES,
+    Combiner,
+    Running,
+    margin,
+    max_probability,
+    negative_entropy,
+    softmax,
+)
+
+NAN = float("nan")
+LOGITS = arrays(np.float32, (4, 3, 5), elements=st.floats(-30, 30, width=32))  # [S, B, C]
+
+
+def combiner(combine: str, stages: int = 3, score: str = "max_probability") -> Combiner:
+    return Combiner((1.0,) * stages, score, combine)
+
+
+def run(one: Combiner, logits: Iterable[NDArray[np.float32]]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """(answer, score) after each stage of `logits [S, B, C]`."""
+    state, found = one.start(), []
+    for stage, own in enumerate(logits):
+        answer, score, state = one.add(state, stage, own)
+        found.append((answer, score))
+    return found
+
+
+@repeatable
+@given(LOGITS, st.floats(0.05, 20))
+def test_softmax_is_scipys(logits: NDArray[np.float32], temperature: float) -> None:
+    before = logits.copy()
+    found = softmax(logits, temperature)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, scipy_softmax(logits.astype(float) / temperature, axis=-1), rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(logits, before, err_msg="what is given must not change")
+
+
+def test_softmax_of_what_is_not_finite() -> None:
+    found = softmax(np.array([[0, NAN, 1], [np.inf, 0, 0], [-np.inf, 0, 0], [-np.inf] * 3], np.float32))
+    assert np.isnan(found[[0, 1, 3]]).all()
+    assert found[2].tolist() == [0, 0.5, 0.5]  # an impossible class is no mistake
+
+
+@pytest.mark.parametrize("score", sorted(SCORES))
+def test_the_layout_in_memory_changes_no_bit(score: str) -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 500, 17)).astype(np.float32)
+    one, other = (run(combiner("mean", 3, score), z) for z in (logits, [np.asfortranarray(z) for z in logits]))
+    for (answer, sure), (same_answer, same_sure) in zip(one, other, strict=True):
+        assert answer.tolist() == same_answer.tolist()
+        assert sure.tolist() == same_sure.tolist()
+
+
+def test_scores_by_hand() -> None:
+    p = np.array([[0.5, 0.3, 0.2], [0.1, 0.45, 0.45], [0.0, 1.0, 0.0]], np.float32)
+    np.testing.assert_allclose(max_probability(p), [0.5, 0.45, 1.0])
+    np.testing.assert_allclose(margin(p), [0.2, 0.0, 1.0], atol=1e-7)
+    np.testing.assert_allclose(negative_entropy(p), -entropy(p.astype(float), axis=1), atol=1e-6)
+    assert negative_entropy(p)[2] == 0
+
+
+@repeatable
+@given(arrays(np.float32, (6, 5), elements=st.floats(-30, 30, width=32)))
+def test_negative_entropy_is_scipys(logits: NDArray[np.float32]) -> None:
+    p = softmax(logits)
+    np.testing.assert_allclose(negative_entropy(p), -entropy(p.astype(float), axis=1), atol=1e-5)
+
+
+def test_mean_averages_and_last_does_not() -> None:
+    # probabilities 0.8 and 0.2, then even, then 0.1 and 0.9
+    logits = np.log(np.array([[[0.8, 0.2]], [[0.5, 0.5]], [[0.1, 0.9]]], np.float32))
+    means = [answer[0] for answer, _ in run(combiner("mean"), logits)]
+    np.testing.assert_allclose(means, [[0.8, 0.2], [0.65, 0.35], [1.4 / 3, 1.6 / 3]], rtol=1e-5)
+    assert [float(score[0]) for _, score in run(combiner("mean"), logits)] == pytest.approx([0.8, 0.65, 1.6 / 3])
+    lasts = [answer[0] for answer, _ in run(combiner("last"), logits)]
+    np.testing.assert_allclose(lasts, [[0.8, 0.2], [0.5, 0.5], [0.1, 0.9]], rtol=1e-5)
+
+
+def test_each_stage_has_its_own_temperature() -> None:
+    one = Combiner((1.0, 2.0), "margin", "last")
+    logits = np.array([[[3.0, 1.0]], [[3.0, 1.0]]], np.float32)
+    (_, sharp), (_, flat) = run(one, logits)
+    # the margin of two classes is tanh of half the scaled difference
+    assert float(sharp[0]) == pytest.approx(np.tanh(1.0), rel=1e-5)
+    assert float(flat[0]) == pytest.approx(np.tanh(0.5), rel=1e-5)
+
+
+def test_a_stage_of_nan_gets_no_score_and_stays_out_of_the_average() -> None:
+    first, last = [0.8, 0.2], [0.4, 0.6]
+    logits = np.log(np.array([[first, first], [[0.5, 0.5]] * 2, [last, last]], np.float32))
+    logits[1, 0, 1] = NAN
+    (_, _), (middle, score), (end, _) = run(combiner("mean"), logits)
+    assert np.isnan(score).tolist() == [True, False]
+    np.testing.assert_allclose(middle[0], first, rtol=1e-5)  # the answer before stands
+    np.testing.assert_allclose(end, [[0.6, 0.4], [1.7 / 3, 1.3 / 3]], rtol=1e-5)
+    (_, _), (middle, score), (end, _) = run(combiner("last"), logits)
+    assert np.isnan(score).tolist() == [True, False]
+    np.testing.assert_allclose(middle[0], first, rtol=1e-5)
+    np.testing.assert_allclose(end[0], last, rtol=1e-5)
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+def test_nan_first_and_nan_for_good(combine: str) -> None:
+    logits = np.log(np.array([[[0.5, 0.5]] * 2, [[0.7, 0.3]] * 2], np.float32))
+    logits[0] = NAN
+    logits[1, 1] = np.inf
+    (answer, score), (end, end_score) = run(combiner(combine), logits)
+    assert np.isnan(answer).all()
+    assert np.isnan(score).all()
+    np.testing.assert_allclose(end[0], [0.7, 0.3], rtol=1e-5)
+    assert float(end_score[0]) == pytest.approx(0.7)
+    assert np.isnan(end[1]).all()
+    assert np.isnan(end_score[1])
+
+
+@repeatable
+@given(LOGITS, arrays(np.bool_, (4, 3)), st.sampled_from(COMBINE), st.sampled_from(sorted(SCORES)))
+def test_broken_rows_do_not_touch_the_others(
+    logits: NDArray[np.float32], broken: NDArray[np.bool_], combine: str, score: str
+) -> None:
+    logits = logits.copy()
+    logits[broken] = NAN
+    one = combiner(combine, 4, score)
+    together = run(one, logits)
+    for row in range(3):
+        good = ~broken[:, row]
+        alone = run(combiner(combine, int(good.sum()), score), logits[good, row : row + 1])
+        for (answer, sure), stage in zip(alone, np.flatnonzero(good), strict=True):
+            np.testing.assert_allclose(together[stage][0][row], answer[0], rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(together[stage][1][row], sure[0], rtol=1e-4, atol=1e-5)
+        assert all(np.isnan(together[stage][1][row]) for stage in np.flatnonzero(broken[:, row]))
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+@pytest.mark.parametrize("broken", [False, True])
+def test_rows_that_stay_go_on_as_if_alone(combine: str, broken: bool) -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    if broken:
+        logits[1, 2] = NAN
+    one, rows = combiner(combine), np.array([0, 2])
+    state = one.start()
+    for stage in range(2):
+        _, _, state = one.add(state, stage, logits[stage])
+    answer, score, _ = one.add(state.select(rows), 2, logits[2, rows])
+    expected, expected_score = run(one, logits[:, rows])[2]
+    np.testing.assert_allclose(answer, expected, rtol=1e-6)
+    np.testing.assert_allclose(score, expected_score, rtol=1e-6)
+    assert Running().select(rows) == Running()
+
+
+def test_unknown_words_are_named() -> None:
+    with pytest.raises(BudgetError, match=r"'certainty'.*max_probability"):
+        Combiner((1.0,), "certainty", "mean")
+    with pytest.raises(BudgetError, match=r"'median'.*mean"):
+        Combiner((1.0,), "margin", "median")

@@ -1,0 +1,53 @@
+"""The filter against Kalman's formulas by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dynamic.policies.slowdown import Slowdown
+
+
+def test_two_steps_by_hand() -> None:
+    # variance 0.09 + 0.01 before, noise 0.09: gain 10/19
+    first = Slowdown().observe(20, 10)
+    assert first.mean == pytest.approx(10 / 19 * math.log(2))
+    assert first.variance == pytest.approx(9 / 19 * 0.1)
+    before = 9 / 19 * 0.1 + 0.01
+    gain = before / (before + 0.09)
+    second = first.observe(10, 10)
+    assert second.mean == pytest.approx((1 - gain) * first.mean)
+    assert second.variance == pytest.approx((1 - gain) * before)
+    assert second.ratio == pytest.approx(math.exp(second.mean))
+
+
+def test_nothing_seen_is_no_slowdown() -> None:
+    assert Slowdown().ratio == 1.0
+
+
+def test_settles_on_the_truth_and_follows_it() -> None:
+    random = np.random.default_rng(0)
+    state = Slowdown()
+    for truth in (3.0, 0.5):
+        for noise in random.normal(0, 0.2, 60):
+            state = state.observe(truth * 10 * math.exp(noise), 10)
+        assert state.ratio == pytest.approx(truth, rel=0.2)
+    # where the variance settles: v = (v + q) r / (v + q + r)
+    q, r = 0.01, 0.09
+    assert state.variance == pytest.approx((-q + math.sqrt(q * q + 4 * q * r)) / 2, rel=1e-6)
+
+
+def test_twice_as_fast_undoes_twice_as_slow() -> None:
+    slow, fast = Slowdown().observe(20, 10), Slowdown().observe(5, 10)
+    assert slow.ratio * fast.ratio == pytest.approx(1)
+
+
+def test_one_stall_counts_as_a_factor_of_twenty_at_most() -> None:
+    assert Slowdown().observe(1e9, 1) == Slowdown().observe(math.exp(3), 1)
+    assert Slowdown().observe(1, 1e9) == Slowdown().observe(1, math.exp(3))
+
+
+@pytest.mark.parametrize(("observed", "expected"), [(0, 10), (10, 0), (-1, 10), (math.nan, 10), (10, math.nan)])
+def test_what_cannot_be_compared_changes_nothing(observed: float, expected: float) -> None:
+    before = Slowdown(0.3, 0.05)
+    assert before.observe(observed, expected) is before
