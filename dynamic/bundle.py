@@ -81,6 +81,12 @@ class Bundle:
             raise BundleError("this bundle has no costs for this machine yet: call bundle.profile() first")
         return Frontier.of(self.ladder, self.costs)
 
+    def costs_on(self, engine: str) -> Costs | None:
+        """What stages cost on this machine with `engine`, measured now or earlier; None where it never was."""
+        if self.costs is not None and self.costs.engine == engine:
+            return self.costs
+        return _costs(self, engine)
+
     def combiner(self) -> Combiner:
         """How stages' logits become answers and scores."""
         return Combiner(self.ladder.temperature, self.ladder.score, self.ladder.combine)
@@ -219,7 +225,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
         raise CorruptError(f"{folder}: the bundle does not read ({error!r}); build or copy it again") from error
-    return replace(bundle, costs=_costs(bundle))
+    return replace(bundle, costs=_costs(bundle, bundle.engine))
 
 
 def _stages(modules: Any) -> tuple[Any, ...] | None:
@@ -232,11 +238,11 @@ def _costs_name(engine: str, precision: str) -> str:
     return f"{machine_key()}-{engine}-{precision}.json"
 
 
-def _costs(bundle: Bundle) -> Costs | None:
-    path = bundle.folder / _COSTS / _costs_name(bundle.engine, bundle.precision)
+def _costs(bundle: Bundle, engine: str) -> Costs | None:
+    path = bundle.folder / _COSTS / _costs_name(engine, bundle.precision)
     if not path.is_file():
         others = list((bundle.folder / _COSTS).glob("*.json"))
-        if others:
+        if others and not any(other.name.startswith(machine_key()) for other in others):
             logger.warning(
                 "%s holds costs of other machines only; this is %s: call profile()",
                 bundle.folder,

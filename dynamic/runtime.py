@@ -90,9 +90,12 @@ class Runtime:
         Raises EngineError where the engine cannot be had.
         """
         name = engine or bundle.engine
-        if bundle.costs is None or bundle.costs.engine != name:
+        costs = bundle.costs_on(name)
+        if costs is None:
             logger.info("no costs of engine %s on this machine: profiling now", name)
             bundle = bundle.profile(engine=name, **options)
+        else:
+            bundle = replace(bundle, costs=costs)
         watch = monitor if monitor is not None else Monitor()
         watch.start()  # before the engine: the policy takes the first reading for memory without models
         opened = bundle.open(name, **options)

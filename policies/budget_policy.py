@@ -93,7 +93,7 @@ class BudgetPolicy:
             room = state.memory_available_mb + _memory(frontier, state.resident)
             fitting = [p for p in left if p.memory_mb <= room]
             if len(fitting) < len(left):
-                why.append(f"{room:.0f} MB of memory are free")
+                why.append(f"{room:.0f} MB of memory are free" + ("" if fitting else ", too little for any point"))
             left = fitting or [min(left, key=lambda p: p.memory_mb)]
         if _battery_low(budget, state):
             left = [min(left, key=lambda p: p.cpu_ms[0])]

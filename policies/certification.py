@@ -62,7 +62,7 @@ def certify(
     if best.drop < 0:
         candidates.append((best.cost, "best", 0.0, best))
     for drop in sorted(set(max_drops)):
-        found = search.cheapest(drop, margin) or search.cheapest(drop)
+        found = search.cheapest(drop, margin)
         if found is not None:
             candidates.append((found.cost, f"drop {drop:g}", drop, found))
     least = search.least_cost()

@@ -72,14 +72,16 @@ class _Exits:
 
     def left_at(self, limits: Sequence[float]) -> NDArray[np.intp]:
         """The number of the exit, of this set, that each record leaves at under `limits [k]`: `[N]`."""
-        at = np.full(len(self.stages[0].score), len(limits), np.intp)
-        for j in range(len(limits) - 1, -1, -1):  # the earliest exit that fires has the last word
-            np.copyto(at, j, where=np.float32(limits[j]) < self.stages[j].score)
-        return at
+        passed = np.zeros(len(self.stages[0].score), np.int8)  # how many exits a record has not left at
+        stays = np.ones(len(passed), bool)
+        for limit, stage in zip(limits, self.stages, strict=False):
+            stays &= stage.score <= np.float32(limit)
+            passed += stays
+        return passed.astype(np.intp)
 
     def gain_at(self, at: NDArray[np.intp]) -> NDArray[np.int8]:
         """Gain of each record where it leaves at exit `at [N]`."""
-        return np.asarray(self.gain[at, np.arange(len(at))])
+        return np.asarray(self.gain.ravel().take(at * len(at) + np.arange(len(at))), np.int8)
 
 
 @dataclass(frozen=True, eq=False)

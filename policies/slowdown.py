@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 _DRIFT = 0.01  # variance that the true log ratio gains from one request to the next
 _NOISE = 0.09  # variance of one observation: a request is off its expectation by about 30%
-_FARTHEST = 3.0  # log ratios beyond a factor of 20 are taken as that: one stall must not blind the filter
+_FARTHEST = 2.0  # standard deviations: a stall moves the estimate by no more than a surprise of that size
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,15 @@ class Slowdown:
         return math.exp(self.mean)
 
     def observe(self, observed_ms: float, expected_ms: float) -> "Slowdown":
-        """The estimate after one more request; one without an expectation changes nothing."""
+        """The estimate after one more request; one without an expectation changes nothing.
+
+        The innovation is clipped (Huber 1964): one request that the system stalled must not look like a slow device,
+        while several in a row do.
+        """
         if not (observed_ms > 0 and expected_ms > 0):
             return self
-        seen = max(-_FARTHEST, min(_FARTHEST, math.log(observed_ms / expected_ms)))
         variance = self.variance + _DRIFT
+        most = _FARTHEST * math.sqrt(variance + _NOISE)
+        surprise = max(-most, min(most, math.log(observed_ms / expected_ms) - self.mean))
         gain = variance / (variance + _NOISE)
-        return Slowdown(self.mean + gain * (seen - self.mean), (1 - gain) * variance)
+        return Slowdown(self.mean + gain * surprise, (1 - gain) * variance)

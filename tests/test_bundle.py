@@ -142,6 +142,17 @@ def test_costs_are_kept_for_this_machine(shelf: Path) -> None:
     assert dynamic.load(shelf).frontier.points[0].point.name == "reference"
 
 
+def test_costs_of_another_engine_are_found_again(
+    bundle: dynamic.Bundle, networks: list[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle.save(tmp_path / "shelf").folder
+    cascade = dynamic.Cascade(networks)
+    dynamic.load(path, modules=cascade).profile(batch=(1,), seconds=0.05, engine="torch")
+    monkeypatch.setattr("dynamic.bundle.profile", None)  # measuring again would call it
+    with dynamic.load(path, modules=cascade).runtime(engine="torch", monitor=dynamic.FixedMonitor()) as run:
+        assert run.frontier.costs.engine == "torch"
+
+
 def test_saving_replaces_a_bundle_but_nothing_else(bundle: dynamic.Bundle, tmp_path: Path) -> None:
     bundle.save(tmp_path / "shelf")
     bundle.save(tmp_path / "shelf")

@@ -42,9 +42,23 @@ def test_twice_as_fast_undoes_twice_as_slow() -> None:
     assert slow.ratio * fast.ratio == pytest.approx(1)
 
 
-def test_one_stall_counts_as_a_factor_of_twenty_at_most() -> None:
-    assert Slowdown().observe(1e9, 1) == Slowdown().observe(math.exp(3), 1)
-    assert Slowdown().observe(1, 1e9) == Slowdown().observe(1, math.exp(3))
+def test_one_stall_counts_as_two_standard_deviations_at_most() -> None:
+    most = 2 * math.sqrt(0.09 + 0.01 + 0.09)
+    assert Slowdown().observe(1e9, 1).mean == pytest.approx(10 / 19 * most)
+    assert Slowdown().observe(1, 1e9).mean == pytest.approx(-10 / 19 * most)
+    settled = Slowdown()
+    for _ in range(50):
+        settled = settled.observe(10, 10)
+    assert settled.observe(500, 10).ratio < 1.25
+
+
+def test_a_step_is_followed_within_ten_requests() -> None:
+    state = Slowdown()
+    for _ in range(50):
+        state = state.observe(10, 10)
+    for _ in range(10):
+        state = state.observe(40, 10)
+    assert state.ratio > 3.2
 
 
 @pytest.mark.parametrize(("observed", "expected"), [(0, 10), (10, 0), (-1, 10), (math.nan, 10), (10, math.nan)])
