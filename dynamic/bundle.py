@@ -95,13 +95,14 @@ class Bundle:
         """The fingerprint of this cascade and preprocessing on an engine; the ladder's where nothing changed."""
         return fingerprint(self.cascade, _preprocess_json(self.preprocess), engine, precision)
 
-    def open(self, engine: str | None = None, **options: Any) -> StageEngine:
+    def open(self, engine: str | None = None, precision: str | None = None, **options: Any) -> StageEngine:
         """An engine for this cascade (None: the one it was calibrated on); options are the engine's own.
 
         Raises EngineError where it is unknown or not installed.
         """
         name = engine or self.engine
-        return open_engine(name, self.folder, self.spec, self.combiner(), self.modules, **options)
+        wanted = precision or (self.precision if name == self.engine else "f32")
+        return open_engine(name, self.folder, self.spec, self.combiner(), self.modules, wanted, **options)
 
     def profile(
         self,

@@ -1,4 +1,4 @@
-"""`python -m dynamic.footprint BUNDLE BACKBONE THREADS`: megabytes that a process grows by for one backbone."""
+"""`python -m dynamic.footprint BUNDLE BACKBONE THREADS ENGINE PRECISION`: MB that a process grows by for a backbone."""
 
 import sys
 from pathlib import Path
@@ -13,19 +13,33 @@ _RELU = bytes.fromhex(
 )
 
 
-def main(folder: str, backbone: str, threads: str) -> None:
-    """Load one backbone of a bundle, run it once, and print the growth of resident memory in MB (10^6 bytes)."""
+def _warm_onnxruntime() -> None:
     import onnxruntime
 
+    onnxruntime.InferenceSession(_RELU, providers=["CPUExecutionProvider"]).run(None, {"x": np.zeros(1, np.float32)})
+
+
+def _warm_openvino() -> None:
+    import openvino
+
+    core = openvino.Core()
+    core.compile_model(core.read_model(_RELU), "CPU")([np.zeros(1, np.float32)])
+
+
+_WARM = {"onnxruntime": _warm_onnxruntime, "openvino": _warm_openvino}
+
+
+def main(folder: str, backbone: str, threads: str, name: str, precision: str) -> None:
+    """Load one backbone of a bundle, run it once, and print the growth of resident memory in MB (10^6 bytes)."""
     from dynamic.bundle import read
     from dynamic.engines.opening import open_engine
     from dynamic.profiling import example_arrays
 
     bundle = read(Path(folder), verify=False)
-    engine = open_engine("onnxruntime", bundle.folder, bundle.spec, bundle.combiner(), threads=int(threads))
+    engine = open_engine(name, bundle.folder, bundle.spec, bundle.combiner(), precision=precision, threads=int(threads))
     inputs = example_arrays(bundle.spec, 1)
-    # what the first session of a process costs is the engine's, not the backbone's
-    onnxruntime.InferenceSession(_RELU, providers=["CPUExecutionProvider"]).run(None, {"x": np.zeros(1, np.float32)})
+    # what the first model of a process costs is the engine's, not the backbone's
+    _WARM[name]()
     process = psutil.Process()
     before = process.memory_info().rss
     carry = engine.executor.start(inputs)

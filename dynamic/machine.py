@@ -5,7 +5,7 @@ import hashlib
 import platform
 from pathlib import Path
 
-from dynamic.engines.onnxruntime import available_cores
+from dynamic.engines.memory import available_cores
 
 
 @functools.cache

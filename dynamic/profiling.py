@@ -144,18 +144,19 @@ def _rows(columns: list[_Column], take: Callable[[_Column], list[float]]) -> tup
 def _memory(engine: StageEngine, folder: Path | None) -> tuple[tuple[float, ...], tuple[str, ...]]:
     """(MB per backbone, what could not be measured)."""
     backbones = engine.spec.backbones
-    if folder is None or engine.name != "onnxruntime":
+    if folder is None or engine.name == "torch":
         return tuple(0.0 for _ in backbones), (f"resident memory on engine {engine.name!r}",)
     try:
-        return tuple(_resident_mb(folder, backbone, engine.threads) for backbone in backbones), ()
+        return tuple(_resident_mb(folder, backbone, engine) for backbone in backbones), ()
     except (OSError, subprocess.SubprocessError, ValueError):
         size = [(folder / "backbones" / f"{b}.weights").stat().st_size / 1e6 for b in backbones]
         return tuple(size), ("resident memory (the size of the weights stands in)",)
 
 
-def _resident_mb(folder: Path, backbone: int, threads: int) -> float:
+def _resident_mb(folder: Path, backbone: int, engine: StageEngine) -> float:
     """What a fresh process grows by when it loads and runs one backbone alone."""
-    command = [sys.executable, "-m", "dynamic.footprint", str(folder), str(backbone), str(threads)]
+    asked = [str(folder), str(backbone), str(engine.threads), engine.name, engine.precision]
+    command = [sys.executable, "-m", "dynamic.footprint", *asked]
     # the child imports what this process imports, wherever that came from
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env)

@@ -97,6 +97,27 @@ def test_the_same_on_torch_and_onnxruntime(networks: list[nn.Module], shelf: Pat
     assert (near | (outputs[0].logits.argmax(1) == outputs[1].logits.argmax(1))).all()
 
 
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_a_bundle_calibrated_on_openvino(networks: list[nn.Module], loader: Any, precision: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor does not compute in bf16")
+    built = dynamic.build(networks, loader, engine="openvino", precision=precision).profile((1,), seconds=0.05)
+    inputs, labels = loader[0]
+    with torch.no_grad():
+        own = torch.stack([n(inputs) for n in networks], 1).numpy()
+    off = np.abs(built.records.logits - own).max() / np.abs(own).max()
+    assert off < 1e-5 if precision == "f32" else 1e-5 < off < 0.05
+    assert built.ladder.points[0].accuracy[1] > 0.9
+    assert built.costs is not None
+    assert (built.costs.engine, built.costs.precision) == ("openvino", precision)
+    assert all(mb > 0 for mb in built.costs.memory_mb)
+    with built.runtime(monitor=still(), policy=Always(first)) as run:
+        assert run.engine.precision == precision
+        assert (run(inputs.numpy()).label == labels.numpy()).mean() > 0.9
+    assert built.fingerprint("openvino", "f32") != built.fingerprint("openvino", "bf16")
+
+
 def test_accuracy_on_the_ladder_is_accuracy_measured(bundle: dynamic.Bundle) -> None:
     records = bundle.records
     held_out = records.part == 1

@@ -90,7 +90,7 @@ def engine(case: Case, name: str, combine: str = "mean", **options: Any) -> Stag
     return open_engine(name, case.folder, case.spec, combiner, case.cascade.stages, **options)
 
 
-@pytest.fixture(params=["torch", "onnxruntime"])
+@pytest.fixture(params=["torch", "onnxruntime", "openvino"])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

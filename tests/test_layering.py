@@ -15,9 +15,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "policies": ({"numpy"}, {"policies"}),
     "engines": ({"numpy"}, {"policies", "engines"}),
     "engines/onnxruntime.py": ({"numpy", "onnxruntime"}, {"policies", "engines"}),
+    "engines/openvino.py": ({"numpy", "openvino"}, {"policies", "engines"}),
     "engines/pytorch.py": ({"numpy", "torch"}, {"policies", "engines"}),
     "run": ({"numpy", "psutil", "PIL", "tqdm"}, {"policies", "engines", "run"}),
-    "run/footprint.py": ({"numpy", "psutil", "onnxruntime"}, {"policies", "engines", "run"}),
+    "run/footprint.py": ({"numpy", "psutil", "onnxruntime", "openvino"}, {"policies", "engines", "run"}),
     "run/__main__.py": (
         {"numpy", "typer", "tqdm"},
         {"policies", "engines", "run", "offline", "simulate", "models"},

@@ -1,8 +1,5 @@
 """ONNX Runtime, one session a stage."""
 
-import ctypes
-import gc
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec
+from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
 
 IDLE = ("sleep", "spin")
@@ -108,22 +106,3 @@ def _open(path: Path, threads: int, idle: str, stage: str) -> Any:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EngineError(f"ONNX Runtime cannot load stage {stage!r} from {path.name}: {error}") from error
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity mask where the system has one."""
-    import os
-
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def trim_memory() -> None:
-    """Hand freed memory back to the system: glibc keeps it in its arenas otherwise (173 to 656 MB seen)."""
-    gc.collect()
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):  # musl and others have no such call, and do not need it
-            return

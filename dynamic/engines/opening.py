@@ -30,15 +30,25 @@ def _torch(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **opti
     return TorchExecutor(stages, spec, **options)
 
 
-ENGINES: dict[str, Callable[..., Executor]] = {"onnxruntime": _onnxruntime, "torch": _torch}
+def _openvino(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **options: Any) -> Executor:
+    from dynamic.engines.openvino import OpenVinoExecutor
+
+    try:
+        return OpenVinoExecutor(folder, spec, **options)
+    except ModuleNotFoundError as error:
+        raise EngineError("engine 'openvino' needs OpenVINO: pip install 'dynamic-inference[openvino]'") from error
+
+
+ENGINES: dict[str, Callable[..., Executor]] = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch}
+PRECISIONS = {"onnxruntime": ("f32",), "openvino": ("f32", "bf16"), "torch": ("f32",)}
 
 
 def check_engine(name: str, precision: str) -> None:
     """Raises EngineError on an engine or precision that does not exist."""
     if name not in ENGINES:
         raise EngineError(f"engine {name!r} is not known; use one of {sorted(ENGINES)}")
-    if precision != "f32":
-        raise EngineError(f"precision {precision!r} is not available on engine {name!r}; use 'f32'")
+    if precision not in PRECISIONS[name]:
+        raise EngineError(f"precision {precision!r} is not available on engine {name!r}; use one of {PRECISIONS[name]}")
 
 
 def open_engine(
@@ -47,14 +57,17 @@ def open_engine(
     spec: CascadeSpec,
     combiner: Combiner,
     stages: Sequence[Any] | None = None,
+    precision: str = "f32",
     **options: Any,
 ) -> StageEngine:
     """The engine `name` for the graphs under `folder`, or for the torch `stages`.
 
-    `options` are the engine's own: `threads` and `idle` for "onnxruntime", `device` for "torch". Raises
-    EngineError on an unknown engine, an unknown option, or one that is not installed.
+    `options` are the engine's own: `threads` and `idle` for "onnxruntime", `threads` for "openvino", `device` for
+    "torch". Raises EngineError on an unknown engine, precision or option, or an engine that is not installed.
     """
-    check_engine(name, "f32")
+    check_engine(name, precision)
+    if len(PRECISIONS[name]) > 1:
+        options["precision"] = precision
     try:
         executor = ENGINES[name](folder, spec, stages, **options)
     except TypeError as error:

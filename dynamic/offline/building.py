@@ -28,7 +28,8 @@ from dynamic.policies.certification import certify
 from dynamic.policies.errors import EngineError
 
 MAX_DROPS = (0.0, 0.005, 0.01, 0.02, 0.05)
-_PARITY = 1e-3  # of the largest logit: beyond it a graph is wrong, not merely rounded otherwise
+# of the largest logit: beyond it a graph is wrong, not merely rounded otherwise
+_PARITY = {"f32": 1e-3, "bf16": 0.15}
 
 
 def build(
@@ -66,7 +67,7 @@ def build(
     with evaluating(cascade):
         spec = export(cascade, folder, example, progress=progress)
         stages = cascade.stages
-        opened = open_engine(engine, folder, spec, plain_combiner(spec), stages)
+        opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
         try:
             _check_parity(cascade, opened, spec, example)
             records = collect(cascade, opened, batches, groups, shipped, search_share, seed, progress=progress)
@@ -95,7 +96,7 @@ def _check_parity(cascade: Cascade, engine: StageEngine, spec: CascadeSpec, exam
     with torch.no_grad():
         own = np.stack([t.float().cpu().numpy() for t in cascade(*named.values())], axis=1)
     for stage, described in enumerate(spec.stages):
-        limit = _PARITY * max(1.0, float(np.abs(own[:, stage]).max(initial=0.0)))
+        limit = _PARITY[engine.precision] * max(1.0, float(np.abs(own[:, stage]).max(initial=0.0)))
         off = float(np.abs(shipped[:, stage] - own[:, stage]).max())
         if not off <= limit and np.isfinite(own[:, stage]).all():
             raise EngineError(

@@ -49,9 +49,8 @@ def calibrate(
     batches, example = peek(loader)
     with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(whole):
         spec = describe(whole, example) if engine == "torch" else export(whole, Path(folder), example)
-        opened = open_engine(
-            engine, Path(folder), spec, plain_combiner(spec), whole.stages if engine == "torch" else None
-        )
+        stages = whole.stages if engine == "torch" else None
+        opened = open_engine(engine, Path(folder), spec, plain_combiner(spec), stages, precision)
         try:
             return collect(whole, opened, batches, groups, preprocess, search_share, seed, progress=progress)
         finally:

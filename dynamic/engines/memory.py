@@ -1,0 +1,23 @@
+"""What every engine asks of the system: cores to use, and memory to give back."""
+
+import ctypes
+import gc
+import os
+import sys
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity mask where the system has one."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def trim_memory() -> None:
+    """Hand freed memory back to the system: glibc keeps it in its arenas otherwise (173 to 656 MB seen)."""
+    gc.collect()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):  # musl and others have no such call, and do not need it
+            return
