@@ -87,6 +87,10 @@ class Bundle:
             return self.costs
         return _costs(self, engine)
 
+    def precision_on(self, engine: str) -> str:
+        """What `engine` computes in: the precision that was calibrated on the bundle's own engine, f32 on others."""
+        return self.precision if engine == self.engine else "f32"
+
     def combiner(self) -> Combiner:
         """How stages' logits become answers and scores."""
         return Combiner(self.ladder.temperature, self.ladder.score, self.ladder.combine)
@@ -101,7 +105,7 @@ class Bundle:
         Raises EngineError where it is unknown or not installed.
         """
         name = engine or self.engine
-        wanted = precision or (self.precision if name == self.engine else "f32")
+        wanted = precision or self.precision_on(name)
         return open_engine(name, self.folder, self.spec, self.combiner(), self.modules, wanted, **options)
 
     def profile(
@@ -240,7 +244,7 @@ def _costs_name(engine: str, precision: str) -> str:
 
 
 def _costs(bundle: Bundle, engine: str) -> Costs | None:
-    path = bundle.folder / _COSTS / _costs_name(engine, bundle.precision)
+    path = bundle.folder / _COSTS / _costs_name(engine, bundle.precision_on(engine))
     if not path.is_file():
         others = list((bundle.folder / _COSTS).glob("*.json"))
         if others and not any(other.name.startswith(machine_key()) for other in others):
