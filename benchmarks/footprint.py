@@ -2,9 +2,9 @@
 
     python benchmarks/footprint.py
 
-A bundle of ResNet-20, 32 and 56 is built on the spot, saved and profiled once, as on a device. Then fresh processes take
-turns: the bundle on ONNX Runtime under a budget, ResNet-56 alone on ONNX Runtime, and both in torch. Each answers one
-image and says how much memory is resident; time counts from before the process starts until its answer has come out.
+A bundle of ResNet-20, 32 and 56 is built on the spot, saved and profiled once, as on a device. Then fresh processes
+take turns: the bundle on ONNX Runtime under a budget, ResNet-56 alone on ONNX Runtime, and both in torch. Each answers
+one image and says how much memory is resident; time counts from before the process starts until it has answered.
 """
 
 import argparse
@@ -154,9 +154,13 @@ def main() -> None:
         )
     ours, theirs = rows["bundle, ONNX Runtime"], rows["ResNet-56 alone, torch"]
     shares = {
-        figure: round(ours[figure]["median"] / theirs[figure]["median"], 3) for figure in ("first_answer_s", "resident_mb")
+        figure: round(ours[figure]["median"] / theirs[figure]["median"], 3)
+        for figure in ("first_answer_s", "resident_mb")
     }
-    print(f"the bundle against torch: {shares['first_answer_s']:.2f} of the time, {shares['resident_mb']:.2f} of the memory")
+    print(
+        f"the bundle against torch: {shares['first_answer_s']:.2f} of the time, "
+        f"{shares['resident_mb']:.2f} of the memory"
+    )
     print(f"\n{save('footprint', {'processes': options.processes, 'rows': rows, 'bundle_to_torch': shares})}")
 
 

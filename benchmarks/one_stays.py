@@ -60,7 +60,9 @@ def one_stays(engine: StageEngine, combiner: Combiner, inputs: dict[str, NDArray
     return limits
 
 
-def parts(engine: StageEngine, inputs: dict[str, NDArray[Any]]) -> tuple[Callable[[int], object], Callable[[int], object]]:
+def parts(
+    engine: StageEngine, inputs: dict[str, NDArray[Any]]
+) -> tuple[Callable[[int], object], Callable[[int], object]]:
     """(the first stage on all rows, the remaining stages on one row), on the executor alone."""
     executor, backbone = engine.executor, engine.spec.backbone
     _, carry = executor.step(0, executor.start(inputs), True)
@@ -81,7 +83,9 @@ def parts(engine: StageEngine, inputs: dict[str, NDArray[Any]]) -> tuple[Callabl
     return first, rest
 
 
-def measure(engine: StageEngine, combiner: Combiner, shape: Sequence[int], repeats: int, threads: int) -> dict[str, Any]:
+def measure(
+    engine: StageEngine, combiner: Combiner, shape: Sequence[int], repeats: int, threads: int
+) -> dict[str, Any]:
     """The whole request and its two parts, taking turns."""
     inputs = {"input": np.random.default_rng(0).standard_normal((ROWS, *shape)).astype(np.float32)}
     limits = one_stays(engine, combiner, inputs)

@@ -4,8 +4,8 @@
 
 For each network, at its usual image size, with 3 exits and random weights: the last logits are bit-equal to the
 network's own; the first stage runs a part of its modules (counted as they run); each stage exports with
-`torch.export` under a dynamic batch and answers a batch of another size as torch does. Takes about half an hour on two cores;
-what is done is kept in the results file, and a second run goes on from there (`--again` starts anew).
+`torch.export` under a dynamic batch and answers a batch of another size as torch does. Takes about half an hour on
+two cores; what is done is kept in the results file, and a second run goes on from there (`--again` starts anew).
 """
 
 import argparse
@@ -60,7 +60,7 @@ def check(name: str) -> dict[str, Any]:
             whole = ran.pop("modules")
             row["bit-equal"] = bool(torch.equal(net(x)[-1], own))
             ran.clear()
-            carry: tuple[Tensor, ...] = net.exit_stages[0].body(x)
+            net.exit_stages[0].body(x)
             row["modules in the first stage"] = f"{ran['modules']} of {whole}"
             row["skips"] = 0 < ran["modules"] < whole
         for hook in hooks:

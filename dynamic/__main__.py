@@ -31,7 +31,7 @@ app = typer.Typer(
 Shelf = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
 Engine = Annotated[str | None, typer.Option(help="Engine; the one the bundle was calibrated on unless given.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; all usable cores unless given.")]
-Idle = Annotated[str | None, typer.Option(help="What its threads do between requests: sleep or spin.")]
+Idle = Annotated[str | None, typer.Option(help="What its threads do while they wait: sleep or spin.")]
 LatencyMs = Annotated[float | None, typer.Option(help="Milliseconds that a request may take, at the percentile.")]
 Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: a fraction, or 'mean'.")]
 MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]

@@ -81,11 +81,12 @@ class Bundle:
             raise BundleError("this bundle has no costs for this machine yet: call bundle.profile() first")
         return Frontier.of(self.ladder, self.costs)
 
-    def costs_on(self, engine: str) -> Costs | None:
-        """What stages cost on this machine with `engine`, measured now or earlier; None where it never was."""
-        if self.costs is not None and self.costs.engine == engine:
-            return self.costs
-        return _costs(self, engine)
+    def costs_on(self, engine: str, precision: str, threads: int) -> Costs | None:
+        """What stages cost on this machine in this way, measured now or earlier; None where it never was."""
+        known = self.costs
+        if known is not None and (known.engine, known.precision, known.threads) == (engine, precision, threads):
+            return known
+        return _costs(self, _costs_name(engine, precision, threads))
 
     def precision_on(self, engine: str) -> str:
         """What `engine` computes in: the precision that was calibrated on the bundle's own engine, f32 on others."""
@@ -141,7 +142,7 @@ class Bundle:
 
         The folder appears whole or not at all. Raises BundleError where something else lies at `path`.
         """
-        target = Path(path)
+        target = Path(path).resolve()
         if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
             raise BundleError(f"{target} exists and is not a bundle; choose another folder, or remove it")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ class Bundle:
     def _keep(self, costs: Costs) -> None:
         try:
             (self.folder / _COSTS).mkdir(exist_ok=True)
-            path = self.folder / _COSTS / _costs_name(costs.engine, costs.precision)
+            path = self.folder / _COSTS / _costs_name(costs.engine, costs.precision, costs.threads)
             partial = path.with_suffix(f".{os.getpid()}.partial")
             partial.write_text(json.dumps(costs.to_json(), indent=1), encoding="utf-8")
             partial.replace(path)
@@ -230,7 +231,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
         raise CorruptError(f"{folder}: the bundle does not read ({error!r}); build or copy it again") from error
-    return replace(bundle, costs=_costs(bundle, bundle.engine))
+    return replace(bundle, costs=_newest_costs(bundle))
 
 
 def _stages(modules: Any) -> tuple[Any, ...] | None:
@@ -239,20 +240,26 @@ def _stages(modules: Any) -> tuple[Any, ...] | None:
     return tuple(getattr(modules, "stages", modules))
 
 
-def _costs_name(engine: str, precision: str) -> str:
-    return f"{machine_key()}-{engine}-{precision}.json"
+def _costs_name(engine: str, precision: str, threads: int | str) -> str:
+    return f"{machine_key()}-{engine}-{precision}-{threads}.json"
 
 
-def _costs(bundle: Bundle, engine: str) -> Costs | None:
-    path = bundle.folder / _COSTS / _costs_name(engine, bundle.precision_on(engine))
+def _newest_costs(bundle: Bundle) -> Costs | None:
+    """What was measured last on this machine with the bundle's own engine and precision."""
+    folder = bundle.folder / _COSTS
+    ours = folder.glob(_costs_name(bundle.engine, bundle.precision, "*"))
+    for path in sorted(ours, key=lambda p: p.stat().st_mtime, reverse=True):
+        return _costs(bundle, path.name)
+    if any(not other.name.startswith(machine_key()) for other in folder.glob("*.json")):
+        logger.warning(
+            "%s holds costs of other machines, none of this one, %s: call profile()", bundle.folder, machine_name()
+        )
+    return None
+
+
+def _costs(bundle: Bundle, name: str) -> Costs | None:
+    path = bundle.folder / _COSTS / name
     if not path.is_file():
-        others = list((bundle.folder / _COSTS).glob("*.json"))
-        if others and not any(other.name.startswith(machine_key()) for other in others):
-            logger.warning(
-                "%s holds costs of other machines only; this is %s: call profile()",
-                bundle.folder,
-                machine_name(),
-            )
         return None
     try:
         costs = Costs.from_json(json.loads(path.read_text(encoding="utf-8")))

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from dynamic.bundle import Bundle, names_of
 from dynamic.engines.contract import Array, Engine, Output
+from dynamic.engines.loop import check_inputs
 from dynamic.monitor import Monitor
 from dynamic.policies.budget import Budget
 from dynamic.policies.budget_policy import BudgetPolicy
 from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.errors import InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.snapshot import Snapshot
 from dynamic.progress import size_of, track
@@ -89,16 +91,19 @@ class Runtime:
 
         Raises EngineError where the engine cannot be had.
         """
-        name = engine or bundle.engine
-        costs = bundle.costs_on(name)
-        if costs is None:
-            logger.info("no costs of engine %s on this machine: profiling now", name)
-            bundle = bundle.profile(engine=name, **options)
-        else:
-            bundle = replace(bundle, costs=costs)
         watch = monitor if monitor is not None else Monitor()
         watch.start()  # before the engine: the policy takes the first reading for memory without models
-        opened = bundle.open(name, **options)
+        opened = bundle.open(engine, **options)
+        costs = bundle.costs_on(opened.name, opened.precision, opened.threads)
+        if costs is None:
+            logger.info(
+                "no costs of %s, %s, %d threads on this machine: profiling",
+                opened.name,
+                opened.precision,
+                opened.threads,
+            )
+            costs = bundle.profile(engine=opened.name, **options).costs
+        bundle = replace(bundle, costs=costs)
         return cls(bundle, bundle.frontier, opened, budget, watch, policy or BudgetPolicy())
 
     def __call__(self, x: Any) -> Result:
@@ -150,13 +155,17 @@ class Runtime:
         self.close()
 
     def _inputs(self, x: Any) -> Mapping[str, Array]:
-        if isinstance(x, Mapping):
-            return x
         spec = self.bundle.spec.inputs
+        if isinstance(x, Mapping):
+            named = {name: np.asarray(value) for name, value in x.items()}
+            check_inputs(named, spec)
+            return named
         if self.bundle.preprocess is not None:
             return {spec[0].name: self.bundle.preprocess(x)}
         if isinstance(x, tuple):
-            return {i.name: np.asarray(value) for i, value in zip(spec, x, strict=False)}
+            if len(x) != len(spec):
+                raise InputError(f"{len(x)} inputs given; this cascade takes {[i.name for i in spec]}")
+            return {i.name: np.asarray(value) for i, value in zip(spec, x, strict=True)}
         array = np.atleast_1d(np.asarray(x))
         return {spec[0].name: array[None] if array.ndim == len(spec[0].shape) else array}
 

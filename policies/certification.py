@@ -19,7 +19,7 @@ from dynamic.policies.search import Candidate, Search
 from dynamic.policies.temperature import fit_temperatures
 
 MAX_DROPS = (0.0, 0.005, 0.01, 0.02, 0.05)
-_NORMAL_95 = 1.959964  # two-sided 95% quantile of the normal distribution
+_TWO_SIDED_95 = 1.959964  # quantile of the normal distribution
 
 
 def certify(
@@ -111,7 +111,7 @@ def _measure(
 
 def wilson(successes: int, count: int) -> tuple[float, float, float]:
     """(low, share, high): the 95% score interval of a binomial share (Wilson 1927)."""
-    share, z2 = successes / count, _NORMAL_95**2
+    share, z2 = successes / count, _TWO_SIDED_95**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = _NORMAL_95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    half = _TWO_SIDED_95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
     return max(0.0, middle - half), share, min(1.0, middle + half)

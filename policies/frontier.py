@@ -12,7 +12,7 @@ from dynamic.policies.errors import InputError
 from dynamic.policies.ladder import Ladder, Point
 from dynamic.policies.plan import Plan, plan
 
-_NORMAL_95 = 1.644854  # one-sided 95% quantile of the normal distribution
+_ONE_SIDED_95 = 1.644854  # quantile of the normal distribution
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +69,17 @@ class Frontier:
     def latency_ms(self, percentile: float | None, rows: int) -> tuple[float, ...]:
         """Latency of a request of `rows` inputs by point, at a percentile (None: the mean)."""
         key = (percentile, rows)
-        if key not in self._latency:
+        found = self._latency.get(key)
+        if found is None:
             if len(self._latency) > 1000:
                 self._latency.clear()
-            self._latency[key] = tuple(
+            found = self._latency[key] = tuple(
                 mean_ms(p.point, p.plan, self.costs, rows)
                 if percentile is None
                 else percentile_ms(p.point, p.plan, self.costs, rows, percentile)
                 for p in self.points
             )
-        return self._latency[key]
+        return found
 
     def path_ms(self, point: FrontierPoint, depth: int, rows: int = 1) -> float:
         """Expected time of a request of `rows` inputs whose deepest one left at stage `depth`."""
@@ -116,7 +117,7 @@ def percentile_ms(point: Point, todo: Plan, costs: Costs, rows: int, percentile:
             extra.append(extra[-1] + one_more / (there + 1 - max(there - 1, 1.0)))
             if todo.run[s]:
                 spread = costs.at(costs.latency_p95_ms[s], there) - costs.at(costs.latency_ms[s], there)
-                variance += (max(spread, 0.0) / _NORMAL_95) ** 2
+                variance += (max(spread, 0.0) / _ONE_SIDED_95) ** 2
         variance += _sum_given_depth(point, rows, depth, extra[1:])[2]
         depths.append((chance, middle, math.sqrt(variance) + 1e-9))
     low, high = 0.0, max(m + 8 * sd for _, m, sd in depths)
@@ -169,6 +170,12 @@ def _stage_ms(costs: Costs, todo: Plan, stage: int, rows: float) -> float:
     return whole if todo.on[stage] else max(whole - costs.at(costs.head_ms[stage], rows), 0.0)
 
 
+def _body_share(costs: Costs, todo: Plan, stage: int, rows: float) -> float:
+    """The share of a stage's work that is done: without its head where that is off, by the time the head takes."""
+    whole = costs.at(costs.latency_ms[stage], rows)
+    return _stage_ms(costs, todo, stage, rows) / whole if whole > 0 else 1.0
+
+
 def _reach(point: Point) -> tuple[float, ...]:
     """Share of inputs that get as far as each stage `[S]`."""
     reach, left = [], 1.0
@@ -183,7 +190,11 @@ def _cost(point: Point, ladder: Ladder, costs: Costs) -> FrontierPoint:
 
     def expected(table: tuple[tuple[float, ...], ...], rows: int) -> float:
         visits = enumerate(_visits(point, rows))
-        return sum(chance * costs.at(table[s], there) for s, (chance, there) in visits if todo.run[s] and chance)
+        return sum(
+            chance * costs.at(table[s], there) * _body_share(costs, todo, s, there)
+            for s, (chance, there) in visits
+            if todo.run[s] and chance
+        )
 
     return FrontierPoint(
         point=point,

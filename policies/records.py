@@ -140,10 +140,31 @@ def split(
 
 
 def check_usable(records: Records) -> None:
-    """Raises CalibrationError where nothing can be learned: no records, or labels of one class only."""
+    """Raises CalibrationError where nothing can be learned.
+
+    That is: no records, labels of one class only (of all, or of the search part), groups that leave nothing to measure
+    on, a last stage without one finite answer.
+    """
     if len(records) == 0:
         raise CalibrationError("the calibration set is empty; give held-out inputs with labels")
     if records.label is not None and len(np.unique(records.label)) < 2:
         raise CalibrationError(
             f"all {len(records)} calibration labels are class {records.label[0]}; give held-out inputs of every class"
+        )
+    search = records.part == SEARCH
+    if records.label is not None and search.any() and len(np.unique(records.label[search])) < 2:
+        raise CalibrationError(
+            f"the {int(search.sum())} records that choose thresholds are of one class, all {len(records)} are not: "
+            "give more groups, or groups that do not follow the classes"
+        )
+    if records.group is not None and search.all():
+        raise CalibrationError(
+            f"{len(np.unique(records.group))} groups cannot be split: all choose thresholds, and none is left to "
+            "measure what was chosen; give more groups"
+        )
+    finite = np.isfinite(records.logits[:, -1]).all(axis=1)
+    if not finite.any():
+        raise CalibrationError(
+            f"the last stage, {records.stage_names[-1]!r}, gives NaN or infinity for all {len(records)} records: there "
+            "is no reference to measure drops against; check its weights and the preprocessing"
         )

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# before torch is imported: two of its threads on a busy machine wait for each other, and a test of seconds takes minutes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -360,7 +360,13 @@ def test_layouts_are_told(name: str, size: int, exit_name: str, channel: int, sh
         torchvision.models.get_model(name, num_classes=3, **options), torch.randn(1, 3, size, size), exits=[exit_name]
     )
     assert (net.exits[0].channel, net.exits[0].shape) == (channel, shape)
-    assert net.heads[0].classifier[0].num_features == 2 * shape[channel - 1]
+    head, feature = net.heads[0], torch.randn(2, *shape)
+    expected = (
+        F.adaptive_avg_pool2d(feature.movedim(channel, 1), head.grid).flatten(1)
+        if len(shape) == 3
+        else torch.cat([feature.mean(1), feature.amax(1)], 1)
+    )
+    assert torch.equal(head.pool(feature), expected)
 
 
 class Lengths(nn.Module):
@@ -382,7 +388,8 @@ class Lengths(nn.Module):
 def test_what_fx_cannot_follow_is_exported_for_evaluation_only() -> None:
     torch.manual_seed(0)
     backbone, x = Lengths(), torch.randn(5, 12)
-    net = dynamic.wrap(backbone, x, exits=["layers.1", "layers.3"])
+    with pytest.warns(DynamicWarning, match=r"len\(x\)"):
+        net = dynamic.wrap(backbone, x, exits=["layers.1", "layers.3"])
     assert net.tracer == "export"
     assert not net.trainable_backbone
     assert net.state_dict().keys() == {
@@ -408,7 +415,8 @@ def test_exits_inside_what_fx_takes_as_one_operation() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     backbone = nn.Sequential(nn.Linear(4, 16), nn.TransformerEncoder(layer, 3), nn.Flatten(), nn.Linear(112, 3)).eval()
     x = torch.randn(2, 7, 4)
-    net = dynamic.wrap(backbone, x, exits=["1.layers.0", "1.layers.1"]).eval()
+    with pytest.warns(DynamicWarning, match="only exit heads"):
+        net = dynamic.wrap(backbone, x, exits=["1.layers.0", "1.layers.1"]).eval()
     assert net.tracer == "export"
     assert [(e.channel, e.shape) for e in net.exits] == [(2, (7, 16))] * 2
     with torch.no_grad():
@@ -513,3 +521,139 @@ def test_wrapped_networks_ship(make: Any) -> None:
     np.testing.assert_allclose(bundle.records.logits, np.stack(own, 1), rtol=1e-3, atol=1e-4)
     output = bundle.open().run({"input": x[:7].numpy()}, np.full(2, np.inf, np.float32))
     assert output.logits.argmax(1).tolist() == own[-1][:7].argmax(1).tolist()
+
+
+def test_buffers_are_looked_up_when_it_runs() -> None:
+    """Arithmetic on buffers must not be done once and for all while tracing: weights are loaded later."""
+    torch.manual_seed(0)
+    backbone = torchvision.models.resnet18(num_classes=3, norm_layer=torchvision.ops.FrozenBatchNorm2d).eval()
+    net = dynamic.wrap(backbone, torch.randn(1, 3, 64, 64), exits=1).eval()
+    backbone.load_state_dict({k: v + 0.1 if "bn" in k else v for k, v in backbone.state_dict().items()})
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(net(x)[-1], backbone(x))
+        carry: tuple[Tensor, ...] = (x,)
+        for stage in net.exit_stages:
+            carry = stage.body(*carry)
+        assert torch.equal(carry[0], backbone(x))
+
+
+class Noisy(nn.Module):
+    """Does more in train mode than in eval mode, with a constant of its own in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.linear(x))
+        y = y + torch.tensor(100.0) if self.training else y * torch.tensor(2.0)
+        return x + y
+
+
+def test_training_finds_the_same_places_again() -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(Noisy(), Noisy(), Noisy(), nn.Linear(8, 3))
+    seen: list[Tensor] = []
+    net = dynamic.wrap(backbone, torch.randn(2, 8), exits=["1"]).train()
+    assert net.trainable_backbone
+    net.heads[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = torch.randn(4, 8)
+    logits = net(x)
+    torch.testing.assert_close(seen[0], backbone[1](backbone[0](x)))
+    torch.testing.assert_close(logits[-1], backbone(x))
+
+
+class Remembers(nn.Module):
+    """Keeps its last input, counts its calls, and makes a table at the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.last: Tensor | None = None
+        self.table: Tensor | None = None
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        self.calls += 1
+        if self.table is None:
+            self.table = torch.ones(8) * 3
+        return x + torch.relu(self.linear(x)) * self.table
+
+
+def test_what_the_user_s_code_keeps_is_put_back() -> None:
+    backbone = nn.Sequential(Remembers(), Remembers(), Remembers(), nn.Linear(8, 3)).eval()
+    x = torch.randn(2, 8)
+    net = dynamic.wrap(backbone, x, exits=1).eval()
+    assert all(m.last is None and m.table is None and m.calls == 0 for m in backbone[:3])
+    with torch.no_grad():
+        assert torch.equal(net(x)[-1], backbone(x))
+    assert isinstance(backbone[0].last, Tensor)
+
+
+class Views(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        part = x[:, :4]
+        y = self.inner(x)
+        part.clamp_(max=50)
+        return self.out(y + x)
+
+
+def test_views_that_change_across_a_cut_are_seen() -> None:
+    """On the example nothing is clamped: the change is told by torch's count of changes, not by values."""
+    torch.manual_seed(0)
+    backbone, x = Views().eval(), torch.randn(2, 8)
+    with pytest.warns(DynamicWarning, match="shares memory"):
+        net = dynamic.wrap(backbone, x, exits=["inner"]).eval()
+    large = 100 * torch.randn(4, 8)
+    with torch.no_grad():
+        (first, second), own = net.exit_stages, backbone(large.clone())
+        carry = tuple(t[[2, 0]] for t in first.body(large.clone()))
+        torch.testing.assert_close(second.body(*carry)[0], own[[2, 0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    net = dynamic.wrap(resnet().to(dtype), X.to(dtype), exits=2).eval()
+    with torch.no_grad():
+        assert [z.dtype for z in net(X.to(dtype))] == [dtype] * 3
+
+
+def test_parametrized_and_recurrent_layers() -> None:
+    torch.manual_seed(0)
+
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.LSTM(6, 12, batch_first=True)
+            self.two = nn.LSTM(12, 12, batch_first=True)
+            self.out = nn.utils.parametrizations.weight_norm(nn.Linear(12, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)[0]
+            return self.out(self.two(x)[0].mean(1))
+
+    backbone, x = Sequence().eval(), torch.randn(3, 5, 6)
+    net = dynamic.wrap(backbone, x, exits=1).eval()
+    assert [(e.shape, e.channel) for e in net.exits] == [((5, 12), 2)]
+    with torch.no_grad():
+        assert torch.equal(net(x)[-1], backbone(x))
+
+
+class Passes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_exits_that_no_head_can_read() -> None:
+    with pytest.raises(ExitError, match="floating-point"):
+        dynamic.wrap(nn.Sequential(Passes(), nn.Linear(8, 8), nn.Linear(8, 3)), torch.randn(2, 8), exits=["0"])
+    with pytest.raises(LayoutError, match="nonsense"):
+        dynamic.wrap(resnet(), X, exits=1, layout={"nonsense": "BCHW"})

@@ -95,11 +95,12 @@ class StageEngine:
 
     def _plan(self, thresholds: NDArray[np.float32]) -> Plan:
         key = np.asarray(thresholds, np.float32).tobytes()
-        if key not in self._plans:
+        found = self._plans.get(key)
+        if found is None:
             if len(self._plans) > 1000:  # a caller that varies thresholds without end must not fill memory
                 self._plans.clear()
-            self._plans[key] = plan(thresholds, self.spec.backbone)
-        return self._plans[key]
+            found = self._plans[key] = plan(thresholds, self.spec.backbone)
+        return found
 
 
 def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int:
@@ -110,7 +111,7 @@ def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int
         raise InputError(f"inputs are {sorted(inputs)}; this cascade takes {sorted(names)}")
     for spec in specs:
         array = inputs[spec.name]
-        if array.shape[1:] != spec.shape or array.ndim != len(spec.shape) + 1:
+        if array.ndim == 0 or array.shape[1:] != spec.shape or array.ndim != len(spec.shape) + 1:
             raise InputError(
                 f"input {spec.name!r} has shape {list(array.shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
             )

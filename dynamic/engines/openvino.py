@@ -44,6 +44,7 @@ class OpenVinoExecutor:
         self._compiled: dict[tuple[int, bool], Any] = {}  # (stage, with its head) -> compiled model
         self._lock = threading.Lock()
         self._requests = threading.local()
+        self._unloads = 0  # how often models were dropped: tells each thread when to look through its requests
 
     def load(self, backbones: Sequence[int]) -> None:
         """Compile the models of these backbones, heads included."""
@@ -59,6 +60,7 @@ class OpenVinoExecutor:
         with self._lock:
             kept = {k: m for k, m in self._compiled.items() if self._spec.stages[k[0]].backbone not in backbones}
             dropped, self._compiled = len(self._compiled) > len(kept), kept
+            self._unloads += dropped
         if dropped:
             self._own_requests()
             trim_memory()
@@ -96,17 +98,16 @@ class OpenVinoExecutor:
         """This thread's requests by stage, with the model each is of; those of dropped models go."""
         found: dict[tuple[int, bool], tuple[Any, Any]] = getattr(self._requests, "found", {})
         found = {k: entry for k, entry in found.items() if self._compiled.get(k) is entry[0]}
-        self._requests.found = found
+        self._requests.found, self._requests.unloads = found, self._unloads
         return found
 
     def _request(self, stage: int, head: bool) -> Any:
-        found = getattr(self._requests, "found", {}).get((stage, head))
-        if found is not None and self._compiled.get((stage, head)) is found[0]:
-            return found[1]
-        model = self._model(stage, head)
-        request = model.create_infer_request()
-        self._own_requests()[stage, head] = (model, request)
-        return request
+        local = self._requests
+        own = local.found if getattr(local, "unloads", -1) == self._unloads else self._own_requests()
+        if (stage, head) not in own:
+            model = self._model(stage, head)
+            own[stage, head] = (model, model.create_infer_request())
+        return own[stage, head][1]
 
     def _model(self, stage: int, head: bool) -> Any:
         with self._lock:

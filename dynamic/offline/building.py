@@ -24,10 +24,9 @@ from dynamic.offline.exporting import export
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.transforms import from_transforms
-from dynamic.policies.certification import certify
+from dynamic.policies.certification import MAX_DROPS, certify
 from dynamic.policies.errors import EngineError
 
-MAX_DROPS = (0.0, 0.005, 0.01, 0.02, 0.05)
 # of the largest logit: beyond it a graph is wrong, not merely rounded otherwise
 _PARITY = {"f32": 1e-3, "bf16": 0.15}
 

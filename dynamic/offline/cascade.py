@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, InputError
-
-COMBINE = ("mean", "last")
+from dynamic.policies.scores import COMBINE
 
 
 class Cascade(nn.Module):
@@ -87,19 +86,6 @@ class _Whole(nn.Module):
 
     def forward(self, *args: Tensor) -> tuple[Tensor]:
         return (primary_logits(self.network(*args)),)
-
-
-def primary_logits(output: Any) -> Tensor:
-    """The logits of a network's output: the tensor itself, `.logits`, `["logits"]` or the first entry."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, dict) and "logits" in output:
-        return primary_logits(output["logits"])
-    if hasattr(output, "logits"):
-        return primary_logits(output.logits)
-    if isinstance(output, (tuple, list)) and output:
-        return primary_logits(output[0])
-    raise InputError(f"a network gave a {type(output).__name__}; expected logits [B, C]")
 
 
 def _names(networks: Sequence[nn.Module]) -> tuple[str, ...]:

@@ -16,6 +16,15 @@ _FREE = (
 )  # fmt: skip
 
 
+def _recurrent(x: Any, weight: Any, recurrent: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Of one direction of one recurrent layer: `x [T, B, D]` times both weight matrices, at each step."""
+    return 2 * x[0] * x[1] * (weight[0] * weight[1] + recurrent[0] * recurrent[1])
+
+
+# torch's own counter knows no recurrent layers
+FLOPS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
+
+
 @dataclass(frozen=True)
 class Macs:
     """Multiply-adds for one input, and the operators that ran without being counted."""
@@ -34,7 +43,7 @@ def count_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, An
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that no counter knows
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter, seen:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FLOPS) as counter, seen:
             module(*args, **(kwargs or {}))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -51,6 +60,10 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func._overloadpacket
         name = packet.__name__.strip("_")
-        if packet not in flop_registry and not any(name == f or name.startswith(f"{f}_") for f in _FREE):
+        if (
+            packet not in flop_registry
+            and packet not in FLOPS
+            and not any(name == f or name.startswith(f"{f}_") for f in _FREE)
+        ):
             self.uncounted.add(name)
         return func(*args, **(kwargs or {}))

@@ -41,13 +41,8 @@ class Cutter:
         self.observed = observed
         self.nodes = list(graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
-        self._mutated = {
-            node.args[0]
-            for node in self.nodes
-            if (node.op == "call_function" and node.target in _INPLACE_FUNCTIONS)
-            or (node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"))
-            if node.args
-        }
+        self._writes = {node for node in self.nodes if _writes(node)}
+        self._mutated = {node.args[0] for node in self._writes}
         self._data: dict[fx.Node, bool] = {}
         for node in self.nodes:
             self._data[node] = node.op == "placeholder" or (
@@ -116,8 +111,10 @@ class Cutter:
         resolve = self._resolver(graph, env, entries)
         for node in self.nodes[start:stop]:
             # checks of shapes are left out: engines check their inputs, and a stage knows its carry
-            if node.op == "placeholder" or self.is_data(node) or node in self._mutated:
+            if node.op == "placeholder" or self.is_data(node) or node in self._mutated or node in self._writes:
                 env[node] = _copied(graph, node, resolve)
+            if node.op == "placeholder" and len(graph.find_nodes(op="placeholder")) - 1 in clone:
+                env[node] = graph.call_method("clone", (env[node],))
         if last:
             graph.output((resolve(self.nodes[-1].args[0]),))
         else:
@@ -145,6 +142,11 @@ class Cutter:
 
     def _shape_elsewhere(self, graph: fx.Graph, node: fx.Node, entries: Sequence[tuple[fx.Node, fx.Node]]) -> Any:
         """A shape of a tensor that is not carried, read off one that is: equal in every dry run, or constant."""
+        if node.args[1:] in (("dtype",), ("device",)):  # those of what is carried, wherever the network was moved
+            two = self.observed.two
+            same = [i for c, i in entries if node.args[1] == "device" or two[c].dtype == two[node]]
+            if same:
+                return graph.call_function(getattr, (same[0], node.args[1]))
         values = self.observed.runs(node)
         if isinstance(values[0], tuple):
             return tuple(self._equal_dim(graph, [v[d] for v in values], entries) for d in range(len(values[0])))
@@ -194,6 +196,15 @@ class Cutter:
     def _is_tensors(self, node: fx.Node) -> bool:
         two = self.observed.two.get(node)
         return isinstance(two, Shape) or (isinstance(two, tuple) and any(isinstance(x, Shape) for x in two))
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operation changes its first argument."""
+    if not node.args:
+        return False
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return node.op == "call_function" and node.target in _INPLACE_FUNCTIONS
 
 
 def _copied(graph: fx.Graph, node: fx.Node, resolve: Callable[[fx.Node], Any]) -> fx.Node:

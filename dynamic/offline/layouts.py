@@ -1,5 +1,6 @@
 """Which dimension of a feature holds its channels: told by a dry run at another size or by the graph, never guessed."""
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -149,6 +150,10 @@ class Layouts:
     def _own(self, node: fx.Node) -> int | None:
         """1 or -1 where the operation itself fixes where channels are."""
         module = self._module(node)
+        if _target_in(node, {operator.getitem}) and node.args[1] == 0:  # the sequence that a recurrent layer gives
+            maker = node.args[0]
+            recurrent = isinstance(maker, fx.Node) and isinstance(self._module(maker), nn.RNNBase)
+            return -1 if recurrent else None
         if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) != 1:
             return None
         if isinstance(module, _FIRST_MODULES) or _target_in(node, _FIRST_FUNCTIONS):

@@ -1,10 +1,12 @@
 """Training and evaluation modes that leave the user's modules as they were."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
@@ -18,8 +20,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     """Put `module` and everything inside into one mode; each part's own mode comes back at the end."""
     modes = [(part, part.training) for part in module.modules()]
-    for part, _ in modes:  # not module.train(): users override it, to keep batch norm frozen for instance
-        part.training = training
+    module.train(training)  # which users override, to keep batch norm frozen for instance
     try:
         yield
     finally:
@@ -27,8 +28,37 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
             part.training = before
 
 
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Whatever the code of `module` does to its attributes and buffers meanwhile is undone at the end."""
+    parts = list(module.modules())
+    before = [dict(part.__dict__) for part in parts]
+    inner = [{name: dict(part.__dict__[name]) for name in _REGISTERED} for part in parts]
+    buffers = [(b, b.clone()) for part in parts for b in part._buffers.values() if b is not None]
+    try:
+        yield
+    finally:
+        for part, attributes, registered in zip(parts, before, inner, strict=True):
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+            for name, members in registered.items():
+                part.__dict__[name].clear()  # the dictionary itself stays: views share it
+                part.__dict__[name].update(members)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):  # not its version: batch norm's kernels do not count
+                    buffer.copy_(value)
+
+
+def shallow(module: nn.Module) -> nn.Module:
+    """`module` with attributes of its own and all they hold shared; parametrized modules forbid `copy.copy`."""
+    made = type(module).__new__(type(module))
+    made.__dict__ = dict(module.__dict__)
+    return made
+
+
 def view(module: nn.Module) -> nn.Module:
     """`module` with the same parameters and buffers, and a training flag of its own."""
-    seen = copy.copy(module)  # shallow: the dictionaries of parameters and buffers stay shared
+    seen = shallow(module)
     seen._modules = {name: None if child is None else view(child) for name, child in module._modules.items()}
     return seen

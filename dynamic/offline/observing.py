@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dynamic.offline.compute import FLOPS
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -50,7 +52,7 @@ def observe(root: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor]) -> O
     """Run `graph`, whose names are looked up on `root`, in eval mode on rows like `inputs`."""
     two, three = (list(rows(inputs, n).values()) for n in (2, 3))
     first = _Recorder(root, graph)
-    with torch.no_grad(), _no_fused_attention(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), _no_fused_attention(), FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         first.counter = counter
         first.run(*two)
     second = _Recorder(root, graph)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import fx, nn
 
 from dynamic.offline.cutting import Cutter
@@ -99,8 +98,12 @@ class Placer:
         found: list[tuple[str, fx.Node]] = []
         for name in names:
             node = self._node(name)
-            if not any(self._cutter.is_data(n) for n in [node]) or not isinstance(self._observed.two[node], Shape):
-                raise ExitError(f"exit {name!r} gives {_kind(self._observed.two[node])}, and a head reads one tensor")
+            two = self._observed.two[node]
+            if not self._cutter.is_data(node) or not isinstance(two, Shape) or not _readable(node, two):
+                raise ExitError(
+                    f"exit {name!r} gives {_kind(two)}; a head reads one floating-point tensor of 2 to 5 dimensions "
+                    "that the network has computed"
+                )
             if self._cutter.index[node] >= self._cutter.index[self._output()]:
                 raise ExitError(f"exit {name!r} is the network's own output, which is an exit already; leave it out")
             found.append((name, node))
@@ -174,11 +177,8 @@ class Placer:
         for node in self._cutter.nodes:
             two, three = self._observed.two.get(node), self._observed.three.get(node)
             if (
-                node.op not in ("placeholder", "output", "get_attr")
-                and isinstance(two, Shape)
-                and two.dtype.is_floating_point
-                and two.dtype != torch.float64
-                and 2 <= len(two.size) <= 5
+                isinstance(two, Shape)
+                and _readable(node, two)
                 and _LEAST_SHARE <= self._at(node) <= 1 - _LEAST_SHARE
                 and self._observed.has_rows(two, three)
                 and self._channel(self._name(node), node, layout) is not None
@@ -202,6 +202,11 @@ class Placer:
 
     def _described(self, found: Sequence[tuple[str, fx.Node]], layout: str | Mapping[str, str] | None) -> Placed:
         exits = []
+        unknown = set(layout or {}) - {name for name, _ in found} if isinstance(layout, Mapping) else set()
+        if unknown:
+            raise LayoutError(
+                f"layout names {sorted(unknown)}, and the exits are {[name for name, _ in found]}: use their names"
+            )
         for name, node in found:
             channel = self._channel(name, node, layout)
             if channel is None:
@@ -263,7 +268,13 @@ class Placer:
         return logits
 
 
+def _readable(node: fx.Node, shape: Shape) -> bool:
+    """Whether a head can read what this node gives."""
+    made = node.op not in ("placeholder", "output", "get_attr")
+    return made and shape.dtype.is_floating_point and 2 <= len(shape.size) <= 5
+
+
 def _kind(value: object) -> str:
     if isinstance(value, Shape):
-        return f"a tensor {list(value.size)}"
+        return f"a tensor {list(value.size)} of {str(value.dtype).removeprefix('torch.')}"
     return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"

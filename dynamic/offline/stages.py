@@ -1,8 +1,11 @@
 """The contract between networks and everything that runs, measures or exports them stage by stage."""
 
 from abc import abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
+
+from dynamic.policies.errors import InputError
 
 
 class Stage(nn.Module):
@@ -36,3 +39,16 @@ class StagedNetwork(nn.Module):
 
         Made afresh at each access: take them once, after the network was moved to its device.
         """
+
+
+def primary_logits(output: Any) -> Tensor:
+    """The logits of a network's output: the tensor itself, `.logits`, `["logits"]` or the first entry."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict) and "logits" in output:
+        return primary_logits(output["logits"])
+    if hasattr(output, "logits"):
+        return primary_logits(output.logits)
+    if isinstance(output, (tuple, list)) and output:
+        return primary_logits(output[0])
+    raise InputError(f"a network gave a {type(output).__name__}; expected logits [B, C]")

@@ -4,7 +4,6 @@ Both give the same kind of graph: `placeholder` nodes for the inputs, operations
 are looked up under `backbone.` (and `constants.` for tensors that exist in the code alone), one `output`: the logits.
 """
 
-import copy
 import inspect
 import io
 import linecache
@@ -21,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from dynamic.offline.modes import in_mode
+from dynamic.offline.modes import in_mode, shallow, untouched
 from dynamic.policies.errors import InputError, TraceError
 
 
@@ -46,11 +45,11 @@ class Captured:
 def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool) -> Captured:
     """Trace with torch.fx, in train or eval mode; raises TraceError naming the module and line that stopped it."""
     tracer = _Tracer()
-    root = copy.copy(backbone)  # fx hangs constants on the root: not on the user's module
+    root = shallow(backbone)  # fx hangs constants on the root: not on the user's module
     defaults = _not_given(backbone, inputs)
     try:
-        with in_mode(backbone, training):
-            root.training = training
+        with untouched(backbone), in_mode(backbone, training):
+            root.training = backbone.training
             traced = tracer.trace(root, concrete_args=defaults or None)
     except Exception as error:  # user code runs here, on proxies: anything may come
         raise TraceError(_where(error, backbone, tracer.entered[-1] if tracer.entered else "")) from error
@@ -58,11 +57,12 @@ def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool
     constants = {
         name: value for name, value in vars(root).items() if isinstance(value, Tensor) and name not in vars(backbone)
     }
+    mode = "train" if training else "eval"  # each trace has constants of its own, under the same names
     for node in traced.nodes:
-        if node.op in ("call_module", "get_attr"):
-            room = "constants" if node.op == "get_attr" and node.target in constants else "backbone"
-            node.target = f"{room}.{node.target}"
-    returned = {path: found.node if isinstance(found, fx.Proxy) else None for path, found in tracer.returned.items()}
+        if node.op == "get_attr" and node.target in constants:
+            node.target = f"constants.{mode}{node.target}"
+        elif node.op in ("call_module", "get_attr"):
+            node.target = f"backbone.{node.target}"
     output = _output(traced)
     returns = output.args[0]
     logits, dropped = _primary(returns)
@@ -72,12 +72,21 @@ def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool
     if isinstance(returns, fx.Node) and returns is not logits:
         traced.erase_node(returns)  # only put the outputs together
     _remove_only_for(traced, dropped.values())
-    return Captured("fx", traced, returned, constants, tuple(dropped))
+    left = set(traced.nodes)
+    returned = {
+        path: found.node if isinstance(found, fx.Proxy) else None
+        for path, found in tracer.returned.items()
+        if not isinstance(found, fx.Proxy) or found.node in left
+    }
+    named = {f"{mode}{name}": value for name, value in constants.items()}
+    return Captured("fx", traced, returned, named, tuple(dropped))
 
 
 def capture_export(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Captured:
     """Trace in eval mode with torch.export, batch dimension dynamic; raises TraceError naming what stopped it."""
     program = _exported(backbone, inputs)
+    if any(_mutates(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # the same operations, none of which changes anything in place
     prefix = "backbone."
     graph, env, constants = fx.Graph(), dict[fx.Node, Any](), dict[str, Tensor]()
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if hasattr(spec.arg, "name")}
@@ -124,7 +133,7 @@ def _exported(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export
     problem: Exception | None = None
     for strict in (False, True):  # the second understands len(x), the first more of Python
         try:
-            with in_mode(backbone, training=False), torch.no_grad(), _quiet():
+            with untouched(backbone), in_mode(backbone, training=False), torch.no_grad(), _quiet():
                 return torch.export.export(
                     _Positional(backbone, tuple(inputs)),
                     args,
@@ -135,6 +144,11 @@ def _exported(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export
             problem = problem or error
     assert problem is not None
     raise TraceError(_where(problem, backbone, "")) from problem
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable)
 
 
 @contextmanager
@@ -155,6 +169,9 @@ def _quiet() -> Iterator[None]:
 
 class _Tracer(fx.Tracer):
     """Notes what every module returned, and which modules were entered when tracing stops."""
+
+    # buffers are looked up when the graph runs, as parameters are: their values may be loaded later
+    proxy_buffer_attributes = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,5 @@
 """Exits on any classification network, without rewriting it."""
 
-import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,20 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dynamic.offline.checking import changed_in_place, check_evaluation, check_training
 from dynamic.offline.cutting import Cutter
-from dynamic.offline.heads import Classifier, ExitHead
+from dynamic.offline.heads import Classifier, ExitHead, Room
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.layouts import Layouts
-from dynamic.offline.modes import evaluating, view
+from dynamic.offline.modes import in_mode, untouched, view
 from dynamic.offline.observing import observe, rows
 from dynamic.offline.placing import Exit, Exits, Placed, Placer, check_asked
-from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
 from dynamic.offline.tracing import Captured, capture_export, capture_fx, input_names
 from dynamic.policies.errors import DynamicError, DynamicWarning, ExitError, InputError, TraceError, WrapError
 
-logger = logging.getLogger("dynamic")
-
-_CLOSE = 1e-5  # of the largest logit: how far a network captured by torch.export may be off
 _FIX = (
     "Mark the function that holds the line with torch.fx.wrap, write the branch as torch.where, decide it by a setting "
     "of the module, or give a network of several exits as a dynamic.offline.stages.StagedNetwork"
@@ -46,10 +43,10 @@ def wrap(
 
     `layout`: only where it cannot be told which dimension of a feature holds the channels: "BCHW", "BHWC", "BND" or
     "BCN", for all exits or by exit name. `classifier(width, classes)`: makes what classifies a pooled feature
-    `[B, width]`; None: batch norm and a linear layer.
+    `[B, width]`; None: batch norm and a linear layer (see `ExitHead`).
 
     `backbone` is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns
-    with DynamicWarning where auxiliary outputs are dropped.
+    with DynamicWarning where outputs beside the logits are dropped, and where only torch.export captures it.
 
     Raises TraceError where neither tracer captures the network (naming module and line), ExitError on exits that do
     not exist or carry no tensor, LayoutError where a layout has to be given, InputError on inputs that do not fit.
@@ -72,15 +69,19 @@ def wrap(
             continue
         network = ExitNetwork(backbone, captured, tuple(named))
         try:
-            with evaluating(backbone):
+            with untouched(backbone), in_mode(backbone, training=False):
                 nodes = network._put_exits(captured, example, exits, layout, classifier)
         except ExitError as error:  # torch.export looks inside modules that torch.fx takes as one
             problems.append(error)
             continue
-        if problems:
-            logger.info("torch.fx did not do (%s); captured with torch.export", problems[0])
         if captured.tracer == "fx":
-            captured = network._put_training(captured, nodes, named)
+            captured = network._put_training(captured, nodes, example)
+        else:
+            warnings.warn(
+                f"captured with torch.export: only exit heads can be trained. torch.fx would not do: {problems[0]}",
+                DynamicWarning,
+                stacklevel=2,
+            )
         network.dropped = captured.dropped
         if captured.dropped:
             warnings.warn(
@@ -95,7 +96,7 @@ def wrap(
             f"neither torch.fx nor torch.export captures {type(backbone).__name__}. torch.fx stops {first}. "
             f"torch.export stops {second}. {_FIX}"
         ) from first
-    raise first if isinstance(second, TraceError) else second
+    raise second if isinstance(first, TraceError) else first
 
 
 def _fx(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Captured:
@@ -117,8 +118,7 @@ class ExitNetwork(StagedNetwork):
         self.backbone = backbone
         self.heads = nn.ModuleList()
         self.constants = nn.Module()
-        for name, tensor in captured.constants.items():
-            self.constants.register_buffer(name, tensor, persistent=False)
+        self._put_constants(captured)
         self.exits: tuple[Exit, ...] = ()
         self.tracer = captured.tracer
         self.trainable_backbone = False
@@ -177,76 +177,58 @@ class ExitNetwork(StagedNetwork):
             )
         self.exits = placed.exits
         first = next(self.backbone.parameters(), torch.empty(0))
-        for place in placed.exits:
-            head = ExitHead(
-                place.shape[place.channel - 1], classes.size[1], len(place.shape) + 1, place.channel, classifier
-            )
-            self.heads.append(head.to(first.device))
+        room = Room(sum(p.numel() for p in self.backbone.parameters()), sum(observed.macs.values()))
+        for place, node in zip(placed.exits, placed.nodes, strict=True):
+            head = ExitHead(place.shape, place.channel, classes.size[1], classifier, room)
+            self.heads.append(head.to(first.device, observed.two[node].dtype))
         self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
-        changed = self._changed_in_place(example)
-        if changed:
-            self._stage_graphs = _Graphs(cutter.stages(placed.nodes, changed))
-            self._cloned = frozenset(stage - 1 for stage, entries in changed.items() if 0 in entries)
+        changed = changed_in_place(self.exit_stages, example)
+        self._stage_graphs = _Graphs(cutter.stages(placed.nodes, changed.stages))
+        self._cloned = changed.heads
         self._evaluate = _function(_with_heads(captured.graph, placed.nodes, self._cloned))
-        self._check(example)
+        check_evaluation(
+            self.backbone, self._own_logits, self._last_logits, self.exit_stages, example, self.tracer == "fx"
+        )
         return placed.nodes
 
-    def _changed_in_place(self, example: Mapping[str, Tensor]) -> dict[int, set[int]]:
-        """Entries of the carry, by stage, that the stage changes in place: they may be what a head still needs."""
-        found: dict[int, set[int]] = {}
-        carry = tuple(t.clone() for t in example.values())
-        with torch.no_grad():
-            for number, stage in enumerate(self.exit_stages):
-                before = [t.clone() for t in carry]
-                after = stage.body(*carry)
-                changed = {i for i, (a, b) in enumerate(zip(before, carry, strict=True)) if not _same(a, b)}
-                if changed:
-                    found[number] = changed
-                carry = tuple(t.clone() for t in after)
-        return found
-
-    def _check(self, example: Mapping[str, Tensor]) -> None:
-        """Three rows, other than any seen while tracing, through the backbone, the whole graph and the stages."""
-        inputs = [t.flip(0) if t.is_floating_point() else t for t in rows(example, 3).values()]
-        with torch.no_grad(), evaluating(self):
-            own = logits_of(self.backbone, inputs, self.input_names)
-            whole = self(*inputs)[-1]
-            carry: tuple[Tensor, ...] = tuple(inputs)
-            for stage in self.exit_stages:
-                carry = stage.body(*carry)
-        limit = 0.0 if self.tracer == "fx" else _CLOSE * max(1.0, float(own.abs().max()))
-        for what, found in (("as a graph", whole), ("stage by stage", carry[0])):
-            if found.shape != own.shape or not _same(own, found, limit):
-                raise WrapError(
-                    f"{type(self.backbone).__name__} gives other logits {what} than by itself: it acts by side "
-                    f"effects, or draws random numbers in eval mode. {_FIX}"
-                )
-
-    def _put_training(self, captured: Captured, nodes: Sequence[fx.Node], named: Mapping[str, Tensor]) -> Captured:
+    def _put_training(self, captured: Captured, nodes: Sequence[fx.Node], example: Mapping[str, Tensor]) -> Captured:
         """Trace the backbone in train mode and find the exits again; without it heads alone can be trained."""
         try:
-            training = capture_fx(self.backbone, named, training=True)
+            training = capture_fx(self.backbone, example, training=True)
         except TraceError as error:
             self._why_not_trainable = f"torch.fx cannot trace it in train mode: {error}"
             return captured
-        known, ours = _identities(training.graph), _identities(captured.graph)
-        names = {node: key for key, node in ours.items()}
-        found = [known[names[node]] for node in nodes if names[node] in known]
-        if len(found) < len(nodes) or not set(training.constants) <= set(captured.constants):
+        found = _found_again(captured, training, nodes)
+        if len(found) < len(nodes):
             self._why_not_trainable = "its graph in train mode does not hold the places of the exits"
             return captured
+        self._put_constants(training)
         self._train = _function(_with_heads(training.graph, found, self._cloned))
+        # without its auxiliary branches a network draws other random numbers: nothing to compare then
+        alike = not training.dropped
+        why = check_training(self.backbone, self._own_logits, self._last_logits, example) if alike else None
+        if why is not None:
+            self._train, self._why_not_trainable = None, why
+            return captured
         self.trainable_backbone = True
         return training
 
+    def _put_constants(self, captured: Captured) -> None:
+        for name, tensor in captured.constants.items():
+            self.constants.register_buffer(name, tensor, persistent=False)
 
-def logits_of(backbone: nn.Module, inputs: list[Tensor], names: tuple[str, ...]) -> Tensor:
-    """The backbone's own logits `[B, C]` of inputs in the order of `names`."""
-    from dynamic.offline.cascade import primary_logits
+    def _own_logits(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The backbone's own logits `[B, C]`."""
+        names = self.input_names
+        if names == ("input",) and names != input_names(self.backbone, {"input": inputs[0]}):
+            return primary_logits(self.backbone(*inputs))
+        return primary_logits(self.backbone(**dict(zip(names, inputs, strict=True))))
 
-    if names == ("input",) and names != input_names(backbone, {"input": inputs[0]}):
-        return primary_logits(backbone(*inputs))
-    return primary_logits(backbone(**dict(zip(names, inputs, strict=True))))
+    def _last_logits(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The same through the traced graph; heads stay as they are."""
+        with in_mode(self.heads, training=False):
+            last: Tensor = self(*inputs)[-1]
+        return last
 
 
 class _Graphs(tuple[fx.Graph, ...]):
@@ -294,6 +276,23 @@ def _module(graph: fx.Graph, network: nn.Module, seen: dict[str, Any]) -> fx.Gra
     return fx.GraphModule(needed, graph)
 
 
+def _found_again(ours: Captured, theirs: Captured, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """The nodes of one trace in another: by the module that returned them, else as the k-th of as many of a kind."""
+    mine, other = _identities(ours.graph), _identities(theirs.graph)
+    names = {node: key for key, node in mine.items()}
+    sizes = [Counter(key[:-1] for key in keys) for keys in (mine, other)]
+    found = []
+    for node in nodes:
+        paths = [path for path, returned in ours.returned.items() if returned is node]
+        again = next((n for path in paths if (n := theirs.returned.get(path)) is not None), None)
+        kind = names[node][:-1]
+        if again is None and sizes[0][kind] == sizes[1][kind]:
+            again = other.get(names[node])
+        if again is not None:
+            found.append(again)
+    return found
+
+
 def _identities(graph: fx.Graph) -> dict[Any, fx.Node]:
     """Nodes by what they are, whatever else was traced: module, operation, and which of the like it is."""
     found: dict[Any, fx.Node] = {}
@@ -304,9 +303,3 @@ def _identities(graph: fx.Graph) -> dict[Any, fx.Node]:
         counts[key] += 1
         found[(*key, counts[key])] = node
     return found
-
-
-def _same(a: Tensor, b: Tensor, limit: float = 0.0) -> bool:
-    if limit:
-        return bool(torch.allclose(a, b, rtol=0, atol=limit, equal_nan=True))
-    return bool(torch.equal(a, b) or torch.equal(a.nan_to_num(), b.nan_to_num()))

@@ -1,0 +1,138 @@
+"""Exits on a frozen ResNet-56: what leaving early saves without touching a weight of it.
+
+    python benchmarks/frozen_exits.py [--train]
+
+Heads are trained on the 50,000 training images with `fit(mode="heads")`, each image read `--passes` times, shifted
+by up to 4 pixels and mirrored as the network was trained. Then, over 20 class-stratified splits of the test images,
+one half chooses thresholds (the ladder's point for `--drop`) and the other half reports. The goal: at most 1.0 points
+below ResNet-56 on average at 0.74 or less of its multiply-adds, heads counted. The trained heads are kept in results/
+and used again without `--train`.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import cifar
+import numpy as np
+import torch
+from common import RESULTS, add_data_option, data_folder, progress, save
+from torch import Tensor
+
+import dynamic
+from dynamic.offline.checkpoints import load_weights, save_weights
+from dynamic.offline.images import ImageSet, stratified_halves
+from dynamic.offline.wrapping import ExitNetwork
+from dynamic.policies.plan import plan
+from dynamic.policies.records import split
+from dynamic.policies.replay import cost_to, replay
+from dynamic.policies.scores import Combiner
+
+EXITS = (0.45, 0.56, 0.67, 0.78, 0.89)  # shares of compute: before, heads on pooled features know little
+SPLITS = 20
+GOAL = {"points below": 1.0, "compute": 0.74}
+
+
+class Augmented:
+    """Batches of the images, `passes` times over, shifted by up to 4 pixels and mirrored at random."""
+
+    def __init__(self, images: ImageSet, passes: int, size: int = 250) -> None:
+        self.images, self.passes, self.size = images, passes, size
+
+    def __len__(self) -> int:
+        return self.passes * -(-len(self.images) // self.size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(self.passes):
+            for chosen in torch.randperm(len(self.images)).split(self.size):
+                pixels = np.pad(self.images.images[chosen.numpy()], ((0, 0), (4, 4), (4, 4), (0, 0)))
+                down, right = torch.randint(9, (2,)).tolist()  # one shift a batch
+                pixels = pixels[:, down : down + 32, right : right + 32]
+                mirrored = torch.rand(len(pixels)).numpy() < 0.5
+                pixels[mirrored] = pixels[mirrored][:, :, ::-1]
+                yield torch.from_numpy(cifar.PREPROCESS(pixels)), torch.from_numpy(self.images.labels[chosen.numpy()])
+
+
+def trained(options: argparse.Namespace) -> ExitNetwork:
+    """ResNet-56 with heads, from results/ or trained now."""
+    data = data_folder(options.data)
+    (backbone,) = cifar.networks(data, ["resnet56"])
+    torch.manual_seed(0)
+    net = dynamic.wrap(backbone, torch.zeros(1, 3, 32, 32), exits=list(EXITS))
+    kept = RESULTS / "frozen_exits_heads.safetensors"
+    if kept.is_file() and not options.train:
+        load_weights(net.heads, kept)
+        return net
+    loader = Augmented(cifar.images(data, "train"), options.passes)
+    report = dynamic.fit(net, loader, mode="heads", epochs=options.epochs, checkpoint=options.checkpoint)
+    progress(str(report))
+    RESULTS.mkdir(exist_ok=True)
+    save_weights(net.heads, kept)
+    return net
+
+
+def evaluate(records: dynamic.Records, seed: int, drop: float) -> dict[str, Any]:
+    """Thresholds from one half of the images; points below ResNet-56 and share of its compute on the other."""
+    assert records.label is not None
+    half, other = stratified_halves(records.label, seed)
+    calibration = records.select(half)
+    calibration = replace(calibration, part=split(calibration.label, None, len(half), 1.0, seed=0))
+    ladder = dynamic.certify(calibration, (drop,))
+    point = next((p for p in ladder.points if p.target == drop), ladder.points[0])
+    report = records.select(other)
+    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine)
+    found = replay(report.logits, combiner, point.thresholds, records.backbone)
+    todo = plan(np.array(point.thresholds, np.float32), records.backbone)
+    own = report.logits[:, -1].argmax(1) == report.label
+    cost = cost_to(todo, records.macs, records.head_macs)[found.stage]
+    return {
+        "points below": 100 * float(own.mean() - (found.prediction == report.label).mean()),
+        "compute": float(cost.mean() / sum(records.macs)),  # the last stage has no head: this is ResNet-56 alone
+        "shares": (np.bincount(found.stage, minlength=records.stages) / len(report)).round(4).tolist(),
+    }
+
+
+def main() -> None:
+    """Train or load the heads, then report over all splits."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_option(parser)
+    parser.add_argument("--train", action="store_true", help="train the heads again")
+    parser.add_argument("--passes", type=int, default=2, help="times each training image is read")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--drop", type=float, default=0.01, help="the point of the ladder: accuracy that may be lost")
+    parser.add_argument("--checkpoint", help="file to go on from when interrupted")
+    options = parser.parse_args()
+    net = trained(options)
+    test = cifar.images(data_folder(options.data), "test")
+    records = cifar.records(dynamic.Cascade(net), test)
+    assert records.label is not None
+    alone = [float((records.logits[:, s].argmax(1) == records.label).mean()) for s in range(records.stages)]
+    total = sum(records.macs)
+    print(f"{'exit':24} {'at compute':>10} {'head':>7} {'accuracy alone':>15}")
+    for name, at, head, accuracy in zip(
+        records.stage_names, np.cumsum(records.macs) / total, records.head_macs, alone, strict=True
+    ):
+        print(f"{name:24} {at:10.3f} {head / total:7.4f} {accuracy:15.4f}")
+    rows = [evaluate(records, seed, options.drop) for seed in range(SPLITS)]
+    below, compute = ([row[k] for row in rows] for k in ("points below", "compute"))
+    print(
+        f"\nover {SPLITS} splits, target {100 * options.drop:g} points: {statistics.fmean(below):.2f} points below "
+        f"ResNet-56 (worst {max(below):.2f}) at {statistics.fmean(compute):.3f} of its compute (worst "
+        f"{max(compute):.3f}); goal: at most {GOAL['points below']} on average at {GOAL['compute']}"
+    )
+    figures = {
+        "goal": GOAL,
+        "exits": [{"name": e.name, "share": round(e.share, 4)} for e in net.exits],
+        "accuracy of each exit alone": alone,
+        "target drop": options.drop,
+        "points below": {"mean": statistics.fmean(below), "worst": max(below), "sd": statistics.stdev(below)},
+        "compute": {"mean": statistics.fmean(compute), "worst": max(compute), "sd": statistics.stdev(compute)},
+        "splits": rows,
+    }
+    print(f"written to {save('frozen_exits', figures)}")
+
+
+if __name__ == "__main__":
+    main()
