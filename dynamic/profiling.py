@@ -50,8 +50,8 @@ def profile(
         precision=engine.precision,
         threads=engine.threads,
         batch=sizes,
-        latency_ms=_rows(columns, lambda c: [statistics.median(x) for x in c.full]),
-        latency_p95_ms=_rows(columns, lambda c: [float(np.percentile(x, 95)) for x in c.full]),
+        latency_ms=_rows(columns, lambda c: c.latency),
+        latency_p95_ms=_rows(columns, lambda c: c.latency_p95),
         head_ms=_rows(columns, lambda c: c.head),
         call_ms=tuple(c.call for c in columns),
         cpu_ms=_rows(columns, lambda c: [statistics.fmean(x) for x in c.cpu]),
@@ -64,13 +64,35 @@ def profile(
 
 
 class _Column:
-    """Measurements for one batch size: per stage `[S][repeats]` in ms, and per request."""
+    """Measurements for one batch size: per stage `[S][repeats]` in ms, and of whole requests."""
 
     def __init__(self, stages: int) -> None:
         self.full: list[list[float]] = [[] for _ in range(stages)]
         self.body: list[list[float]] = [[] for _ in range(stages)]
         self.cpu: list[list[float]] = [[] for _ in range(stages)]
-        self.overhead: list[float] = []
+        self.leaving: list[float] = []  # requests of which every row leaves at the first stage
+        self.staying: list[float] = []  # requests that go through all stages
+
+    @property
+    def call(self) -> float:
+        """What a request takes beyond its first stage when all of it leaves there."""
+        return max(0.0, statistics.median(self.leaving) - statistics.median(self.full[0]))
+
+    @property
+    def scale(self) -> list[float]:
+        """Per stage: what it takes inside a request, against alone (caches are colder, and scores are taken)."""
+        alone = [statistics.median(x) for x in self.full]
+        behind = sum(alone[1:])
+        found = statistics.median(self.staying) - self.call - alone[0]
+        return [1.0, *[min(2.0, max(0.5, found / behind)) if behind > 0 else 1.0] * (len(alone) - 1)]
+
+    @property
+    def latency(self) -> list[float]:
+        return [statistics.median(x) * k for x, k in zip(self.full, self.scale, strict=True)]
+
+    @property
+    def latency_p95(self) -> list[float]:
+        return [float(np.percentile(x, 95)) * k for x, k in zip(self.full, self.scale, strict=True)]
 
     @property
     def head(self) -> list[float]:
@@ -79,50 +101,46 @@ class _Column:
             for full, body in zip(self.full, self.body, strict=True)
         ]
 
-    @property
-    def call(self) -> float:
-        return max(0.0, statistics.median(self.overhead))
-
 
 def _measure(engine: StageEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Column:
     inputs = example_arrays(engine.spec, rows)
-    nobody_leaves = np.full(len(engine.spec.stages) - 1, NOBODY, np.float32)
     column = _Column(len(engine.spec.stages))
-    for _ in range(_WARM_UP):
-        _repeat(engine, inputs, nobody_leaves, _Column(len(engine.spec.stages)), clock)
+    for repeat in range(_WARM_UP):
+        _repeat(engine, inputs, _Column(len(engine.spec.stages)), clock, repeat)
     end = clock() + seconds
     for repeat in range(_MAX_REPEATS):
         if repeat >= _MIN_REPEATS and clock() > end:
             break
-        _repeat(engine, inputs, nobody_leaves, column, clock)
+        _repeat(engine, inputs, column, clock, repeat)
     return column
 
 
 def _repeat(
-    engine: StageEngine,
-    inputs: dict[str, Array],
-    nobody_leaves: Array,
-    column: _Column,
-    clock: Callable[[], float],
+    engine: StageEngine, inputs: dict[str, Array], column: _Column, clock: Callable[[], float], repeat: int
 ) -> None:
+    """Every stage without and with its head, in turns first, and two whole requests."""
     executor, spec = engine.executor, engine.spec
-    carry, spent = None, 0.0
+    carry = None
     for stage, belongs in enumerate(spec.backbone):
         if stage == 0 or belongs != spec.backbone[stage - 1]:
             carry = executor.start(inputs)
-        if spec.stages[stage].body_graph is not None:
-            began = clock()
-            executor.step(stage, carry, False)
-            column.body[stage].append((clock() - began) * 1e3)
-        cpu_began, began = time.process_time(), clock()
-        _, carry = executor.step(stage, carry, True)
-        took = (clock() - began) * 1e3
-        column.cpu[stage].append((time.process_time() - cpu_began) * 1e3)
-        column.full[stage].append(took)
-        spent += took
-    began = clock()
-    engine.run(inputs, nobody_leaves)
-    column.overhead.append((clock() - began) * 1e3 - spent)
+        after = None
+        for head in (repeat % 2 == 0, repeat % 2 == 1):
+            if not head and spec.stages[stage].body_graph is None:
+                continue
+            cpu_began, began = time.process_time(), clock()
+            _, found = executor.step(stage, carry, head)
+            took = (clock() - began) * 1e3
+            (column.full if head else column.body)[stage].append(took)
+            if head:
+                column.cpu[stage].append((time.process_time() - cpu_began) * 1e3)
+                after = found
+        carry = after
+    for limit, times in ((-np.inf, column.leaving), (NOBODY, column.staying)):
+        thresholds = np.full(len(spec.stages) - 1, limit, np.float32)
+        began = clock()
+        engine.run(inputs, thresholds)
+        times.append((clock() - began) * 1e3)
 
 
 def example_arrays(spec: CascadeSpec, rows: int) -> dict[str, Array]:

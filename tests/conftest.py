@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# before torch is imported: two of its threads on a busy machine wait for each other, and a test of seconds takes minutes
+# before torch is imported: on a busy machine its threads wait for each other, and seconds become minutes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

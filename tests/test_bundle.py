@@ -91,7 +91,9 @@ def test_the_same_on_torch_and_onnxruntime(networks: list[nn.Module], shelf: Pat
     bundle = dynamic.load(shelf, modules=dynamic.Cascade(networks))
     middle = np.float32(np.median(bundle.open("torch").run({"input": inputs.numpy()}, np.array([-np.inf])).score))
     outputs = [bundle.open(e).run({"input": inputs.numpy()}, np.array([middle])) for e in ("torch", "onnxruntime")]
-    near = np.abs(outputs[0].score - middle) < 1e-4
+    # a row at the threshold may leave on one engine and not on the other
+    near = np.min([np.abs(o.score - middle) for o in outputs], axis=0) < 1e-4
+    assert near.sum() < 10
     assert 700 < (outputs[0].stage == 0).sum() < 1100
     assert (near | (outputs[0].stage == outputs[1].stage)).all()
     assert (near | (outputs[0].logits.argmax(1) == outputs[1].logits.argmax(1))).all()

@@ -18,7 +18,7 @@ _FREE = (
 
 def _recurrent(x: Any, weight: Any, recurrent: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     """Of one direction of one recurrent layer: `x [T, B, D]` times both weight matrices, at each step."""
-    return 2 * x[0] * x[1] * (weight[0] * weight[1] + recurrent[0] * recurrent[1])
+    return int(2 * x[0] * x[1] * (weight[0] * weight[1] + recurrent[0] * recurrent[1]))
 
 
 # torch's own counter knows no recurrent layers
