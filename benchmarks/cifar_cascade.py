@@ -238,16 +238,20 @@ class Setting:
     """An engine's settings; `name` as printed."""
 
     threads: int
-    idle: str
+    idle: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.threads} threads, {self.idle}" if self.threads > 1 else "1 thread"
+        return (
+            ", ".join([f"{self.threads} threads", *([self.idle] if self.idle else [])])
+            if self.threads > 1
+            else "1 thread"
+        )
 
 
-TORCH_SETTINGS = (Setting(1, "torch"), Setting(2, "torch"))
+TORCH_SETTINGS = (Setting(1), Setting(2))
 # one thread has no workers to wait; networks alone may spin as ONNX Runtime does by itself, too
-ONNX_SETTINGS = (Setting(1, "sleep"), Setting(2, "sleep"), Setting(2, "spin"))
+ONNX_SETTINGS = (Setting(1), Setting(2, "sleep"), Setting(2, "spin"))
 ONNX_OWN = Setting(2, "spin on")
 
 
@@ -287,7 +291,7 @@ class Timing:
         for setting in (*ONNX_SETTINGS, ONNX_OWN):
             runs = {name: self._session(self.folder / name, setting, rows) for name in self.alone}
             if setting != ONNX_OWN:
-                options = {"threads": setting.threads, "idle": setting.idle}
+                options = {"threads": setting.threads, "idle": setting.idle or "sleep"}
                 engine = open_engine("onnxruntime", self.folder / "cascade", self.spec, self.combiner, **options)
                 engine.load(self.spec.backbones)
                 runs["cascade"] = self._cascade(engine, rows)
@@ -312,7 +316,9 @@ class Timing:
         options.intra_op_num_threads = setting.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if setting.idle == "sleep" else "1")
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", "1" if setting.idle.startswith("spin") else "0"
+        )
         if setting.idle == "spin":  # as the engine does
             options.add_session_config_entry("session.force_spinning_stop", "1")
             options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
@@ -331,8 +337,12 @@ def time_engine(
     contenders: dict[str, dict[str, Contender]],
     items: Sequence[int],
     accuracy: dict[str, float],
+    compute: dict[str, float],
 ) -> dict[str, Any]:
-    """All contenders in all settings in one interleaved run; each by its best settings."""
+    """All contenders in all settings in one interleaved run; each by its best settings.
+
+    `compute`: what the timed inputs cost, as a share of ResNet-56's multiply-adds.
+    """
     listed = [c for settings in contenders.values() for c in settings.values()]
     block = 1 if engine == "torch" else (40 if rows == 1 else 4)
     # torch: settings one after the other within an image, so that the thread pool changes once
@@ -346,6 +356,7 @@ def time_engine(
         name: {
             "settings": chosen[name].split(" | ")[1],
             "accuracy": round(accuracy[name], 4),
+            "compute": round(compute[name], 4),
             "latency_ms": spread(took[chosen[name]]),
             "to_resnet56": ratio(took[chosen[name]], took[chosen["resnet56"]]),
             "latency_ms_by_settings": {
@@ -355,11 +366,13 @@ def time_engine(
         for name in contenders
     }
     print(f"\n{engine}, batch {rows}, {len(items)} requests; each at its best settings")
-    print(f"{'':12}{'accuracy':>9}{'mean ms':>9}{'p50':>8}{'p95':>8}   to ResNet-56 (quartiles)   settings")
+    print(
+        f"{'':12}{'accuracy':>9}{'compute':>9}{'mean ms':>9}{'p50':>8}{'p95':>8}   to ResNet-56 (quartiles)   settings"
+    )
     for name, row in rows_of.items():
         ms, to = row["latency_ms"], row["to_resnet56"]
         print(
-            f"{name:12}{row['accuracy']:9.2%}{ms['mean']:9.2f}{ms['median']:8.2f}{ms['p95']:8.2f}   "
+            f"{name:12}{row['accuracy']:9.2%}{row['compute']:9.3f}{ms['mean']:9.2f}{ms['median']:8.2f}{ms['p95']:8.2f}   "
             f"{to['ratio']:.3f} ({to['q25']:.3f} to {to['q75']:.3f})      {row['settings']}"
         )
     against = None
@@ -380,9 +393,11 @@ def wall_clock(
     images = cifar.images(data, "test").select(report)
     inputs = cifar.PREPROCESS(images.images)
     # batches come as they would from a stream: classes mixed
-    inputs = np.ascontiguousarray(inputs[np.random.default_rng(0).permutation(len(inputs))])
+    order = np.random.default_rng(0).permutation(len(inputs))
+    inputs = np.ascontiguousarray(inputs[order])
     half = stages_of(records.select(report), HEADLINE)
-    gain, _ = outcomes(half, chosen.ladder, chosen.point)
+    gain, cost = outcomes(half, chosen.ladder, chosen.point)
+    static = {name: macs / records.macs[-1] for name, macs in zip(cifar.NAMES, records.macs, strict=True)}
     right = (records.select(report).logits.argmax(axis=2) == records.label[report][:, None]).mean(axis=0)
     accuracy = dict(zip(cifar.NAMES, right.tolist(), strict=True))
     accuracy["cascade"] = accuracy["resnet56"] + float(gain.mean())
@@ -394,7 +409,8 @@ def wall_clock(
             for rows, items in ((1, range(single)), (64, range(0, batched * 64, 64))):
                 progress(f"timing {engine}, batch {rows}")
                 key = f"{engine}, batch {rows}"
-                figures[key] = time_engine(engine, rows, make(rows), list(items), accuracy)
+                compute = static | {"cascade": float(cost[order][: len(items) * rows].mean())}
+                figures[key] = time_engine(engine, rows, make(rows), list(items), accuracy, compute)
     torch.set_num_threads(threads)
     return figures
 

@@ -4,12 +4,13 @@
 
 Heads are trained on the 50,000 training images with `fit(mode="heads")`, each image read `--passes` times, shifted
 by up to 4 pixels and mirrored as the network was trained. Then, over 20 class-stratified splits of the test images,
-one half chooses thresholds (the ladder's point for `--drop`) and the other half reports. The goal: at most 1.0 points
+one half chooses thresholds, for each target of the ladder, and the other half reports. The goal: at most 1.0 points
 below ResNet-56 on average at 0.74 or less of its multiply-adds, heads counted. The trained heads are kept in results/
 and used again without `--train`.
 """
 
 import argparse
+import copy
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +33,7 @@ from dynamic.policies.scores import Combiner
 
 EXITS = (0.33, 0.45, 0.56, 0.67, 0.78, 0.89)  # shares of compute
 SPLITS = 20
+DROPS = (0.0, 0.005, 0.01, 0.02)  # targets of the ladder
 GOAL = {"points below": 1.0, "compute": 0.74}
 
 
@@ -71,7 +73,8 @@ def trained(options: argparse.Namespace) -> ExitNetwork:
     )
     progress(str(report))
     RESULTS.mkdir(exist_ok=True)
-    save_weights(net.heads, kept)
+    save_weights(copy.deepcopy(net.heads).half(), kept)  # half the size, and what is evaluated from here on
+    load_weights(net.heads, kept)
     return net
 
 
@@ -103,7 +106,6 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="train the heads again")
     parser.add_argument("--passes", type=int, default=2, help="times each training image is read")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--drop", type=float, default=0.01, help="the point of the ladder: accuracy that may be lost")
     parser.add_argument("--checkpoint", help="file to go on from when interrupted")
     options = parser.parse_args()
     net = trained(options)
@@ -117,21 +119,34 @@ def main() -> None:
         records.stage_names, np.cumsum(records.macs) / total, records.head_macs, alone, strict=True
     ):
         print(f"{name:24} {at:10.3f} {head / total:7.4f} {accuracy:15.4f}")
-    rows = [evaluate(records, seed, options.drop) for seed in range(SPLITS)]
-    below, compute = ([row[k] for row in rows] for k in ("points below", "compute"))
+    table = []
     print(
-        f"\nover {SPLITS} splits, target {100 * options.drop:g} points: {statistics.fmean(below):.2f} points below "
-        f"ResNet-56 (worst {max(below):.2f}) at {statistics.fmean(compute):.3f} of its compute (worst "
-        f"{max(compute):.3f}); goal: at most {GOAL['points below']} on average at {GOAL['compute']}"
+        f"\n{'target':>8} {'points below ResNet-56':>24} {'share of its compute':>22}   "
+        f"(mean and worst of {SPLITS} splits)"
     )
+    for drop in DROPS:
+        rows = [evaluate(records, seed, drop) for seed in range(SPLITS)]
+        below, compute = ([row[k] for row in rows] for k in ("points below", "compute"))
+        reached = statistics.fmean(below) <= GOAL["points below"] and statistics.fmean(compute) <= GOAL["compute"]
+        print(
+            f"{100 * drop:8g} {statistics.fmean(below):12.2f} {max(below):11.2f} {statistics.fmean(compute):12.3f} "
+            f"{max(compute):9.3f}   {'within the goal' if reached else ''}"
+        )
+        table.append(
+            {
+                "target drop": drop,
+                "points below": {"mean": statistics.fmean(below), "worst": max(below), "sd": statistics.stdev(below)},
+                "compute": {"mean": statistics.fmean(compute), "worst": max(compute), "sd": statistics.stdev(compute)},
+                "within the goal": reached,
+                "splits": rows,
+            }
+        )
+    print(f"goal: at most {GOAL['points below']} points below on average at {GOAL['compute']} or less of its compute")
     figures = {
         "goal": GOAL,
         "exits": [{"name": e.name, "share": round(e.share, 4)} for e in net.exits],
         "accuracy of each exit alone": alone,
-        "target drop": options.drop,
-        "points below": {"mean": statistics.fmean(below), "worst": max(below), "sd": statistics.stdev(below)},
-        "compute": {"mean": statistics.fmean(compute), "worst": max(compute), "sd": statistics.stdev(compute)},
-        "splits": rows,
+        "targets": table,
     }
     print(f"written to {save('frozen_exits', figures)}")
 
