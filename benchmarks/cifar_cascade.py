@@ -372,8 +372,8 @@ def time_engine(
     for name, row in rows_of.items():
         ms, to = row["latency_ms"], row["to_resnet56"]
         print(
-            f"{name:12}{row['accuracy']:9.2%}{row['compute']:9.3f}{ms['mean']:9.2f}{ms['median']:8.2f}{ms['p95']:8.2f}   "
-            f"{to['ratio']:.3f} ({to['q25']:.3f} to {to['q75']:.3f})      {row['settings']}"
+            f"{name:12}{row['accuracy']:9.2%}{row['compute']:9.3f}{ms['mean']:9.2f}{ms['median']:8.2f}{ms['p95']:8.2f}"
+            f"   {to['ratio']:.3f} ({to['q25']:.3f} to {to['q75']:.3f})      {row['settings']}"
         )
     against = None
     if nearest is not None:

@@ -31,7 +31,7 @@ def certify(
     score: str = "max_probability",
     body_cost: Sequence[float] | None = None,
     head_cost: Sequence[float] | None = None,
-    margin: float = 0.5,
+    margin: float = 1.0,
 ) -> Ladder:
     """A ladder of operating points: the reference, the most accurate, one for each of `max_drops`, the cheapest.
 
