@@ -93,18 +93,18 @@ class Runtime:
         """
         watch = monitor if monitor is not None else Monitor()
         watch.start()  # before the engine: the policy takes the first reading for memory without models
-        opened = bundle.open(engine, **options)
-        costs = bundle.costs_on(opened.name, opened.precision, opened.threads)
-        if costs is None:
-            logger.info(
-                "no costs of %s, %s, %d threads on this machine: profiling",
-                opened.name,
-                opened.precision,
-                opened.threads,
-            )
-            costs = bundle.profile(engine=opened.name, **options).costs
-        bundle = replace(bundle, costs=costs)
-        return cls(bundle, bundle.frontier, opened, budget, watch, policy or BudgetPolicy())
+        try:
+            opened = bundle.open(engine, **options)
+            how = (opened.name, opened.precision, opened.threads)
+            costs = bundle.costs_on(*how)
+            if costs is None:
+                logger.info("no costs of %s, %s, %d threads here: profiling", *how)
+                costs = bundle.profile(engine=opened.name, **options).costs
+            bundle = replace(bundle, costs=costs)
+            return cls(bundle, bundle.frontier, opened, budget, watch, policy or BudgetPolicy())
+        except BaseException:
+            watch.close()  # nobody else will
+            raise
 
     def __call__(self, x: Any) -> Result:
         """Answer one input or a batch, as the bundle's preprocessing expects it.

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +252,10 @@ def test_damaged_costs_are_measured_again(copy: Path, caplog: pytest.LogCaptureF
 
 
 def test_torch_engine_needs_the_modules(shelf: Path) -> None:
+    before = threading.active_count()
     with pytest.raises(EngineError, match="modules"):
         dynamic.load(shelf).runtime(engine="torch")
+    assert threading.active_count() == before, "the monitor must not go on without a runtime"
 
 
 @pytest.mark.parametrize(
