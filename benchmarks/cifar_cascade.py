@@ -11,6 +11,7 @@ against the same networks unsplit on the same engine, each at its own best setti
 """
 
 import argparse
+import inspect
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +42,7 @@ SPLITS = 20
 CASCADES = (("resnet20", "resnet56"), ("resnet20", "resnet32", "resnet56"), cifar.NAMES)
 HEADLINE = ("resnet20", "resnet32", "resnet56")
 SCORES = ("max_probability", "margin")
+DEFAULT_MARGIN: float = inspect.signature(certify).parameters["margin"].default
 MARGINS = tuple(np.arange(4.0, 0.0, -0.25).tolist())  # standard errors, widest first
 PAUSE_S = 0.1  # ONNX Runtime's workers spin for tens of milliseconds after a call
 
@@ -91,12 +93,12 @@ def drop_0(ladder: dynamic.Ladder) -> dynamic.Point:
     return [point for point in ladder.points if point.target == 0][-1]
 
 
-def default_ladder(search_share: float) -> Rule:
-    """`certify` as it comes."""
+def defaults() -> Rule:
+    """`certify` as it comes, on records parted as `build` parts them."""
 
     def rule(calibration: dynamic.Records) -> Chosen:
-        ladder = certify(parted(calibration, search_share))
-        return Chosen(ladder, drop_0(ladder), margin=0.5)
+        ladder = certify(parted(calibration, 0.5))
+        return Chosen(ladder, drop_0(ladder), DEFAULT_MARGIN)
 
     return rule
 
@@ -132,7 +134,7 @@ def within_compute(search_share: float, scores: Sequence[str] = SCORES) -> Rule:
             if fitting:
                 return min(fitting, key=lambda pair: pair[0])[1]
         ladder = certify(records, (0.0,))
-        return Chosen(ladder, drop_0(ladder), margin=0.5)
+        return Chosen(ladder, drop_0(ladder), DEFAULT_MARGIN)
 
     return rule
 
@@ -183,8 +185,7 @@ def accuracy_table(records: dynamic.Records) -> tuple[dict[str, Any], Chosen]:
         *((f"margin within compute, {_short(names)}", names, within_compute(1.0)) for names in CASCADES),
         (f"the same, half of it to search, {_short(HEADLINE)}", HEADLINE, within_compute(0.5)),
         (f"the same, max_probability alone, {_short(HEADLINE)}", HEADLINE, within_compute(1.0, ("max_probability",))),
-        *((f"build's defaults, {_short(names)}", names, default_ladder(0.5)) for names in CASCADES),
-        (f"defaults, all of it to search, {_short(HEADLINE)}", HEADLINE, default_ladder(1.0)),
+        *((f"build's defaults, {_short(names)}", names, defaults()) for names in CASCADES),
         *(
             (f"{score}, margin {margin:g}, {_short(HEADLINE)}", HEADLINE, fixed_margin(score, margin))
             for score in SCORES

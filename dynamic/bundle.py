@@ -69,6 +69,14 @@ class Bundle:
     modules: tuple[Any, ...] | None = field(default=None, repr=False)
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
 
+    def __str__(self) -> str:
+        """The ladder as a table, and which of its points are one network alone."""
+        from dynamic.tables import ladder_text
+
+        alone = [p.name for p in self.ladder.points[1:] if max(p.shares) == 1]
+        static = f"\none network alone, so that it can be shipped as it is: {', '.join(alone)}" if alone else ""
+        return f"bundle in {self.folder}, for {self.engine} {self.precision}\n{ladder_text(self.ladder)}{static}"
+
     @cached_property
     def records(self) -> Records:
         """The calibration records (read when first asked for)."""

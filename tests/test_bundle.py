@@ -121,6 +121,12 @@ def test_a_bundle_calibrated_on_openvino(networks: list[nn.Module], loader: Any,
     assert built.fingerprint("openvino", "f32") != built.fingerprint("openvino", "bf16")
 
 
+def test_a_bundle_prints_its_ladder(bundle: dynamic.Bundle) -> None:
+    text = str(bundle)
+    assert all(p.name in text and f"{p.accuracy[1]:.4f}"[:5] in text for p in bundle.ladder.points)
+    assert ("cheapest" in text.splitlines()[-1]) == (max(bundle.ladder.points[-1].shares) == 1)
+
+
 def test_accuracy_on_the_ladder_is_accuracy_measured(bundle: dynamic.Bundle) -> None:
     records = bundle.records
     held_out = records.part == 1
@@ -267,6 +273,7 @@ def test_torch_engine_needs_the_modules(shelf: Path) -> None:
         ([(torch.zeros(5, 1, 8, 8), torch.zeros(5))], InputError, "integers"),
         ([(torch.zeros(5, 1, 8, 8), torch.zeros(4, dtype=torch.long))], InputError, "4 labels"),
         ([torch.zeros(5, 1, 8, 8)], CalibrationError, "labels"),
+        (torch.zeros(5, 1, 8, 8), InputError, "no loader"),
         ([("image", torch.zeros(5, dtype=torch.long))], InputError, "str"),
     ],
 )

@@ -51,6 +51,10 @@ def labelled_batches(loader: Iterable[Any]) -> Iterator[tuple[Batch, NDArray[np.
 
     Raises InputError on labels that are not whole numbers `[B]`.
     """
+    if isinstance(loader, Tensor):
+        raise InputError(
+            f"a tensor {list(loader.shape)} is no loader; give batches: [(inputs, labels)], or a DataLoader"
+        )
     for item in loader:
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
             yield item, None
