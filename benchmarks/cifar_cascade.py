@@ -14,7 +14,7 @@ import argparse
 import inspect
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -436,14 +436,14 @@ def same_answers(data: Path, records: dynamic.Records, chosen: Chosen, count: in
     return same / count
 
 
-def main(argv: Iterable[str] | None = None) -> None:
+def main() -> None:
     """Accuracy and compute over the splits, then wall-clock; table and JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
     parser.add_argument("--single", type=int, default=600, help="images timed one at a time")
     parser.add_argument("--batches", type=int, default=78, help="batches of 64 timed (78: the whole report half)")
     parser.add_argument("--no-timing", action="store_true", help="accuracy and compute alone")
-    options = parser.parse_args(None if argv is None else list(argv))
+    options = parser.parse_args()
     data = data_folder(options.data)
     cascade = dynamic.Cascade(cifar.networks(data), names=cifar.NAMES)
     records = cifar.records(cascade, cifar.images(data, "test"))
