@@ -38,9 +38,6 @@ class Captured:
     constants: Mapping[str, Tensor]
     dropped: tuple[str, ...]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Captured":
-        return self  # nothing in it changes
-
 
 def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool) -> Captured:
     """Trace with torch.fx, in train or eval mode; raises TraceError naming the module and line that stopped it."""
@@ -123,7 +120,7 @@ def capture_export(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Capture
         raise TraceError(f"{type(backbone).__name__} gives no tensor that depends on its inputs")
     graph.output(logits)
     _remove_only_for(graph, dropped.values())
-    _fuse_free(graph)
+    _remove_unused(graph)
     return Captured("export", graph, _returned_by_stack(graph, backbone), constants, tuple(dropped))
 
 
@@ -285,7 +282,7 @@ def _remove_only_for(graph: fx.Graph, dropped: Any) -> None:
             graph.erase_node(node)
 
 
-def _fuse_free(graph: fx.Graph) -> None:
+def _remove_unused(graph: fx.Graph) -> None:
     """Erase what nobody uses (torch.export's graphs are functional: nothing in them acts by side effect)."""
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op in ("call_function", "get_attr"):
