@@ -4,10 +4,11 @@
 shelf/
 ├── bundle.json       schema, inputs, stages, classes, preprocessing, fingerprint, hash of every file
 ├── ladder.json       operating points
+├── golden.json       decisions that a policy written in another language must give (dynamic/policies/golden.py)
 ├── records.npz       calibration records
 ├── backbones/        a graph for each stage, the weights of each backbone stored once
 ├── weights/          the networks' weights to train on (safetensors)
-└── costs/            measured on the machines this folder has been on
+└── costs/            measured on the machines this folder has been on, each with the frontier that follows from it
 ```
 Nothing in it is pickle.
 """
@@ -33,6 +34,7 @@ from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import BundleError, CorruptError, DynamicError, InputError, SchemaError
 from dynamic.policies.frontier import Frontier
+from dynamic.policies.golden import figures, golden, to_text
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
@@ -170,7 +172,9 @@ class Bundle:
             (self.folder / _COSTS).mkdir(exist_ok=True)
             path = self.folder / _COSTS / _costs_name(costs.engine, costs.precision, costs.threads)
             partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(costs.to_json(), indent=1), encoding="utf-8")
+            # the frontier is for ports of the policy, which then need no statistics; derived, so never read back here
+            frontier = figures(Frontier.of(self.ladder, costs))
+            partial.write_text(json.dumps(costs.to_json() | {"frontier": frontier}, indent=1), encoding="utf-8")
             partial.replace(path)
         except OSError as error:  # a read-only shelf still runs, it only measures again next time
             logger.warning("costs could not be kept in %s: %s", self.folder, error)
@@ -192,6 +196,7 @@ def write(
     if classes is not None and len(classes) != spec.classes:
         raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
     (folder / "ladder.json").write_text(json.dumps(ladder.to_json(), indent=1), encoding="utf-8")
+    (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
     records.save(folder / "records.npz")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     manifest = {
@@ -270,8 +275,9 @@ def _costs(bundle: Bundle, name: str) -> Costs | None:
     if not path.is_file():
         return None
     try:
-        costs = Costs.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (DynamicError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        costs = Costs.from_json({name: value for name, value in data.items() if name != "frontier"})
+    except (DynamicError, ValueError, AttributeError) as error:
         logger.warning("%s does not read (%s): call profile() again", path, error)
         return None
     return costs if len(costs.latency_ms) == len(bundle.spec.stages) else None
