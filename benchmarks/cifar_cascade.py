@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dynamic
-from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import open_engine
-from dynamic.offline.exporting import describe
+from dynamic.engines.switching import CascadeEngine
+from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.images import stratified_halves
 from dynamic.policies.certification import certify
 from dynamic.policies.plan import plan
@@ -143,7 +143,7 @@ def outcomes(
     records: dynamic.Records, ladder: dynamic.Ladder, point: dynamic.Point
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """(gain in {-1, 0, 1}, compute as a share of the last network's) of every record `[N]`."""
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine)
+    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
     found = replay(records.logits, combiner, point.thresholds, records.backbone)
     todo = plan(np.array(point.thresholds, np.float32), records.backbone)
     compute = cost_to(todo, records.macs, records.head_macs)[found.stage] / (records.macs[-1] + records.head_macs[-1])
@@ -264,13 +264,15 @@ class Timing:
         self.limits = np.array(chosen.point.thresholds, np.float32)
         self.alone = dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
         self.cascade = dynamic.Cascade(cifar.networks(data, HEADLINE), names=HEADLINE)
-        self.combiner = Combiner(chosen.ladder.temperature, chosen.ladder.score, chosen.ladder.combine)
+        self.combiner = Combiner(
+            chosen.ladder.temperature, chosen.ladder.score, chosen.ladder.combine, chosen.ladder.backbone
+        )
         self.folder = folder
         example = torch.from_numpy(inputs[:2])
-        self.spec = dynamic.export(self.cascade, folder / "cascade", example)
+        self.spec = export_stages(self.cascade, folder / "cascade", example)
         # a plain network is one stage: its graph is the network unsplit
         for name, network in self.alone.items():
-            dynamic.export(dynamic.Cascade(network, names=[name]), folder / name, example)
+            export_stages(dynamic.Cascade(network, names=[name]), folder / name, example)
 
     def torch(self, rows: int) -> dict[str, dict[str, Contender]]:
         """By network and settings."""
@@ -300,7 +302,7 @@ class Timing:
                 found[name][setting.name] = Contender(f"{name} | {setting.name}", run)
         return found
 
-    def _cascade(self, engine: StageEngine, rows: int) -> Callable[[int], object]:
+    def _cascade(self, engine: CascadeEngine, rows: int) -> Callable[[int], object]:
         return lambda i: engine.run({"input": self.inputs[i : i + rows]}, self.limits)
 
     def _module(self, network: nn.Module, rows: int) -> Callable[[int], object]:
@@ -423,7 +425,7 @@ def same_answers(data: Path, records: dynamic.Records, chosen: Chosen, count: in
     report = np.random.default_rng(0).permutation(report)[:count]
     inputs = cifar.PREPROCESS(cifar.images(data, "test").images[report])
     cascade = dynamic.Cascade(cifar.networks(data, HEADLINE), names=HEADLINE)
-    combiner = Combiner(chosen.ladder.temperature, chosen.ladder.score, chosen.ladder.combine)
+    combiner = Combiner(chosen.ladder.temperature, chosen.ladder.score, chosen.ladder.combine, chosen.ladder.backbone)
     spec = describe(cascade, torch.from_numpy(inputs[:2]))
     engine = open_engine("torch", Path(), spec, combiner, cascade.stages)
     limits = np.array(chosen.point.thresholds, np.float32)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
-_PACKAGES = ("dynamic-inference", "numpy", "onnxruntime", "onnx", "torch", "torchvision")
+_PACKAGES = ("dynamic-inference", "numpy", "onnxruntime", "onnx", "openvino", "torch", "torchvision", "earlyon")
 
 
 def save(name: str, figures: dict[str, Any]) -> Path:

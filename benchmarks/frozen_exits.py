@@ -87,7 +87,7 @@ def evaluate(records: dynamic.Records, seed: int, drop: float) -> dict[str, Any]
     ladder = dynamic.certify(calibration, (drop,))
     point = next((p for p in ladder.points if p.target == drop), ladder.points[0])
     report = records.select(other)
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine)
+    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
     found = replay(report.logits, combiner, point.thresholds, records.backbone)
     todo = plan(np.array(point.thresholds, np.float32), records.backbone)
     own = report.logits[:, -1].argmax(1) == report.label

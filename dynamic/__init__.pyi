@@ -7,8 +7,8 @@ from dynamic.monitor import Monitor as Monitor
 from dynamic.offline.building import build as build
 from dynamic.offline.calibration import calibrate as calibrate
 from dynamic.offline.cascade import Cascade as Cascade
-from dynamic.offline.exporting import export as export
 from dynamic.offline.fitting import fit as fit
+from dynamic.offline.graphs import export as export
 from dynamic.offline.wrapping import wrap as wrap
 from dynamic.policies.budget import Budget as Budget
 from dynamic.policies.certification import certify as certify

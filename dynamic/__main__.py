@@ -29,10 +29,17 @@ app = typer.Typer(
 )
 
 Shelf = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
-Engine = Annotated[str | None, typer.Option(help="Engine; the one the bundle was calibrated on unless given.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="Engine, or 'auto' for the fastest here; the one the bundle was calibrated on unless given."),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; all usable cores unless given.")]
 Idle = Annotated[str | None, typer.Option(help="What its threads do while they wait: sleep or spin.")]
 LatencyMs = Annotated[float | None, typer.Option(help="Milliseconds that a request may take, at the percentile.")]
+DeadlineMs = Annotated[
+    float | None,
+    typer.Option(help="Milliseconds after which no further stage is begun; the best answer so far stands."),
+]
 Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: a fraction, or 'mean'.")]
 MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]
 BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, from which on only the cheapest point runs.")]
@@ -74,8 +81,8 @@ def build(
     train_split: Annotated[str | None, typer.Option(help="Its split.")] = None,
     engine: Annotated[str, typer.Option(help="The engine that will run.")] = "onnxruntime",
     combine: Annotated[
-        str, typer.Option(help="Answer by the 'mean' of the stages run so far, or the 'last'.")
-    ] = "mean",
+        str, typer.Option(help="Answer by the 'mean' of the stages so far, the 'last', or the mean of 'backbones'.")
+    ] = "backbones",
     score: Annotated[str, typer.Option(help="How sure a stage is.")] = "max_probability",
     max_drop: Annotated[
         list[float] | None, typer.Option(help="Choose a point for this loss of accuracy; once for each.")
@@ -135,12 +142,23 @@ def profile(
 
 
 @app.command()
+def export(
+    shelf: Shelf,
+    out: Annotated[Path, typer.Argument(help="The file to write, model.onnx.", show_default=False)],
+    batch: Annotated[str, typer.Option(help="'single' for one input at a time, 'dynamic' for any number.")] = "dynamic",
+) -> None:
+    """Write the whole cascade as one ONNX file that runs without this library."""
+    print(dynamic.export(dynamic.load(shelf), out, batch))
+
+
+@app.command()
 def run(
     shelf: Shelf,
     images: Annotated[list[Path], typer.Argument(help="Image files, folders and zips.", show_default=False)],
     split: Annotated[str | None, typer.Option(help="Of folders and zips, only <split>/<class>/<image>.")] = None,
     latency_ms: LatencyMs = None,
     percentile: Percentile = "0.95",
+    deadline_ms: DeadlineMs = None,
     memory_mb: MemoryMb = None,
     battery_floor: BatteryFloor = None,
     max_drop: MaxDrop = None,
@@ -151,7 +169,14 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
 ) -> None:
     """Run images under a budget, one at a time; where they lie in folders named like classes, check the answers."""
-    budget = dynamic.Budget(latency_ms, _fraction(percentile), memory_mb, battery_floor, max_drop)
+    budget = dynamic.Budget(
+        latency_ms,
+        _fraction(percentile),
+        deadline_ms,
+        memory_mb,
+        battery_floor,
+        max_drop,
+    )
     bundle = dynamic.load(shelf)
     if bundle.preprocess is None:
         raise InputError(
@@ -236,7 +261,13 @@ def simulate(
     from dynamic.policies.budget_policy import BudgetPolicy
     from dynamic.simulate import devices, simulator, workload
 
-    budget = dynamic.Budget(latency_ms, _fraction(percentile), memory_mb, battery_floor, max_drop)
+    budget = dynamic.Budget(
+        latency_ms,
+        _fraction(percentile),
+        memory_mb=memory_mb,
+        battery_floor=battery_floor,
+        max_drop=max_drop,
+    )
     chosen = devices.device(device)
     requests = (workload.Poisson if poisson else workload.Constant)(rate_hz, duration_s)
     loaded = dynamic.load(shelf)

@@ -6,8 +6,10 @@ shelf/
 ├── ladder.json       operating points
 ├── golden.json       decisions that a policy written in another language must give (dynamic/policies/golden.py)
 ├── records.npz       calibration records
+├── graph.onnx        the whole cascade as one graph, for batches; graph_single.onnx for one input at a time
 ├── backbones/        a graph for each stage, the weights of each backbone stored once
 ├── weights/          the networks' weights to train on (safetensors)
+├── choices/          the engine that "auto" took on each machine, and what the others took
 └── costs/            measured on the machines this folder has been on, each with the frontier that follows from it
 ```
 Nothing in it is pickle.
@@ -25,9 +27,10 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from dynamic.choosing import AUTO, chosen
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
-from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import check_engine, open_engine
+from dynamic.engines.switching import CascadeEngine
 from dynamic.fingerprint import file_hash, fingerprint
 from dynamic.machine import machine_key, machine_name
 from dynamic.policies.budget import Budget
@@ -104,20 +107,27 @@ class Bundle:
 
     def combiner(self) -> Combiner:
         """How stages' logits become answers and scores."""
-        return Combiner(self.ladder.temperature, self.ladder.score, self.ladder.combine)
+        return Combiner(self.ladder.temperature, self.ladder.score, self.ladder.combine, self.ladder.backbone)
 
     def fingerprint(self, engine: str, precision: str) -> str:
         """The fingerprint of this cascade and preprocessing on an engine; the ladder's where nothing changed."""
         return fingerprint(self.cascade, _preprocess_json(self.preprocess), engine, precision)
 
-    def open(self, engine: str | None = None, precision: str | None = None, **options: Any) -> StageEngine:
+    def open(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine:
         """An engine for this cascade (None: the one it was calibrated on); options are the engine's own.
 
-        Raises EngineError where it is unknown or not installed.
+        "auto": the fastest of those installed, measured on this machine once. Raises EngineError where it is unknown or
+        not installed.
         """
         name = engine or self.engine
+        if name == AUTO:
+            name = chosen(self.folder, self.spec, self.combiner(), keep=self._owner is None, **options).engine
         wanted = precision or self.precision_on(name)
-        return open_engine(name, self.folder, self.spec, self.combiner(), self.modules, wanted, **options)
+        opened = open_engine(name, self.folder, self.spec, self.combiner(), self.modules, wanted, **options)
+        costs = self.costs_on(name, wanted, opened.threads)
+        if costs is not None and costs.route:
+            opened.follow(costs.batch, costs.route)
+        return opened
 
     def profile(
         self,

@@ -1,5 +1,6 @@
 """What a request yields."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,3 +42,16 @@ class Statistics:
     decision_changes: int
     certified_share: float
     mean_latency_ms: float
+
+
+def answers(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(label [B], its probability [B]) of answer logits `[B, C]`, normalized or not.
+
+    The label is -1 where a logit is not finite, and the probability NaN where one is NaN.
+    """
+    top = np.maximum.reduce(logits, axis=1, keepdims=True)  # [B, 1]
+    total = np.add.reduce(np.exp(logits - top), axis=1)  # [B], the top's part is exp(0) = 1
+    label = logits.argmax(axis=1).astype(np.int64, copy=False)
+    if not math.isfinite(np.add.reduce(logits, axis=None)):  # a sum over all tells whether to look at single rows
+        label[~np.isfinite(logits).all(axis=1)] = -1
+    return label, np.reciprocal(total)

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dynamic.bundle import Bundle, names_of
 from dynamic.engines.contract import Array, Engine, Output
@@ -24,7 +23,7 @@ from dynamic.policies.errors import InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.snapshot import Snapshot
 from dynamic.progress import size_of, track
-from dynamic.result import Result, Statistics
+from dynamic.result import Result, Statistics, answers
 
 logger = logging.getLogger("dynamic")
 
@@ -69,11 +68,12 @@ class Runtime:
             engine.name, engine.precision
         )
         self._ids = itertools.count()
+        self._asked: tuple[Snapshot, Snapshot] | None = None  # the monitor's latest, and the same with the rows asked
         self._lock = threading.Lock()  # of everything below
         self._state = policy.initial()
         self._decision: Decision | None = None
         self._requests = self._changes = self._sure = 0
-        self._stages: Counter[int] = Counter()
+        self._stages = [0] * len(bundle.spec.stages)  # [S], inputs that left at each
         self._points: Counter[str] = Counter()
         self._latency_ms = 0.0
 
@@ -114,10 +114,13 @@ class Runtime:
         began = self._clock()
         inputs = self._inputs(x)
         budget = self.budget
-        decision, snapshot = self._decide(budget, len(next(iter(inputs.values()))))
-        point = decision.point.point
-        moved = self._load(frozenset(point.backbones), budget)
-        output = self.engine.run(inputs, np.asarray(point.thresholds, np.float32))
+        rows = len(next(iter(inputs.values())))
+        decision, snapshot = self._decide(budget, rows)
+        point = decision.point
+        managed = budget.memory_mb is not None
+        moved = self.engine.prepare(point.backbones, rows, managed)
+        deadline_s = None if budget.deadline_ms is None else budget.deadline_ms / 1e3 - (self._clock() - began)
+        output = self.engine.run(inputs, point.thresholds, deadline_s, managed)
         latency_ms = (self._clock() - began) * 1e3
         self._observe(decision, snapshot, output, latency_ms, representative=not moved)
         return self._result(output, decision, latency_ms)
@@ -130,11 +133,11 @@ class Runtime:
     def stats(self) -> Statistics:
         """What has been done so far."""
         with self._lock:
-            inputs = sum(self._stages.values())
+            inputs = sum(self._stages)
             return Statistics(
                 requests=self._requests,
                 inputs=inputs,
-                stage_shares=tuple(self._stages[s] / max(inputs, 1) for s in range(len(self.bundle.spec.stages))),
+                stage_shares=tuple(count / max(inputs, 1) for count in self._stages),
                 point_shares={name: n / max(self._requests, 1) for name, n in self._points.items()},
                 decision_changes=self._changes,
                 certified_share=self._sure / max(self._requests, 1),
@@ -170,7 +173,7 @@ class Runtime:
         return {spec[0].name: array[None] if array.ndim == len(spec[0].shape) else array}
 
     def _decide(self, budget: Budget, rows: int) -> tuple[Decision, Snapshot]:
-        snapshot = replace(self.monitor.latest, queue_length=rows)
+        snapshot = self._snapshot(rows)
         with self._lock:
             decision, self._state = self.policy.decide(self.frontier, budget, snapshot, self._state)
             last, self._decision = self._decision, decision
@@ -180,20 +183,18 @@ class Runtime:
             logger.info("decision %s: %s", decision.point.point.name, decision.reason)
         return decision, snapshot
 
-    def _load(self, needed: frozenset[int], budget: Budget) -> bool:
-        """Whether backbones had to be loaded or unloaded."""
-        loaded = self.engine.loaded()
-        missing, spare = needed - loaded, loaded - needed if budget.memory_mb is not None else frozenset()
-        if missing:
-            self.engine.load(sorted(missing))
-        if spare:
-            self.engine.unload(sorted(spare))
-        return bool(missing or spare)
+    def _snapshot(self, rows: int) -> Snapshot:
+        """The monitor's latest with `rows` waiting; the same object until one of the two changes."""
+        latest, known = self.monitor.latest, self._asked
+        if known is None or known[0] is not latest or known[1].queue_length != rows:
+            known = self._asked = latest, replace(latest, queue_length=rows)
+        return known[1]
 
     def _observe(
         self, decision: Decision, snapshot: Snapshot, output: Output, latency_ms: float, representative: bool
     ) -> None:
-        rows, deepest = len(output.stage), int(output.stage.max())
+        stages = output.stage.tolist()  # [B]
+        rows, deepest = len(stages), max(stages)
         feedback = Feedback(
             point=decision.point,
             stage=deepest,
@@ -208,10 +209,11 @@ class Runtime:
             if representative:
                 self._state = self.policy.observe(self._state, feedback)
             self._requests += 1
-            self._sure += self._certified
+            self._sure += self._certified and output.complete
             self._latency_ms += latency_ms
             self._points[decision.point.point.name] += 1
-            self._stages.update(output.stage.tolist())
+            for stage in stages:
+                self._stages[stage] += 1
 
     def _result(self, output: Output, decision: Decision, latency_ms: float) -> Result:
         label, probability = answers(output.logits)
@@ -225,13 +227,5 @@ class Runtime:
             score=output.score,
             latency_ms=latency_ms,
             decision=decision,
-            certified=self._certified,
+            certified=self._certified and output.complete,
         )
-
-
-def answers(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """(label [B], its probability [B]) of answer logits `[B, C]`; -1 and NaN where they are not finite."""
-    finite = np.isfinite(logits).all(axis=1)  # [B]
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    label = np.where(finite, logits.argmax(axis=1), -1)
-    return label.astype(np.int64), (shifted.max(axis=1) / shifted.sum(axis=1)).astype(np.float32)

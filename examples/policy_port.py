@@ -15,7 +15,7 @@ from typing import Any
 Json = dict[str, Any]
 _TO_SPARE = 0.9  # of the latency limit: what a point dearer than the current one must fit
 _DRIFT, _NOISE, _FARTHEST = 0.01, 0.09, 2.0  # slowdown: variance gained between requests, of one; clip in deviations
-_BUDGET = {"latency_ms": None, "percentile": 0.95, "memory_mb": None, "battery_floor": None, "max_drop": None}
+_BUDGET = dict.fromkeys(("latency_ms", "deadline_ms", "memory_mb", "battery_floor", "max_drop")) | {"percentile": 0.95}
 _KEPT = dict.fromkeys(("cpu_load", "cpu_cores", "battery", "plugged", "memory_available_mb"))
 _CASE: Json = {"budget": {}, "snapshot": {}, "decision": {}, "feedback": {}}
 _START = _KEPT | {"base_mb": None, "resident": set(), "current": None, "mean": 0.0, "variance": _NOISE}

@@ -12,21 +12,23 @@ from dynamic.policies.errors import BudgetError
 class Budget:
     """What inference may use and must keep; None is no limit.
 
-    `latency_ms` of a request at `percentile` (0.95; None: the mean); `memory_mb` resident memory of this process
-    (10^6 bytes); `battery_floor` 0..1: at or below it, off the mains, only the cheapest point runs; `max_drop`:
-    accuracy that may be given up against the reference for savings.
+    `latency_ms` of a request at `percentile` (0.95; None: the mean); `deadline_ms` hard, of each request: once so long
+    has passed no further stage is begun, and the best answer so far stands, uncertified; `memory_mb` resident memory
+    of this process (10^6 bytes); `battery_floor` 0..1: at or below it, off the mains, only the cheapest point runs;
+    `max_drop`: accuracy that may be given up against the reference for savings.
 
     Raises BudgetError on a value out of range.
     """
 
     latency_ms: float | None = None
     percentile: float | None = 0.95
+    deadline_ms: float | None = None
     memory_mb: float | None = None
     battery_floor: float | None = None
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("latency_ms", "memory_mb"):
+        for name in ("latency_ms", "deadline_ms", "memory_mb"):
             _check(name, getattr(self, name), 0.0, math.inf, "a positive number")
         _check("percentile", self.percentile, 0.0, 1.0, "a fraction below 1, 0.95 for the 95th percentile")
         for name in ("battery_floor", "max_drop"):

@@ -1,8 +1,9 @@
 """The default policy: what memory, battery, CPU load and the budget leave of the frontier, and the best of that."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.decision import Decision, Feedback
@@ -13,6 +14,71 @@ from dynamic.policies.snapshot import Snapshot
 T = TypeVar("T")
 
 _TO_SPARE = 0.9  # of the latency limit: a dearer point than the current one must fit with this much
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """What was chosen, of what, and why: `left` of `points` remained, the others for the reasons in `notes`."""
+
+    point: FrontierPoint
+    kind: str
+    left: int
+    points: int
+    notes: tuple[tuple[Any, ...], ...]  # each a template with what goes into it
+    gave_way: tuple[str, ...]
+    latency_ms: float  # as profiled
+    fair_share: float
+
+    def decision(self, ratio: float) -> Decision:
+        """The decision while requests take `ratio` of what the load explains."""
+        return Decision(self.point, not self.gave_way, self.gave_way, _Reason(self, ratio * self.fair_share))
+
+
+@dataclass(frozen=True, eq=False)
+class _Reason:
+    """A choice in words, which are made when somebody reads them."""
+
+    choice: _Choice
+    slowdown: float
+
+    def __str__(self) -> str:
+        best = self.choice
+        why = "; ".join(template.format(*values) for template, *values in best.notes) or "nothing rules it out"
+        return (
+            f"{best.point.point.name!r} is the {best.kind} of {best.left} of {best.points} points: {why} "
+            f"(predicted {best.latency_ms * self.slowdown:.3g} ms, slowdown {self.slowdown:.2f})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A choice with all that it hangs on: between two readings of the sensors requests differ in the slowdown alone.
+
+    Predictions rise with the slowdown's ratio. So where `lowest` and `highest` leave the same points `in_time`, all
+    between leave them too, and the choice stands.
+    """
+
+    choice: _Choice
+    frontier: Frontier
+    budget: Budget
+    snapshot: Snapshot
+    in_time: tuple[int, ...]
+    lowest: float
+    highest: float
+
+    def under(self, frontier: Frontier, budget: Budget, snapshot: Snapshot, ratio: float) -> _Choice | None:
+        """The choice where it still stands."""
+        same = snapshot is self.snapshot and budget is self.budget and frontier is self.frontier
+        return self.choice if same and self.lowest <= ratio <= self.highest else None
+
+    def wider(self, before: "_Kept | None") -> "_Kept":
+        """The same over the range that it and the one before span, where that was the same choice."""
+        if before is None or before.under(self.frontier, self.budget, self.snapshot, before.lowest) is None:
+            return self
+        if before.in_time != self.in_time:
+            return self
+        low, high = min(self.lowest, before.lowest), max(self.highest, before.highest)
+        return _Kept(self.choice, self.frontier, self.budget, self.snapshot, self.in_time, low, high)
 
 
 @dataclass(frozen=True)
@@ -28,6 +94,14 @@ class BudgetState:
     base_mb: float | None = None
     resident: frozenset[int] = frozenset()
     current: str | None = None
+    # follows from the others and saves time; not of __init__, so that a copy with other values does not have it
+    _kept: _Kept | None = field(default=None, init=False, repr=False, compare=False)
+
+    def _but(self, **changes: Any) -> Self:
+        """This state with other values: `dataclasses.replace` for every request, at a sixth of the time."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, **changes)
+        return made
 
 
 class BudgetPolicy:
@@ -50,95 +124,92 @@ class BudgetPolicy:
         self, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: BudgetState
     ) -> tuple[Decision, BudgetState]:
         """The point for the next request, with the reason; see the class."""
-        state = _remember(state, snapshot)
-        slowdown = state.slowdown.ratio * _fair_share(state, frontier.costs.threads)
-        latency = dict(
-            zip(
-                map(id, frontier.points),
-                frontier.latency_ms(budget.percentile, snapshot.queue_length or 1),
-                strict=True,
-            )
-        )
-
-        def predicted_ms(p: FrontierPoint) -> float:
-            return latency[id(p)] * slowdown
-
-        left = list(frontier.points)
-        gave_way: list[str] = []
-        why: list[str] = []
-
-        def limit(
-            name: str,
-            figure: Callable[[FrontierPoint], float],
-            most: float,
-            unit: str,
-            share: Callable[[FrontierPoint], float] = lambda _: 1.0,
-        ) -> None:
-            nonlocal left
-            fitting = [p for p in left if figure(p) <= most * share(p)]
-            if fitting:
-                if len(fitting) < len(left):
-                    why.append(f"{name} at most {most:.4g}{unit}")
-                left = fitting
-                return
-            least = min(map(figure, left))
-            why.append(f"{name} {least:.4g}{unit} is over {most:.4g}{unit} and gave way")
-            gave_way.append(name)
-            left = [p for p in left if figure(p) == least]
-
-        if budget.memory_mb is not None and state.base_mb is not None:
-            base = state.base_mb
-            limit("memory_mb", lambda p: base + p.memory_mb, budget.memory_mb, " MB")
-        if state.memory_available_mb is not None:
-            room = state.memory_available_mb + _memory(frontier, state.resident)
-            fitting = [p for p in left if p.memory_mb <= room]
-            if len(fitting) < len(left):
-                why.append(f"{room:.0f} MB of memory are free" + ("" if fitting else ", too little for any point"))
-            left = fitting or [min(left, key=lambda p: p.memory_mb)]
-        if _battery_low(budget, state):
-            left = [min(left, key=lambda p: p.cpu_ms[0])]
-            why.append(f"battery {state.battery:.0%} is at or below the floor {budget.battery_floor:.0%}")
-        if budget.latency_ms is not None:
-            now = next((latency[id(p)] for p in left if p.point.name == state.current), 0.0)
-            limit(
-                "latency_ms",
-                predicted_ms,
-                budget.latency_ms,
-                " ms",
-                lambda p: _TO_SPARE if state.current and latency[id(p)] > now > 0 else 1.0,
-            )
-        if budget.max_drop is not None:
-            limit("max_drop", lambda p: p.point.promised_drop, budget.max_drop, "")
-
-        cheap = budget.max_drop is not None
-        best = (
-            min(left, key=lambda p: p.mean_ms[0])
-            if cheap
-            else max(left, key=lambda p: (p.point.accuracy[1], -p.mean_ms[0]))
-        )
-        kind = "cheapest" if cheap else "most accurate"
-        because = f": {'; '.join(why)}" if why else ": nothing rules it out"
-        reason = (
-            f"{best.point.name!r} is the {kind} of {len(left)} of {len(frontier.points)} points{because} "
-            f"(predicted {predicted_ms(best):.3g} ms, slowdown {slowdown:.2f})"
-        )
-        needed = frozenset(best.point.backbones)
-        resident = needed if budget.memory_mb is not None else state.resident | needed
-        decision = Decision(best, not gave_way, tuple(gave_way), reason)
-        return decision, replace(state, resident=resident, current=best.point.name)
+        ratio = state.slowdown.ratio
+        kept = state._kept
+        choice = None if kept is None else kept.under(frontier, budget, snapshot, ratio)
+        if choice is None:
+            choice, state = _choose(frontier, budget, snapshot, _remember(state, snapshot))
+        return choice.decision(ratio), state
 
     def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
         """Take in what a request took, beyond what the load it ran under explains."""
-        cores = feedback.snapshot.cpu_cores if feedback.snapshot.cpu_cores is not None else state.cpu_cores
-        load = feedback.snapshot.cpu_load if feedback.snapshot.cpu_load is not None else state.cpu_load
-        share = _fair_share(replace(state, cpu_load=load, cpu_cores=cores), feedback.threads)
-        expected_ms = feedback.expected_ms * share
-        return replace(state, slowdown=state.slowdown.observe(feedback.latency_ms, expected_ms))
+        load = _known(feedback.snapshot.cpu_load, state.cpu_load)
+        cores = _known(feedback.snapshot.cpu_cores, state.cpu_cores)
+        expected_ms = feedback.expected_ms * _fair_share(load, cores, feedback.threads)
+        return state._but(slowdown=state.slowdown.observe(feedback.latency_ms, expected_ms))
+
+
+def _choose(frontier: Frontier, budget: Budget, snapshot: Snapshot, state: BudgetState) -> tuple[_Choice, BudgetState]:
+    points = frontier.points
+    ratio, fair_share = state.slowdown.ratio, _fair_share(state.cpu_load, state.cpu_cores, frontier.costs.threads)
+    latency = frontier.latency_ms(budget.percentile, snapshot.queue_length or 1)
+    left = list(range(len(points)))  # places in `points`
+    gave_way: list[str] = []
+    notes: list[tuple[Any, ...]] = []
+
+    def limit(name: str, figure: Sequence[float], most: float, unit: str, fitting: list[int]) -> None:
+        nonlocal left
+        if fitting:
+            if len(fitting) < len(left):
+                notes.append(("{} at most {:.4g}{}", name, most, unit))
+            left = fitting
+            return
+        least = min(figure[i] for i in left)
+        notes.append(("{} {:.4g}{} is over {:.4g}{} and gave way", name, least, unit, most, unit))
+        gave_way.append(name)
+        left = [i for i in left if figure[i] == least]
+
+    if budget.memory_mb is not None and state.base_mb is not None:
+        whole, most = [state.base_mb + p.memory_mb for p in points], budget.memory_mb
+        limit("memory_mb", whole, most, " MB", [i for i in left if whole[i] <= most])
+    if state.memory_available_mb is not None:
+        room = state.memory_available_mb + _memory(frontier, state.resident)
+        fitting = [i for i in left if points[i].memory_mb <= room]
+        if len(fitting) < len(left):
+            notes.append(("{:.0f} MB of memory are free{}", room, "" if fitting else ", too little for any point"))
+        left = fitting or [min(left, key=lambda i: points[i].memory_mb)]
+    if _battery_low(budget, state):
+        left = [min(left, key=lambda i: points[i].cpu_ms[0])]
+        notes.append(("battery {:.0%} is at or below the floor {:.0%}", state.battery, budget.battery_floor))
+    if budget.latency_ms is not None:
+        now = next((latency[i] for i in left if points[i].point.name == state.current), 0.0)
+        slowdown = ratio * fair_share
+        predicted, most = [ms * slowdown for ms in latency], budget.latency_ms
+        fitting = [i for i in left if predicted[i] <= most * (_TO_SPARE if latency[i] > now > 0 else 1.0)]
+        limit("latency_ms", predicted, most, " ms", fitting)
+    in_time = tuple(left)
+    if budget.max_drop is not None:
+        drop, most = [p.point.promised_drop for p in points], budget.max_drop
+        limit("max_drop", drop, most, "", [i for i in left if drop[i] <= most])
+
+    cheap = budget.max_drop is not None
+    best = (
+        min(left, key=lambda i: points[i].mean_ms[0])
+        if cheap
+        else max(left, key=lambda i: (points[i].point.accuracy[1], -points[i].mean_ms[0]))
+    )
+    choice = _Choice(
+        points[best],
+        "cheapest" if cheap else "most accurate",
+        len(left),
+        len(points),
+        tuple(notes),
+        tuple(gave_way),
+        latency[best],
+        fair_share,
+    )
+    needed, name = frozenset(points[best].point.backbones), points[best].point.name
+    resident = needed if budget.memory_mb is not None else state.resident | needed
+    kept = None
+    # the next choice must start from where this one did; and where latency gave way, the notes say by how much
+    if (name, resident) == (state.current, state.resident) and "latency_ms" not in gave_way:
+        lowest, highest = (0.0, math.inf) if budget.latency_ms is None else (ratio, ratio)
+        kept = _Kept(choice, frontier, budget, snapshot, in_time, lowest, highest).wider(state._kept)
+    return choice, state._but(resident=resident, current=name, _kept=kept)
 
 
 def _remember(state: BudgetState, snapshot: Snapshot) -> BudgetState:
-    return BudgetState(
-        slowdown=state.slowdown,
+    return state._but(
         cpu_load=_known(snapshot.cpu_load, state.cpu_load),
         cpu_cores=_known(snapshot.cpu_cores, state.cpu_cores),
         battery=_known(snapshot.battery, state.battery),
@@ -146,8 +217,6 @@ def _remember(state: BudgetState, snapshot: Snapshot) -> BudgetState:
         memory_available_mb=_known(snapshot.memory_available_mb, state.memory_available_mb),
         # the first reading comes before any model was loaded
         base_mb=_known(state.base_mb, snapshot.memory_process_mb),
-        resident=state.resident,
-        current=state.current,
     )
 
 
@@ -155,10 +224,10 @@ def _known(new: T | None, old: T | None) -> T | None:
     return old if new is None else new
 
 
-def _fair_share(state: BudgetState, threads: int) -> float:
-    if state.cpu_load is None or not state.cpu_cores:
+def _fair_share(cpu_load: float | None, cpu_cores: float | None, threads: int) -> float:
+    if cpu_load is None or not cpu_cores:
         return 1.0
-    return max(1.0, (state.cpu_load * state.cpu_cores + threads) / state.cpu_cores)
+    return max(1.0, (cpu_load * cpu_cores + threads) / cpu_cores)
 
 
 def _battery_low(budget: Budget, state: BudgetState) -> bool:

@@ -27,7 +27,7 @@ def certify(
     max_drops: Sequence[float] = MAX_DROPS,
     delta: float = 0.1,
     *,
-    combine: str = "mean",
+    combine: str = "backbones",
     score: str = "max_probability",
     body_cost: Sequence[float] | None = None,
     head_cost: Sequence[float] | None = None,
@@ -52,7 +52,7 @@ def certify(
     if records.label is None:
         raise CalibrationError("a drop in accuracy needs labels; give a loader of (inputs, labels)")
     temperature = fit_temperatures(records)
-    combiner = Combiner(temperature, score, combine)
+    combiner = Combiner(temperature, score, combine, records.backbone)
     search = Search(records.select(records.part == SEARCH), combiner, body_cost, head_cost)
 
     nobody = tuple([math.inf] * (records.stages - 1))

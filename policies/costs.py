@@ -18,7 +18,8 @@ class Costs:
     `batch [K]` rising; `latency_ms [S][K]`: median of a stage alone, head included, for that many rows;
     `latency_p95_ms`, `head_ms`, `cpu_ms` (CPU time, mean) likewise; `call_ms [K]`: overhead of a request;
     `energy_mj [S][K]` or None, from `energy_source`; `memory_mb [B]` resident (10^6 bytes); `idle_mw`;
-    `not_measured`: what is missing.
+    `not_measured`: what is missing; `route [K]`: which way the engine goes for so many rows, "graph" (the whole cascade
+    in one call) or "stages", the faster of the two where both were measured. Figures are of that way.
     """
 
     machine: str
@@ -36,12 +37,15 @@ class Costs:
     memory_mb: tuple[float, ...]
     idle_mw: float | None
     not_measured: tuple[str, ...]
+    route: tuple[str, ...] = ()  # of an engine that has only its stages
 
     def __post_init__(self) -> None:
         if not self.batch or any(a >= b for a, b in zip(self.batch, self.batch[1:], strict=False)):
             raise InputError(f"batch={self.batch} must be rising batch sizes")
         if len(self.call_ms) != len(self.batch):
             raise InputError(f"call_ms has {len(self.call_ms)} entries for {len(self.batch)} batch sizes")
+        if self.route and len(self.route) != len(self.batch):
+            raise InputError(f"route has {len(self.route)} entries for {len(self.batch)} batch sizes")
         for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms", "energy_mj"):
             table = getattr(self, name)
             if table is None and name == "energy_mj":
@@ -77,7 +81,7 @@ class Costs:
             for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms", "energy_mj"):
                 if fields[name] is not None:
                     fields[name] = tuple(tuple(map(float, row)) for row in fields[name])
-            for name in ("batch", "call_ms", "memory_mb", "not_measured"):
+            for name in ("batch", "call_ms", "memory_mb", "not_measured", "route"):
                 fields[name] = tuple(fields[name])
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:

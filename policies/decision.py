@@ -8,17 +8,34 @@ from dynamic.policies.frontier import Frontier, FrontierPoint
 from dynamic.policies.snapshot import Snapshot
 
 
+class Sentence:
+    """A field given as text, or as an object whose `str` is the text: few are ever read, so words wait until one is."""
+
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type[Any]) -> str:
+        if instance is None:
+            raise AttributeError(self._name)  # how a dataclass learns that a field has no default
+        words = instance.__dict__[self._name] = str(instance.__dict__[self._name])
+        return words
+
+    def __set__(self, instance: Any, words: object) -> None:
+        instance.__dict__[self._name] = words
+
+
 @dataclass(frozen=True, eq=False)
 class Decision:
     """The operating point for the next request.
 
-    `feasible`: it meets every limit; `gave_way`: names of the budget's fields that it does not; `reason`: one sentence.
+    `feasible`: it meets every limit; `gave_way`: names of the budget's fields that it does not; `reason`: one sentence,
+    or an object whose `str` is one.
     """
 
     point: FrontierPoint
     feasible: bool
     gave_way: tuple[str, ...]
-    reason: str
+    reason: Sentence = Sentence()
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,15 +4,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
 from dynamic.policies.ladder import Ladder, Point
 from dynamic.policies.plan import Plan, plan
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 _ONE_SIDED_95 = 1.644854  # quantile of the normal distribution
+_KEPT = 1000  # figures that a frontier remembers of each kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,18 @@ class FrontierPoint:
     energy_mj: tuple[float, ...] | None
     memory_mb: float
 
+    @cached_property
+    def thresholds(self) -> NDArray[np.float32]:
+        """The point's thresholds `[S-1]` as an engine takes them; read-only, since all requests are given this one."""
+        array = np.array(self.point.thresholds, np.float32)
+        array.setflags(write=False)
+        return array
+
+    @cached_property
+    def backbones(self) -> frozenset[int]:
+        """The backbones that the point needs."""
+        return frozenset(self.point.backbones)
+
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
@@ -44,7 +62,9 @@ class Frontier:
     ladder: Ladder
     costs: Costs
     points: tuple[FrontierPoint, ...]
-    _latency: dict[tuple[float | None, int], tuple[float, ...]] = field(default_factory=dict, repr=False)
+    # requests ask for the same few figures again and again; not of __init__, so that no copy with other costs has them
+    _latency: dict[tuple[float | None, int], tuple[float, ...]] = field(default_factory=dict, init=False, repr=False)
+    _path: dict[tuple[FrontierPoint, int, int], float] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, ladder: Ladder, costs: Costs) -> "Frontier":
@@ -68,25 +88,27 @@ class Frontier:
 
     def latency_ms(self, percentile: float | None, rows: int) -> tuple[float, ...]:
         """Latency of a request of `rows` inputs by point, at a percentile (None: the mean)."""
-        key = (percentile, rows)
-        found = self._latency.get(key)
+        found = self._latency.get((percentile, rows))
         if found is None:
-            if len(self._latency) > 1000:
-                self._latency.clear()
-            found = self._latency[key] = tuple(
+            found = tuple(
                 mean_ms(p.point, p.plan, self.costs, rows)
                 if percentile is None
                 else percentile_ms(p.point, p.plan, self.costs, rows, percentile)
                 for p in self.points
             )
+            _keep(self._latency, (percentile, rows), found)
         return found
 
     def path_ms(self, point: FrontierPoint, depth: int, rows: int = 1) -> float:
         """Expected time of a request of `rows` inputs whose deepest one left at stage `depth`."""
-        there = (_sum_given_depth(point.point, rows, depth, _gets_to(s, depth))[1] for s in range(depth + 1))
-        return sum(_stage_ms(self.costs, point.plan, s, at) for s, at in enumerate(there)) + self.costs.at(
-            self.costs.call_ms, rows
-        )
+        found = self._path.get((point, depth, rows))
+        if found is None:
+            there = (_sum_given_depth(point.point, rows, depth, _gets_to(s, depth))[1] for s in range(depth + 1))
+            found = sum(_stage_ms(self.costs, point.plan, s, at) for s, at in enumerate(there)) + self.costs.at(
+                self.costs.call_ms, rows
+            )
+            _keep(self._path, (point, depth, rows), found)
+        return found
 
 
 def mean_ms(point: Point, todo: Plan, costs: Costs, rows: int) -> float:
@@ -126,6 +148,12 @@ def percentile_ms(point: Point, todo: Plan, costs: Costs, rows: int, percentile:
         below = sum(p * 0.5 * (1 + math.erf((guess - m) / (sd * math.sqrt(2)))) for p, m, sd in depths)
         low, high = (guess, high) if below < percentile else (low, guess)
     return high
+
+
+def _keep(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= _KEPT:  # a caller that varies rows without end must not fill memory
+        known.clear()
+    known[key] = value
 
 
 def _visits(point: Point, rows: int) -> list[tuple[float, float]]:

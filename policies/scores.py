@@ -50,48 +50,70 @@ SCORES: dict[str, Callable[[Floats], Floats]] = {
     "margin": margin,
     "negative_entropy": negative_entropy,
 }
-COMBINE = ("mean", "last")
+COMBINE = ("mean", "last", "backbones")
 
 
 @dataclass(frozen=True)
 class Running:
     """What is known of the rows still in the batch.
 
-    `total [B, C]`: sum of the probabilities of the stages evaluated so far ("mean"), or the latest answer
-    ("last"). `stages`: how many are in it; `count [B]`: the same by row, once rows differ.
+    Stages come in groups, of which each gives one answer, that of its latest stage (see `Combiner`). `total [B, C]`:
+    sum of the answers' probabilities, that of the current `group` included; `before [B, C]`: the sum without it.
+    `answers`, `answers_before`: how many are in them; `count [B]`, `count_before [B]`: the same by row, once rows
+    differ.
     """
 
     total: Floats | None = None
-    stages: int = 0
+    before: Floats | None = None
+    answers: int = 0
+    answers_before: int = 0
     count: Floats | None = None
+    count_before: Floats | None = None
+    group: int = -1
 
     def select(self, rows: NDArray[np.intp]) -> "Running":
         """The same for these rows alone."""
+
+        def some(array: Floats | None) -> Floats | None:
+            return None if array is None else array[rows]
+
         return Running(
-            None if self.total is None else self.total[rows],
-            self.stages,
-            None if self.count is None else self.count[rows],
+            some(self.total),
+            some(self.before),
+            self.answers,
+            self.answers_before,
+            some(self.count),
+            some(self.count_before),
+            self.group,
         )
+
+    def enter(self, group: int) -> "Running":
+        """The same at a stage of `group`: the answer of a group that is over stands."""
+        if group == self.group:
+            return self
+        return Running(self.total, self.total, self.answers, self.answers, self.count, self.count, group)
 
 
 class Combiner:
     """Turns each stage's raw logits into answers and scores.
 
-    Logits are divided by the stage's temperature. "mean" averages the probabilities of the stages evaluated so
-    far, "last" takes the latest stage's own. Where a stage's logits give no finite probabilities, the row gets score
-    NaN there (so it does not leave) and that stage is left out: the answer of the stages before stands.
+    Logits are divided by the stage's temperature. `combine`: "mean" averages the probabilities of the stages evaluated
+    so far; "last" takes the latest stage's own; "backbones" averages over the backbones so far the latest answer of
+    each, so that an exit is replaced by those behind it while networks vote. Where a stage's logits give no finite
+    probabilities, the row gets score NaN there (so it does not leave) and that stage is left out: the answer of the
+    stages before stands.
 
-    Raises BudgetError on an unknown score or combination.
+    Raises BudgetError on an unknown score or combination, or "backbones" without `backbone [S]`.
     """
 
-    def __init__(self, temperature: tuple[float, ...], score: str, combine: str) -> None:
+    def __init__(
+        self, temperature: tuple[float, ...], score: str, combine: str, backbone: tuple[int, ...] | None = None
+    ) -> None:
         if score not in SCORES:
             raise BudgetError(f"score={score!r} is not known; use one of {sorted(SCORES)}")
-        if combine not in COMBINE:
-            raise BudgetError(f"combine={combine!r} is not known; use one of {COMBINE}")
         self._temperature = temperature
         self._score = SCORES[score]
-        self._mean = combine == "mean"
+        self._group = groups(combine, backbone, len(temperature))
 
     def start(self) -> Running:
         """Nothing evaluated yet."""
@@ -99,33 +121,54 @@ class Combiner:
 
     def add(self, state: Running, stage: int, logits: Floats) -> tuple[Floats, Floats, Running]:
         """Take in a stage's raw `logits [B, C]`: (the answer's probabilities `[B, C]`, score `[B]`, new state)."""
-        return self.merge(state, self.probability(stage, logits))
+        return self.merge(state, stage, self.probability(stage, logits))
 
     def probability(self, stage: int, logits: Floats) -> Floats:
         """The stage's own probabilities `[B, C]`; NaN where its logits give none."""
         return softmax(logits, self._temperature[stage])
 
-    def merge(self, state: Running, probability: Floats) -> tuple[Floats, Floats, Running]:
+    def merge(self, state: Running, stage: int, probability: Floats) -> tuple[Floats, Floats, Running]:
         """Take in a stage's probabilities `[B, C]`: (the answer's `[B, C]`, score `[B]`, new state)."""
+        state = state.enter(self._group[stage])
         if state.count is not None or np.isnan(probability.sum()):
             return self._merge_by_row(state, probability)
-        if not self._mean or state.total is None:
-            return probability, self._score(probability), Running(probability, 1)
-        total = state.total + probability
-        average = total * np.float32(1.0 / (state.stages + 1))
-        return average, self._score(average), Running(total, state.stages + 1)
+        total = probability if state.before is None else state.before + probability
+        answers = state.answers_before + 1
+        answer = total if answers == 1 else total * np.float32(1.0 / answers)
+        after = Running(total, state.before, answers, state.answers_before, group=state.group)
+        return answer, self._score(answer), after
 
     def _merge_by_row(self, state: Running, probability: Floats) -> tuple[Floats, Floats, Running]:
         good: NDArray[np.bool_] = np.asarray(np.isfinite(probability).all(axis=1))  # [B]
-        before = np.zeros_like(probability) if state.total is None else state.total
-        had = np.full(len(good), state.stages, np.float32) if state.count is None else state.count
-        if self._mean:
-            count = had + good
-            total = before + np.where(good[:, None], probability, np.float32(0))
-        else:
-            count = np.maximum(had, good).astype(np.float32)
-            total = np.where(good[:, None], probability, before)
+        nothing = np.zeros_like(probability)
+        before = nothing if state.before is None else state.before
+        old = nothing if state.total is None else state.total
+        had = np.full(len(good), state.answers, np.float32) if state.count is None else state.count
+        had_before = (
+            np.full(len(good), state.answers_before, np.float32) if state.count_before is None else state.count_before
+        )
+        total = np.where(good[:, None], before + probability, old)
+        count = np.where(good, had_before + 1, had).astype(np.float32)
         answer = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], np.float32(np.nan))
         score = np.full(len(good), np.nan, np.float32)
         score[good] = self._score(answer[good])
-        return answer, score, Running(total, state.stages + 1, count)
+        after = Running(
+            total, state.before, state.answers_before + 1, state.answers_before, count, had_before, state.group
+        )
+        return answer, score, after
+
+
+def groups(combine: str, backbone: tuple[int, ...] | None, stages: int) -> tuple[int, ...]:
+    """The group of each stage `[S]`: of all that share one, the latest answers alone.
+
+    Raises BudgetError on an unknown combination, or "backbones" where `backbone [S]` is not known.
+    """
+    if combine not in COMBINE:
+        raise BudgetError(f"combine={combine!r} is not known; use one of {COMBINE}")
+    if combine == "mean":
+        return tuple(range(stages))
+    if combine == "last":
+        return (0,) * stages
+    if backbone is None or len(backbone) != stages:
+        raise BudgetError(f"combine='backbones' needs the backbone of each of {stages} stages; it is {backbone}")
+    return tuple(backbone)

@@ -167,7 +167,7 @@ class Search:
         self._probability = [
             np.asfortranarray(combiner.probability(s, records.logits[:, s])) for s in range(records.stages)
         ]
-        last = combiner.merge(combiner.start(), self._probability[-1])[0]
+        last = combiner.merge(combiner.start(), records.stages - 1, self._probability[-1])[0]
         self._reference = _correct(last, records.label)  # [N]
         self.reference_accuracy = float(self._reference.mean())
         self._path: list[tuple[_Exit, Running]] = []
@@ -239,7 +239,7 @@ class Search:
     def _evaluate(self, stage: int) -> tuple[_Exit, Running]:
         """A stage after those on the path."""
         state = self._path[-1][1] if self._path else self._combiner.start()
-        answer, sure, after = self._combiner.merge(state, self._probability[stage])
+        answer, sure, after = self._combiner.merge(state, stage, self._probability[stage])
         assert self._records.label is not None
         correct = _correct(answer, self._records.label)
         gain = correct.astype(np.int8) - self._reference.astype(np.int8)

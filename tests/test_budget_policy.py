@@ -1,15 +1,20 @@
 """Decisions by hand: three points of 100, 50 and 10 ms, two networks of 200 and 50 MB."""
 
+import math
+import pickle
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from policy_cases import INF, make_costs, make_ladder, make_point
 
+from dynamic.policies import budget_policy
 from dynamic.policies.budget import Budget
 from dynamic.policies.budget_policy import BudgetPolicy, BudgetState
 from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.frontier import Frontier
+from dynamic.policies.slowdown import Slowdown
 from dynamic.policies.snapshot import Snapshot
 
 LADDER = make_ladder(
@@ -240,3 +245,50 @@ def test_same_in_same_out(budget: Budget) -> None:
     assert (first.feasible, first.gave_way, first.reason) == (again.feasible, again.gave_way, again.reason)
     assert after_first == after_again
     assert state == kept
+
+
+def outcome(found: tuple[Decision, BudgetState]) -> tuple[Any, ...]:
+    decision, state = found
+    return decision.point, decision.feasible, decision.gave_way, decision.reason, state
+
+
+@pytest.mark.parametrize("budget", [*BUDGETS, Budget(latency_ms=100), Budget(latency_ms=20, max_drop=0.01)])
+def test_a_choice_that_is_kept_is_what_would_be_chosen(budget: Budget) -> None:
+    # the slowdown wanders over every limit, the sensors change now and then, and a request takes turns with another
+    random, state, seen = np.random.default_rng(0), POLICY.initial(), Snapshot(0)
+    for number in range(600):
+        if number % 50 == 0:
+            seen = Snapshot(number, cpu_load=random.choice([0, 0.5]), cpu_cores=2, queue_length=1 + number % 3)
+        asked = replace(budget) if number % 7 == 0 else budget
+        afresh = POLICY.decide(FRONTIER, asked, seen, replace(state))  # a copy keeps nothing
+        found = POLICY.decide(FRONTIER, asked, seen, state)
+        assert outcome(found) == outcome(afresh)
+        state = POLICY.observe(found[1], feedback(100 * 5 ** np.sin(number / 20) * random.uniform(0.7, 1.4), 100))
+
+
+def test_nothing_is_chosen_again_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget, seen, state, times = Budget(latency_ms=75, max_drop=0.01), Snapshot(0, cpu_load=0.0), POLICY.initial(), []
+    choose = budget_policy._choose
+    monkeypatch.setattr(budget_policy, "_choose", lambda *given: (times.append(given), choose(*given))[1])
+
+    def chosen(budget: Budget = budget, seen: Snapshot = seen, frontier: Frontier = FRONTIER) -> int:
+        nonlocal state
+        before = len(times)
+        _, state = POLICY.decide(frontier, budget, seen, state)
+        return len(times) - before
+
+    assert [chosen() for _ in range(4)] == [1, 1, 0, 0]  # the first changes what is current
+    for ratio, again in ((1.1, 1), (1.05, 0), (0.9, 1), (1.0, 0), (1.6, 1)):  # outside of what was seen, or between
+        state = state._but(slowdown=Slowdown(math.log(ratio)))
+        assert chosen() == again
+    assert chosen() == 1  # at 1.6 another point became the current one
+    assert chosen() == 0
+    assert chosen(budget=Budget(latency_ms=75, max_drop=0.01)) == 1
+    assert chosen(seen=Snapshot(0, cpu_load=0.0)) == 1
+    assert chosen(frontier=FRONTIER.recost(COSTS)) == 1
+
+
+def test_a_decision_travels_with_its_reason() -> None:
+    decision = decide(Budget(latency_ms=49))
+    copy = pickle.loads(pickle.dumps(decision))
+    assert copy.reason == decision.reason

@@ -26,7 +26,7 @@ def records(count: int = 1200, **fields: Any) -> Records:
 
 
 def combiner(ladder: Ladder) -> Combiner:
-    return Combiner(ladder.temperature, ladder.score, ladder.combine)
+    return Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
 
 
 def mean_cost(ladder: Ladder, given: Records, thresholds: tuple[float, ...]) -> float:
@@ -135,7 +135,7 @@ def test_costs_given_decide_what_is_cheap() -> None:
 
 
 @pytest.mark.parametrize("score", ["margin", "negative_entropy"])
-@pytest.mark.parametrize("combine", ["mean", "last"])
+@pytest.mark.parametrize("combine", ["mean", "last", "backbones"])
 def test_other_scores_and_no_averaging(score: str, combine: str) -> None:
     ladder = certify(records(400), score=score, combine=combine)
     assert (ladder.score, ladder.combine) == (score, combine)

@@ -1,77 +1,29 @@
-"""Both engines against torch run by hand, stage by stage, row by row."""
+"""Every way that a cascade runs against torch run by hand, stage by stage, row by row."""
 
-import itertools
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from engine_cases import CLASSES, INF, WAYS, Case, Plain, TwoExits, check
 from torch import Tensor, nn
 
-from dynamic.engines.loop import StageEngine
-from dynamic.engines.opening import open_engine
+from dynamic.engines.opening import installed, open_engine
 from dynamic.errors import BudgetError, EngineError, InputError
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import export
-from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.graphs import write_graphs
 from dynamic.policies.replay import replay
-from dynamic.policies.scores import Combiner
+from dynamic.policies.scores import COMBINE
 
-INF = float("inf")
-CLASSES = 4
-
-
-class First(nn.Module):
-    """Two tensors in the carry: a feature, and a skip connection that crosses the exit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 6, 3, padding=1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.relu(self.conv(x)), x * 2
-
-
-class Second(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(6, 1, 3, padding=1)
-        self.linear = nn.Linear(64, CLASSES)
-
-    def forward(self, feature: Tensor, skip: Tensor) -> tuple[Tensor]:
-        return (self.linear((self.conv(feature) + skip).flatten(1)),)
-
-
-class TwoExits(StagedNetwork):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = First(), Second()
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES))
-
-    @property
-    def exit_stages(self) -> tuple[Stage, ...]:
-        return (Stage("early", self.first, self.head), Stage("last", self.second, nn.Identity()))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        feature, skip = self.first(x)
-        return [self.head(feature), self.second(feature, skip)[0]]
-
-
-class Plain(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES))
-
-
-@dataclass(frozen=True)
-class Case:
-    cascade: Cascade
-    folder: Path
-    spec: Any
-    inputs: Tensor
+TEMPERATURE = (1.0, 1.7, 0.8, 1.2)
+GRAPHS = [way for way in WAYS if way.endswith("graph")]
+Ruled = Callable[[str, str], Case]
 
 
 @pytest.fixture(scope="module")
@@ -80,41 +32,21 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     cascade = Cascade([Plain(), TwoExits(), Plain()]).eval()
     for parameter in cascade.parameters():
         parameter.data.mul_(3)  # scores that differ
-    folder = tmp_path_factory.mktemp("graphs")
-    inputs = torch.randn(33, 1, 8, 8)
-    return Case(cascade, folder, export(cascade, folder, inputs[:1]), inputs)
+    made = Case.of(cascade, tmp_path_factory.mktemp("graphs"), torch.randn(33, 1, 8, 8), TEMPERATURE)
+    assert made.spec.backbone == (0, 1, 1, 2)
+    assert made.spec.stages[1].carry == 2
+    return made
 
 
-def engine(case: Case, name: str, combine: str = "mean", **options: Any) -> StageEngine:
-    combiner = Combiner((1.0, 1.7, 0.8, 1.2), "max_probability", combine)
-    return open_engine(name, case.folder, case.spec, combiner, case.cascade.stages, **options)
+@pytest.fixture(scope="module")
+def ruled(case: Case) -> Callable[[str, str], Case]:
+    """The case under a score and a combination."""
+    return cache(case.ruled)
 
 
-@pytest.fixture(params=["torch", "onnxruntime", "openvino"])
-def name(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def reference(case: Case, combine: str, thresholds: tuple[float, ...]) -> tuple[list[int], list[int], list[float]]:
-    """(stage, label, score) of each row by a plain loop over torch's own logits; no code of the engines."""
-    temperature, backbone = (1.0, 1.7, 0.8, 1.2), (0, 1, 1, 2)
-    with torch.no_grad():
-        logits = [z.double() for z in case.cascade(case.inputs)]
-    stage, label, score = [], [], []
-    for row in range(len(case.inputs)):
-        seen: list[Tensor] = []
-        for s in range(4):
-            if s < 3 and thresholds[s] == INF:
-                continue
-            seen.append(torch.softmax(logits[s][row] / temperature[s], 0))
-            answer = torch.stack(seen).mean(0) if combine == "mean" else seen[-1]
-            if s == 3 or answer.max() > thresholds[s]:
-                stage.append(s)
-                label.append(int(answer.argmax()))
-                score.append(float(answer.max()))
-                break
-    assert backbone == case.spec.backbone
-    return stage, label, score
 
 
 THRESHOLDS = [
@@ -123,44 +55,66 @@ THRESHOLDS = [
     (INF, 0.6, INF),
     (INF, INF, INF),
     (0.7, INF, 0.6),
+    (0.7, 0.6, INF),
     (INF, INF, 0.55),
+    (0.6, INF, INF),
+    (INF, -INF, INF),
     (2.0, 2.0, 2.0),
 ]
 
 
-@pytest.mark.parametrize("combine", ["mean", "last"])
-@pytest.mark.parametrize("thresholds", THRESHOLDS)
-def test_same_answers_as_torch_row_by_row(case: Case, name: str, combine: str, thresholds: tuple[float, ...]) -> None:
-    stage, label, score = reference(case, combine, thresholds)
-    opened = engine(case, name, combine)
-    limits = np.array(thresholds, np.float32)
-    output = opened.run({"input": case.inputs.numpy()}, limits)
-    assert output.stage.tolist() == stage
-    assert output.logits.argmax(1).tolist() == label
-    np.testing.assert_allclose(output.score, score, rtol=1e-5)
-    np.testing.assert_allclose(np.exp(output.logits).sum(1), 1, rtol=1e-5)
-    for row in (0, 7, 20):  # alone as in the batch
-        single = opened.run({"input": case.inputs[row : row + 1].numpy()}, limits)
-        assert single.stage.tolist() == [stage[row]]
-        np.testing.assert_allclose(single.logits[0], output.logits[row], rtol=1e-4, atol=1e-5)
+def agrees(case: Case, way: str, thresholds: Any) -> set[int]:
+    """Batch and single rows as torch; the stages that rows left at."""
+    limits, truth, opened = np.array(thresholds, np.float32), case.truth(thresholds), case.shared(way)
+    assert truth.near.sum() <= 3
+    check(opened.run(case.inputs, limits), truth)
+    _, one_of_each = np.unique(truth.stage, return_index=True)
+    for row in {0, *one_of_each.tolist()}:
+        at = slice(row, row + 1)
+        check(opened.run(case.rows(at), limits), truth, at)
+    return set(truth.stage.tolist())
 
 
-@pytest.mark.parametrize("combine", ["mean", "last"])
+@pytest.mark.parametrize("combine", COMBINE)
 @pytest.mark.parametrize("thresholds", THRESHOLDS)
-def test_replay_of_the_records_says_what_the_engine_does(
-    case: Case, name: str, combine: str, thresholds: tuple[float, ...]
-) -> None:
-    opened = engine(case, name, combine)
-    inputs, limits = {"input": case.inputs.numpy()}, np.array(thresholds, np.float32)
-    output = opened.run(inputs, limits)
-    combiner = Combiner((1.0, 1.7, 0.8, 1.2), "max_probability", combine)
-    found = replay(opened.all_logits(inputs), combiner, limits, case.spec.backbone)
+def test_same_answers_as_torch_row_by_row(ruled: Ruled, way: str, combine: str, thresholds: tuple[float, ...]) -> None:
+    agrees(ruled("max_probability", combine), way, thresholds)
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+@pytest.mark.parametrize("score", ["max_probability", "margin", "negative_entropy"])
+def test_every_score(ruled: Ruled, way: str, score: str, combine: str) -> None:
+    case = ruled(score, combine)
+    assert len(agrees(case, way, case.quantiles(0.4))) == 4
+    first, _, third = case.quantiles(0.3)
+    assert agrees(case, way, (first, INF, third)) == {0, 2, 3}
+
+
+@pytest.mark.parametrize("way", GRAPHS)
+def test_one_row_takes_the_graph_for_one_and_more_the_other(case: Case, way: str) -> None:
+    opened, limits = case.open(way), np.zeros(3, np.float32)
+    assert opened.graph is not None
+    opened.run(case.rows(slice(0, 1)), limits)
+    assert (opened.graph.ready(1), opened.graph.ready(2)) == (True, False)
+    opened.graph.close()
+    opened.run(case.rows(slice(0, 2)), limits)
+    assert (opened.graph.ready(1), opened.graph.ready(2)) == (False, True)
+    assert opened.loaded() == frozenset(), "no stage of its own"
+
+
+@pytest.mark.parametrize("thresholds", THRESHOLDS)
+def test_replay_of_the_records_says_what_the_engine_does(case: Case, way: str, thresholds: tuple[float, ...]) -> None:
+    opened, limits = case.shared(way), np.array(thresholds, np.float32)
+    output = opened.run(case.inputs, limits)
+    found = replay(opened.all_logits(case.inputs), case.combiner, limits, case.spec.backbone)
     assert found.stage.tolist() == output.stage.tolist()
     assert found.prediction.tolist() == output.logits.argmax(1).tolist()
 
 
-def test_stages_that_are_off_or_not_reached_are_not_run(case: Case, name: str) -> None:
-    opened = engine(case, name)
+@pytest.mark.parametrize("way", [way for way in WAYS if way.endswith("stages")])
+def test_stages_that_are_off_or_not_reached_are_not_run(case: Case, way: str) -> None:
+    """Of the graphs the same is asked in test_nesting."""
+    opened = case.open(way)
     steps: list[tuple[int, bool, int]] = []
     step = opened.executor.step
 
@@ -169,126 +123,185 @@ def test_stages_that_are_off_or_not_reached_are_not_run(case: Case, name: str) -
         return step(stage, carry, head)
 
     opened.executor.step = counted  # type: ignore[method-assign]
-    rows = {"input": case.inputs.numpy()}
-    opened.run(rows, np.array([INF, INF, INF], np.float32))
+    opened.run(case.inputs, np.array([INF, INF, INF], np.float32))
     assert steps == [(3, True, 33)]
     steps.clear()
-    opened.run(rows, np.array([INF, INF, 2.0], np.float32))  # the exit at 1 is off, its body is still needed
+    opened.run(case.inputs, np.array([INF, INF, 2.0], np.float32))  # the exit at 1 is off, its body is still needed
     assert [(s, h) for s, h, _ in steps] == [(1, False), (2, True), (3, True)]
     steps.clear()
-    opened.run(rows, np.array([-INF, 0.5, 0.5], np.float32))
+    opened.run(case.inputs, np.array([-INF, 0.5, 0.5], np.float32))
     assert steps == [(0, True, 33)]
     steps.clear()
-    stage = opened.run(rows, np.array([0.8, 0.6, 0.7], np.float32)).stage
+    stage = opened.run(case.inputs, np.array([0.8, 0.6, 0.7], np.float32)).stage
     left = [int((stage >= s).sum()) for s in range(4)]
     assert [(s, n) for s, _, n in steps] == [(s, n) for s, n in enumerate(left) if n]
     assert len(set(left)) > 2, "the case must make the batch shrink more than once"
 
 
 class Broken(nn.Module):
-    """Logits that are NaN for rows whose first pixel is negative."""
+    """Logits that are not all finite for rows whose first pixel is -1 to -4."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.network = network
+        self.network = Plain()
+        nan, zeros = float("nan"), [0.0] * (CLASSES - 1)
+        self.register_buffer("harm", torch.tensor([[INF, *zeros], [nan, *zeros], [nan] * CLASSES, [-INF] * CLASSES]))
 
     def forward(self, x: Tensor) -> Tensor:
-        bad = (x[:, 0, 0, :1] < 0).float()
-        return self.network(x) + torch.sqrt(-bad)  # type: ignore[no-any-return]
+        logits, kind = self.network(x), x[:, 0, 0, :1]
+        for number in range(4):
+            logits = torch.where(kind == -1 - number, logits + self.harm[number], logits)
+        return logits
 
 
-def test_a_stage_of_nan_stops_nobody_and_is_left_out(tmp_path: Path, name: str) -> None:
+@pytest.fixture(scope="module")
+def broken_mean(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """First and last network are broken for rows 0 to 7, the second is not."""
     torch.manual_seed(1)
-    good, bad = Plain(), Broken(Plain())
-    cascade = Cascade([good, bad, Plain()]).eval()
     x = torch.randn(12, 1, 8, 8)
-    broken = (x[:, 0, 0, 0] < 0).numpy()
-    assert 0 < broken.sum() < 12
-    assert np.isnan(bad(x).detach().numpy()[broken]).all()
-    spec = export(cascade, tmp_path, x)
-    opened = open_engine(name, tmp_path, spec, Combiner((1.0,) * 3, "max_probability", "mean"), cascade.stages)
-    output = opened.run({"input": x.numpy()}, np.array([2.0, -INF], np.float32))
-    assert output.stage.tolist() == np.where(broken, 2, 1).tolist()
-    with torch.no_grad():
-        first, last = (torch.softmax(cascade.networks[i](x), 1).numpy() for i in (0, 2))
-    np.testing.assert_allclose(np.exp(output.logits[broken]), ((first + last) / 2)[broken], rtol=1e-4)
+    x[:8, 0, 0, 0] = -1.0 - torch.arange(8) % 4
+    x[8:, 0, 0, 0] = 1
+    made = Case.of(Cascade([Broken(), Plain(), Broken()]), tmp_path_factory.mktemp("broken"), x)
+    for stage, bad in ((0, 8), (1, 0), (2, 8)):
+        assert (~np.isfinite(made.logits[:, stage]).all(axis=1)).tolist() == [True] * bad + [False] * (12 - bad)
+    return made
 
 
-def test_no_finite_answer_at_all_gives_nan(tmp_path: Path, name: str) -> None:
-    cascade = Cascade([Broken(Plain())]).eval()
-    x = -torch.ones(2, 1, 8, 8)
-    spec = export(cascade, tmp_path, x)
-    opened = open_engine(name, tmp_path, spec, Combiner((1.0,), "max_probability", "mean"), cascade.stages)
-    output = opened.run({"input": x.numpy()}, np.empty(0, np.float32))
-    assert np.isnan(output.logits).all()
-    assert np.isnan(output.score).all()
+@pytest.fixture(scope="module", params=["mean", "last"])
+def broken(request: pytest.FixtureRequest, broken_mean: Case) -> Case:
+    return broken_mean if request.param == "mean" else broken_mean.ruled("max_probability", "last")
 
 
 @pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({"other": np.zeros((1, 1, 8, 8), np.float32)}, "takes"),
-        ({"input": np.zeros((1, 1, 8, 9), np.float32)}, "shape"),
-        ({"input": np.zeros((1, 8, 8), np.float32)}, "shape"),
-        ({"input": np.zeros((1, 1, 8, 8), np.float64)}, "float64"),
-        ({"input": np.zeros((0, 1, 8, 8), np.float32)}, "empty"),
-    ],
+    ("thresholds", "left"),
+    [((-INF, -INF), 1), ((2.0, -INF), 1), ((INF, 2.0), 2), ((2.0, 2.0), 2), ((INF, INF), 2), ((-INF, INF), 2)],
 )
-def test_wrong_inputs_are_named(case: Case, name: str, inputs: dict[str, Any], message: str) -> None:
+def test_a_stage_of_nothing_finite_stops_nobody_and_is_left_out(
+    broken: Case, way: str, thresholds: tuple[float, float], left: int
+) -> None:
+    truth, opened, limits = broken.truth(thresholds), broken.shared(way), np.array(thresholds, np.float32)
+    assert set(truth.stage[:8].tolist()) == {left}
+    nothing = thresholds[1] == INF  # only broken networks run: rows without any finite answer
+    assert np.isnan(truth.probability[:8]).all() == nothing
+    assert np.isnan(truth.score[:8]).all() == (left == 2)
+    check(opened.run(broken.inputs, limits), truth)
+    for row in (0, 1, 2, 3, 8):
+        at = slice(row, row + 1)
+        output = opened.run(broken.rows(at), limits)
+        check(output, truth, at)
+        assert np.isnan(output.logits).all() == (nothing and row < 8)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A cascade of one stage, which gives nothing finite for two rows of three."""
+    x = torch.cat([-torch.ones(2, 1, 8, 8), torch.ones(1, 1, 8, 8)])
+    return Case.of(Cascade([Broken()]), tmp_path_factory.mktemp("alone"), x, (1.3,))
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+def test_one_stage_alone(alone: Case, tmp_path: Path, way: str, combine: str) -> None:
+    case = replace(alone, folder=Path(shutil.copytree(alone.folder, tmp_path / "copy")), combine=combine)
+    write_graphs(case.folder, case.spec, case.ladder)
+    truth, opened, none = case.truth(()), case.open(way), np.empty(0, np.float32)
+    for at in (slice(0, 3), slice(0, 1), slice(2, 3)):
+        check(opened.run(case.rows(at), none), truth, at)
+    assert np.isnan(opened.run(case.inputs, none).logits).all(axis=1).tolist() == [True, True, False]
+
+
+BAD = [
+    ({"other": np.zeros((1, 1, 8, 8), np.float32)}, r"\['other'\].*takes \['input'\]"),
+    ({"input": np.zeros((1, 1, 8, 9), np.float32)}, r"\[1, 1, 8, 9\]; expected \[B, 1, 8, 8\]"),
+    ({"input": np.zeros((1, 8, 8), np.float32)}, r"\[1, 8, 8\]; expected \[B, 1, 8, 8\]"),
+    ({"input": np.zeros((1, 1, 8, 8), np.float64)}, "float64; expected float32: convert"),
+    ({"input": np.zeros((0, 1, 8, 8), np.float32)}, "empty batch; give at least one"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "message"), BAD)
+def test_wrong_inputs_are_named(case: Case, way: str, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        engine(case, name).run(inputs, np.zeros(3, np.float32))
+        case.shared(way).run(inputs, np.zeros(3, np.float32))
 
 
-@pytest.mark.parametrize("thresholds", [[0.5], [0.5, 0.5, np.nan], [0.1, 0.2, 0.3, 0.4]])
-def test_wrong_thresholds_are_named(case: Case, name: str, thresholds: list[float]) -> None:
-    with pytest.raises(BudgetError, match="thresholds"):
-        engine(case, name).run({"input": case.inputs.numpy()}, np.array(thresholds, np.float32))
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("thresholds", [[0.5], [0.5, 0.5, np.nan], [0.1, 0.2, 0.3, 0.4], [[0.1, 0.2, 0.3]]])
+def test_wrong_thresholds_are_named(case: Case, way: str, thresholds: Any, rows: int) -> None:
+    with pytest.raises(BudgetError, match=r"thresholds.*(4 stages need \(3,\)|use \+inf)"):
+        case.shared(way).run(case.rows(slice(0, rows)), np.array(thresholds, np.float32))
+
+
+def test_thresholds_of_other_kinds_and_arrays_in_pieces(case: Case, way: str) -> None:
+    """float64, strided, read-only: none of the user's business."""
+    opened = case.shared(way)
+    wanted = opened.run(case.rows(slice(0, 8)), np.array([0.6, 0.7, 0.65], np.float32))
+    apart = np.repeat(case.inputs["input"][:8], 2, axis=3)[..., ::2]
+    apart.setflags(write=False)
+    assert not apart.flags.c_contiguous
+    for limits in (np.array([0.6, 0.7, 0.65]), np.array([0.6, 0, 0.7, 0, 0.65], np.float32)[::2]):
+        output = opened.run({"input": apart}, limits)
+        np.testing.assert_array_equal(output.logits, wanted.logits)
+        single = opened.run({"input": apart[3:4]}, limits)
+        np.testing.assert_allclose(single.logits[0], wanted.logits[3], rtol=1e-4, atol=1e-5)
 
 
 def test_unknown_engine_or_option_is_named(case: Case) -> None:
-    with pytest.raises(EngineError, match="onnxruntime"):
-        engine(case, "tensorrt")
+    with pytest.raises(EngineError, match=r"'tensorrt' is not known; use one of .*onnxruntime"):
+        case.open("tensorrt/stages")
     with pytest.raises(EngineError, match="cores"):
-        engine(case, "onnxruntime", cores=3)
-    with pytest.raises(BudgetError, match="idle"):
-        engine(case, "onnxruntime", idle="nap")
-    with pytest.raises(EngineError, match="modules"):
-        open_engine("torch", case.folder, case.spec, Combiner((1.0,) * 4, "margin", "mean"), None)
+        case.open("onnxruntime/stages", cores=3)
+    with pytest.raises(BudgetError, match="idle='nap' is not known"):
+        case.open("onnxruntime/stages", idle="nap")
+    with pytest.raises(BudgetError, match="threads=0 must be at least 1"):
+        case.open("openvino/graph", threads=0)
+    with pytest.raises(EngineError, match=r"precision 'bf16' is not available.*f32"):
+        case.open("onnxruntime/stages", precision="bf16")
+    with pytest.raises(EngineError, match=r"modules=cascade.*engine='onnxruntime'"):
+        open_engine("torch", case.folder, case.spec, case.combiner, None)
 
 
-def test_unloading_gives_back_and_running_loads_again(case: Case) -> None:
-    opened = engine(case, "onnxruntime")
-    assert opened.loaded() == frozenset()
-    opened.load([0, 1])
-    assert opened.loaded() == {0, 1}
-    opened.unload([0])
-    assert opened.loaded() == {1}
-    before = opened.run({"input": case.inputs.numpy()}, np.array([0.6, 0.7, 0.65], np.float32))
-    assert opened.loaded() == {0, 1, 2}
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("onnxruntime", "'dynamic-inference'"),
+        ("openvino", "dynamic-inference.openvino."),
+        ("torch", "dynamic-inference.build."),
+    ],
+)
+def test_an_engine_that_is_not_installed_says_what_to_install(
+    case: Case, monkeypatch: pytest.MonkeyPatch, name: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "dynamic.engines.pytorch", raising=False)  # made before, it has torch already
+    with pytest.raises(EngineError, match=f"{name!r} is not installed: pip install .*{extra}"):
+        case.open(f"{name}/stages")
+    assert name not in installed()
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_a_broken_graph_names_stage_and_file(case: Case, tmp_path: Path, way: str) -> None:
+    folder = shutil.copytree(case.folder, tmp_path / "copy")
+    for file in ("graph.onnx", "graph_single.onnx", case.spec.stages[1].graph):
+        whole = (folder / file).read_bytes()
+        (folder / file).write_bytes(whole[: len(whole) // 2])
+    engine, route = way.split("/")
+    opened = open_engine(engine, folder, case.spec, case.combiner, route=route)
+    for rows, file in ((1, "graph_single.onnx"), (2, "graph.onnx")):
+        message = file if route == "graph" else r"early.*backbones/1_1.onnx"
+        with pytest.raises(EngineError, match=message):
+            opened.run(case.rows(slice(0, rows)), np.array([2, 2, 2], np.float32))
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_closing_gives_back_and_running_makes_it_anew(case: Case, way: str) -> None:
+    opened, limits = case.open(way), np.array([0.6, 0.7, 0.65], np.float32)
+    before = opened.run(case.inputs, limits)
     opened.close()
     assert opened.loaded() == frozenset()
-    again = opened.run({"input": case.inputs.numpy()}, np.array([0.6, 0.7, 0.65], np.float32))
-    np.testing.assert_array_equal(before.logits, again.logits)
-
-
-def test_a_broken_graph_names_the_stage(case: Case, tmp_path: Path) -> None:
-    shutil.copytree(case.folder, tmp_path / "copy")
-    (tmp_path / "copy" / case.spec.stages[1].graph).write_bytes(b"no graph")
-    opened = open_engine("onnxruntime", tmp_path / "copy", case.spec, Combiner((1.0,) * 4, "margin", "mean"))
-    with pytest.raises(EngineError, match="early"):
-        opened.run({"input": case.inputs.numpy()}, np.array([2, 2, 2], np.float32))
-
-
-def test_threads_share_an_engine(case: Case) -> None:
-    opened = engine(case, "onnxruntime", threads=1)
-    limits = [np.array(t, np.float32) for t in THRESHOLDS]
-    rows = {"input": case.inputs.numpy()}
-    alone = [opened.run(rows, t).logits for t in limits]
-    with ThreadPoolExecutor(8) as pool:
-        jobs = list(itertools.islice(itertools.cycle(range(len(limits))), 80))
-        together = list(pool.map(lambda i: opened.run(rows, limits[i]).logits, jobs))
-    for i, logits in zip(jobs, together, strict=True):
-        np.testing.assert_allclose(logits, alone[i], rtol=1e-5, atol=1e-6)
+    assert opened.graph is not None
+    assert not opened.graph.ready(33)
+    np.testing.assert_array_equal(before.logits, opened.run(case.inputs, limits).logits)
+    opened.close()
 
 
 def test_weights_are_stored_once(case: Case) -> None:

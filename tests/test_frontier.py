@@ -185,3 +185,32 @@ def test_latency_by_percentile_and_rows_is_that_of_the_points() -> None:
 def test_costs_of_another_cascade() -> None:
     with pytest.raises(InputError, match="costs are of 2 stages, the ladder has 3"):
         frontier(REFERENCE, costs=make_costs([[1], [2]]))
+
+
+def test_remembered_times_are_of_these_costs_alone() -> None:
+    found = frontier(REFERENCE, DEEP)
+    twice = replace(COSTS, latency_ms=tuple(tuple(2 * v for v in row) for row in COSTS.latency_ms))
+    for each in (found, found, found.recost(twice), replace(found, costs=twice), found):
+        factor = 2 if each.costs is twice else 1
+        assert each.path_ms(each.points[1], 2, 1) == pytest.approx(factor * 80 + 0.5)
+        assert each.latency_ms(None, 1)[0] == pytest.approx(factor * 50 + 0.5)
+    # another frontier's point is costed here for itself
+    assert found.path_ms(frontier(REFERENCE, SKIP).points[1], 2, 1) == pytest.approx(79.5)
+
+
+def test_what_is_remembered_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynamic.policies.frontier._KEPT", 3)
+    found = frontier(REFERENCE)
+    times = [(found.path_ms(found.points[0], 2, rows), found.latency_ms(None, rows)) for rows in range(1, 9)]
+    assert max(len(found._path), len(found._latency)) <= 3
+    assert times == [(found.path_ms(found.points[0], 2, rows), found.latency_ms(None, rows)) for rows in range(1, 9)]
+
+
+def test_what_an_engine_is_given_of_a_point() -> None:
+    skip = frontier(REFERENCE, SKIP).points[1]
+    assert skip.thresholds.dtype == np.float32
+    assert skip.thresholds.tolist() == pytest.approx([INF, 0.8])
+    assert skip.thresholds is skip.thresholds
+    with pytest.raises(ValueError, match="read-only"):
+        skip.thresholds[0] = 0
+    assert skip.backbones == {0, 1}

@@ -343,9 +343,9 @@ def test_a_field_that_the_port_does_not_know_is_an_error(
 ) -> None:
     newer = read(shelf)
     case = next(c for s in newer["sequences"] for c in s["cases"] if "feedback" in c)
-    (case if where is None else case[where])["deadline_ms"] = 5.0
+    (case if where is None else case[where])["noise_db"] = 5.0
     (tmp_path / "golden.json").write_text(to_text(newer), encoding="utf-8")
-    with pytest.raises((ValueError, TypeError), match="deadline_ms"):
+    with pytest.raises((ValueError, TypeError), match="noise_db"):
         answered(PORT, tmp_path, monkeypatch, capsys)
 
 

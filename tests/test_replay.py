@@ -11,7 +11,7 @@ from policy_cases import INF, learned
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.plan import plan
 from dynamic.policies.replay import cost_to, predictions, replay, shares
-from dynamic.policies.scores import Combiner
+from dynamic.policies.scores import COMBINE, Combiner
 
 TEMPERATURE = (1.0, 1.7, 0.8, 1.2)
 BACKBONE = (0, 0, 1, 2)
@@ -39,7 +39,7 @@ def one_by_one(
     """(stage, class, score) of each record; class -1 and score NaN where no stage gave anything."""
     found = []
     for record in logits.astype(float).tolist():
-        answers: list[list[float]] = []
+        answers: dict[int, list[float]] = {}  # by what has one vote
         for s, z in enumerate(record):
             if s < 3 and thresholds[s] == INF:
                 continue
@@ -47,8 +47,8 @@ def one_by_one(
             if good:
                 top = max(z)
                 e = [math.exp((v - top) / TEMPERATURE[s]) for v in z]
-                answers.append([v / sum(e) for v in e])
-            chosen = answers if combine == "mean" else answers[-1:]
+                answers[{"mean": s, "last": 0, "backbones": BACKBONE[s]}[combine]] = [v / sum(e) for v in e]
+            chosen = list(answers.values())
             p = [sum(column) / len(chosen) for column in zip(*chosen, strict=True)]
             sure = score_of(p, kind) if good else math.nan
             if s == 3 or sure > thresholds[s]:
@@ -57,7 +57,7 @@ def one_by_one(
     return found
 
 
-@pytest.mark.parametrize("combine", ["mean", "last"])
+@pytest.mark.parametrize("combine", COMBINE)
 @pytest.mark.parametrize("kind", ["max_probability", "margin", "negative_entropy"])
 @pytest.mark.parametrize("thresholds", THRESHOLDS)
 def test_one_by_one(combine: str, kind: str, thresholds: tuple[float, ...]) -> None:
@@ -68,7 +68,7 @@ def test_one_by_one(combine: str, kind: str, thresholds: tuple[float, ...]) -> N
     if kind == "negative_entropy":
         thresholds = tuple(t - 1.2 if abs(t) < 1 else t for t in thresholds)
     expected = one_by_one(logits, thresholds, combine, kind)
-    found = replay(logits, Combiner(TEMPERATURE, kind, combine), thresholds, BACKBONE)
+    found = replay(logits, Combiner(TEMPERATURE, kind, combine, BACKBONE), thresholds, BACKBONE)
     assert found.stage.tolist() == [stage for stage, _, _ in expected]
     assert found.prediction.tolist() == [answer for _, answer, _ in expected]
     np.testing.assert_allclose(found.score, [score for _, _, score in expected], rtol=1e-4, atol=1e-5)
@@ -82,13 +82,16 @@ def test_the_cases_above_spread_over_the_stages() -> None:
     assert left[-INF, 0.5, 0.5] == {0}
 
 
-@pytest.mark.parametrize("combine", ["mean", "last"])
+@pytest.mark.parametrize("combine", COMBINE)
 def test_an_exit_that_is_off_might_as_well_not_exist(combine: str) -> None:
     logits, _ = learned(200, 4)
-    off = replay(logits, Combiner(TEMPERATURE, "margin", combine), (0.5, INF, 0.4), BACKBONE)
+    off = replay(logits, Combiner(TEMPERATURE, "margin", combine, BACKBONE), (0.5, INF, 0.4), BACKBONE)
     kept = [0, 2, 3]
     without = replay(
-        logits[:, kept], Combiner(tuple(TEMPERATURE[s] for s in kept), "margin", combine), (0.5, 0.4), (0, 1, 2)
+        logits[:, kept],
+        Combiner(tuple(TEMPERATURE[s] for s in kept), "margin", combine, (0, 1, 2)),
+        (0.5, 0.4),
+        (0, 1, 2),
     )
     assert off.stage.tolist() == [kept[s] for s in without.stage]
     assert off.prediction.tolist() == without.prediction.tolist()

@@ -84,11 +84,15 @@ def test_memory_decides_what_is_loaded(bundle: dynamic.Bundle) -> None:
     assert large > 10
     with bundle.runtime(dynamic.Budget(), monitor=monitor(memory_process_mb=100.0)) as run:
         run(X[0])
-        assert 1 in run.engine.loaded()
+        run(X)
+        assert run.engine.graph is not None
+        assert run.engine.graph.ready(1) or 1 in run.engine.loaded()
         run.budget = dynamic.Budget(memory_mb=100.0 + large / 2)
         decision = run(X[0]).decision
         assert decision.point.point.backbones == (0,)
         assert run.engine.loaded() == {0}
+        assert not run.engine.graph.ready(1)
+        assert not run.engine.graph.ready(16)
         assert "memory_mb" in decision.reason
 
 
@@ -179,3 +183,22 @@ def test_wrong_budgets(field: str, value: Any) -> None:
         return
     with pytest.raises(BudgetError, match=field):
         dynamic.Budget(**{field: value})
+
+
+def test_the_policy_sees_the_newest_reading_and_the_rows_asked(bundle: dynamic.Bundle) -> None:
+    seen: list[dynamic.Snapshot] = []
+
+    class Watched(BudgetPolicy):
+        def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
+            seen.append(feedback.snapshot)
+            return super().observe(state, feedback)
+
+    watch = monitor(battery=0.9)
+    with bundle.runtime(monitor=watch, policy=Watched()) as run:
+        run(X[0]), run(X), seen.clear()  # loads
+        run(X[0]), run(X[0])
+        assert seen[0] is seen[1]  # nothing changed
+        watch.set(battery=0.5)
+        run(X[0]), run(X)
+    assert [(s.battery, s.queue_length) for s in seen] == [(0.9, 1), (0.9, 1), (0.5, 1), (0.5, 16)]
+    assert watch.latest.queue_length is None

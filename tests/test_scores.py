@@ -28,8 +28,13 @@ NAN = float("nan")
 LOGITS = arrays(np.float32, (4, 3, 5), elements=st.floats(-30, 30, width=32))  # [S, B, C]
 
 
-def combiner(combine: str, stages: int = 3, score: str = "max_probability") -> Combiner:
-    return Combiner((1.0,) * stages, score, combine)
+BACKBONE = (0, 1, 1, 2)
+
+
+def combiner(
+    combine: str, stages: int = 3, score: str = "max_probability", backbone: tuple[int, ...] = BACKBONE
+) -> Combiner:
+    return Combiner((1.0,) * stages, score, combine, backbone[:stages])
 
 
 def run(one: Combiner, logits: Iterable[NDArray[np.float32]]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -91,6 +96,28 @@ def test_mean_averages_and_last_does_not() -> None:
     np.testing.assert_allclose(lasts, [[0.8, 0.2], [0.5, 0.5], [0.1, 0.9]], rtol=1e-5)
 
 
+def test_backbones_average_the_latest_answer_of_each() -> None:
+    # two exits of one network, one network alone, and two exits of a third
+    own = [[0.8, 0.2], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5], [0.1, 0.9]]
+    logits = np.log(np.array(own, np.float32))[:, None]
+    found = run(Combiner((1.0,) * 5, "max_probability", "backbones", (0, 0, 1, 2, 2)), logits)
+    expected = [0.8, 0.6, (0.6 + 0.2) / 2, (0.6 + 0.2 + 0.5) / 3, (0.6 + 0.2 + 0.1) / 3]
+    np.testing.assert_allclose([answer[0, 0] for answer, _ in found], expected, rtol=1e-5)
+    assert [float(score[0]) for _, score in found] == pytest.approx([max(e, 1 - e) for e in expected], rel=1e-5)
+
+
+def test_backbones_fall_back_on_the_exit_before_a_broken_one() -> None:
+    own = [[0.8, 0.2], [0.6, 0.4], [0.2, 0.8], [0.1, 0.9]]
+    logits = np.repeat(np.log(np.array(own, np.float32))[:, None], 2, axis=1)  # two rows
+    logits[1, 0] = NAN  # the second exit of the first network, for the first row
+    logits[3, 1] = NAN  # the last network, for the second row
+    found = run(Combiner((1.0,) * 4, "max_probability", "backbones", (0, 0, 1, 2)), logits)
+    answers = [answer[:, 0].tolist() for answer, _ in found]
+    expected = [[0.8, 0.8], [0.8, 0.6], [(0.8 + 0.2) / 2, (0.6 + 0.2) / 2], [(0.8 + 0.2 + 0.1) / 3, (0.6 + 0.2) / 2]]
+    np.testing.assert_allclose(answers, expected, rtol=1e-5)
+    assert [np.isnan(score).tolist() for _, score in found] == [[False] * 2, [True, False], [False] * 2, [False, True]]
+
+
 def test_each_stage_has_its_own_temperature() -> None:
     one = Combiner((1.0, 2.0), "margin", "last")
     logits = np.array([[[3.0, 1.0]], [[3.0, 1.0]]], np.float32)
@@ -139,7 +166,8 @@ def test_broken_rows_do_not_touch_the_others(
     together = run(one, logits)
     for row in range(3):
         good = ~broken[:, row]
-        alone = run(combiner(combine, int(good.sum()), score), logits[good, row : row + 1])
+        backbone = tuple(b for b, g in zip(BACKBONE, good, strict=True) if g)
+        alone = run(combiner(combine, int(good.sum()), score, backbone), logits[good, row : row + 1])
         for (answer, sure), stage in zip(alone, np.flatnonzero(good), strict=True):
             np.testing.assert_allclose(together[stage][0][row], answer[0], rtol=1e-4, atol=1e-6)
             np.testing.assert_allclose(together[stage][1][row], sure[0], rtol=1e-4, atol=1e-5)
@@ -168,3 +196,5 @@ def test_unknown_words_are_named() -> None:
         Combiner((1.0,), "certainty", "mean")
     with pytest.raises(BudgetError, match=r"'median'.*mean"):
         Combiner((1.0,), "margin", "median")
+    with pytest.raises(BudgetError, match=r"'backbones' needs the backbone of each of 2"):
+        Combiner((1.0, 1.0), "margin", "backbones")

@@ -12,15 +12,15 @@ from dynamic.policies.errors import CalibrationError
 from dynamic.policies.plan import plan
 from dynamic.policies.records import Records
 from dynamic.policies.replay import cost_to, replay
-from dynamic.policies.scores import Combiner
+from dynamic.policies.scores import COMBINE, Combiner
 from dynamic.policies.search import Candidate, Search, midpoints
 
 DROPS = (0.0, 0.005, 0.01, 0.02, 0.05)
 BODY, HEAD = (1.0, 2.0, 3.0, 1.5), (0.2, 0.1, 0.3, 0.05)
 
 
-def combiner(stages: int, combine: str = "mean") -> Combiner:
-    return Combiner(TEMPERATURE[:stages], "max_probability", combine)
+def combiner(stages: int, combine: str = "mean", backbone: tuple[int, ...] | None = None) -> Combiner:
+    return Combiner(TEMPERATURE[:stages], "max_probability", combine, backbone)
 
 
 def check_truthful(everything: Everything, candidate: Candidate) -> None:
@@ -34,7 +34,7 @@ def check_not_worse(records: Records, combine: str, quantiles: int = 16) -> None
     """At every drop and margin: feasible, truthful, and no dearer than the best of the grid."""
     everything = Everything(records, combine)
     tried = everything.grid(quantiles)
-    search = Search(records, combiner(records.stages, combine))
+    search = Search(records, combiner(records.stages, combine, records.backbone))
     for drop, margin in itertools.product((*DROPS, 0.2), (0.0, 0.5, 2.0)):
         found = search.cheapest(drop, margin)
         assert found is not None
@@ -50,7 +50,7 @@ def check_not_worse(records: Records, combine: str, quantiles: int = 16) -> None
     check_truthful(everything, least)
 
 
-@pytest.mark.parametrize("combine", ["mean", "last"])
+@pytest.mark.parametrize("combine", COMBINE)
 @pytest.mark.parametrize("backbone", [(0, 0), (0, 1), (0, 0, 0), (0, 1, 1), (0, 1, 2), (0, 0, 0, 0), (0, 0, 1, 1)])
 def test_not_worse_than_trying_everything(combine: str, backbone: tuple[int, ...]) -> None:
     stages = len(backbone)
@@ -58,7 +58,7 @@ def test_not_worse_than_trying_everything(combine: str, backbone: tuple[int, ...
     check_not_worse(make_records(logits, label, backbone, body=BODY[:stages], head=HEAD[:stages]), combine)
 
 
-@pytest.mark.parametrize("combine", ["mean", "last"])
+@pytest.mark.parametrize("combine", COMBINE)
 def test_ties_leave_together(combine: str) -> None:
     logits, label = learned(200, 3, classes=2)
     records = make_records(np.round(logits), label, body=BODY[:3], head=HEAD[:3])
@@ -66,7 +66,7 @@ def test_ties_leave_together(combine: str) -> None:
     check_not_worse(records, combine)
 
 
-@pytest.mark.parametrize("combine", ["mean", "last"])
+@pytest.mark.parametrize("combine", COMBINE)
 def test_stages_of_nan(combine: str) -> None:
     logits, label = learned(200, 3)
     logits[::3, 0, 1] = np.nan

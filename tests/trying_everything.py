@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,13 +62,15 @@ class Everything:
     def answers(self, on: list[int]) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
         """(score, correct) at each of the exits that are on; a stage of NaN has no score and no say."""
         scores, correct = [], []
-        answer, seen = np.full_like(self.own[0], np.nan), np.zeros((len(self.records), 1))
+        answer = np.full_like(self.own[0], np.nan)
+        votes: dict[int, NDArray[Any]] = {}  # the latest answer of what has one vote, NaN where there is none
         for s in on:
             good = ~np.isnan(self.own[s]).any(axis=1, keepdims=True)
-            old = np.where(np.isnan(answer), 0, answer) * seen
-            blended = (old + np.where(good, self.own[s], 0)) / np.maximum(seen + good, 1)
-            answer = np.where(good, blended if self.combine == "mean" else self.own[s], answer)
-            seen = seen + good
+            voter = {"mean": s, "last": 0, "backbones": self.records.backbone[s]}[self.combine]
+            votes[voter] = np.where(good, self.own[s], votes.get(voter, answer * np.nan))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # rows without any vote
+                answer = np.nanmean(list(votes.values()), axis=0)
             scores.append(np.where(good[:, 0], answer.max(axis=1), np.nan))
             correct.append(self.right(answer))
         return scores, correct

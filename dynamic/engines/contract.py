@@ -12,6 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+GRAPH, SINGLE_GRAPH = "graph.onnx", "graph_single.onnx"  # of a bundle: the whole cascade, for batches and for one row
+OUTPUTS = ("logits", "stage", "score")  # of those graphs
+
 Array = NDArray[Any]
 Carry = Any  # the executor's own: a list of numpy arrays, of torch tensors, ...
 
@@ -66,16 +69,21 @@ class Output:
     """What a request yields: answers `logits [B, C]`, the `stage [B]` each left at, its `score [B]`.
 
     The logits are the logarithms of the answer's probabilities, after temperature and averaging. A row for
-    which no stage gave finite ones has NaN logits.
+    which no stage gave finite ones has NaN logits. `complete`: no deadline cut it short; rows that were cut short have
+    the stage that answered last.
     """
 
     logits: NDArray[np.float32]
     stage: NDArray[np.int64]
     score: NDArray[np.float32]
+    complete: bool = True
 
 
 class Executor(Protocol):
-    """Runs single stages. Safe to call from several threads."""
+    """Runs single stages. Safe to call from several threads.
+
+    A carry is good until the same thread runs that stage again: it may lie in the executor's own buffers.
+    """
 
     name: str
     precision: str
@@ -103,6 +111,22 @@ class Executor(Protocol):
         """Give everything back. Running afterwards loads again."""
 
 
+class Graph(Protocol):
+    """Runs the whole cascade in one call. Safe to call from several threads; outputs own their arrays."""
+
+    def ready(self, rows: int) -> bool:
+        """Whether what it takes for so many rows is there."""
+
+    def load(self, rows: int) -> None:
+        """Make it ready for so many rows."""
+
+    def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], rows: int) -> Output:
+        """Run inputs of so many rows, already checked, as are `thresholds [S-1]`."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
 class Engine(Protocol):
     """Runs inputs through a cascade. Safe to call from several threads; outputs own their arrays."""
 
@@ -110,20 +134,23 @@ class Engine(Protocol):
     precision: str
     threads: int
 
-    def load(self, backbones: Sequence[int]) -> None:
-        """Make these backbones ready to run."""
+    def prepare(self, backbones: frozenset[int], rows: int, managed: bool) -> bool:
+        """Make ready what a request of so many rows needs; whether anything had to be loaded or unloaded.
 
-    def unload(self, backbones: Sequence[int]) -> None:
-        """Give the memory of these backbones back."""
+        `managed`: memory is limited. Then backbones that are not named are given back, and so is the single graph.
+        """
 
-    def loaded(self) -> frozenset[int]:
-        """The backbones that are ready."""
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        thresholds: NDArray[np.float32],
+        deadline_s: float | None = None,
+        managed: bool = False,
+    ) -> Output:
+        """Run until `threshold < score` or the last allowed stage; in a batch, rows that are done leave it.
 
-    def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32]) -> Output:
-        """Run until `threshold < score` or the last allowed stage; in a batch, rows that are done leave it."""
-
-    def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
-        """Every stage's own raw logits `[B, S, C]`, nobody leaving: for calibration."""
+        `deadline_s`: after so long no further stage is begun, and the best answer so far stands.
+        """
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back. Running afterwards loads again."""

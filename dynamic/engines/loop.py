@@ -1,6 +1,7 @@
 """The stage loop: the same for every executor."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,20 @@ from dynamic.policies.scores import TINY, Combiner
 class StageEngine:
     """Runs a cascade stage by stage on an executor; rows that are done leave the batch."""
 
-    def __init__(self, executor: Executor, spec: CascadeSpec, combiner: Combiner) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        spec: CascadeSpec,
+        combiner: Combiner,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.name = executor.name
         self.precision = executor.precision
         self.threads = executor.threads
         self.executor = executor
         self.spec = spec
         self._combiner = combiner
+        self._clock = clock
         self._plans: dict[bytes, Plan] = {}
 
     def load(self, backbones: Sequence[int]) -> None:
@@ -39,13 +47,17 @@ class StageEngine:
         """Give everything back."""
         self.executor.close()
 
-    def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32]) -> Output:
+    def run(
+        self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], deadline_s: float | None = None
+    ) -> Output:
         """Run `inputs` (each `[B, ...]`) under `thresholds [S-1]`.
 
-        Raises InputError on a wrong name, shape or dtype; BudgetError on thresholds of wrong length or NaN.
+        `deadline_s`: once so many seconds have passed since the call, and there is an answer, no further stage is
+        begun. Raises InputError on a wrong name, shape or dtype; BudgetError on thresholds of wrong length or NaN.
         """
+        began = self._clock() if deadline_s is not None else 0.0
         rows = check_inputs(inputs, self.spec.inputs)
-        todo = self._plan(thresholds)
+        todo, thresholds = self.plan(thresholds), np.asarray(thresholds, np.float32)
         executor, backbone, last = self.executor, self.spec.backbone, len(self.spec.stages) - 1
         found = np.full((rows, self.spec.classes), np.nan, np.float32)  # probabilities [B, C]
         out_stage = np.full(rows, last, np.int64)  # [B]
@@ -53,9 +65,16 @@ class StageEngine:
         alive = np.arange(rows)  # rows of the request that are still in the batch
         state = self._combiner.start()
         carry, current = None, -1
+        # of the rows alive: the answer so far, its score, and the stage that gave it
+        answer: NDArray[np.float32] | None = None
+        score, answered, complete = out_score, -1, True
         for stage in range(last + 1):
             if not todo.run[stage]:
                 continue
+            if deadline_s is not None and answer is not None and self._clock() - began >= deadline_s:
+                found[alive], out_stage[alive], out_score[alive] = answer, answered, score
+                complete = False
+                break
             if backbone[stage] != current:  # another backbone starts from the input again
                 current = backbone[stage]
                 carry = executor.start(
@@ -65,6 +84,7 @@ class StageEngine:
             if logits is None:
                 continue
             answer, score, state = self._combiner.add(state, stage, logits)
+            answered = stage
             if stage == last:
                 found[alive], out_score[alive] = answer, score
                 break
@@ -77,9 +97,10 @@ class StageEngine:
                 found[gone], out_stage[gone], out_score[gone] = answer[leaves], stage, score[leaves]
                 alive = alive[stay]
                 state = state.select(stay)
+                answer, score = answer[stay], score[stay]
                 if stage < last and backbone[stage + 1] == current:
                     carry = executor.keep(carry, stay)
-        return Output(np.log(np.maximum(found, TINY)), out_stage, out_score)
+        return Output(np.log(np.maximum(found, TINY)), out_stage, out_score, complete)
 
     def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
         """Every stage's own raw logits `[B, S, C]`, nobody leaving: for calibration."""
@@ -93,7 +114,8 @@ class StageEngine:
             found.append(logits)
         return np.stack(found, axis=1)
 
-    def _plan(self, thresholds: NDArray[np.float32]) -> Plan:
+    def plan(self, thresholds: NDArray[np.float32]) -> Plan:
+        """What these thresholds ask for; raises BudgetError on a wrong length or NaN."""
         key = np.asarray(thresholds, np.float32).tobytes()
         found = self._plans.get(key)
         if found is None:

@@ -1,66 +1,122 @@
-"""ONNX Runtime, one session a stage."""
+"""ONNX Runtime on the CPU: one session a stage, or one for the whole cascade."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.engines.contract import Array, CascadeSpec
+from dynamic.engines.contract import GRAPH, OUTPUTS, SINGLE_GRAPH, Array, CascadeSpec, Output
+from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
 
 IDLE = ("sleep", "spin")
 
 
-class OnnxRuntimeExecutor:
-    """Stages as ONNX Runtime sessions on the CPU, created when first wanted.
+class Sessions:
+    """Inference sessions by file, created when first wanted, in the process that wants them.
 
     `threads`: of each operator (None: the cores this process may use). `idle`: what worker threads do when there is
-    nothing to do: "sleep" at once, or "spin" for some microseconds first, and never longer than their stage runs. That
-    answers sooner where requests follow each other and cores are free. ONNX Runtime's own spinning goes on for
-    milliseconds, here against the threads of the next stage, since each stage has its own: ResNet-20, 32 and 56 on
-    two cores took 1.74 ms a request that way, 1.06 sleeping, 0.73 with "spin", and 40 CPU-ms at 10 requests a second.
+    nothing to do: "sleep" at once, or "spin" for some microseconds first, and never longer than their session runs.
+    That answers sooner where requests follow each other and cores are free. ONNX Runtime's own spinning goes on for
+    milliseconds, here against the threads of the next stage, since each session has its own: ResNet-20, 32 and 56 stage
+    by stage on two cores took 1.74 ms a request that way, 1.06 sleeping, 0.73 with "spin", and 40 CPU-ms at 10 requests
+    a second.
     """
 
-    name = "onnxruntime"
-    precision = "f32"
+    def __init__(self, folder: Path, threads: int | None, idle: str) -> None:
+        import onnxruntime
 
-    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, idle: str = "sleep") -> None:
         if idle not in IDLE:
             raise BudgetError(f"idle={idle!r} is not known; use one of {IDLE}")
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
-        self._folder, self._spec, self._idle = folder, spec, idle
-        self._sessions: dict[tuple[int, bool], Any] = {}  # (stage, with its head) -> session
+        self._folder, self._idle, self._library = folder, idle, onnxruntime
+        self._open: dict[str, Any] = {}  # file -> session
         self._lock = threading.Lock()
+        forget_after_fork(self)
 
-    def load(self, backbones: Sequence[int]) -> None:
-        """Create the sessions of these backbones, heads included."""
-        for stage, spec in enumerate(self._spec.stages):
-            if spec.backbone in backbones:
-                self._session(stage, True)
+    def __contains__(self, file: str) -> bool:
+        return file in self._open
 
-    def unload(self, backbones: Sequence[int]) -> None:
-        """Drop the sessions of these backbones and return the freed memory to the system."""
+    def __call__(self, file: str, what: str) -> Any:
+        """The session of a file; raises EngineError naming `what` it is where it does not load."""
+        found = self._open.get(file)
+        if found is None:
+            with self._lock:
+                found = self._open.get(file)
+                if found is None:
+                    found = self._open[file] = self._load(file, what)
+        return found
+
+    def drop(self, unwanted: Callable[[str], bool]) -> None:
+        """Drop sessions by file and return the freed memory to the system."""
         with self._lock:
-            before = len(self._sessions)
-            self._sessions = {
-                key: session
-                for key, session in self._sessions.items()
-                if self._spec.stages[key[0]].backbone not in backbones
-            }
-            dropped = before > len(self._sessions)
+            before = len(self._open)
+            self._open = {file: session for file, session in self._open.items() if not unwanted(file)}
+            dropped = before > len(self._open)
         if dropped:
             trim_memory()
 
+    def forget(self) -> Any:
+        """All of them, to be kept and not used."""
+        lost, self._open, self._lock = self._open, {}, threading.Lock()
+        return lost
+
+    def _load(self, file: str, what: str) -> Any:
+        options = self._library.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._idle == "spin" else "0")
+        if self._idle == "spin":
+            options.add_session_config_entry("session.force_spinning_stop", "1")  # once the session is done
+            options.add_session_config_entry("session.intra_op.spin_duration_us", "20")  # ignored by older versions
+        try:
+            return self._library.InferenceSession(str(self._folder / file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises classes of its own that share no root
+            raise EngineError(f"ONNX Runtime cannot load {what} from {file}: {error}") from error
+
+
+class OnnxRuntimeExecutor:
+    """Stages as ONNX Runtime sessions; for the options see `Sessions`."""
+
+    name = "onnxruntime"
+    precision = "f32"
+
+    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, idle: str = "sleep") -> None:
+        self._sessions = Sessions(folder, threads, idle)
+        self.threads = self._sessions.threads
+        self._spec = spec
+        names = ([i.name for i in spec.inputs], [f"carry_{i}" for i in range(max(s.carry for s in spec.stages))])
+        of = spec.backbone
+        self._files, self._takes, self._gives = [], [], []
+        for s, stage in enumerate(spec.stages):
+            first = s == 0 or of[s - 1] != of[s]
+            self._takes.append(names[0] if first else names[1][: spec.stages[s - 1].carry])
+            self._gives.append(["logits", *(f"next_{i}" for i in range(stage.carry))])
+            self._files.append((stage.body_graph, stage.graph))
+
+    def load(self, backbones: Sequence[int]) -> None:
+        """Create the sessions of these backbones, heads included."""
+        for stage in self._spec.stages:
+            if stage.backbone in backbones:
+                self._sessions(stage.graph, f"stage {stage.name!r}")
+
+    def unload(self, backbones: Sequence[int]) -> None:
+        """Drop the sessions of these backbones and return the freed memory to the system."""
+        files = {
+            f for stage in self._spec.stages if stage.backbone in backbones for f in (stage.graph, stage.body_graph)
+        }
+        self._sessions.drop(files.__contains__)
+
     def loaded(self) -> frozenset[int]:
         """The backbones whose stages all have a session."""
-        ready = {stage for stage, _ in tuple(self._sessions)}
-        missing = {s.backbone for stage, s in enumerate(self._spec.stages) if stage not in ready}
+        missing = {s.backbone for s in self._spec.stages if s.graph not in self._sessions}
         return frozenset(self._spec.backbones) - missing
 
     def start(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -69,10 +125,13 @@ class OnnxRuntimeExecutor:
 
     def step(self, stage: int, carry: list[Array], head: bool) -> tuple[NDArray[np.float32] | None, list[Array]]:
         """Run one stage; raises EngineError naming the stage when ONNX Runtime fails."""
-        session, names = self._sessions.get((stage, head)) or self._session(stage, head)
+        file = self._files[stage][head]
+        assert file is not None, "the last stage of a backbone always runs its head"
+        session = self._sessions(file, f"stage {self._spec.stages[stage].name!r}")
+        gives = self._gives[stage]
         try:
-            found = session.run(None, dict(zip(names, carry, strict=True)))
-        except Exception as error:  # ONNX Runtime raises classes of its own that share no root
+            found = session.run(gives if head else gives[1:], dict(zip(self._takes[stage], carry, strict=True)))
+        except Exception as error:  # see Sessions
             raise EngineError(f"ONNX Runtime failed in stage {self._spec.stages[stage].name!r}: {error}") from error
         return (found[0], found[1:]) if head else (None, found)
 
@@ -84,30 +143,36 @@ class OnnxRuntimeExecutor:
         """Drop every session."""
         self.unload(self._spec.backbones)
 
-    def _session(self, stage: int, head: bool) -> tuple[Any, list[str]]:
-        with self._lock:
-            if (stage, head) not in self._sessions:
-                spec = self._spec.stages[stage]
-                file = spec.graph if head else spec.body_graph
-                assert file is not None, "the last stage of a backbone always runs its head"
-                session = _open(self._folder / file, self.threads, self._idle, spec.name)
-                self._sessions[stage, head] = (session, [i.name for i in session.get_inputs()])
-            found: tuple[Any, list[str]] = self._sessions[stage, head]
-            return found
+
+class OnnxRuntimeGraph:
+    """The whole cascade as one session for single inputs and one for batches; for the options see `Sessions`."""
+
+    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, idle: str = "sleep") -> None:
+        self._sessions = Sessions(folder, threads, idle)
+
+    def ready(self, rows: int) -> bool:
+        """Whether the session for so many rows is there."""
+        return _file(rows) in self._sessions
+
+    def load(self, rows: int) -> None:
+        """Create the session for so many rows."""
+        self._sessions(_file(rows), "the cascade")
+
+    def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], rows: int) -> Output:
+        """Run the cascade; raises EngineError when ONNX Runtime fails."""
+        session = self._sessions(_file(rows), "the cascade")
+        feed = dict(inputs)
+        if len(thresholds):
+            feed["thresholds"] = thresholds
+        try:
+            return Output(*session.run(OUTPUTS, feed))
+        except Exception as error:  # see Sessions
+            raise EngineError(f"ONNX Runtime failed in the cascade's graph: {error}") from error
+
+    def close(self) -> None:
+        """Drop the sessions."""
+        self._sessions.drop(lambda _: True)
 
 
-def _open(path: Path, threads: int, idle: str, stage: str) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if idle == "spin" else "0")
-    if idle == "spin":
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # once the stage is done
-        options.add_session_config_entry("session.intra_op.spin_duration_us", "20")  # ignored by older versions
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise EngineError(f"ONNX Runtime cannot load stage {stage!r} from {path.name}: {error}") from error
+def _file(rows: int) -> str:
+    return SINGLE_GRAPH if rows == 1 else GRAPH

@@ -1,54 +1,77 @@
 """From an engine's name to a running engine. Libraries are imported only for the engine asked for."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dynamic.engines.contract import CascadeSpec, Executor
+from dynamic.engines.contract import GRAPH, CascadeSpec, Executor, Graph
 from dynamic.engines.loop import StageEngine
+from dynamic.engines.switching import CascadeEngine
 from dynamic.policies.errors import EngineError
 from dynamic.policies.scores import Combiner
 
 
-def _onnxruntime(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **options: Any) -> Executor:
-    from dynamic.engines.onnxruntime import OnnxRuntimeExecutor
+@dataclass(frozen=True)
+class _Made:
+    """What an engine consists of: stages one by one, and the whole cascade where it has that."""
 
-    return OnnxRuntimeExecutor(folder, spec, **options)
+    executor: Executor
+    graph: Callable[[], Graph] | None = None
 
 
-def _torch(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **options: Any) -> Executor:
+def _onnxruntime(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **options: Any) -> _Made:
+    from dynamic.engines.onnxruntime import OnnxRuntimeExecutor, OnnxRuntimeGraph
+
+    return _Made(OnnxRuntimeExecutor(folder, spec, **options), lambda: OnnxRuntimeGraph(folder, spec, **options))
+
+
+def _torch(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **options: Any) -> _Made:
     if stages is None:
         raise EngineError(
             "a bundle holds no torch modules; load it with them, dynamic.load(path, modules=cascade), "
             "or use engine='onnxruntime'"
         )
-    try:
-        from dynamic.engines.pytorch import TorchExecutor
-    except ModuleNotFoundError as error:
-        raise EngineError("engine 'torch' needs torch: pip install 'dynamic-inference[build]'") from error
+    from dynamic.engines.pytorch import TorchExecutor
 
-    return TorchExecutor(stages, spec, **options)
+    return _Made(TorchExecutor(stages, spec, **options))
 
 
-def _openvino(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **options: Any) -> Executor:
-    from dynamic.engines.openvino import OpenVinoExecutor
+def _openvino(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **options: Any) -> _Made:
+    from dynamic.engines.openvino import OpenVinoExecutor, OpenVinoGraph
 
-    try:
-        return OpenVinoExecutor(folder, spec, **options)
-    except ModuleNotFoundError as error:
-        raise EngineError("engine 'openvino' needs OpenVINO: pip install 'dynamic-inference[openvino]'") from error
+    return _Made(OpenVinoExecutor(folder, spec, **options), lambda: OpenVinoGraph(folder, spec, **options))
 
 
-ENGINES: dict[str, Callable[..., Executor]] = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch}
-PRECISIONS = {"onnxruntime": ("f32",), "openvino": ("f32", "bf16"), "torch": ("f32",)}
+@dataclass(frozen=True)
+class _Engine:
+    make: Callable[..., _Made]
+    precisions: tuple[str, ...]
+    package: str
+    extra: str  # what pip installs it with
+
+
+_ENGINES = {
+    "onnxruntime": _Engine(_onnxruntime, ("f32",), "onnxruntime", "dynamic-inference"),
+    "openvino": _Engine(_openvino, ("f32", "bf16"), "openvino", "dynamic-inference[openvino]"),
+    "torch": _Engine(_torch, ("f32",), "torch", "dynamic-inference[build]"),
+}
+ENGINES = tuple(_ENGINES)
+PRECISIONS = {name: engine.precisions for name, engine in _ENGINES.items()}
 
 
 def check_engine(name: str, precision: str) -> None:
     """Raises EngineError on an engine or precision that does not exist."""
-    if name not in ENGINES:
-        raise EngineError(f"engine {name!r} is not known; use one of {sorted(ENGINES)}")
+    if name not in _ENGINES:
+        raise EngineError(f"engine {name!r} is not known; use one of {sorted(_ENGINES)}")
     if precision not in PRECISIONS[name]:
         raise EngineError(f"precision {precision!r} is not available on engine {name!r}; use one of {PRECISIONS[name]}")
+
+
+def installed() -> tuple[str, ...]:
+    """The engines whose library is there."""
+    return tuple(name for name, engine in _ENGINES.items() if find_spec(engine.package) is not None)
 
 
 def open_engine(
@@ -58,18 +81,27 @@ def open_engine(
     combiner: Combiner,
     stages: Sequence[Any] | None = None,
     precision: str = "f32",
+    *,
+    route: str | None = None,
     **options: Any,
-) -> StageEngine:
+) -> CascadeEngine:
     """The engine `name` for the graphs under `folder`, or for the torch `stages`.
 
-    `options` are the engine's own: `threads` and `idle` for "onnxruntime", `threads` for "openvino", `device` for
-    "torch". Raises EngineError on an unknown engine, precision or option, or an engine that is not installed.
+    `route`: see `CascadeEngine`. `options` are the engine's own: `threads` and `idle` for "onnxruntime",
+    `threads` for "openvino", `device` and `compile` for "torch". Raises EngineError on an unknown engine, precision or
+    option, or an engine that is not installed.
     """
     check_engine(name, precision)
-    if len(PRECISIONS[name]) > 1:
+    engine = _ENGINES[name]
+    if len(engine.precisions) > 1:
         options["precision"] = precision
     try:
-        executor = ENGINES[name](folder, spec, stages, **options)
+        made = engine.make(folder, spec, stages, **options)
+    except ModuleNotFoundError as error:
+        if error.name != engine.package:
+            raise
+        raise EngineError(f"engine {name!r} is not installed: pip install '{engine.extra}'") from error
     except TypeError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
-    return StageEngine(executor, spec, combiner)
+    graph = made.graph() if made.graph is not None and (folder / GRAPH).is_file() else None
+    return CascadeEngine(StageEngine(made.executor, spec, combiner), graph, route)

@@ -1,20 +1,21 @@
-"""OpenVINO on the CPU, one compiled model a stage; bf16 where the processor computes in it."""
+"""OpenVINO on the CPU: one compiled model a stage, or one for the whole cascade; bf16 where the processor has it."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.engines.contract import Array, CascadeSpec
+from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, Array, CascadeSpec, Output
+from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
 
 
-class OpenVinoExecutor:
-    """Stages as OpenVINO models, compiled when first wanted; each thread has its own inference requests.
+class Models:
+    """Compiled models by file, made when first wanted; each thread has inference requests of its own.
 
     `threads` of each inference (None: the cores this process may use). `precision` "f32", or "bf16" where the
     processor has it: scores and labels then differ from f32, so a bundle is calibrated on the precision that ships.
@@ -22,16 +23,15 @@ class OpenVinoExecutor:
     Raises EngineError on bf16 where the processor has none.
     """
 
-    name = "openvino"
-
-    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, precision: str = "f32") -> None:
+    def __init__(self, folder: Path, threads: int | None, precision: str) -> None:
         import openvino
 
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
-        self.precision = precision
         self.threads = threads or available_cores()
-        self._core = openvino.Core()
+        self._tensor = openvino.Tensor
+        self._make = openvino.Core
+        self._core = self._make()
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("this processor does not compute in bf16; use precision='f32'")
         self._options = {
@@ -40,35 +40,102 @@ class OpenVinoExecutor:
             "INFERENCE_NUM_THREADS": str(self.threads),
             "INFERENCE_PRECISION_HINT": precision,
         }
-        self._folder, self._spec = folder, spec
-        self._compiled: dict[tuple[int, bool], Any] = {}  # (stage, with its head) -> compiled model
+        self._folder = folder
+        self._compiled: dict[str, Any] = {}  # file -> compiled model
         self._lock = threading.Lock()
         self._requests = threading.local()
-        self._unloads = 0  # how often models were dropped: tells each thread when to look through its requests
+        self._drops = 0  # how often models were dropped: tells each thread when to look through its requests
+        forget_after_fork(self)
 
-    def load(self, backbones: Sequence[int]) -> None:
-        """Compile the models of these backbones, heads included."""
-        for stage, spec in enumerate(self._spec.stages):
-            if spec.backbone in backbones:
-                self._model(stage, True)
+    def __contains__(self, file: str) -> bool:
+        return file in self._compiled
 
-    def unload(self, backbones: Sequence[int]) -> None:
-        """Drop the models of these backbones and return the freed memory to the system.
+    def run(self, file: str, what: str, arrays: Sequence[Array]) -> list[Array]:
+        """Outputs of one inference. They belong to this thread's request: its next inference of the file writes them.
 
-        A thread that used them gives its requests back with its next call.
+        Inputs are read where they lie. Raises EngineError naming `what` the file is when OpenVINO fails.
         """
+        request = self._request(file, what)
+        try:
+            for i, array in enumerate(arrays):
+                if not array.flags.writeable:  # OpenVINO shares no other memory
+                    array = array.copy()
+                request.set_input_tensor(i, self._tensor(array, shared_memory=True))
+            # without arguments: OpenVINO's own way to hand arrays over takes twice as long
+            request.infer(None, share_outputs=True)
+            return [tensor.data for tensor in request.output_tensors]
+        except Exception as error:  # OpenVINO raises plain RuntimeErrors and classes of its own
+            raise EngineError(f"OpenVINO failed in {what}: {error}") from error
+
+    def load(self, file: str, what: str) -> Any:
+        """The compiled model of a file; raises EngineError naming `what` it is where it does not load."""
         with self._lock:
-            kept = {k: m for k, m in self._compiled.items() if self._spec.stages[k[0]].backbone not in backbones}
+            if file not in self._compiled:
+                try:
+                    self._compiled[file] = self._core.compile_model(str(self._folder / file), "CPU", self._options)
+                except Exception as error:
+                    raise EngineError(f"OpenVINO cannot load {what} from {file}: {error}") from error
+            return self._compiled[file]
+
+    def drop(self, unwanted: Callable[[str], bool]) -> None:
+        """Drop models by file and return the freed memory; a thread that used them gives its requests back later."""
+        with self._lock:
+            kept = {file: model for file, model in self._compiled.items() if not unwanted(file)}
             dropped, self._compiled = len(self._compiled) > len(kept), kept
-            self._unloads += dropped
+            self._drops += dropped
         if dropped:
             self._own_requests()
             trim_memory()
 
+    def forget(self) -> Any:
+        """All of them, to be kept and not used."""
+        lost = (self._core, self._compiled, self._requests)
+        self._core, self._compiled = self._make(), {}
+        self._lock, self._requests = threading.Lock(), threading.local()
+        return lost
+
+    def _own_requests(self) -> dict[str, tuple[Any, Any]]:
+        """This thread's requests by file, with the model each is of; those of dropped models go."""
+        found: dict[str, tuple[Any, Any]] = getattr(self._requests, "found", {})
+        found = {k: entry for k, entry in found.items() if self._compiled.get(k) is entry[0]}
+        self._requests.found, self._requests.drops = found, self._drops
+        return found
+
+    def _request(self, file: str, what: str) -> Any:
+        local = self._requests
+        own = local.found if getattr(local, "drops", -1) == self._drops else self._own_requests()
+        if file not in own:
+            model = self.load(file, what)
+            own[file] = (model, model.create_infer_request())
+        return own[file][1]
+
+
+class OpenVinoExecutor:
+    """Stages as OpenVINO models; for the options see `Models`."""
+
+    name = "openvino"
+
+    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, precision: str = "f32") -> None:
+        self._models = Models(folder, threads, precision)
+        self.precision, self.threads = precision, self._models.threads
+        self._spec = spec
+
+    def load(self, backbones: Sequence[int]) -> None:
+        """Compile the models of these backbones, heads included."""
+        for stage in self._spec.stages:
+            if stage.backbone in backbones:
+                self._models.load(stage.graph, f"stage {stage.name!r}")
+
+    def unload(self, backbones: Sequence[int]) -> None:
+        """Drop the models of these backbones and return the freed memory to the system."""
+        files = {
+            f for stage in self._spec.stages if stage.backbone in backbones for f in (stage.graph, stage.body_graph)
+        }
+        self._models.drop(files.__contains__)
+
     def loaded(self) -> frozenset[int]:
         """The backbones whose stages all have a model."""
-        ready = {stage for stage, _ in tuple(self._compiled)}
-        missing = {s.backbone for stage, s in enumerate(self._spec.stages) if stage not in ready}
+        missing = {s.backbone for s in self._spec.stages if s.graph not in self._models}
         return frozenset(self._spec.backbones) - missing
 
     def start(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -77,14 +144,11 @@ class OpenVinoExecutor:
 
     def step(self, stage: int, carry: list[Array], head: bool) -> tuple[NDArray[np.float32] | None, list[Array]]:
         """Run one stage; raises EngineError naming the stage when OpenVINO fails."""
-        request = self._request(stage, head)
-        try:
-            # inputs are read where they lie; outputs belong to the request, so they are copied
-            found = request.infer(dict(enumerate(carry)), share_inputs=True, share_outputs=True)
-            arrays = [np.array(found[i]) for i in range(len(found))]
-        except Exception as error:  # OpenVINO raises plain RuntimeErrors and classes of its own
-            raise EngineError(f"OpenVINO failed in stage {self._spec.stages[stage].name!r}: {error}") from error
-        return (arrays[0], arrays[1:]) if head else (None, arrays)
+        spec = self._spec.stages[stage]
+        file = spec.graph if head else spec.body_graph
+        assert file is not None, "the last stage of a backbone always runs its head"
+        found = self._models.run(file, f"stage {spec.name!r}", carry)
+        return (found[0].copy(), found[1:]) if head else (None, found)
 
     def keep(self, carry: list[Array], rows: NDArray[np.intp]) -> list[Array]:
         """The carry of these rows alone."""
@@ -94,31 +158,34 @@ class OpenVinoExecutor:
         """Drop every model."""
         self.unload(self._spec.backbones)
 
-    def _own_requests(self) -> dict[tuple[int, bool], tuple[Any, Any]]:
-        """This thread's requests by stage, with the model each is of; those of dropped models go."""
-        found: dict[tuple[int, bool], tuple[Any, Any]] = getattr(self._requests, "found", {})
-        found = {k: entry for k, entry in found.items() if self._compiled.get(k) is entry[0]}
-        self._requests.found, self._requests.unloads = found, self._unloads
-        return found
 
-    def _request(self, stage: int, head: bool) -> Any:
-        local = self._requests
-        own = local.found if getattr(local, "unloads", -1) == self._unloads else self._own_requests()
-        if (stage, head) not in own:
-            model = self._model(stage, head)
-            own[stage, head] = (model, model.create_infer_request())
-        return own[stage, head][1]
+class OpenVinoGraph:
+    """The whole cascade as one model for single inputs and one for batches; for the options see `Models`."""
 
-    def _model(self, stage: int, head: bool) -> Any:
-        with self._lock:
-            if (stage, head) not in self._compiled:
-                spec = self._spec.stages[stage]
-                file = spec.graph if head else spec.body_graph
-                assert file is not None, "the last stage of a backbone always runs its head"
-                try:
-                    self._compiled[stage, head] = self._core.compile_model(
-                        str(self._folder / file), "CPU", self._options
-                    )
-                except Exception as error:
-                    raise EngineError(f"OpenVINO cannot load stage {spec.name!r} from {file}: {error}") from error
-            return self._compiled[stage, head]
+    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, precision: str = "f32") -> None:
+        self._models = Models(folder, threads, precision)
+        self._names = [i.name for i in spec.inputs]
+
+    def ready(self, rows: int) -> bool:
+        """Whether the model for so many rows is there."""
+        return _file(rows) in self._models
+
+    def load(self, rows: int) -> None:
+        """Compile the model for so many rows."""
+        self._models.load(_file(rows), "the cascade")
+
+    def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], rows: int) -> Output:
+        """Run the cascade; raises EngineError when OpenVINO fails."""
+        arrays = [np.ascontiguousarray(inputs[name]) for name in self._names]
+        if len(thresholds):
+            arrays.append(thresholds)
+        logits, stage, score = self._models.run(_file(rows), "the cascade's graph", arrays)
+        return Output(logits.copy(), stage.copy(), score.copy())
+
+    def close(self) -> None:
+        """Drop the models."""
+        self._models.drop(lambda _: True)
+
+
+def _file(rows: int) -> str:
+    return SINGLE_GRAPH if rows == 1 else GRAPH

@@ -1,6 +1,6 @@
-"""torch, eager, on the CPU or a CUDA device: the reference, and the engine where nothing was exported."""
+"""torch, eager or compiled, on the CPU or a CUDA device: the reference, and the engine where nothing was exported."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,25 +9,45 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamic.engines.contract import Array, CascadeSpec
-from dynamic.policies.errors import EngineError
+from dynamic.policies.errors import BudgetError, EngineError
 
 
 class TorchExecutor:
-    """Stages as torch modules, each with `body` and `head`, run eagerly under inference mode."""
+    """Stages as torch modules, each with `body` and `head`, under inference mode.
+
+    `device`: "cpu", or "cuda" where there is one; the modules must lie there. `compile`: through torch.compile, which
+    needs a C++ compiler on the CPU; the first requests of one row and of several take seconds to minutes. `threads`:
+    torch has one number for the whole process, and this sets it.
+    """
 
     name = "torch"
     precision = "f32"
 
-    def __init__(self, stages: Sequence[Any], spec: CascadeSpec, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        stages: Sequence[Any],
+        spec: CascadeSpec,
+        device: str = "cpu",
+        compile: bool = False,
+        threads: int | None = None,
+    ) -> None:
         if len(stages) != len(spec.stages):
             raise EngineError(f"{len(stages)} torch stages given; the cascade has {len(spec.stages)}")
+        if threads is not None:
+            if threads < 1:
+                raise BudgetError(f"threads={threads} must be at least 1")
+            torch.set_num_threads(threads)
         self.threads = torch.get_num_threads()
-        self._stages: list[tuple[nn.Module, nn.Module]] = [(s.body, s.head) for s in stages]
+        try:
+            self._device = torch.device(device)
+            torch.empty(0, device=self._device)
+        except (RuntimeError, AssertionError) as error:
+            raise EngineError(f"device={device!r} cannot be used by torch: {error}") from error
         self._names = [s.name for s in spec.stages]
         self._inputs, self._backbones = [i.name for i in spec.inputs], spec.backbones
-        self._device = torch.device(device)
-        for body, head in self._stages:
-            body.eval(), head.eval()
+        for stage in stages:
+            stage.body.eval(), stage.head.eval()
+        self._stages = [(_ready(s.body, compile), _ready(s.head, compile)) for s in stages]
 
     def load(self, backbones: Sequence[int]) -> None:
         """The modules are the caller's and stay in memory: nothing to do."""
@@ -64,3 +84,8 @@ class TorchExecutor:
 
     def close(self) -> None:
         """Nothing is held that is not the caller's."""
+
+
+def _ready(module: nn.Module, compiled: bool) -> Callable[..., Any]:
+    # rows leave batches, so their number is left open; torch compiles anew for one row all the same
+    return torch.compile(module, dynamic=None) if compiled and not isinstance(module, nn.Identity) else module

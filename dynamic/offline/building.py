@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dynamic.bundle import Bundle, read, write
+from dynamic.choosing import AUTO, chosen
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.offline.calibration import collect, peek, plain_combiner
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import export
+from dynamic.offline.exporting import export_stages
+from dynamic.offline.graphs import plain_ladder, write_graphs
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.transforms import from_transforms
@@ -40,7 +42,7 @@ def build(
     max_drops: Sequence[float] = MAX_DROPS,
     preprocess: Any = None,
     classes: Sequence[str] | None = None,
-    combine: str = "mean",
+    combine: str = "backbones",
     score: str = "max_probability",
     groups: NDArray[Any] | Sequence[Any] | None = None,
     search_share: float = 0.5,
@@ -49,30 +51,36 @@ def build(
 ) -> Bundle:
     """A bundle from networks for the same task, plain or wrapped, smallest first.
 
-    `held_out_loader` yields `(inputs, labels [B])` that no network was trained on, preprocessed as in
-    training. `preprocess`: the torchvision transforms (or `dynamic.Preprocess`) that made those inputs from
-    images, so that the device can do the same; None where the device's inputs arrive ready. `classes`: names in label
-    order. The remaining arguments are those of `Cascade`, `calibrate` and `certify`.
+    `held_out_loader` yields `(inputs, labels [B])` that no network was trained on, preprocessed as in training.
+    `engine`: the one that will run; "auto" takes the fastest of those installed here (torch, which a bundle holds no
+    modules for, left out). `preprocess`: the torchvision transforms (or `dynamic.Preprocess`) that made those inputs
+    from images, so that the device can do the same; None where the device's inputs arrive ready. `classes`: names in
+    label order. The remaining arguments are those of `Cascade`, `calibrate` and `certify`.
 
     Raises CalibrationError, InputError, BudgetError or EngineError as those steps do; EngineError too where
     the exported graphs do not give torch's logits.
     """
-    check_engine(engine, precision)
+    if engine != AUTO:
+        check_engine(engine, precision)
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     batches, example = peek(held_out_loader)
     owner = _Folder()
     folder = owner.path
     with evaluating(cascade):
-        spec = export(cascade, folder, example, progress=progress)
+        spec = export_stages(cascade, folder, example, progress=progress)
         stages = cascade.stages
+        if engine == AUTO:
+            write_graphs(folder, spec, plain_ladder(spec, cascade.combine))  # written again once temperatures are known
+            engine = chosen(folder, spec, plain_combiner(spec), keep=True).engine
         opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
         try:
-            _check_parity(cascade, opened, spec, example)
-            records = collect(cascade, opened, batches, groups, shipped, search_share, seed, progress=progress)
+            _check_parity(cascade, opened.stages, spec, example)
+            records = collect(cascade, opened.stages, batches, groups, shipped, search_share, seed, progress=progress)
         finally:
             opened.close()
     ladder = certify(records, max_drops=tuple(max_drops), delta=delta, combine=cascade.combine, score=score)
+    write_graphs(folder, spec, ladder)
     (folder / "weights").mkdir()
     for name, network in zip(cascade.names, cascade.networks, strict=True):
         _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")

@@ -14,7 +14,7 @@ from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.fingerprint import fingerprint
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import describe, export
+from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.transforms import from_transforms
@@ -48,11 +48,11 @@ def calibrate(
     whole = cascade if isinstance(cascade, Cascade) else Cascade(cascade)
     batches, example = peek(loader)
     with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(whole):
-        spec = describe(whole, example) if engine == "torch" else export(whole, Path(folder), example)
+        spec = describe(whole, example) if engine == "torch" else export_stages(whole, Path(folder), example)
         stages = whole.stages if engine == "torch" else None
         opened = open_engine(engine, Path(folder), spec, plain_combiner(spec), stages, precision)
         try:
-            return collect(whole, opened, batches, groups, preprocess, search_share, seed, progress=progress)
+            return collect(whole, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress)
         finally:
             opened.close()
 

@@ -16,8 +16,9 @@ class Cascade(nn.Module):
     """Networks for the same task, smallest first; what `build` takes.
 
     A network made by `wrap` (or any `StagedNetwork`) contributes a stage for each of its exits, any other
-    module one stage. `combine`: "mean" averages the probabilities of the stages run so far, "last" takes the
-    latest stage's own. All networks take the same inputs and give the same classes in the same order.
+    module one stage. `combine`: "backbones" averages over the networks run so far the latest answer of each, so that
+    an exit is replaced by those behind it while networks vote; "mean" averages the answers of all stages run so far,
+    "last" takes the latest stage's own. All networks take the same inputs and give the same classes in the same order.
 
     Raises BudgetError on an unknown `combine`, InputError without networks or with names that repeat.
     """
@@ -25,7 +26,7 @@ class Cascade(nn.Module):
     def __init__(
         self,
         networks: nn.Module | Sequence[nn.Module],
-        combine: str = "mean",
+        combine: str = "backbones",
         names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.compute import count_macs
+from dynamic.offline.folding import fold_norms
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.stages import Stage
@@ -40,7 +41,7 @@ def describe(cascade: Cascade, example_inputs: Batch) -> CascadeSpec:
     return spec
 
 
-def export(cascade: Cascade, folder: Path, example_inputs: Batch, progress: bool | None = None) -> CascadeSpec:
+def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progress: bool | None = None) -> CascadeSpec:
     """Write the graphs of every stage under `folder/backbones` and describe them.
 
     The batch dimension is dynamic, all others are those of `example_inputs`. Raises EngineError naming the
@@ -52,6 +53,7 @@ def export(cascade: Cascade, folder: Path, example_inputs: Batch, progress: bool
     def write(stage: Stage, spec: StageSpec, carry: tuple[Tensor, ...], names: list[str]) -> None:
         last = spec.body_graph is None
         model = _to_onnx(_LogitsOnly(stage) if last else stage, carry, names, spec)
+        fold_norms(model.graph)
         if spec.backbone not in weights:  # made once: it starts with an empty file
             weights[spec.backbone] = _WeightFile(folder / "backbones" / f"{spec.backbone}.weights")
         weights[spec.backbone].move(model)

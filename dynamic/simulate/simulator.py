@@ -118,7 +118,7 @@ class _Outcome:
 
 def _outcomes(frontier: Frontier, records: Records) -> dict[str, _Outcome]:
     ladder = frontier.ladder
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine)
+    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
     found = {}
     for costed in frontier.points:
         played = replay(records.logits, combiner, costed.point.thresholds, ladder.backbone)

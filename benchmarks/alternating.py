@@ -1,0 +1,247 @@
+"""Contenders in processes of their own that take turns, each side at its best settings; no command of its own.
+
+Two inference libraries, or one with two settings, disturb each other in one process: they share thread pools and
+allocators, and their threads spin beside each other. Here each contender has a process (`alternating_worker.py`). One
+of them works at a time, for a block of items; the others wait for their pipe. The order turns with every block, and a
+pause before each turn lets the threads of the one before come to rest.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from alternating_worker import OWN, Job, Setting
+from common import best, ratio, spread
+
+from dynamic.engines.memory import available_cores
+from dynamic.engines.opening import installed
+from dynamic.machine import machine_name
+
+PAUSE_S = 0.1  # ONNX Runtime's own spinning goes on for tens of milliseconds
+WARM = 2  # untimed calls at the start of a turn: caches and threads are another's
+ENGINES = {
+    "onnxruntime f32": ("onnxruntime", "f32"),
+    "openvino f32": ("openvino", "f32"),
+    "openvino bf16": ("openvino", "bf16"),
+}
+
+_WORKER = Path(__file__).with_name("alternating_worker.py")
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker ended before its time; says which, and what it wrote to stderr."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A job as a row of a table knows it: `name`, and for a cascade the thresholds it runs under."""
+
+    name: str
+    job: Job
+    thresholds: tuple[float, ...] | None = None
+
+    @property
+    def key(self) -> str:
+        """Tells contenders of the same row apart."""
+        route = f"{self.job.route}, " if self.job.route else ""
+        return f"{self.name} | {route}{self.job.setting.name}"
+
+
+@dataclass
+class Timed:
+    """`ms` of every item in the order given, and `cpu_ms` per call of every block."""
+
+    ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+
+
+class Process:
+    """A worker process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
+        # a session of its own: an interrupt reaches this process alone, which then closes its workers
+        self._process = subprocess.Popen(
+            [sys.executable, str(_WORKER), job.to_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone."""
+        return self._process.poll() is not None
+
+    def ready(self) -> None:
+        """Wait until the job is open."""
+        self._hear()
+
+    def ask(self, do: str, **told: Any) -> dict[str, Any]:
+        """Tell it to do something and wait for the answer; raises WorkerDiedError."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **told}) + "\n")
+            self._process.stdin.flush()
+        except OSError:  # it is gone; why is told by what it wrote
+            self._died()
+        return self._hear()
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._died()
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def _died(self) -> None:
+        code = self._process.wait()
+        self._stderr.seek(0)
+        wrote = self._stderr.read().decode(errors="replace").strip()
+        raise WorkerDiedError(f"the worker of {self.job} ended with code {code}:\n{wrote[-4000:] or '(no message)'}")
+
+    def close(self) -> None:
+        """End it: a closed pipe is its signal; killed where it does not listen."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(OSError):  # the other end is gone already
+                    stream.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+
+Workers = Mapping[Job, Process]
+
+
+@contextmanager
+def workers(contenders: Sequence[Contender]) -> Iterator[Workers]:
+    """A ready process for every job among the contenders; all are closed in the end, come what may."""
+    started: dict[Job, Process] = {}
+    try:
+        for contender in contenders:
+            if contender.job not in started:
+                started[contender.job] = Process(contender.job)
+                started[contender.job].ready()  # one after the other: compiling takes every core
+        yield started
+    finally:
+        for process in started.values():
+            process.close()
+
+
+def alternate(
+    running: Workers,
+    contenders: Sequence[Contender],
+    items: Sequence[int],
+    block: int,
+    pause_s: float = PAUSE_S,
+    warm: int = WARM,
+    every_s: float | None = None,
+) -> dict[str, Timed]:
+    """Every contender on every item, by `Contender.key`; one works at a time, for `block` items."""
+    took = {c.key: Timed() for c in contenders}
+    for number, start in enumerate(range(0, len(items), block)):
+        chosen = list(items[start : start + block])
+        shift = number % len(contenders)
+        for contender in (*contenders[shift:], *contenders[:shift]):
+            time.sleep(pause_s)
+            found = running[contender.job].ask(
+                "turn", items=chosen, thresholds=contender.thresholds, warm=warm, every_s=every_s
+            )
+            took[contender.key].ms += found["ms"]
+            took[contender.key].cpu_ms.append(found["cpu_ms"] / len(chosen))
+    return took
+
+
+def settings(engine: str, bare: bool) -> list[Setting]:
+    """Every way to run that a side may choose from; an unsplit network (`bare`) has more, and gets its best."""
+    counts = sorted({1, 2, available_cores()} if available_cores() > 1 else {1})
+    idles = (*(("sleep", "spin")), *((OWN,) if bare else ())) if engine == "onnxruntime" else ("",)
+    found = [
+        Setting(n, idle) for n in counts for idle in (idles if n > 1 else idles[:1])
+    ]  # one thread waits for nobody
+    return found + [replace(s, fixed=True) for s in found] if bare else found
+
+
+def engines_here(wanted: Sequence[str] = tuple(ENGINES)) -> tuple[list[str], dict[str, str]]:
+    """Names out of `ENGINES` that can be measured on this machine, and why the others cannot."""
+    found, skipped = [], {}
+    for name in wanted:
+        engine, precision = ENGINES[name]
+        if engine not in installed():
+            skipped[name] = "not installed"
+        elif precision == "bf16" and not _has_bf16():
+            skipped[name] = "this processor does not compute in bf16"
+        else:
+            found.append(name)
+    return found, skipped
+
+
+def _has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def best_row(took: Mapping[str, Timed], keys: Sequence[str], baseline: Sequence[str]) -> dict[str, Any]:
+    """A row of a table: the best of `keys` by mean latency, against the best of `baseline`."""
+    ms = {key: timed.ms for key, timed in took.items()}
+    ours, theirs = best(ms, keys), best(ms, baseline)
+    return {
+        "settings": ours.split(" | ")[1],
+        "latency_ms": spread(ms[ours]),
+        "cpu_ms": round(statistics.fmean(took[ours].cpu_ms), 3),
+        "ratio": ratio(ms[ours], ms[theirs]),
+        "mean_ms_by_settings": {key.split(" | ")[1]: round(statistics.fmean(ms[key]), 3) for key in keys},
+    }
+
+
+HEADER = f"{'mean ms':>9}{'p50 (quartiles)':>28}{'p95':>9}{'CPU-ms':>9}   ratio of means (quartiles)  settings"
+
+
+def columns(found: Mapping[str, Any]) -> str:
+    """A row under `HEADER`."""
+    ms, to = found["latency_ms"], found["ratio"]
+    quartiles = f"{ms['median']:.2f} ({ms['q25']:.2f} to {ms['q75']:.2f})"
+    return (
+        f"{ms['mean']:9.2f}{quartiles:>28}{ms['p95']:9.2f}{found['cpu_ms']:9.2f}"
+        f"   {to['ratio']:.3f} ({to['q25']:.3f} to {to['q75']:.3f})     {found['settings']}"
+    )
+
+
+def not_measured() -> list[str]:
+    """What a table from this machine says nothing about."""
+    arm = platform.machine().lower() in ("aarch64", "arm64", "armv7l")
+    return [
+        "x86-64" if arm else "ARM",
+        "phones",
+        "GPUs and other accelerators",
+        "energy",
+        "a machine busy with other work",
+    ]
+
+
+def circumstances() -> str:
+    """The line under every table."""
+    return f"measured on {machine_name()}, batch 1; not measured: {', '.join(not_measured())}"

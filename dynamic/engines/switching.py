@@ -1,0 +1,117 @@
+"""One engine of two ways: the single graph, or stage by stage, whichever was faster for that many rows."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.engines.contract import Array, CascadeSpec, Executor, Graph, Output
+from dynamic.engines.loop import StageEngine, check_inputs
+from dynamic.policies.errors import EngineError
+
+ROUTES = ("graph", "stages")
+
+
+class CascadeEngine:
+    """Runs a cascade as its single graph or stage by stage.
+
+    `stages` is the stage loop; `graph` None where the engine has no single graph. `route`: "graph" or "stages" always,
+    or None: as measured (see `follow`), and before that the graph for single inputs alone. A deadline and a limit on
+    memory always take the stages.
+    """
+
+    def __init__(self, stages: StageEngine, graph: Graph | None, route: str | None = None) -> None:
+        if route is not None and route not in ROUTES:
+            raise EngineError(f"route={route!r} is not known; use one of {ROUTES}, or None for the faster")
+        if route == "graph" and graph is None:
+            raise EngineError(f"engine {stages.name!r} has no single graph here; use route='stages' or None")
+        self.name, self.precision, self.threads = stages.name, stages.precision, stages.threads
+        self.stages, self.graph = stages, graph
+        self._always = route
+        self._measured: tuple[Sequence[int], Sequence[str]] = ((1, 2), ("graph", "stages"))
+
+    @property
+    def spec(self) -> CascadeSpec:
+        """The cascade."""
+        return self.stages.spec
+
+    @property
+    def executor(self) -> Executor:
+        """What runs single stages."""
+        return self.stages.executor
+
+    def route(self, rows: int) -> str:
+        """The way that so many rows go."""
+        if self.graph is None:
+            return "stages"
+        batch, routes = self._measured
+        return self._always or routes[max(bisect_right(batch, rows) - 1, 0)]
+
+    def follow(self, batch: Sequence[int], routes: Sequence[str]) -> None:
+        """Go the way that was measured faster: a batch goes that of the largest of the sizes that is not above it."""
+        self._measured = batch, routes
+
+    def can(self, route: str) -> bool:
+        """Whether requests without deadline or limit on memory may go this way."""
+        return (self._always or route) == route and (route == "stages" or self.graph is not None)
+
+    def prepare(self, backbones: frozenset[int], rows: int, managed: bool) -> bool:
+        """Make ready what a request of so many rows needs; whether anything had to be loaded or unloaded."""
+        if not managed and self.route(rows) == "graph":
+            assert self.graph is not None
+            if self.graph.ready(rows):
+                return False
+            self.graph.load(rows)
+            return True
+        executor = self.executor
+        loaded = executor.loaded()
+        missing, spare = backbones - loaded, loaded - backbones if managed else frozenset()
+        if missing:
+            executor.load(sorted(missing))
+        if spare:
+            executor.unload(sorted(spare))
+        if managed and self.graph is not None:
+            self.graph.close()
+        return bool(missing or spare)
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        thresholds: NDArray[np.float32],
+        deadline_s: float | None = None,
+        managed: bool = False,
+    ) -> Output:
+        """Run `inputs` (each `[B, ...]`) under `thresholds [S-1]`.
+
+        Raises InputError on a wrong name, shape or dtype; BudgetError on thresholds of wrong length or NaN;
+        EngineError when the library underneath fails.
+        """
+        if deadline_s is None and not managed and self.graph is not None:
+            rows = check_inputs(inputs, self.spec.inputs)
+            if self.route(rows) == "graph":
+                self.stages.plan(thresholds)  # checks them
+                return self.graph.run(inputs, np.ascontiguousarray(thresholds, np.float32), rows)
+        return self.stages.run(inputs, thresholds, deadline_s)
+
+    def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
+        """Every stage's own raw logits `[B, S, C]`, nobody leaving: for calibration."""
+        return self.stages.all_logits(inputs)
+
+    def load(self, backbones: Sequence[int]) -> None:
+        """Make the stages of these backbones ready to run."""
+        self.executor.load(backbones)
+
+    def unload(self, backbones: Sequence[int]) -> None:
+        """Give the memory of these backbones' stages back; a request in flight still finishes."""
+        self.executor.unload(backbones)
+
+    def loaded(self) -> frozenset[int]:
+        """The backbones whose stages are ready."""
+        return self.executor.loaded()
+
+    def close(self) -> None:
+        """Give everything back. Running afterwards loads again."""
+        self.executor.close()
+        if self.graph is not None:
+            self.graph.close()

@@ -1,0 +1,159 @@
+"""The whole cascade as one ONNX file: for bundles, and to take along to any language that has an ONNX engine."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+from onnx import external_data_helper
+from torch import nn
+
+from dynamic.bundle import Bundle
+from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
+from dynamic.offline.cascade import Cascade
+from dynamic.offline.exporting import export_stages
+from dynamic.offline.inputs import Batch
+from dynamic.offline.nesting import BATCH, Nest
+from dynamic.offline.transforms import from_transforms
+from dynamic.policies.errors import EngineError, InputError
+from dynamic.policies.ladder import Ladder
+from dynamic.preprocessing import Preprocess
+
+SCHEMA = 1
+
+_MOST_BYTES = 1_800_000_000  # of weights inside the file: protobuf ends at 2 GiB
+
+
+def export(
+    source: Bundle | Cascade | nn.Module | Sequence[nn.Module],
+    path: str | Path,
+    batch: str = "dynamic",
+    *,
+    example_inputs: Batch | None = None,
+    ladder: Ladder | None = None,
+    preprocess: Any = None,
+    classes: Sequence[str] | None = None,
+    progress: bool | None = None,
+) -> Path:
+    """Write the whole cascade as one ONNX file that any ONNX Runtime or OpenVINO runs, without this library.
+
+    Inputs: the cascade's own (`input`, or the names of the network's arguments) and `thresholds [S-1]`, float32: an
+    input leaves at a stage when `threshold < score`; -inf lets everybody leave, +inf switches the exit off, so that it
+    costs nothing (a network whose exits are all off is not run). Outputs: `logits [B, C]`, logarithms of the answer's
+    probabilities; `stage [B]` int64; `score [B]`. `batch`: "single" for one input at a time, the fastest for that, or
+    "dynamic" for any number, those that are done leaving the batch inside the graph. A cascade of one stage has no
+    input `thresholds`.
+
+    A bundle brings temperatures, score, preprocessing, class names and its ladder along. A cascade is given them:
+    `ladder` (without one: temperature 1, maximum probability), `preprocess` and `classes` as in `build`, and always
+    `example_inputs`. With preprocessing, `input` takes images as bytes `[B, H, W, C]`, already resized and cropped;
+    scaling and normalization are inside. The file's metadata says all this (see docs/graph.md).
+
+    Raises InputError on an unknown `batch` or missing example inputs, EngineError where a stage cannot be exported.
+    """
+    if batch not in BATCH:
+        raise InputError(f"batch={batch!r} is not known; use one of {BATCH}")
+    target = Path(path)
+    if isinstance(source, Bundle):
+        if example_inputs is not None or ladder is not None or preprocess is not None or classes is not None:
+            raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")
+        _write(target, source.folder, source.spec, source.ladder, batch, source.preprocess, source.classes)
+        return target
+    if example_inputs is None:
+        raise InputError("a cascade is exported with example_inputs=..., a batch as its networks take it")
+    cascade = source if isinstance(source, Cascade) else Cascade(source)
+    shipped = from_transforms(preprocess)
+    with TemporaryDirectory(prefix="dynamic-") as folder:
+        spec = export_stages(cascade, Path(folder), example_inputs, progress)
+        known = ladder or plain_ladder(spec, cascade.combine)
+        _write(target, Path(folder), spec, known, batch, shipped, classes)
+    return target
+
+
+def plain_ladder(spec: CascadeSpec, combine: str) -> Ladder:
+    """A ladder without points, for a cascade that nothing is known of: temperature 1, maximum probability."""
+    return Ladder(
+        temperature=(1.0,) * len(spec.stages),
+        score="max_probability",
+        combine=combine,
+        backbone=spec.backbone,
+        stage_names=tuple(s.name for s in spec.stages),
+        points=(),
+        fingerprint="",
+        certified=False,
+    )
+
+
+def write_graphs(folder: Path, spec: CascadeSpec, ladder: Ladder) -> None:
+    """Write a bundle's graphs beside the stages' own, whose weights they share; they take what the network takes."""
+    for batch, file in (("dynamic", GRAPH), ("single", SINGLE_GRAPH)):
+        onnx.save(_described(_nest(folder, spec, ladder, batch, None), spec, ladder, None, None), folder / file)
+
+
+def _nest(
+    folder: Path, spec: CascadeSpec, ladder: Ladder, batch: str, preprocess: Preprocess | None
+) -> onnx.ModelProto:
+    if len(ladder.temperature) != len(spec.stages):
+        raise InputError(f"the ladder is of {len(ladder.temperature)} stages, the cascade has {len(spec.stages)}")
+    if preprocess is not None and (len(spec.inputs) != 1 or len(spec.inputs[0].shape) != 3):
+        raise InputError("preprocessing goes into a graph that takes one image [C, H, W]; export with preprocess=None")
+    return Nest(folder, spec, ladder.temperature, ladder.score, ladder.combine, batch, preprocess).model()
+
+
+def _write(
+    target: Path,
+    folder: Path,
+    spec: CascadeSpec,
+    ladder: Ladder,
+    batch: str,
+    preprocess: Preprocess | None,
+    classes: Sequence[str] | None,
+) -> None:
+    """The graph with its weights in it; beside it, in `<name>.data`, where one file could not hold them."""
+    if classes is not None and len(classes) != spec.classes:
+        raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
+    model = _described(_nest(folder, spec, ladder, batch, preprocess), spec, ladder, preprocess, classes)
+    external_data_helper.load_external_data_for_model(model, str(folder))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial:
+            fresh = Path(partial) / target.name
+            if model.ByteSize() > _MOST_BYTES:
+                onnx.save(model, fresh, "protobuf", save_as_external_data=True, location=f"{target.name}.data")
+            else:
+                onnx.save(model, fresh, "protobuf")
+            for file in sorted(Path(partial).iterdir(), reverse=True):  # weights before the graph that refers to them
+                file.replace(target.parent / file.name)
+    except OSError as error:
+        raise EngineError(f"the graph could not be written to {target}: {error}") from error
+
+
+def _described(
+    model: onnx.ModelProto,
+    spec: CascadeSpec,
+    ladder: Ladder,
+    preprocess: Preprocess | None,
+    classes: Sequence[str] | None,
+) -> onnx.ModelProto:
+    """The model with metadata: what its numbers mean to whoever finds the file alone."""
+    model.producer_name = "dynamic-inference"
+    points = {point["name"]: point["thresholds"] for point in ladder.to_json()["points"]}
+    metadata = {
+        "schema": SCHEMA,
+        "classes": list(classes) if classes is not None else None,
+        "stages": [stage.name for stage in spec.stages],
+        "backbones": list(spec.backbone),
+        "temperature": list(ladder.temperature),
+        "score": ladder.score,
+        "combine": ladder.combine,
+        "preprocess": preprocess.to_json() if preprocess is not None else None,
+        "points": points,
+        "fingerprint": ladder.fingerprint,
+        "certified": ladder.certified,
+    }
+    for key, value in metadata.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = f"dynamic.{key}", json.dumps(value)
+    return model

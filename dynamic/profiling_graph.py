@@ -1,0 +1,102 @@
+"""What each stage costs inside the single graph: only whole requests can be measured there."""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.engines.contract import Array, CascadeSpec, Graph
+
+NOBODY = np.float32(3e38)  # a threshold above every score that still evaluates the exit
+
+_WARM_UP = 3
+_MIN_REPEATS, _MAX_REPEATS = 7, 200
+_ONE_SIDED_95 = 1.644854  # quantile of the normal distribution
+
+
+class GraphColumn:
+    """For one batch size, in ms: requests that leave at each stage `[S][repeats]`, and all the way with an exit off."""
+
+    route = "graph"
+    call = 0.0  # it is in the first stage: what a call takes without any stage cannot be seen
+
+    def __init__(self, stages: int) -> None:
+        self.leaving: list[list[float]] = [[] for _ in range(stages)]
+        self.processor: list[list[float]] = [[] for _ in range(stages)]
+        self.without: list[list[float]] = [[] for _ in range(stages)]  # the exit's head
+
+    @property
+    def latency(self) -> list[float]:
+        """Median more than that of requests that leave one stage earlier."""
+        return _steps([statistics.median(times) for times in self.leaving])
+
+    @property
+    def latency_p95(self) -> list[float]:
+        """A stage's median, and the spread that it adds: variances of stages add up."""
+        spread = [
+            (float(np.percentile(times, 95)) - statistics.median(times)) / _ONE_SIDED_95 for times in self.leaving
+        ]
+        variance = _steps([s * s for s in spread])
+        return [middle + _ONE_SIDED_95 * float(np.sqrt(v)) for middle, v in zip(self.latency, variance, strict=True)]
+
+    @property
+    def head(self) -> list[float]:
+        """What the whole way takes more than with this exit off; never more than its stage."""
+        whole = statistics.median(self.leaving[-1])
+        return [
+            min(max(whole - statistics.median(off), 0.0), stage) if off else 0.0
+            for off, stage in zip(self.without, self.latency, strict=True)
+        ]
+
+    @property
+    def cpu(self) -> list[float]:
+        """CPU time, mean, more than that of requests that leave one stage earlier."""
+        return _steps([statistics.fmean(times) for times in self.processor])
+
+
+def measure_graph(
+    graph: Graph, spec: CascadeSpec, inputs: Mapping[str, Array], seconds: float, clock: Callable[[], float]
+) -> GraphColumn:
+    """Measure requests of `inputs` for about `seconds`, those that leave at different stages taking turns."""
+    column = GraphColumn(len(spec.stages))
+    for _ in range(_WARM_UP):
+        _repeat(graph, spec, inputs, GraphColumn(len(spec.stages)), clock)
+    end = clock() + seconds
+    for repeat in range(_MAX_REPEATS):
+        if repeat >= _MIN_REPEATS and clock() > end:
+            break
+        _repeat(graph, spec, inputs, column, clock)
+    return column
+
+
+def _repeat(
+    graph: Graph, spec: CascadeSpec, inputs: Mapping[str, Array], column: GraphColumn, clock: Callable[[], float]
+) -> None:
+    rows, last = len(next(iter(inputs.values()))), len(spec.stages) - 1
+
+    def run(limits: NDArray[np.float32]) -> tuple[float, float]:
+        cpu_began, began = time.process_time(), clock()
+        graph.run(inputs, limits, rows)
+        took = (clock() - began) * 1e3
+        return took, (time.process_time() - cpu_began) * 1e3
+
+    for stage in range(last + 1):
+        limits = np.full(last, NOBODY, np.float32)
+        limits[stage:] = -np.inf
+        took, cpu = run(limits)
+        column.leaving[stage].append(took)
+        column.processor[stage].append(cpu)
+    for stage in range(last):
+        if spec.stages[stage].body_graph is not None:
+            limits = np.full(last, NOBODY, np.float32)
+            limits[stage] = np.inf
+            column.without[stage].append(run(limits)[0])
+
+
+def _steps(totals: list[float]) -> list[float]:
+    """Totals by depth to what each stage adds; noise must not make a stage cost less than nothing."""
+    rising = list(itertools.accumulate(totals, max))
+    return [rising[0], *(b - a for a, b in itertools.pairwise(rising))]

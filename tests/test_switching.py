@@ -1,0 +1,261 @@
+"""Which way a request goes, deadlines, limited memory, and many threads on one engine."""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_cases import CLASSES, INF, WAYS, Case, Plain, TwoExits, check
+
+import dynamic
+from dynamic.engines.loop import StageEngine
+from dynamic.errors import CorruptError, EngineError
+from dynamic.offline.cascade import Cascade
+from dynamic.policies import Decision
+
+GRAPHS = [way for way in WAYS if way.endswith("graph")]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    torch.manual_seed(0)
+    return Case.of(networks(), tmp_path_factory.mktemp("graphs"), torch.randn(33, 1, 8, 8))
+
+
+def networks() -> Cascade:
+    cascade = Cascade([Plain(), TwoExits(), Plain()]).eval()
+    for parameter in cascade.parameters():
+        parameter.data.mul_(3)
+    return cascade
+
+
+@pytest.fixture(scope="module")
+def bundle() -> dynamic.Bundle:
+    torch.manual_seed(0)
+    data = [(torch.randn(200, 1, 8, 8), torch.arange(200) % CLASSES)]
+    return dynamic.build(networks(), data).profile(batch=(1,), seconds=0.02)
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_the_way_that_was_measured_faster(case: Case) -> None:
+    opened = case.open("onnxruntime/stages")
+    assert {opened.route(rows) for rows in (1, 2, 64)} == {"stages"}
+    opened.follow((1,), ("graph",))
+    assert opened.route(1) == "stages", "the user's word stands"
+    from dynamic.engines.opening import open_engine
+
+    free = open_engine("onnxruntime", case.folder, case.spec, case.combiner)
+    assert [free.route(rows) for rows in (1, 2, 64)] == ["graph", "stages", "stages"]
+    free.follow((2, 8, 64), ("stages", "graph", "stages"))
+    assert [free.route(rows) for rows in (1, 2, 7, 8, 63, 64, 100)] == [
+        "stages", "stages", "stages", "graph", "graph", "stages", "stages"
+    ]  # fmt: skip
+    assert free.can("graph")
+    assert free.can("stages")
+    assert not opened.can("graph")
+
+
+def test_a_way_that_is_not_there_is_named(case: Case, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"route='rail' is not known; use one of \('graph', 'stages'\)"):
+        case.open("onnxruntime/rail")
+    with pytest.raises(EngineError, match="'torch' has no single graph here; use route='stages'"):
+        case.open("torch/graph")
+    with pytest.raises(EngineError, match="'onnxruntime' has no single graph"):
+        replace(case, folder=tmp_path).open("onnxruntime/graph")
+
+
+class Clock:
+    """Says these times, one a call, and the last for ever."""
+
+    def __init__(self, *times: float) -> None:
+        self.times = iter(times)
+        self.last = times[-1]
+
+    def __call__(self) -> float:
+        return next(self.times, self.last)
+
+
+@pytest.fixture(params=["torch/stages", "onnxruntime/stages", "openvino/stages"])
+def stages(request: pytest.FixtureRequest, case: Case) -> Iterator[Any]:
+    """(clock times) -> (stage loop, the stages it began)."""
+    executor = case.shared(request.param).executor
+    step = executor.step
+
+    def make(*times: float) -> tuple[StageEngine, list[tuple[int, int]]]:
+        began: list[tuple[int, int]] = []
+
+        def counted(stage: int, carry: Any, head: bool) -> Any:
+            began.append((stage, len(carry[0])))
+            return step(stage, carry, head)
+
+        executor.step = counted  # type: ignore[method-assign]
+        return StageEngine(executor, case.spec, case.combiner, Clock(*times)), began
+
+    yield make
+    executor.step = step  # type: ignore[method-assign]
+
+
+def test_no_stage_is_begun_after_the_deadline(case: Case, stages: Any) -> None:
+    limits = case.quantiles(0.3)
+    truth = case.truth(limits)
+    left = [int((truth.stage >= s).sum()) for s in range(4)]
+    for cut in (1, 2, 3):  # asked at the start, then before each stage but the first
+        engine, began = stages(*([10.0] * cut), 10.5)
+        output = engine.run(case.inputs, np.array(limits, np.float32), deadline_s=0.5)
+        assert began == [(s, left[s]) for s in range(cut)]
+        assert not output.complete
+        gone = truth.stage < cut
+        check(replace(output, **{k: getattr(output, k)[gone] for k in ("logits", "stage", "score")}), truth, gone)
+        off = (2.0,) * (cut - 1) + (-INF,) + (0.5,) * (3 - cut)  # everybody's best answer so far: as if all left there
+        rest = case.truth(off)
+        assert output.stage[~gone].tolist() == rest.stage[~gone].tolist() == [cut - 1] * int((~gone).sum())
+        np.testing.assert_allclose(np.exp(output.logits[~gone]), rest.probability[~gone], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(output.score[~gone], rest.score[~gone], rtol=1e-4)
+
+
+@pytest.mark.parametrize("deadline_s", [0.0, -1.0])
+def test_the_first_answer_is_always_given(case: Case, stages: Any, deadline_s: float) -> None:
+    engine, began = stages(10.0, 99.0)
+    output = engine.run(case.inputs, np.array([2.0, 2.0, 2.0], np.float32), deadline_s)
+    assert began == [(0, 33)]
+    assert set(output.stage.tolist()) == {0}
+    assert np.isfinite(output.logits).all()
+    engine, began = stages(10.0, 99.0)  # stage 1 alone gives no answer: its exit is off
+    output = engine.run(case.inputs, np.array([INF, INF, 2.0], np.float32), deadline_s)
+    assert began == [(1, 33), (2, 33)]
+    assert (set(output.stage.tolist()), output.complete) == ({2}, False)
+
+
+def test_a_deadline_that_is_kept_changes_nothing(case: Case, stages: Any) -> None:
+    engine, _ = stages(10.0, 10.4)
+    limits = np.array(case.quantiles(0.3), np.float32)
+    output, free = (engine.run(case.inputs, limits, deadline_s) for deadline_s in (0.5, None))
+    assert output.complete
+    assert free.complete
+    np.testing.assert_array_equal(output.logits, free.logits)
+    early = stages(10.0, 99.0)[0].run(case.inputs, np.array([-INF, 2, 2], np.float32), 0.5)
+    assert early.complete, "all had left before it"
+
+
+@pytest.mark.parametrize("way", GRAPHS)
+def test_deadlines_and_limited_memory_take_the_stages(case: Case, way: str) -> None:
+    limits = np.array(case.quantiles(0.3), np.float32)
+    truth = case.truth(limits.tolist())
+    for options in ({"deadline_s": 1e9}, {"managed": True}):
+        opened = case.open(way)
+        assert opened.graph is not None
+        check(opened.run(case.inputs, limits, **options), truth)
+        assert not opened.graph.ready(33)
+        assert opened.loaded() == {0, 1, 2}
+
+
+@pytest.mark.parametrize("way", GRAPHS)
+def test_limited_memory_drops_the_graph_and_what_is_not_needed(case: Case, way: str) -> None:
+    opened = case.open(way)
+    assert opened.graph is not None
+    assert opened.prepare(frozenset({0, 1, 2}), 1, managed=False), "loaded"
+    assert not opened.prepare(frozenset({0, 1, 2}), 1, managed=False), "there already"
+    assert opened.graph.ready(1)
+    assert opened.prepare(frozenset({0, 2}), 1, managed=True)
+    assert not opened.graph.ready(1)
+    assert opened.loaded() == {0, 2}
+    opened.run(case.inputs, np.array([0.5, INF, INF], np.float32), managed=True)
+    assert opened.loaded() == {0, 2}
+    assert opened.prepare(frozenset({0}), 1, managed=True)
+    assert opened.loaded() == {0}
+    assert not opened.prepare(frozenset({0}), 1, managed=True)
+
+
+class Deep:
+    """A policy that always takes the point named "deep"."""
+
+    def initial(self) -> None:
+        return None
+
+    def decide(self, frontier: Any, budget: Any, snapshot: Any, state: None) -> tuple[Decision, None]:
+        (point,) = (p for p in frontier.points if p.point.name == "deep")
+        return Decision(point, True, (), "always"), None
+
+    def observe(self, state: None, feedback: Any) -> None:
+        return None
+
+
+@pytest.fixture
+def deep(bundle: dynamic.Bundle) -> dynamic.Bundle:
+    """A ladder that says it is certified, with a point at which every stage runs to the end."""
+    point = replace(
+        bundle.ladder.points[0],
+        name="deep",
+        thresholds=(2.0,) * 3,
+        backbones=(0, 1, 2),
+        risk=-0.5,
+        accuracy=(0.9, 0.95, 1.0),  # or the frontier would leave it out
+        shares=(0.0, 0.0, 0.0, 1.0),
+    )
+    return replace(bundle, ladder=replace(bundle.ladder, points=(bundle.ladder.points[0], point), certified=True))
+
+
+def test_a_deadline_through_the_runtime(deep: dynamic.Bundle) -> None:
+    x = np.zeros((1, 1, 8, 8), np.float32)
+    with deep.runtime(monitor=dynamic.FixedMonitor(), policy=Deep()) as run:
+        found = []
+        for deadline_ms in (None, 1e9, 1e-6):
+            run.budget = dynamic.Budget(deadline_ms=deadline_ms)
+            found.append(run(x))
+        assert [(r.stage.tolist(), r.certified) for r in found] == [([3], True), ([3], True), ([0], False)]
+        assert all(np.isfinite(r.logits).all() for r in found)
+        assert run.stats().certified_share == pytest.approx(2 / 3)
+
+
+@pytest.mark.xfail(
+    raises=AssertionError,
+    reason="Runtime prepares as if there were no deadline: the graph is made ready, the stages load while time runs",
+)
+def test_what_a_request_with_a_deadline_needs_is_loaded_before_its_clock_runs(deep: dynamic.Bundle) -> None:
+    with deep.runtime(dynamic.Budget(deadline_ms=1e9), monitor=dynamic.FixedMonitor(), policy=Deep()) as run:
+        run.engine.follow((1,), ("graph",))
+        run(np.zeros((1, 1, 8, 8), np.float32))
+        assert run.engine.loaded() == {0, 1, 2}
+        assert not run.engine.graph.ready(1)
+
+
+def test_threads_share_an_engine_and_results_are_their_own(case: Case, way: str) -> None:
+    opened = case.shared(way)
+    limits = [np.array(t, np.float32) for t in (case.quantiles(0.3), case.quantiles(0.7), (INF, INF, 0.5), (2, 2, 2))]
+    parts = [slice(0, 33), slice(4, 5), slice(8, 20)]
+    jobs = list(itertools.islice(itertools.cycle(itertools.product(range(4), range(3))), 120))
+    alone = {job: opened.run(case.rows(parts[job[1]]), limits[job[0]]) for job in set(jobs)}
+    copies = {job: (o.logits.copy(), o.stage.copy(), o.score.copy()) for job, o in alone.items()}
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda job: opened.run(case.rows(parts[job[1]]), limits[job[0]]), jobs))
+    for job, output in [*zip(jobs, together, strict=True), *alone.items()]:  # none was written over later
+        for found, kept in zip((output.logits, output.stage, output.score), copies[job], strict=True):
+            np.testing.assert_allclose(found, kept, rtol=1e-5, atol=1e-6)
+            assert found.flags.writeable
+
+
+@pytest.mark.parametrize("name", ["graph.onnx", "graph_single.onnx", "backbones/1.weights"])
+@pytest.mark.parametrize("damage", ["missing", "short", "altered"])
+def test_a_bundle_with_a_damaged_graph_is_refused(
+    bundle: dynamic.Bundle, tmp_path: Path, name: str, damage: str
+) -> None:
+    file = bundle.save(tmp_path / "shelf").folder / name
+    content = file.read_bytes()
+    middle = len(content) // 2
+    if damage == "missing":
+        file.unlink()
+    elif damage == "short":
+        file.write_bytes(content[:middle])
+    else:
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(CorruptError, match=name):
+        dynamic.load(tmp_path / "shelf")
