@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from alternating_worker import OWN, Job, Setting
-from common import best, ratio, spread
+from common import ratio, spread
 
 from dynamic.engines.memory import available_cores
 from dynamic.engines.opening import installed
@@ -174,6 +174,22 @@ def alternate(
     return took
 
 
+def winners(
+    running: Workers, contenders: Sequence[Contender], items: Sequence[int], block: int
+) -> tuple[list[Contender], dict[str, dict[str, float]]]:
+    """Of each name the contender that is fastest on these items, and mean ms of all by name and setting.
+
+    Chosen on a run of its own: the best of many on the run that is reported would be part luck.
+    """
+    took = alternate(running, contenders, items, block)
+    means = {c.key: statistics.fmean(took[c.key].ms) for c in contenders}
+    named: dict[str, list[Contender]] = {}
+    for contender in contenders:
+        named.setdefault(contender.name, []).append(contender)
+    table = {n: {c.key.split(" | ")[1]: round(means[c.key], 3) for c in own} for n, own in named.items()}
+    return [min(own, key=lambda c: means[c.key]) for own in named.values()], table
+
+
 def settings(engine: str, bare: bool) -> list[Setting]:
     """Every way to run that a side may choose from; an unsplit network (`bare`) has more, and gets its best."""
     counts = sorted({1, 2, available_cores()} if available_cores() > 1 else {1})
@@ -204,16 +220,13 @@ def _has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def best_row(took: Mapping[str, Timed], keys: Sequence[str], baseline: Sequence[str]) -> dict[str, Any]:
-    """A row of a table: the best of `keys` by mean latency, against the best of `baseline`."""
-    ms = {key: timed.ms for key, timed in took.items()}
-    ours, theirs = best(ms, keys), best(ms, baseline)
+def row_of(ours: Timed, theirs: Timed, contender: Contender) -> dict[str, Any]:
+    """A row of a table: a contender against the baseline that took turns with it."""
     return {
-        "settings": ours.split(" | ")[1],
-        "latency_ms": spread(ms[ours]),
-        "cpu_ms": round(statistics.fmean(took[ours].cpu_ms), 3),
-        "ratio": ratio(ms[ours], ms[theirs]),
-        "mean_ms_by_settings": {key.split(" | ")[1]: round(statistics.fmean(ms[key]), 3) for key in keys},
+        "settings": contender.key.split(" | ")[1],
+        "latency_ms": spread(ours.ms),
+        "cpu_ms": round(statistics.fmean(ours.cpu_ms), 3),
+        "ratio": ratio(ours.ms, theirs.ms),
     }
 
 

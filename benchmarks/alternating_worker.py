@@ -188,10 +188,10 @@ class Worker:
             _sleep_until(start + len(rows) * every_s)
         return {"ms": took, "cpu_ms": (time.process_time() - cpu_began) * 1e3}
 
-    def answers(self, count: int, thresholds: Sequence[float] | None) -> dict[str, Any]:
-        """Label and stage of the first `count` items, one at a time, as they are timed."""
+    def answers(self, items: Sequence[int], thresholds: Sequence[float] | None) -> dict[str, Any]:
+        """Label and stage of each of the items, one at a time, as they are timed."""
         limits = None if thresholds is None else np.array(thresholds, np.float32)
-        found = [self._run(self._inputs[i : i + 1], limits) for i in range(count)]
+        found = [self._run(self._inputs[i : i + 1], limits) for i in items]
         return {"label": [int(logits.argmax()) for logits, _ in found], "stage": [int(stage) for _, stage in found]}
 
 

@@ -6,7 +6,8 @@ ResNet-18 at 224 (torchvision's, random weights) and ResNet-56 at 32 (the given 
 there), each with three exits, against the same network unsplit, on every engine that this machine has. The cascade goes
 as its single graph and stage by stage; an engine takes the faster one, and so does the goal. "exits off" is the single
 graph with every threshold at +inf, which runs no head at all. All contenders are processes of their own that take
-turns, each side at the best of its settings (threads, waiting, and for the unsplit network a fixed batch).
+turns, each side at the best of its settings (threads, waiting, and for the unsplit network a fixed batch), found on a
+run of its own.
 
 Heads are fitted for an epoch or two and batch norms have seen images, because the exporter drops norms that do nothing.
 Latency does not depend on what the weights are, as long as they are ordinary numbers.
@@ -27,12 +28,13 @@ from alternating import (
     HEADER,
     Contender,
     alternate,
-    best_row,
     circumstances,
     columns,
     engines_here,
     not_measured,
+    row_of,
     settings,
+    winners,
     workers,
 )
 from alternating_worker import Job, keep_spec
@@ -135,9 +137,11 @@ def measure(case: Case, engine: str, folder: Path, calls: int) -> dict[str, Any]
     """All contenders in one run; rows by name, and the faster route against the goal."""
     listed = contenders(engine, folder)
     with workers(listed) as running:
-        took = alternate(running, listed, [i % ROWS for i in range(calls)], case.block)
-    keys = {c.name: [d.key for d in listed if d.name == c.name] for c in listed}
-    rows = {name: best_row(took, own, keys["unsplit"]) for name, own in keys.items()}
+        chosen, means = winners(running, listed, [i % ROWS for i in range(max(calls // 4, case.block))], case.block)
+        took = alternate(running, chosen, [i % ROWS for i in range(calls)], case.block)
+    named = {c.name: c for c in chosen}
+    unsplit = took[named["unsplit"].key]
+    rows = {name: row_of(took[c.key], unsplit, c) for name, c in named.items()}
     route = min(("graph", "stages"), key=lambda name: rows[name]["latency_ms"]["mean"])
     reached, goal = rows[route]["ratio"]["ratio"], case.goals[engine]
     print(f"\n{case.name}, {EXITS} exits, {engine}, {calls} calls")
@@ -146,7 +150,15 @@ def measure(case: Case, engine: str, folder: Path, calls: int) -> dict[str, Any]
         print(f"{name:12}{columns(found)}")
     print(f"full depth {reached:.3f} of the unsplit network by {route}; the goal of {goal} is", end=" ")
     print("met" if reached <= goal else "missed", flush=True)
-    return {"calls": calls, "rows": rows, "route": route, "ratio": reached, "goal": goal, "met": reached <= goal}
+    return {
+        "calls": calls,
+        "rows": rows,
+        "means_ms": means,
+        "route": route,
+        "ratio": reached,
+        "goal": goal,
+        "met": reached <= goal,
+    }
 
 
 def measure_all(data: Path | None, engines: Sequence[str], calls: Sequence[int]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What `headline.py` lets take turns: the cascade, calibrated on the engine that is timed, and every static network."""
 
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cifar
@@ -7,28 +9,35 @@ import numpy as np
 import torch
 from alternating import ENGINES, Contender, settings
 from alternating_worker import Job, keep_spec
-from cifar_exits import headline_cascade, operating_point
+from cifar_exits import halves, headline_cascade, operating_point
 from numpy.typing import NDArray
 
 import dynamic
 from dynamic.engines.contract import CascadeSpec
 from dynamic.offline.exporting import export_stages
 from dynamic.offline.graphs import write_graphs
-from dynamic.offline.images import ImageSet, stratified_halves
+from dynamic.offline.images import stratified_halves
 
 ROUTES = {"graph": "cascade, graph", "stages": "cascade, stages"}  # rows of the table
 
 
+@dataclass(frozen=True)
+class Split:
+    """One split of the images: what it chose, where the graphs with its temperatures lie, and what reports."""
+
+    point: dynamic.Point
+    folder: Path
+    calibration: list[int]
+    report: list[int]  # shuffled
+
+
 class Prepared:
-    """Everything exported under `folder`, and both halves of the images."""
+    """Everything exported under `folder`, and all test images."""
 
     def __init__(self, data: Path, folder: Path) -> None:
-        images = cifar.images(data, "test")
-        calibration, report = stratified_halves(images.labels, seed=0)
-        report = np.random.default_rng(0).permutation(report)
-        self.folder, self.calibration = folder, images.select(calibration)
-        self.labels: NDArray[np.int64] = images.labels[report]
-        inputs = cifar.PREPROCESS(images.images[report])
+        self.folder, self.images = folder, cifar.images(data, "test")
+        self.labels: NDArray[np.int64] = self.images.labels
+        inputs = cifar.PREPROCESS(self.images.images)
         np.save(folder / "inputs.npy", inputs)
         example = torch.from_numpy(inputs[:2])
         self.cascade = headline_cascade(data)
@@ -36,27 +45,37 @@ class Prepared:
         for name, network in zip(cifar.NAMES, cifar.networks(data), strict=True):
             export_stages(dynamic.Cascade(network, names=[name]), folder / name, example, progress=False)
 
-    def calibrate(self, engine: str, precision: str, count: int | None) -> dynamic.Point:
-        """Choose the operating point on this engine, and write the graph that has its temperatures."""
-        some: ImageSet = self.calibration
-        if count is not None:
-            some = some.select(np.random.default_rng(0).permutation(len(some))[:count])
-        batches = cifar.batches(some, size=1)  # as it is timed: batches round otherwise, in bf16 visibly
-        records = dynamic.calibrate(self.cascade, batches, engine, precision, preprocess=cifar.PREPROCESS)
-        ladder, point = operating_point(records)
-        write_graphs(self.folder / "cascade", self.spec, ladder)
-        keep_spec(self.folder / "cascade", self.spec, ladder)
-        return point
+    def records(self, engine: str, precision: str) -> dynamic.Records:
+        """What every stage says about every image on this engine."""
+        batches = cifar.batches(self.images, size=1)  # as it is timed: batches round otherwise, in bf16 visibly
+        return dynamic.calibrate(self.cascade, batches, engine, precision, preprocess=cifar.PREPROCESS)
 
-    def contenders(self, name: str, point: dynamic.Point) -> list[Contender]:
+    def split(self, seed: int, records: dynamic.Records) -> Split:
+        """Choose the operating point on one half of the images, and write the graph that has its temperatures."""
+        calibration, report = stratified_halves(self.labels, seed)
+        ladder, point = operating_point(halves(records, seed)[0])
+        folder = self.folder / f"cascade-{seed}"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.folder / "cascade", folder)
+        write_graphs(folder, self.spec, ladder)
+        keep_spec(folder, self.spec, ladder)
+        shuffled = np.random.default_rng(seed).permutation(report)
+        return Split(point, folder, calibration.tolist(), shuffled.tolist())
+
+    def contenders(self, name: str, split: Split) -> list[Contender]:
         """Both routes through the cascade, and every static network, in every setting."""
         engine, precision = ENGINES[name]
         inputs = str(self.folder / "inputs.npy")
         return [
-            Contender(row, Job(engine, precision, str(self.folder / part), route, setting, inputs), limits)
+            Contender(row, Job(engine, precision, str(part), route, setting, inputs), limits)
             for row, part, route, limits in (
-                *((row, "cascade", route, point.thresholds) for route, row in ROUTES.items()),
-                *((network, network, None, None) for network in cifar.NAMES),
+                *((row, split.folder, route, split.point.thresholds) for route, row in ROUTES.items()),
+                *((network, self.folder / network, None, None) for network in cifar.NAMES),
             )
             for setting in settings(engine, bare=route is None)
         ]
+
+
+def on_split(contender: Contender, split: Split) -> Contender:
+    """The same cascade, route and settings, with what another split chose."""
+    return replace(contender, job=replace(contender.job, folder=str(split.folder)), thresholds=split.point.thresholds)

@@ -51,6 +51,9 @@ class Ready:
     output: Output
     threads: int = THREADS
 
+    def ready(self, rows: int) -> bool:
+        return True
+
     def prepare(self, *_: Any) -> bool:
         return False
 

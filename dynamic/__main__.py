@@ -38,7 +38,7 @@ Idle = Annotated[str | None, typer.Option(help="What its threads do while they w
 LatencyMs = Annotated[float | None, typer.Option(help="Milliseconds that a request may take, at the percentile.")]
 DeadlineMs = Annotated[
     float | None,
-    typer.Option(help="Milliseconds after which no further stage is begun; the best answer so far stands."),
+    typer.Option(help="Milliseconds; once passed and an exit has answered, no further stage begins."),
 ]
 Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: a fraction, or 'mean'.")]
 MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]
@@ -79,7 +79,9 @@ def build(
     exits: Annotated[int | None, typer.Option(help="Add so many exits to the last network, and train them.")] = None,
     train_data: Annotated[Path | None, typer.Option(help="What exits train on; --data unless given.")] = None,
     train_split: Annotated[str | None, typer.Option(help="Its split.")] = None,
-    engine: Annotated[str, typer.Option(help="The engine that will run.")] = "onnxruntime",
+    engine: Annotated[
+        str, typer.Option(help="The engine that will run, or 'auto' for the fastest here.")
+    ] = "onnxruntime",
     combine: Annotated[
         str, typer.Option(help="Answer by the 'mean' of the stages so far, the 'last', or the mean of 'backbones'.")
     ] = "backbones",
@@ -123,14 +125,14 @@ def build(
         max_drops=max_drop or MAX_DROPS,
     ).save(out)
     print(ladder_text(bundle.ladder))
-    print(f"\nbundle of {len(bundle.records)} images for engine {engine}: {bundle.folder}")
+    print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
 
 
 @app.command()
 def profile(
     shelf: Shelf,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; once for each, rising. [1, 8, 64]")] = None,
-    seconds: Annotated[float, typer.Option(help="Time for each batch size.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Time for each batch size and way to run it.")] = 1.0,
     engine: Engine = None,
     threads: Threads = None,
     idle: Idle = None,

@@ -27,7 +27,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from dynamic.choosing import AUTO, chosen
+from dynamic.choosing import AUTO, CHOICES, chosen
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.engines.switching import CascadeEngine
@@ -59,7 +59,7 @@ class Bundle:
     """A cascade with everything needed to run it under a budget.
 
     Made by `dynamic.build` or `dynamic.load`; nothing in it changes once made: `profile` gives another
-    bundle. `costs` are this machine's, or None before `profile`.
+    bundle. `costs` are this machine's, or None before `profile`; `forced`: the route that `profile` was given for them.
     """
 
     folder: Path
@@ -72,6 +72,7 @@ class Bundle:
     preprocess: Preprocess | None = None
     costs: Costs | None = None
     modules: tuple[Any, ...] | None = field(default=None, repr=False)
+    forced: str | None = field(default=None, repr=False)
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
 
     def __str__(self) -> str:
@@ -94,12 +95,17 @@ class Bundle:
             raise BundleError("this bundle has no costs for this machine yet: call bundle.profile() first")
         return Frontier.of(self.ladder, self.costs)
 
-    def costs_on(self, engine: str, precision: str, threads: int) -> Costs | None:
-        """What stages cost on this machine in this way, measured now or earlier; None where it never was."""
+    def costs_on(self, engine: str, precision: str, threads: int, route: str | None = None) -> Costs | None:
+        """What stages cost on this machine in this way, measured now or earlier; None where it never was.
+
+        `route`: costs of this route at every batch size; None: of the faster one, never of one that was given.
+        """
         known = self.costs
-        if known is not None and (known.engine, known.precision, known.threads) == (engine, precision, threads):
+        ours = known is not None and (known.engine, known.precision, known.threads) == (engine, precision, threads)
+        if known is not None and ours and self.forced in (None, route) and _all_of(known, route):
             return known
-        return _costs(self, _costs_name(engine, precision, threads))
+        kept = _costs(self, _costs_name(engine, precision, threads))
+        return kept if kept is not None and _all_of(kept, route) else None
 
     def precision_on(self, engine: str) -> str:
         """What `engine` computes in: the precision that was calibrated on the bundle's own engine, f32 on others."""
@@ -116,13 +122,24 @@ class Bundle:
     def open(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine:
         """An engine for this cascade (None: the one it was calibrated on); options are the engine's own.
 
-        "auto": the fastest of those installed, measured on this machine once. Raises EngineError where it is unknown or
-        not installed.
+        "auto": the fastest of those installed, each in the precision it would run in, measured on this machine once;
+        of the options it takes `threads` and `route`. Raises EngineError where the engine is unknown or not installed.
         """
+
+        def precision_on(name: str) -> str:
+            return precision or self.precision_on(name)
+
         name = engine or self.engine
         if name == AUTO:
-            name = chosen(self.folder, self.spec, self.combiner(), keep=self._owner is None, **options).engine
-        wanted = precision or self.precision_on(name)
+            keep = self._owner is None
+            name = chosen(self.folder, self.spec, self.combiner(), precision_on, keep, **options).engine
+            if name != self.engine:
+                logger.warning(
+                    "engine %s is the fastest here, the bundle was calibrated on %s: results will not be certified",
+                    name,
+                    self.engine,
+                )
+        wanted = precision_on(name)
         opened = open_engine(name, self.folder, self.spec, self.combiner(), self.modules, wanted, **options)
         costs = self.costs_on(name, wanted, opened.threads)
         if costs is not None and costs.route:
@@ -139,17 +156,19 @@ class Bundle:
     ) -> "Bundle":
         """Measure every stage on this machine and return the bundle with these costs.
 
-        Takes about `seconds` for each batch size. A bundle that was saved or loaded keeps the figures in its
-        folder, one file a machine and engine, so that the next `load` finds them.
+        Takes about `seconds` for each batch size and way to run it. A bundle that was saved or loaded keeps the
+        figures in its folder, one file a machine and engine, so that the next `load` finds them; not where `route` is
+        among the options: figures of one route alone stay with the bundle returned, for that route.
         """
+        route = options.get("route")
         opened = self.open(engine, **options)
         try:
             costs = profile(opened, self.folder, batch, seconds, progress=progress)
         finally:
             opened.close()
-        if self._owner is None:
+        if self._owner is None and route is None:
             self._keep(costs)
-        return replace(self, costs=costs)
+        return replace(self, costs=costs, forced=route)
 
     def runtime(self, budget: Budget | None = None, **options: Any) -> "Runtime":
         """A runtime under `budget`; see `dynamic.runtime.Runtime` for the options. Profiles where costs are missing."""
@@ -170,7 +189,7 @@ class Bundle:
         try:
             shutil.copytree(self.folder, fresh)
             saved = replace(self, folder=fresh, _owner=None)
-            if self.costs is not None:
+            if self.costs is not None and self.forced is None:
                 saved._keep(self.costs)
             _swap(fresh, target)
         finally:
@@ -208,7 +227,9 @@ def write(
     (folder / "ladder.json").write_text(json.dumps(ladder.to_json(), indent=1), encoding="utf-8")
     (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
     records.save(folder / "records.npz")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    # what each machine adds or measures again is not vouched for
+    vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in (CHOICES, _COSTS))
+    files = sorted(p for p in vouched if p.is_file() and p.name != MANIFEST)
     manifest = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -267,6 +288,10 @@ def _costs_name(engine: str, precision: str, threads: int | str) -> str:
     return f"{machine_key()}-{engine}-{precision}-{threads}.json"
 
 
+def _all_of(costs: Costs, route: str | None) -> bool:
+    return route is None or set(costs.route or ("stages",)) == {route}
+
+
 def _newest_costs(bundle: Bundle) -> Costs | None:
     """What was measured last on this machine with the bundle's own engine and precision."""
     folder = bundle.folder / _COSTS
@@ -286,6 +311,9 @@ def _costs(bundle: Bundle, name: str) -> Costs | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict) and "schema" in data and "route" not in data:
+            logger.warning("the costs in %s were measured by an earlier version: call profile() again", path)
+            return None
         costs = Costs.from_json({name: value for name, value in data.items() if name != "frontier"})
     except (DynamicError, ValueError, AttributeError) as error:
         logger.warning("%s does not read (%s): call profile() again", path, error)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamic.engines.contract import CascadeSpec
-from dynamic.engines.opening import installed, open_engine
+from dynamic.engines.opening import PRECISIONS, installed, open_engine
 from dynamic.machine import machine_key, machine_name
 from dynamic.policies.errors import EngineError
 from dynamic.policies.scores import Combiner
@@ -18,9 +19,10 @@ from dynamic.profiling import example_arrays
 from dynamic.profiling_graph import measure_graph
 
 AUTO = "auto"
+CHOICES = "choices"  # of a bundle's folder: one file a machine, number of threads and precision
 
-_CHOICES = "choices"  # of a bundle's folder: one file a machine
 _SECONDS = 1.0  # for all engines together
+_OPTIONS = ("route", "threads")  # that every engine takes
 
 logger = logging.getLogger("dynamic")
 
@@ -29,35 +31,52 @@ logger = logging.getLogger("dynamic")
 class Choice:
     """The engine taken on one machine, and what each took for one input, in ms: the mean over the stages to leave at.
 
-    `failed`: engines that could not run the cascade, with the reason.
+    `threads` that were asked for; `precision` that each engine was to run in; `failed`: engines that could not run the
+    cascade, with the reason.
     """
 
     machine: str
+    threads: int | None
+    precision: Mapping[str, str]
     engine: str
     latency_ms: Mapping[str, float]
     failed: Mapping[str, str]
+
+
+def check_precision(precision: str) -> None:
+    """Raises EngineError where no installed engine that "auto" may take has this precision."""
+    known = {name: PRECISIONS[name] for name in _candidates()}
+    if not any(precision in found for found in known.values()):
+        raise EngineError(f"precision {precision!r} is on no engine that engine='auto' can take here: {known}")
 
 
 def choose(
     folder: Path,
     spec: CascadeSpec,
     combiner: Combiner,
+    precision_on: Callable[[str], str],
+    threads: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
-    **options: Any,
 ) -> Choice:
-    """Measure the installed engines that run without torch on the single graph in `folder`, in f32.
+    """Measure the installed engines that run without torch on the single graph in `folder`.
 
-    Raises EngineError where none of them can run it.
+    `precision_on(name)`: what an engine is to compute in. Raises EngineError where none of them can run it.
     """
-    inputs, latency_ms, failed = example_arrays(spec, 1), {}, {}
-    names = [name for name in installed() if name != "torch"]  # a bundle holds no modules for torch
+    inputs, names = example_arrays(spec, 1), _candidates()
+    precision = {name: precision_on(name) for name in names}
+    latency_ms: dict[str, float] = {}
+    failed: dict[str, str] = {}
     for name in names:
         try:
-            engine = open_engine(name, folder, spec, combiner, route="graph", **options)
-            assert engine.graph is not None
-            column = measure_graph(engine.graph, spec, inputs, _SECONDS / len(names), clock)
-            engine.close()
-        except EngineError as error:
+            engine = open_engine(
+                name, folder, spec, combiner, precision=precision[name], route="graph", threads=threads
+            )
+            try:
+                assert engine.graph is not None
+                column = measure_graph(engine.graph, spec, inputs, _SECONDS / len(names), clock)
+            finally:
+                engine.close()
+        except (EngineError, ImportError, OSError) as error:  # the last two: an installation that is broken
             failed[name] = str(error)
             continue
         latency_ms[name] = statistics.fmean(statistics.median(times) for times in column.leaving)
@@ -65,25 +84,52 @@ def choose(
         raise EngineError(f"no installed engine runs this cascade: {failed or 'none is installed'}")
     best = min(latency_ms, key=lambda name: latency_ms[name])
     logger.info("engine %s of %s", best, {name: round(ms, 3) for name, ms in latency_ms.items()})
-    return Choice(machine_name(), best, latency_ms, failed)
+    return Choice(machine_name(), threads, precision, best, latency_ms, failed)
 
 
-def chosen(folder: Path, spec: CascadeSpec, combiner: Combiner, keep: bool, **options: Any) -> Choice:
-    """The choice that was made on this machine earlier, or now; `keep` it in the folder where that can be written."""
-    path = folder / _CHOICES / f"{machine_key()}.json"
+def chosen(
+    folder: Path, spec: CascadeSpec, combiner: Combiner, precision_on: Callable[[str], str], keep: bool, **options: Any
+) -> Choice:
+    """The choice that was made on this machine earlier, or now; `keep` it in the folder where that can be written.
+
+    `options`: `threads`, and `route`, which does not enter since the single graph is measured. Raises EngineError on
+    any other, as they are of one engine alone.
+    """
+    for name in options:
+        if name not in _OPTIONS:
+            raise EngineError(
+                f"option {name!r} is not one of {_OPTIONS}, which engine='auto' takes: give it with a named engine"
+            )
+    threads = options.get("threads")
+    precision = {name: precision_on(name) for name in _candidates()}
+    path = folder / CHOICES / _file(threads, precision)
     try:
         found = Choice(**json.loads(path.read_text(encoding="utf-8")))
-        if found.engine in installed():
+        if found.engine in precision:
             return found
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError) as error:
         logger.warning("%s does not read (%s): measuring again", path, error)
-    found = choose(folder, spec, combiner, **options)
+    found = choose(folder, spec, combiner, precision_on, threads)
     if keep:
-        try:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
-        except OSError as error:
-            logger.warning("the choice of engine could not be kept in %s: %s", folder, error)
+        _keep(found, path)
     return found
+
+
+def _candidates() -> tuple[str, ...]:
+    return tuple(name for name in installed() if name != "torch")  # a bundle holds no modules for torch
+
+
+def _file(threads: int | None, precision: Mapping[str, str]) -> str:
+    return f"{machine_key()}-{threads or 'all'}-{'-'.join(sorted(set(precision.values())))}.json"
+
+
+def _keep(choice: Choice, path: Path) -> None:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(asdict(choice), indent=1), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        logger.warning("the choice of engine could not be kept in %s: %s", path.parent, error)

@@ -144,14 +144,17 @@ class Normalize:
         if not np.isfinite(self.mean).all() or not (np.isfinite(self.std).all() and min(self.std) > 0):
             raise InputError(f"Normalize: mean={self.mean}, std={self.std}; give finite means and positive stds")
 
-    def apply(self, pixels: Floats) -> None:
-        """In place, `[B, C, H, W]`."""
-        channels = pixels.shape[1]
+    def check(self, channels: int) -> None:
+        """Raises InputError where images of so many channels cannot be normalized."""
         if len(self.mean) not in (1, channels):
             raise InputError(
                 f"the images have {channels} channels, Normalize has {len(self.mean)} means; "
                 "convert the images, or put RGB() or Gray() before it"
             )
+
+    def apply(self, pixels: Floats) -> None:
+        """In place, `[B, C, H, W]`."""
+        self.check(pixels.shape[1])
         pixels -= np.asarray(self.mean, np.float32)[:, None, None]
         pixels /= np.asarray(self.std, np.float32)[:, None, None]
 

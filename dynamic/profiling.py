@@ -21,11 +21,8 @@ from dynamic.engines.switching import CascadeEngine
 from dynamic.machine import machine_name
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import BudgetError
-from dynamic.profiling_graph import NOBODY, measure_graph
+from dynamic.profiling_graph import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, measure_graph
 from dynamic.progress import track
-
-_WARM_UP = 3
-_MIN_REPEATS, _MAX_REPEATS = 7, 200
 
 
 def profile(
@@ -154,11 +151,11 @@ class _Column:
 def _measure(engine: StageEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Column:
     inputs = example_arrays(engine.spec, rows)
     column = _Column(len(engine.spec.stages))
-    for repeat in range(_WARM_UP):
+    for repeat in range(WARM_UP):
         _repeat(engine, inputs, _Column(len(engine.spec.stages)), clock, repeat)
     end = clock() + seconds
-    for repeat in range(_MAX_REPEATS):
-        if repeat >= _MIN_REPEATS and clock() > end:
+    for repeat in range(MAX_REPEATS):
+        if repeat >= MIN_REPEATS and clock() > end:
             break
         _repeat(engine, inputs, column, clock, repeat)
     return column

@@ -3,70 +3,91 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Graph
+from dynamic.policies.frontier import ONE_SIDED_95
 
 NOBODY = np.float32(3e38)  # a threshold above every score that still evaluates the exit
 
-_WARM_UP = 3
-_MIN_REPEATS, _MAX_REPEATS = 7, 200
-_ONE_SIDED_95 = 1.644854  # quantile of the normal distribution
+WARM_UP = 3
+MIN_REPEATS, MAX_REPEATS = 7, 200
 
 
 class GraphColumn:
-    """For one batch size, in ms: requests that leave at each stage `[S][repeats]`, and all the way with an exit off."""
+    """For one batch size, in ms: requests that leave at each stage `[S][repeats]`, and all the way with exits off.
+
+    `backbone [S]`: the network that each stage belongs to.
+    """
 
     route = "graph"
-    call = 0.0  # it is in the first stage: what a call takes without any stage cannot be seen
 
-    def __init__(self, stages: int) -> None:
-        self.leaving: list[list[float]] = [[] for _ in range(stages)]
-        self.processor: list[list[float]] = [[] for _ in range(stages)]
-        self.without: list[list[float]] = [[] for _ in range(stages)]  # the exit's head
+    def __init__(self, backbone: Sequence[int]) -> None:
+        self._backbone = backbone
+        self.leaving: list[list[float]] = [[] for _ in backbone]
+        self.processor: list[list[float]] = [[] for _ in backbone]
+        self.without: list[list[float]] = [[] for _ in backbone]  # the exit's head
+        self.reference: list[float] = []  # with every exit off: the last backbone alone
+
+    @property
+    def call(self) -> float:
+        """What the last backbone alone takes more than its stages; no more than a request that leaves at the first.
+
+        Where all stages are of one backbone, it stays in the first stage, which then always runs.
+        """
+        added = self._added
+        own = [s for s, b in enumerate(self._backbone) if b == self._backbone[-1]]
+        stages = sum(added[s] for s in own) - sum(self._heads(added)[s] for s in own)
+        return min(max(statistics.median(self.reference) - stages, 0.0), added[0])
 
     @property
     def latency(self) -> list[float]:
-        """Median more than that of requests that leave one stage earlier."""
-        return _steps([statistics.median(times) for times in self.leaving])
+        """Median more than that of requests that leave one stage earlier; of the first, more than the call."""
+        first, *others = self._added
+        return [first - self.call, *others]
 
     @property
     def latency_p95(self) -> list[float]:
         """A stage's median, and the spread that it adds: variances of stages add up."""
-        spread = [
-            (float(np.percentile(times, 95)) - statistics.median(times)) / _ONE_SIDED_95 for times in self.leaving
-        ]
+        spread = [(float(np.percentile(times, 95)) - statistics.median(times)) / ONE_SIDED_95 for times in self.leaving]
         variance = _steps([s * s for s in spread])
-        return [middle + _ONE_SIDED_95 * float(np.sqrt(v)) for middle, v in zip(self.latency, variance, strict=True)]
+        return [middle + ONE_SIDED_95 * float(np.sqrt(v)) for middle, v in zip(self.latency, variance, strict=True)]
 
     @property
     def head(self) -> list[float]:
         """What the whole way takes more than with this exit off; never more than its stage."""
-        whole = statistics.median(self.leaving[-1])
-        return [
-            min(max(whole - statistics.median(off), 0.0), stage) if off else 0.0
-            for off, stage in zip(self.without, self.latency, strict=True)
-        ]
+        return self._heads(self.latency)
 
     @property
     def cpu(self) -> list[float]:
-        """CPU time, mean, more than that of requests that leave one stage earlier."""
+        """CPU time, mean, more than that of requests that leave one stage earlier; the call's is in the first stage."""
         return _steps([statistics.fmean(times) for times in self.processor])
+
+    @property
+    def _added(self) -> list[float]:
+        return _steps([statistics.median(times) for times in self.leaving])
+
+    def _heads(self, stages: Sequence[float]) -> list[float]:
+        whole = statistics.median(self.leaving[-1])
+        return [
+            min(max(whole - statistics.median(off), 0.0), stage) if off else 0.0
+            for off, stage in zip(self.without, stages, strict=True)
+        ]
 
 
 def measure_graph(
     graph: Graph, spec: CascadeSpec, inputs: Mapping[str, Array], seconds: float, clock: Callable[[], float]
 ) -> GraphColumn:
     """Measure requests of `inputs` for about `seconds`, those that leave at different stages taking turns."""
-    column = GraphColumn(len(spec.stages))
-    for _ in range(_WARM_UP):
-        _repeat(graph, spec, inputs, GraphColumn(len(spec.stages)), clock)
+    column = GraphColumn(spec.backbone)
+    for _ in range(WARM_UP):
+        _repeat(graph, spec, inputs, GraphColumn(spec.backbone), clock)
     end = clock() + seconds
-    for repeat in range(_MAX_REPEATS):
-        if repeat >= _MIN_REPEATS and clock() > end:
+    for repeat in range(MAX_REPEATS):
+        if repeat >= MIN_REPEATS and clock() > end:
             break
         _repeat(graph, spec, inputs, column, clock)
     return column
@@ -94,6 +115,7 @@ def _repeat(
             limits = np.full(last, NOBODY, np.float32)
             limits[stage] = np.inf
             column.without[stage].append(run(limits)[0])
+    column.reference.append(run(np.full(last, np.inf, np.float32))[0])
 
 
 def _steps(totals: list[float]) -> list[float]:

@@ -64,6 +64,7 @@ class Runtime:
         )
         self.budget = budget
         self._clock = clock
+        self._whole_mb = sum(frontier.costs.memory_mb)
         self._certified = bundle.ladder.certified and bundle.ladder.fingerprint == bundle.fingerprint(
             engine.name, engine.precision
         )
@@ -87,8 +88,9 @@ class Runtime:
         policy: Policy | None = None,
         **options: Any,
     ) -> Self:
-        """Open the engine (its `options`: threads, idle, device), start the monitor, and decide by `policy`.
+        """Open the engine (its `options`: threads, idle, device, route), start the monitor, and decide by `policy`.
 
+        Profiles where costs of that engine, and of a `route` that is given, are not at hand.
         Raises EngineError where the engine cannot be had.
         """
         watch = monitor if monitor is not None else Monitor()
@@ -96,11 +98,15 @@ class Runtime:
         try:
             opened = bundle.open(engine, **options)
             how = (opened.name, opened.precision, opened.threads)
-            costs = bundle.costs_on(*how)
+            route = options.get("route")
+            costs = bundle.costs_on(*how, route)
             if costs is None:
                 logger.info("no costs of %s, %s, %d threads here: profiling", *how)
                 costs = bundle.profile(engine=opened.name, **options).costs
-            bundle = replace(bundle, costs=costs)
+                assert costs is not None
+            bundle = replace(bundle, costs=costs, forced=route)
+            if costs.route:  # it was opened before they were known
+                opened.follow(costs.batch, costs.route)
             return cls(bundle, bundle.frontier, opened, budget, watch, policy or BudgetPolicy())
         except BaseException:
             watch.close()  # nobody else will
@@ -118,9 +124,10 @@ class Runtime:
         decision, snapshot = self._decide(budget, rows)
         point = decision.point
         managed = budget.memory_mb is not None
-        moved = self.engine.prepare(point.backbones, rows, managed)
+        stagewise = managed or budget.deadline_ms is not None or self._too_large(snapshot, rows)
+        moved = self.engine.prepare(point.backbones, rows, managed, stagewise)
         deadline_s = None if budget.deadline_ms is None else budget.deadline_ms / 1e3 - (self._clock() - began)
-        output = self.engine.run(inputs, point.thresholds, deadline_s, managed)
+        output = self.engine.run(inputs, point.thresholds, deadline_s, stagewise)
         latency_ms = (self._clock() - began) * 1e3
         self._observe(decision, snapshot, output, latency_ms, representative=not moved)
         return self._result(output, decision, latency_ms)
@@ -189,6 +196,11 @@ class Runtime:
         if known is None or known[0] is not latest or known[1].queue_length != rows:
             known = self._asked = latest, replace(latest, queue_length=rows)
         return known[1]
+
+    def _too_large(self, snapshot: Snapshot, rows: int) -> bool:
+        """Whether the single graph would have to be loaded, which holds every backbone, and memory is too short."""
+        free_mb = snapshot.memory_available_mb
+        return free_mb is not None and free_mb < self._whole_mb and not self.engine.ready(rows)
 
     def _observe(
         self, decision: Decision, snapshot: Snapshot, output: Output, latency_ms: float, representative: bool

@@ -12,10 +12,11 @@ from dynamic.policies.errors import BudgetError
 class Budget:
     """What inference may use and must keep; None is no limit.
 
-    `latency_ms` of a request at `percentile` (0.95; None: the mean); `deadline_ms` hard, of each request: once so long
-    has passed no further stage is begun, and the best answer so far stands, uncertified; `memory_mb` resident memory
-    of this process (10^6 bytes); `battery_floor` 0..1: at or below it, off the mains, only the cheapest point runs;
-    `max_drop`: accuracy that may be given up against the reference for savings.
+    `latency_ms` of a request at `percentile` (0.95; None: the mean); `deadline_ms` hard, of each request: once it has
+    passed and an exit has answered, no further stage begins, and the best answer so far stands, uncertified (a point
+    with its early exits off is not cut before its first answer); `memory_mb` resident memory of this process (10^6
+    bytes); `battery_floor` 0..1: at or below it, off the mains, only the cheapest point runs; `max_drop`: accuracy that
+    may be given up against the reference for savings.
 
     Raises BudgetError on a value out of range.
     """

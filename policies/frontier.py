@@ -17,7 +17,7 @@ from dynamic.policies.plan import Plan, plan
 K = TypeVar("K")
 V = TypeVar("V")
 
-_ONE_SIDED_95 = 1.644854  # quantile of the normal distribution
+ONE_SIDED_95 = 1.644854  # quantile of the normal distribution
 _KEPT = 1000  # figures that a frontier remembers of each kind
 
 
@@ -139,7 +139,7 @@ def percentile_ms(point: Point, todo: Plan, costs: Costs, rows: int, percentile:
             extra.append(extra[-1] + one_more / (there + 1 - max(there - 1, 1.0)))
             if todo.run[s]:
                 spread = costs.at(costs.latency_p95_ms[s], there) - costs.at(costs.latency_ms[s], there)
-                variance += (max(spread, 0.0) / _ONE_SIDED_95) ** 2
+                variance += (max(spread, 0.0) / ONE_SIDED_95) ** 2
         variance += _sum_given_depth(point, rows, depth, extra[1:])[2]
         depths.append((chance, middle, math.sqrt(variance) + 1e-9))
     low, high = 0.0, max(m + 8 * sd for _, m, sd in depths)

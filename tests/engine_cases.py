@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -170,6 +171,24 @@ class Case:
         scores = np.sort(self.scores(), axis=0)[:, :-1]
         at = min(max(round((1 - share) * len(scores)), 1), len(scores) - 1)
         return tuple(float(t) for t in (scores[at - 1] + scores[at]) / 2)
+
+
+_made: list[Case] = []
+
+
+def four_stages(folders: pytest.TempPathFactory) -> Case:
+    """A network, one of two exits, a network; exported once for all tests. Nobody changes it."""
+    if not _made:
+        torch.manual_seed(0)
+        cascade = Cascade([Plain(), TwoExits(), Plain()]).eval()
+        for parameter in cascade.parameters():
+            parameter.data.mul_(3)  # scores that differ
+        _made.append(
+            Case.of(cascade, folders.mktemp("four") / "graphs", torch.randn(33, 1, 8, 8), (1.0, 1.7, 0.8, 1.2))
+        )
+        assert _made[0].spec.backbone == (0, 1, 1, 2)
+        assert _made[0].spec.stages[1].carry == 2
+    return _made[0]
 
 
 def check(output: Output, truth: Truth, at: Any = slice(None), atol: float = 2e-5) -> None:

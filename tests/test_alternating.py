@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # scripts, no package
 
-from alternating import Contender, Process, WorkerDiedError, alternate, best_row, workers
+from alternating import Contender, Process, WorkerDiedError, alternate, row_of, winners, workers
 from alternating_worker import UNSPLIT, Job, Setting
 
 
@@ -50,9 +50,19 @@ def test_contenders_take_turns_and_the_order_turns(tmp_path: Path, monkeypatch: 
         assert len(found.ms) == 5
         assert min(found.ms) > 0
         assert len(found.cpu_ms) == 3
-    table = best_row(took, [a.key], [b.key])
+    table = row_of(took[a.key], took[b.key], a)
+    assert means_of_each_setting(tmp_path) == {"a": ["1 thread", "1 thread, fixed batch"]}
     assert table["settings"] == "1 thread"
     assert table["ratio"]["ratio"] == pytest.approx(np.mean(took[a.key].ms) / np.mean(took[b.key].ms), rel=0.05)
+
+
+def means_of_each_setting(tmp_path: Path) -> dict[str, list[str]]:
+    """The settings that `winners` compares, by name; one of them wins."""
+    both = [doubles(tmp_path, setting, "a") for setting in (Setting(1), Setting(1, fixed=True))]
+    with workers(both) as running:
+        (best,), means = winners(running, both, [0, 1], block=2)
+    assert best in both
+    return {name: sorted(by_setting) for name, by_setting in means.items()}
 
 
 def test_a_rate_waits_between_requests_and_answers_are_the_networks(tmp_path: Path) -> None:
@@ -64,7 +74,7 @@ def test_a_rate_waits_between_requests_and_answers_are_the_networks(tmp_path: Pa
         found = process.ask("turn", items=[0, 1, 2], thresholds=None, warm=0, every_s=0.03)
         assert time.perf_counter() - began >= 0.09
         assert len(found["ms"]) == 3
-        assert process.ask("answers", count=3, thresholds=None) == {"label": [0, 1, 2], "stage": [0, 0, 0]}
+        assert process.ask("answers", items=[0, 1, 2], thresholds=None) == {"label": [0, 1, 2], "stage": [0, 0, 0]}
 
 
 def test_a_worker_that_cannot_open_its_job_is_reported(tmp_path: Path) -> None:

@@ -257,6 +257,51 @@ def test_damaged_costs_are_measured_again(copy: Path, caplog: pytest.LogCaptureF
     assert "profile() again" in caplog.text
 
 
+def test_costs_of_an_earlier_version_are_told(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (file,) = (copy / "costs").iterdir()
+    data = json.loads(file.read_text())
+    del data["route"]
+    file.write_text(json.dumps(data))
+    assert dynamic.load(copy).costs is None
+    assert caplog.messages == [f"the costs in {file} were measured by an earlier version: call profile() again"]
+
+
+@pytest.mark.parametrize("route", ["graph", "stages"])
+def test_costs_of_a_route_that_was_given_are_for_that_route(copy: Path, tmp_path: Path, route: str) -> None:
+    (file,) = (copy / "costs").iterdir()
+    data = json.loads(file.read_text()) | {"route": ["stages", "graph"]}  # as if measured so
+    file.write_text(json.dumps(data))
+    before, free = file.read_text(), dynamic.load(copy).costs
+    assert free is not None
+    forced = dynamic.load(copy).profile(batch=(1, 8), seconds=0.02, route=route)
+    assert forced.costs is not None
+    assert set(forced.costs.route) == {route}
+    assert [p.read_text() for p in (copy / "costs").iterdir()] == [before]
+    how = (free.engine, free.precision, free.threads)
+    assert forced.costs_on(*how, route) is forced.costs
+    assert forced.costs_on(*how) == free
+    other = {"graph": "stages", "stages": "graph"}[route]
+    assert forced.costs_on(*how, other) is None
+    saved = forced.save(tmp_path / "again")
+    assert dynamic.load(saved.folder).costs == free
+    shutil.rmtree(copy / "costs")
+    assert forced.costs_on(*how) is None
+    forced.save(tmp_path / "again")
+    assert dynamic.load(tmp_path / "again").costs is None
+
+
+def test_a_runtime_of_a_route_has_the_costs_of_that_route(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file,) = (copy / "costs").iterdir()
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"route": ["graph", "graph"]}))
+    with dynamic.load(copy).runtime(monitor=still(), route="stages") as run:  # measures
+        assert set(run.frontier.costs.route) == {"stages"}
+    assert json.loads(file.read_text())["route"] == ["graph", "graph"]
+    monkeypatch.setattr("dynamic.bundle.profile", None)  # measuring again would call it
+    with dynamic.load(copy).runtime(monitor=still(), route="graph") as run:
+        assert run.frontier.costs.route == ("graph", "graph")
+
+
 def test_torch_engine_needs_the_modules(shelf: Path) -> None:
     before = threading.active_count()
     with pytest.raises(EngineError, match="modules"):

@@ -11,31 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_cases import CLASSES, INF, WAYS, Case, Plain, TwoExits, check
+from engine_cases import CLASSES, INF, WAYS, Case, Plain, check, four_stages
 from torch import Tensor, nn
 
 from dynamic.engines.opening import installed, open_engine
 from dynamic.errors import BudgetError, EngineError, InputError
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.graphs import write_graphs
+from dynamic.offline.stages import Stage, StagedNetwork
 from dynamic.policies.replay import replay
 from dynamic.policies.scores import COMBINE
 
-TEMPERATURE = (1.0, 1.7, 0.8, 1.2)
 GRAPHS = [way for way in WAYS if way.endswith("graph")]
 Ruled = Callable[[str, str], Case]
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    torch.manual_seed(0)
-    cascade = Cascade([Plain(), TwoExits(), Plain()]).eval()
-    for parameter in cascade.parameters():
-        parameter.data.mul_(3)  # scores that differ
-    made = Case.of(cascade, tmp_path_factory.mktemp("graphs"), torch.randn(33, 1, 8, 8), TEMPERATURE)
-    assert made.spec.backbone == (0, 1, 1, 2)
-    assert made.spec.stages[1].carry == 2
-    return made
+    return four_stages(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -311,3 +304,104 @@ def test_weights_are_stored_once(case: Case) -> None:
         parts = list((case.folder / "backbones").glob(f"{backbone}_*.onnx"))
         assert file.stat().st_size <= size + 4096 * 8, "each tensor starts on a page of its own"
         assert all(part.stat().st_size < 40_000 for part in parts)
+
+
+def test_thresholds_of_another_shape_are_no_known_plan(case: Case, way: str) -> None:
+    opened = case.shared(way)
+    for rows in (1, 5):
+        opened.run(case.rows(slice(0, rows)), np.array([0.1, 0.2, 0.3], np.float32))
+        for shape in ((1, 3), (3, 1)):
+            with pytest.raises(BudgetError, match=r"thresholds have shape \(\d, \d\); 4 stages need \(3,\)"):
+                opened.run(case.rows(slice(0, rows)), np.array([0.1, 0.2, 0.3], np.float32).reshape(shape))
+
+
+class Wide(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, CLASSES))
+
+
+def test_weights_are_stored_once_with_the_single_graphs_too(tmp_path: Path) -> None:
+    made = Case.of(Cascade([Wide(), Wide()]), tmp_path, torch.randn(2, 1, 8, 8))
+    weights = sum(p.numel() * 4 for p in made.cascade.parameters())
+    sizes = {p.name: p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()}
+    assert {"graph.onnx", "graph_single.onnx", "0.weights", "1.weights"} <= sizes.keys()
+    assert all(size < 40_000 for name, size in sizes.items() if name.endswith(".onnx")), sizes
+    assert sum(sizes.values()) < 1.4 * weights
+
+
+class Tied(nn.Module):
+    """Body of a stage; its head multiplies by the same matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (torch.relu(self.layer(x.flatten(1))),)
+
+
+class TiedHead(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.layer(feature)[:, :CLASSES]
+
+
+class Sharing(StagedNetwork):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.rest = Tied(), nn.Linear(64, CLASSES)
+        self.head = TiedHead(self.body.layer)
+
+    @property
+    def exit_stages(self) -> tuple[Stage, ...]:
+        return (Stage("early", self.body, self.head), Stage("last", Only(self.rest), nn.Identity()))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        (feature,) = self.body(x)
+        return [self.head(feature), self.rest(feature)]
+
+
+class Only(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.layer(x),)
+
+
+@pytest.fixture(scope="module")
+def sharing(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    torch.manual_seed(0)
+    return Case.of(Cascade([Sharing(), Plain()]), tmp_path_factory.mktemp("sharing"), torch.randn(9, 1, 8, 8) * 3)
+
+
+def test_a_head_that_shares_a_constant_with_its_body(sharing: Case, way: str) -> None:
+    assert sharing.folder.joinpath("backbones", "0.weights").stat().st_size < 64 * 64 * 4 + 3 * 4096
+    for limits in (sharing.quantiles(0.4), (INF, INF), (-INF, INF)):
+        truth, opened = sharing.truth(limits), sharing.shared(way)
+        check(opened.run(sharing.inputs, np.array(limits, np.float32)), truth)
+        check(opened.run(sharing.rows(slice(0, 1)), np.array(limits, np.float32)), truth, slice(0, 1))
+
+
+def test_a_drop_while_requests_are_looked_through_is_seen_next_time(tmp_path: Path) -> None:
+    from dynamic.engines.openvino import Models
+
+    models = Models(tmp_path, 1, "f32")
+
+    class Dropping(dict[str, Any]):
+        """Another thread drops the model right after it was looked up."""
+
+        def get(self, file: str, default: Any = None) -> Any:
+            found = super().get(file, default)
+            models._compiled, models._drops = {}, models._drops + 1
+            return found
+
+    model = object()
+    models._compiled, models._requests.found = Dropping(a=model), {"a": (model, "its request")}
+    assert models._own_requests() == {"a": (model, "its request")}
+    assert models._requests.drops != models._drops
+    assert models._own_requests() == {}

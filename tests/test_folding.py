@@ -166,3 +166,19 @@ def test_what_torch_exports(tmp_path: Path, name: str) -> None:
     found = onnxruntime.InferenceSession(str(path)).run(["logits"], {"input": x.numpy()})[0]
     with torch.no_grad():
         np.testing.assert_allclose(found, network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_given_out_and_a_norm_in_training_mode_stay() -> None:
+    torch.manual_seed(0)
+    norm, layer, x = lively(nn.BatchNorm1d(D)), nn.Linear(D, OUT), RNG.standard_normal((7, D)).astype(np.float32)
+    for name, shape in (("w", [OUT, D]), ("b", [OUT])):
+        graph = hand_made(norm, layer)
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        before = run(graph, x)
+        fold_norms(graph)
+        for a, b in zip(before, run(graph, x), strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+    graph = hand_made(norm, layer)
+    graph.node[0].attribute.append(helper.make_attribute("training_mode", 1))
+    fold_norms(graph)
+    assert ops(graph) == ["BatchNormalization", "Gemm"]

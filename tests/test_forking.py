@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import time
 import traceback
@@ -12,21 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_cases import WAYS, Case, Plain, TwoExits, check
-
-from dynamic.offline.cascade import Cascade
+from engine_cases import WAYS, Case, check, four_stages
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 LIMIT_S = 30
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    torch.manual_seed(0)
-    cascade = Cascade([TwoExits(), Plain()]).eval()
-    for parameter in cascade.parameters():
-        parameter.data.mul_(3)
-    return Case.of(cascade, tmp_path_factory.mktemp("graphs"), torch.randn(17, 1, 8, 8))
+    return four_stages(tmp_path_factory)
 
 
 def in_child(work: Callable[[], Any]) -> Any:
@@ -61,9 +57,11 @@ def test_a_child_gives_the_same_answers(case: Case, way: str) -> None:
     limits = np.array(case.quantiles(0.4), np.float32)
     truth, opened = case.truth(limits.tolist()), case.open(way, threads=2)
 
+    large = {"input": np.concatenate([case.inputs["input"]] * 60)}  # so much that it takes the threads
+
     def work() -> list[Any]:
-        outputs = [opened.run(case.inputs, limits), opened.run(case.rows(slice(0, 1)), limits)]
-        return [(o.logits, o.stage, o.score) for o in outputs]
+        outputs = [opened.run(inputs, limits) for inputs in (large, case.rows(slice(0, 1)))]
+        return [(o.logits[:33], o.stage[:33], o.score[:33]) for o in outputs]
 
     before = work()
     for _ in range(2):  # a second child, and a parent that runs on between them
@@ -88,8 +86,8 @@ def test_a_child_that_unloads_and_closes_leaves_the_parent_alone(case: Case, way
         return True
 
     assert in_child(work)
-    ready = opened.graph is not None and opened.graph.ready(17)
-    assert ready or opened.loaded() == {0, 1}
+    ready = opened.graph is not None and opened.graph.ready(33)
+    assert ready or opened.loaded() == {0, 1, 2}
     np.testing.assert_array_equal(opened.run(case.inputs, limits).logits, before.logits)
 
 
@@ -102,3 +100,37 @@ def test_a_grandchild_runs_too(case: Case) -> None:
         return in_child(lambda: opened.run(case.inputs, limits).logits)
 
     np.testing.assert_allclose(in_child(work), before, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_torch_answers_in_a_child_on_one_thread(case: Case, compiled: bool) -> None:
+    limits, threads = np.array(case.quantiles(0.4), np.float32), torch.get_num_threads()
+    opened = case.open("torch/stages", threads=2, compile=compiled)
+    large = {"input": np.concatenate([case.inputs["input"]] * 300)}  # so much that it takes the threads
+
+    def work() -> list[Any]:
+        found = opened.run(large, limits)
+        executor: Any = opened.executor
+        return [found.logits[:33], torch.get_num_threads(), executor._stages == executor._modules]
+
+    try:
+        before, *own = work()
+        found, *its = in_child(work)
+        assert (own, its) == ([2, not compiled], [1, True]), "the child runs the modules themselves"
+        np.testing.assert_allclose(found, before, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(work()[0], before, rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_openvino_makes_its_core_when_it_is_wanted(case: Case) -> None:
+    opened = case.open("openvino/stages", threads=1)
+    opened.run(case.rows(slice(0, 1)), np.zeros(3, np.float32))
+    models: Any = opened.executor
+    models, made = models._models, []
+    make = models._make
+    models._make = lambda: made.append(1) or make()
+    lost = models.forget()  # as after a fork
+    assert (len(lost), made) == (3, [])
+    opened.run(case.rows(slice(0, 1)), np.zeros(3, np.float32))
+    assert made == [1]

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from engine_cases import CLASSES, INF, Case, Plain, TwoExits
+from engine_cases import CLASSES, INF, WAYS, Case, check, four_stages
 from torch import Tensor, nn
 
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH
@@ -26,12 +26,8 @@ HEADS = {"ReduceMean", "GlobalAveragePool"}  # only the head of stage 1 pools
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """Backbones of stages 0, 1 and 2, 3."""
-    torch.manual_seed(0)
-    cascade = Cascade([Plain(), TwoExits(), Plain()]).eval()
-    for parameter in cascade.parameters():
-        parameter.data.mul_(3)
-    return Case.of(cascade, tmp_path_factory.mktemp("graphs"), torch.randn(33, 1, 8, 8))
+    """Backbones of stages 0, 1 and 2, and 3."""
+    return four_stages(tmp_path_factory)
 
 
 class Profile:
@@ -125,6 +121,25 @@ def test_two_rows_do_not_go_through_the_graph_for_one(case: Case) -> None:
         session.run(None, case.rows(slice(0, 2)) | {"thresholds": np.zeros(3, np.float32)})
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_score_at_the_threshold_stays(level_case: Case, way: str) -> None:
+    opened = level_case.shared(way)
+    for rows in (1, 3):
+        for limit, stage in ((0.25, 1), (np.nextafter(np.float32(0.25), np.float32(0)), 0)):
+            output = opened.run(level_case.rows(slice(0, rows)), np.array([limit], np.float32))
+            assert output.stage.tolist() == [stage] * rows
+            assert output.score.tolist() == [0.25] * rows
+
+
+@pytest.fixture(scope="module")
+def level_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Every class is as probable as every other: scores are 1/4 and not rounded."""
+    cascade = Cascade([nn.Linear(4, CLASSES), nn.Linear(4, CLASSES)])
+    for parameter in cascade.parameters():
+        parameter.data.zero_()
+    return Case.of(cascade, tmp_path_factory.mktemp("level"), torch.randn(3, 4))
+
+
 class Same(nn.Module):
     """Hands its input on as it is, twice."""
 
@@ -157,8 +172,6 @@ class PassesOn(StagedNetwork):
 
 @pytest.mark.parametrize("way", ["onnxruntime/graph", "openvino/graph", "onnxruntime/stages", "openvino/stages"])
 def test_a_carry_that_is_the_input_itself_or_comes_twice(passing: Case, way: str) -> None:
-    from engine_cases import check
-
     limits = passing.quantiles(0.5)
     truth, opened = passing.truth(limits), passing.shared(way)
     assert set(truth.stage.tolist()) == {0, 1, 2}

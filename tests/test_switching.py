@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_cases import CLASSES, INF, WAYS, Case, Plain, TwoExits, check
+from engine_cases import CLASSES, INF, WAYS, Case, Plain, TwoExits, check, four_stages
 
 import dynamic
 from dynamic.engines.loop import StageEngine
@@ -23,22 +23,15 @@ GRAPHS = [way for way in WAYS if way.endswith("graph")]
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    torch.manual_seed(0)
-    return Case.of(networks(), tmp_path_factory.mktemp("graphs"), torch.randn(33, 1, 8, 8))
-
-
-def networks() -> Cascade:
-    cascade = Cascade([Plain(), TwoExits(), Plain()]).eval()
-    for parameter in cascade.parameters():
-        parameter.data.mul_(3)
-    return cascade
+    return four_stages(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def bundle() -> dynamic.Bundle:
     torch.manual_seed(0)
+    cascade = Cascade([Plain(), TwoExits(), Plain()])
     data = [(torch.randn(200, 1, 8, 8), torch.arange(200) % CLASSES)]
-    return dynamic.build(networks(), data).profile(batch=(1,), seconds=0.02)
+    return dynamic.build(cascade, data).profile(batch=(1,), seconds=0.02)
 
 
 @pytest.fixture(params=WAYS)
@@ -150,7 +143,7 @@ def test_a_deadline_that_is_kept_changes_nothing(case: Case, stages: Any) -> Non
 def test_deadlines_and_limited_memory_take_the_stages(case: Case, way: str) -> None:
     limits = np.array(case.quantiles(0.3), np.float32)
     truth = case.truth(limits.tolist())
-    for options in ({"deadline_s": 1e9}, {"managed": True}):
+    for options in ({"deadline_s": 1e9}, {"stagewise": True}):
         opened = case.open(way)
         assert opened.graph is not None
         check(opened.run(case.inputs, limits, **options), truth)
@@ -168,7 +161,7 @@ def test_limited_memory_drops_the_graph_and_what_is_not_needed(case: Case, way: 
     assert opened.prepare(frozenset({0, 2}), 1, managed=True)
     assert not opened.graph.ready(1)
     assert opened.loaded() == {0, 2}
-    opened.run(case.inputs, np.array([0.5, INF, INF], np.float32), managed=True)
+    opened.run(case.inputs, np.array([0.5, INF, INF], np.float32), stagewise=True)
     assert opened.loaded() == {0, 2}
     assert opened.prepare(frozenset({0}), 1, managed=True)
     assert opened.loaded() == {0}
@@ -216,16 +209,70 @@ def test_a_deadline_through_the_runtime(deep: dynamic.Bundle) -> None:
         assert run.stats().certified_share == pytest.approx(2 / 3)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="Runtime prepares as if there were no deadline: the graph is made ready, the stages load while time runs",
-)
-def test_what_a_request_with_a_deadline_needs_is_loaded_before_its_clock_runs(deep: dynamic.Bundle) -> None:
-    with deep.runtime(dynamic.Budget(deadline_ms=1e9), monitor=dynamic.FixedMonitor(), policy=Deep()) as run:
+def test_what_a_request_with_a_deadline_needs_is_loaded_before_it_runs(deep: dynamic.Bundle) -> None:
+    policy = Deep()
+    with deep.runtime(dynamic.Budget(deadline_ms=1e9), monitor=dynamic.FixedMonitor(), policy=policy) as run:
         run.engine.follow((1,), ("graph",))
-        run(np.zeros((1, 1, 8, 8), np.float32))
-        assert run.engine.loaded() == {0, 1, 2}
+        prepare, moved = run.engine.prepare, []
+
+        def seen(*given: Any) -> bool:
+            moved.append((prepare(*given), run.engine.loaded()))
+            return moved[-1][0]
+
+        run.engine.prepare = seen
+        for _ in range(2):
+            run(np.zeros((1, 1, 8, 8), np.float32))
+        assert moved == [(True, {0, 1, 2}), (False, {0, 1, 2})]
         assert not run.engine.graph.ready(1)
+
+
+@pytest.mark.parametrize("way", GRAPHS)
+def test_a_request_by_stages_without_a_limit_drops_nothing(case: Case, way: str) -> None:
+    opened = case.open(way)
+    assert opened.graph is not None
+    assert not opened.ready(1)
+    assert opened.prepare(frozenset({0, 1, 2}), 1)
+    assert opened.ready(1)
+    assert opened.prepare(frozenset({0, 1}), 1, managed=False, stagewise=True)
+    assert not opened.prepare(frozenset({0}), 1, managed=False, stagewise=True)
+    assert opened.loaded() == {0, 1}
+    assert opened.ready(1)
+
+
+def test_the_whole_cascade_is_not_loaded_where_memory_is_too_short(deep: dynamic.Bundle) -> None:
+    assert deep.costs is not None
+    costs = replace(deep.costs, memory_mb=(100.0, 100.0, 100.0), route=("graph",))
+    x, watch = np.zeros((1, 1, 8, 8), np.float32), dynamic.FixedMonitor()
+    with replace(deep, costs=costs).runtime(monitor=watch) as run:
+        watch.set(memory_available_mb=150.0)
+        run(x)
+        assert not run.engine.ready(1)
+        loaded = run.engine.loaded()
+        assert loaded
+        assert len(loaded) < 3
+        watch.set(memory_available_mb=300.0)
+        run(x)
+        assert run.engine.ready(1)
+        assert run.engine.loaded() == loaded, "the graph took the request"
+        run.engine.unload(sorted(loaded))
+        watch.set(memory_available_mb=150.0)
+        run(x)
+        assert run.engine.loaded() == set(), "a graph that is there is used"
+
+
+def test_the_runtime_follows_costs_that_it_measured_itself(
+    bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bundle.costs is not None
+    batch, routes = (1, 4, 8), ("stages", "graph", "stages")
+    wide = {
+        name: tuple(row * 3 for row in getattr(bundle.costs, name))
+        for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms")
+    }
+    costs = replace(bundle.costs, batch=batch, route=routes, call_ms=(0.0,) * 3, **wide)
+    monkeypatch.setattr("dynamic.bundle.profile", lambda *given, **options: costs)
+    with replace(bundle, costs=None).runtime(monitor=dynamic.FixedMonitor()) as run:
+        assert [run.engine.route(rows) for rows in batch] == list(routes)
 
 
 def test_threads_share_an_engine_and_results_are_their_own(case: Case, way: str) -> None:

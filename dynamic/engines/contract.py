@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 GRAPH, SINGLE_GRAPH = "graph.onnx", "graph_single.onnx"  # of a bundle: the whole cascade, for batches and for one row
 OUTPUTS = ("logits", "stage", "score")  # of those graphs
+THRESHOLDS = "thresholds"  # their input beside the cascade's own
 
 Array = NDArray[Any]
 Carry = Any  # the executor's own: a list of numpy arrays, of torch tensors, ...
@@ -111,6 +112,11 @@ class Executor(Protocol):
         """Give everything back. Running afterwards loads again."""
 
 
+def graph_file(rows: int) -> str:
+    """The file of the whole cascade's graph for so many rows."""
+    return SINGLE_GRAPH if rows == 1 else GRAPH
+
+
 class Graph(Protocol):
     """Runs the whole cascade in one call. Safe to call from several threads; outputs own their arrays."""
 
@@ -134,10 +140,14 @@ class Engine(Protocol):
     precision: str
     threads: int
 
-    def prepare(self, backbones: frozenset[int], rows: int, managed: bool) -> bool:
+    def ready(self, rows: int) -> bool:
+        """Whether the single graph for so many rows is loaded."""
+
+    def prepare(self, backbones: frozenset[int], rows: int, managed: bool, stagewise: bool) -> bool:
         """Make ready what a request of so many rows needs; whether anything had to be loaded or unloaded.
 
         `managed`: memory is limited. Then backbones that are not named are given back, and so is the single graph.
+        `stagewise`: the request goes stage by stage whatever was measured; one that is managed always does.
         """
 
     def run(
@@ -145,11 +155,12 @@ class Engine(Protocol):
         inputs: Mapping[str, Array],
         thresholds: NDArray[np.float32],
         deadline_s: float | None = None,
-        managed: bool = False,
+        stagewise: bool = False,
     ) -> Output:
         """Run until `threshold < score` or the last allowed stage; in a batch, rows that are done leave it.
 
-        `deadline_s`: after so long no further stage is begun, and the best answer so far stands.
+        `deadline_s`: after so long, once an exit has answered, no further stage is begun, and the best answer so far
+        stands. `stagewise`: as for `prepare`; with a deadline a request always goes so.
         """
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Executor, InputSpec, Output
 from dynamic.policies.errors import InputError
-from dynamic.policies.plan import Plan, plan
+from dynamic.policies.plan import Plan, check_thresholds, plan
 from dynamic.policies.scores import TINY, Combiner
 
 
@@ -116,7 +116,10 @@ class StageEngine:
 
     def plan(self, thresholds: NDArray[np.float32]) -> Plan:
         """What these thresholds ask for; raises BudgetError on a wrong length or NaN."""
-        key = np.asarray(thresholds, np.float32).tobytes()
+        array = np.asarray(thresholds, np.float32)
+        if array.ndim != 1:  # the same bytes as one that is known, perhaps
+            check_thresholds(array, len(self.spec.stages))
+        key = array.tobytes()
         found = self._plans.get(key)
         if found is None:
             if len(self._plans) > 1000:  # a caller that varies thresholds without end must not fill memory

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.engines.contract import GRAPH, OUTPUTS, SINGLE_GRAPH, Array, CascadeSpec, Output
+from dynamic.engines.contract import OUTPUTS, THRESHOLDS, Array, CascadeSpec, Output, graph_file
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
@@ -152,18 +152,18 @@ class OnnxRuntimeGraph:
 
     def ready(self, rows: int) -> bool:
         """Whether the session for so many rows is there."""
-        return _file(rows) in self._sessions
+        return graph_file(rows) in self._sessions
 
     def load(self, rows: int) -> None:
         """Create the session for so many rows."""
-        self._sessions(_file(rows), "the cascade")
+        self._sessions(graph_file(rows), "the cascade")
 
     def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], rows: int) -> Output:
         """Run the cascade; raises EngineError when ONNX Runtime fails."""
-        session = self._sessions(_file(rows), "the cascade")
+        session = self._sessions(graph_file(rows), "the cascade")
         feed = dict(inputs)
         if len(thresholds):
-            feed["thresholds"] = thresholds
+            feed[THRESHOLDS] = thresholds
         try:
             return Output(*session.run(OUTPUTS, feed))
         except Exception as error:  # see Sessions
@@ -172,7 +172,3 @@ class OnnxRuntimeGraph:
     def close(self) -> None:
         """Drop the sessions."""
         self._sessions.drop(lambda _: True)
-
-
-def _file(rows: int) -> str:
-    return SINGLE_GRAPH if rows == 1 else GRAPH

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, Array, CascadeSpec, Output
+from dynamic.engines.contract import Array, CascadeSpec, Output, graph_file
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
@@ -31,7 +31,7 @@ class Models:
         self.threads = threads or available_cores()
         self._tensor = openvino.Tensor
         self._make = openvino.Core
-        self._core = self._make()
+        self._core: Any = self._make()  # None in a forked child, until it is wanted there
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("this processor does not compute in bf16; use precision='f32'")
         self._options = {
@@ -72,6 +72,7 @@ class Models:
         with self._lock:
             if file not in self._compiled:
                 try:
+                    self._core = self._core or self._make()
                     self._compiled[file] = self._core.compile_model(str(self._folder / file), "CPU", self._options)
                 except Exception as error:
                     raise EngineError(f"OpenVINO cannot load {what} from {file}: {error}") from error
@@ -90,15 +91,16 @@ class Models:
     def forget(self) -> Any:
         """All of them, to be kept and not used."""
         lost = (self._core, self._compiled, self._requests)
-        self._core, self._compiled = self._make(), {}
+        self._core, self._compiled = None, {}  # a core starts threads: not while the process still forks
         self._lock, self._requests = threading.Lock(), threading.local()
         return lost
 
     def _own_requests(self) -> dict[str, tuple[Any, Any]]:
         """This thread's requests by file, with the model each is of; those of dropped models go."""
+        drops = self._drops  # before the look: a drop during it is then seen next time
         found: dict[str, tuple[Any, Any]] = getattr(self._requests, "found", {})
         found = {k: entry for k, entry in found.items() if self._compiled.get(k) is entry[0]}
-        self._requests.found, self._requests.drops = found, self._drops
+        self._requests.found, self._requests.drops = found, drops
         return found
 
     def _request(self, file: str, what: str) -> Any:
@@ -168,24 +170,20 @@ class OpenVinoGraph:
 
     def ready(self, rows: int) -> bool:
         """Whether the model for so many rows is there."""
-        return _file(rows) in self._models
+        return graph_file(rows) in self._models
 
     def load(self, rows: int) -> None:
         """Compile the model for so many rows."""
-        self._models.load(_file(rows), "the cascade")
+        self._models.load(graph_file(rows), "the cascade")
 
     def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], rows: int) -> Output:
         """Run the cascade; raises EngineError when OpenVINO fails."""
         arrays = [np.ascontiguousarray(inputs[name]) for name in self._names]
         if len(thresholds):
             arrays.append(thresholds)
-        logits, stage, score = self._models.run(_file(rows), "the cascade's graph", arrays)
+        logits, stage, score = self._models.run(graph_file(rows), "the cascade's graph", arrays)
         return Output(logits.copy(), stage.copy(), score.copy())
 
     def close(self) -> None:
         """Drop the models."""
         self._models.drop(lambda _: True)
-
-
-def _file(rows: int) -> str:
-    return SINGLE_GRAPH if rows == 1 else GRAPH

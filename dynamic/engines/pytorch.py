@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamic.engines.contract import Array, CascadeSpec
+from dynamic.engines.forking import forget_after_fork
 from dynamic.policies.errors import BudgetError, EngineError
 
 
@@ -17,7 +18,8 @@ class TorchExecutor:
 
     `device`: "cpu", or "cuda" where there is one; the modules must lie there. `compile`: through torch.compile, which
     needs a C++ compiler on the CPU; the first requests of one row and of several take seconds to minutes. `threads`:
-    torch has one number for the whole process, and this sets it.
+    torch has one number for the whole process, and this sets it. A forked child computes on one, and eagerly: it has
+    none of the parent's threads, and OpenMP would wait for them (on the CPU; CUDA survives no fork).
     """
 
     name = "torch"
@@ -47,7 +49,9 @@ class TorchExecutor:
         self._inputs, self._backbones = [i.name for i in spec.inputs], spec.backbones
         for stage in stages:
             stage.body.eval(), stage.head.eval()
-        self._stages = [(_ready(s.body, compile), _ready(s.head, compile)) for s in stages]
+        self._modules = [(s.body, s.head) for s in stages]
+        self._stages = [(_ready(body, compile), _ready(head, compile)) for body, head in self._modules]
+        forget_after_fork(self)
 
     def load(self, backbones: Sequence[int]) -> None:
         """The modules are the caller's and stay in memory: nothing to do."""
@@ -81,6 +85,13 @@ class TorchExecutor:
         index = torch.from_numpy(rows).to(self._device)
         with torch.inference_mode():
             return tuple(tensor.index_select(0, index) for tensor in carry)
+
+    def forget(self) -> Any:
+        """The threads, and compiled code, into which their number is written."""
+        torch.set_num_threads(1)
+        self.threads = 1
+        lost, self._stages = self._stages, list(self._modules)
+        return lost
 
     def close(self) -> None:
         """Nothing is held that is not the caller's."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Executor, Graph, Output
 from dynamic.engines.loop import StageEngine, check_inputs
+from dynamic.engines.memory import trim_memory
 from dynamic.policies.errors import EngineError
 
 ROUTES = ("graph", "stages")
@@ -17,8 +18,8 @@ class CascadeEngine:
     """Runs a cascade as its single graph or stage by stage.
 
     `stages` is the stage loop; `graph` None where the engine has no single graph. `route`: "graph" or "stages" always,
-    or None: as measured (see `follow`), and before that the graph for single inputs alone. A deadline and a limit on
-    memory always take the stages.
+    or None: as measured (see `follow`), and before that the graph for single inputs alone. A request that is managed,
+    stagewise or has a deadline always takes the stages.
     """
 
     def __init__(self, stages: StageEngine, graph: Graph | None, route: str | None = None) -> None:
@@ -56,9 +57,17 @@ class CascadeEngine:
         """Whether requests without deadline or limit on memory may go this way."""
         return (self._always or route) == route and (route == "stages" or self.graph is not None)
 
-    def prepare(self, backbones: frozenset[int], rows: int, managed: bool) -> bool:
-        """Make ready what a request of so many rows needs; whether anything had to be loaded or unloaded."""
-        if not managed and self.route(rows) == "graph":
+    def ready(self, rows: int) -> bool:
+        """Whether the single graph for so many rows is loaded."""
+        return self.graph is not None and self.graph.ready(rows)
+
+    def prepare(self, backbones: frozenset[int], rows: int, managed: bool = False, stagewise: bool = False) -> bool:
+        """Make ready what a request of so many rows needs; whether anything had to be loaded or unloaded.
+
+        `managed`: memory is limited; gives back the graph, and the backbones that are not named. `stagewise`: the
+        request goes stage by stage, as it does where it is managed.
+        """
+        if not (managed or stagewise) and self.route(rows) == "graph":
             assert self.graph is not None
             if self.graph.ready(rows):
                 return False
@@ -73,6 +82,8 @@ class CascadeEngine:
             executor.unload(sorted(spare))
         if managed and self.graph is not None:
             self.graph.close()
+        if managed and missing:
+            trim_memory()  # what loading took and left: a third of a ResNet-50's session
         return bool(missing or spare)
 
     def run(
@@ -80,14 +91,14 @@ class CascadeEngine:
         inputs: Mapping[str, Array],
         thresholds: NDArray[np.float32],
         deadline_s: float | None = None,
-        managed: bool = False,
+        stagewise: bool = False,
     ) -> Output:
-        """Run `inputs` (each `[B, ...]`) under `thresholds [S-1]`.
+        """Run `inputs` (each `[B, ...]`) under `thresholds [S-1]`; with a deadline, or `stagewise`, stage by stage.
 
         Raises InputError on a wrong name, shape or dtype; BudgetError on thresholds of wrong length or NaN;
         EngineError when the library underneath fails.
         """
-        if deadline_s is None and not managed and self.graph is not None:
+        if deadline_s is None and not stagewise and self.graph is not None:
             rows = check_inputs(inputs, self.spec.inputs)
             if self.route(rows) == "graph":
                 self.stages.plan(thresholds)  # checks them

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dynamic.bundle import Bundle, read, write
-from dynamic.choosing import AUTO, chosen
+from dynamic.choosing import AUTO, check_precision, chosen
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import check_engine, open_engine
@@ -52,15 +52,17 @@ def build(
     """A bundle from networks for the same task, plain or wrapped, smallest first.
 
     `held_out_loader` yields `(inputs, labels [B])` that no network was trained on, preprocessed as in training.
-    `engine`: the one that will run; "auto" takes the fastest of those installed here (torch, which a bundle holds no
-    modules for, left out). `preprocess`: the torchvision transforms (or `dynamic.Preprocess`) that made those inputs
-    from images, so that the device can do the same; None where the device's inputs arrive ready. `classes`: names in
-    label order. The remaining arguments are those of `Cascade`, `calibrate` and `certify`.
+    `engine`: the one that will run; "auto" takes the fastest of those installed here that have `precision` (torch,
+    which a bundle holds no modules for, left out). `preprocess`: the torchvision transforms (or `dynamic.Preprocess`)
+    that made those inputs from images, so that the device can do the same; None where the device's inputs arrive ready.
+    `classes`: names in label order. The remaining arguments are those of `Cascade`, `calibrate` and `certify`.
 
     Raises CalibrationError, InputError, BudgetError or EngineError as those steps do; EngineError too where
     the exported graphs do not give torch's logits.
     """
-    if engine != AUTO:
+    if engine == AUTO:
+        check_precision(precision)
+    else:
         check_engine(engine, precision)
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
@@ -72,7 +74,7 @@ def build(
         stages = cascade.stages
         if engine == AUTO:
             write_graphs(folder, spec, plain_ladder(spec, cascade.combine))  # written again once temperatures are known
-            engine = chosen(folder, spec, plain_combiner(spec), keep=True).engine
+            engine = chosen(folder, spec, plain_combiner(spec), lambda _: precision, keep=True).engine
         opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
         try:
             _check_parity(cascade, opened.stages, spec, example)
@@ -80,7 +82,7 @@ def build(
         finally:
             opened.close()
     ladder = certify(records, max_drops=tuple(max_drops), delta=delta, combine=cascade.combine, score=score)
-    write_graphs(folder, spec, ladder)
+    write_graphs(folder, spec, ladder, engine, precision)
     (folder / "weights").mkdir()
     for name, network in zip(cascade.names, cascade.networks, strict=True):
         _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")

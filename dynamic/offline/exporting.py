@@ -8,8 +8,9 @@ the whole backbone as ONNX external data.
 import hashlib
 import io
 import logging
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -18,17 +19,20 @@ import torch
 from onnx import external_data_helper, numpy_helper
 from torch import Tensor, nn
 
-from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
+from dynamic.engines.contract import OUTPUTS, THRESHOLDS, CascadeSpec, InputSpec, StageSpec
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.compute import count_macs
 from dynamic.offline.folding import fold_norms
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
+from dynamic.offline.nodes import captured
 from dynamic.offline.stages import Stage
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.progress import track
 
 _EMBEDDED_BYTES = 256  # smaller constants stay in the graph: engines read shapes and axes from them
+_TAKEN = (*OUTPUTS, THRESHOLDS)
+_NUMBERED = re.compile(r"(next|threshold)_\d+")
 _ALIGNMENT = 4096  # of each weight in its file, so that engines can map it
 
 
@@ -45,8 +49,9 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
     """Write the graphs of every stage under `folder/backbones` and describe them.
 
     The batch dimension is dynamic, all others are those of `example_inputs`. Raises EngineError naming the
-    stage where torch cannot export it.
+    stage where torch cannot export it, InputError on an input whose name the graphs use themselves.
     """
+    check_names(named_tensors(cascade.networks[0], example_inputs))
     (folder / "backbones").mkdir(parents=True, exist_ok=True)
     weights: dict[int, _WeightFile] = {}
 
@@ -63,6 +68,16 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
 
     spec, _ = _walk(cascade, example_inputs, write, "exporting", progress)
     return spec
+
+
+def check_names(inputs: Iterable[str]) -> None:
+    """Raises InputError on an input that has the name of something else in the graphs."""
+    for name in inputs:
+        if name in _TAKEN or _NUMBERED.fullmatch(name):
+            raise InputError(
+                f"the network's input {name!r} has a name that exported graphs use themselves "
+                f"({', '.join(_TAKEN)}, next_0, threshold_0, ...): rename the argument of forward"
+            )
 
 
 def _walk(
@@ -146,15 +161,25 @@ def _to_onnx(module: nn.Module, carry: tuple[Tensor, ...], names: list[str], spe
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever went wrong in classes of its own
-        reason = str(error).strip().splitlines()
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the innermost names the operator
+            cause = cause.__cause__
+        reason = str(cause).strip().splitlines()
         raise EngineError(
-            f"torch cannot export stage {spec.name!r} to ONNX: {reason[0] if reason else type(error).__name__}; "
+            f"torch cannot export stage {spec.name!r} to ONNX: {reason[0] if reason else type(cause).__name__}; "
             "use engine='torch' for this cascade, or replace the operator"
         ) from error
     finally:
         quiet.level = level
     assert program is not None
-    return program.model_proto
+    model: onnx.ModelProto = program.model_proto
+    fixed = [i.name for i in model.graph.input if i.type.tensor_type.shape.dim[0].dim_value]
+    if fixed:
+        raise EngineError(
+            f"stage {spec.name!r} is exported for a batch of {len(carry[0])} alone (input {fixed[0]!r}): it takes the "
+            "number of rows as a Python number, as len(x) does; use x.shape[0]"
+        )
+    return model
 
 
 class _WeightFile:
@@ -197,7 +222,7 @@ def _without_logits(model: onnx.ModelProto) -> onnx.ModelProto:
         if needed.intersection(node.output):
             kept.append(node)
             needed.update(name for name in node.input if name)
-            needed.update(_captured(node))
+            needed.update(captured(node))
     nodes = list(reversed(kept))
     initializers = [t for t in graph.initializer if t.name in needed]
     del graph.node[:], graph.initializer[:]
@@ -205,14 +230,3 @@ def _without_logits(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.initializer.extend(initializers)
     del graph.value_info[:]
     return lean
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that the bodies of control flow take from the outer graph."""
-    return {
-        name
-        for attribute in node.attribute
-        if attribute.type == onnx.AttributeProto.GRAPH
-        for inner in attribute.g.node
-        for name in (*inner.input, *_captured(inner))
-    }

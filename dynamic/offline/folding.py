@@ -3,11 +3,11 @@
 A step for its own sake at batch 1: the norm of an exit head costs as much there as its layer.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+from dynamic.offline.nodes import read
 
 
 def fold_norms(graph: onnx.GraphProto) -> None:
@@ -20,7 +20,9 @@ def fold_norms(graph: onnx.GraphProto) -> None:
     spare: set[str] = set()
     for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
         users = [node for node in graph.node if norm.output[0] in node.input]
-        if list(_read(graph)).count(norm.output[0]) != 1 or norm.output[0] in outputs:
+        if list(read(graph)).count(norm.output[0]) != 1 or norm.output[0] in outputs:
+            continue
+        if any(a.name == "training_mode" and a.i for a in norm.attribute):  # by the batch's own mean and variance
             continue
         if len(users) != 1 or users[0].op_type != "Gemm":
             continue
@@ -47,26 +49,17 @@ def fold_norms(graph: onnx.GraphProto) -> None:
         layer.input[0] = norm.input[0]
         spare.update(norm.input[1:5])
         graph.node.remove(norm)
-    for name in spare.difference(_read(graph), outputs):
+    for name in spare.difference(read(graph), outputs):
         graph.initializer.remove(constants[name])
 
 
-def _read(graph: onnx.GraphProto) -> Iterator[str]:
-    """The name of every tensor that a node reads, as often as it is read, in branches too."""
-    for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _read(attribute.g)
-
-
 def _foldable(graph: onnx.GraphProto, layer: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
-    """Whether the layer has weights, and a bias if any, of its own, plain."""
+    """Whether the layer has weights, and a bias if any, of its own, plain: nobody else reads them or is given them."""
     if any(a.name in ("alpha", "beta") and a.f != 1 for a in layer.attribute):
         return False
     if any(a.name == "transA" and a.i for a in layer.attribute):
         return False
-    readers = list(_read(graph))
+    readers = [*read(graph), *(output.name for output in graph.output)]
     return all(name in constants and readers.count(name) == 1 for name in layer.input[1:3])
 
 

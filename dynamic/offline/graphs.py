@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,13 +14,13 @@ from torch import nn
 from dynamic.bundle import Bundle
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import export_stages
+from dynamic.offline.exporting import check_names, export_stages
 from dynamic.offline.inputs import Batch
 from dynamic.offline.nesting import BATCH, Nest
 from dynamic.offline.transforms import from_transforms
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder
-from dynamic.preprocessing import Preprocess
+from dynamic.preprocessing import Normalize, Preprocess
 
 SCHEMA = 1
 
@@ -51,7 +52,8 @@ def export(
     `example_inputs`. With preprocessing, `input` takes images as bytes `[B, H, W, C]`, already resized and cropped;
     scaling and normalization are inside. The file's metadata says all this (see docs/graph.md).
 
-    Raises InputError on an unknown `batch` or missing example inputs, EngineError where a stage cannot be exported.
+    Raises InputError on an unknown `batch`, missing example inputs, an input whose name the graph uses itself, or
+    preprocessing for another number of channels; EngineError where a stage cannot be exported.
     """
     if batch not in BATCH:
         raise InputError(f"batch={batch!r} is not known; use one of {BATCH}")
@@ -59,7 +61,8 @@ def export(
     if isinstance(source, Bundle):
         if example_inputs is not None or ladder is not None or preprocess is not None or classes is not None:
             raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")
-        _write(target, source.folder, source.spec, source.ladder, batch, source.preprocess, source.classes)
+        facts = _Facts(source.preprocess, source.classes, source.engine, source.precision)
+        _write(target, source.folder, source.spec, source.ladder, batch, facts)
         return target
     if example_inputs is None:
         raise InputError("a cascade is exported with example_inputs=..., a batch as its networks take it")
@@ -68,7 +71,7 @@ def export(
     with TemporaryDirectory(prefix="dynamic-") as folder:
         spec = export_stages(cascade, Path(folder), example_inputs, progress)
         known = ladder or plain_ladder(spec, cascade.combine)
-        _write(target, Path(folder), spec, known, batch, shipped, classes)
+        _write(target, Path(folder), spec, known, batch, _Facts(shipped, classes))
     return target
 
 
@@ -86,10 +89,26 @@ def plain_ladder(spec: CascadeSpec, combine: str) -> Ladder:
     )
 
 
-def write_graphs(folder: Path, spec: CascadeSpec, ladder: Ladder) -> None:
-    """Write a bundle's graphs beside the stages' own, whose weights they share; they take what the network takes."""
+def write_graphs(
+    folder: Path, spec: CascadeSpec, ladder: Ladder, engine: str | None = None, precision: str | None = None
+) -> None:
+    """Write a bundle's graphs beside the stages' own, whose weights they share; they take what the network takes.
+
+    `engine`, `precision`: of the calibration. Raises InputError on an input whose name the graphs use themselves.
+    """
+    facts = _Facts(engine=engine, precision=precision)
     for batch, file in (("dynamic", GRAPH), ("single", SINGLE_GRAPH)):
-        onnx.save(_described(_nest(folder, spec, ladder, batch, None), spec, ladder, None, None), folder / file)
+        onnx.save(_described(_nest(folder, spec, ladder, batch, None), spec, ladder, facts), folder / file)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the graph's numbers depend on, beside cascade and ladder: where it is known."""
+
+    preprocess: Preprocess | None = None
+    classes: Sequence[str] | None = None
+    engine: str | None = None
+    precision: str | None = None
 
 
 def _nest(
@@ -97,8 +116,12 @@ def _nest(
 ) -> onnx.ModelProto:
     if len(ladder.temperature) != len(spec.stages):
         raise InputError(f"the ladder is of {len(ladder.temperature)} stages, the cascade has {len(spec.stages)}")
+    check_names(i.name for i in spec.inputs)
     if preprocess is not None and (len(spec.inputs) != 1 or len(spec.inputs[0].shape) != 3):
         raise InputError("preprocessing goes into a graph that takes one image [C, H, W]; export with preprocess=None")
+    for step in preprocess.steps if preprocess is not None else ():
+        if isinstance(step, Normalize):
+            step.check(spec.inputs[0].shape[0])
     return Nest(folder, spec, ladder.temperature, ladder.score, ladder.combine, batch, preprocess).model()
 
 
@@ -108,13 +131,12 @@ def _write(
     spec: CascadeSpec,
     ladder: Ladder,
     batch: str,
-    preprocess: Preprocess | None,
-    classes: Sequence[str] | None,
+    facts: _Facts,
 ) -> None:
     """The graph with its weights in it; beside it, in `<name>.data`, where one file could not hold them."""
-    if classes is not None and len(classes) != spec.classes:
-        raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
-    model = _described(_nest(folder, spec, ladder, batch, preprocess), spec, ladder, preprocess, classes)
+    if facts.classes is not None and len(facts.classes) != spec.classes:
+        raise InputError(f"{len(facts.classes)} class names for {spec.classes} classes: give one for each, in order")
+    model = _described(_nest(folder, spec, ladder, batch, facts.preprocess), spec, ladder, facts)
     external_data_helper.load_external_data_for_model(model, str(folder))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,28 +152,24 @@ def _write(
         raise EngineError(f"the graph could not be written to {target}: {error}") from error
 
 
-def _described(
-    model: onnx.ModelProto,
-    spec: CascadeSpec,
-    ladder: Ladder,
-    preprocess: Preprocess | None,
-    classes: Sequence[str] | None,
-) -> onnx.ModelProto:
+def _described(model: onnx.ModelProto, spec: CascadeSpec, ladder: Ladder, facts: _Facts) -> onnx.ModelProto:
     """The model with metadata: what its numbers mean to whoever finds the file alone."""
     model.producer_name = "dynamic-inference"
     points = {point["name"]: point["thresholds"] for point in ladder.to_json()["points"]}
     metadata = {
         "schema": SCHEMA,
-        "classes": list(classes) if classes is not None else None,
+        "classes": list(facts.classes) if facts.classes is not None else None,
         "stages": [stage.name for stage in spec.stages],
         "backbones": list(spec.backbone),
         "temperature": list(ladder.temperature),
         "score": ladder.score,
         "combine": ladder.combine,
-        "preprocess": preprocess.to_json() if preprocess is not None else None,
+        "preprocess": facts.preprocess.to_json() if facts.preprocess is not None else None,
         "points": points,
         "fingerprint": ladder.fingerprint,
         "certified": ladder.certified,
+        "engine": facts.engine,
+        "precision": facts.precision,
     }
     for key, value in metadata.items():
         entry = model.metadata_props.add()

@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dynamic.engines.contract import CascadeSpec, InputSpec
+from dynamic.engines.contract import THRESHOLDS, CascadeSpec, InputSpec
+from dynamic.offline.nodes import branches, captured
 from dynamic.policies.scores import TINY, groups
 from dynamic.preprocessing import Normalize, Preprocess, Scale
 
@@ -154,9 +155,9 @@ class Nest:
             inputs[0] = helper.make_tensor_value_info(names[0], TensorProto.UINT8, [rows, *size, channels])
             names[0] = _numbers(top, names[0], self.preprocess)
         if count > 1:
-            inputs.append(helper.make_tensor_value_info("thresholds", TensorProto.FLOAT, [count - 1]))
+            inputs.append(helper.make_tensor_value_info(THRESHOLDS, TensorProto.FLOAT, [count - 1]))
             self._limits = [f"threshold_{s}" for s in range(count - 1)]
-            node = helper.make_node("Split", ["thresholds"], self._limits, "split", axis=0, num_outputs=count - 1)
+            node = helper.make_node("Split", [THRESHOLDS], self._limits, "split", axis=0, num_outputs=count - 1)
             top.nodes.append(node)
         ending = self._backbone(top, 0, names, _State())
         answer = self._normalized(top, ending.total) if self._averages else ending.total
@@ -387,7 +388,7 @@ def _load(path: Path, prefix: str, inputs: Sequence[str]) -> _Loaded:
         (body if in_body else head).append(node)
         if in_body:
             needed.update(node.input)
-            needed.update(_captured(node))
+            needed.update(captured(node))
     return _Loaded(
         logits=logits,
         carry=carry,
@@ -403,7 +404,7 @@ def _inline(body: _Body, nodes: Sequence[onnx.NodeProto], initializers: dict[str
     have = {tensor.name for tensor in body.initializers}
     for node in nodes:
         body.nodes.append(node)
-        for name in (*node.input, *_captured(node)):
+        for name in (*node.input, *captured(node)):
             if name in initializers and name not in have:
                 body.initializers.append(initializers[name])
                 have.add(name)
@@ -430,21 +431,12 @@ def _rename(node: onnx.NodeProto, name_of: Callable[[str], str]) -> None:
         for i, name in enumerate(names):
             if name:
                 names[i] = name_of(name)
-    for graph in _branches(node):
+    for graph in branches(node):
         for inner in graph.node:
             _rename(inner, name_of)
         for entry in (*graph.input, *graph.output, *graph.initializer):
             entry.name = name_of(entry.name)
         del graph.value_info[:]
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that the bodies of control flow take from the outer graph."""
-    return {n for graph in _branches(node) for inner in graph.node for n in (*inner.input, *_captured(inner))}
-
-
-def _branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
 
 
 def _kind(spec: InputSpec) -> int:

@@ -1,0 +1,23 @@
+"""What the nodes of an ONNX graph read, in the branches of control flow too."""
+
+from collections.abc import Iterator
+
+import onnx
+
+
+def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a node."""
+    return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Names that a node's branches read; those from the graph around it are among them."""
+    return {name for graph in branches(node) for name in read(graph)}
+
+
+def read(graph: onnx.GraphProto) -> Iterator[str]:
+    """The name of every tensor that a node reads, as often as it is read."""
+    for node in graph.node:
+        yield from node.input
+        for inner in branches(node):
+            yield from read(inner)
