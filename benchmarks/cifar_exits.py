@@ -65,7 +65,7 @@ class Rule:
 
 
 MARGINS = tuple(np.arange(4.0, -0.25, -0.25).tolist())  # standard errors, widest first
-RULE = Rule("backbones", within=0.37)  # 0.38 is the goal; a request costs a little more than its stages
+RULE = Rule("backbones", within=0.36)  # 0.38 is the goal; a request costs a little more than its stages
 RULES = (
     *(Rule("backbones", within=within) for within in (0.34, 0.35, 0.36, 0.37, 0.38, 0.39, 0.40)),
     *(Rule(combine, within=0.38) for combine in ("last", "mean")),

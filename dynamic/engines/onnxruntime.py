@@ -20,14 +20,14 @@ class Sessions:
     """Inference sessions by file, created when first wanted, in the process that wants them.
 
     `threads`: of each operator (None: the cores this process may use). `idle`: what worker threads do when there is
-    nothing to do: "sleep" at once, or "spin" for some microseconds first, and never longer than their session runs.
-    That answers sooner where requests follow each other and cores are free. ONNX Runtime's own spinning goes on for
-    milliseconds, here against the threads of the next stage, since each session has its own: ResNet-20, 32 and 56 stage
-    by stage on two cores took 1.74 ms a request that way, 1.06 sleeping, 0.73 with "spin", and 40 CPU-ms at 10 requests
-    a second.
+    nothing to do: "sleep" at once, or "spin" for a while first. That answers sooner where requests follow each other
+    and cores are free. `rivals`: several sessions serve one request, each with threads of its own. ONNX Runtime's
+    spinning goes on for milliseconds, then against the threads of the next stage, so there they spin for some
+    microseconds and never longer than their session runs: ResNet-20, 32 and 56 stage by stage on two cores took 1.74 ms
+    a request with its own spinning, 1.06 sleeping, 0.73 like that.
     """
 
-    def __init__(self, folder: Path, threads: int | None, idle: str) -> None:
+    def __init__(self, folder: Path, threads: int | None, idle: str, rivals: bool) -> None:
         import onnxruntime
 
         if idle not in IDLE:
@@ -35,7 +35,7 @@ class Sessions:
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
-        self._folder, self._idle, self._library = folder, idle, onnxruntime
+        self._folder, self._idle, self._rivals, self._library = folder, idle, rivals, onnxruntime
         self._open: dict[str, Any] = {}  # file -> session
         self._lock = threading.Lock()
         forget_after_fork(self)
@@ -73,7 +73,7 @@ class Sessions:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._idle == "spin" else "0")
-        if self._idle == "spin":
+        if self._idle == "spin" and self._rivals:
             options.add_session_config_entry("session.force_spinning_stop", "1")  # once the session is done
             options.add_session_config_entry("session.intra_op.spin_duration_us", "20")  # ignored by older versions
         try:
@@ -89,7 +89,7 @@ class OnnxRuntimeExecutor:
     precision = "f32"
 
     def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, idle: str = "sleep") -> None:
-        self._sessions = Sessions(folder, threads, idle)
+        self._sessions = Sessions(folder, threads, idle, rivals=True)
         self.threads = self._sessions.threads
         self._spec = spec
         names = ([i.name for i in spec.inputs], [f"carry_{i}" for i in range(max(s.carry for s in spec.stages))])
@@ -148,7 +148,7 @@ class OnnxRuntimeGraph:
     """The whole cascade as one session for single inputs and one for batches; for the options see `Sessions`."""
 
     def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, idle: str = "sleep") -> None:
-        self._sessions = Sessions(folder, threads, idle)
+        self._sessions = Sessions(folder, threads, idle, rivals=False)
 
     def ready(self, rows: int) -> bool:
         """Whether the session for so many rows is there."""
