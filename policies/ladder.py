@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dynamic.policies.drift import ScoreBins
 from dynamic.policies.errors import CorruptError, SchemaError
 
 SCHEMA = 1
@@ -15,9 +16,11 @@ class Point:
     """Which stages are allowed and when inputs leave them.
 
     `thresholds [S-1]` (an input leaves where `threshold < score`; inf: exit off); `backbones` it needs;
-    `target`: the drop it was chosen for (0 for the reference; None: for none); `risk`: signed accuracy drop to
-    the reference measured on `n` records it was not chosen on; `bound` at `delta` (None: not certified);
-    `accuracy` (low, mid, high) on the same records, 95% interval; `shares [S]` of inputs leaving at each stage.
+    `target`: the risk it was chosen for (0 for the reference; None: for none); `risk`: as measured on `n` records that
+    thresholds were not chosen on, of the `kind` that is bounded (see `dynamic.policies.risks`); `bound`: what the risk
+    is at most, with all other bounds of the ladder, with probability 1 - `delta` (None: not certified); `drop`: signed
+    accuracy drop to the reference on the same records (None without labels); `accuracy` (low, mid, high) there, 95%
+    interval, or agreement with the reference where there are no labels; `shares [S]` of inputs leaving at each stage.
     """
 
     name: str
@@ -30,13 +33,51 @@ class Point:
     n: int
     accuracy: tuple[float, float, float]
     shares: tuple[float, ...]
+    kind: str = "drop"
+    drop: float | None = None
 
     @property
     def promised_drop(self) -> float:
-        """The drop that a budget may count on: the target where a bound stands behind it, else at least the risk."""
-        if self.target is not None and self.bound is not None:
-            return self.target
+        """The drop that a budget may count on: the bound where there is one, else at least what was measured.
+
+        Harm and disagreement are never less than the drop, so that a bound on them bounds it; one on errors does not.
+        """
+        if self.kind == "error":
+            return max(self.drop or 0.0, 0.0)
+        if self.bound is not None:
+            return self.bound
         return max(self.target or 0.0, self.risk)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A target that nothing was certified for: the `risk` measured of the safest thresholds that were tried.
+
+    `needed`: certifying records, or groups, that would do if that risk were the true one (None: no number would).
+    """
+
+    target: float
+    risk: float
+    needed: int | None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What the ladder's bounds rest on: void where anything of it, or of the ladder's fingerprint, changes.
+
+    With probability at least 1 - `delta` over the draw of the calibration data, the `risk` of every point with a bound
+    is at most that bound. `test`: where the p-values come from; `images` that certified (in `groups`, if they come in
+    groups), after `search_images` had chosen; the `date`, ISO; targets that are `missing`.
+    """
+
+    risk: str
+    delta: float
+    test: str
+    images: int
+    groups: int | None
+    search_images: int
+    date: str
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,8 +85,9 @@ class Ladder:
     """Operating points of one cascade, the reference first, then from dear to cheap.
 
     `temperature [S]`, `score` and `combine` say how logits become answers; `backbone [S]`; `fingerprint`: what
-    it was measured on. `certified`: whether the bounds hold jointly at their delta; an uncertified ladder runs,
-    and every result says so.
+    it was measured on. `certified`: whether any point but the reference has a bound; an uncertified ladder runs, and
+    every result says so. `certificate`: what the bounds rest on (None: nobody tried). `scores [S]`: what calibration
+    inputs scored at each stage where it is the first evaluated, to notice drift by (empty: unknown).
     """
 
     temperature: tuple[float, ...]
@@ -56,12 +98,16 @@ class Ladder:
     points: tuple[Point, ...]
     fingerprint: str
     certified: bool
+    certificate: Certificate | None = None
+    scores: tuple[ScoreBins, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; infinite thresholds as "inf" and "-inf"."""
         data = asdict(self) | {"schema": SCHEMA}
         for point in data["points"]:
-            point["thresholds"] = [t if math.isfinite(t) else str(t) for t in point["thresholds"]]
+            point["thresholds"] = [_number(t) for t in point["thresholds"]]
+        for bins in data["scores"]:
+            bins["edges"] = [_number(edge) for edge in bins["edges"]]
         return data
 
     @classmethod
@@ -82,6 +128,11 @@ class Ladder:
                 points=tuple(_point(point) for point in data["points"]),
                 fingerprint=data["fingerprint"],
                 certified=bool(data["certified"]),
+                certificate=_certificate(data["certificate"]),
+                scores=tuple(
+                    ScoreBins(tuple(map(float, bins["edges"])), tuple(map(int, bins["counts"])))
+                    for bins in data["scores"]
+                ),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"the ladder does not read ({error!r}); build the bundle again") from error
@@ -100,4 +151,18 @@ def _point(data: Mapping[str, Any]) -> Point:
         n=int(data["n"]),
         accuracy=(low, mid, high),
         shares=tuple(map(float, data["shares"])),
+        kind=data["kind"],
+        drop=data["drop"],
     )
+
+
+def _certificate(data: Mapping[str, Any] | None) -> Certificate | None:
+    if data is None:
+        return None
+    missing = tuple(Missing(**entry) for entry in data["missing"])
+    return Certificate(**{**data, "missing": missing})
+
+
+def _number(value: float) -> float | str:
+    """A float as JSON has it: infinite ones as text."""
+    return value if math.isfinite(value) else str(value)
