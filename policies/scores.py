@@ -3,8 +3,9 @@
 One truth for the engines' loop, for threshold search and for replay.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,13 @@ def negative_entropy(probability: Floats) -> Floats:
     return terms.sum(axis=-1)  # type: ignore[no-any-return]
 
 
-SCORES: dict[str, Callable[[Floats], Floats]] = {
+_OF_ONE_ANSWER: dict[str, Callable[[Floats], Floats]] = {
     "max_probability": max_probability,
     "margin": margin,
     "negative_entropy": negative_entropy,
 }
+PATIENCE = "patience"
+SCORES = (*_OF_ONE_ANSWER, PATIENCE)
 COMBINE = ("mean", "last", "backbones")
 
 
@@ -60,7 +63,8 @@ class Running:
     Stages come in groups, of which each gives one answer, that of its latest stage (see `Combiner`). `total [B, C]`:
     sum of the answers' probabilities, that of the current `group` included; `before [B, C]`: the sum without it.
     `answers`, `answers_before`: how many are in them; `count [B]`, `count_before [B]`: the same by row, once rows
-    differ.
+    differ. With score "patience", `label [B]` of the latest answer and `same [B]`, how many answers directly before it
+    had that label (-1: there is no answer yet).
     """
 
     total: Floats | None = None
@@ -70,11 +74,13 @@ class Running:
     count: Floats | None = None
     count_before: Floats | None = None
     group: int = -1
+    label: NDArray[np.intp] | None = None
+    same: Floats | None = None
 
     def select(self, rows: NDArray[np.intp]) -> "Running":
         """The same for these rows alone."""
 
-        def some(array: Floats | None) -> Floats | None:
+        def some(array: NDArray[Any] | None) -> NDArray[Any] | None:
             return None if array is None else array[rows]
 
         return Running(
@@ -85,13 +91,15 @@ class Running:
             some(self.count),
             some(self.count_before),
             self.group,
+            some(self.label),
+            some(self.same),
         )
 
     def enter(self, group: int) -> "Running":
         """The same at a stage of `group`: the answer of a group that is over stands."""
         if group == self.group:
             return self
-        return Running(self.total, self.total, self.answers, self.answers, self.count, self.count, group)
+        return replace(self, before=self.total, answers_before=self.answers, count_before=self.count, group=group)
 
 
 class Combiner:
@@ -103,6 +111,9 @@ class Combiner:
     probabilities, the row gets score NaN there (so it does not leave) and that stage is left out: the answer of the
     stages before stands.
 
+    `score`: one of the functions above, of the answer's probabilities, or "patience": how many answers directly before
+    this one gave the same class, in an unbroken run (Zhou et al. 2020, BERT Loses Patience).
+
     Raises BudgetError on an unknown score or combination, or "backbones" without `backbone [S]`.
     """
 
@@ -112,7 +123,7 @@ class Combiner:
         if score not in SCORES:
             raise BudgetError(f"score={score!r} is not known; use one of {sorted(SCORES)}")
         self._temperature = temperature
-        self._score = SCORES[score]
+        self._score = _OF_ONE_ANSWER.get(score)
         self._group = groups(combine, backbone, len(temperature))
 
     def start(self) -> Running:
@@ -129,14 +140,18 @@ class Combiner:
 
     def merge(self, state: Running, stage: int, probability: Floats) -> tuple[Floats, Floats, Running]:
         """Take in a stage's probabilities `[B, C]`: (the answer's `[B, C]`, score `[B]`, new state)."""
-        state = state.enter(self._group[stage])
-        if state.count is not None or np.isnan(probability.sum()):
-            return self._merge_by_row(state, probability)
-        total = probability if state.before is None else state.before + probability
-        answers = state.answers_before + 1
-        answer = total if answers == 1 else total * np.float32(1.0 / answers)
-        after = Running(total, state.before, answers, state.answers_before, group=state.group)
-        return answer, self._score(answer), after
+        group = self._group[stage]
+        if state.count is not None or math.isnan(probability.sum()):
+            return self._merge_by_row(state.enter(group), probability)
+        # this is overhead of every request: what `enter` gives, but not made for its own sake
+        new = group != state.group
+        before, answers = (state.total, state.answers) if new else (state.before, state.answers_before)
+        total = probability if before is None else before + probability
+        answer = total if answers == 0 else total * np.float32(1.0 / (answers + 1))
+        if self._score is not None:
+            return answer, self._score(answer), Running(total, before, answers + 1, answers, None, None, group)
+        same, label = _patience(state, total)
+        return answer, same, Running(total, before, answers + 1, answers, None, None, group, label, same)
 
     def _merge_by_row(self, state: Running, probability: Floats) -> tuple[Floats, Floats, Running]:
         good: NDArray[np.bool_] = np.asarray(np.isfinite(probability).all(axis=1))  # [B]
@@ -151,11 +166,26 @@ class Combiner:
         count = np.where(good, had_before + 1, had).astype(np.float32)
         answer = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], np.float32(np.nan))
         score = np.full(len(good), np.nan, np.float32)
-        score[good] = self._score(answer[good])
-        after = Running(
-            total, state.before, state.answers_before + 1, state.answers_before, count, had_before, state.group
+        label = same = None
+        if self._score is not None:
+            score[good] = self._score(answer[good])
+        else:
+            told, label = _patience(state, total)  # of a row that is not good as before: its total is
+            score[good] = told[good]
+            same = np.where(good, told, np.float32(-1) if state.same is None else state.same)
+        answers = state.answers_before + 1
+        after = replace(
+            state, total=total, answers=answers, count=count, count_before=had_before, label=label, same=same
         )
         return answer, score, after
+
+
+def _patience(state: Running, total: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """(score "patience" `[B]`, label `[B]`) of the answer whose sum is `total [B, C]`, after those in `state`."""
+    label = total.argmax(axis=1)  # the average's own, but not rounded once more
+    if state.same is None:
+        return np.zeros(len(label), np.float32), label
+    return (state.same + 1) * (label == state.label), label
 
 
 def groups(combine: str, backbone: tuple[int, ...] | None, stages: int) -> tuple[int, ...]:

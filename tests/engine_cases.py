@@ -91,6 +91,7 @@ class Case:
     score: str = "max_probability"
     combine: str = "mean"
     _shared: dict[str, CascadeEngine] = field(default_factory=dict, init=False, repr=False)
+    _ruled: "dict[tuple[str, str], Case]" = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -122,12 +123,14 @@ class Case:
         return case
 
     def ruled(self, score: str, combine: str) -> "Case":
-        """The same stages under another score and combination, in a folder beside."""
-        folder = self.folder.with_name(f"{self.folder.name}-{score}-{combine}")
-        shutil.copytree(self.folder, folder)
-        other = replace(self, folder=folder, score=score, combine=combine)
-        write_graphs(folder, self.spec, other.ladder)
-        return other
+        """The same stages under another score and combination, in a folder beside; made once."""
+        if (score, combine) not in self._ruled:
+            folder = self.folder.with_name(f"{self.folder.name}-{score}-{combine}")
+            shutil.copytree(self.folder, folder)
+            other = replace(self, folder=folder, score=score, combine=combine)
+            write_graphs(folder, self.spec, other.ladder)
+            self._ruled[score, combine] = other
+        return self._ruled[score, combine]
 
     @property
     def ladder(self) -> Ladder:
@@ -212,6 +215,8 @@ def _walk(
     answer = np.full(logits.shape[1], np.nan)
     scores: list[float] = []
     near, last = False, len(logits) - 1
+    patient = case.score == "patience"  # whole numbers: what rounding may decide is the answer
+    label, same = -1, 0
     for s in range(last + 1):
         if not every and s < last and limits[s] == INF:
             continue
@@ -220,11 +225,14 @@ def _walk(
         if good:
             answers[{"mean": s, "last": 0, "backbones": case.spec.backbone[s]}[case.combine]] = own
             answer = np.mean(list(answers.values()), axis=0)
-        scores.append(_score(answer, case.score) if good else np.nan)
+            near |= patient and _score(answer, "margin") < 1e-4
+            same = same + 1 if answer.argmax() == label else 0
+            label = int(answer.argmax())
+        scores.append(np.nan if not good else same if patient else _score(answer, case.score))
         if s == last or limits[s] < scores[-1]:
             break
-        near |= abs(scores[-1] - limits[s]) < 1e-4
-    near |= s < last and abs(scores[-1] - limits[s]) < 1e-4
+        near |= not patient and abs(scores[-1] - limits[s]) < 1e-4
+    near |= s < last and not patient and abs(scores[-1] - limits[s]) < 1e-4
     return s, answer, scores, near
 
 

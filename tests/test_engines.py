@@ -4,7 +4,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 @pytest.fixture(scope="module")
 def ruled(case: Case) -> Callable[[str, str], Case]:
     """The case under a score and a combination."""
-    return cache(case.ruled)
+    return case.ruled
 
 
 @pytest.fixture(params=WAYS)
@@ -68,10 +67,13 @@ def agrees(case: Case, way: str, thresholds: Any) -> set[int]:
     return set(truth.stage.tolist())
 
 
+@pytest.mark.parametrize("score", ["max_probability", "patience"])
 @pytest.mark.parametrize("combine", COMBINE)
 @pytest.mark.parametrize("thresholds", THRESHOLDS)
-def test_same_answers_as_torch_row_by_row(ruled: Ruled, way: str, combine: str, thresholds: tuple[float, ...]) -> None:
-    agrees(ruled("max_probability", combine), way, thresholds)
+def test_same_answers_as_torch_row_by_row(
+    ruled: Ruled, way: str, score: str, combine: str, thresholds: tuple[float, ...]
+) -> None:
+    agrees(ruled(score, combine), way, thresholds)
 
 
 @pytest.mark.parametrize("combine", COMBINE)
@@ -81,6 +83,26 @@ def test_every_score(ruled: Ruled, way: str, score: str, combine: str) -> None:
     assert len(agrees(case, way, case.quantiles(0.4))) == 4
     first, _, third = case.quantiles(0.3)
     assert agrees(case, way, (first, INF, third)) == {0, 2, 3}
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+@pytest.mark.parametrize(
+    ("thresholds", "left"),
+    [
+        ((0.5, 0.5, 0.5), {1, 2, 3}),
+        ((0.5, 1.5, 1.5), {2, 3}),
+        ((0.5, INF, 0.5), {2, 3}),
+        ((0.5, 0.5, INF), {1, 3}),
+        ((INF, 0.5, 0.5), {2, 3}),
+        ((0.5, INF, INF), {3}),
+        ((-1.0, 0.5, 0.5), {0}),
+    ],
+)
+def test_patience(ruled: Ruled, way: str, combine: str, thresholds: tuple[float, ...], left: set[int]) -> None:
+    """Whoever gave the same answer before leaves; the first exit that is on has nothing to compare with."""
+    found = agrees(ruled("patience", combine), way, thresholds)
+    assert found <= left
+    assert found == left or combine != "mean", "where networks vote, answers are the same often enough to tell"
 
 
 @pytest.mark.parametrize("way", GRAPHS)
@@ -95,8 +117,12 @@ def test_one_row_takes_the_graph_for_one_and_more_the_other(case: Case, way: str
     assert opened.loaded() == frozenset(), "no stage of its own"
 
 
+@pytest.mark.parametrize("score", ["max_probability", "patience"])
 @pytest.mark.parametrize("thresholds", THRESHOLDS)
-def test_replay_of_the_records_says_what_the_engine_does(case: Case, way: str, thresholds: tuple[float, ...]) -> None:
+def test_replay_of_the_records_says_what_the_engine_does(
+    ruled: Ruled, way: str, score: str, thresholds: tuple[float, ...]
+) -> None:
+    case = ruled(score, "mean")
     opened, limits = case.shared(way), np.array(thresholds, np.float32)
     output = opened.run(case.inputs, limits)
     found = replay(opened.all_logits(case.inputs), case.combiner, limits, case.spec.backbone)
@@ -160,9 +186,13 @@ def broken_mean(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return made
 
 
-@pytest.fixture(scope="module", params=["mean", "last"])
+@pytest.fixture(
+    scope="module",
+    params=[("max_probability", "mean"), ("max_probability", "last"), ("patience", "mean")],
+    ids="-".join,
+)
 def broken(request: pytest.FixtureRequest, broken_mean: Case) -> Case:
-    return broken_mean if request.param == "mean" else broken_mean.ruled("max_probability", "last")
+    return broken_mean.ruled(*request.param)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +213,65 @@ def test_a_stage_of_nothing_finite_stops_nobody_and_is_left_out(
         output = opened.run(broken.rows(at), limits)
         check(output, truth, at)
         assert np.isnan(output.logits).all() == (nothing and row < 8)
+
+
+class Untouched(nn.Module):
+    """Hands the input on."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x + 0,)
+
+
+class Flattened(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.linear(x.flatten(1)),)
+
+
+class BrokenExit(StagedNetwork):
+    """Its exit is broken, its end is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.rest = Untouched(), Broken(), Flattened()
+
+    @property
+    def exit_stages(self) -> tuple[Stage, ...]:
+        return (Stage("early", self.first, self.head), Stage("last", self.rest, nn.Identity()))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.head(x), self.rest(x)[0]]
+
+
+@pytest.fixture(scope="module")
+def broken_between(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Of five stages the second, an exit, and the fourth, a network, are broken for 16 rows of 24."""
+    torch.manual_seed(2)
+    x = torch.randn(24, 1, 8, 8)
+    x[:16, 0, 0, 0] = -1.0 - torch.arange(16) % 4
+    made = Case.of(
+        Cascade([Plain(), BrokenExit(), Broken(), Plain()]), tmp_path_factory.mktemp("between") / "graphs", x
+    )
+    assert [int((~np.isfinite(made.logits[:, s]).all(axis=1)).sum()) for s in range(5)] == [0, 16, 0, 16, 0]
+    return made
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+@pytest.mark.parametrize(
+    "thresholds",
+    [(0.5,) * 4, (0.5, 0.5, 1.5, 1.5), (INF, 0.5, 0.5, 0.5), (INF, 0.5, INF, 0.5), (0.5, 0.5, INF, 2.5), (4.0,) * 4],
+)
+def test_patience_does_not_count_a_stage_of_nothing_finite(
+    broken_between: Case, way: str, combine: str, thresholds: tuple[float, ...]
+) -> None:
+    case = broken_between.ruled("patience", combine)
+    agrees(case, way, thresholds)
+    left = case.truth((0.5,) * 4).stage[:16]
+    assert 2 in left, "compared with the first stage, past the broken second"
+    assert not {1, 3} & set(left.tolist())
 
 
 @pytest.fixture(scope="module")

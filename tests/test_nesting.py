@@ -30,6 +30,12 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return four_stages(tmp_path_factory)
 
 
+@pytest.fixture(scope="module", params=["max_probability", "patience"])
+def scored(request: pytest.FixtureRequest, case: Case) -> Case:
+    """Of the one score no stage knows anything of those before, of the other each does."""
+    return case if request.param == case.score else case.ruled(request.param, case.combine)
+
+
 class Profile:
     """Operators that ran in one call, with the stage each belongs to (-1: none) and the rows it gave."""
 
@@ -86,9 +92,9 @@ def level(request: pytest.FixtureRequest) -> str:
     ],
 )
 def test_only_what_is_reached_and_on_runs(
-    case: Case, tmp_path: Path, level: str, rows: int, thresholds: tuple[float, ...], ran: set[int]
+    scored: Case, tmp_path: Path, level: str, rows: int, thresholds: tuple[float, ...], ran: set[int]
 ) -> None:
-    profile = Profile(case, tmp_path, rows, thresholds, level)
+    profile = Profile(scored, tmp_path, rows, thresholds, level)
     assert profile.stages() == ran
     assert set(profile.stage.tolist()) == {max(ran)}
     assert profile.head() == (1 in ran and thresholds[1] != INF)

@@ -11,7 +11,7 @@ from policy_cases import INF, learned
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.plan import plan
 from dynamic.policies.replay import cost_to, predictions, replay, shares
-from dynamic.policies.scores import COMBINE, Combiner
+from dynamic.policies.scores import COMBINE, SCORES, Combiner
 
 TEMPERATURE = (1.0, 1.7, 0.8, 1.2)
 BACKBONE = (0, 0, 1, 2)
@@ -22,6 +22,8 @@ THRESHOLDS = [
     (INF, INF, INF),
     (2.0, 2.0, 2.0),
     (INF, -INF, 0.5),
+    (0.5, INF, 0.5),
+    (0.5, 1.5, 1.5),
 ]
 
 
@@ -33,6 +35,11 @@ def score_of(p: list[float], kind: str) -> float:
     return sum(q * math.log(q) for q in p if q > 0)
 
 
+def patience(labels: list[int]) -> int:
+    """How many of the labels directly before the last are the same."""
+    return next((i for i, label in enumerate(labels[-2::-1]) if label != labels[-1]), len(labels) - 1)
+
+
 def one_by_one(
     logits: NDArray[Any], thresholds: tuple[float, ...], combine: str, kind: str
 ) -> list[tuple[int, int, float]]:
@@ -40,6 +47,7 @@ def one_by_one(
     found = []
     for record in logits.astype(float).tolist():
         answers: dict[int, list[float]] = {}  # by what has one vote
+        labels: list[int] = []
         for s, z in enumerate(record):
             if s < 3 and thresholds[s] == INF:
                 continue
@@ -50,7 +58,10 @@ def one_by_one(
                 answers[{"mean": s, "last": 0, "backbones": BACKBONE[s]}[combine]] = [v / sum(e) for v in e]
             chosen = list(answers.values())
             p = [sum(column) / len(chosen) for column in zip(*chosen, strict=True)]
-            sure = score_of(p, kind) if good else math.nan
+            labels += [p.index(max(p))] if good else []
+            sure = math.nan
+            if good:
+                sure = patience(labels) if kind == "patience" else score_of(p, kind)
             if s == 3 or sure > thresholds[s]:
                 found.append((s, p.index(max(p)) if p else -1, sure))
                 break
@@ -58,7 +69,7 @@ def one_by_one(
 
 
 @pytest.mark.parametrize("combine", COMBINE)
-@pytest.mark.parametrize("kind", ["max_probability", "margin", "negative_entropy"])
+@pytest.mark.parametrize("kind", SCORES)
 @pytest.mark.parametrize("thresholds", THRESHOLDS)
 def test_one_by_one(combine: str, kind: str, thresholds: tuple[float, ...]) -> None:
     logits, _ = learned(150, 4)
@@ -80,6 +91,9 @@ def test_the_cases_above_spread_over_the_stages() -> None:
     left = {t: set(replay(logits, Combiner(TEMPERATURE, "margin", "mean"), t, BACKBONE).stage) for t in THRESHOLDS}
     assert left[0.7, 0.5, 0.45] == {0, 1, 2, 3}
     assert left[-INF, 0.5, 0.5] == {0}
+    patient = Combiner(TEMPERATURE, "patience", "last")
+    assert set(replay(logits, patient, (0.5, 0.5, 0.5), BACKBONE).stage) == {1, 2, 3}
+    assert set(replay(logits, patient, (0.5, 1.5, 1.5), BACKBONE).stage) == {2, 3}
 
 
 @pytest.mark.parametrize("combine", COMBINE)

@@ -118,6 +118,47 @@ def test_backbones_fall_back_on_the_exit_before_a_broken_one() -> None:
     assert [np.isnan(score).tolist() for _, score in found] == [[False] * 2, [True, False], [False] * 2, [False, True]]
 
 
+# of a row: the probability of class 0 at each stage (None: nothing finite), and its score there
+PATIENCE = {
+    "last": [
+        ([0.8, 0.6, 0.9, 0.7], [0, 1, 2, 3]),
+        ([0.8, 0.3, 0.4, 0.7], [0, 0, 1, 0]),
+        ([0.8, 0.3, 0.7, 0.2], [0, 0, 0, 0]),
+        ([0.5, 0.7, 0.5, 0.2], [0, 1, 2, 0]),  # of classes that are as likely the first
+        ([0.2, 0.5, 0.5, 0.5], [0, 0, 1, 2]),
+        ([0.8, None, 0.7, 0.6], [0, NAN, 1, 2]),  # the run goes on behind it
+        ([0.8, None, 0.3, None], [0, NAN, 0, NAN]),
+        ([None, 0.3, None, 0.2], [NAN, 0, NAN, 1]),
+        ([None, None, 0.8, 0.7], [NAN, NAN, 0, 1]),  # what has no answer yet was not class 0
+        ([None, None, None, None], [NAN, NAN, NAN, NAN]),
+    ],
+    "mean": [
+        ([0.8, 0.3, 0.2, 0.1], [0, 1, 0, 1]),  # means 0.8, 0.55, 0.43, 0.35
+        ([0.75, 0.25, 0.9, 0.0], [0, 1, 2, 0]),  # means 0.75, 0.5, 0.63, 0.475
+        ([0.8, None, 0.3, 0.1], [0, NAN, 1, 0]),  # means 0.8, none, 0.55, 0.4
+    ],
+    "backbones": [  # 0, 1, 1, 2
+        ([0.8, 0.4, 0.1, 0.7], [0, 1, 0, 0]),  # means 0.8, 0.6, 0.45 (without 0.4), 0.53
+        ([0.8, 0.1, 0.4, 0.7], [0, 0, 0, 1]),  # means 0.8, 0.45, 0.6, 0.63
+        ([0.8, 0.1, None, 0.3], [0, 0, NAN, 1]),  # means 0.8, 0.45, none, 0.4
+    ],
+}
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+def test_patience_by_hand(combine: str) -> None:
+    first = np.array([row for row, _ in PATIENCE[combine]], np.float32).T  # [S, B]
+    logits = np.log(np.stack([first, 1 - first], axis=-1) + np.float32(1e-30))
+    expected = np.array([score for _, score in PATIENCE[combine]]).T
+    one = combiner(combine, 4, "patience")
+    together = [score for _, score in run(one, logits)]
+    np.testing.assert_array_equal(together, expected)
+    assert {score.dtype for score in together} == {np.dtype(np.float32)}
+    for row in range(first.shape[1]):
+        alone = [score for _, score in run(one, logits[:, row : row + 1])]
+        np.testing.assert_array_equal(alone, expected[:, row : row + 1])
+
+
 def test_each_stage_has_its_own_temperature() -> None:
     one = Combiner((1.0, 2.0), "margin", "last")
     logits = np.array([[[3.0, 1.0]], [[3.0, 1.0]]], np.float32)
@@ -174,20 +215,21 @@ def test_broken_rows_do_not_touch_the_others(
         assert all(np.isnan(together[stage][1][row]) for stage in np.flatnonzero(broken[:, row]))
 
 
+@pytest.mark.parametrize("score", ["max_probability", "patience"])
 @pytest.mark.parametrize("combine", COMBINE)
 @pytest.mark.parametrize("broken", [False, True])
-def test_rows_that_stay_go_on_as_if_alone(combine: str, broken: bool) -> None:
+def test_rows_that_stay_go_on_as_if_alone(combine: str, broken: bool, score: str) -> None:
     logits = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
     if broken:
         logits[1, 2] = NAN
-    one, rows = combiner(combine), np.array([0, 2])
+    one, rows = combiner(combine, score=score), np.array([0, 2])
     state = one.start()
     for stage in range(2):
         _, _, state = one.add(state, stage, logits[stage])
-    answer, score, _ = one.add(state.select(rows), 2, logits[2, rows])
-    expected, expected_score = run(one, logits[:, rows])[2]
+    answer, sure, _ = one.add(state.select(rows), 2, logits[2, rows])
+    expected, expected_sure = run(one, logits[:, rows])[2]
     np.testing.assert_allclose(answer, expected, rtol=1e-6)
-    np.testing.assert_allclose(score, expected_score, rtol=1e-6)
+    np.testing.assert_allclose(sure, expected_sure, rtol=1e-6)
     assert Running().select(rows) == Running()
 
 

@@ -9,51 +9,58 @@ the one before it without being written twice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from dynamic.engines.contract import THRESHOLDS, CascadeSpec, InputSpec
-from dynamic.offline.nodes import branches, captured
-from dynamic.policies.scores import TINY, groups
+from dynamic.offline.branching import Body, Branch
+from dynamic.offline.inlining import StageGraph, fold_factor, inline, load_stage
+from dynamic.policies.scores import PATIENCE, TINY, groups
 from dynamic.preprocessing import Normalize, Preprocess, Scale
 
 BATCH = ("single", "dynamic")
 
 _NOT_YET = -1  # the stage of a row that has not left
+_NO_ANSWER = -1.0  # its `same` before the first answer: one more is 0
 _KINDS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT)  # of an ending
 
 
 @dataclass(frozen=True)
 class _State:
-    """What the stages before have said, by name: sums of probabilities `[B, C]` (see `policies.scores.Running`).
+    """What the stages before have said, by name (see `policies.scores.Running`).
 
-    `total`: of all groups of stages so far; `before`: without the current group. None: nothing yet.
+    `total`: sum of probabilities `[B, C]` of all groups of stages so far; `before`: without the current group; `same`
+    `[B]`: with score "patience", the latest answer's. None: nothing yet, or not needed.
     """
 
     total: str | None = None
     before: str | None = None
+    same: str | None = None
 
     def enter(self, new_group: bool) -> "_State":
         """The same at a stage of another group than the one before, or of the same."""
-        return _State(self.total, self.total) if new_group else self
+        return replace(self, before=self.total) if new_group else self
 
     @property
     def names(self) -> list[str]:
-        return [name for name in (self.total, self.before) if name is not None]
+        return [name for name in (self.total, self.before, self.same) if name is not None]
 
     def renamed(self, name_of: Mapping[str, str]) -> "_State":
         """The same under other names."""
-        return _State(*(None if name is None else name_of[name] for name in (self.total, self.before)))
+        return _State(*(None if name is None else name_of[name] for name in (self.total, self.before, self.same)))
 
 
 @dataclass(frozen=True)
 class _Ending:
-    """What a nest yields, by name: `total [B, C]` of probabilities, `stage [B]`, `score [B]`."""
+    """What a nest yields, by name: `total [B, C]` of probabilities, `stage [B]`, `score [B]`.
+
+    With score "patience", of rows that have not left `score` is `same` of the state.
+    """
 
     total: str
     stage: str
@@ -62,58 +69,6 @@ class _Ending:
     @property
     def names(self) -> tuple[str, str, str]:
         return self.total, self.stage, self.score
-
-
-class _Body:
-    """A graph under construction: the model's own, or a branch of an `If`."""
-
-    def __init__(self, prefix: str = "") -> None:
-        self.prefix = prefix
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self._count = 0
-
-    def name(self, hint: str) -> str:
-        """A name nobody else has."""
-        self._count += 1
-        return f"{self.prefix}{hint}_{self._count}"
-
-    def add(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """A node of one output; its name."""
-        output = output or self.name(op)
-        self.nodes.append(helper.make_node(op, list(inputs), [output], self.name("node"), **attributes))
-        return output
-
-    def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """A constant of this graph."""
-        name = self.name("constant")
-        self.initializers.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
-
-    def branch(self, condition: str, then: "_Branch", otherwise: "_Branch") -> list[str]:
-        """An `If`; the names of its outputs."""
-        names = [self.name("If") for _ in then.outputs]
-        branches = {"then_branch": then.graph(), "else_branch": otherwise.graph()}
-        self.nodes.append(helper.make_node("If", [condition], names, self.name("node"), **branches))
-        return names
-
-    def inside(self, hint: str) -> "_Body":
-        """A branch of this graph, still empty."""
-        return _Body(f"{self.name(hint)}/")
-
-
-@dataclass(frozen=True)
-class _Branch:
-    body: _Body
-    outputs: Sequence[str]
-    kinds: Sequence[int] = _KINDS
-
-    def graph(self) -> onnx.GraphProto:
-        # an output must be made in the branch: what was only handed in is passed on
-        own = {name for node in self.body.nodes for name in node.output}
-        names = [name if name in own else self.body.add("Identity", name) for name in self.outputs]
-        infos = [helper.make_tensor_value_info(n, kind, None) for n, kind in zip(names, self.kinds, strict=True)]
-        return helper.make_graph(self.body.nodes, self.body.prefix or "main", [], infos, self.body.initializers)
 
 
 @dataclass
@@ -143,9 +98,13 @@ class Nest:
     def _averages(self) -> bool:
         return len(set(self._group)) > 1
 
+    @property
+    def _patient(self) -> bool:
+        return self.score == PATIENCE
+
     def model(self) -> onnx.ModelProto:
         """The graph; large weights stay in the backbones' files (external data, relative to `folder`)."""
-        spec, top = self.spec, _Body()
+        spec, top = self.spec, Body()
         count = len(spec.stages)
         rows: Any = "batch" if self.batch == "dynamic" else 1
         inputs = [helper.make_tensor_value_info(i.name, _kind(i), [rows, *i.shape]) for i in spec.inputs]
@@ -175,7 +134,7 @@ class Nest:
 
     # ---- the order of things
 
-    def _backbone(self, body: _Body, first: int, inputs: list[str], state: _State) -> _Ending:
+    def _backbone(self, body: Body, first: int, inputs: list[str], state: _State) -> _Ending:
         """The backbone that starts with stage `first`, and all behind it."""
         own = [s for s, b in enumerate(self.spec.backbone) if b == self.spec.backbone[first]]
         if own[-1] == len(self.spec.stages) - 1:
@@ -183,26 +142,29 @@ class Nest:
         run, skip = body.inside("run"), body.inside("skip")
         ran = self._stage(run, first, inputs, state)
         total = state.total or self._filled(skip, inputs[0], self._nothing, self.spec.classes)
-        skipped = (total, self._filled(skip, total, _NOT_YET), self._filled(skip, total, np.nan))
-        ending = _Ending(*body.branch(self._any_on(body, own), _Branch(run, ran.names), _Branch(skip, skipped)))
+        stage, unsaid = self._filled(skip, total, _NOT_YET), _NO_ANSWER if self._patient else np.nan
+        skipped = (total, stage, state.same or self._filled(skip, total, unsaid))
+        branches = Branch(run, ran.names, _KINDS), Branch(skip, skipped, _KINDS)
+        ending = _Ending(*body.branch(self._any_on(body, own), *branches))
         return self._onward(
             body,
             body.add("Less", body.constant(_NOT_YET, np.int64), ending.stage),  # [B]
             None,
             here=lambda _: ending,
             carry=inputs,
-            state=_State(ending.total),  # between backbones a group begins, or there is but one
+            # between backbones a group begins, or there is but one
+            state=_State(ending.total, same=ending.score if self._patient else None),
             rest=lambda inner, kept, kept_state: self._backbone(inner, own[-1] + 1, kept, kept_state),
         )
 
-    def _stage(self, body: _Body, s: int, carry: list[str], state: _State) -> _Ending:
+    def _stage(self, body: Body, s: int, carry: list[str], state: _State) -> _Ending:
         """Stage `s` and those of the same backbone behind it (for the last backbone: to the end)."""
         spec, of = self.spec, self.spec.backbone
         state = state.enter(s > 0 and self._group[s] != self._group[s - 1])
         total = state.total
-        stage = _load(self.folder / spec.stages[s].graph, f"{body.prefix}s{s}/", carry)
+        stage = load_stage(self.folder / spec.stages[s].graph, f"{body.prefix}s{s}/", carry)
         self._opset = max(self._opset, stage.opset)
-        _inline(body, stage.body, stage.initializers)
+        inline(body, stage.body, stage.initializers)
         ends = s + 1 == len(of) or of[s + 1] != of[s]  # of its backbone: never gets here with its exit off
         if ends:
             raw, score = self._answer(body, stage, s, state)
@@ -212,18 +174,18 @@ class Nest:
             nothing = total or self._filled(off, stage.carry[0], self._nothing, spec.classes)
             passed = (nothing, self._filled(off, nothing, np.nan))
             kinds = (TensorProto.FLOAT, TensorProto.FLOAT)
-            raw, score = body.branch(self._any_on(body, [s]), _Branch(on, answered, kinds), _Branch(off, passed, kinds))
+            raw, score = body.branch(self._any_on(body, [s]), Branch(on, answered, kinds), Branch(off, passed, kinds))
         if s == len(of) - 1:
             return _Ending(self._guarded(body, raw, score, total), self._filled(body, score, s), score)
         leaves = body.add("Less", self._limits[s], score)  # [B], False for NaN
         to_the_end = of[s] == of[-1]
 
-        def here(inner: _Body) -> _Ending:
+        def here(inner: Body) -> _Ending:
             if to_the_end:  # whoever does not leave goes on
                 return _Ending(raw, self._filled(inner, score, s), score)
             stays = inner.constant([_NOT_YET], np.int64)
             at = inner.add("Where", leaves, inner.constant([s], np.int64), stays)
-            return _Ending(self._guarded(inner, raw, score, total), at, score)
+            return _Ending(self._guarded(inner, raw, score, total), at, self._same(inner, score, state) or score)
 
         if ends:
             return here(body)
@@ -234,19 +196,19 @@ class Nest:
             None if to_the_end else self._any_on(body, later),
             here=here,
             carry=stage.carry,
-            state=_State(self._guarded(body, raw, score, total), state.before),
+            state=_State(self._guarded(body, raw, score, total), state.before, self._same(body, score, state)),
             rest=lambda inner, kept, kept_state: self._stage(inner, s + 1, kept, kept_state),
         )
 
     def _onward(
         self,
-        body: _Body,
+        body: Body,
         leaves: str,
         on: str | None,
-        here: Callable[[_Body], _Ending],
+        here: Callable[[Body], _Ending],
         carry: list[str],
         state: _State,
-        rest: Callable[[_Body, list[str], _State], _Ending],
+        rest: Callable[[Body, list[str], _State], _Ending],
     ) -> _Ending:
         """`here` for the rows that leave, `rest` for the others (where `on`, too)."""
         deeper, done = body.inside("deeper"), body.inside("done")
@@ -267,28 +229,31 @@ class Nest:
             found = _Ending(*scattered)
         if on is not None:
             none_goes = body.add("Or", none_goes, body.add("Not", on))
-        return _Ending(*body.branch(none_goes, _Branch(done, here(done).names), _Branch(deeper, found.names)))
+        branches = Branch(done, here(done).names, _KINDS), Branch(deeper, found.names, _KINDS)
+        return _Ending(*body.branch(none_goes, *branches))
 
     # ---- answers
 
-    def _answer(self, body: _Body, stage: "_Loaded", s: int, state: _State) -> tuple[str, str]:
+    def _answer(self, body: Body, stage: StageGraph, s: int, state: _State) -> tuple[str, str]:
         """(sum of probabilities with this stage's in it `[B, C]`, score `[B]`); both NaN where its logits give none."""
         logits = stage.logits
         scale = 1 / self.temperature[s]
-        folded = _scaled(stage.head, logits, scale)
-        _inline(body, stage.head, stage.initializers)
+        folded = fold_factor(stage.head, logits, scale)
+        inline(body, stage.head, stage.initializers)
         if not folded:
             logits = body.add("Mul", logits, body.constant(scale))
         raw = body.add("Softmax", logits, axis=-1)
         if state.before is not None:
             raw = body.add("Add", raw, state.before)
-        return raw, self._score(body, raw, averaged=state.before is not None)
+        return raw, self._score(body, raw, state)
 
-    def _score(self, body: _Body, raw: str, averaged: bool) -> str:
+    def _score(self, body: Body, raw: str, state: _State) -> str:
         axis = [body.constant([1], np.int64)]
+        if self._patient:
+            return self._patience(body, raw, state, *axis)
         answer = raw
         if self.score == "negative_entropy":
-            answer = self._normalized(body, raw) if averaged else raw
+            answer = self._normalized(body, raw) if state.before is not None else raw
             log = body.add("Log", body.add("Max", answer, body.constant(TINY)))
             return body.add("ReduceSum", body.add("Mul", answer, log), *axis, keepdims=0)
         if self.score == "margin":
@@ -304,7 +269,24 @@ class Nest:
         # as a maximum is not on OpenVINO
         return body.add("Div", top, body.add("ReduceSum", raw, *axis, keepdims=0))
 
-    def _normalized(self, body: _Body, total: str) -> str:
+    def _patience(self, body: Body, raw: str, state: _State, axis: str) -> str:
+        same = body.constant([0])
+        if state.total is not None and state.same is not None:
+            # who has no answer yet gets 0 either way, whatever the likeliest class of nothing is
+            labels = (body.add("ArgMax", total, axis=1, keepdims=0) for total in (raw, state.total))
+            more = body.add("Add", state.same, body.constant([1]))
+            same = body.add("Where", body.add("Equal", *labels), more, same)
+        nothing = body.add("IsNaN", body.add("ReduceSum", raw, axis, keepdims=0))
+        return body.add("Where", nothing, body.constant([np.nan]), same)
+
+    def _same(self, body: Body, score: str, state: _State) -> str | None:
+        """With "patience", its score `[B]`, or that of the answer before where this stage gave nothing finite."""
+        if not self._patient:
+            return None
+        before = state.same or body.constant([_NO_ANSWER])
+        return body.add("Where", body.add("IsNaN", score), before, score)
+
+    def _normalized(self, body: Body, total: str) -> str:
         return body.add("Div", total, body.add("ReduceSum", total, body.constant([1], np.int64), keepdims=1))
 
     @property
@@ -312,21 +294,21 @@ class Nest:
         """The total before any stage: what the answer is made of where none gives anything finite."""
         return 0.0 if self._averages else np.nan
 
-    def _guarded(self, body: _Body, raw: str, score: str, total: str | None) -> str:
+    def _guarded(self, body: Body, raw: str, score: str, total: str | None) -> str:
         """`raw`, or the total of the stages before where this one gave nothing finite: its score is NaN then."""
         bad = body.add("IsNaN", score)  # [B]
         if self.batch == "dynamic":
             bad = body.add("Unsqueeze", bad, body.constant([1], np.int64))
         return body.add("Where", bad, total or body.constant(self._nothing), raw)
 
-    def _any_on(self, body: _Body, stages: Sequence[int]) -> str:
+    def _any_on(self, body: Body, stages: Sequence[int]) -> str:
         """Whether one of these exits is on: one value."""
         limit = self._limits[stages[0]]
         if len(stages) > 1:
             limit = body.add("Min", *(self._limits[s] for s in stages))
         return body.add("Less", limit, body.constant([np.inf]))
 
-    def _filled(self, body: _Body, like: str, value: float, width: int = 0) -> str:
+    def _filled(self, body: Body, like: str, value: float, width: int = 0) -> str:
         """As many rows as `like` has of a value: `[B]`, or `[B, width]`."""
         kind = np.int64 if isinstance(value, int) else np.float32
         if self.batch == "single":
@@ -337,7 +319,7 @@ class Nest:
         return body.add("Expand", body.constant(value, kind), shape)
 
 
-def _numbers(body: _Body, images: str, preprocess: Preprocess) -> str:
+def _numbers(body: Body, images: str, preprocess: Preprocess) -> str:
     """float32 `[B, C, H, W]` of bytes `[B, H, W, C]`: the arithmetic of `Preprocess`, in its order."""
     moved = body.add("Transpose", images, perm=[0, 3, 1, 2])
     numbers = body.add("Cast", moved, to=TensorProto.FLOAT)
@@ -350,93 +332,6 @@ def _numbers(body: _Body, images: str, preprocess: Preprocess) -> str:
             numbers = body.add("Sub", numbers, body.constant(np.reshape(step.mean, (-1, 1, 1))))
             numbers = body.add("Div", numbers, body.constant(np.reshape(step.std, (-1, 1, 1))))
     return numbers
-
-
-# ---- the stages' own graphs
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A stage's graph as it is written into another: nodes of body and head apart."""
-
-    logits: str
-    carry: list[str]
-    body: list[onnx.NodeProto]
-    head: list[onnx.NodeProto]
-    initializers: dict[str, onnx.TensorProto]
-    opset: int
-
-
-def _load(path: Path, prefix: str, inputs: Sequence[str]) -> _Loaded:
-    """The graph with `prefix` before every name, but for its inputs: they are called `inputs`."""
-    model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    named = dict(zip([i.name for i in graph.input], inputs, strict=True))
-    for node in graph.node:
-        _rename(node, lambda name: named.get(name, prefix + name))
-    for tensor in graph.initializer:
-        tensor.name = prefix + tensor.name
-        for entry in tensor.external_data:
-            if entry.key == "location":  # relative to the file that refers to it
-                entry.value = f"{path.parent.name}/{entry.value}"
-    logits, *carry = [prefix + output.name for output in graph.output]
-    needed = set(carry)
-    body: list[onnx.NodeProto] = []
-    head: list[onnx.NodeProto] = []
-    for node in reversed(graph.node):
-        in_body = needed.intersection(node.output)
-        (body if in_body else head).append(node)
-        if in_body:
-            needed.update(node.input)
-            needed.update(captured(node))
-    return _Loaded(
-        logits=logits,
-        carry=carry,
-        body=body[::-1],
-        head=head[::-1],
-        initializers={tensor.name: tensor for tensor in graph.initializer},
-        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
-    )
-
-
-def _inline(body: _Body, nodes: Sequence[onnx.NodeProto], initializers: dict[str, onnx.TensorProto]) -> None:
-    """Put the nodes, and the initializers they use, into `body`."""
-    have = {tensor.name for tensor in body.initializers}
-    for node in nodes:
-        body.nodes.append(node)
-        for name in (*node.input, *captured(node)):
-            if name in initializers and name not in have:
-                body.initializers.append(initializers[name])
-                have.add(name)
-
-
-def _scaled(nodes: Sequence[onnx.NodeProto], output: str, scale: float) -> bool:
-    """Whether the layer that gives `output` could take the factor in itself, where that costs no operation."""
-    users = sum(output in node.input for node in nodes)
-    layer = next((node for node in nodes if output in node.output), None)
-    if layer is None or layer.op_type != "Gemm" or users:
-        return scale == 1
-    factors = {a.name: a for a in layer.attribute if a.name in ("alpha", "beta")}
-    for name in ("alpha", "beta"):
-        if name in factors:
-            factors[name].f *= scale
-        else:
-            layer.attribute.append(helper.make_attribute(name, scale))
-    return True
-
-
-def _rename(node: onnx.NodeProto, name_of: Callable[[str], str]) -> None:
-    node.name = name_of(node.name)
-    for names in (node.input, node.output):
-        for i, name in enumerate(names):
-            if name:
-                names[i] = name_of(name)
-    for graph in branches(node):
-        for inner in graph.node:
-            _rename(inner, name_of)
-        for entry in (*graph.input, *graph.output, *graph.initializer):
-            entry.name = name_of(entry.name)
-        del graph.value_info[:]
 
 
 def _kind(spec: InputSpec) -> int:

@@ -1,6 +1,6 @@
-"""What the nodes of an ONNX graph read, in the branches of control flow too."""
+"""What the nodes of an ONNX graph read and are called, in the branches of control flow too."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx
 
@@ -21,3 +21,18 @@ def read(graph: onnx.GraphProto) -> Iterator[str]:
         yield from node.input
         for inner in branches(node):
             yield from read(inner)
+
+
+def rename(node: onnx.NodeProto, name_of: Callable[[str], str]) -> None:
+    """Give a node, and all that it names, other names, in place."""
+    node.name = name_of(node.name)
+    for names in (node.input, node.output):
+        for i, name in enumerate(names):
+            if name:
+                names[i] = name_of(name)
+    for graph in branches(node):
+        for inner in graph.node:
+            rename(inner, name_of)
+        for entry in (*graph.input, *graph.output, *graph.initializer):
+            entry.name = name_of(entry.name)
+        del graph.value_info[:]
