@@ -33,7 +33,7 @@ from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.images import stratified_halves
 from dynamic.policies.certification import certify
 from dynamic.policies.plan import plan
-from dynamic.policies.records import SEARCH, split
+from dynamic.policies.records import SEARCH, SEARCH_SHARE, split
 from dynamic.policies.replay import cost_to, replay
 from dynamic.policies.scores import Combiner
 
@@ -85,7 +85,7 @@ def stages_of(records: dynamic.Records, names: Sequence[str]) -> dynamic.Records
 
 def parted(records: dynamic.Records, search_share: float) -> dynamic.Records:
     """The same with a share of them to search on, as `calibrate` would part them."""
-    return replace(records, part=split(records.label, None, len(records), search_share, seed=0))
+    return replace(records, part=split(None, len(records), search_share, seed=0))
 
 
 def drop_0(ladder: dynamic.Ladder) -> dynamic.Point:
@@ -97,7 +97,7 @@ def defaults() -> Rule:
     """`certify` as it comes, on records parted as `build` parts them."""
 
     def rule(calibration: dynamic.Records) -> Chosen:
-        ladder = certify(parted(calibration, 0.5))
+        ladder = certify(parted(calibration, SEARCH_SHARE))
         return Chosen(ladder, drop_0(ladder), DEFAULT_MARGIN)
 
     return rule
@@ -122,18 +122,18 @@ def within_compute(search_share: float, scores: Sequence[str] = SCORES) -> Rule:
 
     def rule(calibration: dynamic.Records) -> Chosen:
         records = parted(calibration, search_share)
-        seen = records.select(records.part == SEARCH)
+        seen = parted(records.select(records.part == SEARCH), 1.0)  # nothing is certified: margins are compared
         for margin in MARGINS:
             fitting = []
             for score in scores:
-                ladder = certify(records, (0.0,), score=score, margin=margin)
+                ladder = certify(seen, (0.0,), score=score, margin=margin)
                 _, compute = outcomes(seen, ladder, drop_0(ladder))
                 error = compute.std() / np.sqrt(len(seen))
                 if compute.mean() + 2 * error <= GOAL:
                     fitting.append((float(compute.mean()), Chosen(ladder, drop_0(ladder), margin)))
             if fitting:
                 return min(fitting, key=lambda pair: pair[0])[1]
-        ladder = certify(records, (0.0,))
+        ladder = certify(seen, (0.0,))
         return Chosen(ladder, drop_0(ladder), DEFAULT_MARGIN)
 
     return rule

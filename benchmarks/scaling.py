@@ -120,7 +120,7 @@ def made_up(stages: int) -> Records:
         logits=logits,
         label=label,
         group=None,
-        part=split(label, None, RECORDS),
+        part=split(None, RECORDS),
         backbone=(0,) * stages,
         macs=(126e6 / stages,) * stages,
         head_macs=(1e6,) * stages,

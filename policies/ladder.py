@@ -51,13 +51,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Missing:
-    """A target that nothing was certified for: the `risk` measured of the safest thresholds that were tried.
+    """A target that nothing was certified for: the `risk` measured of the first thresholds that could be (None: none).
 
     `needed`: certifying records, or groups, that would do if that risk were the true one (None: no number would).
     """
 
     target: float
-    risk: float
+    risk: float | None
     needed: int | None
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dynamic.policies.errors import BudgetError, CalibrationError, CorruptError, InputError
 
 SEARCH, CERTIFY = 0, 1
+SEARCH_SHARE = 0.25  # of a calibration set: about what makes the cheapest certified point (benchmarks/certified.py)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,28 +115,20 @@ class Records:
 
 
 def split(
-    label: NDArray[np.int64] | None,
-    group: NDArray[Any] | None,
-    count: int,
-    search_share: float = 0.5,
-    seed: int = 0,
+    group: NDArray[Any] | None, count: int, search_share: float = SEARCH_SHARE, seed: int = 0
 ) -> NDArray[np.int8]:
-    """Part of each of `count` records: 0 search, 1 certify. Class-stratified; a group is never split.
+    """Part of each of `count` records: 0 search, 1 certify. By lot alone; a group is never split.
 
-    Raises BudgetError where `search_share` is not in (0, 1].
+    Not by class: a class that a sample happens to hold too much of would then be too much in both parts, and the part
+    that certifies must not share the luck of the part that chose. Raises BudgetError where `search_share` is not in
+    (0, 1].
     """
     if not 0 < search_share <= 1:
         raise BudgetError(f"search_share={search_share} must lie in (0, 1]")
-    random = np.random.default_rng(seed)
-    part = np.ones(count, np.int8)
-    if group is not None:
-        units = random.permutation(np.unique(group))
-        part[np.isin(group, units[: max(1, round(len(units) * search_share))])] = SEARCH
-        return part
-    kinds = np.zeros(count, np.int64) if label is None else label
-    for kind in np.unique(kinds):
-        members = random.permutation(np.flatnonzero(kinds == kind))
-        part[members[: max(1, round(len(members) * search_share))]] = SEARCH
+    units = np.arange(count) if group is None else np.unique(group)
+    chosen = np.random.default_rng(seed).permutation(units)[: max(1, round(len(units) * search_share))]
+    part = np.full(count, CERTIFY, np.int8)
+    part[np.isin(units if group is None else group, chosen)] = SEARCH
     return part
 
 
@@ -143,7 +136,8 @@ def check_usable(records: Records) -> None:
     """Raises CalibrationError where nothing can be learned.
 
     That is: no records, labels of one class only (of all, or of the search part), groups that leave nothing to measure
-    on, a last stage without one finite answer.
+    on or lie in both parts, a stage without one finite answer. Single answers that are not finite do no harm: they do
+    not leave there.
     """
     if len(records) == 0:
         raise CalibrationError("the calibration set is empty; give held-out inputs with labels")
@@ -153,18 +147,32 @@ def check_usable(records: Records) -> None:
         )
     search = records.part == SEARCH
     if records.label is not None and search.any() and len(np.unique(records.label[search])) < 2:
+        remedy = "more groups, or groups that do not follow the classes"
         raise CalibrationError(
             f"the {int(search.sum())} records that choose thresholds are of one class, all {len(records)} are not: "
-            "give more groups, or groups that do not follow the classes"
+            f"give {'more inputs, or a larger search_share' if records.group is None else remedy}"
         )
     if records.group is not None and search.all():
         raise CalibrationError(
             f"{len(np.unique(records.group))} groups cannot be split: all choose thresholds, and none is left to "
             "measure what was chosen; give more groups"
         )
-    finite = np.isfinite(records.logits[:, -1]).all(axis=1)
-    if not finite.any():
+    if records.group is not None:
+        both = np.intersect1d(records.group[search], records.group[~search])
+        if len(both):
+            raise CalibrationError(
+                f"group {both[0]} lies in both parts of the records ({len(both)} groups do): what certifies must not "
+                "have chosen; part records with dynamic.policies.records.split"
+            )
+    for stage, name in enumerate(records.stage_names):
+        if np.isfinite(records.logits[:, stage]).all(axis=1).any():
+            continue
+        if stage == records.stages - 1:
+            raise CalibrationError(
+                f"the last stage, {name!r}, gives NaN or infinity for all {len(records)} records: there is no "
+                "reference to measure drops against; check its weights and the preprocessing"
+            )
         raise CalibrationError(
-            f"the last stage, {records.stage_names[-1]!r}, gives NaN or infinity for all {len(records)} records: there "
-            "is no reference to measure drops against; check its weights and the preprocessing"
+            f"stage {name!r} gives NaN or infinity for all {len(records)} records: nothing would ever leave there; "
+            "check its weights, the preprocessing and the precision, or take the exit out of the cascade"
         )

@@ -1,13 +1,15 @@
 """Ladders through JSON, and what a point promises."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from policy_cases import INF, make_ladder, make_point
 
+from dynamic.policies.drift import ScoreBins
 from dynamic.policies.errors import CorruptError, SchemaError
-from dynamic.policies.ladder import SCHEMA, Ladder
+from dynamic.policies.ladder import SCHEMA, Certificate, Ladder, Missing
 
 LADDER = make_ladder(
     [
@@ -17,18 +19,34 @@ LADDER = make_ladder(
     ],
     (0, 0, 1),
 )
+CERTIFIED = replace(
+    LADDER,
+    certified=True,
+    certificate=Certificate(
+        "drop", 0.1, "exact", 500, 20, 100, "2026-11-24", (Missing(0.0, 0.01, None), Missing(0.005, None, 900))
+    ),
+    scores=(ScoreBins((-INF, 0.5), (0, 2, 3)), ScoreBins((0.25,), (4, 1)), ScoreBins((), (5,))),
+)
 
 
 def test_through_strict_json() -> None:
-    text = json.dumps(LADDER.to_json(), allow_nan=False)
-    assert Ladder.from_json(json.loads(text)) == LADDER
+    for ladder in (LADDER, CERTIFIED):
+        text = json.dumps(ladder.to_json(), allow_nan=False)
+        assert Ladder.from_json(json.loads(text)) == ladder
+
+
+@pytest.mark.parametrize(("drop", "promised"), [(0.03, 0.03), (-0.01, 0.0), (None, 0.0)])
+def test_a_bound_on_errors_promises_no_drop(drop: float | None, promised: float) -> None:
+    point = make_point("p", (0.5,), (0.5, 0.5), target=0.07, risk=0.06, bound=0.07, kind="error", drop=drop)
+    assert point.promised_drop == promised
 
 
 @pytest.mark.parametrize(
     ("target", "risk", "bound", "promised"),
     [
-        (0.01, 0.004, 0.009, 0.01),  # certified: what it was certified for
-        (0.01, 0.02, 0.009, 0.01),
+        (0.01, 0.004, 0.009, 0.009),  # certified: the bound
+        (0.01, 0.02, 0.009, 0.009),
+        (None, 0.2, 0.25, 0.25),
         (0.01, 0.004, None, 0.01),  # else no less than was asked for
         (0.01, 0.02, None, 0.02),  # nor than was measured
         (None, 0.3, None, 0.3),

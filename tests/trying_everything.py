@@ -3,6 +3,7 @@
 import itertools
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +22,23 @@ class Tried:
     """One setting that was tried."""
 
     cost: float
-    drop: float
-    drop_se: float
+    risk: float
+    risk_se: float
 
-    def meets(self, drop: float, margin: float) -> bool:
-        return self.drop + margin * self.drop_se <= drop + 1e-12
+    def bound(self, margin: float) -> float:
+        return self.risk + margin * self.risk_se
+
+    def meets(self, target: float, margin: float) -> bool:
+        return self.bound(margin) <= target + 1e-12
 
 
-def figures(cost: NDArray[Any], correct: NDArray[Any], reference: NDArray[Any]) -> Tried:
-    """Mean cost, mean drop, and the standard error of a mean of paired differences."""
-    lost = reference.astype(float) - correct
-    return Tried(float(cost.mean()), float(lost.mean()), float(lost.std() / math.sqrt(len(lost))))
+# what an answer loses, given what the reference says and the label; -1: no answer
+LOSSES: dict[str, Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[Any]]] = {
+    "drop": lambda own, reference, label: 1.0 * (reference == label) - (own == label),
+    "harm": lambda own, reference, label: 1.0 * ((reference == label) & (own != label)),
+    "disagreement": lambda own, reference, label: 1.0 * (own != reference),
+    "error": lambda own, reference, label: 1.0 * (own != label),
+}
 
 
 def stage_costs(on: set[int], backbone: tuple[int, ...], body: Any, head: Any) -> list[float]:
@@ -48,20 +55,26 @@ def stage_costs(on: set[int], backbone: tuple[int, ...], body: Any, head: Any) -
 class Everything:
     """What each stage of each set of exits would answer, and how surely."""
 
-    def __init__(self, records: Records, combine: str) -> None:
-        self.records, self.combine, self.stages = records, combine, records.stages
+    def __init__(self, records: Records, combine: str, risk: str = "drop") -> None:
+        self.records, self.combine, self.stages, self.loss = records, combine, records.stages, LOSSES[risk]
         with np.errstate(invalid="ignore"):
             self.own = [
                 softmax(records.logits[:, s].astype(float) / TEMPERATURE[s], axis=1) for s in range(self.stages)
             ]
-        self.reference = self.right(self.own[-1])
+        self.reference = self.said(self.own[-1])
 
-    def right(self, p: NDArray[Any]) -> NDArray[Any]:
-        return ~np.isnan(p).any(axis=1) & (p.argmax(axis=1) == self.records.label)
+    def said(self, p: NDArray[Any]) -> NDArray[Any]:
+        return np.where(np.isnan(p).any(axis=1), -1, p.argmax(axis=1))
+
+    def figures(self, cost: NDArray[Any], said: NDArray[Any]) -> Tried:
+        """Mean cost, mean loss, and the standard error of that mean."""
+        label = self.reference if self.records.label is None else self.records.label
+        lost = self.loss(said, self.reference, label)
+        return Tried(float(cost.mean()), float(lost.mean()), float(lost.std() / math.sqrt(len(lost))))
 
     def answers(self, on: list[int]) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
-        """(score, correct) at each of the exits that are on; a stage of NaN has no score and no say."""
-        scores, correct = [], []
+        """(score, class) at each of the exits that are on; a stage of NaN has no score and no say."""
+        scores, classes = [], []
         answer = np.full_like(self.own[0], np.nan)
         votes: dict[int, NDArray[Any]] = {}  # the latest answer of what has one vote, NaN where there is none
         for s in on:
@@ -72,19 +85,19 @@ class Everything:
                 warnings.simplefilter("ignore")  # rows without any vote
                 answer = np.nanmean(list(votes.values()), axis=0)
             scores.append(np.where(good[:, 0], answer.max(axis=1), np.nan))
-            correct.append(self.right(answer))
-        return scores, correct
+            classes.append(self.said(answer))
+        return scores, classes
 
     def outcome(self, thresholds: tuple[float, ...]) -> Tried:
         """One threshold vector."""
         on = [s for s in range(self.stages) if s == self.stages - 1 or thresholds[s] != INF]
-        scores, correct = self.answers(on)
+        scores, classes = self.answers(on)
         spent = stage_costs(set(on), self.records.backbone, self.records.macs, self.records.head_macs)
-        cost, right = np.full(len(self.records), spent[-1]), correct[-1].copy()
+        cost, said = np.full(len(self.records), spent[-1]), classes[-1].copy()
         for j in reversed(range(len(on) - 1)):
             leaves = np.float32(thresholds[on[j]]) < scores[j].astype(np.float32)
-            cost[leaves], right[leaves] = spent[on[j]], correct[j][leaves]
-        return figures(cost, right, self.reference)
+            cost[leaves], said[leaves] = spent[on[j]], classes[j][leaves]
+        return self.figures(cost, said)
 
     def grid(self, quantiles: int = 16) -> list[Tried]:
         """Every set of exits, each exit at -inf and its quantiles; +inf is the set without it."""
@@ -92,7 +105,7 @@ class Everything:
         for size in range(self.stages):
             for chosen in itertools.combinations(range(self.stages - 1), size):
                 on = [*chosen, self.stages - 1]
-                scores, correct = self.answers(on)
+                scores, classes = self.answers(on)
                 spent = stage_costs(set(on), self.records.backbone, self.records.macs, self.records.head_macs)
                 leaves = []
                 for score in scores[:-1]:
@@ -100,9 +113,9 @@ class Everything:
                     marks = [ordered[i * len(ordered) // (quantiles + 1)] for i in range(1, quantiles + 1)]
                     leaves.append([score > mark for mark in (-INF, *sorted(set(marks)))])
                 for choice in itertools.product(*leaves):
-                    cost, right = np.full(len(self.records), spent[-1]), correct[-1].copy()
+                    cost, said = np.full(len(self.records), spent[-1]), classes[-1].copy()
                     for j in reversed(range(size)):
                         cost = np.where(choice[j], spent[on[j]], cost)
-                        right = np.where(choice[j], correct[j], right)
-                    found.append(figures(cost, right, self.reference))
+                        said = np.where(choice[j], classes[j], said)
+                    found.append(self.figures(cost, said))
         return found

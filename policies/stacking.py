@@ -1,0 +1,63 @@
+"""What all stages together hold of an input: a logarithmic opinion pool, weighted by what each has shown to know."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.policies.scores import softmax
+
+Floats = NDArray[np.float32]
+
+_MOST = 2000  # records that weights are fitted on: there are as many weights as stages
+_ROUNDS = 25
+_RIDGE = 1e-3  # pulls weights that the records leave open to equal ones
+_LOWEST = -30.0  # of a logarithm: a probability of 0 must not rule a class out for good
+
+
+def belief(probability: Sequence[Floats], label: NDArray[np.int64]) -> Floats:
+    """Probabilities of the label `[N, C]` from those of the stages `[S][N, C]`; rows without a finite one are uniform.
+
+    Proportional to the product of p_s ** w_s (Genest and Zidek 1986, the logarithmic pool), with weights `[S]` of the
+    greatest likelihood: convex, solved by damped Newton steps.
+    """
+    logs = [np.nan_to_num(np.maximum(np.log(np.maximum(p, 1e-30)), _LOWEST), nan=0.0) for p in probability]
+    few = slice(None, None, max(1, len(label) // _MOST))
+    weight = _fit(np.stack([log[few] for log in logs], axis=-1).astype(np.float64), label[few])
+    return softmax(sum((np.float32(w) * log for w, log in zip(weight, logs, strict=True)), np.zeros_like(logs[0])))
+
+
+def _fit(logs: NDArray[np.float64], label: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weights `[S]` for `logs [N, C, S]`."""
+    count, _, stages = logs.shape
+    own = logs[np.arange(count), label].mean(axis=0)  # [S]
+    equal = np.full(stages, 1.0 / stages)
+
+    def loss(weight: NDArray[np.float64]) -> tuple[float, Any]:
+        pooled = logs @ weight  # [N, C]
+        top = pooled.max(axis=1, keepdims=True)
+        chance = np.exp(pooled - top)
+        total = chance.sum(axis=1, keepdims=True)
+        value = float((np.log(total) + top).mean() - own @ weight + 0.5 * _RIDGE * np.sum((weight - equal) ** 2))
+        return value, chance / total
+
+    weight = equal
+    value, chance = loss(weight)
+    for _ in range(_ROUNDS):
+        mean = np.einsum("nc,ncs->ns", chance, logs)
+        slope = mean.mean(axis=0) - own + _RIDGE * (weight - equal)
+        curve = np.einsum("nc,ncs,nct->st", chance, logs, logs, optimize=True) / count - mean.T @ mean / count
+        step = np.linalg.solve(curve + _RIDGE * np.eye(stages), slope)
+        size = 1.0
+        while size > 1e-4:
+            tried, chances = loss(weight - size * step)
+            if tried <= value:
+                break
+            size /= 2
+        else:
+            break
+        gained, weight, value, chance = value - tried, weight - size * step, tried, chances
+        if gained < 1e-9:
+            break
+    return weight
