@@ -5,6 +5,7 @@ from dynamic.errors import DynamicWarning as DynamicWarning
 from dynamic.monitor import FixedMonitor as FixedMonitor
 from dynamic.monitor import Monitor as Monitor
 from dynamic.offline.building import build as build
+from dynamic.offline.building import recertify as recertify
 from dynamic.offline.calibration import calibrate as calibrate
 from dynamic.offline.cascade import Cascade as Cascade
 from dynamic.offline.fitting import fit as fit

@@ -1,11 +1,12 @@
-"""`python -m dynamic build|profile|run|simulate`: the library's own steps, from the shell.
+"""`python -m dynamic build|certify|profile|export|run|simulate`: the library's own steps, from the shell.
 
-Only `build` imports torch, and only when it is called: the others run on a device that has none.
+Only `build`, `certify` and `export` import torch, and only when they are called: the others run where there is none.
 """
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,6 @@ import typer
 import dynamic
 from dynamic.errors import BudgetError, DynamicError, InputError
 from dynamic.pictures import find_pictures
-from dynamic.policies.certification import MAX_DROPS
 from dynamic.preprocessing import RGB, Gray
 from dynamic.progress import track
 from dynamic.tables import costs_text, ladder_text, run_text
@@ -44,6 +44,20 @@ Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: 
 MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]
 BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, from which on only the cheapest point runs.")]
 MaxDrop = Annotated[float | None, typer.Option(help="Accuracy that may be given up for savings, 0.01 for one point.")]
+OnDrift = Annotated[
+    str,
+    typer.Option(
+        help="Once inputs no longer look like the calibration's (as they do not where they are sorted by class): "
+        "'safest' gives up savings, 'report' only tells."
+    ),
+]
+Targets = Annotated[
+    list[float] | None, typer.Option("--max-drop", help="Certify a point for this much of the risk; once for each.")
+]
+Delta = Annotated[float, typer.Option(help="Chance, over the draw of the held-out images, that a bound may be wrong.")]
+RiskName = Annotated[
+    str, typer.Option("--risk", help="What is bounded: drop, harm, disagreement (needs no labels) or error.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -85,10 +99,12 @@ def build(
     combine: Annotated[
         str, typer.Option(help="Answer by the 'mean' of the stages so far, the 'last', or the mean of 'backbones'.")
     ] = "backbones",
-    score: Annotated[str, typer.Option(help="How sure a stage is.")] = "max_probability",
-    max_drop: Annotated[
-        list[float] | None, typer.Option(help="Choose a point for this loss of accuracy; once for each.")
-    ] = None,
+    score: Annotated[
+        str, typer.Option(help="How sure a stage is: max_probability, margin, negative_entropy or patience.")
+    ] = "max_probability",
+    max_drop: Targets = None,
+    delta: Delta = 0.1,
+    risk: RiskName = "drop",
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Use so many of the images, drawn at random.")] = None,
 ) -> None:
@@ -121,9 +137,26 @@ def build(
         preprocess=preprocess,
         classes=images.classes,
         score=score,
+        risk=risk,
+        delta=delta,
         seed=seed,
-        max_drops=max_drop or MAX_DROPS,
+        max_drops=max_drop or None,
     ).save(out)
+    print(ladder_text(bundle.ladder))
+    print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
+
+
+@app.command()
+def certify(
+    shelf: Shelf,
+    max_drop: Targets = None,
+    delta: Delta = 0.1,
+    risk: RiskName = "drop",
+    score: Annotated[str | None, typer.Option(help="Another score, or 'auto'.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Another folder for the result; the same unless given.")] = None,
+) -> None:
+    """Certify a bundle's records for other targets, another risk or delta; decide on them before looking."""
+    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score).save(out or shelf)
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
 
@@ -164,6 +197,7 @@ def run(
     memory_mb: MemoryMb = None,
     battery_floor: BatteryFloor = None,
     max_drop: MaxDrop = None,
+    on_drift: OnDrift = "report",
     engine: Engine = None,
     threads: Threads = None,
     idle: Idle = None,
@@ -178,6 +212,7 @@ def run(
         memory_mb,
         battery_floor,
         max_drop,
+        on_drift,
     )
     bundle = dynamic.load(shelf)
     if bundle.preprocess is None:
@@ -200,7 +235,9 @@ def run(
                 raise InputError(f"{picture.name}: {error}") from error
             known = picture.folder if picture.folder in (bundle.classes or ()) else None
             latencies.append(result.latency_ms)
-            right += [result.name[0] == known] if known is not None else []
+            if known is not None:
+                right.append(result.name[0] == known)
+                runtime.feedback(result.id, known)
             row = {
                 "file": picture.name,
                 "class": known,
@@ -211,6 +248,7 @@ def run(
                 "latency_ms": result.latency_ms,
                 "point": result.decision.point.point.name,
                 "reason": result.decision.reason,
+                "certified": result.certified,
             }
             if as_json and not quiet:
                 print(json.dumps(row))
@@ -225,7 +263,7 @@ def run(
         stats = runtime.stats()
     if as_json:
         accuracy = float(np.mean(right)) if right else None
-        print(json.dumps({"summary": vars(stats) | {"accuracy": accuracy, "known": len(right)}}))
+        print(json.dumps({"summary": asdict(stats) | {"accuracy": accuracy, "known": len(right)}}))
     else:
         print(run_text(stats, latencies, right, stages))
 

@@ -11,12 +11,15 @@ from dynamic.policies.decision import Decision
 
 @dataclass(frozen=True)
 class Result:
-    """Answers of one request of B inputs.
+    """Answers of one request of B inputs; `id`, to hand in their labels by (`Runtime.feedback`).
 
     `logits [B, C]` (softmax gives probabilities), `label [B]` (-1 where no stage gave a finite answer), `name`
     and `probability` of each label, `stage [B]` each answer came from, its `score [B]`; `latency_ms` from arrival
-    to answer, preprocessing included; the `decision` it ran under; `certified`: whether the ladder's certificate
-    covers this answer.
+    to answer, preprocessing included; the `decision` it ran under.
+
+    `certified`: whether the ladder's certificate covers this answer. Not so where the ladder is not certified, or was
+    on another engine, precision, cascade or preprocessing (the fingerprint differs); where its point has no bound;
+    where a deadline cut it short; and once inputs have drifted from those of the calibration.
     """
 
     id: int
@@ -32,8 +35,25 @@ class Result:
 
 
 @dataclass(frozen=True)
+class FeedbackEstimate:
+    """How many of the answers were right whose labels were handed in: the answers to `count` inputs.
+
+    `accuracy` (low, mid, high), 95% interval (Wilson 1927); `expected`: what the ladder measured at the points that
+    gave these answers, mean over inputs (None where it was measured without labels).
+    """
+
+    count: int
+    accuracy: tuple[float, float, float]
+    expected: float | None
+
+
+@dataclass(frozen=True)
 class Statistics:
-    """What a runtime has done so far: requests, inputs, share of inputs by stage and by operating point."""
+    """What a runtime has done so far: requests, inputs, share of inputs by stage and by operating point.
+
+    `drift`: whether inputs have drifted from those of the calibration (None: they are not watched); `feedback`: what
+    labels that were handed in say (None: there were none).
+    """
 
     requests: int
     inputs: int
@@ -42,6 +62,8 @@ class Statistics:
     decision_changes: int
     certified_share: float
     mean_latency_ms: float
+    drift: bool | None
+    feedback: FeedbackEstimate | None
 
 
 def answers(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

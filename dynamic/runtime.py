@@ -1,11 +1,11 @@
 """Runs inputs through a bundle under a budget, deciding anew for every request."""
 
-import itertools
 import logging
+import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -15,17 +15,23 @@ import numpy as np
 from dynamic.bundle import Bundle, names_of
 from dynamic.engines.contract import Array, Engine, Output
 from dynamic.engines.loop import check_inputs
+from dynamic.labels import AnswerBook, Label
 from dynamic.monitor import Monitor
 from dynamic.policies.budget import Budget
 from dynamic.policies.budget_policy import BudgetPolicy
 from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.drift import DriftTest
 from dynamic.policies.errors import InputError
-from dynamic.policies.frontier import Frontier
+from dynamic.policies.frontier import Frontier, FrontierPoint
 from dynamic.policies.snapshot import Snapshot
 from dynamic.progress import size_of, track
 from dynamic.result import Result, Statistics, answers
 
 logger = logging.getLogger("dynamic")
+
+# Of a batch, that are tested for drift: a large one must not pay for each. Where a row stands says nothing of what it
+# holds, so the first are as good as any, and rows that are left out take nothing from what the test promises.
+TESTED = 8
 
 
 class HasLatest(Protocol):
@@ -43,7 +49,16 @@ class HasLatest(Protocol):
 
 
 class Runtime:
-    """A bundle at work. Call it with an input; change `budget` at any time, from any thread."""
+    """A bundle at work. Call it with an input; change `budget` at any time, from any thread.
+
+    Unless `drift_alpha` is None, inputs are watched, by their score at the first exit that is evaluated: no labels are
+    needed. Where they no longer look like those of the calibration, a warning is logged, results are not certified any
+    more, and the budget's `on_drift` says what runs from then on; `restart_drift` starts anew. While inputs are
+    independent and like those of the calibration, the probability of a false alarm is at most `drift_alpha`, on a
+    stream of any length; with a restart after each, false alarms are 1 / `drift_alpha` inputs or more apart on average.
+    **Correlated inputs void that**: frames of a video, bursts, images sorted by class. Inputs are not watched where the
+    ladder does not know how calibration inputs scored, or was measured on another engine or precision.
+    """
 
     def __init__(
         self,
@@ -54,6 +69,7 @@ class Runtime:
         monitor: HasLatest,
         policy: Policy,
         clock: Callable[[], float] = time.perf_counter,
+        drift_alpha: float | None = 0.01,
     ) -> None:
         self.bundle, self.frontier, self.engine, self.monitor, self.policy = (
             bundle,
@@ -65,14 +81,17 @@ class Runtime:
         self.budget = budget
         self._clock = clock
         self._whole_mb = sum(frontier.costs.memory_mb)
-        self._certified = bundle.ladder.certified and bundle.ladder.fingerprint == bundle.fingerprint(
-            engine.name, engine.precision
-        )
-        self._ids = itertools.count()
+        same = bundle.ladder.fingerprint == bundle.fingerprint(engine.name, engine.precision)
+        self._certified = bundle.ladder.certified and same
+        watched = drift_alpha is not None and same
         self._asked: tuple[Snapshot, Snapshot] | None = None  # the monitor's latest, and the same with the rows asked
         self._lock = threading.Lock()  # of everything below
         self._state = policy.initial()
         self._decision: Decision | None = None
+        self._test = DriftTest(bundle.ladder.scores if watched else (), 0.01 if drift_alpha is None else drift_alpha)
+        self._entrances: dict[FrontierPoint, tuple[int, float]] = {}  # see `_entrance`
+        self._told: Feedback | None = None  # what the policy observed last
+        self._answers = AnswerBook(bundle.spec.classes, bundle.classes)
         self._requests = self._changes = self._sure = 0
         self._stages = [0] * len(bundle.spec.stages)  # [S], inputs that left at each
         self._points: Counter[str] = Counter()
@@ -86,15 +105,17 @@ class Runtime:
         engine: str | None = None,
         monitor: HasLatest | None = None,
         policy: Policy | None = None,
+        drift_alpha: float | None = 0.01,
         **options: Any,
     ) -> Self:
         """Open the engine (its `options`: threads, idle, device, route), start the monitor, and decide by `policy`.
 
-        Profiles where costs of that engine, and of a `route` that is given, are not at hand.
-        Raises EngineError where the engine cannot be had.
+        Profiles where costs of that engine, and of a `route` that is given, are not at hand. `drift_alpha`: see the
+        class. Raises EngineError where the engine cannot be had, BudgetError where `drift_alpha` is not in (0, 1).
         """
         watch = monitor if monitor is not None else Monitor()
         watch.start()  # before the engine: the policy takes the first reading for memory without models
+        opened = None
         try:
             opened = bundle.open(engine, **options)
             how = (opened.name, opened.precision, opened.threads)
@@ -107,9 +128,13 @@ class Runtime:
             bundle = replace(bundle, costs=costs, forced=route)
             if costs.route:  # it was opened before they were known
                 opened.follow(costs.batch, costs.route)
-            return cls(bundle, bundle.frontier, opened, budget, watch, policy or BudgetPolicy())
+            return cls(
+                bundle, bundle.frontier, opened, budget, watch, policy or BudgetPolicy(), drift_alpha=drift_alpha
+            )
         except BaseException:
             watch.close()  # nobody else will
+            if opened is not None:
+                opened.close()
             raise
 
     def __call__(self, x: Any) -> Result:
@@ -129,8 +154,7 @@ class Runtime:
         deadline_s = None if budget.deadline_ms is None else budget.deadline_ms / 1e3 - (self._clock() - began)
         output = self.engine.run(inputs, point.thresholds, deadline_s, stagewise)
         latency_ms = (self._clock() - began) * 1e3
-        self._observe(decision, snapshot, output, latency_ms, representative=not moved)
-        return self._result(output, decision, latency_ms)
+        return self._result(decision, snapshot, output, latency_ms, representative=not moved)
 
     def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
         """Answer one item after another, with a progress bar on a terminal."""
@@ -149,7 +173,32 @@ class Runtime:
                 decision_changes=self._changes,
                 certified_share=self._sure / max(self._requests, 1),
                 mean_latency_ms=self._latency_ms / max(self._requests, 1),
+                drift=self._test.alarm if self._test.watching else None,
+                feedback=self._answers.estimate(),
             )
+
+    def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
+        """Hand in the true label of the result with this `id`, from any thread: `stats` then estimates accuracy.
+
+        `label`: a class's number, or its name where the bundle has names; for a batch `[B]` of them. The answers of the
+        latest 10,000 results are kept. Raises InputError where the result is unknown, too old, or has its label already
+        (it counts once, and the first label stands); where there are more labels than rows or fewer; and on a label
+        that is no class. Nothing is counted then.
+        """
+        with self._lock:
+            self._answers.feedback(result_id, label)
+
+    def restart_drift(self) -> None:
+        """Watch inputs anew, after an alarm or before one: the next request is decided as if there had been none.
+
+        Inputs seen so far count as known: what comes is compared with them too. So inputs that have changed for good
+        alarm less and less, and are as little covered by the certificate as before: calibrate again with such inputs.
+        """
+        with self._lock:
+            self._test.restart()
+            if self._told is not None and self._told.drift:
+                self._told = replace(self._told, drift=False, expected_ms=0.0)
+                self._state = self.policy.observe(self._state, self._told)
 
     def close(self) -> None:
         """Stop the monitor and give the engine's memory back."""
@@ -202,42 +251,74 @@ class Runtime:
         free_mb = snapshot.memory_available_mb
         return free_mb is not None and free_mb < self._whole_mb and not self.engine.ready(rows)
 
-    def _observe(
+    def _result(
         self, decision: Decision, snapshot: Snapshot, output: Output, latency_ms: float, representative: bool
-    ) -> None:
-        stages = output.stage.tolist()  # [B]
+    ) -> Result:
+        """The result, once everybody who learns from it has."""
+        point, stages = decision.point, output.stage.tolist()  # [B]
         rows, deepest = len(stages), max(stages)
-        feedback = Feedback(
-            point=decision.point,
-            stage=deepest,
-            rows=rows,
-            latency_ms=latency_ms,
-            expected_ms=self.frontier.path_ms(decision.point, deepest, rows),
-            threads=self.engine.threads,
-            snapshot=snapshot,
-        )
+        label, probability = answers(output.logits)
+        labels = label.tolist()
+        # loading, and the first run after it, happen once and say nothing about how slow the device is
+        expected_ms = self.frontier.path_ms(point, deepest, rows) if representative else 0.0
         with self._lock:
-            # loading, and the first run after it, happen once and say nothing about how slow the device is
-            if representative:
-                self._state = self.policy.observe(self._state, feedback)
+            drift, drifts = self._watch(point, stages, output)
+            if representative or drifts:
+                self._told = Feedback(
+                    point, deepest, rows, latency_ms, expected_ms, self.engine.threads, snapshot, drift
+                )
+                self._state = self.policy.observe(self._state, self._told)
+            certified = self._certified and output.complete and point.point.bound is not None and not drift
             self._requests += 1
-            self._sure += self._certified and output.complete
+            self._sure += certified
             self._latency_ms += latency_ms
-            self._points[decision.point.point.name] += 1
+            self._points[point.point.name] += 1
             for stage in stages:
                 self._stages[stage] += 1
-
-    def _result(self, output: Output, decision: Decision, latency_ms: float) -> Result:
-        label, probability = answers(output.logits)
+            number = self._answers.enter(labels, point.point)
+        if drifts:
+            self._warn()
         return Result(
-            id=next(self._ids),
+            id=number,
             logits=output.logits,
             label=label,
-            name=names_of(self.bundle.classes, label.tolist()),
+            name=names_of(self.bundle.classes, labels),
             probability=probability,
             stage=output.stage,
             score=output.score,
             latency_ms=latency_ms,
             decision=decision,
-            certified=self._certified and output.complete,
+            certified=certified,
         )
+
+    def _watch(self, point: FrontierPoint, stages: Sequence[int], output: Output) -> tuple[bool, bool]:
+        """Test what these rows scored: whether inputs have drifted, and whether these rows are the first to say so."""
+        test = self._test
+        if test.alarm or not test.watching:
+            return test.alarm, False
+        entrance = self._entrances.get(point)
+        if entrance is None:
+            entrance = self._entrances[point] = _entrance(point)
+        first, threshold = entrance
+        for row, score in enumerate(output.score[:TESTED].tolist()):
+            # a row that a deadline cut at its first exit has a score there below the threshold, as one that went on
+            test.observe(first, threshold, stages[row], score)
+        return test.alarm, test.alarm
+
+    def _warn(self) -> None:
+        test, on_drift = self._test, self.budget.on_drift
+        logger.warning(
+            "inputs no longer look like those of the calibration: noticed after %d, a false alarm with probability at "
+            "most %g; results are not certified from now on, and %s",
+            test.inputs,
+            test.alpha,
+            "the safest point that the budget allows runs (on_drift='safest')"
+            if on_drift == "safest"
+            else f"decisions stay as they are (on_drift={on_drift!r})",
+        )
+
+
+def _entrance(point: FrontierPoint) -> tuple[int, float]:
+    """The first stage whose exit is evaluated, and its threshold; -inf where it is the last."""
+    first = point.plan.on.index(True)
+    return first, float(point.thresholds[first]) if first < len(point.thresholds) else -math.inf

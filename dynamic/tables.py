@@ -5,9 +5,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from dynamic.bundle import Bundle
+from dynamic.policies.certification import shortage
 from dynamic.policies.costs import Costs
-from dynamic.policies.ladder import Ladder
-from dynamic.result import Statistics
+from dynamic.policies.ladder import Certificate, Ladder
+from dynamic.result import FeedbackEstimate, Statistics
+
+_DRIFT = {
+    None: "inputs were not watched for drift",
+    False: "no drift from the inputs of the calibration was noticed",
+    True: "inputs have drifted from those of the calibration: since then answers are not certified",
+}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -21,24 +28,51 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def ladder_text(ladder: Ladder) -> str:
-    """Every point: what it was chosen for, what was measured, and where inputs leave."""
-    head = ("point", "chosen for", "drop", "bound", "accuracy", "95% interval", "leaving at each stage")
+    """Every point: what it was chosen for, what was measured, and where inputs leave; and what its bounds rest on."""
+    certificate = ladder.certificate
+    risk = "drop" if certificate is None else certificate.risk
+    labelled = all(point.drop is not None for point in ladder.points)
+    head = (
+        "point",
+        "certified",
+        f"measured {risk}",
+        "accuracy" if labelled else "agreement",
+        "95% interval",
+        "leaving at each stage",
+    )
     rows = (
         (
             point.name,
-            "-" if point.target is None else f"{point.target:g}",
+            "no" if point.bound is None else f"{risk} <= {point.bound:g}",
             f"{point.risk:.4f}",
-            "-" if point.bound is None else f"{point.bound:.4f}",
             f"{point.accuracy[1]:.4f}",
             f"{point.accuracy[0]:.4f}-{point.accuracy[2]:.4f}",
             " ".join(f"{share:4.0%}" for share in point.shares),
         )
         for point in ladder.points
     )
-    certified = f"bounds hold jointly with probability {1 - (ladder.points[0].delta or 0):g}"
-    note = certified if ladder.certified else "not certified: drops were measured, and no bound stands behind them"
-    measured = f"drops to the reference, {ladder.points[0].name!r}, measured on {ladder.points[0].n} images"
-    return f"stages: {', '.join(ladder.stage_names)}\n{table(head, rows)}\n{measured}; {note}"
+    lines = [f"stages: {', '.join(ladder.stage_names)}", table(head, rows)]
+    return "\n".join(lines + ([] if certificate is None else [certificate_text(ladder, certificate)]))
+
+
+def certificate_text(ladder: Ladder, certificate: Certificate) -> str:
+    """What the bounds of a ladder rest on, and what could not be certified."""
+    groups = "" if certificate.groups is None else f" in {certificate.groups} groups"
+    on = (
+        f"{certificate.images} images{groups} ({certificate.search_images} others chose), {certificate.date}, "
+        f"fingerprint {ladder.fingerprint[:12]}"
+    )
+    if ladder.certified:
+        lines = [
+            f"certified: all bounds hold at once with probability {1 - certificate.delta:g} over the draw of images",
+            f"on {on}; {certificate.test}; score {ladder.score}",
+            "void if cascade, preprocessing, engine, precision or the kind of inputs changes",
+        ]
+    else:
+        lines = [f"NOT CERTIFIED: points were chosen and measured, and no bound stands behind them; on {on}"]
+    if certificate.missing:
+        lines.append(f"not certified: {shortage(certificate)}")
+    return "\n".join(lines)
 
 
 def costs_text(bundle: Bundle, costs: Costs) -> str:
@@ -91,5 +125,14 @@ def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[boo
             f"leaving at {left}",
             f"points {points}; {stats.decision_changes} changes of decision; "
             f"certified answers {stats.certified_share:.0%}",
+            _DRIFT[stats.drift],
+            *([] if stats.feedback is None else [feedback_text(stats.feedback)]),
         ]
     )
+
+
+def feedback_text(feedback: FeedbackEstimate) -> str:
+    """What labels that were handed in say."""
+    low, mid, high = feedback.accuracy
+    expected = "unknown" if feedback.expected is None else f"{feedback.expected:.4f}"
+    return f"accuracy {mid:.4f} ({low:.4f} to {high:.4f}) by {feedback.count} labels handed in; expected {expected}"

@@ -2,8 +2,7 @@
 
     python examples/policy_port.py shelf/ latency_ms=20 max_drop=0.01
 
-counts the golden cases it answers as written, and says what the budget gets on each machine profiled. Left out:
-certifying and profiling (done before), reasons in words; batch sizes not profiled and other percentiles raise.
+counts the golden cases it answers as written, and says what the budget gets on each machine profiled, not why.
 """
 
 import json
@@ -15,10 +14,11 @@ from typing import Any
 Json = dict[str, Any]
 _TO_SPARE = 0.9  # of the latency limit: what a point dearer than the current one must fit
 _DRIFT, _NOISE, _FARTHEST = 0.01, 0.09, 2.0  # slowdown: variance gained between requests, of one; clip in deviations
-_BUDGET = dict.fromkeys(("latency_ms", "deadline_ms", "memory_mb", "battery_floor", "max_drop")) | {"percentile": 0.95}
+_NO_LIMITS = dict.fromkeys(("latency_ms", "deadline_ms", "memory_mb", "battery_floor", "max_drop"))
+_BUDGET: Json = _NO_LIMITS | {"percentile": 0.95, "on_drift": "safest"}
 _KEPT = dict.fromkeys(("cpu_load", "cpu_cores", "battery", "plugged", "memory_available_mb"))
 _CASE: Json = {"budget": {}, "snapshot": {}, "decision": {}, "feedback": {}}
-_START = _KEPT | {"base_mb": None, "resident": set(), "current": None, "mean": 0.0, "variance": _NOISE}
+_START = _KEPT | {"base_mb": None, "resident": set(), "current": None, "drift": False, "mean": 0.0, "variance": _NOISE}
 
 
 def full(given: Json, defaults: Json) -> Json:
@@ -37,29 +37,29 @@ def decide(device: Json, asked: Json, snapshot: Json, state: Json) -> Json:
     crowd = 1.0 if load is None or not cores else max(1.0, (load * cores + device["threads"]) / cores)
 
     def keep(name: str, need: Any, share: Any = lambda p: 1) -> list[Json]:
-        fitting = [p for p in left if need(p) <= budget[name] * share(p)]
+        fitting = [p for p in left if budget[name] is None or need(p) <= budget[name] * share(p)]
         gave_way.extend([] if fitting else [name])
         return fitting or [p for p in left if need(p) == min(map(need, left))]
 
-    if None not in (budget["memory_mb"], state["base_mb"]):
-        left = keep("memory_mb", lambda p: state["base_mb"] + p["memory_mb"])
+    left = keep("memory_mb", lambda p: (state["base_mb"] or -math.inf) + p["memory_mb"])  # not known: no limit
     if state["memory_available_mb"] is not None:
         room = state["memory_available_mb"] + sum(device["memory_mb"][b] for b in state["resident"])
         left = [p for p in left if p["memory_mb"] <= room] or [min(left, key=lambda p: p["memory_mb"])]
     if None not in (budget["battery_floor"], state["battery"]) and not state["plugged"]:
         left = left if state["battery"] > budget["battery_floor"] else [min(left, key=lambda p: p["cpu_ms"][0])]
-    if budget["latency_ms"] is not None:
-        slow, now = math.exp(state["mean"]) * crowd, sum(ms[p["name"]] for p in left if p["name"] == state["current"])
-        left = keep("latency_ms", lambda p: ms[p["name"]] * slow, lambda p: _TO_SPARE if ms[p["name"]] > now > 0 else 1)
-    if savings := budget["max_drop"] is not None:  # the cheapest is wanted, else the most accurate
-        left = keep("max_drop", lambda p: p["promised_drop"])
-    best = min(left, key=lambda p: (0 if savings else -p["accuracy"], p["mean_ms"][0]))
+    slow, now = math.exp(state["mean"]) * crowd, sum(ms[p["name"]] for p in left if p["name"] == state["current"])
+    left = keep("latency_ms", lambda p: ms[p["name"]] * slow, lambda p: _TO_SPARE if ms[p["name"]] > now > 0 else 1)
+    left = keep("max_drop", lambda p: p["promised_drop"])  # where it is given the cheapest runs, else the most accurate
+    if state["drift"] and budget["on_drift"] == "safest":  # of equals the most accurate
+        left = [min(left, key=lambda p: (max(p["promised_drop"], 0.0), -p["accuracy"]))]
+    best = min(left, key=lambda p: (-p["accuracy"] if budget["max_drop"] is None else 0, p["mean_ms"][0]))
     state["resident"] = {*best["backbones"], *(state["resident"] if budget["memory_mb"] is None else ())}
     state |= {"current": best["name"], "expected_ms": [stage[at] * crowd for stage in best["path_ms"]]}
     return {"point": best["name"], "feasible": not gave_way, "gave_way": gave_way}
 
 
-def observe(state: Json, stage: int = 0, latency_ms: float = 0.0) -> None:
+def observe(state: Json, stage: int = 0, latency_ms: float = 0.0, drift: bool | None = None) -> None:
+    state["drift"] = state["drift"] if drift is None else drift
     if latency_ms > 0 and state["expected_ms"][stage] > 0:
         variance = state["variance"] + _DRIFT
         gain, most = variance / (variance + _NOISE), _FARTHEST * math.sqrt(variance + _NOISE)

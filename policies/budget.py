@@ -7,6 +7,8 @@ from typing import Any
 
 from dynamic.policies.errors import BudgetError
 
+ON_DRIFT = ("safest", "report")
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -16,7 +18,9 @@ class Budget:
     passed and an exit has answered, no further stage begins, and the best answer so far stands, uncertified (a point
     with its early exits off is not cut before its first answer); `memory_mb` resident memory of this process (10^6
     bytes); `battery_floor` 0..1: at or below it, off the mains, only the cheapest point runs; `max_drop`: accuracy that
-    may be given up against the reference for savings.
+    may be given up against the reference for savings. `on_drift`, once inputs no longer look like those of the
+    calibration: "safest" gives up savings, and of what the other limits allow the point of the least promised drop
+    runs; "report" only tells.
 
     Raises BudgetError on a value out of range.
     """
@@ -27,6 +31,7 @@ class Budget:
     memory_mb: float | None = None
     battery_floor: float | None = None
     max_drop: float | None = None
+    on_drift: str = "safest"
 
     def __post_init__(self) -> None:
         for name in ("latency_ms", "deadline_ms", "memory_mb"):
@@ -36,6 +41,8 @@ class Budget:
             value = getattr(self, name)
             if value != 0 or value is False:
                 _check(name, value, 0.0, 1.0, "a fraction in [0, 1), 0.2 for 20%")
+        if self.on_drift not in ON_DRIFT:
+            raise BudgetError(f"on_drift={self.on_drift!r} must be one of {ON_DRIFT}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

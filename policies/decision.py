@@ -42,7 +42,8 @@ class Decision:
 class Feedback:
     """What a request of `rows` inputs took: `latency_ms` against `expected_ms` for the stage it got to.
 
-    `threads`: what the engine asks of the processor.
+    `expected_ms` is 0 where what it took says nothing, as where a network had to be loaded. `threads`: what the engine
+    asks of the processor. `drift`: whether inputs no longer look like those of the calibration.
     """
 
     point: FrontierPoint
@@ -52,6 +53,7 @@ class Feedback:
     expected_ms: float
     threads: int
     snapshot: Snapshot
+    drift: bool = False
 
 
 class Policy(Protocol):

@@ -7,8 +7,9 @@ use for a thousand cases. The file holds
 - `devices`: by name, the figures (see `figures`) of made-up devices. Two run the bundle's own ladder; one runs a ladder
   that is made up too, in which every limit can bind, since a bundle's own may be of one or two points;
 - `sequences`: of requests on one `device`, from `BudgetPolicy.initial` on. Each of their `cases`, one a line, has
-  `budget` and `snapshot` (what is absent is None, a percentile 0.95), the `decision`, and often `feedback`: the `stage`
-  that request got to and its `latency_ms`, to be taken in before the next case.
+  `budget` and `snapshot` (what is absent is None, a percentile 0.95, on_drift "safest"), the `decision`, and often
+  `feedback`: the `stage` that request got to, its `latency_ms`, and whether the test for `drift` has alarmed, to be
+  taken in before the next case; where there is none, nothing has changed.
 
 A request has as many rows as one of the batch sizes that figures were made for, and the percentile is 0.95 or None: the
 figures then say everything, and a port needs no statistics, only 64-bit floats. Of equals the first wins, as in
@@ -122,9 +123,11 @@ def _sequence(frontier: Frontier, random: Random) -> Iterator[dict[str, Any]]:
             # mostly near what is expected, now and then stalled, or too short for the clock
             jump = random.choices([1.0, 30.0, 0.0], [90, 7, 3])[0]
             took_ms = _short(expected_ms * slower * jump * random.lognormvariate(0.0, 0.2))
-            case["feedback"] = {"stage": stage, "latency_ms": took_ms}
+            # a test that has alarmed stays so until it is started anew
+            drift = random.random() < (0.7 if state.drift else 0.2)
+            case["feedback"] = {"stage": stage, "latency_ms": took_ms, "drift": drift}
             state = _POLICY.observe(
-                state, Feedback(decision.point, stage, rows, took_ms, expected_ms, threads, snapshot)
+                state, Feedback(decision.point, stage, rows, took_ms, expected_ms, threads, snapshot, drift)
             )
         yield case
 
@@ -133,7 +136,7 @@ def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: 
     """Limits near what some point needs: far from it they would tell no two policies apart."""
     percentile = random.choice([0.95, 0.95, None])
     latency_ms = random.choice(frontier.latency_ms(percentile, snapshot.queue_length or 1)) * state.slowdown.ratio
-    drop = random.choice(frontier.points).point.promised_drop
+    drop = max(random.choice(frontier.points).point.promised_drop, 0.0)  # a gain may be promised, not asked for
     base_mb = snapshot.memory_process_mb if state.base_mb is None else state.base_mb
     memory_mb = (base_mb or 100.0) + random.choice(frontier.points).memory_mb * random.uniform(0.7, 1.5)
     tight = random.choice([random.uniform(1.0, 1.12), random.uniform(0.5, 2.5)])
@@ -143,6 +146,7 @@ def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: 
         memory_mb=random.choice([None, None, None, _short(memory_mb)]),
         battery_floor=random.choice([None, None, None, 0.2]),
         max_drop=random.choice([None, None, min(drop, 0.99), min(_short(drop * random.uniform(0.3, 1.5)), 0.99)]),
+        on_drift=random.choice(["safest", "safest", "report"]),
     )
 
 
@@ -239,6 +243,7 @@ def _point(
     target: float | None,
     risk: float,
     shares: tuple[float, ...],
+    bound: float | None = None,
 ) -> Point:
     right = 0.95 - risk
     return Point(
@@ -247,15 +252,15 @@ def _point(
         backbones=backbones,
         target=target,
         risk=risk,
-        bound=None,
-        delta=None,
+        bound=bound,
+        delta=None if bound is None else 0.1,
         n=1000,
         accuracy=(right - 0.01, right, right + 0.01),
         shares=shares,
     )
 
 
-# a small network with one exit, a middle and a large one
+# a small network with one exit, a middle and a large one; the best promises a gain
 _LADDER = Ladder(
     temperature=(1.0,) * 4,
     score="max_probability",
@@ -264,13 +269,13 @@ _LADDER = Ladder(
     stage_names=("small, exit", "small", "middle", "large"),
     points=(
         _point("reference", (_INF, _INF, _INF), (2,), 0.0, 0.0, (0.0, 0.0, 0.0, 1.0)),
-        _point("best", (0.99, 0.95, 0.9), (0, 1, 2), 0.0, -0.01, (0.2, 0.2, 0.2, 0.4)),
-        _point("drop 0", (0.9, 0.9, 0.8), (0, 1, 2), 0.0, -0.002, (0.6, 0.2, 0.1, 0.1)),
+        _point("best", (0.99, 0.95, 0.9), (0, 1, 2), 0.0, -0.01, (0.2, 0.2, 0.2, 0.4), bound=-0.003),
+        _point("drop 0", (0.9, 0.9, 0.8), (0, 1, 2), 0.0, -0.002, (0.6, 0.2, 0.1, 0.1), bound=-0.006),
         _point("drop 0.01", (_INF, 0.8, -_INF), (0, 1), 0.01, 0.008, (0.0, 0.7, 0.3, 0.0)),
         _point("middle", (_INF, _INF, -_INF), (1,), None, 0.02, (0.0, 0.0, 1.0, 0.0)),
         _point("small", (0.7, -_INF, _INF), (0,), 0.05, 0.045, (0.5, 0.5, 0.0, 0.0)),
         _point("cheapest", (-_INF, _INF, _INF), (0,), None, 0.1, (1.0, 0.0, 0.0, 0.0)),
     ),
     fingerprint="made up",
-    certified=False,
+    certified=True,
 )

@@ -11,7 +11,10 @@ from dynamic.policies.errors import BudgetError
 
 
 def test_no_limits_unless_asked() -> None:
-    assert Budget() == Budget(latency_ms=None, percentile=0.95, memory_mb=None, battery_floor=None, max_drop=None)
+    nothing = Budget(
+        latency_ms=None, percentile=0.95, memory_mb=None, battery_floor=None, max_drop=None, on_drift="safest"
+    )
+    assert Budget() == nothing
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,8 @@ def test_no_limits_unless_asked() -> None:
         {"memory_mb": 300},
         {"battery_floor": 0, "max_drop": 0},
         {"battery_floor": 0.999, "max_drop": 0.999},
+        {"on_drift": "safest"},
+        {"on_drift": "report", "max_drop": 0.1},
     ],
 )
 def test_within_range_and_through_json(fields: dict[str, Any]) -> None:
@@ -43,6 +48,15 @@ def test_out_of_range_is_named(name: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(BudgetError, match=f"{name}={value!r} must be"):
             Budget(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["stop", "", None, True, 1, ["safest"]])
+def test_what_happens_on_drift_is_one_of_two(value: Any) -> None:
+    with pytest.raises(BudgetError) as raised:
+        Budget(on_drift=value)
+    assert str(raised.value) == f"on_drift={value!r} must be one of ('safest', 'report')"
+    with pytest.raises(BudgetError, match="on_drift"):
+        Budget.from_json({"on_drift": value})
 
 
 def test_an_unknown_field_is_named() -> None:

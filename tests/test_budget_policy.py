@@ -98,8 +98,8 @@ def test_load_shares_the_processor() -> None:
     assert name(decide(Budget(latency_ms=74), cpu_load=0.5, cpu_cores=2)) == "quick"
 
 
-def feedback(latency_ms: float, expected_ms: float, **snapshot: Any) -> Feedback:
-    return Feedback(FRONTIER.points[0], 2, 1, latency_ms, expected_ms, 2, Snapshot(time_s=0, **snapshot))
+def feedback(latency_ms: float, expected_ms: float, drift: bool = False, **snapshot: Any) -> Feedback:
+    return Feedback(FRONTIER.points[0], 2, 1, latency_ms, expected_ms, 2, Snapshot(time_s=0, **snapshot), drift)
 
 
 def test_slowdown_is_what_load_does_not_explain() -> None:
@@ -207,6 +207,74 @@ def test_all_that_gives_way_is_named() -> None:
     assert "\n" not in found.reason
 
 
+def drifted(state: BudgetState | None = None) -> BudgetState:
+    return POLICY.observe(state or POLICY.initial(), feedback(100, 100, drift=True))
+
+
+@pytest.mark.parametrize(
+    ("budget", "snapshot", "before", "expected", "gave_way"),
+    [
+        (Budget(max_drop=0.1), {}, "quick", "reference", ()),
+        (Budget(), {}, "reference", "reference", ()),
+        (Budget(latency_ms=60, max_drop=0.1), {}, "quick", "middle", ()),
+        (Budget(latency_ms=20, max_drop=0.1), {}, "quick", "quick", ()),
+        (Budget(memory_mb=160, max_drop=0.1), {"memory_process_mb": 100}, "quick", "middle", ()),
+        (Budget(battery_floor=0.2), {"battery": 0.1}, "quick", "quick", ()),
+        (Budget(latency_ms=20, max_drop=0.01), {}, "quick", "quick", ("max_drop",)),
+        (Budget(latency_ms=5), {}, "quick", "quick", ("latency_ms",)),
+    ],
+)
+def test_on_drift_the_least_promised_drop_of_what_other_limits_allow(
+    budget: Budget, snapshot: dict[str, Any], before: str, expected: str, gave_way: tuple[str, ...]
+) -> None:
+    found = decide(budget, drifted(), **snapshot)
+    assert (name(found), found.gave_way, found.feasible) == (expected, gave_way, not gave_way)
+    assert f"{expected!r} is the safest of" in found.reason
+    assert "inputs have drifted from those of the calibration: " in found.reason
+    reported = decide(replace(budget, on_drift="report"), drifted(), **snapshot)
+    without = decide(budget, **snapshot)
+    assert (name(reported), reported.reason) == (name(without), without.reason)
+    assert name(without) == before
+    assert "drifted" not in without.reason
+
+
+def test_of_equally_safe_points_the_most_accurate_and_a_promised_gain_counts_for_nothing() -> None:
+    points = [
+        make_point("reference", (INF, INF), (0.0, 0.0, 1.0), accuracy=0.95, backbones=(1,)),
+        make_point("promises", (INF, 0.95), (0.0, 0.5, 0.5), accuracy=0.94, bound=-0.02),
+        make_point("gains", (INF, 0.9), (0.0, 0.6, 0.4), accuracy=0.97, bound=-0.01),
+        make_point("same", (INF, 0.5), (0.0, 0.8, 0.2), accuracy=0.95, bound=0.0),
+        make_point("quick", (-INF, INF), (1.0, 0.0, 0.0), accuracy=0.99, bound=0.2),
+    ]
+    frontier = Frontier.of(make_ladder(points, (0, 0, 1)), COSTS)
+    assert [p.point.name for p in frontier.points] == [p.name for p in points]
+
+    def chosen(budget: Budget, state: BudgetState) -> str:
+        return name(POLICY.decide(frontier, budget, Snapshot(0, memory_process_mb=100), state)[0])
+
+    assert [chosen(Budget(), s) for s in (POLICY.initial(), drifted())] == ["quick", "gains"]
+    assert [chosen(Budget(max_drop=0.2), s) for s in (POLICY.initial(), drifted())] == ["quick", "gains"]
+    # where that is not allowed, the most accurate of the others that promise no drop
+    assert chosen(Budget(latency_ms=75, percentile=None), drifted()) == "same"
+
+
+def test_drift_stays_until_it_is_cleared() -> None:
+    budget = Budget(max_drop=0.1)
+    assert not POLICY.initial().drift
+    state = drifted()
+    for _ in range(3):
+        found, state = POLICY.decide(FRONTIER, budget, Snapshot(0), state)
+        assert name(found) == "reference"
+    cleared = POLICY.observe(state, feedback(100, 100))
+    assert (cleared.drift, name(decide(budget, cleared))) == (False, "quick")
+
+
+def test_a_request_that_took_what_says_nothing_still_tells_of_drift() -> None:
+    state = POLICY.observe(POLICY.initial(), feedback(500, 100))
+    told = POLICY.observe(state, feedback(500, 0, drift=True))
+    assert told == replace(state, drift=True)
+
+
 KNOWN: dict[str, Any] = {
     "cpu_load": 0.5,
     "cpu_cores": 2,
@@ -263,7 +331,8 @@ def test_a_choice_that_is_kept_is_what_would_be_chosen(budget: Budget) -> None:
         afresh = POLICY.decide(FRONTIER, asked, seen, replace(state))  # a copy keeps nothing
         found = POLICY.decide(FRONTIER, asked, seen, state)
         assert outcome(found) == outcome(afresh)
-        state = POLICY.observe(found[1], feedback(100 * 5 ** np.sin(number / 20) * random.uniform(0.7, 1.4), 100))
+        took_ms = 100 * 5 ** np.sin(number / 20) * random.uniform(0.7, 1.4)
+        state = POLICY.observe(found[1], feedback(took_ms, 100, drift=number // 40 % 3 == 1))
 
 
 def test_nothing_is_chosen_again_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +355,11 @@ def test_nothing_is_chosen_again_while_nothing_changes(monkeypatch: pytest.Monke
     assert chosen(budget=Budget(latency_ms=75, max_drop=0.01)) == 1
     assert chosen(seen=Snapshot(0, cpu_load=0.0)) == 1
     assert chosen(frontier=FRONTIER.recost(COSTS)) == 1
+    assert chosen() == 1
+    assert chosen() == 0
+    for drift, again in ((False, 0), (True, 1), (True, 0), (False, 1), (False, 0)):
+        state = POLICY.observe(state, feedback(0, 0, drift=drift))  # nothing else changes
+        assert chosen() == again
 
 
 def test_a_decision_travels_with_its_reason() -> None:

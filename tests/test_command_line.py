@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,13 @@ from dynamic.__main__ import main
 from dynamic.models import save_weights
 from dynamic.offline.images import digits
 from dynamic.policies import BudgetPolicy
+from dynamic.policies.certification import wilson
+from dynamic.policies.drift import ScoreBins
+from dynamic.result import FeedbackEstimate, Statistics
 from dynamic.simulate.devices import device
 from dynamic.simulate.simulator import simulate
 from dynamic.simulate.workload import Poisson
+from dynamic.tables import run_text
 
 FACTORIES = """
 from torch import nn
@@ -115,7 +119,7 @@ def test_build_is_the_library_s(desk: Desk) -> None:
         row = rf"^{re.escape(point.name)} .* {point.risk:.4f} .* {point.accuracy[1]:.4f} "
         assert re.search(row, desk.printed, re.MULTILINE), desk.printed
     assert str(desk.shelf) in desk.printed
-    assert "not certified" in desk.printed
+    assert "certified" in desk.printed
 
 
 def test_profile_keeps_what_it_prints(desk: Desk) -> None:
@@ -148,6 +152,12 @@ def test_run_answers_as_the_library_does(desk: Desk) -> None:
     assert rows[0]["probability"] == pytest.approx(float(own[0].probability[0]), rel=1e-5)
     assert last["summary"]["accuracy"] == pytest.approx(right)
     assert last["summary"]["known"] == len(files) == 100
+    assert [row["certified"] for row in rows] == [result.certified for result in own]
+    estimate = last["summary"]["feedback"]
+    assert estimate["count"] == 100
+    assert estimate["accuracy"] == pytest.approx(wilson(round(100 * right), 100))
+    points = [result.decision.point.point for result in own]
+    assert estimate["expected"] == pytest.approx(np.mean([point.accuracy[1] for point in points]))
 
     code, out, _ = shell("run", desk.shelf, *files[:3], "--latency-ms", "0.000001", "--percentile", "mean")
     lines = out.splitlines()
@@ -155,6 +165,45 @@ def test_run_answers_as_the_library_does(desk: Desk) -> None:
     assert "gave way" in lines[0]
     assert lines[1].startswith(f"{files[0]}  {own[0].name[0]}  ")
     assert lines[4].startswith("3 images, accuracy ")
+    assert re.search(r"^accuracy .* by 3 labels handed in; expected 0\.\d{4}$", lines[-1])
+
+
+@pytest.mark.parametrize("on_drift", [None, "safest", "report"])
+def test_run_tells_of_drift(
+    desk: Desk, on_drift: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # a calibration where nothing scored as low as anything does, and costs far apart
+    bundle = dynamic.load(desk.shelf)
+    assert bundle.costs is not None
+    ladder = replace(bundle.ladder, scores=(ScoreBins((2.0,), (0, 500)),) * 2)
+    far = tuple(tuple(ms * rows for rows in bundle.costs.batch) for ms in (1.0, 100.0))
+    costs = replace(bundle.costs, latency_ms=far, latency_p95_ms=far, threads=1)
+    monkeypatch.setattr(dynamic, "load", lambda _: replace(bundle, ladder=ladder, costs=costs))
+    options = ["--threads", "1", "--max-drop", "0.5", *([] if on_drift is None else ["--on-drift", on_drift])]
+    code, out, _ = shell("run", desk.shelf, desk.folder / "data", "--split", "report", *options, "--json")
+    assert code == 0
+    *rows, last = map(json.loads, out.splitlines())
+    assert last["summary"]["drift"] is True
+    assert not rows[-1]["certified"]
+    assert ("have drifted" in rows[-1]["reason"]) == (on_drift == "safest")
+    assert "have drifted" not in rows[0]["reason"]
+    assert rows[0]["point"] != "reference"
+    assert (rows[-1]["point"] == "reference") == (on_drift == "safest")
+    assert len(caplog.records) == 1
+    _, out, _ = shell("run", desk.shelf, desk.folder / "data", "--split", "report", *options, "--quiet")
+    assert "\ninputs have drifted from those of the calibration" in out
+
+
+def test_the_text_of_a_run() -> None:
+    stats = Statistics(4, 4, (0.75, 0.25), {"best": 1.0}, 0, 0.5, 2.0, None, None)
+    lines = run_text(stats, [2.0] * 4, [], ("small", "large")).splitlines()
+    assert lines[-1] == "inputs were not watched for drift"
+    estimate = FeedbackEstimate(200, (0.85, 0.9, 0.94), 0.925)
+    lines = run_text(replace(stats, drift=False, feedback=estimate), [2.0] * 4, [], ("small", "large")).splitlines()
+    assert lines[-2] == "no drift from the inputs of the calibration was noticed"
+    assert lines[-1] == "accuracy 0.9000 (0.8500 to 0.9400) by 200 labels handed in; expected 0.9250"
+    unlabelled = replace(stats, drift=True, feedback=replace(estimate, expected=None))
+    assert run_text(unlabelled, [2.0] * 4, [], ("small", "large")).endswith("handed in; expected unknown")
 
 
 def test_run_reads_zips_and_unlabelled_images(desk: Desk, tmp_path: Path) -> None:
@@ -219,6 +268,7 @@ ERRORS = {
     "latency": ("run shelf data --latency-ms -1", 2, "latency_ms=-1.0 must be a positive number"),
     "percentile": ("simulate shelf --device mid-range-phone --percentile most", 2, "--percentile 'most'"),
     "drop": ("run shelf data --max-drop 5", 2, "max_drop=5.0"),
+    "on drift": ("run shelf data --on-drift stop", 2, r"on_drift='stop' must be one of \('safest', 'report'\)"),
     "batch": ("profile shelf --batch 8 --batch 1", 2, "rising sizes"),
     "rate": ("simulate shelf --device mid-range-phone --rate-hz 0", 2, "rate_hz=0"),
 }  # fmt: skip

@@ -6,8 +6,9 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 from policy_cases import make_costs, make_ladder, make_point
 
-from dynamic.policies.decision import Decision
+from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.frontier import Frontier
+from dynamic.policies.snapshot import Snapshot
 
 POINT = Frontier.of(make_ladder([make_point("reference", (), (1.0,))], (0,)), make_costs([[1]])).points[0]
 
@@ -51,3 +52,9 @@ def test_a_decision_does_not_change() -> None:
 
 def test_a_decision_travels() -> None:
     assert pickle.loads(pickle.dumps(Decision(POINT, True, (), "because"))).reason == "because"
+
+
+def test_nothing_has_drifted_unless_a_request_says_so() -> None:
+    feedback = Feedback(POINT, 0, 1, 2.0, 1.0, 1, Snapshot(0.0))
+    assert feedback.drift is False
+    assert replace(feedback, drift=True).drift is True

@@ -28,6 +28,7 @@ NAMES = [
     "export",
     "fit",
     "load",
+    "recertify",
     "wrap",
 ]
 

@@ -191,6 +191,7 @@ def deep(bundle: dynamic.Bundle) -> dynamic.Bundle:
         thresholds=(2.0,) * 3,
         backbones=(0, 1, 2),
         risk=-0.5,
+        bound=0.0,
         accuracy=(0.9, 0.95, 1.0),  # or the frontier would leave it out
         shares=(0.0, 0.0, 0.0, 1.0),
     )

@@ -1,5 +1,6 @@
 """From trained networks and held-out data to a bundle: Cascade, calibrate, certify, export in one call."""
 
+import logging
 import shutil
 import tempfile
 import weakref
@@ -26,8 +27,12 @@ from dynamic.offline.graphs import plain_ladder, write_graphs
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.transforms import from_transforms
-from dynamic.policies.certification import MAX_DROPS, certify
-from dynamic.policies.errors import EngineError
+from dynamic.policies.certification import certify, shortage
+from dynamic.policies.errors import CalibrationError, EngineError
+from dynamic.policies.ladder import Ladder
+from dynamic.policies.records import SEARCH_SHARE, Records
+
+logger = logging.getLogger("dynamic")
 
 # of the largest logit: beyond it a graph is wrong, not merely rounded otherwise
 _PARITY = {"f32": 1e-3, "bf16": 0.15}
@@ -39,14 +44,16 @@ def build(
     engine: str = "onnxruntime",
     precision: str = "f32",
     delta: float = 0.1,
-    max_drops: Sequence[float] = MAX_DROPS,
+    max_drops: Sequence[float] | None = None,
     preprocess: Any = None,
     classes: Sequence[str] | None = None,
     combine: str = "backbones",
     score: str = "max_probability",
+    risk: str = "drop",
     groups: NDArray[Any] | Sequence[Any] | None = None,
-    search_share: float = 0.5,
+    search_share: float = SEARCH_SHARE,
     seed: int = 0,
+    strict: bool = False,
     progress: bool | None = None,
 ) -> Bundle:
     """A bundle from networks for the same task, plain or wrapped, smallest first.
@@ -81,13 +88,65 @@ def build(
             records = collect(cascade, opened.stages, batches, groups, shipped, search_share, seed, progress=progress)
         finally:
             opened.close()
-    ladder = certify(records, max_drops=tuple(max_drops), delta=delta, combine=cascade.combine, score=score)
+    ladder = certify(records, max_drops, delta, risk=risk, combine=cascade.combine, score=score, strict=strict)
+    _warn(ladder)
     write_graphs(folder, spec, ladder, engine, precision)
     (folder / "weights").mkdir()
     for name, network in zip(cascade.names, cascade.networks, strict=True):
         _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")
     write(folder, spec, ladder, records, engine, precision, cascade.fingerprint(), classes, shipped)
     return replace(read(folder, verify=False, modules=stages), _owner=owner)
+
+
+def recertify(
+    bundle: Bundle,
+    max_drops: Sequence[float] | None = None,
+    delta: float = 0.1,
+    *,
+    records: Records | None = None,
+    risk: str = "drop",
+    score: str | None = None,
+    strict: bool = False,
+) -> Bundle:
+    """The bundle with another ladder: other targets, delta, risk or score, or newer `records` of the same cascade.
+
+    Nothing is exported or calibrated again; costs that were measured here stay. Looking at the same records under one
+    choice of targets and then another, and keeping what looks best, spends the guarantee: decide first. Saved it
+    is, like what `build` gives, with `save`. The remaining arguments are those of `certify`, whose errors it raises;
+    CalibrationError too where `records` are of another cascade, preprocessing, engine or precision than the bundle's.
+    """
+    given = bundle.records if records is None else records
+    if given.fingerprint != bundle.ladder.fingerprint:
+        raise CalibrationError(
+            f"records have the fingerprint {given.fingerprint[:12]}, the bundle {bundle.ladder.fingerprint[:12]}: "
+            f"they are of another cascade, preprocessing, engine or precision; calibrate this cascade on engine "
+            f"{bundle.engine!r} ({bundle.precision})"
+        )
+    old = bundle.ladder
+    ladder = certify(given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict)
+    _warn(ladder)
+    owner = _Folder()
+    folder = owner.path
+    # costs of other machines go: each lies there with the frontier of the old ladder
+    shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns("costs"), dirs_exist_ok=True)
+    write_graphs(folder, bundle.spec, ladder, bundle.engine, bundle.precision)
+    write(
+        folder,
+        bundle.spec,
+        ladder,
+        given,
+        bundle.engine,
+        bundle.precision,
+        bundle.cascade,
+        bundle.classes,
+        bundle.preprocess,
+    )
+    return replace(bundle, folder=folder, ladder=ladder, _owner=owner)
+
+
+def _warn(ladder: Ladder) -> None:
+    if not ladder.certified and ladder.certificate is not None:
+        logger.warning("nothing could be certified, the bundle runs uncertified: %s", shortage(ladder.certificate))
 
 
 class _Folder:

@@ -19,7 +19,7 @@ from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.transforms import from_transforms
 from dynamic.policies.errors import CalibrationError, InputError
-from dynamic.policies.records import Records, check_usable, split
+from dynamic.policies.records import SEARCH_SHARE, Records, check_usable, split
 from dynamic.policies.scores import Combiner
 from dynamic.progress import size_of, track
 
@@ -31,7 +31,7 @@ def calibrate(
     precision: str = "f32",
     groups: NDArray[Any] | Sequence[Any] | None = None,
     preprocess: Any = None,
-    search_share: float = 0.5,
+    search_share: float = SEARCH_SHARE,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Records:
@@ -39,7 +39,8 @@ def calibrate(
 
     `loader` yields `(inputs, labels [B])` (or inputs alone), preprocessed as in training. `groups [N]`: what
     belongs together (patient, camera-day); a group is never split between search and certification. `preprocess`
-    only enters the fingerprint. `search_share` of the records choose thresholds, the others measure them.
+    only enters the fingerprint. `search_share` of the records choose thresholds, the others certify them (a quarter and
+    three quarters: of the shares tried, with 1,000 to 5,000 images, about the one whose certified points cost least).
 
     Raises CalibrationError on an empty or one-class set, InputError on wrong shapes, labels or classes,
     EngineError where the engine cannot run the cascade.
@@ -110,7 +111,7 @@ def collect(
         logits=np.concatenate(logits) if logits else np.empty((0, len(spec.stages), spec.classes), np.float32),
         label=label_all,
         group=group,
-        part=split(label_all, group, count, search_share, seed),
+        part=split(group, count, search_share, seed),
         backbone=spec.backbone,
         macs=tuple(s.macs for s in spec.stages),
         head_macs=tuple(s.head_macs for s in spec.stages),
