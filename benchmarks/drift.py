@@ -140,7 +140,7 @@ def alarmed_at(test: DriftTest, stretches: Iterator[tuple[Watched, Sequence[int]
 
 def with_parts(records: dynamic.Records, seed: int) -> dynamic.Records:
     """The records, half of which choose."""
-    return replace(records, part=split(None, len(records), seed=seed))
+    return replace(records, part=split(None, len(records), 0.5, seed))
 
 
 def fitted(records: dynamic.Records) -> Combiner:
@@ -294,7 +294,7 @@ def shifts(
     for seed in range(streams):
         if seed % 10 == 0:
             progress(f"shifts: {seed} of {streams} streams each")
-        halves = split(None, len(records), seed=seed)
+        halves = split(None, len(records), 0.5, seed)
         own = halves == SEARCH
         rest = np.flatnonzero(~own)
         calibration = with_parts(records.select(own), seed)

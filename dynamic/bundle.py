@@ -72,6 +72,7 @@ class Bundle:
     preprocess: Preprocess | None = None
     costs: Costs | None = None
     modules: tuple[Any, ...] | None = field(default=None, repr=False)
+    modules_cascade: str | None = field(default=None, repr=False)  # fingerprint of what engine "torch" runs, if known
     forced: str | None = field(default=None, repr=False)
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
 
@@ -116,8 +117,12 @@ class Bundle:
         return Combiner(self.ladder.temperature, self.ladder.score, self.ladder.combine, self.ladder.backbone)
 
     def fingerprint(self, engine: str, precision: str) -> str:
-        """The fingerprint of this cascade and preprocessing on an engine; the ladder's where nothing changed."""
-        return fingerprint(self.cascade, _preprocess_json(self.preprocess), engine, precision)
+        """The fingerprint of this cascade and preprocessing on an engine; the ladder's where nothing changed.
+
+        Engine "torch" runs the modules that were given, whose weights are other ones, perhaps, than the bundle's.
+        """
+        cascade = self.cascade if engine != "torch" else self.modules_cascade or "unknown modules"
+        return fingerprint(cascade, _preprocess_json(self.preprocess), engine, precision)
 
     def open(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine:
         """An engine for this cascade (None: the one it was calibrated on); options are the engine's own.
@@ -249,9 +254,9 @@ def write(
 def load(path: str | Path, modules: Any = None) -> Bundle:
     """Load a bundle and check every file against the manifest.
 
-    `modules`: the cascade (or its stages) to run on engine "torch". Costs measured on this machine earlier are
-    taken up. Raises CorruptError on anything missing, cut short or altered, SchemaError on a bundle of a newer
-    version, BundleError where there is none.
+    `modules`: the cascade (or its stages, which are never called certified) to run on engine "torch". Costs measured on
+    this machine earlier are taken up. Raises CorruptError on anything missing, cut short or altered, SchemaError on a
+    bundle of a newer version, BundleError where there is none.
     """
     return read(Path(path), verify=True, modules=modules)
 
@@ -272,6 +277,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
             classes=tuple(manifest["classes"]) if manifest["classes"] is not None else None,
             preprocess=Preprocess.from_json(manifest["preprocess"]) if manifest["preprocess"] else None,
             modules=_stages(modules),
+            modules_cascade=modules.fingerprint() if hasattr(modules, "fingerprint") else None,
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
         raise CorruptError(f"{folder}: the bundle does not read ({error!r}); build or copy it again") from error

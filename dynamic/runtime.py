@@ -89,6 +89,11 @@ class Runtime:
         self._state = policy.initial()
         self._decision: Decision | None = None
         self._test = DriftTest(bundle.ladder.scores if watched else (), 0.01 if drift_alpha is None else drift_alpha)
+        if watched and bundle.ladder.scores and not self._test.watching:
+            logger.warning(
+                "inputs are not watched for drift: under score %r all score alike at their first exit",
+                bundle.ladder.score,
+            )
         self._entrances: dict[FrontierPoint, tuple[int, float]] = {}  # see `_entrance`
         self._told: Feedback | None = None  # what the policy observed last
         self._answers = AnswerBook(bundle.spec.classes, bundle.classes)

@@ -58,13 +58,14 @@ def ladder_text(ladder: Ladder) -> str:
 def certificate_text(ladder: Ladder, certificate: Certificate) -> str:
     """What the bounds of a ladder rest on, and what could not be certified."""
     groups = "" if certificate.groups is None else f" in {certificate.groups} groups"
+    drawn = "images" if certificate.groups is None else "groups"
     on = (
         f"{certificate.images} images{groups} ({certificate.search_images} others chose), {certificate.date}, "
         f"fingerprint {ladder.fingerprint[:12]}"
     )
     if ladder.certified:
         lines = [
-            f"certified: all bounds hold at once with probability {1 - certificate.delta:g} over the draw of images",
+            f"certified: all bounds hold at once with probability {1 - certificate.delta:g} over the draw of {drawn}",
             f"on {on}; {certificate.test}; score {ladder.score}",
             "void if cascade, preprocessing, engine, precision or the kind of inputs changes",
         ]

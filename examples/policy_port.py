@@ -50,8 +50,8 @@ def decide(device: Json, asked: Json, snapshot: Json, state: Json) -> Json:
     slow, now = math.exp(state["mean"]) * crowd, sum(ms[p["name"]] for p in left if p["name"] == state["current"])
     left = keep("latency_ms", lambda p: ms[p["name"]] * slow, lambda p: _TO_SPARE if ms[p["name"]] > now > 0 else 1)
     left = keep("max_drop", lambda p: p["promised_drop"])  # where it is given the cheapest runs, else the most accurate
-    if state["drift"] and budget["on_drift"] == "safest":  # of equals the most accurate
-        left = [min(left, key=lambda p: (max(p["promised_drop"], 0.0), -p["accuracy"]))]
+    if state["drift"] and budget["on_drift"] == "safest":  # of equals the first: the reference
+        left = [min(left, key=lambda p: p["promised_drop"])]
     best = min(left, key=lambda p: (-p["accuracy"] if budget["max_drop"] is None else 0, p["mean_ms"][0]))
     state["resident"] = {*best["backbones"], *(state["resident"] if budget["memory_mb"] is None else ())}
     state |= {"current": best["name"], "expected_ms": [stage[at] * crowd for stage in best["path_ms"]]}

@@ -93,6 +93,8 @@ class Answers:
         for name, cost in (("body_cost", self.body), ("head_cost", self.head)):
             if len(cost) != records.stages:
                 raise BudgetError(f"{name} has {len(cost)} entries for {records.stages} stages; give one for each")
+            if not all(0 <= value < np.inf for value in cost):
+                raise BudgetError(f"{name} is {list(cost)}; costs are numbers of 0 or more, in any one unit")
         self.count = len(records)
         self._backbone, self._combiner, self._risk = records.backbone, combiner, risk
         # class probabilities once for all sets of exits [S][N, C]; in memory class by class, which is many times as

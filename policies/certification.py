@@ -6,7 +6,7 @@ For each target the path is walked from its safe end, each step a test that the 
 one cannot be rejected: fixed sequence testing (Angelopoulos et al. 2021, "Learn then Test"), so that however long the
 path is, a walk errs with no more than its level. Levels add up to delta over the targets; a walk that gets to the end
 hands its level to another (Bretz et al. 2009, sequentially rejective graphs). So all bounds of a ladder hold together
-with probability 1 - delta, and a policy may move among the points on anything but the labels.
+with probability 1 - delta, and a policy may move among the points on anything that inputs do not tell of.
 """
 
 import math
@@ -72,7 +72,7 @@ def certify(
     """
     measure = risk_named(risk)
     targets = _targets(max_drops, measure)
-    if not 0 < delta < 1:
+    if isinstance(delta, (bool, str)) or not 0 < delta < 1:
         raise BudgetError(f"delta={delta} must lie in (0, 1), e.g. 0.1")
     check_usable(records)
     searched, held_out = records.select(records.part == SEARCH), records.select(records.part == CERTIFY)
@@ -296,13 +296,15 @@ def _in_order(reference: _Chosen, others: Sequence[_Chosen]) -> list[_Chosen]:
 
 def _targets(given: Sequence[float] | None, risk: Risk) -> list[float]:
     """The targets once each, rising."""
+    if isinstance(given, (str, int, float)):
+        raise BudgetError(f"max_drops={given!r} must be a sequence of targets, such as ({given},)")
     targets = sorted(set(MAX_DROPS if given is None else given))
     if given is None and not risk.signed:
         targets = [target for target in targets if target > 0]
     if not targets:
         raise BudgetError("max_drops is empty; give at least one, 0.01 for one point, or None for the usual five")
     for target in targets:
-        if not 0 <= target < 1:
+        if isinstance(target, (bool, str)) or not 0 <= target < 1:
             raise BudgetError(f"max_drops holds {target}; a drop is a fraction in [0, 1), 0.01 for one point")
         if target == 0 and not risk.signed:
             raise BudgetError(

@@ -51,11 +51,15 @@ def score_bins(records: Records, combiner: Combiner) -> tuple[ScoreBins, ...]:
     """For each stage `[S]`, what the records score there where it is the first to be evaluated.
 
     Edges are quantiles of the search part, and the certify part is counted, so that bins know nothing of what is
-    counted in them. Where either part is empty all records stand in for it, and what `DriftTest` says of false
-    alarms holds only nearly.
+    counted in them. Of a group one record is counted, by lot: those of one group are alike. Where either part is empty
+    all records stand in for it, and what `DriftTest` says of false alarms holds only nearly.
     """
     everything = np.ones(len(records), bool)
     search, certify = (p if p.any() else everything for p in (records.part == SEARCH, records.part == CERTIFY))
+    counted = np.flatnonzero(certify)
+    if records.group is not None:
+        counted = np.random.default_rng(0).permutation(counted)
+        counted = counted[np.unique(records.group[counted], return_index=True)[1]]
     found = []
     for stage in range(records.stages):
         score = combiner.add(combiner.start(), stage, records.logits[:, stage])[1]
@@ -63,7 +67,7 @@ def score_bins(records: Records, combiner: Combiner) -> tuple[ScoreBins, ...]:
         ordered = np.sort(score[search])
         edges = np.unique(ordered[np.arange(1, BINS) * len(ordered) // BINS])
         edges = edges[edges < ordered[-1]]  # nothing would lie above
-        counts = np.bincount(np.searchsorted(edges, score[certify], side="left"), minlength=len(edges) + 1)
+        counts = np.bincount(np.searchsorted(edges, score[counted], side="left"), minlength=len(edges) + 1)
         found.append(ScoreBins(tuple(edges.tolist()), tuple(counts.tolist())))
     return tuple(found)
 
@@ -160,7 +164,8 @@ class DriftTest:
     a `restart` the same holds again, whatever was before: of runs that begin with one, at most that share ends in a
     false alarm, so that their mean length is more than 1 / alpha. "Without drift" means that inputs are exchangeable
     with each other and with the calibration's, and that thresholds are not chosen by looking at scores (by load,
-    battery or temperature they may be). Correlated inputs, such as video, bursts or one user at a time, in the stream
+    battery or temperature they may be; those of a ladder are, on the same records, and latencies follow depth: no
+    effect of either could be measured). Correlated inputs, such as video, bursts or one user at a time, in the stream
     or in the calibration set, void all of it.
 
     Each stage that comes to be the first one evaluated has bets of its own: bags of different stages hold the same

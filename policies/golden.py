@@ -136,7 +136,7 @@ def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: 
     """Limits near what some point needs: far from it they would tell no two policies apart."""
     percentile = random.choice([0.95, 0.95, None])
     latency_ms = random.choice(frontier.latency_ms(percentile, snapshot.queue_length or 1)) * state.slowdown.ratio
-    drop = max(random.choice(frontier.points).point.promised_drop, 0.0)  # a gain may be promised, not asked for
+    drop = random.choice(frontier.points).point.promised_drop
     base_mb = snapshot.memory_process_mb if state.base_mb is None else state.base_mb
     memory_mb = (base_mb or 100.0) + random.choice(frontier.points).memory_mb * random.uniform(0.7, 1.5)
     tight = random.choice([random.uniform(1.0, 1.12), random.uniform(0.5, 2.5)])
@@ -269,8 +269,8 @@ _LADDER = Ladder(
     stage_names=("small, exit", "small", "middle", "large"),
     points=(
         _point("reference", (_INF, _INF, _INF), (2,), 0.0, 0.0, (0.0, 0.0, 0.0, 1.0)),
-        _point("best", (0.99, 0.95, 0.9), (0, 1, 2), 0.0, -0.01, (0.2, 0.2, 0.2, 0.4), bound=-0.003),
-        _point("drop 0", (0.9, 0.9, 0.8), (0, 1, 2), 0.0, -0.002, (0.6, 0.2, 0.1, 0.1), bound=-0.006),
+        _point("best", (0.99, 0.95, 0.9), (0, 1, 2), 0.0, -0.01, (0.2, 0.2, 0.2, 0.4)),
+        _point("drop 0", (0.9, 0.9, 0.8), (0, 1, 2), 0.0, -0.002, (0.6, 0.2, 0.1, 0.1)),
         _point("drop 0.01", (_INF, 0.8, -_INF), (0, 1), 0.01, 0.008, (0.0, 0.7, 0.3, 0.0)),
         _point("middle", (_INF, _INF, -_INF), (1,), None, 0.02, (0.0, 0.0, 1.0, 0.0)),
         _point("small", (0.7, -_INF, _INF), (0,), 0.05, 0.045, (0.5, 0.5, 0.0, 0.0)),

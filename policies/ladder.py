@@ -40,10 +40,11 @@ class Point:
     def promised_drop(self) -> float:
         """The drop that a budget may count on: the bound where there is one, else at least what was measured.
 
-        Harm and disagreement are never less than the drop, so that a bound on them bounds it; one on errors does not.
+        Harm and disagreement are never less than the drop, so that a bound on them bounds it. One on errors does not:
+        then nothing short of everything (1) is promised but by the reference, where no exit is on.
         """
         if self.kind == "error":
-            return max(self.drop or 0.0, 0.0)
+            return 0.0 if all(threshold == math.inf for threshold in self.thresholds) else 1.0
         if self.bound is not None:
             return self.bound
         return max(self.target or 0.0, self.risk)

@@ -146,6 +146,9 @@ def check_usable(records: Records) -> None:
             f"all {len(records)} calibration labels are class {records.label[0]}; give held-out inputs of every class"
         )
     search = records.part == SEARCH
+    if not np.isin(records.part, (SEARCH, CERTIFY)).all():
+        found = sorted(set(records.part.tolist()))
+        raise CalibrationError(f"part holds {found}; it must be {SEARCH} (search) or {CERTIFY} (certify)")
     if records.label is not None and search.any() and len(np.unique(records.label[search])) < 2:
         remedy = "more groups, or groups that do not follow the classes"
         raise CalibrationError(

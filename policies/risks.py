@@ -76,7 +76,7 @@ RISKS = {
 
 def risk_named(name: str) -> Risk:
     """The risk; raises BudgetError where there is none of that name."""
-    if name not in RISKS:
+    if not isinstance(name, str) or name not in RISKS:
         raise BudgetError(f"risk={name!r} is not known; use one of {sorted(RISKS)}")
     return RISKS[name]
 
@@ -137,7 +137,10 @@ class Evidence:
         return self.sample.unit_means(self.losses)
 
     def p_value(self, target: float, level: float, times: float = 1.0) -> float:
-        """To be compared with `level`; `times`: as if the same had been seen so many times as often."""
+        """To be compared with `level`: what is rejected at a level is at every larger one, as `certify` needs.
+
+        `times`: as if the same had been seen so many times as often.
+        """
         if self.sample.group is not None:
             return betting_p(self._means, target, times)
         lost, gained = (round(times * count) for count in self._counts)

@@ -238,13 +238,12 @@ def test_on_drift_the_least_promised_drop_of_what_other_limits_allow(
     assert "drifted" not in without.reason
 
 
-def test_of_equally_safe_points_the_most_accurate_and_a_promised_gain_counts_for_nothing() -> None:
+def test_of_equally_safe_points_the_reference_is_first_however_accurate_others_were() -> None:
     points = [
         make_point("reference", (INF, INF), (0.0, 0.0, 1.0), accuracy=0.95, backbones=(1,)),
-        make_point("promises", (INF, 0.95), (0.0, 0.5, 0.5), accuracy=0.94, bound=-0.02),
-        make_point("gains", (INF, 0.9), (0.0, 0.6, 0.4), accuracy=0.97, bound=-0.01),
+        make_point("better", (INF, 0.9), (0.0, 0.6, 0.4), accuracy=0.97, bound=0.0),
         make_point("same", (INF, 0.5), (0.0, 0.8, 0.2), accuracy=0.95, bound=0.0),
-        make_point("quick", (-INF, INF), (1.0, 0.0, 0.0), accuracy=0.99, bound=0.2),
+        make_point("quick", (-INF, INF), (1.0, 0.0, 0.0), accuracy=0.85, bound=0.2),
     ]
     frontier = Frontier.of(make_ladder(points, (0, 0, 1)), COSTS)
     assert [p.point.name for p in frontier.points] == [p.name for p in points]
@@ -252,10 +251,10 @@ def test_of_equally_safe_points_the_most_accurate_and_a_promised_gain_counts_for
     def chosen(budget: Budget, state: BudgetState) -> str:
         return name(POLICY.decide(frontier, budget, Snapshot(0, memory_process_mb=100), state)[0])
 
-    assert [chosen(Budget(), s) for s in (POLICY.initial(), drifted())] == ["quick", "gains"]
-    assert [chosen(Budget(max_drop=0.2), s) for s in (POLICY.initial(), drifted())] == ["quick", "gains"]
-    # where that is not allowed, the most accurate of the others that promise no drop
-    assert chosen(Budget(latency_ms=75, percentile=None), drifted()) == "same"
+    assert [chosen(Budget(), s) for s in (POLICY.initial(), drifted())] == ["better", "reference"]
+    assert [chosen(Budget(max_drop=0.2), s) for s in (POLICY.initial(), drifted())] == ["quick", "reference"]
+    # where the reference is not allowed, the first of the others that promise no drop
+    assert chosen(Budget(latency_ms=95, percentile=None), drifted()) == "better"
 
 
 def test_drift_stays_until_it_is_cleared() -> None:

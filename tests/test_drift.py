@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -433,3 +434,13 @@ def test_one_bin_says_nothing() -> None:
 def test_alpha_is_a_fraction(alpha: object) -> None:
     with pytest.raises(BudgetError, match="alpha="):
         DriftTest((), alpha=alpha)  # type: ignore[arg-type]
+
+
+def test_of_a_group_one_record_is_counted() -> None:
+    logits, label = learned(400, 2)
+    group = np.arange(400) // 10
+    alone = make_records(logits, label, part=group % 4 > 0)
+    given = replace(alone, group=group)
+    for grouped, single in zip(score_bins(given, combiner(2)), score_bins(alone, combiner(2)), strict=True):
+        assert grouped.edges == single.edges
+        assert (sum(grouped.counts), sum(single.counts)) == (30, 300)

@@ -35,9 +35,9 @@ def test_through_strict_json() -> None:
         assert Ladder.from_json(json.loads(text)) == ladder
 
 
-@pytest.mark.parametrize(("drop", "promised"), [(0.03, 0.03), (-0.01, 0.0), (None, 0.0)])
-def test_a_bound_on_errors_promises_no_drop(drop: float | None, promised: float) -> None:
-    point = make_point("p", (0.5,), (0.5, 0.5), target=0.07, risk=0.06, bound=0.07, kind="error", drop=drop)
+@pytest.mark.parametrize(("thresholds", "promised"), [((INF, INF), 0.0), ((0.5, INF), 1.0), ((-INF, INF), 1.0)])
+def test_a_bound_on_errors_promises_no_drop(thresholds: tuple[float, ...], promised: float) -> None:
+    point = make_point("p", thresholds, (0.5, 0.0, 0.5), target=0.07, risk=0.06, bound=0.07, kind="error", drop=0.0)
     assert point.promised_drop == promised
 
 

@@ -95,7 +95,7 @@ def build(
     for name, network in zip(cascade.names, cascade.networks, strict=True):
         _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")
     write(folder, spec, ladder, records, engine, precision, cascade.fingerprint(), classes, shipped)
-    return replace(read(folder, verify=False, modules=stages), _owner=owner)
+    return replace(read(folder, verify=False, modules=cascade), _owner=owner)
 
 
 def recertify(
