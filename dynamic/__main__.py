@@ -18,7 +18,7 @@ from dynamic.errors import BudgetError, DynamicError, InputError
 from dynamic.pictures import find_pictures
 from dynamic.preprocessing import RGB, Gray
 from dynamic.progress import track
-from dynamic.tables import costs_text, ladder_text, run_text
+from dynamic.tables import certificate_text, costs_text, ladder_text, run_text
 
 app = typer.Typer(
     help="Adaptive inference: spend on each input what it needs and no more than the device can spare.",
@@ -263,9 +263,12 @@ def run(
         stats = runtime.stats()
     if as_json:
         accuracy = float(np.mean(right)) if right else None
-        print(json.dumps({"summary": asdict(stats) | {"accuracy": accuracy, "known": len(right)}}))
+        certificate = None if bundle.ladder.certificate is None else asdict(bundle.ladder.certificate)
+        beside: dict[str, Any] = {"accuracy": accuracy, "known": len(right), "certificate": certificate}
+        print(json.dumps({"summary": asdict(stats) | beside}))
     else:
         print(run_text(stats, latencies, right, stages))
+        print(certificate_text(bundle.ladder))
 
 
 def _list_devices(wanted: bool) -> None:
@@ -324,7 +327,7 @@ def simulate(
         background_load=background_load,
         battery=battery,
     )
-    print(json.dumps(report.to_json()) if as_json else report)
+    print(json.dumps(report.to_json()) if as_json else f"{report}\n{certificate_text(bundle.ladder)}")
 
 
 def _version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from dynamic.bundle import Bundle
 from dynamic.policies.certification import shortage
 from dynamic.policies.costs import Costs
-from dynamic.policies.ladder import Certificate, Ladder
+from dynamic.policies.ladder import Ladder, Point
 from dynamic.result import FeedbackEstimate, Statistics
 
 _DRIFT = {
@@ -43,7 +43,7 @@ def ladder_text(ladder: Ladder) -> str:
     rows = (
         (
             point.name,
-            "no" if point.bound is None else f"{risk} <= {point.bound:g}",
+            certified_text(point),
             f"{point.risk:.4f}",
             f"{point.accuracy[1]:.4f}",
             f"{point.accuracy[0]:.4f}-{point.accuracy[2]:.4f}",
@@ -51,12 +51,19 @@ def ladder_text(ladder: Ladder) -> str:
         )
         for point in ladder.points
     )
-    lines = [f"stages: {', '.join(ladder.stage_names)}", table(head, rows)]
-    return "\n".join(lines + ([] if certificate is None else [certificate_text(ladder, certificate)]))
+    return f"stages: {', '.join(ladder.stage_names)}\n{table(head, rows)}\n{certificate_text(ladder)}"
 
 
-def certificate_text(ladder: Ladder, certificate: Certificate) -> str:
+def certified_text(point: Point) -> str:
+    """What is certified of a point."""
+    return "no" if point.bound is None else f"{point.kind} <= {point.bound:g}"
+
+
+def certificate_text(ladder: Ladder) -> str:
     """What the bounds of a ladder rest on, and what could not be certified."""
+    certificate = ladder.certificate
+    if certificate is None:
+        return "NOT CERTIFIED: nobody tried"
     groups = "" if certificate.groups is None else f" in {certificate.groups} groups"
     drawn = "images" if certificate.groups is None else "groups"
     on = (
@@ -89,6 +96,7 @@ def costs_text(bundle: Bundle, costs: Costs) -> str:
     points = (
         (
             p.point.name,
+            certified_text(p.point),
             f"{p.point.accuracy[1]:.4f}",
             *(f"{ms:.3f}" for ms in (p.mean_ms[0], p.p95_ms[0], p.cpu_ms[0])),
             f"{p.memory_mb:.1f}",
@@ -107,7 +115,8 @@ def costs_text(bundle: Bundle, costs: Costs) -> str:
             f"not measured: {', '.join(costs.not_measured) or 'nothing is left out'}",
             "",
             f"points that no other beats here, at batch {costs.batch[0]}:",
-            table(("point", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB"), points),
+            table(("point", "certified", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB"), points),
+            certificate_text(bundle.ladder),
         ]
     )
 

@@ -217,8 +217,7 @@ def main() -> None:
         f"engine {bundle.engine}, {bundle.costs.threads} threads"
         f"\n'drop x' loses no more than x of {problem.names[-1]}'s accuracy, as far as that is certified:"
     )
-    assert bundle.ladder.certificate is not None
-    print(certificate_text(bundle.ladder, bundle.ladder.certificate))
+    print(certificate_text(bundle.ladder))
     show(rows)
     stream(bundle, problem.report, count=200)
     try:

@@ -105,6 +105,8 @@ def test_the_file_says_what_its_numbers_mean(bundle: dynamic.Bundle, tmp_path: P
     assert Preprocess.from_json(said["preprocess"]) == PREPROCESS
     assert said["fingerprint"] == bundle.ladder.fingerprint
     assert said["certified"] is bundle.ladder.certified
+    assert bundle.ladder.certificate is not None
+    assert said["certificate"]["images"] == bundle.ladder.certificate.images
     points = {p.name: p.thresholds for p in bundle.ladder.points}
     assert {name: tuple(map(float, limits)) for name, limits in said["points"].items()} == points
     assert INF in points["reference"], "infinite thresholds must survive JSON"

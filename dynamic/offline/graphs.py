@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -168,6 +168,7 @@ def _described(model: onnx.ModelProto, spec: CascadeSpec, ladder: Ladder, facts:
         "points": points,
         "fingerprint": ladder.fingerprint,
         "certified": ladder.certified,
+        "certificate": None if ladder.certificate is None else asdict(ladder.certificate),
         "engine": facts.engine,
         "precision": facts.precision,
     }
