@@ -100,7 +100,7 @@ def build(
         str, typer.Option(help="Answer by the 'mean' of the stages so far, the 'last', or the mean of 'backbones'.")
     ] = "backbones",
     score: Annotated[
-        str, typer.Option(help="How sure a stage is: max_probability, margin, negative_entropy or patience.")
+        str, typer.Option(help="How sure a stage is: max_probability, margin, negative_entropy, patience or auto.")
     ] = "max_probability",
     max_drop: Targets = None,
     delta: Delta = 0.1,
@@ -149,14 +149,14 @@ def build(
 @app.command()
 def certify(
     shelf: Shelf,
+    out: Annotated[Path, typer.Argument(help="Folder for the bundle with the new ladder.", show_default=False)],
     max_drop: Targets = None,
-    delta: Delta = 0.1,
-    risk: RiskName = "drop",
+    delta: Annotated[float | None, typer.Option(help="Another chance that a bound may be wrong.")] = None,
+    risk: Annotated[str | None, typer.Option(help="Another risk.")] = None,
     score: Annotated[str | None, typer.Option(help="Another score, or 'auto'.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Another folder for the result; the same unless given.")] = None,
 ) -> None:
-    """Certify a bundle's records for other targets, another risk or delta; decide on them before looking."""
-    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score).save(out or shelf)
+    """Make another ladder of a bundle's records: other targets, risk or delta. To choose by the outcome voids it."""
+    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score).save(out)
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
 

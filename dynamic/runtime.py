@@ -21,7 +21,7 @@ from dynamic.policies.budget import Budget
 from dynamic.policies.budget_policy import BudgetPolicy
 from dynamic.policies.decision import Decision, Feedback, Policy
 from dynamic.policies.drift import DriftTest
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.frontier import Frontier, FrontierPoint
 from dynamic.policies.snapshot import Snapshot
 from dynamic.progress import size_of, track
@@ -78,7 +78,7 @@ class Runtime:
             monitor,
             policy,
         )
-        self.budget = budget
+        self.budget = budget  # checked by the setter
         self._clock = clock
         self._whole_mb = sum(frontier.costs.memory_mb)
         same = bundle.ladder.fingerprint == bundle.fingerprint(engine.name, engine.precision)
@@ -160,6 +160,20 @@ class Runtime:
         output = self.engine.run(inputs, point.thresholds, deadline_s, stagewise)
         latency_ms = (self._clock() - began) * 1e3
         return self._result(decision, snapshot, output, latency_ms, representative=not moved)
+
+    @property
+    def budget(self) -> Budget:
+        """The limits that the next request is decided under; to be set at any time, from any thread.
+
+        Setting anything else raises BudgetError.
+        """
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: Budget) -> None:
+        if not isinstance(budget, Budget):
+            raise BudgetError(f"budget={budget!r} must be a dynamic.Budget, such as Budget(latency_ms=20)")
+        self._budget = budget
 
     def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
         """Answer one item after another, with a progress bar on a terminal."""
@@ -313,8 +327,8 @@ class Runtime:
     def _warn(self) -> None:
         test, on_drift = self._test, self.budget.on_drift
         logger.warning(
-            "inputs no longer look like those of the calibration: noticed after %d, a false alarm with probability at "
-            "most %g; results are not certified from now on, and %s",
+            "inputs no longer look like those of the calibration (nor do repeated or sorted ones): noticed after %d, a "
+            "false alarm with probability at most %g; results are not certified from now on, and %s",
             test.inputs,
             test.alpha,
             "the safest point that the budget allows runs (on_drift='safest')"

@@ -10,9 +10,11 @@ with probability 1 - delta, and a policy may move among the points on anything t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from numbers import Real
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -70,10 +72,7 @@ def certify(
     Raises CalibrationError without records, a second class, or labels that the risk needs; BudgetError on a target or
     delta out of range, an unknown risk, score or combination.
     """
-    measure = risk_named(risk)
-    targets = _targets(max_drops, measure)
-    if isinstance(delta, (bool, str)) or not 0 < delta < 1:
-        raise BudgetError(f"delta={delta} must lie in (0, 1), e.g. 0.1")
+    measure, targets = check_settings(max_drops, delta, risk, score)
     check_usable(records)
     searched, held_out = records.select(records.part == SEARCH), records.select(records.part == CERTIFY)
     temperature = fit_temperatures(records)
@@ -113,6 +112,20 @@ def certify(
     )
 
 
+def check_settings(max_drops: Sequence[float] | None, delta: float, risk: str, score: str) -> tuple[Risk, list[float]]:
+    """(the risk, its targets once each, rising); raises BudgetError as `certify` does, before anything is run."""
+    measure = risk_named(risk)
+    if not _is_number(delta) or not 0 < delta < 1:
+        raise BudgetError(f"delta={delta!r} must be a number in (0, 1), e.g. 0.1")
+    if score not in (*SCORES, AUTO):
+        raise BudgetError(f"score={score!r} is not known; use one of {sorted((*SCORES, AUTO))}")
+    return measure, _targets(max_drops, measure)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def shortage(certificate: Certificate) -> str:
     """What a certificate of the targets that are missing would take, in words."""
     unit = "records" if certificate.groups is None else "groups"
@@ -121,9 +134,9 @@ def shortage(certificate: Certificate) -> str:
     for entry in certificate.missing:
         measured = "nothing to measure on" if entry.risk is None else f"measured {entry.risk:.4f}"
         enough = (
-            f"no number of {unit} would do if that is so"
+            f"nothing that was tried lost less than that; more {unit} may find better"
             if entry.needed is None
-            else f"about {entry.needed} {unit} would do"
+            else f"about {entry.needed} certifying {unit} would do"
         )
         wants.append(f"{certificate.risk} {entry.target:g}: {measured}, {enough}")
     return f"{have} {unit} certify; " + "; ".join(wants)
@@ -296,15 +309,18 @@ def _in_order(reference: _Chosen, others: Sequence[_Chosen]) -> list[_Chosen]:
 
 def _targets(given: Sequence[float] | None, risk: Risk) -> list[float]:
     """The targets once each, rising."""
-    if isinstance(given, (str, int, float)):
+    if isinstance(given, str) or not isinstance(given, (Iterable, NoneType)):
         raise BudgetError(f"max_drops={given!r} must be a sequence of targets, such as ({given},)")
+    for target in given or ():
+        if not _is_number(target):
+            raise BudgetError(f"max_drops holds {target!r}; a drop is a number in [0, 1), 0.01 for one point")
     targets = sorted(set(MAX_DROPS if given is None else given))
     if given is None and not risk.signed:
         targets = [target for target in targets if target > 0]
     if not targets:
         raise BudgetError("max_drops is empty; give at least one, 0.01 for one point, or None for the usual five")
     for target in targets:
-        if isinstance(target, (bool, str)) or not 0 <= target < 1:
+        if not 0 <= target < 1:
             raise BudgetError(f"max_drops holds {target}; a drop is a fraction in [0, 1), 0.01 for one point")
         if target == 0 and not risk.signed:
             raise BudgetError(

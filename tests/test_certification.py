@@ -213,9 +213,9 @@ def test_without_a_second_part_the_first_measures() -> None:
     ("arguments", "message"),
     [
         ({"max_drops": 0.01}, r"max_drops=0.01 must be a sequence"),
-        ({"max_drops": ("a",)}, "max_drops holds a"),
+        ({"max_drops": ("a",)}, "max_drops holds 'a'"),
         ({"max_drops": ()}, "max_drops is empty"),
-        ({"delta": "0.1"}, "delta=0.1"),
+        ({"delta": "0.1"}, "delta='0.1'"),
         ({"risk": ["drop"]}, r"risk=\['drop'\] is not known"),
         ({"body_cost": (1.0,)}, "body_cost has 1 entries for 3 stages"),
         ({"head_cost": (1.0, math.nan, 1.0)}, "head_cost is"),
@@ -236,7 +236,7 @@ def test_strict_raises_with_numbers_and_remedy() -> None:
     with pytest.raises(CalibrationError, match=r"20 records certify; drop 0.05: measured .*give more held-out inputs"):
         uncertified(max_drops=(0.05,), strict=True)
     grouped = replace(records(400, certifying=200), group=np.repeat(np.arange(8), 50))
-    with pytest.raises(CalibrationError, match=r"4 groups certify; drop 0.2: .* about \d+ groups would do"):
+    with pytest.raises(CalibrationError, match=r"4 groups certify; drop 0.2: .* about \d+ certifying groups would do"):
         certify(grouped, (0.2,), strict=True)
     strict, usual = (certify(records(), (0.05,), strict=way) for way in (True, False))
     assert strict.points == usual.points

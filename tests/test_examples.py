@@ -62,7 +62,7 @@ def test_quickstart_compares_the_cascade_with_every_static_network(quickstart: s
 def test_quickstart_says_why_it_decides(quickstart: str) -> None:
     steps = re.split(r"^\[(.*)\]$", quickstart, flags=re.MULTILINE)[1:]
     reasons = dict(zip(steps[::2], steps[1::2], strict=True))
-    assert list(reasons)[:2] == ["no limit", "one point of accuracy may go"]
+    assert list(reasons)[:2] == ["no limit", "two points of accuracy may go"]
     assert "most accurate" in reasons["no limit"]
     assert "gave way" in reasons["tighter than anything"]
     assert "battery 15% is at or below the floor 20%" in reasons["battery at 15%, floor 20%"]

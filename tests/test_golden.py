@@ -158,6 +158,7 @@ def stand_in(device: dict[str, Any]) -> Any:
             backbones=p["backbones"],
             accuracy=(0.0, p["accuracy"], 1.0),
             promised_drop=p["promised_drop"],
+            bound=None,  # for words alone
         )
         return SimpleNamespace(point=certified, mean_ms=p["mean_ms"], cpu_ms=p["cpu_ms"], memory_mb=p["memory_mb"])
 

@@ -13,7 +13,7 @@ from policy_cases import make_costs
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.errors import CalibrationError
+from dynamic.errors import BudgetError, CalibrationError, InputError
 from dynamic.policies import Decision
 from dynamic.tables import ladder_text
 
@@ -187,3 +187,54 @@ def test_points_without_a_bound_are_not_certified(bundle: dynamic.Bundle) -> Non
     altered = replace(bundle, ladder=replace(bundle.ladder, points=bare))
     with altered.runtime(monitor=still(), policy=Last(), threads=THREADS) as run:
         assert not run(task(5, 4)[0].numpy()).certified
+
+
+def test_what_was_chosen_before_stays_unless_given(bundle: dynamic.Bundle) -> None:
+    careful = dynamic.recertify(bundle, (0.05,), 0.01, risk="harm")
+    again = dynamic.recertify(careful, (0.04,))
+    assert again.ladder.certificate is not None
+    assert (again.ladder.certificate.delta, again.ladder.certificate.risk) == (0.01, "harm")
+
+
+def test_recertify_of_something_else(bundle: dynamic.Bundle) -> None:
+    for arguments in (("shelf", (0.01,)), (bundle, (0.01,))):
+        records: Any = None if arguments[0] == "shelf" else "records.npz"
+        with pytest.raises(InputError, match=r"dynamic\.load.*dynamic\.calibrate"):
+            dynamic.recertify(*arguments, records=records)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_drops": 0.01}, "must be a sequence"),
+        ({"max_drops": [None]}, "holds None"),
+        ({"delta": None}, "delta=None"),
+        ({"score": "entropy"}, "auto"),
+        ({"risk": "loss"}, "risk='loss'"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_exported(settings: dict[str, Any], message: str) -> None:
+    class Untouched:
+        def __iter__(self) -> Any:
+            raise AssertionError("the loader was read")
+
+    with pytest.raises(BudgetError, match=message):
+        dynamic.build(cascade(), Untouched(), **settings)
+
+
+def test_a_budget_that_is_none(bundle: dynamic.Bundle) -> None:
+    with bundle.runtime(monitor=still(), threads=THREADS) as run, pytest.raises(BudgetError, match="budget=20"):
+        run.budget = 20  # type: ignore[assignment]
+    with pytest.raises(BudgetError, match="budget=20"):
+        bundle.runtime(20, monitor=still(), threads=THREADS)  # type: ignore[arg-type]
+
+
+def test_an_uncertified_ladder_says_so_in_the_reason() -> None:
+    few = dynamic.build(cascade(), [task(1, 60)], max_drops=(0.001,))
+    with few.runtime(dynamic.Budget(max_drop=0.01), monitor=still()) as run:
+        assert "measured, not certified" in run(task(2, 3)[0].numpy()).decision.reason
+
+
+def test_groups_of_none() -> None:
+    with pytest.raises(InputError, match="groups hold"):
+        dynamic.calibrate(cascade(), [task(1, 60)], groups=[None] * 60)

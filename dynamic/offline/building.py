@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ from dynamic.offline.graphs import plain_ladder, write_graphs
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.transforms import from_transforms
-from dynamic.policies.certification import certify, shortage
-from dynamic.policies.errors import CalibrationError, EngineError
+from dynamic.policies.certification import certify, check_settings, shortage
+from dynamic.policies.errors import CalibrationError, EngineError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import SEARCH_SHARE, Records
 
@@ -67,6 +68,7 @@ def build(
     Raises CalibrationError, InputError, BudgetError or EngineError as those steps do; EngineError too where
     the exported graphs do not give torch's logits.
     """
+    check_settings(max_drops, delta, risk, score)
     if engine == AUTO:
         check_precision(precision)
     else:
@@ -101,20 +103,26 @@ def build(
 def recertify(
     bundle: Bundle,
     max_drops: Sequence[float] | None = None,
-    delta: float = 0.1,
+    delta: float | None = None,
     *,
     records: Records | None = None,
-    risk: str = "drop",
+    risk: str | None = None,
     score: str | None = None,
     strict: bool = False,
 ) -> Bundle:
     """The bundle with another ladder: other targets, delta, risk or score, or newer `records` of the same cascade.
 
+    Delta, risk and score are those of before unless given; `records` come from `calibrate`, where the networks are.
     Nothing is exported or calibrated again; costs that were measured here stay. Looking at the same records under one
     choice of targets and then another, and keeping what looks best, spends the guarantee: decide first. Saved it
     is, like what `build` gives, with `save`. The remaining arguments are those of `certify`, whose errors it raises;
     CalibrationError too where `records` are of another cascade, preprocessing, engine or precision than the bundle's.
     """
+    if not isinstance(bundle, Bundle) or not isinstance(records, (Records, NoneType)):
+        raise InputError(
+            f"recertify takes a bundle (dynamic.load) and records (dynamic.calibrate, or None for the bundle's own); "
+            f"it was given {type(bundle).__name__} and {type(records).__name__}"
+        )
     given = bundle.records if records is None else records
     if given.fingerprint != bundle.ladder.fingerprint:
         raise CalibrationError(
@@ -123,6 +131,9 @@ def recertify(
             f"{bundle.engine!r} ({bundle.precision})"
         )
     old = bundle.ladder
+    known = old.certificate
+    delta = delta if delta is not None else 0.1 if known is None else known.delta
+    risk = risk if risk is not None else "drop" if known is None else known.risk
     ladder = certify(given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict)
     _warn(ladder)
     owner = _Folder()

@@ -105,6 +105,8 @@ def collect(
     label_all = np.concatenate(known) if known else None
     count = sum(map(len, logits))
     group = None if groups is None else np.asarray(groups)
+    if group is not None and group.dtype == object:
+        raise InputError("groups hold something that is no number or string, such as None; give one for each input")
     if group is not None and group.shape != (count,):
         raise InputError(f"groups have shape {group.shape}; {count} inputs need ({count},)")
     records = Records(
