@@ -44,11 +44,10 @@ class _Reason:
     def __str__(self) -> str:
         best = self.choice
         why = "; ".join(template.format(*values) for template, *values in best.notes) or "nothing rules it out"
-        if best.point.point.bound is None:
-            why += "; its drop is measured, not certified"
+        certified = "not certified, " if best.point.point.bound is None else ""
         return (
             f"{best.point.point.name!r} is the {best.kind} of {best.left} of {best.points} points: {why} "
-            f"(predicted {best.latency_ms * self.slowdown:.3g} ms, slowdown {self.slowdown:.2f})"
+            f"({certified}predicted {best.latency_ms * self.slowdown:.3g} ms, slowdown {self.slowdown:.2f})"
         )
 
 
