@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cifar
+import numpy as np
 import torch
 from common import Contender, add_data_option, data_folder, progress, save, spread, take_turns
 
@@ -43,8 +44,10 @@ def build(data: Path, folder: Path) -> tuple[dynamic.Cascade, ImageSet]:
     images = cifar.images(data, "test")
     half, rest = stratified_halves(images.labels, seed=0)
     cascade = dynamic.Cascade(cifar.networks(data, NAMES), names=NAMES)
-    dynamic.build(cascade, cifar.batches(images.select(half[::5])), preprocess=cifar.PREPROCESS).save(folder)
-    return cascade, images.select(rest)
+    calibration = cifar.batches(images.select(half))
+    dynamic.build(cascade, calibration, max_drops=(0.01,), preprocess=cifar.PREPROCESS).save(folder)
+    # not sorted by class: that would be drift
+    return cascade, images.select(np.random.default_rng(0).permutation(rest))
 
 
 @dataclass
