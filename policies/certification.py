@@ -37,7 +37,7 @@ MAX_DROPS = (0.0, 0.005, 0.01, 0.02, 0.05)
 AUTO = "auto"
 _TWO_SIDED_95 = 1.959964  # quantile of the normal distribution
 _FINE = 20  # quantiles of scores on the path
-_EXTREME = 0.025  # of delta: for a bound on the most accurate and on the cheapest thresholds each
+_EXTREME = 0.025  # of delta: for a bound on the most accurate, the cheapest and, of errors, the reference each
 _ERRORS = 1.5  # standard errors that a bound is above what was measured, about: the path is of the least sum of both
 
 
