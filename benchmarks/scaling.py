@@ -155,7 +155,7 @@ def made_up_costs(stages: int) -> Costs:
 def deciding(stages: int, times: float) -> dict[str, float]:
     """CPU seconds of `certify`, `Frontier.of`, the first decision for a batch size, and any later one."""
     records, costs, budget = made_up(stages), made_up_costs(stages), Budget(latency_ms=50, max_drop=0.01)
-    seen, policy = Snapshot(time_s=0.0, cpu_load=0.2, cpu_cores=2, queue_length=16), BudgetPolicy()
+    seen, policy = Snapshot(time_s=0.0, cpu_load=0.2, cpu_cores=2, rows=16), BudgetPolicy()
     ladder = certify(records)
     known = Frontier.of(ladder, costs)
     policy.decide(known, budget, seen, policy.initial())  # remembers its figures

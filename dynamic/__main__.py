@@ -209,10 +209,10 @@ def run(
         latency_ms,
         _fraction(percentile),
         deadline_ms,
-        memory_mb,
-        battery_floor,
-        max_drop,
-        on_drift,
+        memory_mb=memory_mb,
+        battery_floor=battery_floor,
+        max_drop=max_drop,
+        on_drift=on_drift,
     )
     bundle = dynamic.load(shelf)
     if bundle.preprocess is None:

@@ -261,8 +261,8 @@ class Runtime:
     def _snapshot(self, rows: int) -> Snapshot:
         """The monitor's latest with `rows` waiting; the same object until one of the two changes."""
         latest, known = self.monitor.latest, self._asked
-        if known is None or known[0] is not latest or known[1].queue_length != rows:
-            known = self._asked = latest, replace(latest, queue_length=rows)
+        if known is None or known[0] is not latest or known[1].rows != rows:
+            known = self._asked = latest, replace(latest, rows=rows)
         return known[1]
 
     def _too_large(self, snapshot: Snapshot, rows: int) -> bool:

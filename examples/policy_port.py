@@ -28,10 +28,10 @@ def full(given: Json, defaults: Json) -> Json:
 
 
 def decide(device: Json, asked: Json, snapshot: Json, state: Json) -> Json:
-    budget, seen = full(asked, _BUDGET), full(snapshot, _KEPT | {"memory_process_mb": None, "queue_length": None})
+    budget, seen = full(asked, _BUDGET), full(snapshot, _KEPT | {"memory_process_mb": None, "rows": None})
     state |= {name: seen[name] for name in _KEPT if seen[name] is not None}  # a silent sensor changes nothing
     state["base_mb"] = state["base_mb"] or seen["memory_process_mb"]  # the first reading: before any model was loaded
-    left, gave_way, at = device["points"], list[str](), device["batch"].index(seen["queue_length"] or 1)
+    left, gave_way, at = device["points"], list[str](), device["batch"].index(seen["rows"] or 1)
     ms = {p["name"]: p[{0.95: "p95_ms", None: "mean_ms"}[budget["percentile"]]][at] for p in left}
     load, cores = state["cpu_load"], state["cpu_cores"]
     crowd = 1.0 if load is None or not cores else max(1.0, (load * cores + device["threads"]) / cores)

@@ -153,7 +153,7 @@ class BudgetPolicy:
 def _choose(frontier: Frontier, budget: Budget, snapshot: Snapshot, state: BudgetState) -> tuple[_Choice, BudgetState]:
     points = frontier.points
     ratio, fair_share = state.slowdown.ratio, _fair_share(state.cpu_load, state.cpu_cores, frontier.costs.threads)
-    latency = frontier.latency_ms(budget.percentile, snapshot.queue_length or 1)
+    latency = frontier.latency_ms(budget.percentile, snapshot.rows or 1)
     left = list(range(len(points)))  # places in `points`
     gave_way: list[str] = []
     notes: list[tuple[Any, ...]] = []

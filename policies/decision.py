@@ -1,5 +1,6 @@
 """The contract of a policy: pure, state in and state out."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ class Sentence:
 
     def __get__(self, instance: Any, owner: type[Any]) -> str:
         if instance is None:
-            raise AttributeError(self._name)  # how a dataclass learns that a field has no default
+            return "no reason given"  # the default that a dataclass finds
         words = instance.__dict__[self._name] = str(instance.__dict__[self._name])
         return words
 
@@ -29,21 +30,25 @@ class Decision:
     """The operating point for the next request.
 
     `feasible`: it meets every limit; `gave_way`: names of the budget's fields that it does not; `reason`: one sentence,
-    or an object whose `str` is one.
+    or an object whose `str` is one. `resident`: backbones that may stay in memory, the point's own always (None: all
+    that are there). `slowdown`: how much longer than profiled requests are expected to take now.
     """
 
     point: FrontierPoint
-    feasible: bool
-    gave_way: tuple[str, ...]
+    feasible: bool = True
+    gave_way: tuple[str, ...] = ()
     reason: Sentence = Sentence()
+    resident: frozenset[int] | None = None
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
     """What a request of `rows` inputs took: `latency_ms` against `expected_ms` for the stage it got to.
 
-    `expected_ms` is 0 where what it took says nothing, as where a network had to be loaded. `threads`: what the engine
-    asks of the processor. `drift`: whether inputs no longer look like those of the calibration.
+    `latency_ms` is of the work alone, without the wait in a queue. `expected_ms` is 0 where what it took says nothing,
+    as where a network had to be loaded. `threads`: what the engine asks of the processor. `drift`: whether inputs no
+    longer look like those of the calibration.
     """
 
     point: FrontierPoint
@@ -57,13 +62,19 @@ class Feedback:
 
 
 class Policy(Protocol):
-    """Chooses a point of the frontier for each request; keeps nothing between calls but the state it is given."""
+    """Chooses a point of the frontier for each request; keeps nothing between calls but the state it is given.
+
+    A policy of one's own is a class with this one for its base and `decide` alone: without memory the state stays None.
+    """
 
     def initial(self) -> Any:
         """The state before anything was seen."""
+        return None
 
+    @abstractmethod
     def decide(self, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: Any) -> tuple[Decision, Any]:
         """The decision and the state after it."""
 
     def observe(self, state: Any, feedback: Feedback) -> Any:
         """The state after a request was answered."""
+        return state

@@ -118,7 +118,7 @@ def _sequence(frontier: Frontier, random: Random) -> Iterator[dict[str, Any]]:
         }
         if random.random() < 0.7:
             stage = random.choice([s for s, share in enumerate(decision.point.point.shares) if share > 0])
-            rows, threads = snapshot.queue_length or 1, frontier.costs.threads
+            rows, threads = snapshot.rows or 1, frontier.costs.threads
             expected_ms = frontier.path_ms(decision.point, stage, rows)
             # mostly near what is expected, now and then stalled, or too short for the clock
             jump = random.choices([1.0, 30.0, 0.0], [90, 7, 3])[0]
@@ -135,7 +135,7 @@ def _sequence(frontier: Frontier, random: Random) -> Iterator[dict[str, Any]]:
 def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: Random) -> Budget:
     """Limits near what some point needs: far from it they would tell no two policies apart."""
     percentile = random.choice([0.95, 0.95, None])
-    latency_ms = random.choice(frontier.latency_ms(percentile, snapshot.queue_length or 1)) * state.slowdown.ratio
+    latency_ms = random.choice(frontier.latency_ms(percentile, snapshot.rows or 1)) * state.slowdown.ratio
     drop = random.choice(frontier.points).point.promised_drop
     base_mb = snapshot.memory_process_mb if state.base_mb is None else state.base_mb
     memory_mb = (base_mb or 100.0) + random.choice(frontier.points).memory_mb * random.uniform(0.7, 1.5)
@@ -166,7 +166,7 @@ def _snapshot(frontier: Frontier, budget: Budget, random: Random) -> Snapshot:
         memory_process_mb=reading(random.randint(60, 200)),
         battery=reading(round(floor, 2)),
         plugged=reading(random.random() < 0.3),
-        queue_length=reading(random.choice([0, 1, 1, *frontier.costs.batch])),
+        rows=reading(random.choice([0, 1, 1, *frontier.costs.batch])),
     )
 
 
@@ -190,7 +190,7 @@ def _is_close(frontier: Frontier, budget: Budget, snapshot: Snapshot, state: Bud
             moved.append((budget, replace(snapshot, memory_available_mb=room_mb + by * (room_mb + resident_mb))))
     if any(_answer(_POLICY.decide(frontier, b, s, state)[0]) != decided for b, s in moved):
         return True
-    distinct_ms = sorted(set(frontier.latency_ms(budget.percentile, snapshot.queue_length or 1)))
+    distinct_ms = sorted(set(frontier.latency_ms(budget.percentile, snapshot.rows or 1)))
     return "latency_ms" in decided["gave_way"] and any(b - a <= _CLOSE * b for a, b in pairwise(distinct_ms))
 
 

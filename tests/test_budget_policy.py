@@ -127,10 +127,10 @@ def test_a_dearer_point_than_the_current_needs_room_to_spare() -> None:
 
 def test_the_queue_is_a_batch() -> None:
     # one batch size: rows cost in proportion
-    assert name(decide(Budget(latency_ms=250), queue_length=2)) == "reference"
-    assert name(decide(Budget(latency_ms=250), queue_length=3)) == "middle"
-    assert name(decide(Budget(latency_ms=250), queue_length=6)) == "quick"
-    assert name(decide(Budget(latency_ms=250), queue_length=0)) == "reference"
+    assert name(decide(Budget(latency_ms=250), rows=2)) == "reference"
+    assert name(decide(Budget(latency_ms=250), rows=3)) == "middle"
+    assert name(decide(Budget(latency_ms=250), rows=6)) == "quick"
+    assert name(decide(Budget(latency_ms=250), rows=0)) == "reference"
 
 
 def test_mean_or_percentile() -> None:
@@ -171,9 +171,9 @@ def test_memory_that_is_free() -> None:
 def test_what_is_resident() -> None:
     both = after(Snapshot(0), Snapshot(1, memory_available_mb=50))
     assert both.resident == {1}  # what was loaded is room: nothing had to go
-    swapped = after(Snapshot(0, queue_length=1), Snapshot(1, queue_length=3), budget=Budget(latency_ms=250))
+    swapped = after(Snapshot(0, rows=1), Snapshot(1, rows=3), budget=Budget(latency_ms=250))
     assert swapped.resident == {0, 1}
-    managed = after(Snapshot(0), Snapshot(1, queue_length=3), budget=Budget(latency_ms=250, memory_mb=1000))
+    managed = after(Snapshot(0), Snapshot(1, rows=3), budget=Budget(latency_ms=250, memory_mb=1000))
     assert managed.resident == {0}  # under a memory limit what is not needed is unloaded
 
 
@@ -325,7 +325,7 @@ def test_a_choice_that_is_kept_is_what_would_be_chosen(budget: Budget) -> None:
     random, state, seen = np.random.default_rng(0), POLICY.initial(), Snapshot(0)
     for number in range(600):
         if number % 50 == 0:
-            seen = Snapshot(number, cpu_load=random.choice([0, 0.5]), cpu_cores=2, queue_length=1 + number % 3)
+            seen = Snapshot(number, cpu_load=random.choice([0, 0.5]), cpu_cores=2, rows=1 + number % 3)
         asked = replace(budget) if number % 7 == 0 else budget
         afresh = POLICY.decide(FRONTIER, asked, seen, replace(state))  # a copy keeps nothing
         found = POLICY.decide(FRONTIER, asked, seen, state)

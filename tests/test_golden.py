@@ -108,7 +108,7 @@ def test_any_ladder_has_cases(ladder: Ladder) -> None:
 
 
 def test_rows_and_percentiles_are_those_of_the_figures(shelf: Path) -> None:
-    assert {case["snapshot"].get("queue_length") for case in cases(shelf)} == {None, 0, 1, 8}
+    assert {case["snapshot"].get("rows") for case in cases(shelf)} == {None, 0, 1, 8}
     assert {case["budget"].get("percentile", 0.95) for case in cases(shelf)} == {0.95, None}
 
 
@@ -138,7 +138,7 @@ def test_every_reading_is_missing_now_and_then(shelf: Path) -> None:
         "memory_process_mb",
         "battery",
         "plugged",
-        "queue_length",
+        "rows",
     }
     assert all(200 < count < 900 for count in given.values())
     # at the floor, off the mains: equal is low
@@ -177,7 +177,7 @@ def replayed(shelf: Path) -> Iterator[tuple[dict[str, Any], Decision]]:
             decision, state = policy.decide(frontier, Budget.from_json(case["budget"]), seen, state)
             yield case, decision
             if "feedback" in case:
-                stage, at = case["feedback"]["stage"], device["batch"].index(seen.queue_length or 1)
+                stage, at = case["feedback"]["stage"], device["batch"].index(seen.rows or 1)
                 figure = next(p for p in device["points"] if p["name"] == decision.point.point.name)
                 took_ms, expected_ms = case["feedback"]["latency_ms"], figure["path_ms"][stage][at]
                 drift = case["feedback"]["drift"]
@@ -276,7 +276,7 @@ def test_the_port_agrees_without_site_packages(shelf: Path, tmp_path: Path) -> N
         ('"percentile": 0.95', '"percentile": None'),
         ("if seen[name] is not None}", "}"),
         ('state["base_mb"] or seen["memory_process_mb"]', 'seen["memory_process_mb"] or state["base_mb"]'),
-        ('seen["queue_length"] or 1', "1"),
+        ('seen["rows"] or 1', "1"),
         ("load is None or not cores", "True"),
         ("max(1.0, (load", "max(0.0, (load"),
         ('+ device["threads"])', ")"),

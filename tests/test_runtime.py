@@ -183,5 +183,5 @@ def test_the_policy_sees_the_newest_reading_and_the_rows_asked(bundle: dynamic.B
         assert seen[0] is seen[1]  # nothing changed
         watch.set(battery=0.5)
         run(X[0]), run(X)
-    assert [(s.battery, s.queue_length) for s in seen] == [(0.9, 1), (0.9, 1), (0.5, 1), (0.5, 16)]
-    assert watch.latest.queue_length is None
+    assert [(s.battery, s.rows) for s in seen] == [(0.9, 1), (0.9, 1), (0.5, 1), (0.5, 16)]
+    assert watch.latest.rows is None

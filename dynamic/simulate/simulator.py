@@ -78,7 +78,9 @@ def simulate(
             memory_process_mb=process_mb + loaded_mb,
             battery=power.battery,
             plugged=False,
+            rows=1,
             queue_length=waiting,
+            waited_ms=(start_s - arrived_s) * 1e3,
         )
         decision, state = policy.decide(here, budget, snapshot, state)
         point = decision.point
