@@ -98,7 +98,7 @@ def _cascade(job: Job) -> Run:
     if setting.idle:
         options["idle"] = setting.idle
     engine = open_engine(job.engine, folder, spec, combiner, precision=job.precision, route=job.route, **options)
-    engine.prepare(frozenset(spec.backbones), 1, managed=False)
+    engine.prepare(frozenset(spec.backbones), 1)
     name = spec.inputs[0].name
 
     def run(row: NDArray[np.float32], thresholds: NDArray[np.float32] | None) -> Answer:

@@ -1,8 +1,11 @@
 from dynamic.bundle import Bundle as Bundle
 from dynamic.bundle import load as load
+from dynamic.changes import Change as Change
 from dynamic.errors import DynamicError as DynamicError
 from dynamic.errors import DynamicWarning as DynamicWarning
-from dynamic.monitor import FixedMonitor as FixedMonitor
+from dynamic.errors import ShedError as ShedError
+from dynamic.fakes import FixedMonitor as FixedMonitor
+from dynamic.fakes import TraceMonitor as TraceMonitor
 from dynamic.monitor import Monitor as Monitor
 from dynamic.offline.building import build as build
 from dynamic.offline.building import recertify as recertify
@@ -12,8 +15,11 @@ from dynamic.offline.fitting import fit as fit
 from dynamic.offline.graphs import export as export
 from dynamic.offline.wrapping import wrap as wrap
 from dynamic.policies.budget import Budget as Budget
+from dynamic.policies.budget_policy import BudgetPolicy as BudgetPolicy
 from dynamic.policies.certification import certify as certify
 from dynamic.policies.costs import Costs as Costs
+from dynamic.policies.decision import Decision as Decision
+from dynamic.policies.decision import Policy as Policy
 from dynamic.policies.frontier import Frontier as Frontier
 from dynamic.policies.ladder import Ladder as Ladder
 from dynamic.policies.ladder import Point as Point
@@ -22,5 +28,6 @@ from dynamic.policies.snapshot import Snapshot as Snapshot
 from dynamic.preprocessing import Preprocess as Preprocess
 from dynamic.result import Result as Result
 from dynamic.runtime import Runtime as Runtime
+from dynamic.sensors.contract import Battery as Battery
 
 __version__: str

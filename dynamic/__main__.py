@@ -1,4 +1,4 @@
-"""`python -m dynamic build|certify|profile|export|run|simulate`: the library's own steps, from the shell.
+"""`python -m dynamic build|certify|profile|export|run|simulate|record|doctor`: the library's own steps, from the shell.
 
 Only `build`, `certify` and `export` import torch, and only when they are called: the others run where there is none.
 """
@@ -14,7 +14,9 @@ import numpy as np
 import typer
 
 import dynamic
+from dynamic import commands_device, commands_simulate
 from dynamic.errors import BudgetError, DynamicError, InputError
+from dynamic.options import BatteryFloor, DeadlineMs, Json, LatencyMs, MaxDrop, MemoryMb, Percentile, fraction
 from dynamic.pictures import find_pictures
 from dynamic.preprocessing import RGB, Gray
 from dynamic.progress import track
@@ -35,15 +37,6 @@ Engine = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; all usable cores unless given.")]
 Idle = Annotated[str | None, typer.Option(help="What its threads do while they wait: sleep or spin.")]
-LatencyMs = Annotated[float | None, typer.Option(help="Milliseconds that a request may take, at the percentile.")]
-DeadlineMs = Annotated[
-    float | None,
-    typer.Option(help="Milliseconds; once passed and an exit has answered, no further stage begins."),
-]
-Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: a fraction, or 'mean'.")]
-MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]
-BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, from which on only the cheapest point runs.")]
-MaxDrop = Annotated[float | None, typer.Option(help="Accuracy that may be given up for savings, 0.01 for one point.")]
 OnDrift = Annotated[
     str,
     typer.Option(
@@ -58,7 +51,6 @@ Delta = Annotated[float, typer.Option(help="Chance, over the draw of the held-ou
 RiskName = Annotated[
     str, typer.Option("--risk", help="What is bounded: drop, harm, disagreement (needs no labels) or error.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,9 +161,14 @@ def profile(
     engine: Engine = None,
     threads: Threads = None,
     idle: Idle = None,
+    active_mw: Annotated[
+        float | None, typer.Option(help="Milliwatts drawn while inference works, on top of idling: gives energies.")
+    ] = None,
+    idle_mw: Annotated[float | None, typer.Option(help="Milliwatts drawn all the time.")] = None,
 ) -> None:
     """Measure what every stage costs on this machine, and keep that in the bundle."""
-    bundle = dynamic.load(shelf).profile(batch or (1, 8, 64), seconds, engine, **_given(threads=threads, idle=idle))
+    given = _given(threads=threads, idle=idle, active_mw=active_mw, idle_mw=idle_mw)
+    bundle = dynamic.load(shelf).profile(batch or (1, 8, 64), seconds, engine, **given)
     assert bundle.costs is not None
     print(costs_text(bundle, bundle.costs))
 
@@ -207,7 +204,7 @@ def run(
     """Run images under a budget, one at a time; where they lie in folders named like classes, check the answers."""
     budget = dynamic.Budget(
         latency_ms,
-        _fraction(percentile),
+        fraction(percentile),
         deadline_ms,
         memory_mb=memory_mb,
         battery_floor=battery_floor,
@@ -271,63 +268,8 @@ def run(
         print(certificate_text(bundle.ladder))
 
 
-def _list_devices(wanted: bool) -> None:
-    from dynamic.simulate.devices import devices
-
-    if wanted:
-        for name, device in devices().items():
-            print(f"{name}: {device.name}, {device.cores} cores, {device.battery_mwh / 1e3:g} Wh")
-        raise typer.Exit
-
-
-@app.command()
-def simulate(
-    shelf: Shelf,
-    device: Annotated[str, typer.Option(help="A simulated device; --list names them.")],
-    rate_hz: Annotated[float, typer.Option(help="Requests a second.")] = 1.0,
-    duration_s: Annotated[float, typer.Option(help="Seconds to simulate.")] = 3600.0,
-    poisson: Annotated[bool, typer.Option("--poisson", help="Requests at random times instead of equal ones.")] = False,
-    background_load: Annotated[float, typer.Option(help="Share of the cores that others keep busy, 0 to 1.")] = 0.0,
-    battery: Annotated[float, typer.Option(help="Charge at the start, 0 to 1.")] = 1.0,
-    latency_ms: LatencyMs = None,
-    percentile: Percentile = "0.95",
-    memory_mb: MemoryMb = None,
-    battery_floor: BatteryFloor = None,
-    max_drop: MaxDrop = None,
-    seed: Annotated[int, typer.Option(help="Of arrivals and of the order of the inputs.")] = 0,
-    as_json: Json = False,
-    list_devices: Annotated[
-        bool, typer.Option("--list", is_eager=True, callback=_list_devices, help="List the devices and exit.")
-    ] = False,
-) -> None:
-    """Serve recorded inputs on a simulated battery device: its times are scaled from this machine's."""
-    from dynamic.policies.budget_policy import BudgetPolicy
-    from dynamic.simulate import devices, simulator, workload
-
-    budget = dynamic.Budget(
-        latency_ms,
-        _fraction(percentile),
-        memory_mb=memory_mb,
-        battery_floor=battery_floor,
-        max_drop=max_drop,
-    )
-    chosen = devices.device(device)
-    requests = (workload.Poisson if poisson else workload.Constant)(rate_hz, duration_s)
-    loaded = dynamic.load(shelf)
-    bundle = loaded if loaded.costs is not None else loaded.profile()
-    records = bundle.records.select(bundle.records.part == 1)  # thresholds were not chosen on these
-    report = simulator.simulate(
-        bundle.frontier,
-        records if len(records) else bundle.records,
-        chosen,
-        requests,
-        BudgetPolicy(),
-        budget,
-        seed=seed,
-        background_load=background_load,
-        battery=battery,
-    )
-    print(json.dumps(report.to_json()) if as_json else f"{report}\n{certificate_text(bundle.ladder)}")
+commands_simulate.register(app)
+commands_device.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -343,14 +285,6 @@ def _before(
     ] = False,
 ) -> None:
     """Options that stand before the command."""
-
-
-def _fraction(percentile: str) -> float | None:
-    """A percentile as Budget takes it."""
-    try:
-        return None if percentile == "mean" else float(percentile)
-    except ValueError as error:
-        raise BudgetError(f"--percentile {percentile!r}: give a fraction, 0.95, or 'mean'") from error
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.engines.switching import CascadeEngine
 from dynamic.fingerprint import file_hash, fingerprint
-from dynamic.machine import machine_key, machine_name
+from dynamic.machine import machine_key, machine_name, quota_threads
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import BundleError, CorruptError, DynamicError, InputError, SchemaError
@@ -128,13 +128,16 @@ class Bundle:
         """An engine for this cascade (None: the one it was calibrated on); options are the engine's own.
 
         "auto": the fastest of those installed, each in the precision it would run in, measured on this machine once;
-        of the options it takes `threads` and `route`. Raises EngineError where the engine is unknown or not installed.
+        of the options it takes `threads` and `route`. Without `threads` there is one for each core this process may
+        run on, or that a container's quota leaves. Raises EngineError where the engine is unknown or not installed.
         """
 
         def precision_on(name: str) -> str:
             return precision or self.precision_on(name)
 
         name = engine or self.engine
+        if name != "torch" and options.get("threads") is None and (quota := quota_threads()) is not None:
+            options["threads"] = quota
         if name == AUTO:
             keep = self._owner is None
             name = chosen(self.folder, self.spec, self.combiner(), precision_on, keep, **options).engine
@@ -157,6 +160,9 @@ class Bundle:
         seconds: float = 1.0,
         engine: str | None = None,
         progress: bool | None = None,
+        *,
+        active_mw: float | None = None,
+        idle_mw: float | None = None,
         **options: Any,
     ) -> "Bundle":
         """Measure every stage on this machine and return the bundle with these costs.
@@ -164,11 +170,16 @@ class Bundle:
         Takes about `seconds` for each batch size and way to run it. A bundle that was saved or loaded keeps the
         figures in its folder, one file a machine and engine, so that the next `load` finds them; not where `route` is
         among the options: figures of one route alone stay with the bundle returned, for that route.
+
+        `active_mw`: what this device draws while inference works, on top of `idle_mw`, if you know (milliwatts; a meter
+        between charger and board tells). Energies then follow by the model power x time, and budgets may limit them.
         """
         route = options.get("route")
         opened = self.open(engine, **options)
         try:
             costs = profile(opened, self.folder, batch, seconds, progress=progress)
+            if active_mw is not None:
+                costs = costs.powered(active_mw, idle_mw)
         finally:
             opened.close()
         if self._owner is None and route is None:

@@ -4,6 +4,7 @@ from dynamic.policies.errors import (
     BudgetError,
     BundleError,
     CalibrationError,
+    ClosedError,
     CorruptError,
     DynamicError,
     DynamicWarning,
@@ -12,6 +13,7 @@ from dynamic.policies.errors import (
     InputError,
     LayoutError,
     SchemaError,
+    ShedError,
     TraceError,
     WrapError,
 )
@@ -20,6 +22,7 @@ __all__ = [
     "BudgetError",
     "BundleError",
     "CalibrationError",
+    "ClosedError",
     "CorruptError",
     "DynamicError",
     "DynamicWarning",
@@ -28,6 +31,7 @@ __all__ = [
     "InputError",
     "LayoutError",
     "SchemaError",
+    "ShedError",
     "TraceError",
     "WrapError",
 ]

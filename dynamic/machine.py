@@ -2,10 +2,12 @@
 
 import functools
 import hashlib
+import math
 import platform
 from pathlib import Path
 
 from dynamic.engines.memory import available_cores
+from dynamic.sensors.limits import CpuLimit
 
 
 @functools.cache
@@ -17,6 +19,22 @@ def machine_name() -> str:
 def machine_key() -> str:
     """A short name for files."""
     return hashlib.sha256(machine_name().encode()).hexdigest()[:12]
+
+
+def quota_threads(root: Path = Path("/")) -> int | None:
+    """Threads that a container's CPU quota leaves, where that is fewer than the cores it may run on; else None.
+
+    Engines start a thread for each core that they see: under a quota of two cores on a machine of 64 those would run
+    for a moment and then stand still, all of them, until the next period.
+    """
+    try:
+        limit = CpuLimit(root).tightest()
+    except (OSError, ValueError):  # files that are forbidden or damaged: the monitor tells
+        return None
+    if limit is None:
+        return None
+    threads = max(1, math.ceil(limit.amount))
+    return threads if threads < available_cores() else None
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
 """Progress with rate and remaining time where someone is watching; silence elsewhere."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -12,7 +12,9 @@ def size_of(items: Iterable[object]) -> int | None:
     return len(items) if isinstance(items, Sized) else None
 
 
-def track(items: Iterable[T], label: str, total: int | None = None, shown: bool | None = None) -> Iterator[T]:
+def track(
+    items: Iterable[T], label: str, total: int | None = None, shown: bool | None = None
+) -> Generator[T, None, None]:
     """Iterate with a progress bar on a terminal's stderr (`shown`: True always, False never).
 
     tqdm draws it and is an extra on the device: without it the items just pass.

@@ -15,11 +15,13 @@ class Result:
 
     `logits [B, C]` (softmax gives probabilities), `label [B]` (-1 where no stage gave a finite answer), `name`
     and `probability` of each label, `stage [B]` each answer came from, its `score [B]`; `latency_ms` from arrival
-    to answer, preprocessing included; the `decision` it ran under.
+    to answer, preprocessing included, and `waited_ms` in a queue (`Runtime.submit`), which is part of it; the
+    `decision` it ran under.
 
     `certified`: whether the ladder's certificate covers this answer. Not so where the ladder is not certified, or was
     on another engine, precision, cascade or preprocessing (the fingerprint differs); where its point has no bound;
-    where a deadline cut it short; and once inputs have drifted from those of the calibration.
+    where a deadline cut it short; while a sub-model is missing; and once inputs have drifted from those of the
+    calibration.
     """
 
     id: int
@@ -32,6 +34,7 @@ class Result:
     latency_ms: float
     decision: Decision
     certified: bool
+    waited_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,13 @@ class FeedbackEstimate:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a runtime has done so far: requests, inputs, share of inputs by stage and by operating point.
+    """What a runtime has done so far: requests answered, their inputs, share of inputs by stage and operating point.
 
     `drift`: whether inputs have drifted from those of the calibration (None: they are not watched); `feedback`: what
-    labels that were handed in say (None: there were none).
+    labels that were handed in say (None: there were none). `deadline_cuts`: requests that a deadline cut short;
+    `mean_waited_ms` in the queue; `shed`: requests given up because too many waited, `queue_longest`: as many as ever
+    waited at once; `engine_failures`, `policy_failures`: how often one failed, whoever answered in its place. A bundle
+    that is swapped in begins `drift` anew, and `stage_shares` where it has more stages or fewer.
     """
 
     requests: int
@@ -64,6 +70,12 @@ class Statistics:
     mean_latency_ms: float
     drift: bool | None
     feedback: FeedbackEstimate | None
+    deadline_cuts: int = 0
+    mean_waited_ms: float = 0.0
+    shed: int = 0
+    queue_longest: int = 0
+    engine_failures: int = 0
+    policy_failures: int = 0
 
 
 def answers(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

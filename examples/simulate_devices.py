@@ -1,69 +1,130 @@
-"""What budgets are worth on battery devices, simulated: recorded answers, this machine's times scaled, a battery model.
+"""What policies are worth on small devices, simulated: recorded answers, this machine's times scaled, models of the rest.
 
-    python examples/simulate_devices.py
+    python examples/simulate_devices.py [--seconds 120] [--scenario contention]
 
-Handwritten digits; the bundle in out/digits is made on the first run (half a minute). Nothing here is measured on a
-device: figures of energy, battery and latency are the model's, and dynamic/simulate/devices.json names its sources.
+Every preset device meets the same situation, scaled to it, under every policy: a table, and a picture in out/. The
+networks read handwritten digits; their bundle is made in out/digits on the first run (half a minute). Nothing here is
+measured on a device: dynamic/simulate/devices.json names the source of every figure, or says that it is an assumption.
 """
 
-from typing import Any
+import argparse
+from dataclasses import replace
+from pathlib import Path
 
 import digits_bundle
 
-import dynamic
-from dynamic.policies import BudgetPolicy, Decision, Feedback, Frontier
+from dynamic.policies import Budget, BudgetPolicy, Policy
+from dynamic.policies.fixed_policy import FixedPolicy
 from dynamic.simulate.devices import devices
-from dynamic.simulate.simulator import simulate
-from dynamic.simulate.workload import Poisson
+from dynamic.simulate.oracle import oracle
+from dynamic.simulate.report import SimulationReport
+from dynamic.simulate.scenarios import SCENARIOS, Scenario, scenarios
 
-
-class OnlyReference:
-    """The last network alone, whatever happens: what there is without a cascade."""
-
-    def initial(self) -> None:
-        """Nothing to remember."""
-
-    def decide(
-        self, frontier: Frontier, budget: dynamic.Budget, snapshot: dynamic.Snapshot, state: Any
-    ) -> tuple[Decision, Any]:
-        """The reference is the first point of every frontier."""
-        return Decision(frontier.points[0], True, (), "nothing else is allowed"), state
-
-    def observe(self, state: Any, feedback: Feedback) -> Any:
-        """Nothing to learn."""
-        return state
+PICTURE = Path("out/simulated_devices.png")
+MAX_DROP = 0.02  # what may be given up for savings, under the policy that is told so
+Reports = dict[str, dict[str, SimulationReport]]  # by device, then by policy
 
 
 def main() -> None:
-    """Every device under every budget, the same requests each time."""
+    """Every device under every policy, the same requests each time; then one report in full."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120.0, help="simulated for each line of the table")
+    parser.add_argument("--scenario", default="contention", choices=SCENARIOS)
+    options = parser.parse_args()
     bundle, _ = digits_bundle.ready()
     # thresholds were chosen on the other part of the records
     records = bundle.records.select(bundle.records.part == 1)
-    workload = Poisson(rate_hz=100, duration_s=60)
+    found: Reports = {}
     for device in devices().values():
-        reference = bundle.frontier.recost(device.costs(bundle.frontier.costs)).points[0]
-        limit_ms = round(reference.p95_ms[0] / 2, 1)
-        ways = {
-            "last network alone": (OnlyReference(), dynamic.Budget()),
-            "no limits": (BudgetPolicy(), dynamic.Budget()),
-            "max_drop 0": (BudgetPolicy(), dynamic.Budget(max_drop=0.0)),
-            "max_drop 0.02": (BudgetPolicy(), dynamic.Budget(max_drop=0.02)),
-            f"latency {limit_ms} ms": (BudgetPolicy(), dynamic.Budget(latency_ms=limit_ms)),
-            "battery_floor 0.5": (BudgetPolicy(), dynamic.Budget(battery_floor=0.5)),
+        known = scenarios(device, bundle.frontier, options.seconds)
+        if options.scenario not in known:
+            print(f"no {options.scenario!r} on {device.name}: it lacks what that takes")
+            continue
+        what = known[options.scenario]
+        budget, around = what.budget, what.surroundings()
+        assert isinstance(budget, Budget)
+        ways: dict[str, tuple[Policy, Budget]] = {
+            "last network alone": (FixedPolicy(bundle.frontier.points[0].point.name), budget),
+            "cheapest point": (FixedPolicy(bundle.frontier.cheapest.point.name), budget),
+            "budget policy": (BudgetPolicy(), budget),
+            f"and max_drop {MAX_DROP:g}": (BudgetPolicy(), replace(budget, max_drop=MAX_DROP)),
+            "knows the future": (oracle(bundle.frontier, records, device, what.workload, budget, **around), budget),
         }
-        print(f"\nSIMULATED {device.name}: {workload.rate_hz} requests a second, others keep 30% busy, battery at half")
-        print(f"{'':20} accuracy  mean ms   p95 ms  J/1000 answers  hours of a full battery")
-        for name, (policy, budget) in ways.items():
-            report = simulate(
-                bundle.frontier, records, device, workload, policy, budget, background_load=0.3, battery=0.5
-            )
-            # what the device draws anyway is not the cascade's
-            spent_j = (report.energy_mj - device.idle_mw * report.hours * 3600) / 1e3
-            print(
-                f"{name:20} {report.accuracy:8.2%} {report.mean_latency_ms:8.2f} {report.p95_latency_ms:8.2f}"
-                f"  {spent_j * 1000 / report.answered:14.2f}  {report.hours_per_charge:23.1f}"
-            )
-    print("\nthe last report in full:\n", report, sep="")
+        found[device.name] = {
+            name: what.run(bundle.frontier, records, device, policy, limits) for name, (policy, limits) in ways.items()
+        }
+        print_table(device.name, what, found[device.name])
+    draw(found, options.scenario, PICTURE)
+    print(f"\nsimulated figures as a picture: {PICTURE}")
+    name, reports = next(iter(found.items()))
+    print(f"\nthe budget policy on {name} in full:\n", reports["budget policy"], sep="")
+
+
+def print_table(name: str, what: Scenario, reports: dict[str, SimulationReport]) -> None:
+    """One line for each policy."""
+    print(f"\nSIMULATED {name}: {what.about}")
+    print(f"{'':20} accuracy  missed  p95 ms  mJ an answer  hours of a full battery")
+    for policy, report in reports.items():
+        hours = "none" if report.hours_per_charge is None else f"{report.hours_per_charge:.2f}"
+        # what the device draws anyway is not the cascade's
+        print(
+            f"{policy:20} {report.accuracy or 0:8.2%} {missed(report):7.2%} {report.p95_latency_ms or 0:7.2f}"
+            f" {report.inference_mj_each or 0:13.2f}  {hours:>23}"
+        )
+
+
+def missed(report: SimulationReport) -> float:
+    """Share of requests answered after the budget's latency or deadline, or not at all."""
+    late = max(report.late_share or 0.0, report.deadline_miss_share or 0.0)  # whatever misses one misses the tighter
+    return 1 - (1 - late) * report.answered / report.requests
+
+
+def draw(found: Reports, scenario: str, path: Path) -> None:
+    """Four panels with a row for each device and a mark for each policy."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import PercentFormatter
+
+    panels = {
+        "accuracy": lambda r: r.accuracy,
+        "requests missed": missed,
+        "inference energy, mJ an answer": lambda r: r.inference_mj_each,
+        "hours of a full battery": lambda r: r.hours_per_charge,
+    }
+    policies = list(next(iter(found.values())))
+    figure, axes = plt.subplots(1, len(panels), figsize=(15, 1.6 + 0.85 * len(found)), sharey=True, layout="constrained")
+    for axis, (title, value) in zip(axes, panels.items(), strict=True):
+        for number, policy in enumerate(policies):
+            rows = [
+                (row + 0.14 * (number - (len(policies) - 1) / 2), value(reports[policy]))
+                for row, reports in enumerate(found.values())
+            ]
+            shown = [(x, y) for y, x in rows if x is not None]
+            axis.scatter(*zip(*shown, strict=True), marker="os^Dv"[number], s=34, label=policy)
+        axis.set_title(title, fontsize=11)
+        axis.grid(axis="x", alpha=0.3)
+        for row in range(1, len(found)):
+            axis.axhline(row - 0.5, color="0.85", linewidth=0.8)
+        if title in ("accuracy", "requests missed"):
+            axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes[0].set_yticks(range(len(found)), [_wrapped(name) for name in found])
+    axes[0].set_ylim(len(found) - 0.5, -0.5)
+    figure.suptitle(f"SIMULATED, scenario {scenario!r}: models of devices, nothing measured on them", fontsize=12)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(policies), frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _wrapped(name: str, width: int = 20) -> str:
+    lines = [""]
+    for word in name.split(" (")[0].split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

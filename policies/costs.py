@@ -1,8 +1,9 @@
 """What each stage costs on one machine, measured."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
@@ -63,6 +64,20 @@ class Costs:
         i = min(bisect_right(batch, rows), len(batch) - 1)
         slope = (row[i] - row[i - 1]) / (batch[i] - batch[i - 1])
         return max(row[i - 1] + slope * (rows - batch[i - 1]), 0.0)
+
+    def powered(self, active_mw: float, idle_mw: float | None = None) -> "Costs":
+        """These costs with energies by the model that inference draws `active_mw` for as long as it takes.
+
+        `active_mw`: on top of `idle_mw`, what the device draws all the time; in milliwatts, off a meter or a data
+        sheet. Raises InputError on a figure that is not positive.
+        """
+        for name, value in (("active_mw", active_mw), ("idle_mw", idle_mw)):
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name}={value!r} must be a positive number of milliwatts")
+        energy_mj = tuple(tuple(ms * active_mw / 1e3 for ms in row) for row in self.latency_ms)
+        known = {"energy"} | ({"idle power"} if idle_mw is not None else set())
+        missing = tuple(what for what in self.not_measured if what not in known)
+        return replace(self, energy_mj=energy_mj, energy_source="model", idle_mw=idle_mw, not_measured=missing)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -31,7 +31,8 @@ class Decision:
 
     `feasible`: it meets every limit; `gave_way`: names of the budget's fields that it does not; `reason`: one sentence,
     or an object whose `str` is one. `resident`: backbones that may stay in memory, the point's own always (None: all
-    that are there). `slowdown`: how much longer than profiled requests are expected to take now.
+    that are there). `slowdown`: how much longer than profiled requests are expected to take now. `passing`: this point
+    is for this request alone, since it has waited, and no change of what runs.
     """
 
     point: FrontierPoint
@@ -40,6 +41,7 @@ class Decision:
     reason: Sentence = Sentence()
     resident: frozenset[int] | None = None
     slowdown: float = 1.0
+    passing: bool = False
 
 
 @dataclass(frozen=True, eq=False)

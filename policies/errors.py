@@ -12,7 +12,9 @@ DynamicError
 ├── BundleError          a bundle or checkpoint that cannot be trusted
 │   ├── CorruptError     missing, truncated or altered
 │   └── SchemaError      written by a newer version
-└── EngineError          an engine that is not installed, or failed
+├── EngineError          an engine that is not installed, or failed
+├── ShedError            a request given up because too many wait
+└── ClosedError          a runtime used after it was closed
 ```
 Every message names the value, what was expected, and the remedy.
 """
@@ -64,6 +66,14 @@ class SchemaError(BundleError):
 
 class EngineError(DynamicError):
     """An engine that is not installed, or failed while running."""
+
+
+class ShedError(DynamicError):
+    """A request that was given up, unanswered, for newer ones: more arrive than are answered."""
+
+
+class ClosedError(DynamicError):
+    """A runtime that was closed and is used."""
 
 
 class DynamicWarning(UserWarning):

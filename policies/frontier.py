@@ -1,6 +1,7 @@
 """A ladder with one device's costs: what a policy chooses from."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,11 +14,13 @@ from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
 from dynamic.policies.ladder import Ladder, Point
 from dynamic.policies.plan import Plan, plan
+from dynamic.policies.rank import Rank
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 ONE_SIDED_95 = 1.644854  # quantile of the normal distribution
+SPREADS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3)  # of requests, that latencies are worked out for
 _KEPT = 1000  # figures that a frontier remembers of each kind
 
 
@@ -63,7 +66,8 @@ class Frontier:
     costs: Costs
     points: tuple[FrontierPoint, ...]
     # requests ask for the same few figures again and again; not of __init__, so that no copy with other costs has them
-    _latency: dict[tuple[float | None, int], tuple[float, ...]] = field(default_factory=dict, init=False, repr=False)
+    _latency: dict[tuple[float | None, int, float], Rank] = field(default_factory=dict, init=False, repr=False)
+    _first: dict[int, Rank] = field(default_factory=dict, init=False, repr=False)
     _path: dict[tuple[FrontierPoint, int, int], float] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -86,18 +90,67 @@ class Frontier:
         """The point of the least CPU time at the smallest batch."""
         return min(self.points, key=lambda p: p.cpu_ms[0])
 
-    def latency_ms(self, percentile: float | None, rows: int) -> tuple[float, ...]:
-        """Latency of a request of `rows` inputs by point, at a percentile (None: the mean)."""
-        found = self._latency.get((percentile, rows))
+    def latency_ms(self, percentile: float | None, rows: int, spread: float = 0.0) -> tuple[float, ...]:
+        """Latency of a request of `rows` inputs by point, at a percentile (None: the mean); see `latency`."""
+        return self.latency(percentile, rows, spread).figures
+
+    def latency(self, percentile: float | None, rows: int, spread: float = 0.0) -> Rank:
+        """Points by the latency of a request of `rows` inputs, in ms, at a percentile (None: the mean).
+
+        `spread`: standard deviation of the time that a request takes over what it should, where requests scatter more
+        than they did when stages were profiled; the next of `SPREADS` counts.
+        """
+        wide = SPREADS[min(bisect_left(SPREADS, spread), len(SPREADS) - 1)]
+        found = self._latency.get((percentile, rows, wide))
         if found is None:
-            found = tuple(
-                mean_ms(p.point, p.plan, self.costs, rows)
-                if percentile is None
-                else percentile_ms(p.point, p.plan, self.costs, rows, percentile)
-                for p in self.points
+            found = Rank(
+                [
+                    mean_ms(p.point, p.plan, self.costs, rows)
+                    if percentile is None
+                    else percentile_ms(p.point, p.plan, self.costs, rows, percentile, wide)
+                    for p in self.points
+                ]
             )
-            _keep(self._latency, (percentile, rows), found)
+            _keep(self._latency, (percentile, rows, wide), found)
         return found
+
+    def first_answer(self, rows: int) -> Rank:
+        """Points by the time, in ms, until a request of `rows` inputs has its first answer."""
+        found = self._first.get(rows)
+        if found is None:
+            found = Rank([first_answer_ms(p.plan, self.costs, rows) for p in self.points])
+            _keep(self._first, rows, found)
+        return found
+
+    @cached_property
+    def effort(self) -> Rank:
+        """Points by what an inference takes from a battery: `energy_mj` where that is known, else `cpu_ms`."""
+        return Rank([(p.energy_mj or p.cpu_ms)[0] for p in self.points])
+
+    @cached_property
+    def memory(self) -> Rank:
+        """Points by the memory of their backbones, in MB."""
+        return Rank([p.memory_mb for p in self.points])
+
+    @cached_property
+    def drop(self) -> Rank:
+        """Points by the drop that they promise not to exceed."""
+        return Rank([p.point.promised_drop for p in self.points])
+
+    @cached_property
+    def accuracy(self) -> Rank:
+        """Points by accuracy, negated: the most accurate come first, of those as accurate the fastest."""
+        return Rank([-p.point.accuracy[1] for p in self.points], ties=self.mean.figures)
+
+    @cached_property
+    def mean(self) -> Rank:
+        """Points by mean latency at the smallest batch, in ms."""
+        return Rank([p.mean_ms[0] for p in self.points])
+
+    @cached_property
+    def place(self) -> dict[FrontierPoint, int]:
+        """Where each point stands in `points`."""
+        return {p: i for i, p in enumerate(self.points)}
 
     def path_ms(self, point: FrontierPoint, depth: int, rows: int = 1) -> float:
         """Expected time of a request of `rows` inputs whose deepest one left at stage `depth`."""
@@ -118,12 +171,21 @@ def mean_ms(point: Point, todo: Plan, costs: Costs, rows: int) -> float:
     ) + costs.at(costs.call_ms, rows)
 
 
-def percentile_ms(point: Point, todo: Plan, costs: Costs, rows: int, percentile: float) -> float:
+def first_answer_ms(todo: Plan, costs: Costs, rows: int) -> float:
+    """Time until the first exit that is on has answered for all rows."""
+    first = todo.on.index(True)
+    return sum(_stage_ms(costs, todo, s, rows) for s in range(first + 1)) + costs.at(costs.call_ms, rows)
+
+
+def percentile_ms(
+    point: Point, todo: Plan, costs: Costs, rows: int, percentile: float, request_spread: float = 0.0
+) -> float:
     """The latency that a share `percentile` of requests stays below.
 
     A mixture over the depth of the request's deepest row (rows taken as independent). Given the depth, the time
     is taken as normal. Its mean is that of the rows expected at each stage; its variance that of how many get there,
-    times what one row more costs, plus that of the stages themselves (independent), read off p95 - median.
+    times what one row more costs, plus that of the stages themselves (independent), read off p95 - median, or that of
+    whole requests where they scatter more: `request_spread`, a fraction of the mean.
     """
     spare = costs.at(costs.call_ms, rows)
     depths: list[tuple[float, float, float]] = []
@@ -140,6 +202,7 @@ def percentile_ms(point: Point, todo: Plan, costs: Costs, rows: int, percentile:
             if todo.run[s]:
                 spread = costs.at(costs.latency_p95_ms[s], there) - costs.at(costs.latency_ms[s], there)
                 variance += (max(spread, 0.0) / ONE_SIDED_95) ** 2
+        variance = max(variance, (request_spread * middle) ** 2)
         variance += _sum_given_depth(point, rows, depth, extra[1:])[2]
         depths.append((chance, middle, math.sqrt(variance) + 1e-9))
     low, high = 0.0, max(m + 8 * sd for _, m, sd in depths)

@@ -7,9 +7,9 @@ use for a thousand cases. The file holds
 - `devices`: by name, the figures (see `figures`) of made-up devices. Two run the bundle's own ladder; one runs a ladder
   that is made up too, in which every limit can bind, since a bundle's own may be of one or two points;
 - `sequences`: of requests on one `device`, from `BudgetPolicy.initial` on. Each of their `cases`, one a line, has
-  `budget` and `snapshot` (what is absent is None, a percentile 0.95, on_drift "safest"), the `decision`, and often
-  `feedback`: the `stage` that request got to, its `latency_ms`, and whether the test for `drift` has alarmed, to be
-  taken in before the next case; where there is none, nothing has changed.
+  `snapshot` and, where it is another than before, `budget` (of both, what is absent has its default), the `decision`,
+  and often `feedback`: the `stage` that request got to, its `latency_ms`, and whether the test for `drift` has alarmed,
+  to be taken in before the next case; where there is none, nothing has changed.
 
 A request has as many rows as one of the batch sizes that figures were made for, and the percentile is 0.95 or None: the
 figures then say everything, and a port needs no statistics, only 64-bit floats. Of equals the first wins, as in
@@ -18,32 +18,63 @@ Python's min and max. On a device it reads figures beside the costs in `costs/`,
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from random import Random
 from typing import Any
 
-from dynamic.policies.budget import Budget
+from dynamic.policies.budget import PRIORITY, Budget
 from dynamic.policies.budget_policy import BudgetPolicy, BudgetState
 from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback
-from dynamic.policies.frontier import Frontier
+from dynamic.policies.frontier import SPREADS, Frontier
 from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.limits import Note, Sieve
+from dynamic.policies.rank import Rank
 from dynamic.policies.snapshot import Snapshot
 
-SCHEMA = 1
-_CASES, _IN_A_ROW = 1000, 10
+SCHEMA = 2
+_SENSORS = ("cpu_load", "cpu_cores", "memory_process_mb", "battery", "temperature_c")
 _CLOSE = 1e-6  # of a limit: what a decision must not hang on
-_POLICY = BudgetPolicy()
 _INF = float("inf")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Of a sequence: how many `cases`; the `limits` of its budgets, and the chance of any `other`; the chances that a
+    `budget` is new and that there is `feedback`; seconds from one case to the next; where readings are `steady`, for
+    how many cases they are easy, so that a better point gets its turn, before they are hard for a few.
+    """
+
+    cases: int
+    limits: tuple[str, ...]
+    other: float
+    budget: float
+    feedback: float
+    steps_s: tuple[float, ...]
+    steady: tuple[int, ...] = ()
+
+
+_WILD = _Kind(40, (), 0.25, 0.3, 0.7, (0.0, 0.1, 0.2, 1.0, 5.0, 20.0, -1.0))
+_WARM = _Kind(40, ("temperature_c",), 0.12, 0.05, 0.7, (0.2, 0.7, 1.0, 3.0, 5.0, -1.0))
+_PACED = _Kind(40, ("last_s",), 0.06, 0.05, 0.7, (0.2, 0.2, 0.5, 0.7, 1.0, -0.3))
+_LONG = replace(_PACED, limits=("last_s", "latency_ms"), steps_s=(0.4, 20.0, 50.0, 80.0, -5.0))
+_LOADED = _Kind(130, ("latency_ms",), 0.02, 0.01, 0.1, (0.0, 0.1, 0.3, 1.0, 2.0), steady=(18, 25, 36))
+_FULL = replace(_LOADED, limits=("memory_mb", "deadline_ms"), steps_s=(0.0, 0.1, 0.3, 1.0, 2.0, -0.5))
+_HEATED = replace(_LOADED, limits=("temperature_c", "energy_mj"), steps_s=(0.0, 2.0, 5.0, 15.0, -6.0), steady=(26, 40))
+_FLOOR = replace(_HEATED, limits=("battery_floor",))
+_SEQUENCES = [(kind, name) for kind in (_WILD, _WILD) for name in ("made up", "slow", "fast")]
+_SEQUENCES += [(_WARM, "made up"), (_WARM, "fast"), (_PACED, "made up"), (_PACED, "made up"), (_LONG, "slow")]
+_SEQUENCES += [(_LONG, "fast"), (_LOADED, "made up"), (_FLOOR, "slow"), (_FULL, "made up"), (_HEATED, "made up")]
 
 
 def figures(frontier: Frontier) -> dict[str, Any]:
     """What a policy needs of a frontier of S stages at K batch sizes, in plain JSON types.
 
-    `threads`; `batch [K]`; `memory_mb [B]` of each backbone; `points` in the frontier's order, each with `name`,
-    `backbones`, `accuracy`, `promised_drop`, `memory_mb`, `mean_ms [K]`, `p95_ms [K]`, `cpu_ms [K]` and
+    `threads`; `batch [K]`; `memory_mb [B]` of each backbone; `idle_mw`; `spreads [G]`, which latencies are worked out
+    for; `points` in the frontier's order, each with `name`, `backbones`, `accuracy`, `promised_drop`, `memory_mb`,
+    `energy_mj` and `cpu_ms` of one inference, `mean_ms [K]`, `p95_ms [G][K]`, `first_ms [K]` to a first answer, and
     `path_ms [S][K]`: what a request should take whose deepest row left at a stage.
     """
     costs = frontier.costs
@@ -51,6 +82,8 @@ def figures(frontier: Frontier) -> dict[str, Any]:
         "threads": costs.threads,
         "batch": list(costs.batch),
         "memory_mb": list(costs.memory_mb),
+        "idle_mw": costs.idle_mw,
+        "spreads": list(SPREADS),
         "points": [
             {
                 "name": p.point.name,
@@ -58,14 +91,16 @@ def figures(frontier: Frontier) -> dict[str, Any]:
                 "accuracy": p.point.accuracy[1],
                 "promised_drop": p.point.promised_drop,
                 "memory_mb": p.memory_mb,
+                "energy_mj": None if p.energy_mj is None else p.energy_mj[0],
+                "cpu_ms": p.cpu_ms[0],
                 "mean_ms": list(p.mean_ms),
-                "p95_ms": list(p.p95_ms),
-                "cpu_ms": list(p.cpu_ms),
+                "p95_ms": [[frontier.latency_ms(0.95, rows, spread)[i] for rows in costs.batch] for spread in SPREADS],
+                "first_ms": [frontier.first_answer(rows).figures[i] for rows in costs.batch],
                 "path_ms": [
                     [frontier.path_ms(p, stage, rows) for rows in costs.batch] for stage in range(len(costs.latency_ms))
                 ],
             }
-            for p in frontier.points
+            for i, p in enumerate(frontier.points)
         ],
     }
 
@@ -73,15 +108,16 @@ def figures(frontier: Frontier) -> dict[str, Any]:
 def golden(ladder: Ladder, seed: int = 0) -> dict[str, Any]:
     """A thousand cases for this ladder and a made-up one; the same ladder and seed give the same cases."""
     random = Random(seed)
+    made_up = replace(_costs(_LADDER, ms=8.0, threads=2, cpu=(3.0, 0.5, 1.0)), energy_source="model", idle_mw=100.0)
+    made_up = replace(made_up, energy_mj=tuple(tuple(2.5 * ms for ms in row) for row in made_up.cpu_ms))
     frontiers = {
-        "made up": Frontier.of(_LADDER, _costs(_LADDER, ms=8.0, threads=2, cpu=(3.0, 0.5, 1.0))),
+        "made up": Frontier.of(_LADDER, made_up),
         "slow": Frontier.of(ladder, _costs(ladder, ms=40.0, threads=4, cpu=(3.5,))),
         "fast": Frontier.of(ladder, _costs(ladder, ms=0.5, threads=1, cpu=(1.0,))),
     }
-    names = list(frontiers)
     sequences = [
-        {"device": name, "cases": list(islice(_sequence(frontiers[name], random), _IN_A_ROW))}
-        for name in (names[i % len(names)] for i in range(_CASES // _IN_A_ROW))
+        {"device": name, "cases": _telling(frontiers[name], random, kind)}
+        for kind, name in _SEQUENCES
     ]
     return {"schema": SCHEMA, "devices": {name: figures(f) for name, f in frontiers.items()}, "sequences": sequences}
 
@@ -100,31 +136,80 @@ def to_text(data: dict[str, Any]) -> str:
     return f'{{"schema":{data["schema"]},"devices":{{\n{devices}\n}},"sequences":[\n{sequences}\n]}}\n'
 
 
-def _sequence(frontier: Frontier, random: Random) -> Iterator[dict[str, Any]]:
-    """Requests on one device, one after another, under budgets that change now and then."""
-    state = _POLICY.initial()
-    budget, slower = Budget(), random.lognormvariate(0.2, 0.5)
+class _Close(Sieve):
+    """A sieve that tells whether another order of additions, or another language's exp, might keep other points.
+
+    Figures that are compared as they were read, with no arithmetic before, may be equal to their limit.
+    """
+
+    close = False
+
+    def keep(
+        self, field: str | None, rank: Rank, most: float, note: Note, missed: Note | None = None, spare: float = 1.0
+    ) -> bool:
+        self._look(rank, most)
+        self._look(rank, most * spare)
+        return super().keep(field, rank, most, note, missed, spare)
+
+    def prefer(self, rank: Rank, most: float, note: Note) -> bool:
+        self._look(rank, most)
+        return super().prefer(rank, most, note)
+
+    def _look(self, rank: Rank, most: float) -> None:
+        read = rank in (self.frontier.drop, self.frontier.accuracy)
+        for figure in rank.figures:
+            if abs(figure - most) <= _CLOSE * abs(figure) and not (read and figure == most):
+                _Close.close = True
+
+
+class _Policy(BudgetPolicy):
+    sieve = _Close
+
+
+_POLICY = _Policy()
+
+
+def _telling(frontier: Frontier, random: Random, kind: _Kind) -> list[dict[str, Any]]:
+    """Of two sequences the one in which decisions differ more often from the one before."""
+    drawn = [list(islice(_sequence(frontier, random, kind), kind.cases)) for _ in range(2)]
+    return max(drawn, key=lambda cases: sum(a["decision"] != b["decision"] for a, b in pairwise(cases)))
+
+
+def _sequence(frontier: Frontier, random: Random, kind: _Kind) -> Iterator[dict[str, Any]]:
+    """Requests on one device, one after another, under budgets that change now and then. It lacks some sensors."""
+    state, slower = _POLICY.initial(), random.lognormvariate(0.2, 0.5)
+    lacks = dict.fromkeys(name for name in _SENSORS if not kind.limits and random.random() < 0.25)
+    last, now, easy, stays = None, Snapshot(0.0), False, 0
     while True:
-        snapshot = _snapshot(frontier, budget, random)
-        if random.random() < 0.5:
-            budget = _budget(frontier, state, snapshot, random)
-        if _is_close(frontier, budget, snapshot, state):
+        # a clock that was set back, once in a while
+        time_s = round(state.seen.time_s + random.choice(kind.steps_s), 1)
+        turns = stays <= 0
+        new = replace(_readings(frontier, state, random, kind, not easy) if turns else now, time_s=time_s, **lacks)
+        asked = last if last and random.random() > kind.budget else _budget(frontier, state, new, random, kind)
+        snapshot = new
+        if random.random() < 0.2:
+            waited_ms = _short(random.uniform(0.0, 1.0) * (asked.latency_ms or asked.deadline_ms or 1.0))
+            waits = {"waited_ms": random.choice([None, waited_ms]), "queue_length": random.choice([None, 0, 1, 2])}
+            snapshot = replace(new, **waits)
+        _Close.close = False
+        decision, after = _POLICY.decide(frontier, asked, snapshot, state)
+        if _Close.close or any(0 < abs(after.seen.spread - spread) <= _CLOSE for spread in SPREADS):
             continue
-        decision, state = _POLICY.decide(frontier, budget, snapshot, state)
-        case: dict[str, Any] = {
-            "budget": _given(budget, Budget()),
-            "snapshot": _given(snapshot, Snapshot(0.0)),
-            "decision": _answer(decision),
-        }
-        if random.random() < 0.7:
+        case: dict[str, Any] = {} if asked == last else {"budget": _given(asked, Budget())}
+        case |= {"snapshot": _given(snapshot, Snapshot(0.0)), "decision": _answer(decision)}
+        easy, stays = easy != turns, stays - 1
+        if turns:
+            stays = random.randint(0, 1) if not kind.steady else random.choice(kind.steady) if easy else random.randint(2, 8)
+        last, state, now = asked, after, new
+        if random.random() < kind.feedback:
             stage = random.choice([s for s, share in enumerate(decision.point.point.shares) if share > 0])
             rows, threads = snapshot.rows or 1, frontier.costs.threads
             expected_ms = frontier.path_ms(decision.point, stage, rows)
             # mostly near what is expected, now and then stalled, or too short for the clock
-            jump = random.choices([1.0, 30.0, 0.0], [90, 7, 3])[0]
+            jump = random.choices([1.0, 30.0, 0.02, 0.0], [88, 6, 4, 2])[0]
             took_ms = _short(expected_ms * slower * jump * random.lognormvariate(0.0, 0.2))
             # a test that has alarmed stays so until it is started anew
-            drift = random.random() < (0.7 if state.drift else 0.2)
+            drift = random.random() < (0.7 if state.seen.drift else 0.02 if kind.limits else 0.2)
             case["feedback"] = {"stage": stage, "latency_ms": took_ms, "drift": drift}
             state = _POLICY.observe(
                 state, Feedback(decision.point, stage, rows, took_ms, expected_ms, threads, snapshot, drift)
@@ -132,66 +217,70 @@ def _sequence(frontier: Frontier, random: Random) -> Iterator[dict[str, Any]]:
         yield case
 
 
-def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: Random) -> Budget:
+def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: Random, kind: _Kind) -> Budget:
     """Limits near what some point needs: far from it they would tell no two policies apart."""
-    percentile = random.choice([0.95, 0.95, None])
-    latency_ms = random.choice(frontier.latency_ms(percentile, snapshot.rows or 1)) * state.slowdown.ratio
-    drop = random.choice(frontier.points).point.promised_drop
-    base_mb = snapshot.memory_process_mb if state.base_mb is None else state.base_mb
-    memory_mb = (base_mb or 100.0) + random.choice(frontier.points).memory_mb * random.uniform(0.7, 1.5)
-    tight = random.choice([random.uniform(1.0, 1.12), random.uniform(0.5, 2.5)])
+    seen, rows, percentile = state.seen, snapshot.rows or 1, random.choice([0.95, 0.95, None])
+
+    def near(figures: Iterable[float]) -> float:
+        far = random.uniform(1.0, 1.25) if kind.steady or random.random() < 0.6 else random.uniform(0.6, 2.5)
+        return random.choice(list(figures)) * far
+
+    points = [p.point for p in frontier.points]
+    drops = [p.promised_drop for p in points]
+    limits = {
+        "latency_ms": near(frontier.latency_ms(percentile, rows, seen.spread)) * seen.slowdown,
+        "deadline_ms": near(frontier.first_answer(rows).figures) * seen.slowdown,
+        "memory_mb": (seen.base_mb or 80.0) + seen.excess_mb + near(p.memory_mb for p in frontier.points),
+        "last_s": sum(kind.steps_s) / len(kind.steps_s) * random.uniform(20.0, 200.0),
+        "temperature_c": (60.0 if kind.steady else snapshot.temperature_c or 60.0) + random.uniform(-4.0, 8.0),
+        "max_drop": random.choice([min(near(drops), 0.99), random.choice(drops)]),
+        "battery_floor": max((snapshot.battery or 0.3) - random.choice([0.0, 0.0, 0.02, 0.2]), 0.0),
+    }
+    if frontier.costs.energy_mj is not None:
+        limits["energy_mj"] = near(frontier.effort.figures)
+    chosen = {n: _short(v) for n, v in limits.items() if random.random() < (0.9 if n in kind.limits else kind.other)}
+    if state.budget and state.budget.last_s and random.random() < 0.6:  # a battery is paced over many requests
+        chosen["last_s"] = state.budget.last_s
     return Budget(
-        latency_ms=random.choice([None, _short(latency_ms * tight), _short(latency_ms * tight)]),
+        **chosen,
         percentile=percentile,
-        memory_mb=random.choice([None, None, None, _short(memory_mb)]),
-        battery_floor=random.choice([None, None, None, 0.2]),
-        max_drop=random.choice([None, None, min(drop, 0.99), min(_short(drop * random.uniform(0.3, 1.5)), 0.99)]),
+        min_accuracy=random.choice(points).accuracy[1] if random.random() < kind.other / 3 else None,
         on_drift=random.choice(["safest", "safest", "report"]),
+        priority=random.choice([PRIORITY, PRIORITY, tuple(random.sample(PRIORITY, 3))]),
     )
 
 
-def _snapshot(frontier: Frontier, budget: Budget, random: Random) -> Snapshot:
-    """Readings, each missing now and then."""
+def _readings(frontier: Frontier, state: BudgetState, random: Random, kind: _Kind, easy: bool) -> Snapshot:
+    """Readings after those that the state has seen, each missing now and then; `easy` or not where they are steady."""
+    seen, costs = state.seen, frontier.costs
 
-    def reading(value: Any, missing: float = 0.3) -> Any:
+    def reading(value: Any, missing: float = 0.1 if kind.limits else 0.3) -> Any:
         return None if random.random() < missing else value
 
+    used_mb = 80.0 + sum(costs.memory_mb[b] for b in seen.resident) + random.choice([0.0, random.uniform(-20.0, 50.0)])
     room_mb = random.choice(frontier.points).memory_mb * random.choice([random.uniform(0.1, 2.5), 0.2, 20.0])
-    floor = random.choice([budget.battery_floor, None]) or random.uniform(0.0, 0.6)
+    battery = max(0.05, (seen.battery or random.uniform(0.3, 0.9)) - random.choice([0.0, 0.004, 0.01, 0.01, 0.02]))
+    battery += random.choice([0.01, 0.1]) if battery < 0.8 and random.random() < 0.06 else 0.0
+    temperature_c = (seen.temperature_c or 60.0) + random.uniform(-4.0, 4.0)
+    load, plugged = random.choice([0.0, random.uniform(0.0, 1.0)]), random.random() < 0.05
+    if kind.steady:
+        load, plugged, temperature_c = (0.0, True, 50.0) if easy else (random.uniform(0.5, 1.0), False, 68.0)
+        room_mb, used_mb = (1e4, used_mb) if easy else (room_mb, used_mb + 40.0)
     return Snapshot(
         time_s=0.0,
-        cpu_load=reading(round(random.uniform(0.0, 1.0), 2)),
-        cpu_cores=reading(random.choice([1, 2, 8, 8])),
-        memory_available_mb=reading(_short(room_mb), 0.5),
-        memory_process_mb=reading(random.randint(60, 200)),
-        battery=reading(round(floor, 2)),
-        plugged=reading(random.random() < 0.3),
-        rows=reading(random.choice([0, 1, 1, *frontier.costs.batch])),
+        cpu_load=reading(round(load, 2)),
+        cpu_cores=reading(random.choice([1, 2, 2 if kind.steady else 8])),
+        cpu_pressure=reading(round(random.uniform(0.0, 1.0), 2), 0.7),
+        memory_pressure=reading(random.choice([0.0, 0.0, 0.05, 0.3]), 0.5),
+        memory_available_mb=reading(_short(room_mb), 0.4),
+        memory_process_mb=reading(round(used_mb)),
+        battery=reading(round(battery, 3)),
+        battery_mwh=reading(_short(battery * 10.0), 0.5),
+        plugged=reading(plugged),
+        temperature_c=reading(round(temperature_c, 1)),
+        throttled=reading(random.random() < 0.05),
+        rows=reading(random.choice([0, 1, 1, *costs.batch])),
     )
-
-
-def _is_close(frontier: Frontier, budget: Budget, snapshot: Snapshot, state: BudgetState) -> bool:
-    """Whether another language's exp, or another order of additions, might change the decision and be no worse.
-
-    So it is where a limit moved by a millionth changes it: that stands for moving all that the limit is compared with,
-    slowdown, load and sums of memory. And where latency gives way while two latencies are equal but for rounding.
-    Battery and drop are compared as they are read, with no arithmetic before: those may be equal to their limit.
-    """
-    decided = _answer(_POLICY.decide(frontier, budget, snapshot, state)[0])
-    moved: list[tuple[Budget, Snapshot]] = []
-    for by in (-_CLOSE, _CLOSE):
-        if budget.latency_ms is not None:
-            moved.append((replace(budget, latency_ms=budget.latency_ms * (1 + by)), snapshot))
-        if budget.memory_mb is not None:
-            moved.append((replace(budget, memory_mb=budget.memory_mb * (1 + by)), snapshot))
-        room_mb = state.memory_available_mb if snapshot.memory_available_mb is None else snapshot.memory_available_mb
-        if room_mb is not None:
-            resident_mb = sum(frontier.costs.memory_mb[b] for b in state.resident)
-            moved.append((budget, replace(snapshot, memory_available_mb=room_mb + by * (room_mb + resident_mb))))
-    if any(_answer(_POLICY.decide(frontier, b, s, state)[0]) != decided for b, s in moved):
-        return True
-    distinct_ms = sorted(set(frontier.latency_ms(budget.percentile, snapshot.rows or 1)))
-    return "latency_ms" in decided["gave_way"] and any(b - a <= _CLOSE * b for a, b in pairwise(distinct_ms))
 
 
 def _answer(decision: Decision) -> dict[str, Any]:
@@ -199,12 +288,14 @@ def _answer(decision: Decision) -> dict[str, Any]:
         "point": decision.point.point.name,
         "feasible": decision.feasible,
         "gave_way": list(decision.gave_way),
+        "resident": None if decision.resident is None else sorted(decision.resident),
     }
 
 
 def _given(value: Budget | Snapshot, default: Budget | Snapshot) -> dict[str, Any]:
     """The fields that differ from the default."""
-    return {name: field for name, field in asdict(value).items() if field != getattr(default, name)}
+    given = {name: field for name, field in asdict(value).items() if field != getattr(default, name)}
+    return {name: list(field) if isinstance(field, tuple) else field for name, field in given.items()}
 
 
 def _short(value: float) -> float:

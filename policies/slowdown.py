@@ -1,7 +1,9 @@
-"""How much slower than profiled the device is now: a scalar Kalman filter on the logarithm of the ratio.
+"""How much slower than profiled the device is now, and how far single requests are off that.
 
-ALERT (Wan et al., USENIX ATC 2020, section 3.3) filters the ratio itself; its logarithm keeps estimates positive and
-treats twice as slow and twice as fast alike.
+ALERT (Wan et al., USENIX ATC 2020, section 3.3) filters the ratio of observed to expected time by a scalar Kalman
+filter and promises percentiles from its variance; the logarithm of the ratio keeps estimates positive and treats twice
+as slow and twice as fast alike. The variance of single requests is followed on its own: a Kalman filter's is of the
+mean, and falls however much requests scatter.
 """
 
 import math
@@ -9,20 +11,28 @@ from dataclasses import dataclass
 
 _DRIFT = 0.01  # variance that the true log ratio gains from one request to the next
 _NOISE = 0.09  # variance of one observation: a request is off its expectation by about 30%
-_FARTHEST = 2.0  # standard deviations: a stall moves the estimate by no more than a surprise of that size
+_FARTHEST = 2.0  # standard deviations: a stall moves the mean by no more than a surprise of that size
+_WEIGHT = 1 / 32  # of one request in the scatter
+_LARGEST = 2.0  # of a log ratio in the scatter: one request 7 times too slow must not rule for minutes
 
 
 @dataclass(frozen=True)
 class Slowdown:
-    """Estimated mean and variance of log(observed / expected)."""
+    """Estimated mean and variance of log(observed / expected); `scatter`: variance of single requests around it."""
 
     mean: float = 0.0
     variance: float = _NOISE
+    scatter: float = 0.0
 
     @property
     def ratio(self) -> float:
         """Observed over expected."""
         return math.exp(self.mean)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a single request's log ratio."""
+        return math.sqrt(self.scatter)
 
     def observe(self, observed_ms: float, expected_ms: float) -> "Slowdown":
         """The estimate after one more request; one without an expectation changes nothing.
@@ -30,10 +40,13 @@ class Slowdown:
         The innovation is clipped (Huber 1964): one request that the system stalled must not look like a slow device,
         while several in a row do.
         """
-        if not (observed_ms > 0 and expected_ms > 0):
+        if not (0 < observed_ms < math.inf and 0 < expected_ms < math.inf):
             return self
         variance = self.variance + _DRIFT
+        off = math.log(observed_ms / expected_ms) - self.mean
         most = _FARTHEST * math.sqrt(variance + _NOISE)
-        surprise = max(-most, min(most, math.log(observed_ms / expected_ms) - self.mean))
+        surprise = max(-most, min(most, off))
         gain = variance / (variance + _NOISE)
-        return Slowdown(self.mean + gain * surprise, (1 - gain) * variance)
+        far = max(-_LARGEST, min(_LARGEST, off))
+        scatter = self.scatter + _WEIGHT * (far * far - self.scatter)
+        return Slowdown(self.mean + gain * surprise, (1 - gain) * variance, scatter)

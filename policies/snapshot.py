@@ -10,8 +10,9 @@ class Snapshot:
     `time_s` monotonic, when it was read; `cpu_load` 0..1: what *other* processes use of the cores this process may use;
     `cpu_cores` it may use, a fraction where a quota says so; `cpu_pressure` and `memory_pressure` 0..1: share of the
     time in which something waited for them; `frequency_ratio` to the maximum; memory in MB (10^6 bytes),
-    `memory_available_mb` what this process may still take; `battery` 0..1, `battery_mwh` left in it; `power_mw` that the
-    device draws; `throttled`: the hardware, or a quota, slows this process down. `missing`: names of sources that failed.
+    `memory_available_mb` what this process may still take; `battery` 0..1, `battery_mwh` left in it; `power_mw` that
+    the device draws; `throttled`: the hardware, or a quota, slows this process down; `missing`: names of sources that
+    failed.
 
     Of the request about to run: its `rows`, and how long it has waited, `waited_ms`; `queue_length`: inputs that wait
     behind it.

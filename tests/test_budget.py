@@ -6,13 +6,24 @@ from typing import Any
 
 import pytest
 
-from dynamic.policies.budget import Budget
+from dynamic.policies.budget import PRIORITY, Budget
 from dynamic.policies.errors import BudgetError
 
 
 def test_no_limits_unless_asked() -> None:
     nothing = Budget(
-        latency_ms=None, percentile=0.95, memory_mb=None, battery_floor=None, max_drop=None, on_drift="safest"
+        latency_ms=None,
+        percentile=0.95,
+        deadline_ms=None,
+        energy_mj=None,
+        memory_mb=None,
+        battery_floor=None,
+        last_s=None,
+        temperature_c=None,
+        max_drop=None,
+        min_accuracy=None,
+        on_drift="safest",
+        priority=("memory", "deadline", "battery", "temperature", "latency", "energy", "drop"),
     )
     assert Budget() == nothing
 
@@ -27,6 +38,15 @@ def test_no_limits_unless_asked() -> None:
         {"battery_floor": 0.999, "max_drop": 0.999},
         {"on_drift": "safest"},
         {"on_drift": "report", "max_drop": 0.1},
+        {"deadline_ms": 0.5, "energy_mj": 1e9, "last_s": 18000},
+        {"temperature_c": -49.9},
+        {"temperature_c": 149.9},
+        {"temperature_c": 0},
+        {"min_accuracy": 0, "max_drop": 0.01},
+        {"min_accuracy": 0.999},
+        {"priority": ("drop",), "latency_ms": 20},
+        {"priority": PRIORITY[::-1]},
+        {"priority": ()},
     ],
 )
 def test_within_range_and_through_json(fields: dict[str, Any]) -> None:
@@ -42,6 +62,11 @@ def test_within_range_and_through_json(fields: dict[str, Any]) -> None:
         ("percentile", [0, 1, 95, -0.5, math.nan]),
         ("battery_floor", [-0.1, 1, 20, math.nan, True, False]),
         ("max_drop", [-0.1, 1, 5, math.nan, True, False]),
+        ("deadline_ms", [0, -1, math.nan, math.inf, "80", True]),
+        ("energy_mj", [0, -1, math.nan, math.inf, True]),
+        ("last_s", [0, -5, math.nan, math.inf, "5 h", True]),
+        ("temperature_c", [-50, 150, 343, math.nan, math.inf, "70", True, False]),
+        ("min_accuracy", [-0.1, 1, 95, math.nan, True, False]),
     ],
 )
 def test_out_of_range_is_named(name: str, values: list[Any]) -> None:
@@ -57,6 +82,39 @@ def test_what_happens_on_drift_is_one_of_two(value: Any) -> None:
     assert str(raised.value) == f"on_drift={value!r} must be one of ('safest', 'report')"
     with pytest.raises(BudgetError, match="on_drift"):
         Budget.from_json({"on_drift": value})
+
+
+@pytest.mark.parametrize(
+    ("given", "order"),
+    [
+        (PRIORITY, PRIORITY),
+        ((), PRIORITY),
+        (("drop",), ("drop", "memory", "deadline", "battery", "temperature", "latency", "energy")),
+        (["latency", "memory"], ("latency", "memory", "deadline", "battery", "temperature", "energy", "drop")),
+        (PRIORITY[::-1], PRIORITY[::-1]),
+    ],
+)
+def test_limits_that_priority_does_not_name_follow(given: Any, order: tuple[str, ...]) -> None:
+    assert Budget(priority=given).priority == order
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("drop", "must be a tuple of limits"),
+        (None, "must be a tuple of limits"),
+        ({"drop"}, "must be a tuple of limits"),
+        (("max_drop",), "names 'max_drop', which is none of the limits"),
+        (("drop", 3), "names 3, which is none of the limits"),
+        (("drop", "memory", "drop"), "names a limit twice"),
+    ],
+)
+def test_a_priority_that_is_none(given: Any, said: str) -> None:
+    with pytest.raises(BudgetError, match=said):
+        Budget(priority=given)
+    if isinstance(given, tuple):
+        with pytest.raises(BudgetError, match=said):
+            Budget.from_json({"priority": list(given)})
 
 
 def test_an_unknown_field_is_named() -> None:

@@ -1,49 +1,19 @@
-"""Decisions by hand: three points of 100, 50 and 10 ms, two networks of 200 and 50 MB."""
+"""Single decisions by hand; `test_budget_policy_in_time` has what comes of many."""
 
-import math
 import pickle
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
-import numpy as np
 import pytest
-from policy_cases import INF, make_costs, make_ladder, make_point
+from budget_cases import COSTS, FRONTIER, LADDER, POLICY, after, decide, drifted, feedback, name
+from policy_cases import INF, make_ladder, make_point
 
-from dynamic.policies import budget_policy
-from dynamic.policies.budget import Budget
+from dynamic.policies.budget import PRIORITY, Budget
 from dynamic.policies.budget_policy import BudgetPolicy, BudgetState
-from dynamic.policies.decision import Decision, Feedback
+from dynamic.policies.errors import BudgetError
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.slowdown import Slowdown
 from dynamic.policies.snapshot import Snapshot
-
-LADDER = make_ladder(
-    [
-        make_point("reference", (INF, INF), (0.0, 0.0, 1.0), accuracy=0.95, backbones=(1,)),
-        make_point("middle", (INF, -INF), (0.0, 1.0, 0.0), accuracy=0.94, target=0.01, risk=0.01),
-        make_point("quick", (-INF, INF), (1.0, 0.0, 0.0), accuracy=0.85, target=None, risk=0.1),
-    ],
-    (0, 0, 1),
-)
-COSTS = make_costs([[10], [40], [100]], memory_mb=(50.0, 200.0), cpu_ms=((20.0,), (80.0,), (200.0,)), threads=2)
-FRONTIER = Frontier.of(LADDER, COSTS)
-POLICY = BudgetPolicy()
-
-
-def decide(budget: Budget | None = None, state: BudgetState | None = None, **snapshot: Any) -> Decision:
-    seen = Snapshot(time_s=0, **snapshot)
-    return POLICY.decide(FRONTIER, budget or Budget(), seen, state or POLICY.initial())[0]
-
-
-def after(*snapshots: Snapshot, budget: Budget | None = None) -> BudgetState:
-    state = POLICY.initial()
-    for snapshot in snapshots:
-        _, state = POLICY.decide(FRONTIER, budget or Budget(), snapshot, state)
-    return state
-
-
-def name(decision: Decision) -> str:
-    return decision.point.point.name
 
 
 def test_the_case_is_what_it_says() -> None:
@@ -64,7 +34,7 @@ def test_without_limits_the_most_accurate() -> None:
 def test_a_drop_that_may_be_spent_is_spent(drop: float, expected: str) -> None:
     found = decide(Budget(max_drop=drop))
     assert (name(found), found.feasible) == (expected, True)
-    assert "cheapest" in found.reason
+    assert "fastest" in found.reason
     assert ("max_drop" in found.reason) == (expected != "quick")
 
 
@@ -98,34 +68,60 @@ def test_load_shares_the_processor() -> None:
     assert name(decide(Budget(latency_ms=74), cpu_load=0.5, cpu_cores=2)) == "quick"
 
 
-def feedback(latency_ms: float, expected_ms: float, drift: bool = False, **snapshot: Any) -> Feedback:
-    return Feedback(FRONTIER.points[0], 2, 1, latency_ms, expected_ms, 2, Snapshot(time_s=0, **snapshot), drift)
-
-
 def test_slowdown_is_what_load_does_not_explain() -> None:
     start = POLICY.initial()
     slow = POLICY.observe(start, feedback(200, 100))
-    assert slow.slowdown == start.slowdown.observe(200, 100)
+    assert slow.seen.speed == start.seen.speed.observe(200, 100)
     explained = POLICY.observe(start, feedback(200, 100, cpu_load=1.0, cpu_cores=2))  # (2 + 2) / 2 = twice
-    assert explained.slowdown.ratio == pytest.approx(1)
-    budget = Budget(latency_ms=100.1)
+    assert explained.seen.speed.ratio == pytest.approx(1)
+    waiting = POLICY.observe(start, feedback(200, 100, cpu_pressure=0.5))  # half of the time something waits
+    assert waiting.seen.speed.ratio == pytest.approx(1)
+    budget = Budget(latency_ms=100.1, percentile=None)
     assert name(decide(budget, slow)) == "middle"
     assert name(decide(budget, explained)) == "reference"
+    assert decide(budget, slow).slowdown == pytest.approx(slow.seen.speed.ratio)
+
+
+def test_where_only_the_pressure_is_known_it_counts() -> None:
+    budget = Budget(latency_ms=101)
+    assert name(decide(budget, cpu_pressure=0.2)) == "middle"
+    assert decide(budget, cpu_pressure=0.2).slowdown == pytest.approx(1.25)
+    assert decide(budget, cpu_pressure=1.0).slowdown == pytest.approx(10)
+    assert decide(budget, cpu_pressure=0.2, cpu_load=0.0, cpu_cores=2).slowdown == 1.0
+
+
+def test_percentiles_are_of_requests_as_they_scatter() -> None:
+    state = POLICY.initial()
+    for took_ms in [140, 71] * 50:  # a factor of 1.4 either way: 0.34, around a mean that follows them
+        state = POLICY.observe(state, feedback(took_ms, 100))
+    state = state.but(seen=state.seen.but(speed=replace(state.seen.speed, mean=0.0)))
+    assert 0.3 < state.seen.spread < 0.45
+    assert name(decide(Budget(latency_ms=120), state)) == "middle"
+    assert name(decide(Budget(latency_ms=120, percentile=None), state)) == "reference"
+    assert name(decide(Budget(latency_ms=180), state)) == "reference"  # 100 * (1 + 0.45 * 1.645) = 174
 
 
 def test_a_dearer_point_than_the_current_needs_room_to_spare() -> None:
-    at_middle = after(Snapshot(0), budget=Budget(latency_ms=60))
-    assert at_middle.current == "middle"
-    stayed = decide(Budget(latency_ms=105), at_middle)
-    assert name(stayed) == "middle"  # 100 fits 105, but not 0.9 of it
-    assert "at most 105 ms" in stayed.reason  # what was asked for
-    assert name(decide(Budget(latency_ms=112), at_middle)) == "reference"
-    assert "10 ms is over 9 ms" in decide(Budget(latency_ms=9), at_middle).reason
-    at_reference = after(Snapshot(0))
-    assert name(decide(Budget(latency_ms=105), at_reference)) == "reference"
+    budget = Budget(latency_ms=105)
+    loaded: dict[str, Any] = {"cpu_load": 0.5, "cpu_cores": 2.0}
+    at_middle = after(Snapshot(0, **loaded), budget=budget)
+    assert at_middle.current == 1
+    state = at_middle
+    for number in range(100):  # 100 fits 105, but not 0.9 of it
+        found, state = POLICY.decide(FRONTIER, budget, Snapshot(number, cpu_load=0.0), state)
+        assert name(found) == "middle"
+    assert "at most 105 ms" in found.reason  # what was asked for
+    wider = Budget(latency_ms=112)
+    state = after(Snapshot(0, **loaded), budget=wider)
+    names = []
+    for number in range(20):
+        found, state = POLICY.decide(FRONTIER, wider, Snapshot(number, cpu_load=0.0), state)
+        names.append(name(found))
+    assert names == ["middle"] * 15 + ["reference"] * 5
+    assert name(decide(budget, after(Snapshot(0), budget=budget))) == "reference"
 
 
-def test_the_queue_is_a_batch() -> None:
+def test_rows_of_a_request() -> None:
     # one batch size: rows cost in proportion
     assert name(decide(Budget(latency_ms=250), rows=2)) == "reference"
     assert name(decide(Budget(latency_ms=250), rows=3)) == "middle"
@@ -143,54 +139,35 @@ def test_mean_or_percentile() -> None:
     assert found == {None: "reference", 0.5: "reference", 0.95: "middle"}
 
 
-def test_memory_of_this_process() -> None:
-    # 100 MB before any network
-    assert name(decide(Budget(memory_mb=300), memory_process_mb=100)) == "reference"
-    found = decide(Budget(memory_mb=299), memory_process_mb=100)
-    assert (name(found), found.feasible) == ("middle", True)
-    assert "memory_mb at most 299 MB" in found.reason
-    found = decide(Budget(memory_mb=120), memory_process_mb=100)  # nothing fits: the smallest stay
-    assert (name(found), found.gave_way) == ("middle", ("memory_mb",))
-    assert "150 MB is over 120 MB" in found.reason
-    # the first reading counts: later ones hold the networks that were loaded
-    state = after(Snapshot(0, memory_process_mb=100), Snapshot(1, memory_process_mb=310))
-    assert name(decide(Budget(memory_mb=300), state, memory_process_mb=310)) == "reference"
+def test_memory_of_this_process_is_that_before_any_network() -> None:
+    budget = Budget(memory_mb=300)
+    state = after(Snapshot(0, memory_process_mb=100), Snapshot(1, memory_process_mb=300), budget=budget)
+    assert (state.seen.base_mb, state.seen.excess_mb) == (100, 0)
+    assert name(POLICY.decide(FRONTIER, budget, Snapshot(2, memory_process_mb=300), state)[0]) == "reference"
 
 
-def test_memory_that_is_free() -> None:
-    assert name(decide(memory_available_mb=201)) == "reference"
-    found = decide(memory_available_mb=199)
-    assert name(found) == "middle"
-    assert "199 MB of memory are free" in found.reason
-    assert name(decide(memory_available_mb=1)) == "middle"  # the smallest
-    loaded = after(Snapshot(0, memory_available_mb=300))
-    assert loaded.resident == {1}
-    assert name(decide(state=loaded, memory_available_mb=100)) == "reference"  # 200 of ours could be given back
+def test_memory_beyond_what_was_expected_counts_once_it_has_settled() -> None:
+    budget, state = Budget(memory_mb=320), POLICY.initial()
+    found, state = POLICY.decide(FRONTIER, budget, Snapshot(0, memory_process_mb=100), state)
+    assert name(found) == "reference"
+    found, state = POLICY.decide(FRONTIER, budget, Snapshot(0.5, memory_process_mb=390), state)
+    assert name(found) == "reference"  # what loading takes for a moment
+    found, state = POLICY.decide(FRONTIER, budget, Snapshot(2, memory_process_mb=330), state)
+    assert (name(found), found.resident) == ("middle", frozenset([0]))  # 30 more than 100 + 200
+    assert "130 of which are not networks'" in found.reason
+    for second in range(3, 30):
+        found, state = POLICY.decide(FRONTIER, budget, Snapshot(second, memory_process_mb=150), state)
+    assert state.seen.excess_mb < 2  # it fades where it is not seen again
 
 
 def test_what_is_resident() -> None:
     both = after(Snapshot(0), Snapshot(1, memory_available_mb=50))
-    assert both.resident == {1}  # what was loaded is room: nothing had to go
+    assert both.seen.resident == {1}  # what was loaded is room: nothing had to go
     swapped = after(Snapshot(0, rows=1), Snapshot(1, rows=3), budget=Budget(latency_ms=250))
-    assert swapped.resident == {0, 1}
-    managed = after(Snapshot(0), Snapshot(1, rows=3), budget=Budget(latency_ms=250, memory_mb=1000))
-    assert managed.resident == {0}  # under a memory limit what is not needed is unloaded
-
-
-@pytest.mark.parametrize(
-    ("battery", "plugged", "expected"),
-    [
-        (0.21, False, "reference"),
-        (0.2, False, "quick"),
-        (0.05, None, "quick"),
-        (0.05, True, "reference"),
-        (None, False, "reference"),
-    ],
-)
-def test_battery_floor(battery: float | None, plugged: bool | None, expected: str) -> None:
-    found = decide(Budget(battery_floor=0.2), battery=battery, plugged=plugged)
-    assert (name(found), found.feasible) == (expected, True)
-    assert ("floor 20%" in found.reason) == (expected == "quick")
+    assert swapped.seen.resident == {0, 1}
+    seen = [Snapshot(0, memory_process_mb=100), Snapshot(0.1, memory_process_mb=300, rows=3)]
+    assert after(*seen, budget=Budget(latency_ms=250, memory_mb=350)).seen.resident == {0, 1}
+    assert after(*seen, budget=Budget(latency_ms=250, memory_mb=349)).seen.resident == {0}  # not both
 
 
 def test_battery_goes_before_the_drop() -> None:
@@ -205,10 +182,6 @@ def test_all_that_gives_way_is_named() -> None:
     assert not found.feasible
     assert all(field in found.reason for field in found.gave_way)
     assert "\n" not in found.reason
-
-
-def drifted(state: BudgetState | None = None) -> BudgetState:
-    return POLICY.observe(state or POLICY.initial(), feedback(100, 100, drift=True))
 
 
 @pytest.mark.parametrize(
@@ -259,19 +232,100 @@ def test_of_equally_safe_points_the_reference_is_first_however_accurate_others_w
 
 def test_drift_stays_until_it_is_cleared() -> None:
     budget = Budget(max_drop=0.1)
-    assert not POLICY.initial().drift
+    assert not POLICY.initial().seen.drift
     state = drifted()
     for _ in range(3):
         found, state = POLICY.decide(FRONTIER, budget, Snapshot(0), state)
         assert name(found) == "reference"
     cleared = POLICY.observe(state, feedback(100, 100))
-    assert (cleared.drift, name(decide(budget, cleared))) == (False, "quick")
+    assert not cleared.seen.drift
+    assert name(decide(Budget(max_drop=0.1, memory_mb=999), cleared)) == "quick"
 
 
 def test_a_request_that_took_what_says_nothing_still_tells_of_drift() -> None:
     state = POLICY.observe(POLICY.initial(), feedback(500, 100))
     told = POLICY.observe(state, feedback(500, 0, drift=True))
-    assert told == replace(state, drift=True)
+    assert told.seen.drift
+    assert told.seen.speed == state.seen.speed
+
+
+def test_on_drift_drop_that_gives_way_last_is_kept_under_overload() -> None:
+    overload: dict[str, Any] = {"cpu_load": 1.0, "cpu_cores": 2}
+    asked = Budget(latency_ms=60, max_drop=0.1)
+    found = decide(asked, drifted(), **overload)
+    assert (name(found), found.gave_way) == ("quick", ())
+    found = decide(replace(asked, priority=("drop",)), drifted(), **overload)
+    assert (name(found), found.gave_way) == ("reference", ("latency_ms",))
+    assert "100 ms as profiled, times 2, is over 60 ms" in found.reason
+    found = decide(replace(asked, priority=("drop",), on_drift="report"), drifted(), **overload)
+    assert (name(found), found.gave_way) == ("quick", ())
+
+
+# what each leaves, by hand: nothing fits all of them, and few fit two
+ASKED: dict[str, dict[str, Any]] = {
+    "memory": {"memory_mb": 200},  # middle and quick: 150 of 200
+    "battery": {"battery_floor": 0.2},  # quick
+    "latency": {"latency_ms": 60},  # middle and quick
+    "energy": {"energy_mj": 150},  # middle and quick
+    "drop": {"max_drop": 0.005},  # the reference
+}
+METERED = Frontier.of(LADDER, replace(COSTS, energy_mj=COSTS.cpu_ms, energy_source="meter"))
+ALLOWED = {"memory": {1, 2}, "latency": {1, 2}, "energy": {1, 2}, "drop": {0}}
+DROPS: dict[int, float] = {0: 0.0, 1: 0.01, 2: 0.1}
+LATENCY: dict[int, float] = {0: 100, 1: 50, 2: 10}
+FIGURES: dict[str, dict[int, float]] = {
+    "memory": {0: 200, 1: 50, 2: 50},
+    "latency": LATENCY,
+    "energy": {0: 200, 1: 100, 2: 20},
+    "drop": DROPS,
+}
+FIELD = {"memory": "memory_mb", "latency": "latency_ms", "energy": "energy_mj", "drop": "max_drop"}
+
+
+@pytest.mark.parametrize("order", list(permutations(["memory", "battery", "latency", "energy", "drop"]))[::5])
+def test_what_has_the_lowest_priority_gives_way(order: tuple[str, ...]) -> None:
+    budget = Budget(**{k: v for limit in ASKED for k, v in ASKED[limit].items()}, priority=order)
+    left, gave_way = {0, 1, 2}, []
+    for limit in order:
+        if limit == "battery":  # the floor: the least effort of what is left
+            left = {max(left)}
+        elif left & ALLOWED[limit]:
+            left = left & ALLOWED[limit]
+        else:
+            gave_way.append(FIELD[limit])
+            least = min(FIGURES[limit][i] for i in left)
+            left = {i for i in left if FIGURES[limit][i] == least}
+    expected = ("reference", "middle", "quick")[min(left, key=LATENCY.__getitem__)]
+    seen = Snapshot(0, battery=0.1, plugged=False, memory_process_mb=100)
+    found, _ = POLICY.decide(METERED, budget, seen, POLICY.initial())
+    assert (name(found), found.gave_way, found.feasible) == (expected, tuple(gave_way), not gave_way)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (("drop",), "middle"),
+        (("latency", "deadline"), "quick"),
+        (("battery",), "quick"),
+        (("memory",), "quick"),
+        (("energy",), "quick"),
+        ((), "quick"),
+    ],
+)
+def test_a_policy_of_some_limits_leaves_the_others_out(limits: tuple[str, ...], expected: str) -> None:
+    budget = Budget(latency_ms=20, max_drop=0.01, battery_floor=0.2, memory_mb=120)
+    seen = Snapshot(0, battery=0.1, plugged=False, memory_process_mb=100)
+    policy = BudgetPolicy(limits)
+    found, _ = policy.decide(FRONTIER, budget, seen, policy.initial())
+    assert name(found) == expected
+    assert found.gave_way == (("memory_mb",) if limits == ("memory",) else ())
+    assert (found.resident is None) == ("memory" not in limits)
+
+
+def test_a_limit_that_does_not_exist() -> None:
+    with pytest.raises(BudgetError, match="'max_drop', which is none of"):
+        BudgetPolicy(("latency", "max_drop"))
+    assert BudgetPolicy().limits == PRIORITY
 
 
 KNOWN: dict[str, Any] = {
@@ -279,26 +333,16 @@ KNOWN: dict[str, Any] = {
     "cpu_cores": 2,
     "battery": 0.1,
     "plugged": False,
-    "memory_available_mb": 70,
+    "memory_available_mb": 90,
     "memory_process_mb": 100,
 }
 BUDGETS = [
     Budget(),
     Budget(latency_ms=110),
-    Budget(battery_floor=0.2),
+    Budget(battery_floor=0.2, last_s=3600),
     Budget(memory_mb=200),
-    Budget(max_drop=0.02, latency_ms=60),
+    Budget(max_drop=0.02, latency_ms=60, temperature_c=70),
 ]
-
-
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("silent", sorted(KNOWN))
-def test_a_sensor_that_falls_silent_changes_nothing(budget: Budget, silent: str) -> None:
-    state = after(Snapshot(0, **KNOWN), budget=budget)
-    before = POLICY.decide(FRONTIER, budget, Snapshot(1, **KNOWN), state)
-    without = Snapshot(1, **(KNOWN | {silent: None}), missing=(silent,))
-    assert POLICY.decide(FRONTIER, budget, without, state)[0].reason == before[0].reason
-    assert POLICY.decide(FRONTIER, budget, without, state)[1] == before[1]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -307,58 +351,11 @@ def test_same_in_same_out(budget: Budget) -> None:
     kept = replace(state)
     first, after_first = POLICY.decide(FRONTIER, budget, Snapshot(1, **KNOWN), state)
     POLICY.decide(FRONTIER, Budget(latency_ms=1), Snapshot(2), POLICY.initial())  # in between, another
-    again, after_again = BudgetPolicy().decide(Frontier.of(LADDER, COSTS), budget, Snapshot(1, **KNOWN), state)
+    again, after_again = BudgetPolicy().decide(FRONTIER, budget, Snapshot(1, **KNOWN), state)
     assert name(first) == name(again)
     assert (first.feasible, first.gave_way, first.reason) == (again.feasible, again.gave_way, again.reason)
     assert after_first == after_again
     assert state == kept
-
-
-def outcome(found: tuple[Decision, BudgetState]) -> tuple[Any, ...]:
-    decision, state = found
-    return decision.point, decision.feasible, decision.gave_way, decision.reason, state
-
-
-@pytest.mark.parametrize("budget", [*BUDGETS, Budget(latency_ms=100), Budget(latency_ms=20, max_drop=0.01)])
-def test_a_choice_that_is_kept_is_what_would_be_chosen(budget: Budget) -> None:
-    # the slowdown wanders over every limit, the sensors change now and then, and a request takes turns with another
-    random, state, seen = np.random.default_rng(0), POLICY.initial(), Snapshot(0)
-    for number in range(600):
-        if number % 50 == 0:
-            seen = Snapshot(number, cpu_load=random.choice([0, 0.5]), cpu_cores=2, rows=1 + number % 3)
-        asked = replace(budget) if number % 7 == 0 else budget
-        afresh = POLICY.decide(FRONTIER, asked, seen, replace(state))  # a copy keeps nothing
-        found = POLICY.decide(FRONTIER, asked, seen, state)
-        assert outcome(found) == outcome(afresh)
-        took_ms = 100 * 5 ** np.sin(number / 20) * random.uniform(0.7, 1.4)
-        state = POLICY.observe(found[1], feedback(took_ms, 100, drift=number // 40 % 3 == 1))
-
-
-def test_nothing_is_chosen_again_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    budget, seen, state, times = Budget(latency_ms=75, max_drop=0.01), Snapshot(0, cpu_load=0.0), POLICY.initial(), []
-    choose = budget_policy._choose
-    monkeypatch.setattr(budget_policy, "_choose", lambda *given: (times.append(given), choose(*given))[1])
-
-    def chosen(budget: Budget = budget, seen: Snapshot = seen, frontier: Frontier = FRONTIER) -> int:
-        nonlocal state
-        before = len(times)
-        _, state = POLICY.decide(frontier, budget, seen, state)
-        return len(times) - before
-
-    assert [chosen() for _ in range(4)] == [1, 1, 0, 0]  # the first changes what is current
-    for ratio, again in ((1.1, 1), (1.05, 0), (0.9, 1), (1.0, 0), (1.6, 1)):  # outside of what was seen, or between
-        state = state._but(slowdown=Slowdown(math.log(ratio)))
-        assert chosen() == again
-    assert chosen() == 1  # at 1.6 another point became the current one
-    assert chosen() == 0
-    assert chosen(budget=Budget(latency_ms=75, max_drop=0.01)) == 1
-    assert chosen(seen=Snapshot(0, cpu_load=0.0)) == 1
-    assert chosen(frontier=FRONTIER.recost(COSTS)) == 1
-    assert chosen() == 1
-    assert chosen() == 0
-    for drift, again in ((False, 0), (True, 1), (True, 0), (False, 1), (False, 0)):
-        state = POLICY.observe(state, feedback(0, 0, drift=drift))  # nothing else changes
-        assert chosen() == again
 
 
 def test_a_decision_travels_with_its_reason() -> None:

@@ -246,6 +246,18 @@ def test_simulate_reports_as_the_library_does(desk: Desk) -> None:
     assert "mid-range-phone: " in out
 
 
+def test_simulate_runs_a_scenario(desk: Desk) -> None:
+    command = ["simulate", desk.shelf, "--device", "mid-range-phone", "--scenario", "contention", "--duration-s", "20"]
+    code, out, err = shell(*command, "--deadline-ms", "0.001", "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["simulated"] is True
+    assert report["deadline_miss_share"] == 1  # the limit that was given, not the scenario's
+    assert report["hours"] == pytest.approx(20 / 3600, rel=0.01)
+    limits = ["--energy-mj", "1", "--last-s", "60", "--temperature-c", "40", "--battery-floor", "0.1"]
+    assert shell("simulate", desk.shelf, "--device", "laptop", "--duration-s", "5", *limits)[0] == 0
+
+
 ERRORS = {
     "no shelf": ("run nowhere data", 1, "nowhere is no bundle"),
     "corrupt shelf": ("run corrupt data", 1, "weights.* was written|bytes"),
@@ -271,6 +283,8 @@ ERRORS = {
     "drop": ("run shelf data --max-drop 5", 2, "max_drop=5.0"),
     "on drift": ("run shelf data --on-drift stop", 2, r"on_drift='stop' must be one of \('safest', 'report'\)"),
     "batch": ("profile shelf --batch 8 --batch 1", 2, "rising sizes"),
+    "scenario": ("simulate shelf --device cloud-vm --scenario battery", 2, "lacks what it needs"),
+    "scenario and rate": ("simulate shelf --device laptop --scenario heat --rate-hz 1", 2, "leave out --rate-hz"),
     "rate": ("simulate shelf --device mid-range-phone --rate-hz 0", 2, "rate_hz=0"),
 }  # fmt: skip
 

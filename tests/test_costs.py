@@ -88,3 +88,17 @@ def test_tables_check_themselves() -> None:
         make_costs([[1], [2]], (1,), call_ms=(1.0, 2.0))
     with pytest.raises(InputError, match="energy_mj"):
         make_costs([[1], [2]], (1,), energy_mj=((1.0,),))
+
+
+def test_energy_by_a_model_is_power_times_time() -> None:
+    bare = make_costs([[2, 10], [4, 20]], (1, 8), not_measured=("energy", "idle power", "more"))
+    known = bare.powered(active_mw=1500, idle_mw=700)
+    assert known.energy_mj == ((3.0, 15.0), (6.0, 30.0))  # 1.5 W for 2, 10, 4 and 20 ms
+    assert (known.energy_source, known.idle_mw, known.not_measured) == ("model", 700, ("more",))
+    assert bare.powered(active_mw=1500).not_measured == ("idle power", "more")
+    assert Costs.from_json(known.to_json()) == known
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="active_mw"):
+            bare.powered(wrong)
+        with pytest.raises(InputError, match="idle_mw"):
+            bare.powered(1500, wrong)

@@ -99,3 +99,42 @@ def test_simulate_devices_marks_and_compares(quickstart: str, folder: Path) -> N
         assert spent_j["max_drop 0.02"] <= 1.02 * spent_j["last network alone"]
         assert hours["max_drop 0.02"] >= 0.98 * hours["last network alone"]
     assert "simulated on mid-range phone (a model, nothing measured there)" in printed
+
+
+def test_kiosk_day_lasts_until_it_closes(quickstart: str, folder: Path) -> None:
+    printed = run(folder, "kiosk_day.py")
+    rows = re.findall(r"^(\d\d):00 +(\d+) +([\d.]+)% +([\d.]+) +(\d+) +([\d.]+)% +([\d.]+)$", printed, re.MULTILINE)
+    assert [int(row[0]) for row in rows] == list(range(8, 18))
+    assert all(float(row[3]) <= 200 for row in rows)
+    assert float(rows[-1][5]) >= 10
+    assert all(f"{hour}:00:00                *** " in printed for hour in (11, 13, 15))
+    assert "SIMULATED" in printed
+    assert (folder / "out" / "kiosk_day.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_shop_server_gives_up_frames_and_fails_none(quickstart: str, folder: Path) -> None:
+    printed = run(folder, "shop_server.py", "--hour", "0.6")
+    total = re.search(
+        r"^(\d+) frames answered and (\d+) given up, 0 failed; at most (\d+) waited, of (\d+) that may; "
+        r"memory (\d+) MB before the rush, (\d+) MB after the swap$",
+        printed,
+        re.MULTILINE,
+    )
+    assert total
+    answered, given_up, waited, may, before_mb, after_mb = map(int, total.groups())
+    rows = re.findall(r"^\d\d:00 +(\d+) +(\d+) +[\d.]+ ", printed, re.MULTILINE)
+    assert len(rows) == 18
+    assert sum(int(lost) for _, lost in rows) == given_up
+    assert sum(int(sent) for sent, _ in rows) == answered + given_up - 1  # one before the day began
+    assert waited <= may
+    assert after_mb == pytest.approx(before_mb, rel=0.1)
+    assert "inputs have drifted" in printed
+    assert (folder / "out" / "shop_server.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_your_own_policy_runs_and_its_faults_fail_no_request(quickstart: str, folder: Path) -> None:
+    printed = run(folder, "your_own_policy.py")
+    assert "SIMULATED mid-range phone" in printed
+    assert "it is night, past 3:00: the cheapest" in printed
+    assert "0 failures of the policy, 0 of 300 requests" in printed
+    assert "100 failures of the policy, 0 of 300 requests" in printed

@@ -81,7 +81,7 @@ def test_a_child_that_unloads_and_closes_leaves_the_parent_alone(case: Case, way
 
     def work() -> bool:
         opened.run(case.inputs, limits)
-        opened.unload([0])
+        opened.executor.unload([0])
         opened.close()
         return True
 

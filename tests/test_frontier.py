@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from policy_cases import INF, make_costs, make_ladder, make_point
+from scipy.optimize import brentq
 from scipy.stats import norm
 
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
-from dynamic.policies.frontier import Frontier, mean_ms, percentile_ms
+from dynamic.policies.frontier import SPREADS, Frontier, first_answer_ms, mean_ms, percentile_ms
 from dynamic.policies.ladder import Point
 from dynamic.policies.plan import plan
 
@@ -104,6 +105,62 @@ def test_requests_drawn_at_random(shares: tuple[float, ...], fixed: float, each:
     rel = 0.01 if rows == 1 else 0.05
     assert percentile_ms(point, todo, costs, rows, 0.95) == pytest.approx(np.quantile(took, 0.95), rel=rel)
     assert percentile_ms(point, todo, costs, rows, 0.99) == pytest.approx(np.quantile(took, 0.99), rel=rel)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.1, 0.3, 0.9])
+@pytest.mark.parametrize("percentile", [0.05, 0.5, 0.95, 0.99])
+def test_percentile_of_requests_that_scatter(spread: float, percentile: float) -> None:
+    # one input of DEEP leaves after 10.5, 30.5 or 80.5 ms: a mixture of normals, its quantile by scipy's root finder
+    point, todo = DEEP, plan(np.array(DEEP.thresholds, np.float32), BACKBONE)
+    middle = np.array([10.5, 30.5, 80.5])
+    profiled = np.sqrt(np.cumsum((np.array([1.0, 3.0, 10.0]) / norm.ppf(0.95)) ** 2))
+    wide = np.maximum(profiled, spread * middle)
+
+    def off(ms: float) -> float:
+        return float(np.dot(DEEP.shares, norm.cdf(ms, middle, wide)) - percentile)
+
+    expected = max(brentq(off, -500, 500, xtol=1e-10), 0.0)
+    assert percentile_ms(point, todo, COSTS, 1, percentile, spread) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_next_wider_spread_counts() -> None:
+    found = frontier(REFERENCE, DEEP)
+    assert found.latency_ms(0.95, 1) == found.latency_ms(0.95, 1, 0.0)
+    for asked, counts in ((0.05, 0.1), (0.1, 0.1), (0.11, 0.2), (0.5, 0.65), (1.2, 1.3), (7.0, 1.3)):
+        assert counts in SPREADS
+        expected = [percentile_ms(p.point, p.plan, COSTS, 1, 0.95, counts) for p in found.points]
+        assert found.latency_ms(0.95, 1, asked) == pytest.approx(expected)
+    assert found.latency_ms(0.95, 1, 0.3)[0] == pytest.approx(50.5 * (1 + 0.3 * norm.ppf(0.95)), abs=1e-3)
+    assert found.latency_ms(None, 1, 0.9) == found.latency_ms(None, 1)  # a mean is a mean
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_first_answer_by_hand(rows: int) -> None:
+    found = frontier(REFERENCE, DEEP, SKIP, QUICK)
+    by_hand = {1: [50.5, 10.5, 29.5, 10.5], 3: [80.7, 12.7, 12 - 1.5 + 24 + 0.7, 12.7]}
+    assert found.first_answer(rows).figures == pytest.approx(by_hand[rows])
+    assert [first_answer_ms(p.plan, COSTS, rows) for p in found.points] == pytest.approx(by_hand[rows])
+    assert found.first_answer(rows) is found.first_answer(rows)
+
+
+def test_points_by_effort_memory_drop_accuracy_and_mean() -> None:
+    found = frontier(REFERENCE, DEEP, SKIP, QUICK)
+    by_hand = [5, 1 + 0.8 * 2 + 0.5 * 5, 1 * 9 / 10 + 2 + 0.4 * 5, 1]  # mJ; a head that is off by the time it takes
+    assert found.effort.figures == pytest.approx(by_hand)
+    without = frontier(REFERENCE, DEEP, costs=replace(COSTS, energy_mj=None, energy_source=None))
+    assert without.effort.figures == pytest.approx([90, 15 + 0.8 * 30 + 0.5 * 90])
+    assert found.memory.figures == (100, 140, 140, 40)
+    assert found.drop.figures == (0.0, 0.0, 0.02, 0.2)
+    assert found.accuracy.figures == (-0.9, -0.92, -0.88, -0.7)
+    assert found.mean.figures == tuple(p.mean_ms[0] for p in found.points)
+    assert [found.place[p] for p in found.points] == [0, 1, 2, 3]
+
+
+def test_of_points_as_accurate_the_fastest_comes_first() -> None:
+    twin = replace(DEEP, name="twin", accuracy=(0.8, 0.92, 0.95), thresholds=(-INF, INF), shares=(1.0, 0.0, 0.0))
+    found = frontier(REFERENCE, DEEP, replace(twin, target=0.01, risk=0.01))
+    assert found.accuracy.first(0b111) == 2
+    assert found.accuracy.first(0b011) == 1
 
 
 def test_path_of_one_input() -> None:
@@ -202,7 +259,9 @@ def test_what_is_remembered_stays_small(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("dynamic.policies.frontier._KEPT", 3)
     found = frontier(REFERENCE)
     times = [(found.path_ms(found.points[0], 2, rows), found.latency_ms(None, rows)) for rows in range(1, 9)]
-    assert max(len(found._path), len(found._latency)) <= 3
+    for rows in range(1, 9):
+        found.first_answer(rows)
+    assert max(len(found._path), len(found._latency), len(found._first)) <= 3
     assert times == [(found.path_ms(found.points[0], 2, rows), found.latency_ms(None, rows)) for rows in range(1, 9)]
 
 

@@ -17,8 +17,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "engines/onnxruntime.py": ({"numpy", "onnxruntime"}, {"policies", "engines"}),
     "engines/openvino.py": ({"numpy", "openvino"}, {"policies", "engines"}),
     "engines/pytorch.py": ({"numpy", "torch"}, {"policies", "engines"}),
-    "run": ({"numpy", "psutil", "PIL", "tqdm"}, {"policies", "engines", "run"}),
+    "sensors": ({"numpy", "psutil"}, {"policies", "sensors"}),
+    "run": ({"numpy", "psutil", "PIL", "tqdm"}, {"policies", "engines", "sensors", "run"}),
     "run/footprint.py": ({"numpy", "psutil", "onnxruntime", "openvino"}, {"policies", "engines", "run"}),
+    "run/doctor.py": ({"onnxruntime", "openvino"}, {"policies", "engines", "sensors", "run"}),
+    "run/commands_device.py": ({"typer"}, {"policies", "run"}),
+    "run/commands_simulate.py": ({"typer"}, {"policies", "run", "simulate"}),
+    "run/options.py": ({"typer"}, {"policies"}),
     "run/__main__.py": (
         {"numpy", "typer", "tqdm"},
         {"policies", "engines", "run", "offline", "simulate", "models"},
@@ -38,6 +43,7 @@ FOLDERS = {
     "models": ROOT / "models",
     "engines": ROOT / "dynamic" / "engines",
     "offline": ROOT / "dynamic" / "offline",
+    "sensors": ROOT / "dynamic" / "sensors",
     "simulate": ROOT / "dynamic" / "simulate",
     "run": ROOT / "dynamic",
 }

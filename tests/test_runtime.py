@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runtime_cases import blobs, monitor
+from runtime_cases import monitor, shared_blobs
 
 import dynamic
 from dynamic.errors import BudgetError, InputError
@@ -16,7 +16,7 @@ from dynamic.policies.budget_policy import BudgetState
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> dynamic.Bundle:
-    return blobs(tmp_path_factory.mktemp("runtime"))
+    return shared_blobs(tmp_path_factory)
 
 
 X = np.random.default_rng(0).standard_normal((16, 12)).astype(np.float32)

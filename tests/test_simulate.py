@@ -180,7 +180,7 @@ def test_memory_is_what_the_policy_sees() -> None:
             seen.append(snapshot)
             return super().decide(frontier, budget, snapshot, state)
 
-    simulate(FRONTIER, RECORDS, DEVICE, Constant(10, 0.2), Watching(), Budget(), process_mb=60)
+    simulate(FRONTIER, RECORDS, DEVICE, Constant(10, 0.2), Watching(), Budget(), monitor_hz=None)
     assert [(s.memory_process_mb, s.memory_available_mb) for s in seen] == [(60, 940), (110, 890)]
     assert [s.time_s for s in seen] == [0.0, 0.1]
     assert seen[0].battery == 1.0
@@ -225,7 +225,7 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(BudgetError, match="battery"):
         run(Constant(10, 1), battery=0)
     with pytest.raises(BudgetError, match="background_load"):
-        run(Constant(10, 1), background_load=1.5)
+        run(Constant(10, 1), background_load=-0.5)
     with pytest.raises(InputError, match="no records"):
         simulate(FRONTIER, RECORDS.select(np.array([], int)), DEVICE, Constant(1, 1), BudgetPolicy(), Budget())
     three = replace(

@@ -61,7 +61,42 @@ def test_a_step_is_followed_within_ten_requests() -> None:
     assert state.ratio > 3.2
 
 
-@pytest.mark.parametrize(("observed", "expected"), [(0, 10), (10, 0), (-1, 10), (math.nan, 10), (10, math.nan)])
+@pytest.mark.parametrize(
+    ("observed", "expected"),
+    [(0, 10), (10, 0), (-1, 10), (math.nan, 10), (10, math.nan), (10, math.inf), (math.inf, 10)],
+)
 def test_what_cannot_be_compared_changes_nothing(observed: float, expected: float) -> None:
     before = Slowdown(0.3, 0.05)
     assert before.observe(observed, expected) is before
+
+
+def test_scatter_by_hand() -> None:
+    # a 32nd of the squared distance from the mean that was expected, at most 2 of log
+    first = Slowdown().observe(20, 10)
+    assert first.scatter == pytest.approx(math.log(2) ** 2 / 32)
+    off = math.log(0.5) - first.mean
+    assert first.observe(5, 10).scatter == pytest.approx(first.scatter * 31 / 32 + off**2 / 32)
+    assert Slowdown().observe(1e6, 1).scatter == Slowdown().observe(1, 1e6).scatter == pytest.approx(4 / 32)
+    assert Slowdown(scatter=0.09).spread == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("truth", [0.1, 0.3, 0.6])
+def test_spread_is_that_of_the_requests(truth: float) -> None:
+    random, state, found = np.random.default_rng(0), Slowdown(), []
+    for noise in random.normal(0, truth, 2000):
+        state = state.observe(30 * math.exp(noise), 10)
+        found.append(state.scatter)
+    # around a mean that follows them, so somewhat more than their own; the variance of the mean is none of it
+    assert truth < math.sqrt(np.mean(found[200:])) < 1.25 * truth
+
+
+def test_scatter_is_forgotten() -> None:
+    state = Slowdown().observe(1e6, 1)
+    for _ in range(200):
+        state = state.observe(10, 10)
+    assert state.spread < 0.1
+
+
+def test_what_cannot_be_compared_leaves_the_scatter() -> None:
+    before = Slowdown(0.3, 0.05, 0.2)
+    assert before.observe(0, 10) is before

@@ -16,7 +16,7 @@ import dynamic
 from dynamic.engines.loop import StageEngine
 from dynamic.errors import CorruptError, EngineError
 from dynamic.offline.cascade import Cascade
-from dynamic.policies import Decision
+from dynamic.policies import Decision, Policy
 
 GRAPHS = [way for way in WAYS if way.endswith("graph")]
 
@@ -115,6 +115,39 @@ def test_no_stage_is_begun_after_the_deadline(case: Case, stages: Any) -> None:
         np.testing.assert_allclose(output.score[~gone], rest.score[~gone], rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("expected_s", "stages_run"),
+    [
+        ((9, 0.125, 0.125, 0.0625), 4),  # what the first stage takes is never asked
+        ((0, 0.25, 0.125, 0.0625), 4),  # all end at the deadline at the latest
+        ((0, 0.26, 0.125, 0.0625), 1),  # after 0.25 s, 0.25 are left
+        ((0, 0.25, 0.13, 0.0625), 2),  # after 0.375 s, 0.125
+        ((0, 0.25, 0.125, 0.07), 3),  # after 0.4375 s, 0.0625
+    ],
+)
+def test_no_stage_is_begun_that_would_end_after_the_deadline(
+    case: Case, stages: Any, expected_s: tuple[float, ...], stages_run: int
+) -> None:
+    engine, began = stages(0.0, 0.25, 0.375, 0.4375)
+    expected = [(every / 2, every) for every in expected_s]
+    output = engine.run(case.inputs, np.array([2.0, 2.0, 2.0], np.float32), 0.5, expected)
+    assert [stage for stage, _ in began] == list(range(stages_run))
+    assert set(output.stage.tolist()) == {stages_run - 1}
+    assert output.complete == (stages_run == 4)
+
+
+def test_what_is_expected_follows_the_rows_that_are_left(case: Case, stages: Any) -> None:
+    limits = case.quantiles(0.5)
+    stay = int((case.truth(limits).stage > 0).sum())
+    assert 1 < stay < 33
+    one, every = 0.1, 0.9  # for one row and for 33
+    now = one + (every - one) * (stay - 1) / 32
+    for left_s, goes_on in ((now + 1e-6, True), (now - 1e-6, False)):
+        engine, began = stages(0.0, 1.0 - left_s, 0.0)
+        engine.run(case.inputs, np.array(limits, np.float32), 1.0, [(0, 0), (one, every), (0, 0), (0, 0)])
+        assert (len(began) > 1) == goes_on
+
+
 @pytest.mark.parametrize("deadline_s", [0.0, -1.0])
 def test_the_first_answer_is_always_given(case: Case, stages: Any, deadline_s: float) -> None:
     engine, began = stages(10.0, 99.0)
@@ -155,31 +188,58 @@ def test_deadlines_and_limited_memory_take_the_stages(case: Case, way: str) -> N
 def test_limited_memory_drops_the_graph_and_what_is_not_needed(case: Case, way: str) -> None:
     opened = case.open(way)
     assert opened.graph is not None
-    assert opened.prepare(frozenset({0, 1, 2}), 1, managed=False), "loaded"
-    assert not opened.prepare(frozenset({0, 1, 2}), 1, managed=False), "there already"
+    assert opened.prepare(frozenset({0, 1, 2}), 1), "loaded"
+    assert not opened.prepare(frozenset({0, 1, 2}), 1), "there already"
     assert opened.graph.ready(1)
-    assert opened.prepare(frozenset({0, 2}), 1, managed=True)
+    assert opened.prepare(frozenset({0, 2}), 1, resident=frozenset())
     assert not opened.graph.ready(1)
     assert opened.loaded() == {0, 2}
     opened.run(case.inputs, np.array([0.5, INF, INF], np.float32), stagewise=True)
     assert opened.loaded() == {0, 2}
-    assert opened.prepare(frozenset({0}), 1, managed=True)
+    assert not opened.prepare(frozenset({0}), 1, resident=frozenset({2})), "the other may stay"
+    assert opened.loaded() == {0, 2}
+    assert opened.prepare(frozenset({0}), 1, resident=frozenset({0, 1}))
     assert opened.loaded() == {0}
-    assert not opened.prepare(frozenset({0}), 1, managed=True)
+    assert not opened.prepare(frozenset({0}), 1, resident=frozenset({0, 1}))
 
 
-class Deep:
-    """A policy that always takes the point named "deep"."""
+@pytest.mark.parametrize("way", GRAPHS)
+def test_parts_that_a_request_in_flight_brought_back_are_given_back(case: Case, way: str) -> None:
+    opened = case.open(way)
+    body, head = case.spec.stages[1].body_graph, case.spec.stages[1].graph
+    assert body is not None
+    opened.prepare(frozenset({0}), 1, resident=frozenset({0}))
+    held = getattr(opened.executor, "_sessions", None) or opened.executor._models  # type: ignore[attr-defined]
+    opened.executor.step(1, opened.executor.start(case.inputs), False)  # the first half of backbone 1, without its head
+    assert body in held
+    assert opened.loaded() == {0}, "it is not whole"
+    assert opened.prepare(frozenset({0}), 1, resident=frozenset({0}))
+    assert body not in held
+    assert head not in held
 
-    def initial(self) -> None:
-        return None
+
+@pytest.mark.parametrize("way", ["onnxruntime/stages", "openvino/stages"])
+def test_networks_that_are_taken_from_a_request_in_flight(case: Case, way: str) -> None:
+    opened = case.open(way)
+    step = opened.executor.step
+
+    def taken(stage: int, carry: Any, head: bool) -> Any:
+        found = step(stage, carry, head)
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(opened.executor.unload, [0, 1, 2]).result()
+        return found
+
+    opened.executor.step = taken  # type: ignore[method-assign]
+    limits = case.quantiles(0.3)
+    check(opened.run(case.inputs, np.array(limits, np.float32), stagewise=True), case.truth(limits))
+
+
+class Deep(Policy):
+    """Always takes the point named "deep"."""
 
     def decide(self, frontier: Any, budget: Any, snapshot: Any, state: None) -> tuple[Decision, None]:
         (point,) = (p for p in frontier.points if p.point.name == "deep")
         return Decision(point, True, (), "always"), None
-
-    def observe(self, state: None, feedback: Any) -> None:
-        return None
 
 
 @pytest.fixture
@@ -234,8 +294,8 @@ def test_a_request_by_stages_without_a_limit_drops_nothing(case: Case, way: str)
     assert not opened.ready(1)
     assert opened.prepare(frozenset({0, 1, 2}), 1)
     assert opened.ready(1)
-    assert opened.prepare(frozenset({0, 1}), 1, managed=False, stagewise=True)
-    assert not opened.prepare(frozenset({0}), 1, managed=False, stagewise=True)
+    assert opened.prepare(frozenset({0, 1}), 1, stagewise=True)
+    assert not opened.prepare(frozenset({0}), 1, stagewise=True)
     assert opened.loaded() == {0, 1}
     assert opened.ready(1)
 
@@ -255,7 +315,7 @@ def test_the_whole_cascade_is_not_loaded_where_memory_is_too_short(deep: dynamic
         run(x)
         assert run.engine.ready(1)
         assert run.engine.loaded() == loaded, "the graph took the request"
-        run.engine.unload(sorted(loaded))
+        run.engine.executor.unload(sorted(loaded))
         watch.set(memory_available_mb=150.0)
         run(x)
         assert run.engine.loaded() == set(), "a graph that is there is used"

@@ -17,6 +17,8 @@ OUTPUTS = ("logits", "stage", "score")  # of those graphs
 THRESHOLDS = "thresholds"  # their input beside the cascade's own
 
 Array = NDArray[Any]
+# [S]: seconds from the start of a stage to the next answer, (for one row, for all rows of the request)
+Expected = Sequence[tuple[float, float]]
 Carry = Any  # the executor's own: a list of numpy arrays, of torch tensors, ...
 
 
@@ -93,8 +95,11 @@ class Executor(Protocol):
     def load(self, backbones: Sequence[int]) -> None:
         """Make these backbones ready to run; does nothing for those that are."""
 
-    def unload(self, backbones: Sequence[int]) -> None:
-        """Give the memory of these backbones back; a request in flight still finishes."""
+    def unload(self, backbones: Sequence[int]) -> bool:
+        """Give the memory of these backbones back, where there is any; whether there was.
+
+        A request in flight still finishes, and loads again what it lacks.
+        """
 
     def loaded(self) -> frozenset[int]:
         """The backbones that are ready."""
@@ -129,8 +134,8 @@ class Graph(Protocol):
     def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], rows: int) -> Output:
         """Run inputs of so many rows, already checked, as are `thresholds [S-1]`."""
 
-    def close(self) -> None:
-        """Give everything back."""
+    def close(self) -> bool:
+        """Give everything back, where there is anything; whether there was."""
 
 
 class Engine(Protocol):
@@ -143,11 +148,14 @@ class Engine(Protocol):
     def ready(self, rows: int) -> bool:
         """Whether the single graph for so many rows is loaded."""
 
-    def prepare(self, backbones: frozenset[int], rows: int, managed: bool, stagewise: bool) -> bool:
+    def prepare(
+        self, backbones: frozenset[int], rows: int, resident: frozenset[int] | None = None, stagewise: bool = False
+    ) -> bool:
         """Make ready what a request of so many rows needs; whether anything had to be loaded or unloaded.
 
-        `managed`: memory is limited. Then backbones that are not named are given back, and so is the single graph.
-        `stagewise`: the request goes stage by stage whatever was measured; one that is managed always does.
+        `resident`: backbones that may stay beside those needed (None: all). The others are given back, and so is the
+        single graph, which holds every one. `stagewise`: the request goes stage by stage whatever was measured; one of
+        which `resident` is given always does. Raises EngineError where something does not load.
         """
 
     def run(
@@ -156,11 +164,13 @@ class Engine(Protocol):
         thresholds: NDArray[np.float32],
         deadline_s: float | None = None,
         stagewise: bool = False,
+        expected_s: Expected | None = None,
     ) -> Output:
         """Run until `threshold < score` or the last allowed stage; in a batch, rows that are done leave it.
 
-        `deadline_s`: after so long, once an exit has answered, no further stage is begun, and the best answer so far
-        stands. `stagewise`: as for `prepare`; with a deadline a request always goes so.
+        `deadline_s`: once an exit has answered, no stage is begun later than that, nor one from which the next answer
+        is expected later (`expected_s`), and the best answer so far stands. `stagewise`: as for `prepare`; with a
+        deadline a request always goes so. What is not loaded any more is loaded again.
         """
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.engines.contract import Array, CascadeSpec, Executor, InputSpec, Output
+from dynamic.engines.contract import Array, CascadeSpec, Executor, Expected, InputSpec, Output
 from dynamic.policies.errors import InputError
 from dynamic.policies.plan import Plan, check_thresholds, plan
 from dynamic.policies.scores import TINY, Combiner
@@ -31,29 +31,19 @@ class StageEngine:
         self._clock = clock
         self._plans: dict[bytes, Plan] = {}
 
-    def load(self, backbones: Sequence[int]) -> None:
-        """Make these backbones ready to run."""
-        self.executor.load(backbones)
-
-    def unload(self, backbones: Sequence[int]) -> None:
-        """Give the memory of these backbones back; a request in flight still finishes."""
-        self.executor.unload(backbones)
-
-    def loaded(self) -> frozenset[int]:
-        """The backbones that are ready."""
-        return self.executor.loaded()
-
-    def close(self) -> None:
-        """Give everything back."""
-        self.executor.close()
-
     def run(
-        self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], deadline_s: float | None = None
+        self,
+        inputs: Mapping[str, Array],
+        thresholds: NDArray[np.float32],
+        deadline_s: float | None = None,
+        expected_s: Expected | None = None,
     ) -> Output:
         """Run `inputs` (each `[B, ...]`) under `thresholds [S-1]`.
 
-        `deadline_s`: once so many seconds have passed since the call, and there is an answer, no further stage is
-        begun. Raises InputError on a wrong name, shape or dtype; BudgetError on thresholds of wrong length or NaN.
+        `deadline_s` after the call, and once there is an answer, no further stage is begun; nor one from which the next
+        answer is expected later than that: `expected_s [S]`, seconds from the start of a stage to the next answer, for
+        one row and for all (between them linear: rows leave). Raises InputError on a wrong name, shape or dtype;
+        BudgetError on thresholds of wrong length or NaN.
         """
         began = self._clock() if deadline_s is not None else 0.0
         rows = check_inputs(inputs, self.spec.inputs)
@@ -71,10 +61,12 @@ class StageEngine:
         for stage in range(last + 1):
             if not todo.run[stage]:
                 continue
-            if deadline_s is not None and answer is not None and self._clock() - began >= deadline_s:
-                found[alive], out_stage[alive], out_score[alive] = answer, answered, score
-                complete = False
-                break
+            if deadline_s is not None and answer is not None:
+                left_s = deadline_s - (self._clock() - began)
+                if left_s <= 0 or left_s < _expected(expected_s, stage, len(alive), rows):
+                    found[alive], out_stage[alive], out_score[alive] = answer, answered, score
+                    complete = False
+                    break
             if backbone[stage] != current:  # another backbone starts from the input again
                 current = backbone[stage]
                 carry = executor.start(
@@ -126,6 +118,13 @@ class StageEngine:
                 self._plans.clear()
             found = self._plans[key] = plan(thresholds, self.spec.backbone)
         return found
+
+
+def _expected(expected_s: Expected | None, stage: int, alive: int, rows: int) -> float:
+    if expected_s is None:
+        return 0.0
+    one, every = expected_s[stage]
+    return every if alive == rows else one + (every - one) * (alive - 1) / (rows - 1)
 
 
 def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int:

@@ -53,14 +53,15 @@ class Sessions:
                     found = self._open[file] = self._load(file, what)
         return found
 
-    def drop(self, unwanted: Callable[[str], bool]) -> None:
-        """Drop sessions by file and return the freed memory to the system."""
+    def drop(self, unwanted: Callable[[str], bool]) -> bool:
+        """Drop sessions by file and return the freed memory to the system; whether there were any."""
         with self._lock:
             before = len(self._open)
             self._open = {file: session for file, session in self._open.items() if not unwanted(file)}
             dropped = before > len(self._open)
         if dropped:
             trim_memory()
+        return dropped
 
     def forget(self) -> Any:
         """All of them, to be kept and not used."""
@@ -107,12 +108,12 @@ class OnnxRuntimeExecutor:
             if stage.backbone in backbones:
                 self._sessions(stage.graph, f"stage {stage.name!r}")
 
-    def unload(self, backbones: Sequence[int]) -> None:
-        """Drop the sessions of these backbones and return the freed memory to the system."""
+    def unload(self, backbones: Sequence[int]) -> bool:
+        """Drop the sessions of these backbones and return the freed memory to the system; whether there were any."""
         files = {
             f for stage in self._spec.stages if stage.backbone in backbones for f in (stage.graph, stage.body_graph)
         }
-        self._sessions.drop(files.__contains__)
+        return self._sessions.drop(files.__contains__)
 
     def loaded(self) -> frozenset[int]:
         """The backbones whose stages all have a session."""
@@ -169,6 +170,6 @@ class OnnxRuntimeGraph:
         except Exception as error:  # see Sessions
             raise EngineError(f"ONNX Runtime failed in the cascade's graph: {error}") from error
 
-    def close(self) -> None:
-        """Drop the sessions."""
-        self._sessions.drop(lambda _: True)
+    def close(self) -> bool:
+        """Drop the sessions; whether there were any."""
+        return self._sessions.drop(lambda _: True)

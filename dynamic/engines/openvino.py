@@ -78,8 +78,11 @@ class Models:
                     raise EngineError(f"OpenVINO cannot load {what} from {file}: {error}") from error
             return self._compiled[file]
 
-    def drop(self, unwanted: Callable[[str], bool]) -> None:
-        """Drop models by file and return the freed memory; a thread that used them gives its requests back later."""
+    def drop(self, unwanted: Callable[[str], bool]) -> bool:
+        """Drop models by file and return the freed memory; whether there were any.
+
+        A thread that used them gives its requests back later.
+        """
         with self._lock:
             kept = {file: model for file, model in self._compiled.items() if not unwanted(file)}
             dropped, self._compiled = len(self._compiled) > len(kept), kept
@@ -87,6 +90,7 @@ class Models:
         if dropped:
             self._own_requests()
             trim_memory()
+        return dropped
 
     def forget(self) -> Any:
         """All of them, to be kept and not used."""
@@ -128,12 +132,12 @@ class OpenVinoExecutor:
             if stage.backbone in backbones:
                 self._models.load(stage.graph, f"stage {stage.name!r}")
 
-    def unload(self, backbones: Sequence[int]) -> None:
-        """Drop the models of these backbones and return the freed memory to the system."""
+    def unload(self, backbones: Sequence[int]) -> bool:
+        """Drop the models of these backbones and return the freed memory to the system; whether there were any."""
         files = {
             f for stage in self._spec.stages if stage.backbone in backbones for f in (stage.graph, stage.body_graph)
         }
-        self._models.drop(files.__contains__)
+        return self._models.drop(files.__contains__)
 
     def loaded(self) -> frozenset[int]:
         """The backbones whose stages all have a model."""
@@ -184,6 +188,6 @@ class OpenVinoGraph:
         logits, stage, score = self._models.run(graph_file(rows), "the cascade's graph", arrays)
         return Output(logits.copy(), stage.copy(), score.copy())
 
-    def close(self) -> None:
-        """Drop the models."""
-        self._models.drop(lambda _: True)
+    def close(self) -> bool:
+        """Drop the models; whether there were any."""
+        return self._models.drop(lambda _: True)

@@ -56,8 +56,9 @@ class TorchExecutor:
     def load(self, backbones: Sequence[int]) -> None:
         """The modules are the caller's and stay in memory: nothing to do."""
 
-    def unload(self, backbones: Sequence[int]) -> None:
+    def unload(self, backbones: Sequence[int]) -> bool:
         """The modules are the caller's and stay in memory: nothing to do."""
+        return False
 
     def loaded(self) -> frozenset[int]:
         """All of them, always."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.engines.contract import Array, CascadeSpec, Executor, Graph, Output
+from dynamic.engines.contract import Array, CascadeSpec, Executor, Expected, Graph, Output
 from dynamic.engines.loop import StageEngine, check_inputs
 from dynamic.engines.memory import trim_memory
 from dynamic.policies.errors import EngineError
@@ -18,8 +18,8 @@ class CascadeEngine:
     """Runs a cascade as its single graph or stage by stage.
 
     `stages` is the stage loop; `graph` None where the engine has no single graph. `route`: "graph" or "stages" always,
-    or None: as measured (see `follow`), and before that the graph for single inputs alone. A request that is managed,
-    stagewise or has a deadline always takes the stages.
+    or None: as measured (see `follow`), and before that the graph for single inputs alone. A request that is
+    stagewise, has a deadline, or for which only some backbones may stay in memory takes the stages.
     """
 
     def __init__(self, stages: StageEngine, graph: Graph | None, route: str | None = None) -> None:
@@ -61,30 +61,33 @@ class CascadeEngine:
         """Whether the single graph for so many rows is loaded."""
         return self.graph is not None and self.graph.ready(rows)
 
-    def prepare(self, backbones: frozenset[int], rows: int, managed: bool = False, stagewise: bool = False) -> bool:
+    def prepare(
+        self, backbones: frozenset[int], rows: int, resident: frozenset[int] | None = None, stagewise: bool = False
+    ) -> bool:
         """Make ready what a request of so many rows needs; whether anything had to be loaded or unloaded.
 
-        `managed`: memory is limited; gives back the graph, and the backbones that are not named. `stagewise`: the
-        request goes stage by stage, as it does where it is managed.
+        `resident`: backbones that may stay beside those needed (None: all); the others are given back, and so is the
+        graph, which holds every one. `stagewise`: the request goes stage by stage, as where `resident` is given.
         """
+        managed = resident is not None
         if not (managed or stagewise) and self.route(rows) == "graph":
             assert self.graph is not None
             if self.graph.ready(rows):
                 return False
             self.graph.load(rows)
             return True
-        executor = self.executor
-        loaded = executor.loaded()
-        missing, spare = backbones - loaded, loaded - backbones if managed else frozenset()
+        executor, moved = self.executor, False
+        if resident is not None:  # first, so that there is room for what is loaded
+            # of a backbone that a request in flight brought back there may be parts: all are asked for
+            spare = frozenset(self.spec.backbones) - resident - backbones
+            moved = bool(spare) and executor.unload(sorted(spare))
+            moved |= self.graph is not None and self.graph.close()
+        missing = backbones - executor.loaded()
         if missing:
             executor.load(sorted(missing))
-        if spare:
-            executor.unload(sorted(spare))
-        if managed and self.graph is not None:
-            self.graph.close()
-        if managed and missing:
-            trim_memory()  # what loading took and left: a third of a ResNet-50's session
-        return bool(missing or spare)
+            if managed:
+                trim_memory()  # what loading took and left: a third of a ResNet-50's session
+        return moved or bool(missing)
 
     def run(
         self,
@@ -92,6 +95,7 @@ class CascadeEngine:
         thresholds: NDArray[np.float32],
         deadline_s: float | None = None,
         stagewise: bool = False,
+        expected_s: Expected | None = None,
     ) -> Output:
         """Run `inputs` (each `[B, ...]`) under `thresholds [S-1]`; with a deadline, or `stagewise`, stage by stage.
 
@@ -103,7 +107,7 @@ class CascadeEngine:
             if self.route(rows) == "graph":
                 self.stages.plan(thresholds)  # checks them
                 return self.graph.run(inputs, np.ascontiguousarray(thresholds, np.float32), rows)
-        return self.stages.run(inputs, thresholds, deadline_s)
+        return self.stages.run(inputs, thresholds, deadline_s, expected_s)
 
     def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
         """Every stage's own raw logits `[B, S, C]`, nobody leaving: for calibration."""
@@ -112,10 +116,6 @@ class CascadeEngine:
     def load(self, backbones: Sequence[int]) -> None:
         """Make the stages of these backbones ready to run."""
         self.executor.load(backbones)
-
-    def unload(self, backbones: Sequence[int]) -> None:
-        """Give the memory of these backbones' stages back; a request in flight still finishes."""
-        self.executor.unload(backbones)
 
     def loaded(self) -> frozenset[int]:
         """The backbones whose stages are ready."""

@@ -1,25 +1,42 @@
-"""A policy at work on a simulated device: recorded answers, simulated time and battery, the real decisions."""
+"""A policy at work on a simulated device: recorded answers, simulated time, battery and heat, the real decisions."""
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.budget import Budget
-from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.decision import Policy
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.records import Records
-from dynamic.policies.replay import replay
-from dynamic.policies.scores import Combiner
-from dynamic.policies.snapshot import Snapshot
 from dynamic.simulate.devices import Device
-from dynamic.simulate.report import Change, SimulationReport
+from dynamic.simulate.environment import Budgets, Environment, Surroundings
+from dynamic.simulate.outcomes import outcomes
+from dynamic.simulate.processes import Value, pieces
+from dynamic.simulate.report import SimulationReport
+from dynamic.simulate.sensors import Faults, Sensors
+from dynamic.simulate.serving import Requests, Rules, serve
+from dynamic.simulate.summary import summarize
 from dynamic.simulate.workload import Workload
+from dynamic.simulate.world import World
 
-Load = float | Callable[[float], float]  # 0..1, or a function of the time in seconds
+DECIDE = ("request", "monitor")
+
+
+@dataclass(frozen=True)
+class Stalls:
+    """The scheduler's tail: while all cores are wanted, a share `chance` of requests waits `mean_ms` more.
+
+    With less background load the chance is in proportion; what they wait is exponential. An assumption, not a
+    measurement: fit it to the device. Raises BudgetError on values out of range.
+    """
+
+    chance: float
+    mean_ms: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.chance <= 1 and 0 <= self.mean_ms < float("inf")):
+            raise BudgetError(f"chance={self.chance}, mean_ms={self.mean_ms}: give a fraction and no negative time")
 
 
 def simulate(
@@ -28,24 +45,53 @@ def simulate(
     device: Device,
     workload: Workload,
     policy: Policy,
-    budget: Budget,
+    budget: Budgets,
     *,
     seed: int = 0,
-    background_load: Load = 0.0,
+    background_load: Value = 0.0,
     battery: float = 1.0,
     process_mb: float = 60.0,
+    ambient_c: Value | None = None,
+    temperature_c: float | None = None,
+    plugged: Value = 0.0,
+    memory_mb: Value | None = None,
+    screen: bool = True,
+    faults: Faults | None = None,
+    noise: float = 1.0,
+    stalls: Stalls | None = None,
+    monitor_hz: float | None = 5.0,
+    decide: str = "request",
+    queue_limit: int | None = None,
+    samples: int = 200,
 ) -> SimulationReport:
-    """Let `policy` serve `workload` on `device` under `budget`, one request of one input at a time.
+    """Let `policy` serve `workload` on `device` under `budget`, one request of one input at a time, first come first.
 
-    Every request is one of `records` (each once, in random order, before any comes again), with the scores and
-    the correctness that were recorded: give records that the thresholds were not chosen on,
-    `records.select(records.part == 1)`. It takes the time of the path to the stage that it leaves at, as if
-    profiled on the device, times (b + t) / c where the b cores that `background_load` keeps busy and the t
-    threads of inference want more than the c cores there are. The battery starts at `battery` (0..1) and gives
-    `idle_mw` all the time and `active_mw` on top while a request is served; what the background load draws is
-    not counted. `process_mb`: resident memory before any network is loaded. The same seed gives the same report.
+    **Answers.** Every request is one of `records` (each once, in random order, before any comes again), with the scores
+    and the correctness that were recorded: give records that the thresholds were not chosen on,
+    `records.select(records.part == 1)`.
 
-    Raises InputError on records of another cascade, BudgetError on a battery or load outside 0..1.
+    **Time.** A request takes the time of the path to the stage that it leaves at, as if profiled on the device, divided
+    by the clock's ratio to its maximum, times (b + t) / c where the b cores that `background_load` wants (a share of
+    the c there are; above 1 where more wants to run) and the t threads of inference want more than there are; `noise`
+    times as spread as profiled (0: not at all); `stalls` on top. Load and clock are those when it starts. Where the
+    budget has a deadline, a stage that would end later by the decision's slowdown is not begun once there is an answer.
+    `queue_limit`: so many wait, and one more sends the one that has waited longest away (None: all wait). A backbone
+    that is not in memory takes the device's `load_ms_per_mb`; those of the first decision are there already.
+
+    **The device.** The battery starts at `battery` (0..1). It gives the idle power all the time, that of the `screen`
+    where that is on, and the active power while inference works: a request that others slow down works no longer, it
+    waits. What the background load draws is not counted. `plugged`, `ambient_c` (None: the device's), `memory_mb` free
+    for applications (None: the device's) and the budget may be functions of time, looked at five times a second.
+    `temperature_c` at the start (None: as if it had idled). `process_mb`: resident memory before any network is loaded.
+
+    **What the policy sees** is what sensors said at the last of `monitor_hz` readings a second (None: read anew for
+    every request), spoilt by `faults`, with the wait of the request itself. It decides on every "request", or once for
+    every reading where `decide` is "monitor".
+
+    The same seed gives the same report; other policies under the same seed meet the same requests and the same noise.
+    `samples`: into how many stretches of time the report's series cut the run.
+
+    Raises InputError on records of another cascade, BudgetError on a setting out of range.
     """
     if records.stages != len(frontier.ladder.backbone):
         raise InputError(
@@ -56,160 +102,56 @@ def simulate(
         raise InputError("there are no records: nothing can be replayed")
     if not 0 < battery <= 1:
         raise BudgetError(f"battery={battery} must be a fraction above 0, 1 for full")
-    random = np.random.default_rng(seed)
-    arrival_s = workload.arrivals(random)  # [M]
-    record = _shuffled(len(arrival_s), len(records), random)  # [M]
+    if decide not in DECIDE:
+        raise BudgetError(f"decide={decide!r} must be one of {DECIDE}")
+    if not 0 <= noise < float("inf"):
+        raise BudgetError(f"noise={noise} must not be negative: 1 is as spread as profiled")
+    if queue_limit is not None and queue_limit < 1:
+        raise BudgetError(f"queue_limit={queue_limit} must be at least 1, or None for no limit")
     here = frontier.recost(device.costs(frontier.costs))
-    outcomes = _outcomes(here, records)
-    power, tally = _Power(device, battery), _Tally()
-    state, resident, free_at_s = policy.initial(), frozenset[int](), 0.0
-    for number, arrived_s in enumerate(arrival_s.tolist()):
-        start_s = max(arrived_s, free_at_s)
-        if not power.draw_until(start_s, busy=False):
-            break
-        waiting = int(np.searchsorted(arrival_s, start_s, side="right")) - number - 1
-        load = _load_at(background_load, start_s)
-        loaded_mb = sum(here.costs.memory_mb[backbone] for backbone in resident)
-        snapshot = Snapshot(
-            time_s=start_s,
-            cpu_load=load,
-            cpu_cores=float(device.cores),
-            memory_available_mb=max(0.0, device.memory_mb - process_mb - loaded_mb),
-            memory_process_mb=process_mb + loaded_mb,
-            battery=power.battery,
-            plugged=False,
-            rows=1,
-            queue_length=waiting,
-            waited_ms=(start_s - arrived_s) * 1e3,
-        )
-        decision, state = policy.decide(here, budget, snapshot, state)
-        point = decision.point
-        tally.decided(start_s, decision, waiting)
-        needed = frozenset(point.point.backbones)
-        resident = needed if budget.memory_mb is not None else resident | needed
-        outcome = outcomes[point.point.name]
-        stage = int(outcome.stage[record[number]])
-        alone_ms = here.path_ms(point, stage, 1)
-        took_ms = alone_ms * max(1.0, (load * device.cores + here.costs.threads) / device.cores)
-        free_at_s = start_s + took_ms / 1e3
-        if not power.draw_until(free_at_s, busy=True):
-            break
-        tally.answered((free_at_s - arrived_s) * 1e3, stage, point.point.name, outcome, int(record[number]))
-        feedback = Feedback(
-            point=point,
-            stage=stage,
-            rows=1,
-            latency_ms=took_ms,
-            expected_ms=alone_ms,
-            threads=here.costs.threads,
-            snapshot=snapshot,
-        )
-        state = policy.observe(state, feedback)
-    else:
-        power.draw_until(max(free_at_s, workload.duration_s), busy=False)
-    return tally.report(device, budget, power, len(arrival_s), records.stages)
-
-
-@dataclass(frozen=True, eq=False)
-class _Outcome:
-    """What every record would do at one operating point: `stage [N]`, and whether `right [N]` where labelled."""
-
-    stage: NDArray[np.int64]
-    right: NDArray[np.bool_] | None
-
-
-def _outcomes(frontier: Frontier, records: Records) -> dict[str, _Outcome]:
-    ladder = frontier.ladder
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-    found = {}
-    for costed in frontier.points:
-        played = replay(records.logits, combiner, costed.point.thresholds, ladder.backbone)
-        right = None if records.label is None else played.prediction == records.label
-        found[costed.point.name] = _Outcome(played.stage, right)
-    return found
+    played = outcomes(here, records, noise)
+    arrivals = np.random.default_rng(seed)
+    arrival_s = workload.arrivals(arrivals)  # [M]
+    record = _shuffled(len(arrival_s), len(records), arrivals)  # [M]
+    luck, sensing = (np.random.default_rng([seed, stream]) for stream in (1, 2))  # so that neither moves the arrivals
+    noisy = any(sigma > 0 for outcome in played.values() for sigma in outcome.sigma)
+    requests = Requests(
+        arrival_s.tolist(),
+        record.tolist(),
+        luck.standard_normal(len(record)).tolist() if noisy else [],
+        luck.exponential(stalls.mean_ms, len(record)).tolist() if stalls else [],
+        luck.uniform(size=len(record)).tolist() if stalls else [],
+    )
+    ambient = device.ambient_c if ambient_c is None else ambient_c
+    memory = device.memory_mb if memory_mb is None else memory_mb
+    world = World(device, battery, pieces(ambient)(0.0)[0], temperature_c, screen)
+    env = Environment(
+        world,
+        Sensors(device, world, here.costs.threads, faults, sensing),
+        Surroundings(background_load, ambient, plugged, memory),
+        budget,
+        monitor_hz,
+        max(workload.duration_s / max(samples, 1), 1e-9),
+    )
+    env.process_mb = process_mb
+    rules = Rules(
+        per_request=decide == "request",
+        queue_limit=queue_limit,
+        cores=device.cores,
+        reads_itself=monitor_hz is None,
+        stall_chance=stalls.chance if stalls else 0.0,
+        load_ms_per_mb=device.load_ms_per_mb,
+        process_mb=process_mb,
+    )
+    log = serve(here, played, requests, policy, env, rules)
+    if not world.empty:
+        last_s = max(log.end_s[-1] if log.end_s else 0.0, workload.duration_s)
+        env.advance(last_s, log.end_s[-1] if log.end_s else 0.0, 0.0)
+        env.settle(last_s)
+    return summarize(log, device, env, tuple(played.values()), requests, records, frontier.ladder.certified)
 
 
 def _shuffled(requests: int, records: int, random: np.random.Generator) -> NDArray[np.int64]:
     """A record for each request: every one once before any comes again."""
     rounds = [random.permutation(records) for _ in range(-(-requests // records))]
     return np.concatenate([*rounds, np.empty(0, np.int64)]).astype(np.int64)[:requests]
-
-
-def _load_at(background_load: Load, time_s: float) -> float:
-    load = background_load(time_s) if callable(background_load) else background_load
-    if not 0 <= load <= 1:
-        raise BudgetError(f"background_load={load} at {time_s:.3g} s must be a fraction, 0 to 1")
-    return float(load)
-
-
-class _Power:
-    """The battery over time: `left_mj` of it (millijoules; 1 mWh is 3,600), `used_mj` so far."""
-
-    def __init__(self, device: Device, battery: float) -> None:
-        self._device = device
-        self._full_mj = device.battery_mwh * 3600
-        self.left_mj = battery * self._full_mj
-        self.used_mj = self.time_s = 0.0
-
-    @property
-    def battery(self) -> float:
-        return self.left_mj / self._full_mj
-
-    def draw_until(self, time_s: float, busy: bool) -> bool:
-        """Draw power until `time_s`; False where the battery is empty before."""
-        power_mw = self._device.idle_mw + (self._device.active_mw if busy else 0.0)
-        lasts_s = self.left_mj / power_mw
-        for_s = min(time_s - self.time_s, lasts_s)
-        self.time_s += for_s
-        self.used_mj += power_mw * for_s
-        self.left_mj = max(0.0, self.left_mj - power_mw * for_s)
-        return for_s < lasts_s
-
-
-class _Tally:
-    """What happened so far."""
-
-    def __init__(self) -> None:
-        self._latency_ms: list[float] = []
-        self._right: list[bool] = []
-        self._stages: Counter[int] = Counter()
-        self._points: Counter[str] = Counter()
-        self._changes: list[Change] = []
-        self._longest = 0
-
-    def decided(self, time_s: float, decision: Decision, waiting: int) -> None:
-        self._longest = max(self._longest, waiting)
-        name = decision.point.point.name
-        if not self._changes or self._changes[-1].point != name:
-            self._changes.append(Change(time_s, name, decision.reason))
-
-    def answered(self, latency_ms: float, stage: int, point: str, outcome: _Outcome, record: int) -> None:
-        self._latency_ms.append(latency_ms)
-        self._stages[stage] += 1
-        self._points[point] += 1
-        if outcome.right is not None:
-            self._right.append(bool(outcome.right[record]))
-
-    def report(self, device: Device, budget: Budget, power: _Power, requests: int, stages: int) -> SimulationReport:
-        latency_ms = np.array(self._latency_ms, np.float64)
-        count = len(latency_ms)
-        limit_ms = budget.latency_ms if count else None
-        return SimulationReport(
-            device=device.name,
-            requests=requests,
-            answered=count,
-            accuracy=sum(self._right) / len(self._right) if self._right else None,
-            mean_latency_ms=float(latency_ms.mean()) if count else None,
-            p95_latency_ms=float(np.percentile(latency_ms, 95)) if count else None,
-            late_share=None if limit_ms is None else float((latency_ms > limit_ms).mean()),
-            queue_longest=self._longest,
-            energy_mj=power.used_mj,
-            energy_source="model",
-            battery_left=power.battery,
-            hours=power.time_s / 3600,
-            hours_per_charge=device.battery_mwh * power.time_s / power.used_mj,
-            changes=tuple(self._changes),
-            stage_shares=tuple(self._stages[s] / max(count, 1) for s in range(stages)),
-            point_shares={name: n / count for name, n in self._points.items()},
-            latency_ms=latency_ms,
-        )

@@ -1,0 +1,68 @@
+"""Every change of decision, told: a log line with fields, and the user's own function."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from dynamic.policies.decision import Decision
+from dynamic.policies.frontier import FrontierPoint
+from dynamic.policies.snapshot import Snapshot
+
+logger = logging.getLogger("dynamic")
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """From `before` (None: the first decision) to `after`; `decision` says why, under which `snapshot`.
+
+    `time_s` is the snapshot's: monotonic, when the sensors were read.
+    """
+
+    time_s: float
+    before: FrontierPoint | None
+    after: FrontierPoint
+    decision: Decision
+    snapshot: Snapshot
+
+
+OnChange = Callable[[Change], object]
+
+
+class Announcer:
+    """Tells of changes on logger "dynamic" and to a function, on the thread of the request that brought the change.
+
+    Log records carry `record.dynamic`: time_s, from, to, reason, gave_way, and the snapshot's known fields. A function
+    that raises is logged once and goes on being called.
+    """
+
+    def __init__(self, on_change: OnChange | None) -> None:
+        self._on_change = on_change
+        self._told = False
+
+    def __call__(self, before: FrontierPoint | None, decision: Decision, snapshot: Snapshot) -> None:
+        """Tell of one change."""
+        try:
+            if logger.isEnabledFor(logging.INFO):
+                _log(before, decision, snapshot)
+            if self._on_change is not None:
+                self._on_change(Change(snapshot.time_s, before, decision.point, decision, snapshot))
+        except Exception as error:
+            if not self._told:
+                self._told = True
+                logger.warning(
+                    "on_change raised %r; requests are answered all the same (told once)", error, exc_info=error
+                )
+
+
+def _log(before: FrontierPoint | None, decision: Decision, snapshot: Snapshot) -> None:
+    name = decision.point.point.name
+    known = {field: value for field, value in asdict(snapshot).items() if value not in (None, ())}
+    fields = {
+        "time_s": known.pop("time_s"),
+        "from": None if before is None else before.point.name,
+        "to": name,
+        "reason": decision.reason,
+        "gave_way": decision.gave_way,
+        "snapshot": known,
+    }
+    logger.info("decision %s: %s", name, decision.reason, extra={"dynamic": fields})

@@ -1,0 +1,238 @@
+"""What this machine offers: engines, sensors and limits, and what to do about what is missing."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from dynamic.engines.opening import ENGINES, PRECISIONS
+from dynamic.machine import machine_name
+from dynamic.monitor import Monitor
+from dynamic.policies.limits import RESERVE_MB
+from dynamic.policies.snapshot import Snapshot
+from dynamic.sensors.contract import SourceReport
+from dynamic.sensors.cpu import usable_cores
+from dynamic.sensors.limits import CpuLimit, Limit, MemoryLimit
+from dynamic.tables import table
+
+# fields of a Snapshot that sensors tell, with their units
+UNITS = {
+    "cpu_load": "of the cores, by others",
+    "cpu_cores": "cores",
+    "cpu_pressure": "of the time",
+    "memory_pressure": "of the time",
+    "frequency_ratio": "of the maximum",
+    "memory_available_mb": "MB",
+    "memory_process_mb": "MB",
+    "battery": "of the charge",
+    "battery_mwh": "mWh",
+    "plugged": "",
+    "power_mw": "mW",
+    "temperature_c": "degrees C",
+    "throttled": "",
+}
+
+_INSTALL = {
+    "onnxruntime": "pip install dynamic-inference",
+    "openvino": "pip install 'dynamic-inference[openvino]'",
+    "torch": "pip install 'dynamic-inference[build]', to build bundles, or to run one with its modules",
+}
+_FIRST_S, _PATIENCE_S = 0.1, 2.5  # power and throttling are told by two readings a second apart
+_SILENT_FOR_NOW = ("plugged", "battery_mwh")  # that a battery need not know
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Whether an engine is `installed`, and what it computes in here; the `problem` with its remedy, if any."""
+
+    name: str
+    installed: bool
+    version: str | None
+    precisions: tuple[str, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class SensorState:
+    """One field of the snapshot: its `value` and `origin`, or why there is none, with the remedy."""
+
+    field: str
+    value: float | bool | None
+    unit: str
+    origin: str | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`cores` by affinity, and by the quota of a container; its memory limit in MB; None: unlimited.
+
+    `reserve_mb` of available memory is left to others. `problem`: why limits could not be read.
+    """
+
+    cores: int
+    quota_cores: float | None
+    quota_origin: str | None
+    memory_mb: float | None
+    memory_origin: str | None
+    reserve_mb: float
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything of one machine; `missing`: a sentence for each thing that is not there, with the remedy."""
+
+    machine: str
+    version: str | None
+    engines: tuple[EngineState, ...]
+    sensors: tuple[SensorState, ...]
+    limits: Limits
+    missing: tuple[str, ...]
+
+
+def diagnose(root: Path = Path("/"), patience_s: float = _PATIENCE_S) -> Diagnosis:
+    """Look at everything; takes as long as sensors need for a first answer, at most `patience_s`.
+
+    `root` of the file tree that kernel files are read from. torch is looked for and not loaded.
+    """
+    engines = tuple(_engine(name) for name in ENGINES)
+    snapshot, reports = _read(root, patience_s)
+    sensors = tuple(_sensor(field, snapshot, reports) for field in UNITS)
+    limits = _limits(root)
+    missing = [f"engine {engine.name}: {engine.problem}" for engine in engines if engine.problem]
+    # several fields may lack for one reason
+    missing += list(dict.fromkeys(f"{r.name}: {r.problem}" for r in reports if r.problem))
+    return Diagnosis(machine_name(), _version("dynamic-inference"), engines, sensors, limits, tuple(missing))
+
+
+def diagnosis_text(found: Diagnosis) -> str:
+    """For people."""
+    engines = [
+        (e.name, e.version or "-", ", ".join(e.precisions) or "-", "installed" if e.installed else "not installed")
+        for e in found.engines
+    ]
+    sensors = [
+        (s.field, _value(s), s.unit if s.value is not None else "", s.origin or "see below") for s in found.sensors
+    ]
+    limits = found.limits
+    quota = "no quota" if limits.quota_cores is None else f"quota {limits.quota_cores:g} ({limits.quota_origin})"
+    memory = "no limit" if limits.memory_mb is None else f"limit {limits.memory_mb:.0f} MB ({limits.memory_origin})"
+    return "\n".join(
+        [
+            f"{found.machine}; dynamic-inference {found.version or 'not installed'}",
+            "",
+            _columns(("engine", "version", "precisions", ""), engines),
+            "",
+            _columns(("sensor", "now", "", "from"), sensors),
+            "",
+            f"cores: {limits.cores} by affinity, {quota}",
+            f"memory: {memory}; of what is available, {limits.reserve_mb:g} MB are left to others",
+            *([] if limits.problem is None else [f"limits that could not be read: {limits.problem}"]),
+            "",
+            *(["missing:", *(f"  {line}" for line in found.missing)] if found.missing else ["nothing is missing"]),
+        ]
+    )
+
+
+def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As `table`, but the last column is words, and words stand to the left."""
+    widest = max(len(row[-1]) for row in (head, *rows))
+    return table((*head[:-1], head[-1].ljust(widest)), [(*row[:-1], row[-1].ljust(widest)) for row in rows])
+
+
+def _value(sensor: SensorState) -> str:
+    if sensor.value is None:
+        return "-"
+    if isinstance(sensor.value, bool):
+        return "yes" if sensor.value else "no"
+    return f"{sensor.value:.1f}" if abs(sensor.value) >= 100 else f"{sensor.value:.3g}"
+
+
+def _engine(name: str) -> EngineState:
+    if find_spec(name) is None:
+        return EngineState(name, False, None, (), f"not installed: {_INSTALL[name]}")
+    precisions, problem = PRECISIONS[name], None
+    try:
+        if name in _CHECKS:
+            precisions, problem = _CHECKS[name](precisions)
+    except Exception as error:  # an installation that is broken raises whatever it likes
+        precisions, problem = (), f"installed, but does not load ({error}): {_INSTALL[name]}"
+    return EngineState(name, True, _version(name), precisions, problem)
+
+
+def _check_onnxruntime(precisions: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:
+    import onnxruntime
+
+    if "CPUExecutionProvider" not in onnxruntime.get_available_providers():
+        return (), f"has no CPU provider: {_INSTALL['onnxruntime']}"
+    return precisions, None
+
+
+def _check_openvino(precisions: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:
+    import openvino
+
+    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(p for p in precisions if p != "bf16" or "BF16" in known), None
+
+
+_CHECKS: dict[str, Callable[[tuple[str, ...]], tuple[tuple[str, ...], str | None]]] = {
+    "onnxruntime": _check_onnxruntime,
+    "openvino": _check_openvino,
+}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _read(root: Path, patience_s: float) -> tuple[Snapshot, tuple[SourceReport, ...]]:
+    end = time.monotonic() + patience_s
+    with Monitor(_FIRST_S, root=root) as monitor:
+        while time.monotonic() < end and not all(map(_settled, monitor.sources())):
+            time.sleep(min(_FIRST_S, patience_s))
+        return monitor.latest, monitor.sources()
+
+
+def _settled(report: SourceReport) -> bool:
+    """Whether a source has said all it will."""
+    if report.reading is None:
+        return report.failures > 0
+    return all(value is not None for name, value in report.reading.fields.items() if name not in _SILENT_FOR_NOW)
+
+
+def _sensor(field: str, snapshot: Snapshot, reports: Sequence[SourceReport]) -> SensorState:
+    value = getattr(snapshot, field)
+    telling = [report for report in reports if field in report.fields]
+    if value is not None:
+        origins = [r.reading.origin for r in telling if r.reading is not None and r.reading.fields]
+        return SensorState(field, value, UNITS[field], ", ".join(origins), None)
+    problems = [report.problem for report in telling if report.problem]
+    return SensorState(field, None, UNITS[field], None, "; ".join(problems) or "its source does not tell")
+
+
+def _limits(root: Path) -> Limits:
+    problems: list[str] = []
+
+    def tightest(find: Callable[[], Limit | None]) -> Limit | None:
+        try:
+            return find()
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+            return None
+
+    quota, memory = tightest(CpuLimit(root).tightest), tightest(MemoryLimit(root).tightest)
+    return Limits(
+        cores=len(usable_cores()),
+        quota_cores=None if quota is None else quota.amount,
+        quota_origin=None if quota is None else str(quota.path),
+        memory_mb=None if memory is None else memory.amount / 1e6,
+        memory_origin=None if memory is None else str(memory.path),
+        reserve_mb=RESERVE_MB,
+        problem="; ".join(problems) or None,
+    )

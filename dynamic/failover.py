@@ -1,0 +1,172 @@
+"""Several engines behind one: where the first fails, a request is answered by the next that does not."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dynamic.engines.contract import Array, Engine, Expected, Output
+from dynamic.policies.errors import DynamicError, EngineError
+from dynamic.policies.frontier import FrontierPoint
+
+logger = logging.getLogger("dynamic")
+
+REST_S = 30.0  # what failed is tried again after so long: memory may have been short, or a file busy
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A request that goes more than the usual way; see `Engines.run`."""
+
+    inputs: Mapping[str, Array]
+    rows: int
+    point: FrontierPoint
+    resident: frozenset[int] | None
+    stagewise: bool
+    ends_s: float | None
+    expected_s: Expected | None
+    whole: bool
+
+
+class SubModelError(EngineError):
+    """Backbones that a request needs do not load: one that does not need them may be answered."""
+
+    def __init__(self, backbones: frozenset[int], error: BaseException) -> None:
+        super().__init__(str(error))
+        self.backbones = backbones
+
+
+class Engines:
+    """The engine that was asked for, and others, opened when first wanted.
+
+    A request goes the usual way; then stage by stage on the same engine; then to the next. A way that failed rests for
+    a while and is logged once; where all rest they are tried again, since nothing is lost by it.
+    """
+
+    def __init__(
+        self,
+        first: Engine,
+        others: Sequence[tuple[str, Callable[[], Engine]]],
+        clock: Callable[[], float],
+        failed: Callable[[], None],
+    ) -> None:
+        self.first = first
+        self._others = tuple(others)
+        self._opened: dict[str, Engine] = {}
+        self._clock, self._failed = clock, failed
+        self._rests: dict[tuple[str | None, bool], float] = {}  # (engine, None for the first; stagewise) -> until
+        self._told: set[tuple[str | None, bool]] = set()
+        self.forget()
+
+    def forget(self) -> Any:
+        """A lock that the parent held, perhaps, is no lock in a forked child."""
+        self._lock = threading.Lock()
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        rows: int,
+        point: FrontierPoint,
+        resident: frozenset[int] | None,
+        stagewise: bool,
+        ends_s: float | None = None,
+        expected_s: Expected | None = None,
+        whole: bool = False,
+    ) -> tuple[Output, bool, Engine]:
+        """(the output, whether something had to be loaded or went wrong, the engine that answered).
+
+        `ends_s`: the deadline on the clock; for the rest see `Engine`. Raises EngineError where no engine answers;
+        SubModelError, unless the `whole` cascade is wanted, where backbones that the request needs do not load on the
+        first engine.
+        """
+        failure: BaseException | None = None
+        if not self._rests:
+            first = self.first
+            try:
+                moved = first.prepare(point.backbones, rows, resident, stagewise)
+                left_s = None if ends_s is None else ends_s - self._clock()
+                return first.run(inputs, point.thresholds, left_s, stagewise, expected_s), moved, first
+            except (EngineError, MemoryError) as error:
+                failure = error
+        work = _Work(inputs, rows, point, resident, stagewise, ends_s, expected_s, whole)
+        if failure is not None:
+            self._rest(None, stagewise, failure, work)
+        return self._in_turn(work)
+
+    def close(self) -> None:
+        """Close every engine that was opened."""
+        with self._lock:
+            opened, self._opened = list(self._opened.values()), {}
+        for engine in (self.first, *opened):
+            engine.close()
+
+    def _try(self, engine: Engine, work: _Work, stagewise: bool) -> Output:
+        engine.prepare(work.point.backbones, work.rows, work.resident, stagewise)
+        left_s = None if work.ends_s is None else work.ends_s - self._clock()
+        return engine.run(work.inputs, work.point.thresholds, left_s, stagewise, work.expected_s)
+
+    def _in_turn(self, work: _Work) -> tuple[Output, bool, Engine]:
+        now, error = self._clock(), None
+        with self._lock:
+            rests = self._rests = {way: until for way, until in self._rests.items() if until > now}
+        others = [name for name, _ in self._others]
+        names: list[str | None] = [None, *others]
+        ways = dict.fromkeys((name, stagewise) for name in names for stagewise in (work.stagewise, True))
+        for name, stagewise in sorted(ways, key=rests.__contains__):  # those that rest come last
+            try:
+                engine = self._engine(name)
+                output = self._try(engine, work, stagewise)
+            except (EngineError, MemoryError) as failure:
+                error = failure
+                self._rest(name, stagewise, failure, work)
+            else:
+                with self._lock:
+                    self._rests.pop((name, stagewise), None)
+                return output, True, engine
+        raise EngineError(f"no engine answers, of {', '.join((self.first.name, *others))}: {error}") from error
+
+    def _engine(self, name: str | None) -> Engine:
+        if name is None:
+            return self.first
+        found = self._opened.get(name)
+        if found is None:
+            with self._lock:
+                found = self._opened.get(name)
+                if found is None:
+                    try:
+                        found = self._opened[name] = dict(self._others)[name]()
+                    except DynamicError as error:
+                        raise EngineError(f"engine {name!r} does not open: {error}") from error
+        return found
+
+    def _rest(self, name: str | None, stagewise: bool, error: BaseException, work: _Work) -> None:
+        """Count and tell of a failure; the way rests, unless the fault is a sub-model's alone."""
+        self._failed()
+        lost = self._missing(work) if name is None and stagewise and not work.whole else frozenset()
+        with self._lock:
+            if not lost:
+                self._rests[name, stagewise] = self._clock() + REST_S
+            new = (name, stagewise) not in self._told
+            self._told.add((name, stagewise))
+        if new:
+            logger.warning(
+                "engine %s failed%s: %s; requests go another way for %g s (told once, counted in "
+                "stats().engine_failures)",
+                name or self.first.name,
+                " stage by stage" if stagewise else "",
+                error,
+                REST_S,
+            )
+        if lost:
+            raise SubModelError(lost, error) from error
+
+    def _missing(self, work: _Work) -> frozenset[int]:
+        """Backbones of the request that the first engine cannot load."""
+        found = set()
+        for backbone in sorted(work.point.backbones):
+            try:
+                self.first.prepare(frozenset({backbone}), work.rows, None, True)
+            except (EngineError, MemoryError):
+                found.add(backbone)
+        return frozenset(found)

@@ -1,0 +1,87 @@
+"""Whatever a policy does, requests are answered: its faults are counted and told, and the last good decision stands."""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+from dynamic.policies.budget import Budget
+from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.frontier import Frontier, FrontierPoint
+from dynamic.policies.snapshot import Snapshot
+
+logger = logging.getLogger("dynamic")
+
+
+class Guard:
+    """A policy that cannot fail, with its state; calls `failed` for each fault. Not safe for several threads at once.
+
+    Where `decide` raises, or gives what cannot be run, the last good decision stands, and before any the first point of
+    the frontier, the reference; the state stays as it was. Each kind of fault is logged once, with the exception.
+    """
+
+    def __init__(self, policy: Policy, failed: Callable[[], None]) -> None:
+        self.policy, self._count = policy, failed
+        self._told: set[str] = set()
+        self._state: Any = None
+        self._last: Decision | None = None  # good on `_frontier`
+        self._frontier: Frontier | None = None
+        self._points: frozenset[FrontierPoint] = frozenset()
+
+    def begin(self) -> None:
+        """Take the policy's initial state; to be called first."""
+        try:
+            self._state = self.policy.initial()
+        except Exception as error:
+            self._failed("initial", error)
+
+    def decide(self, frontier: Frontier, budget: Budget, snapshot: Snapshot) -> Decision:
+        """What the policy decides, or what stands in for it."""
+        if frontier is not self._frontier:
+            self._frontier, self._points = frontier, frozenset(frontier.points)
+            if self._last is not None and self._last.point not in self._points:
+                self._last = None
+        try:
+            decision, state = self.policy.decide(frontier, budget, snapshot, self._state)
+            if not isinstance(decision, Decision):
+                raise TypeError(f"{decision!r:.80} is no Decision")
+            if decision.point not in self._points:
+                raise ValueError(f"the point {decision.point!r:.80} is not one of the frontier it was given")
+            if not 0 < decision.slowdown < math.inf:
+                raise ValueError(f"slowdown={decision.slowdown!r} must be a positive number, 1 for as profiled")
+            if decision.resident is not None and not isinstance(decision.resident, frozenset):
+                raise TypeError(f"resident={decision.resident!r} must be a frozenset of backbones, or None for all")
+        except Exception as error:
+            return self._instead(frontier, error)
+        self._state, self._last = state, decision
+        return decision
+
+    def observe(self, feedback: Feedback) -> None:
+        """Let the policy take in what a request took."""
+        try:
+            self._state = self.policy.observe(self._state, feedback)
+        except Exception as error:
+            self._failed("observe", error)
+
+    def _instead(self, frontier: Frontier, error: Exception) -> Decision:
+        self._failed("decide", error)
+        last = self._last
+        if last is None:
+            reason = f"the policy failed before its first decision ({error!r}): the safest point runs"
+            return Decision(frontier.points[0], feasible=False, reason=reason)
+        reason = f"the policy failed ({error!r}): its last decision stands"
+        return Decision(last.point, last.feasible, last.gave_way, reason, last.resident)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self._count()
+        kind = f"{what} {type(error).__name__}"
+        if kind not in self._told and len(self._told) < 100:
+            self._told.add(kind)
+            logger.warning(
+                "policy %s failed in %s: %r; requests are answered, by its last good decision (told once, counted in "
+                "stats().policy_failures)",
+                type(self.policy).__name__,
+                what,
+                error,
+                exc_info=error,
+            )

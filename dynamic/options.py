@@ -1,0 +1,26 @@
+"""Options that several commands have, with their help."""
+
+from typing import Annotated
+
+import typer
+
+from dynamic.policies.errors import BudgetError
+
+LatencyMs = Annotated[float | None, typer.Option(help="Milliseconds that a request may take, at the percentile.")]
+DeadlineMs = Annotated[
+    float | None,
+    typer.Option(help="Milliseconds; once passed and an exit has answered, no further stage begins."),
+]
+Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: a fraction, or 'mean'.")]
+MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]
+BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, from which on only the cheapest point runs.")]
+MaxDrop = Annotated[float | None, typer.Option(help="Accuracy that may be given up for savings, 0.01 for one point.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def fraction(percentile: str) -> float | None:
+    """A percentile as Budget takes it; raises BudgetError on what is neither a number nor 'mean'."""
+    try:
+        return None if percentile == "mean" else float(percentile)
+    except ValueError as error:
+        raise BudgetError(f"--percentile {percentile!r}: give a fraction, 0.95, or 'mean'") from error

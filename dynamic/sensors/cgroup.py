@@ -1,0 +1,90 @@
+"""Where the limits of a container stand: the control groups of this process, v1, v2, or both on one machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamic.sensors.files import word
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """One controller's folders, of this process's own group first, then of every group above it that can be seen.
+
+    `version` 1 or 2.
+    """
+
+    version: int
+    levels: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class _Mount:
+    root: str  # the group that is mounted
+    point: str  # where
+    version: int
+    controllers: tuple[str, ...]  # of v1
+
+
+def hierarchy(root: Path, controller: str | None) -> Hierarchy | None:
+    """The groups that a controller ("memory", "cpu", ...; None: v2) holds this process to; None without any.
+
+    `root`: of the file tree. Formats: cgroups(7), "/proc files", and proc_pid_mountinfo(5). Raises PermissionError
+    where the files that tell may not be read.
+    """
+    lines = (word(root / "proc/self/cgroup") or "").splitlines()
+    groups = [parts for line in lines if len(parts := line.split(":", 2)) == 3]
+    first = [path for _, names, path in groups if names and controller in names.split(",")]
+    unified = [path for _, names, path in groups if not names]
+    if not first and not unified:
+        return None
+    version, path = (1, first[0]) if first else (2, unified[0])
+    mounts = [m for m in _mounts(root) if m.version == version and (version == 2 or controller in m.controllers)]
+    if not mounts:
+        return None
+    # of several, the one through which this process's group is seen
+    mount = next((m for m in mounts if _below(path, m.root) is not None), mounts[0])
+    top = root / mount.point.lstrip("/")
+    folder = top / (_below(path, mount.root) or "")
+    levels = [folder, *folder.parents]
+    return Hierarchy(version, tuple(level for level in levels[: levels.index(top) + 1] if level.is_dir()))
+
+
+def _below(path: str, top: str) -> str | None:
+    """The group's path from `top` down; None where it does not lie under it."""
+    if ".." in path.split("/"):  # of a group outside this process's namespace
+        return None
+    if top == "/":
+        return path.strip("/")
+    return path[len(top) :].strip("/") if path == top or path.startswith(f"{top}/") else None
+
+
+def _mounts(root: Path) -> list[_Mount]:
+    text = word(root / "proc/self/mountinfo")
+    if text is None:
+        return _usual(root)
+    mounts = []
+    for line in text.splitlines():
+        before, separator, after = line.partition(" - ")
+        left, right = before.split(), after.split()
+        if separator and len(left) >= 5 and len(right) >= 3 and right[0] in ("cgroup", "cgroup2"):
+            version = 2 if right[0] == "cgroup2" else 1
+            mounts.append(_Mount(_plain(left[3]), _plain(left[4]), version, tuple(right[2].split(","))))
+    return mounts
+
+
+def _usual(root: Path) -> list[_Mount]:
+    """Where they are on nearly every system."""
+    top = root / "sys/fs/cgroup"
+    v2 = [point for point in (top, top / "unified") if (point / "cgroup.controllers").exists()]
+    v1 = [point for point in sorted(top.glob("*")) if point.is_dir() and top not in v2]
+    return [
+        *(_Mount("/", f"/{point.relative_to(root)}", 2, ()) for point in v2),
+        *(_Mount("/", f"/{point.relative_to(root)}", 1, tuple(point.name.split(","))) for point in v1),
+    ]
+
+
+def _plain(escaped: str) -> str:
+    """Blanks and the like are written \\040 in mountinfo."""
+    for code in ("040", "011", "012", "134"):
+        escaped = escaped.replace(f"\\{code}", chr(int(code, 8)))
+    return escaped

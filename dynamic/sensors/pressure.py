@@ -1,0 +1,57 @@
+"""Pressure stall information: the share of time in which something waited for CPU or memory."""
+
+import errno
+from pathlib import Path
+
+from dynamic.sensors.cgroup import hierarchy
+from dynamic.sensors.contract import AbsentError, Reading
+from dynamic.sensors.files import Found, KernelFile, existing
+
+_SEARCH_S = 60.0
+
+
+class Pressure:
+    """`cpu_pressure` or `memory_pressure` 0..1: the larger of the system's and of this process's group's.
+
+    "some avg10" of Documentation/accounting/psi.rst of the Linux kernel: over the last 10 s. Raises AbsentError where
+    the kernel does not count it, OSError and ValueError where a file is forbidden or makes no sense.
+    """
+
+    def __init__(self, resource: str, root: Path = Path("/")) -> None:
+        self._resource, self._root = resource, root
+        self._found = Found(self._find, _SEARCH_S)
+
+    def __call__(self) -> Reading:
+        values = []
+        for file in self._found():
+            try:
+                values.append((_some(file), str(file.path)))
+            except OSError as error:
+                if error.errno not in (
+                    errno.EOPNOTSUPP,
+                    errno.ENOENT,
+                    errno.ENODEV,
+                ):  # compiled in, but not switched on
+                    raise
+        if not values:
+            raise AbsentError("the kernel counts no pressure (boot it with psi=1)")
+        value, origin = max(values)
+        return Reading({f"{self._resource}_pressure": value}, origin)
+
+    def _find(self) -> list[KernelFile]:
+        paths = [self._root / "proc/pressure" / self._resource]
+        own = hierarchy(self._root, None)  # v1 counts no pressure
+        if own is not None and own.levels:
+            paths.append(own.levels[0] / f"{self._resource}.pressure")
+        return existing(*paths)
+
+
+def _some(file: KernelFile) -> float:
+    text = file.text()
+    for line in text.splitlines():
+        kind, *entries = line.split()
+        for entry in entries:
+            name, _, value = entry.partition("=")
+            if kind == "some" and name == "avg10":
+                return float(value) / 100
+    raise ValueError(f"{file.path} holds {text[:40]!r}, with no 'some avg10'")

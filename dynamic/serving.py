@@ -1,0 +1,164 @@
+"""One bundle at work: its frontier, engines, policy state and drift test; a swap puts another in its place."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from dynamic.bundle import Bundle
+from dynamic.engines.contract import Engine
+from dynamic.engines.opening import check_engine, installed
+from dynamic.failover import REST_S, Engines
+from dynamic.guard import Guard
+from dynamic.policies.ahead import ahead_ms
+from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.errors import BundleError
+from dynamic.policies.frontier import Frontier, FrontierPoint
+from dynamic.policies.snapshot import Snapshot
+from dynamic.watching import Watch
+
+logger = logging.getLogger("dynamic")
+
+Others = Sequence[tuple[str, Callable[[], Engine]]]
+_KEPT = 1000  # figures remembered, as many as a frontier does
+
+
+class Serving:
+    """What belongs to one bundle and is exchanged as a whole. What changes in it is under the runtime's lock.
+
+    `users`: requests that run on it; `retired`: the last of them closes its engines.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        frontier: Frontier,
+        engine: Engine,
+        others: Others,
+        policy: Policy,
+        drift_alpha: float | None,
+        clock: Callable[[], float],
+        engine_failed: Callable[[], None],
+        policy_failed: Callable[[], None],
+    ) -> None:
+        self.bundle, self.frontier = bundle, frontier
+        self.engines = Engines(engine, others, clock, engine_failed)
+        self.watch = Watch(bundle.ladder, drift_alpha, not self.calibrated(engine))
+        self.guard = Guard(policy, policy_failed)
+        self.decision: Decision | None = None  # the last
+        self.told: Feedback | None = None  # what the policy observed last
+        self.users, self.retired = 0, False
+        self.whole = frontier
+        self._clock = clock
+        self.lost: frozenset[int] = frozenset()  # backbones that do not load, with points left out for it
+        self._lost_until = 0.0
+        self._memory_mb = sum(frontier.costs.memory_mb)
+        self._certified: dict[tuple[str, str], bool] = {}
+        self._ahead: dict[tuple[FrontierPoint, int], tuple[tuple[float, float], ...]] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is to be closed now: retired, and no request runs on it. To be asked under the lock, once."""
+        return self.retired and self.users <= 0
+
+    def calibrated(self, engine: Engine) -> bool:
+        """Whether the ladder was measured on such an engine."""
+        return self.bundle.ladder.fingerprint == self.bundle.fingerprint(engine.name, engine.precision)
+
+    def certified(self, engine: Engine) -> bool:
+        """Whether the ladder's certificates cover what this engine answers."""
+        how = engine.name, engine.precision
+        known = self._certified.get(how)
+        if known is None:
+            known = self._certified[how] = self.bundle.ladder.certified and self.calibrated(engine)
+        return known and not self.lost
+
+    def lose(self, backbones: frozenset[int]) -> bool:
+        """Leave out the points that need these backbones, for a while; whether that leaves others."""
+        lost = self.lost | backbones
+        points = tuple(point for point in self.whole.points if not point.backbones & lost)
+        if not points or backbones <= self.lost:
+            return False
+        self.lost, self._lost_until = lost, self._clock() + REST_S
+        self.frontier = Frontier(self.whole.ladder, self.whole.costs, points)
+        logger.warning("sub-models %s do not load: points that need them are left out", sorted(lost))
+        return True
+
+    def look_again(self) -> None:
+        """Take all points up again where those left out have rested long enough."""
+        if self._clock() >= self._lost_until:
+            self.lost, self.frontier = frozenset(), self.whole
+
+    def stagewise(self, decision: Decision, deadline: bool, snapshot: Snapshot, rows: int) -> bool:
+        """Whether a request has to go stage by stage.
+
+        Also where the single graph, which holds every backbone, would have to be loaded and memory is too short.
+        """
+        if deadline or decision.resident is not None:
+            return True
+        free_mb = snapshot.memory_available_mb
+        return free_mb is not None and free_mb < self._memory_mb and not self.engines.first.ready(rows)
+
+    def expected_s(self, decision: Decision, rows: int) -> tuple[tuple[float, float], ...]:
+        """Seconds from each stage to the next answer, for one row and for all, under the decision's slowdown."""
+        key = decision.point, rows
+        found = self._ahead.get(key)
+        if found is None:
+            one, every = (ahead_ms(self.frontier.costs, decision.point.plan, count) for count in (1, rows))
+            found = tuple(zip(one, every, strict=True))
+            if len(self._ahead) >= _KEPT:  # a caller that varies rows without end must not fill memory
+                self._ahead.clear()
+            self._ahead[key] = found
+        by = decision.slowdown / 1e3
+        return tuple((one * by, every * by) for one, every in found)
+
+
+def opened(bundle: Bundle, engine: str | None, options: Mapping[str, Any]) -> tuple[Bundle, Engine]:
+    """A bundle with the costs of the engine that it is opened on; profiled where they are not at hand.
+
+    Raises EngineError where the engine cannot be had.
+    """
+    made = bundle.open(engine, **options)
+    try:
+        how = (made.name, made.precision, made.threads)
+        route = options.get("route")
+        costs = bundle.costs_on(*how, route)
+        if costs is None:
+            logger.info("no costs of %s, %s, %d threads here: profiling", *how)
+            costs = bundle.profile(engine=made.name, **options).costs
+            assert costs is not None
+        if costs.route:  # it was opened before they were known
+            made.follow(costs.batch, costs.route)
+    except BaseException:
+        made.close()  # nobody else will
+        raise
+    return replace(bundle, costs=costs, forced=route), made
+
+
+def others(bundle: Bundle, engine: Engine, names: Sequence[str] | None) -> Others:
+    """Engines that may stand in for `engine`, by name (None: those installed), each with what opens it.
+
+    Raises EngineError on an engine that does not exist.
+    """
+    if names is None:
+        names = [name for name in installed() if name != "torch" or bundle.modules is not None]
+    for name in names:
+        check_engine(name, bundle.precision_on(name))
+    threads = engine.threads
+    return [(name, partial(bundle.open, name, threads=threads)) for name in names if name != engine.name]
+
+
+def check_successor(old: Bundle, new: Bundle) -> None:
+    """Raises BundleError where requests made for one bundle do not fit the other, or answers mean something else."""
+    for what, ours, theirs in (
+        ("inputs", old.spec.inputs, new.spec.inputs),
+        ("number of classes", old.spec.classes, new.spec.classes),
+        ("classes", old.classes, new.classes),
+        ("preprocessing or none", old.preprocess is not None, new.preprocess is not None),
+    ):
+        if ours != theirs:
+            raise BundleError(
+                f"{new.folder} cannot be swapped in: its {what} are {theirs!r:.200}, those at work {ours!r:.200}; "
+                "open a runtime of its own with bundle.runtime(...)"
+            )

@@ -1,0 +1,43 @@
+"""Which readings of a sensor to believe: a charge or a temperature cannot jump, but what reads it can."""
+
+import math
+from dataclasses import dataclass, replace
+
+from dynamic.policies.errors import InputError
+
+# more than a device can do within `_YOUNG_S`: points of charge as a fraction, degrees Celsius
+JUMPS = {"battery": 0.05, "temperature_c": 15.0}
+
+_YOUNG_S = 10.0
+_AGREEING = 3
+_ROUNDING = 1e-9  # a step of exactly 5 points is no jump
+
+
+@dataclass(frozen=True)
+class Believed:
+    """The `value` believed of a sensor and when it was read; None before the first.
+
+    `doubted`: what it has said since, if that was a jump.
+    """
+
+    value: float | None = None
+    time_s: float = -math.inf
+    doubted: tuple[float, ...] = ()
+
+
+def believe(state: Believed, value: float, time_s: float, jump: float) -> Believed:
+    """What to believe after another reading, at `time_s` (monotonic).
+
+    A value further than `jump` from the one believed, where that is younger than 10 s, is doubted, and the old one
+    stands, until three readings in a row lie within `jump` of each other.
+
+    Raises InputError where `value` is not finite.
+    """
+    if not math.isfinite(value):
+        raise InputError(f"a reading of {value} is no number: leave it out before it is weighed")
+    if state.value is None or time_s - state.time_s >= _YOUNG_S or abs(value - state.value) <= jump + _ROUNDING:
+        return Believed(value, time_s)
+    doubted = (*state.doubted, value)[-_AGREEING:]
+    if len(doubted) == _AGREEING and max(doubted) - min(doubted) <= jump + _ROUNDING:
+        return Believed(value, time_s)
+    return replace(state, doubted=doubted)
