@@ -48,7 +48,7 @@ class Busy:
         for process in stopped:
             process.wait()
         for _ in range(count):
-            self._running.append(subprocess.Popen([sys.executable, "-S", "-c", _SPIN]))
+            self._running.append(subprocess.Popen([sys.executable, "-S", "-c", _SPIN], stderr=subprocess.DEVNULL))
 
 
 class Worker:
@@ -83,7 +83,8 @@ class Worker:
         """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        with self._process:
+            self._process.wait(30)
 
     def __enter__(self) -> Self:
         return self

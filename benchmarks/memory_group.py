@@ -12,17 +12,17 @@ from typing import Any, Self
 
 _MOUNTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 _V1 = Path("/sys/fs/cgroup/memory")
-# takes memory a step at a time, when told to, and says so; 0 gives all of it back
+# takes memory a step at a time, when told to, and says so; negative numbers give steps back, the last first
 _FILL = """
 import sys
 held = []
 for line in sys.stdin:
     mb = int(line)
-    if mb:
+    if mb > 0:
         held.append(bytearray(b"x") * (mb * 1_000_000))
-    else:
-        held.clear()
-    print("done", flush=True)
+    while mb < 0 and held:
+        mb += len(held.pop()) // 1_000_000
+    print(sum(map(len, held)) // 1_000_000, flush=True)
 """
 
 
@@ -98,7 +98,7 @@ class Filler:
         self.held_mb = 0
 
     def take(self, mb: int) -> bool:
-        """So much more (0: give everything back); whether the process is still alive afterwards."""
+        """So much more, or with a negative number so much less; whether the process is still alive afterwards."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -106,13 +106,20 @@ class Filler:
             self._process.stdin.flush()
         except BrokenPipeError:
             return False
-        self.held_mb = self.held_mb + mb if mb else 0
-        return self._process.stdout.readline() == "done\n"
+        said = self._process.stdout.readline()
+        self.held_mb = int(said or 0)
+        return bool(said)
 
     def close(self) -> None:
         """End it."""
-        self._process.kill()
-        self._process.wait()
+        end(self._process)
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """Kill it and close its pipes."""
+    process.kill()
+    with process:
+        pass
 
 
 def _make_v2(limit_mb: float) -> Path:

@@ -3,8 +3,8 @@
     python benchmarks/memory_worker.py JOB
 
 The job as JSON: `folder` of the bundle, `moves` of (requests, `memory_mb` of the budget on top of what the process has
-before any network is loaded, or null for no limit); `rate_hz` (null: one request after the other); `until_stopped`: or until a
-line comes in; `shape` of an input. It says "ready", serves, and prints one line of JSON. torch is never imported.
+before any network is loaded, or null for no limit); `rate_hz` (null: one request after the other); `until_stopped`: or
+until a line comes in; `shape` of an input. It says "ready", serves, and prints one line of JSON. No torch in here.
 """
 
 import json

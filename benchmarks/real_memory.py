@@ -8,7 +8,8 @@ times a second; the goal is that from a second after each move on it stays withi
 
 Then the same runtime, without a limit of its own, serves inside a memory control group with a fixed limit, which a
 second process in the same group fills, a step at a time, until no more than the cheapest network fits, and empties
-again. Nothing tells the runtime but its monitor. The goal: no process is killed, no request fails, and networks are
+again: first so far that all networks would just fit by their profile, then altogether. Nothing tells the runtime but
+its monitor. The goal: no process is killed, no request fails, and networks are
 given back. A step is smaller than the reserve that the policy leaves to others (32 MB): what is taken faster than the
 monitor looks, five times a second, nobody can give back in time. Where the machine lets nobody make such a group, the
 result says so, and nothing about it was measured.
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import progress, save
-from memory_group import Filler, Group
+from memory_group import Filler, Group, end
 from torch import nn
 
 import dynamic
@@ -44,7 +45,7 @@ from dynamic.policies.limits import RESERVE_MB
 HERE = Path(__file__).resolve().parent
 SHAPE, CLASSES = (512,), 10
 WEIGHTS_MB = (40.0, 50.0, 60.0, 75.0)
-SETTLED_S, SLACK_MB = 1.0, 25.0
+SETTLED_S, SLACK_MB = 1.0, 40.0  # what the engine takes beside networks
 STEP_MB, STEP_S = 15, 0.7
 OFF, ALL, HALF = float("inf"), -float("inf"), 0.5
 # which networks answer, in order: how good they are said to be
@@ -126,19 +127,22 @@ def job(bundle: dynamic.Bundle, **more: Any) -> str:
     return json.dumps({"folder": str(bundle.folder), "shape": SHAPE, "options": {"threads": 1}, **more})
 
 
-def moving(bundle: dynamic.Bundle, requests: int, moves: int, slack_mb: float = SLACK_MB) -> dict[str, Any]:
-    """Requests while the limit moves between what holds these networks and those."""
+def moving(
+    bundle: dynamic.Bundle,
+    holds: Sequence[tuple[int, ...] | None],
+    each: int,
+    rate_hz: float | None = None,
+    slack_mb: float = SLACK_MB,
+) -> dict[str, Any]:
+    """`each` requests under a limit that holds these networks, then those, and so on; None: no limit."""
     assert bundle.costs is not None
     memory_mb = bundle.costs.memory_mb
-    holds = [HOLDS[i % len(HOLDS)] for i in range(moves)]
-    holds = [None if h is None else tuple(b for b in h if b < len(memory_mb)) or (0,) for h in holds]
     extra = [None if h is None else sum(memory_mb[b] for b in h) + slack_mb for h in holds]
-    given = job(bundle, moves=[(requests // moves, mb) for mb in extra])
+    given = job(bundle, moves=[(each, mb) for mb in extra], rate_hz=rate_hz)
     done = subprocess.run(
         [sys.executable, str(HERE / "memory_worker.py"), given], stdout=subprocess.PIPE, text=True, check=True
     )
-    found = json.loads(done.stdout.splitlines()[-1])
-    return judged(found, holds)
+    return judged(json.loads(done.stdout.splitlines()[-1]), holds)
 
 
 def judged(found: dict[str, Any], holds: Sequence[Any]) -> dict[str, Any]:
@@ -195,23 +199,27 @@ def in_a_group(
         worker = group.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1)
         filler = Filler(group)
         try:
-            found = _filled(group, worker, filler, min(memory_mb), step_mb, step_s)
+            found = _filled(group, worker, filler, memory_mb, step_mb, step_s)
         finally:
             filler.close()
-            worker.kill()
-            worker.wait()
+            end(worker)
             killed = group.killed()
     return {"measured": True, "version": group.version, "limit_mb": round(limit_mb), "killed": killed} | found
 
 
 def _filled(
-    group: Group, worker: "subprocess.Popen[str]", filler: Filler, least_mb: float, step_mb: int, step_s: float
+    group: Group,
+    worker: "subprocess.Popen[str]",
+    filler: Filler,
+    memory_mb: Sequence[float],
+    step_mb: int,
+    step_s: float,
 ) -> dict[str, Any]:
     assert worker.stdout is not None
     assert worker.stdin is not None
     if worker.stdout.readline() != "ready\n":
         sys.exit(f"the runtime ended before it began, with {worker.wait()}")
-    time.sleep(max(3.0, 4 * step_s))
+    time.sleep(4 * step_s)
     steps, alive, stuck = [], True, 0
     began_s = time.perf_counter()
 
@@ -219,7 +227,7 @@ def _filled(
         steps.append((time.perf_counter(), filler.held_mb, round(group.room_mb(), 1)))
 
     note()
-    while alive and stuck < 8 and worker.poll() is None:  # fill until nothing more is given back
+    while alive and stuck < 4 and worker.poll() is None:  # fill until nothing more is given back
         if group.room_mb() > step_mb + 4:
             alive, stuck = filler.take(step_mb), 0
         else:
@@ -227,10 +235,12 @@ def _filled(
         time.sleep(step_s)
         note()
     full_s = time.perf_counter()
-    if alive:
-        alive = filler.take(0)
-    time.sleep(max(5.0, 6 * step_s))  # better points come back
-    note()
+    for room_mb in (1.2 * sum(memory_mb) + RESERVE_MB, float("inf")):
+        if alive:
+            alive = filler.take(-round(min(room_mb - group.room_mb(), filler.held_mb)))
+        for _ in range(6):  # better points come back
+            time.sleep(step_s)
+            note()
     if worker.poll() is not None:
         return {"crashed": worker.returncode, "met": False, "filled_mb": [mb for _, mb, _ in steps]}
     worker.stdin.write("stop\n")
@@ -259,7 +269,7 @@ def _filled(
         "points": [[round(t - began_s, 1), name] for t, name, _ in found["points"]],
         "columns": ["time_s", "filler_mb", "room_mb", "resident_mb", "point"],
         "series": series,
-        "met": alive and not found["failed"] and given_back_mb > least_mb and not group.killed(),
+        "met": alive and not found["failed"] and given_back_mb > min(memory_mb) and not group.killed(),
     }
 
 
@@ -282,8 +292,8 @@ def show(budget: dict[str, Any], group: dict[str, Any]) -> None:
         for entry in group["series"]:
             print("  {:6.1f} s  filler {:5d} MB  room {:7.1f} MB  resident {:7.1f} MB  {}".format(*entry))
         print(
-            f"{group['requests']} requests, {sum(group['failed'].values())} failed, {group['engine_failures']} failures "
-            f"of the engine, {group['given_back_mb']} MB given back: {'met' if group['met'] else 'missed'}"
+            f"{group['requests']} requests, {sum(group['failed'].values())} failed, engine failures "
+            f"{group['engine_failures']}, {group['given_back_mb']} MB given back: {'met' if group['met'] else 'missed'}"
         )
     else:
         print(f"the runtime ended with {group['crashed']}")
@@ -300,7 +310,8 @@ def main() -> None:
         bundle = make(Path(folder) / "shelf", WEIGHTS_MB)
         assert bundle.costs is not None
         progress(f"memory by network: {', '.join(f'{mb:.0f}' for mb in bundle.costs.memory_mb)} MB; moving the limit")
-        budget = moving(bundle, options.requests, options.moves)
+        holds = [HOLDS[i % len(HOLDS)] for i in range(options.moves)]
+        budget = moving(bundle, holds, options.requests // options.moves)
         progress("filling a group")
         group = in_a_group(bundle)
     show(budget, group)

@@ -11,8 +11,8 @@ swapped for another. A request has failed if it raises anything but ShedError.
 Memory is resident memory of the process; medians over the second and the last tenth of the time are compared. While all
 this goes on it hangs on which networks happen to be in memory, and swings by a fifth either way: that is reported. What
 may not grow by more than 2% is memory at rest: fifty times the threads are halted, a fresh bundle is swapped in, its
-smallest network answers one request, and freed memory is handed back. What stays then beyond a fresh process is mostly
-glibc's: every thread that loads a network has an arena, whose holes it keeps; that levels off within the first minute.
+smallest network answers one request, and freed memory is handed back. glibc keeps the holes of an arena for each thread
+that loads networks: what that makes of it shows when run once more with MALLOC_ARENA_MAX=2 in the environment.
 """
 
 import argparse

@@ -6,24 +6,26 @@ from typing import Any
 
 from dynamic.bundle import names_of
 from dynamic.changes import Announcer
-from dynamic.engines.contract import Engine, Output
-from dynamic.failover import SubModelError
+from dynamic.failover import Answer, SubModelError
 from dynamic.feeding import named_inputs
 from dynamic.labels import AnswerBook
 from dynamic.policies.budget import Budget
 from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.errors import ClosedError
 from dynamic.policies.snapshot import Snapshot
-from dynamic.reading import Reading
+from dynamic.reading import RequestReading
 from dynamic.result import Result, answers
 from dynamic.serving import Serving
 from dynamic.tally import Tally
+
+_FEEDING_MS = 1.0  # less is not told to the policy, so that calls of cheap inputs share one snapshot
 
 
 class Answering:
     """Answers requests, from several threads at once, on the bundle that is at work when they begin.
 
-    `waiting()`: how many requests wait. `lock`: of tally and answers, and of what changes in a serving.
+    `waiting()`: how many requests wait; `servers`: how many that were submitted are served at once. `lock`: of tally
+    and answers, and of what changes in a serving.
     """
 
     serving: Serving
@@ -31,14 +33,16 @@ class Answering:
 
     def __init__(
         self,
-        read: Reading,
+        read: RequestReading,
         announce: Announcer,
         tally: Tally,
         book: AnswerBook,
         waiting: Callable[[], int],
+        servers: int,
         clock: Callable[[], float],
     ) -> None:
-        self._read, self._announce, self._waiting, self._clock = read, announce, waiting, clock
+        self._read, self._announce, self._clock = read, announce, clock
+        self._waiting, self._servers = waiting, servers
         self.tally, self.book = tally, book
         self.closed = False
         self.forget()
@@ -55,6 +59,7 @@ class Answering:
     def __call__(self, x: Any, came: float | None = None) -> Result:
         """Answer an input that came at `came` and has waited for its turn since; None: it comes now."""
         began = self._clock()
+        servers = None if came is None else self._servers
         if came is None:
             self.check_open()
             came = began
@@ -62,7 +67,7 @@ class Answering:
             serving = self.serving
             serving.users += 1
         try:
-            return self._answer(serving, x, came, began)
+            return self._answer(serving, x, came, began, servers)
         finally:
             with self.lock:
                 serving.users -= 1
@@ -70,26 +75,31 @@ class Answering:
             if last:
                 serving.engines.close()
 
-    def _answer(self, serving: Serving, x: Any, came: float, began: float) -> Result:
+    def _answer(self, serving: Serving, x: Any, came: float, began: float, servers: int | None) -> Result:
         inputs = named_inputs(serving.bundle, x)
         rows = len(next(iter(inputs.values())))
         budget = self.budget
-        snapshot = self._read(rows, (began - came) * 1e3, self._waiting())
+        waited_ms, feeding_ms = (began - came) * 1e3, (self._clock() - began) * 1e3
+        if feeding_ms > _FEEDING_MS:  # preprocessing is no work of the engine, but time that has passed
+            waited_ms += feeding_ms
+        snapshot = self._read(rows, waited_ms, self._waiting(), servers)
         ends_s = None if budget.deadline_ms is None else came + budget.deadline_ms / 1e3
         whole = False
         while True:
             decision = self._decide(serving, budget, snapshot)
             stagewise = serving.stagewise(decision, ends_s is not None, snapshot, rows)
             expected_s = None if ends_s is None else serving.expected_s(decision, rows)
+            starts = self._clock()  # what comes before is the same however slow the engine is
             try:
-                output, moved, engine = serving.engines.run(
+                answer = serving.engines.run(
                     inputs, rows, decision.point, decision.resident, stagewise, ends_s, expected_s, whole
                 )
                 break
             except SubModelError as error:
                 with self.lock:
                     whole = not serving.lose(error.backbones)
-        return self._result(serving, decision, snapshot, output, moved, engine, came, began)
+        work_ms = (self._clock() - starts) * 1e3
+        return self._result(serving, decision, snapshot, answer, work_ms, came, began)
 
     def _decide(self, serving: Serving, budget: Budget, snapshot: Snapshot) -> Decision:
         with self.lock:
@@ -111,24 +121,26 @@ class Answering:
         serving: Serving,
         decision: Decision,
         snapshot: Snapshot,
-        output: Output,
-        moved: bool,
-        engine: Engine,
+        answer: Answer,
+        work_ms: float,
         came: float,
         began: float,
     ) -> Result:
         """The result, once everybody who learns from it has."""
         ended = self._clock()
-        latency_ms, waited_ms, work_ms = (ended - came) * 1e3, (began - came) * 1e3, (ended - began) * 1e3
-        point, stages = decision.point, output.stage.tolist()  # [B]
+        latency_ms, waited_ms = (ended - came) * 1e3, (began - came) * 1e3
+        output, engine, point = answer.output, answer.engine, decision.point
+        stages = output.stage.tolist()  # [B]
         rows, deepest, of = len(stages), max(stages), len(serving.bundle.spec.stages)
         label, probability = answers(output.logits)
         labels = label.tolist()
-        # loading, and the first run after it, happen once and say nothing about how slow the device is
-        expected_ms = 0.0 if moved else serving.frontier.path_ms(point, deepest, rows)
+        # loading, and the first run after it, happen once and say nothing about how slow the device is; nor does an
+        # engine or a way that was not profiled
+        usual = answer.usual and not answer.moved
+        expected_ms = serving.frontier.path_ms(point, deepest, rows) if usual else 0.0
         with self.lock:
-            drift, drifts = serving.watch.observe(point, stages, output)
-            if drifts or not moved:
+            drift, drifts = serving.drift(engine, point, stages, output)
+            if drifts or not answer.moved:
                 told = Feedback(point, deepest, rows, work_ms, expected_ms, engine.threads, snapshot, drift)
                 serving.told = told
                 serving.guard.observe(told)

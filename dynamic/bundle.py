@@ -17,6 +17,7 @@ Nothing in it is pickle.
 
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -35,7 +36,7 @@ from dynamic.fingerprint import file_hash, fingerprint
 from dynamic.machine import machine_key, machine_name, quota_threads
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
-from dynamic.policies.errors import BundleError, CorruptError, DynamicError, InputError, SchemaError
+from dynamic.policies.errors import BudgetError, BundleError, CorruptError, DynamicError, InputError, SchemaError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.golden import figures, golden, to_text
 from dynamic.policies.ladder import Ladder
@@ -129,7 +130,8 @@ class Bundle:
 
         "auto": the fastest of those installed, each in the precision it would run in, measured on this machine once;
         of the options it takes `threads` and `route`. Without `threads` there is one for each core this process may
-        run on, or that a container's quota leaves. Raises EngineError where the engine is unknown or not installed.
+        run on, or that a container's quota leaves; on engine "torch" as many as torch has been set to. Raises
+        EngineError where the engine is unknown or not installed.
         """
 
         def precision_on(name: str) -> str:
@@ -163,17 +165,20 @@ class Bundle:
         *,
         active_mw: float | None = None,
         idle_mw: float | None = None,
+        keep: bool = True,
         **options: Any,
     ) -> "Bundle":
         """Measure every stage on this machine and return the bundle with these costs.
 
         Takes about `seconds` for each batch size and way to run it. A bundle that was saved or loaded keeps the
-        figures in its folder, one file a machine and engine, so that the next `load` finds them; not where `route` is
-        among the options: figures of one route alone stay with the bundle returned, for that route.
+        figures in its folder, one file a machine and engine, so that the next `load` finds them; not without `keep`,
+        nor where `route` is among the options: figures of one route alone stay with the bundle returned, for it.
 
         `active_mw`: what this device draws while inference works, on top of `idle_mw`, if you know (milliwatts; a meter
         between charger and board tells). Energies then follow by the model power x time, and budgets may limit them.
+        Raises BudgetError where one of them is no positive number, and on `idle_mw` alone.
         """
+        _check_powers(active_mw, idle_mw)  # before minutes are spent
         route = options.get("route")
         opened = self.open(engine, **options)
         try:
@@ -182,7 +187,7 @@ class Bundle:
                 costs = costs.powered(active_mw, idle_mw)
         finally:
             opened.close()
-        if self._owner is None and route is None:
+        if keep and self._owner is None and route is None:
             self._keep(costs)
         return replace(self, costs=costs, forced=route)
 
@@ -299,6 +304,17 @@ def _stages(modules: Any) -> tuple[Any, ...] | None:
     if modules is None:
         return None
     return tuple(getattr(modules, "stages", modules))
+
+
+def _check_powers(active_mw: float | None, idle_mw: float | None) -> None:
+    for name, value in (("active_mw", active_mw), ("idle_mw", idle_mw)):
+        if value is not None and not 0 < value < math.inf:
+            raise BudgetError(f"{name}={value!r} must be a positive number of milliwatts")
+    if idle_mw is not None and active_mw is None:
+        raise BudgetError(
+            f"idle_mw={idle_mw!r} says nothing of an inference without active_mw: give both, active_mw on top of "
+            "idle_mw, or neither"
+        )
 
 
 def _costs_name(engine: str, precision: str, threads: int | str) -> str:

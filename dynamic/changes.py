@@ -24,6 +24,10 @@ class Change:
     decision: Decision
     snapshot: Snapshot
 
+    def __str__(self) -> str:
+        before = "start" if self.before is None else self.before.point.name
+        return f"{before} -> {self.after.point.name}: {self.decision.reason}"
+
 
 OnChange = Callable[[Change], object]
 

@@ -2,7 +2,9 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,21 @@ from dynamic.policies.frontier import FrontierPoint
 logger = logging.getLogger("dynamic")
 
 REST_S = 30.0  # what failed is tried again after so long: memory may have been short, or a file busy
+
+_Way = tuple[str | None, bool]  # engine, None for the first; stagewise
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a request yields and from which engine.
+
+    `moved`: something was loaded, given back or failed in this request; `usual`: it went the way that was profiled.
+    """
+
+    output: Output
+    engine: Engine
+    moved: bool
+    usual: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +58,8 @@ class Engines:
     """The engine that was asked for, and others, opened when first wanted.
 
     A request goes the usual way; then stage by stage on the same engine; then to the next. A way that failed rests for
-    a while and is logged once; where all rest they are tried again, since nothing is lost by it.
+    a while and is logged once, until it works again; where all rest they are tried again, since nothing is lost by it.
+    The others are closed once nothing rests any more.
     """
 
     def __init__(
@@ -55,13 +73,14 @@ class Engines:
         self._others = tuple(others)
         self._opened: dict[str, Engine] = {}
         self._clock, self._failed = clock, failed
-        self._rests: dict[tuple[str | None, bool], float] = {}  # (engine, None for the first; stagewise) -> until
-        self._told: set[tuple[str | None, bool]] = set()
+        self._rests: dict[_Way, float] = {}  # until when
+        self._told: set[_Way | frozenset[int]] = set()  # ways, and sub-models that did not load
         self.forget()
 
     def forget(self) -> Any:
         """A lock that the parent held, perhaps, is no lock in a forked child."""
         self._lock = threading.Lock()
+        self._users: Counter[str] = Counter()  # requests on each engine that was opened
 
     def run(
         self,
@@ -73,8 +92,8 @@ class Engines:
         ends_s: float | None = None,
         expected_s: Expected | None = None,
         whole: bool = False,
-    ) -> tuple[Output, bool, Engine]:
-        """(the output, whether something had to be loaded or went wrong, the engine that answered).
+    ) -> Answer:
+        """Answer a request.
 
         `ends_s`: the deadline on the clock; for the rest see `Engine`. Raises EngineError where no engine answers;
         SubModelError, unless the `whole` cascade is wanted, where backbones that the request needs do not load on the
@@ -86,13 +105,14 @@ class Engines:
             try:
                 moved = first.prepare(point.backbones, rows, resident, stagewise)
                 left_s = None if ends_s is None else ends_s - self._clock()
-                return first.run(inputs, point.thresholds, left_s, stagewise, expected_s), moved, first
+                output = first.run(inputs, point.thresholds, left_s, stagewise, expected_s)
+                return Answer(output, first, moved, usual=True)
             except (EngineError, MemoryError) as error:
                 failure = error
         work = _Work(inputs, rows, point, resident, stagewise, ends_s, expected_s, whole)
         if failure is not None:
             self._rest(None, stagewise, failure, work)
-        return self._in_turn(work)
+        return self._in_turn(work, failed=failure is not None)
 
     def close(self) -> None:
         """Close every engine that was opened."""
@@ -101,12 +121,7 @@ class Engines:
         for engine in (self.first, *opened):
             engine.close()
 
-    def _try(self, engine: Engine, work: _Work, stagewise: bool) -> Output:
-        engine.prepare(work.point.backbones, work.rows, work.resident, stagewise)
-        left_s = None if work.ends_s is None else work.ends_s - self._clock()
-        return engine.run(work.inputs, work.point.thresholds, left_s, stagewise, work.expected_s)
-
-    def _in_turn(self, work: _Work) -> tuple[Output, bool, Engine]:
+    def _in_turn(self, work: _Work, failed: bool) -> Answer:
         now, error = self._clock(), None
         with self._lock:
             rests = self._rests = {way: until for way, until in self._rests.items() if until > now}
@@ -115,30 +130,48 @@ class Engines:
         ways = dict.fromkeys((name, stagewise) for name in names for stagewise in (work.stagewise, True))
         for name, stagewise in sorted(ways, key=rests.__contains__):  # those that rest come last
             try:
-                engine = self._engine(name)
-                output = self._try(engine, work, stagewise)
+                with self._engine(name) as engine:
+                    moved = engine.prepare(work.point.backbones, work.rows, work.resident, stagewise)
+                    left_s = None if work.ends_s is None else work.ends_s - self._clock()
+                    output = engine.run(work.inputs, work.point.thresholds, left_s, stagewise, work.expected_s)
+                    with self._lock:
+                        self._rests.pop((name, stagewise), None)
+                        self._told.discard((name, stagewise))
             except (EngineError, MemoryError) as failure:
-                error = failure
+                error, failed = failure, True
                 self._rest(name, stagewise, failure, work)
             else:
-                with self._lock:
-                    self._rests.pop((name, stagewise), None)
-                return output, True, engine
+                self._give_back()
+                return Answer(output, engine, moved or failed, usual=(name, stagewise) == (None, work.stagewise))
         raise EngineError(f"no engine answers, of {', '.join((self.first.name, *others))}: {error}") from error
 
-    def _engine(self, name: str | None) -> Engine:
+    @contextmanager
+    def _engine(self, name: str | None) -> Iterator[Engine]:
+        """The engine, opened where it is not, and not closed while it is used."""
         if name is None:
-            return self.first
-        found = self._opened.get(name)
-        if found is None:
+            yield self.first
+            return
+        with self._lock:
+            found = self._opened.get(name)
+            if found is None:
+                try:
+                    found = self._opened[name] = dict(self._others)[name]()
+                except DynamicError as error:
+                    raise EngineError(f"engine {name!r} does not open: {error}") from error
+            self._users[name] += 1
+        try:
+            yield found
+        finally:
             with self._lock:
-                found = self._opened.get(name)
-                if found is None:
-                    try:
-                        found = self._opened[name] = dict(self._others)[name]()
-                    except DynamicError as error:
-                        raise EngineError(f"engine {name!r} does not open: {error}") from error
-        return found
+                self._users[name] -= 1
+
+    def _give_back(self) -> None:
+        """Close the engines that nobody needs, now that nothing rests."""
+        with self._lock:
+            spare = [] if self._rests else [name for name in self._opened if self._users[name] <= 0]
+            engines = [self._opened.pop(name) for name in spare]
+        for engine in engines:
+            engine.close()
 
     def _rest(self, name: str | None, stagewise: bool, error: BaseException, work: _Work) -> None:
         """Count and tell of a failure; the way rests, unless the fault is a sub-model's alone."""
@@ -147,8 +180,9 @@ class Engines:
         with self._lock:
             if not lost:
                 self._rests[name, stagewise] = self._clock() + REST_S
-            new = (name, stagewise) not in self._told
-            self._told.add((name, stagewise))
+            what = lost or (name, stagewise)
+            new = what not in self._told
+            self._told.add(what)
         if new:
             logger.warning(
                 "engine %s failed%s: %s; requests go another way for %g s (told once, counted in "

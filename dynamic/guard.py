@@ -53,7 +53,9 @@ class Guard:
                 raise TypeError(f"resident={decision.resident!r} must be a frozenset of backbones, or None for all")
         except Exception as error:
             return self._instead(frontier, error)
-        self._state, self._last = state, decision
+        self._state = state
+        if not decision.passing:  # that is for one request alone
+            self._last = decision
         return decision
 
     def observe(self, feedback: Feedback) -> None:
@@ -70,7 +72,7 @@ class Guard:
             reason = f"the policy failed before its first decision ({error!r}): the safest point runs"
             return Decision(frontier.points[0], feasible=False, reason=reason)
         reason = f"the policy failed ({error!r}): its last decision stands"
-        return Decision(last.point, last.feasible, last.gave_way, reason, last.resident)
+        return Decision(last.point, last.feasible, last.gave_way, reason, last.resident, last.slowdown)
 
     def _failed(self, what: str, error: Exception) -> None:
         self._count()

@@ -77,6 +77,7 @@ class Monitor:
         self._reported: set[str] = set()
         self._watch: Watch | None = None
         self._pid: int | None = None  # the process whose threads these are
+        self._left: list[Watch] = []
 
     def start(self) -> Self:
         """Begin to refresh; waits for the first reading, but no longer than the interval.
@@ -86,7 +87,7 @@ class Monitor:
         if self._watch is not None:
             if self._pid == os.getpid():
                 return self
-            self._watch.abandon()
+            self._leave(self._watch)
         self._pid = os.getpid()
         # all new: file handles and what a fork may have copied of locks are not used again
         self._watch = Watch(sources(self._root, self._functions), self.interval_s, self._set, self._reported)
@@ -101,7 +102,7 @@ class Monitor:
         if self._pid == os.getpid():
             watch.stop()
         else:
-            watch.abandon()
+            self._leave(watch)
 
     def sources(self) -> tuple[SourceReport, ...]:
         """Where every reading comes from, or why there is none; empty unless it runs."""
@@ -115,6 +116,10 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _leave(self, parents: Watch) -> None:
+        """Keep what a fork copied, and touch nothing of it: a thread that is not here may hold any lock in it."""
+        self._left.append(parents)
 
     def _set(self, snapshot: Snapshot) -> None:
         self.latest = snapshot

@@ -9,7 +9,7 @@ from dynamic.policies.errors import BudgetError
 LatencyMs = Annotated[float | None, typer.Option(help="Milliseconds that a request may take, at the percentile.")]
 DeadlineMs = Annotated[
     float | None,
-    typer.Option(help="Milliseconds; once passed and an exit has answered, no further stage begins."),
+    typer.Option(help="Milliseconds of each request; once an exit has answered, no stage begins that would end later."),
 ]
 Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: a fraction, or 'mean'.")]
 MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]

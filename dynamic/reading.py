@@ -1,8 +1,11 @@
 """The device as the policy sees it for one request: the monitor's latest, with what is asked and what waits."""
 
+import logging
 from typing import Any, Protocol
 
 from dynamic.policies.snapshot import Snapshot
+
+logger = logging.getLogger("dynamic")
 
 
 class HasLatest(Protocol):
@@ -19,11 +22,16 @@ class HasLatest(Protocol):
         """Stop refreshing."""
 
 
-class Reading:
-    """Snapshots for requests: the same object until something changes."""
+class RequestReading:
+    """Snapshots for requests: the same object until something changes.
+
+    A monitor that raises, or gives no snapshot, is logged once; what it said last stands.
+    """
 
     def __init__(self, monitor: HasLatest) -> None:
         self._monitor = monitor
+        self._last = Snapshot(time_s=0.0)  # that was good; before any nothing is known
+        self._told = False
         # the monitor's snapshot and what was made of it last: one tuple, so that threads always see a pair that fits
         self._known: tuple[Snapshot, Snapshot] | None = None
         self._forked = False
@@ -32,19 +40,43 @@ class Reading:
         """The monitor's threads are not in a forked child: start it there before it is read."""
         self._forked = True
 
-    def __call__(self, rows: int, waited_ms: float, queue_length: int) -> Snapshot:
-        """The monitor's latest, for a request of so many rows that has waited, with others waiting behind it."""
-        if self._forked:
-            self._forked = False
-            self._monitor.start()
-        latest, known = self._monitor.latest, self._known
+    @property
+    def latest(self) -> Snapshot:
+        """The monitor's latest, or the last good one."""
+        try:
+            if self._forked:
+                self._forked = False
+                self._monitor.start()
+            latest = self._monitor.latest
+            if not isinstance(latest, Snapshot):
+                raise TypeError(f"{latest!r:.80} is no Snapshot")
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._last = latest
+        return self._last
+
+    def __call__(self, rows: int, waited_ms: float, queue_length: int, servers: int | None) -> Snapshot:
+        """The latest, for a request of so many rows that has waited; others wait behind it for so many `servers`."""
+        latest, known = self.latest, self._known
         if known is not None and known[0] is latest:
             made = known[1]
-            if made.rows == rows and made.waited_ms == waited_ms and made.queue_length == queue_length:
+            same = made.rows == rows and made.waited_ms == waited_ms
+            if same and made.queue_length == queue_length and made.servers == servers:
                 return made
-        made = with_fields(latest, rows=rows, waited_ms=waited_ms, queue_length=queue_length)
+        made = with_fields(latest, rows=rows, waited_ms=waited_ms, queue_length=queue_length, servers=servers)
         self._known = latest, made
         return made
+
+    def _failed(self, error: Exception) -> None:
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "monitor %s raised %r; requests are answered by its last good snapshot (told once)",
+                type(self._monitor).__name__,
+                error,
+                exc_info=error,
+            )
 
 
 def with_fields(snapshot: Snapshot, **fields: Any) -> Snapshot:

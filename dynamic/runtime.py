@@ -24,7 +24,7 @@ from dynamic.policies.errors import BudgetError
 from dynamic.policies.feasibility import check_budget
 from dynamic.policies.frontier import Frontier
 from dynamic.progress import size_of, track
-from dynamic.reading import HasLatest, Reading, with_fields
+from dynamic.reading import HasLatest, RequestReading, with_fields
 from dynamic.result import Result, Statistics
 from dynamic.serving import Others, Serving, check_successor, opened, others
 from dynamic.tally import Tally
@@ -43,7 +43,10 @@ class Runtime:
     decision becomes another, on the thread of the request.
 
     A request is answered whatever fails, where that is possible: a policy (its last good decision stands), a sensor
-    (see `Monitor`), an engine (the next of `fallback` answers; None: those installed).
+    (see `Monitor`) or the monitor (its last good snapshot does), an engine (the next of `fallback` answers; None: those
+    installed).
+
+    A monitor that is given is started and goes on when the runtime closes: close it yourself, once nobody needs it.
 
     Unless `drift_alpha` is None, inputs are watched, by their score at the first exit that is evaluated: no labels are
     needed. Where they no longer look like those of the calibration, a warning is logged, results are not certified any
@@ -69,19 +72,21 @@ class Runtime:
         on_change: OnChange | None = None,
         others: Others = (),
         opener: Opener | None = None,
+        owns_monitor: bool = False,
     ) -> None:
-        self.monitor, self.policy = monitor, policy
+        self.monitor, self.policy, self._owns_monitor = monitor, policy, owns_monitor
         self._clock, self._drift_alpha = clock, drift_alpha
-        self._open = opener or _opener(None, {}, None)
+        self._open = opener or _opener(None, {}, None, keep=False)
         self._swapping = threading.Lock()
-        self._read = Reading(monitor)
-        self._before_mb = monitor.latest.memory_process_mb  # without models
+        self._read = RequestReading(monitor)
+        self._before_mb = self._read.latest.memory_process_mb  # without models
         self._answering = Answering(
             self._read,
             Announcer(on_change),
             Tally(len(bundle.spec.stages)),
             AnswerBook(bundle.spec.classes, bundle.classes),
             lambda: len(self._waiting),
+            workers,
             clock,
         )
         self._waiting = Waiting(queue, workers, self._answering)
@@ -113,10 +118,9 @@ class Runtime:
         """
         watch = monitor if monitor is not None else Monitor()
         watch.start()  # before the engine: the policy takes the first reading for memory without models
-        opener = _opener(engine, options, fallback)
         made = None
         try:
-            bundle, made, rest = opener(bundle)
+            bundle, made, rest = _opener(engine, options, fallback, keep=True)(bundle)
             return cls(
                 bundle,
                 bundle.frontier,
@@ -129,10 +133,12 @@ class Runtime:
                 workers=workers,
                 on_change=on_change,
                 others=rest,
-                opener=opener,
+                opener=_opener(engine, options, fallback, keep=False),  # of a swap, while requests run
+                owns_monitor=monitor is None,
             )
         except BaseException:
-            watch.close()  # nobody else will
+            if monitor is None:
+                watch.close()  # nobody else will
             if made is not None:
                 made.close()
             raise
@@ -154,7 +160,7 @@ class Runtime:
         """Answer an input when its turn comes, as `run(x)` would: `.result()` waits for it.
 
         Where `queue` requests wait already, the one that has waited longest is given up for it: its future raises
-        ShedError. Raises ClosedError after `close`.
+        ShedError. Raises ClosedError after `close`, EngineError where no worker can be started.
         """
         return self._waiting.submit(x, self._clock())
 
@@ -197,9 +203,10 @@ class Runtime:
     def swap(self, bundle: Bundle) -> None:
         """Put another bundle to work while requests run: those that have begun end on the old one.
 
-        The engine is opened as the first one was, and profiled where costs are missing. The policy's state and the
-        drift test begin anew. Raises BundleError where inputs or classes differ, EngineError where the engine cannot be
-        had, BudgetError where the budget has a limit about which its costs say nothing: the old one then goes on.
+        The engine is opened as the first one was. Where costs are missing it is profiled beside the requests that run,
+        and such figures are not kept: call `profile` before. The policy's state and the drift test begin anew. Raises
+        BundleError where inputs or classes differ, EngineError where the engine cannot be had, BudgetError where the
+        budget has a limit about which its costs say nothing: the old one then goes on.
         """
         self._answering.check_open()
         with self._swapping:
@@ -248,14 +255,18 @@ class Runtime:
                 serving.guard.observe(serving.told)
 
     def close(self) -> None:
-        """Take no more requests, end those that run, cancel those that wait; stop the monitor, give memory back."""
+        """Take no more requests, end those that run, cancel those that wait; give memory back.
+
+        Stops the monitor too, unless it was given.
+        """
         with self._answering.lock:
             self._answering.closed = True
         self._waiting.close()
         with self._answering.lock:
             self.serving.retired = True
             idle = self.serving.idle
-        self.monitor.close()
+        if self._owns_monitor:
+            self.monitor.close()
         if idle:
             self.serving.engines.close()
 
@@ -279,7 +290,7 @@ class Runtime:
     def _exchange(self, fresh: Serving) -> tuple[Serving, bool]:
         """Put it to work; gives what was, and whether no request runs on that."""
         # the policy takes its first reading for memory without models: that is not the reading of now
-        first = with_fields(self.monitor.latest, memory_process_mb=self._before_mb)
+        first = with_fields(self._read.latest, memory_process_mb=self._before_mb)
         answering = self._answering
         with answering.lock:
             answering.check_open()
@@ -307,9 +318,9 @@ class Runtime:
         )
 
 
-def _opener(engine: str | None, options: dict[str, Any], fallback: Sequence[str] | None) -> Opener:
+def _opener(engine: str | None, options: dict[str, Any], fallback: Sequence[str] | None, keep: bool) -> Opener:
     def opener(bundle: Bundle) -> tuple[Bundle, Engine, Others]:
-        made, first = opened(bundle, engine, options)
+        made, first = opened(bundle, engine, options, keep)
         try:
             return made, first, others(made, first, fallback)
         except BaseException:

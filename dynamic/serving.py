@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from dynamic.bundle import Bundle
-from dynamic.engines.contract import Engine
+from dynamic.engines.contract import Engine, Output
 from dynamic.engines.opening import check_engine, installed
 from dynamic.failover import REST_S, Engines
 from dynamic.guard import Guard
@@ -16,7 +16,7 @@ from dynamic.policies.decision import Decision, Feedback, Policy
 from dynamic.policies.errors import BundleError
 from dynamic.policies.frontier import Frontier, FrontierPoint
 from dynamic.policies.snapshot import Snapshot
-from dynamic.watching import Watch
+from dynamic.watching import DriftWatch
 
 logger = logging.getLogger("dynamic")
 
@@ -44,7 +44,8 @@ class Serving:
     ) -> None:
         self.bundle, self.frontier = bundle, frontier
         self.engines = Engines(engine, others, clock, engine_failed)
-        self.watch = Watch(bundle.ladder, drift_alpha, not self.calibrated(engine))
+        self._calibrated: dict[tuple[str, str], bool] = {}  # by engine and precision
+        self.watch = DriftWatch(bundle.ladder, drift_alpha, not self.calibrated(engine))
         self.guard = Guard(policy, policy_failed)
         self.decision: Decision | None = None  # the last
         self.told: Feedback | None = None  # what the policy observed last
@@ -54,7 +55,6 @@ class Serving:
         self.lost: frozenset[int] = frozenset()  # backbones that do not load, with points left out for it
         self._lost_until = 0.0
         self._memory_mb = sum(frontier.costs.memory_mb)
-        self._certified: dict[tuple[str, str], bool] = {}
         self._ahead: dict[tuple[FrontierPoint, int], tuple[tuple[float, float], ...]] = {}
 
     @property
@@ -64,15 +64,24 @@ class Serving:
 
     def calibrated(self, engine: Engine) -> bool:
         """Whether the ladder was measured on such an engine."""
-        return self.bundle.ladder.fingerprint == self.bundle.fingerprint(engine.name, engine.precision)
+        how = engine.name, engine.precision
+        known = self._calibrated.get(how)
+        if known is None:
+            known = self._calibrated[how] = self.bundle.ladder.fingerprint == self.bundle.fingerprint(*how)
+        return known
 
     def certified(self, engine: Engine) -> bool:
         """Whether the ladder's certificates cover what this engine answers."""
-        how = engine.name, engine.precision
-        known = self._certified.get(how)
-        if known is None:
-            known = self._certified[how] = self.bundle.ladder.certified and self.calibrated(engine)
-        return known and not self.lost
+        return self.bundle.ladder.certified and self.calibrated(engine) and not self.lost
+
+    def drift(self, engine: Engine, point: FrontierPoint, stages: Sequence[int], output: Output) -> tuple[bool, bool]:
+        """Whether inputs have drifted, and whether this output is the first to say so.
+
+        Scores of another engine than the calibration's say nothing of the inputs.
+        """
+        if self.calibrated(engine):
+            return self.watch.observe(point, stages, output)
+        return bool(self.watch.found), False
 
     def lose(self, backbones: frozenset[int]) -> bool:
         """Leave out the points that need these backbones, for a while; whether that leaves others."""
@@ -114,10 +123,11 @@ class Serving:
         return tuple((one * by, every * by) for one, every in found)
 
 
-def opened(bundle: Bundle, engine: str | None, options: Mapping[str, Any]) -> tuple[Bundle, Engine]:
+def opened(bundle: Bundle, engine: str | None, options: Mapping[str, Any], keep: bool) -> tuple[Bundle, Engine]:
     """A bundle with the costs of the engine that it is opened on; profiled where they are not at hand.
 
-    Raises EngineError where the engine cannot be had.
+    `keep` them in the bundle's folder: not where requests run meanwhile, which makes them too high. Raises EngineError
+    where the engine cannot be had.
     """
     made = bundle.open(engine, **options)
     try:
@@ -125,8 +135,15 @@ def opened(bundle: Bundle, engine: str | None, options: Mapping[str, Any]) -> tu
         route = options.get("route")
         costs = bundle.costs_on(*how, route)
         if costs is None:
-            logger.info("no costs of %s, %s, %d threads here: profiling", *how)
-            costs = bundle.profile(engine=made.name, **options).costs
+            if keep:
+                logger.info("no costs of %s, %s, %d threads here: profiling", *how)
+            else:
+                logger.warning(
+                    "no costs of %s, %s, %d threads here: profiling while requests run, so the figures are too high "
+                    "and not kept; call profile() on a bundle before it is swapped in",
+                    *how,
+                )
+            costs = bundle.profile(engine=made.name, keep=keep, **options).costs
             assert costs is not None
         if costs.route:  # it was opened before they were known
             made.follow(costs.batch, costs.route)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from dynamic.policies.errors import BudgetError, ClosedError, ShedError
+from dynamic.policies.errors import BudgetError, ClosedError, EngineError, ShedError
 from dynamic.result import Result
 
 Entry = tuple["Future[Result]", Any, float]  # with the input and when it came
@@ -41,18 +41,19 @@ class Waiting:
         return len(self._items)
 
     def submit(self, x: Any, came: float) -> "Future[Result]":
-        """Let an input wait for its turn; raises ClosedError after `close`."""
+        """Let an input wait for its turn.
+
+        Raises ClosedError after `close`, EngineError where not even one worker can be started: nothing is shed then.
+        """
         future: Future[Result] = Future()
         dropped: list[Future[Result]] = []
         with self._changed:
             if self._closed:
                 raise ClosedError("this runtime is closed: open another with bundle.runtime(...)")
+            if self._idle <= len(self._items) and len(self._threads) < self._most:
+                self._begin()
             while len(self._items) >= self._limit:
                 dropped.append(self._items.popleft()[0])
-            if self._idle <= len(self._items) and len(self._threads) < self._most:
-                thread = threading.Thread(target=self._serve, name="dynamic-worker", daemon=True)
-                thread.start()
-                self._threads.append(thread)
             self._items.append((future, x, came))
             self.longest = max(self.longest, len(self._items))
             self._changed.notify()
@@ -72,6 +73,19 @@ class Waiting:
         for thread in threads:
             if thread is not threading.current_thread():  # a callback of a future may close
                 thread.join()
+
+    def _begin(self) -> None:
+        thread = threading.Thread(target=self._serve, name="dynamic-worker", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads are to be had: those that are there have to do
+            if not self._threads:
+                raise EngineError(
+                    f"no thread for a worker is to be had ({error}): raise the limit on threads, or answer on your own "
+                    "with run(x)"
+                ) from error
+        else:
+            self._threads.append(thread)
 
     def _shed(self, dropped: "list[Future[Result]]") -> None:
         for future in dropped:

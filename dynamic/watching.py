@@ -16,7 +16,7 @@ logger = logging.getLogger("dynamic")
 TESTED = 8
 
 
-class Watch:
+class DriftWatch:
     """The drift test of a ladder's inputs. Not safe for several threads at once.
 
     `alpha` None, or a ladder that was measured `elsewhere` (on another engine or precision): inputs are not watched.

@@ -13,10 +13,12 @@ from typing import Any
 
 Json = dict[str, Any]
 _SPARE, _RESERVE_MB, _PRESSED = 0.9, 32.0, 0.1  # what a point dearer than the current one must fit; see `memory`
-_DRIFT, _NOISE, _FARTHEST = 0.01, 0.09, 2.0  # slowdown: variance gained between requests, of one; clip in deviations
+# slowdown: variance gained between requests, of one; clip in deviations; off in a row to one side
+_DRIFT, _NOISE, _FARTHEST, _RUN = 0.001, 0.09, 2.0, 4
 _SOONEST, _LATEST, _PREMATURE, _CALM = 16, 4096, 8, 32  # requests that a better point must last, and multiples of them
-_STEP, _AIM, _FORGET, _GIVEN, _RATE_S = 0.01, 0.02, 0.9, 3.0, 600.0  # pacing a battery
-_BAND_C, _AHEAD_S, _SMOOTH_S, _REST_S = 4.0, 20.0, 10.0, 30.0  # cooling, and how long it is not undone
+_STEP, _AIM, _FORGET, _GIVEN, _RATE_S = 0.01, 0.02, 0.9, 3.0, 1800.0  # pacing a battery
+_BAND_C, _AHEAD_S, _SMOOTH_S = 4.0, 20.0, 10.0  # cooling
+_PAUSE_S, _SHORTEST_S, _LONGEST_S, _SOON = 30.0, 300.0, 1200.0, 4  # how long it is not undone
 _PRIORITY = ["memory", "deadline", "battery", "temperature", "latency", "energy", "drop"]
 _BUDGET: Json = {"percentile": 0.95, "on_drift": "safest", "priority": _PRIORITY} | dict.fromkeys(
     [
@@ -34,9 +36,17 @@ _BUDGET: Json = {"percentile": 0.95, "on_drift": "safest", "priority": _PRIORITY
 _KEPT = ["cpu_load", "cpu_cores", "cpu_pressure", "memory_pressure", "memory_available_mb"]
 _KEPT += ["battery", "battery_mwh", "plugged", "throttled"]
 _SEEN: Json = dict.fromkeys([*_KEPT, "temperature_c", "memory_process_mb", "rows", "waited_ms", "queue_length"])
-_SEEN |= {"time_s": 0.0}
+_SEEN |= {"time_s": 0.0, "servers": None}
 _START: Json = dict.fromkeys([*_KEPT, "base_mb", "current", "budget", "pace", "cooling", "since"])
-_START |= {"mean": 0.0, "variance": _NOISE, "scatter": 0.0, "drift": False, "resident": set(), "excess_mb": 0.0}
+_START |= {
+    "run": 0,
+    "mean": 0.0,
+    "variance": _NOISE,
+    "scatter": 0.0,
+    "drift": False,
+    "resident": set(),
+    "excess_mb": 0.0,
+}
 _START |= {"loaded_s": 0.0, "effort": 0.0, "count": 0, "time_s": 0.0}
 
 
@@ -55,7 +65,8 @@ def decide(device: Json, asked: Json, snapshot: Json, state: Json) -> Json:
     budget["priority"] = [*budget["priority"], *(name for name in _PRIORITY if name not in budget["priority"])]
     look(device, budget, seen, state)
     if budget != state["budget"]:  # a new budget is followed at once
-        state |= {"budget": budget, "current": None, "backed_s": -math.inf}
+        state |= {"budget": budget, "current": None, "rest_s": _SHORTEST_S}
+        state |= {"backed_s": -math.inf, "up_s": -math.inf, "too_much": math.inf}
         state |= {"needed": _SOONEST, "better": 0, "since": _SOONEST * _PREMATURE}
     left, gave_way, lost_to = sift(device, budget, seen, state, wait=False)
     fastest = budget["max_drop"] is not None or budget["min_accuracy"] is not None
@@ -63,7 +74,9 @@ def decide(device: Json, asked: Json, snapshot: Json, state: Json) -> Json:
     def best(of: list[Json]) -> Json:
         return min(of, key=lambda p: (0 if fastest else -p["accuracy"], p["mean_ms"][0]))
 
-    base, current, state["since"] = best(left), state["current"], state["since"] + 1
+    current, rested_s, state["since"] = state["current"], state["time_s"] - state["backed_s"], state["since"] + 1
+    barred = state["too_much"] if current is not None and 0 < rested_s < state["rest_s"] else math.inf
+    base = best([p for p in left if effort(p) < barred] or left)
     if current is base:
         state["better"] = 0
         if state["needed"] > _SOONEST and state["since"] >= _CALM * state["needed"]:
@@ -72,13 +85,16 @@ def decide(device: Json, asked: Json, snapshot: Json, state: Json) -> Json:
         soon = state["since"] - 1 < _PREMATURE * state["needed"] and lost_to not in ("battery", "temperature")
         needed = min(2 * state["needed"], _LATEST) if soon else state["needed"]
         state |= {"needed": needed, "better": 0, "since": _PREMATURE * needed}
-        state["backed_s"] = state["time_s"] if lost_to in ("battery", "temperature") else state["backed_s"]
-    elif current is not None and 0 < state["time_s"] - state["backed_s"] < _REST_S:
+        if lost_to in ("battery", "temperature"):
+            soon = 0 <= state["time_s"] - state["up_s"] < _SOON * state["rest_s"]
+            rest_s = min(2 * state["rest_s"], _LONGEST_S) if soon else max(state["rest_s"] / 2, _SHORTEST_S)
+            state |= {"rest_s": rest_s, "backed_s": state["time_s"], "too_much": effort(current)}
+    elif current is not None and 0 < rested_s < _PAUSE_S:
         base, state["since"] = current, state["since"] - 1
     elif current is not None and state["better"] + 1 < state["needed"]:
         base, state["better"] = current, state["better"] + 1
     elif current is not None:
-        state |= {"better": 0, "since": 0}
+        state |= {"better": 0, "since": 0, "up_s": state["time_s"]}
     else:
         state["since"] -= 1
     point = base
@@ -98,17 +114,20 @@ def look(device: Json, budget: Json, seen: Json, state: Json) -> None:
     state |= {name: seen[name] for name in _KEPT if seen[name] is not None}  # a silent sensor: no change
     battery, now_s, used_mb = state["battery"], seen["time_s"], seen["memory_process_mb"]
     fades, state["time_s"] = 0.9 if now_s > state["time_s"] else 1.0, now_s
-    state["base_mb"] = used_mb if state["base_mb"] is None else state["base_mb"]  # before any model was loaded
+    if state["base_mb"] is None and used_mb is not None:  # mostly before any network was loaded
+        state["base_mb"] = max(used_mb - sum(device["memory_mb"][b] for b in state["resident"]), 0.0)
     if budget["memory_mb"] is not None and used_mb is not None and not 0 <= now_s - state["loaded_s"] < 1.0:
         networks = sum(device["memory_mb"][b] for b in state["resident"])
         state["excess_mb"] = max(used_mb - state["base_mb"] - networks, fades * state["excess_mb"], 0.0)
-    if budget["last_s"] is not None and battery is not None:
-        state["pace"] = None if state["plugged"] else pace(device, budget["last_s"], battery, state)
+    if budget["last_s"] is None:
+        state["pace"] = None
+    elif battery is not None:
+        state["pace"] = pace(device, budget["last_s"], battery, seen["battery"] is not None, state)
     if budget["temperature_c"] is not None and seen["temperature_c"] is not None:
         state["cooling"] = cool(state["cooling"] or (now_s, seen["temperature_c"], 0.0), now_s, seen["temperature_c"])
 
 
-def pace(device: Json, last_s: float, battery: float, state: Json) -> Json:
+def pace(device: Json, last_s: float, battery: float, fresh: bool, state: Json) -> Json:
     now_s, kept, known = state["time_s"], state["pace"], dict[str, float | None](idle=None, per_effort=None)
     if state["battery_mwh"] and battery > 0:
         whole_mj = state["battery_mwh"] / battery * 3600
@@ -117,20 +136,28 @@ def pace(device: Json, last_s: float, battery: float, state: Json) -> Json:
     if kept is None or kept["last_s"] != last_s:
         kept = {"last_s": last_s, "start_s": now_s, "edge": battery, "whole": False, "rate_hz": None, "sums": [0.0] * 5}
         kept |= {"edge_s": now_s, "rate_s": now_s, "time_s": now_s, "effort": state["effort"], "count": state["count"]}
-        return dict(kept | known)
+        kept |= known | {"read_s": now_s}
+    if state["plugged"]:
+        back = min(now_s - kept["time_s"], 0.0)
+        kept = kept | {"time_s": now_s, "edge_s": now_s, "edge": battery, "effort": state["effort"], "whole": False}
+        return dict(kept | {name: kept[name] + back for name in ("start_s", "rate_s")} | {"read_s": now_s})
     if now_s < kept["time_s"]:  # a clock that was set back
         back = now_s - kept["time_s"]
-        return dict(kept | {name: kept[name] + back for name in ("start_s", "edge_s", "rate_s", "time_s")})
+        return dict(kept | {name: kept[name] + back for name in ("start_s", "edge_s", "rate_s", "time_s", "read_s")})
     if now_s - kept["time_s"] < 0.5 and battery == kept["edge"]:
         return dict(kept)
     kept = kept | known | {"time_s": now_s}
     passed_s = now_s - kept["edge_s"]
     up, down = battery > kept["edge"] + _STEP / 2, battery <= kept["edge"] - _STEP + 1e-9 and passed_s > 0
-    if down and kept["whole"]:
+    exact, kept["read_s"] = (
+        now_s - kept["read_s"] <= max(30.0, 0.2 * (now_s - kept["edge_s"])),
+        now_s if fresh else kept["read_s"],
+    )  # else nobody knows when it fell
+    if down and kept["whole"] and exact:
         e, d = (state["effort"] - kept["effort"]) / passed_s, (kept["edge"] - battery) / passed_s
         kept["sums"] = [_FORGET * a + b for a, b in zip(kept["sums"], (1.0, e, d, e * e, e * d), strict=True)]
     if up or down:
-        kept |= {"edge_s": now_s, "edge": battery, "effort": state["effort"], "whole": down}
+        kept |= {"edge_s": now_s, "edge": battery, "effort": state["effort"], "whole": down and exact}
     passed_s = now_s - kept["rate_s"]
     if passed_s >= 2.0:
         now_hz, old_hz = (state["count"] - kept["count"]) / passed_s, kept["rate_hz"]
@@ -202,7 +229,8 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
             if (free_mb := state["memory_available_mb"]) is not None:
                 here = sum(device["memory_mb"][b] for b in state["resident"])
                 most = here + 1e-3 if (state["memory_pressure"] or 0.0) > _PRESSED else math.inf
-                keep(None, memory_mb, min(free_mb - _RESERVE_MB + here, most), _SPARE)
+                field = None if "memory_mb" in gave_way else "memory_mb"
+                keep(field, memory_mb, min(free_mb - _RESERVE_MB + here, most), _SPARE)
         elif name == "deadline" and budget["deadline_ms"] is not None:
             most = (budget["deadline_ms"] - waited_ms) / slow
             if keep("deadline_ms", lambda p: p["first_ms"][at], most, _SPARE):
@@ -215,7 +243,7 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
                 aim_s = max(kept["start_s"] + kept["last_s"] * (1 + _AIM) - kept["edge_s"], 1.0)
                 spare, per_effort = charge / aim_s - line[0], line[1] * (kept["rate_hz"] or 0.0)
                 most = 0.0 if spare <= 0 else spare / per_effort if per_effort > 0 else math.inf
-                if not keep(None, effort, math.inf if state["time_s"] >= end_s else most, _SPARE):
+                if not keep(None, effort, math.inf if state["time_s"] >= end_s else most, 0.98):
                     per_s = line[0] + per_effort * effort(left[0])
                     lasts_s = max(charge, 0.0) / per_s if per_s > 0 else math.inf
                     gave_way.extend(["last_s"] if lasts_s < 0.95 * max(end_s - kept["edge_s"], 1.0) else [])
@@ -231,8 +259,8 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
         elif name == "latency" and budget["latency_ms"] is not None:
             behind = (seen["queue_length"] or 0) if wait else 0
             if keep("latency_ms", ms, (budget["latency_ms"] - waited_ms) / slow, _SPARE) and behind:
-                most = budget["latency_ms"] / slow / (behind + 1)
-                left = [p for p in left if p["mean_ms"][0] <= most] or [min(left, key=lambda p: p["mean_ms"][0])]
+                most = budget["latency_ms"] / slow / (behind / (seen["servers"] or 1) + 1)
+                left = [p for p in left if p["mean_ms"][at] <= most] or [min(left, key=lambda p: p["mean_ms"][at])]
         elif name == "energy" and budget["energy_mj"] is not None and left[0]["energy_mj"] is not None:
             keep("energy_mj", effort, budget["energy_mj"])
         elif name == "drop":
@@ -269,9 +297,11 @@ def observe(device: Json, state: Json, given: Json, snapshot: Json) -> None:
     state["effort"] += effort(state["point"]) * rows
     expected_ms = state["point"]["path_ms"][given["stage"]][at] * crowd(device, state)
     if given["latency_ms"] > 0 and expected_ms > 0:
-        variance = state["variance"] + _DRIFT
-        gain, most = variance / (variance + _NOISE), _FARTHEST * math.sqrt(variance + _NOISE)
-        off = math.log(given["latency_ms"] / expected_ms) - state["mean"]
+        off, noise = math.log(given["latency_ms"] / expected_ms) - state["mean"], max(_NOISE, state["scatter"])
+        side = 0 if off * off <= noise else 1 if off > 0 else -1
+        state["run"] = state["run"] + side if side * state["run"] > 0 else side
+        variance = (state["variance"] if abs(state["run"]) < _RUN else max(state["variance"], noise)) + _DRIFT
+        gain, most = variance / (variance + noise), _FARTHEST * math.sqrt(variance + noise)
         state["scatter"] += 1 / 32 * (max(-2.0, min(2.0, off)) ** 2 - state["scatter"])
         state |= {"mean": state["mean"] + gain * max(-most, min(most, off)), "variance": (1 - gain) * variance}
 

@@ -50,7 +50,7 @@ ROWS, QUEUE = 16, 32
 BUSY = 0.6  # share of the time that the largest network would be busy before the rush
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One frame's, sent at `hour` and done at `done`; what follows is None where it was given up."""
 
@@ -59,12 +59,9 @@ class Answer:
     latency_ms: float | None = None
     right: float | None = None
     certified: bool | None = None
-    decision: Decision | None = None
-
-    @property
-    def point(self) -> str:
-        """Its name."""
-        return "none" if self.decision is None else self.decision.point.point.name
+    point: str | None = None
+    gave_way: tuple[str, ...] = ()
+    reason: str | None = None
 
 
 @dataclass(eq=False)
@@ -175,8 +172,9 @@ def _enter(log: Log, clock: Clock, hour: float, labels: NDArray[np.int64], futur
         log.failures.append(error)
     else:
         result = future.result()
-        right = float((result.label == labels).mean())
-        log.answers.append(Answer(hour, done, result.latency_ms, right, result.certified, result.decision))
+        decision, right = result.decision, float((result.label == labels).mean())
+        why = decision.point.point.name, decision.gave_way, decision.reason
+        log.answers.append(Answer(hour, done, result.latency_ms, right, result.certified, *why))
 
 
 def _watch(log: Log, clock: Clock) -> None:

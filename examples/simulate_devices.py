@@ -1,4 +1,4 @@
-"""What policies are worth on small devices, simulated: recorded answers, this machine's times scaled, models of the rest.
+"""What policies are worth on small devices, simulated: recorded answers, times scaled from here, models of the rest.
 
     python examples/simulate_devices.py [--seconds 120] [--scenario contention]
 
@@ -94,7 +94,9 @@ def draw(found: Reports, scenario: str, path: Path) -> None:
         "hours of a full battery": lambda r: r.hours_per_charge,
     }
     policies = list(next(iter(found.values())))
-    figure, axes = plt.subplots(1, len(panels), figsize=(15, 1.6 + 0.85 * len(found)), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(15, 1.6 + 0.85 * len(found)), sharey=True, layout="constrained"
+    )
     for axis, (title, value) in zip(axes, panels.items(), strict=True):
         for number, policy in enumerate(policies):
             rows = [

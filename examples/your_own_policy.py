@@ -55,9 +55,9 @@ def on_the_simulator(bundle: dynamic.Bundle, budget: Budget) -> None:
     """A day and a night, with the policy and with the library's own."""
     records = bundle.records.select(bundle.records.part == 1)  # thresholds were chosen on the others
     requests = Diurnal(mean_hz=1.0, duration_s=24 * HOUR_S)
-    print(f"SIMULATED mid-range phone, {requests.mean_hz:g} requests a second on average, from midnight to midnight")
+    print(f"SIMULATED mid-range phone on its charger, {requests.mean_hz:g} requests a second, midnight to midnight")
     for policy in (NightAndDay(), BudgetPolicy()):
-        report = simulate(bundle.frontier, records, device("mid-range-phone"), requests, policy, budget)
+        report = simulate(bundle.frontier, records, device("mid-range-phone"), requests, policy, budget, plugged=1.0)
         points = ", ".join(f"{name} {share:.0%}" for name, share in report.point_shares.items())
         print(
             f"{type(policy).__name__:14} accuracy {report.accuracy:.2%}, p95 {report.p95_latency_ms:.2f} ms, "

@@ -25,9 +25,9 @@ class Budget:
     and the best answer so far stands, uncertified (a point with its early exits off is not cut before its first
     answer); `energy_mj` of an inference on average; `memory_mb` resident memory of this process (10^6 bytes);
     `battery_floor` 0..1: at or below it, off the mains, only the cheapest point runs; `last_s`: so long from when the
-    policy first sees this budget, the battery must not fall to the floor; `temperature_c`: inference backs off before
-    it is reached; `max_drop`: accuracy that may be given up against the reference for savings; `min_accuracy` measured
-    in calibration.
+    policy first sees a budget with this `last_s`, the battery must not fall to the floor; `temperature_c`: inference
+    backs off before it is reached; `max_drop`: accuracy that may be given up against the reference for savings;
+    `min_accuracy` measured in calibration.
 
     `on_drift`, once inputs no longer look like those of the calibration: "safest" gives up savings, and of what the
     other limits allow the point of the least promised drop runs; "report" only tells. `priority`: limits of which what

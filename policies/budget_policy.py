@@ -1,40 +1,39 @@
 """The default policy: what the limits of a budget leave of the frontier on this device now, and the best of that."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from dynamic.policies.budget import PRIORITY, Budget
-from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.decision import Decision, Feedback, Policy, decided
 from dynamic.policies.errors import BudgetError
-from dynamic.policies.frontier import Frontier, FrontierPoint
-from dynamic.policies.hysteresis import Hold
-from dynamic.policies.limits import LIMITS, SLOW, Note, Sieve, stay, worded
+from dynamic.policies.frontier import Frontier
+from dynamic.policies.hysteresis import Hold, Rest
+from dynamic.policies.limits import LIMITS, SLOW, Limit, Sieve, active, stay, worded
 from dynamic.policies.situation import Situation
 from dynamic.policies.snapshot import Snapshot
 
-_REST_S = 30.0  # that must pass after battery or temperature made a cheaper point run
 
-
-@dataclass(frozen=True, eq=False)
 class _Reason:
-    """A choice in words, which are made when somebody reads them."""
+    """A choice in words, which are made when somebody reads them: so no more than is needed happens before."""
 
-    point: FrontierPoint
-    kind: str
-    left: int
-    points: int
-    notes: Sequence[Note]
-    predicted_ms: float
-    slowdown: float
+    __slots__ = ("_budget", "_frontier", "_place", "_seen", "_sieve")
+
+    def __init__(self, frontier: Frontier, place: int, sieve: Sieve, budget: Budget, seen: Situation) -> None:
+        self._frontier, self._place, self._sieve, self._budget, self._seen = frontier, place, sieve, budget, seen
 
     def __str__(self) -> str:
-        why = worded(self.notes) or "nothing rules it out"
-        certified = "not certified, " if self.point.point.bound is None else ""
+        budget, seen, sieve = self._budget, self._seen, self._sieve
+        point, points = self._frontier.points[self._place].point, len(self._frontier.points)
+        safest = seen.drift and budget.on_drift == "safest"
+        kind = "safest" if safest else "fastest" if _saves(budget) else "most accurate"
+        why = worded(sieve.notes) or "nothing rules it out"
+        certified = "not certified, " if point.bound is None else ""
+        latency = self._frontier.latency(budget.percentile, seen.rows, seen.spread)
         return (
-            f"{self.point.point.name!r} is the {self.kind} of {self.left} of {self.points} points: {why} "
-            f"({certified}predicted {self.predicted_ms:.3g} ms, slowdown {self.slowdown:.2f})"
+            f"{point.name!r} is the {kind} of {sieve.left.bit_count()} of {points} points: {why} "
+            f"({certified}predicted {latency.figures[self._place] * seen.slowdown:.3g} ms, "
+            f"slowdown {seen.slowdown:.2f})"
         )
 
 
@@ -42,15 +41,16 @@ class _Reason:
 class BudgetState:
     """What is known of the device (`seen`), the point that runs, and how long a better one must last to replace it.
 
-    `backed_s`: when battery or temperature last made a cheaper point run.
+    `rest`: what heat or a battery has forced is not undone before; `limits` that can bind under the `budget`.
     """
 
     seen: Situation = field(default_factory=Situation)
     current: int | None = None
     hold: Hold = field(default_factory=Hold)
-    backed_s: float = -math.inf
+    rest: Rest = field(default_factory=Rest)
     budget: Budget | None = None
     frontier: Frontier | None = None
+    limits: tuple[Limit, ...] = ()
 
     def but(self, **changes: Any) -> Self:
         """This state with other values."""
@@ -81,7 +81,9 @@ class BudgetPolicy(Policy):
     What forces a change is followed at once, a load or a temperature within some ten requests. A change to a better
     point that nothing forces must be better for 16 requests in a row, and twice as many each time that such a change
     was soon forced back by what follows single requests (up to 4,096), so that noise makes few changes in any thousand
-    requests. A request that has waited gets a faster point for itself alone, and a new budget is followed at once.
+    requests. What heat or a battery has forced out rests for 5 minutes, and twice as long each time that it is soon
+    forced out again (up to 20). A request that has waited gets a faster point for itself alone, and a new budget is
+    followed at once.
 
     Raises BudgetError on a limit that does not exist.
     """
@@ -106,26 +108,34 @@ class BudgetPolicy(Policy):
         if snapshot is not seen.snapshot:
             seen = seen.seen(frontier, budget, snapshot)
         new = (budget is not state.budget and budget != state.budget) or frontier is not state.frontier
-        current, hold, backed_s = (None, Hold(), -math.inf) if new else (state.current, state.hold, state.backed_s)
-        sieve = self._sift(frontier, current, budget, seen, wait=False)
-        fastest = budget.max_drop is not None or budget.min_accuracy is not None
-        rank = frontier.mean if fastest else frontier.accuracy
-        best = rank.first(sieve.left)
+        current, hold, rest = (None, Hold(), Rest()) if new else (state.current, state.hold, state.rest)
+        limits = active(budget, self.limits) if new else state.limits
+        sieve = self._sift(limits, frontier, current, budget, seen, wait=False)
+        rank = frontier.mean if _saves(budget) else frontier.accuracy
+        left = sieve.left
+        if current is not None:
+            left = left & frontier.effort.below(rest.most(seen.time_s)) or left
+        best = rank.first(left)
         if current is None:
             base = best
         elif best == current:
             base, hold = best, hold.stay()
         elif not sieve.left >> current & 1:
             slow = sieve.lost_to in SLOW
-            base, hold, backed_s = best, hold.forced(noisy=not slow), seen.time_s if slow else backed_s
-        elif 0 < seen.time_s - backed_s < _REST_S:
+            base, hold = best, hold.forced(noisy=not slow)
+            if slow:
+                rest = rest.forced(seen.time_s, frontier.effort.figures[current])
+        elif not rest.over(seen.time_s):
             base = current
         else:
             longer = hold.wait()
-            base, hold = (best, hold.changed()) if longer is None else (current, longer)
+            if longer is None:
+                base, hold, rest = best, hold.changed(), rest.changed(seen.time_s)
+            else:
+                base, hold = current, longer
         point = base
         if seen.waited_ms or seen.queue_length:
-            sieve = self._sift(frontier, current, budget, seen, wait=True)
+            sieve = self._sift(limits, frontier, current, budget, seen, wait=True)
             if not sieve.left >> base & 1:
                 point = rank.first(sieve.left)
         chosen = frontier.points[point]
@@ -133,17 +143,17 @@ class BudgetPolicy(Policy):
         there = seen.resident | chosen.backbones if resident is None else resident
         if there != seen.resident:
             seen = seen.but(resident=there, loaded_s=seen.time_s)
-        kind = "safest" if seen.drift and budget.on_drift == "safest" else "fastest" if fastest else "most accurate"
-        slowdown = seen.slowdown
-        predicted_ms = frontier.latency(budget.percentile, seen.rows, seen.spread).figures[point] * slowdown
-        reason = _Reason(
-            chosen, kind, sieve.left.bit_count(), len(frontier.points), sieve.notes, predicted_ms, slowdown
-        )
-        decision = Decision(
-            chosen, not sieve.gave_way, tuple(sieve.gave_way), reason, resident, slowdown, passing=point != base
+        decision = decided(
+            point=chosen,
+            feasible=not sieve.gave_way,
+            gave_way=tuple(sieve.gave_way),
+            reason=_Reason(frontier, point, sieve, budget, seen),
+            resident=resident,
+            slowdown=seen.slowdown,
+            passing=point != base,
         )
         return decision, state.but(
-            seen=seen, current=base, hold=hold, backed_s=backed_s, budget=budget, frontier=frontier
+            seen=seen, current=base, hold=hold, rest=rest, budget=budget, frontier=frontier, limits=limits
         )
 
     def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
@@ -151,9 +161,21 @@ class BudgetPolicy(Policy):
         effort = (feedback.point.energy_mj or feedback.point.cpu_ms)[0]
         return state.but(seen=state.seen.answered(feedback, effort))
 
-    def _sift(self, frontier: Frontier, current: int | None, budget: Budget, seen: Situation, wait: bool) -> Sieve:
+    def _sift(
+        self,
+        limits: Sequence[Limit],
+        frontier: Frontier,
+        current: int | None,
+        budget: Budget,
+        seen: Situation,
+        wait: bool,
+    ) -> Sieve:
         sieve = self.sieve(frontier, current)
-        for name in budget.priority:
-            if name in self.limits:
-                sieve.apply(LIMITS[name], budget, seen, wait)
+        for limit in limits:
+            sieve.apply(limit, budget, seen, wait)
         return sieve
+
+
+def _saves(budget: Budget) -> bool:
+    """Whether the user has said what accuracy savings may cost."""
+    return budget.max_drop is not None or budget.min_accuracy is not None

@@ -9,12 +9,13 @@ from typing import Any
 from dynamic.policies.budget import Budget
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.rank import Rank, members
-from dynamic.policies.situation import Situation
+from dynamic.policies.situation import Situation, resident_mb
 
 TO_SPARE = 0.9  # of a limit: a dearer point than the current one must fit with this much
 RESERVE_MB = 32.0  # of available memory, that is left to others
 _ROUNDING_MB = 1e-3  # in which sums of the same networks may differ
 _PRESSED = 0.1  # share of the time that something waits for memory, from which on memory is short
+_PACE_SPARE = 0.98  # of what an inference may take from the battery: that follows no single request
 _SURE = 0.95  # of the time asked for: who expects less says that a battery cannot last
 
 Note = tuple[Any, ...]  # a template with what goes into it: words are made when somebody reads them
@@ -99,8 +100,9 @@ def memory(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     if short:  # no more than there is now
         room = min(room, here + _ROUNDING_MB)
     words = "{:.0f} MB of memory are free" + (", and others wait for memory" if short else "")
+    gives_way = None if "memory_mb" in sieve.gave_way else "memory_mb"
     sieve.keep(
-        None,
+        gives_way,
         rank,
         room,
         (words, max(room, 0.0)),
@@ -147,7 +149,7 @@ def battery(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
         rank,
         most,
         ("battery {:.0%} must last {:.3g} h more", seen.battery, hours),
-        spare=TO_SPARE,
+        spare=_PACE_SPARE,
     ):
         return
     least = rank.figures[rank.first(sieve.left)]
@@ -196,18 +198,19 @@ def latency(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     rank = sieve.frontier.latency(budget.percentile, seen.rows, seen.spread)
     waited_ms, behind = (seen.waited_ms, seen.queue_length) if wait else (0.0, 0)
     words = "latency_ms at most {:.4g} ms" + (", {:.4g} of which it has waited" if waited_ms else "")
-    over = "latency_ms {:.4g} ms as profiled, times {:.3g}, is over {:.4g} ms and gave way"
+    after = f", after {waited_ms:.4g} ms of waiting," if waited_ms else ","
+    over = "latency_ms {:.4g} ms as profiled, times {:.3g}" + after + " is over {:.4g} ms and gave way"
     fits = sieve.keep(
         "latency_ms",
         rank,
         (most - waited_ms) / slowdown,
         (words, most, waited_ms),
-        (over, slowdown, most - waited_ms),
+        (over, slowdown, most),
         spare=TO_SPARE,
     )
     if behind and fits:  # served one after the other, the last of them waits for all
-        mean = sieve.frontier.mean
-        if not sieve.prefer(mean, most / slowdown / (behind + 1), ("{} wait behind it", behind)):
+        mean, turns = sieve.frontier.latency(None, seen.rows), behind / seen.servers + 1
+        if not sieve.prefer(mean, most / slowdown / turns, ("{} wait behind it", behind)):
             sieve.left = 1 << mean.first(sieve.left)
             sieve.notes.append(("{} wait behind it", behind))
 
@@ -250,12 +253,6 @@ def drop(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
         sieve.notes.append((words,))
 
 
-def resident_mb(frontier: Frontier, backbones: frozenset[int]) -> float:
-    """Memory of these backbones, in MB."""
-    memory_mb = frontier.costs.memory_mb
-    return sum(memory_mb[b] for b in backbones) if backbones else 0.0
-
-
 def stay(frontier: Frontier, budget: Budget, seen: Situation, needed: frozenset[int]) -> frozenset[int] | None:
     """The backbones that may stay in memory beside those that are needed; None: all.
 
@@ -291,6 +288,27 @@ LIMITS: dict[str, Limit] = {
     "energy": energy,
     "drop": drop,
 }
+
+
+_ASKED = {
+    "deadline": ("deadline_ms",),
+    "battery": ("battery_floor", "last_s"),
+    "temperature": ("temperature_c",),
+    "latency": ("latency_ms",),
+    "energy": ("energy_mj",),
+}
+
+
+def active(budget: Budget, names: Sequence[str]) -> tuple[Limit, ...]:
+    """Those of the limits of these names that can bind under a budget, in the order of its priority.
+
+    Memory may always be short, and inputs may always drift.
+    """
+    return tuple(
+        LIMITS[name]
+        for name in budget.priority
+        if name in names and (name not in _ASKED or any(getattr(budget, field) is not None for field in _ASKED[name]))
+    )
 
 
 def worded(notes: Sequence[Note]) -> str:

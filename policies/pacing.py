@@ -14,8 +14,9 @@ _STEP = 0.01  # of the charge: what a battery must lose before that says somethi
 _AIM = 0.02  # of the time asked for, that is aimed at beyond it
 _FORGET = 0.9  # weight of what was learned before, with each step of the battery
 _GIVEN = 3.0  # steps of the battery that a given idle power counts for at first
-_RATE_S = 600.0  # horizon over which the rate of requests is averaged
+_RATE_S = 1800.0  # horizon over which the rate of requests is averaged
 _EVERY_S = 2.0  # how often it is worked out
+_GAP_S, _GAP = 30.0, 0.2  # without a reading, and as a share of the step: then nobody knows when the charge fell
 _LOOKS_S = 0.5  # between two looks at a battery that says what it said before
 
 
@@ -71,17 +72,18 @@ class Drain:
 
 @dataclass(frozen=True)
 class Pace:
-    """How a battery that must last `last_s` is doing: it started at `start_s` and is looked at now, at `time_s`.
+    """How a battery that must last `last_s` is doing: it started at `start_s` and is looked at now, at `time_s`,
+    after it was last read at `read_s`.
 
     `edge_s`, `edge`, `edge_effort`: when the charge last fell a step, to what, and the effort spent until then;
-    `whole`: whether that was a step, not the first reading. `rate_s`, `rate_effort`, `rate_count`: since when requests
-    are counted for the rate, and what was spent and answered by then. `rate_hz`, `effort`: of requests, and what they
-    took on average.
+    `whole`: whether that was a step, not the first reading. `rate_s`, `rate_count`: since when requests are counted for
+    their rate `rate_hz`, and how many were answered by then.
     """
 
     last_s: float
     start_s: float
     time_s: float
+    read_s: float
     edge_s: float
     edge: float
     edge_effort: float
@@ -96,13 +98,18 @@ class Pace:
         cls, last_s: float, time_s: float, battery: float, effort: float, count: int, drain: Drain = Drain()
     ) -> "Pace":
         """The battery, seen for the first time, at `battery` (0..1); `drain` holds what is given."""
-        return cls(last_s, time_s, time_s, time_s, battery, effort, time_s, count, drain=drain)
+        return cls(last_s, time_s, time_s, time_s, time_s, battery, effort, time_s, count, drain=drain)
 
-    def seen(self, time_s: float, battery: float, effort: float, count: int, drain: Drain) -> "Pace":
-        """The battery at `battery` (0..1) after `effort` and `count` requests in all; `drain` holds what is given."""
+    def seen(
+        self, time_s: float, battery: float, effort: float, count: int, drain: Drain, fresh: bool = True
+    ) -> "Pace":
+        """The battery at `battery` (0..1) after `effort` and `count` requests in all; `drain` holds what is given.
+
+        `fresh`: this was read, not remembered. Nothing is learned from a step that fell while nothing was read.
+        """
         if time_s < self.time_s:  # a clock that was set back: all that was timed by it moves with it
             back = time_s - self.time_s
-            moved = {name: getattr(self, name) + back for name in ("start_s", "edge_s", "rate_s", "time_s")}
+            moved = {name: getattr(self, name) + back for name in ("start_s", "edge_s", "rate_s", "time_s", "read_s")}
             return replace(self, **moved)
         if time_s - self.time_s < _LOOKS_S and battery == self.edge:
             return self
@@ -111,10 +118,11 @@ class Pace:
         if battery > edge + _STEP / 2:  # charged in between
             edge_s, edge, edge_effort, whole = time_s, battery, effort, False
         elif battery <= edge - _STEP + 1e-9 and time_s > edge_s:
-            if whole:
+            exact = time_s - self.read_s <= max(_GAP_S, _GAP * (time_s - edge_s))
+            if whole and exact:
                 passed_s = time_s - edge_s
                 known = known.learn((effort - edge_effort) / passed_s, (edge - battery) / passed_s)
-            edge_s, edge, edge_effort, whole = time_s, battery, effort, True
+            edge_s, edge, edge_effort, whole = time_s, battery, effort, exact
         rate_s, rate_count, rate_hz = self.rate_s, self.rate_count, self.rate_hz
         passed_s = time_s - rate_s
         if passed_s >= _EVERY_S:
@@ -123,7 +131,33 @@ class Pace:
             rate_hz = now_hz if rate_hz is None else rate_hz + weight * (now_hz - rate_hz)
             rate_s, rate_count = time_s, count
         return Pace(
-            self.last_s, self.start_s, time_s, edge_s, edge, edge_effort, rate_s, rate_count, whole, rate_hz, known
+            self.last_s,
+            self.start_s,
+            time_s,
+            time_s if fresh else self.read_s,
+            edge_s,
+            edge,
+            edge_effort,
+            rate_s,
+            rate_count,
+            whole,
+            rate_hz,
+            known,
+        )
+
+    def charging(self, time_s: float, battery: float, effort: float) -> "Pace":
+        """On the mains: the end that was asked for stays, and what was learned; nothing is drained."""
+        back = min(time_s - self.time_s, 0.0)  # of a clock that was set back
+        return replace(
+            self,
+            start_s=self.start_s + back,
+            rate_s=self.rate_s + back,
+            time_s=time_s,
+            read_s=time_s,
+            edge_s=time_s,
+            edge=battery,
+            edge_effort=effort,
+            whole=False,
         )
 
     def left_s(self, aim: float = 0.0) -> float:

@@ -1,6 +1,6 @@
 """Points by one figure, least first: a set of points is the bits of an integer, and a limit costs one search."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
 
@@ -21,6 +21,10 @@ class Rank:
     def at_most(self, most: float) -> int:
         """The points whose figure is at most so much."""
         return self._sets[bisect_right(self._sorted, most)]
+
+    def below(self, most: float) -> int:
+        """The points whose figure is less."""
+        return self._sets[bisect_left(self._sorted, most)]
 
     def first(self, left: int) -> int:
         """The point of least figure in a set that is not empty, as they are ordered."""

@@ -26,9 +26,9 @@ _FADES = 0.9  # of memory that was seen beyond what was expected, with each read
 
 @dataclass(frozen=True)
 class Situation:
-    """Readings as in `Snapshot`; of the request about to run `rows`, `waited_ms` and `queue_length`.
+    """Readings as in `Snapshot`; of the request about to run `rows`, `waited_ms`, `queue_length` and `servers`.
 
-    `speed` of requests against their profile, `share`: how much longer they take by what others load;
+    `speed` of requests against their profile, `share`: how much longer their `threads` take by what others load;
     `base_mb`: of this process before any network was loaded, `excess_mb`: beyond that and the networks `resident`.
     `effort` and `count` of all requests so far.
     """
@@ -47,9 +47,11 @@ class Situation:
     rows: int = 1
     waited_ms: float = 0.0
     queue_length: int = 0
+    servers: int = 1
     snapshot: Snapshot | None = None
     speed: Slowdown = field(default_factory=Slowdown)
     share: float = 1.0
+    threads: int = 0
     base_mb: float | None = None
     excess_mb: float = 0.0
     resident: frozenset[int] = frozenset()
@@ -83,6 +85,7 @@ class Situation:
             rows=snapshot.rows or 1,
             waited_ms=snapshot.waited_ms or 0.0,
             queue_length=snapshot.queue_length or 0,
+            servers=snapshot.servers or 1,
             snapshot=snapshot,
         )
         held, given = now.__dict__, snapshot.__dict__
@@ -90,14 +93,17 @@ class Situation:
             reading = given[name]
             if reading is not None and math.isfinite(reading):
                 held[name] = reading
-        held["share"] = fair_share(now.cpu_load, now.cpu_cores, now.cpu_pressure, frontier.costs.threads)
+        held["threads"] = threads = frontier.costs.threads
+        held["share"] = fair_share(now.cpu_load, now.cpu_cores, now.cpu_pressure, threads)
         process_mb, now_c = known(snapshot.memory_process_mb, None), known(snapshot.temperature_c, None)
-        if self.base_mb is None:  # the first reading comes before any model was loaded
-            held["base_mb"] = process_mb
+        if self.base_mb is None and process_mb is not None:  # mostly before any network was loaded
+            held["base_mb"] = max(process_mb - resident_mb(frontier, self.resident), 0.0)
         if budget.memory_mb is not None and process_mb is not None:
             held["excess_mb"] = now._excess(frontier, process_mb, _FADES if now.time_s > self.time_s else 1.0)
-        if budget.last_s is not None and now.battery is not None:
-            held["pace"] = now._paced(frontier, budget, now.battery)
+        if budget.last_s is None:
+            held["pace"] = None
+        elif now.battery is not None:
+            held["pace"] = now._paced(frontier, budget.last_s, now.battery, snapshot.battery is not None)
         if budget.temperature_c is not None and now_c is not None:
             cooling = self.cooling or Cooling(snapshot.time_s, now_c)
             held["cooling"] = cooling.seen(snapshot.time_s, now_c)
@@ -105,12 +111,12 @@ class Situation:
 
     def answered(self, feedback: Feedback, effort: float) -> Self:
         """After a request: what it took beyond what its load explains, and whether inputs have drifted."""
-        load = known(feedback.snapshot.cpu_load, self.cpu_load)
-        cores = known(feedback.snapshot.cpu_cores, self.cpu_cores)
-        pressure = known(feedback.snapshot.cpu_pressure, self.cpu_pressure)
-        expected_ms = feedback.expected_ms * fair_share(load, cores, pressure, feedback.threads)
+        share, snapshot = self.share, feedback.snapshot
+        if snapshot is not self.snapshot or feedback.threads != self.threads:  # of a request on another thread
+            load, cores = known(snapshot.cpu_load, self.cpu_load), known(snapshot.cpu_cores, self.cpu_cores)
+            share = fair_share(load, cores, known(snapshot.cpu_pressure, self.cpu_pressure), feedback.threads)
         return self.but(
-            speed=self.speed.observe(feedback.latency_ms, expected_ms),
+            speed=self.speed.observe(feedback.latency_ms, feedback.expected_ms * share),
             drift=feedback.drift,
             effort=self.effort + effort * feedback.rows,
             count=self.count + feedback.rows,
@@ -120,22 +126,21 @@ class Situation:
         assert self.base_mb is not None
         if 0 <= self.time_s - self.loaded_s < _SETTLED_S:
             return self.excess_mb
-        networks = sum(frontier.costs.memory_mb[b] for b in self.resident)
+        networks = resident_mb(frontier, self.resident)
         return max(process_mb - self.base_mb - networks, fades * self.excess_mb, 0.0)
 
-    def _paced(self, frontier: Frontier, budget: Budget, battery: float) -> Pace | None:
-        if self.plugged:
-            return None
-        assert budget.last_s is not None
+    def _paced(self, frontier: Frontier, last_s: float, battery: float, fresh: bool) -> Pace:
         pace, known_mj = self.pace, frontier.costs.energy_mj is not None
         drain = Drain()
         if self.battery_mwh and battery > 0:
             whole_mj = self.battery_mwh / battery * 3600  # 1 mWh is 3,600 mJ
             idle_mw = frontier.costs.idle_mw
             drain = Drain(None if idle_mw is None else idle_mw / whole_mj, 1 / whole_mj if known_mj else None)
-        if pace is None or pace.last_s != budget.last_s:
-            return Pace.start(budget.last_s, self.time_s, battery, self.effort, self.count, drain)
-        return pace.seen(self.time_s, battery, self.effort, self.count, drain)
+        if pace is None or pace.last_s != last_s:
+            pace = Pace.start(last_s, self.time_s, battery, self.effort, self.count, drain)
+        if self.plugged:
+            return pace.charging(self.time_s, battery, self.effort)
+        return pace.seen(self.time_s, battery, self.effort, self.count, drain, fresh)
 
 
 def fair_share(cpu_load: float | None, cpu_cores: float | None, cpu_pressure: float | None, threads: int) -> float:
@@ -146,6 +151,12 @@ def fair_share(cpu_load: float | None, cpu_cores: float | None, cpu_pressure: fl
     if cpu_load is None or not cpu_cores:
         return 1.0 if cpu_pressure is None else 1.0 / (1.0 - min(cpu_pressure, 0.9))
     return max(cpu_cores, cpu_load * cpu_cores + threads) / max(cpu_cores, threads)
+
+
+def resident_mb(frontier: Frontier, backbones: frozenset[int]) -> float:
+    """Memory of these backbones, in MB."""
+    memory_mb = frontier.costs.memory_mb
+    return sum(memory_mb[b] for b in backbones) if backbones else 0.0
 
 
 def known(new: T | None, old: T | None) -> T | None:

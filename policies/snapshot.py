@@ -11,11 +11,11 @@ class Snapshot:
     `cpu_cores` it may use, a fraction where a quota says so; `cpu_pressure` and `memory_pressure` 0..1: share of the
     time in which something waited for them; `frequency_ratio` to the maximum; memory in MB (10^6 bytes),
     `memory_available_mb` what this process may still take; `battery` 0..1, `battery_mwh` left in it; `power_mw` that
-    the device draws; `throttled`: the hardware, or a quota, slows this process down; `missing`: names of sources that
+    the device draws; `throttled`: the hardware slows itself down; `missing`: names of sources that
     failed.
 
-    Of the request about to run: its `rows`, and how long it has waited, `waited_ms`; `queue_length`: inputs that wait
-    behind it.
+    Of the request about to run: its `rows`, and how long it has waited, `waited_ms`; `queue_length`: requests that
+    wait behind it, of which `servers` are served at once (None: one).
     """
 
     time_s: float
@@ -36,3 +36,4 @@ class Snapshot:
     rows: int | None = None
     waited_ms: float | None = None
     queue_length: int | None = None
+    servers: int | None = None

@@ -362,3 +362,10 @@ def test_a_decision_travels_with_its_reason() -> None:
     decision = decide(Budget(latency_ms=49))
     copy = pickle.loads(pickle.dumps(decision))
     assert copy.reason == decision.reason
+
+
+def test_a_first_reading_of_memory_after_networks_were_loaded_is_less_them() -> None:
+    _, state = POLICY.decide(FRONTIER, Budget(), Snapshot(0), POLICY.initial())
+    assert state.seen.resident == frozenset({1})
+    _, state = POLICY.decide(FRONTIER, Budget(), Snapshot(1, memory_process_mb=290.0), state)
+    assert state.seen.base_mb == 90

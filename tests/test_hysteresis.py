@@ -1,6 +1,8 @@
 """How long a better point must last, by counting."""
 
-from dynamic.policies.hysteresis import Hold
+import math
+
+from dynamic.policies.hysteresis import Hold, Rest
 
 
 def until_changed(hold: Hold) -> tuple[int, Hold]:
@@ -70,3 +72,20 @@ def test_calm_halves_it() -> None:
     assert calmed.needed == 16
     assert until_changed(calmed)[0] == 16
     assert stayed(calmed, 5000).needed == 16
+
+
+def test_what_heat_forced_back_rests_twice_as_long_each_time() -> None:
+    rest, time_s, lengths = Rest(), 0.0, []
+    for _ in range(8):
+        rest = rest.changed(time_s).forced(time_s + 10, effort=5.0)
+        lengths.append(rest.length_s)
+        time_s += 10 + rest.length_s
+    assert lengths == [600, 1200, 1200, 1200, 1200, 1200, 1200, 1200]
+    assert Rest(1200, 0, 1000).forced(1000 + 4 * 1200, 5.0).length_s == 600  # it lasted
+    assert Rest(300, 0, 0).forced(5000, 5.0).length_s == 300
+
+
+def test_a_rest_bars_all_for_half_a_minute_and_then_what_was_too_much() -> None:
+    rest = Rest().changed(0).forced(100, effort=5.0)
+    assert [rest.over(s) for s in (100, 100.2, 129, 130, 50)] == [True, False, False, True, True]
+    assert [rest.most(s) for s in (101, 699, 700, 50)] == [5, 5, math.inf, math.inf]

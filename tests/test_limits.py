@@ -100,7 +100,7 @@ def test_memory_that_is_free() -> None:
     # what is resident could be given back
     assert sift("memory", Budget(), 0, memory_available_mb=32.0, resident=frozenset([1]))[0] == list(NAMES)
     left, gave_way, said = sift("memory", Budget(), memory_available_mb=10.0)
-    assert (left, gave_way) == (["middle", "quick"], [])  # nobody asked for it: no field gives way
+    assert (left, gave_way) == (["middle", "quick"], ["memory_mb"])
     assert "50 MB of memory are needed, 0 MB are free, too little for any point" in said
 
 
@@ -207,7 +207,7 @@ def test_latency_from_arrival_to_answer() -> None:
     assert sift("latency", budget, wait=True, waited_ms=60.0)[0] == ["quick"]
     left, gave_way, said = sift("latency", budget, wait=True, waited_ms=95.0)
     assert (left, gave_way) == (["quick"], ["latency_ms"])
-    assert said == "latency_ms 10 ms as profiled, times 1, is over 6 ms and gave way"
+    assert said == "latency_ms 10 ms as profiled, times 1, after 95 ms of waiting, is over 101 ms and gave way"
 
 
 def test_those_that_wait_behind_it_count() -> None:
@@ -217,6 +217,9 @@ def test_those_that_wait_behind_it_count() -> None:
     assert sift("latency", budget, queue_length=30)[0] == list(NAMES)  # not for those after it
     _, gave_way, said = sift("latency", budget, wait=True, queue_length=30)
     assert (gave_way, said) == ([], "30 wait behind it")
+    # two at once: four wait for two turns
+    twice = [sift("latency", budget, wait=True, queue_length=n, servers=2)[0] for n in (2, 4, 8)]
+    assert twice == found[:1] + found[1:2] + found[3:4]
 
 
 def test_energy_of_an_inference() -> None:

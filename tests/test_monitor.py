@@ -186,18 +186,21 @@ def test_interval_is_positive(interval_s: float) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_starts_again_after_a_fork() -> None:
     code = """
-import os, sys, time
+import os, signal, sys, time
 from dynamic.monitor import Monitor
-monitor = Monitor(0.02).start()
-if os.fork() == 0:
-    old = monitor.latest
-    monitor.start()
-    end = time.monotonic() + 10
-    while monitor.latest is old and time.monotonic() < end:
-        time.sleep(0.01)
-    fresh = monitor.latest is not old
-    monitor.close()
-    os._exit(0 if fresh else 3)
+monitor, other = Monitor(0.02).start(), Monitor(0.02).start()
+# locks that threads of the parent may hold when it forks
+with monitor._watch._lock, monitor._watch._stop._cond, other._watch._lock, other._watch._stop._cond:
+    if os.fork() == 0:
+        signal.alarm(30)
+        old = monitor.latest
+        monitor.start()
+        end = time.monotonic() + 10
+        while monitor.latest is old and time.monotonic() < end:
+            time.sleep(0.01)
+        fresh = monitor.latest is not old
+        monitor.close(), other.close()
+        os._exit(0 if fresh else 3)
 status = os.waitstatus_to_exitcode(os.wait()[1])
 before = monitor.latest
 time.sleep(0.2)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulation_cases import FRONTIER, PLAIN, RECORDS, WARM
+from simulation_cases import COSTS, FRONTIER, LADDER, PLAIN, RECORDS, WARM
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.fixed_policy import FixedPolicy
+from dynamic.policies.frontier import Frontier
 from dynamic.simulate.oracle import oracle
 from dynamic.simulate.planning import plan_slots, walk
 from dynamic.simulate.processes import Steps
@@ -108,6 +109,20 @@ def test_the_queue_is_served_as_well_as_it_can_be() -> None:
         chosen.append(point)
         free_s = start_s + service.times_s[point, 0] * contention[i]
     assert cost(tuple(chosen)) == pytest.approx(min(cost(points) for points in product((0, 1), repeat=4)))
+
+
+def test_a_ladder_may_have_more_points_than_a_byte_counts() -> None:
+    points = tuple(
+        replace(LADDER.points[1], name=str(i), accuracy=(0.9 - i / 1e3,) * 3, shares=(i / 300, 1 - i / 300))
+        for i in range(200)
+    )
+    frontier = Frontier.of(replace(LADDER, points=points), COSTS)
+    assert len(frontier.points) == 200
+    for budget in (Budget(energy_mj=1.0), Budget(energy_mj=1.0, latency_ms=100)):
+        policy = oracle(frontier, RECORDS, ENDLESS, Constant(1, 4), budget)
+        assert (policy.points == 199).all()
+        report = simulate(frontier, RECORDS, ENDLESS, Constant(1, 4), policy, budget)
+        assert report.point_shares == {"199": 1.0}
 
 
 def run(budget: Budget, workload: Any, device: Any = ENDLESS, point: str | None = None, **options: Any) -> Any:

@@ -114,7 +114,7 @@ def test_the_rate_is_a_mean_at_first_and_follows_later() -> None:
         count += 1 + second // 2 % 2 * 2
         pace = pace.seen(second, 0.5, count, count, Drain())
     assert pace.rate_hz == pytest.approx(1.0, rel=0.02)
-    for second in range(200, 200 + 3000, 2):
+    for second in range(200, 200 + 9000, 2):
         count += 10
         pace = pace.seen(second, 0.5, count, count, Drain())
     assert pace.rate_hz == pytest.approx(5.0, rel=0.02)
@@ -124,7 +124,7 @@ def test_a_clock_that_is_set_back_takes_all_that_it_timed_along() -> None:
     pace = paced()
     back = pace.seen(40, 0.5, 1010, 101, Drain(1e-5, 1e-6))
     assert (back.left_s(), back.ceiling(0.1)) == (pace.left_s(), pace.ceiling(0.1))
-    assert back == replace(pace, time_s=40, start_s=-60, edge_s=-60, rate_s=40)
+    assert back == replace(pace, time_s=40, start_s=-60, edge_s=-60, rate_s=40, read_s=40)
 
 
 @dataclass(frozen=True)
@@ -212,3 +212,50 @@ def test_what_even_the_cheapest_point_uses_up() -> None:
     assert "battery lasts" in found.reason
     assert "h at the cheapest point, not" in found.reason
     assert found.chosen.count("quick") > 0.95 * len(found.chosen)
+
+
+def pace_after(budget: Budget, *snapshots: Snapshot) -> Pace | None:
+    state = POLICY.initial()
+    frontier = Frontier.of(LADDER, COSTS)
+    for snapshot in snapshots:
+        _, state = POLICY.decide(frontier, budget, snapshot, state)
+    return state.seen.pace
+
+
+def test_on_the_mains_the_end_that_was_asked_for_stays() -> None:
+    at = [Snapshot(s, battery=b, plugged=p) for s, b, p in ((0, 0.5, False), (1800, 0.4, True), (1900, 0.45, False))]
+    pace = pace_after(Budget(last_s=3600), *at)
+    assert pace is not None
+    assert (pace.start_s, pace.edge_s, pace.edge) == (0, 1900, 0.45)
+    assert pace.left_s() == 1700
+
+
+def test_charging_is_no_step_to_learn_from() -> None:
+    pace = Pace.start(3600, 0, 0.5, 0, 0).seen(90, 0.5, 9, 9, Drain()).seen(100, 0.49, 10, 10, Drain())
+    assert pace.whole
+    charging = pace.charging(200, 0.6, 20)
+    assert (charging.edge_s, charging.edge, charging.whole, charging.start_s) == (200, 0.6, False, 0)
+    assert charging.seen(300, 0.58, 30, 30, Drain()).drain == Drain()
+    assert charging.charging(50, 0.6, 20).start_s == -150  # a clock that was set back
+
+
+def test_nothing_is_learned_from_a_step_that_fell_while_nothing_was_read() -> None:
+    pace = Pace.start(36_000, 0, 0.5, 0, 0).seen(90, 0.5, 9, 9, Drain()).seen(100, 0.49, 10, 10, Drain())
+    late = pace.seen(300, 0.49, 30, 30, Drain(), fresh=False).seen(310, 0.47, 31, 31, Drain())
+    assert (late.edge, late.whole, late.drain) == (0.47, False, Drain())
+    awake = pace.seen(300, 0.49, 30, 30, Drain()).seen(310, 0.48, 31, 31, Drain())
+    assert (awake.edge, awake.whole, awake.drain.weight) == (0.48, True, 1)
+    # asked once a minute, of a charge that falls every 7: good enough
+    seldom = pace.seen(460, 0.49, 30, 30, Drain()).seen(520, 0.48, 31, 31, Drain())
+    assert seldom.drain.weight == 1
+
+
+def test_a_budget_that_no_longer_asks_forgets_when_it_began() -> None:
+    frontier, state = Frontier.of(LADDER, COSTS), POLICY.initial()
+    for time_s, budget in ((0, Budget(last_s=3600)), (10, Budget()), (7200, Budget(last_s=3600))):
+        _, state = POLICY.decide(frontier, budget, Snapshot(time_s, battery=0.5), state)
+    assert state.seen.pace is not None
+    assert state.seen.pace.start_s == 7200
+    _, state = POLICY.decide(frontier, Budget(last_s=3600, latency_ms=90), Snapshot(7300, battery=0.5), state)
+    assert state.seen.pace is not None
+    assert state.seen.pace.start_s == 7200

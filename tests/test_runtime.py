@@ -132,6 +132,22 @@ def test_closing_leaves_no_thread(bundle: dynamic.Bundle) -> None:
     assert threading.active_count() == before
 
 
+def test_a_monitor_that_was_given_goes_on(bundle: dynamic.Bundle) -> None:
+    class Watched(dynamic.FixedMonitor):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    watch = Watched()
+    with bundle.runtime(monitor=watch) as run, bundle.runtime(monitor=watch) as other:
+        other.close()
+        run(X[0])
+    with pytest.raises(BudgetError):
+        bundle.runtime(dynamic.Budget(energy_mj=5), monitor=watch)
+    assert watch.closed == 0
+
+
 def test_a_request_that_loads_says_nothing_about_the_device(bundle: dynamic.Bundle) -> None:
     seen: list[float] = []
 
@@ -143,11 +159,11 @@ def test_a_request_that_loads_says_nothing_about_the_device(bundle: dynamic.Bund
     with bundle.runtime(monitor=monitor(memory_process_mb=100.0), policy=Watched()) as run:
         run(X[0])
         assert seen == []
-        assert run(X[0]).latency_ms == seen[0]
+        assert run(X[0]).latency_ms > seen[0]
         run.budget = dynamic.Budget(memory_mb=101.0)  # the large network goes
         run(X[0])
         assert len(seen) == 1
-        assert run(X[0]).latency_ms == seen[1]
+        assert run(X[0]).latency_ms > seen[1]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from policy_cases import INF, make_costs
 from runtime_cases import Clock, Fake, Takes, X, faked, shared_blobs
 
 import dynamic
+from dynamic.policies import Feedback
 from dynamic.policies.ahead import ahead_ms
 from dynamic.policies.plan import plan
 
@@ -78,6 +79,42 @@ def test_the_wait_counts(bundle: dynamic.Bundle) -> None:
     stats = run.stats()
     assert stats.deadline_cuts == 1
     assert stats.mean_waited_ms == stats.mean_latency_ms == pytest.approx(50.0)
+
+
+def test_what_comes_before_the_engine_is_not_its_work(bundle: dynamic.Bundle) -> None:
+    clock, told = Clock(), list[Feedback]()
+
+    class Slow:
+        """An input that takes so long to become an array."""
+
+        def __init__(self, ms: float) -> None:
+            self.ms = ms
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            clock.now += self.ms / 1e3
+            return X
+
+    class Watched(Takes):
+        def observe(self, state: Any, feedback: Feedback) -> Any:
+            told.append(feedback)
+            return state
+
+    def works(_: Any, backbones: Any, stagewise: bool) -> None:
+        if backbones is None:
+            clock.now += 0.006
+
+    def listen(_: Any) -> None:
+        clock.now += 0.050
+
+    policy = Watched("quick")
+    run = faked(bundle, Fake(works), policy=policy, clock=clock, on_change=listen, workers=2)
+    first, quick = run(Slow(4)), run(Slow(0.5))
+    queued = run._answering(Slow(4), clock.now - 0.040)
+    assert [f.latency_ms for f in told] == pytest.approx([6] * 3)
+    assert [f.snapshot.waited_ms for f in told] == pytest.approx([4, 0, 44])
+    assert [f.snapshot.servers for f in told] == [None, None, 2]
+    assert [r.waited_ms for r in (first, quick, queued)] == pytest.approx([0, 0, 40])
+    assert [r.latency_ms for r in (first, quick, queued)] == pytest.approx([60, 6.5, 50])
 
 
 def test_a_point_with_one_exit_is_never_cut_before_it(bundle: dynamic.Bundle) -> None:

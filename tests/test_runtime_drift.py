@@ -21,7 +21,7 @@ import dynamic
 from dynamic import labels
 from dynamic.engines.contract import Output
 from dynamic.engines.switching import CascadeEngine
-from dynamic.errors import BudgetError, InputError
+from dynamic.errors import BudgetError, EngineError, InputError
 from dynamic.policies import BudgetPolicy, Feedback
 from dynamic.policies.budget_policy import BudgetState
 from dynamic.policies.drift import ScoreBins
@@ -73,12 +73,12 @@ SAVE = dynamic.Budget(max_drop=0.1)
 
 def scripted(bundle: dynamic.Bundle, budget: dynamic.Budget = SAVE, **changes: Any) -> Runtime:
     """A runtime on such an engine, of a certified ladder of two points; `changes`: of the ladder."""
-    options = {name: changes.pop(name) for name in ("drift_alpha", "policy") if name in changes}
+    options = {name: changes.pop(name) for name in ("drift_alpha", "policy", "engine", "others") if name in changes}
     known: dict[str, Any] = {"points": (REFERENCE, QUICK), "certified": True, "scores": (EVEN, EVEN)}
     ladder = replace(bundle.ladder, **(known | changes))
     made = replace(bundle, ladder=ladder, costs=make_costs([[1], [10]], memory_mb=(5.0, 50.0)))
-    policy = options.pop("policy", BudgetPolicy())
-    return Runtime(made, made.frontier, Scripted(), budget, monitor(), policy, **options)  # type: ignore[arg-type]
+    policy, engine = options.pop("policy", BudgetPolicy()), options.pop("engine", Scripted())
+    return Runtime(made, made.frontier, engine, budget, monitor(), policy, **options)
 
 
 def inputs(count: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> NDArray[np.float32]:
@@ -247,6 +247,20 @@ def test_the_first_exit_that_is_evaluated_is_watched(bundle: dynamic.Bundle) -> 
     results = [run(x) for x in strange_at_the_last]
     assert run.stats().drift is True
     assert set(names(results)) == {"reference"}
+
+
+@pytest.mark.parametrize(("name", "drift"), [("onnxruntime", True), ("openvino", False)])
+def test_scores_of_another_engine_say_nothing_of_inputs(bundle: dynamic.Bundle, name: str, drift: bool) -> None:
+    class Other(Scripted):
+        def prepare(self, *_: Any) -> bool:
+            raise EngineError("out of order")
+
+    other = Scripted()
+    other.name = name  # type: ignore[misc]
+    run = scripted(bundle, engine=Other(), others=[(name + " again", lambda: other)])
+    for x in inputs(300, 0.0, 0.4):
+        run(x)
+    assert run.stats().drift is drift
 
 
 def test_what_is_certified(bundle: dynamic.Bundle) -> None:

@@ -1,5 +1,7 @@
 """Engines that fail, and networks that are not there: somebody answers, and says how sure that is."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from runtime_cases import Clock, Fake, Takes, X, broken, faked, monitor, shared_
 import dynamic
 from dynamic.errors import EngineError
 from dynamic.failover import REST_S
-from dynamic.policies import BudgetPolicy, Feedback
+from dynamic.policies import Feedback
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> dynamic.Bundle:
 
 class Other(Fake):
     name = "openvino"
+
+
+class Watched(Takes):
+    """Notes what it is told."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.told: list[Feedback] = []
+
+    def observe(self, state: Any, feedback: Feedback) -> Any:
+        self.told.append(feedback)
+        return state
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -57,31 +71,65 @@ def test_where_the_graph_fails_the_stages_answer(bundle: dynamic.Bundle, caplog:
 
 @pytest.mark.parametrize("same", [False, True])
 def test_the_next_engine_answers(bundle: dynamic.Bundle, same: bool) -> None:
-    class Watched(BudgetPolicy):
-        told: list[Feedback]
-
-        def observe(self, state: Any, feedback: Feedback) -> Any:
-            self.told.append(feedback)
-            return super().observe(state, feedback)
-
     opened: list[Fake] = []
 
     def opener() -> Fake:
         opened.append(Fake() if same else Other())
         return opened[-1]
 
-    policy = Watched()
-    policy.told = []
+    policy = Watched("reference")
     engine = Fake(running_breaks)
     run = faked(bundle, engine, policy=policy, others=[("openvino", opener)])
     results = [run(X) for _ in range(3)]
     assert [r.certified for r in results] == [same] * 3, "by the fingerprint"
     assert len(opened) == 1
     assert len(opened[0].calls) == 3
-    assert policy.told == [], "what another engine takes says nothing about the device"
+    # what another engine takes says nothing about the device, that it answered counts; the first request had failures
+    assert [(f.expected_ms, f.rows) for f in policy.told] == [(0.0, 1)] * 2
     assert run.stats().engine_failures == 2  # by its graph, by its stages
     run.close()
     assert (engine.closed, opened[0].closed) == (1, 1)
+
+
+def test_once_nothing_rests_other_engines_are_closed_and_failures_told_anew(
+    bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    began, gate = threading.Event(), threading.Event()
+
+    def waits(engine: Any, backbones: Any, stagewise: bool) -> None:
+        if backbones is None and holds:
+            began.set()
+            assert gate.wait(30)
+
+    holds, clock, policy = False, Clock(), Watched("reference")
+    opened: list[Fake] = []
+
+    def opener() -> Fake:
+        opened.append(Other(waits))
+        return opened[-1]
+
+    engine = Fake(running_breaks)
+    run = faked(bundle, engine, policy=policy, others=[("openvino", opener)], clock=clock)
+    run(X)
+    assert len(warnings(caplog)) == 2  # graph, stages
+    with ThreadPoolExecutor(1) as pool:
+        holds = True
+        late = pool.submit(run, X)
+        assert began.wait(30)
+        holds, engine.fails = False, lambda *_: None
+        clock.now += REST_S + 1
+        run(X)
+        assert opened[0].closed == 0, "a request runs on it"
+        gate.set()
+        assert late.result(30).label.tolist() == [0]
+    assert opened[0].closed == 1
+    assert [f.expected_ms > 0 for f in policy.told] == [True, False], "the usual way again, and the one that was late"
+    engine.fails = running_breaks
+    run(X)
+    assert len(opened) == 2
+    assert len(warnings(caplog)) == 3, "the graph had worked again"
+    run.close()
+    assert [e.closed for e in opened] == [1, 1]
 
 
 def test_where_all_fail_it_is_said(bundle: dynamic.Bundle) -> None:

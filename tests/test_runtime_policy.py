@@ -14,7 +14,7 @@ from dynamic.changes import Change
 from dynamic.errors import BudgetError
 from dynamic.policies import Decision, Frontier, Policy
 from dynamic.policies.feasibility import check_budget
-from dynamic.reading import Reading, with_fields
+from dynamic.reading import RequestReading, with_fields
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,15 @@ def test_the_last_good_decision_stands(
     (message,) = warnings(caplog)  # once
     assert kind in message
     assert "policy Turns failed in decide" in message
+
+
+def test_what_stands_in_is_a_decision_for_all_requests(bundle: dynamic.Bundle) -> None:
+    slow, aside = (Takes(name, slowdown=3.0, passing=name == "small") for name in ("quick", "small"))
+    turns = [lambda f, t=t: t.decide(f, None, None, None)[0] for t in (slow, aside)]
+    run = faked(bundle, policy=Turns(*turns, raises))
+    decisions = [run(X).decision for _ in range(3)]
+    assert [d.point.point.name for d in decisions] == ["quick", "small", "quick"]
+    assert (decisions[2].slowdown, decisions[2].passing) == (3.0, False)
 
 
 def test_before_any_decision_the_reference_runs(bundle: dynamic.Bundle) -> None:
@@ -182,6 +191,10 @@ def test_changes_are_told(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixtu
     assert second.before is first.after
     assert (second.after, second.decision.gave_way) == (run.frontier.points[2], ("latency_ms",))
     assert second.snapshot.battery == 0.5
+    assert [str(change) for change in found] == [
+        "start -> reference: always reference",
+        "reference -> small: always small",
+    ]
     assert run.stats().decision_changes == 1
     records = [r for r in caplog.records if hasattr(r, "dynamic")]
     assert [r.getMessage() for r in records] == ["decision reference: always reference", "decision small: always small"]
@@ -230,16 +243,50 @@ def test_a_limit_about_which_the_costs_say_nothing(bundle: dynamic.Bundle) -> No
 
 def test_a_snapshot_is_made_once_while_nothing_changes() -> None:
     watch = monitor(battery=0.5, missing=("cpu",))
-    read = Reading(watch)
-    first = read(1, 0.0, 0)
-    assert first is read(1, 0.0, 0)
+    read = RequestReading(watch)
+    first = read(1, 0.0, 0, None)
+    assert first is read(1, 0.0, 0, None)
     assert first == replace(watch.latest, rows=1, waited_ms=0.0, queue_length=0)
     assert watch.latest.rows is None
-    for changed in ((2, 0.0, 0), (1, 3.5, 0), (1, 0.0, 4)):
+    for changed in ((2, 0.0, 0, None), (1, 3.5, 0, None), (1, 0.0, 4, None), (1, 0.0, 0, 2)):
         made = read(*changed)
-        assert made == replace(watch.latest, rows=changed[0], waited_ms=changed[1], queue_length=changed[2])
-    again = read(1, 0.0, 0)
+        names = ("rows", "waited_ms", "queue_length", "servers")
+        assert made == replace(watch.latest, **dict(zip(names, changed, strict=True)))
+    again = read(1, 0.0, 0, None)
     watch.set(battery=0.4)
-    assert read(1, 0.0, 0).battery == 0.4
+    assert read(1, 0.0, 0, None).battery == 0.4
     assert again.battery == 0.5
     assert with_fields(again, memory_process_mb=7.0) == replace(again, memory_process_mb=7.0)
+
+
+def test_a_monitor_that_raises_fails_no_request(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    class Flaky:
+        def __init__(self, *told: Any) -> None:
+            self.told = list(told)
+
+        @property
+        def latest(self) -> Any:
+            found = self.told.pop(0)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        def start(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    seen: list[dynamic.Snapshot] = []
+
+    class Noting(Takes):
+        def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> Any:
+            seen.append(snapshot)
+            return super().decide(frontier, budget, snapshot, state)
+
+    good = [dynamic.Snapshot(time_s=t, battery=t / 10) for t in (1.0, 2.0)]
+    watch = Flaky(OSError("not yet"), OSError("the bus hangs"), good[0], OSError("again"), None, good[1])
+    run = faked(bundle, policy=Noting("quick"), monitor=watch)
+    for _ in range(5):
+        run(X)
+    assert [s.battery for s in seen] == [None, 0.1, 0.1, 0.1, 0.2]
+    (message,) = warnings(caplog)
+    assert "monitor Flaky raised OSError('not yet')" in message

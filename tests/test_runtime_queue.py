@@ -12,7 +12,7 @@ import pytest
 from runtime_cases import Fake, Takes, X, faked, monitor, shared_blobs
 
 import dynamic
-from dynamic.errors import BudgetError, ClosedError, InputError, ShedError
+from dynamic.errors import BudgetError, ClosedError, EngineError, InputError, ShedError
 from dynamic.policies import Decision
 from dynamic.progress import track
 
@@ -111,6 +111,28 @@ def test_what_its_owner_gave_up_is_not_shed(bundle: dynamic.Bundle, engine: Gate
     engine.gate.release(10)
     waiting[1].result(LIMIT_S), last.result(LIMIT_S)
     assert run.stats().requests == 3
+    run.close()
+
+
+def test_threads_that_are_not_to_be_had(bundle: dynamic.Bundle, engine: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    run = faked(bundle, engine, queue=2, workers=2)
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", start)
+        with pytest.raises(EngineError, match=r"no thread for a worker is to be had \(can't start new thread\)"):
+            run.submit(X)
+    assert run.stats().queue_longest == 0
+    first = run.submit(X)
+    engine.wait()
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", start)
+        shed, *kept = [run.submit(X) for _ in range(3)]  # one worker is there
+    with pytest.raises(ShedError):
+        shed.result(0)
+    engine.gate.release(3)
+    assert sorted(f.result(LIMIT_S).id for f in (first, *kept)) == [0, 1, 2]
     run.close()
 
 

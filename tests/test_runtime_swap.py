@@ -1,9 +1,11 @@
 """Another bundle in the place of one at work, and a runtime in a forked child."""
 
 import os
+import shutil
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,6 +205,22 @@ def test_real_engines_swapped(bundle: dynamic.Bundle) -> None:
         assert run.engine.threads == 1
         assert old.loaded() == frozenset()  # type: ignore[attr-defined]
         assert run(x).label.tolist() == before.label.tolist()
+
+
+def test_costs_measured_while_requests_run_are_not_kept(
+    bundle: dynamic.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = bundle.save(tmp_path / "shelf").folder
+    shutil.rmtree(folder / "costs")
+    monkeypatch.setattr("dynamic.bundle.profile", lambda *given, **options: bundle.costs)
+    with bundle.runtime(monitor=monitor(), drift_alpha=None) as run:
+        run.swap(dynamic.load(folder))
+        assert run.bundle.costs == bundle.costs
+        run(X)
+    assert not (folder / "costs").exists()
+    assert "call profile() on a bundle before it is swapped in" in caplog.text
+    with dynamic.load(folder).runtime(monitor=monitor()):
+        assert (folder / "costs").exists(), "measured before there were requests"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

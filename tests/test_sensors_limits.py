@@ -215,27 +215,21 @@ def cpu_stat(usage_us: int, throttled: int) -> str:
     return f"usage_usec {usage_us}\nuser_usec 1\nnr_periods 7\nnr_throttled {throttled}\nthrottled_usec 9\n"
 
 
-def test_v2_quota_load_and_throttling_by_hand(tree: Tree) -> None:
+def test_v2_quota_load_by_hand(tree: Tree) -> None:
     name = f"{V2}/box/app/cpu.stat"
     v2(tree, more={f"{V2}/box/app/cpu.max": "150000 100000\n", name: cpu_stat(1_000_000, 4)})
     tree({f"{V2}/box/cpu.max": "800000 100000\n"})  # looser
     clock, own_s = Clock(), Clock()
     limit = CpuLimit(tree.root, clock, own_s)
-    assert limit().fields == {"quota_cores": 1.5, "quota_load": None, "throttled": None}
+    assert limit().fields == {"quota_cores": 1.5, "quota_load": None}
     clock.now, own_s.now = clock.now + 1, own_s.now + 0.3
     tree({name: cpu_stat(2_200_000, 4)})  # 1.2 s of which 0.3 s were this process's, in 1 s of 1.5 cores
-    found = limit().fields
-    assert found["quota_load"] == pytest.approx((1.2 - 0.3) / 1.5)
-    assert found["throttled"] is False
+    assert limit().fields["quota_load"] == pytest.approx((1.2 - 0.3) / 1.5)
     clock.now += 0.05  # too short to divide by
     tree({name: cpu_stat(2_300_000, 5)})
     found = limit().fields
     assert found["quota_load"] == pytest.approx((1.2 - 0.3) / 1.5)
-    assert found["throttled"] is True
-    clock.now += 0.9
-    assert limit().fields["throttled"] is True  # a period is 0.1 s: it is not over yet
-    clock.now += 0.2
-    assert limit().fields["throttled"] is False
+    assert "throttled" not in found, "a quota that stops the group is no heat"
 
 
 def test_v1_quota(tree: Tree) -> None:
@@ -257,13 +251,13 @@ def test_v1_quota(tree: Tree) -> None:
     clock.now += 2
     tree({f"{group}/cpuacct.usage": 1_250_000_000})
     found = limit().fields
-    assert (found["quota_cores"], found["throttled"]) == (0.5, False)
+    assert found["quota_cores"] == 0.5
     assert found["quota_load"] == pytest.approx(0.25 / (2 * 0.5))
 
 
 def test_a_quota_without_counters_is_a_quota_still(tree: Tree) -> None:
     v2(tree, more={f"{V2}/box/app/cpu.max": "50000 100000\n"})
-    assert CpuLimit(tree.root)().fields == {"quota_cores": 0.5, "quota_load": None, "throttled": None}
+    assert CpuLimit(tree.root)().fields == {"quota_cores": 0.5, "quota_load": None}
 
 
 @pytest.mark.parametrize(
@@ -293,10 +287,10 @@ def test_merging_takes_the_tighter_of_two() -> None:
         [
             {"host_load": 0.5},
             {"cpu_cores": 2.0},
-            {"quota_cores": 0.5, "quota_load": 0.25, "throttled": True},
+            {"quota_cores": 0.5, "quota_load": 0.25},
             {"memory_available_mb": 900.0},
             {"memory_available_mb": 300.0},
-            {"throttled": False},
+            {"throttled": True},
             {"power_mw": None},
         ]
     )
@@ -307,7 +301,6 @@ def test_merging_takes_the_tighter_of_two() -> None:
         "memory_available_mb": 300.0,
         "power_mw": None,
     }
-    assert merge([{"throttled": None}, {"throttled": False}])["throttled"] is False
     # a user's own load stands
     assert merge([{"cpu_load": 0.1}, {"cpu_cores": 4.0}, {"quota_cores": 1.0, "quota_load": 0.9}]) == {
         "cpu_load": 0.1,

@@ -89,6 +89,55 @@ def test_a_cut_follows_what_the_decision_expects() -> None:
     assert sorted((f.stage, f.latency_ms, f.expected_ms) for f in policy.feedback) == [(0, 20, 20)] * 4
 
 
+def test_a_cut_goes_by_95th_percentiles_as_engines_do() -> None:
+    # 20 ms are gone, and 40 more would do; but 52 are expected of the next answer, as by ahead_ms
+    wide = Frontier.of(LADDER, replace(COSTS, latency_p95_ms=((26.0,), (52.0,))))
+
+    def play(deadline_ms: float, **options: Any) -> Any:
+        policy, budget = FixedPolicy("quick"), Budget(deadline_ms=deadline_ms)
+        return simulate(wide, RECORDS, PLAIN, Constant(5, 0.8), policy, budget, noise=0, **options)
+
+    assert play(65).latency_ms.tolist() == pytest.approx([20] * 4)
+    assert play(65).cut_share == play(71.9).cut_share == 0.5
+    assert play(72.1).cut_share == 0
+    assert sorted(play(72.1).latency_ms.tolist()) == pytest.approx([20, 20, 60, 60])
+
+
+def test_a_cut_between_two_answers_has_taken_the_time_till_there() -> None:
+    # three stages of 20 ms, the second without an exit; others take as much again, and the decision does not know
+    record = [[[0.1, 0.0], [0.0, 0.0], [0.0, 9.0]]]
+    records = replace(
+        RECORDS,
+        logits=np.array(record, np.float32),
+        label=np.array([1]),
+        part=np.ones(1, np.int8),
+        backbone=(0, 1, 1),
+        macs=(1.0, 1.0, 2.0),
+        head_macs=(0.0, 0.0, 0.0),
+        stage_names=("a", "b", "c"),
+    )
+    quick = LADDER.points[2]
+    point = replace(quick, thresholds=(0.8, float("inf")), shares=(0.0, 0.0, 1.0))
+    ladder = replace(
+        LADDER, temperature=(1.0,) * 3, backbone=(0, 1, 1), stage_names=records.stage_names, points=(point,)
+    )
+    same = ((20.0,),) * 3
+    costs = replace(COSTS, latency_ms=same, latency_p95_ms=same, head_ms=((0.0,),) * 3, cpu_ms=same)
+
+    def play(deadline_ms: float) -> tuple[float, float, float]:
+        policy = Watching(lambda n: "quick")
+        budget, load = Budget(deadline_ms=deadline_ms), 1.5
+        frontier = Frontier.of(ladder, costs)
+        report = simulate(frontier, records, PLAIN, Constant(1, 1), policy, budget, background_load=load)
+        (told,) = policy.feedback
+        return report.latency_ms[0], told.stage, told.expected_ms
+
+    # the first answer comes at 40, and two more stages are expected at 80; at 80 the last is expected at 100
+    assert play(79) == (pytest.approx(40), 0, 20)
+    assert play(95) == (pytest.approx(80), 0, 20)
+    assert play(110) == (pytest.approx(120), 2, 60)
+
+
 def test_others_slow_it_down_and_it_works_no_longer() -> None:
     # 7 busy processes and one thread on 2 cores
     report = serve(Constant(5, 1.0), background_load=3.5)
@@ -137,6 +186,31 @@ def test_a_network_that_is_not_there_takes_time_to_load() -> None:
     keeping = Watching(lambda n: ("last", "first")[n % 2])
     report = watched(Constant(5, 0.8), keeping, device=device)
     assert report.latency_ms.tolist() == pytest.approx([40, 70, 40, 20])
+
+
+def test_the_single_graph_holds_every_network() -> None:
+    graph = Frontier.of(LADDER, replace(COSTS, batch=(1,), route=("graph",)))
+    device = replace(PLAIN, load_ms_per_mb=1.0)
+
+    def play(policy: Watching, budget: Budget | None = None, frontier: Frontier = graph, **options: Any) -> Any:
+        options = {"monitor_hz": None} | options
+        report = simulate(frontier, RECORDS, device, Constant(5, 0.8), policy, budget or Budget(), **options)
+        return report, [s.memory_process_mb for s in policy.snapshots]
+
+    report, held = play(Watching(lambda n: ("last", "first")[n % 2]))
+    assert held == [60, 190, 190, 190]
+    assert report.latency_ms.tolist() == pytest.approx([40, 20, 40, 20])
+    assert report.loads == 0
+    # stage by stage: where that is faster, under a deadline, under a limit on memory, and where too little is free
+    stages = Frontier.of(LADDER, replace(COSTS, batch=(1,), route=("stages",)))
+    assert play(Watching(lambda n: "last"), frontier=stages)[1] == [60, 140, 140, 140]
+    assert play(Watching(lambda n: "last"), Budget(deadline_ms=100))[1] == [60, 140, 140, 140]
+    assert play(Watching(lambda n: "last", resident=lambda point: point.backbones))[1] == [60, 140, 140, 140]
+    assert play(Watching(lambda n: "last"), memory_mb=180)[1] == [60, 140, 140, 140]
+    # once there is room for what the graph needs, the other 50 MB are loaded, though nothing else changes
+    report, held = play(Watching(lambda n: "last"), memory_mb=Steps((0.0, 0.3), (180, 1000)))
+    assert held == [60, 140, 140, 190]
+    assert report.latency_ms.tolist() == pytest.approx([40, 40, 90, 40])
 
 
 def test_decisions_at_the_monitor_s_rate() -> None:

@@ -9,11 +9,11 @@ from dynamic.policies.slowdown import Slowdown
 
 
 def test_two_steps_by_hand() -> None:
-    # variance 0.09 + 0.01 before, noise 0.09: gain 10/19
+    # variance 0.09 + 0.001 before, noise 0.09: gain 91/181
     first = Slowdown().observe(20, 10)
-    assert first.mean == pytest.approx(10 / 19 * math.log(2))
-    assert first.variance == pytest.approx(9 / 19 * 0.1)
-    before = 9 / 19 * 0.1 + 0.01
+    assert first.mean == pytest.approx(91 / 181 * math.log(2))
+    assert first.variance == pytest.approx(90 / 181 * 0.091)
+    before = 90 / 181 * 0.091 + 0.001
     gain = before / (before + 0.09)
     second = first.observe(10, 10)
     assert second.mean == pytest.approx((1 - gain) * first.mean)
@@ -32,9 +32,11 @@ def test_settles_on_the_truth_and_follows_it() -> None:
         for noise in random.normal(0, 0.2, 60):
             state = state.observe(truth * 10 * math.exp(noise), 10)
         assert state.ratio == pytest.approx(truth, rel=0.2)
-    # where the variance settles: v = (v + q) r / (v + q + r)
-    q, r = 0.01, 0.09
-    assert state.variance == pytest.approx((-q + math.sqrt(q * q + 4 * q * r)) / 2, rel=1e-6)
+    # where the variance settles where requests hardly scatter: v = (v + q) r / (v + q + r)
+    for _ in range(200):
+        state = state.observe(5, 10)
+    q, r = 0.001, 0.09
+    assert state.variance == pytest.approx((-q + math.sqrt(q * q + 4 * q * r)) / 2, rel=1e-3)
 
 
 def test_twice_as_fast_undoes_twice_as_slow() -> None:
@@ -43,9 +45,9 @@ def test_twice_as_fast_undoes_twice_as_slow() -> None:
 
 
 def test_one_stall_counts_as_two_standard_deviations_at_most() -> None:
-    most = 2 * math.sqrt(0.09 + 0.01 + 0.09)
-    assert Slowdown().observe(1e9, 1).mean == pytest.approx(10 / 19 * most)
-    assert Slowdown().observe(1, 1e9).mean == pytest.approx(-10 / 19 * most)
+    most = 2 * math.sqrt(0.09 + 0.001 + 0.09)
+    assert Slowdown().observe(1e9, 1).mean == pytest.approx(91 / 181 * most)
+    assert Slowdown().observe(1, 1e9).mean == pytest.approx(-91 / 181 * most)
     settled = Slowdown()
     for _ in range(50):
         settled = settled.observe(10, 10)
@@ -100,3 +102,16 @@ def test_scatter_is_forgotten() -> None:
 def test_what_cannot_be_compared_leaves_the_scatter() -> None:
     before = Slowdown(0.3, 0.05, 0.2)
     assert before.observe(0, 10) is before
+
+
+def test_four_in_a_row_to_one_side_are_a_change_and_are_followed_at_once() -> None:
+    state = Slowdown()
+    for _ in range(300):
+        state = state.observe(10, 10)
+    for count, uncertain in ((1, False), (2, False), (3, False), (4, True)):
+        state = state.observe(40, 10)
+        assert state.run == count
+        assert (state.variance > 0.02) == uncertain
+    # one to the other side, or one within the noise, starts anew
+    assert state.observe(1, 10).run == -1
+    assert state.observe(10 * state.ratio, 10).run == 0

@@ -14,6 +14,7 @@ from engine_cases import CLASSES, INF, WAYS, Case, Plain, TwoExits, check, four_
 
 import dynamic
 from dynamic.engines.loop import StageEngine
+from dynamic.engines.switching import CascadeEngine
 from dynamic.errors import CorruptError, EngineError
 from dynamic.offline.cascade import Cascade
 from dynamic.policies import Decision, Policy
@@ -182,6 +183,26 @@ def test_deadlines_and_limited_memory_take_the_stages(case: Case, way: str) -> N
         check(opened.run(case.inputs, limits, **options), truth)
         assert not opened.graph.ready(33)
         assert opened.loaded() == {0, 1, 2}
+
+
+@pytest.mark.parametrize("way", GRAPHS)
+def test_stages_are_given_back_once_requests_have_left_them(case: Case, way: str) -> None:
+    opened = case.open(way)
+    both = frozenset({0, 1})
+    for options in ({"stagewise": True}, {"resident": frozenset[int]()}):
+        opened.prepare(both, 1, **options)
+        assert opened.loaded() == both
+        opened.prepare(both, 1)
+        assert not any(opened.prepare(both, 1) for _ in range(99))
+        assert opened.loaded() == both, "they may come back"
+        assert opened.prepare(both, 1), "unloaded"
+        assert opened.loaded() == frozenset()
+        assert opened.ready(1)
+        assert not any(opened.prepare(both, 1) for _ in range(200))
+    measured = CascadeEngine(opened.stages, opened.graph)  # one row by the graph, more by stages
+    measured.prepare(both, 2)
+    assert not any(measured.prepare(both, 1) for _ in range(200))
+    assert measured.loaded() == both, "they are wanted"
 
 
 @pytest.mark.parametrize("way", GRAPHS)

@@ -12,6 +12,7 @@ from dynamic.engines.memory import trim_memory
 from dynamic.policies.errors import EngineError
 
 ROUTES = ("graph", "stages")
+_SPARE = 100  # requests by the graph, after which stages that none of them needed are given back
 
 
 class CascadeEngine:
@@ -31,6 +32,7 @@ class CascadeEngine:
         self.stages, self.graph = stages, graph
         self._always = route
         self._measured: tuple[Sequence[int], Sequence[str]] = ((1, 2), ("graph", "stages"))
+        self._unneeded: int | None = None  # requests by the graph since one that had to leave it, if any had
 
     @property
     def spec(self) -> CascadeSpec:
@@ -67,15 +69,18 @@ class CascadeEngine:
         """Make ready what a request of so many rows needs; whether anything had to be loaded or unloaded.
 
         `resident`: backbones that may stay beside those needed (None: all); the others are given back, and so is the
-        graph, which holds every one. `stagewise`: the request goes stage by stage, as where `resident` is given.
+        graph, which holds every one. `stagewise`: the request goes stage by stage, as where `resident` is given. Where
+        requests have come back to the graph for good, the stages are given back.
         """
         managed = resident is not None
         if not (managed or stagewise) and self.route(rows) == "graph":
             assert self.graph is not None
-            if self.graph.ready(rows):
-                return False
-            self.graph.load(rows)
-            return True
+            loads = not self.graph.ready(rows)
+            if loads:
+                self.graph.load(rows)
+            return self._give_back() or loads
+        # stages that were measured faster are wanted; those that a deadline or memory asked for, perhaps not for long
+        self._unneeded = 0 if managed or stagewise else None
         executor, moved = self.executor, False
         if resident is not None:  # first, so that there is room for what is loaded
             # of a backbone that a request in flight brought back there may be parts: all are asked for
@@ -88,6 +93,20 @@ class CascadeEngine:
             if managed:
                 trim_memory()  # what loading took and left: a third of a ResNet-50's session
         return moved or bool(missing)
+
+    def _give_back(self) -> bool:
+        """Unload the stages where nobody has needed them for long; whether there were any.
+
+        Not counted exactly where several threads ask: a request in flight loads again what it lacks.
+        """
+        unneeded = self._unneeded
+        if unneeded is None:
+            return False
+        if unneeded < _SPARE:
+            self._unneeded = unneeded + 1
+            return False
+        self._unneeded = None
+        return self.executor.unload(self.spec.backbones)
 
     def run(
         self,

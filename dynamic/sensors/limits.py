@@ -8,7 +8,6 @@ from pathlib import Path
 from dynamic.sensors.cgroup import Hierarchy, hierarchy
 from dynamic.sensors.contract import Reading
 from dynamic.sensors.files import Found, KernelFile, integer, word
-from dynamic.sensors.throttling import Growth
 
 _SEARCH_S = 5.0  # limits are changed by hand, if at all
 _UNLIMITED = 1 << 60  # bytes; v1 writes the largest multiple of a page for "no limit"
@@ -46,9 +45,10 @@ class MemoryLimit:
 
 
 class CpuLimit:
-    """The tightest quota in cores, what others in that group use of it, and whether a quota has stopped the group.
+    """The tightest quota in cores, and what others in that group use of it.
 
-    `quota_load` is None until there is time to divide by. Raises as `MemoryLimit` does.
+    Whether it has stopped the group is left out: that is no heat, and shows in what requests take. `quota_load` is None
+    until there is time to divide by. Raises as `MemoryLimit` does.
     """
 
     def __init__(
@@ -59,7 +59,6 @@ class CpuLimit:
     ) -> None:
         self._clock, self._own_s = clock, own_s
         self._found = Found(lambda: _cpu_levels(root), _SEARCH_S, clock)
-        self._grown = Growth(clock)
         self._before: tuple[Path, float, float, float] | None = None  # whose, and clock, group and own seconds
         self._load: float | None = None
 
@@ -71,7 +70,6 @@ class CpuLimit:
         fields = {
             "quota_cores": tightest.limit.amount,
             "quota_load": self._others(tightest),
-            "throttled": self._grown(sum(level.throttled() for level in levels)),
         }
         return Reading(fields, str(tightest.limit.path))
 
@@ -136,13 +134,6 @@ class _CpuLevel:
     limit: Limit
     stat: KernelFile
     used: KernelFile | None  # of v1, where it is another controller's
-
-    def throttled(self) -> int:
-        """How many periods it was stopped in, so far."""
-        try:
-            return _entry(self.stat, "nr_throttled") or 0
-        except FileNotFoundError:
-            return 0
 
     def used_s(self) -> float | None:
         """CPU seconds of the group so far."""

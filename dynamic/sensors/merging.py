@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # of a field that two sources tell, what counts; of any other, what comes first
-_RULES = {"memory_available_mb": min, "throttled": max}
+_RULES = {"memory_available_mb": min}
 
 
 def merge(readings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def _machine(root: Path) -> list[Source]:
     return [
         Source("cpu", OtherLoad(root), ("cpu_load",)),
         Source("cores", cores, ("cpu_cores",)),
-        Source("cpu_limit", CpuLimit(root), ("cpu_cores", "throttled")),
+        Source("cpu_limit", CpuLimit(root), ("cpu_cores",)),
         Source("memory", Available(root), ("memory_available_mb",)),
         Source("memory_limit", MemoryLimit(root), ("memory_available_mb",)),
         Source("process", ProcessMemory(root), ("memory_process_mb",)),

@@ -90,10 +90,6 @@ class Watch:
             if thread is not None and thread.ident is not None:
                 thread.join(max(0.0, end - time.monotonic()))
 
-    def abandon(self) -> None:
-        """End without a lock or a thread: after a fork there are none, and the lock may have been held."""
-        self._stop.set()
-
     def reports(self) -> tuple[SourceReport, ...]:
         """How every source is doing."""
         with self._lock:

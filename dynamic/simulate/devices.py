@@ -95,20 +95,17 @@ class Device:
         def slower(table: Table) -> Table:
             return tuple(tuple(value / self.relative_speed for value in row) for row in table)
 
-        latency_ms = slower(costs.latency_ms)
-        return replace(
+        here = replace(
             costs,
             machine=f"simulated {self.name}",
             threads=min(costs.threads, self.cores),
-            latency_ms=latency_ms,
+            latency_ms=slower(costs.latency_ms),
             latency_p95_ms=slower(costs.latency_p95_ms),
             head_ms=slower(costs.head_ms),
             call_ms=slower((costs.call_ms,))[0],
             cpu_ms=slower(costs.cpu_ms),
-            energy_mj=tuple(tuple(ms * self.active_mw / 1e3 for ms in row) for row in latency_ms),
-            energy_source="model",
-            idle_mw=self.idle_mw + self.screen_mw,
         )
+        return here.powered(self.active_mw, self.idle_mw + self.screen_mw)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -1,4 +1,4 @@
-"""A policy that knows the future, for comparison: how far from the best possible are those that do not?"""
+"""A policy that knows the future, to compare those with that do not; not a bound on what is possible."""
 
 from bisect import bisect_left
 from typing import Any
@@ -25,7 +25,7 @@ _NO_LIMIT = float("inf")
 _MARGIN_C = 0.5  # below the temperature limit: what inputs really take differs from what is expected
 
 
-class Schedule(Policy):
+class PlannedPoints(Policy):
     """Runs what was planned for each request in turn, by how long it has waited; the state counts requests.
 
     `points [M, G]` for waits `grid_s [G]`; `planned` is the first step's plan. It must be asked for every request,
@@ -33,7 +33,7 @@ class Schedule(Policy):
     """
 
     def __init__(
-        self, points: NDArray[np.int8], grid_s: Floats, contention: Floats, tight: NDArray[np.bool_], planned: Planned
+        self, points: NDArray[np.int16], grid_s: Floats, contention: Floats, tight: NDArray[np.bool_], planned: Planned
     ) -> None:
         self.points, self.planned = points, planned
         # a wait is rounded up to the next that is told apart: what is just in time there is so here
@@ -74,7 +74,7 @@ def oracle(
     penalty: float = 10.0,
     slots: int = 400,
     **others: Any,
-) -> Schedule:
+) -> PlannedPoints:
     """Plan the run that `simulate` with the same arguments would make, knowing all of it but what inputs look like.
 
     It knows every arrival, the background load, ambient temperature, mains and memory of the whole run; of the inputs
@@ -89,8 +89,9 @@ def oracle(
     `planning.plan_slots`). Then the queue: for each request and each time it may have waited, the best of the points
     that need no more energy than its slot's, by dynamic programming over all requests (see `queueing.best_points`).
 
-    Without limits on energy and heat that is the best there is, but for the grid of waits. With them it is no bound:
-    energy that the queue leaves over is not handed out again. Its numbers come from the simulator like everybody's,
+    **No bound.** Another policy may do better, since it does not plan with: answers that a deadline cuts short (every
+    request counts as run to its end), times to load networks, steps of the clock; energy that the queue leaves over is
+    not handed out again, and waits are told apart on a grid. Its numbers come from the simulator like everybody's,
     with `decide="request"` and no `queue_limit`. `others` that `simulate` takes are not looked at. Takes about
     a minute for a million requests.
     """
@@ -128,9 +129,9 @@ def oracle(
         grid_s = waits(float(limit_s[np.isfinite(limit_s)].max()))
         points = best_points(service, arrival_s, contention, limit_s[slot], allowed[slot], penalty, grid_s)
     else:
-        grid_s, points = np.zeros(1), np.array(planned.points, np.int8)[slot][:, None]
+        grid_s, points = np.zeros(1), np.array(planned.points, np.int16)[slot][:, None]
     tight = free_mb < process_mb + sum(here.costs.memory_mb)
-    return Schedule(points, grid_s, contention, tight[slot], planned)
+    return PlannedPoints(points, grid_s, contention, tight[slot], planned)
 
 
 def _energy(world: World, device: Device, budget: Budget, slots: Slots, charging_s: float) -> float:

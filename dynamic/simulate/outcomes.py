@@ -2,14 +2,29 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.policies.ahead import ahead_ms
 from dynamic.policies.frontier import ONE_SIDED_95, Frontier, FrontierPoint
+from dynamic.policies.plan import Plan
 from dynamic.policies.records import Records
 from dynamic.policies.replay import predictions, replay
 from dynamic.policies.scores import Combiner
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Where an engine looks at the deadline: it has the answer of stage `answered`, and begins another at `begins_ms`.
+
+    `ahead_ms`: how long until the next answer, by 95th percentiles; both as profiled.
+    """
+
+    answered: int
+    begins_ms: float
+    ahead_ms: float
 
 
 class Outcome:
@@ -17,8 +32,9 @@ class Outcome:
 
     `stage [N]` where each record leaves; `on`: stages that answer; `path_ms [S]` as profiled, to the answer of a stage;
     `median_ms [S]` and `sigma [S]` of the lognormal time to it, `noise` times as spread as profiled: that of a sum of
-    stages, each lognormal with its median and p95, by matching two moments (Fenton 1960). `right [N]`: whether
-    the answer at `stage` is (None without labels).
+    stages, each lognormal with its median and p95, by matching two moments (Fenton 1960). `checks [S]`: what is looked
+    at under a deadline until the answer of a stage, and `longest_ahead_ms [S]` of them (-inf: none). `right [N]`:
+    whether the answer at `stage` is (None without labels).
     """
 
     def __init__(self, costed: FrontierPoint, number: int, frontier: Frontier, records: Records, noise: float) -> None:
@@ -32,6 +48,8 @@ class Outcome:
         self.right = None if records.label is None else played.prediction == records.label
         self.on = [stage for stage, on in enumerate(costed.plan.on) if on]
         self.path_ms = [frontier.path_ms(costed, stage, 1) for stage in range(records.stages)]
+        self.checks = _checks(self.path_ms, costed.plan, ahead_ms(costs, costed.plan, 1))
+        self.longest_ahead_ms = [max((c.ahead_ms for c in checks), default=-math.inf) for checks in self.checks]
         spread = [
             costs.at(p95, 1) / costs.at(median, 1) if costs.at(median, 1) > 0 else 1.0
             for median, p95 in zip(costs.latency_ms, costs.latency_p95_ms, strict=True)
@@ -56,6 +74,20 @@ class Outcome:
 def outcomes(frontier: Frontier, records: Records, noise: float) -> dict[FrontierPoint, Outcome]:
     """All points of a frontier."""
     return {point: Outcome(point, i, frontier, records, noise) for i, point in enumerate(frontier.points)}
+
+
+def _checks(path_ms: Sequence[float], todo: Plan, ahead: Sequence[float]) -> list[tuple[Check, ...]]:
+    """For each stage, the checks before it and those of the stages before."""
+    found: list[tuple[Check, ...]] = []
+    so_far: tuple[Check, ...] = ()
+    answered = -1
+    for stage in range(len(path_ms)):
+        if todo.run[stage] and answered >= 0:
+            so_far = (*so_far, Check(answered, path_ms[stage - 1], ahead[stage]))
+        found.append(so_far)
+        if todo.on[stage]:
+            answered = stage
+    return found
 
 
 def _lognormal(

@@ -19,15 +19,16 @@ def best_points(
     allowed: NDArray[np.bool_],
     penalty: float,
     grid_s: Floats,
-) -> NDArray[np.int8]:
+) -> NDArray[np.int16]:
     """The best point `[M, G]` for each of M requests where it has waited `grid_s [G]`, by dynamic programming.
 
     A request costs 1 - accuracy, and `penalty` where it takes longer than `limit_s [M]` from its arrival; what follows
     costs what it then costs on average (Bellman 1957). What one takes is its time alone times `contention [M]`; the
-    next then waits that much longer, less the gap to it. `allowed [M, P]`. Costs between waits: linear.
+    next then waits that much longer, less the gap to it. `allowed [M, P]`. No deadline cuts a request
+    short. Costs between waits: linear.
     """
     count = len(allowed)
-    found = np.empty((count, len(grid_s)), np.int8)
+    found = np.empty((count, len(grid_s)), np.int16)
     ahead = np.zeros(len(grid_s))  # what all later requests cost, by the wait of the first of them
     gaps_s = np.append(np.diff(arrival_s), np.inf)
     wrong = 1 - service.accuracy  # [P]

@@ -11,7 +11,7 @@ _ARRAYS = ("latency_ms", "changes", "series")
 
 
 @dataclass(frozen=True)
-class Change:
+class SimulatedChange:
     """From `time_s` on the policy chose `point`, for this `reason`."""
 
     time_s: float
@@ -72,7 +72,7 @@ class SimulationReport:
     temperature_max_c: float | None
     throttled_share: float
     memory_over_share: float
-    changes: tuple[Change, ...]
+    changes: tuple[SimulatedChange, ...]
     switches_per_hour: float
     loads: int
     stage_shares: tuple[float, ...]

@@ -5,15 +5,19 @@ the same seed meet the same requests with the same luck.
 """
 
 import math
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dynamic.policies.budget import Budget
+from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback, Policy
 from dynamic.policies.frontier import Frontier, FrontierPoint
 from dynamic.policies.snapshot import Snapshot
 from dynamic.simulate.environment import Environment
-from dynamic.simulate.outcomes import Outcome
+from dynamic.simulate.outcomes import Check, Outcome
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +80,7 @@ def serve(
     decide, observe, state = policy.decide, policy.observe, policy.initial()
     costs, threads, cores = here.costs, here.costs.threads, rules.cores
     world, load_piece, exp, blank = env.world, env.load, math.exp, object.__new__
+    graph, every, whole_mb = _way(costs) == "graph", frozenset(range(len(costs.memory_mb))), sum(costs.memory_mb)
     log = Log()
     served, starts, ends, stages, points = log.served, log.start_s, log.end_s, log.stage, log.point
     count, number, behind = len(arrival_s), 0, 0
@@ -120,10 +125,12 @@ def serve(
             snapshot = blank(Snapshot)
             snapshot.__dict__.update(env.reading, rows=1, waited_ms=(start_s - arrived_s) * 1e3, queue_length=waiting)
             decision, state = decide(here, env.budget, snapshot, state)
-            if last is None or decision.point is not last.point or decision.resident is not last.resident:
+            fills = graph and decision.resident is None and resident != every
+            fills = fills and _takes_graph(env.budget, snapshot, whole_mb)
+            if fills or last is None or decision.point is not last.point or decision.resident is not last.resident:
                 if last is None or decision.point is not last.point:
                     outcome = outcomes[decision.point]
-                needed = outcome.point.backbones
+                needed = every if fills else outcome.point.backbones
                 missing = needed - resident
                 # what is there when the first request comes was loaded before
                 loading_ms = 0.0
@@ -155,14 +162,16 @@ def serve(
             spread, work_ms = 1.0, outcome.path_ms[stage] / world.frequency
         deadline_ms = env.budget.deadline_ms
         if deadline_ms is not None:
-            waited_ms = (start_s - arrived_s) * 1e3 + loading_ms
-            path_ms, slowdown = outcome.path_ms, decision.slowdown
-            if waited_ms + max(work_ms * contention, path_ms[stage] * slowdown) > deadline_ms:
-                unit = work_ms / path_ms[stage] * contention if path_ms[stage] else 0.0
-                at = _cut(outcome.on, path_ms, stage, waited_ms, unit, slowdown, deadline_ms)
-                if at != stage:
-                    work_ms *= path_ms[at] / path_ms[stage]
-                    stage = at
+            waited_ms = (start_s - arrived_s) * 1e3 + loading_ms / world.frequency * contention
+            slowdown = decision.slowdown
+            # no check is later than the end, none looks further ahead than the longest
+            if waited_ms + work_ms * contention + slowdown * outcome.longest_ahead_ms[stage] >= deadline_ms:
+                path_ms = outcome.path_ms[stage]
+                unit = work_ms / path_ms * contention if path_ms else 0.0
+                at = _cut(outcome.checks[stage], waited_ms, unit, slowdown, deadline_ms)
+                if at is not None:
+                    work_ms = at.begins_ms * unit / contention
+                    stage = at.answered
                     log.cut.append(len(served))
         expected_ms = outcome.path_ms[stage]
         if loading_ms:
@@ -205,21 +214,25 @@ def serve(
     return log
 
 
-def _cut(
-    on: list[int], path_ms: list[float], stage: int, waited_ms: float, unit: float, slowdown: float, deadline_ms: float
-) -> int:
-    """The stage at which a request ends: `stage`, or the last before the first that would end after the deadline.
+def _cut(checks: Sequence[Check], waited_ms: float, unit: float, slowdown: float, deadline_ms: float) -> Check | None:
+    """Where a request ends before its time, by the rule of `engines.loop` (None: nowhere).
 
-    A stage is begun while there is no answer yet, or where the time so far and `slowdown` times the profiled time to
-    the next answer keep the deadline. `unit`: what a profiled millisecond really takes.
+    No stage is begun after the deadline, nor one from which `slowdown` times the time to the next answer leads beyond
+    it. `unit`: what a profiled millisecond really takes.
     """
-    answered = -1
-    for candidate in on:
-        if candidate > stage:
-            break
-        if answered >= 0:
-            so_far_ms = waited_ms + path_ms[answered] * unit
-            if so_far_ms + slowdown * (path_ms[candidate] - path_ms[answered]) > deadline_ms:
-                return answered
-        answered = candidate
-    return answered
+    for check in checks:
+        now_ms = waited_ms + check.begins_ms * unit
+        if now_ms >= deadline_ms or now_ms + slowdown * check.ahead_ms > deadline_ms:
+            return check
+    return None
+
+
+def _way(costs: Costs) -> str:
+    """Which way the engine goes with one row: "graph", which holds every backbone, or "stages"."""
+    return costs.route[max(bisect_right(costs.batch, 1) - 1, 0)] if costs.route else "stages"
+
+
+def _takes_graph(budget: Budget, snapshot: Snapshot, whole_mb: float) -> bool:
+    """Whether the runtime would load the single graph where it is not there (see `dynamic.serving`)."""
+    free_mb = snapshot.memory_available_mb
+    return budget.deadline_ms is None and (free_mb is None or free_mb >= whole_mb)

@@ -12,7 +12,7 @@ from dynamic.policies.records import Records
 from dynamic.simulate.devices import Device
 from dynamic.simulate.environment import SAMPLED, Environment
 from dynamic.simulate.outcomes import Outcome
-from dynamic.simulate.report import Change, SimulationReport
+from dynamic.simulate.report import SimulatedChange, SimulationReport
 from dynamic.simulate.serving import Log, Requests
 
 Floats = NDArray[np.float64]
@@ -80,7 +80,7 @@ def summarize(
         temperature_max_c=world.hottest_c,
         throttled_share=world.throttled_s / world.time_s if world.time_s else 0.0,
         memory_over_share=env.ticks_over_memory / max(env.ticks, 1),
-        changes=tuple(Change(*change) for change in log.changes),
+        changes=tuple(SimulatedChange(*change) for change in log.changes),
         switches_per_hour=max(len(log.changes) - 1, 0) / hours if hours else 0.0,
         loads=log.loads,
         stage_shares=tuple((np.bincount(stage, minlength=records.stages) / max(count, 1)).tolist()),
