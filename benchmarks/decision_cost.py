@@ -28,7 +28,7 @@ from dynamic.monitor import Battery, Monitor
 from dynamic.offline.images import stratified_halves
 from dynamic.policies.budget_policy import BudgetPolicy
 from dynamic.policies.decision import Feedback
-from dynamic.reading import Reading
+from dynamic.reading import RequestReading
 
 NAMES = ("resnet20", "resnet32", "resnet56")
 DROPS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05)
@@ -68,7 +68,7 @@ class Steps:
     def __init__(self, frontier: dynamic.Frontier, monitor: Any, budget: dynamic.Budget, threads: int) -> None:
         self.took: dict[str, list[float]] = {"snapshot": [], "decide": [], "observe": [], "all": []}
         self._frontier, self._budget, self._threads = frontier, budget, threads
-        self._read, self._guard = Reading(monitor), Guard(BudgetPolicy(), self._failed)
+        self._read, self._guard = RequestReading(monitor), Guard(BudgetPolicy(), self._failed)
         self._guard.begin()
         self.changes, self._point = 0, None
 
@@ -76,7 +76,7 @@ class Steps:
         """One request that has waited so long; `work(point)` gives the stage it ended at."""
         clock = time.perf_counter
         t0 = clock()
-        snapshot = self._read(1, waited_ms, 0)
+        snapshot = self._read(1, waited_ms, 0, None)
         t1 = clock()
         decision = self._guard.decide(self._frontier, self._budget, snapshot)
         t2 = clock()

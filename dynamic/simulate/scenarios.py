@@ -7,6 +7,7 @@ from dynamic.policies.budget import Budget
 from dynamic.policies.decision import Policy
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.frontier import Frontier
+from dynamic.policies.limits import RESERVE_MB
 from dynamic.policies.records import Records
 from dynamic.simulate.devices import Device
 from dynamic.simulate.environment import Budgets
@@ -121,7 +122,7 @@ class _Maker:
             "steady",
             "Poisson arrivals that keep the reference busy 40% of the time, nothing else going on",
             Poisson(self.rate_hz(0.4), self.given_s or 600.0),
-            Budget(latency_ms=4 * self.mean_ms),
+            Budget(latency_ms=4 * self.mean_ms, percentile=0.99),
         )
 
     def contention(self) -> Scenario:
@@ -131,7 +132,7 @@ class _Maker:
             "contention",
             "other processes come in bursts of 20 s on average and slow inference down by 2, 3 or 4",
             Poisson(self.rate_hz(0.2), self.given_s or 600.0),
-            Budget(latency_ms=limit_ms, deadline_ms=1.5 * limit_ms),
+            Budget(latency_ms=limit_ms, percentile=0.99, deadline_ms=1.5 * limit_ms),
             background_load=Bursts(0.0, self.contending(2, 3, 4), on_s=20, off_s=30, seed=self.seed),
         )
 
@@ -181,14 +182,14 @@ class _Maker:
             "memory",
             f"another program leaves {squeeze.values[1]:.0f} MB for the middle third of the time",
             Poisson(self.rate_hz(0.3), duration_s),
-            Budget(latency_ms=4 * self.mean_ms),
+            Budget(latency_ms=4 * self.mean_ms, percentile=0.99),
             memory_mb=squeeze,
         )
 
     def squeeze(self, duration_s: float) -> Steps:
         """Room for more than the smallest backbone and less than all of them."""
         sizes_mb = self.here.costs.memory_mb
-        tight_mb = _PROCESS_MB + (min(sizes_mb) + sum(sizes_mb)) / 2
+        tight_mb = _PROCESS_MB + RESERVE_MB + (min(sizes_mb) + sum(sizes_mb)) / 2
         full_mb = max(self.device.memory_mb, 2 * tight_mb)
         return Steps((0.0, duration_s / 3, 2 * duration_s / 3), (full_mb, tight_mb, full_mb))
 
@@ -208,6 +209,7 @@ class _Maker:
             budget=replace(
                 heat.budget,
                 latency_ms=4 * self.p95_ms,
+                percentile=0.99,
                 deadline_ms=8 * self.p95_ms,
                 battery_floor=max(round(0.3 - used, 4), 0.0),
                 last_s=duration_s,
