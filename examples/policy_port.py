@@ -162,7 +162,7 @@ def pace(device: Json, last_s: float, battery: float, fresh: bool, state: Json) 
         weight = max(1 - math.exp(-passed_s / _RATE_S), passed_s / (now_s - kept["start_s"]))
         kept["rate_hz"] = now_hz if old_hz is None else old_hz + weight * (now_hz - old_hz)
         kept |= {"rate_s": now_s, "count": state["count"]}
-    return kept
+    return dict(kept)
 
 
 def drain(kept: Json) -> tuple[float, float] | None:
@@ -309,7 +309,7 @@ if __name__ == "__main__":
     shelf, asked = Path(sys.argv[1]), {k: json.loads(v) for k, v in (word.split("=") for word in sys.argv[2:])}
     golden, same = json.loads((shelf / "golden.json").read_text()), list[bool]()
     for sequence in golden["sequences"]:
-        device, state, budget = golden["devices"][sequence["device"]], _START | {"resident": set()}, {}
+        device, state, budget = golden["devices"][sequence["device"]], _START | {"resident": set()}, Json()
         for case in sequence["cases"]:
             full(case, dict.fromkeys(("budget", "snapshot", "decision", "feedback")))
             budget = case.get("budget", budget)

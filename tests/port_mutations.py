@@ -10,6 +10,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 from random import Random
+from types import CodeType
 from typing import Any
 
 PORT = Path(__file__).resolve().parent.parent / "examples" / "policy_port.py"
@@ -190,11 +191,11 @@ def mutated(old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def noticed(port: str, devices: dict[str, Any], sequence: dict[str, Any]) -> bool:
+def noticed(port: str | CodeType, devices: dict[str, Any], sequence: dict[str, Any]) -> bool:
     """Whether a sequence has a case that a port answers otherwise than is written."""
     names: dict[str, Any] = {"__name__": "port"}
     exec(port, names)
-    device, state, budget = devices[sequence["device"]], names["_START"] | {"resident": set()}, {}
+    device, state, budget = devices[sequence["device"]], names["_START"] | {"resident": set()}, dict[str, Any]()
     for case in sequence["cases"]:
         budget = case.get("budget", budget)
         try:
