@@ -49,6 +49,8 @@ _START |= {
 }
 _START |= {"loaded_s": 0.0, "effort": 0.0, "count": 0, "time_s": 0.0}
 
+_START["everything"] = True
+
 
 def full(given: Json, defaults: Json) -> Json:
     if unknown := given.keys() - defaults.keys():
@@ -100,11 +102,11 @@ def decide(device: Json, asked: Json, snapshot: Json, state: Json) -> Json:
     point = base
     if seen["waited_ms"] or seen["queue_length"]:  # for this request alone
         left, gave_way, _ = sift(device, budget, seen, state, wait=True)
-        point = base if base in left else best(left)
+        point = base if base in left else best([p for p in left if {*p["backbones"]} <= state["resident"]] or left)
     resident = stay(device, budget, set(point["backbones"]), state)
     there = state["resident"] | set(point["backbones"]) if resident is None else resident
-    if there != state["resident"]:
-        state |= {"resident": there, "loaded_s": state["time_s"]}
+    if there != state["resident"] or (resident is None) != state["everything"]:
+        state |= {"resident": there, "everything": resident is None, "loaded_s": state["time_s"]}
     state |= {"current": base, "point": point}
     answer = {"point": point["name"], "feasible": not gave_way, "gave_way": gave_way}
     return answer | {"resident": None if resident is None else sorted(resident)}
@@ -277,6 +279,9 @@ def stay(device: Json, budget: Json, needed: set[int], state: Json) -> set[int] 
     free_mb, pressed = state["memory_available_mb"], (state["memory_pressure"] or 0.0) > _PRESSED
     if free_mb is not None and (free_mb < _RESERVE_MB or pressed):
         return needed
+    if budget["memory_mb"] is None and free_mb is not None and not state["everything"]:  # no room for all of them yet
+        room = free_mb - _RESERVE_MB + sum(device["memory_mb"][b] for b in state["resident"])
+        return None if sum(device["memory_mb"]) <= _SPARE * room else needed | state["resident"]
     if budget["memory_mb"] is None or state["base_mb"] is None:
         return None if budget["memory_mb"] is None else needed
     room, kept = budget["memory_mb"] - state["base_mb"] - state["excess_mb"], set(needed)

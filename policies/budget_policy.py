@@ -137,12 +137,13 @@ class BudgetPolicy(Policy):
         if seen.waited_ms or seen.queue_length:
             sieve = self._sift(limits, frontier, current, budget, seen, wait=True)
             if not sieve.left >> base & 1:
-                point = rank.first(sieve.left)
+                # to load a network for one request would make all those behind it wait
+                point = rank.first(sieve.left & frontier.held(seen.resident) or sieve.left)
         chosen = frontier.points[point]
         resident = stay(frontier, budget, seen, chosen.backbones) if "memory" in self.limits else None
         there = seen.resident | chosen.backbones if resident is None else resident
-        if there != seen.resident:
-            seen = seen.but(resident=there, loaded_s=seen.time_s)
+        if there != seen.resident or (resident is None) != seen.everything:
+            seen = seen.but(resident=there, everything=resident is None, loaded_s=seen.time_s)
         decision = decided(
             point=chosen,
             feasible=not sieve.gave_way,

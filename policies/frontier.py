@@ -67,6 +67,7 @@ class Frontier:
     points: tuple[FrontierPoint, ...]
     # requests ask for the same few figures again and again; not of __init__, so that no copy with other costs has them
     _latency: dict[tuple[float | None, int, float], Rank] = field(default_factory=dict, init=False, repr=False)
+    _held: dict[frozenset[int], int] = field(default_factory=dict, init=False, repr=False)
     _first: dict[int, Rank] = field(default_factory=dict, init=False, repr=False)
     _path: dict[tuple[FrontierPoint, int, int], float] = field(default_factory=dict, init=False, repr=False)
 
@@ -147,10 +148,13 @@ class Frontier:
         """Points by mean latency at the smallest batch, in ms."""
         return Rank([p.mean_ms[0] for p in self.points])
 
-    @cached_property
-    def place(self) -> dict[FrontierPoint, int]:
-        """Where each point stands in `points`."""
-        return {p: i for i, p in enumerate(self.points)}
+    def held(self, resident: frozenset[int]) -> int:
+        """The points (bits, see `Rank`) that need none but these backbones."""
+        found = self._held.get(resident)
+        if found is None:
+            found = sum(1 << i for i, p in enumerate(self.points) if p.backbones <= resident)
+            _keep(self._held, resident, found)
+        return found
 
     def path_ms(self, point: FrontierPoint, depth: int, rows: int = 1) -> float:
         """Expected time of a request of `rows` inputs whose deepest one left at stage `depth`."""

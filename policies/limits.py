@@ -263,7 +263,11 @@ def stay(frontier: Frontier, budget: Budget, seen: Situation, needed: frozenset[
     ):
         return needed
     if budget.memory_mb is None:
-        return None
+        if seen.everything or seen.memory_available_mb is None:
+            return None
+        # all that is there may stay only once there is room for all there is: the cascade's graph holds every network
+        room = seen.memory_available_mb - RESERVE_MB + resident_mb(frontier, seen.resident)
+        return None if sum(frontier.costs.memory_mb) <= TO_SPARE * room else needed | seen.resident
     if seen.base_mb is None:
         return needed
     memory_mb = frontier.costs.memory_mb

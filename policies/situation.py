@@ -29,7 +29,8 @@ class Situation:
     """Readings as in `Snapshot`; of the request about to run `rows`, `waited_ms`, `queue_length` and `servers`.
 
     `speed` of requests against their profile, `share`: how much longer their `threads` take by what others load;
-    `base_mb`: of this process before any network was loaded, `excess_mb`: beyond that and the networks `resident`.
+    `base_mb`: of this process before any network was loaded, `excess_mb`: beyond that and the networks `resident`;
+    `everything`: any network may be there.
     `effort` and `count` of all requests so far.
     """
 
@@ -55,6 +56,7 @@ class Situation:
     base_mb: float | None = None
     excess_mb: float = 0.0
     resident: frozenset[int] = frozenset()
+    everything: bool = True
     loaded_s: float = 0.0
     drift: bool = False
     effort: float = 0.0

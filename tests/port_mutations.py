@@ -65,7 +65,7 @@ MUTATIONS = [
     ('if seen["waited_ms"] or seen["queue_length"]:', 'if seen["waited_ms"]:'),
     ('if seen["waited_ms"] or seen["queue_length"]:', 'if seen["queue_length"]:'),
     ('state |= {"current": base, "point": point}', 'state |= {"current": point, "point": point}'),
-    ("base if base in left else best(left)", "best(left)"),
+    ("base if base in left else best(", "best("),
     ("if wait else 0.0", "if True else 0.0"),
     ("if wait else 0\n", "if True else 0\n"),
     (' / (seen["servers"] or 1) + 1)', " + 1)"),

@@ -369,3 +369,12 @@ def test_a_first_reading_of_memory_after_networks_were_loaded_is_less_them() -> 
     assert state.seen.resident == frozenset({1})
     _, state = POLICY.decide(FRONTIER, Budget(), Snapshot(1, memory_process_mb=290.0), state)
     assert state.seen.base_mb == 90
+
+
+def test_all_networks_stay_only_once_there_is_room_for_all() -> None:
+    # 250 MB in all and 32 in reserve: short, then some room, then room for everything with a tenth to spare
+    state, found = POLICY.initial(), []
+    for free_mb in (1000.0, 10.0, 40.0, 120.0, 320.0, 40.0):
+        decision, state = POLICY.decide(FRONTIER, Budget(), Snapshot(len(found), memory_available_mb=free_mb), state)
+        found.append(None if decision.resident is None else sorted(decision.resident))
+    assert found == [None, [1], [1], [1], None, None]

@@ -118,8 +118,8 @@ def night(blobs: tuple[dynamic.Bundle, Any], tmp_path_factory: pytest.TempPathFa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CascadeEngine, "run", slowly)
-        monitor = dynamic.Monitor(cpu=lambda: 0.0)  # whatever else this machine does
-        return shop.live(slow, cameras, hour_s=0.7, memory_mb=1e5, monitor=monitor)
+        with dynamic.Monitor(cpu=lambda: 0.0) as monitor:  # whatever else this machine does
+            return shop.live(slow, cameras, hour_s=0.7, memory_mb=1e5, monitor=monitor)
 
 
 def test_no_more_frames_wait_than_may_and_all_that_are_given_up_are_counted(night: Any) -> None:

@@ -224,6 +224,7 @@ def stand_in(device: dict[str, Any]) -> Any:
         drop=Rank([p["promised_drop"] for p in points]),
         accuracy=Rank([-p["accuracy"] for p in points], ties=mean_ms),
         mean=Rank(mean_ms),
+        held=lambda resident: sum(1 << i for i, p in enumerate(points) if set(p["backbones"]) <= resident),
     )
 
 
