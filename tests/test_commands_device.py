@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,11 @@ def test_record_where_nothing_can_be_written(tmp_path: Path) -> None:
 def test_an_interrupt_ends_a_recording_with_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "day.jsonl"
     command = [sys.executable, "-m", "dynamic", "record", str(path), "--seconds", "60", "--hz", "50"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # a shell that runs this in the background has interrupts ignored, and children inherit that
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as process:
         try:
             while process.poll() is None and (not path.exists() or path.read_text().count("\n") < 4):
                 time.sleep(0.01)
