@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from policy_cases import make_costs
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.costs import Costs
 from dynamic.policies.fixed_policy import FixedPolicy
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder, Point
@@ -25,23 +25,7 @@ PLAIN = Device("plain", 1.0, 2, 1000, 1, 100, 1000, dict.fromkeys(
 # ends 30 degrees above ambient while inference never stops, halfway after 10 ln 2 seconds
 WARM = replace(PLAIN, battery_mwh=1000, idle_mw=1000, active_mw=2000, resistance_c_per_w=10.0, capacity_j_per_c=1.0)
 
-COSTS = Costs(
-    machine="fast",
-    engine="none",
-    precision="f32",
-    threads=1,
-    batch=(1,),
-    latency_ms=((20.0,), (40.0,)),
-    latency_p95_ms=((20.0,), (40.0,)),
-    head_ms=((0.0,), (0.0,)),
-    call_ms=(0.0,),
-    cpu_ms=((20.0,), (40.0,)),
-    energy_mj=None,
-    energy_source=None,
-    memory_mb=(50.0, 80.0),
-    idle_mw=None,
-    not_measured=(),
-)
+COSTS = make_costs([[20], [40]], memory_mb=(50.0, 80.0))
 SURE, UNSURE = [9.0, 0.0], [0.1, 0.0]  # both say class 0
 # records 0 and 1 are sure at once (1 wrongly), 2 and 3 are not; the last stage is wrong about 3 alone
 RECORDS = Records(

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from policy_cases import make_costs
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.budget_policy import BudgetPolicy
-from dynamic.policies.costs import Costs
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder, Point
@@ -30,23 +30,7 @@ DEVICE = Device(
     active_mw=1000,
     source=dict.fromkeys(("relative_speed", "cores", "memory_mb", "battery_mwh", "idle_mw", "active_mw"), "assumption"),
 )
-COSTS = Costs(
-    machine="fast",
-    engine="none",
-    precision="f32",
-    threads=1,
-    batch=(1,),
-    latency_ms=((10.0,), (20.0,)),
-    latency_p95_ms=((10.0,), (20.0,)),
-    head_ms=((0.0,), (0.0,)),
-    call_ms=(0.0,),
-    cpu_ms=((10.0,), (20.0,)),
-    energy_mj=None,
-    energy_source=None,
-    memory_mb=(50.0,),
-    idle_mw=None,
-    not_measured=(),
-)
+COSTS = make_costs([[10], [20]])
 SURE, UNSURE = [9.0, 0.0], [0.1, 0.0]  # both say class 0
 # records: 0 and 1 are sure at once (1 wrongly), 2 and 3 are not; the last stage is wrong about 3 alone
 RECORDS = Records(
