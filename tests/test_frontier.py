@@ -153,7 +153,8 @@ def test_points_by_effort_memory_drop_accuracy_and_mean() -> None:
     assert found.drop.figures == (0.0, 0.0, 0.02, 0.2)
     assert found.accuracy.figures == (-0.9, -0.92, -0.88, -0.7)
     assert found.mean.figures == tuple(p.mean_ms[0] for p in found.points)
-    assert [found.place[p] for p in found.points] == [0, 1, 2, 3]
+    sets = (frozenset[int](), {0}, {1}, {0, 1})  # which points need no more than these backbones
+    assert [found.held(frozenset(have)) for have in sets] == [0b0000, 0b1000, 0b0001, 0b1111]
 
 
 def test_of_points_as_accurate_the_fastest_comes_first() -> None:
