@@ -272,3 +272,11 @@ def test_costs_on_a_device() -> None:
     assert costs.energy_source == "model"
     assert "simulated" in costs.machine
     assert replace(DEVICE, cores=1).costs(replace(COSTS, threads=4)).threads == 1
+
+
+def test_overhead_is_added_to_every_request_by_hand() -> None:
+    plain = simulate(FRONTIER, RECORDS, DEVICE, Constant(1.0, 4.0), BudgetPolicy(), Budget(), noise=0.0)
+    slower = replace(DEVICE, overhead_ms=5.0, source={**DEVICE.source, "overhead_ms": "assumption"})
+    served = simulate(FRONTIER, RECORDS, slower, Constant(1.0, 4.0), BudgetPolicy(), Budget(), noise=0.0)
+    assert served.mean_latency_ms == pytest.approx(plain.mean_latency_ms + 5.0)
+    assert served.stage_shares == plain.stage_shares

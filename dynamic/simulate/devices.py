@@ -14,7 +14,8 @@ from dynamic.policies.snapshot import Snapshot
 
 _NEEDED = ("relative_speed", "cores", "memory_mb", "battery_mwh", "idle_mw", "active_mw")
 _POSITIVE = (*_NEEDED, "resistance_c_per_w", "capacity_j_per_c")
-_NOT_NEGATIVE = ("screen_mw", "charging_mw", "hysteresis_c", "load_ms_per_mb", "battery_step", "temperature_step_c")
+_STEPS = ("battery_step", "temperature_step_c")
+_NOT_NEGATIVE = ("screen_mw", "charging_mw", "hysteresis_c", "load_ms_per_mb", "overhead_ms", *_STEPS)
 _MAY_BE_NONE = ("battery_mwh", "resistance_c_per_w", "capacity_j_per_c", "throttle_c")
 
 
@@ -28,7 +29,8 @@ class Device:
     battery on the mains. `frequency_steps`: ratios to the maximum, falling from 1. Heat: `resistance_c_per_w` (degrees
     that a watt ends above `ambient_c`) and `capacity_j_per_c`; from `throttle_c` on the clock goes down a step at a
     time, and up again below that less `hysteresis_c` (None: it never gets too warm). `load_ms_per_mb` to load a
-    backbone. Sensors: charge in steps of `battery_step` (0.01 whole percents, 0 exact), temperature in steps of
+    backbone; `overhead_ms` that a request takes beside its stages as they were profiled: preprocessing, handing over to
+    a worker, caches that grew cold since the last one. Sensors: charge in steps of `battery_step` (0.01 whole percents, 0 exact), temperature in steps of
     `temperature_step_c`; fields of a Snapshot that are `absent` for good. `source`: for every figure that is given a
     public source, or "assumption".
 
@@ -52,6 +54,7 @@ class Device:
     hysteresis_c: float = 5.0
     ambient_c: float = 25.0
     load_ms_per_mb: float = 0.0
+    overhead_ms: float = 0.0
     battery_step: float = 0.0
     temperature_step_c: float = 0.0
     absent: tuple[str, ...] = ()

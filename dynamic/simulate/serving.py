@@ -46,6 +46,7 @@ class Rules:
     stall_chance: float
     load_ms_per_mb: float
     process_mb: float
+    overhead_ms: float
 
 
 @dataclass(eq=False)
@@ -81,6 +82,7 @@ def serve(
     costs, threads, cores = here.costs, here.costs.threads, rules.cores
     world, load_piece, exp, blank = env.world, env.load, math.exp, object.__new__
     graph, every, whole_mb = _way(costs) == "graph", frozenset(range(len(costs.memory_mb))), sum(costs.memory_mb)
+    overhead_ms = rules.overhead_ms
     log = Log()
     served, starts, ends, stages, points = log.served, log.start_s, log.end_s, log.stage, log.point
     count, number, behind = len(arrival_s), 0, 0
@@ -157,9 +159,9 @@ def serve(
         stage = outcome.stage[record_of[number]]
         if normal:
             spread = exp(outcome.sigma[stage] * normal[number])
-            work_ms = outcome.median_ms[stage] * spread / world.frequency
+            work_ms = (outcome.median_ms[stage] * spread + overhead_ms) / world.frequency
         else:
-            spread, work_ms = 1.0, outcome.path_ms[stage] / world.frequency
+            spread, work_ms = 1.0, (outcome.path_ms[stage] + overhead_ms) / world.frequency
         deadline_ms = env.budget.deadline_ms
         if deadline_ms is not None:
             waited_ms = (start_s - arrived_s) * 1e3 + loading_ms / world.frequency * contention

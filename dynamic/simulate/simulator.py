@@ -70,8 +70,8 @@ def simulate(
     and the correctness that were recorded: give records that the thresholds were not chosen on,
     `records.select(records.part == 1)`.
 
-    **Time.** A request takes the time of the path to the stage that it leaves at, as if profiled on the device, divided
-    by the clock's ratio to its maximum, times (b + t) / c where the b cores that `background_load` wants (a share of
+    **Time.** A request takes the time of the path to the stage that it leaves at, as if profiled on the device, and the
+    device's `overhead_ms`, divided by the clock's ratio to its maximum, times (b + t) / c where the b cores that `background_load` wants (a share of
     the c there are; above 1 where more wants to run) and the t threads of inference want more than there are; `noise`
     times as spread as profiled (0: not at all); `stalls` on top. Load and clock are those when it starts. Where the
     budget has a deadline, the rule of engines holds: once there is an answer, no stage is begun after the deadline, nor
@@ -145,6 +145,7 @@ def simulate(
         stall_chance=stalls.chance if stalls else 0.0,
         load_ms_per_mb=device.load_ms_per_mb,
         process_mb=process_mb,
+        overhead_ms=device.overhead_ms,
     )
     log = serve(here, played, requests, policy, env, rules)
     if not world.empty:
