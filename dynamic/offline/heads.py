@@ -1,4 +1,4 @@
-"""The classifier that `wrap` puts on an intermediate feature."""
+"""The classifiers that `wrap` puts on intermediate features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynamic.policies.errors import LayoutError
+
 Classifier = Callable[[int, int], nn.Module]  # (width of the pooled feature, classes) -> module [B, D] -> [B, C]
+# (shape of the feature without the batch, dimension of the channels from 1, classes) -> module [B, ...] -> [B, C]
+Head = Callable[[tuple[int, ...], int, int], nn.Module]
 
 # (cells along each side of an image, hidden units), the best first: 4 x 4 means and a hidden layer were right on 0.87
 # of CIFAR-10, a linear layer on mean and maximum of the whole on 0.71 (frozen ResNet-56, exit at 0.67 of its compute)
@@ -76,6 +80,44 @@ class ExitHead(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """`[B, ...]` -> logits `[B, classes]`."""
         return self.classify(self.pool(feature))
+
+
+class ConvHead(nn.Module):
+    """Strided 3 x 3 convolutions down to `side` positions a side, then the mean and a linear layer: `[B, classes]`.
+
+    Early features of a convolutional network are fine and say little of the class; what later layers do to them, coarser
+    and wider, is what an exit lacks (Huang et al. 2018, "Multi-Scale Dense Networks", section 4). Each convolution
+    halves both sides and doubles the channels, up to `most_channels`; where the feature is as coarse already, one
+    keeps its size. For early exits that are trained with the backbone: a few percent of its multiply-adds each.
+
+    `shape` of the feature without the batch, `channel` its dimension (from 1) that holds the channels.
+    Raises LayoutError on a feature that is no image.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], channel: int, classes: int, side: int = 8, most_channels: int = 64
+    ) -> None:
+        super().__init__()
+        if len(shape) != 3:
+            raise LayoutError(f"ConvHead needs a feature [B, C, H, W] or [B, H, W, C], not {['B', *shape]}: use ExitHead")
+        self.channel = channel
+        channels = shape[channel - 1]
+        height, width = (s for d, s in enumerate(shape, 1) if d != channel)
+        layers: list[nn.Module] = []
+        while not layers or min(height, width) > side:
+            stride = 2 if min(height, width) > side else 1
+            wider = max(channels, min(2 * channels, most_channels)) if stride == 2 else channels
+            layers += [nn.Conv2d(channels, wider, 3, stride, 1, bias=False), nn.BatchNorm2d(wider)]
+            layers.append(nn.ReLU(inplace=True))
+            channels, height, width = wider, -(-height // stride), -(-width // stride)
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """`[B, C, H, W]` or `[B, H, W, C]` -> logits `[B, classes]`."""
+        image = feature if self.channel == 1 else feature.movedim(self.channel, 1)
+        logits: Tensor = self.classifier(self.features(image).mean((2, 3)))
+        return logits
 
 
 def _linear(width: int, classes: int) -> nn.Module:

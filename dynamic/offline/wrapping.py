@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from dynamic.offline.checking import changed_in_place, check_evaluation, check_training
 from dynamic.offline.cutting import Cutter
-from dynamic.offline.heads import Classifier, ExitHead, Room
+from dynamic.offline.heads import Classifier, ExitHead, Head, Room
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.layouts import Layouts
 from dynamic.offline.modes import in_mode, untouched, view
@@ -33,6 +33,7 @@ def wrap(
     *,
     layout: str | Mapping[str, str] | None = None,
     classifier: Classifier | None = None,
+    head: Head | None = None,
 ) -> "ExitNetwork":
     """Cut `backbone` into stages and put an exit head on each; `dynamic.fit` trains them.
 
@@ -43,7 +44,9 @@ def wrap(
 
     `layout`: only where it cannot be told which dimension of a feature holds the channels: "BCHW", "BHWC", "BND" or
     "BCN", for all exits or by exit name. `classifier(width, classes)`: makes what classifies a pooled feature
-    `[B, width]`; None: batch norm and a linear layer (see `ExitHead`).
+    `[B, width]`; None: batch norm and a linear layer (see `ExitHead`). `head(shape, channel, classes)`, instead, makes
+    the whole head from the feature's shape without the batch and its dimension, from 1, of the channels:
+    `dynamic.models.ConvHead` for networks whose exits are trained together with them.
 
     `backbone` is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns
     with DynamicWarning where outputs beside the logits are dropped, and where only torch.export captures it.
@@ -51,6 +54,8 @@ def wrap(
     Raises TraceError where neither tracer captures the network (naming module and line), ExitError on exits that do
     not exist or carry no tensor, LayoutError where a layout has to be given, InputError on inputs that do not fit.
     """
+    if classifier is not None and head is not None:
+        raise ExitError("both classifier and head were given: a head has its own classifier")
     if isinstance(backbone, StagedNetwork):
         raise ExitError(f"this {type(backbone).__name__} has exits already; give the plain network")
     check_asked(exits, backbone)
@@ -70,7 +75,7 @@ def wrap(
         network = ExitNetwork(backbone, captured, tuple(named))
         try:
             with untouched(backbone), in_mode(backbone, training=False):
-                nodes = network._put_exits(captured, example, exits, layout, classifier)
+                nodes = network._put_exits(captured, example, exits, layout, classifier, head)
         except ExitError as error:  # torch.export looks inside modules that torch.fx takes as one
             problems.append(error)
             continue
@@ -164,6 +169,7 @@ class ExitNetwork(StagedNetwork):
         exits: Exits,
         layout: str | Mapping[str, str] | None,
         classifier: Classifier | None,
+        head: Head | None,
     ) -> tuple[fx.Node, ...]:
         """Place exits, make heads and stages, and check that the stages say what the backbone says; gives the nodes."""
         observed = observe(self, captured.graph, example)
@@ -179,8 +185,11 @@ class ExitNetwork(StagedNetwork):
         first = next(self.backbone.parameters(), torch.empty(0))
         room = Room(sum(p.numel() for p in self.backbone.parameters()), sum(observed.macs.values()))
         for place, node in zip(placed.exits, placed.nodes, strict=True):
-            head = ExitHead(place.shape, place.channel, classes.size[1], classifier, room)
-            self.heads.append(head.to(first.device, observed.two[node].dtype))
+            if head is None:
+                made: nn.Module = ExitHead(place.shape, place.channel, classes.size[1], classifier, room)
+            else:
+                made = head(place.shape, place.channel, classes.size[1])
+            self.heads.append(made.to(first.device, observed.two[node].dtype))
         self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
         changed = changed_in_place(self.exit_stages, example)
         self._stage_graphs = _Graphs(cutter.stages(placed.nodes, changed.stages))
