@@ -6,6 +6,7 @@ from dynamic.errors import DynamicWarning as DynamicWarning
 from dynamic.errors import ShedError as ShedError
 from dynamic.fakes import FixedMonitor as FixedMonitor
 from dynamic.fakes import TraceMonitor as TraceMonitor
+from dynamic.models.compress.families import family as family
 from dynamic.monitor import Monitor as Monitor
 from dynamic.offline.building import build as build
 from dynamic.offline.building import recertify as recertify

@@ -142,3 +142,16 @@ def test_your_own_policy_runs_and_its_faults_fail_no_request(quickstart: str, fo
     assert "it is night, past 3:00: the cheapest" in printed
     assert "0 failures of the policy, 0 of 300 requests" in printed
     assert "100 failures of the policy, 0 of 300 requests" in printed
+
+
+def test_make_a_family_says_what_is_worth_it(folder: Path) -> None:
+    printed = run(folder, "make_a_family.py", "--epochs", "2")
+    rows = re.findall(r"^(\S+) +(0\.\d{4}|1\.0000) +([\d.]+) +([\d.]+) +([\d.]+) .*$", printed, re.MULTILINE)
+    assert {"resnet8-w8", "quantize", "CifarResNet"} <= {row[0] for row in rows}
+    assert rows[-1][0] == "CifarResNet"
+    assert rows[-1][3] == "1.00"
+    assert "must not certify: give build others" in printed
+    alone = re.findall(r"^  (\S+) alone: [\d.]+, ([\d.]+) ms, [\d.]+ MB$", printed, re.MULTILINE)
+    assert alone[-1][0] == "CifarResNet"
+    assert (folder / "out" / "family.png").read_bytes().startswith(b"\x89PNG")
+    assert dynamic.load(folder / "out" / "family").costs is not None

@@ -364,7 +364,7 @@ def test_nothing_to_train() -> None:
     with pytest.raises(WrapError, match="requires_grad"):
         dynamic.fit(frozen, digits_loader(count=100), "joint")
     with pytest.raises(WrapError, match=r"call dynamic\.wrap"):
-        dynamic.fit(nn.Linear(2, 2), digits_loader(count=100))  # type: ignore[arg-type]
+        dynamic.fit(nn.Linear(2, 2), digits_loader(count=100))
 
 
 def test_a_backbone_that_cannot_be_trained() -> None:

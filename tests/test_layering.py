@@ -34,9 +34,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"policies", "engines", "run", "offline"},
     ),
     "models": (
-        {"numpy", "torch", "torchvision", "safetensors"},
+        {"numpy", "torch", "torchvision", "safetensors", "bitarray", "torch_pruning"},
         {"policies", "engines", "run", "offline", "models"},
     ),
+    "models/charting.py": ({"matplotlib"}, {"policies", "run", "models"}),
 }
 FOLDERS = {
     "policies": ROOT / "policies",

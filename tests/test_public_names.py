@@ -33,6 +33,7 @@ NAMES = [
     "calibrate",
     "certify",
     "export",
+    "family",
     "fit",
     "load",
     "recertify",

@@ -24,7 +24,7 @@ def save_weights(network: nn.Module, path: str | Path) -> None:
 
     Tensors that share memory are written once, under their first name.
     """
-    write_tensors(path, _untied(network.state_dict()), {"kind": "weights"})
+    write_tensors(path, untied(network.state_dict()), {"kind": "weights"})
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
@@ -34,6 +34,11 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     belongs to another network: names or shapes differ.
     """
     tensors, _ = read_tensors(path)
+    put_weights(network, tensors, path)
+
+
+def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copy tensors that were read from `path` into the network of the same names; raises as `load_weights` does."""
     own = network.state_dict()
     tied = {id_: name for name, id_ in reversed([(n, _memory(t)) for n, t in own.items()])}
     missing = [
@@ -118,7 +123,7 @@ class Checkpoint:
         """Replace the file by the state of now; `progress` is JSON."""
         if self.path is None:
             return
-        tensors = {f"network.{name}": tensor for name, tensor in _untied(state).items()}
+        tensors = {f"network.{name}": tensor for name, tensor in untied(state).items()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{index}.{name}": value for name, value in values.items() if value is not None})
         facts = {"kind": "checkpoint", "settings": self.settings, "progress": dict(progress)}
@@ -139,7 +144,7 @@ class Checkpoint:
         if changed:
             told = ", ".join(f"{k}={_short(theirs.get(k))} (now {_short(self.settings.get(k))})" for k in changed)
             raise BundleError(f"{self.path} was made with {told}; call fit as that run did, or give another path")
-        kept = _untied(state)
+        kept = untied(state)
         with torch.no_grad():
             for name, tensor in kept.items():
                 tensor.copy_(tensors[f"network.{name}"])
@@ -179,7 +184,8 @@ def _memory(tensor: Tensor) -> tuple[int, ...]:
     return (tensor.data_ptr(), tensor.numel()) if tensor.numel() else (-id(tensor), 0)
 
 
-def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory under their first name only."""
     first = {_memory(tensor): name for name, tensor in reversed(list(state.items()))}
     return {name: tensor for name, tensor in state.items() if first[_memory(tensor)] == name}
 

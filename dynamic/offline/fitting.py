@@ -1,14 +1,14 @@
 """Training a network of several exits: its heads alone, or everything."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynamic.offline.acceleration import Acceleration
 from dynamic.offline.headtraining import HeadFit, fit_heads
@@ -16,8 +16,8 @@ from dynamic.offline.jointtraining import fit_all
 from dynamic.offline.losses import ExitLoss
 from dynamic.offline.modes import evaluating
 from dynamic.offline.settings import Settings
-from dynamic.offline.stages import StagedNetwork
-from dynamic.policies.errors import BudgetError, WrapError
+from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
+from dynamic.policies.errors import BudgetError, InputError, WrapError
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,12 @@ class FitReport:
 
 
 def fit(
-    network: StagedNetwork,
+    network: nn.Module,
     train_loader: Iterable[Any],
     mode: str = "heads",
     *,
+    teacher: nn.Module | None = None,
+    penalty: Callable[[], Tensor] | None = None,
     epochs: int | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
@@ -79,7 +81,7 @@ def fit(
 ) -> FitReport:
     """Train the exits of `network`, in place, on a loader of `(inputs, labels [B])`.
 
-    `mode`:
+    A plain network is one exit, its own: "joint" trains it on labels, "distill" on a teacher. `mode`:
 
     - "heads": the backbone is frozen and in evaluation mode: none of its weights and statistics moves. The
       loader is read once; what the heads see is kept (in memory, or beyond `memory_limit_mb` in files in
@@ -90,7 +92,11 @@ def fit(
       al. 2019, "Shallow-Deep Networks"), gradients balanced between the exits where `rescale_gradients` (Li et al.
       2019, "Improved Techniques for Training Adaptive Deep Networks").
     - "distill": as "joint", and a share `distill_share` of the early exits' losses comes from the last exit's
-      answer softened by `temperature` (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network").
+      answer softened by `temperature` (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"); with
+      `teacher`, another network for the same task (an `Ensemble` of several), all exits learn from that one instead.
+
+    `penalty`, a function, is called after each forward of "joint" and "distill"; what it gives is added to the loss. A
+    checkpoint does not know it, and goes on with another one.
 
     Defaults: 20 epochs; "heads" AdamW with lr 0.003 and weight decay 0.1, the others SGD with momentum 0.9, lr 0.05
     and weight decay 0.0001 (none on biases and norms). `optimizer` is "adamw" or "sgd"; the rate falls as a cosine.
@@ -113,8 +119,21 @@ def fit(
     settings = Settings.of(
         mode, epochs, lr, weight_decay, optimizer, batch_size, memory_limit_mb, label_smoothing, seed
     )
+    if penalty is not None and mode == "heads":
+        raise BudgetError("a penalty means nothing with mode='heads'; use mode='joint', or leave it")
+    if teacher is not None and mode != "distill":
+        raise BudgetError(f"a teacher means nothing with mode={mode!r}; use mode='distill', or leave it")
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise InputError(
+            f"teacher is a {type(teacher).__name__}; give a network, of several an Ensemble "
+            f"(dynamic.models.compress.distillation)"
+        )
     if not isinstance(network, StagedNetwork):
-        raise WrapError(f"fit got a {type(network).__name__} without exits; call dynamic.wrap on it first")
+        if mode == "heads":
+            raise WrapError(f"fit got a {type(network).__name__} without exits; call dynamic.wrap on it first")
+        if mode == "distill" and teacher is None:
+            raise WrapError(f"this {type(network).__name__} has no exits to teach: give teacher=, or use mode='joint'")
+        network = _Plain(network)
     if mode != "heads" and not getattr(network, "trainable_backbone", True):
         raise WrapError(
             f"the backbone of this {type(network).__name__} was captured for evaluation only, so mode={mode!r} "
@@ -133,9 +152,19 @@ def fit(
             weights = _exit_weights(exit_weights, len(names))
             share = distill_share if mode == "distill" else 0.0
             loss = ExitLoss(weights, True if ramp is None else ramp, share, temperature, label_smoothing)
-            history = fit_all(
-                network, train_loader, settings, loss, rescale_gradients, acceleration, checkpoint, progress
-            )
+            with _teaching(teacher, acceleration):
+                history = fit_all(
+                    network,
+                    train_loader,
+                    settings,
+                    loss,
+                    rescale_gradients,
+                    acceleration,
+                    checkpoint,
+                    progress,
+                    teacher,
+                    penalty,
+                )
             done = HeadFit(names, history, 0.0, False)
     return FitReport(
         mode=mode,
@@ -163,17 +192,43 @@ def _exit_weights(given: Sequence[float] | None, exits: int) -> tuple[float, ...
     return tuple(float(w) for w in given)
 
 
+class _Plain(StagedNetwork):
+    """A network as its own only exit."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    @property
+    def exit_stages(self) -> tuple[Stage, ...]:
+        return (Stage("last", self.backbone, nn.Identity()),)
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        return [primary_logits(self.backbone(*args, **kwargs))]
+
+
+@contextmanager
+def _teaching(teacher: nn.Module | None, acceleration: Acceleration) -> Iterator[None]:
+    """A teacher on the device and in evaluation mode; as it was afterwards."""
+    if teacher is None:
+        yield
+        return
+    with evaluating(teacher), _placed(teacher, acceleration):
+        yield
+
+
 @contextmanager
 def _placed(network: nn.Module, acceleration: Acceleration) -> Iterator[None]:
     """The network on the device and in the memory order of training; back where it was afterwards."""
     first = next(network.parameters(), None)
     before = acceleration.device if first is None else first.device
     network.to(acceleration.device)
-    if acceleration.channels_last:
+    turned = acceleration.channels_last and all(p.is_contiguous() for p in network.parameters() if p.ndim == 4)
+    if turned:
         network.to(memory_format=torch.channels_last)
     try:
         yield
     finally:
-        if acceleration.channels_last:
+        if turned:
             network.to(memory_format=torch.contiguous_format)
         network.to(before)

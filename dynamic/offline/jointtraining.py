@@ -1,21 +1,21 @@
 """Training backbone and heads together."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynamic.offline.acceleration import Acceleration
-from dynamic.offline.checkpoints import Checkpoint, signature
+from dynamic.offline.checkpoints import Checkpoint, digest, signature
 from dynamic.offline.determinism import seeded
 from dynamic.offline.features import check_logits, checked_batches
 from dynamic.offline.inputs import named_tensors
 from dynamic.offline.losses import ExitLoss, GradientBalance
 from dynamic.offline.modes import evaluating
 from dynamic.offline.settings import Settings
-from dynamic.offline.stages import StagedNetwork
+from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.offline.training import History, Task, train
 from dynamic.policies.errors import BudgetError, InputError, WrapError
 
@@ -29,7 +29,11 @@ def fit_all(
     acceleration: Acceleration,
     checkpoint: str | Path | None,
     progress: bool | None,
+    teacher: nn.Module | None = None,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> History:
+    """Train everything in `network` that is not frozen. `teacher`: another network, on the device already; `penalty`:
+    called after each forward, added to the loss."""
     if settings.batch_size is not None:
         raise BudgetError(f"batch_size={settings.batch_size} is for mode='heads'; the loader sets it here")
     if isinstance(loader, Iterator):
@@ -38,10 +42,17 @@ def fit_all(
         raise WrapError("every parameter is frozen (requires_grad=False); set requires_grad_(True) on some")
     stages = network.exit_stages
     classes = 0
+    order: list[int] = []  # of the network's inputs, as the teacher takes them
+    if teacher is not None:
+        check_apart(teacher, network)
 
     def batches() -> Iterator[tuple[list[Tensor], Tensor]]:
         for inputs, labels in checked_batches(loader, classes or None):
-            tensors = [acceleration.place(t) for t in named_tensors(network, inputs).values()]
+            named = named_tensors(network, inputs)
+            tensors = [acceleration.place(t) for t in named.values()]
+            if teacher is not None:
+                theirs = named_tensors(teacher, inputs) if isinstance(inputs, Mapping) else named
+                order[:] = [list(named).index(name) for name in theirs]
             yield tensors, torch.from_numpy(labels).to(acceleration.device)
 
     def forward(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -49,12 +60,20 @@ def fit_all(
             logits: Sequence[Tensor] = network(*tensors)
         return logits
 
+    def taught(tensors: Sequence[Tensor]) -> Tensor:
+        assert teacher is not None
+        with torch.no_grad(), acceleration.autocast():
+            answer = teacher(*(tensors[i] for i in order))
+        return primary_logits(answer[-1] if isinstance(teacher, StagedNetwork) else answer)
+
     with evaluating(network), seeded(settings.seed, -1, loader):
         tensors, labels = next(batches(), (None, None))
         if tensors is None or labels is None:
             raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
         with torch.no_grad():
             classes = check_logits(forward([t[:2] for t in tensors]), len(stages), labels.cpu().numpy())
+            if teacher is not None:
+                check_teacher(taught([t[:2] for t in tensors]), len(labels[:2]), classes)
     kept = Checkpoint(
         checkpoint,
         {
@@ -64,6 +83,7 @@ def fit_all(
             "network": signature(network.state_dict()),
             "bf16": acceleration.bf16,
             "channels_last": acceleration.channels_last,
+            **({} if teacher is None else {"teacher": digest(teacher.state_dict())}),
         },
     )
     network.train()
@@ -75,12 +95,36 @@ def fit_all(
         _length(loader),
         GradientBalance(stages) if rescale else None,
         loader,
+        None if teacher is None else taught,
+        penalty,
     )
     optimizer = settings.make_optimizer(network.parameters())
     try:
         return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
     finally:
         optimizer.zero_grad(set_to_none=True)
+
+
+def check_apart(teacher: nn.Module, network: nn.Module) -> None:
+    """Raises InputError where a teacher would change while it teaches: it shares what trains with the network."""
+    trained = {id(p) for p in network.parameters() if p.requires_grad}
+    modules = {id(m) for m in network.modules()}
+    shared = [name for name, p in teacher.named_parameters() if id(p) in trained]
+    shared += [name or type(m).__name__ for name, m in teacher.named_modules() if id(m) in modules]
+    if shared:
+        raise InputError(
+            f"the teacher shares {shared[0]} with the network it teaches; give a copy of it (copy.deepcopy), or leave "
+            f"teacher out to let the last exit teach the others"
+        )
+
+
+def check_teacher(logits: Tensor, rows: int, classes: int) -> None:
+    """Raises InputError where a teacher does not tell the same classes apart."""
+    if logits.shape != (rows, classes):
+        raise InputError(
+            f"the teacher gives {list(logits.shape)} for {rows} inputs; expected [{rows}, {classes}], what the network "
+            f"gives"
+        )
 
 
 def _length(loader: Iterable[Any]) -> int | None:

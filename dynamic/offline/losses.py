@@ -21,7 +21,8 @@ class ExitLoss:
     `weights [S]` of the exits, reached linearly from 0.01 in the first half of the run where `ramp` (Kaya et al. 2019,
     "Shallow-Deep Networks", section 4: the last exit's weight does not move). `distill` is the share of the
     earlier exits' losses that comes from the last exit's answer softened by `temperature`, the rest from the
-    labels (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2); 0 is labels alone.
+    labels (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2); 0 is labels alone. With the
+    answer of a teacher, all exits learn from that one, the last too.
     Raises BudgetError on a value out of range.
     """
 
@@ -48,12 +49,13 @@ class ExitLoss:
         ramped = (min(w, RAMP_START + fraction / RAMP_END * w) for w in self.weights[:-1])
         return (*ramped, self.weights[-1])
 
-    def __call__(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Each exit's own loss, unweighted `[S]`, of `logits` `S x [B, C]` and `labels [B]`."""
+    def __call__(self, logits: Sequence[Tensor], labels: Tensor, taught: Tensor | None = None) -> Tensor:
+        """Each exit's own loss, unweighted `[S]`, of `logits` `S x [B, C]`, `labels [B]` and the teacher's logits."""
         found = [F.cross_entropy(x.float(), labels, label_smoothing=self.label_smoothing) for x in logits]
         if self.distill:
-            target = F.log_softmax(logits[-1].detach().float() / self.temperature, dim=1)
-            for i, own in enumerate(logits[:-1]):
+            teacher = logits[-1].detach() if taught is None else taught
+            target = F.log_softmax(teacher.float() / self.temperature, dim=1)
+            for i, own in enumerate(logits[:-1] if taught is None else logits):
                 softened = F.log_softmax(own.float() / self.temperature, dim=1)
                 # times T^2, or the gradients shrink with T (Hinton et al. 2015, section 2.1)
                 learned = self.temperature**2 * F.kl_div(softened, target, reduction="batchmean", log_target=True)

@@ -4,16 +4,26 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dynamic.offline.checkpoints import Checkpoint
 from dynamic.offline.determinism import seeded
-from dynamic.offline.losses import ExitLoss, GradientBalance
+from dynamic.offline.losses import GradientBalance
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.progress import track
+
+
+class Loss(Protocol):
+    """What training brings down: a loss for each exit, weighted by how much of the run is done."""
+
+    def weights_at(self, fraction: float) -> tuple[float, ...]:
+        """The weights `[S]` when `fraction` (0 to 1) of the run is done."""
+
+    def __call__(self, logits: Sequence[Tensor], labels: Tensor, taught: Tensor | None = None) -> Tensor:
+        """Each exit's own loss, unweighted `[S]`; `taught [B, C]` are the logits of a teacher, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +31,20 @@ class Task:
     """What is trained. `batches()` gives an epoch of (inputs of `forward`, labels [B]), on the device.
 
     `forward` gives the logits `[B, C]` of each trained exit. `state` is all that training changes, by name.
-    `steps` an epoch, None where not known. `loader` is what draws random numbers besides torch's own.
+    `steps` an epoch, None where not known. `loader` is what draws random numbers besides torch's own. `teacher` gives
+    the logits `[B, C]` that another network has for the same inputs; `penalty` is called after `forward` and is added
+    to the loss.
     """
 
     batches: Callable[[], Iterator[tuple[Sequence[Tensor], Tensor]]]
     forward: Callable[[Sequence[Tensor]], Sequence[Tensor]]
-    loss: ExitLoss
+    loss: Loss
     state: Mapping[str, Tensor]
     steps: int | None = None
     balance: GradientBalance | None = None
     loader: Any = None
+    teacher: Callable[[Sequence[Tensor]], Tensor] | None = None
+    penalty: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,13 +121,18 @@ def _step(
     checkpoint: Checkpoint,
 ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
     weights = task.loss.weights_at(done)
+    taught = None if task.teacher is None else task.teacher(inputs)
     logits = task.forward(inputs)
-    losses = task.loss(logits, labels)
+    losses = task.loss(logits, labels, taught)
     total = (losses * losses.new_tensor(weights)).sum()
+    if task.penalty is not None:
+        total = total + task.penalty()
     if not math.isfinite(total.item()):
         kept = "" if checkpoint.path is None else f"; {checkpoint.path} holds the epoch before"
         if not all(bool(x.isfinite().all()) for x in inputs if x.is_floating_point()):
             raise InputError(f"{where}: the inputs hold NaN or infinity; clean the data{kept}")
+        if taught is not None and not bool(taught.isfinite().all()):
+            raise InputError(f"{where}: the teacher's logits hold NaN or infinity; give another teacher{kept}")
         raise BudgetError(f"{where}: the loss is {total.item()}; give a smaller lr, or autocast=False{kept}")
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,30 @@
+"""Smaller networks from a trained one. Each function leaves its network as it is and gives a `Compressed`."""
+
+from dynamic.models.compress.blocks import prune_blocks as prune_blocks
+from dynamic.models.compress.channels import prune_channels as prune_channels
+from dynamic.models.compress.clustering import cluster as cluster
+from dynamic.models.compress.deepcompression import deep_compress as deep_compress
+from dynamic.models.compress.distillation import Ensemble as Ensemble
+from dynamic.models.compress.distillation import distill as distill
+from dynamic.models.compress.families import Family as Family
+from dynamic.models.compress.families import family as family
+from dynamic.models.compress.iterating import Target as Target
+from dynamic.models.compress.iterating import prune_until as prune_until
+from dynamic.models.compress.lottery import lottery_ticket as lottery_ticket
+from dynamic.models.compress.lowrank import low_rank as low_rank
+from dynamic.models.compress.packing import load_packed as load_packed
+from dynamic.models.compress.packing import save_packed as save_packed
+from dynamic.models.compress.pruning import baked as baked
+from dynamic.models.compress.pruning import masks as masks
+from dynamic.models.compress.pruning import prune_weights as prune_weights
+from dynamic.models.compress.quantization import quantize as quantize
+from dynamic.models.compress.recipes import Recipe as Recipe
+from dynamic.models.compress.report import Compressed as Compressed
+from dynamic.models.compress.report import Measured as Measured
+from dynamic.models.compress.report import Report as Report
+from dynamic.models.compress.report import measure as measure
+from dynamic.models.compress.separable import separate as separate
+from dynamic.models.compress.slimmable import slimmable as slimmable
+from dynamic.models.compress.weightonly import load_codes as load_codes
+from dynamic.models.compress.weightonly import quantize_weights as quantize_weights
+from dynamic.models.compress.weightonly import save_codes as save_codes

@@ -1,0 +1,148 @@
+"""Static int8: weights per output channel, activations per tensor, on ranges from calibration data.
+
+Written here on torch.fx, since no library's result goes through what this package does with networks. What engines need
+is little: batch norms folded, a rounding at the input and result of each convolution and sum with rectifiers left to
+it, weights and biases as integers (`int8`). Grids are symmetric, or start at 0 where nothing is negative, and moves
+(pooling by maximum, slices, padding) keep their input's grid: then ONNX Runtime 1.32 fuses all of ResNet-18 into
+QLinearConv, QLinearAdd and NhwcMaxPool, and OpenVINO 2026.4 runs its int8 kernels on the same graph.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynamic.models.compress.int8graph import Rewriter, Watcher, float_stages
+from dynamic.models.compress.int8plan import Plan
+from dynamic.models.compress.ranges import Seen, check_calibration, grids
+from dynamic.models.compress.report import Compressed, copied, report
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
+from dynamic.offline.modes import evaluating, view
+from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.policies.errors import InputError
+
+
+def quantize(
+    network: nn.Module,
+    example_inputs: Batch,
+    data: Iterable[Any],
+    *,
+    skip: Collection[str] = (),
+    calibration: str = "percentile",
+    reduce_range: bool = False,
+    latency: bool = True,
+    accuracy_data: Iterable[Any] | None = None,
+) -> Compressed:
+    """An int8 copy of `network` for inference: convolutions, linear layers and the sums between them.
+
+    `data`: a loader of inputs, or `(inputs, labels)`, read twice: a few hundred inputs of the kind the network will
+    see; training images will do. Accuracy is measured on `accuracy_data`, pairs. `calibration`: "percentile", "minmax"
+    or "mse", see `ranges.grids`. `skip`: names of modules that stay float, with all inside. `reduce_range`: weights in
+    7 bits, for x86 processors without VNNI, whose int8 products saturate.
+
+    Torch computes the rounding that an engine does; engines differ from it, and from each other, where they fuse
+    operations and round less often: calibrate a cascade on the engine that ships. What it holds cannot be trained.
+
+    A network of several exits from `dynamic.wrap` gives one of the same exits with its heads float, and they can be
+    trained (`dynamic.fit(..., mode="heads")`). The other way round works too: quantize, then wrap.
+
+    Raises CalibrationError on an empty loader and on values that are not finite, InputError on weights that are not
+    float32, on a network without a layer to quantize and on names in `skip` that do not exist, BudgetError on an
+    unknown `calibration`, TraceError where torch.fx cannot follow the network.
+    """
+    check_calibration(calibration)
+    _check(network, skip)
+    with evaluating(network):
+        own = copied(network)
+    stages = float_stages(own, example_inputs)
+    plan = Plan(skip)
+    for stage in stages:
+        plan.read(stage)
+    if not plan.layers:
+        raise InputError(
+            f"this {type(network).__name__} has no layer to quantize, that is, a Conv or Linear of torch.nn that is "
+            f"not in skip; left alone: {plan.left_alone or 'nothing'}"
+        )
+
+    def show(seen: Seen) -> int:
+        count = 0
+        for inputs, _ in labelled_batches(data):
+            carry: Any = tuple(named_tensors(network, inputs).values())
+            count += len(carry[0])
+            for stage in stages:
+                carry = Watcher(stage, plan.watched, seen).run(*carry)
+        return count
+
+    with torch.no_grad():
+        found = grids(show, calibration, lambda node: plan.names[node])
+    rewriter = Rewriter(plan, found, 7 if reduce_range else 8)
+    bodies = [rewriter.write(stage) for stage in stages]
+    result: nn.Module = bodies[0]
+    if isinstance(own, StagedNetwork):
+        exits = own.exit_stages
+        result = QuantizedExits(bodies, [stage.head for stage in exits], [stage.name for stage in exits])
+    result.eval()
+    facts = {
+        "calibration": calibration,
+        "layers": len(plan.layers),
+        "sums": len(plan.sums),
+        "ranges": {plan.names[node]: list(grid.values) for node, grid in found.items()},
+    }
+    told = report(
+        "int8",
+        network,
+        result,
+        example_inputs,
+        accuracy_data,
+        latency=latency,
+        left_alone=plan.left_alone,
+        facts=facts,
+    )
+    return Compressed(result, told)
+
+
+class QuantizedExits(StagedNetwork):
+    """Quantized stages of a network of several exits, and its float heads."""
+
+    trainable_backbone = False  # dynamic.fit asks
+
+    def __init__(self, bodies: Sequence[nn.Module], heads: Sequence[nn.Module], names: Sequence[str]) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList(bodies)
+        self.heads = nn.ModuleList(heads)
+        self._names = tuple(names)
+
+    @property
+    def exit_stages(self) -> tuple[Stage, ...]:
+        """The stages in evaluation mode, sharing the weights."""
+        parts = zip(self._names, self.bodies, self.heads, strict=True)
+        return tuple(Stage(name, view(body), view(head)).eval() for name, body, head in parts)
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> list[Tensor]:
+        """Logits `[B, C]` of every exit, the backbone's own last."""
+        first: Any = self.bodies[0]
+        names = [node.target for node in first.graph.find_nodes(op="placeholder")]
+        carry = (*args, *(kwargs[name] for name in names[len(args) :]))
+        found = []
+        for body, head in zip(self.bodies, self.heads, strict=True):
+            carry = body(*carry)
+            found.append(head(carry[0]))
+        return found
+
+
+def _check(network: nn.Module, skip: Collection[str]) -> None:
+    known = [name for name, _ in network.named_modules() if name]
+    if isinstance(skip, str):
+        raise InputError(f"skip={skip!r} is one string; give a list of names")
+    for name in skip:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
+            raise InputError(f"skip names {name!r}, and {type(network).__name__} has no such module; near it: {near}")
+    for name, parameter in network.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise InputError(
+                f"{name} is {parameter.dtype}; quantization starts from float32: call network.float(), or give the "
+                "network that this one was made from"
+            )

@@ -1,0 +1,47 @@
+"""The numbers besides the weights made cheaper to store: norms without statistics, and everything in half precision."""
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dynamic.models.compress.report import copied
+from dynamic.policies.errors import InputError
+
+
+def simple_norms(network: nn.Module) -> nn.Module:
+    """A copy whose batch norms have mean 0 and variance 1, their scale and shift doing all of the work.
+
+    The same function in evaluation mode, up to rounding; `packing` stores the statistics in a few bytes then. Train
+    before, not after: batch statistics would be scaled twice. Norms without scale or statistics stay as they are.
+    """
+    made = copied(network)
+    for norm in made.modules():
+        if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
+            continue
+        if norm.weight is None or norm.bias is None:
+            continue
+        with torch.no_grad():
+            # y = scale (x - mean) / sqrt(variance + eps) + shift: Ioffe and Szegedy 2015, algorithm 2
+            factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            norm.bias.copy_(norm.bias.double() - factor * norm.running_mean.double())
+            norm.weight.copy_(factor * (1 + norm.eps) ** 0.5)
+            norm.running_mean.zero_()
+            norm.running_var.fill_(1.0)
+    return made
+
+
+def rounded(network: nn.Module) -> nn.Module:
+    """A copy with all of its float32 numbers rounded to those that float16 has; they stay float32 tensors.
+
+    Raises InputError where one is too large for it.
+    """
+    made = copied(network)
+    with torch.no_grad():
+        for name, tensor in made.state_dict().items():
+            if tensor.dtype != torch.float32:
+                continue
+            half = tensor.half()
+            if not torch.equal(half.isfinite(), tensor.isfinite()):
+                raise InputError(f"{name} holds {tensor.abs().max():.3g}, float16 ends at 65504; keep it in float32")
+            tensor.copy_(half)
+    return made

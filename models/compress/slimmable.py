@@ -1,0 +1,331 @@
+"""One set of weights at several widths: Yu et al. 2019, "Slimmable Neural Networks".
+
+Each width uses the leading channels of every layer and has batch norms of its own (section 3.3: their statistics
+differ). Here each width is a module tree of its own that holds the shared parameters: nothing has to be switched.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dynamic.models.compress.report import copied
+from dynamic.models.compress.swapping import run, swap
+from dynamic.models.resnet import BasicBlock
+from dynamic.offline.inputs import Batch
+from dynamic.offline.modes import view
+from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
+from dynamic.policies.errors import BudgetError, InputError, WrapError
+
+Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)
+
+WIDTHS = (0.25, 0.5, 0.75, 1.0)
+_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_REMEDY = "give a function from width to network instead, or leave it as it is"
+
+
+def slimmable(
+    network: nn.Module | Callable[[float], nn.Module],
+    example_inputs: Batch,
+    widths: Sequence[float] = WIDTHS,
+    *,
+    multiple: int = 1,
+) -> "Slimmable":
+    """A copy of `network` that answers at each of the `widths`, rising shares of its channels, the last 1.
+
+    Channels are rounded to a `multiple` (engines like 8 or 16), the classes stay. Convolutions of groups keep their
+    channels a group and lose groups. Made for convolutional networks of Conv2d, Linear and batch norms, residual or
+    not, whose code takes channel counts from its inputs, and for `CifarResNet`; for others give a function that makes
+    the network of a width: `lambda width: CifarResNet(20, width=round(16 * width))`. Its networks may have other
+    norms too, and start from the weights of the widest.
+
+    Narrow widths know nothing before training. The losses of all are summed in
+
+        dynamic.fit(net, loader, mode="joint", **net.summed)
+
+    and with mode="distill" the narrow ones learn from the full one (Yu and Huang 2019, "Universally Slimmable Networks
+    and Improved Training Techniques", section 3.3). A plain network of one width, for other engines:
+    `net.extract(0.5)`.
+
+    Raises BudgetError on widths out of range, InputError on inputs that do not fit, WrapError on layers that cannot be
+    treated, naming them, and on networks that cannot be made so narrow.
+    """
+    shares = _checked(widths, multiple)
+    if isinstance(network, StagedNetwork):
+        raise WrapError(f"this {type(network).__name__} has exits; give the plain network, and put exits on an extract")
+    if isinstance(network, nn.Module):
+        full = copied(network)
+        check_layers(full, (_BatchNorm,))
+        classes = _classes(full, example_inputs)
+        trees = [thinned(full, example_inputs, share, multiple) for share in shares[:-1]]
+    else:
+        full, trees = network(shares[-1]), [network(share) for share in shares[:-1]]
+        for tree in (*trees, full):
+            check_layers(tree, _NORMS)
+        classes = _classes(full, example_inputs)
+    for share, tree in zip(shares, trees, strict=False):
+        found = _classes(tree, example_inputs)
+        if found != classes:
+            raise WrapError(f"at width {share:g} the network gives {found} classes, at full width {classes}; {_REMEDY}")
+        share_weights(full, tree)
+    return Slimmable(shares, [*trees, full])
+
+
+class Slimmable(StagedNetwork):
+    """A network at several widths. `forward` gives the logits `[B, C]` of each, narrow first, the last the full one's.
+
+    As a cascade of one backbone each width starts from the input again. `backbone`: the full one, whose arguments
+    `forward` takes.
+    """
+
+    def __init__(self, widths: Sequence[float], networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """Logits `[B, C]` of each width."""
+        return [primary_logits(network(*args, **kwargs)) for network in self.networks]
+
+    def at(self, width: float) -> nn.Module:
+        """The network of one width itself, sharing the weights. Raises BudgetError on a width that is not there."""
+        if width not in self.widths:
+            raise BudgetError(f"width {width} is not one of {self.widths}")
+        return self.networks[self.widths.index(width)]
+
+    def extract(self, width: float) -> nn.Module:
+        """A plain network of one width that shares nothing."""
+        made = copy.deepcopy(self.at(width))
+        swap(made, {m: m.plain() for m in made.modules() if isinstance(m, (SlimConv2d, SlimLinear))})
+        return made
+
+    @property
+    def summed(self) -> dict[str, Any]:
+        """Options of `dynamic.fit` with which the loss is the plain sum over widths (algorithm 1)."""
+        return {"exit_weights": (1.0,) * len(self.widths), "ramp": False, "rescale_gradients": False}
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The full network."""
+        return self.networks[-1]
+
+    @property
+    def exit_stages(self) -> tuple[Stage, ...]:
+        """One stage a width, in evaluation mode; the carry is its logits and the inputs."""
+        last = len(self.widths) - 1
+        bodies = [_Width(view(network), i == 0, i == last) for i, network in enumerate(self.networks)]
+        names = [f"width {width:g}" for width in self.widths]
+        return tuple(Stage(name, body, nn.Identity()).eval() for name, body in zip(names, bodies, strict=True))
+
+
+class _Width(nn.Module):
+    def __init__(self, network: nn.Module, first: bool, last: bool) -> None:
+        super().__init__()
+        self.network, self.first, self.last = network, first, last
+
+    def forward(self, *carry: Tensor) -> tuple[Tensor, ...]:
+        inputs = carry if self.first else carry[1:]
+        logits = primary_logits(self.network(*inputs))
+        return (logits,) if self.last else (logits, *inputs)
+
+
+class SlimConv2d(nn.Conv2d):
+    """The leading channels of `full`, as many as `thin` has; both stay as they are."""
+
+    def __init__(self, thin: nn.Conv2d, full: nn.Conv2d) -> None:
+        super().__init__(**_conv_options(thin), device="meta")
+        self.weight = full.weight
+        self.bias = full.bias
+        self.train(thin.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the convolution of this width."""
+        found: Tensor = self._conv_forward(x, *self._own())
+        return found
+
+    def plain(self) -> nn.Conv2d:
+        """A convolution with a copy of the weights of this width."""
+        made = nn.Conv2d(**_conv_options(self), device=self.weight.device, dtype=self.weight.dtype)
+        return _filled(made, *self._own(), self)
+
+    def _own(self) -> tuple[Tensor, Tensor | None]:
+        # contiguous, or some kernels add up in another order than an extracted network's
+        weight = self.weight[: self.out_channels, : self.in_channels // self.groups].contiguous()
+        return weight, None if self.bias is None else self.bias[: self.out_channels]
+
+
+class SlimLinear(nn.Linear):
+    """The leading features of `full`, as many as `thin` has; both stay as they are."""
+
+    def __init__(self, thin: nn.Linear, full: nn.Linear) -> None:
+        super().__init__(thin.in_features, thin.out_features, thin.bias is not None, device="meta")
+        self.weight = full.weight
+        self.bias = full.bias
+        self.train(thin.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer of this width."""
+        return F.linear(x, *self._own())
+
+    def plain(self) -> nn.Linear:
+        """A linear layer with a copy of the weights of this width."""
+        made = nn.Linear(self.in_features, self.out_features, self.bias is not None)
+        return _filled(made.to(self.weight.device, self.weight.dtype), *self._own(), self)
+
+    def _own(self) -> tuple[Tensor, Tensor | None]:
+        weight = self.weight[: self.out_features, : self.in_features].contiguous()
+        return weight, None if self.bias is None else self.bias[: self.out_features]
+
+
+def thinned(network: nn.Module, example_inputs: Batch, width: float, multiple: int) -> nn.Module:
+    """A copy with the leading channels of each layer, cut as the example passes: layers take what comes in."""
+    made = copied(network)
+    last = _last_layer(network, example_inputs)
+    names = {module: name for name, module in made.named_modules()}
+    done: set[nn.Module] = set()
+
+    def channels(full: int) -> int:
+        return min(full, max(1, math.floor(full * width / multiple + 0.5)) * multiple)
+
+    def cut(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module in done:
+            return
+        done.add(module)
+        x = args[0]
+        if isinstance(module, BasicBlock):  # the padding of its shortcut is a number of its own
+            module.new_channels = channels(module.conv2.out_channels) - x.shape[1]
+        elif isinstance(module, nn.Conv2d):
+            each = module.in_channels // module.groups
+            if module.groups > 1 and x.shape[1] % each:
+                raise WrapError(
+                    f"{names[module]} has groups of {each} channels and would be given {x.shape[1]} at width "
+                    f"{width:g}; give widths or a multiple that leave whole groups"
+                )
+            groups = 1 if module.groups == 1 else x.shape[1] // each
+            outs = (
+                channels(module.out_channels) if module.groups == 1 else groups * (module.out_channels // module.groups)
+            )
+            outs = module.out_channels if names[module] == last else outs
+            module.in_channels, module.out_channels, module.groups = x.shape[1], outs, groups
+            _cut(module, outs, x.shape[1] // groups)
+        elif isinstance(module, nn.Linear):
+            outs = module.out_features if names[module] == last else channels(module.out_features)
+            module.in_features, module.out_features = x.shape[-1], outs
+            _cut(module, outs, x.shape[-1])
+        elif isinstance(module, _BatchNorm):
+            module.num_features = x.shape[1]
+            _cut(module, x.shape[1])
+
+    kinds = (nn.Conv2d, nn.Linear, _BatchNorm, BasicBlock)
+    hooks = [m.register_forward_pre_hook(cut) for m in made.modules() if isinstance(m, kinds)]
+    try:
+        run(made, example_inputs)
+    except InputError as error:
+        raise WrapError(
+            f"{type(network).__name__} cannot be made {width:g} wide: {error.__cause__}; {_REMEDY}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return made
+
+
+def share_weights(full: nn.Module, thin: nn.Module) -> None:
+    """Let all convolutions and linear layers of `thin` use the leading part of `full`'s parameters of the same name.
+
+    Raises WrapError where they do not correspond.
+    """
+    own = dict(full.named_modules(remove_duplicate=False))
+    chosen: dict[nn.Module, nn.Module] = {}
+    for name, module in thin.named_modules():
+        wide = own.get(name)
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            continue
+        if not isinstance(wide, type(module)) or (wide.bias is None) != (module.bias is None):
+            raise WrapError(f"{name} is a {type(module).__name__} at one width and differs at another; {_REMEDY}")
+        small, large = module.weight.shape, wide.weight.shape
+        if any(a > b for a, b in zip(small, large, strict=True)) or small[2:] != large[2:]:
+            raise WrapError(f"{name} has weights {list(small)} at a smaller width and {list(large)} at full; {_REMEDY}")
+        if isinstance(module, nn.Conv2d) and isinstance(wide, nn.Conv2d):
+            chosen[module] = SlimConv2d(module, wide)
+        elif isinstance(module, nn.Linear) and isinstance(wide, nn.Linear):
+            chosen[module] = SlimLinear(module, wide)
+    swap(thin, chosen)
+
+
+def check_layers(network: nn.Module, norms: tuple[type[nn.Module], ...]) -> None:
+    """Raises WrapError naming the modules whose parameters nothing here knows how to narrow."""
+    wrong = []
+    for name, module in network.named_modules():
+        known = type(module) in (nn.Conv2d, nn.Linear) or isinstance(module, norms)
+        if not known and any(True for _ in module.parameters(recurse=False)):
+            wrong.append(f"{name or 'the network itself'} ({type(module).__name__})")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if wrong[3:] else ""
+        raise WrapError(f"cannot be narrowed: {', '.join(wrong[:3])}{more}; {_REMEDY}")
+
+
+def _classes(network: nn.Module, example_inputs: Batch) -> int:
+    logits = primary_logits(run(network, example_inputs))
+    if logits.ndim != 2:
+        raise InputError(f"{type(network).__name__} gives {list(logits.shape)}; expected logits [B, C]")
+    return logits.shape[1]
+
+
+def _last_layer(network: nn.Module, example_inputs: Batch) -> str:
+    """The name of what gives the logits: the convolution or linear layer that runs last."""
+    order: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: order.append(name))
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+    try:
+        run(network, example_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not order:
+        raise WrapError(f"no convolution or linear layer ran in this {type(network).__name__}; {_REMEDY}")
+    return order[-1]
+
+
+def _cut(module: nn.Module, *sizes: int) -> None:
+    """Keep the leading part of every parameter and statistic, of its first dimensions as many as it has."""
+    which = tuple(slice(size) for size in sizes)
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        kept = parameter.detach()[which[: parameter.ndim]].clone()
+        setattr(module, name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        if buffer.ndim:
+            setattr(module, name, buffer[which[0]].clone())
+
+
+def _conv_options(conv: nn.Conv2d) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {**{name: getattr(conv, name) for name in names}, "bias": conv.bias is not None}
+
+
+def _filled(made: Plain, weight: Tensor, bias: Tensor | None, old: nn.Module) -> Plain:
+    with torch.no_grad():
+        made.weight.copy_(weight)
+        if bias is not None and made.bias is not None:
+            made.bias.copy_(bias)
+    made.train(old.training)
+    frozen = not next(old.parameters()).requires_grad
+    made.requires_grad_(not frozen)
+    return made
+
+
+def _checked(widths: Sequence[float], multiple: int) -> tuple[float, ...]:
+    found = tuple(float(width) for width in widths)
+    if not found or found != tuple(sorted(set(found))) or found[-1] != 1 or not found[0] > 0:
+        raise BudgetError(f"widths={found}: give rising shares above 0, the last 1")
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise BudgetError(f"multiple={multiple!r}: give a whole number from 1")
+    return found
