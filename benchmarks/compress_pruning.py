@@ -61,6 +61,14 @@ def pruned(network: nn.Module, images: ImageSet, count: int) -> tuple[nn.Module,
     return thin.network, facts
 
 
+def kept_network(network: nn.Module, kept: Path = KEPT) -> tuple[nn.Module, dict[str, Any]]:
+    """The small network as it is kept, made from `network`, ResNet-56; and how it was made."""
+    found = json.loads(kept.with_suffix(".json").read_text(encoding="utf-8"))
+    small = restructured(network, found["structure"])
+    load_weights(small, kept.with_suffix(".safetensors"))
+    return small.eval(), found["facts"]
+
+
 def trained(options: argparse.Namespace, network: nn.Module, data: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The small network, from results/ or trained now."""
     kept = KEPT.with_name(KEPT.name + ("_smoke" if options.smoke else ""))
@@ -68,10 +76,7 @@ def trained(options: argparse.Namespace, network: nn.Module, data: Path) -> tupl
         kept = ROOT / "out" / "compress_pruning" / kept.name
     weights, described = kept.with_suffix(".safetensors"), kept.with_suffix(".json")
     if weights.is_file() and described.is_file() and not options.train:
-        found = json.loads(described.read_text(encoding="utf-8"))
-        small = restructured(network, found["structure"])
-        load_weights(small, weights)
-        return small.eval(), found["facts"]
+        return kept_network(network, kept)
     images = cifar.images(data, "train")
     if options.smoke:
         images = images.select(np.arange(0, len(images), 50))

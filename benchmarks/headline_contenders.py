@@ -1,6 +1,7 @@
 """What `headline.py` lets take turns: the cascade, calibrated on the engine that is timed, and every static network."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,16 +32,22 @@ class Split:
     report: list[int]  # shuffled
 
 
-class Prepared:
-    """Everything exported under `folder`, and all test images."""
+Choose = Callable[[dynamic.Records], tuple[dynamic.Ladder, dynamic.Point]]  # from a calibration half
 
-    def __init__(self, data: Path, folder: Path) -> None:
+
+class Prepared:
+    """Everything exported under `folder`, and all test images. `choose`: what takes a point from a calibration half."""
+
+    def __init__(
+        self, data: Path, folder: Path, cascade: dynamic.Cascade | None = None, choose: Choose = operating_point
+    ) -> None:
+        self._choose = choose
         self.folder, self.images = folder, cifar.images(data, "test")
         self.labels: NDArray[np.int64] = self.images.labels
         inputs = cifar.PREPROCESS(self.images.images)
         np.save(folder / "inputs.npy", inputs)
         example = torch.from_numpy(inputs[:2])
-        self.cascade = headline_cascade(data)
+        self.cascade = cascade or headline_cascade(data)
         self.spec: CascadeSpec = export_stages(self.cascade, folder / "cascade", example, progress=False)
         for name, network in zip(cifar.NAMES, cifar.networks(data), strict=True):
             export_stages(dynamic.Cascade(network, names=[name]), folder / name, example, progress=False)
@@ -53,7 +60,7 @@ class Prepared:
     def split(self, seed: int, records: dynamic.Records) -> Split:
         """Choose the operating point on one half of the images, and write the graph that has its temperatures."""
         calibration, report = stratified_halves(self.labels, seed)
-        ladder, point = operating_point(halves(records, seed)[0])
+        ladder, point = self._choose(halves(records, seed)[0])
         folder = self.folder / f"cascade-{seed}"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.folder / "cascade", folder)

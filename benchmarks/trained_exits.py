@@ -68,7 +68,17 @@ def train(data: Path, mode: str, options: argparse.Namespace) -> None:
         loader = Augmented(cifar.images(data, "train").select(few), 1, size=128)
         progress(str(dynamic.fit(net, loader, mode="heads", epochs=4, memory_limit_mb=3000)))
     loader = Augmented(images, 1, size=128)
-    report = dynamic.fit(net, loader, mode=mode, epochs=options.epochs, lr=options.lr, checkpoint=checkpoint)
+    report = dynamic.fit(
+        net,
+        loader,
+        mode=mode,
+        epochs=options.epochs,
+        lr=options.lr,
+        # less for early exits, or ramped up, they had learned too little when the rate was low (tried: 12 epochs, 0.01)
+        exit_weights=[1.0] * (len(EXITS) + 1),
+        ramp=False,
+        checkpoint=checkpoint,
+    )
     progress(str(report))
     if not options.smoke:
         save_weights(copy.deepcopy(net).half(), kept(mode))
@@ -109,7 +119,7 @@ def main() -> None:
     add_data_option(parser)
     parser.add_argument("--train", choices=["joint", "distill"])
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--smoke", action="store_true", help="a few hundred images, nothing kept")
     options = parser.parse_args()
     data = data_folder(options.data)

@@ -138,7 +138,7 @@ def test_percentile_and_mse_cut_what_is_rare() -> None:
     def error(grid: Grid) -> float:
         return float((rounded(with_outlier, grid.sides) - with_outlier).square().sum())
 
-    assert error(grids(show(with_outlier), "mse", str)["x"]) < error(whole) / 1.5
+    assert error(grids(show(with_outlier), "mse", str)["x"]) < min(error(whole), error(percentile))
 
 
 def test_a_tensor_of_zeros_has_a_grid() -> None:
@@ -272,7 +272,9 @@ def test_a_loader_of_pairs_and_accuracy() -> None:
 
 
 def _vit() -> nn.Module:
-    return torchvision.models.VisionTransformer(16, 8, 2, 2, 32, 64, num_classes=10)
+    network = torchvision.models.VisionTransformer(16, 8, 2, 2, 32, 64, num_classes=10)
+    nn.init.normal_(network.heads.head.weight)  # zeros as it is made
+    return network
 
 
 def _swin() -> nn.Module:
@@ -341,7 +343,11 @@ def test_linear_layers_of_sequences_compute_in_integers(tmp_path: Path) -> None:
 
 def test_in_the_single_graph_beside_a_float_network(tmp_path: Path) -> None:
     """A cascade of an int8 network with an exit, inside whose branch integers go on, and a float one."""
-    small = int8(dynamic.wrap(resnet(), X[:2], exits=1))
+    wrapped = dynamic.wrap(resnet(), X[:2], exits=1).eval()
+    with torch.no_grad():
+        for parameter in wrapped.heads.parameters():  # sure answers and unsure ones
+            parameter *= 8
+    small = int8(wrapped)
     reference = resnet(14)
     path = dynamic.export(
         dynamic.Cascade([small, reference]), tmp_path / "c.onnx", example_inputs=X[:2], batch="dynamic", progress=False
@@ -354,7 +360,7 @@ def test_in_the_single_graph_beside_a_float_network(tmp_path: Path) -> None:
     limits = np.array([np.median(chances[0].max(1)), np.median(chances[1].max(1))], np.float32)
     answers, stage = session.run(["logits", "stage"], {session.get_inputs()[0].name: X.numpy(), "thresholds": limits})
     sure = [chances[0].max(1), chances[1].max(1)]
-    clear = np.min([np.abs(s - limit) for s, limit in zip(sure, limits, strict=True)], axis=0) > 0.02
+    clear = np.min([np.abs(s - limit) for s, limit in zip(sure, limits, strict=True)], axis=0) > 0.005
     expected = np.where(sure[0] > limits[0], 0, np.where(sure[1] > limits[1], 1, 2))
     assert clear.sum() > 16
     np.testing.assert_array_equal(stage[clear], expected[clear])
@@ -367,7 +373,7 @@ def test_in_the_single_graph_beside_a_float_network(tmp_path: Path) -> None:
 
 
 def test_a_network_with_exits_keeps_them() -> None:
-    network = dynamic.wrap(resnet(14), X[:2], exits=2)
+    network = dynamic.wrap(resnet(14), X[:2], exits=2).eval()
     before = [found.detach().clone() for found in network(X)]
     made = quantize(network, X[:2], DATA, latency=False)
     assert all(torch.equal(a, b) for a, b in zip(before, network(X), strict=True))  # nor are its graphs changed
@@ -376,7 +382,7 @@ def test_a_network_with_exits_keeps_them() -> None:
     assert [s.name for s in net.exit_stages] == [s.name for s in network.exit_stages]
     found = net(X)
     for a, b in zip(before, found, strict=True):
-        assert 0 < float((a - b).abs().max()) < 0.1 * float(a.abs().max())
+        assert 0 < float((a - b.detach()).abs().max()) < 0.1 * float(a.abs().max())
     carry: tuple[Tensor, ...] = (X,)
     for stage, logits in zip(net.exit_stages, found, strict=True):
         carry = stage.body(*carry)

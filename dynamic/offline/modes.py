@@ -52,7 +52,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 def shallow(module: nn.Module) -> nn.Module:
     """`module` with attributes of its own and all they hold shared; parametrized modules forbid `copy.copy`."""
-    made = type(module).__new__(type(module))
+    made: nn.Module = object.__new__(type(module))  # a graph module's own `__new__` makes a class without forward
     made.__dict__ = dict(module.__dict__)
     return made
 

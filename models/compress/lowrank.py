@@ -49,7 +49,7 @@ def low_rank(
     each layer. Weights that several modules share stay as they are. Fewer multiply-adds are not always less time.
 
     Raises BudgetError on an energy, rank or kind out of range, InputError on a name that does not exist, inputs that do
-    not fit and weights that are not finite.
+    not fit and weights that are not finite, CalibrationError on calibration without batches or with NaN.
     """
     _check(energy, rank, kinds)
     check_names(network, skip, "skip")
@@ -94,7 +94,7 @@ def low_rank(
 class Decomposition:
     """A layer's matrices, one a group `[G]`: `left [G, M, R]`, `values [G, R]` falling, `right [G, R, N]`.
 
-    `bias`: what `layers` has to add for a rank to make up for the mean of what it drops, None where inputs are unknown.
+    `moments`: of its inputs, where they are known; the matrices are then weighted by them.
     """
 
     module: nn.Linear | nn.Conv2d

@@ -17,7 +17,7 @@ CALIBRATION = ("minmax", "percentile", "mse")
 _BINS = 4096
 _TAIL = 5e-5  # of the values beyond either end, with "percentile"
 _SHARES = np.linspace(1.0, 0.3, 71)  # of the whole range that "mse" tries
-_SMALLEST = 1e-8  # of a range; an all-zero tensor gets it
+_SMALLEST = 1e-20  # of a scale: a tensor of zeros gets it
 
 Seen = Callable[[Any, Tensor], None]
 Passes = Callable[[Seen], int]  # one pass over the data, each tensor shown; how many inputs there were
@@ -91,7 +91,7 @@ def _ends(tally: _Tally, method: str) -> tuple[float, float]:
         low, high = edges[np.searchsorted(share, _TAIL)], edges[np.searchsorted(share, 1 - _TAIL) + 1]
         return min(float(low), 0.0), max(float(high), 0.0)
     middles = (edges[1:] + edges[:-1]) / 2
-    tried = [(tally.low * share, tally.high * share) for share in _SHARES]
+    tried = [(tally.low * float(share), tally.high * float(share)) for share in _SHARES]
     return min(tried, key=lambda ends: _error(middles, tally.counts, _grid(*ends)))
 
 

@@ -1,0 +1,83 @@
+"""The networks of `family_cascade.py`, all made without a test image; heads and choice are kept in results/."""
+
+import copy
+import json
+from pathlib import Path
+
+import cifar
+import numpy as np
+import torch
+from common import RESULTS, progress
+from compress_pruning import kept_network
+from frozen_exits import Augmented
+from torch import nn
+
+import dynamic
+from dynamic.models.compress import quantize
+from dynamic.offline.checkpoints import load_weights, save_weights
+from dynamic.offline.images import ImageSet
+from dynamic.offline.selecting import keep_exits, select_exits
+from dynamic.offline.wrapping import ExitNetwork
+
+CANDIDATES = ("layer1.2", "layer2.0", "layer2.1", "layer2.2", "layer3.0")  # of ResNet-20: after 3 to 7 of 9 blocks
+HIDDEN = 256
+HEADS, CHOICE = RESULTS / "family_heads.safetensors", RESULTS / "family_exits.json"
+CALIBRATION, CHOOSING = 512, 5000  # training images: for ranges of int8, and held back from the heads
+EXIT_COST = 0.02  # of ResNet-56's multiply-adds: passing an exit takes some 30 of its 1,450 microseconds
+EXAMPLE = torch.zeros(2, 3, 32, 32)
+
+
+def training(data: Path) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Training images: those that heads learn from, those that choose exits, and those that calibrate int8."""
+    images = cifar.images(data, "train")
+    order = np.random.default_rng(0).permutation(len(images))
+    rest, choosing = order[CHOOSING:], order[:CHOOSING]
+    return images.select(rest), images.select(choosing), images.select(rest[:CALIBRATION])
+
+
+def wrapped(backbone: nn.Module, exits: tuple[str, ...]) -> ExitNetwork:
+    """ResNet-20 with exits whose heads know nothing yet."""
+
+    def classifier(width: int, classes: int) -> nn.Module:
+        first = nn.Linear(width, HIDDEN, bias=False)  # the norm behind it has one
+        return nn.Sequential(
+            nn.BatchNorm1d(width), first, nn.BatchNorm1d(HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, classes)
+        )
+
+    torch.manual_seed(0)
+    return dynamic.wrap(backbone, EXAMPLE, exits=list(exits), classifier=classifier)
+
+
+def train(data: Path, passes: int, epochs: int) -> None:
+    """Train heads at all candidates on the frozen ResNet-20, choose exits on images held back, and keep both."""
+    (backbone,) = cifar.networks(data, ("resnet20",))
+    learn, choosing, _ = training(data)
+    net = wrapped(backbone, CANDIDATES)
+    progress(str(dynamic.fit(net, Augmented(learn, passes), mode="heads", epochs=epochs, memory_limit_mb=6000)))
+    (large,) = cifar.networks(data, ("resnet56",))
+    macs = dynamic.models.compress.measure([large], EXAMPLE, latency=False)[0].macs
+    # shifted and mirrored: on the images as they are the backbone is surer than on any that it does not know
+    loader = list(Augmented(choosing, 1))
+    found = select_exits(net.eval(), EXAMPLE, loader, exit_cost=EXIT_COST * macs, progress=False)
+    names = [exit_.name for exit_ in found.network.exits]
+    progress(f"exits {names}; removed {[(s.exit, round(s.before / s.after, 3)) for s in found.choice.removed]}")
+    save_weights(copy.deepcopy(net.heads).half(), HEADS)
+    steps = [vars(step) for step in found.choice.removed]
+    CHOICE.write_text(json.dumps({"candidates": CANDIDATES, "kept": names, "removed": steps}, indent=1) + "\n")
+
+
+def cascade(data: Path) -> dynamic.Cascade:
+    """int8 ResNet-20 with the exits that pay, int8 ResNet-32, pruned ResNet-56 and ResNet-56, then ResNet-56 as given.
+
+    Which of them are used, and from where on, is up to the thresholds.
+    """
+    first, middle, large = cifar.networks(data, ("resnet20", "resnet32", "resnet56"))
+    whole = wrapped(first, CANDIDATES)
+    load_weights(whole.heads, HEADS)
+    with_exits = keep_exits(whole.float().eval(), EXAMPLE, json.loads(CHOICE.read_text())["kept"])
+    batches = cifar.batches(training(data)[2])
+    floats = {"resnet20": with_exits, "resnet32": middle, "pruned": kept_network(large)[0], "resnet56": large}
+    eight = {
+        f"{name}-int8": quantize(network, EXAMPLE, batches, latency=False).network for name, network in floats.items()
+    }
+    return dynamic.Cascade([*eight.values(), large], names=(*eight, "resnet56"))
