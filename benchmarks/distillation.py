@@ -35,8 +35,8 @@ from dynamic.offline.images import ImageSet
 from dynamic.progress import track
 
 ARMS: dict[str, tuple[str, ...]] = {"alone": (), "resnet56": ("resnet56",), "ensemble": cifar.NAMES}
-COPIES, SHIFT, BATCH = 3, 4, 128
-SETTINGS = {"epochs": 3, "lr": 0.1, "weight_decay": 1e-4, "temperature": 4.0, "distill_share": 0.9}
+COPIES, SHIFT, BATCH = 2, 4, 128
+SETTINGS = {"epochs": 2, "lr": 0.1, "weight_decay": 1e-4, "temperature": 4.0, "distill_share": 0.9}
 
 
 class Copies:

@@ -71,6 +71,13 @@ def optimized(path: Path) -> tuple[onnxruntime.InferenceSession, Counter[str]]:
     return session, operators(onnx.load(options.optimized_model_filepath, load_external_data=False).graph)
 
 
+def widest_gap(values: np.ndarray) -> float:
+    """The middle of the widest gap in the middle half of some values."""
+    inner = np.sort(values)[len(values) // 4 : -(len(values) // 4)]
+    at = np.diff(inner).argmax()
+    return float(inner[at] + inner[at + 1]) / 2
+
+
 # ---- arithmetic
 
 
@@ -195,8 +202,8 @@ def test_a_bias_over_tiny_weights_survives() -> None:
         layer.weight.copy_(torch.tensor([[1e-10, 0], [1, 1]]))
         layer.bias.copy_(torch.tensor([3.0, -2.0]))
     network = nn.Sequential(layer)
-    made = quantize(network, torch.zeros(2, 2), [torch.randn(8, 2)], latency=False).network
-    torch.testing.assert_close(made(torch.zeros(1, 2)), torch.tensor([[3.0, -2.0]]))
+    made = quantize(network, torch.zeros(2, 2), [torch.eye(2)], latency=False).network
+    torch.testing.assert_close(made(torch.zeros(1, 2)), torch.tensor([[3.0, -2.0]]), atol=1 / 127**2, rtol=0)
 
 
 def test_reduced_range_has_seven_bits() -> None:
@@ -343,27 +350,22 @@ def test_linear_layers_of_sequences_compute_in_integers(tmp_path: Path) -> None:
 
 def test_in_the_single_graph_beside_a_float_network(tmp_path: Path) -> None:
     """A cascade of an int8 network with an exit, inside whose branch integers go on, and a float one."""
-    wrapped = dynamic.wrap(resnet(), X[:2], exits=1).eval()
-    with torch.no_grad():
-        for parameter in wrapped.heads.parameters():  # sure answers and unsure ones
-            parameter *= 8
-    small = int8(wrapped)
-    reference = resnet(14)
+    wrapped = dynamic.wrap(resnet(), X[:2], exits=1)
+    dynamic.fit(wrapped, [(X, wrapped.backbone(X).argmax(1))], mode="heads", epochs=5, progress=False)
+    small, reference = int8(wrapped.eval()), resnet(8)
     path = dynamic.export(
         dynamic.Cascade([small, reference]), tmp_path / "c.onnx", example_inputs=X[:2], batch="dynamic", progress=False
     )
     session, ran = optimized(path)
     assert ran["QLinearConv"] == 7
-    assert ran["Conv"] + ran["FusedConv"] == 13  # the float network's
+    assert ran["Conv"] + ran["FusedConv"] == 7  # the float network's
     logits = [*small(X), reference(X)]
     chances = [found.softmax(1).detach().numpy() for found in logits]
-    limits = np.array([np.median(chances[0].max(1)), np.median(chances[1].max(1))], np.float32)
+    sure = [found.max(1) for found in chances]
+    limits = np.array([widest_gap(found) for found in sure[:2]], np.float32)
     answers, stage = session.run(["logits", "stage"], {session.get_inputs()[0].name: X.numpy(), "thresholds": limits})
-    sure = [chances[0].max(1), chances[1].max(1)]
-    clear = np.min([np.abs(s - limit) for s, limit in zip(sure, limits, strict=True)], axis=0) > 0.005
     expected = np.where(sure[0] > limits[0], 0, np.where(sure[1] > limits[1], 1, 2))
-    assert clear.sum() > 16
-    np.testing.assert_array_equal(stage[clear], expected[clear])
+    assert (stage != expected).sum() <= 1  # engines round a step apart: one may lie that close to a threshold
     assert set(stage.tolist()) == {0, 1, 2}
     first = stage == 0
     np.testing.assert_allclose(np.exp(answers[first]), chances[0][first], atol=0.03)
