@@ -20,6 +20,7 @@ import cifar
 import numpy as np
 import torch
 from common import RESULTS, add_data_option, data_folder, progress, save
+from numpy.typing import NDArray
 from torch import Tensor
 
 import dynamic
@@ -78,8 +79,17 @@ def trained(options: argparse.Namespace) -> ExitNetwork:
     return net
 
 
-def evaluate(records: dynamic.Records, seed: int, drop: float) -> dict[str, Any]:
-    """Thresholds from one half of the images; points below ResNet-56 and share of its compute on the other."""
+def evaluate(
+    records: dynamic.Records,
+    seed: int,
+    drop: float,
+    reference: NDArray[np.bool_] | None = None,
+    macs: float | None = None,
+) -> dict[str, Any]:
+    """Thresholds from one half of the images; points below ResNet-56 and share of its compute on the other.
+
+    `reference [N]`: whether ResNet-56 as it was given is right, and its `macs` (None: the cascade's own last stage).
+    """
     assert records.label is not None
     half, other = stratified_halves(records.label, seed)
     calibration = records.select(half)
@@ -90,11 +100,12 @@ def evaluate(records: dynamic.Records, seed: int, drop: float) -> dict[str, Any]
     combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
     found = replay(report.logits, combiner, point.thresholds, records.backbone)
     todo = plan(np.array(point.thresholds, np.float32), records.backbone)
-    own = report.logits[:, -1].argmax(1) == report.label
+    own = report.logits[:, -1].argmax(1) == report.label if reference is None else reference[other]
     cost = cost_to(todo, records.macs, records.head_macs)[found.stage]
     return {
         "points below": 100 * float(own.mean() - (found.prediction == report.label).mean()),
-        "compute": float(cost.mean() / sum(records.macs)),  # the last stage has no head: this is ResNet-56 alone
+        # the last stage has no head: the sum is ResNet-56 alone
+        "compute": float(cost.mean() / (sum(records.macs) if macs is None else macs)),
         "shares": (np.bincount(found.stage, minlength=records.stages) / len(report)).round(4).tolist(),
     }
 

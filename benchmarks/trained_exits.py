@@ -17,7 +17,6 @@ Training goes on where it was interrupted. Weights (half precision) are kept in 
 import argparse
 import copy
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,12 @@ import cifar
 import numpy as np
 import torch
 from common import RESULTS, ROOT, add_data_option, data_folder, progress, save
-from frozen_exits import SPLITS, Augmented
+from frozen_exits import SPLITS, Augmented, evaluate
 
 import dynamic
 from dynamic.models import ConvHead
 from dynamic.offline.checkpoints import load_weights, save_weights
-from dynamic.offline.images import stratified_halves
 from dynamic.offline.wrapping import ExitNetwork
-from dynamic.policies.plan import plan
-from dynamic.policies.records import split
-from dynamic.policies.replay import cost_to, replay
-from dynamic.policies.scores import Combiner
 
 EXITS = ("layer1.4", "layer1.8", "layer2.3", "layer2.8")  # after 5, 9, 13 and 18 of 27 blocks
 DROPS = (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.02)
@@ -91,28 +85,6 @@ def trained(data: Path, mode: str) -> ExitNetwork:
     return net.float().eval()
 
 
-def evaluate(records: dynamic.Records, reference: np.ndarray, macs: float, seed: int, drop: float) -> dict[str, Any]:
-    """Thresholds from one half of the images; points below ResNet-56 as given, and share of its compute, on the other.
-
-    `drop` is the target against the network's own last exit; nothing here is certified.
-    """
-    assert records.label is not None
-    half, other = stratified_halves(records.label, seed)
-    calibration = records.select(half)
-    calibration = replace(calibration, part=split(None, len(half), 1.0, seed=0))
-    ladder = dynamic.certify(calibration, (drop,))
-    point = next((p for p in ladder.points if p.target == drop), ladder.points[0])
-    report = records.select(other)
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-    found = replay(report.logits, combiner, point.thresholds, records.backbone)
-    cost = cost_to(plan(np.array(point.thresholds, np.float32), records.backbone), records.macs, records.head_macs)
-    return {
-        "points below": 100 * float(reference[other].mean() - (found.prediction == report.label).mean()),
-        "compute": float(cost[found.stage].mean() / macs),
-        "shares": (np.bincount(found.stage, minlength=records.stages) / len(report)).round(4).tolist(),
-    }
-
-
 def main() -> None:
     """Train where asked, then report over all splits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,7 +121,7 @@ def table(mode: str, records: dynamic.Records, reference: np.ndarray, macs: floa
     print(f"{'target':>8} {'points below ResNet-56':>24} {'share of its compute':>22}   (mean and worst of {SPLITS})")
     rows = []
     for drop in DROPS:
-        found = [evaluate(records, reference, macs, seed, drop) for seed in range(SPLITS)]
+        found = [evaluate(records, seed, drop, reference, macs) for seed in range(SPLITS)]
         below, compute = ([row[k] for row in found] for k in ("points below", "compute"))
         reached = (
             statistics.fmean(below) <= GOAL["points below"]

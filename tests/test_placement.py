@@ -72,15 +72,16 @@ def test_the_best_pair_of_four_exits_by_brute_force() -> None:
 
     def cost(gone: frozenset[int]) -> float:
         left, body, heads = without(found, gone, macs, head)
-        search = Search(left, Combiner(fit_temperatures(left), "max_probability", "backbones", left.backbone), body, heads)
-        candidate = search.cheapest(0.01)
+        combiner = Combiner(fit_temperatures(left), "max_probability", "backbones", left.backbone)
+        candidate = Search(left, combiner, body, heads).cheapest(0.01)
         assert candidate is not None
         return candidate.cost
 
     pairs = {pair: cost(frozenset(range(4)) - set(pair)) for pair in itertools.combinations(range(4), 2)}
     choice = choose_exits(found, count=2, max_drops=(0.01,))
     assert len(choice.kept) <= 2
-    assert choice.cost == pytest.approx(min(pairs.values()), rel=0.02)  # one at a time, it may miss the best by a little
+    # one at a time, it may miss the best by a little
+    assert choice.cost == pytest.approx(min(pairs.values()), rel=0.02)
 
 
 def test_bodies_are_merged_and_other_backbones_left_alone() -> None:

@@ -85,10 +85,10 @@ class ExitHead(nn.Module):
 class ConvHead(nn.Module):
     """Strided 3 x 3 convolutions down to `side` positions a side, then the mean and a linear layer: `[B, classes]`.
 
-    Early features of a convolutional network are fine and say little of the class; what later layers do to them, coarser
-    and wider, is what an exit lacks (Huang et al. 2018, "Multi-Scale Dense Networks", section 4). Each convolution
-    halves both sides and doubles the channels, up to `most_channels`; where the feature is as coarse already, one
-    keeps its size. For early exits that are trained with the backbone: a few percent of its multiply-adds each.
+    Early features of a convolutional network are fine and say little of the class; coarser and wider ones are what an
+    exit lacks (Huang et al. 2018, "Multi-Scale Dense Networks", section 4). Each convolution halves both sides and
+    doubles the channels, up to `most_channels`; where the feature is as coarse already, one keeps its size.
+    For early exits that are trained with the backbone: a few percent of its multiply-adds each.
 
     `shape` of the feature without the batch, `channel` its dimension (from 1) that holds the channels.
     Raises LayoutError on a feature that is no image.
@@ -99,7 +99,9 @@ class ConvHead(nn.Module):
     ) -> None:
         super().__init__()
         if len(shape) != 3:
-            raise LayoutError(f"ConvHead needs a feature [B, C, H, W] or [B, H, W, C], not {['B', *shape]}: use ExitHead")
+            raise LayoutError(
+                f"ConvHead needs an image [B, C, H, W] or [B, H, W, C], not {['B', *shape]}: use ExitHead"
+            )
         self.channel = channel
         channels = shape[channel - 1]
         height, width = (s for d, s in enumerate(shape, 1) if d != channel)

@@ -17,8 +17,7 @@ from dynamic.policies.placement import Choice, choose_exits
 
 @dataclass(frozen=True)
 class Selected:
-    """`network` with the exits that pay, and the `choice` that led to them. Backbone and heads are those that were given,
-    not copied."""
+    """`network` with the exits that pay, and the `choice` that led to them; backbone and heads are not copied."""
 
     network: ExitNetwork
     choice: Choice
@@ -35,7 +34,7 @@ def select_exits(
     engine: str = "torch",
     progress: bool | None = None,
 ) -> Selected:
-    """The exits of `network` that pay, by what requests cost with and without them (see `choose_exits`), in multiply-adds.
+    """The exits of `network` that pay, by the multiply-adds of a request with and without them (see `choose_exits`).
 
     To place exits: wrap with many, train their heads (`fit(mode="heads")`), select, and train what is left. `loader`:
     `(inputs, labels [B])` that neither the network was trained on nor certifies later. `count`: at most so many stay.
@@ -49,7 +48,7 @@ def select_exits(
     names = tuple(name.removeprefix("network@") for name in choice.kept)
     if not names:
         raise ExitError(
-            f"none of the exits {[e.name for e in network.exits]} makes requests cheaper at drops of {list(max_drops)}; "
+            f"none of the exits {[e.name for e in network.exits]} makes requests cheaper at drops {list(max_drops)}; "
             "use the plain network, other places, or better heads"
         )
     return Selected(keep_exits(network, example_inputs, names), choice)

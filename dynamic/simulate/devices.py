@@ -30,8 +30,8 @@ class Device:
     that a watt ends above `ambient_c`) and `capacity_j_per_c`; from `throttle_c` on the clock goes down a step at a
     time, and up again below that less `hysteresis_c` (None: it never gets too warm). `load_ms_per_mb` to load a
     backbone; `overhead_ms` that a request takes beside its stages as they were profiled: preprocessing, handing over to
-    a worker, caches that grew cold since the last one. Sensors: charge in steps of `battery_step` (0.01 whole percents, 0 exact), temperature in steps of
-    `temperature_step_c`; fields of a Snapshot that are `absent` for good. `source`: for every figure that is given a
+    a worker, caches that grew cold. Sensors: charge in steps of `battery_step` (0.01 whole percents, 0 exact),
+    temperature in steps of `temperature_step_c`; fields of a Snapshot that are `absent` for good. `source`: for every figure that is given a
     public source, or "assumption".
 
     Raises BudgetError on a figure out of range, or one without a source.
