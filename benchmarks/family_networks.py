@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cifar
@@ -16,7 +17,7 @@ import dynamic
 from dynamic.models.compress import quantize
 from dynamic.offline.checkpoints import load_weights, save_weights
 from dynamic.offline.images import ImageSet
-from dynamic.offline.selecting import keep_exits, select_exits
+from dynamic.offline.selecting import select_exits
 from dynamic.offline.wrapping import ExitNetwork
 
 CANDIDATES = ("layer1.2", "layer2.0", "layer2.1", "layer2.2", "layer3.0")  # of ResNet-20: after 3 to 7 of 9 blocks
@@ -35,7 +36,7 @@ def training(data: Path) -> tuple[ImageSet, ImageSet, ImageSet]:
     return images.select(rest), images.select(choosing), images.select(rest[:CALIBRATION])
 
 
-def wrapped(backbone: nn.Module, exits: tuple[str, ...]) -> ExitNetwork:
+def wrapped(backbone: nn.Module, exits: Sequence[str]) -> ExitNetwork:
     """ResNet-20 with exits whose heads know nothing yet."""
 
     def classifier(width: int, classes: int) -> nn.Module:
@@ -61,7 +62,7 @@ def train(data: Path, passes: int, epochs: int) -> None:
     found = select_exits(net.eval(), EXAMPLE, loader, exit_cost=EXIT_COST * macs, progress=False)
     names = [exit_.name for exit_ in found.network.exits]
     progress(f"exits {names}; removed {[(s.exit, round(s.before / s.after, 3)) for s in found.choice.removed]}")
-    save_weights(copy.deepcopy(net.heads).half(), HEADS)
+    save_weights(copy.deepcopy(found.network.heads).half(), HEADS)
     steps = [vars(step) for step in found.choice.removed]
     CHOICE.write_text(json.dumps({"candidates": CANDIDATES, "kept": names, "removed": steps}, indent=1) + "\n")
 
@@ -72,9 +73,9 @@ def cascade(data: Path) -> dynamic.Cascade:
     Which of them are used, and from where on, is up to the thresholds.
     """
     first, middle, large = cifar.networks(data, ("resnet20", "resnet32", "resnet56"))
-    whole = wrapped(first, CANDIDATES)
-    load_weights(whole.heads, HEADS)
-    with_exits = keep_exits(whole.float().eval(), EXAMPLE, json.loads(CHOICE.read_text())["kept"])
+    with_exits = wrapped(first, json.loads(CHOICE.read_text())["kept"])
+    load_weights(with_exits.heads, HEADS)
+    with_exits.float().eval()
     batches = cifar.batches(training(data)[2])
     floats = {"resnet20": with_exits, "resnet32": middle, "pruned": kept_network(large)[0], "resnet56": large}
     eight = {
