@@ -74,6 +74,7 @@ def fit(
     device: torch.device | str | None = None,
     checkpoint: str | Path | None = None,
     memory_limit_mb: float = 1024,
+    cache: bool = True,
     cache_dir: str | Path | None = None,
     autocast: bool | None = None,
     channels_last: bool | None = None,
@@ -86,7 +87,8 @@ def fit(
     - "heads": the backbone is frozen and in evaluation mode: none of its weights and statistics moves. The
       loader is read once; what the heads see is kept (in memory, or beyond `memory_limit_mb` in files in
       `cache_dir`) and all heads train on it together, in batches of `batch_size`. Augmentation is what that one
-      reading gives: a loader that passes several times over the data gives more.
+      reading gives: a loader that passes several times over the data gives more. With `cache=False` nothing is kept:
+      the loader is read, and the backbone run, in every epoch; for heads that see large features, as `ConvHead` does.
     - "joint": everything trains. The sum of the exits' losses with `exit_weights [S]` (None: the share of the
       exits up to each, 1 for the last), the early ones ramped up in the first half where `ramp` (None: yes; Kaya et
       al. 2019, "Shallow-Deep Networks"), gradients balanced between the exits where `rescale_gradients` (Li et al.
@@ -145,7 +147,7 @@ def fit(
             if exit_weights is not None:
                 raise BudgetError("exit_weights mean nothing with mode='heads', whose heads share no weight; leave it")
             done = fit_heads(
-                network, train_loader, settings, acceleration, memory_limit_mb, cache_dir, checkpoint, progress
+                network, train_loader, settings, acceleration, memory_limit_mb, cache_dir, checkpoint, progress, cache
             )
         else:
             names = tuple(stage.name for stage in network.exit_stages)

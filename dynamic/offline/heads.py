@@ -1,5 +1,6 @@
 """The classifiers that `wrap` puts on intermediate features."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -88,6 +89,7 @@ class ConvHead(nn.Module):
     Early features of a convolutional network are fine and say little of the class; coarser and wider ones are what an
     exit lacks (Huang et al. 2018, "Multi-Scale Dense Networks", section 4). Each convolution halves both sides and
     doubles the channels, up to `most_channels`; where the feature is as coarse already, one keeps its size.
+    `extra` convolutions follow at that size.
     For early exits that are trained with the backbone: a few percent of its multiply-adds each.
 
     `shape` of the feature without the batch, `channel` its dimension (from 1) that holds the channels.
@@ -95,7 +97,7 @@ class ConvHead(nn.Module):
     """
 
     def __init__(
-        self, shape: tuple[int, ...], channel: int, classes: int, side: int = 8, most_channels: int = 64
+        self, shape: tuple[int, ...], channel: int, classes: int, side: int = 8, most_channels: int = 64, extra: int = 0
     ) -> None:
         super().__init__()
         if len(shape) != 3:
@@ -106,12 +108,12 @@ class ConvHead(nn.Module):
         channels = shape[channel - 1]
         height, width = (s for d, s in enumerate(shape, 1) if d != channel)
         layers: list[nn.Module] = []
-        while not layers or min(height, width) > side:
-            stride = 2 if min(height, width) > side else 1
+        strides = [2] * max(0, math.ceil(math.log2(min(height, width) / side)))
+        for stride in [*(strides or [1]), *[1] * extra]:
             wider = max(channels, min(2 * channels, most_channels)) if stride == 2 else channels
             layers += [nn.Conv2d(channels, wider, 3, stride, 1, bias=False), nn.BatchNorm2d(wider)]
             layers.append(nn.ReLU(inplace=True))
-            channels, height, width = wider, -(-height // stride), -(-width // stride)
+            channels = wider
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, classes)
 

@@ -1,6 +1,6 @@
-"""Training exit heads on a frozen backbone, whose features are computed once."""
+"""Training exit heads on a frozen backbone, whose features are computed once, or anew for every epoch."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,20 @@ from torch import Tensor, nn
 from dynamic.offline.acceleration import Acceleration
 from dynamic.offline.checkpoints import Checkpoint, digest, signature
 from dynamic.offline.determinism import seeded
-from dynamic.offline.features import FeatureCache, classified, extracted
+from dynamic.offline.features import (
+    FeatureCache,
+    check_labels,
+    check_logits,
+    checked_batches,
+    classified,
+    extracted,
+)
+from dynamic.offline.inputs import named_tensors
 from dynamic.offline.losses import ExitLoss
 from dynamic.offline.settings import Settings
-from dynamic.offline.stages import StagedNetwork
+from dynamic.offline.stages import Stage, StagedNetwork
 from dynamic.offline.training import History, Task, train
-from dynamic.policies.errors import WrapError
+from dynamic.policies.errors import BudgetError, InputError, WrapError
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,12 @@ def fit_heads(
     cache_dir: str | Path | None,
     checkpoint: str | Path | None,
     progress: bool | None,
+    cache: bool = True,
 ) -> HeadFit:
     """Train every head that has parameters to train; `network` is in evaluation mode and stays as it is.
 
-    Raises WrapError where there is none.
+    Without `cache` what heads see is computed again for every batch of every epoch. Raises WrapError where there is
+    no such head.
     """
     stages = network.exit_stages
     trained = [i for i, stage in enumerate(stages) if any(p.requires_grad for p in stage.head.parameters())]
@@ -52,60 +62,120 @@ def fit_heads(
             f"dynamic.wrap, or use mode='joint'"
         )
     heads = [stages[i].head for i in trained]
+    names = tuple(stages[i].name for i in trained)
+    if not cache:
+        seen = _Seen(network, stages, trained, loader, settings, acceleration)
+        state = _state(heads, trained)
+        kept = Checkpoint(checkpoint, _conditions(network, state, "not cached", settings, acceleration))
+        return HeadFit(names, _train(heads, state, seen, settings, kept, progress), 0.0, False)
     with ExitStack() as owned:
         with seeded(settings.seed, -1, loader):
-            cache = owned.enter_context(
+            found = owned.enter_context(
                 extracted(network, stages, trained, loader, acceleration, memory_limit_mb, cache_dir, progress)
             )
-        state = {
-            f"{i}.{name}": tensor
-            for i, head in zip(trained, heads, strict=True)
-            for name, tensor in head.state_dict().items()
-        }
-        kept = Checkpoint(checkpoint, _conditions(network, state, cache, settings, acceleration))
-        history = _train(heads, state, cache, settings, acceleration, kept, progress)
-        return HeadFit(tuple(stages[i].name for i in trained), history, cache.size_mb, cache.on_disk)
+        state = _state(heads, trained)
+        kept = Checkpoint(checkpoint, _conditions(network, state, found.order(), settings, acceleration))
+        history = _train(heads, state, _Kept(found, heads, settings, acceleration), settings, kept, progress)
+        return HeadFit(names, history, found.size_mb, found.on_disk)
+
+
+class _Kept:
+    """Batches of features that were computed once, shuffled, and the parts of the heads that are run on them."""
+
+    def __init__(
+        self, cache: FeatureCache, heads: Sequence[nn.Module], settings: Settings, acceleration: Acceleration
+    ) -> None:
+        self._cache, self._device = cache, acceleration.device
+        rows = len(cache.labels)
+        # at least some fifty steps an epoch, or small sets never arrive
+        self._size = settings.batch_size or min(512, max(32, rows // 50))
+        # batch norm fails on one input
+        self._starts = [s for s in range(0, rows, self._size) if rows - s > 1 or rows == 1]
+        self._run = [classified(head) for head in heads]
+        self.loader, self.steps = None, len(self._starts)
+
+    def batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+        order = torch.randperm(len(self._cache.labels)).numpy()
+        for start in self._starts:
+            features, labels = self._cache.rows(order[start : start + self._size])
+            yield [f.to(self._device) for f in features], labels.to(self._device)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [head(feature) for head, feature in zip(self._run, features, strict=True)]
+
+
+class _Seen:
+    """Batches of features that the frozen backbone computes as they are needed; the loader sets their size."""
+
+    def __init__(
+        self,
+        network: StagedNetwork,
+        stages: Sequence[Stage],
+        trained: Sequence[int],
+        loader: Iterable[Any],
+        settings: Settings,
+        acceleration: Acceleration,
+    ) -> None:
+        if settings.batch_size is not None:
+            raise BudgetError(f"batch_size={settings.batch_size} is for cached features; the loader sets it here")
+        if isinstance(loader, Iterator):
+            raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
+        self._network, self._stages, self._trained = network, stages, trained
+        self.loader, self._acceleration = loader, acceleration
+        self.steps = len(loader) or None if isinstance(loader, Sized) else None
+        self._classes: int | None = None
+
+    def batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+        for inputs, labels in checked_batches(self.loader, self._classes):
+            features = []
+            with torch.no_grad(), self._acceleration.autocast():
+                carry = tuple(self._acceleration.place(t) for t in named_tensors(self._network, inputs).values())
+                if self._classes is None:
+                    self._classes = check_logits(self._network(*(t[:2] for t in carry)), len(self._stages), labels)
+                    check_labels(labels, self._classes)
+                for number, stage in enumerate(self._stages[: self._trained[-1] + 1]):
+                    carry = stage.body(*carry)
+                    if number in self._trained:
+                        features.append(carry[0].clone())  # the next stage may change its carry in place
+            yield features, torch.from_numpy(labels).to(self._acceleration.device)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        with self._acceleration.autocast():
+            return [self._stages[i].head(feature) for i, feature in zip(self._trained, features, strict=True)]
 
 
 def _train(
     heads: Sequence[nn.Module],
     state: Mapping[str, Tensor],
-    cache: FeatureCache,
+    data: _Kept | _Seen,
     settings: Settings,
-    acceleration: Acceleration,
     kept: Checkpoint,
     progress: bool | None,
 ) -> History:
-    rows = len(cache.labels)
-    # at least some fifty steps an epoch, or small sets never arrive
-    size = settings.batch_size or min(512, max(32, rows // 50))
-    starts = [s for s in range(0, rows, size) if rows - s > 1 or rows == 1]  # batch norm fails on one input
-    run = [classified(head) for head in heads]
-
-    def batches() -> Iterator[tuple[list[Tensor], Tensor]]:
-        order = torch.randperm(rows).numpy()
-        for start in starts:
-            features, labels = cache.rows(order[start : start + size])
-            yield [f.to(acceleration.device) for f in features], labels.to(acceleration.device)
-
-    def forward(features: Sequence[Tensor]) -> list[Tensor]:
-        return [head(feature) for head, feature in zip(run, features, strict=True)]
-
     loss = ExitLoss((1.0,) * len(heads), label_smoothing=settings.label_smoothing)
     optimizer = settings.make_optimizer(p for head in heads for p in head.parameters())
     for head in heads:
         head.train()
     try:
-        task = Task(batches, forward, loss, state, len(starts))
+        task = Task(data.batches, data.forward, loss, state, data.steps, loader=data.loader)
         return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
     finally:
         optimizer.zero_grad(set_to_none=True)
 
 
+def _state(heads: Sequence[nn.Module], trained: Sequence[int]) -> dict[str, Tensor]:
+    """All that training changes, by name."""
+    return {
+        f"{i}.{name}": tensor
+        for i, head in zip(trained, heads, strict=True)
+        for name, tensor in head.state_dict().items()
+    }
+
+
 def _conditions(
     network: StagedNetwork,
     state: Mapping[str, Tensor],
-    cache: FeatureCache,
+    order: str,
     settings: Settings,
     acceleration: Acceleration,
 ) -> dict[str, Any]:
@@ -116,7 +186,7 @@ def _conditions(
         **vars(settings),
         "network": signature(weights),
         "backbone weights": digest({n: t for n, t in weights.items() if (t.data_ptr(), t.numel()) not in own}),
-        "order of the data": cache.order(),
+        "order of the data": order,
         "bf16": acceleration.bf16,
         "channels_last": acceleration.channels_last,
     }
