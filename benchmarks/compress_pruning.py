@@ -30,6 +30,7 @@ from torch import nn
 import dynamic
 from dynamic.models.compress.blocks import prune_blocks
 from dynamic.models.compress.channels import prune_channels
+from dynamic.models.compress.report import measure
 from dynamic.models.compress.structure import restructured, structure
 from dynamic.offline.checkpoints import load_weights, save_weights
 from dynamic.offline.compute import count_macs
@@ -218,6 +219,16 @@ def main() -> None:
     found = {name: accuracies(net, test) for name, net in (("ResNet-56", network), ("pruned", small))}
     pixels = cifar.batches(test, 40)[0][0].numpy()
     timed = latencies({"ResNet-56": network, "pruned": small}, pixels, 2 if options.smoke else options.rounds)
+    static = dict(zip(cifar.NAMES[:-1], cifar.networks(data, cifar.NAMES[:-1]), strict=True))
+    everyone = {"ResNet-56": network, "pruned": small, **static}
+    beside = {
+        name: {
+            "latency_ms": m.latency_ms,
+            "macs": m.macs,
+            "accuracy": (found.get(name) or accuracies(net, test))["torch"],
+        }
+        for (name, net), m in zip(everyone.items(), measure(list(everyone.values()), EXAMPLE), strict=True)
+    }
     macs = {n: count_macs(net, (EXAMPLE,)).total for n, net in (("ResNet-56", network), ("pruned", small))}
     below = 100 * (found["ResNet-56"]["onnxruntime"] - found["pruned"]["onnxruntime"])
     share = macs["pruned"] / macs["ResNet-56"]
@@ -235,6 +246,7 @@ def main() -> None:
             "points below": below <= GOAL["points below"],
             "latency": timed["median ratio"] <= GOAL["latency"],
         },
+        "beside": beside,  # what a static network of the family gives instead
         "pruning": facts,
     }
     print(json.dumps(figures, indent=1))

@@ -2,16 +2,16 @@
 
     python benchmarks/family_cascade.py [--train]
 
-int8 versions of ResNet-20 (with exits), ResNet-32, a pruned ResNet-56 (`compress_pruning.py`) and ResNet-56, then
-ResNet-56 as it was given, the reference. Ranges of int8, heads, places of exits and what was pruned come from training
-images. Test images are split in half, 20 times: one half chooses thresholds, which exits and networks are used at all
-among them (its quarter that searches), and certifies that no more than 0.005 of accuracy is lost to ResNet-56 (the
-rest); the other half reports. As in `headline.py` all is calibrated through the engine and precision that is timed, in
+int8 versions of ResNet-20 (with an exit), ResNet-32 and ResNet-56, then ResNet-56 as it was given, the reference.
+Ranges of int8, heads and places of exits come from training images. Test images are split in half, 20 times: one half
+chooses thresholds, which exits and networks are used at all among them (its quarter that searches), and certifies that
+no more than 0.005 of accuracy is lost to ResNet-56 (the rest); the other half reports. As in `headline.py` all is calibrated through the engine and precision that is timed, in
 processes that take turns, one request at a time, each side in its best setting.
 
 Where nothing can be certified for 0.005, ResNet-56 alone runs, and that is what is reported. Costs that the search goes
 by are profiled once for each engine and kept in results/. The goal: at least ResNet-56's accuracy on average over the
-splits, at 0.28 or less of its mean latency on ONNX Runtime. Without timing, `--modelled` adds up profiled stages.
+splits, at 0.28 or less of its mean latency on ONNX Runtime. int8 networks compete alone too. Without timing,
+`--modelled` adds up profiled stages.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from headline import measure
 from headline_contenders import Prepared
 
 import dynamic
+from dynamic.machine import machine_name
 from dynamic.policies.plan import plan
 from dynamic.policies.records import SEARCH_SHARE
 from dynamic.policies.replay import cost_to, replay
@@ -47,7 +48,8 @@ Costs = tuple[tuple[float, ...], tuple[float, ...]]  # ms of bodies and heads [S
 def costs(cascade: dynamic.Cascade, images: Any, name: str) -> Costs:
     """What stages take on this machine, for one request on an engine; measured once."""
     known = json.loads(COSTS.read_text()) if COSTS.is_file() else {}
-    if name not in known:
+    made_for = {"cascade": cascade.fingerprint(), "machine": machine_name()}
+    if name not in known or known[name]["made for"] != made_for:
         progress(f"profiling on {name} (kept in {COSTS})")
         engine, precision = ENGINES[name]
         few = cifar.batches(images.select(np.arange(0, len(images), 20)))
@@ -56,7 +58,12 @@ def costs(cascade: dynamic.Cascade, images: Any, name: str) -> Costs:
         assert found is not None
         whole, head = ([row[0] for row in table] for table in (found.latency_ms, found.head_ms))
         body = [a - b for a, b in zip(whole, head, strict=True)]
-        known[name] = {"names": [s.name for s in bundle.spec.stages], "body_ms": body, "head_ms": head}
+        known[name] = {
+            "made for": made_for,
+            "names": [s.name for s in bundle.spec.stages],
+            "body_ms": body,
+            "head_ms": head,
+        }
         COSTS.write_text(json.dumps(known, indent=1) + "\n")
     return tuple(known[name]["body_ms"]), tuple(known[name]["head_ms"])
 
@@ -125,7 +132,7 @@ def main() -> None:
             if not options.modelled:
                 own = Path(folder) / name.replace(" ", "-")
                 own.mkdir()
-                prepared = Prepared(data, own, cascade, chooser(spent))
+                prepared = Prepared(data, own, cascade, chooser(spent), family_networks.alone(data))
                 figures[name] |= measure(prepared, name, options.requests, 0, options.splits, GOALS)
     if options.modelled:
         return

@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cifar
 import numpy as np
 from alternating import (
     ENGINES,
@@ -90,7 +89,7 @@ def measure(
         "all_deep": deep,
         "rate": rate,
         "splits": by_split,
-        **verdict(goals[engine], rows, ms, cascade.name, by_split, pooled),
+        **verdict(goals[engine], rows, ms, cascade.name, prepared.static, by_split, pooled),
     }
     show(engine, figures)
     return figures
@@ -171,6 +170,7 @@ def verdict(
     rows: Mapping[str, Any],
     ms: Mapping[str, list[float]],
     cascade: str,
+    static: Sequence[str],
     by_split: Sequence[Mapping[str, float]],
     pooled: Sequence[tuple[list[float], list[float]]],
 ) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def verdict(
     statics: dict[str, Any] = {}
     own, reference = rows[cascade]["accuracy"], rows[REFERENCE]["accuracy"]
     for what, least in (("as_accurate_as_cascade", own), ("as_accurate_as_resnet56", reference)):
-        able = [name for name in cifar.NAMES if rows[name]["accuracy"] >= least]
+        able = [name for name in static if rows[name]["accuracy"] >= least]
         name = min(able, key=lambda n: statistics.fmean(ms[n]), default=None)
         statics[what] = None if name is None else {"network": name} | ratio(ms[cascade], ms[name])
     gain = round(statistics.fmean(s["gain"] for s in by_split), 5)

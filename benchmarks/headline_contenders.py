@@ -1,7 +1,7 @@
 """What `headline.py` lets take turns: the cascade, calibrated on the engine that is timed, and every static network."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from alternating import ENGINES, Contender, settings
 from alternating_worker import Job, keep_spec
 from cifar_exits import halves, headline_cascade, operating_point
 from numpy.typing import NDArray
+from torch import nn
 
 import dynamic
 from dynamic.engines.contract import CascadeSpec
@@ -36,10 +37,18 @@ Choose = Callable[[dynamic.Records], tuple[dynamic.Ladder, dynamic.Point]]  # fr
 
 
 class Prepared:
-    """Everything exported under `folder`, and all test images. `choose`: what takes a point from a calibration half."""
+    """Everything exported under `folder`, and all test images.
+
+    `choose`: what takes a point from a calibration half; `others`: networks that compete alone beside the ResNets.
+    """
 
     def __init__(
-        self, data: Path, folder: Path, cascade: dynamic.Cascade | None = None, choose: Choose = operating_point
+        self,
+        data: Path,
+        folder: Path,
+        cascade: dynamic.Cascade | None = None,
+        choose: Choose = operating_point,
+        others: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self._choose = choose
         self.folder, self.images = folder, cifar.images(data, "test")
@@ -49,7 +58,9 @@ class Prepared:
         example = torch.from_numpy(inputs[:2])
         self.cascade = cascade or headline_cascade(data)
         self.spec: CascadeSpec = export_stages(self.cascade, folder / "cascade", example, progress=False)
-        for name, network in zip(cifar.NAMES, cifar.networks(data), strict=True):
+        alone = dict(zip(cifar.NAMES, cifar.networks(data), strict=True)) | dict(others or {})
+        self.static = tuple(alone)
+        for name, network in alone.items():
             export_stages(dynamic.Cascade(network, names=[name]), folder / name, example, progress=False)
 
     def records(self, engine: str, precision: str) -> dynamic.Records:
@@ -77,7 +88,7 @@ class Prepared:
             Contender(row, Job(engine, precision, str(part), route, setting, inputs), limits)
             for row, part, route, limits in (
                 *((row, split.folder, route, split.point.thresholds) for route, row in ROUTES.items()),
-                *((network, self.folder / network, None, None) for network in cifar.NAMES),
+                *((network, self.folder / network, None, None) for network in self.static),
             )
             for setting in settings(engine, bare=route is None)
         ]

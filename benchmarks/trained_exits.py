@@ -6,11 +6,11 @@
     python benchmarks/trained_exits.py                    # reports on whatever was trained
 
 ResNet-56 as it was given gets exits with convolutional heads (`ConvHead`), then heads or everything are trained on the
-50,000 training images, shifted and mirrored as it was itself. Starting from a trained backbone is the mixed regime, the best
-of those that Kubaty et al. 2025, "How to Train Your Multi-Exit Model?", compare. Then, over 20 class-stratified splits
-of the test images, one half chooses thresholds, for each target of the ladder, and the other half reports, against
-ResNet-56 as it was given. The goal: at most 0.5 points below it at 0.50 or less of its multiply-adds, heads counted;
-the last exit at least 93.0%.
+50,000 training images, shifted and mirrored as it was itself. Starting from a trained backbone is the mixed regime, the
+best of those that Kubaty et al. 2025, "How to Train Your Multi-Exit Model?", compare. Then, over 20 class-stratified
+splits of the test images, one half chooses thresholds, for each target of the ladder, and the other half reports,
+against ResNet-56 as it was given. The goal: at most 0.5 points below it at 0.50 or less of its multiply-adds, heads
+counted; the last exit at least 93.0%.
 
 Training goes on where it was interrupted. Weights (half precision) are kept in results/.
 """
