@@ -58,7 +58,7 @@ def made(network: nn.Module, train: ImageSet, path: Path, folder: Path, options:
         distill_share=0.8,
         temperature=4.0,
         path=path,
-        checkpoints=folder,
+        folder=folder,
         progress=True,
         latency=False,
     )

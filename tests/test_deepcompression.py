@@ -13,7 +13,8 @@ from dynamic.models import CifarResNet
 from dynamic.models.compress import Compressed, deepcompression
 from dynamic.models.compress.deepcompression import deep_compress
 from dynamic.models.compress.packing import load_packed
-from dynamic.policies.errors import BudgetError
+from dynamic.offline.checkpoints import read_tensors, write_tensors
+from dynamic.policies.errors import BudgetError, BundleError, CorruptError
 
 PICTURE = torch.zeros(1, 1, 8, 8)
 STEPS = ((0.5, 1), (0.8, 2))
@@ -77,11 +78,43 @@ def test_killed_between_steps_and_started_again(
 
     monkeypatch.setattr(deepcompression, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(trained, checkpoints=tmp_path)
+        run(trained, folder=tmp_path)
     monkeypatch.undo()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["prune-0.safetensors"]
-    again = run(trained, checkpoints=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["prune-0.safetensors", "run.safetensors"]
+    again = run(trained, folder=tmp_path)
     assert equal(state(whole.network), state(again.network))
+
+
+def test_a_folder_of_another_run_is_refused(trained: nn.Module, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": ((0.5, 1),), "cluster_epochs": 0, "folder": tmp_path}
+    first = run(trained, **options)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for changed, message in (
+        ({"steps": ((0.8, 1),)}, r"steps=\[\[0\.5, 1\]\] \(now \[\[0\.8, 1\]\]\)"),
+        ({"skip": ()}, r"skip=\['conv1'\] \(now \[\]\)"),
+        ({"clusters": {"conv": 8}}, r"clusters=8 \(now \{'conv': 8\}\)"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            run(trained, **(options | changed))
+    other = CifarResNet(8, in_channels=1, width=8)
+    with pytest.raises(BundleError, match="network="):
+        run(other, **options)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    assert equal(state(first.network), state(run(trained, **options).network))
+
+
+def test_folders_without_a_header_go_on_and_damaged_ones_are_refused(trained: nn.Module, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": ((0.5, 1),), "cluster_epochs": 0, "folder": tmp_path}
+    first, header = run(trained, **options), tmp_path / "run.safetensors"
+    header.unlink()  # as written before there were headers
+    assert equal(state(first.network), state(run(trained, **options).network))
+    assert read_tensors(header)[1]["run"]["steps"] == [[0.5, 1]]
+    write_tensors(header, {}, {"kind": "weights"})
+    with pytest.raises(BundleError, match="is no run of deep_compress"):
+        run(trained, **options)
+    header.write_bytes(header.read_bytes()[:-3])
+    with pytest.raises(CorruptError, match=r"run\.safetensors"):
+        run(trained, **options)
 
 
 def test_in_float32_and_without_training(trained: nn.Module) -> None:

@@ -112,6 +112,21 @@ def test_masks_hold_in_real_training_and_runs_go_on(tmp_path: Path) -> None:
         lottery_ticket(make, picture, train, folder=tmp_path, **(options | {"rounds": 3}))
 
 
+def test_a_folder_of_another_training_is_refused_by_its_key(tmp_path: Path) -> None:
+    far, near = (partial(pull, towards=torch.full((1, 4), scale)) for scale in (100.0, 1.0))
+    first = drawn(far, folder=tmp_path / "keyed", key="far")
+    with pytest.raises(BundleError, match="'key': 'far'"):
+        drawn(near, folder=tmp_path / "keyed", key="near")
+    with pytest.raises(BundleError, match="of another run"):
+        drawn(far, folder=tmp_path / "keyed")
+    again = drawn(near, folder=tmp_path / "keyed", key="far")  # the same key: taken as it is
+    assert torch.equal(again.ticket.weight, first.ticket.weight)
+    drawn(far, folder=tmp_path / "plain")
+    drawn(far, folder=tmp_path / "plain")  # no key, as before there were any
+    with pytest.raises(BundleError, match="of another run"):
+        drawn(far, folder=tmp_path / "plain", key="far")
+
+
 def test_shares_that_are_left() -> None:
     masks = {"a": torch.tensor([True, False]), "b": torch.tensor([[True, True, False, True]] * 2)}
     assert left_by(masks) == {"a": 0.5, "b": 0.75, "all": 0.7}

@@ -164,11 +164,11 @@ def test_batch_norms_are_folded() -> None:
     assert far(network, stage) < 1e-5
 
 
-@pytest.mark.parametrize("calibration", ["percentile", "minmax", "mse"])
-def test_close_to_the_network_which_stays_as_it_is(calibration: str) -> None:
+@pytest.mark.parametrize("ranges", ["percentile", "minmax", "mse"])
+def test_close_to_the_network_which_stays_as_it_is(ranges: str) -> None:
     network = resnet()
     before = copy.deepcopy(network.state_dict())
-    made = quantize(network, X[:2], DATA, calibration=calibration, latency=False)
+    made = quantize(network, X[:2], DATA, ranges=ranges, latency=False)
     assert 0 < far(network, made.network) < 0.06
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
     assert (made.report.facts["layers"], made.report.facts["sums"]) == (8, 3)
@@ -302,7 +302,7 @@ def test_families(make: Callable[[], nn.Module], size: int, left: str) -> None:
     torch.manual_seed(0)
     network = make().eval()
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    made = quantize(network, x[:2], [x], calibration="minmax", latency=False)
+    made = quantize(network, x[:2], [x], ranges="minmax", latency=False)
     assert far(network, made.network, x) < 0.15
     assert (left in made.report.left_alone) == bool(left)
     quantized = sum(p.numel() for p in made.network.parameters() if p.dtype == torch.int8)
@@ -445,8 +445,8 @@ def test_data_without_use() -> None:
 
 def test_settings_and_networks_without_use() -> None:
     network = resnet()
-    with pytest.raises(BudgetError, match="median"):
-        int8(network, calibration="median")
+    with pytest.raises(BudgetError, match=r"ranges='median'"):
+        int8(network, ranges="median")
     with pytest.raises(InputError, match=r"layer1\.0\.conv9.*layer1\.0\.conv"):
         int8(network, skip=["layer1.0.conv9"])
     with pytest.raises(InputError, match="one string"):

@@ -108,6 +108,21 @@ def test_conv_heads_by_shape(shape: Any, channel: int, layers: int, width: int) 
     assert found.shape == (3, 10)
 
 
+@pytest.mark.parametrize(("shape", "strides"), [((16, 32, 32), [2, 2]), ((32, 16, 16), [2]), ((64, 8, 8), [1])])
+def test_conv_heads_with_extra_convolutions(shape: Any, strides: list[int]) -> None:
+    plain, longer = (ConvHead(shape, 1, 10, extra=extra) for extra in (0, 2))
+    kinds = [[type(m) for m in head.features] for head in (plain, longer)]
+    assert kinds[0] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * len(strides)
+    assert kinds[1] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * (len(strides) + 2)
+    convolutions = [m for m in longer.features if isinstance(m, nn.Conv2d)]
+    assert [c.stride[0] for c in convolutions] == [*strides, 1, 1]
+    for last in convolutions[-2:]:  # neither size nor width changes
+        assert (last.in_channels, last.out_channels) == (64, 64)
+    with torch.no_grad():
+        assert longer.eval().features(torch.randn(1, *shape)).shape == (1, 64, 8, 8)
+        assert longer(torch.randn(3, *shape)).shape == (3, 10)
+
+
 def test_conv_heads_want_images() -> None:
     with pytest.raises(LayoutError, match="use ExitHead"):
         ConvHead((7, 64), 2, 10)

@@ -132,7 +132,7 @@ class _Seen:
                 carry = tuple(self._acceleration.place(t) for t in named_tensors(self._network, inputs).values())
                 if self._classes is None:
                     self._classes = check_logits(self._network(*(t[:2] for t in carry)), len(self._stages), labels)
-                    check_labels(labels, self._classes)
+                check_labels(labels, self._classes)
                 for number, stage in enumerate(self._stages[: self._trained[-1] + 1]):
                     carry = stage.body(*carry)
                     if number in self._trained:

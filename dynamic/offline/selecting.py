@@ -38,7 +38,9 @@ def select_exits(
 
     To place exits: wrap with many, train their heads (`fit(mode="heads")`), select, and train what is left. `loader`:
     `(inputs, labels [B])` that neither the network was trained on nor certifies later. `count`: at most so many stay.
-    `exit_cost`: multiply-adds that passing an exit is worth on the device.
+    `exit_cost`: multiply-adds that passing an exit is worth on the device. What an exit gains is judged on the very
+    records that its threshold is fitted to: at 0 one with any gain on them stays, chance included. Give what was
+    measured: the time that `profile` shows for a head, or some 30 microseconds, times multiply-adds per second.
 
     Raises ExitError where no exit pays: the plain network is the better choice then; and as `calibrate` does.
     """

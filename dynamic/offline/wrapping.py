@@ -44,9 +44,10 @@ def wrap(
 
     `layout`: only where it cannot be told which dimension of a feature holds the channels: "BCHW", "BHWC", "BND" or
     "BCN", for all exits or by exit name. `classifier(width, classes)`: makes what classifies a pooled feature
-    `[B, width]`; None: batch norm and a linear layer (see `ExitHead`). `head(shape, channel, classes)`, instead, makes
-    the whole head from the feature's shape without the batch and its dimension, from 1, of the channels:
-    `dynamic.models.ConvHead` for networks whose exits are trained together with them.
+    `[B, width]`; None: batch norm, a hidden layer where there is room, and a linear one (see `ExitHead`).
+    `head(shape, channel, classes)`, instead, makes the whole head from the feature's shape without the batch and its
+    dimension, from 1, of the channels: `dynamic.models.ConvHead` for networks whose exits are trained together with
+    them.
 
     `backbone` is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns
     with DynamicWarning where outputs beside the logits are dropped, and where only torch.export captures it.

@@ -1,5 +1,6 @@
 """Deep Compression: prune, share values, code; the file is what gets small."""
 
+import json
 import logging
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,9 +16,10 @@ from dynamic.models.compress.pruning import baked, prune_weights
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.models.compress.rounding import rounded, simple_norms
 from dynamic.models.compress.weights import weights_of
+from dynamic.offline.checkpoints import digest, read_tensors, write_tensors
 from dynamic.offline.fitting import fit
 from dynamic.offline.inputs import Batch
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import BudgetError, BundleError
 
 logger = logging.getLogger("dynamic")
 
@@ -38,7 +40,7 @@ def deep_compress(
     temperature: float = 3.0,
     half: bool = True,
     path: str | Path | None = None,
-    checkpoints: str | Path | None = None,
+    folder: str | Path | None = None,
     seed: int = 0,
     progress: bool | None = None,
     data: Iterable[Any] | None = None,
@@ -52,14 +54,23 @@ def deep_compress(
     `distill_share` of what is learned. At the end batch norms are made `simple_norms` and, with `half`, all numbers are
     `rounded` to float16: the network given back holds exactly what `load_packed` reads from `path`.
 
-    `checkpoints`, a folder: a run that was killed and is started again ends with the same bits. `report.file_bytes` is
-    the packed file's. Raises BudgetError on settings out of range.
+    `folder` keeps every training: a run that was killed and is started again with the same arguments ends with the same
+    bits. `report.file_bytes` is the packed file's. Raises BudgetError on settings out of range, BundleError where
+    `folder` holds another run, CorruptError where it is damaged.
     """
     shares = [share for share, _ in steps]
     if not shares or shares != sorted(shares) or not all(0 < share < 1 for share in shares):
         raise BudgetError(f"steps={steps}: shares between 0 and 1 that rise, with their epochs")
-    folder = None if checkpoints is None else Path(checkpoints)
     taught = copied(network) if teacher is None else teacher
+    kept = None if folder is None else Path(folder)
+    if kept is not None:
+        run = {
+            "network": digest(network.state_dict()), "teacher": digest(taught.state_dict()), "steps": steps,
+            "clusters": clusters if isinstance(clusters, int) else dict(clusters), "cluster_epochs": cluster_epochs,
+            "skip": sorted(skip), "lr": lr, "cluster_lr": cluster_lr, "distill_share": distill_share,
+            "temperature": temperature, "seed": seed,
+        }  # fmt: skip
+        _check_run(kept / "run.safetensors", run)
     found = network
     for number, (share, epochs) in enumerate(steps):
         masked = prune_weights(found, example_inputs, share, skip=tuple(skip), latency=False).network
@@ -75,7 +86,7 @@ def deep_compress(
                 distill_share=distill_share,
                 temperature=temperature,
                 seed=seed + number,
-                checkpoint=None if folder is None else folder / f"prune-{number}.safetensors",
+                checkpoint=None if kept is None else kept / f"prune-{number}.safetensors",
                 progress=progress,
             )
             logger.info("%.3g of the weights 0; %s", share, done)
@@ -93,7 +104,7 @@ def deep_compress(
         distill_share=distill_share,
         temperature=temperature,
         seed=seed + len(steps),
-        checkpoint=None if folder is None else folder / "cluster.safetensors",
+        checkpoint=None if kept is None else kept / "cluster.safetensors",
         progress=progress,
         latency=False,
     )
@@ -115,3 +126,20 @@ def deep_compress(
             latency=latency, file_bytes=size, left_alone=left, facts=facts,
         ),
     )  # fmt: skip
+
+
+def _check_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Write what a run was asked for, or raise BundleError where another was: masks, hence shares and what is skipped,
+    are state that a checkpoint restores. Trainings without this file are taken for the same run's."""
+    now = json.loads(json.dumps(run))
+    if not path.exists():
+        write_tensors(path, {}, {"kind": "deep compression", "run": now})
+        return
+    _, facts = read_tensors(path)
+    if facts.get("kind") != "deep compression":
+        raise BundleError(f"{path} is no run of deep_compress; give another folder")
+    theirs = facts["run"]
+    changed = [name for name in sorted({*theirs, *now}) if theirs.get(name) != now.get(name)]
+    if changed:
+        told = ", ".join(f"{n}={theirs.get(n)} (now {now.get(n)})" for n in changed)
+        raise BundleError(f"{path} is of a run with {told}; call deep_compress as that run did, or give another folder")

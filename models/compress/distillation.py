@@ -63,9 +63,9 @@ def mean_logits(logits: Tensor, temperature: Tensor | float) -> Tensor:
 
 def distill(
     student: nn.Module,
+    example_inputs: Batch,
     teachers: nn.Module | Sequence[nn.Module],
     train_loader: Iterable[Any],
-    example_inputs: Batch,
     *,
     epochs: int = 20,
     temperature: float = 4.0,
@@ -103,7 +103,7 @@ def distill(
     listed = [teachers] if isinstance(teachers, nn.Module) else list(teachers)
     teacher = listed[0] if len(listed) == 1 else Ensemble(listed, temperature)
     made = copied(student)
-    with Hints(made, teacher, hints or {}, hint_weight, example_inputs) as hinted:
+    with Hints(made, teacher, hints or {}, hint_weight, example_inputs, settings.get("seed", 0)) as hinted:
         fitted = fit(
             made,
             train_loader,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from dynamic.offline.determinism import seeded
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.policies.errors import BudgetError, InputError
@@ -23,13 +24,20 @@ class Hints:
     where sizes differ, the larger image is averaged down to the smaller.
 
     As a context, it puts those maps into the student, so that they are trained, kept in checkpoints and moved with it,
-    and takes them out at the end. Their name tells layers and weight: a checkpoint of other hints is refused.
+    and takes them out at the end. Their name tells layers and weight: a checkpoint of other hints is refused. They
+    start at random, from `seed`; the global generators stay as they were.
 
     Raises InputError on layers that do not exist, did not run or do not fit, BudgetError on a weight out of range.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, layers: Mapping[str, str], weight: float, example_inputs: Batch
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        layers: Mapping[str, str],
+        weight: float,
+        example_inputs: Batch,
+        seed: int = 0,
     ) -> None:
         if not 0 < weight < float("inf"):
             raise BudgetError(f"hint_weight={weight} has to be positive and finite; without hints, leave them out")
@@ -47,9 +55,10 @@ class Hints:
             for network in (student, teacher):
                 with evaluating(network), torch.no_grad():
                     network(*(t[:2] for t in _placed(network, example_inputs)))
-            for own, other in self.layers.items():
-                mine, theirs = self._pair(own, other)
-                self._maps[own] = nn.Linear(mine.shape[-1], theirs.shape[-1], device=mine.device)
+            with seeded(seed, -2):  # `fit` has -1 and what follows
+                for own, other in self.layers.items():
+                    mine, theirs = self._pair(own, other)
+                    self._maps[own] = nn.Linear(mine.shape[-1], theirs.shape[-1], device=mine.device)
         except BaseException:
             self._stop()
             raise

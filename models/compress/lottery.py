@@ -41,6 +41,7 @@ def lottery_ticket(
     skip: Collection[str] = (),
     seed: int = 0,
     folder: str | Path | None = None,
+    key: str = "",
     progress: bool | None = None,
     data: Iterable[Any] | None = None,
     latency: bool = True,
@@ -54,8 +55,10 @@ def lottery_ticket(
     the Lottery Ticket Hypothesis", section 4); the control gets it too. `rounds + 2` trainings in all.
 
     `make_network` draws its weights from torch's generator, which is seeded by `seed` here, as each training is.
-    `folder` keeps every training: a run that was killed goes on after the last. Raises BudgetError on a setting out of
-    range, InputError where all networks come with the same weights, BundleError on a folder of another run.
+    `folder` keeps every training: a run that was killed goes on after the last. It cannot see what `train` and `warm`
+    do: tell it in `key`, such as "6 epochs, lr 0.05", and a folder with another key is refused. Raises BudgetError on a
+    setting out of range, InputError where all networks come with the same weights, BundleError on a folder of another
+    run.
     """
     if not 0 < sparsity < 1:
         raise BudgetError(f"sparsity={sparsity} is not in (0, 1)")
@@ -68,7 +71,8 @@ def lottery_ticket(
     if digest(first.state_dict()) == digest(other.state_dict()):
         raise InputError("make_network() gives the same weights each time; let it draw them from torch's generator")
     known = {"sparsity": sparsity, "rounds": rounds, "skip": sorted(skip), "warm": warm is not None, "seed": seed}
-    header = {"kind": "lottery", "settings": {**known, "first": digest(first.state_dict())}}
+    named = {"key": key} if key else {}  # folders from before there were keys stay valid
+    header = {"kind": "lottery", "settings": {**known, **named, "first": digest(first.state_dict())}}
     steps = iter(track(range(rounds + 3), "lottery ticket", rounds + 3, progress))
 
     def done(

@@ -33,7 +33,7 @@ def low_rank(
     rank: Rank | Mapping[str, Rank] | None = None,
     kinds: Collection[str] = KINDS,
     skip: Collection[str] = (),
-    calibration: Iterable[Any] | None = None,
+    calibration_data: Iterable[Any] | None = None,
     data: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> Compressed:
@@ -42,14 +42,14 @@ def low_rank(
     Give one of `energy`, the share in (0, 1] of the squared singular values that each layer keeps at least, and
     `rank`: for all layers, or by layer name, and then the layers not named stay. In a convolution of groups each group
     has that rank. `kinds`: what is treated, "linear" layers, "pointwise" (1x1) and "spatial" (larger) convolutions;
-    `skip`: names of modules left alone with all in them. `calibration`: batches of inputs, labelled or not; linear and
-    pointwise layers then keep what matters most for their outputs on these, not for their weights, and biases make up
-    for the mean of the rest (Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks", eq. 4 to 7, without
+    `skip`: names of modules left alone with all in them. `calibration_data`: batches of inputs, labelled or not; linear
+    and pointwise layers then keep what matters most for their outputs on these, not for their weights, and biases make
+    up for the mean of the rest (Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks", eq. 4 to 7, without
     the nonlinearity). `data`, `latency`: for the report. `report.facts["ranks"]`: rank, full rank and kept energy of
     each layer. Weights that several modules share stay as they are. Fewer multiply-adds are not always less time.
 
     Raises BudgetError on an energy, rank or kind out of range, InputError on a name that does not exist, inputs that do
-    not fit and weights that are not finite, CalibrationError on calibration without batches or with NaN.
+    not fit and weights that are not finite, CalibrationError on calibration data without batches or with NaN.
     """
     _check(energy, rank, kinds)
     check_names(network, skip, "skip")
@@ -61,7 +61,8 @@ def low_rank(
     left: dict[str, str] = {}
     facts: dict[str, Any] = {}
     layers = observed(made, example_inputs, (nn.Linear, nn.modules.conv._ConvNd))
-    seen = None if calibration is None else moments(made, calibration, [la.module for la in layers if _thin(la.module)])
+    thin = [layer.module for layer in layers if _thin(layer.module)]
+    seen = None if calibration_data is None else moments(made, calibration_data, thin)
     for layer in layers:
         why = "skipped" if inside(layer.name, skip) else untreatable(layer, (nn.Linear, nn.Conv2d), held)
         if why is None and _kind(layer.module) not in kinds:

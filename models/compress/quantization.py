@@ -30,7 +30,7 @@ def quantize(
     data: Iterable[Any],
     *,
     skip: Collection[str] = (),
-    calibration: str = "percentile",
+    ranges: str = "percentile",
     reduce_range: bool = False,
     latency: bool = True,
     accuracy_data: Iterable[Any] | None = None,
@@ -38,9 +38,9 @@ def quantize(
     """An int8 copy of `network` for inference: convolutions, linear layers and the sums between them.
 
     `data`: a loader of inputs, or `(inputs, labels)`, read twice: a few hundred inputs of the kind the network will
-    see; training images will do. Accuracy is measured on `accuracy_data`, pairs. `calibration`: "percentile", "minmax"
-    or "mse", see `ranges.grids`. `skip`: names of modules that stay float, with all inside. `reduce_range`: weights in
-    7 bits, for x86 processors without VNNI, whose int8 products saturate.
+    see; training images will do. Accuracy is measured on `accuracy_data`, pairs. `ranges`, how they are found:
+    "percentile", "minmax" or "mse", see `ranges.grids`. `skip`: names of modules that stay float, with all inside.
+    `reduce_range`: weights in 7 bits, for x86 processors without VNNI, whose int8 products saturate.
 
     Torch computes the rounding that an engine does; engines differ from it, and from each other, where they fuse
     operations and round less often: calibrate a cascade on the engine that ships. What it holds cannot be trained.
@@ -50,9 +50,9 @@ def quantize(
 
     Raises CalibrationError on an empty loader and on values that are not finite, InputError on weights that are not
     float32, on a network without a layer to quantize and on names in `skip` that do not exist, BudgetError on an
-    unknown `calibration`, TraceError where torch.fx cannot follow the network.
+    unknown `ranges`, TraceError where torch.fx cannot follow the network.
     """
-    check_calibration(calibration)
+    check_calibration(ranges)
     _check(network, skip)
     with evaluating(network):
         own = copied(network)
@@ -76,7 +76,7 @@ def quantize(
         return count
 
     with torch.no_grad():
-        found = grids(show, calibration, lambda node: plan.names[node])
+        found = grids(show, ranges, lambda node: plan.names[node])
     rewriter = Rewriter(plan, found, 7 if reduce_range else 8)
     bodies = [rewriter.write(stage) for stage in stages]
     result: nn.Module = bodies[0]
@@ -85,7 +85,7 @@ def quantize(
         result = QuantizedExits(bodies, [stage.head for stage in exits], [stage.name for stage in exits])
     result.eval()
     facts = {
-        "calibration": calibration,
+        "calibration": ranges,
         "layers": len(plan.layers),
         "sums": len(plan.sums),
         "ranges": {plan.names[node]: list(grid.values) for node, grid in found.items()},

@@ -44,7 +44,7 @@ class _Tally:
 def check_calibration(method: str) -> None:
     """Raises BudgetError on an unknown method."""
     if method not in CALIBRATION:
-        raise BudgetError(f"calibration={method!r} is not known; use one of {CALIBRATION}")
+        raise BudgetError(f"ranges={method!r} is not known; use one of {CALIBRATION}")
 
 
 def grids(show: Passes, method: str, name_of: Callable[[Any], str]) -> dict[Any, Grid]:

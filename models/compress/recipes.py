@@ -57,7 +57,7 @@ _KNOWN = {
     "quantize": _Known("quantization", data="data", tune=False),
     "prune_channels": _Known("channels", "amount", _SHARES),
     "prune_blocks": _Known("blocks", "count", tuple(range(1, 65)), "data", {"importance": "norm"}),
-    "low_rank": _Known("lowrank", "rank", _SHARES[::-1], "calibration"),
+    "low_rank": _Known("lowrank", "rank", _SHARES[::-1], "calibration_data"),
     "separate": _Known("separable", "rank", (4, 3, 2, 1)),
 }
 MEANS = tuple(_KNOWN)
