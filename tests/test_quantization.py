@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from dynamic.models.compress.int8 import Grid, Int8Conv, Int8Linear, Rounded, To
 from dynamic.models.compress.int8graph import float_stages
 from dynamic.models.compress.quantization import QuantizedExits, quantize
 from dynamic.models.compress.ranges import grids
-from dynamic.offline.exporting import export_stages
+from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.stages import StagedNetwork
-from dynamic.policies.errors import BudgetError, CalibrationError, InputError, TraceError, WrapError
+from dynamic.policies.errors import BudgetError, CalibrationError, EngineError, InputError, TraceError, WrapError
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(32, 3, 16, 16, generator=GENERATOR)
@@ -478,3 +479,29 @@ def test_training_is_refused() -> None:
     network = int8(resnet())
     with pytest.raises(WrapError, match="eval"):
         network.train()(X)
+
+
+def test_a_build_allows_int8_what_rounding_needs_and_float_no_more() -> None:
+    """A value between two codes falls to either side; a float network that is as far off is still refused."""
+    from dynamic.offline import building
+
+    class Off:
+        name, precision = "pretended", "f32"
+
+        def __init__(self, cascade: dynamic.Cascade) -> None:
+            self.cascade = cascade
+
+        def all_logits(self, inputs: dict[str, Any]) -> Any:
+            with torch.no_grad():
+                found = torch.stack(self.cascade(torch.from_numpy(inputs["input"])), dim=1)
+            return (found + 0.05 * found.abs().max()).numpy()
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    x = torch.randn(4, 3, 8, 8)
+    int8 = quantize(plain, x, [x], latency=False).network
+    for network, allowed in ((int8, True), (plain, False)):
+        cascade = dynamic.Cascade(network)
+        spec = describe(cascade, x)
+        with nullcontext() if allowed else pytest.raises(EngineError, match="off torch's logits"):
+            building._check_parity(cascade, Off(cascade), spec, x)  # type: ignore[arg-type]

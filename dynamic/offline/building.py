@@ -37,6 +37,8 @@ logger = logging.getLogger("dynamic")
 
 # of the largest logit: beyond it a graph is wrong, not merely rounded otherwise
 _PARITY = {"f32": 1e-3, "bf16": 0.15}
+# of networks that round activations (`rounds` on a module): a value between two codes may fall to either side
+_ROUNDED_PARITY = 0.15
 
 
 def build(
@@ -174,8 +176,10 @@ def _check_parity(cascade: Cascade, engine: StageEngine, spec: CascadeSpec, exam
     shipped = engine.all_logits({n: t.detach().cpu().numpy() for n, t in named.items()})  # [B, S, C]
     with torch.no_grad():
         own = np.stack([t.float().cpu().numpy() for t in cascade(*named.values())], axis=1)
+    rounds = [any(getattr(m, "rounds", False) for m in network.modules()) for network in cascade.networks]
     for stage, described in enumerate(spec.stages):
-        limit = _PARITY[engine.precision] * max(1.0, float(np.abs(own[:, stage]).max(initial=0.0)))
+        share = max(_PARITY[engine.precision], _ROUNDED_PARITY if rounds[spec.backbone[stage]] else 0.0)
+        limit = share * max(1.0, float(np.abs(own[:, stage]).max(initial=0.0)))
         off = float(np.abs(shipped[:, stage] - own[:, stage]).max())
         if not off <= limit and np.isfinite(own[:, stage]).all():
             raise EngineError(
