@@ -130,7 +130,7 @@ def test_loss_leaves_out_what_is_missed_least_one_after_another() -> None:
     data = [(torch.ones(2, 4), torch.tensor([0, 0]))]
     # logits 4 f and -4 f with f = -0.75: the loss is softplus(-8 f). Without -1 f is 0.75, then without 0.5 it is 1.5
     soft = nn.functional.softplus
-    done = prune_blocks(net, torch.ones(2, 4), 2, data=data, latency=False)
+    done = prune_blocks(net, torch.ones(2, 4), 2, data=data, accuracy_data=data, latency=False)
     assert list(done.report.facts["removed"]) == ["2", "1"]
     whole = soft(torch.tensor(6.0))
     assert done.report.facts["costs"] == pytest.approx(
@@ -138,6 +138,11 @@ def test_loss_leaves_out_what_is_missed_least_one_after_another() -> None:
     )
     assert done.report.after.accuracy == 1.0
     assert done.report.before.accuracy == 0.0
+    other = [(-torch.ones(2, 4), torch.tensor([0, 0]))]  # the other way round; what scores is not what is reported
+    for given, before, after in (({}, None, None), ({"accuracy_data": other}, 1.0, 0.0)):
+        found = prune_blocks(net, torch.ones(2, 4), 2, data=data, latency=False, **given).report
+        assert list(found.facts["removed"]) == ["2", "1"]
+        assert (found.before.accuracy, found.after.accuracy) == (before, after)
 
 
 def test_skip_keeps_modules() -> None:
@@ -179,7 +184,7 @@ def test_errors() -> None:
         prune_blocks(chain(), x, 0)
     with pytest.raises(BudgetError, match="cannot go"):
         prune_blocks(chain(), x, ["3"])
-    with pytest.raises(BudgetError, match="no such modules"):
+    with pytest.raises(InputError, match="no such modules"):
         prune_blocks(chain(), x, 1, skip=["nowhere"])
     with pytest.raises(BudgetError, match="importance='age'"):
         prune_blocks(chain(), x, 1, importance="age")

@@ -256,6 +256,17 @@ def test_a_target_out_of_reach_is_noted_and_not_made() -> None:
     found = dynamic.family(Slim(64), batches("choose"), (0.5, 0.01), means=[SHRINK], **QUICK)
     assert [m.name for m in found.members if m.role == "sub-model"] == ["shrink-50"]
     assert "shrink-1: shrink does not get there, 0.06 of the cost is the least; not made" in str(found)
+    with pytest.raises(InputError, match="no network beside Slim: shrink-1: shrink does not get there"):
+        dynamic.family(Slim(64), batches("choose"), (0.01,), means=[SHRINK], **QUICK)
+
+
+def test_what_comes_last_counts_towards_the_target() -> None:
+    def narrowed(network: nn.Module, example_inputs: Any, amount: None) -> Compressed:
+        return slim(network.layers[1].out_features // 2)
+
+    both = Recipe("both", shrunk, SHRINK.amounts, then=Recipe("halve", narrowed))
+    found = dynamic.family(Slim(64), batches("choose"), (0.25,), means=[both], **QUICK)
+    assert [m.measured.macs for m in found.members if m.role == "sub-model"] == [74 * 16]  # 32 before it was halved
 
 
 def test_one_sub_model_is_not_made_twice() -> None:
@@ -302,6 +313,29 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     (tmp_path / "shrink-50.json").write_text("{")
     with pytest.raises(CorruptError, match=r"shrink-50.json does not read .* remove it"):
         run(2)
+
+
+def test_a_choice_of_another_run_is_refused(tmp_path: Path) -> None:
+    def run(width: int = 64, seed: int = 0, target: float = 0.5, **settings: Any) -> None:
+        torch.manual_seed(seed)
+        dynamic.family(
+            Slim(width), batches("choose"), (target,), means=[SHRINK], checkpoint_dir=tmp_path, **(QUICK | settings)
+        )
+
+    run()
+    run()
+    for other, said in (
+        ({"seed": 1}, "network"),
+        ({"width": 48}, "network"),
+        ({"target": 0.501}, "target=0.5 .now 0.501"),
+        ({"by": "latency"}, "by=macs .now latency"),
+        ({"engine": "onnxruntime"}, "engine=torch .now onnxruntime"),
+    ):
+        with pytest.raises(BundleError, match=rf"shrink-50.json was chosen with {said}"):
+            run(**other)
+    (tmp_path / "shrink-50.json").write_text('{"amount": 32}')  # of nobody knows what
+    with pytest.raises(BundleError, match="network=None"):
+        run()
 
 
 def test_what_fails_is_listed(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """Pruning in steps on real digits: targets, what is undone, and runs that were killed."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -140,6 +141,77 @@ def test_killed_and_started_again_gives_the_same_network(
         assert torch.equal(value, theirs[name]), name
     assert run(**settings, folder=tmp_path).report.facts == whole.report.facts  # all done: nothing is trained
     assert len(resumed) == (2 if killed_in == 1 else 1)
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+def test_narrow_layers_reach_half_of_the_multiply_adds(depth: int) -> None:
+    """Widths of 16 and 32, of which a fifth rounds to nothing, step after step."""
+    torch.manual_seed(0)
+    net, x = CifarResNet(depth).eval(), torch.zeros(1, 3, 32, 32)
+    loader = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])) for _ in range(2)]
+    done = prune_until(net, x, loader, target=Target(macs=0.5), epochs=1, latency=False)
+    shares = [step["macs"] / done.report.before.macs for step in done.report.facts["steps"]]
+    assert done.report.facts["met"]
+    assert all(later < sooner for sooner, later in zip([1.0, *shares], shares, strict=False))
+    assert shares[-1] <= 0.5 < shares[-2]
+    assert len(shares) <= 5
+    assert done.network.layer1[0].conv1.out_channels == 8
+    assert net.layer1[0].conv1.out_channels == 16
+
+
+def test_widths_are_counted_from_the_first_ones() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
+    loader = networks.digits_loader(count=20)
+    widths = []
+    for steps in (1, 2, 3, 4, 5, 9):
+        done = prune_until(net, EXAMPLE, loader, target=Target(macs=0.01), steps=steps, epochs=1, latency=False)
+        widths.append((done.network[1].out_features, done.network[3].out_features))
+    # of 64: 0.8 and 0.64 are 48, 0.512 and 0.41 are 32, 0.33 is 16; of 32: 0.64 is 16, the least multiple of 16. Then
+    # of 16: 0.64 is 8; of 8, with no multiples: 6, 5, 4, 3
+    assert widths == [(32, 48), (16, 48), (16, 32), (16, 16), (8, 8), (3, 3)]
+    with pytest.raises(InputError, match="no such modules"):
+        prune_until(net, EXAMPLE, loader, target=Target(macs=0.5), options={"skip": ["nowhere"]})
+
+
+def test_latency_is_timed_in_turns_at_each_step_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, timed = iterating.measure, []
+    clock = iter([(10.0, 9.0), (20.0, 9.5)])  # the machine got slower: 9.5 of 20 is what counts
+
+    def scripted(nets, example, latency: bool):
+        assert latency
+        timed.append([sum(p.numel() for p in net.parameters()) for net in nets])
+        found = measure(nets, example, latency=False)
+        return [replace(m, latency_ms=ms) for m, ms in zip(found, next(clock), strict=True)]
+
+    monkeypatch.setattr(iterating, "measure", scripted)
+    settings = {"how": "blocks", "target": Target(latency=0.5), "steps": 4, "folder": tmp_path}
+    done = run(**settings)
+    steps = done.report.facts["steps"]
+    assert [(s["latency_ms_before"], s["latency_ms"], s["met"]) for s in steps] == [(10, 9, False), (20, 9.5, True)]
+    assert [pair[0] for pair in timed] == [done.report.before.parameters] * 2
+    assert timed[1][1] == done.report.after.parameters
+    again = run(**settings)  # nothing is timed: the clock has no more to say
+    assert again.report.facts == done.report.facts
+
+
+def test_the_header_tells_teachers_and_options(tmp_path: Path) -> None:
+    settings = {"how": "blocks", "steps": 1, "data": None}
+    wise = learned()
+    options = {"skip": ("layer1",), "importance": "norm", "data": held_out()}
+    fitting = {"lr": 0.01, "penalty": lambda: torch.zeros(()), "device": torch.device("cpu")}
+    run(**settings, folder=tmp_path, teacher=wise, options=options, fitting=fitting)
+    same = {"options": {"skip": ("layer1",), "importance": "norm"}, "fitting": {"lr": 0.01, "device": "cpu"}}
+    run(**settings, folder=tmp_path, teacher=learned(), **same)  # equal weights
+    nn.init.zeros_(wise.linear.weight)
+    for teacher in (wise, None):
+        with pytest.raises(BundleError, match="teacher="):
+            run(**settings, folder=tmp_path, teacher=teacher, **same)
+    with pytest.raises(BundleError, match="options="):
+        run(**settings, folder=tmp_path, teacher=learned(), fitting=same["fitting"])
+    for name in ("options", "fitting"):
+        with pytest.raises(InputError, match=rf"{name}\['odd'\] is a object, which JSON cannot hold"):
+            run(**settings, folder=tmp_path / "new", **{name: {"odd": object()}})
 
 
 def test_another_run_and_damaged_files_are_refused(tmp_path: Path) -> None:

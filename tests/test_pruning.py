@@ -175,7 +175,7 @@ def test_amounts_out_of_range(amount: float) -> None:
 def test_bad_settings_and_networks() -> None:
     with pytest.raises(BudgetError, match="use one of global, layer"):
         prune_weights(small(), X, 0.5, scope="row")
-    with pytest.raises(BudgetError, match="no such modules"):
+    with pytest.raises(InputError, match="no such modules"):
         prune_weights(small(), X, 0.5, skip=["7"])
     with pytest.raises(WrapError, match="no convolution"):
         prune_weights(nn.Sequential(nn.ReLU()), X, 0.5)

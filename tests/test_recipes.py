@@ -18,6 +18,7 @@ from dynamic.models.compress.recipes import (
     search,
 )
 from dynamic.models.compress.report import Compressed, Measured, Report
+from dynamic.offline.compute import count_macs
 
 EXAMPLE = torch.zeros(2, 4)
 NOTHING = Measured(1, 1, 1, 1.0)
@@ -36,15 +37,17 @@ class Sized(nn.Module):
 
 
 class Method:
-    """Leaves `1 - amount / 10` of the cost; refuses amounts above `most`; notes what it was asked for."""
+    """Leaves `1 - amount / 10` of the cost; refuses amounts above `most` and below `least`; notes what it was asked."""
 
-    def __init__(self, most: int = 9) -> None:
-        self.most, self.asked = most, []
+    def __init__(self, most: int = 9, least: int = 1) -> None:
+        self.most, self.least, self.asked = most, least, []
 
     def __call__(self, network: nn.Module, inputs: Any, amount: int) -> Compressed:
         self.asked.append(amount)
         if amount > self.most:
             raise BudgetError(f"amount={amount} is too much")
+        if amount < self.least:
+            raise WrapError(f"amount={amount} takes away nothing")
         return compressed(Sized(1 - amount / 10))
 
     def recipe(self) -> Recipe:
@@ -82,6 +85,28 @@ def test_amounts_that_are_refused_are_too_large() -> None:
     known: dict[Any, float] = {}
     assert search(Method(most=6).recipe(), nn.Identity(), EXAMPLE, 0.3, cost, known) is None
     assert min(known.values()) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("least", "most"), [(4, 9), (6, 9), (9, 9), (1, 2), (1, 1), (3, 6), (7, 8)])
+@pytest.mark.parametrize("target", [0.95, 0.65, 0.45, 0.35, 0.15, 0.05])
+def test_amounts_that_are_refused_at_either_end(least: int, most: int, target: float) -> None:
+    method = Method(most, least)
+    there = [amount for amount in range(least, most + 1) if 1 - amount / 10 <= target]
+    found = search(method.recipe(), nn.Identity(), EXAMPLE, target, cost, {})
+    assert (found and found.amount) == (there[0] if there else None)
+    assert len(method.asked) <= 10
+
+
+def test_amounts_too_small_for_a_narrow_layer_are_no_end() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)
+    )
+    x = torch.zeros(2, 3, 8, 8)
+    whole = count_macs(net, (x[:1],)).total
+    found = search(recipe("prune_channels", []), net, x, 0.5, lambda n: count_macs(n, (x[:1],)).total / whole, {})
+    assert found is not None
+    assert found.compressed.network[0].out_channels == 16  # 24 of 32 round up: 0.25 and less are refused
+    assert count_macs(found.compressed.network, (x[:1],)).total < 0.3 * whole
 
 
 def test_a_target_beyond_all_amounts_is_not_reached() -> None:

@@ -57,6 +57,7 @@ def prune_blocks(
     data: Iterable[Any] | None = None,
     importance: str | None = None,
     skip: Sequence[str] = (),
+    accuracy_data: Iterable[Any] | None = None,
     latency: bool = True,
     progress: bool | None = None,
 ) -> Compressed:
@@ -66,10 +67,12 @@ def prune_blocks(
     images: test images would be spent) rises least, those before it left out already: about `count` passes over
     `data` for each branch there is. "norm" goes by how much a branch changes the stream, `|out - in| / |in|` on `data`
     or `example_inputs`. None: "loss" where there is data. `skip`: modules that stay. A module in the place of one left
-    out has no weights; all other names stay. Fine-tune afterwards (`dynamic.fit`).
+    out has no weights; all other names stay. Fine-tune afterwards (`dynamic.fit`). `data` scores branches and does
+    nothing else; the report's accuracy is of `accuracy_data`, others.
 
-    Raises BudgetError on a count or names that do not fit, TraceError where torch.fx cannot trace the network,
-    WrapError where it has no such branch, InputError on bad data. Networks with exits: prune before wrapping.
+    Raises BudgetError on a count, or names in it, that do not fit, TraceError where torch.fx cannot trace the network,
+    WrapError where it has no such branch, InputError on bad data and names in `skip` of no module. Networks with exits:
+    prune before wrapping.
     """
     if isinstance(network, StagedNetwork):
         raise WrapError(f"this {type(network).__name__} has exits on its blocks; prune its backbone, then wrap that")
@@ -82,7 +85,7 @@ def prune_blocks(
     everything = {b.name: b for b in branches(smaller, example_inputs)}
     unknown = [name for name in skip if name not in dict(network.named_modules())]
     if unknown:
-        raise BudgetError(f"skip={unknown}: no such modules; see network.named_modules()")
+        raise InputError(f"skip={unknown}: no such modules; see network.named_modules()")
     found = {name: b for name, b in everything.items() if not _inside(name, skip)}
     if not found:
         raise WrapError(
@@ -112,7 +115,7 @@ def prune_blocks(
             network,
             smaller,
             example_inputs,
-            data,
+            accuracy_data,
             latency=latency,
             left_alone={name: "skipped, as asked" for name in everything if name not in found},
             facts={"removed": {b.name: b.instead for b in chosen}, "importance": kind, "costs": costs},

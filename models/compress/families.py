@@ -160,18 +160,20 @@ def family(
     network's latency (or, with `by="macs"`, multiply-adds) wanted; each of `means` is taken as far as that needs.
 
     `means`: names ("prune_channels", "prune_blocks", "low_rank", "separate", "quantize", and "prune_channels+quantize"
-    for one after the other), functions `(network, example_inputs) -> Compressed`, which give one sub-model each, or
-    `Recipe`s. One that fails is listed in `failed`. With `train_loader`, what loses accuracy is fine-tuned for
-    `epochs`, `network` being the teacher, by `dynamic.fit` (`fitting`: its other arguments; lr is 0.01 unless given).
-    `others`: ready-made networks for the same task; they compete too. None of the networks given is changed.
+    for one after the other, whose targets count the cost after both), functions `(network, example_inputs) ->
+    Compressed`, which give one sub-model each, or `Recipe`s. One that fails is listed in `failed`. With `train_loader`,
+    what loses accuracy is fine-tuned for `epochs`, `network` being the teacher, by `dynamic.fit` (`fitting`: its other
+    arguments; lr is 0.01 unless given). `others`: ready-made networks for the same task; they compete too. None of the
+    networks given is changed.
 
     A network is beaten by one that is no less accurate on `data` and was faster in three quarters of the turns: none is
     dropped for being slower alone, or less accurate alone. `sure` asks for more before one is dropped: the chance that
     the other is really as accurate, and the share of turns in which it was faster, must both be as large. `keep_small`:
     one that takes less memory than the other stays.
 
-    `checkpoint_dir` keeps what was chosen and how far fine-tuning is, so that a run that was killed goes on. Latency is
-    of one input, networks taking turns; `memory`: measured too, each network in a process of its own.
+    `checkpoint_dir` keeps what was chosen and how far fine-tuning is, so that a run that was killed goes on; one of
+    another network or with other settings is refused (BundleError). Latency is of one input, networks taking turns;
+    `memory`: measured too, each network in a process of its own.
 
     Raises InputError on data, networks or means that do not fit and where no network but the first is left, BudgetError
     on a setting out of range, CalibrationError on no data, EngineError where the engine cannot run `network`.
@@ -203,7 +205,8 @@ def family(
     listed += [(SUB_MODEL, name, c.network, c.report) for name, c in maker.made]
     members = measured(listed, batches, example, engine, precision, memory, maker.failed, progress)
     if len(members) == 1:
-        why = "; ".join(f"{name}: {reason}" for name, reason in maker.failed.items()) or "no means and no others"
+        reasons = [*(f"{name}: {reason}" for name, reason in maker.failed.items()), *maker.notes]
+        why = "; ".join(reasons) or "no means and no others"
         raise InputError(f"there is no network beside {class_name(network)}: {why}")
     judged = judge(members, sure, keep_small)
     return Family(tuple(judged), engine, precision, dict(maker.failed), tuple(maker.notes))

@@ -1,14 +1,16 @@
 """Prune a little, fine-tune, measure, and again, until the target is met (Han et al. 2015, section 3.2)."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dynamic.models.compress.blocks import prune_blocks
-from dynamic.models.compress.channels import prune_channels
+from dynamic.models.compress.channels import prunable, prune_channels, rounded
 from dynamic.models.compress.pruning import baked, masks, prune_weights
 from dynamic.models.compress.report import Compressed, Measured, accuracy, copied, measure, report
 from dynamic.models.compress.structure import restructured, structure
@@ -16,10 +18,11 @@ from dynamic.offline.checkpoints import digest, read_tensors, write_tensors
 from dynamic.offline.fitting import fit
 from dynamic.offline.inputs import Batch
 from dynamic.offline.stages import StagedNetwork
-from dynamic.policies.errors import BudgetError, BundleError, WrapError
+from dynamic.policies.errors import BudgetError, BundleError, InputError, WrapError
 from dynamic.progress import track
 
 Method = Callable[..., Compressed]
+_UNSAID = ("data", "accuracy_data", "penalty", "progress")  # loaders and functions, which have no text of their own
 
 
 @dataclass(frozen=True)
@@ -85,20 +88,31 @@ def prune_until(
 
     `how`: "channels", "blocks", "weights", or a function `how(network, example_inputs, amount, latency=False,
     **options) -> Compressed` (`prune_channels` and its like). `amount` is that of each step: a share of what is left,
-    or how many blocks (None: 0.2, or 1). `options` go to it, `fitting` to `dynamic.fit`; `mode` "distill" learns from
-    `teacher` (None: the network as it was), "joint" from the labels. `data`, held out, is for accuracy.
+    or how many blocks (None: 0.2, or 1). Of channels, step k leaves `(1 - amount)^k` of the first widths before they
+    are rounded: what one step is too small for, a later one takes, and where none would go, the next share is taken.
+    `options` go to the method, `fitting` to `dynamic.fit`; `mode` "distill" learns from `teacher` (None: the network as
+    it was), "joint" from the labels.
+
+    `data`, held out, is for accuracy and **chooses** where to stop: what chooses must not certify, so these inputs must
+    not be among those that `dynamic.build` calibrates and certifies with. The accuracy reported is of them too.
 
     Where a step drops further than `target.drop`, the network before it is returned. `facts["met"]` says whether the
     target was met, `facts["steps"]` what each step gave. `folder` keeps every step: a run that was killed and started
     again with the same arguments ends with the same network, weights bit for bit, as one that was not (`dynamic.fit`).
+    With `folder`, `options` and `fitting` must be JSON, loaders apart, to be compared with those of the earlier run.
+
+    Latency, where it is a target, is timed after each step, in turns with the first network's, on ONNX Runtime, one
+    input at a time, and is off by some percent: that the target was met is what these turns said; the report times
+    again. What a step found is kept in `folder` and not timed again: a run that goes on decides as the run before it
+    did, but another run may take a step more or less.
 
     Raises BudgetError on settings out of range, WrapError on a network with exits (prune before wrapping) and where
-    nothing is left to prune at the first step, BundleError where `folder` holds another run, CorruptError where it
-    is damaged.
+    nothing is left to prune at the first step, InputError on options that are not JSON, BundleError where `folder`
+    holds another run, CorruptError where it is damaged.
     """
     if isinstance(network, StagedNetwork):
         raise WrapError(f"this {type(network).__name__} has exits; prune its backbone, then wrap that")
-    method, share = _method(how, amount)
+    share = _amount(how, amount)
     if steps < 1:
         raise BudgetError(f"steps={steps}: at least 1")
     if epochs < 1:
@@ -114,11 +128,13 @@ def prune_until(
         "network": digest(network.state_dict()),
         "how": how if isinstance(how, str) else getattr(how, "__qualname__", type(how).__name__),
         "amount": share, "epochs": epochs, "mode": mode, "target": asdict(target),
-        "options": {name: repr(value) for name, value in (options or {}).items() if name != "data"},
-        "fitting": {name: repr(value) for name, value in (fitting or {}).items()},
+        "teacher": None if teacher is None else digest(teacher.state_dict()),
+        "options": _told("options", options, folder is not None),
+        "fitting": _told("fitting", fitting, folder is not None),
     }  # fmt: skip
     kept = _Folder(None if folder is None else Path(folder), network, run)
-    before = _measured(network, example_inputs, data, target)
+    whole = baked(network)
+    first = None if data is None else accuracy(whole, data)
     now = kept.latest(steps)
     bar = track(range(now.number, steps), "pruning", steps - now.number, progress)
     done = bool(now.history) and now.history[-1]["ends"]
@@ -128,7 +144,7 @@ def prune_until(
         pruned = kept.pruned(number)
         if pruned is None:
             try:
-                pruned = method(now.network, example_inputs, share, latency=False, **(options or {})).network
+                pruned = _pruned(how, network, now.network, example_inputs, share, number, options or {})
             except (WrapError, BudgetError):
                 if not now.history:
                     raise
@@ -136,11 +152,14 @@ def prune_until(
             kept.keep_pruned(number, pruned)
         how_fit = {"checkpoint": kept.path(number, "fit"), "progress": progress, **(fitting or {})}
         fit(pruned, train_loader, mode=mode, teacher=taught, epochs=epochs, **how_fit)
-        after = _measured(pruned, example_inputs, data, target)
-        lost = None if data is None else float(before.accuracy or 0) - float(after.accuracy or 0)
+        plain = baked(pruned)
+        before, after = measure([whole, plain], example_inputs, latency=target.latency is not None)
+        after = after if data is None else replace(after, accuracy=accuracy(plain, data))
+        lost = None if first is None or after.accuracy is None else first - after.accuracy
         passed = target.drop is not None and lost is not None and lost > target.drop
         met = not passed and target.met(before, after)
         entry = {**asdict(after), "drop": lost, "undone": passed, "met": met, "ends": passed or met}
+        entry |= {} if target.latency is None else {"latency_ms_before": before.latency_ms}
         now = _Step(number + 1, now.network if passed else pruned, (*now.history, entry))
         kept.keep(now)
         done = passed or met
@@ -159,34 +178,88 @@ def prune_until(
     )
 
 
-def _method(how: str | Method, amount: float | int | None) -> tuple[Method, float | int]:
+def _amount(how: str | Method, amount: float | int | None) -> float | int:
     if how == "blocks":
         count = 1 if amount is None else amount
         if not isinstance(count, int) or count < 1:
             raise BudgetError(f"amount={amount} with how='blocks': how many go at each step, a whole number")
-        return prune_blocks, count
+        return count
     share = 0.2 if amount is None else amount
     if isinstance(how, str):
         if how not in ("channels", "weights"):
             raise BudgetError(f"how={how!r} is not known; use 'channels', 'blocks', 'weights' or a function")
         if not 0 < share < 1:
             raise BudgetError(f"amount={amount} is not in (0, 1): the share of what is left that goes at each step")
-        return (prune_channels if how == "channels" else _weights), share
-    return how, share
+    return share
 
 
-def _weights(network: nn.Module, example_inputs: Batch, amount: float, **options: Any) -> Compressed:
-    """`prune_weights` of a share of what is left."""
-    held = list(masks(network).values())
-    size = sum(mask.numel() for mask in held)
-    gone = 1 - sum(int(mask.sum()) for mask in held) / size if size else 0.0
-    return prune_weights(network, example_inputs, gone + (1 - gone) * amount, **options)
+def _pruned(
+    how: str | Method,
+    first: nn.Module,
+    network: nn.Module,
+    example_inputs: Batch,
+    amount: float | int,
+    number: int,
+    options: Mapping[str, Any],
+) -> nn.Module:
+    """What step `number`, from 0, makes of `network`, which came from `first`."""
+    if not isinstance(how, str):
+        return how(network, example_inputs, amount, latency=False, **options).network
+    if how == "blocks":
+        assert isinstance(amount, int)
+        return prune_blocks(network, example_inputs, amount, latency=False, **options).network
+    if how == "weights":
+        held = list(masks(network).values())
+        size = sum(mask.numel() for mask in held)
+        gone = 1 - sum(int(mask.sum()) for mask in held) / size if size else 0.0
+        return prune_weights(network, example_inputs, gone + (1 - gone) * amount, latency=False, **options).network
+    shares = _shares(first, network, example_inputs, amount, number, options)
+    return prune_channels(network, example_inputs, shares or amount, latency=False, **options).network
 
 
-def _measured(network: nn.Module, example_inputs: Batch, data: Iterable[Any] | None, target: Target) -> Measured:
-    plain = baked(network)
-    (found,) = measure([plain], example_inputs, latency=target.latency is not None)
-    return found if data is None else replace(found, accuracy=accuracy(plain, data))
+def _shares(
+    first: nn.Module,
+    network: nn.Module,
+    example_inputs: Batch,
+    amount: float,
+    number: int,
+    options: Mapping[str, Any],
+) -> dict[str, float]:
+    """The share of its channels that each layer loses, those that lose some; empty where none can."""
+    asked = {name: options[name] for name in ("stream", "skip") if name in options}
+    widths = prunable(network, example_inputs, **asked)
+    began = dict[str, int]()
+    for name in widths:
+        weight = first.get_submodule(name).weight
+        assert isinstance(weight, torch.Tensor)
+        began[name] = len(weight)
+    # multiples that suit the first widths; once those are at their least, ones that suit what is left
+    for base, stays in ((began, (1 - amount) ** (number + 1)), (widths, 1 - amount)):
+        while stays * max(base.values(), default=0) > 0.5:  # below, every width is at its least
+            kept = {name: rounded(size, size * stays, options.get("round_to")) for name, size in base.items()}
+            shares = {name: 1 - kept[name] / width for name, width in widths.items() if kept[name] < width}
+            if shares:
+                return shares
+            stays *= 1 - amount
+    return {}
+
+
+def _told(what: str, given: Mapping[str, Any] | None, needed: bool) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    found: dict[str, Any] = {}
+    for name, value in (given or {}).items():
+        if name in _UNSAID:
+            continue
+        plain = str(value) if isinstance(value, (Path, torch.device)) else value
+        try:
+            found[name] = json.loads(json.dumps(plain))
+        except (TypeError, ValueError) as error:
+            if needed:
+                raise InputError(
+                    f"{what}[{name!r}] is a {type(value).__name__}, which JSON cannot hold: a run that goes on could "
+                    "not tell whether it is the same; give numbers, text or lists, or leave folder out"
+                ) from error
+    return found
 
 
 class _Folder:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from dynamic.models.compress.contest import entered, in_turns_ms
-from dynamic.models.compress.recipes import Amount, Made, Recipe, numbered, search
+from dynamic.models.compress.recipes import Amount, Made, Recipe, class_name, numbered, search
 from dynamic.models.compress.report import Compressed
+from dynamic.offline.checkpoints import digest
 from dynamic.offline.compute import count_macs
 from dynamic.offline.determinism import seeded
 from dynamic.offline.features import checked_batches
@@ -41,6 +42,7 @@ class Maker:
         folder: Path | None,
     ) -> None:
         """`settings` of `dynamic.fit`, where there is a `train_loader`; `folder` for what a killed run goes on from."""
+        self._run: dict[str, Any] = {}
         self.made: list[tuple[str, Compressed]] = []
         self.failed: dict[str, str] = {}
         self.notes: list[str] = []
@@ -52,6 +54,11 @@ class Maker:
     @contextmanager
     def costing(self, by: str, engine: str, precision: str) -> Iterator[None]:
         """Within it there is a measure of the share of the cost that a network takes."""
+        if self._folder is not None:
+            tensors = {n: t for n, t in self._network.state_dict().items() if isinstance(t, torch.Tensor)}
+            shapes = {n: list(t.shape[1:]) for n, t in named_tensors(self._network, self._example).items()}
+            self._run = {"network": f"{class_name(self._network)} {digest(tensors)}", "inputs": shapes, "by": by,
+                         "engine": engine, "precision": precision}  # fmt: skip
         if by == "macs":
             whole = _macs(self._network, self._example)
             self._share = lambda candidate: _macs(candidate, self._example) / whole
@@ -93,16 +100,23 @@ class Maker:
     def _choose(self, recipe: Recipe, name: str, target: float | None, known: dict[Amount, float]) -> Made | None:
         if target is None:
             return Made(recipe.make(self._network, self._example, None), None)
-        assert self._share is not None
+        share, then = self._share, recipe.then
+        assert share is not None
+
+        def cost(candidate: nn.Module) -> float:
+            return share(candidate if then is None else then.make(candidate, self._example, None).network)
+
+        run = self._run | {"target": target, "amounts": list(recipe.amounts), "then": then.name if then else None}
         kept = None if self._folder is None else self._folder / f"{name}.json"
         if kept is not None and kept.is_file():  # latency is noise: the same choice again, or training cannot go on
-            amount = _read(kept)
+            amount = _read(kept, run)
             return None if amount is None else Made(recipe.make(self._network, self._example, amount), amount)
-        found = search(recipe, self._network, self._example, target * (1 + self._slack), self._share, known)
+        found = search(recipe, self._network, self._example, target * (1 + self._slack), cost, known)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             partial = kept.with_suffix(".partial")
-            partial.write_text(json.dumps({"amount": None if found is None else found.amount}), encoding="utf-8")
+            amount = None if found is None else found.amount
+            partial.write_text(json.dumps({"amount": amount, "run": run}), encoding="utf-8")
             partial.replace(kept)
         return found
 
@@ -113,12 +127,19 @@ class Maker:
         return made if recipe.then is None else recipe.then.make(made.network, self._example, None)
 
 
-def _read(path: Path) -> Amount | None:
-    """The amount that an earlier run chose. Raises CorruptError where the file does not say."""
+def _read(path: Path, run: Mapping[str, Any]) -> Amount | None:
+    """The amount that an earlier run chose. Raises CorruptError where the file does not say, BundleError where that
+    run was of another network or other settings."""
     try:
-        amount: Amount | None = json.loads(path.read_text(encoding="utf-8"))["amount"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        amount: Amount | None = found["amount"]
+        before = dict(found.get("run", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"{path} does not read ({error!r}); remove it, and the choice is made again") from error
+    changed = [name for name in run if before.get(name) != run[name]]
+    if changed:
+        told = ", ".join(f"{n}={str(before.get(n))[:40]} (now {str(run[n])[:40]})" for n in changed)
+        raise BundleError(f"{path} was chosen with {told}; call family as that run did, or give another checkpoint_dir")
     return amount
 
 

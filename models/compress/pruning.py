@@ -48,10 +48,11 @@ def prune_weights(
     `scope`: "global" compares all weights, "layer" takes the share of each layer. `skip`: modules that are left alone.
     The zeros are masks (`masks`) that hold while the network is trained (`dynamic.fit`); `baked` makes them plain
     zeros, as the report measures them. On a network with masks `amount` counts those as well: prune again with more.
+    `data` is for the report's accuracy and chooses nothing.
 
     Shared weights are masked once; left alone are weights shared with other kinds of layers, or not of floats. A
     layer that lost all is listed in `facts`. Raises BudgetError on settings out of range, InputError on weights that
-    are not finite, WrapError where there is nothing to prune.
+    are not finite and names in `skip` of no module, WrapError where there is nothing to prune.
     """
     if not 0 < amount < 1:
         raise BudgetError(f"amount={amount} is not in (0, 1); 0.5 removes half of the weights")
@@ -59,7 +60,7 @@ def prune_weights(
         raise BudgetError(f"scope={scope!r} is not known; use one of {', '.join(SCOPES)}")
     known = {name for name, _ in network.named_modules()}
     if unknown := [name for name in skip if name not in known]:
-        raise BudgetError(f"skip={unknown}: no such modules; see network.named_modules()")
+        raise InputError(f"skip={unknown}: no such modules; see network.named_modules()")
     left: dict[str, str] = {}
     weights = _prunable(network, skip, left)
     if not weights:

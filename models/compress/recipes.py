@@ -23,7 +23,7 @@ class Recipe:
     `amounts`: what may be given, from the least to the most taken away, so that costs fall; the first that meets a
     target is taken. Empty: there is one sub-model, made with amount None, whatever the targets. `tune`: whether it is
     fine-tuned where there is training data. `then`: done to the result after that, on the way of a recipe without
-    amounts. Raises InputError where `then` has amounts.
+    amounts; costs are those after it. Raises InputError where `then` has amounts.
     """
 
     name: str
@@ -125,31 +125,56 @@ def search(
 ) -> Made | None:
     """The sub-model of the least amount whose `share(network)` of the cost is at most `target`; None where none is.
 
-    By bisection, so that few are made; `known` keeps shares between targets. Amounts that the method refuses are taken
-    for too large. Raises what it raises where it accepts none.
+    By bisection, so that few are made; `known` keeps shares between targets. An amount that the method refuses is too
+    small where a larger one is accepted (rounding leaves nothing to take away), or else too large; where none is
+    accepted yet, ever smaller ones and then ever larger ones are tried. Raises what it raises where it accepts none.
     """
-    low, high = 0, len(recipe.amounts)
-    found: Made | None = None
-    refused: DynamicError | None = None
+    amounts = recipe.amounts
+    made: dict[int, Made] = {}
+    refused: dict[int, DynamicError] = {}
+
+    def accepts(at: int) -> bool:
+        if amounts[at] not in known and at not in refused:
+            try:
+                one = Made(recipe.make(network, example_inputs, amounts[at]), amounts[at])
+                known[amounts[at]] = share(one.compressed.network)
+                if known[amounts[at]] <= target:
+                    made.clear()  # one is held, not all
+                    made[at] = one
+            except DynamicError as error:
+                refused[at] = error
+        return amounts[at] in known
+
+    low, high = 0, len(amounts)
     while low < high:
         middle = (low + high) // 2
-        amount = recipe.amounts[middle]
-        if amount not in known:
-            try:
-                made = Made(recipe.make(network, example_inputs, amount), amount)
-                known[amount] = share(made.compressed.network)
-            except DynamicError as error:
-                high, refused = middle, error
-                continue
-            found = made if known[amount] <= target else found
-        low, high = (low, middle) if known[amount] <= target else (middle + 1, high)
-    if not known:
-        assert refused is not None
-        raise refused
-    amount = recipe.amounts[min(low, len(recipe.amounts) - 1)]
-    if known.get(amount, np.inf) > target:
+        if not accepts(middle) and not known:
+            next((at for at in _further(middle, len(amounts)) if accepts(at)), None)
+            if not known:
+                raise refused[middle]
+        if accepts(middle):
+            enough = known[amounts[middle]] <= target
+        else:
+            enough = not any(amount in known for amount in amounts[middle:])
+        low, high = (low, middle) if enough else (middle + 1, high)
+    best = next((at for at, amount in enumerate(amounts) if known.get(amount, np.inf) <= target), None)
+    if best is None:
         return None
-    return found if found and found.amount == amount else Made(recipe.make(network, example_inputs, amount), amount)
+    return made.get(best) or Made(recipe.make(network, example_inputs, amounts[best]), amounts[best])
+
+
+def _further(middle: int, count: int) -> list[int]:
+    """From `middle` by halves to the first, then by halves to the last."""
+    down, up = [], []
+    at = middle
+    while at > 0:
+        at //= 2
+        down.append(at)
+    at = middle
+    while at < count - 1:
+        at = (at + count) // 2
+        up.append(at)
+    return [*down, *up]
 
 
 def checked_targets(targets: Sequence[float]) -> tuple[float, ...]:
