@@ -67,9 +67,12 @@ def choose_exits(
     def cost(gone: frozenset[int]) -> float:
         left, bodies, heads = without(searched, gone, body, head)
         combiner = Combiner(fit_temperatures(left), score, combine, left.backbone)
-        search = Search(left, combiner, bodies, heads, risk=RISKS["drop"])
+        # whoever runs what lies behind an exit has gone past it
+        behind = [s > 0 and _is_exit(left, s - 1) for s in range(left.stages)]
+        paid = [body + exit_cost * past for body, past in zip(bodies, behind, strict=True)]
+        search = Search(left, combiner, paid, heads, risk=RISKS["drop"])
         found = [search.cheapest(drop) or search.reference for drop in max_drops]
-        return sum(c.cost for c in found) / len(found) + exit_cost * (left.stages - len(set(left.backbone)))
+        return sum(c.cost for c in found) / len(found)
 
     gone: frozenset[int] = frozenset()
     now, steps = cost(gone), []

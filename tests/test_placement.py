@@ -48,11 +48,24 @@ def test_an_exit_that_nobody_takes_goes_by_hand() -> None:
 
 
 def test_passing_an_exit_has_its_price() -> None:
-    # exit 0 saves 100 - 56 = 44 a request: at 45 for passing it, it does not pay any more
-    assert choose_exits(BY_HAND, max_drops=(0.0,), exit_cost=43.0).kept == ("s0",)
-    nothing = choose_exits(BY_HAND, max_drops=(0.0,), exit_cost=45.0)
+    # exit 0 saves 100 - 56 = 44 a request, and half of them go past it: at more than 88 it does not pay any more
+    paying = choose_exits(BY_HAND, max_drops=(0.0,), exit_cost=80.0)
+    assert paying.kept == ("s0",)
+    assert paying.cost == pytest.approx(56.0 + 0.5 * 80.0)
+    nothing = choose_exits(BY_HAND, max_drops=(0.0,), exit_cost=90.0)
     assert nothing.kept == ()
     assert nothing.cost == pytest.approx(100.0)
+
+
+def test_only_those_who_go_past_an_exit_pay_for_it() -> None:
+    # half leave at 11, a quarter at 21 more, the last quarter after 101 in all; each exit passed costs 5:
+    # with both 0.5 x 11 + 0.25 x (11 + 5 + 11) + 0.25 x (11 + 5 + 11 + 5 + 80) = 40.25,
+    # with exit 0 alone 0.5 x 11 + 0.5 x (11 + 5 + 90) = 58.5, with exit 1 alone 0.75 x 21 + 0.25 x 106 = 42.25
+    first, second = [True] * 10 + [False] * 10, [True] * 15 + [False] * 5
+    answers = [[a, b, True] for a, b in zip(first, second, strict=True)]
+    both = choose_exits(records(answers, answers, [10.0, 10.0, 80.0], [1.0, 1.0, 0.0]), max_drops=(0.0,), exit_cost=5.0)
+    assert both.kept == ("s0", "s1")
+    assert both.cost == pytest.approx(40.25)
 
 
 def test_at_most_so_many_stay() -> None:

@@ -280,3 +280,14 @@ def test_overhead_is_added_to_every_request_by_hand() -> None:
     served = simulate(FRONTIER, RECORDS, slower, Constant(1.0, 4.0), BudgetPolicy(), Budget(), noise=0.0)
     assert served.mean_latency_ms == pytest.approx(plain.mean_latency_ms + 5.0)
     assert served.stage_shares == plain.stage_shares
+
+
+def test_a_request_that_is_cut_keeps_its_overhead_by_hand() -> None:
+    # two records are unsure after 20 ms, and 40 more make 60; with 5 beside, that would end at 65, beyond 62
+    slower = replace(DEVICE, overhead_ms=5.0, source={**DEVICE.source, "overhead_ms": "assumption"})
+    budget = Budget(deadline_ms=62.0, max_drop=0.25)
+    whole = run(Constant(1.0, 4.0), budget, noise=0.0)
+    cut = run(Constant(1.0, 4.0), budget, slower, noise=0.0)
+    assert (whole.cut_share, cut.cut_share) == (0.0, 0.5)
+    assert sorted(whole.latency_ms) == pytest.approx([20.0, 20.0, 60.0, 60.0])
+    assert cut.latency_ms == pytest.approx([25.0] * 4)

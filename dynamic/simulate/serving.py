@@ -159,12 +159,13 @@ def serve(
         stage = outcome.stage[record_of[number]]
         if normal:
             spread = exp(outcome.sigma[stage] * normal[number])
-            work_ms = (outcome.median_ms[stage] * spread + overhead_ms) / world.frequency
+            work_ms = outcome.median_ms[stage] * spread / world.frequency
         else:
-            spread, work_ms = 1.0, (outcome.path_ms[stage] + overhead_ms) / world.frequency
+            spread, work_ms = 1.0, outcome.path_ms[stage] / world.frequency
+        beside_ms = overhead_ms / world.frequency  # before the stages: what is late already when the first begins
         deadline_ms = env.budget.deadline_ms
         if deadline_ms is not None:
-            waited_ms = (start_s - arrived_s) * 1e3 + loading_ms / world.frequency * contention
+            waited_ms = (start_s - arrived_s) * 1e3 + (loading_ms / world.frequency + beside_ms) * contention
             slowdown = decision.slowdown
             # no check is later than the end, none looks further ahead than the longest
             if waited_ms + work_ms * contention + slowdown * outcome.longest_ahead_ms[stage] >= deadline_ms:
@@ -175,6 +176,7 @@ def serve(
                     work_ms = at.begins_ms * unit / contention
                     stage = at.answered
                     log.cut.append(len(served))
+        work_ms += beside_ms
         expected_ms = outcome.path_ms[stage]
         if loading_ms:
             work_ms += loading_ms / world.frequency

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import open_engine
 from dynamic.offline.calibration import plain_combiner
 from dynamic.offline.cascade import Cascade
+from dynamic.offline.checkpoints import untied
 from dynamic.offline.compute import count_macs
 from dynamic.offline.exporting import export_stages
 from dynamic.offline.features import checked_batches
@@ -140,8 +141,8 @@ def measure(
     for network, took in zip(networks, times, strict=True):
         with evaluating(network):
             macs = count_macs(network, one).total
-        tensors = {id_(t): t for t in network.state_dict().values()}
-        weights = {id_(p): p for p in network.parameters()}
+        tensors = untied(network.state_dict())
+        weights = untied(dict(network.named_parameters(remove_duplicate=False)))
         found.append(
             Measured(
                 sum(p.numel() for p in weights.values()),
@@ -153,11 +154,6 @@ def measure(
             )
         )
     return found
-
-
-def id_(tensor: Tensor) -> tuple[int, int]:
-    """Equal for tensors that are one piece of memory."""
-    return (tensor.data_ptr(), tensor.numel()) if tensor.numel() else (-id(tensor), 0)
 
 
 def accuracy(network: nn.Module, data: Iterable[Any]) -> float:
