@@ -1,16 +1,19 @@
 """Exits that are trained together with ResNet-56: how much of its compute do they save for half a point?
 
-    python benchmarks/trained_exits.py --train heads      # heads alone, on the backbone as it was given
+    python benchmarks/trained_exits.py --train blocks     # heads of whole blocks, on the backbone as it was given
+    python benchmarks/trained_exits.py --train heads      # heads of two convolutions, on the backbone as it was given
     python benchmarks/trained_exits.py --train joint      # mixed regime: from the trained backbone, all exits by labels
     python benchmarks/trained_exits.py --train distill    # the same, early exits taught by the last one
     python benchmarks/trained_exits.py                    # reports on whatever was trained
 
-ResNet-56 as it was given gets exits with convolutional heads (`ConvHead`), then heads or everything are trained on the
-50,000 training images, shifted and mirrored as it was itself. Starting from a trained backbone is the mixed regime, the
-best of those that Kubaty et al. 2025, "How to Train Your Multi-Exit Model?", compare. Then, over 20 class-stratified
-splits of the test images, one half chooses thresholds, for each target of the ladder, and the other half reports,
-against ResNet-56 as it was given. The goal: at most 0.5 points below it at 0.50 or less of its multiply-adds, heads
-counted; the last exit at least 93.0%.
+ResNet-56 as it was given gets exits, then heads or everything are trained on the 50,000 training images, shifted and
+mirrored as it was itself. Heads have convolutions (`ConvHead`) or are copies of some of the network's own later blocks
+(`BlockHead`), which then learn from the last exit; those of an exit after one block: three, after three: six, after
+21: one. They are a few times as dear, and the network itself stays as it is to the last bit. Starting from a trained
+backbone is the mixed regime, the best of those that Kubaty et al. 2025, "How to Train Your Multi-Exit Model?", compare.
+Then, over 20 class-stratified splits of the test images, one half chooses thresholds, for each target of the ladder,
+and the other half reports, against ResNet-56 as it was given. The goal: at most 0.5 points below it at 0.50 or less of
+its multiply-adds, heads counted; the last exit at least 93.0%.
 
 Training goes on where it was interrupted. Weights (half precision) are kept in results/.
 """
@@ -29,13 +32,20 @@ from common import RESULTS, ROOT, add_data_option, data_folder, progress, save
 from frozen_exits import SPLITS, Augmented, evaluate
 
 import dynamic
-from dynamic.models import ConvHead
+from dynamic.models import BlockHead, ConvHead
 from dynamic.offline.checkpoints import load_weights, save_weights
 from dynamic.offline.wrapping import ExitNetwork
 
 EXITS = ("layer1.4", "layer1.8", "layer2.3", "layer2.8")  # after 5, 9, 13 and 18 of 27 blocks
 FROZEN = ("layer1.4", "layer1.8", "layer2.2", "layer2.5", "layer2.8")  # where the backbone does not move
-MODES = ("heads", "joint", "distill")
+# copies of these blocks are the heads: what ResNet-56 would do next, in fewer steps
+BLOCKS = {
+    "layer1.0": ("layer2.0", "layer3.0", "layer3.1"),
+    "layer1.2": ("layer2.0", "layer2.1", "layer2.2", "layer3.0", "layer3.1", "layer3.2"),
+    "layer3.2": ("layer3.8",),
+}
+MODES = ("blocks", "heads", "joint", "distill")
+FIXED = ("blocks", "heads")  # the backbone does not move
 DROPS = (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.02)
 HEAD_IMAGES = 6000  # that heads see before everything is trained
 GOAL = {"points below": 0.5, "compute": 0.50, "last exit": 0.930}
@@ -45,6 +55,13 @@ def network(data: Path, mode: str) -> ExitNetwork:
     """ResNet-56 as it was given, with exits whose heads know nothing yet."""
     (backbone,) = cifar.networks(data, ["resnet56"])
     torch.manual_seed(0)
+    if mode == "blocks":
+        after = iter(BLOCKS.values())  # exits get their heads in order
+
+        def copied(shape: tuple[int, ...], channel: int, classes: int) -> BlockHead:
+            return BlockHead([backbone.get_submodule(name) for name in next(after)], shape, channel, classes)
+
+        return dynamic.wrap(backbone, torch.zeros(1, 3, 32, 32), exits=list(BLOCKS), head=copied)
     frozen = mode == "heads"  # features that do not move towards the exits need more from their heads
     exits, head = (FROZEN, partial(ConvHead, extra=1)) if frozen else (EXITS, ConvHead)
     return dynamic.wrap(backbone, torch.zeros(1, 3, 32, 32), exits=list(exits), head=head)
@@ -63,10 +80,14 @@ def train(data: Path, mode: str, options: argparse.Namespace) -> None:
     if options.smoke:
         images, few = images.select(np.arange(512)), few[:512]
     checkpoint = ROOT / "out" / f"trained_exits_{mode}{'_smoke' if options.smoke else ''}.ckpt"
-    if mode == "heads":
+    if mode in FIXED:
         loader = Augmented(images, 1, size=128)
+        how: dict[str, Any] = {"weight_decay": 0.01}
+        if mode == "blocks":
+            how = {"optimizer": "sgd", "lr": options.lr, "weight_decay": 5e-4}
+            how |= {"teacher": net.backbone, "temperature": 4.0, "distill_share": 0.9}
         report = dynamic.fit(
-            net, loader, mode="heads", epochs=options.epochs, cache=False, weight_decay=0.01, checkpoint=checkpoint
+            net, loader, mode="heads", epochs=options.epochs, cache=False, checkpoint=checkpoint, **how
         )
         progress(str(report))
         if not options.smoke:
@@ -96,7 +117,7 @@ def train(data: Path, mode: str, options: argparse.Namespace) -> None:
 def trained(data: Path, mode: str) -> ExitNetwork:
     """The network as it is kept: in half precision, computed in single."""
     net = network(data, mode)
-    load_weights(net.heads if mode == "heads" else net, kept(mode))
+    load_weights(net.heads if mode in FIXED else net, kept(mode))
     return net.float().eval()
 
 

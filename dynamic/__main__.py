@@ -178,9 +178,10 @@ def export(
     shelf: Shelf,
     out: Annotated[Path, typer.Argument(help="The file to write, model.onnx.", show_default=False)],
     batch: Annotated[str, typer.Option(help="'single' for one input at a time, 'dynamic' for any number.")] = "dynamic",
+    point: Annotated[str | None, typer.Option(help="Only what this point uses, 'drop 0.01' for instance.")] = None,
 ) -> None:
     """Write the whole cascade as one ONNX file that runs without this library."""
-    print(dynamic.export(dynamic.load(shelf), out, batch))
+    print(dynamic.export(dynamic.load(shelf), out, batch, point=point))
 
 
 @app.command()

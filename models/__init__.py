@@ -12,4 +12,5 @@ from dynamic.models.resnet import resnet56 as resnet56
 from dynamic.models.resnet import resnet110 as resnet110
 from dynamic.offline.checkpoints import load_weights as load_weights
 from dynamic.offline.checkpoints import save_weights as save_weights
+from dynamic.offline.heads import BlockHead as BlockHead
 from dynamic.offline.heads import ConvHead as ConvHead

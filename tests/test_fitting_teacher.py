@@ -248,7 +248,6 @@ def test_a_teacher_is_another_network() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"mode": "heads", "teacher": plain()}, BudgetError, "teacher means nothing with mode='heads'"),
         ({"mode": "joint", "teacher": plain()}, BudgetError, "teacher means nothing with mode='joint'"),
         ({"mode": "heads", "penalty": lambda: torch.zeros(())}, BudgetError, "penalty means nothing with mode='heads'"),
         ({"mode": "heads"}, WrapError, r"Sequential without exits; call dynamic\.wrap"),
@@ -259,3 +258,47 @@ def test_a_teacher_is_another_network() -> None:
 def test_modes_and_what_they_need(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         dynamic.fit(plain(2), batch(), **options)
+
+
+def test_heads_learn_from_a_teacher_what_the_paper_says() -> None:
+    network, teacher = ExitNet(), plain(1)
+    nn.init.normal_(teacher[3].weight, std=3.0)
+    ((x, y),) = batch()
+    network.eval().heads.train()  # as heads are trained
+    first, second, _ = network(x)
+    told = [expected(own, teacher(x), y, 0.7, 4.0) for own in (first, second)]
+    before = weights(network.backbone), weights(teacher)
+    options: dict[str, Any] = {"epochs": 1, "cache": False, "autocast": False, "progress": False}
+    report = dynamic.fit(
+        network, batch(), "heads", teacher=teacher, temperature=4.0, distill_share=0.7, lr=0.1, **options
+    )
+    assert report.loss == pytest.approx(told, rel=1e-4)
+    assert same(weights(network.backbone), before[0])
+    assert same(weights(teacher), before[1])
+
+
+def test_the_last_exit_teaches_heads_as_a_copy_of_it_does() -> None:
+    own, other = ExitNet(), ExitNet()
+    options: dict[str, Any] = {"epochs": 2, "cache": False, "autocast": False, "progress": False}
+    dynamic.fit(own, batch(), "heads", teacher=own.backbone, **options)
+    dynamic.fit(other, batch(), "heads", teacher=copy.deepcopy(other.backbone), **options)
+    for name, wanted in other.heads.state_dict().items():
+        torch.testing.assert_close(own.heads.state_dict()[name], wanted, rtol=1e-5, atol=1e-6)
+    alone = ExitNet()
+    dynamic.fit(alone, batch(), "heads", **options)
+    assert not same(weights(alone.heads), weights(own.heads))
+
+
+def test_what_heads_cannot_learn_from(tmp_path: Path) -> None:
+    network = ExitNet()
+    with pytest.raises(BudgetError, match="heads learn from a teacher with cache=False only"):
+        dynamic.fit(network, batch(), "heads", teacher=plain())
+    with pytest.raises(InputError, match=r"the teacher shares .* with the network it teaches"):
+        dynamic.fit(network, batch(), "heads", teacher=network, cache=False)
+    with pytest.raises(InputError, match=r"the teacher gives \[2, 7\] for 2 inputs; expected \[2, 10\]"):
+        dynamic.fit(network, batch(), "heads", teacher=plain(classes=7), cache=False)
+    options: dict[str, Any] = {"cache": False, "autocast": False, "checkpoint": tmp_path / "heads.ckpt"}
+    dynamic.fit(network, batch(), "heads", teacher=network.backbone, epochs=1, **options)
+    for other in ({"teacher": plain()}, {"teacher": network.backbone, "temperature": 5.0}, {}):
+        with pytest.raises(BundleError):
+            dynamic.fit(network, batch(), "heads", epochs=2, **options, **other)

@@ -1,8 +1,11 @@
 """`dynamic.export`: one file that any ONNX engine runs without this library, and that says what its numbers mean."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,12 @@ from engine_cases import CLASSES, INF, Case, Plain, TwoExits, check, four_stages
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.engines.contract import CascadeSpec, Output
+from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec, Output
 from dynamic.errors import EngineError, InputError
 from dynamic.offline import graphs
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.exporting import export_stages
+from dynamic.offline.graphs import write_graphs
 from dynamic.offline.nesting import Nest
 from dynamic.preprocessing import CenterCrop, Normalize, Preprocess, Scale
 
@@ -126,6 +130,64 @@ def test_a_cascade_with_a_ladder_as_one_file(case: Case, tmp_path: Path, batch: 
     said = metadata(path)
     assert (said["score"], said["combine"], said["classes"], said["preprocess"]) == (*rule, None, None)
     assert said["temperature"] == list(case.temperature)
+
+
+@pytest.mark.parametrize("rule", [("margin", "last"), ("negative_entropy", "mean"), ("patience", "mean")])
+@pytest.mark.parametrize(
+    ("on", "kept", "runs"),
+    [
+        ("t t t", {0, 1, 2, 3}, {0, 1, 2, 3}),
+        ("t + t", {0, 2, 3}, {0, 1, 2, 3}),  # an exit is off: its stage runs, without head
+        ("+ t +", {1, 3}, {1, 3}),  # the first network is off, and the second ends at its exit
+        ("t + +", {0, 3}, {0, 3}),
+        ("t t -", {0, 1, 2}, {0, 1, 2}),  # everybody leaves before the last network
+        ("+ - t", {1}, {1}),
+        ("+ + +", {3}, {3}),
+    ],
+)
+def test_the_graph_of_one_point(
+    case: Case, tmp_path: Path, rule: tuple[str, str], on: str, kept: set[int], runs: set[int]
+) -> None:
+    """The answers are the whole cascade's, and what the point does not use is not in the graph."""
+    wanted = replace(case, score=rule[0], combine=rule[1])
+    signs = zip(on.split(), wanted.quantiles(0.4), strict=True)
+    limits = tuple({"t": t, "+": INF, "-": -INF}[sign] for sign, t in signs)
+    folder = tmp_path / "point"
+    shutil.copytree(case.folder, folder)
+    write_graphs(folder, case.spec, replace(wanted.ladder, points=(point(limits),)), point="mine")
+    thresholds, truth = np.array(limits, np.float32), wanted.truth(limits)
+    assert set(truth.stage) <= kept
+    for file, parts in ((GRAPH, [slice(0, 33)]), (SINGLE_GRAPH, [slice(i, i + 1) for i in range(12)])):
+        onnx.checker.check_model(str(folder / file), full_check=True)
+        opened = session(folder / file)
+        for at in parts:
+            found = opened.run(None, {"input": case.inputs["input"][at], "thresholds": thresholds})
+            check(Output(*found), truth, at)
+        assert stages_of(onnx.load(folder / file, load_external_data=False).graph) == runs
+
+
+def point(limits: Sequence[float], name: str = "mine") -> dynamic.Point:
+    return dynamic.Point(name, tuple(limits), (0, 1, 2), None, 0.0, None, None, 33, (0.5, 0.6, 0.7), (0.25,) * 4)
+
+
+def stages_of(graph: onnx.GraphProto) -> set[int]:
+    """The stages whose operators are anywhere in the graph."""
+    found = {int(m[1]) for node in graph.node if (m := re.search(r"(?:^|/)s(\d+)/", node.name))}
+    return found.union(*(stages_of(a.g) for node in graph.node for a in node.attribute if a.HasField("g")))
+
+
+def test_a_file_of_one_point_is_smaller_and_says_so(bundle: dynamic.Bundle, tmp_path: Path) -> None:
+    whole = dynamic.export(bundle, tmp_path / "whole.onnx", "single")
+    alone = dynamic.export(bundle, tmp_path / "alone.onnx", "single", point="reference")
+    assert alone.stat().st_size < whole.stat().st_size
+    limits = np.array(bundle.ladder.points[0].thresholds, np.float32)
+    one, other = (session(p).run(None, {"input": IMAGES[:1], "thresholds": limits}) for p in (whole, alone))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert list(metadata(alone)["points"]) == ["reference"]
+    with pytest.raises(InputError, match=r"point='mine' is not on this ladder; it has \['reference'"):
+        dynamic.export(bundle, tmp_path / "none.onnx", point="mine")
+    assert not (tmp_path / "none.onnx").exists()
 
 
 @pytest.mark.parametrize("batch", ["single", "dynamic"])

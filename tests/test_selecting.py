@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.models import ConvHead
+from dynamic.models import BlockHead, CifarResNet, ConvHead
 from dynamic.offline.heads import ExitHead
 from dynamic.offline.selecting import keep_exits, select_exits
 from dynamic.policies.errors import ExitError, LayoutError
@@ -122,6 +122,75 @@ def test_conv_heads_with_extra_convolutions(shape: Any, strides: list[int]) -> N
     with torch.no_grad():
         assert longer.eval().features(torch.randn(1, *shape)).shape == (1, 64, 8, 8)
         assert longer(torch.randn(3, *shape)).shape == (3, 10)
+
+
+def residual(channels: int, wider: int, stride: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, wider, 3, stride, 1), nn.BatchNorm2d(wider), nn.ReLU())
+
+
+def test_block_heads_are_copies_that_learn_for_themselves() -> None:
+    torch.manual_seed(0)
+    first, second = residual(8, 16, 2).requires_grad_(False), residual(16, 16, 1)
+    second.eval()
+    before = [t.clone() for b in (first, second) for t in b.state_dict().values()]
+    head = BlockHead([first, second], (8, 6, 6), 1, 10)
+    assert head.classifier.in_features == 16
+    assert all(m.training for m in head.modules())
+    assert all(p.requires_grad for p in head.parameters())
+    x = torch.randn(4, 8, 6, 6)
+    with torch.no_grad():
+        by_hand = head.classifier(nn.functional.adaptive_avg_pool2d(second.eval()(first.eval()(x)), 1).flatten(1))
+        assert torch.allclose(head.eval()(x), by_hand, atol=1e-6)
+    head.train()(x).sum().backward()
+    torch.optim.SGD(head.parameters(), lr=1.0).step()
+    after = [t for b in (first, second) for t in b.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "the network is not touched"
+    assert not first.training
+    assert not second.training
+
+
+def test_block_heads_on_tokens_and_without_blocks() -> None:
+    layer = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True).eval()
+    tokens = torch.randn(3, 7, 12)
+    for blocks in ([layer], []):
+        head = BlockHead(blocks, (7, 12), 2, 5).eval()
+        with torch.no_grad():
+            by_hand = head.classifier((layer(tokens) if blocks else tokens).mean(1))
+            assert torch.allclose(head(tokens), by_hand, atol=1e-5)
+    assert BlockHead([], (12,), 1, 5)(torch.randn(3, 12)).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "says"),
+    [
+        ([residual(16, 16, 1)], r"block 0 of the head, Sequential, does not take \[1, 8, 6, 6\]"),
+        ([residual(8, 16, 1), residual(8, 8, 1)], r"block 1 of the head, Sequential, does not take \[1, 16, 6, 6\]"),
+        ([nn.Flatten()], "block 0 of the head, Flatten, gives no tensor of 4 dimensions"),
+    ],
+)
+def test_blocks_that_do_not_follow_on_each_other_are_named(blocks: list[nn.Module], says: str) -> None:
+    with pytest.raises(LayoutError, match=says):
+        BlockHead(blocks, (8, 6, 6), 1, 10)
+
+
+def test_wrapped_with_block_heads() -> None:
+    backbone = CifarResNet(14, in_channels=3, width=4).eval()
+    after = {"layer1": ["layer2.0", "layer3.0"], "layer2.0": ["layer3.0", "layer3.1"]}
+    given = iter(after.values())  # heads are asked for in the order of the exits
+
+    def head(shape: tuple[int, ...], channel: int, classes: int) -> nn.Module:
+        return BlockHead([backbone.get_submodule(name) for name in next(given)], shape, channel, classes)
+
+    x = torch.randn(2, 3, 16, 16)
+    net = dynamic.wrap(backbone, x, exits=list(after), head=head).eval()
+    with torch.no_grad():
+        first, second, last = net(x)
+        assert torch.equal(last, backbone(x))
+        stem = torch.relu(backbone.bn1(backbone.conv1(x)))
+        feature = backbone.layer3[0](backbone.layer2[0](backbone.layer1(stem)))
+        assert torch.allclose(first, net.heads[0].classifier(feature.mean((2, 3))), atol=1e-5)
+        feature = backbone.layer3[1](backbone.layer3[0](backbone.layer2[0](backbone.layer1(stem))))
+        assert torch.allclose(second, net.heads[1].classifier(feature.mean((2, 3))), atol=1e-5)
 
 
 def test_conv_heads_want_images() -> None:

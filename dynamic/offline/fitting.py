@@ -88,7 +88,9 @@ def fit(
       loader is read once; what the heads see is kept (in memory, or beyond `memory_limit_mb` in files in
       `cache_dir`) and all heads train on it together, in batches of `batch_size`. Augmentation is what that one
       reading gives: a loader that passes several times over the data gives more. With `cache=False` nothing is kept:
-      the loader is read, and the backbone run, in every epoch; for heads that see large features, as `ConvHead` does.
+      the loader is read, and the backbone run, in every epoch; for heads that see large features, as `ConvHead` and
+      `BlockHead` do. Then heads can learn from a `teacher` too: `teacher=network.backbone` is the last exit, at the
+      price of running the backbone to its end.
     - "joint": everything trains. The sum of the exits' losses with `exit_weights [S]` (None: the share of the
       exits up to each, 1 for the last), the early ones ramped up in the first half where `ramp` (None: yes; Kaya et
       al. 2019, "Shallow-Deep Networks"), gradients balanced between the exits where `rescale_gradients` (Li et al.
@@ -123,8 +125,8 @@ def fit(
     )
     if penalty is not None and mode == "heads":
         raise BudgetError("a penalty means nothing with mode='heads'; use mode='joint', or leave it")
-    if teacher is not None and mode != "distill":
-        raise BudgetError(f"a teacher means nothing with mode={mode!r}; use mode='distill', or leave it")
+    if teacher is not None and mode == "joint":
+        raise BudgetError("a teacher means nothing with mode='joint'; use mode='distill', or leave it")
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise InputError(
             f"teacher is a {type(teacher).__name__}; give a network, of several an Ensemble "
@@ -146,9 +148,22 @@ def fit(
         if mode == "heads":
             if exit_weights is not None:
                 raise BudgetError("exit_weights mean nothing with mode='heads', whose heads share no weight; leave it")
-            done = fit_heads(
-                network, train_loader, settings, acceleration, memory_limit_mb, cache_dir, checkpoint, progress, cache
-            )
+            share = 0.0 if teacher is None else distill_share
+            loss = ExitLoss((1.0,), False, share, temperature, label_smoothing)
+            with _teaching(teacher, acceleration):
+                done = fit_heads(
+                    network,
+                    train_loader,
+                    settings,
+                    acceleration,
+                    memory_limit_mb,
+                    cache_dir,
+                    checkpoint,
+                    progress,
+                    cache,
+                    loss,
+                    teacher,
+                )
         else:
             names = tuple(stage.name for stage in network.exit_stages)
             weights = _exit_weights(exit_weights, len(names))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +32,7 @@ def export(
     path: str | Path,
     batch: str = "dynamic",
     *,
+    point: str | None = None,
     example_inputs: Batch | None = None,
     ladder: Ladder | None = None,
     preprocess: Any = None,
@@ -47,13 +48,18 @@ def export(
     "dynamic" for any number, those that are done leaving the batch inside the graph. A cascade of one stage has no
     input `thresholds`.
 
+    `point`: the name of one of the ladder's points (`print(bundle)` shows them). The file then holds what that point
+    uses and no more: no network that it does not run, no exit that it switches off, nothing behind a stage where
+    everybody leaves. It is smaller. The numbers of stages stay, and `thresholds` too, of which those of exits that are
+    in the file still count.
+
     A bundle brings temperatures, score, preprocessing, class names and its ladder along. A cascade is given them:
     `ladder` (without one: temperature 1, maximum probability), `preprocess` and `classes` as in `build`, and always
     `example_inputs`. With preprocessing, `input` takes images as bytes `[B, H, W, C]`, already resized and cropped;
     scaling and normalization are inside. The file's metadata says all this (see docs/graph.md).
 
-    Raises InputError on an unknown `batch`, missing example inputs, an input whose name the graph uses itself, or
-    preprocessing for another number of channels; EngineError where a stage cannot be exported.
+    Raises InputError on an unknown `batch` or `point`, missing example inputs, an input whose name the graph uses
+    itself, or preprocessing for another number of channels; EngineError where a stage cannot be exported.
     """
     if batch not in BATCH:
         raise InputError(f"batch={batch!r} is not known; use one of {BATCH}")
@@ -62,7 +68,7 @@ def export(
         if example_inputs is not None or ladder is not None or preprocess is not None or classes is not None:
             raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")
         facts = _Facts(source.preprocess, source.classes, source.engine, source.precision)
-        _write(target, source.folder, source.spec, source.ladder, batch, facts)
+        _write(target, source.folder, source.spec, _only(source.ladder, point), batch, facts, point is not None)
         return target
     if example_inputs is None:
         raise InputError("a cascade is exported with example_inputs=..., a batch as its networks take it")
@@ -70,9 +76,19 @@ def export(
     shipped = from_transforms(preprocess)
     with TemporaryDirectory(prefix="dynamic-") as folder:
         spec = export_stages(cascade, Path(folder), example_inputs, progress)
-        known = ladder or plain_ladder(spec, cascade.combine)
-        _write(target, Path(folder), spec, known, batch, _Facts(shipped, classes))
+        known = _only(ladder or plain_ladder(spec, cascade.combine), point)
+        _write(target, Path(folder), spec, known, batch, _Facts(shipped, classes), point is not None)
     return target
+
+
+def _only(ladder: Ladder, point: str | None) -> Ladder:
+    """The ladder with that point alone."""
+    if point is None:
+        return ladder
+    found = [p for p in ladder.points if p.name == point]
+    if not found:
+        raise InputError(f"point={point!r} is not on this ladder; it has {[p.name for p in ladder.points]}")
+    return replace(ladder, points=tuple(found))
 
 
 def plain_ladder(spec: CascadeSpec, combine: str) -> Ladder:
@@ -90,15 +106,23 @@ def plain_ladder(spec: CascadeSpec, combine: str) -> Ladder:
 
 
 def write_graphs(
-    folder: Path, spec: CascadeSpec, ladder: Ladder, engine: str | None = None, precision: str | None = None
+    folder: Path,
+    spec: CascadeSpec,
+    ladder: Ladder,
+    engine: str | None = None,
+    precision: str | None = None,
+    point: str | None = None,
 ) -> None:
     """Write a bundle's graphs beside the stages' own, whose weights they share; they take what the network takes.
 
-    `engine`, `precision`: of the calibration. Raises InputError on an input whose name the graphs use themselves.
+    `engine`, `precision`: of the calibration. `point`: as in `export`. Raises InputError on an input whose name the
+    graphs use themselves.
     """
+    ladder = _only(ladder, point)
     facts = _Facts(engine=engine, precision=precision)
     for batch, file in (("dynamic", GRAPH), ("single", SINGLE_GRAPH)):
-        onnx.save(_described(_nest(folder, spec, ladder, batch, None), spec, ladder, facts), folder / file)
+        model = _nest(folder, spec, ladder, batch, None, point is not None)
+        onnx.save(_described(model, spec, ladder, facts), folder / file)
 
 
 @dataclass(frozen=True)
@@ -112,7 +136,7 @@ class _Facts:
 
 
 def _nest(
-    folder: Path, spec: CascadeSpec, ladder: Ladder, batch: str, preprocess: Preprocess | None
+    folder: Path, spec: CascadeSpec, ladder: Ladder, batch: str, preprocess: Preprocess | None, only: bool
 ) -> onnx.ModelProto:
     if len(ladder.temperature) != len(spec.stages):
         raise InputError(f"the ladder is of {len(ladder.temperature)} stages, the cascade has {len(spec.stages)}")
@@ -122,7 +146,8 @@ def _nest(
     for step in preprocess.steps if preprocess is not None else ():
         if isinstance(step, Normalize):
             step.check(spec.inputs[0].shape[0])
-    return Nest(folder, spec, ladder.temperature, ladder.score, ladder.combine, batch, preprocess).model()
+    limits = ladder.points[0].thresholds if only else None
+    return Nest(folder, spec, ladder.temperature, ladder.score, ladder.combine, batch, preprocess, limits).model()
 
 
 def _write(
@@ -132,11 +157,12 @@ def _write(
     ladder: Ladder,
     batch: str,
     facts: _Facts,
+    only: bool,
 ) -> None:
     """The graph with its weights in it; beside it, in `<name>.data`, where one file could not hold them."""
     if facts.classes is not None and len(facts.classes) != spec.classes:
         raise InputError(f"{len(facts.classes)} class names for {spec.classes} classes: give one for each, in order")
-    model = _described(_nest(folder, spec, ladder, batch, facts.preprocess), spec, ladder, facts)
+    model = _described(_nest(folder, spec, ladder, batch, facts.preprocess, only), spec, ladder, facts)
     external_data_helper.load_external_data_for_model(model, str(folder))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

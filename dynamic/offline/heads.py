@@ -1,7 +1,8 @@
 """The classifiers that `wrap` puts on intermediate features."""
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,6 +122,51 @@ class ConvHead(nn.Module):
         """`[B, C, H, W]` or `[B, H, W, C]` -> logits `[B, classes]`."""
         image = feature if self.channel == 1 else feature.movedim(self.channel, 1)
         logits: Tensor = self.classifier(self.features(image).mean((2, 3)))
+        return logits
+
+
+class BlockHead(nn.Module):
+    """Copies of some of the network's later blocks, then the mean over positions and a linear layer: `[B, classes]`.
+
+    What an early exit lacks is depth more than a classifier: side branches of BranchyNet have convolutions of their own
+    (Teerapittayanon et al. 2016, "BranchyNet", section III). Blocks that already do this work, fewer of them, are a
+    head that has little to learn; the network they are copied from does not change. For an exit that is to answer most
+    inputs: its head costs as much as its blocks.
+
+    `blocks` run one after the other, each on the output of the one before; `shape` of the feature without the batch,
+    `channel` its dimension (from 1) that holds the channels, of the last block's output too. In `wrap`:
+    `head=lambda shape, channel, classes: BlockHead([net.layer2[0], net.layer3[0]], shape, channel, classes)`.
+    Raises LayoutError where a block does not take what comes before it, or gives no tensor of the feature's rank.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], shape: tuple[int, ...], channel: int, classes: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(copy.deepcopy(block).requires_grad_(True) for block in blocks))
+        first = next(self.blocks.parameters(), torch.empty(0))
+        feature = torch.zeros(1, *shape, device=first.device, dtype=first.dtype)
+        for number, block in enumerate(self.blocks.eval()):
+            before = list(feature.shape)
+            try:
+                with torch.no_grad():
+                    feature = block(feature)
+            except Exception as error:
+                raise LayoutError(
+                    f"block {number} of the head, {type(block).__name__}, does not take {before} ({error}); give "
+                    f"blocks that follow on each other, the first of which takes the exit's feature {['B', *shape]}"
+                ) from error
+            if not isinstance(feature, Tensor) or feature.ndim != len(before):
+                raise LayoutError(
+                    f"block {number} of the head, {type(block).__name__}, gives no tensor of {len(before)} dimensions "
+                    f"as it takes one; give blocks that do"
+                )
+        self.train()
+        self.positions = tuple(d for d in range(1, len(shape) + 1) if d != channel)
+        self.classifier = nn.Linear(feature.shape[channel], classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """`[B, ...]` -> logits `[B, classes]`."""
+        deep = self.blocks(feature)
+        logits: Tensor = self.classifier(deep.mean(self.positions) if self.positions else deep)
         return logits
 
 

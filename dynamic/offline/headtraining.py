@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from dynamic.offline.features import (
 from dynamic.offline.inputs import named_tensors
 from dynamic.offline.losses import ExitLoss
 from dynamic.offline.settings import Settings
-from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
+from dynamic.offline.teaching import check_apart, check_teacher
 from dynamic.offline.training import History, Task, train
 from dynamic.policies.errors import BudgetError, InputError, WrapError
 
@@ -48,11 +49,14 @@ def fit_heads(
     checkpoint: str | Path | None,
     progress: bool | None,
     cache: bool = True,
+    loss: ExitLoss | None = None,
+    teacher: nn.Module | None = None,
 ) -> HeadFit:
     """Train every head that has parameters to train; `network` is in evaluation mode and stays as it is.
 
-    Without `cache` what heads see is computed again for every batch of every epoch. Raises WrapError where there is
-    no such head.
+    Without `cache` what heads see is computed again for every batch of every epoch; then they can learn from a
+    `teacher` too, on the device already: `loss` has the share of its answers, its weights are not used.
+    Raises WrapError where there is no such head.
     """
     stages = network.exit_stages
     trained = [i for i, stage in enumerate(stages) if any(p.requires_grad for p in stage.head.parameters())]
@@ -63,11 +67,17 @@ def fit_heads(
         )
     heads = [stages[i].head for i in trained]
     names = tuple(stages[i].name for i in trained)
+    if teacher is not None and cache:
+        raise BudgetError("heads learn from a teacher with cache=False only: its answers are not kept; give that")
     if not cache:
-        seen = _Seen(network, stages, trained, loader, settings, acceleration)
+        seen = _Seen(network, stages, trained, loader, settings, acceleration, teacher)
         state = _state(heads, trained)
-        kept = Checkpoint(checkpoint, _conditions(network, state, "not cached", settings, acceleration))
-        return HeadFit(names, _train(heads, state, seen, settings, kept, progress), 0.0, False)
+        conditions = _conditions(network, state, "not cached", settings, acceleration)
+        if teacher is not None and loss is not None:
+            conditions |= {"teacher": digest(teacher.state_dict()), "distill": loss.distill}
+            conditions |= {"temperature": loss.temperature}
+        kept = Checkpoint(checkpoint, conditions)
+        return HeadFit(names, _train(heads, state, seen, settings, kept, progress, loss), 0.0, False)
     with ExitStack() as owned:
         with seeded(settings.seed, -1, loader):
             found = owned.enter_context(
@@ -92,7 +102,7 @@ class _Kept:
         # batch norm fails on one input
         self._starts = [s for s in range(0, rows, self._size) if rows - s > 1 or rows == 1]
         self._run = [classified(head) for head in heads]
-        self.loader, self.steps = None, len(self._starts)
+        self.loader, self.steps, self.teacher = None, len(self._starts), None
 
     def batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
         order = torch.randperm(len(self._cache.labels)).numpy()
@@ -115,6 +125,7 @@ class _Seen:
         loader: Iterable[Any],
         settings: Settings,
         acceleration: Acceleration,
+        teacher: nn.Module | None = None,
     ) -> None:
         if settings.batch_size is not None:
             raise BudgetError(f"batch_size={settings.batch_size} is for cached features; the loader sets it here")
@@ -124,24 +135,51 @@ class _Seen:
         self.loader, self._acceleration = loader, acceleration
         self.steps = len(loader) or None if isinstance(loader, Sized) else None
         self._classes: int | None = None
+        self._teacher, self.teacher = teacher, None if teacher is None else _last
+        self._own = teacher is not None and teacher is getattr(network, "backbone", None)
+        if teacher is not None:
+            check_apart(teacher, [stage.head for stage in stages])
 
     def batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
         for inputs, labels in checked_batches(self.loader, self._classes):
             features = []
             with torch.no_grad(), self._acceleration.autocast():
                 carry = tuple(self._acceleration.place(t) for t in named_tensors(self._network, inputs).values())
+                answer = None if self._own else self._taught(inputs, carry)
                 if self._classes is None:
                     self._classes = check_logits(self._network(*(t[:2] for t in carry)), len(self._stages), labels)
+                    if answer is not None:
+                        check_teacher(answer[:2], len(labels[:2]), self._classes)
                 check_labels(labels, self._classes)
-                for number, stage in enumerate(self._stages[: self._trained[-1] + 1]):
+                # the backbone's own answer comes at the end of the same run
+                for number, stage in enumerate(self._stages if self._own else self._stages[: self._trained[-1] + 1]):
                     carry = stage.body(*carry)
                     if number in self._trained:
                         features.append(carry[0].clone())  # the next stage may change its carry in place
+            if self._own:
+                answer = carry[0]
+            if answer is not None:
+                features.append(answer)  # what `_last` gives
             yield features, torch.from_numpy(labels).to(self._acceleration.device)
 
+    def _taught(self, inputs: Any, carry: Sequence[Tensor]) -> Tensor | None:
+        if self._teacher is None:
+            return None
+        theirs = carry
+        if isinstance(inputs, Mapping):
+            theirs = [self._acceleration.place(t) for t in named_tensors(self._teacher, inputs).values()]
+        answer = self._teacher(*theirs)
+        return primary_logits(answer[-1] if isinstance(self._teacher, StagedNetwork) else answer)
+
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        seen = features[: len(self._trained)]
         with self._acceleration.autocast():
-            return [self._stages[i].head(feature) for i, feature in zip(self._trained, features, strict=True)]
+            return [self._stages[i].head(feature) for i, feature in zip(self._trained, seen, strict=True)]
+
+
+def _last(features: Sequence[Tensor]) -> Tensor:
+    """The teacher's answer, which comes behind what the heads see."""
+    return features[-1]
 
 
 def _train(
@@ -151,13 +189,16 @@ def _train(
     settings: Settings,
     kept: Checkpoint,
     progress: bool | None,
+    given: ExitLoss | None = None,
 ) -> History:
     loss = ExitLoss((1.0,) * len(heads), label_smoothing=settings.label_smoothing)
+    if given is not None:
+        loss = replace(given, weights=loss.weights)
     optimizer = settings.make_optimizer(p for head in heads for p in head.parameters())
     for head in heads:
         head.train()
     try:
-        task = Task(data.batches, data.forward, loss, state, data.steps, loader=data.loader)
+        task = Task(data.batches, data.forward, loss, state, data.steps, loader=data.loader, teacher=data.teacher)
         return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
     finally:
         optimizer.zero_grad(set_to_none=True)

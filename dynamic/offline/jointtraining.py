@@ -16,6 +16,7 @@ from dynamic.offline.losses import ExitLoss, GradientBalance
 from dynamic.offline.modes import evaluating
 from dynamic.offline.settings import Settings
 from dynamic.offline.stages import StagedNetwork, primary_logits
+from dynamic.offline.teaching import check_apart, check_teacher
 from dynamic.offline.training import History, Task, train
 from dynamic.policies.errors import BudgetError, InputError, WrapError
 
@@ -44,7 +45,7 @@ def fit_all(
     classes = 0
     order: list[int] = []  # of the network's inputs, as the teacher takes them
     if teacher is not None:
-        check_apart(teacher, network)
+        check_apart(teacher, [network])
 
     def batches() -> Iterator[tuple[list[Tensor], Tensor]]:
         for inputs, labels in checked_batches(loader, classes or None):
@@ -103,28 +104,6 @@ def fit_all(
         return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
     finally:
         optimizer.zero_grad(set_to_none=True)
-
-
-def check_apart(teacher: nn.Module, network: nn.Module) -> None:
-    """Raises InputError where a teacher would change while it teaches: it shares what trains with the network."""
-    trained = {id(p) for p in network.parameters() if p.requires_grad}
-    modules = {id(m) for m in network.modules()}
-    shared = [name for name, p in teacher.named_parameters() if id(p) in trained]
-    shared += [name or type(m).__name__ for name, m in teacher.named_modules() if id(m) in modules]
-    if shared:
-        raise InputError(
-            f"the teacher shares {shared[0]} with the network it teaches; give a copy of it (copy.deepcopy), or leave "
-            f"teacher out to let the last exit teach the others"
-        )
-
-
-def check_teacher(logits: Tensor, rows: int, classes: int) -> None:
-    """Raises InputError where a teacher does not tell the same classes apart."""
-    if logits.shape != (rows, classes):
-        raise InputError(
-            f"the teacher gives {list(logits.shape)} for {rows} inputs; expected [{rows}, {classes}], what the network "
-            f"gives"
-        )
 
 
 def _length(loader: Iterable[Any]) -> int | None:

@@ -77,7 +77,8 @@ class Nest:
 
     `temperature [S]`, `score` and `combine` are those of a ladder. `batch`: "single" for one row, "dynamic" for any
     number of rows, those that are done leaving it. `preprocess`: the graph then takes images as bytes `[B, H, W, C]`,
-    resized and cropped, and scales and normalizes them.
+    resized and cropped, and scales and normalizes them. `only [S-1]`: thresholds of a point; what it switches off, and
+    what comes after a stage where everybody leaves, is not in the graph.
     """
 
     folder: Path
@@ -87,6 +88,7 @@ class Nest:
     combine: str
     batch: str
     preprocess: Preprocess | None = None
+    only: Sequence[float] | None = None
     _opset: int = field(default=0, init=False)
     _limits: list[str] = field(default_factory=list, init=False)
     _group: tuple[int, ...] = field(default=(), init=False)
@@ -95,8 +97,23 @@ class Nest:
         self._group = groups(self.combine, self.spec.backbone, len(self.spec.stages))
 
     @property
+    def _last(self) -> int:
+        """The stage that nobody goes beyond."""
+        leaves = (s for s, limit in enumerate(self.only or ()) if limit == -np.inf)
+        return next(leaves, len(self.spec.stages) - 1)
+
+    @property
+    def _kept(self) -> list[int]:
+        """The stages that are in the graph with their exits."""
+        return [s for s in range(self._last + 1) if self.only is None or s == self._last or self.only[s] < np.inf]
+
+    def _asked(self, stages: Sequence[int]) -> bool:
+        """Whether their being on is asked in the graph: of one point it is known."""
+        return self.only is None and len(stages) > 0
+
+    @property
     def _averages(self) -> bool:
-        return len(set(self._group)) > 1
+        return len({self._group[s] for s in self._kept}) > 1
 
     @property
     def _patient(self) -> bool:
@@ -137,15 +154,20 @@ class Nest:
     def _backbone(self, body: Body, first: int, inputs: list[str], state: _State) -> _Ending:
         """The backbone that starts with stage `first`, and all behind it."""
         own = [s for s, b in enumerate(self.spec.backbone) if b == self.spec.backbone[first]]
-        if own[-1] == len(self.spec.stages) - 1:
+        if self._last in own:
             return self._stage(body, first, inputs, state)
-        run, skip = body.inside("run"), body.inside("skip")
-        ran = self._stage(run, first, inputs, state)
-        total = state.total or self._filled(skip, inputs[0], self._nothing, self.spec.classes)
-        stage, unsaid = self._filled(skip, total, _NOT_YET), _NO_ANSWER if self._patient else np.nan
-        skipped = (total, stage, state.same or self._filled(skip, total, unsaid))
-        branches = Branch(run, ran.names, _KINDS), Branch(skip, skipped, _KINDS)
-        ending = _Ending(*body.branch(self._any_on(body, own), *branches))
+        if not set(own) & set(self._kept):
+            return self._backbone(body, own[-1] + 1, inputs, state)
+        if self._asked(own):
+            run, skip = body.inside("run"), body.inside("skip")
+            ran = self._stage(run, first, inputs, state)
+            total = state.total or self._filled(skip, inputs[0], self._nothing, self.spec.classes)
+            stage, unsaid = self._filled(skip, total, _NOT_YET), _NO_ANSWER if self._patient else np.nan
+            skipped = (total, stage, state.same or self._filled(skip, total, unsaid))
+            branches = Branch(run, ran.names, _KINDS), Branch(skip, skipped, _KINDS)
+            ending = _Ending(*body.branch(self._any_on(body, own), *branches))
+        else:
+            ending = self._stage(body, first, inputs, state)
         return self._onward(
             body,
             body.add("Less", body.constant(_NOT_YET, np.int64), ending.stage),  # [B]
@@ -165,8 +187,11 @@ class Nest:
         stage = load_stage(self.folder / spec.stages[s].graph, f"{body.prefix}s{s}/", carry)
         self._opset = max(self._opset, stage.opset)
         inline(body, stage.body, stage.initializers)
-        ends = s + 1 == len(of) or of[s + 1] != of[s]  # of its backbone: never gets here with its exit off
-        if ends:
+        if s not in self._kept:
+            return self._stage(body, s + 1, stage.carry, state)
+        later = [k for k in self._kept if k > s and of[k] == of[s]]
+        ends = not later  # of its backbone: never gets here with its exit off
+        if ends or not self._asked([s]):
             raw, score = self._answer(body, stage, s, state)
         else:
             on, off = body.inside("on"), body.inside("off")
@@ -175,10 +200,10 @@ class Nest:
             passed = (nothing, self._filled(off, nothing, np.nan))
             kinds = (TensorProto.FLOAT, TensorProto.FLOAT)
             raw, score = body.branch(self._any_on(body, [s]), Branch(on, answered, kinds), Branch(off, passed, kinds))
-        if s == len(of) - 1:
+        if s == self._last:
             return _Ending(self._guarded(body, raw, score, total), self._filled(body, score, s), score)
         leaves = body.add("Less", self._limits[s], score)  # [B], False for NaN
-        to_the_end = of[s] == of[-1]
+        to_the_end = of[s] == of[self._last]
 
         def here(inner: Body) -> _Ending:
             if to_the_end:  # whoever does not leave goes on
@@ -189,11 +214,10 @@ class Nest:
 
         if ends:
             return here(body)
-        later = [k for k in range(s + 1, len(of)) if of[k] == of[s]]
         return self._onward(
             body,
             leaves,
-            None if to_the_end else self._any_on(body, later),
+            None if to_the_end or not self._asked(later) else self._any_on(body, later),
             here=here,
             carry=stage.carry,
             state=_State(self._guarded(body, raw, score, total), state.before, self._same(body, score, state)),
