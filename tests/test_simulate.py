@@ -17,7 +17,7 @@ from dynamic.policies.records import Records
 from dynamic.simulate.devices import Device, device, devices
 from dynamic.simulate.report import SimulationReport
 from dynamic.simulate.simulator import simulate
-from dynamic.simulate.workload import Constant, Poisson
+from dynamic.simulate.workload import Constant, Poisson, Recorded
 
 # 1 mWh is 3,600 mJ; half as fast: stages take 20 and 40 ms
 DEVICE = Device(
@@ -280,6 +280,17 @@ def test_overhead_is_added_to_every_request_by_hand() -> None:
     served = simulate(FRONTIER, RECORDS, slower, Constant(1.0, 4.0), BudgetPolicy(), Budget(), noise=0.0)
     assert served.mean_latency_ms == pytest.approx(plain.mean_latency_ms + 5.0)
     assert served.stage_shares == plain.stage_shares
+
+
+def test_only_who_finds_the_worker_asleep_waits_for_it_to_wake_by_hand() -> None:
+    # stages of 20 and 40 ms; 0 and 1 find nobody before them, 2 comes while 1 is served
+    sleepy = replace(DEVICE, wake_ms=7.0, source={**DEVICE.source, "wake_ms": "assumption"})
+    workload = Recorded([1.0, 2.0, 2.01], 3.0)
+    plain, served = (run(workload, Budget(), d, noise=0.0) for d in (DEVICE, sleepy))
+    more = [b - a for a, b in zip(plain.latency_ms, served.latency_ms, strict=True)]
+    assert more == pytest.approx([7.0, 7.0, 7.0]), "the third begins when the second is done, which is 7 ms later"
+    assert plain.mean_wait_ms is not None
+    assert served.mean_wait_ms == pytest.approx(plain.mean_wait_ms + 7.0)
 
 
 def test_a_request_that_is_cut_keeps_its_overhead_by_hand() -> None:

@@ -15,7 +15,7 @@ from dynamic.policies.snapshot import Snapshot
 _NEEDED = ("relative_speed", "cores", "memory_mb", "battery_mwh", "idle_mw", "active_mw")
 _POSITIVE = (*_NEEDED, "resistance_c_per_w", "capacity_j_per_c")
 _STEPS = ("battery_step", "temperature_step_c")
-_NOT_NEGATIVE = ("screen_mw", "charging_mw", "hysteresis_c", "load_ms_per_mb", "overhead_ms", *_STEPS)
+_NOT_NEGATIVE = ("screen_mw", "charging_mw", "hysteresis_c", "load_ms_per_mb", "overhead_ms", "wake_ms", *_STEPS)
 _MAY_BE_NONE = ("battery_mwh", "resistance_c_per_w", "capacity_j_per_c", "throttle_c")
 
 
@@ -24,15 +24,15 @@ class Device:
     """A device in the figures that a simulation needs.
 
     `relative_speed` to the machine that the costs were measured on; `memory_mb` free for applications before anything
-    is loaded; `battery_mwh` of a full battery (None: it has none). Power: `idle_mw` drawn all the time, `screen_mw`
-    on top of that where a screen is on, `active_mw` on top while inference runs at full clock, `charging_mw` into
-    the battery on the mains. `frequency_steps`: ratios to the maximum, falling from 1. Heat: `resistance_c_per_w`
-    (degrees that a watt ends above `ambient_c`) and `capacity_j_per_c`; from `throttle_c` on the clock goes down a
-    step at a time, and up again below that less `hysteresis_c` (None: it never gets too warm). `load_ms_per_mb` to
-    load a backbone; `overhead_ms` that a request takes beside its stages as they were profiled: preprocessing,
-    handing over to a worker, caches that grew cold. Sensors: charge in steps of `battery_step` (0.01 whole
-    percents, 0 exact), temperature in steps of `temperature_step_c`; fields of a Snapshot that are `absent` for
-    good. `source`: for every figure that is given a public source, or "assumption".
+    is loaded; `battery_mwh` of a full battery (None: it has none). Power: `idle_mw` drawn all the time, `screen_mw` on
+    top of that where a screen is on, `active_mw` on top while inference runs at full clock, `charging_mw` into the
+    battery on the mains. `frequency_steps`: ratios to the maximum, falling from 1. Heat: `resistance_c_per_w` (degrees
+    that a watt ends above `ambient_c`) and `capacity_j_per_c`; from `throttle_c` on the clock goes down a step at a
+    time, and up again below that less `hysteresis_c` (None: it never gets too warm). `load_ms_per_mb` to load a
+    backbone; `overhead_ms` that a request takes beside its stages as they were profiled: preprocessing, caches that
+    grew cold; `wake_ms` from a request's arrival until a worker that sleeps begins with it. Sensors: charge in steps of
+    `battery_step` (0.01 whole percents, 0 exact), temperature in steps of `temperature_step_c`; fields of a Snapshot
+    that are `absent` for good. `source`: for every figure that is given a public source, or "assumption".
 
     Raises BudgetError on a figure out of range, or one without a source.
     """
@@ -55,6 +55,7 @@ class Device:
     ambient_c: float = 25.0
     load_ms_per_mb: float = 0.0
     overhead_ms: float = 0.0
+    wake_ms: float = 0.0
     battery_step: float = 0.0
     temperature_step_c: float = 0.0
     absent: tuple[str, ...] = ()

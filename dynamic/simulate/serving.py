@@ -47,6 +47,7 @@ class Rules:
     load_ms_per_mb: float
     process_mb: float
     overhead_ms: float
+    wake_ms: float
 
 
 @dataclass(eq=False)
@@ -82,7 +83,7 @@ def serve(
     costs, threads, cores = here.costs, here.costs.threads, rules.cores
     world, load_piece, exp, blank = env.world, env.load, math.exp, object.__new__
     graph, every, whole_mb = _way(costs) == "graph", frozenset(range(len(costs.memory_mb))), sum(costs.memory_mb)
-    overhead_ms = rules.overhead_ms
+    overhead_ms, wake_s = rules.overhead_ms, rules.wake_ms * 1e-3
     log = Log()
     served, starts, ends, stages, points = log.served, log.start_s, log.end_s, log.stage, log.point
     count, number, behind = len(arrival_s), 0, 0
@@ -96,7 +97,7 @@ def serve(
     load_until_s = -math.inf
     while number < count:
         arrived_s = arrival_s[number]
-        start_s = arrived_s if arrived_s > free_s else free_s
+        start_s = arrived_s + wake_s if arrived_s > free_s else free_s
         while behind < count and arrival_s[behind] <= start_s:
             behind += 1
         waiting = behind - number - 1

@@ -70,16 +70,16 @@ def simulate(
     and the correctness that were recorded: give records that the thresholds were not chosen on,
     `records.select(records.part == 1)`.
 
-    **Time.** A request takes the time of the path to the stage that it leaves at, as if profiled on the device, and the
-    device's `overhead_ms`, divided by the clock's ratio to its maximum, times (b + t) / c where the b cores that
-    `background_load` wants (a share of the c there are; above 1 where more wants to run) and the t threads of
-    inference want more than there are; `noise` times as spread as profiled (0: not at all); `stalls` on top. Load
-    and clock are those when it starts. Where the budget has a deadline, the rule of engines holds: once there is an
-    answer, no stage is begun after the deadline, nor one from which the next answer is expected later, by 95th
-    percentiles times the decision's slowdown. `queue_limit`: so many wait, and one more sends the one that has
-    waited longest away (None: all wait). A backbone that is not in memory takes the device's `load_ms_per_mb`;
-    those of the first decision are there already. All are held where the costs' route of one row is "graph", unless
-    there is a deadline, the decision limits what may stay, or too little memory is free.
+    **Time.** A request that finds nobody before it waits the device's `wake_ms`. It takes the time of the path to the
+    stage that it leaves at, as if profiled on the device, and the device's `overhead_ms`, divided by the clock's ratio
+    to its maximum, times (b + t) / c where the b cores that `background_load` wants (a share of the c there are; above
+    1 where more wants to run) and the t threads of inference want more than there are; `noise` times as spread as
+    profiled (0: not at all); `stalls` on top. Load and clock are those when it starts. Where the budget has a deadline,
+    the rule of engines holds: once there is an answer, no stage is begun after the deadline, nor one from which the
+    next answer is expected later, by 95th percentiles times the decision's slowdown. `queue_limit`: so many wait, and
+    one more sends the one that has waited longest away (None: all wait). A backbone that is not in memory takes the
+    device's `load_ms_per_mb`; those of the first decision are there already. All are held where the costs' route of one
+    row is "graph", unless there is a deadline, the decision limits what may stay, or too little memory is free.
 
     **The device.** The battery starts at `battery` (0..1). It gives the idle power all the time, that of the `screen`
     where that is on, and the active power while inference works: a request that others slow down works no longer, it
@@ -146,6 +146,7 @@ def simulate(
         load_ms_per_mb=device.load_ms_per_mb,
         process_mb=process_mb,
         overhead_ms=device.overhead_ms,
+        wake_ms=device.wake_ms,
     )
     log = serve(here, played, requests, policy, env, rules)
     if not world.empty:
