@@ -81,7 +81,8 @@ def wake_ms(answers: Sequence[Answer]) -> float:
     """Median wait of requests that were submitted after all before them were done."""
     found, free_s = [], 0.0
     for a in answers:
-        assert a.latency_ms is not None
+        if a.latency_ms is None:
+            continue
         if a.at_s + a.late_ms / 1e3 > free_s:
             found.append(own_ms(a) - a.work_ms)
         free_s = max(free_s, a.at_s + a.latency_ms / 1e3)

@@ -19,9 +19,9 @@ SEARCH_SHARE = 0.25  # of a calibration set: about what makes the cheapest certi
 class Records:
     """N inputs through S stages of C classes.
 
-    `logits [N, S, C]` float32, each stage's own, raw; `label [N]` int64 or None; `group [N]` or None; `part [N]`
-    (0 search, 1 certify); `backbone [S]`; `macs [S]` and `head_macs [S]`: multiply-adds of a stage's body and
-    head for one input; `fingerprint` of cascade, preprocessing, engine and precision.
+    `logits [N, S, C]` float32, each stage's own, raw; `label [N]` int64 or None; `group [N]` or None; `part [N]` (0
+    search, 1 certify); `backbone [S]`; `macs [S]` and `head_macs [S]`: multiply-adds (of int8 at half) of a stage's
+    body and head for one input; `fingerprint` of cascade, preprocessing, engine and precision.
 
     Raises InputError on shapes or labels that do not fit.
     """

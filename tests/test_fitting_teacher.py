@@ -297,6 +297,10 @@ def test_what_heads_cannot_learn_from(tmp_path: Path) -> None:
         dynamic.fit(network, batch(), "heads", teacher=network, cache=False)
     with pytest.raises(InputError, match=r"the teacher gives \[2, 7\] for 2 inputs; expected \[2, 10\]"):
         dynamic.fit(network, batch(), "heads", teacher=plain(classes=7), cache=False)
+    broken = plain()
+    nn.init.constant_(broken[3].bias, float("nan"))
+    with pytest.raises(InputError, match="the teacher's logits hold NaN or infinity"):
+        dynamic.fit(network, batch(), "heads", teacher=broken, cache=False, autocast=False)
     options: dict[str, Any] = {"cache": False, "autocast": False, "checkpoint": tmp_path / "heads.ckpt"}
     dynamic.fit(network, batch(), "heads", teacher=network.backbone, epochs=1, **options)
     for other in ({"teacher": plain()}, {"teacher": network.backbone, "temperature": 5.0}, {}):

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,17 +163,28 @@ def test_the_graph_of_one_point(
         for at in parts:
             found = opened.run(None, {"input": case.inputs["input"][at], "thresholds": thresholds})
             check(Output(*found), truth, at)
-        assert stages_of(onnx.load(folder / file, load_external_data=False).graph) == runs
+        graph = onnx.load(folder / file, load_external_data=False).graph
+        assert stages_of(graph) == runs
+        pools = any(node.op_type in ("ReduceMean", "GlobalAveragePool") for node in everything(graph))
+        assert pools == (1 in kept), "only the head of stage 1 pools"
 
 
 def point(limits: Sequence[float], name: str = "mine") -> dynamic.Point:
     return dynamic.Point(name, tuple(limits), (0, 1, 2), None, 0.0, None, None, 33, (0.5, 0.6, 0.7), (0.25,) * 4)
 
 
+def everything(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Its nodes, those of branches too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from everything(attribute.g)
+
+
 def stages_of(graph: onnx.GraphProto) -> set[int]:
     """The stages whose operators are anywhere in the graph."""
-    found = {int(m[1]) for node in graph.node if (m := re.search(r"(?:^|/)s(\d+)/", node.name))}
-    return found.union(*(stages_of(a.g) for node in graph.node for a in node.attribute if a.HasField("g")))
+    return {int(m[1]) for node in everything(graph) if (m := re.search(r"(?:^|/)s(\d+)/", node.name))}
 
 
 def test_a_file_of_one_point_is_smaller_and_says_so(bundle: dynamic.Bundle, tmp_path: Path) -> None:

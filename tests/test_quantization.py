@@ -505,3 +505,25 @@ def test_a_build_allows_int8_what_rounding_needs_and_float_no_more() -> None:
         spec = describe(cascade, x)
         with nullcontext() if allowed else pytest.raises(EngineError, match="off torch's logits"):
             building._check_parity(cascade, Off(cascade), spec, x)  # type: ignore[arg-type]
+
+
+def test_a_result_of_compression_is_no_network_and_the_error_says_what_to_give() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    made = quantize(network, torch.zeros(2, 12), [torch.randn(8, 12)], latency=False)
+    with pytest.raises(InputError, match="network 0 of the cascade is a Compressed, no nn.Module; give its .network"):
+        dynamic.Cascade([made, network])  # type: ignore[list-item]
+
+
+def test_an_int8_network_before_its_original_has_operating_points() -> None:
+    """It has as many multiply-adds, but they cost less: a search that took them for as dear would never use it."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    x = torch.randn(2000, 3, 2, 2)
+    with torch.no_grad():
+        labels = network(x).argmax(1)
+    int8 = quantize(network, x[:2], [x[:200]], latency=False).network
+    bundle = dynamic.build([int8, network], [(x, labels)], max_drops=(0.05,), progress=False)
+    assert bundle.records.macs == (12 * 32 / 2 + 32 * 3 / 2, 12 * 32 + 32 * 3)
+    assert bundle.ladder.certified
+    assert [p.name for p in bundle.ladder.points if p.shares[0] > 0.9], "int8 answers nearly all"
+    assert "drop 0.05" in [p.name for p in bundle.ladder.points]

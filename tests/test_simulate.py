@@ -289,6 +289,8 @@ def test_only_who_finds_the_worker_asleep_waits_for_it_to_wake_by_hand() -> None
     plain, served = (run(workload, Budget(), d, noise=0.0) for d in (DEVICE, sleepy))
     more = [b - a for a, b in zip(plain.latency_ms, served.latency_ms, strict=True)]
     assert more == pytest.approx([7.0, 7.0, 7.0]), "the third begins when the second is done, which is 7 ms later"
+    first = run(Recorded([0.0], 1.0), Budget(), sleepy, noise=0.0)
+    assert first.mean_wait_ms == pytest.approx(7.0), "at the very beginning too"
     assert plain.mean_wait_ms is not None
     assert served.mean_wait_ms == pytest.approx(plain.mean_wait_ms + 7.0)
 

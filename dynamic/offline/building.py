@@ -23,6 +23,7 @@ from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.offline.calibration import collect, peek, plain_combiner
 from dynamic.offline.cascade import Cascade
+from dynamic.offline.compute import rounds
 from dynamic.offline.exporting import export_stages
 from dynamic.offline.graphs import plain_ladder, write_graphs
 from dynamic.offline.inputs import Batch, named_tensors
@@ -176,9 +177,9 @@ def _check_parity(cascade: Cascade, engine: StageEngine, spec: CascadeSpec, exam
     shipped = engine.all_logits({n: t.detach().cpu().numpy() for n, t in named.items()})  # [B, S, C]
     with torch.no_grad():
         own = np.stack([t.float().cpu().numpy() for t in cascade(*named.values())], axis=1)
-    rounds = [any(getattr(m, "rounds", False) for m in network.modules()) for network in cascade.networks]
+    rounded = [rounds(network) for network in cascade.networks]
     for stage, described in enumerate(spec.stages):
-        share = max(_PARITY[engine.precision], _ROUNDED_PARITY if rounds[spec.backbone[stage]] else 0.0)
+        share = max(_PARITY[engine.precision], _ROUNDED_PARITY if rounded[spec.backbone[stage]] else 0.0)
         limit = share * max(1.0, float(np.abs(own[:, stage]).max(initial=0.0)))
         off = float(np.abs(shipped[:, stage] - own[:, stage]).max())
         if not off <= limit and np.isfinite(own[:, stage]).all():

@@ -33,6 +33,10 @@ class Cascade(nn.Module):
         listed = [networks] if isinstance(networks, nn.Module) else list(networks)
         if not listed:
             raise InputError("a cascade needs at least one network")
+        for place, given in enumerate(listed):
+            if not isinstance(given, nn.Module):
+                inside = "; give its .network" if isinstance(getattr(given, "network", None), nn.Module) else ""
+                raise InputError(f"network {place} of the cascade is a {type(given).__name__}, no nn.Module{inside}")
         if combine not in COMBINE:
             raise BudgetError(f"combine={combine!r} is not known; use one of {COMBINE}")
         self.networks = nn.ModuleList(listed)

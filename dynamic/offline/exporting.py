@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dynamic.engines.contract import OUTPUTS, THRESHOLDS, CascadeSpec, InputSpec, StageSpec
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.compute import count_macs
+from dynamic.offline.compute import cost_macs
 from dynamic.offline.folding import fold_norms
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
@@ -120,8 +120,8 @@ def _walk(
                 carry=0 if last else len(after),
                 graph=f"{stem}.onnx",
                 body_graph=None if last else f"{stem}_body.onnx",
-                macs=count_macs(stage.body, carry).total,
-                head_macs=count_macs(stage.head, (after[0],)).total,
+                macs=cost_macs(stage.body, carry),
+                head_macs=cost_macs(stage.head, (after[0],)),
             )
             visit(stage, spec, carry, names)
             specs.append(spec)

@@ -89,8 +89,8 @@ def fit(
       `cache_dir`) and all heads train on it together, in batches of `batch_size`. Augmentation is what that one
       reading gives: a loader that passes several times over the data gives more. With `cache=False` nothing is kept:
       the loader is read, and the backbone run, in every epoch; for heads that see large features, as `ConvHead` and
-      `BlockHead` do. Then heads can learn from a `teacher` too: `teacher=network.backbone` is the last exit, at the
-      price of running the backbone to its end.
+      `BlockHead` do. Then heads can learn from a `teacher` too, by `distill_share` and `temperature`:
+      `teacher=network.backbone` is the last exit, at the price of running the backbone to its end.
     - "joint": everything trains. The sum of the exits' losses with `exit_weights [S]` (None: the share of the
       exits up to each, 1 for the last), the early ones ramped up in the first half where `ramp` (None: yes; Kaya et
       al. 2019, "Shallow-Deep Networks"), gradients balanced between the exits where `rescale_gradients` (Li et al.
@@ -148,8 +148,7 @@ def fit(
         if mode == "heads":
             if exit_weights is not None:
                 raise BudgetError("exit_weights mean nothing with mode='heads', whose heads share no weight; leave it")
-            share = 0.0 if teacher is None else distill_share
-            loss = ExitLoss((1.0,), False, share, temperature, label_smoothing)
+            loss = None if teacher is None else ExitLoss((1.0,), False, distill_share, temperature, label_smoothing)
             with _teaching(teacher, acceleration):
                 done = fit_heads(
                     network,

@@ -50,8 +50,9 @@ def export(
 
     `point`: the name of one of the ladder's points (`print(bundle)` shows them). The file then holds what that point
     uses and no more: no network that it does not run, no exit that it switches off, nothing behind a stage where
-    everybody leaves. It is smaller. The numbers of stages stay, and `thresholds` too, of which those of exits that are
-    in the file still count.
+    everybody leaves. It is smaller. The numbers of stages stay, and so does `thresholds`: give that point's. Those of
+    exits in the file may be changed, but +inf does not switch one off there: it is run, and nobody leaves. Where
+    everybody leaves, a score that is not a number leaves too: the file has nothing behind.
 
     A bundle brings temperatures, score, preprocessing, class names and its ladder along. A cascade is given them:
     `ladder` (without one: temperature 1, maximum probability), `preprocess` and `classes` as in `build`, and always

@@ -134,7 +134,7 @@ class BlockHead(nn.Module):
     inputs: its head costs as much as its blocks.
 
     `blocks` run one after the other, each on the output of the one before; `shape` of the feature without the batch,
-    `channel` its dimension (from 1) that holds the channels, of the last block's output too. In `wrap`:
+    `channel` its dimension (from 1) that holds the channels, of the last block's output too. In `wrap`, for one exit:
     `head=lambda shape, channel, classes: BlockHead([net.layer2[0], net.layer3[0]], shape, channel, classes)`.
     Raises LayoutError where a block does not take what comes before it, or gives no tensor of the feature's rank.
     """
@@ -161,7 +161,7 @@ class BlockHead(nn.Module):
                 )
         self.train()
         self.positions = tuple(d for d in range(1, len(shape) + 1) if d != channel)
-        self.classifier = nn.Linear(feature.shape[channel], classes)
+        self.classifier = nn.Linear(feature.shape[channel], classes, device=first.device, dtype=first.dtype)
 
     def forward(self, feature: Tensor) -> Tensor:
         """`[B, ...]` -> logits `[B, classes]`."""

@@ -15,8 +15,8 @@ def check_apart(teacher: nn.Module, taught: Sequence[nn.Module]) -> None:
     shared += [name or type(m).__name__ for name, m in teacher.named_modules() if id(m) in modules]
     if shared:
         raise InputError(
-            f"the teacher shares {shared[0]} with the network it teaches; give a copy of it (copy.deepcopy), or leave "
-            f"teacher out to let the last exit teach the others"
+            f"the teacher shares {shared[0]} with the network it teaches; give a copy of it (copy.deepcopy), or let "
+            f"the last exit teach: mode='distill' without a teacher, mode='heads' with teacher=network.backbone"
         )
 
 

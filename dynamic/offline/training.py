@@ -129,7 +129,8 @@ def _step(
         total = total + task.penalty()
     if not math.isfinite(total.item()):
         kept = "" if checkpoint.path is None else f"; {checkpoint.path} holds the epoch before"
-        if not all(bool(x.isfinite().all()) for x in inputs if x.is_floating_point()):
+        own = [x for x in inputs if x is not taught and x.is_floating_point()]
+        if not all(bool(x.isfinite().all()) for x in own):
             raise InputError(f"{where}: the inputs hold NaN or infinity; clean the data{kept}")
         if taught is not None and not bool(taught.isfinite().all()):
             raise InputError(f"{where}: the teacher's logits hold NaN or infinity; give another teacher{kept}")

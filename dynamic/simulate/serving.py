@@ -97,7 +97,7 @@ def serve(
     load_until_s = -math.inf
     while number < count:
         arrived_s = arrival_s[number]
-        start_s = arrived_s + wake_s if arrived_s > free_s else free_s
+        start_s = arrived_s + wake_s if arrived_s > free_s or number == 0 else free_s
         while behind < count and arrival_s[behind] <= start_s:
             behind += 1
         waiting = behind - number - 1
