@@ -1,4 +1,4 @@
-"""Exits that are trained together with ResNet-56: how much of its compute do they save for half a point?
+"""Exits of ResNet-56, trained well: how much of its compute do they save for half a point?
 
     python benchmarks/trained_exits.py --train blocks     # heads of whole blocks, on the backbone as it was given
     python benchmarks/trained_exits.py --train heads      # heads of two convolutions, on the backbone as it was given
