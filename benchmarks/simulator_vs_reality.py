@@ -191,14 +191,12 @@ def main() -> None:
     served = prepared(NAME, data, again=False)
     given: dict[str, Any] = {"threads": options.threads} if options.threads else {}
 
-    def profiled() -> tuple[Frontier, dynamic.Costs]:
+    def profiled() -> Frontier:
         progress("profiling")
-        bundle = served.bundle.profile(batch=(1,), seconds=options.profile, progress=False, **given)
-        assert bundle.costs is not None
-        return bundle.frontier, bundle.costs
+        return served.bundle.profile(batch=(1,), seconds=options.profile, progress=False, **given).frontier
 
-    (frontier, costs), records = profiled(), recorded(data, served)
-    device = this_machine(costs.threads)
+    frontier, records = profiled(), recorded(data, served)
+    device = this_machine(frontier.costs.threads)
     rate_hz = options.used * 1e3 / frontier.points[0].mean_ms[0]
     trace = Bursty(0.4 * rate_hz, 1.6 * rate_hz, 4.0, 4.0, options.seconds)
     times_s = trace.arrivals(np.random.default_rng(SEED))
@@ -220,7 +218,7 @@ def main() -> None:
 
     def calibrated() -> tuple[Frontier, Device]:
         """As the machine is now: profiled, and what a request without limits takes beside that."""
-        now, _ = profiled()
+        now = profiled()
         answers = live(served, dynamic.Budget(), first.tolist(), items[: len(first)], [(0.0, 0)], given)
         report = simulate(now, records, device, Recorded(first, FIRST_S), BudgetPolicy(), dynamic.Budget(), seed=SEED)
         source = device.source | {"overhead_ms": "a run", "wake_ms": "a run"}
@@ -253,7 +251,7 @@ def main() -> None:
     met = all(row["met"] for row in rows.values())
     print(f"asked for: {LATENCY:.0%} of the mean, {SHARES} and {MISSES} points: {'met' if met else 'missed'}")
     facts = {"seconds": options.seconds, "used": options.used, "rate_hz": round(rate_hz, 1), "requests": len(times_s)}
-    facts |= {"costs": costs.to_json(), "met": met}
+    facts |= {"costs": frontier.costs.to_json(), "met": met}
     print(save("simulator_vs_reality", facts | {"rows": rows, "not_measured": NOT_MEASURED}))
 
 

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ from engine_cases import CLASSES, INF, Case, Plain, TwoExits, check, four_stages
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec, Output
+from dynamic.engines.contract import CascadeSpec, Output
 from dynamic.errors import EngineError, InputError
 from dynamic.offline import graphs
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.exporting import export_stages
-from dynamic.offline.graphs import write_graphs
 from dynamic.offline.nesting import Nest
 from dynamic.preprocessing import CenterCrop, Normalize, Preprocess, Scale
 
@@ -154,10 +153,11 @@ def test_the_graph_of_one_point(
     limits = tuple({"t": t, "+": INF, "-": -INF}[sign] for sign, t in signs)
     folder = tmp_path / "point"
     shutil.copytree(case.folder, folder)
-    write_graphs(folder, case.spec, replace(wanted.ladder, points=(point(limits),)), point="mine")
     thresholds, truth = np.array(limits, np.float32), wanted.truth(limits)
     assert set(truth.stage) <= kept
-    for file, parts in ((GRAPH, [slice(0, 33)]), (SINGLE_GRAPH, [slice(i, i + 1) for i in range(12)])):
+    for batch, parts in (("dynamic", [slice(0, 33)]), ("single", [slice(i, i + 1) for i in range(12)])):
+        file = f"{batch}.onnx"
+        onnx.save(Nest(folder, case.spec, case.temperature, *rule, batch, only=limits).model(), folder / file)
         onnx.checker.check_model(str(folder / file), full_check=True)
         opened = session(folder / file)
         for at in parts:
@@ -167,10 +167,6 @@ def test_the_graph_of_one_point(
         assert stages_of(graph) == runs
         pools = any(node.op_type in ("ReduceMean", "GlobalAveragePool") for node in everything(graph))
         assert pools == (1 in kept), "only the head of stage 1 pools"
-
-
-def point(limits: Sequence[float], name: str = "mine") -> dynamic.Point:
-    return dynamic.Point(name, tuple(limits), (0, 1, 2), None, 0.0, None, None, 33, (0.5, 0.6, 0.7), (0.25,) * 4)
 
 
 def everything(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

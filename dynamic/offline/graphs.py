@@ -112,17 +112,14 @@ def write_graphs(
     ladder: Ladder,
     engine: str | None = None,
     precision: str | None = None,
-    point: str | None = None,
 ) -> None:
     """Write a bundle's graphs beside the stages' own, whose weights they share; they take what the network takes.
 
-    `engine`, `precision`: of the calibration. `point`: as in `export`. Raises InputError on an input whose name the
-    graphs use themselves.
+    `engine`, `precision`: of the calibration. Raises InputError on an input whose name the graphs use themselves.
     """
-    ladder = _only(ladder, point)
     facts = _Facts(engine=engine, precision=precision)
     for batch, file in (("dynamic", GRAPH), ("single", SINGLE_GRAPH)):
-        model = _nest(folder, spec, ladder, batch, None, point is not None)
+        model = _nest(folder, spec, ladder, batch, None, only=False)
         onnx.save(_described(model, spec, ladder, facts), folder / file)
 
 

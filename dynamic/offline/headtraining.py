@@ -23,8 +23,8 @@ from dynamic.offline.features import (
 from dynamic.offline.inputs import named_tensors
 from dynamic.offline.losses import ExitLoss
 from dynamic.offline.settings import Settings
-from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
-from dynamic.offline.teaching import check_apart, check_teacher
+from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.teaching import answer_of, check_apart, check_teacher
 from dynamic.offline.training import History, Task, train
 from dynamic.policies.errors import BudgetError, InputError, WrapError
 
@@ -102,7 +102,7 @@ class _Kept:
         # batch norm fails on one input
         self._starts = [s for s in range(0, rows, self._size) if rows - s > 1 or rows == 1]
         self._run = [classified(head) for head in heads]
-        self.loader, self.steps, self.teacher = None, len(self._starts), None
+        self.loader, self.steps = None, len(self._starts)
 
     def batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
         order = torch.randperm(len(self._cache.labels)).numpy()
@@ -135,7 +135,7 @@ class _Seen:
         self.loader, self._acceleration = loader, acceleration
         self.steps = len(loader) or None if isinstance(loader, Sized) else None
         self._classes: int | None = None
-        self._teacher, self.teacher = teacher, None if teacher is None else _last
+        self._teacher = teacher
         self._own = teacher is not None and teacher is getattr(network, "backbone", None)
         if teacher is not None:
             check_apart(teacher, [stage.head for stage in stages])
@@ -168,8 +168,7 @@ class _Seen:
         theirs = carry
         if isinstance(inputs, Mapping):
             theirs = [self._acceleration.place(t) for t in named_tensors(self._teacher, inputs).values()]
-        answer = self._teacher(*theirs)
-        return primary_logits(answer[-1] if isinstance(self._teacher, StagedNetwork) else answer)
+        return answer_of(self._teacher, theirs)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         seen = features[: len(self._trained)]
@@ -191,14 +190,15 @@ def _train(
     progress: bool | None,
     given: ExitLoss | None = None,
 ) -> History:
-    loss = ExitLoss((1.0,) * len(heads), label_smoothing=settings.label_smoothing)
-    if given is not None:
-        loss = replace(given, weights=loss.weights)
+    equal = (1.0,) * len(heads)
+    taught = None if given is None else replace(given, weights=equal)
+    loss = taught or ExitLoss(equal, label_smoothing=settings.label_smoothing)
     optimizer = settings.make_optimizer(p for head in heads for p in head.parameters())
     for head in heads:
         head.train()
     try:
-        task = Task(data.batches, data.forward, loss, state, data.steps, loader=data.loader, teacher=data.teacher)
+        teacher = None if taught is None else _last
+        task = Task(data.batches, data.forward, loss, state, data.steps, loader=data.loader, teacher=teacher)
         return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
     finally:
         optimizer.zero_grad(set_to_none=True)

@@ -15,8 +15,8 @@ from dynamic.offline.inputs import named_tensors
 from dynamic.offline.losses import ExitLoss, GradientBalance
 from dynamic.offline.modes import evaluating
 from dynamic.offline.settings import Settings
-from dynamic.offline.stages import StagedNetwork, primary_logits
-from dynamic.offline.teaching import check_apart, check_teacher
+from dynamic.offline.stages import StagedNetwork
+from dynamic.offline.teaching import answer_of, check_apart, check_teacher
 from dynamic.offline.training import History, Task, train
 from dynamic.policies.errors import BudgetError, InputError, WrapError
 
@@ -64,8 +64,7 @@ def fit_all(
     def taught(tensors: Sequence[Tensor]) -> Tensor:
         assert teacher is not None
         with torch.no_grad(), acceleration.autocast():
-            answer = teacher(*(tensors[i] for i in order))
-        return primary_logits(answer[-1] if isinstance(teacher, StagedNetwork) else answer)
+            return answer_of(teacher, [tensors[i] for i in order])
 
     with evaluating(network), seeded(settings.seed, -1, loader):
         tensors, labels = next(batches(), (None, None))

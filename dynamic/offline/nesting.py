@@ -107,9 +107,10 @@ class Nest:
         """The stages that are in the graph with their exits."""
         return [s for s in range(self._last + 1) if self.only is None or s == self._last or self.only[s] < np.inf]
 
-    def _asked(self, stages: Sequence[int]) -> bool:
-        """Whether their being on is asked in the graph: of one point it is known."""
-        return self.only is None and len(stages) > 0
+    @property
+    def _asks(self) -> bool:
+        """Whether the graph asks which exits are on: of one point it is known."""
+        return self.only is None
 
     @property
     def _averages(self) -> bool:
@@ -158,7 +159,7 @@ class Nest:
             return self._stage(body, first, inputs, state)
         if not set(own) & set(self._kept):
             return self._backbone(body, own[-1] + 1, inputs, state)
-        if self._asked(own):
+        if self._asks:
             run, skip = body.inside("run"), body.inside("skip")
             ran = self._stage(run, first, inputs, state)
             total = state.total or self._filled(skip, inputs[0], self._nothing, self.spec.classes)
@@ -191,7 +192,7 @@ class Nest:
             return self._stage(body, s + 1, stage.carry, state)
         later = [k for k in self._kept if k > s and of[k] == of[s]]
         ends = not later  # of its backbone: never gets here with its exit off
-        if ends or not self._asked([s]):
+        if ends or not self._asks:
             raw, score = self._answer(body, stage, s, state)
         else:
             on, off = body.inside("on"), body.inside("off")
@@ -217,7 +218,7 @@ class Nest:
         return self._onward(
             body,
             leaves,
-            None if to_the_end or not self._asked(later) else self._any_on(body, later),
+            None if to_the_end or not self._asks else self._any_on(body, later),
             here=here,
             carry=stage.carry,
             state=_State(self._guarded(body, raw, score, total), state.before, self._same(body, score, state)),

@@ -1,10 +1,17 @@
-"""What a teacher has to be."""
+"""What a teacher has to be, and what it says."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.policies.errors import InputError
+
+
+def answer_of(teacher: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """The logits `[B, C]` that a teacher gives, of one with exits the last."""
+    answer = teacher(*inputs)
+    return primary_logits(answer[-1] if isinstance(teacher, StagedNetwork) else answer)
 
 
 def check_apart(teacher: nn.Module, taught: Sequence[nn.Module]) -> None:
