@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from dynamic.policies.decision import Decision
 
+_SHOWN = 10  # inputs of a batch that are printed
+
 
 @dataclass(frozen=True)
 class Result:
@@ -35,6 +37,18 @@ class Result:
     decision: Decision
     certified: bool
     waited_ms: float = 0.0
+
+    def __str__(self) -> str:
+        count, shown = len(self.label), slice(_SHOWN)
+        rows = zip(self.label[shown], self.name[shown], self.probability[shown], self.stage[shown], strict=True)
+        lines = [
+            "no finite answer" if label < 0 else f"{name or label}, probability {probability:.3f}, stage {stage}"
+            for label, name, probability, stage in rows
+        ]
+        lines += [f"... {count - _SHOWN} more"] * (count > _SHOWN)
+        waited = f", {self.waited_ms:.3f} of them waiting" if self.waited_ms else ""
+        covered = "certified" if self.certified else "not certified"
+        return "\n".join([*lines, f"{self.latency_ms:.3f} ms{waited}; {covered}; {self.decision.reason}"])
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,14 @@ class Choice:
     cost: float
     removed: tuple[Step, ...]
 
+    def __str__(self) -> str:
+        lines = [
+            f"{s.exit} removed: a request costs {s.after:.4g} without it, {s.before:.4g} with it" for s in self.removed
+        ]
+        return "\n".join(
+            [*lines, f"kept: {', '.join(self.kept) or 'none'}; a request costs {self.cost:.4g} on average"]
+        )
+
 
 def choose_exits(
     records: Records,

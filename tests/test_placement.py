@@ -47,6 +47,15 @@ def test_an_exit_that_nobody_takes_goes_by_hand() -> None:
     assert [(step.exit, step.after) for step in choice.removed] == [("s1", pytest.approx(56.0))]
 
 
+def test_a_choice_is_told_in_words() -> None:
+    shown = str(choose_exits(BY_HAND, max_drops=(0.0,), exit_cost=90.0)).splitlines()
+    assert shown == [
+        "s1 removed: a request costs 101 without it, 146 with it",
+        "s0 removed: a request costs 100 without it, 101 with it",
+        "kept: none; a request costs 100 on average",
+    ]
+
+
 def test_passing_an_exit_has_its_price() -> None:
     # exit 0 saves 100 - 56 = 44 a request, and half of them go past it: at more than 88 it does not pay any more
     paying = choose_exits(BY_HAND, max_drops=(0.0,), exit_cost=80.0)

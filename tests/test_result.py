@@ -4,8 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from policy_cases import make_costs, make_ladder, make_point
 
-from dynamic.result import answers
+from dynamic.policies.decision import Decision
+from dynamic.policies.frontier import Frontier
+from dynamic.result import Result, answers
 
 
 def test_probabilities_by_hand() -> None:
@@ -42,3 +45,25 @@ def test_finite_logits_whose_sum_is_not() -> None:
     with np.errstate(over="ignore"):
         label, probability = answers(large)
     assert (label.tolist(), probability.tolist()) == ([0], [0.5])
+
+
+def test_a_result_is_told_in_words() -> None:
+    only = Frontier.of(make_ladder([make_point("reference", (), (1.0,))], (0,)), make_costs([[1.0]])).points[0]
+    count = 12
+    result = Result(
+        3,
+        np.zeros((count, 3), np.float32),
+        np.array([2, -1, 1] + [0] * (count - 3)),
+        ("cat", None, None) + ("dog",) * (count - 3),
+        np.full(count, 0.75, np.float32),
+        np.array([0, 1, 1] + [0] * (count - 3)),
+        np.zeros(count, np.float32),
+        1.5,
+        Decision(only, reason="reference fits"),
+        certified=False,
+        waited_ms=0.25,
+    )
+    shown = str(result).splitlines()
+    assert shown[:3] == ["cat, probability 0.750, stage 0", "no finite answer", "1, probability 0.750, stage 1"]
+    assert shown[-2:] == ["... 2 more", "1.500 ms, 0.250 of them waiting; not certified; reference fits"]
+    assert len(shown) == 12

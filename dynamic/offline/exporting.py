@@ -11,7 +11,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import onnx
@@ -23,7 +23,7 @@ from dynamic.engines.contract import OUTPUTS, THRESHOLDS, CascadeSpec, InputSpec
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.compute import cost_macs
 from dynamic.offline.folding import fold_norms
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, named_tensors, taken_by
 from dynamic.offline.modes import evaluating
 from dynamic.offline.nodes import captured
 from dynamic.offline.stages import Stage
@@ -103,7 +103,7 @@ def _walk(
             if first:
                 carry = tuple(inputs.values())
             names = list(inputs) if first else [f"carry_{i}" for i in range(len(carry))]
-            with torch.no_grad():
+            with torch.no_grad(), taken_by(cascade.networks[belongs], inputs) if first else nullcontext():
                 after = tuple(stage.body(*carry))
                 logits = stage.head(after[0])
             if logits.ndim != 2 or len(logits) != 2:

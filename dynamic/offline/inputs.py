@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import DynamicError, InputError
 
 Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
@@ -44,6 +45,22 @@ def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise InputError(f"input {name!r} is a {type(value).__name__}; give a tensor")
     return named
+
+
+@contextmanager
+def taken_by(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Around a run of `network` on these: where torch fails inside, InputError says on what inputs, and how."""
+    try:
+        yield
+    except DynamicError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        kinds = [f"{name} {str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in tensors.items()]
+        kind, said = type(getattr(network, "backbone", network)).__name__, str(error).strip() or repr(error)
+        raise InputError(
+            f"{kind} does not run on the inputs given, {', '.join(kinds)}: {said.splitlines()[0]}; give batches as its "
+            f"forward takes them"
+        ) from error
 
 
 def labelled_batches(loader: Iterable[Any]) -> Iterator[tuple[Batch, NDArray[np.int64] | None]]:

@@ -22,6 +22,9 @@ class Selected:
     network: ExitNetwork
     choice: Choice
 
+    def __str__(self) -> str:
+        return str(self.choice)
+
 
 def select_exits(
     network: ExitNetwork,

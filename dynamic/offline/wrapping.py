@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from dynamic.offline.checking import changed_in_place, check_evaluation, check_training
 from dynamic.offline.cutting import Cutter
 from dynamic.offline.heads import Classifier, ExitHead, Head, Room
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, named_tensors, taken_by
 from dynamic.offline.layouts import Layouts
 from dynamic.offline.modes import in_mode, untouched, view
 from dynamic.offline.observing import observe, rows
@@ -66,6 +66,8 @@ def wrap(
             f"example inputs have shapes {[list(t.shape) for t in named.values()]}; expected [B, ...], B > 0"
         )
     example = rows(named, 2)
+    with torch.no_grad(), untouched(backbone), in_mode(backbone, training=False), taken_by(backbone, example):
+        backbone(**example) if isinstance(example_inputs, Mapping) else backbone(*example.values())
     problems: list[DynamicError] = []
     for capture in (_fx, capture_export):
         try:
