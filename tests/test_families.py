@@ -252,6 +252,13 @@ def test_targets_are_shares_of_multiply_adds() -> None:
     }
 
 
+def test_int8_is_tried_unless_means_are_named(network: nn.Module) -> None:
+    found = dynamic.family(network, batches("choose"), (0.7,), by="macs", memory=False, progress=False)
+    made = {m.name.split("-")[0] for m in found.members}
+    assert {"quantize", "prune_channels", "prune_blocks"} <= made
+    assert "quantize" not in found.failed
+
+
 def test_a_target_out_of_reach_is_noted_and_not_made() -> None:
     found = dynamic.family(Slim(64), batches("choose"), (0.5, 0.01), means=[SHRINK], **QUICK)
     assert [m.name for m in found.members if m.role == "sub-model"] == ["shrink-50"]

@@ -26,6 +26,7 @@ from dynamic.progress import track
 from dynamic.tables import table
 
 BY = ("latency", "macs")
+DEFAULT_MEANS = ("quantize", "prune_channels", "prune_blocks", "low_rank")
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def family(
     targets: Sequence[float] = (0.5, 0.25),
     *,
     train_loader: Iterable[Any] | None = None,
-    means: Sequence[str | Callable[..., Compressed] | Recipe] = ("prune_channels", "prune_blocks", "low_rank"),
+    means: Sequence[str | Callable[..., Compressed] | Recipe] = DEFAULT_MEANS,
     others: Mapping[str, nn.Module] | Sequence[nn.Module] = (),
     engine: str = "onnxruntime",
     precision: str = "f32",
