@@ -6,7 +6,8 @@ A thin network of many layers is a bad bargain in int8: an engine spends some 10
 whatever it computes. These have 8 convolutions (the form of D. Page's ResNet-9, "How to train your ResNet", 2018,
 narrowed: 16 or 32 channels at first, doubled at each halving of the image), 0.19 and 0.76 of ResNet-56's multiply-adds.
 They learn from scratch, on training images alone, what the mean of two teachers says of `COPIES` augmented copies of
-each (`distillation.py`). Training goes on where it was interrupted (out/students/); the networks are kept in results/.
+each (`distillation.py`). Training goes on where it was interrupted (out/students/). Then each layer shares 128 values,
+which is all that int8 leaves of it anyway, and the networks are kept in results/, Huffman coded.
 """
 
 import argparse
@@ -20,12 +21,15 @@ from distillation import Copies, Kept, Numbered, said
 from torch import Tensor, nn
 
 import dynamic
+from dynamic.models.compress import cluster
 from dynamic.models.compress.distillation import mean_logits
-from dynamic.offline.checkpoints import save_weights
+from dynamic.models.compress.packing import load_packed, save_packed
+from dynamic.models.compress.rounding import rounded
 
 TEACHERS, TEMPERATURE = ("resnet44", "resnet56"), 4.0
 COPIES = 10
 EPOCHS = {16: 40, 32: 32}  # by width
+CLUSTERS = 128
 SETTINGS = {"lr": 0.1, "weight_decay": 5e-4, "optimizer": "sgd", "distill_share": 0.9}
 
 
@@ -63,6 +67,18 @@ def student(width: int) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(8 * width, 10),
     )
+
+
+def kept(width: int) -> nn.Module:
+    """A student as it is kept in results/."""
+    network = student(width)
+    load_packed(network, file(width))
+    return network.eval()
+
+
+def file(width: int) -> Path:
+    """Where a student is kept."""
+    return RESULTS / f"family_student_{width}.packed"
 
 
 def train(width: int, data: Path, loader: Copies, folder: Path, epochs: int) -> nn.Module:
@@ -103,7 +119,8 @@ def main() -> None:
     for width in options.students:
         network = train(width, data, loader, folder, 2 if options.smoke else EPOCHS[width])
         if not options.smoke:
-            save_weights(network.half(), RESULTS / f"family_student_{width}.safetensors")
+            shared = cluster(network, torch.zeros(1, 3, 32, 32), CLUSTERS, reduce=True, latency=False).network
+            progress(f"{file(width)}: {save_packed(rounded(shared), file(width))} bytes")
 
 
 if __name__ == "__main__":

@@ -207,6 +207,20 @@ def test_advice_compares_with_every_network_alone(profiled: dynamic.Bundle) -> N
     assert f"{alone[0].name} alone is no less accurate in 0.17 of the time: USE THAT" in low
 
 
+@pytest.mark.parametrize(("alone_ms", "close"), [(3.2, True), (3.5, False)])
+def test_advice_does_not_sell_what_a_profile_cannot_tell(
+    profiled: dynamic.Bundle, alone_ms: float, close: bool
+) -> None:
+    eight = networks_alone(hand_made(profiled, 0.5))[2]
+    bundle = hand_made(profiled, eight.accuracy)
+    assert bundle.costs is not None
+    # half leave after 1 ms, half after 5: 3 ms, 0.94 or 0.86 of the time of the int8 network, which is as accurate
+    costs = replace(bundle.costs, latency_ms=((1.0,), (2.0,), (alone_ms,), (4.0,)))
+    said = advice(replace(bundle, costs=costs))
+    assert f"3.000 ms, 9.0 MB; {3 / alone_ms:.2f} of the time of {eight.name}" in said
+    assert ("too close to tell" in said) is close
+
+
 def test_advice_needs_costs_and_labels(bundle: dynamic.Bundle, made: Family, profiled: dynamic.Bundle) -> None:
     with pytest.raises(BundleError, match="profile"):
         made.advice(bundle)

@@ -12,6 +12,8 @@ from dynamic.policies.plan import plan
 from dynamic.policies.records import CERTIFY
 from dynamic.policies.risks import Sample
 
+_CLEAR = 0.9  # of the time of another: what is less is clearly faster
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -76,7 +78,10 @@ def advice(bundle: Bundle) -> str:
                 f"{what}{best.name} alone is no less accurate in {best.mean_ms / took:.2f} of the time: USE THAT"
             )
         else:
-            lines.append(f"{what}{took / best.mean_ms:.2f} of the time of {best.name}, the fastest alone as accurate")
+            # a profile measures each stage once, not in turns: it cannot tell apart what is closer than that
+            close = " (too close to tell; the network alone is simpler)" if took > _CLEAR * best.mean_ms else ""
+            share = f"{took / best.mean_ms:.2f} of the time of {best.name}"
+            lines.append(f"{what}{share}, the fastest alone as accurate{close}")
     if not several:
         lines.append("  every point is one network alone: ship that network, no cascade is needed")
     return "\n".join(lines)
