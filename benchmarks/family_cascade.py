@@ -2,12 +2,12 @@
 
     python benchmarks/family_cascade.py [--train]
 
-int8 versions of ResNet-20 (with an exit), ResNet-32 and ResNet-56, then ResNet-56 as it was given, the reference.
-Ranges of int8, heads and places of exits come from training images. Test images are split in half, 20 times: one half
-chooses thresholds, which exits and networks are used at all among them (its quarter that searches), and certifies that
-no more than 0.005 of accuracy is lost to ResNet-56 (the rest); the other half reports. As in `headline.py` all is
-calibrated through the engine and precision that is timed, in processes that take turns, one request at a time, each
-side in its best setting.
+int8 versions of two shallow and wide students (`family_students.py`) and of ResNet-56, then ResNet-56 as it was given,
+the reference. Students, ranges of int8, heads and places of exits come from training images. Test images are split in
+half, 20 times: one half chooses thresholds, which exits and networks are used at all among them (its quarter that
+searches), and certifies that no more than 0.005 of accuracy is lost to ResNet-56 (the rest); the other half reports. As
+in `headline.py` all is calibrated through the engine and precision that is timed, in processes that take turns, one
+request at a time, each side in its best setting.
 
 Where nothing can be certified for 0.005, ResNet-56 alone runs, and that is what is reported. Costs that the search
 goes by are profiled once for each engine and kept in results/. The goal: at least ResNet-56's accuracy on average over
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=list(GOALS), default=list(GOALS), metavar="ENGINE")
     options = parser.parse_args()
     data = data_folder(options.data)
-    if options.train or not family_networks.HEADS.is_file():
+    if options.train or not family_networks.CHOICE.is_file():
         family_networks.train(data, options.passes, options.epochs)
     cascade = family_networks.cascade(data)
     images = cifar.images(data, "test")

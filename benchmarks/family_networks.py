@@ -28,8 +28,9 @@ HEADS, CHOICE = RESULTS / "family_heads.safetensors", RESULTS / "family_exits.js
 # the student has seen the images that choose: shifted and mirrored it is less sure of them, but surer than of new ones;
 # whether an exit that was kept is used is up to the thresholds
 CALIBRATION, CHOOSING = 512, 5000  # training images: for ranges of int8, and held back from the heads
-# of ResNet-56's multiply-adds: an exit that is passed takes some 35 of its 860 microseconds (two threads, spinning)
-EXIT_COST = 0.04
+# multiply-adds: an exit that is passed takes some 35 microseconds, in which the larger student in int8 does as many (its
+# 95 million take 164; ONNX Runtime, two threads, spinning)
+EXIT_COST = 20e6
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
 
@@ -41,10 +42,8 @@ def training(data: Path) -> tuple[ImageSet, ImageSet, ImageSet]:
     return images.select(rest), images.select(choosing), images.select(rest[:CALIBRATION])
 
 
-def wrapped(backbone: nn.Module, exits: Sequence[str]) -> nn.Module:
-    """The larger student with exits whose heads know nothing yet; without any as it is."""
-    if not exits:
-        return backbone
+def wrapped(backbone: nn.Module, exits: Sequence[str]) -> ExitNetwork:
+    """The larger student with exits whose heads know nothing yet."""
 
     def classifier(width: int, classes: int) -> nn.Module:
         first = nn.Linear(width, HIDDEN, bias=False)  # the norm behind it has one
@@ -53,26 +52,30 @@ def wrapped(backbone: nn.Module, exits: Sequence[str]) -> nn.Module:
         )
 
     torch.manual_seed(0)
-    net = dynamic.wrap(backbone, EXAMPLE, exits=list(exits), classifier=classifier)
-    if HEADS.is_file() and tuple(exits) != CANDIDATES:
-        load_weights(net.heads, HEADS)
+    return dynamic.wrap(backbone, EXAMPLE, exits=list(exits), classifier=classifier)
+
+
+def larger_student() -> nn.Module:
+    """With the exits that pay, as kept in results/; there may be none."""
+    names = json.loads(CHOICE.read_text())["kept"]
+    if not names:
+        return kept(32)
+    net = wrapped(kept(32), names)
+    load_weights(net.heads, HEADS)
     return net.float().eval()
 
 
 def train(data: Path, passes: int, epochs: int) -> None:
     """Train heads at all candidates on the frozen student, choose exits on images held back, and keep what pays."""
     learn, choosing, _ = training(data)
-    HEADS.unlink(missing_ok=True)
     net = wrapped(kept(32), CANDIDATES)
-    assert isinstance(net, ExitNetwork)
     progress(str(dynamic.fit(net, Augmented(learn, passes), mode="heads", epochs=epochs, memory_limit_mb=6000)))
-    (large,) = cifar.networks(data, ("resnet56",))
-    macs = dynamic.models.compress.measure([large], EXAMPLE, latency=False)[0].macs
     # shifted and mirrored: on the images as they are the backbone is surer than on any that it does not know
-    records = calibrate(dynamic.Cascade(net), list(Augmented(choosing, 1)), search_share=1.0, progress=False)
-    choice = choose_exits(records, exit_cost=EXIT_COST * macs)
+    records = calibrate(dynamic.Cascade(net.eval()), list(Augmented(choosing, 1)), search_share=1.0, progress=False)
+    choice = choose_exits(records, exit_cost=EXIT_COST)
     progress(str(choice))
     names = [name.split("@")[1] for name in choice.kept]
+    HEADS.unlink(missing_ok=True)
     if names:
         save_weights(copy.deepcopy(keep_exits(net, EXAMPLE, names).heads).half(), HEADS)
     steps = [vars(step) for step in choice.removed]
@@ -85,17 +88,16 @@ def cascade(data: Path) -> dynamic.Cascade:
     Which of them are used, and from where on, is up to the thresholds.
     """
     (large,) = cifar.networks(data, ("resnet56",))
-    with_exits = wrapped(kept(32), json.loads(CHOICE.read_text())["kept"])
-    floats = {"student16": kept(16), "student32": with_exits, "resnet56": large}
+    floats = {"student16": kept(16), "student32": larger_student(), "resnet56": large}
     made = {f"{name}-int8": eight(data, network) for name, network in floats.items()}
     return dynamic.Cascade([*made.values(), large], names=(*made, "resnet56"))
 
 
 def alone(data: Path) -> dict[str, nn.Module]:
-    """Every network of the family as a static one, in int8, and the students in float32 too."""
-    students = {f"student{width}": kept(width) for width in EPOCHS}
-    given = dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
-    return students | {f"{name}-int8": eight(data, network) for name, network in (students | given).items()}
+    """Networks of the family as static ones, and int8 ResNet-20 beside them: what int8 saves by itself."""
+    small, large = cifar.networks(data, ("resnet20", "resnet56"))
+    floats = {f"student{width}": kept(width) for width in EPOCHS} | {"resnet20": small, "resnet56": large}
+    return {f"{name}-int8": eight(data, network) for name, network in floats.items()}
 
 
 def eight(data: Path, network: nn.Module) -> nn.Module:
