@@ -2,12 +2,12 @@
 
     python benchmarks/family_cascade.py [--train]
 
-int8 versions of two shallow and wide students (`family_students.py`) and of ResNet-56, then ResNet-56 as it was given,
-the reference. Students, ranges of int8, heads and places of exits come from training images. Test images are split in
-half, 20 times: one half chooses thresholds, which exits and networks are used at all among them (its quarter that
-searches), and certifies that no more than 0.005 of accuracy is lost to ResNet-56 (the rest); the other half reports. As
-in `headline.py` all is calibrated through the engine and precision that is timed, in processes that take turns, one
-request at a time, each side in its best setting.
+int8 versions of two shallow and wide students (`family_students.py`) and of ResNet-20, 32 and 56, then ResNet-56 as it
+was given, the reference. Students, ranges of int8, heads and places of exits come from training images. Test images are
+split in half, 20 times: one half chooses thresholds, which exits and networks are used at all among them (its quarter
+that searches), and certifies that no more than 0.005 of accuracy is lost to ResNet-56 (the rest); the other half
+reports. As in `headline.py` all is calibrated through the engine and precision that is timed, in processes that take
+turns, one request at a time, each side in its best setting.
 
 Where nothing can be certified for 0.005, ResNet-56 alone runs, and that is what is reported. Costs that the search
 goes by are profiled once for each engine and kept in results/. The goal: at least ResNet-56's accuracy on average over
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
     parser.add_argument("--train", action="store_true", help="train the heads, choose exits")
-    parser.add_argument("--passes", type=int, default=4, help="times each training image is read by the heads")
+    parser.add_argument("--passes", type=int, default=1, help="times each training image is read by the heads")
     parser.add_argument("--epochs", type=int, default=8, help="of the heads")
     parser.add_argument("--modelled", action="store_true", help="stages added up only, no turns")
     parser.add_argument("--requests", type=int, default=800, help="timed on the first split; half of it on the others")

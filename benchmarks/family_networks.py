@@ -28,8 +28,8 @@ HEADS, CHOICE = RESULTS / "family_heads.safetensors", RESULTS / "family_exits.js
 # the student has seen the images that choose: shifted and mirrored it is less sure of them, but surer than of new ones;
 # whether an exit that was kept is used is up to the thresholds
 CALIBRATION, CHOOSING = 512, 5000  # training images: for ranges of int8, and held back from the heads
-# multiply-adds: an exit that is passed takes some 35 microseconds, in which the larger student in int8 does as many (its
-# 95 million take 164; ONNX Runtime, two threads, spinning)
+# multiply-adds: an exit that is passed takes some 35 microseconds, and of its 95 million the larger student, in int8,
+# does as many meanwhile (all of them take 164; ONNX Runtime, two threads, spinning)
 EXIT_COST = 20e6
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
@@ -83,12 +83,18 @@ def train(data: Path, passes: int, epochs: int) -> None:
 
 
 def cascade(data: Path) -> dynamic.Cascade:
-    """int8 students of 16 and 32 channels and int8 ResNet-56, then ResNet-56 as it was given.
+    """int8 networks from cheap to dear, both students among them, then ResNet-56 as it was given.
 
-    Which of them are used, and from where on, is up to the thresholds.
+    Which of them are used, and from where on, is up to the search.
     """
-    (large,) = cifar.networks(data, ("resnet56",))
-    floats = {"student16": kept(16), "student32": larger_student(), "resnet56": large}
+    small, middle, large = cifar.networks(data, ("resnet20", "resnet32", "resnet56"))
+    floats = {
+        "student16": kept(16),
+        "resnet20": small,
+        "student32": larger_student(),
+        "resnet32": middle,
+        "resnet56": large,
+    }
     made = {f"{name}-int8": eight(data, network) for name, network in floats.items()}
     return dynamic.Cascade([*made.values(), large], names=(*made, "resnet56"))
 
