@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=list(GOALS), default=list(GOALS), metavar="ENGINE")
     options = parser.parse_args()
     data = data_folder(options.data)
-    if options.train or not family_networks.CHOICE.is_file():
+    if options.train or not family_networks.made():
         family_networks.train(data, options.passes, options.epochs)
     cascade = family_networks.cascade(data)
     images = cifar.images(data, "test")

@@ -1,6 +1,7 @@
 """The networks of `family_cascade.py`, all made without a test image; heads and choice are kept in results/."""
 
 import copy
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import cifar
 import numpy as np
 import torch
 from common import RESULTS, progress
-from family_students import EPOCHS, kept
+from family_students import EPOCHS, file, kept
 from frozen_exits import Augmented
 from torch import nn
 
@@ -26,7 +27,8 @@ CANDIDATES = ("2", "3", "4", "5", "6")  # of the larger student: after 2 to 6 of
 HIDDEN = 256
 HEADS, CHOICE = RESULTS / "family_heads.safetensors", RESULTS / "family_exits.json"
 # the student has seen the images that choose: shifted and mirrored it is less sure of them, but surer than of new ones;
-# whether an exit that was kept is used is up to the thresholds
+# and it is judged alone, where the cascade has smaller networks before it. The search may switch an exit off that was
+# kept; then it still costs a few microseconds
 CALIBRATION, CHOOSING = 512, 5000  # training images: for ranges of int8, and held back from the heads
 # multiply-adds: an exit that is passed takes some 35 microseconds, and of its 95 million the larger student, in int8,
 # does as many meanwhile (all of them take 164; ONNX Runtime, two threads, spinning)
@@ -78,8 +80,18 @@ def train(data: Path, passes: int, epochs: int) -> None:
     HEADS.unlink(missing_ok=True)
     if names:
         save_weights(copy.deepcopy(keep_exits(net, EXAMPLE, names).heads).half(), HEADS)
-    steps = [vars(step) for step in choice.removed]
-    CHOICE.write_text(json.dumps({"candidates": CANDIDATES, "kept": names, "removed": steps}, indent=1) + "\n")
+    found = {"student": fingerprint(), "candidates": CANDIDATES, "kept": names}
+    CHOICE.write_text(json.dumps(found | {"removed": [vars(step) for step in choice.removed]}, indent=1) + "\n")
+
+
+def fingerprint() -> str:
+    """Of the student that heads were trained on."""
+    return hashlib.sha256(file(32).read_bytes()).hexdigest()
+
+
+def made() -> bool:
+    """Whether heads and exits of this very student are in results/."""
+    return CHOICE.is_file() and json.loads(CHOICE.read_text()).get("student") == fingerprint()
 
 
 def cascade(data: Path) -> dynamic.Cascade:
@@ -100,9 +112,9 @@ def cascade(data: Path) -> dynamic.Cascade:
 
 
 def alone(data: Path) -> dict[str, nn.Module]:
-    """Networks of the family as static ones, and int8 ResNet-20 beside them: what int8 saves by itself."""
-    small, large = cifar.networks(data, ("resnet20", "resnet56"))
-    floats = {f"student{width}": kept(width) for width in EPOCHS} | {"resnet20": small, "resnet56": large}
+    """The students and all given ResNets as static int8 networks: what int8 saves by itself."""
+    floats = {f"student{width}": kept(width) for width in EPOCHS}
+    floats |= dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
     return {f"{name}-int8": eight(data, network) for name, network in floats.items()}
 
 

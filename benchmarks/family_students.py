@@ -6,18 +6,20 @@ A thin network of many layers is a bad bargain in int8: an engine spends some 10
 whatever it computes. These have 8 convolutions (the form of D. Page's ResNet-9, "How to train your ResNet", 2018,
 narrowed: 16 or 32 channels at first, doubled at each halving of the image), 0.19 and 0.76 of ResNet-56's multiply-adds.
 They learn from scratch, on training images alone, what the mean of two teachers says of `COPIES` augmented copies of
-each (`distillation.py`). Training goes on where it was interrupted (out/students/). Then each layer shares 128 values,
-which is all that int8 leaves of it anyway, and the networks are kept in results/, Huffman coded.
+each (`distillation.py`). Training goes on where it was interrupted (out/students/). Then the weights of each
+layer share 128 values, and the networks are kept in results/, Huffman coded; what that costs is told.
 """
 
 import argparse
+import shutil
 from pathlib import Path
+from typing import Any
 
 import cifar
 import numpy as np
 import torch
-from common import RESULTS, ROOT, add_data_option, data_folder, progress
-from distillation import Copies, Kept, Numbered, said
+from common import RESULTS, ROOT, add_data_option, data_folder, progress, save
+from distillation import Copies, Kept, Numbered, accuracy, said
 from torch import Tensor, nn
 
 import dynamic
@@ -81,8 +83,8 @@ def file(width: int) -> Path:
     return RESULTS / f"family_student_{width}.packed"
 
 
-def train(width: int, data: Path, loader: Copies, folder: Path, epochs: int) -> nn.Module:
-    """One student, from where it stopped."""
+def train(width: int, data: Path, loader: Copies, folder: Path, epochs: int) -> tuple[nn.Module, dict[str, Any]]:
+    """One student, from where it stopped, and how it went."""
     logits = torch.stack([said(name, data, loader, folder).float() for name in TEACHERS])
     torch.manual_seed(0)
     network = student(width)
@@ -98,8 +100,8 @@ def train(width: int, data: Path, loader: Copies, folder: Path, epochs: int) -> 
         progress=True,
         **SETTINGS,
     )
-    progress(str(report))
-    return network.eval()
+    shares = [round(row[0], 4) for row in report.history_accuracy]
+    return network.eval(), {"epochs": epochs, "training accuracy": shares}
 
 
 def main() -> None:
@@ -113,14 +115,23 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = data_folder(options.data)
     folder = ROOT / "out" / ("students-smoke" if options.smoke else "students")
+    if options.smoke:
+        shutil.rmtree(folder, ignore_errors=True)  # or a second one would find everything done
     folder.mkdir(parents=True, exist_ok=True)
     images = cifar.images(data, "train").select(np.arange(0, 50_000, 100 if options.smoke else 1))
     loader = Copies(images, 2 if options.smoke else COPIES)
+    test = cifar.batches(cifar.images(data, "test"), 500)
+    figures = {}
     for width in options.students:
-        network = train(width, data, loader, folder, 2 if options.smoke else EPOCHS[width])
-        if not options.smoke:
-            shared = cluster(network, torch.zeros(1, 3, 32, 32), CLUSTERS, reduce=True, latency=False).network
-            progress(f"{file(width)}: {save_packed(rounded(shared), file(width))} bytes")
+        network, facts = train(width, data, loader, folder, 2 if options.smoke else EPOCHS[width])
+        shared = rounded(cluster(network, torch.zeros(1, 3, 32, 32), CLUSTERS, reduce=True, latency=False).network)
+        path = folder / file(width).name if options.smoke else file(width)
+        facts["bytes"] = save_packed(shared, path)
+        facts["accuracy on test images"] = {"trained": accuracy(network, test), "as kept": accuracy(shared, test)}
+        figures[f"student{width}"] = facts
+        progress(f"{path}: {facts}")
+    if not options.smoke and len(figures) == len(EPOCHS):
+        print(save("family_students", {"teachers": TEACHERS, "copies": COPIES, **SETTINGS, "students": figures}))
 
 
 if __name__ == "__main__":

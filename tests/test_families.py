@@ -266,7 +266,7 @@ def test_targets_are_shares_of_multiply_adds() -> None:
     }
 
 
-def test_int8_is_tried_unless_means_are_named(network: nn.Module) -> None:
+def test_int8_is_tried_by_itself(network: nn.Module) -> None:
     found = dynamic.family(network, batches("choose"), (0.7,), by="macs", memory=False, progress=False)
     made = {m.name.split("-")[0] for m in found.members}
     assert {"quantize", "prune_channels", "prune_blocks"} <= made

@@ -11,7 +11,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import onnx
@@ -94,6 +94,9 @@ def _walk(
     specs: list[StageSpec] = []
     found: list[Tensor] = []
     with evaluating(cascade):
+        for network in cascade.networks:
+            with torch.no_grad(), taken_by(network, inputs):
+                network(*inputs.values())
         carry: tuple[Tensor, ...] = ()
         stages, backbone = cascade.stages, cascade.backbone
         for number, stage in enumerate(track(stages, label, len(stages), progress)):
@@ -103,7 +106,7 @@ def _walk(
             if first:
                 carry = tuple(inputs.values())
             names = list(inputs) if first else [f"carry_{i}" for i in range(len(carry))]
-            with torch.no_grad(), taken_by(cascade.networks[belongs], inputs) if first else nullcontext():
+            with torch.no_grad():
                 after = tuple(stage.body(*carry))
                 logits = stage.head(after[0])
             if logits.ndim != 2 or len(logits) != 2:

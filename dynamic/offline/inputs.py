@@ -52,9 +52,9 @@ def taken_by(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None
     """Around a run of `network` on these: where torch fails inside, InputError says on what inputs, and how."""
     try:
         yield
-    except DynamicError:
+    except (DynamicError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
         kinds = [f"{name} {str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in tensors.items()]
         kind, said = type(getattr(network, "backbone", network)).__name__, str(error).strip() or repr(error)
         raise InputError(

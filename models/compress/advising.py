@@ -12,7 +12,7 @@ from dynamic.policies.plan import plan
 from dynamic.policies.records import CERTIFY
 from dynamic.policies.risks import Sample
 
-_CLEAR = 0.9  # of the time of another: what is less is clearly faster
+_CLEAR = 0.9  # of the time of another: what is less is called faster; a rule of thumb
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def advice(bundle: Bundle) -> str:
                 f"{what}{best.name} alone is no less accurate in {best.mean_ms / took:.2f} of the time: USE THAT"
             )
         else:
-            # a profile measures each stage once, not in turns: it cannot tell apart what is closer than that
+            # both are sums of medians of stages, not whole requests in turns
             close = " (too close to tell; the network alone is simpler)" if took > _CLEAR * best.mean_ms else ""
             share = f"{took / best.mean_ms:.2f} of the time of {best.name}"
             lines.append(f"{what}{share}, the fastest alone as accurate{close}")
