@@ -345,6 +345,15 @@ def test_bad_calibration_data(networks: list[nn.Module], batches: Any, error: ty
         dynamic.build(networks, batches, engine="torch")
 
 
+def test_inputs_that_a_network_does_not_take_are_named() -> None:
+    first = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
+    network = nn.Sequential(first, nn.Flatten(), nn.Linear(4 * 64, 10))
+    # it fails in the last stage, behind the exit
+    for given in (network, dynamic.wrap(network, torch.zeros(2, 1, 8, 8), exits=["0"])):
+        with pytest.raises(InputError, match=r"Sequential does not run on .* float32 \[2, 1, 6, 6\]: .* give batches"):
+            dynamic.build(given, [(torch.zeros(4, 1, 6, 6), torch.arange(4))], progress=False)
+
+
 def test_class_counts_must_agree(networks: list[nn.Module], loader: Any) -> None:
     with pytest.raises(InputError, match="11 classes"):
         dynamic.build([networks[0], nn.Sequential(nn.Flatten(), nn.Linear(64, 11))], loader)

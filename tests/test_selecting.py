@@ -80,6 +80,8 @@ def test_an_exit_that_adds_nothing_is_removed() -> None:
     # the second exit is sure of the very inputs that the first has let go
     assert [e.name for e in found.network.exits] == ["first"]
     assert [step.exit for step in found.choice.removed] == ["network@second"]
+    assert str(found).startswith("network@second removed: a request costs ")
+    assert "kept: network@first; a request costs " in str(found)
 
 
 def test_where_no_exit_pays_this_is_said() -> None:
