@@ -29,8 +29,8 @@ class Split:
 
     point: dynamic.Point
     folder: Path
-    calibration: list[int]
-    report: list[int]  # shuffled
+    calibration: list[int]  # both shuffled
+    report: list[int]
 
 
 Choose = Callable[[dynamic.Records], tuple[dynamic.Ladder, dynamic.Point]]  # from a calibration half
@@ -77,8 +77,10 @@ class Prepared:
         shutil.copytree(self.folder / "cascade", folder)
         write_graphs(folder, self.spec, ladder)
         keep_spec(folder, self.spec, ladder)
-        shuffled = np.random.default_rng(seed).permutation(report)
-        return Split(point, folder, calibration.tolist(), shuffled.tolist())
+        # in order of classes as they are: whoever takes the first few gets hard and easy ones
+        random = np.random.default_rng(seed)
+        shuffled = random.permutation(report)
+        return Split(point, folder, random.permutation(calibration).tolist(), shuffled.tolist())
 
     def contenders(self, name: str, split: Split) -> list[Contender]:
         """Both routes through the cascade, and every static network, in every setting."""
