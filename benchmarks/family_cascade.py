@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=list(GOALS), default=list(GOALS), metavar="ENGINE")
     options = parser.parse_args()
     data = data_folder(options.data)
-    if options.train or not family_networks.made():
+    if options.train or not family_networks.up_to_date():
         family_networks.train(data, options.passes, options.epochs)
     cascade = family_networks.cascade(data)
     images = cifar.images(data, "test")

@@ -16,12 +16,11 @@ from torch import nn
 
 import dynamic
 from dynamic.models.compress import quantize
-from dynamic.offline.calibration import calibrate
 from dynamic.offline.checkpoints import load_weights, save_weights
 from dynamic.offline.images import ImageSet
-from dynamic.offline.selecting import keep_exits
+from dynamic.offline.selecting import select_exits
 from dynamic.offline.wrapping import ExitNetwork
-from dynamic.policies.placement import choose_exits
+from dynamic.policies.errors import ExitError
 
 CANDIDATES = ("2", "3", "4", "5", "6")  # of the larger student: after 2 to 6 of 8 convolutions
 HIDDEN = 256
@@ -73,15 +72,19 @@ def train(data: Path, passes: int, epochs: int) -> None:
     net = wrapped(kept(32), CANDIDATES)
     progress(str(dynamic.fit(net, Augmented(learn, passes), mode="heads", epochs=epochs, memory_limit_mb=6000)))
     # shifted and mirrored: on the images as they are the backbone is surer than on any that it does not know
-    records = calibrate(dynamic.Cascade(net.eval()), list(Augmented(choosing, 1)), search_share=1.0, progress=False)
-    choice = choose_exits(records, exit_cost=EXIT_COST)
-    progress(str(choice))
-    names = [name.split("@")[1] for name in choice.kept]
+    loader = list(Augmented(choosing, 1))
     HEADS.unlink(missing_ok=True)
-    if names:
-        save_weights(copy.deepcopy(keep_exits(net, EXAMPLE, names).heads).half(), HEADS)
-    found = {"student": fingerprint(), "candidates": CANDIDATES, "kept": names}
-    CHOICE.write_text(json.dumps(found | {"removed": [vars(step) for step in choice.removed]}, indent=1) + "\n")
+    names, removed = [], []
+    try:
+        found = select_exits(net.eval(), EXAMPLE, loader, exit_cost=EXIT_COST, progress=False)
+    except ExitError as error:  # none pays
+        progress(str(error))
+    else:
+        progress(str(found))
+        names, removed = [exit_.name for exit_ in found.network.exits], [vars(step) for step in found.choice.removed]
+        save_weights(copy.deepcopy(found.network.heads).half(), HEADS)
+    about = {"student": fingerprint(), "candidates": CANDIDATES, "kept": names, "removed": removed}
+    CHOICE.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def fingerprint() -> str:
@@ -89,7 +92,7 @@ def fingerprint() -> str:
     return hashlib.sha256(file(32).read_bytes()).hexdigest()
 
 
-def made() -> bool:
+def up_to_date() -> bool:
     """Whether heads and exits of this very student are in results/."""
     return CHOICE.is_file() and json.loads(CHOICE.read_text()).get("student") == fingerprint()
 
