@@ -188,7 +188,15 @@ def broken_mean(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(
     scope="module",
-    params=[("max_probability", "mean"), ("max_probability", "last"), ("patience", "mean")],
+    params=[
+        ("max_probability", "mean"),
+        ("max_probability", "last"),
+        ("patience", "mean"),
+        ("margin", "mean"),
+        ("margin", "last"),
+        ("margin", "backbones"),
+        ("negative_entropy", "mean"),
+    ],
     ids="-".join,
 )
 def broken(request: pytest.FixtureRequest, broken_mean: Case) -> Case:

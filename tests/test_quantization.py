@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dynamic.models.compress.int8graph import float_stages
 from dynamic.models.compress.quantization import QuantizedExits, quantize
 from dynamic.models.compress.ranges import grids
 from dynamic.offline.exporting import describe, export_stages
+from dynamic.offline.graphs import plain_ladder
 from dynamic.offline.stages import StagedNetwork
 from dynamic.policies.errors import BudgetError, CalibrationError, EngineError, InputError, TraceError, WrapError
 
@@ -370,6 +372,22 @@ def test_in_the_single_graph_beside_a_float_network(tmp_path: Path) -> None:
     assert set(stage.tolist()) == {0, 1, 2}
     first = stage == 0
     np.testing.assert_allclose(np.exp(answers[first]), chances[0][first], atol=0.03)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_the_last_layer_is_in_integers_under_a_temperature(tmp_path: Path, temperature: float) -> None:
+    """The temperature is in the layer's steps: ONNX Runtime would compute a Gemm with factors of its own in float."""
+    small = int8(resnet())
+    cascade = dynamic.Cascade([small, resnet(8)])
+    spec = describe(cascade, X[:2])
+    ladder = replace(plain_ladder(spec, "mean"), temperature=(temperature, 1.0))
+    path = dynamic.export(cascade, tmp_path / "c.onnx", "single", example_inputs=X[:2], ladder=ladder, progress=False)
+    session, ran = optimized(path)
+    assert ran["QGemm"] == 1
+    assert ran["Gemm"] == 1  # the float network's
+    everybody = {"thresholds": np.array([-1], np.float32)}
+    answers = [session.run(["logits"], {"input": row[None], **everybody})[0][0] for row in X.numpy()]
+    np.testing.assert_allclose(np.exp(answers), (small(X) / temperature).softmax(1).detach().numpy(), atol=0.03)
 
 
 # ---- exits

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from dynamic.offline.branching import Body
 from dynamic.offline.nodes import captured, rename
@@ -66,16 +67,48 @@ def inline(body: Body, nodes: Sequence[onnx.NodeProto], initializers: dict[str, 
                 have.add(name)
 
 
-def fold_factor(nodes: Sequence[onnx.NodeProto], output: str, scale: float) -> bool:
+def fold_factor(
+    nodes: Sequence[onnx.NodeProto], initializers: dict[str, onnx.TensorProto], output: str, scale: float
+) -> bool:
     """Whether the layer that gives `output` took the factor in itself: where it does, that costs no operation."""
     users = sum(output in node.input for node in nodes)
     layer = next((node for node in nodes if output in node.output), None)
     if layer is None or layer.op_type != "Gemm" or users:
         return scale == 1
+    if _fold_into_steps(nodes, initializers, layer, scale):
+        return True
     factors = {a.name: a for a in layer.attribute if a.name in ("alpha", "beta")}
     for name in ("alpha", "beta"):
         if name in factors:
             factors[name].f *= scale
         else:
             layer.attribute.append(helper.make_attribute(name, scale))
+    return True
+
+
+def _fold_into_steps(
+    nodes: Sequence[onnx.NodeProto], initializers: dict[str, onnx.TensorProto], layer: onnx.NodeProto, scale: float
+) -> bool:
+    """The same for a layer in int8: whether the steps of its weights and bias, the layer's own, took the factor.
+
+    ONNX Runtime computes a Gemm in int8 only where it has no factors of its own.
+    """
+    made = {name: node for node in nodes for name in node.output}
+    parts = [made.get(name) for name in layer.input[1:]]
+    steps: list[onnx.TensorProto] = []
+    for name, part in zip(layer.input[1:], parts, strict=True):
+        if part is None or part.op_type != "DequantizeLinear" or part.input[1] not in initializers:
+            return False
+        if sum(name in node.input for node in nodes) > 1:
+            return False
+        steps.append(initializers[part.input[1]])
+    if not parts or any(step.external_data for step in steps):
+        return False
+    for part, step in zip(parts, steps, strict=True):
+        assert part is not None
+        own = numpy_helper.from_array(
+            (numpy_helper.to_array(step) * np.float32(scale)).astype(np.float32), f"{layer.output[0]}/{step.name}"
+        )
+        initializers[own.name] = own
+        part.input[1] = own.name
     return True

@@ -57,9 +57,10 @@ class _State:
 
 @dataclass(frozen=True)
 class _Ending:
-    """What a nest yields, by name: `total [B, C]` of probabilities, `stage [B]`, `score [B]`.
+    """What a nest yields, by name: `total [B, C]`, `stage [B]`, `score [B]`.
 
-    With score "patience", of rows that have not left `score` is `same` of the state.
+    Of rows that have left `total` is the answer's probabilities, of others their sum (see `_State`); with score
+    "patience" `score` of the others is `same` of the state.
     """
 
     total: str
@@ -137,9 +138,8 @@ class Nest:
             node = helper.make_node("Split", [THRESHOLDS], self._limits, "split", axis=0, num_outputs=count - 1)
             top.nodes.append(node)
         ending = self._backbone(top, 0, names, _State())
-        answer = self._normalized(top, ending.total) if self._averages else ending.total
         # the logarithm of a probability stays finite; Add, since OpenVINO's Max makes a number of NaN
-        top.add("Log", top.add("Add", answer, top.constant(TINY)), output="logits")
+        top.add("Log", top.add("Add", ending.total, top.constant(TINY)), output="logits")
         top.add("Identity", ending.stage, output="stage")
         top.add("Identity", ending.score, output="score")
         shapes = {"logits": [rows, spec.classes], "stage": [rows], "score": [rows]}
@@ -155,9 +155,10 @@ class Nest:
     def _backbone(self, body: Body, first: int, inputs: list[str], state: _State) -> _Ending:
         """The backbone that starts with stage `first`, and all behind it."""
         own = [s for s, b in enumerate(self.spec.backbone) if b == self.spec.backbone[first]]
+        exits = [s for s in own if s in self._kept]
         if self._last in own:
             return self._stage(body, first, inputs, state)
-        if not set(own) & set(self._kept):
+        if not exits:
             return self._backbone(body, own[-1] + 1, inputs, state)
         if self._asks:
             run, skip = body.inside("run"), body.inside("skip")
@@ -169,14 +170,22 @@ class Nest:
             ending = _Ending(*body.branch(self._any_on(body, own), *branches))
         else:
             ending = self._stage(body, first, inputs, state)
+        several = state.total is not None or len({self._group[s] for s in exits}) > 1  # answers in a total
+
+        def after(inner: Body) -> _State:
+            total, score = ending.total, ending.score
+            if self._guards_later(exits):
+                total = self._guarded(inner, total, score, state.total)
+            # between backbones a group begins, or there is but one
+            return _State(total, same=score if self._patient else None)
+
         return self._onward(
             body,
             body.add("Less", body.constant(_NOT_YET, np.int64), ending.stage),  # [B]
             None,
-            here=lambda _: ending,
+            here=lambda inner: replace(ending, total=self._answered(inner, ending.total, several)),
             carry=inputs,
-            # between backbones a group begins, or there is but one
-            state=_State(ending.total, same=ending.score if self._patient else None),
+            after=after,
             rest=lambda inner, kept, kept_state: self._backbone(inner, own[-1] + 1, kept, kept_state),
         )
 
@@ -202,16 +211,20 @@ class Nest:
             kinds = (TensorProto.FLOAT, TensorProto.FLOAT)
             raw, score = body.branch(self._any_on(body, [s]), Branch(on, answered, kinds), Branch(off, passed, kinds))
         if s == self._last:
-            return _Ending(self._guarded(body, raw, score, total), self._filled(body, score, s), score)
+            answer = self._answered(body, self._guarded(body, raw, score, total), total is not None)
+            return _Ending(answer, self._filled(body, score, s), score)
         leaves = body.add("Less", self._limits[s], score)  # [B], False for NaN
         to_the_end = of[s] == of[self._last]
 
         def here(inner: Body) -> _Ending:
             if to_the_end:  # whoever does not leave goes on
-                return _Ending(raw, self._filled(inner, score, s), score)
+                answer = self._answered(inner, raw, state.before is not None)
+                return _Ending(answer, self._filled(inner, score, s), score)
             stays = inner.constant([_NOT_YET], np.int64)
             at = inner.add("Where", leaves, inner.constant([s], np.int64), stays)
-            return _Ending(self._guarded(inner, raw, score, total), at, self._same(inner, score, state) or score)
+            bare = self._guards_later([k for k in self._kept if of[k] == of[s]])
+            kept = raw if bare else self._guarded(inner, raw, score, total)
+            return _Ending(kept, at, self._same(inner, score, state) or score)
 
         if ends:
             return here(body)
@@ -221,9 +234,19 @@ class Nest:
             None if to_the_end or not self._asks else self._any_on(body, later),
             here=here,
             carry=stage.carry,
-            state=_State(self._guarded(body, raw, score, total), state.before, self._same(body, score, state)),
+            after=lambda inner: _State(
+                self._guarded(inner, raw, score, total), state.before, self._same(inner, score, state)
+            ),
             rest=lambda inner, kept, kept_state: self._stage(inner, s + 1, kept, kept_state),
         )
+
+    def _guards_later(self, exits: Sequence[int]) -> bool:
+        """Whether what a backbone with these exits gives is guarded only where an input goes on.
+
+        Who leaves has a finite answer, and operations between the layers are what an exit costs. Behind a single exit
+        the answer that stands is the one from before the backbone; of a batch some rows may leave and others not.
+        """
+        return self.batch == "single" and len(exits) == 1 and not self._patient
 
     def _onward(
         self,
@@ -232,15 +255,16 @@ class Nest:
         on: str | None,
         here: Callable[[Body], _Ending],
         carry: list[str],
-        state: _State,
+        after: Callable[[Body], _State],
         rest: Callable[[Body, list[str], _State], _Ending],
     ) -> _Ending:
-        """`here` for the rows that leave, `rest` for the others (where `on`, too)."""
+        """`here` for the rows that leave, `rest` for the others (where `on`, too), in the state `after`."""
         deeper, done = body.inside("deeper"), body.inside("done")
         if self.batch == "single":
             none_goes = leaves
-            found = rest(deeper, carry, state)
+            found = rest(deeper, carry, after(deeper))
         else:
+            state = after(body)
             rows = body.add("NonZero", body.add("Not", leaves))  # [1, B']
             none_goes = body.add("Less", body.add("Size", rows), body.constant(1, np.int64))
             at = deeper.add("Transpose", rows, perm=[1, 0])  # [B', 1]
@@ -263,7 +287,7 @@ class Nest:
         """(sum of probabilities with this stage's in it `[B, C]`, score `[B]`); both NaN where its logits give none."""
         logits = stage.logits
         scale = 1 / self.temperature[s]
-        folded = fold_factor(stage.head, logits, scale)
+        folded = fold_factor(stage.head, stage.initializers, logits, scale)
         inline(body, stage.head, stage.initializers)
         if not folded:
             logits = body.add("Mul", logits, body.constant(scale))
@@ -273,35 +297,35 @@ class Nest:
         return raw, self._score(body, raw, state)
 
     def _score(self, body: Body, raw: str, state: _State) -> str:
-        axis = [body.constant([1], np.int64)]
         if self._patient:
-            return self._patience(body, raw, state, *axis)
+            return self._patience(body, raw, state)
         answer = raw
         if self.score == "negative_entropy":
             answer = self._normalized(body, raw) if state.before is not None else raw
             log = body.add("Log", body.add("Max", answer, body.constant(TINY)))
-            return body.add("ReduceSum", body.add("Mul", answer, log), *axis, keepdims=0)
+            return _sum(body, body.add("Mul", answer, log))
         if self.score == "margin":
             two, where = body.name("TopK"), body.name("TopK")
             body.nodes.append(
                 helper.make_node("TopK", [raw, body.constant([2], np.int64)], [two, where], body.name("node"), axis=-1)
             )
-            weights = body.constant([1, -1])
-            top = body.add("ReduceSum", body.add("Mul", two, weights), *axis, keepdims=0)
+            top = body.add("MatMul", two, body.constant([1, -1]))  # [B]
+            if state.before is None:
+                return top  # of one stage: NaN where its probabilities are, all of them
         else:
-            top = body.add("ReduceMax", raw, *axis, keepdims=0)
+            top = body.add("ReduceMax", raw, body.constant([1], np.int64), keepdims=0)
         # probabilities of each stage sum to 1: the sum over classes counts the stages, and is NaN where one of them is,
         # as a maximum is not on OpenVINO
-        return body.add("Div", top, body.add("ReduceSum", raw, *axis, keepdims=0))
+        return body.add("Div", top, _sum(body, raw))
 
-    def _patience(self, body: Body, raw: str, state: _State, axis: str) -> str:
+    def _patience(self, body: Body, raw: str, state: _State) -> str:
         same = body.constant([0])
         if state.total is not None and state.same is not None:
             # who has no answer yet gets 0 either way, whatever the likeliest class of nothing is
             labels = (body.add("ArgMax", total, axis=1, keepdims=0) for total in (raw, state.total))
             more = body.add("Add", state.same, body.constant([1]))
             same = body.add("Where", body.add("Equal", *labels), more, same)
-        nothing = body.add("IsNaN", body.add("ReduceSum", raw, axis, keepdims=0))
+        nothing = body.add("IsNaN", _sum(body, raw))
         return body.add("Where", nothing, body.constant([np.nan]), same)
 
     def _same(self, body: Body, score: str, state: _State) -> str | None:
@@ -310,6 +334,10 @@ class Nest:
             return None
         before = state.same or body.constant([_NO_ANSWER])
         return body.add("Where", body.add("IsNaN", score), before, score)
+
+    def _answered(self, body: Body, total: str, several: bool) -> str:
+        """Probabilities of a total; `several`: there may be more than one stage's in it."""
+        return self._normalized(body, total) if several and self._averages else total
 
     def _normalized(self, body: Body, total: str) -> str:
         return body.add("Div", total, body.add("ReduceSum", total, body.constant([1], np.int64), keepdims=1))
@@ -342,6 +370,11 @@ class Nest:
         if width:
             shape = body.add("Concat", shape, body.constant([width], np.int64), axis=0)
         return body.add("Expand", body.constant(value, kind), shape)
+
+
+def _sum(body: Body, rows: str) -> str:
+    """`[B]` of `[B, C]`."""
+    return body.add("ReduceSum", rows, body.constant([1], np.int64), keepdims=0)
 
 
 def _numbers(body: Body, images: str, preprocess: Preprocess) -> str:
