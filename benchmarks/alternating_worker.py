@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -164,18 +165,27 @@ class Worker:
         self._run = open_job(job)
 
     def turn(
-        self, items: Sequence[int], thresholds: Sequence[float] | None, warm: int, every_s: float | None
+        self,
+        items: Sequence[int],
+        thresholds: Sequence[float] | None,
+        warm: Sequence[int],
+        warm_s: float,
+        every_s: float | None,
     ) -> dict[str, Any]:
         """Milliseconds of each call, and of CPU, all threads, over the turn; a call every so many seconds, or at once.
 
+        First come `warm_s` of calls that are not timed, one at least, on the items `warm`.
         With `every_s` the turn lasts until the next call would be due: what threads do while they wait is in it.
         """
         limits = None if thresholds is None else np.array(thresholds, np.float32)
-        rows = [self._inputs[i : i + 1] for i in items]
-        for row in rows:
+        rows, before = ([self._inputs[i : i + 1] for i in some] for some in (items, warm))
+        for row in (*before, *rows):
             row.sum()  # the first touch reads it from the file
-        for _ in range(warm):
-            self._run(rows[0], limits)
+        until = time.perf_counter() + warm_s
+        for row in cycle(before):
+            self._run(row, limits)
+            if time.perf_counter() >= until:
+                break
         took = []
         cpu_began, start = time.process_time(), time.perf_counter()
         for number, row in enumerate(rows):

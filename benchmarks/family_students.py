@@ -29,8 +29,8 @@ from dynamic.models.compress.packing import load_packed, save_packed
 from dynamic.models.compress.rounding import rounded
 
 TEACHERS, TEMPERATURE = ("resnet44", "resnet56"), 4.0
-COPIES = 10
-EPOCHS = {16: 40, 32: 32}  # by width
+COPIES = 24
+EPOCHS = {16: 80, 32: 32}  # by width
 CLUSTERS = 128
 SETTINGS = {"lr": 0.1, "weight_decay": 5e-4, "optimizer": "sgd", "distill_share": 0.9}
 
@@ -114,7 +114,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = data_folder(options.data)
-    folder = ROOT / "out" / ("students-smoke" if options.smoke else "students")
+    folder = (
+        ROOT / "out" / ("students-smoke" if options.smoke else f"students-{COPIES}")
+    )  # copies differ by their number
     if options.smoke:
         shutil.rmtree(folder, ignore_errors=True)  # or a second one would find everything done
     folder.mkdir(parents=True, exist_ok=True)

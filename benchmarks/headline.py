@@ -147,7 +147,7 @@ def at_a_rate(
     # of ResNet-56's settings those of the winning shape: whether the batch is fixed changes nothing about waiting
     fixed = reference.job.setting.fixed
     chosen = [c for c in listed if c.name == cascade.name or (c.name == REFERENCE and c.job.setting.fixed == fixed)]
-    took = alternate(running, chosen, items, RATE_BLOCK, warm=1, every_s=RATE_S)
+    took = alternate(running, chosen, items, RATE_BLOCK, warm_s=0, every_s=RATE_S)
     figures: dict[str, Any] = {}
     for name, row in (("cascade", cascade.name), (REFERENCE, REFERENCE)):
         by_settings = {

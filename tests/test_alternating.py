@@ -33,18 +33,19 @@ def doubles(folder: Path, setting: Setting, name: str = "network") -> Contender:
 def test_contenders_take_turns_and_the_order_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five items in blocks of two: every contender sees each block, and the first of one block is last in the next."""
     a, b = doubles(tmp_path, Setting(1), "a"), doubles(tmp_path, Setting(1, fixed=True), "b")
-    turns: list[tuple[bool, list[int]]] = []
+    turns: list[tuple[bool, list[int], list[int]]] = []
     ask = Process.ask
 
     def listening(self: Process, do: str, **told: Any) -> dict[str, Any]:
-        turns.append((self.job.setting.fixed, told["items"]))
+        turns.append((self.job.setting.fixed, told["items"], told["warm"]))
         return ask(self, do, **told)
 
     with workers([a, b, a]) as running:
         assert len({p.pid for p in running.values()} | {os.getpid()}) == 3
         monkeypatch.setattr(Process, "ask", listening)
         took = alternate(running, [a, b], [2, 1, 0, 2, 1], block=2, pause_s=0.0)
-    assert turns == [(f, i) for i, order in (([2, 1], (0, 1)), ([0, 2], (1, 0)), ([1], (0, 1))) for f in order]
+    blocks = [([2, 1], [2, 1], (0, 1)), ([0, 2], [2, 1], (1, 0)), ([1], [0, 2], (0, 1))]
+    assert turns == [(fixed, items, warm) for items, warm, order in blocks for fixed in order]
     for contender in (a, b):
         found = took[contender.key]
         assert len(found.ms) == 5
@@ -65,13 +66,25 @@ def means_of_each_setting(tmp_path: Path) -> dict[str, list[str]]:
     return {name: sorted(by_setting) for name, by_setting in means.items()}
 
 
+def test_a_turn_is_warmed_up_for_a_time(tmp_path: Path) -> None:
+    """One untimed call at least, and calls for as long as was asked."""
+    only = doubles(tmp_path, Setting(1))
+    with workers([only]) as running:
+        (process,) = running.values()
+        for seconds in (0.0, 0.2):
+            began = time.perf_counter()
+            found = process.ask("turn", items=[0], thresholds=None, warm=[1, 2], warm_s=seconds, every_s=None)
+            assert time.perf_counter() - began >= seconds
+            assert len(found["ms"]) == 1
+
+
 def test_a_rate_waits_between_requests_and_answers_are_the_networks(tmp_path: Path) -> None:
     """Three requests 30 ms apart last 90 ms at least; the label is the hot input."""
     only = doubles(tmp_path, Setting(1))
     with workers([only]) as running:
         (process,) = running.values()
         began = time.perf_counter()
-        found = process.ask("turn", items=[0, 1, 2], thresholds=None, warm=0, every_s=0.03)
+        found = process.ask("turn", items=[0, 1, 2], thresholds=None, warm=[0], warm_s=0, every_s=0.03)
         assert time.perf_counter() - began >= 0.09
         assert len(found["ms"]) == 3
         assert process.ask("answers", items=[0, 1, 2], thresholds=None) == {"label": [0, 1, 2], "stage": [0, 0, 0]}
