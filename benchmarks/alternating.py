@@ -27,7 +27,7 @@ from dynamic.engines.opening import installed
 from dynamic.machine import machine_name
 
 PAUSE_S = 0.1  # ONNX Runtime's own spinning goes on for tens of milliseconds
-WARM_S = 0.03  # of untimed calls at the start of a turn: clock, caches and threads were another's
+WARM_S = 0.1  # of untimed calls at the start of a turn: clock, caches and threads were another's
 ENGINES = {
     "onnxruntime f32": ("onnxruntime", "f32"),
     "openvino f32": ("openvino", "f32"),

@@ -27,6 +27,7 @@ def _public_names() -> dict[str, str]:
     return names
 
 
+_BUILDS = ("onnx", "torch")  # left out on the device
 _names = _public_names()
 __all__ = sorted(_names)
 
@@ -34,7 +35,13 @@ __all__ = sorted(_names)
 def __getattr__(name: str) -> object:
     if name not in _names:
         raise AttributeError(f"module 'dynamic' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_names[name]), name)
+    try:
+        value = getattr(importlib.import_module(_names[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name not in _BUILDS:
+            raise
+        remedy = f'dynamic.{name} needs {error.name}, which is not installed: pip install "dynamic-inference[build]"'
+        raise ModuleNotFoundError(remedy, name=error.name) from error
     globals()[name] = value
     return value
 

@@ -78,12 +78,17 @@ class Bundle:
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
 
     def __str__(self) -> str:
-        """The ladder as a table, and which of its points are one network alone."""
-        from dynamic.tables import ladder_text
+        """The ladder as a table, which of its points are one network alone, and, once profiled, what they cost here."""
+        from dynamic.tables import ladder_text, machine_text, points_text
 
         alone = [p.name for p in self.ladder.points[1:] if max(p.shares) == 1]
         static = f"\none network alone, so that it can be shipped as it is: {', '.join(alone)}" if alone else ""
-        return f"bundle in {self.folder}, for {self.engine} {self.precision}\n{ladder_text(self.ladder)}{static}"
+        here = "no costs for this machine yet: bundle.profile() measures them"
+        if self.costs is not None:
+            missing = ", ".join(self.costs.not_measured) or "nothing is left out"
+            here = f"{machine_text(self.costs)}; not measured: {missing}\n{points_text(self.frontier)}"
+        about = f"bundle in {self.folder}, for {self.engine} {self.precision}"
+        return f"{about}\n{ladder_text(self.ladder)}{static}\n\n{here}"
 
     @cached_property
     def records(self) -> Records:

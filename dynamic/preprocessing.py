@@ -292,6 +292,8 @@ def _array(image: Any) -> Pixels:
             f"{list(array.shape)}. Give inputs that are preprocessed already by name, as {{'input': array}}, "
             "or build the bundle with preprocess=None"
         )
+    if array.ndim == 4 and len(array) == 0:
+        raise InputError(f"the batch has shape {list(array.shape)}: it is empty; give at least one image")
     if array.size == 0:
         raise InputError(f"the image has shape {list(array.shape)}: it is empty; give at least one pixel")
     return array

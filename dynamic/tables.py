@@ -7,6 +7,7 @@ import numpy as np
 from dynamic.bundle import Bundle
 from dynamic.policies.certification import shortage
 from dynamic.policies.costs import Costs
+from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder, Point
 from dynamic.result import FeedbackEstimate, Statistics
 
@@ -93,19 +94,9 @@ def costs_text(bundle: Bundle, costs: Costs) -> str:
         for k, size in enumerate(costs.batch)
     )
     last = {stage.backbone: stage.name for stage in stages}  # a backbone is named like its last stage
-    points = (
-        (
-            p.point.name,
-            certified_text(p.point),
-            f"{p.point.accuracy[1]:.4f}",
-            *(f"{ms:.3f}" for ms in (p.mean_ms[0], p.p95_ms[0], p.cpu_ms[0])),
-            f"{p.memory_mb:.1f}",
-        )
-        for p in bundle.frontier.points
-    )
     return "\n".join(
         [
-            f"{costs.machine}; engine {costs.engine}, {costs.precision}, {costs.threads} threads",
+            machine_text(costs),
             "",
             table(("stage", "batch", "median ms", "p95 ms", "head ms", "CPU-ms"), rows),
             "",
@@ -114,11 +105,31 @@ def costs_text(bundle: Bundle, costs: Costs) -> str:
             "resident memory: " + ", ".join(f"{last[b]} {mb:.1f} MB" for b, mb in enumerate(costs.memory_mb)),
             f"not measured: {', '.join(costs.not_measured) or 'nothing is left out'}",
             "",
-            f"points that no other beats here, at batch {costs.batch[0]}:",
-            table(("point", "certified", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB"), points),
+            points_text(bundle.frontier),
             certificate_text(bundle.ladder),
         ]
     )
+
+
+def machine_text(costs: Costs) -> str:
+    """What was measured, and how the engine ran."""
+    return f"{costs.machine}; engine {costs.engine}, {costs.precision}, {costs.threads} threads"
+
+
+def points_text(frontier: Frontier) -> str:
+    """What the points cost that are worth it on this machine, at the smallest batch."""
+    points = (
+        (
+            p.point.name,
+            certified_text(p.point),
+            f"{p.point.accuracy[1]:.4f}",
+            *(f"{ms:.3f}" for ms in (p.mean_ms[0], p.p95_ms[0], p.cpu_ms[0])),
+            f"{p.memory_mb:.1f}",
+        )
+        for p in frontier.points
+    )
+    head = ("point", "certified", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB")
+    return f"points that no other beats here, at batch {frontier.costs.batch[0]}:\n{table(head, points)}"
 
 
 def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[bool], stages: Sequence[str]) -> str:

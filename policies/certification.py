@@ -130,15 +130,16 @@ def shortage(certificate: Certificate) -> str:
     """What a certificate of the targets that are missing would take, in words."""
     unit = "records" if certificate.groups is None else "groups"
     have = certificate.images if certificate.groups is None else certificate.groups
-    wants = []
+    targets: dict[str, list[str]] = {}  # by what is said of them
     for entry in certificate.missing:
-        measured = "nothing to measure on" if entry.risk is None else f"measured {entry.risk:.4f}"
-        enough = (
-            f"nothing that was tried lost less than that; more {unit} may find better"
-            if entry.needed is None
-            else f"about {entry.needed} certifying {unit} would do"
-        )
-        wants.append(f"{certificate.risk} {entry.target:g}: {measured}, {enough}")
+        if entry.needed is not None:
+            said = f"measured {entry.risk:.4f}, about {entry.needed} certifying {unit} would do"
+        elif entry.risk is not None:
+            said = f"measured {entry.risk:.4f}, nothing that was tried lost less than that; more {unit} may find better"
+        else:
+            said = "nothing cheaper to try" if have else "nothing to measure on"
+        targets.setdefault(said, []).append(f"{entry.target:g}")
+    wants = (f"{certificate.risk} {', '.join(some)}: {said}" for said, some in targets.items())
     return f"{have} {unit} certify; " + "; ".join(wants)
 
 

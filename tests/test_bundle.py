@@ -123,9 +123,21 @@ def test_a_bundle_calibrated_on_openvino(networks: list[nn.Module], loader: Any,
 
 
 def test_a_bundle_prints_its_ladder(bundle: dynamic.Bundle) -> None:
-    text = str(bundle)
+    text, here = str(bundle).split("\n\n")
     assert all(p.name in text and f"{p.accuracy[1]:.4f}"[:5] in text for p in bundle.ladder.points)
     assert ("cheapest" in text.splitlines()[-1]) == (max(bundle.ladder.points[-1].shares) == 1)
+    assert here == "no costs for this machine yet: bundle.profile() measures them"
+
+
+def test_a_profiled_bundle_prints_what_its_points_cost_here(shelf: Path) -> None:
+    bundle = dynamic.load(shelf)
+    assert bundle.costs is not None
+    machine, _, head, *rows = str(bundle).split("\n\n")[1].splitlines()
+    assert machine.startswith(f"{bundle.costs.machine}; engine {bundle.costs.engine}")
+    assert head.split() == ["point", "certified", "accuracy", "mean", "ms", "p95", "ms", "CPU-ms", "MB"]
+    for row, point in zip(rows, bundle.frontier.points, strict=True):
+        assert row.startswith(point.point.name)
+        assert row.split()[-4] == f"{point.mean_ms[0]:.3f}"
 
 
 def test_accuracy_on_the_ladder_is_accuracy_measured(bundle: dynamic.Bundle) -> None:

@@ -487,6 +487,16 @@ def test_bad_exits(exits: Any, message: str) -> None:
         dynamic.wrap(resnet(), X, exits=exits)
 
 
+def test_what_is_no_network() -> None:
+    with pytest.raises(InputError, match=r"takes a torch\.nn\.Module; this is a function"):
+        dynamic.wrap(lambda x: x, torch.zeros(2, 3))  # type: ignore[arg-type]
+
+
+def test_raw_pixels_are_pointed_to_preprocessing() -> None:
+    with pytest.raises(InputError, match=r"uint8 \[2, 3, 8, 8\].*after preprocessing"):
+        dynamic.wrap(nn.Conv2d(3, 4, 3), torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
 def test_bad_places_and_inputs() -> None:
     with pytest.raises(ExitError, match=r"first dimension is not the batch.*rows"):
         dynamic.wrap(Doubles(), torch.randn(2, 5, 6), exits=["inner"])

@@ -56,10 +56,12 @@ def taken_by(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         kinds = [f"{name} {str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in tensors.items()]
+        raw = any(t.dtype == torch.uint8 for t in tensors.values())
+        hint = ", that is, after preprocessing: a Preprocess can be called on uint8 images" if raw else ""
         kind, said = type(getattr(network, "backbone", network)).__name__, str(error).strip() or repr(error)
         raise InputError(
             f"{kind} does not run on the inputs given, {', '.join(kinds)}: {said.splitlines()[0]}; give batches as its "
-            f"forward takes them"
+            f"forward takes them{hint}"
         ) from error
 
 

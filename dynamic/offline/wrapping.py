@@ -55,6 +55,8 @@ def wrap(
     Raises TraceError where neither tracer captures the network (naming module and line), ExitError on exits that do
     not exist or carry no tensor, LayoutError where a layout has to be given, InputError on inputs that do not fit.
     """
+    if not isinstance(backbone, nn.Module):
+        raise InputError(f"wrap takes a torch.nn.Module; this is a {type(backbone).__name__}")
     if classifier is not None and head is not None:
         raise ExitError("both classifier and head were given: a head has its own classifier")
     if isinstance(backbone, StagedNetwork):
