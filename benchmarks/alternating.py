@@ -161,8 +161,9 @@ def alternate(
 ) -> dict[str, Timed]:
     """Every contender on every item, by `Contender.key`; one works at a time, for `block` items.
 
-    Before a turn it works untimed for `warm_s`, at least once, on the items of another block: all get the same time,
-    and of a cascade the parts that few go through are found as they are where requests follow each other.
+    Before a turn it works untimed for `warm_s`, at least once, on the items of the block before (first: of the last):
+    all get the same time, and of a cascade the parts that few go through are found as they are where requests follow
+    each other.
     """
     took = {c.key: Timed() for c in contenders}
     for number, start in enumerate(range(0, len(items), block)):
@@ -261,4 +262,5 @@ def not_measured() -> list[str]:
 
 def circumstances() -> str:
     """The line under every table."""
-    return f"measured on {machine_name()}, batch 1; not measured: {', '.join(not_measured())}"
+    how = f"batch 1, requests one behind the other, {WARM_S} s of warm-up before every turn"
+    return f"measured on {machine_name()}, {how}; not measured: {', '.join(not_measured())}"

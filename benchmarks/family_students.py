@@ -6,7 +6,7 @@ A thin network of many layers is a bad bargain in int8: an engine spends some 10
 whatever it computes. These have 8 convolutions (the form of D. Page's ResNet-9, "How to train your ResNet", 2018,
 narrowed: 16 or 32 channels at first, doubled at each halving of the image), 0.19 and 0.76 of ResNet-56's multiply-adds.
 They learn from scratch, on training images alone, what the mean of two teachers says of `COPIES` augmented copies of
-each (`distillation.py`). Training goes on where it was interrupted (out/students/). Then the weights of each
+each (`distillation.py`). Training goes on where it was interrupted (out/students-24/). Then the weights of each
 layer share 128 values, and the networks are kept in results/, Huffman coded; what that costs is told.
 """
 
@@ -114,9 +114,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = data_folder(options.data)
-    folder = (
-        ROOT / "out" / ("students-smoke" if options.smoke else f"students-{COPIES}")
-    )  # copies differ by their number
+    # by their number too the copies differ
+    folder = ROOT / "out" / ("students-smoke" if options.smoke else f"students-{COPIES}")
     if options.smoke:
         shutil.rmtree(folder, ignore_errors=True)  # or a second one would find everything done
     folder.mkdir(parents=True, exist_ok=True)

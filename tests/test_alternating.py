@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # scripts, no package
 
 from alternating import Contender, Process, WorkerDiedError, alternate, row_of, winners, workers
-from alternating_worker import UNSPLIT, Job, Setting
+from alternating_worker import UNSPLIT, Job, Setting, Worker
 
 
 def doubles(folder: Path, setting: Setting, name: str = "network") -> Contender:
@@ -43,8 +43,8 @@ def test_contenders_take_turns_and_the_order_turns(tmp_path: Path, monkeypatch: 
     with workers([a, b, a]) as running:
         assert len({p.pid for p in running.values()} | {os.getpid()}) == 3
         monkeypatch.setattr(Process, "ask", listening)
-        took = alternate(running, [a, b], [2, 1, 0, 2, 1], block=2, pause_s=0.0)
-    blocks = [([2, 1], [2, 1], (0, 1)), ([0, 2], [2, 1], (1, 0)), ([1], [0, 2], (0, 1))]
+        took = alternate(running, [a, b], [2, 1, 0, 1, 0], block=2, pause_s=0.0)
+    blocks = [([2, 1], [1, 0], (0, 1)), ([0, 1], [2, 1], (1, 0)), ([0], [0, 1], (0, 1))]
     assert turns == [(fixed, items, warm) for items, warm, order in blocks for fixed in order]
     for contender in (a, b):
         found = took[contender.key]
@@ -66,16 +66,25 @@ def means_of_each_setting(tmp_path: Path) -> dict[str, list[str]]:
     return {name: sorted(by_setting) for name, by_setting in means.items()}
 
 
-def test_a_turn_is_warmed_up_for_a_time(tmp_path: Path) -> None:
-    """One untimed call at least, and calls for as long as was asked."""
-    only = doubles(tmp_path, Setting(1))
-    with workers([only]) as running:
-        (process,) = running.values()
-        for seconds in (0.0, 0.2):
-            began = time.perf_counter()
-            found = process.ask("turn", items=[0], thresholds=None, warm=[1, 2], warm_s=seconds, every_s=None)
-            assert time.perf_counter() - began >= seconds
-            assert len(found["ms"]) == 1
+def test_a_turn_is_warmed_up_for_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One untimed call at least, and calls for as long as was asked, on the inputs for that; then the timed ones."""
+    worker, ran = Worker(doubles(tmp_path, Setting(1)).job), []
+
+    def recording(row: np.ndarray, _: object) -> tuple[np.ndarray, int]:
+        ran.append(int(row.argmax()))
+        time.sleep(0.01)
+        return row, 0
+
+    monkeypatch.setattr(worker, "_run", recording)
+    assert len(worker.turn([0], None, warm=[1, 2], warm_s=0, every_s=None)["ms"]) == 1
+    assert ran == [1, 0]
+    ran.clear()
+    began = time.perf_counter()
+    worker.turn([0, 0], None, warm=[1, 2], warm_s=0.1, every_s=None)
+    assert time.perf_counter() - began >= 0.1
+    assert ran[-2:] == [0, 0]
+    assert ran[:-2] == ([1, 2] * len(ran))[: len(ran) - 2]
+    assert len(ran) > 3
 
 
 def test_a_rate_waits_between_requests_and_answers_are_the_networks(tmp_path: Path) -> None:

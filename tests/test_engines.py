@@ -164,7 +164,9 @@ class Broken(nn.Module):
         super().__init__()
         self.network = Plain()
         nan, zeros = float("nan"), [0.0] * (CLASSES - 1)
-        self.register_buffer("harm", torch.tensor([[INF, *zeros], [nan, *zeros], [nan] * CLASSES, [-INF] * CLASSES]))
+        self.register_buffer(
+            "harm", torch.tensor([[*zeros, INF], [0.0, nan, *zeros[1:]], [nan] * CLASSES, [-INF] * CLASSES])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         logits, kind = self.network(x), x[:, 0, 0, :1]
@@ -280,6 +282,26 @@ def test_patience_does_not_count_a_stage_of_nothing_finite(
     left = case.truth((0.5,) * 4).stage[:16]
     assert 2 in left, "compared with the first stage, past the broken second"
     assert not {1, 3} & set(left.tolist())
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+@pytest.mark.parametrize("score", ["max_probability", "margin", "negative_entropy"])
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        (2.0,) * 4,
+        (-INF,) * 4,
+        (2.0, -INF, 2.0, 2.0),
+        (2.0, 2.0, -INF, 2.0),
+        (2.0, 2.0, 2.0, -INF),
+        (INF, -INF, INF, -INF),
+        (2.0, 2.0, INF, 2.0),
+    ],
+)
+def test_no_score_lets_a_stage_of_nothing_finite_in(
+    broken_between: Case, way: str, score: str, combine: str, thresholds: tuple[float, ...]
+) -> None:
+    agrees(broken_between.ruled(score, combine), way, thresholds)
 
 
 @pytest.fixture(scope="module")

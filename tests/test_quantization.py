@@ -374,11 +374,13 @@ def test_in_the_single_graph_beside_a_float_network(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.exp(answers[first]), chances[0][first], atol=0.03)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 1.7])
-def test_the_last_layer_is_in_integers_under_a_temperature(tmp_path: Path, temperature: float) -> None:
+@pytest.mark.parametrize(("classes", "temperature"), [(10, 1.0), (10, 1.7), (100, 1.7)])
+def test_the_last_layer_is_in_integers_under_a_temperature(tmp_path: Path, classes: int, temperature: float) -> None:
     """The temperature is in the layer's steps: ONNX Runtime would compute a Gemm with factors of its own in float."""
-    small = int8(resnet())
-    cascade = dynamic.Cascade([small, resnet(8)])
+    torch.manual_seed(0)
+    reference = CifarResNet(8, classes, width=8).eval()
+    small = int8(reference)
+    cascade = dynamic.Cascade([small, reference])
     spec = describe(cascade, X[:2])
     ladder = replace(plain_ladder(spec, "mean"), temperature=(temperature, 1.0))
     path = dynamic.export(cascade, tmp_path / "c.onnx", "single", example_inputs=X[:2], ladder=ladder, progress=False)

@@ -194,11 +194,12 @@ class _WeightFile:
         self._at: dict[bytes, tuple[int, int]] = {}
 
     def move(self, model: onnx.ModelProto) -> None:
-        """Replace the large initializers of `model` by references into the file."""
+        """Replace the large initializers of `model` by references into the file; steps of int8 stay (see inlining)."""
+        steps = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
         with self._path.open("ab") as file:
             for tensor in model.graph.initializer:
                 raw = numpy_helper.to_array(tensor).tobytes()
-                if len(raw) < _EMBEDDED_BYTES:
+                if len(raw) < _EMBEDDED_BYTES or tensor.name in steps:
                     continue
                 key = hashlib.sha256(raw).digest()
                 if key not in self._at:

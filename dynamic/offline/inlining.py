@@ -71,10 +71,12 @@ def fold_factor(
     nodes: Sequence[onnx.NodeProto], initializers: dict[str, onnx.TensorProto], output: str, scale: float
 ) -> bool:
     """Whether the layer that gives `output` took the factor in itself: where it does, that costs no operation."""
+    if scale == 1:
+        return True
     users = sum(output in node.input for node in nodes)
     layer = next((node for node in nodes if output in node.output), None)
     if layer is None or layer.op_type != "Gemm" or users:
-        return scale == 1
+        return False
     if _fold_into_steps(nodes, initializers, layer, scale):
         return True
     factors = {a.name: a for a in layer.attribute if a.name in ("alpha", "beta")}
@@ -102,7 +104,7 @@ def _fold_into_steps(
         if sum(name in node.input for node in nodes) > 1:
             return False
         steps.append(initializers[part.input[1]])
-    if not parts or any(step.external_data for step in steps):
+    if not parts:
         return False
     for part, step in zip(parts, steps, strict=True):
         assert part is not None

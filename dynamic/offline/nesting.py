@@ -59,8 +59,8 @@ class _State:
 class _Ending:
     """What a nest yields, by name: `total [B, C]`, `stage [B]`, `score [B]`.
 
-    Of rows that have left `total` is the answer's probabilities, of others their sum (see `_State`); with score
-    "patience" `score` of the others is `same` of the state.
+    In the end `total` is the answer's probabilities. What a backbone hands on is a sum of probabilities as in `_State`,
+    of rows that stay not always guarded (`_guards_later`), and with score "patience" their `score` is `same` there.
     """
 
     total: str
@@ -309,13 +309,11 @@ class Nest:
             body.nodes.append(
                 helper.make_node("TopK", [raw, body.constant([2], np.int64)], [two, where], body.name("node"), axis=-1)
             )
-            top = body.add("MatMul", two, body.constant([1, -1]))  # [B]
-            if state.before is None:
-                return top  # of one stage: NaN where its probabilities are, all of them
+            top = _sum(body, body.add("Mul", two, body.constant([1, -1])))  # MatMul: OpenVINO rounds it in bf16
         else:
             top = body.add("ReduceMax", raw, body.constant([1], np.int64), keepdims=0)
         # probabilities of each stage sum to 1: the sum over classes counts the stages, and is NaN where one of them is,
-        # as a maximum is not on OpenVINO
+        # as the largest are not on OpenVINO, whose softmax may be NaN for one class alone
         return body.add("Div", top, _sum(body, raw))
 
     def _patience(self, body: Body, raw: str, state: _State) -> str:
