@@ -241,12 +241,23 @@ class Flattened(nn.Module):
         return (self.linear(x.flatten(1)),)
 
 
-class BrokenExit(StagedNetwork):
-    """Its exit is broken, its end is not."""
-
+class BrokenFlattened(Flattened):
     def __init__(self) -> None:
         super().__init__()
+        self.network = Broken()
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.network(x),)
+
+
+class BrokenExit(StagedNetwork):
+    """Its exit is broken, its end is not; or the other way round."""
+
+    def __init__(self, end: bool = False) -> None:
+        super().__init__()
         self.first, self.head, self.rest = Untouched(), Broken(), Flattened()
+        if end:
+            self.head, self.rest = Plain(), BrokenFlattened()
 
     @property
     def exit_stages(self) -> tuple[Stage, ...]:
@@ -302,6 +313,26 @@ def test_no_score_lets_a_stage_of_nothing_finite_in(
     broken_between: Case, way: str, score: str, combine: str, thresholds: tuple[float, ...]
 ) -> None:
     agrees(broken_between.ruled(score, combine), way, thresholds)
+
+
+@pytest.fixture(scope="module")
+def broken_end(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Of three stages the second, behind an exit of the same network, is broken for 8 rows of 12."""
+    torch.manual_seed(3)
+    x = torch.randn(12, 1, 8, 8)
+    x[:8, 0, 0, 0] = -1.0 - torch.arange(8) % 4
+    made = Case.of(Cascade([BrokenExit(end=True), Plain()]), tmp_path_factory.mktemp("end") / "graphs", x)
+    assert [int((~np.isfinite(made.logits[:, s]).all(axis=1)).sum()) for s in range(3)] == [0, 8, 0]
+    return made
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+@pytest.mark.parametrize("score", ["max_probability", "margin", "negative_entropy", "patience"])
+@pytest.mark.parametrize("thresholds", [(9.0, 9.0), (9.0, -INF), (INF, 9.0)])
+def test_the_exit_s_answer_stands_where_the_end_of_its_network_gives_nothing_finite(
+    broken_end: Case, way: str, score: str, combine: str, thresholds: tuple[float, ...]
+) -> None:
+    agrees(broken_end.ruled(score, combine), way, thresholds)
 
 
 @pytest.fixture(scope="module")
