@@ -5,7 +5,8 @@
 The cascade is that of `cifar_exits.py`. One half of the test images chooses temperatures and thresholds, through the
 engine and precision that is timed (scores differ between them), in requests of one image; the other half, shuffled,
 reports. On each engine take turns, as processes of their own: the cascade as its single graph and stage by stage, and
-ResNet-20, 32, 44 and 56 unsplit, each in the setting that was fastest on some images of the calibration half.
+ResNet-20, 32, 44 and 56 unsplit, each in the setting that was fastest on some images of the calibration half. Requests
+follow each other, after a warm-up (`alternating.WARM_S`); what waiting between them costs, 5 requests a second show.
 
 Accuracy on one half is off by 0.3 points (standard error of the gain), so the first five splits are run, and the goal
 is judged on the mean gain and the ratio of mean latencies over all of them. Everything else is of the first split:
