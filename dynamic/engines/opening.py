@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ def check_engine(name: str, precision: str) -> None:
         raise EngineError(f"engine {name!r} is not known; use one of {sorted(_ENGINES)}")
     if precision not in PRECISIONS[name]:
         raise EngineError(f"precision {precision!r} is not available on engine {name!r}; use one of {PRECISIONS[name]}")
+
+
+def engine_version(name: str) -> str:
+    """The version of an engine's library, which is imported for it."""
+    return str(import_module(_ENGINES[name].package).__version__)
 
 
 def installed() -> tuple[str, ...]:
