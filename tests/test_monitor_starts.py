@@ -9,11 +9,10 @@ from typing import Any
 
 import psutil
 import pytest
-from runtime_cases import X, faked, shared_blobs
 from sensor_cases import V2_MOUNT, Tree, forbid
 
-import dynamic
 from dynamic.monitor import Battery, Monitor
+from dynamic.sensors.temperature import Temperature
 
 INTERVAL_S = 0.02
 MEMORY = {"proc/meminfo": "MemTotal: 4000000 kB\nMemAvailable: 2000000 kB\n", "proc/self/statm": "999 1000 5 5\n"}
@@ -93,7 +92,7 @@ def test_a_library_that_does_not_find_this_process(tmp_path: Path, monkeypatch: 
 
 def test_any_source_that_cannot_be_set_up(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [True]
-    real = dynamic.sensors.system.Temperature  # type: ignore[attr-defined]
+    real = Temperature
 
     def temperature(root: Path) -> Any:
         if broken[0]:
@@ -158,16 +157,6 @@ def test_with_too_few_threads_the_others_are_read(tree: Tree, monkeypatch: pytes
         threads.left = 99
         assert wait_until(lambda: (monitor.latest.battery, monitor.latest.temperature_c) == (0.5, 40.0))
         assert not {"temperature", "battery"} & set(monitor.latest.missing)
-
-
-def test_a_runtime_without_threads_for_its_sensors_answers(
-    tmp_path_factory: pytest.TempPathFactory, tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = shared_blobs(tmp_path_factory)
-    NoThreads(monkeypatch, 0)
-    monitor = Monitor(INTERVAL_S, root=tree.root).start()
-    with monitor, faked(bundle, monitor=monitor, budget=dynamic.Budget(battery_floor=0.2)) as run:
-        assert run(X).label.tolist() == [0]
 
 
 def test_limits_that_cannot_be_determined_are_said_once(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ LIMITS = {
     "quota_cores": (0.0, 1e5),
 }
 FLAGS = ("plugged", "throttled")
+NO_ANSWER = "no answer yet"  # the problem of a source that was not read so far
 
 
 class AbsentError(Exception):

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field, replace
 
 from dynamic.policies.readings import JUMPS, Believed, believe
 from dynamic.policies.snapshot import Snapshot
-from dynamic.sensors.contract import AbsentError, LeftOut, Reading, Source, SourceReport, UnknownLimitError, sound
+from dynamic.sensors.contract import (
+    NO_ANSWER,
+    AbsentError,
+    LeftOut,
+    Reading,
+    Source,
+    SourceReport,
+    UnknownLimitError,
+    sound,
+)
 from dynamic.sensors.merging import merge
 
 logger = logging.getLogger("dynamic")
@@ -29,7 +38,7 @@ class _State:
     read_at: float = 0.0
     asked_at: float | None = None  # when it last answered, or failed; None: never
     pause_s: float = 0.0  # how long not to ask it again from then on
-    problem: str | None = "no answer yet"
+    problem: str | None = NO_ANSWER
     failures: int = 0
     hanging: bool = False  # said so
     believed: dict[str, Believed] = field(default_factory=dict)
@@ -63,7 +72,7 @@ class Watch:
     ) -> None:
         self._interval_s, self._publish, self._reported, self._clock = interval_s, publish, reported, clock
         self._stop = threading.Event()
-        self._lock = threading.Lock()  # of all below, and of publishing
+        self._lock = threading.RLock()  # of all below, and of publishing; a signal handler may ask for reports
         self._states = [_State(s, *_times(s, interval_s)) for s in sources]
         quick = [state for state in self._states if not state.source.apart]
         shares = [*([quick] if quick else []), *([state] for state in self._states if state.source.apart)]
