@@ -20,14 +20,14 @@ class SensorCheck:
 
     def lines(self, budget: Budget) -> tuple[str, ...]:
         """A sentence for each limit that is not measured now."""
-        return tuple(NO_SENSOR[name].format(getattr(budget, name)) for name in unmeasured(budget, self._read.latest))
+        return tuple(NO_SENSOR[name].format(getattr(budget, name)) for name in self._names(budget))
 
     def warn(self, budget: Budget) -> None:
         """Log one warning of all limits without a sensor that it has not warned of.
 
         A sensor that has not answered yet may still do so: the decision's reason names its limit until then.
         """
-        names = [name for name in unmeasured(budget, self._read.latest) if name not in self._warned]
+        names = [name for name in self._names(budget) if name not in self._warned]
         if not names:
             return
         problems = self._problems()
@@ -44,6 +44,12 @@ class SensorCheck:
                 "sensors; give the monitor a function that measures, or leave the limit out",
                 "; ".join(limits),
             )
+
+    def _names(self, budget: Budget) -> tuple[str, ...]:
+        """The limits that are not measured; the monitor is read only where a limit needs it."""
+        if all(getattr(budget, name) is None for name in FOLLOWS):
+            return ()
+        return unmeasured(budget, self._read.latest)
 
     def _problems(self) -> Mapping[str, str]:
         """Why fields are not measured, by field; nothing of a monitor that does not say."""
