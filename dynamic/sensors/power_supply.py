@@ -174,6 +174,19 @@ class Supplies:
             return any(online)
         return False if discharging else None
 
+    def contradictions(self) -> tuple[LeftOut, ...]:
+        """Mains that say something else than the batteries, which are believed."""
+        plugged = self.plugged()
+        online = ask((supply.name, supply.online) for supply in self.mains).values
+        if plugged is None or not online or any(value for _, value in online) == plugged:
+            return ()
+        status = "/".join(sorted({one for battery in self.batteries if (one := battery.status())}))
+        return tuple(
+            LeftOut(name, f"online={value:d}, while the battery says {status}", usual=True)
+            for name, value in online
+            if value != plugged
+        )
+
 
 def find_supplies(root: Path) -> Supplies:
     """What the folder holds; raises the first error where entries do not answer and no battery does."""

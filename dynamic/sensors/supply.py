@@ -44,7 +44,7 @@ class BatteryLevel:
             names = [name for name, _ in charges]
             # the status of one whose charge is nonsense is not believed either
             supplies = replace(supplies, batteries=tuple(b for b in supplies.batteries if b.name in names))
-            left_out += tuple(remark for _, charge in charges for remark in charge.remarks)
+            left_out += (*(remark for _, charge in charges for remark in charge.remarks), *supplies.contradictions())
             fields = _together([charge for _, charge in charges]) | {"plugged": supplies.plugged()}
             return Reading(fields, "power_supply " + ", ".join(names), left_out)
         if self._is_known:  # what runs without a battery runs on the mains
