@@ -132,8 +132,11 @@ def diagnosis_text(found: Diagnosis) -> str:
         (s.field, _value(s), s.unit if s.value is not None else "", s.origin or "see below") for s in found.sensors
     ]
     limits = found.limits
-    quota = "no quota" if limits.quota_cores is None else f"quota {limits.quota_cores:g} ({limits.quota_origin})"
-    memory = "no limit" if limits.memory_mb is None else f"limit {limits.memory_mb:.0f} MB ({limits.memory_origin})"
+    read = "" if limits.problem is None else " that can be read"
+    quota = f"no quota{read}" if limits.quota_cores is None else f"quota {limits.quota_cores:g} ({limits.quota_origin})"
+    memory = (
+        f"no limit{read}" if limits.memory_mb is None else f"limit {limits.memory_mb:.0f} MB ({limits.memory_origin})"
+    )
     return "\n".join(
         [
             f"{found.machine}; dynamic-inference {found.version or 'not installed'}",

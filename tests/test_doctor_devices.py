@@ -96,6 +96,7 @@ def test_an_lxc_container(doctor: Doctor) -> None:
     assert {"cpu_limit", "memory_limit", "memory_pressure", "battery"} <= absent(diagnosis)
     assert "limits of a container cannot be determined" in diagnosis["limits"]["problem"]
     assert "limits that could not be read: limits of a container cannot be determined" in text
+    assert "memory: no limit that can be read" in text
     assert text.count("/../..") == 2  # once among the limits, once among what is missing
     assert "memory_pressure: " in text
     (line,) = diagnosis["not_believed"]

@@ -256,31 +256,52 @@ def test_a_battery_that_is_taken_out_rules_no_longer(tree: Tree) -> None:
     assert source().fields == {"battery": None, "battery_mwh": None, "plugged": True}
 
 
-@pytest.mark.parametrize("level", [50, 0])
-def test_a_battery_that_never_changes_is_none(tree: Tree, level: int) -> None:
+@pytest.mark.parametrize("status", ["Discharging", "Unknown"])
+@pytest.mark.parametrize(("level", "still_s"), [(50, 7200), (0, 900)])
+def test_a_battery_that_never_changes_is_none(tree: Tree, level: int, still_s: int, status: str) -> None:
     # BOINC#1284, BOINC#5305: boxes without a battery whose kernel shows one
     clock = Clock()
-    tree(supply("battery", "Battery", status="Discharging", capacity=level, present=1))
+    tree(supply("battery", "Battery", status=status, capacity=level, present=1))
     source = BatteryLevel(tree.root, clock)
-    assert source().fields == {"battery": level / 100, "battery_mwh": None, "plugged": False}
-    clock.now += 3000
+    plugged = False if status == "Discharging" else None
+    assert source().fields == {"battery": level / 100, "battery_mwh": None, "plugged": plugged}
+    clock.now += still_s - 1
     assert source().fields["battery"] == level / 100
-    clock.now += 601
+    clock.now += 2
     reading = source()
     assert reading.fields == {"battery": None, "battery_mwh": None, "plugged": True}
-    assert "battery: says Discharging, and nothing it shows has changed" in reasons(reading)
+    assert "battery: nothing that it shows has changed" in reasons(reading)
     tree(supply("battery", "Battery", status="Discharging", capacity=40))
     assert source().fields == {"battery": 0.4, "battery_mwh": None, "plugged": False}  # it is one after all
 
 
-def test_a_battery_that_discharges_slowly_is_one(tree: Tree) -> None:
+def test_a_battery_that_changes_is_one_however_slowly(tree: Tree) -> None:
     clock = Clock()
-    tree(supply("BAT0", "Battery", status="Discharging", capacity=50, voltage_now=3_800_000))
     source = BatteryLevel(tree.root, clock)
     for voltage in range(3_800_000, 3_799_990, -1):
         tree(supply("BAT0", "Battery", status="Discharging", capacity=50, voltage_now=voltage))
         assert source().fields["plugged"] is False
-        clock.now += 3000
+        clock.now += 7000
+
+
+@pytest.mark.parametrize("status", ["Charging", "Full", "Not charging"])
+def test_a_battery_on_the_mains_may_rest(tree: Tree, status: str) -> None:
+    clock = Clock()
+    tree(supply("BAT0", "Battery", status=status, capacity=80))
+    source = BatteryLevel(tree.root, clock)
+    for _ in range(5):
+        assert source().fields == {"battery": 0.8, "battery_mwh": None, "plugged": True}
+        clock.now += 7000
+
+
+def test_one_of_two_batteries_may_rest(tree: Tree) -> None:
+    clock = Clock()
+    tree(supply("BAT1", "Battery", status="Unknown", capacity=100))
+    source = BatteryLevel(tree.root, clock)
+    for level in range(90, 80, -2):
+        tree(supply("BAT0", "Battery", status="Discharging", capacity=level))
+        assert source().fields["battery"] == pytest.approx((1 + level / 100) / 2)
+        clock.now += 7000
 
 
 def test_an_empty_slot_that_says_it_is_a_battery(tree: Tree) -> None:
@@ -458,6 +479,31 @@ def test_one_group_s_pressure_that_does_not_answer(tree: Tree, monkeypatch: pyte
     reading = Pressure("cpu", tree.root)()
     assert reading.fields == {"cpu_pressure": 0.04}
     assert "cpu.pressure" in reasons(reading)
+
+
+def test_one_group_s_pressure_that_cannot_be(tree: Tree) -> None:
+    box(tree, {f"{GROUP}/cpu.pressure": "some avg10=4000.00 avg60=0.00 avg300=0.00 total=1\n"})
+    tree({"proc/pressure/cpu": "some avg10=4.00 avg60=0.00 avg300=0.00 total=1\n"})
+    assert Pressure("cpu", tree.root)().fields == {"cpu_pressure": 0.04}
+    tree({f"{GROUP}/cpu.pressure": "some avg10=nan avg60=0.00 avg300=0.00 total=1\n"})
+    assert Pressure("cpu", tree.root)().fields == {"cpu_pressure": 0.04}
+
+
+def test_a_quota_that_cannot_be_leaves_the_others(tree: Tree) -> None:
+    box(tree, {f"{GROUP}/cpu.max": "9223372036854775807 100\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"})
+    assert CpuLimit(tree.root)().fields["quota_cores"] == 0.5
+
+
+def test_a_total_that_is_garbage_leaves_what_is_available(tree: Tree) -> None:
+    tree({"proc/meminfo": "MemTotal: lots\nMemAvailable: 2000000 kB\n"})
+    assert Available(tree.root)().fields == {"memory_available_mb": 2048}
+
+
+def test_a_flag_that_cannot_be_read_is_not_set(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(chip(0, "coretemp", temp1_input=50_000, temp1_fault=1, temp1_label="Core 0\n", temp1_crit="?"))
+    flags = [tree.root / f"{HWMON}0/temp1_{name}" for name in ("fault", "label", "crit")]
+    refuse(monkeypatch, errno.EIO, *flags)
+    assert Temperature(tree.root)().fields == {"temperature_c": 50}
 
 
 def test_one_level_of_a_container_that_does_not_answer(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,13 @@ class KernelFile:
             size += len(part)
         return b"".join(parts)
 
+    def is_set(self) -> bool:
+        """Whether a flag is set; one that cannot be read is not."""
+        try:
+            return self.number() != 0
+        except (OSError, ValueError):
+            return False
+
     def close(self) -> None:
         """Give the handle back; the next reading opens the file again."""
         handle, self._handle = self._handle, -1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dynamic.sensors.cgroup import Hierarchy, hierarchy, undetermined
-from dynamic.sensors.contract import LeftOut, Reading, UnknownLimitError
+from dynamic.sensors.contract import LIMITS, LeftOut, Reading, UnknownLimitError
 from dynamic.sensors.files import Found, KernelFile, integer, word
 from dynamic.sensors.members import Answers, ask
 
@@ -242,6 +242,8 @@ def _quota_v1(folder: Path) -> Limit | None:
 def _cores(quota_us: int, period_us: int, path: Path) -> Limit:
     if quota_us <= 0 or period_us <= 0:
         raise ValueError(f"{path}: {quota_us} us in {period_us} us is no quota")
+    if quota_us / period_us > LIMITS["quota_cores"][1]:
+        raise ValueError(f"{path}: {quota_us / period_us:g} cores cannot be")
     return Limit(quota_us / period_us, path)
 
 

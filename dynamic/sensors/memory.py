@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from dynamic.sensors.contract import Reading
 from dynamic.sensors.files import existing, integer
+from dynamic.sensors.members import ask
 
 _AVAILABLE = "MemAvailable:"  # since Linux 3.14
 _TOTAL = "MemTotal:"
@@ -23,7 +25,8 @@ class Available:
     def __call__(self) -> Reading:
         for file in self._file:
             lines = file.text().splitlines()
-            kib, total_kib = _kib(lines, _AVAILABLE, file.path), _kib(lines, _TOTAL, file.path)
+            kib = _kib(lines, _AVAILABLE, file.path)
+            total_kib = dict(ask([("total", partial(_kib, lines, _TOTAL, file.path))]).values).get("total")
             if kib is not None and total_kib is not None and kib > total_kib:
                 raise ValueError(f"{file.path}: MemAvailable of {kib} kB is more than MemTotal, {total_kib} kB")
             if kib is not None:

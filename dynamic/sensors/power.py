@@ -148,7 +148,7 @@ class _Channel:
 
     def power_mw(self) -> float:
         for fault in self.faults:
-            if fault.number():
+            if fault.is_set():
                 raise ValueError(f"{fault.path.name} says that it is broken")
         values = [file.number() for file in self.files]
         power = (values[0] if len(values) == 1 else values[0] * abs(values[1])) / 1e3

@@ -130,6 +130,13 @@ class Supply:
         names = ("capacity", "energy_now", "charge_now", "voltage_now", "current_now", "power_now")
         return tuple(self.text(name) for name in names)
 
+    def is_empty(self) -> bool:
+        """Whether it says that no charge is left."""
+        try:
+            return self.number("capacity") == 0
+        except (OSError, ValueError):
+            return False
+
     def is_empty_slot(self) -> bool:
         """Whether nothing is in it, though the kernel shows a battery: no charge, and no voltage either."""
         try:

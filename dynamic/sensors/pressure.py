@@ -55,5 +55,8 @@ def _some(file: KernelFile) -> float | None:
         for entry in entries:
             name, _, value = entry.partition("=")
             if kind == "some" and name == "avg10":
-                return float(value) / 100
+                share = float(value) / 100
+                if not 0 <= share <= 1:  # False for NaN
+                    raise ValueError(f"{share:.0%} of the time cannot be")
+                return share
     raise ValueError(f"{file.path} holds {text[:40]!r}, with no 'some avg10'")

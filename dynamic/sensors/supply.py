@@ -10,17 +10,20 @@ from dynamic.sensors.contract import AbsentError, LeftOut, Reading
 from dynamic.sensors.files import Found
 from dynamic.sensors.frequency import from_psutil
 from dynamic.sensors.members import ask
-from dynamic.sensors.power_supply import Charge, Supply, find_supplies
+from dynamic.sensors.power_supply import Charge, Supplies, find_supplies
 
 _SEARCH_S = 10.0  # batteries are pulled out and put in
-_STILL_S = 3600.0  # a battery that discharges and shows the same figures for longer is none: 1% in an hour is less
+# A battery that feeds the device, and shows the same figures for longer, is none: at 1% in two hours it would last for
+# eight days, and at 0% nothing runs for long.
+_STILL_S, _STILL_EMPTY_S = 7200.0, 900.0
 
 
 class BatteryLevel:
     """`battery`, `battery_mwh` and `plugged`, of all batteries together.
 
     A battery that does not answer, or says what cannot be, is left out. So is one that is none: an empty slot, or one
-    that says it discharges and does not change for an hour. Once the last battery is gone the device is on the mains.
+    that is said to feed the device and does not change for two hours. Once the last battery is gone, the device is on
+    the mains.
 
     On Linux from the kernel, elsewhere by psutil. Raises AbsentError where there is none, PermissionError and
     ValueError where every battery is forbidden or says what cannot be.
@@ -34,7 +37,7 @@ class BatteryLevel:
 
     def __call__(self) -> Reading:
         supplies = self._found()
-        none = {battery.name: why for battery in supplies.batteries if (why := self._no_battery(battery)) is not None}
+        none = self._without_change(supplies)
         supplies = replace(supplies, batteries=tuple(b for b in supplies.batteries if b.name not in none))
         answers = ask((battery.name, battery.charge) for battery in supplies.batteries)
         left_out = (*supplies.left_out, *(LeftOut(name, why) for name, why in none.items()), *answers.left_out)
@@ -61,23 +64,32 @@ class BatteryLevel:
         fields = {"battery": min(1.0, elsewhere.percent / 100), "battery_mwh": None, "plugged": elsewhere.power_plugged}
         return Reading(fields, "psutil")
 
-    def _no_battery(self, battery: Supply) -> str | None:
-        """Why it is no battery; None where it may be one."""
-        if battery.status() != "Discharging":
-            self._since.pop(battery.name, None)
-            return None
-        now = self._clock()
-        try:
-            figures = battery.figures()
-        except OSError:  # reading its charge says why
-            return None
-        before = self._since.get(battery.name)
-        if before is None or before[0] != figures or now < before[1]:
-            self._since[battery.name] = figures, now
-            return None
-        if now - before[1] < _STILL_S:
-            return None
-        return f"says Discharging, and nothing it shows has changed for {(now - before[1]) / 3600:.1f} h"
+    def _without_change(self, supplies: Supplies) -> dict[str, str]:
+        """Batteries that are none, and why.
+
+        Of two batteries one may rest for hours: it is none only where it says Discharging, or where the other does not
+        change either.
+        """
+        now, on_mains = self._clock(), supplies.plugged() is True
+        since, still = {}, {}
+        for battery in supplies.batteries:
+            try:
+                figures = battery.figures()
+            except OSError:  # reading its charge says why
+                continue
+            before = self._since.get(battery.name)
+            same = before is not None and before[0] == figures and before[1] <= now and not on_mains
+            since[battery.name] = before if before is not None and same else (figures, now)
+            still_s = now - since[battery.name][1]
+            if still_s >= (_STILL_EMPTY_S if battery.is_empty() else _STILL_S):
+                still[battery] = still_s
+        self._since = since
+        every = len(still) == len(supplies.batteries)
+        return {
+            battery.name: f"nothing that it shows has changed for {still_s / 3600:.2g} h, while it is said to be used"
+            for battery, still_s in still.items()
+            if every or battery.status() == "Discharging"
+        }
 
 
 def _together(charges: Sequence[Charge]) -> dict[str, float | None]:

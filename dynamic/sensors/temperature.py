@@ -42,7 +42,7 @@ class _Sensor:
 
     def temperature_c(self) -> float:
         """Raises OSError where it does not answer, ValueError on what cannot be."""
-        if self.fault is not None and self.fault.number():
+        if self.fault is not None and self.fault.is_set():
             raise ValueError(f"{self.fault.path.name} says that it has a fault")
         return possible(self.file.number() / 1e3, self.critical_c)
 

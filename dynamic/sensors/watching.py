@@ -273,7 +273,7 @@ class Watch:
                 self._reported.add(key)
             if is_news:
                 level = logging.INFO if item.usual else logging.WARNING
-                logger.log(level, "%s goes on without %s: %s", source, item.name, item.reason)
+                logger.log(level, "the monitor goes on without %s of %s: %s", item.name, source, item.reason)
 
 
 def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
