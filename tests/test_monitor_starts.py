@@ -1,6 +1,7 @@
 """A sensor, or a thread, that cannot start is a missing sensor: never a monitor or a runtime that does not open."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ import psutil
 import pytest
 from sensor_cases import V2_MOUNT, Tree, forbid
 
+from dynamic.engines.memory import available_cores
 from dynamic.monitor import Battery, Monitor
+from dynamic.sensors.cpu import usable_cores
 from dynamic.sensors.temperature import Temperature
 
 INTERVAL_S = 0.02
@@ -106,6 +109,18 @@ def test_any_source_that_cannot_be_set_up(tree: Tree, monkeypatch: pytest.Monkey
         assert "temperature" in monitor.latest.missing
         broken[0] = False
         assert wait_until(lambda: monitor.latest.temperature_c == 48)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity mask")
+def test_a_sandbox_that_refuses_the_affinity_mask(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: int) -> set[int]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_getaffinity", refused)
+    assert usable_cores() == tuple(range(os.cpu_count() or 1))
+    assert available_cores() == os.cpu_count()
+    with Monitor(INTERVAL_S, root=tree.root) as monitor:
+        assert wait_until(lambda: monitor.latest.cpu_cores == os.cpu_count())
 
 
 class NoThreads:
