@@ -219,9 +219,13 @@ def test_pressure_does_not_need_the_group(tree: Tree) -> None:
         (["Charging"], {"AC": ("Mains", 0)}, True),  # by a pad, or by USB-C that the kernel does not show
         (["Discharging"], {"ucsi0": ("USB", 1)}, False),  # stale: AsahiLinux/linux#626
         (["Discharging"], {"AC": ("Mains", 1), "ucsi0": ("USB_PD", 1)}, False),
-        (["Full"], {"AC": ("Mains", 0)}, True),
-        (["Not charging"], {"AC": ("Mains", 0)}, True),  # held at 80%, on USB-C
+        (["Full"], {"AC": ("Mains", 0)}, False),  # just pulled out
+        (["Full"], {"usb": ("USB", 0), "wireless": ("Wireless", 1)}, True),
+        (["Not charging"], {"usb": ("USB", 0)}, False),  # so some phones call it without a charger
+        (["Not charging"], {"AC": ("Mains", 1)}, True),  # held at 80%
+        (["Not charging"], {}, True),
         (["Unknown"], {"AC": ("Mains", 1)}, True),
+        ([""], {"AC": ("Mains", 1)}, True),
         (["Unknown"], {"AC": ("Mains", 0)}, False),
         (["Unknown"], {"wireless": ("Wireless", 1), "usb": ("USB", 0)}, True),
         (["Unknown"], {"apple": ("BrickID", 1)}, True),
@@ -314,6 +318,25 @@ def test_an_empty_slot_that_says_it_is_a_battery(tree: Tree) -> None:
     assert "BAT0" in reasons(reading)
 
 
+@pytest.mark.parametrize(
+    "name", ["hidpp_battery_0", "wacom_battery_3", "ps-controller-battery-00:1f:e2", "hid-00:1f-battery"]
+)
+def test_the_battery_of_a_peripheral_is_none_of_the_device(tree: Tree, name: str) -> None:
+    tree(supply(name, "Battery", status="Discharging", capacity=5))
+    with pytest.raises(AbsentError):
+        BatteryLevel(tree.root)()
+    tree(supply("BAT0", "Battery", status="Charging", capacity=70))
+    assert BatteryLevel(tree.root)().fields == {"battery": 0.7, "battery_mwh": None, "plugged": True}
+
+
+def test_a_peripheral_by_the_bus_it_is_on(tree: Tree) -> None:
+    device = "sys/devices/pci0/usb1/0003:046D:C52B.0003/power_supply/mouse"
+    tree({f"{device}/type": "Battery\n", f"{device}/capacity": 5, f"{SUPPLY}/AC/type": "Mains\n"})
+    (tree.root / SUPPLY / "mouse").symlink_to(tree.root / device)
+    with pytest.raises(AbsentError):
+        BatteryLevel(tree.root)()
+
+
 # 4. Memory that a container leaves.
 
 
@@ -342,6 +365,7 @@ def test_clean_file_pages_of_a_container_are_free(tree: Tree) -> None:
         # shared memory is counted in "file" and cannot be dropped
         ("file 100000000\nshmem 40000000\n", 60),
         ("file 100000000\nshmem 40000000\ninactive_file 30000000\nactive_file 20000000\n", 50),
+        ("file 100000000\nshmem 40000000\ninactive_file 30000000\n", 60),
         ("file_dirty 20000000\n", 0),
         ("inactive_file 900000000\n", 400),  # older than what is used: never more than the limit
     ],
@@ -703,10 +727,11 @@ def test_a_meter_that_flags_a_fault_or_measures_nothing(tree: Tree) -> None:
     assert reading.fields == {"power_mw": 5000}
     assert "power1" in reasons(reading)
     # no battery gives nothing while it discharges
-    tree(supply("BAT0", "Battery", status="Discharging", capacity=50, power_now=0))
-    reading = Power(tree.root)()
-    assert reading.fields == {"power_mw": 5000}
-    assert "BAT0" in reasons(reading)
+    for power_uw in (0, 65_535_000_000):
+        tree(supply("BAT0", "Battery", status="Discharging", capacity=50, power_now=power_uw))
+        reading = Power(tree.root)()
+        assert reading.fields == {"power_mw": 5000}
+        assert "BAT0" in reasons(reading)
 
 
 def test_more_memory_available_than_there_is(tree: Tree) -> None:

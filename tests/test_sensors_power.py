@@ -71,7 +71,8 @@ def test_a_phone_tells_charge_and_voltage(tree: Tree) -> None:
         ("Discharging", None, False),
         ("Unknown", None, None),
         ("Discharging", 1, False),  # a charger too weak, or a supply that is stale
-        ("Full", 0, True),  # by a pad, or by USB-C that the kernel does not show
+        ("Charging", 0, True),  # by a pad, or by USB-C that the kernel does not show
+        ("Full", 0, False),
         ("Unknown", 1, True),
     ],
 )

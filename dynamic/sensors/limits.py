@@ -157,8 +157,10 @@ def _droppable(stat: Mapping[str, int], version: int) -> int:
         total = total or dict(stat)
         file, dirty, writeback = total.get("cache"), total.get("dirty", 0), total.get("writeback", 0)
         active, inactive, shared = total.get("active_file"), total.get("inactive_file"), total.get("shmem", 0)
-    listed = active is not None or inactive is not None
-    pages = (active or 0) + (inactive or 0) if listed else max(0, (file or 0) - shared)
+    if file is not None and (active is None or inactive is None):
+        pages = max(0, file - shared)
+    else:
+        pages = (active or 0) + (inactive or 0)
     return max(0, pages - dirty - writeback) + stat.get("slab_reclaimable", 0)
 
 

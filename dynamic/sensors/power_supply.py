@@ -1,5 +1,6 @@
 """Batteries and mains, as /sys/class/power_supply tells them (Documentation/ABI/testing/sysfs-class-power)."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,10 +9,15 @@ from dynamic.sensors.contract import LIMITS, LeftOut
 from dynamic.sensors.files import KernelFile, is_there, word
 from dynamic.sensors.members import ask
 
-_RESTING = ("Full", "Not charging")  # on the mains, and nothing flows into the battery
+_RESTING = ("Full", "Not charging")  # nothing flows: mostly on the mains, though not on every phone
 _CELLS = ("Battery", "UPS")
 _MAINS = ("Mains", "Wireless", "BrickID")  # and every kind of USB
 _MOST = 1.25  # of what a gauge calls full: gauges that were never calibrated exceed it, psutil#1785
+_MOST_MW = 1e7  # 10 kW: no battery gives more
+_PERIPHERALS = ("hid", "wacom", "sony_controller", "ps-controller", "nintendo", "xpad", "gip", "steam-controller")
+_HID = re.compile(
+    r"000[35]:[0-9A-F]{4}:[0-9A-F]{4}\.[0-9A-F]{4}"
+)  # in a path: a device on USB's or Bluetooth's HID bus
 _EMPTY = 0.05  # of the charge, above which a battery cannot be without energy
 
 
@@ -98,7 +104,7 @@ class Supply:
             power = abs(current_ua) * voltage_uv / 1e9
         if power == 0 and self.status() == "Discharging":
             raise ValueError("says Discharging, and that nothing flows")
-        if not power <= LIMITS["power_mw"][1]:
+        if not power <= _MOST_MW:
             raise ValueError(f"{power:g} mW cannot be")
         return power
 
@@ -165,21 +171,21 @@ class Supplies:
     left_out: tuple[LeftOut, ...] = ()
 
     def plugged(self) -> bool | None:
-        """Whether on the mains. What a battery says of itself decides, mains only where it says nothing.
+        """Whether on the mains. A battery that is charged or drawn from decides, mains only where none is.
 
-        Mains may be stale, or not shown: USB-C and charging pads often are not. Where batteries contradict each other
-        one may be charged from the other.
+        Mains may be stale, or not shown: USB-C and charging pads often are not. Where one battery is charged and
+        another drawn from, the first may be charged from the other.
         """
         status = {battery.status() for battery in self.batteries}
         charging, discharging = "Charging" in status, "Discharging" in status
         if charging != discharging:
             return charging
-        if not discharging and status.intersection(_RESTING):
-            return True
         online = [value for _, value in ask((supply.name, supply.online) for supply in self.mains).values]
         if online:
             return any(online)
-        return False if discharging else None
+        if discharging:
+            return False
+        return True if status.intersection(_RESTING) else None
 
     def contradictions(self) -> tuple[LeftOut, ...]:
         """Mains that say something else than the batteries, which are believed."""
@@ -203,7 +209,12 @@ def find_supplies(root: Path) -> Supplies:
     kinds, left_out = dict(answers.values), list(answers.left_out)
     for folder in folders:
         kind = kinds.get(folder.name)
-        if kind is None or _says(folder / "scope", "Device") or _says(folder / "present", "0"):
+        if (
+            kind is None
+            or _is_peripheral(folder)
+            or _says(folder / "scope", "Device")
+            or _says(folder / "present", "0")
+        ):
             continue
         if kind in _CELLS:
             battery = Supply(folder)
@@ -216,6 +227,13 @@ def find_supplies(root: Path) -> Supplies:
     if not batteries and answers.error is not None:
         raise answers.error
     return Supplies(tuple(batteries), tuple(mains), tuple(left_out))
+
+
+def _is_peripheral(folder: Path) -> bool:
+    """Whether it belongs to a mouse, a pen or a gamepad: such a driver does not always say scope=Device."""
+    if _says(folder / "scope", "Device") or folder.name.startswith(_PERIPHERALS):
+        return True
+    return any(_HID.fullmatch(part) for part in folder.resolve().parts)
 
 
 def _says(path: Path, text: str) -> bool:
