@@ -22,6 +22,19 @@ class HasLatest(Protocol):
         """Stop refreshing."""
 
 
+def begin(monitor: HasLatest) -> None:
+    """Start a monitor; one that cannot start is logged, and what it measures is missing."""
+    try:
+        monitor.start()
+    except Exception as error:
+        logger.warning(
+            "monitor %s did not start (%r); requests are answered without what it measures",
+            type(monitor).__name__,
+            error,
+            exc_info=error,
+        )
+
+
 class RequestReading:
     """Snapshots for requests: the same object until something changes.
 

@@ -24,7 +24,7 @@ from dynamic.policies.errors import BudgetError
 from dynamic.policies.feasibility import check_budget
 from dynamic.policies.frontier import Frontier
 from dynamic.progress import size_of, track
-from dynamic.reading import HasLatest, RequestReading, with_fields
+from dynamic.reading import HasLatest, RequestReading, begin, with_fields
 from dynamic.result import Result, Statistics
 from dynamic.serving import Others, Serving, check_successor, opened, others
 from dynamic.tally import Tally
@@ -119,7 +119,7 @@ class Runtime:
         where `queue` or `workers` is not at least 1, and on a limit about which the costs say nothing.
         """
         watch = monitor if monitor is not None else Monitor()
-        watch.start()  # before the engine: the policy takes the first reading for memory without models
+        begin(watch)  # before the engine: the policy takes the first reading for memory without models
         made = None
         try:
             bundle, made, rest = _opener(engine, options, fallback, keep=True)(bundle)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from runtime_cases import X, faked, monitor, shared_blobs
-from sensor_cases import Tree
+from sensor_cases import V2_MOUNT, Tree
 
 import dynamic
 from dynamic.monitor import Monitor
@@ -121,6 +121,61 @@ def test_a_run_s_summary_has_a_line_for_it(bundle: dynamic.Bundle) -> None:
         run(X)
         text = run_text(run.stats(), [1.0], [], ["a", "b"])
     assert any("temperature_c=70" in line for line in text.splitlines())
+
+
+def supply(name: str, kind: str, **files: str | int) -> dict[str, str | int]:
+    folder = f"sys/class/power_supply/{name}"
+    return {f"{folder}/{key}": f"{value}\n" for key, value in ({"type": kind} | files).items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "point"),
+    [
+        # a USB supply that is stale: the floor holds
+        (supply("BAT0", "Battery", status="Discharging", capacity=9) | supply("usb", "USB", online=1), "small"),
+        # a charging pad that no supply shows: there is no need to save
+        (supply("BAT0", "Battery", status="Charging", capacity=9) | supply("AC", "Mains", online=0), "reference"),
+        (supply("BAT0", "Battery", capacity=-1) | supply("BAT1", "Battery", capacity=60), "reference"),
+    ],
+)
+def test_the_floor_follows_what_is_believed(
+    bundle: dynamic.Bundle, tmp_path: Path, files: dict[str, str | int], point: str
+) -> None:
+    Tree(tmp_path)(files)
+    budget = dynamic.Budget(battery_floor=0.5)
+    with Monitor(5.0, root=tmp_path) as watch, faked(bundle, budget=budget, monitor=watch) as run:
+        assert run(X).decision.point.point.name == point
+
+
+def test_a_container_full_of_clean_file_pages_has_room(bundle: dynamic.Bundle, tmp_path: Path) -> None:
+    group = "sys/fs/cgroup/box"
+    Tree(tmp_path)(
+        {
+            "proc/meminfo": "MemTotal: 8000000 kB\nMemAvailable: 4000000 kB\n",
+            "proc/self/statm": "999 1000 5 5\n",
+            "proc/self/cgroup": "0::/box\n",
+            "proc/self/mountinfo": V2_MOUNT,
+            f"{group}/memory.max": 512_000_000,
+            f"{group}/memory.current": 505_000_000,
+            f"{group}/memory.stat": "anon 130000000\nfile 375000000\ninactive_file 0\nactive_file 375000000\n",
+        }
+    )
+    with Monitor(5.0, root=tmp_path) as watch, faked(bundle, monitor=watch) as run:
+        decision = run(X).decision
+    assert (decision.feasible, decision.point.point.name) == (True, "reference")
+
+
+def test_a_monitor_that_does_not_start_keeps_no_runtime_from_opening(
+    bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(dynamic.FixedMonitor):
+        def start(self) -> Any:
+            raise OSError(5, "Input/output error", "/dev/i2c-1")
+
+    with bundle.runtime(dynamic.Budget(), monitor=Broken()) as run:
+        assert len(run(X).label) == 1
+    (message,) = warnings(caplog)
+    assert "monitor Broken did not start" in message
 
 
 def test_a_runtime_without_threads_for_its_sensors_answers(

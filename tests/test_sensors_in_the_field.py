@@ -541,6 +541,36 @@ def test_one_level_of_a_container_that_does_not_answer(tree: Tree, monkeypatch: 
     assert "cpu.max" in reasons(cpu)
 
 
+def test_a_quota_whose_time_is_counted_elsewhere_and_not_shown(tree: Tree) -> None:
+    group = "sys/fs/cgroup/cpu/docker/abc"
+    tree(
+        {
+            "proc/self/cgroup": "4:cpu:/docker/abc\n3:cpuacct:/docker/abc\n",
+            "proc/self/mountinfo": "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n",
+            f"{group}/cpu.cfs_quota_us": 50_000,
+            f"{group}/cpu.cfs_period_us": 100_000,
+        }
+    )
+    assert CpuLimit(tree.root)().fields == {"quota_cores": 0.5, "quota_load": None}
+
+
+def test_a_second_mount_that_does_not_show_the_group(tree: Tree) -> None:
+    other = "29 23 0:27 / /run/other rw - cgroup2 cgroup2 rw\n"
+    box(tree, {"proc/self/mountinfo": other + V2_MOUNT, f"{GROUP}/cpu.max": "50000 100000\n"})
+    assert CpuLimit(tree.root)().fields["quota_cores"] == 0.5
+
+
+@pytest.mark.parametrize("source", [Frequency, Temperature])
+def test_an_error_while_searching_is_not_kept(tree: Tree, monkeypatch: pytest.MonkeyPatch, source: Any) -> None:
+    tree({f"{POLICY}0/scaling_cur_freq": 1, f"{POLICY}0/cpuinfo_max_freq": 2} | zone(0, "cpu", 40_000))
+    reading = source(tree.root)
+    with monkeypatch.context() as patch:
+        refuse(patch, errno.EBUSY, tree.root / f"{POLICY}0/cpuinfo_max_freq", tree.root / f"{ZONE}0/type")
+        with pytest.raises(OSError, match="busy"):
+            reading()
+    assert set(reading().fields.values()) <= {0.5, 40}
+
+
 def test_a_quota_whose_counter_is_garbage_is_a_quota(tree: Tree) -> None:
     box(tree, {f"{GROUP}/cpu.max": "50000 100000\n", f"{GROUP}/cpu.stat": "usage_usec many\n"})
     reading = CpuLimit(tree.root)()

@@ -63,7 +63,7 @@ def hierarchy(root: Path, controller: str | None) -> Hierarchy | None:
     folders = [(_folder(root, mount, path), mount) for mount in mounts]
     # of several mounts, the one through which this process's group is seen
     folder, mount = next(
-        ((folder, mount) for folder, mount in folders if folder is not None and folder.is_dir()), (None, mounts[0])
+        ((folder, mount) for folder, mount in folders if folder is not None and _is_folder(folder)), (None, mounts[0])
     )
     top = root / mount.point.lstrip("/")
     doubt = None
@@ -71,7 +71,7 @@ def hierarchy(root: Path, controller: str | None) -> Hierarchy | None:
         doubt = f"this process runs in group {path}, and {mount.point} does not show it (it shows {mount.root})"
         folder = _folder(root, mount, path) or top
     levels = [folder, *folder.parents]
-    seen = tuple(level for level in levels[: levels.index(top) + 1] if level.is_dir())
+    seen = tuple(level for level in levels[: levels.index(top) + 1] if _is_folder(level))
     if not seen:
         raise _unknown(f"this process runs in group {path}, and {mount.point} cannot be seen")
     return Hierarchy(version, seen, doubt)
@@ -98,6 +98,13 @@ def _folder(root: Path, mount: _Mount, path: str) -> Path | None:
     """The folder of a group below a mount; None where it does not lie there."""
     below = _below(path, mount.root)
     return None if below is None else root / mount.point.lstrip("/") / below
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # forbidden: nothing can be read below it
+        return False
 
 
 def _below(path: str, top: str) -> str | None:

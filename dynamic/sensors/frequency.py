@@ -29,7 +29,7 @@ class Frequency:
 
     def __call__(self) -> Reading:
         groups = self._found()
-        answers = ask((name, group.ratio) for name, group in groups.needed())
+        answers = ask((name, group.ratio) for name, group in groups.values)
         if ratios := [ratio for _, ratio in answers.needed()]:
             left_out = (*groups.left_out, *answers.left_out)
             return Reading({"frequency_ratio": statistics.fmean(ratios)}, f"{len(ratios)} of cpufreq/policy*", left_out)
@@ -40,7 +40,11 @@ class Frequency:
 
     def _find(self) -> Answers["_Group"]:
         policies = sorted((self._root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
-        return ask((policy.name, partial(_group, policy)) for policy in policies[:: max(1, -(-len(policies) // _MOST))])
+        groups = ask(
+            (policy.name, partial(_group, policy)) for policy in policies[:: max(1, -(-len(policies) // _MOST))]
+        )
+        groups.needed()  # where none answers, the next reading searches again
+        return groups
 
 
 @dataclass(frozen=True)

@@ -210,9 +210,7 @@ def _cpu_levels(root: Path) -> Answers[_CpuLevel]:
     if found is None:
         return Answers(())
     v1 = found.version == 1
-    accounts = hierarchy(root, "cpuacct") if v1 else None
-    if accounts is not None and (accounts.version != 1 or len(accounts.levels) != len(found.levels)):
-        accounts = None
+    accounts = _accounts(root, found) if v1 else None
 
     def level(place: int, path: Path) -> _CpuLevel | None:
         limit = _quota_v1(path.parent) if v1 else _quota_v2(path.parent)
@@ -222,6 +220,16 @@ def _cpu_levels(root: Path) -> Answers[_CpuLevel]:
         return _CpuLevel(limit, KernelFile(path.parent / "cpu.stat"), account)
 
     return _levels(found, ("cpu.cfs_quota_us",) if v1 else ("cpu.max",), level)
+
+
+def _accounts(root: Path, found: Hierarchy) -> Hierarchy | None:
+    """Of v1, where the CPU time of the same groups is counted; None where that cannot be seen."""
+    try:
+        accounts = hierarchy(root, "cpuacct")
+    except (OSError, ValueError):
+        return None
+    same = accounts is not None and accounts.version == 1 and len(accounts.levels) == len(found.levels)
+    return accounts if same else None
 
 
 def _quota_v2(folder: Path) -> Limit | None:

@@ -86,6 +86,8 @@ class Temperature:
         """Sensors in groups, the best first, and what was left out."""
         chips = _names((self._root / "sys/class/hwmon").glob("hwmon*"), "name")
         zones = _names((self._root / "sys/class/thermal").glob("thermal_zone*"), "type")
+        if not chips.values and not zones.values and (error := chips.error or zones.error) is not None:
+            raise error
         left_out = [*chips.left_out, *zones.left_out]
         sensors: list[tuple[str, _Named]] = []
         for folder, kind in chips.values:
