@@ -23,7 +23,11 @@ class HasLatest(Protocol):
 
 
 def begin(monitor: HasLatest) -> None:
-    """Start a monitor; one that cannot start is logged, and what it measures is missing."""
+    """Start a monitor; one that cannot start is logged, and what it measures is missing.
+
+    Args:
+        monitor: The runtime's own, or the user's.
+    """
     try:
         monitor.start()
     except Exception as error:

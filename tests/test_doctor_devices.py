@@ -57,10 +57,10 @@ def doubted(diagnosis: dict[str, Any]) -> str:
 
 def test_a_raspberry_pi(doctor: Doctor, tmp_path: Path) -> None:
     diagnosis, text = doctor(raspberry_pi())
-    found = values(diagnosis)
-    assert (found["temperature_c"], found["throttled"]) == (61.322, True)
-    assert found["frequency_ratio"] == pytest.approx(1500 / 1800)
-    assert found["memory_available_mb"] == 3072
+    readings = values(diagnosis)
+    assert (readings["temperature_c"], readings["throttled"]) == (61.322, True)
+    assert readings["frequency_ratio"] == pytest.approx(1500 / 1800)
+    assert readings["memory_available_mb"] == 3072
     assert absent(diagnosis) == {"battery", "power", "cpu_pressure", "memory_pressure"}
     assert "no battery that can be believed (hat: has no charge and no voltage: an empty slot)" in text
     assert "psi=1" in text
@@ -71,11 +71,11 @@ def test_a_raspberry_pi(doctor: Doctor, tmp_path: Path) -> None:
 
 def test_a_laptop_with_two_batteries(doctor: Doctor) -> None:
     diagnosis, text = doctor(laptop())
-    found = values(diagnosis)
-    assert (found["battery"], found["battery_mwh"], found["plugged"]) == (0.6, 30_000, False)
-    assert (found["power_mw"], found["temperature_c"]) == (8250, 55)
-    assert found["frequency_ratio"] == pytest.approx(0.625)
-    assert found["cpu_pressure"] == pytest.approx(0.015)
+    readings = values(diagnosis)
+    assert (readings["battery"], readings["battery_mwh"], readings["plugged"]) == (0.6, 30_000, False)
+    assert (readings["power_mw"], readings["temperature_c"]) == (8250, 55)
+    assert readings["frequency_ratio"] == pytest.approx(0.625)
+    assert readings["cpu_pressure"] == pytest.approx(0.015)
     assert absent(diagnosis) == set()
     assert "nothing is missing" in text or "missing:\n  engine" in text
     for words in (
@@ -91,8 +91,8 @@ def test_a_laptop_with_two_batteries(doctor: Doctor) -> None:
 
 def test_an_lxc_container(doctor: Doctor) -> None:
     diagnosis, text = doctor(lxc())
-    found = values(diagnosis)
-    assert (found["cpu_pressure"], found["temperature_c"]) == (0.2, 45)
+    readings = values(diagnosis)
+    assert (readings["cpu_pressure"], readings["temperature_c"]) == (0.2, 45)
     assert {"cpu_limit", "memory_limit", "memory_pressure", "battery"} <= absent(diagnosis)
     assert "limits of a container cannot be determined" in diagnosis["limits"]["problem"]
     assert "limits that could not be read: limits of a container cannot be determined" in text
@@ -106,9 +106,9 @@ def test_an_lxc_container(doctor: Doctor) -> None:
 
 def test_a_kubernetes_pod(doctor: Doctor) -> None:
     diagnosis, text = doctor(pod())
-    found = values(diagnosis)
-    assert found["memory_available_mb"] == 382  # 512 - (505 - 375)
-    assert (found["cpu_cores"], found["cpu_pressure"]) == (0.5, 0.37)
+    readings = values(diagnosis)
+    assert readings["memory_available_mb"] == 382  # 512 - (505 - 375)
+    assert (readings["cpu_cores"], readings["cpu_pressure"]) == (0.5, 0.37)
     limits = diagnosis["limits"]
     assert (limits["memory_mb"], limits["quota_cores"], limits["problem"]) == (512, 0.5, None)
     assert "memory: limit 512 MB" in text
@@ -123,12 +123,12 @@ def test_a_kubernetes_pod(doctor: Doctor) -> None:
 def test_an_android_phone(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_on_phone(monkeypatch, tmp_path)
     diagnosis, text = doctor(phone())
-    found = values(diagnosis)
-    assert (found["battery"], found["plugged"]) == (1.0, True)
-    assert found["battery_mwh"] == pytest.approx(4000 * 4.3)
-    assert (found["temperature_c"], found["frequency_ratio"]) == (45.1, 0.5)
+    readings = values(diagnosis)
+    assert (readings["battery"], readings["plugged"]) == (1.0, True)
+    assert readings["battery_mwh"] == pytest.approx(4000 * 4.3)
+    assert (readings["temperature_c"], readings["frequency_ratio"]) == (45.1, 0.5)
     assert {"cpu", "power", "throttled"} <= absent(diagnosis)
-    assert "cpu_load" not in found
+    assert "cpu_load" not in readings
     assert any("Permission denied" in line and "proc/stat" in line for line in diagnosis["missing"])
     for words in (
         "frequency: policy7: Device or resource busy",

@@ -71,19 +71,33 @@ def hierarchy(root: Path, controller: str | None) -> Hierarchy | None:
         doubt = f"this process runs in group {path}, and {mount.point} does not show it (it shows {mount.root})"
         folder = _folder(root, mount, path) or top
     levels = [folder, *folder.parents]
-    seen = tuple(level for level in levels[: levels.index(top) + 1] if _is_folder(level))
-    if not seen:
+    visible = tuple(level for level in levels[: levels.index(top) + 1] if _is_folder(level))
+    if not visible:
         raise _unknown(f"this process runs in group {path}, and {mount.point} cannot be seen")
-    return Hierarchy(version, seen, doubt)
+    return Hierarchy(version, visible, doubt)
 
 
 def container_mark(root: Path) -> str | None:
-    """The file by which a container is recognized; None where there is none."""
+    """The file by which a container is recognized.
+
+    Args:
+        root: Of the file tree.
+
+    Returns:
+        Its path in the tree; None where there is none.
+    """
     return next((f"/{mark}" for mark in _MARKS if is_there(root / mark)), None)
 
 
 def undetermined(doubt: str) -> str:
-    """A sentence on limits that cannot be determined, with the remedy."""
+    """A sentence on limits that cannot be determined, with the remedy.
+
+    Args:
+        doubt: What cannot be seen.
+
+    Returns:
+        The message.
+    """
     return (
         f"limits of a container cannot be determined: {doubt}. Mount its control groups at /sys/fs/cgroup, or give "
         "Monitor(memory=function, cpu=function) and threads=... of the engine"

@@ -107,7 +107,15 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
 def sound(reading: Reading) -> Reading:
     """The reading with plain numbers: a field that cannot be is None and left out, while others are believed.
 
-    Raises ValueError or TypeError where nothing is left to believe.
+    Args:
+        reading: What a source read.
+
+    Returns:
+        A reading whose fields are in range.
+
+    Raises:
+        ValueError: Nothing is left to believe.
+        TypeError: Nothing is left to believe, since a value is no number.
     """
     fields: dict[str, Any] = {}
     bad: list[tuple[LeftOut, Exception]] = []

@@ -97,7 +97,16 @@ def existing(*paths: Path) -> list[KernelFile]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file. Never raises: `Path.exists` does where a folder above it is forbidden."""
+    """Whether there is such a file; one that may not be looked at is.
+
+    Never raises: `Path.exists` does where a folder above the file is forbidden.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        False where there is none.
+    """
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,7 @@
 """What a container may use: in it, its memory limit and its CPU quota count, not the machine's memory and cores."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TypeVar
 from dynamic.sensors.cgroup import Hierarchy, hierarchy, undetermined
 from dynamic.sensors.contract import LIMITS, LeftOut, Reading, UnknownLimitError
 from dynamic.sensors.files import Found, KernelFile, integer, word
+from dynamic.sensors.groupstat import droppable_bytes, entries
 from dynamic.sensors.members import Answers, ask
 
 _SEARCH_S = 5.0  # limits are changed by hand, if at all
@@ -109,19 +110,19 @@ class CpuLimit:
 L = TypeVar("L")
 
 
-def _levels(found: Hierarchy, names: Sequence[str], level: Callable[[int, Path], L | None]) -> Answers[L]:
+def _levels(groups: Hierarchy, names: Sequence[str], level: Callable[[int, Path], L | None]) -> Answers[L]:
     """Groups with a limit in a file of these `names`, each made by `level(place of the group, file)`.
 
     Raises UnknownLimitError where none has one, and these may not be the groups of this process.
     """
-    paths = [(place, folder / name) for place, folder in enumerate(found.levels) for name in names]
+    paths = [(place, folder / name) for place, folder in enumerate(groups.levels) for name in names]
     answers = ask((str(path), partial(level, place, path)) for place, path in paths)
-    if found.doubt is None:
+    if groups.doubt is None:
         answers.needed()
         return answers
     if not answers.values:
-        raise UnknownLimitError(undetermined(found.doubt))
-    return replace(answers, left_out=(*answers.left_out, LeftOut("own group", undetermined(found.doubt))))
+        raise UnknownLimitError(undetermined(groups.doubt))
+    return replace(answers, left_out=(*answers.left_out, LeftOut("own group", undetermined(groups.doubt))))
 
 
 @dataclass(frozen=True)
@@ -133,42 +134,17 @@ class _MemoryLevel:
 
     def room(self) -> float:
         try:
-            droppable = _droppable(_entries(self.stat, _PAGES), self.version)
+            droppable = droppable_bytes(self.stat, self.version)
         except FileNotFoundError:
             droppable = 0  # then all that is used counts
         return self.limit.amount - max(0, self.used.number() - droppable)
 
 
-_V2_PAGES = ("active_file", "inactive_file", "file", "shmem", "file_dirty", "file_writeback", "slab_reclaimable")
-_V1_PAGES = ("active_file", "inactive_file", "cache", "shmem", "dirty", "writeback")
-_PAGES = frozenset((*_V2_PAGES, *_V1_PAGES, *(f"total_{name}" for name in _V1_PAGES)))
-
-
-def _droppable(stat: Mapping[str, int], version: int) -> int:
-    """Bytes that the kernel gives back without writing: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst.
-
-    Of v1 the sums with the groups below ("total_"). Pages of the lists are files' own, without shared memory.
-    """
-    if version == 2:
-        file, dirty, writeback = stat.get("file"), stat.get("file_dirty", 0), stat.get("file_writeback", 0)
-        active, inactive, shared = stat.get("active_file"), stat.get("inactive_file"), stat.get("shmem", 0)
-    else:
-        total = {name.removeprefix("total_"): value for name, value in stat.items() if name.startswith("total_")}
-        total = total or dict(stat)
-        file, dirty, writeback = total.get("cache"), total.get("dirty", 0), total.get("writeback", 0)
-        active, inactive, shared = total.get("active_file"), total.get("inactive_file"), total.get("shmem", 0)
-    if file is not None and (active is None or inactive is None):
-        pages = max(0, file - shared)
-    else:
-        pages = (active or 0) + (inactive or 0)
-    return max(0, pages - dirty - writeback) + stat.get("slab_reclaimable", 0)
-
-
 def _memory_levels(root: Path) -> Answers[_MemoryLevel]:
-    found = hierarchy(root, "memory")
-    if found is None:
+    groups = hierarchy(root, "memory")
+    if groups is None:
         return Answers(())
-    v1, version = found.version == 1, found.version
+    v1, version = groups.version == 1, groups.version
 
     def level(_: int, path: Path) -> _MemoryLevel | None:
         amount = _bytes(path)
@@ -177,7 +153,7 @@ def _memory_levels(root: Path) -> Answers[_MemoryLevel]:
         used = KernelFile(path.parent / ("memory.usage_in_bytes" if v1 else "memory.current"))
         return _MemoryLevel(Limit(amount, path), used, KernelFile(path.parent / "memory.stat"), version)
 
-    return _levels(found, ("memory.limit_in_bytes",) if v1 else ("memory.max", "memory.high"), level)
+    return _levels(groups, ("memory.limit_in_bytes",) if v1 else ("memory.max", "memory.high"), level)
 
 
 def _bytes(path: Path) -> float | None:
@@ -199,18 +175,18 @@ class _CpuLevel:
         try:
             if self.used is not None:
                 return self.used.number() / 1e9
-            used_us = _entries(self.stat, frozenset({"usage_usec"})).get("usage_usec")
+            used_us = entries(self.stat, frozenset({"usage_usec"})).get("usage_usec")
         except FileNotFoundError:
             return None
         return None if used_us is None else used_us / 1e6
 
 
 def _cpu_levels(root: Path) -> Answers[_CpuLevel]:
-    found = hierarchy(root, "cpu")
-    if found is None:
+    groups = hierarchy(root, "cpu")
+    if groups is None:
         return Answers(())
-    v1 = found.version == 1
-    accounts = _accounts(root, found) if v1 else None
+    v1 = groups.version == 1
+    accounts = _accounts(root, groups) if v1 else None
 
     def level(place: int, path: Path) -> _CpuLevel | None:
         limit = _quota_v1(path.parent) if v1 else _quota_v2(path.parent)
@@ -219,16 +195,16 @@ def _cpu_levels(root: Path) -> Answers[_CpuLevel]:
         account = None if accounts is None else KernelFile(accounts.levels[place] / "cpuacct.usage")
         return _CpuLevel(limit, KernelFile(path.parent / "cpu.stat"), account)
 
-    return _levels(found, ("cpu.cfs_quota_us",) if v1 else ("cpu.max",), level)
+    return _levels(groups, ("cpu.cfs_quota_us",) if v1 else ("cpu.max",), level)
 
 
-def _accounts(root: Path, found: Hierarchy) -> Hierarchy | None:
+def _accounts(root: Path, groups: Hierarchy) -> Hierarchy | None:
     """Of v1, where the CPU time of the same groups is counted; None where that cannot be seen."""
     try:
         accounts = hierarchy(root, "cpuacct")
     except (OSError, ValueError):
         return None
-    same = accounts is not None and accounts.version == 1 and len(accounts.levels) == len(found.levels)
+    same = accounts is not None and accounts.version == 1 and len(accounts.levels) == len(groups.levels)
     return accounts if same else None
 
 
@@ -255,13 +231,3 @@ def _cores(quota_us: int, period_us: int, path: Path) -> Limit:
     if quota_us / period_us > LIMITS["quota_cores"][1]:
         raise ValueError(f"{path}: {quota_us / period_us:g} cores cannot be")
     return Limit(quota_us / period_us, path)
-
-
-def _entries(file: KernelFile, names: frozenset[str]) -> dict[str, int]:
-    """The numbers of these lines in a file of `name number` lines; those it has not are left out."""
-    numbers = {}
-    for line in file.text().splitlines():
-        key, _, value = line.partition(" ")
-        if key in names:
-            numbers[key] = integer(value, file.path)
-    return numbers

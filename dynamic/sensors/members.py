@@ -49,7 +49,14 @@ def ask(members: Iterable[tuple[str, Callable[[], T | None]]]) -> Answers[T]:
 
 
 def reason(error: Exception) -> str:
-    """An error in a few words."""
+    """An error in a few words.
+
+    Args:
+        error: What a member raised.
+
+    Returns:
+        The system's words and the file, or the message.
+    """
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
     return str(error) or repr(error)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dynamic.sensors.contract import LIMITS, AbsentError, LeftOut, Reading
 from dynamic.sensors.files import Found, KernelFile, existing, is_there, word
+from dynamic.sensors.mains import find_supplies
 from dynamic.sensors.members import Answers, ask
-from dynamic.sensors.power_supply import find_supplies
 
 _SEARCH_S = 10.0
 _LEAST_S = 0.05  # the counter moves once a millisecond
@@ -92,8 +92,8 @@ class Rapl:
             return self._reading(len(counts), answers.left_out)
         else:
             growth = [_grown(self._before[name], counts[name], zones[name], elapsed_s) for name in counts]
-            known = [grown for grown in growth if grown is not None]
-            self._power_mw = sum(known) / 1e3 / elapsed_s if len(known) == len(growth) else None
+            amounts = [amount for amount in growth if amount is not None]
+            self._power_mw = sum(amounts) / 1e3 / elapsed_s if len(amounts) == len(growth) else None
         self._before, self._read_at = counts, now
         return self._reading(len(counts), answers.left_out)
 

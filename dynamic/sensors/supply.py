@@ -9,8 +9,9 @@ from pathlib import Path
 from dynamic.sensors.contract import AbsentError, LeftOut, Reading
 from dynamic.sensors.files import Found
 from dynamic.sensors.frequency import from_psutil
+from dynamic.sensors.mains import Supplies, find_supplies
 from dynamic.sensors.members import ask
-from dynamic.sensors.power_supply import Charge, Supplies, find_supplies
+from dynamic.sensors.power_supply import Charge
 
 _SEARCH_S = 10.0  # batteries are pulled out and put in
 # A battery that feeds the device, and shows the same figures for longer, is none: at 1% in two hours it would last for

@@ -75,8 +75,8 @@ class Temperature:
                 return Reading({"temperature_c": value}, origin, tuple(dict.fromkeys(left_out)))
         if error is not None:
             raise error
-        if sys.platform != "linux" and self._root == Path("/") and (known := from_psutil("sensors_temperatures")):
-            entries = [(name, entry.current) for name, entries in known.items() for entry in entries]
+        if sys.platform != "linux" and self._root == Path("/") and (chips := from_psutil("sensors_temperatures")):
+            entries = [(name, entry.current) for name, entries in chips.items() for entry in entries]
             answers = ask((name, partial(possible, current)) for name, current in entries)
             value, name = max((value, name) for name, value in answers.needed())
             return Reading({"temperature_c": value}, f"psutil, {name}", answers.left_out)
@@ -115,7 +115,18 @@ class Temperature:
 
 
 def possible(value_c: float, critical_c: float | None = None) -> float:
-    """The temperature; raises ValueError where no device that runs can have it."""
+    """The temperature, where a device that runs can have it.
+
+    Args:
+        value_c: What a sensor shows.
+        critical_c: What its chip calls critical, if that is known.
+
+    Returns:
+        The same value.
+
+    Raises:
+        ValueError: No device that runs has such a temperature.
+    """
     if not _COLDEST_C < value_c < _HOTTEST_C:
         raise ValueError(f"{value_c:g} degrees are no temperature of a device: nothing may be attached")
     if abs(value_c) < _LEAST_C:

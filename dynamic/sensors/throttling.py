@@ -60,10 +60,13 @@ class Throttling:
         if counters := self._counters():
             answers = ask((str(file.path), file.number) for file in counters)
             # each by itself: one that falls must not hide that another grows
-            grown = [self._grown.setdefault(name, Growth(self._clock))(count) for name, count in answers.needed()]
-            known = [one for one in grown if one is not None]
-            reading = {"throttled": any(known) if known else None}
-            return Reading(reading, f"{len(grown)} counters cpu*/thermal_throttle", answers.left_out)
+            growth = [self._grown.setdefault(name, Growth(self._clock))(count) for name, count in answers.needed()]
+            flags = [flag for flag in growth if flag is not None]
+            return Reading(
+                {"throttled": any(flags) if flags else None},
+                f"{len(growth)} counters cpu*/thermal_throttle",
+                answers.left_out,
+            )
         if firmware := self._firmware():
             file = firmware[0]
             return Reading({"throttled": bool(integer(file.text(), file.path, 16) & _NOW)}, str(file.path))

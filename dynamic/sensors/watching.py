@@ -119,7 +119,7 @@ class Watch:
 
     def _begin_missing(self) -> list[_Worker]:
         """Start the threads that do not run; gives the workers that have one now."""
-        begun, problem = [], ""
+        started, problem = [], ""
         with self._starting:
             self._tried_at = self._clock()
             for worker in list(self._workers):
@@ -134,7 +134,7 @@ class Watch:
                             state.problem, state.failures = problem, state.failures + 1
                     self._report(worker.states, problem, logging.WARNING)
                 else:
-                    begun.append(worker)
+                    started.append(worker)
             if self._keeper is None:
                 try:
                     self._keeper = _thread(self._keep)
@@ -143,7 +143,7 @@ class Watch:
             self._is_whole = not problem
         if problem:
             self._refresh()  # so that the snapshot names what is missing
-        return begun
+        return started
 
     def _try_again(self) -> None:
         """Start threads that could not be started, where that was tried long enough ago."""
