@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from sensor_cases import V2_MOUNT
 
+from dynamic.sensors.contract import Reading
+
 Files = dict[str, str | int]
 
 _PRESSURE = "some avg10={:.2f} avg60=0.00 avg300=0.00 total=1\n"
@@ -168,3 +170,13 @@ def refuse_on_phone(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """What the phone's kernel refuses to an application."""
     busy = root / "sys/devices/system/cpu/cpufreq/policy7/scaling_cur_freq"
     refuse(monkeypatch, {root / "proc/stat": errno.EACCES, busy: errno.EBUSY})
+
+
+def refuse_with(monkeypatch: pytest.MonkeyPatch, code: int, *paths: Path) -> None:
+    """Opening these files fails with this error."""
+    refuse(monkeypatch, dict.fromkeys(paths, code))
+
+
+def reasons(reading: Reading) -> str:
+    """What a reading has left out, a line for each."""
+    return "\n".join(str(item) for item in reading.left_out)

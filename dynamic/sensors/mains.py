@@ -44,16 +44,16 @@ class Supplies:
         return True if status.intersection(_RESTING) else None
 
     def contradictions(self) -> tuple[LeftOut, ...]:
-        """Mains that say something else than the batteries, which are believed."""
+        """Mains that say something else than the batteries, which are believed, or that do not answer."""
         plugged = self.plugged()
-        online = ask((supply.name, supply.online) for supply in self.mains).values
-        if plugged is None or not online or any(value for _, value in online) == plugged:
-            return ()
+        online = ask((supply.name, supply.online) for supply in self.mains)
+        if plugged is None or not online.values or any(value for _, value in online.values) == plugged:
+            return online.left_out
         status = "/".join(sorted({one for battery in self.batteries if (one := battery.status())}))
-        return tuple(
-            LeftOut(name, f"online={value:d}, while the battery says {status}", usual=True)
-            for name, value in online
-            if value != plugged
+        contrary = [(name, value) for name, value in online.values if value != plugged]
+        return (
+            *online.left_out,
+            *(LeftOut(name, f"online={v:d}, while the battery says {status}", usual=True) for name, v in contrary),
         )
 
 
