@@ -91,21 +91,33 @@ def test_the_kernel_s_own_mountinfo_of_many_mounts(tmp_path: Path) -> None:
     code = """
 import os, sys
 from pathlib import Path
+from dynamic.sensors.cgroup import hierarchy
 from dynamic.sensors.files import KernelFile
-whole = Path("/proc/self/mountinfo").read_bytes()
-handle = os.open("/proc/self/mountinfo", os.O_RDONLY)
+file = Path("/proc/self/mountinfo")
+whole, handle = file.read_bytes(), os.open(file, os.O_RDONLY)
 print(len(whole), len(os.pread(handle, 1 << 20, 0)))
-print(KernelFile(Path("/proc/self/mountinfo")).text().encode() == whole)
+print(KernelFile(file).text().encode() == whole)
+if Path(sys.argv[1]).exists():
+    print(hierarchy(Path("/"), "memory").levels[-1])
 """
-    mounts = 'for i in $(seq 80); do mkdir "$0/$i" && mount -t tmpfs none "$0/$i" || exit 77; done'
-    script = f'{mounts}; {sys.executable} -c "$1"'
-    done = subprocess.run([unshare, "-m", "sh", "-c", script, str(tmp_path), code], capture_output=True, text=True)
+    # mounts that fill a page, and the control group's after them: a bind takes the place of the first mount
+    script = """
+for i in $(seq 80); do mkdir "$0/$i" && mount -t tmpfs none "$0/$i" || exit 77; done
+one=$(awk '/ - cgroup / && /memory/ {print $5; exit}' /proc/self/mountinfo)
+group=${one:-$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo)}
+if [ -n "$group" ]; then mkdir "$0/group" && mount --bind "$group" "$0/group" && umount -l "$group" || exit 77; fi
+exec "$1" -c "$2" "$0/group"
+"""
+    command = [unshare, "-m", "sh", "-c", script, str(tmp_path), sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 77:
         pytest.skip(f"mounting is not permitted here: {done.stderr.strip():.200}")
     assert done.returncode == 0, done.stderr
-    sizes, same = done.stdout.split("\n")[:2]
-    assert int(sizes.split()[0]) > PAGE
+    sizes, same, *top = done.stdout.splitlines()
+    size, first = (int(number) for number in sizes.split())
+    assert first < size > PAGE  # the kernel's own reads are short
     assert same == "True"
+    assert top in ([], [str(tmp_path / "group")])  # [] where no control groups are mounted
 
 
 @pytest.mark.parametrize(
