@@ -83,7 +83,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything of one machine; `missing`: a sentence for each thing that is not there, with the remedy.
+    """Everything of one machine. `missing`: a sentence for each thing that is not there, with the remedy.
 
     `not_believed`: a sentence for each reading, battery, counter or level of a container that was left out, and why.
     """

@@ -23,7 +23,7 @@ class HasLatest(Protocol):
 
 
 def begin(monitor: HasLatest) -> None:
-    """Start a monitor; one that cannot start is logged, and what it measures is missing.
+    """Start a monitor. One that cannot start is logged, and what it measures is missing.
 
     Args:
         monitor: The runtime's own, or the user's.
@@ -32,7 +32,7 @@ def begin(monitor: HasLatest) -> None:
         monitor.start()
     except Exception as error:
         logger.warning(
-            "monitor %s did not start (%r); requests are answered without what it measures",
+            "monitor %s did not start (%r). Requests are answered without what it measures",
             type(monitor).__name__,
             error,
             exc_info=error,

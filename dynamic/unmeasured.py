@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 
+from dynamic.monitor import Monitor
 from dynamic.policies.budget import Budget
 from dynamic.policies.feasibility import FOLLOWS, NO_SENSOR, unmeasured
 from dynamic.reading import HasLatest, RequestReading
@@ -12,7 +13,7 @@ logger = logging.getLogger("dynamic")
 
 
 class SensorCheck:
-    """Compares budgets with what the monitor measures; warns of a limit once, however often it is set."""
+    """Compares budgets with what the monitor measures. Warns of a limit once, however often it is set."""
 
     def __init__(self, monitor: HasLatest, read: RequestReading) -> None:
         self._monitor, self._read = monitor, read
@@ -41,18 +42,17 @@ class SensorCheck:
         if limits:
             logger.warning(
                 "limits cannot be kept on this device: %s. The other limits hold. `python -m dynamic doctor` lists the "
-                "sensors; give the monitor a function that measures, or leave the limit out",
+                "sensors. Give the monitor a function that measures, or leave the limit out",
                 "; ".join(limits),
             )
 
     def _names(self, budget: Budget) -> tuple[str, ...]:
-        """The limits that are not measured; the monitor is read only where a limit needs it."""
+        """The limits that are not measured. The monitor is read only where a limit needs it."""
         if all(getattr(budget, name) is None for name in FOLLOWS):
             return ()
         return unmeasured(budget, self._read.latest)
 
     def _problems(self) -> Mapping[str, str]:
-        """Why fields are not measured, by field; nothing of a monitor that does not say."""
-        sources = getattr(self._monitor, "sources", None)
-        reports = sources() if callable(sources) else ()
+        """Why fields are not measured, by field. Another monitor than `Monitor` does not say why."""
+        reports = self._monitor.sources() if isinstance(self._monitor, Monitor) else ()
         return {field: report.problem for report in reports if report.problem for field in report.fields}

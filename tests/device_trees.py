@@ -56,7 +56,7 @@ def own(total_kb: int, available_kb: int) -> Files:
 
 
 def raspberry_pi() -> Files:
-    """Throttled by a weak supply, with a battery board whose slot is empty; its kernel counts no pressure."""
+    """Throttled by a weak supply, with a battery board whose slot is empty. Its kernel counts no pressure."""
     return {
         **own(3_900_000, 3_000_000),
         "proc/self/cgroup": "0::/user.slice/user-1000.slice/session-1.scope\n",
@@ -72,7 +72,7 @@ def raspberry_pi() -> Files:
 
 
 def laptop() -> Files:
-    """Two batteries, one of which says -1, with a USB supply that is stale; Tctl beside Tdie; RAPL is root's."""
+    """Two batteries, one of which says -1, with a USB supply that is stale. Tctl beside Tdie. RAPL is root's."""
     return {
         **own(16_000_000, 9_000_000),
         "proc/self/cgroup": "0::/user.slice/app.scope\n",

@@ -47,7 +47,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def refuse_stat(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
-    """Looking at these files is refused, as on a phone or under a folder of another user; opening them too."""
+    """Looking at these files is refused, as on a phone or under a folder of another user. Opening them too."""
     real = Path.stat
 
     def guarded(self: Path, **options: Any) -> Any:

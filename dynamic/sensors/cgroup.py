@@ -22,7 +22,7 @@ _MARKS = (
 class Hierarchy:
     """One controller's folders, of this process's own group first, then of every group above it that can be seen.
 
-    `version` 1 or 2. `doubt`: why these may not be the groups of this process; None where they are.
+    `version` 1 or 2. `doubt`: why these may not be the groups of this process. None where they are.
     """
 
     version: int
@@ -42,7 +42,7 @@ def hierarchy(root: Path, controller: str | None) -> Hierarchy | None:
     """The groups that a controller ("memory", "cpu", ...; None: v2) holds this process to; None without any.
 
     `root`: of the file tree. Formats: cgroups(7), "/proc files", and proc_pid_mountinfo(5). Raises UnknownLimitError
-    where there are groups, or this is a container, and none can be seen; PermissionError where files may not be read.
+    where there are groups, or this is a container, and none can be seen. PermissionError where files may not be read.
     """
     lines = (word(root / "proc/self/cgroup") or "").splitlines()
     groups = [parts for line in lines if len(parts := line.split(":", 2)) == 3]
@@ -84,7 +84,7 @@ def container_mark(root: Path) -> str | None:
         root: Of the file tree.
 
     Returns:
-        Its path in the tree; None where there is none.
+        Its path in the tree. None where there is none.
     """
     return next((f"/{mark}" for mark in _MARKS if is_there(root / mark)), None)
 
@@ -109,7 +109,7 @@ def _unknown(doubt: str) -> UnknownLimitError:
 
 
 def _folder(root: Path, mount: _Mount, path: str) -> Path | None:
-    """The folder of a group below a mount; None where it does not lie there."""
+    """The folder of a group below a mount. None where it does not lie there."""
     below = _below(path, mount.root)
     return None if below is None else root / mount.point.lstrip("/") / below
 

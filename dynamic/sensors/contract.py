@@ -31,7 +31,7 @@ class AbsentError(Exception):
 
 
 class UnknownLimitError(ValueError):
-    """A container may have limits that cannot be determined; the message says why and names the remedy."""
+    """A container may have limits that cannot be determined. The message says why and names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def sound(reading: Reading) -> Reading:
 
 
 def _plain(name: str, value: Any) -> float | bool:
-    """A field's value as a number or a flag; raises ValueError where it cannot be."""
+    """A field's value as a number or a flag. Raises ValueError where it cannot be."""
     if name in FLAGS:
         if value not in (True, False):
             raise ValueError(f"{name}={value!r} must be True or False")

@@ -22,7 +22,7 @@ class OtherLoad:
 
     What the system counts as busy on those cores, minus this process's own CPU time. None until the system's
     clock ticks (often 10 ms) give a difference worth dividing, and where a counter has fallen: the difference starts
-    again from there. From proc/stat under `root`; where that is not, from psutil, which takes five times as long.
+    again from there. From proc/stat under `root`. Where that is not, from psutil, which takes five times as long.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:

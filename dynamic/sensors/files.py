@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_CHUNK = 1 << 16  # bytes of one read; the kernel gives less of some files, at most a page
+_CHUNK = 1 << 16  # bytes of one read. The kernel gives less of some files, at most a page
 
 
 class KernelFile:
@@ -42,7 +42,7 @@ class KernelFile:
         return b"".join(parts)
 
     def is_set(self) -> bool:
-        """Whether a flag is set; one that cannot be read is not."""
+        """Whether a flag is set. One that cannot be read is not."""
         try:
             return self.number() != 0
         except (OSError, ValueError):
@@ -92,12 +92,12 @@ def word(path: Path) -> str | None:
 
 
 def existing(*paths: Path) -> list[KernelFile]:
-    """Those of the files that are there; one that may not be looked at is, and reading it says why it fails."""
+    """Those of the files that are there. One that may not be looked at is, and reading it says why it fails."""
     return [KernelFile(path) for path in paths if is_there(path)]
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file; one that may not be looked at is.
+    """Whether there is such a file. One that may not be looked at is.
 
     Never raises: `Path.exists` does where a folder above the file is forbidden.
 

@@ -61,7 +61,7 @@ class _Group:
 
 
 def _group(policy: Path) -> _Group | None:
-    """The group of a folder; None where it has no clock to read."""
+    """The group of a folder. None where it has no clock to read."""
     now, fastest = existing(policy / "scaling_cur_freq"), existing(policy / "cpuinfo_max_freq")
     if not now or not fastest:
         return None

@@ -199,7 +199,7 @@ def _cpu_levels(root: Path) -> Answers[_CpuLevel]:
 
 
 def _accounts(root: Path, groups: Hierarchy) -> Hierarchy | None:
-    """Of v1, where the CPU time of the same groups is counted; None where that cannot be seen."""
+    """Of v1, where the CPU time of the same groups is counted. None where that cannot be seen."""
     try:
         accounts = hierarchy(root, "cpuacct")
     except (OSError, ValueError):

@@ -58,7 +58,7 @@ class Supplies:
 
 
 def find_supplies(root: Path) -> Supplies:
-    """What the folder holds; raises the first error where entries do not answer and no battery does."""
+    """What the folder holds. Raises the first error where entries do not answer and no battery does."""
     batteries, mains = [], []
     folders = sorted((root / "sys/class/power_supply").glob("*"))
     answers = ask((folder.name, partial(word, folder / "type")) for folder in folders)

@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Answers(Generic[T]):
-    """`values` of the members that answered, by name; the others with the reason, and the first `error` of theirs."""
+    """`values` of the members that answered, by name. The others with the reason, and the first `error` of theirs."""
 
     values: tuple[tuple[str, T], ...]
     left_out: tuple[LeftOut, ...] = ()
     error: OSError | ValueError | None = None
 
     def needed(self) -> tuple[tuple[str, T], ...]:
-        """The values; raises the first error where no member answered and one has failed."""
+        """The values. Raises the first error where no member answered and one has failed."""
         if not self.values and self.error is not None:
             raise self.error
         return self.values

@@ -48,7 +48,7 @@ class ProcessMemory:
 
 
 def _kib(lines: Sequence[str], name: str, path: Path) -> int | None:
-    """A line's number in KiB; None without such a line."""
+    """A line's number in KiB. None without such a line."""
     for line in lines:
         if line.startswith(name):
             return integer(line.removeprefix(name).removesuffix("kB"), path)

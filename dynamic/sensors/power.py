@@ -108,7 +108,7 @@ class _Zone:
 
 
 def _grown(before: int, after: int, zone: _Zone, elapsed_s: float) -> int | None:
-    """What a counter grew by, in uJ; None where it starts again.
+    """What a counter grew by, in uJ. None where it starts again.
 
     It has wrapped around where that makes a power that a processor can draw. After a live migration or a sleep it
     would have drawn kilowatts.

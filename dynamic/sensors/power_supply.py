@@ -33,7 +33,7 @@ class Supply:
         self._files: dict[str, KernelFile | None] = {}
 
     def text(self, attribute: str) -> str | None:
-        """An attribute; None where it has none, or the device behind it does not answer now."""
+        """An attribute. None where it has none, or the device behind it does not answer now."""
         if attribute not in self._files:
             path = self._folder / attribute
             self._files[attribute] = KernelFile(path) if is_there(path) else None
@@ -46,7 +46,7 @@ class Supply:
             return None
 
     def number(self, attribute: str) -> int | None:
-        """An attribute in millionths of its unit, or percent; raises ValueError where it is no number."""
+        """An attribute in millionths of its unit, or percent. Raises ValueError where it is no number."""
         text = self.text(attribute)
         if text is None or text == "":
             return None
@@ -56,19 +56,19 @@ class Supply:
             raise ValueError(f"{self._folder / attribute} holds {text[:40]!r}, which is no number") from None
 
     def status(self) -> str | None:
-        """What it says of itself ("Charging", "Discharging", ...); None where it does not answer."""
+        """What it says of itself ("Charging", "Discharging", ...). None where it does not answer."""
         try:
             return self.text("status")
         except PermissionError:
             return None
 
     def online(self) -> bool | None:
-        """Of mains: whether they supply; raises ValueError where it is no number."""
+        """Of mains: whether they supply. Raises ValueError where it is no number."""
         value = self.number("online")
         return None if value is None else value > 0
 
     def energy_mwh(self, when: str = "now") -> float | None:
-        """Left in it ("now"), or when full; raises ValueError on what no battery holds."""
+        """Left in it ("now"), or when full. Raises ValueError on what no battery holds."""
         amount_uwh = self.number(f"energy_{when}")
         if amount_uwh is not None:
             energy = amount_uwh / 1e3
@@ -84,7 +84,7 @@ class Supply:
         return energy
 
     def power_mw(self) -> float | None:
-        """What flows in or out; some drivers sign it. Raises ValueError on what cannot be."""
+        """What flows in or out. Some drivers sign it. Raises ValueError on what cannot be."""
         power_uw = self.number("power_now")
         if power_uw is not None:
             power = abs(power_uw) / 1e3
@@ -100,7 +100,7 @@ class Supply:
         return power
 
     def charge(self) -> Charge | None:
-        """How full it is; None where it does not say.
+        """How full it is. None where it does not say.
 
         Raises ValueError where it says only what cannot be, PermissionError where it may not be read.
         """
@@ -154,7 +154,7 @@ class Supply:
 
 
 def _level(share: float, what: str) -> float:
-    """A share of full, 0..1; raises ValueError on one that cannot be."""
+    """A share of full, 0..1. Raises ValueError on one that cannot be."""
     if not 0 <= share <= _MOST:
         raise ValueError(f"{what} cannot be")
     return min(1.0, share)

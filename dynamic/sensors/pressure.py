@@ -43,7 +43,7 @@ class Pressure:
 
 
 def _some(file: KernelFile) -> float | None:
-    """The share of the file; None where the kernel has it, but does not count."""
+    """The share of the file. None where the kernel has it, but does not count."""
     try:
         text = file.text()
     except OSError as error:

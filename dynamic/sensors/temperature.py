@@ -33,7 +33,7 @@ _CRITICAL_C = (60.0, 125.0)  # other critical values are no ones: registers that
 
 @dataclass(frozen=True)
 class _Sensor:
-    """A file of thousandths of a degree; `label` of a chip's channel, with its flag of a fault and critical value."""
+    """A file of thousandths of a degree. `label` of a chip's channel, with its flag of a fault and critical value."""
 
     file: KernelFile
     label: str = ""
@@ -55,7 +55,7 @@ class Temperature:
     """`temperature_c` of the processor's hottest sensor; where none is known as such, of the hottest of the board.
 
     What flags a fault, or shows what no device can have, is left out. On Linux from hwmon and, where that has none,
-    thermal zones (psutil searches for them at every call, which takes a hundred times as long); elsewhere from psutil.
+    thermal zones (psutil searches for them at every call, which takes a hundred times as long). Elsewhere from psutil.
     Raises AbsentError where there is none, OSError and ValueError where none can be read.
     """
 
@@ -137,7 +137,7 @@ def possible(value_c: float, critical_c: float | None = None) -> float:
 
 
 def _names(folders: Iterable[Path], file: str) -> Answers[str]:
-    """What each folder is called in its `file`, in lower case; folders that have none are called nothing."""
+    """What each folder is called in its `file`, in lower case. Folders that have none are called nothing."""
     return ask((str(folder), partial(_name, folder / file)) for folder in sorted(folders))
 
 
@@ -146,7 +146,7 @@ def _name(path: Path) -> str:
 
 
 def _channel(file: KernelFile) -> _Sensor:
-    """A channel of a chip; what it does not answer of itself is left out."""
+    """A channel of a chip. What it does not answer of itself is left out."""
     name = file.path.name.removesuffix("_input")
     texts = dict(ask((part, partial(word, file.path.with_name(f"{name}_{part}"))) for part in ("label", "crit")).values)
     fault = existing(file.path.with_name(f"{name}_fault"))

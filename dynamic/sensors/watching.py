@@ -72,7 +72,7 @@ class Watch:
     ) -> None:
         self._interval_s, self._publish, self._reported, self._clock = interval_s, publish, reported, clock
         self._stop = threading.Event()
-        self._lock = threading.RLock()  # of all below, and of publishing; a signal handler may ask for reports
+        self._lock = threading.RLock()  # of all below, and of publishing. A signal handler may ask for reports
         self._states = [_State(s, *_times(s, interval_s)) for s in sources]
         quick = [state for state in self._states if not state.source.apart]
         shares = [*([quick] if quick else []), *([state] for state in self._states if state.source.apart)]
@@ -83,7 +83,7 @@ class Watch:
         self._tried_at, self._is_whole = 0.0, True  # whether all threads run
 
     def start(self) -> None:
-        """Begin; waits until every source was read once, but no longer than the interval.
+        """Begin. Waits until every source was read once, but no longer than the interval.
 
         Sources whose thread cannot be started are missing until it can: it is tried again every 10 s, where any thread
         runs, and with every other call.
@@ -118,7 +118,7 @@ class Watch:
             )
 
     def _begin_missing(self) -> list[_Worker]:
-        """Start the threads that do not run; gives the workers that have one now."""
+        """Start the threads that do not run. Gives the workers that have one now."""
         started, problem = [], ""
         with self._starting:
             self._tried_at = self._clock()
@@ -277,7 +277,7 @@ class Watch:
 
 
 def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
-    """A thread that runs; raises RuntimeError where none can be started."""
+    """A thread that runs. Raises RuntimeError where none can be started."""
     thread = threading.Thread(target=target, args=arguments, name="dynamic-monitor", daemon=True)
     thread.start()
     return thread
