@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,16 @@ def test_a_load_whose_counters_fall_starts_a_new_baseline(
 
     step(later(first, 10, 90), later(second, 30, 70))
     assert load().fields["host_load"] == pytest.approx(0.2)
+
+
+def test_psutil_s_counters_that_fall(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = namedtuple("times", "user system idle iowait")
+    readings = iter([times(900, 5, 9000, 1), times(900.5, 5, 9000.5, 1), times(0, 0, 1, 0), times(0.25, 0, 1.75, 0)])
+    monkeypatch.setattr("dynamic.sensors.cpu.usable_cores", lambda: (0,))
+    monkeypatch.setattr("dynamic.sensors.cpu.time.process_time", lambda: 1.0)
+    monkeypatch.setattr("dynamic.sensors.cpu.psutil.cpu_times", lambda percpu: [next(readings)])
+    load = OtherLoad(tree.root)  # where there is no proc/stat
+    assert [load().fields["host_load"] for _ in range(4)] == [None, pytest.approx(0.5), None, pytest.approx(0.25)]
 
 
 @pytest.mark.parametrize("most", [262_143_328_850, None])
