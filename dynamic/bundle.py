@@ -21,7 +21,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -75,6 +75,8 @@ class Bundle:
     modules: tuple[Any, ...] | None = field(default=None, repr=False)
     modules_cascade: str | None = field(default=None, repr=False)  # fingerprint of what engine "torch" runs, if known
     forced: str | None = field(default=None, repr=False)
+    # SHA-256 of every file that the manifest vouched for when this bundle was read
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
 
     def __str__(self) -> str:
@@ -92,7 +94,12 @@ class Bundle:
 
     @cached_property
     def records(self) -> Records:
-        """The calibration records (read when first asked for)."""
+        """The calibration records, read when first asked for.
+
+        Raises:
+            CorruptError: Their file was altered after this bundle was loaded.
+        """
+        self.check_files("records.npz")
         return Records.load(self.folder / "records.npz")
 
     @property
@@ -117,6 +124,20 @@ class Bundle:
     def precision_on(self, engine: str) -> str:
         """What `engine` computes in: the precision that was calibrated on the bundle's own engine, f32 on others."""
         return self.precision if engine == self.engine else "f32"
+
+    def check_files(self, *names: str, folder: Path | None = None) -> None:
+        """Compare files with what they were when this bundle was loaded.
+
+        Args:
+            names: Their names in the folder of the bundle. All files are compared where none is given.
+            folder: Where the files lie. The folder of the bundle unless given.
+
+        Raises:
+            CorruptError: A file is missing or was altered.
+        """
+        place = folder or self.folder
+        for name in names or tuple(self.hashes):
+            check_hash(place, name, self.hashes.get(name))
 
     def combiner(self) -> Combiner:
         """How stages' logits become answers and scores."""
@@ -155,7 +176,9 @@ class Bundle:
                     self.engine,
                 )
         wanted = precision_on(name)
-        opened = open_engine(name, self.folder, self.spec, self.combiner(), self.modules, wanted, **options)
+        opened = open_engine(
+            name, self.folder, self.spec, self.combiner(), self.modules, wanted, hashes=self.hashes, **options
+        )
         costs = self.costs_on(name, wanted, opened.threads)
         if costs is not None and costs.route:
             opened.follow(costs.batch, costs.route)
@@ -214,6 +237,7 @@ class Bundle:
         fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
             shutil.copytree(self.folder, fresh)
+            self.check_files(folder=fresh)
             saved = replace(self, folder=fresh, _owner=None)
             if self.costs is not None and self.forced is None:
                 saved._keep(self.costs)
@@ -298,6 +322,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
             classes=tuple(manifest["classes"]) if manifest["classes"] is not None else None,
             preprocess=Preprocess.from_json(manifest["preprocess"]) if manifest["preprocess"] else None,
             modules=_stages(modules),
+            hashes={name: known["sha256"] for name, known in manifest["files"].items()},
             modules_cascade=modules.fingerprint() if hasattr(modules, "fingerprint") else None,
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
@@ -395,8 +420,24 @@ def _verify(folder: Path, files: dict[str, dict[str, Any]]) -> None:
                 f"{folder}: {name} has {path.stat().st_size} bytes, {known['bytes']} were written; "
                 "copy the bundle again"
             )
-        if file_hash(path) != known["sha256"]:
-            raise CorruptError(f"{folder}: {name} was altered after it was written; copy the bundle again")
+        check_hash(folder, name, known["sha256"])
+    links = [name for name in files if name.endswith(".weights") and (folder / name).is_symlink()]
+    if links:
+        logger.warning(
+            "%s: %s is a link; engines may refuse the whole graph for it and run stage by stage: copy the bundle with "
+            "its links followed, cp -rL",
+            folder,
+            ", ".join(links),
+        )
+
+
+def check_hash(folder: Path, name: str, sha256: str | None) -> None:
+    """Raises CorruptError where a file of a bundle is missing or has another hash; None is not compared."""
+    path = folder / name
+    if not path.is_file():
+        raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")
+    if sha256 is not None and file_hash(path) != sha256:
+        raise CorruptError(f"{folder}: {name} was altered after it was written; copy the bundle again")
 
 
 def _spec(data: dict[str, Any]) -> CascadeSpec:

@@ -1,6 +1,6 @@
 """From an engine's name to a running engine. Libraries are imported only for the engine asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,11 +83,13 @@ def open_engine(
     precision: str = "f32",
     *,
     route: str | None = None,
+    hashes: Mapping[str, str] | None = None,
     **options: Any,
 ) -> CascadeEngine:
     """The engine `name` for the graphs under `folder`, or for the torch `stages`.
 
-    `route`: see `CascadeEngine`. `options` are the engine's own: `threads` and `idle` for "onnxruntime",
+    `route`: see `CascadeEngine`. `hashes`: SHA-256 of the files in `folder` by name, checked whenever one is loaded
+    (None: not checked). `options` are the engine's own: `threads` and `idle` for "onnxruntime",
     `threads` for "openvino", `device` and `compile` for "torch". Raises EngineError on an unknown engine, precision or
     option, or an engine that is not installed.
     """
@@ -95,6 +97,8 @@ def open_engine(
     engine = _ENGINES[name]
     if len(engine.precisions) > 1:
         options["precision"] = precision
+    if name != "torch":  # its modules are in memory
+        options["hashes"] = hashes
     try:
         made = engine.make(folder, spec, stages, **options)
     except ModuleNotFoundError as error:

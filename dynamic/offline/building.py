@@ -143,6 +143,7 @@ def recertify(
     folder = owner.path
     # costs of other machines go: each lies there with the frontier of the old ladder
     shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns("costs"), dirs_exist_ok=True)
+    bundle.check_files(folder=folder)  # or hashes of altered files would be written below
     write_graphs(folder, bundle.spec, ladder, bundle.engine, bundle.precision)
     write(
         folder,

@@ -68,6 +68,7 @@ def export(
     if isinstance(source, Bundle):
         if example_inputs is not None or ladder is not None or preprocess is not None or classes is not None:
             raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")
+        source.check_files()
         facts = _Facts(source.preprocess, source.classes, source.engine, source.precision)
         _write(target, source.folder, source.spec, _only(source.ladder, point), batch, facts, point is not None)
         return target
