@@ -5,19 +5,25 @@ Everything but the resize is numpy; the resize is Pillow's own, so that its anti
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.arrays import as_array
+from dynamic.decoding import is_picture, picture_pixels
 from dynamic.policies.errors import CorruptError, DynamicError, InputError, SchemaError
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+MOST_RESIZED = 2**26  # pixels that a resize makes: a picture one pixel high becomes gigabytes else
+
 _CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
+_CONVERTED = ("P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa")  # modes of PIL that the user converts
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,11 @@ class Resize:
         height, width = self.target(*image.shape[:2])
         if image.shape[:2] == (height, width):
             return image
+        if isinstance(self.size, int) and height * width > MOST_RESIZED:
+            raise InputError(
+                f"an image of {image.shape[0]} x {image.shape[1]} pixels would be resized to {height} x {width}, and "
+                f"at most {MOST_RESIZED} pixels are made: cut it first, or resize to (height, width)"
+            )
         pillow = _pillow()
         gray = image.shape[2] == 1
         picture = pillow.fromarray(np.ascontiguousarray(image[..., 0] if gray else image))
@@ -248,8 +259,10 @@ class Preprocess:
     def __call__(self, images: Any) -> Floats:
         """float32 `[B, C, H, W]` of uint8 `[H, W]`, `[H, W, C]`, `[B, H, W, C]`, or a list of the first two.
 
-        PIL images of mode L, RGB or RGBA will do too. Raises InputError on anything else, and on a list whose
-        images come out in different sizes; DynamicError where a resize needs Pillow and it is not installed.
+        Colours are in the order RGB (images of OpenCV are BGR: give `image[..., ::-1]`). PIL images of mode 1, L, LA,
+        RGB, RGBA or of 16 bits will do too: they are turned as their EXIF orientation says, and of 16 bits the upper 8
+        are taken, as in files. Raises InputError on anything else, and on a list whose images come out in different
+        sizes; DynamicError where a resize needs Pillow and it is not installed.
         """
         if isinstance(images, (list, tuple)):
             if not images:
@@ -282,14 +295,20 @@ class Preprocess:
 
 
 def _array(image: Any) -> Pixels:
-    mode = getattr(image, "mode", None)
-    if isinstance(mode, str) and mode not in ("L", "RGB", "RGBA"):
-        raise InputError(f'the image has PIL mode {mode!r}; give image.convert("RGB")')
-    array: NDArray[Any] = np.asarray(image)
+    if is_picture(image):
+        if image.mode in _CONVERTED:
+            raise InputError(f'the image has PIL mode {image.mode!r}; give image.convert("RGB")')
+        return picture_pixels(image)
+    if isinstance(image, (str, bytes, PurePath)):
+        raise InputError(
+            f"{image!r:.200} is a path or bytes, and preprocessing takes uint8 images: open it, PIL.Image.open(path)"
+        )
+    array = as_array(image, "the image")
     if array.dtype != np.uint8:
+        deep = "Of 16 bits give the upper 8, (array >> 8).astype(np.uint8). " if array.dtype == np.uint16 else ""
         raise InputError(
             f"preprocessing takes uint8 images, 0 to 255, [H, W, C] or [B, H, W, C]; this is {array.dtype} "
-            f"{list(array.shape)}. Give inputs that are preprocessed already by name, as {{'input': array}}, "
+            f"{list(array.shape)}. {deep}Give inputs that are preprocessed already by name, as {{'input': array}}, "
             "or build the bundle with preprocess=None"
         )
     if array.ndim == 4 and len(array) == 0:
