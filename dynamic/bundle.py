@@ -18,9 +18,6 @@ Nothing in it is pickle.
 import json
 import logging
 import math
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -44,6 +41,7 @@ from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 from dynamic.preprocessing import Preprocess
 from dynamic.profiling import profile
+from dynamic.writing import copy_files, disk_errors, in_words, is_empty, put_folder, replace_text
 
 if TYPE_CHECKING:
     from dynamic.runtime import Runtime
@@ -228,37 +226,36 @@ class Bundle:
     def save(self, path: str | Path) -> "Bundle":
         """Write the bundle to the folder `path`, replacing a bundle that lies there; gives the saved bundle.
 
-        The folder appears whole or not at all. Raises BundleError where something else lies at `path`.
+        The folder appears whole or not at all. Where `path` is a mounted volume, the files are put into it, and the
+        manifest comes last. Raises BundleError where something else lies at `path`, or where the disk refuses.
         """
         target = Path(path).resolve()
-        if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
+        if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or not is_empty(target)):
             raise BundleError(f"{target} exists and is not a bundle; choose another folder, or remove it")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        try:
-            shutil.copytree(self.folder, fresh)
+
+        def fill(fresh: Path) -> None:
+            copy_files(self.folder, fresh)
             self.check_files(folder=fresh)
-            saved = replace(self, folder=fresh, _owner=None)
             if self.costs is not None and self.forced is None:
-                saved._keep(self.costs)
-            _swap(fresh, target)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+                replace(self, folder=fresh, _owner=None)._keep(self.costs)
+
+        with disk_errors("the bundle", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            put_folder(target, fill, last=MANIFEST)
         return replace(self, folder=target, _owner=None)
 
     def _keep(self, costs: Costs) -> None:
         try:
             (self.folder / _COSTS).mkdir(exist_ok=True)
             path = self.folder / _COSTS / _costs_name(costs.engine, costs.precision, costs.threads)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
             # the frontier is for ports of the policy, which then need no statistics; derived, so never read back here
             frontier = figures(Frontier.of(self.ladder, costs))
-            partial.write_text(json.dumps(costs.to_json() | {"frontier": frontier}, indent=1), encoding="utf-8")
-            partial.replace(path)
+            replace_text(path, json.dumps(costs.to_json() | {"frontier": frontier}, indent=1))
         except OSError as error:  # a read-only shelf still runs, it only measures again next time
             logger.warning("costs could not be kept in %s: %s", self.folder, error)
 
 
+@in_words("the bundle")
 def write(
     folder: Path,
     spec: CascadeSpec,
@@ -450,21 +447,6 @@ def _spec(data: dict[str, Any]) -> CascadeSpec:
 
 def _preprocess_json(preprocess: Preprocess | None) -> Any:
     return None if preprocess is None else preprocess.to_json()
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put `fresh` where `target` is; the old one goes only once the new one stands."""
-    if not target.exists():
-        fresh.rename(target)
-        return
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    target.rename(old)
-    try:
-        fresh.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def names_of(classes: Sequence[str] | None, labels: Iterable[int]) -> tuple[str | None, ...]:

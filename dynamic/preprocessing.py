@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dynamic.arrays import as_array
 from dynamic.decoding import is_picture, picture_pixels
 from dynamic.policies.errors import CorruptError, DynamicError, InputError, SchemaError
+from dynamic.policies.plain import plain_items
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -24,6 +25,12 @@ MOST_RESIZED = 2**26  # pixels that a resize makes: a picture one pixel high bec
 
 _CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 _CONVERTED = ("P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa")  # modes of PIL that the user converts
+
+
+def _plain(step: Any) -> None:
+    """Numbers of numpy become Python's own: steps are compared and written as JSON."""
+    for name, value in vars(step).items():
+        object.__setattr__(step, name, plain_items(value))
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Resize:
     longest: int | None = None
 
     def __post_init__(self) -> None:
+        _plain(self)
         _check_positive("Resize", self.size)
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(f"interpolation={self.interpolation!r} is not known; use one of {INTERPOLATIONS}")
@@ -79,6 +87,7 @@ class CenterCrop:
     size: tuple[int, int]
 
     def __post_init__(self) -> None:
+        _plain(self)
         _check_positive("CenterCrop", self.size)
 
     def __call__(self, image: Pixels) -> Pixels:
@@ -99,6 +108,7 @@ class Gray:
     channels: int = 1
 
     def __post_init__(self) -> None:
+        _plain(self)
         if self.channels not in (1, 3):
             raise InputError(f"Gray(channels={self.channels}): give 1 or 3")
 
@@ -131,6 +141,7 @@ class Scale:
     reciprocal: bool = False
 
     def __post_init__(self) -> None:
+        _plain(self)
         if not 0 < self.divisor < np.inf:
             raise InputError(f"Scale(divisor={self.divisor}): give a positive number, usually 255")
 
@@ -150,6 +161,7 @@ class Normalize:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        _plain(self)
         if not (len(self.mean) > 0 and len(self.std) in (1, len(self.mean))):
             raise InputError(f"Normalize: {len(self.mean)} means and {len(self.std)} stds; give as many of each")
         if not np.isfinite(self.mean).all() or not (np.isfinite(self.std).all() and min(self.std) > 0):
@@ -217,6 +229,8 @@ class Preprocess:
     ) -> Self:
         """The usual: resize, center crop, scale to 0..1, normalize; whatever is None is left out."""
         steps: list[Step] = []
+        resize, crop = plain_items(resize), plain_items(crop)
+        mean, std = plain_items(mean), plain_items(std)
         if resize is not None:
             steps.append(Resize(resize, interpolation))
         if crop is not None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import nn
 
 from dynamic.bundle import Bundle, read, write
@@ -23,6 +22,7 @@ from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.offline.calibration import collect, peek, plain_combiner
 from dynamic.offline.cascade import Cascade
+from dynamic.offline.checkpoints import write_whole
 from dynamic.offline.compute import rounds
 from dynamic.offline.exporting import export_stages
 from dynamic.offline.graphs import plain_ladder, write_graphs
@@ -33,6 +33,7 @@ from dynamic.policies.certification import certify, check_settings, shortage
 from dynamic.policies.errors import CalibrationError, EngineError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import SEARCH_SHARE, Records
+from dynamic.writing import copy_files, disk_errors
 
 logger = logging.getLogger("dynamic")
 
@@ -142,7 +143,9 @@ def recertify(
     owner = _Folder()
     folder = owner.path
     # costs of other machines go: each lies there with the frontier of the old ladder
-    shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns("costs"), dirs_exist_ok=True)
+    with disk_errors("the bundle", folder):
+        copy_files(bundle.folder, folder)
+        shutil.rmtree(folder / "costs", ignore_errors=True)
     bundle.check_files(folder=folder)  # or hashes of altered files would be written below
     write_graphs(folder, bundle.spec, ladder, bundle.engine, bundle.precision)
     write(
@@ -199,7 +202,7 @@ def _save_weights(network: nn.Module, path: Path) -> None:
             continue
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.detach().cpu().contiguous()
-    save_file(tensors, path)
+    write_whole(tensors, path)
 
 
 def _file_name(name: str) -> str:

@@ -29,6 +29,7 @@ from dynamic.offline.nodes import captured
 from dynamic.offline.stages import Stage
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.progress import track
+from dynamic.writing import disk_errors
 
 _EMBEDDED_BYTES = 256  # smaller constants stay in the graph: engines read shapes and axes from them
 _TAKEN = (*OUTPUTS, THRESHOLDS)
@@ -59,12 +60,13 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
         last = spec.body_graph is None
         model = _to_onnx(_LogitsOnly(stage) if last else stage, carry, names, spec)
         fold_norms(model.graph)
-        if spec.backbone not in weights:  # made once: it starts with an empty file
-            weights[spec.backbone] = _WeightFile(folder / "backbones" / f"{spec.backbone}.weights")
-        weights[spec.backbone].move(model)
-        onnx.save(model, folder / spec.graph)
-        if spec.body_graph is not None:
-            onnx.save(_without_logits(model), folder / spec.body_graph)
+        with disk_errors("the graph", folder):
+            if spec.backbone not in weights:  # made once: it starts with an empty file
+                weights[spec.backbone] = _WeightFile(folder / "backbones" / f"{spec.backbone}.weights")
+            weights[spec.backbone].move(model)
+            onnx.save(model, folder / spec.graph)
+            if spec.body_graph is not None:
+                onnx.save(_without_logits(model), folder / spec.body_graph)
 
     spec, _ = _walk(cascade, example_inputs, write, "exporting", progress)
     return spec

@@ -21,6 +21,7 @@ from dynamic.offline.transforms import from_transforms
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.preprocessing import Normalize, Preprocess
+from dynamic.writing import disk_errors
 
 SCHEMA = 1
 
@@ -121,7 +122,8 @@ def write_graphs(
     facts = _Facts(engine=engine, precision=precision)
     for batch, file in (("dynamic", GRAPH), ("single", SINGLE_GRAPH)):
         model = _nest(folder, spec, ladder, batch, None, only=False)
-        onnx.save(_described(model, spec, ladder, facts), folder / file)
+        with disk_errors("the graph", folder):
+            onnx.save(_described(model, spec, ladder, facts), folder / file)
 
 
 @dataclass(frozen=True)
