@@ -107,7 +107,7 @@ def test_a_saved_bundle_may_be_read_by_whom_new_files_may(bundle: dynamic.Bundle
     assert bundle.save(tmp_path / "shelf").folder.stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
-def fill(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+def fill(monkeypatch: pytest.MonkeyPatch, after: int, number: int = errno.ENOSPC) -> None:
     """A disk that is full after so many files."""
     copy, copies = shutil.copyfile, []
 
@@ -115,7 +115,7 @@ def fill(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         copies.append(source)
         if len(copies) > after:
             Path(target).write_bytes(b"")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+            raise OSError(number, os.strerror(number), str(target))
         return copy(source, target, **options)
 
     monkeypatch.setattr(shutil, "copyfile", full)
@@ -125,10 +125,8 @@ def fill(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     bundle: dynamic.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    fill(monkeypatch, after=2)
-    with pytest.raises(
-        BundleError, match=r"the bundle could not be written to .*shelf: No space left on device, "
-    ) as e:
+    fill(monkeypatch, 2, number)
+    with pytest.raises(BundleError, match=r"the bundle could not be written to .*shelf: .*, .* MB are free; ") as e:
         bundle.save(tmp_path / "shelf")
     assert os.strerror(number) in str(e.value)
     assert len(str(e.value)) < 300
