@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import typer
+
+try:
+    import typer
+except ModuleNotFoundError as error:  # an extra of its own: devices run without a shell
+    if error.name != "typer":
+        raise
+    from dynamic.bare import main as bare
+
+    sys.exit(bare(sys.argv[1:]))
 
 import dynamic
 from dynamic import commands_device, commands_simulate
 from dynamic.decoding import PictureError
 from dynamic.errors import BudgetError, DynamicError, InputError
+from dynamic.extras import worded
 from dynamic.options import BatteryFloor, DeadlineMs, Json, LatencyMs, MaxDrop, MemoryMb, Percentile, fraction
 from dynamic.pictures import find_pictures
 from dynamic.preprocessing import RGB, Gray
@@ -65,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (DynamicError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BudgetError) else 1)
+    except ModuleNotFoundError as error:
+        line = str(worded(error, "this command"))
+        if "pip install" not in line:  # not of ours
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command()

@@ -31,6 +31,7 @@ from dynamic.engines.opening import check_engine, open_engine
 from dynamic.engines.switching import CascadeEngine
 from dynamic.fingerprint import file_hash, fingerprint
 from dynamic.machine import machine_key, machine_name, quota_threads
+from dynamic.needs import check_needs
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import BudgetError, BundleError, CorruptError, DynamicError, InputError, SchemaError
@@ -294,13 +295,16 @@ def write(
 
 
 def load(path: str | Path, modules: Any = None) -> Bundle:
-    """Load a bundle and check every file against the manifest.
+    """Load a bundle, check every file against the manifest, and check that what any input may need is installed.
 
     `modules`: the cascade (or its stages, which are never called certified) to run on engine "torch". Costs measured on
     this machine earlier are taken up. Raises CorruptError on anything missing, cut short or altered, SchemaError on a
-    bundle of a newer version, BundleError where there is none.
+    bundle of a newer version, BundleError where there is none, DynamicError where its preprocessing resizes and Pillow
+    is not installed. A missing engine is logged as a warning.
     """
-    return read(Path(path), verify=True, modules=modules)
+    bundle = read(Path(path), verify=True, modules=modules)
+    check_needs(bundle)
+    return bundle
 
 
 def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:

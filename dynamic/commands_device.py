@@ -1,17 +1,15 @@
 """`python -m dynamic record|doctor`: what this device's sensors say, over time and now. Neither imports torch."""
 
-import json
 import math
 import time
 from contextlib import closing
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dynamic.doctor import diagnose, diagnosis_text
+from dynamic.doctor import examine
 from dynamic.machine import machine_name
 from dynamic.monitor import Monitor
 from dynamic.policies.errors import BudgetError
@@ -48,10 +46,18 @@ def record(
     print(f"{written} snapshots of {time.monotonic() - began:.1f} s: {out}")
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what this machine offers: engines, sensors, limits, and what to do about what is missing."""
-    found = diagnose()
-    print(json.dumps(asdict(found), indent=1) if as_json else diagnosis_text(found))
+def doctor(
+    shelf: Annotated[Path | None, typer.Argument(help="A bundle's folder, to be checked too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this machine offers: engines, sensors, limits, and what to do about what is missing.
+
+    With a bundle's folder, also whether that bundle can answer every input here; the exit code is 1 where it cannot.
+    """
+    text, code = examine(shelf, as_json)
+    print(text)
+    if code:
+        raise typer.Exit(code)
 
 
 def register(app: typer.Typer) -> None:

@@ -73,7 +73,7 @@ class Resize:
                 f"an image of {image.shape[0]} x {image.shape[1]} pixels would be resized to {height} x {width}, and "
                 f"at most {MOST_RESIZED} pixels are made: cut it first, or resize to (height, width)"
             )
-        pillow = _pillow()
+        pillow = import_pillow()
         gray = image.shape[2] == 1
         picture = pillow.fromarray(np.ascontiguousarray(image[..., 0] if gray else image))
         resized = np.asarray(picture.resize((width, height), pillow.Resampling[self.interpolation.upper()]))
@@ -372,11 +372,20 @@ def _check_positive(name: str, size: int | tuple[int, int]) -> None:
         raise InputError(f"{name}({size}): sizes are whole numbers above 0")
 
 
-def _pillow() -> ModuleType:
+def import_pillow() -> ModuleType:
+    """Pillow's module `Image`, which resizes.
+
+    Returns:
+        The module.
+
+    Raises:
+        DynamicError: Pillow is not installed, or does not load.
+    """
     try:
         from PIL import Image
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load ({error})"
         raise DynamicError(
-            'this preprocessing resizes, and Pillow is not installed: pip install "dynamic-inference[images]"'
+            f'this preprocessing resizes, and Pillow {why}: pip install "dynamic-inference[images]"'
         ) from error
     return Image

@@ -69,9 +69,43 @@ def check_engine(name: str, precision: str) -> None:
         raise EngineError(f"precision {precision!r} is not available on engine {name!r}; use one of {PRECISIONS[name]}")
 
 
+def check_installed_engine(name: str) -> None:
+    """Check that the library of an engine is there.
+
+    Args:
+        name: The engine.
+
+    Raises:
+        EngineError: It is unknown or not installed; the message says how to install it.
+    """
+    if name not in _ENGINES:
+        raise EngineError(f"engine {name!r} is not known; use one of {sorted(_ENGINES)}")
+    if not is_there(_ENGINES[name].package):
+        raise _not_installed(name)
+
+
+def is_there(package: str) -> bool:
+    """Whether a package can be found.
+
+    Args:
+        package: Its name as it is imported.
+
+    Returns:
+        Whether it is installed; it is not loaded.
+    """
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # its import is forbidden
+        return False
+
+
+def _not_installed(name: str) -> EngineError:
+    return EngineError(f"engine {name!r} is not installed: pip install '{_ENGINES[name].extra}'")
+
+
 def installed() -> tuple[str, ...]:
     """The engines whose library is there."""
-    return tuple(name for name, engine in _ENGINES.items() if find_spec(engine.package) is not None)
+    return tuple(name for name, engine in _ENGINES.items() if is_there(engine.package))
 
 
 def open_engine(
@@ -104,7 +138,7 @@ def open_engine(
     except ModuleNotFoundError as error:
         if error.name != engine.package:
             raise
-        raise EngineError(f"engine {name!r} is not installed: pip install '{engine.extra}'") from error
+        raise _not_installed(name) from error
     except TypeError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
     graph = made.graph() if made.graph is not None and (folder / GRAPH).is_file() else None

@@ -1,13 +1,9 @@
 """From trained networks and held-out data to a bundle: Cascade, calibrate, certify, export in one call."""
 
 import logging
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -28,12 +24,11 @@ from dynamic.offline.exporting import export_stages
 from dynamic.offline.graphs import plain_ladder, write_graphs
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
+from dynamic.offline.recertifying import TemporaryBundle, warn_uncertified
 from dynamic.offline.transforms import from_transforms
-from dynamic.policies.certification import certify, check_settings, shortage
-from dynamic.policies.errors import CalibrationError, EngineError, InputError
-from dynamic.policies.ladder import Ladder
-from dynamic.policies.records import SEARCH_SHARE, Records
-from dynamic.writing import copy_files, disk_errors
+from dynamic.policies.certification import certify, check_settings
+from dynamic.policies.errors import EngineError
+from dynamic.policies.records import SEARCH_SHARE
 
 logger = logging.getLogger("dynamic")
 
@@ -80,7 +75,7 @@ def build(
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     batches, example = peek(held_out_loader)
-    owner = _Folder()
+    owner = TemporaryBundle()
     folder = owner.path
     with evaluating(cascade):
         spec = export_stages(cascade, folder, example, progress=progress)
@@ -95,84 +90,13 @@ def build(
         finally:
             opened.close()
     ladder = certify(records, max_drops, delta, risk=risk, combine=cascade.combine, score=score, strict=strict)
-    _warn(ladder)
+    warn_uncertified(ladder)
     write_graphs(folder, spec, ladder, engine, precision)
     (folder / "weights").mkdir()
     for name, network in zip(cascade.names, cascade.networks, strict=True):
         _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")
     write(folder, spec, ladder, records, engine, precision, cascade.fingerprint(), classes, shipped)
     return replace(read(folder, verify=False, modules=cascade), _owner=owner)
-
-
-def recertify(
-    bundle: Bundle,
-    max_drops: Sequence[float] | None = None,
-    delta: float | None = None,
-    *,
-    records: Records | None = None,
-    risk: str | None = None,
-    score: str | None = None,
-    strict: bool = False,
-) -> Bundle:
-    """The bundle with another ladder: other targets, delta, risk or score, or newer `records` of the same cascade.
-
-    Delta, risk and score are those of before unless given; `records` come from `calibrate`, where the networks are.
-    Nothing is exported or calibrated again; costs that were measured here stay. Looking at the same records under one
-    choice of targets and then another, and keeping what looks best, spends the guarantee: decide first. Saved it
-    is, like what `build` gives, with `save`. The remaining arguments are those of `certify`, whose errors it raises;
-    CalibrationError too where `records` are of another cascade, preprocessing, engine or precision than the bundle's.
-    """
-    if not isinstance(bundle, Bundle) or not isinstance(records, (Records, NoneType)):
-        raise InputError(
-            f"recertify takes a bundle (dynamic.load) and records (dynamic.calibrate, or None for the bundle's own); "
-            f"it was given {type(bundle).__name__} and {type(records).__name__}"
-        )
-    given = bundle.records if records is None else records
-    if given.fingerprint != bundle.ladder.fingerprint:
-        raise CalibrationError(
-            f"records have the fingerprint {given.fingerprint[:12]}, the bundle {bundle.ladder.fingerprint[:12]}: "
-            f"they are of another cascade, preprocessing, engine or precision; calibrate this cascade on engine "
-            f"{bundle.engine!r} ({bundle.precision})"
-        )
-    old = bundle.ladder
-    known = old.certificate
-    delta = delta if delta is not None else 0.1 if known is None else known.delta
-    risk = risk if risk is not None else "drop" if known is None else known.risk
-    ladder = certify(given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict)
-    _warn(ladder)
-    owner = _Folder()
-    folder = owner.path
-    # costs of other machines go: each lies there with the frontier of the old ladder
-    with disk_errors("the bundle", folder):
-        copy_files(bundle.folder, folder)
-        shutil.rmtree(folder / "costs", ignore_errors=True)
-    bundle.check_files(folder=folder)  # or hashes of altered files would be written below
-    write_graphs(folder, bundle.spec, ladder, bundle.engine, bundle.precision)
-    write(
-        folder,
-        bundle.spec,
-        ladder,
-        given,
-        bundle.engine,
-        bundle.precision,
-        bundle.cascade,
-        bundle.classes,
-        bundle.preprocess,
-    )
-    return replace(bundle, folder=folder, ladder=ladder, _owner=owner)
-
-
-def _warn(ladder: Ladder) -> None:
-    if not ladder.certified and ladder.certificate is not None:
-        logger.warning("nothing could be certified, the bundle runs uncertified: %s", shortage(ladder.certificate))
-
-
-class _Folder:
-    """A temporary folder that goes with the last bundle that refers to it."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="dynamic-bundle-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _check_parity(cascade: Cascade, engine: StageEngine, spec: CascadeSpec, example: Batch) -> None:

@@ -8,9 +8,8 @@ the whole backbone as ONNX external data.
 import hashlib
 import io
 import logging
-import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -19,12 +18,13 @@ import torch
 from onnx import external_data_helper, numpy_helper
 from torch import Tensor, nn
 
-from dynamic.engines.contract import OUTPUTS, THRESHOLDS, CascadeSpec, InputSpec, StageSpec
+from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.compute import cost_macs
 from dynamic.offline.folding import fold_norms
 from dynamic.offline.inputs import Batch, named_tensors, taken_by
 from dynamic.offline.modes import evaluating
+from dynamic.offline.naming import check_names
 from dynamic.offline.nodes import captured
 from dynamic.offline.stages import Stage
 from dynamic.policies.errors import EngineError, InputError
@@ -32,8 +32,6 @@ from dynamic.progress import track
 from dynamic.writing import disk_errors
 
 _EMBEDDED_BYTES = 256  # smaller constants stay in the graph: engines read shapes and axes from them
-_TAKEN = (*OUTPUTS, THRESHOLDS)
-_NUMBERED = re.compile(r"(next|threshold)_\d+")
 _ALIGNMENT = 4096  # of each weight in its file, so that engines can map it
 
 
@@ -70,16 +68,6 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
 
     spec, _ = _walk(cascade, example_inputs, write, "exporting", progress)
     return spec
-
-
-def check_names(inputs: Iterable[str]) -> None:
-    """Raises InputError on an input that has the name of something else in the graphs."""
-    for name in inputs:
-        if name in _TAKEN or _NUMBERED.fullmatch(name):
-            raise InputError(
-                f"the network's input {name!r} has a name that exported graphs use themselves "
-                f"({', '.join(_TAKEN)}, next_0, threshold_0, ...): rename the argument of forward"
-            )
 
 
 def _walk(
