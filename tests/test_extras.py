@@ -1,6 +1,7 @@
 """Installations with exactly the base or one extra: what is missing is named in one line. Modules are hidden."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ class Hidden:
 sys.meta_path.insert(0, Hidden())
 """
 ALL = frozenset(EXTRAS)
+ROOT = Path(__file__).resolve().parent.parent
 BROUGHT = {
     "cli": {"typer", "tqdm"},
     "images": {"PIL"},
@@ -67,7 +69,7 @@ def test_a_missing_package_and_its_extra_are_named() -> None:
     )
     assert remedy("somebody_s", "this") is None
     extras = {extra for _, extra in EXTRAS.values()}
-    text = (Path(dynamic.__file__).parent.parent / "pyproject.toml").read_text()
+    text = (ROOT / "pyproject.toml").read_text()
     assert all(f"\n{extra} = [" in text for extra in extras)
 
 
@@ -84,6 +86,57 @@ from dynamic.simulate.simulator import simulate
     done = python(code, folder=desk)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("[")
+
+
+def blocks(page: str) -> list[str]:
+    """Python of a page of the documentation, block by block."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_on_simulation_runs_in_the_base_installation(desk: Path) -> None:
+    page = "\n".join(blocks("docs/simulation.md"))
+    shorter = page.replace("duration_s=3600", "duration_s=6").replace("Poisson(20, 7200)", "Poisson(20, 6)")
+    assert shorter.count("Poisson(rate_hz=20, duration_s=6)") == shorter.count("Poisson(20, 6)") == 1
+    done = python(f"import dynamic\nbundle = dynamic.load('plain')\n{shorter}", folder=desk)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "simulated on mid-range phone" in done.stdout
+
+
+def test_the_exported_graph_runs_with_onnxruntime_alone(desk: Path) -> None:
+    dynamic.export(dynamic.load(desk / "plain"), desk / "model.onnx", batch="single")
+    (block,) = (block for block in blocks("README.md") if "InferenceSession" in block)
+    point = dynamic.load(desk / "plain").ladder.points[-1].name
+    block = block.replace("drop 0.01", point).replace("(1, 32, 32, 3)", "(1, 4, 4, 3)")
+    done = python(block, ALL | {"dynamic", "psutil"}, desk)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "left at stage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("example", "hidden"),
+    [
+        ("quickstart", ALL),
+        ("wrap_a_model", ALL),
+        ("make_a_family", frozenset({"torch"})),
+        ("kiosk_day", frozenset({"sklearn"})),
+    ],
+)
+def test_an_example_names_its_extra(tmp_path: Path, example: str, hidden: frozenset[str]) -> None:
+    folder = str(ROOT / "examples")
+    code = f"import runpy; sys.path.insert(0, {folder!r}); sys.argv = ['example']; "
+    done = python(f"{code}runpy.run_path({folder + f'/{example}.py'!r}, run_name='__main__')", hidden, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r'this example needs .*: pip install "dynamic-inference\[examples\]"\n', done.stderr)
+
+
+def test_the_port_of_the_policy_says_how_it_is_called() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "policy_port.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "python examples/policy_port.py shelf/" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_rooms_are_attributes_after_import() -> None:
