@@ -57,7 +57,7 @@ def in_words(
 
     def decorator(function: Callable[Concatenate[Path, P], None]) -> Callable[Concatenate[Path, P], None]:
         @functools.wraps(function)
-        def worded(folder: Path, *args: P.args, **kwargs: P.kwargs) -> None:
+        def worded(folder: Path, /, *args: P.args, **kwargs: P.kwargs) -> None:
             with disk_errors(what, folder):
                 function(folder, *args, **kwargs)
 

@@ -68,11 +68,12 @@ def _mappings(names: set[str]) -> list[Mapping]:
     """Private mappings of these files, by the paths that the kernel shows."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
         lines = [line.rstrip("\n").split(maxsplit=5) for line in file]
-    return [
-        Mapping(*(int(address, 16) for address in line[0].split("-")), int(line[2], 16), line[5])
-        for line in lines
-        if len(line) == 6 and line[5] in names and line[1].startswith("rw") and line[1].endswith("p")
-    ]
+    found = []
+    for line in lines:
+        if len(line) == 6 and line[5] in names and line[1].startswith("rw") and line[1].endswith("p"):
+            first, end = (int(address, 16) for address in line[0].split("-"))
+            found.append(Mapping(first, end, int(line[2], 16), line[5]))
+    return found
 
 
 def _without(mapping: Mapping, others: Sequence[Mapping]) -> list[Mapping]:
