@@ -302,7 +302,10 @@ def load(path: str | Path, modules: Any = None) -> Bundle:
     bundle of a newer version, BundleError where there is none, DynamicError where its preprocessing resizes and Pillow
     is not installed. A missing engine is logged as a warning.
     """
-    bundle = read(Path(path), verify=True, modules=modules)
+    try:
+        bundle = read(Path(path), verify=True, modules=modules)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror or error}); grant the right to read it") from error
     check_needs(bundle)
     return bundle
 

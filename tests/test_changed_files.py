@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import dynamic
+from dynamic.engines.files import BundleFiles
 from dynamic.engines.mappings import Mapping
 from dynamic.engines.mappings import _without as without
-from dynamic.errors import CorruptError, EngineError
+from dynamic.errors import BundleError, CorruptError, EngineError
 from dynamic.policies import Decision
 from dynamic.policies.records import Records
 
@@ -225,3 +226,38 @@ def test_only_what_a_load_has_mapped_is_copied() -> None:
     assert parts == [(0x1000, 0x3000, 0x2000), (0x4000, 0x8000, 0x5000)]
     assert without(whole, [whole]) == []
     assert without(whole, []) == [whole]
+
+
+def test_a_volume_that_numbers_its_files_anew_is_run(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter(range(10**6))
+    monkeypatch.setattr("dynamic.engines.files.BundleFiles._state", lambda *_: (next(states), 0, 0, 0, 0))
+    with runtime(copy, fallback=()) as run:
+        assert np.isfinite(run(TOKENS.numpy()).logits).all()
+
+
+def test_a_file_that_changes_while_it_is_loaded_is_not_run(copy: Path) -> None:
+    files = BundleFiles(copy, dynamic.load(copy).hashes)
+    path = copy / "backbones" / "1.weights"
+
+    def load() -> None:
+        with files.checked("graph.onnx") as graph:
+            assert graph == copy / "graph.onnx"
+            over(path, other_bytes(path))
+
+    with pytest.raises(EngineError, match=r"1\.weights .* was altered"):
+        load()
+
+
+def test_without_proc_bundles_run(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynamic.engines.mappings._MAPS", "/nowhere")
+    with runtime(copy, fallback=()) as run:
+        assert np.isfinite(run(TOKENS.numpy()).logits).all()
+
+
+def test_a_bundle_that_may_not_be_read_is_words(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("dynamic.bundle.file_hash", forbidden)
+    with pytest.raises(BundleError, match=r"shelf cannot be read \(Permission denied\); grant the right"):
+        dynamic.load(copy)

@@ -5,6 +5,7 @@ that is cut short would end the process (SIGBUS). Both were seen with `cp new.we
 """
 
 import ctypes
+import logging
 import mmap
 import os
 import sys
@@ -17,7 +18,10 @@ from typing import Any
 
 from dynamic.engines.forking import forget_after_fork
 
+_MAPS = "/proc/self/maps"
 _MAY_MOVE, _FIXED = 1, 2  # of mremap(2)
+
+logger = logging.getLogger("dynamic")
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,13 @@ def own_memory(paths: Sequence[Path]) -> Iterator[None]:
 
 
 def _mappings(names: set[str]) -> list[Mapping]:
-    """Private mappings of these files, by the paths that the kernel shows."""
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
-        lines = [line.rstrip("\n").split(maxsplit=5) for line in file]
+    """Private mappings of these files, by the paths that the kernel shows; none where it shows none."""
+    try:
+        with open(_MAPS, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n").split(maxsplit=5) for line in file]
+    except OSError as error:  # no /proc, as in some jails
+        logger.debug("mappings cannot be listed (%s): they stay mapped", error)
+        return []
     found = []
     for line in lines:
         if len(line) == 6 and line[5] in names and line[1].startswith("rw") and line[1].endswith("p"):
