@@ -93,11 +93,11 @@ def folders_in(source: Path, place: PurePosixPath) -> list[str]:
     if source.is_dir():
         entries = _entries(source / place)
         return [entry.name for entry in entries if entry.is_dir() or _leads_nowhere(entry)]
+    prefix = "" if place == PurePosixPath() else f"{place}/"
     with zipfile.ZipFile(source) as archive:
-        names = [PurePosixPath(name) for name in archive.namelist()]
-        listed = {name for name, info in zip(names, archive.infolist(), strict=True) if info.is_dir()}
-    inside = {parent for name in names for parent in name.parents} | listed
-    return sorted(path.name for path in inside if path.parent == place and path.name and not _is_hidden(path))
+        names = [name.removeprefix("./") for name in archive.namelist()]
+    inside = (name[len(prefix) :].partition("/") for name in names if name.startswith(prefix))
+    return sorted({first for first, slash, _ in inside if slash and not _is_hidden(PurePosixPath(first))})
 
 
 def _folder(source: Path) -> Iterator[Picture]:

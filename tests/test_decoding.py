@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,6 +236,19 @@ def test_a_class_without_images_shifts_no_labels(tmp_path: Path, how: str) -> No
     assert len(find_pictures([source])) == 4
 
 
+def test_a_class_without_images_in_a_zip_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for name in ("./data/test/a/1.png", "./data/test/c/1.png"):
+            archive.writestr(name, encoded(Image.fromarray(COLOURS), "PNG"))
+        archive.writestr("data/test/.hidden/1.png", b"")
+        archive.writestr("data/other/d/1.txt", b"")
+    assert load_images(tmp_path / "data.zip", "test", cache=False).classes == ("a", "c")
+    with zipfile.ZipFile(tmp_path / "data.zip", "a") as archive:
+        archive.writestr("data/test/b/", b"")
+    with pytest.raises(InputError, match=r"test/b: a class folder without images"):
+        load_images(tmp_path / "data.zip", "test", cache=False)
+
+
 def test_a_picture_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     source = tree(tmp_path)
     (source / "ant" / "5.png").symlink_to(tmp_path / "nowhere.png")
@@ -254,11 +268,17 @@ def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
             read(tmp_path / "linked.zip")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tree(tmp_path)
-    (source / "ant").chmod(0)
-    with pytest.raises(InputError, match="ant cannot be listed"):
+    scan = os.scandir
+
+    def refusing(path: Path) -> Any:
+        if Path(path).name == "ant":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    with pytest.raises(InputError, match=r"ant cannot be listed \(Permission denied\)"):
         find_pictures([source])
 
 
