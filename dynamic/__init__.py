@@ -8,7 +8,7 @@ import ast
 import importlib
 from pathlib import Path
 
-from dynamic.extras import worded
+from dynamic.extras import with_remedy
 
 __version__ = "0.1.0"
 
@@ -43,7 +43,7 @@ def __getattr__(name: str) -> object:
         else:
             raise AttributeError(f"module 'dynamic' has no attribute {name!r}")
     except ModuleNotFoundError as error:
-        raise worded(error, f"dynamic.{name}") from error
+        raise with_remedy(error, f"dynamic.{name}") from error
     globals()[name] = value
     return value
 

@@ -25,7 +25,7 @@ import dynamic
 from dynamic import commands_device, commands_simulate
 from dynamic.decoding import PictureError
 from dynamic.errors import BudgetError, DynamicError, InputError
-from dynamic.extras import worded
+from dynamic.extras import with_remedy
 from dynamic.options import BatteryFloor, DeadlineMs, Json, LatencyMs, MaxDrop, MemoryMb, Percentile, fraction
 from dynamic.pictures import find_pictures
 from dynamic.preprocessing import RGB, Gray
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BudgetError) else 1)
     except ModuleNotFoundError as error:
-        line = str(worded(error, "this command"))
+        line = str(with_remedy(error, "this command"))
         if "pip install" not in line:  # not of ours
             raise
         print(f"error: {line}", file=sys.stderr)

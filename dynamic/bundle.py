@@ -42,7 +42,7 @@ from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 from dynamic.preprocessing import Preprocess
 from dynamic.profiling import profile
-from dynamic.writing import copy_files, disk_errors, in_words, is_empty, put_folder, replace_text
+from dynamic.writing import copy_files, disk_errors, explain_disk_errors, is_empty, put_folder, replace_text
 
 if TYPE_CHECKING:
     from dynamic.runtime import Runtime
@@ -256,7 +256,7 @@ class Bundle:
             logger.warning("costs could not be kept in %s: %s", self.folder, error)
 
 
-@in_words("the bundle")
+@explain_disk_errors("the bundle")
 def write(
     folder: Path,
     spec: CascadeSpec,

@@ -159,17 +159,17 @@ def examine(shelf: Path | None, as_json: bool) -> tuple[str, int]:
     Returns:
         The text, and 1 where the bundle cannot answer every input here, else 0.
     """
-    found, state = diagnose(), None if shelf is None else check_shelf(shelf)
+    diagnosis, state = diagnose(), None if shelf is None else check_shelf(shelf)
     code = 1 if state is not None and state.problems else 0
     if as_json:
         beside = {} if state is None else {"shelf": asdict(state)}
-        return json.dumps(asdict(found) | beside, indent=1), code
-    return diagnosis_text(found) + ("" if state is None else f"\n\n{_shelf_text(state)}"), code
+        return json.dumps(asdict(diagnosis) | beside, indent=1), code
+    return diagnosis_text(diagnosis) + ("" if state is None else f"\n\n{_shelf_text(state)}"), code
 
 
 def _shelf_text(state: ShelfState) -> str:
-    said = "it answers every input here" if not state.problems else "it does not answer every input here:"
-    return "\n".join([f"bundle {state.folder}: {said}", *(f"  {line}" for line in (*state.problems, *state.hints))])
+    verdict = "it answers every input here" if not state.problems else "it does not answer every input here:"
+    return "\n".join([f"bundle {state.folder}: {verdict}", *(f"  {line}" for line in (*state.problems, *state.hints))])
 
 
 def diagnosis_text(found: Diagnosis) -> str:

@@ -40,7 +40,7 @@ def remedy(module: str, what: str) -> str | None:
     return f'{what} needs {package}, which is not installed: pip install "dynamic-inference[{extra}]"'
 
 
-def worded(error: ModuleNotFoundError, what: str) -> ModuleNotFoundError:
+def with_remedy(error: ModuleNotFoundError, what: str) -> ModuleNotFoundError:
     """The error of an import, with the remedy where one is known.
 
     Args:

@@ -43,7 +43,7 @@ def disk_errors(what: str, target: Path) -> Iterator[None]:
         ) from error
 
 
-def in_words(
+def explain_disk_errors(
     what: str,
 ) -> Callable[[Callable[Concatenate[Path, P], None]], Callable[Concatenate[Path, P], None]]:
     """`disk_errors` around a function whose first argument is the folder that it writes to.
@@ -57,11 +57,11 @@ def in_words(
 
     def decorator(function: Callable[Concatenate[Path, P], None]) -> Callable[Concatenate[Path, P], None]:
         @functools.wraps(function)
-        def worded(folder: Path, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        def wrapper(folder: Path, /, *args: P.args, **kwargs: P.kwargs) -> None:
             with disk_errors(what, folder):
                 function(folder, *args, **kwargs)
 
-        return worded
+        return wrapper
 
     return decorator
 
@@ -89,11 +89,17 @@ def copy_files(source: Path, target: Path) -> None:
 
     Rights are those of new files, as many volumes refuse others, and as temporary folders are for one user alone.
 
+    Args:
+        source: The folder. What a volume has of its own is left out, and so is `target` where it lies in it.
+        target: The other folder.
+
     Raises:
         OSError: The first error.
     """
     target.mkdir(exist_ok=True)
     for entry in sorted(source.iterdir()):
+        if entry.name in _OF_VOLUMES or entry.samefile(target):
+            continue
         if entry.is_dir():
             copy_files(entry, target / entry.name)
         else:

@@ -2,7 +2,7 @@
 
 import importlib
 
-from dynamic.extras import worded
+from dynamic.extras import with_remedy
 
 try:
     from dynamic.models.msdnet import MSDNet as MSDNet
@@ -20,7 +20,7 @@ try:
     from dynamic.offline.heads import BlockHead as BlockHead
     from dynamic.offline.heads import ConvHead as ConvHead
 except ModuleNotFoundError as error:
-    raise worded(error, "dynamic.models") from error
+    raise with_remedy(error, "dynamic.models") from error
 
 
 def __getattr__(name: str) -> object:
@@ -29,4 +29,4 @@ def __getattr__(name: str) -> object:
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
-        raise worded(error, f"dynamic.models.{name}") from error
+        raise with_remedy(error, f"dynamic.models.{name}") from error

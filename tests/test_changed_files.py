@@ -240,7 +240,7 @@ def test_a_file_that_changes_while_it_is_loaded_is_not_run(copy: Path) -> None:
     path = copy / "backbones" / "1.weights"
 
     def load() -> None:
-        with files.checked("graph.onnx") as graph:
+        with files.verify("graph.onnx") as graph:
             assert graph == copy / "graph.onnx"
             over(path, other_bytes(path))
 

@@ -57,6 +57,8 @@ def test_a_bundle_is_put_into_a_mounted_volume(
         assert dynamic.load(volume).costs == bundle.costs
         (volume / "stale.onnx").write_text("of the bundle before")
     bundle.save(volume)
+    assert dynamic.load(volume).save(volume).folder == volume  # onto itself
+    assert dynamic.load(volume).spec == bundle.spec
     assert sorted(p.name for p in tmp_path.iterdir()) == ["models"]
     assert not [p.name for p in volume.iterdir() if p.name.startswith(".") or p.name == "stale.onnx"]
     assert (volume / "lost+found").is_dir()

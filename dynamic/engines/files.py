@@ -23,7 +23,7 @@ class BundleFiles:
         self.folder, self._hashes = folder, dict(hashes or {})
 
     @contextmanager
-    def checked(self, graph: str) -> Iterator[Path]:
+    def verify(self, graph: str) -> Iterator[Path]:
         """The path of a graph, to be loaded inside the block.
 
         Args:

@@ -76,12 +76,12 @@ def _mappings(names: set[str]) -> list[Mapping]:
     except OSError as error:  # no /proc, as in some jails
         logger.debug("mappings cannot be listed (%s): they stay mapped", error)
         return []
-    found = []
+    mappings = []
     for line in lines:
         if len(line) == 6 and line[5] in names and line[1].startswith("rw") and line[1].endswith("p"):
             first, end = (int(address, 16) for address in line[0].split("-"))
-            found.append(Mapping(first, end, int(line[2], 16), line[5]))
-    return found
+            mappings.append(Mapping(first, end, int(line[2], 16), line[5]))
+    return mappings
 
 
 def _without(mapping: Mapping, others: Sequence[Mapping]) -> list[Mapping]:

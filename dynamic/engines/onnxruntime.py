@@ -86,7 +86,7 @@ class Sessions:
             options.add_session_config_entry("session.force_spinning_stop", "1")  # once the session is done
             options.add_session_config_entry("session.intra_op.spin_duration_us", "20")  # ignored by older versions
         try:
-            with self._files.checked(file) as path:
+            with self._files.verify(file) as path:
                 return self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except EngineError:
             raise

@@ -82,7 +82,7 @@ class Models:
             if file not in self._compiled:
                 try:
                     self._core = self._core or self._make()
-                    with self._files.checked(file) as path:
+                    with self._files.verify(file) as path:
                         self._compiled[file] = self._core.compile_model(str(path), "CPU", self._options)
                 except EngineError:
                     self._compiled.pop(file, None)

@@ -3,7 +3,7 @@
 import importlib
 from pathlib import Path
 
-from dynamic.extras import worded
+from dynamic.extras import with_remedy
 
 
 def __getattr__(name: str) -> object:
@@ -13,4 +13,4 @@ def __getattr__(name: str) -> object:
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
-        raise worded(error, f"{__name__}.{name}") from error
+        raise with_remedy(error, f"{__name__}.{name}") from error
