@@ -149,17 +149,18 @@ def check_shelf(folder: Path) -> ShelfState:
     return ShelfState(str(folder), unmet_needs(bundle), tuple(hints))
 
 
-def examine(shelf: Path | None, as_json: bool) -> tuple[str, int]:
+def examine(shelf: Path | None, as_json: bool, root: Path = Path("/")) -> tuple[str, int]:
     """What `python -m dynamic doctor` prints, and its exit code.
 
     Args:
         shelf: A bundle's folder to be checked too, or None.
         as_json: Whether to give JSON.
+        root: The file tree that kernel files are read from.
 
     Returns:
         The text, and 1 where the bundle cannot answer every input here, else 0.
     """
-    diagnosis, state = diagnose(), None if shelf is None else check_shelf(shelf)
+    diagnosis, state = diagnose(root), None if shelf is None else check_shelf(shelf)
     code = 1 if state is not None and state.problems else 0
     if as_json:
         beside = {} if state is None else {"shelf": asdict(state)}
