@@ -228,7 +228,7 @@ class Bundle:
         """Write the bundle to the folder `path`, replacing a bundle that lies there; gives the saved bundle.
 
         The folder appears whole or not at all. Where `path` is a mounted volume, the files are put into it, and the
-        manifest comes last. Raises BundleError where something else lies at `path`, or where the disk refuses.
+        manifest comes last. Raises BundleError where something else lies at `path`, DiskError where the disk refuses.
         """
         target = Path(path).resolve()
         if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or not is_empty(target)):

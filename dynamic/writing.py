@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
-from dynamic.policies.errors import BundleError
+from dynamic.policies.errors import DiskError
 
 # what a volume holds of its own, so that it is as good as empty
 _OF_VOLUMES = ("lost+found", ".Trashes", ".fseventsd", ".Spotlight-V100", "System Volume Information", "$RECYCLE.BIN")
@@ -32,12 +32,14 @@ def disk_errors(what: str, target: Path) -> Iterator[None]:
         Nothing.
 
     Raises:
-        BundleError: The block raised OSError.
+        DiskError: The block raised OSError.
     """
     try:
         yield
+    except DiskError:
+        raise
     except OSError as error:
-        raise BundleError(
+        raise DiskError(
             f"{what} could not be written to {target}: {error.strerror or error}{_free(error, target)}; "
             "choose another folder"
         ) from error

@@ -15,7 +15,7 @@ from torch import nn
 
 import dynamic
 from dynamic.bundle import MANIFEST
-from dynamic.errors import BundleError, InputError
+from dynamic.errors import BundleError, DiskError, InputError
 from dynamic.models import save_weights
 from dynamic.offline.images import load_images
 from dynamic.preprocessing import CenterCrop, Normalize, Resize, Scale
@@ -128,7 +128,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     bundle: dynamic.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     fill(monkeypatch, 2, number)
-    with pytest.raises(BundleError, match=r"the bundle could not be written to .*shelf: .*, .* MB are free; ") as e:
+    with pytest.raises(DiskError, match=r"the bundle could not be written to .*shelf: .*, .* MB are free; ") as e:
         bundle.save(tmp_path / "shelf")
     assert os.strerror(number) in str(e.value)
     assert len(str(e.value)) < 300
@@ -163,7 +163,7 @@ def test_weights_on_a_full_disk_are_words(tmp_path: Path, monkeypatch: pytest.Mo
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("dynamic.offline.checkpoints.save_file", full)
-    with pytest.raises(BundleError, match=r"the weights could not be written to .*No space left on device"):
+    with pytest.raises(DiskError, match=r"the weights could not be written to .*No space left on device"):
         save_weights(nn.Linear(2, 2), tmp_path / "net.safetensors")
     assert list(tmp_path.iterdir()) == []
 

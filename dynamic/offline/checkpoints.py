@@ -75,7 +75,7 @@ def write_whole(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, str]
         facts: Text that the file carries along.
 
     Raises:
-        BundleError: The disk is full, or refuses.
+        DiskError: The disk is full, or refuses.
     """
     with disk_errors("the weights", path):
         try:
