@@ -8,11 +8,14 @@ import ast
 import importlib
 from pathlib import Path
 
+from dynamic.extras import with_remedy
+
 __version__ = "0.1.0"
 
 # policies/ and models/ stand at the root of the repository and are installed inside the package:
 # in a checkout (editable install, pytest from the root) they are found one folder up.
 _here = Path(__file__).parent
+_ROOMS = ("engines", "models", "offline", "policies", "sensors", "simulate")
 if not (_here / "policies").is_dir():
     __path__.append(str(_here.parent))
 
@@ -27,24 +30,27 @@ def _public_names() -> dict[str, str]:
     return names
 
 
-_BUILDS = ("onnx", "torch")  # left out on the device
 _names = _public_names()
 __all__ = sorted(_names)
 
 
 def __getattr__(name: str) -> object:
-    if name not in _names:
-        raise AttributeError(f"module 'dynamic' has no attribute {name!r}")
     try:
-        value = getattr(importlib.import_module(_names[name]), name)
+        if name in _names:
+            value: object = getattr(importlib.import_module(_names[name]), name)
+        elif _is_module(name):  # `dynamic.models` and others, as docs write them
+            value = importlib.import_module(f"dynamic.{name}")
+        else:
+            raise AttributeError(f"module 'dynamic' has no attribute {name!r}")
     except ModuleNotFoundError as error:
-        if error.name not in _BUILDS:
-            raise
-        remedy = f'dynamic.{name} needs {error.name}, which is not installed: pip install "dynamic-inference[build]"'
-        raise ModuleNotFoundError(remedy, name=error.name) from error
+        raise with_remedy(error, f"dynamic.{name}") from error
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, "__version__", *_ROOMS]
+
+
+def _is_module(name: str) -> bool:
+    return not name.startswith("_") and (name in _ROOMS or (_here / f"{name}.py").is_file())

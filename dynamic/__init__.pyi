@@ -9,11 +9,11 @@ from dynamic.fakes import TraceMonitor as TraceMonitor
 from dynamic.models.compress.families import family as family
 from dynamic.monitor import Monitor as Monitor
 from dynamic.offline.building import build as build
-from dynamic.offline.building import recertify as recertify
 from dynamic.offline.calibration import calibrate as calibrate
 from dynamic.offline.cascade import Cascade as Cascade
 from dynamic.offline.fitting import fit as fit
 from dynamic.offline.graphs import export as export
+from dynamic.offline.recertifying import recertify as recertify
 from dynamic.offline.wrapping import wrap as wrap
 from dynamic.policies.budget import Budget as Budget
 from dynamic.policies.budget_policy import BudgetPolicy as BudgetPolicy
@@ -30,5 +30,11 @@ from dynamic.preprocessing import Preprocess as Preprocess
 from dynamic.result import Result as Result
 from dynamic.runtime import Runtime as Runtime
 from dynamic.sensors.contract import Battery as Battery
+
+from . import errors as errors
+from . import models as models
+from . import offline as offline
+from . import policies as policies
+from . import simulate as simulate
 
 __version__: str

@@ -11,16 +11,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import typer
+
+try:
+    import typer
+except ModuleNotFoundError as error:  # an extra of its own: devices run without a shell
+    if error.name != "typer":
+        raise
+    from dynamic.bare import main as bare
+
+    sys.exit(bare(sys.argv[1:]))
 
 import dynamic
 from dynamic import commands_device, commands_simulate
+from dynamic.decoding import PictureError
 from dynamic.errors import BudgetError, DynamicError, InputError
+from dynamic.extras import with_remedy
 from dynamic.options import BatteryFloor, DeadlineMs, Json, LatencyMs, MaxDrop, MemoryMb, Percentile, fraction
 from dynamic.pictures import find_pictures
 from dynamic.preprocessing import RGB, Gray
 from dynamic.progress import track
-from dynamic.tables import certificate_text, costs_text, ladder_text, run_text
+from dynamic.tables import certificate_text, costs_text, ladder_text, left_out_text, run_text
 
 app = typer.Typer(
     help="Adaptive inference: spend on each input what it needs and no more than the device can spare.",
@@ -64,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (DynamicError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BudgetError) else 1)
+    except ModuleNotFoundError as error:
+        line = str(with_remedy(error, "this command"))
+        if "pip install" not in line:  # not of ours
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command()
@@ -202,7 +218,10 @@ def run(
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
 ) -> None:
-    """Run images under a budget, one at a time; where they lie in folders named like classes, check the answers."""
+    """Run images under a budget, one at a time; where they lie in folders named like classes, check the answers.
+
+    Files that do not read, or do not fit, are left out and listed with the reason.
+    """
     budget = dynamic.Budget(
         latency_ms,
         fraction(percentile),
@@ -222,15 +241,20 @@ def run(
     channels = None if converts else bundle.spec.inputs[0].shape[0]
     latencies: list[float] = []
     right: list[bool] = []
+    left_out: list[tuple[str, str]] = []  # file, why
     point = ""
     shown = None if quiet or not sys.stdout.isatty() else False  # a bar would tear the lines
     with bundle.runtime(budget, engine=engine, **_given(threads=threads, idle=idle)) as runtime:
         for picture in track(pictures, "inference", len(pictures), shown):
-            pixels = picture.pixels(channels)
             try:
-                result = runtime(pixels)
+                result = runtime(picture.pixels(channels))
             except InputError as error:
-                raise InputError(f"{picture.name}: {error}") from error
+                left_out.append((picture.name, error.reason if isinstance(error, PictureError) else str(error)))
+                if len(left_out) == len(pictures):  # nothing was answered
+                    if isinstance(error, PictureError):
+                        raise
+                    raise InputError(f"{picture.name}: {error}") from error
+                continue
             known = picture.folder if picture.folder in (bundle.classes or ()) else None
             latencies.append(result.latency_ms)
             if known is not None:
@@ -263,9 +287,12 @@ def run(
         accuracy = float(np.mean(right)) if right else None
         certificate = None if bundle.ladder.certificate is None else asdict(bundle.ladder.certificate)
         beside: dict[str, Any] = {"accuracy": accuracy, "known": len(right), "certificate": certificate}
+        beside["left_out"] = [{"file": name, "reason": reason} for name, reason in left_out]
         print(json.dumps({"summary": asdict(stats) | beside}))
     else:
         print(run_text(stats, latencies, right, stages))
+        if left_out:
+            print(left_out_text(left_out, len(pictures)))
         print(certificate_text(bundle.ladder))
 
 

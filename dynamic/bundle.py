@@ -21,10 +21,7 @@ import hashlib
 import json
 import logging
 import math
-import os
-import secrets
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -39,6 +36,7 @@ from dynamic.engines.opening import check_engine, open_engine
 from dynamic.engines.switching import CascadeEngine
 from dynamic.fingerprint import EngineIdentity, file_hash, fingerprint
 from dynamic.machine import machine_key, machine_name, quota_threads
+from dynamic.needs import check_needs
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import BudgetError, BundleError, CorruptError, DynamicError, InputError, SchemaError
@@ -49,6 +47,7 @@ from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 from dynamic.preprocessing import Preprocess
 from dynamic.profiling import profile
+from dynamic.writing import copy_files, disk_errors, explain_disk_errors, is_empty, put_folder, replace_text
 
 if TYPE_CHECKING:
     from dynamic.runtime import Runtime
@@ -85,6 +84,8 @@ class Bundle:
     modules_cascade: str | None = field(default=None, repr=False)  # fingerprint of what engine "torch" runs, if known
     forced: str | None = field(default=None, repr=False)
     calibrated_on: EngineIdentity | None = field(default=None, repr=False)
+    # SHA-256 of every file that the manifest vouched for when this bundle was read
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
 
     def __str__(self) -> str:
@@ -102,14 +103,21 @@ class Bundle:
 
     @cached_property
     def records(self) -> Records:
-        """The calibration records (read when first asked for)."""
+        """The calibration records, read when first asked for.
+
+        Raises:
+            CorruptError: Their file was altered after this bundle was loaded.
+        """
+        self.check_files("records.npz")
         return Records.load(self.folder / "records.npz")
 
     @cached_property
     def canaries(self) -> Canaries | None:
         """The canaries, or None in a bundle that was built without. Raises CorruptError where they do not read."""
-        path = self.folder / CANARIES
-        return Canaries.load(path, self.spec) if path.is_file() else None
+        if CANARIES not in self.hashes:
+            return None
+        self.check_files(CANARIES)
+        return Canaries.load(self.folder / CANARIES, self.spec)
 
     @property
     def frontier(self) -> Frontier:
@@ -133,6 +141,20 @@ class Bundle:
     def precision_on(self, engine: str) -> str:
         """What `engine` computes in: the precision that was calibrated on the bundle's own engine, f32 on others."""
         return self.precision if engine == self.engine else "f32"
+
+    def check_files(self, *names: str, folder: Path | None = None) -> None:
+        """Compare files with what they were when this bundle was loaded.
+
+        Args:
+            names: Their names in the folder of the bundle. All files are compared where none is given.
+            folder: Where the files lie. The folder of the bundle unless given.
+
+        Raises:
+            CorruptError: A file is missing or was altered.
+        """
+        place = folder or self.folder
+        for name in names or tuple(self.hashes):
+            check_hash(place, name, self.hashes.get(name))
 
     def combiner(self) -> Combiner:
         """How stages' logits become answers and scores."""
@@ -171,7 +193,9 @@ class Bundle:
                     self.engine,
                 )
         wanted = precision_on(name)
-        opened = open_engine(name, self.folder, self.spec, self.combiner(), self.modules, wanted, **options)
+        opened = open_engine(
+            name, self.folder, self.spec, self.combiner(), self.modules, wanted, hashes=self.hashes, **options
+        )
         costs = self.costs_on(name, wanted, opened.threads)
         if costs is not None and costs.route:
             opened.follow(costs.batch, costs.route)
@@ -246,7 +270,7 @@ class Bundle:
             return None
         # a ladder has its own limits, and a bundle that was built again has other canaries
         ladder = hashlib.sha256(json.dumps(self.ladder.to_json(), sort_keys=True).encode()).hexdigest()[:8]
-        content = file_hash(self.folder / CANARIES)[:8]
+        content = self.hashes[CANARIES][:8]
         name = f"{machine_key()}-{EngineIdentity.of(opened).key}-{content}{ladder}.json"
         place = (self.folder.resolve(), name)
         report = None if again else _REPORTS.get(place) or kept_report(self.folder, name)
@@ -335,36 +359,36 @@ class Bundle:
     def save(self, path: str | Path) -> "Bundle":
         """Write the bundle to the folder `path`, replacing a bundle that lies there; gives the saved bundle.
 
-        The folder appears whole or not at all. Raises BundleError where something else lies at `path`.
+        The folder appears whole or not at all. Where `path` is a mounted volume, the files are put into it, and the
+        manifest comes last. Raises BundleError where something else lies at `path`, DiskError where the disk refuses.
         """
         target = Path(path).resolve()
-        if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
+        if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or not is_empty(target)):
             raise BundleError(f"{target} exists and is not a bundle; choose another folder, or remove it")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        try:
-            shutil.copytree(self.folder, fresh)
-            saved = replace(self, folder=fresh, _owner=None)
+
+        def fill(fresh: Path) -> None:
+            copy_files(self.folder, fresh)
+            self.check_files(folder=fresh)
             if self.costs is not None and self.forced is None:
-                saved._keep(self.costs)
-            _swap(fresh, target)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+                replace(self, folder=fresh, _owner=None)._keep(self.costs)
+
+        with disk_errors("the bundle", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            put_folder(target, fill, last=MANIFEST)
         return replace(self, folder=target, _owner=None)
 
     def _keep(self, costs: Costs) -> None:
         try:
             (self.folder / _COSTS).mkdir(exist_ok=True)
             path = self.folder / _COSTS / _costs_name(costs.engine, costs.precision, costs.threads)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
             # the frontier is for ports of the policy, which then need no statistics; derived, so never read back here
             frontier = figures(Frontier.of(self.ladder, costs))
-            partial.write_text(json.dumps(costs.to_json() | {"frontier": frontier}, indent=1), encoding="utf-8")
-            partial.replace(path)
+            replace_text(path, json.dumps(costs.to_json() | {"frontier": frontier}, indent=1))
         except OSError as error:  # a read-only shelf still runs, it only measures again next time
             logger.warning("costs could not be kept in %s: %s", self.folder, error)
 
 
+@explain_disk_errors("the bundle")
 def write(
     folder: Path,
     spec: CascadeSpec,
@@ -405,13 +429,19 @@ def write(
 
 
 def load(path: str | Path, modules: Any = None) -> Bundle:
-    """Load a bundle and check every file against the manifest.
+    """Load a bundle, check every file against the manifest, and check that what any input may need is installed.
 
     `modules`: the cascade (or its stages, which are never called certified) to run on engine "torch". Costs measured on
     this machine earlier are taken up. Raises CorruptError on anything missing, cut short or altered, SchemaError on a
-    bundle of a newer version, BundleError where there is none.
+    bundle of a newer version, BundleError where there is none, DynamicError where its preprocessing resizes and Pillow
+    is not installed. A missing engine is logged as a warning.
     """
-    return read(Path(path), verify=True, modules=modules)
+    try:
+        bundle = read(Path(path), verify=True, modules=modules)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror or error}); grant the right to read it") from error
+    check_needs(bundle)
+    return bundle
 
 
 def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
@@ -430,6 +460,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
             classes=tuple(manifest["classes"]) if manifest["classes"] is not None else None,
             preprocess=Preprocess.from_json(manifest["preprocess"]) if manifest["preprocess"] else None,
             modules=_stages(modules),
+            hashes={name: known["sha256"] for name, known in manifest["files"].items()},
             modules_cascade=modules.fingerprint() if hasattr(modules, "fingerprint") else None,
             calibrated_on=EngineIdentity.from_json(identity) if (identity := manifest.get("calibrated_on")) else None,
         )
@@ -526,8 +557,24 @@ def _verify(folder: Path, files: dict[str, dict[str, Any]]) -> None:
                 f"{folder}: {name} has {path.stat().st_size} bytes, {known['bytes']} were written; "
                 "copy the bundle again"
             )
-        if file_hash(path) != known["sha256"]:
-            raise CorruptError(f"{folder}: {name} was altered after it was written; copy the bundle again")
+        check_hash(folder, name, known["sha256"])
+    links = [name for name in files if name.endswith(".weights") and (folder / name).is_symlink()]
+    if links:
+        logger.warning(
+            "%s: %s is a link; engines may refuse the whole graph for it and run stage by stage: copy the bundle with "
+            "its links followed, cp -rL",
+            folder,
+            ", ".join(links),
+        )
+
+
+def check_hash(folder: Path, name: str, sha256: str | None) -> None:
+    """Raises CorruptError where a file of a bundle is missing or has another hash; None is not compared."""
+    path = folder / name
+    if not path.is_file():
+        raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")
+    if sha256 is not None and file_hash(path) != sha256:
+        raise CorruptError(f"{folder}: {name} was altered after it was written; copy the bundle again")
 
 
 def _spec(data: dict[str, Any]) -> CascadeSpec:
@@ -540,21 +587,6 @@ def _spec(data: dict[str, Any]) -> CascadeSpec:
 
 def _preprocess_json(preprocess: Preprocess | None) -> Any:
     return None if preprocess is None else preprocess.to_json()
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put `fresh` where `target` is; the old one goes only once the new one stands."""
-    if not target.exists():
-        fresh.rename(target)
-        return
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    target.rename(old)
-    try:
-        fresh.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def names_of(classes: Sequence[str] | None, labels: Iterable[int]) -> tuple[str | None, ...]:

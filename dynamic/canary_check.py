@@ -26,7 +26,7 @@ from dynamic.policies.records import Records
 from dynamic.policies.replay import replay
 from dynamic.policies.scores import Combiner
 from dynamic.progress import track
-from dynamic.writing import write_atomically
+from dynamic.writing import replace_text
 
 CHECKS = "checks"  # of a bundle's folder: one file for each engine and machine
 SECONDS = 3.0  # of canaries and single graph together, once `LEAST` canaries are done
@@ -263,6 +263,6 @@ def keep_report(folder: Path, name: str, report: CanaryReport) -> None:
     """Keep a report for the next load. A folder that cannot be written is said once: reports stay in memory too."""
     try:
         (folder / CHECKS).mkdir(exist_ok=True)
-        write_atomically(folder / CHECKS / name, json.dumps(report.to_json(), indent=1))
+        replace_text(folder / CHECKS / name, json.dumps(report.to_json(), indent=1))
     except OSError as error:
         logger.warning("%s cannot be written (%s). The canaries run again in the next process", folder / CHECKS, error)

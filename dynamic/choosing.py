@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from dynamic.policies.errors import EngineError
 from dynamic.policies.scores import Combiner
 from dynamic.profiling import example_arrays
 from dynamic.profiling_graph import measure_graph
+from dynamic.writing import replace_text
 
 AUTO = "auto"
 CHOICES = "choices"  # of a bundle's folder: one file a machine, number of threads and precision
@@ -128,8 +128,6 @@ def _file(threads: int | None, precision: Mapping[str, str]) -> str:
 def _keep(choice: Choice, path: Path) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(asdict(choice), indent=1), encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, json.dumps(asdict(choice), indent=1))
     except OSError as error:
         logger.warning("the choice of engine could not be kept in %s: %s", path.parent, error)

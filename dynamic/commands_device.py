@@ -1,17 +1,15 @@
 """`python -m dynamic record|doctor`: what this device's sensors say, over time and now. Neither imports torch."""
 
-import json
 import math
 import time
 from contextlib import closing
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dynamic.doctor import diagnose, diagnosis_text
+from dynamic.doctor import examine
 from dynamic.machine import machine_name
 from dynamic.monitor import Monitor
 from dynamic.policies.errors import BudgetError, InputError
@@ -49,16 +47,23 @@ def record(
 
 
 def doctor(
+    shelf: Annotated[Path | None, typer.Argument(help="A bundle's folder, to be checked too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     root: Annotated[
         Path, typer.Option(help="Folder whose proc and sys are read in place of this machine's, copied from another.")
     ] = Path("/"),
 ) -> None:
-    """Say what this machine offers: engines, sensors, limits, what is missing and what to do, what was not believed."""
+    """Say what this machine offers: engines, sensors, limits, what is missing and what to do, what was not believed.
+
+    With a bundle's folder, also whether that bundle answers every input here, and as in calibration. The exit code is 1
+    where it does not answer.
+    """
     if not root.is_dir():
         raise InputError(f"--root {root} is no folder: give one that holds proc and sys of a device")
-    found = diagnose(root)
-    print(json.dumps(asdict(found), indent=1) if as_json else diagnosis_text(found))
+    text, code = examine(shelf, as_json, root)
+    print(text)
+    if code:
+        raise typer.Exit(code)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,15 +1,20 @@
 """What this machine offers: engines, sensors and limits, and what to do about what is missing."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from dynamic.bundle import read
 from dynamic.engines.opening import ENGINES, PRECISIONS
+from dynamic.extras import remedy
 from dynamic.machine import machine_name
 from dynamic.monitor import Monitor
+from dynamic.needs import unmet_needs
+from dynamic.policies.errors import DynamicError
 from dynamic.policies.limits import RESERVE_MB
 from dynamic.policies.snapshot import Snapshot
 from dynamic.sensors.contract import SourceReport
@@ -38,6 +43,10 @@ _INSTALL = {
     "onnxruntime": "pip install dynamic-inference",
     "openvino": "pip install 'dynamic-inference[openvino]'",
     "torch": "pip install 'dynamic-inference[build]', to build bundles, or to run one with its modules",
+}
+_PACKAGES = {  # beside engines: what needs them
+    "typer": "the shell, apart from doctor,",
+    "PIL": "reading pictures, and preprocessing that resizes,",
 }
 _FIRST_S, _PATIENCE_S = 0.1, 2.5  # power and throttling are told by two readings a second apart
 _SILENT_FOR_NOW = ("plugged", "battery_mwh")  # that a battery need not know
@@ -107,6 +116,7 @@ def diagnose(root: Path = Path("/"), patience_s: float = _PATIENCE_S) -> Diagnos
     sensors = tuple(_sensor(field, snapshot, reports) for field in UNITS)
     limits = _limits(root)
     missing = [f"engine {engine.name}: {engine.problem}" for engine in engines if engine.problem]
+    missing += [line for module, what in _PACKAGES.items() if not _is_there(module) and (line := remedy(module, what))]
     problems = dict.fromkeys(report.problem for report in reports if report.problem)
     # several may lack for one reason
     missing += [f"{', '.join(r.name for r in reports if r.problem == problem)}: {problem}" for problem in problems]
@@ -120,6 +130,77 @@ def diagnose(root: Path = Path("/"), patience_s: float = _PATIENCE_S) -> Diagnos
         missing=tuple(missing),
         not_believed=tuple(left_out),
     )
+
+
+@dataclass(frozen=True)
+class ShelfState:
+    """A bundle on this machine.
+
+    `problems`: what keeps it from answering every input, with the remedy. `hints`: what else is worth doing. `agrees`:
+    whether it answers as in calibration, by the canaries that `canaries` reports on. None where there are none.
+    """
+
+    folder: str
+    problems: tuple[str, ...]
+    hints: tuple[str, ...]
+    agrees: bool | None = None
+    canaries: str | None = None
+
+
+def check_shelf(folder: Path) -> ShelfState:
+    """Check a bundle: its files, the packages that any input may need, its engine, and costs of this machine.
+
+    Args:
+        folder: The bundle's folder.
+
+    Returns:
+        What was found; a folder that holds no valid bundle is a problem.
+    """
+    try:
+        bundle = read(folder, verify=True)
+    except DynamicError as error:
+        return ShelfState(str(folder), (str(error),), ())
+    hints = []
+    if bundle.costs is None:
+        hints.append(f"no costs were measured on this machine: python -m dynamic profile {folder}")
+    problems = unmet_needs(bundle)
+    try:
+        report = None if problems else bundle.check()
+    except DynamicError as error:
+        return ShelfState(str(folder), (str(error),), tuple(hints))
+    if report is None:
+        return ShelfState(str(folder), problems, tuple(hints))
+    if not report.agrees:
+        hints.append(
+            "its answers are not certified on this machine: certify it here, "
+            "dynamic.recertify(bundle, records=bundle.calibrate(loader)), or build it again from portable networks"
+        )
+    return ShelfState(str(folder), problems, tuple(hints), report.agrees, str(report))
+
+
+def examine(shelf: Path | None, as_json: bool, root: Path = Path("/")) -> tuple[str, int]:
+    """What `python -m dynamic doctor` prints, and its exit code.
+
+    Args:
+        shelf: A bundle's folder to be checked too, or None.
+        as_json: Whether to give JSON.
+        root: The file tree that kernel files are read from.
+
+    Returns:
+        The text, and 1 where the bundle cannot answer every input here, else 0.
+    """
+    diagnosis, state = diagnose(root), None if shelf is None else check_shelf(shelf)
+    code = 1 if state is not None and state.problems else 0
+    if as_json:
+        beside = {} if state is None else {"shelf": asdict(state)}
+        return json.dumps(asdict(diagnosis) | beside, indent=1), code
+    return diagnosis_text(diagnosis) + ("" if state is None else f"\n\n{_shelf_text(state)}"), code
+
+
+def _shelf_text(state: ShelfState) -> str:
+    lines = (*state.problems, *([] if state.canaries is None else [state.canaries]), *state.hints)
+    verdict = "it answers every input here" if not state.problems else "it does not answer every input here:"
+    return "\n".join([f"bundle {state.folder}: {verdict}", *(f"  {line}" for line in lines)])
 
 
 def diagnosis_text(found: Diagnosis) -> str:
@@ -174,7 +255,7 @@ def _value(sensor: SensorState) -> str:
 
 
 def _engine(name: str) -> EngineState:
-    if find_spec(name) is None:
+    if not _is_there(name):
         return EngineState(name, False, None, (), f"not installed: {_INSTALL[name]}")
     precisions, problem = PRECISIONS[name], None
     try:
@@ -204,6 +285,13 @@ _CHECKS: dict[str, Callable[[tuple[str, ...]], tuple[tuple[str, ...], str | None
     "onnxruntime": _check_onnxruntime,
     "openvino": _check_openvino,
 }
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # its import is forbidden
+        return False
 
 
 def _version(package: str) -> str | None:

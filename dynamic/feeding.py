@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dynamic.arrays import as_array
 from dynamic.bundle import Bundle
 from dynamic.engines.contract import Array
 from dynamic.engines.loop import check_inputs
@@ -18,7 +19,7 @@ def named_inputs(bundle: Bundle, x: Any) -> Mapping[str, Array]:
     """
     spec = bundle.spec.inputs
     if isinstance(x, Mapping):
-        named = {name: np.asarray(value) for name, value in x.items()}
+        named = {name: as_array(value, f"input {name!r}") for name, value in x.items()}
         check_inputs(named, spec)
         return named
     if bundle.preprocess is not None:
@@ -26,6 +27,6 @@ def named_inputs(bundle: Bundle, x: Any) -> Mapping[str, Array]:
     if isinstance(x, tuple):
         if len(x) != len(spec):
             raise InputError(f"{len(x)} inputs given; this cascade takes {[i.name for i in spec]}")
-        return {i.name: np.asarray(value) for i, value in zip(spec, x, strict=True)}
-    array = np.atleast_1d(np.asarray(x))
+        return {i.name: as_array(value, f"input {i.name!r}") for i, value in zip(spec, x, strict=True)}
+    array = np.atleast_1d(as_array(x, "the input"))
     return {spec[0].name: array[None] if array.ndim == len(spec[0].shape) else array}

@@ -37,7 +37,15 @@ def main(folder: str, backbone: str, threads: str, name: str, precision: str) ->
     from dynamic.profiling import example_arrays
 
     bundle = read(Path(folder), verify=False)
-    engine = open_engine(name, bundle.folder, bundle.spec, bundle.combiner(), precision=precision, threads=int(threads))
+    engine = open_engine(
+        name,
+        bundle.folder,
+        bundle.spec,
+        bundle.combiner(),
+        precision=precision,
+        threads=int(threads),
+        hashes=bundle.hashes,
+    )
     inputs = example_arrays(bundle.spec, 1)
     # what the first model of a process costs is the engine's, not the backbone's
     _WARM[name]()

@@ -5,19 +5,32 @@ Everything but the resize is numpy; the resize is Pillow's own, so that its anti
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.arrays import as_array
+from dynamic.decoding import is_picture, picture_pixels
 from dynamic.policies.errors import CorruptError, DynamicError, InputError, SchemaError
+from dynamic.policies.plain import plain_items
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+MOST_RESIZED = 2**26  # pixels that a resize makes: a picture one pixel high becomes gigabytes else
+
 _CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
+_CONVERTED = ("P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa")  # modes of PIL that the user converts
+
+
+def _plain(step: Any) -> None:
+    """Numbers of numpy become Python's own: steps are compared and written as JSON."""
+    for name, value in vars(step).items():
+        object.__setattr__(step, name, plain_items(value))
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,7 @@ class Resize:
     longest: int | None = None
 
     def __post_init__(self) -> None:
+        _plain(self)
         _check_positive("Resize", self.size)
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(f"interpolation={self.interpolation!r} is not known; use one of {INTERPOLATIONS}")
@@ -54,7 +68,12 @@ class Resize:
         height, width = self.target(*image.shape[:2])
         if image.shape[:2] == (height, width):
             return image
-        pillow = _pillow()
+        if isinstance(self.size, int) and height * width > MOST_RESIZED:
+            raise InputError(
+                f"an image of {image.shape[0]} x {image.shape[1]} pixels would be resized to {height} x {width}, and "
+                f"at most {MOST_RESIZED} pixels are made: cut it first, or resize to (height, width)"
+            )
+        pillow = import_pillow()
         gray = image.shape[2] == 1
         picture = pillow.fromarray(np.ascontiguousarray(image[..., 0] if gray else image))
         resized = np.asarray(picture.resize((width, height), pillow.Resampling[self.interpolation.upper()]))
@@ -68,6 +87,7 @@ class CenterCrop:
     size: tuple[int, int]
 
     def __post_init__(self) -> None:
+        _plain(self)
         _check_positive("CenterCrop", self.size)
 
     def __call__(self, image: Pixels) -> Pixels:
@@ -88,6 +108,7 @@ class Gray:
     channels: int = 1
 
     def __post_init__(self) -> None:
+        _plain(self)
         if self.channels not in (1, 3):
             raise InputError(f"Gray(channels={self.channels}): give 1 or 3")
 
@@ -120,6 +141,7 @@ class Scale:
     reciprocal: bool = False
 
     def __post_init__(self) -> None:
+        _plain(self)
         if not 0 < self.divisor < np.inf:
             raise InputError(f"Scale(divisor={self.divisor}): give a positive number, usually 255")
 
@@ -139,6 +161,7 @@ class Normalize:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        _plain(self)
         if not (len(self.mean) > 0 and len(self.std) in (1, len(self.mean))):
             raise InputError(f"Normalize: {len(self.mean)} means and {len(self.std)} stds; give as many of each")
         if not np.isfinite(self.mean).all() or not (np.isfinite(self.std).all() and min(self.std) > 0):
@@ -206,6 +229,8 @@ class Preprocess:
     ) -> Self:
         """The usual: resize, center crop, scale to 0..1, normalize; whatever is None is left out."""
         steps: list[Step] = []
+        resize, crop = plain_items(resize), plain_items(crop)
+        mean, std = plain_items(mean), plain_items(std)
         if resize is not None:
             steps.append(Resize(resize, interpolation))
         if crop is not None:
@@ -248,8 +273,10 @@ class Preprocess:
     def __call__(self, images: Any) -> Floats:
         """float32 `[B, C, H, W]` of uint8 `[H, W]`, `[H, W, C]`, `[B, H, W, C]`, or a list of the first two.
 
-        PIL images of mode L, RGB or RGBA will do too. Raises InputError on anything else, and on a list whose
-        images come out in different sizes; DynamicError where a resize needs Pillow and it is not installed.
+        Colours are in the order RGB (images of OpenCV are BGR: give `image[..., ::-1]`). PIL images of mode 1, L, LA,
+        RGB, RGBA or of 16 bits will do too: they are turned as their EXIF orientation says, and of 16 bits the upper 8
+        are taken, as in files. Raises InputError on anything else, and on a list whose images come out in different
+        sizes; DynamicError where a resize needs Pillow and it is not installed.
         """
         if isinstance(images, (list, tuple)):
             if not images:
@@ -282,14 +309,20 @@ class Preprocess:
 
 
 def _array(image: Any) -> Pixels:
-    mode = getattr(image, "mode", None)
-    if isinstance(mode, str) and mode not in ("L", "RGB", "RGBA"):
-        raise InputError(f'the image has PIL mode {mode!r}; give image.convert("RGB")')
-    array: NDArray[Any] = np.asarray(image)
+    if is_picture(image):
+        if image.mode in _CONVERTED:
+            raise InputError(f'the image has PIL mode {image.mode!r}; give image.convert("RGB")')
+        return picture_pixels(image)
+    if isinstance(image, (str, bytes, PurePath)):
+        raise InputError(
+            f"{image!r:.200} is a path or bytes, and preprocessing takes uint8 images: open it, PIL.Image.open(path)"
+        )
+    array = as_array(image, "the image")
     if array.dtype != np.uint8:
+        deep = "Of 16 bits give the upper 8, (array >> 8).astype(np.uint8). " if array.dtype == np.uint16 else ""
         raise InputError(
             f"preprocessing takes uint8 images, 0 to 255, [H, W, C] or [B, H, W, C]; this is {array.dtype} "
-            f"{list(array.shape)}. Give inputs that are preprocessed already by name, as {{'input': array}}, "
+            f"{list(array.shape)}. {deep}Give inputs that are preprocessed already by name, as {{'input': array}}, "
             "or build the bundle with preprocess=None"
         )
     if array.ndim == 4 and len(array) == 0:
@@ -339,11 +372,20 @@ def _check_positive(name: str, size: int | tuple[int, int]) -> None:
         raise InputError(f"{name}({size}): sizes are whole numbers above 0")
 
 
-def _pillow() -> ModuleType:
+def import_pillow() -> ModuleType:
+    """Pillow's module `Image`, which resizes.
+
+    Returns:
+        The module.
+
+    Raises:
+        DynamicError: Pillow is not installed, or does not load.
+    """
     try:
         from PIL import Image
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load ({error})"
         raise DynamicError(
-            'this preprocessing resizes, and Pillow is not installed: pip install "dynamic-inference[images]"'
+            f'this preprocessing resizes, and Pillow {why}: pip install "dynamic-inference[images]"'
         ) from error
     return Image

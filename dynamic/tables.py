@@ -153,6 +153,12 @@ def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[boo
     )
 
 
+def left_out_text(left_out: Sequence[tuple[str, str]], count: int) -> str:
+    """Which of `count` images were not answered, and why."""
+    lines = (f"  {name}: {reason}" for name, reason in left_out)
+    return "\n".join([f"{len(left_out)} of {count} images were left out:", *lines])
+
+
 def feedback_text(feedback: FeedbackEstimate) -> str:
     """What labels that were handed in say."""
     low, mid, high = feedback.accuracy

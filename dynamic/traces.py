@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dynamic.policies.errors import CorruptError, SchemaError
+from dynamic.policies.plain import plain
 from dynamic.policies.snapshot import Snapshot
 
 SCHEMA = 1
@@ -41,7 +42,8 @@ class TraceWriter:
 
     def add(self, snapshot: Snapshot) -> None:
         """Append one; fields that are None are left out."""
-        self._line({name: value for name, value in asdict(snapshot).items() if value is not None and value != ()})
+        fields = {name: plain(value) for name, value in asdict(snapshot).items()}
+        self._line({name: value for name, value in fields.items() if value is not None and value != ()})
 
     def _line(self, data: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(data) + "\n")

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from dynamic.policies.errors import BudgetError, ClosedError, EngineError, ShedError
+from dynamic.policies.plain import plain
 from dynamic.result import Result
 
 Entry = tuple["Future[Result]", Any, float]  # with the input and when it came
@@ -20,6 +21,7 @@ class Waiting:
     """
 
     def __init__(self, limit: int, workers: int, work: Callable[[Any, float], Result]) -> None:
+        limit, workers = plain(limit), plain(workers)
         for name, value in (("queue", limit), ("workers", workers)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BudgetError(f"{name}={value!r} must be a whole number of at least 1")

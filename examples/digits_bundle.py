@@ -6,7 +6,9 @@ example that is run trains and leaves the bundle in out/digits, the others take 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,20 @@ if TYPE_CHECKING:  # a bundle that is there already runs without torch
 FOLDER = Path("out/digits")
 STEPS = 220  # of 64 images
 NETWORKS = {"resnet8-w8": (8, 8), "resnet14-w16": (14, 16), "resnet14-w40": (14, 40)}  # name: depth, width
+
+# a bundle that is there already runs without torch; the digits come with scikit-learn
+_NEEDED = {"sklearn": "scikit-learn"} | ({} if (FOLDER / "bundle.json").is_file() else {"torch": "torch"})
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # its import is forbidden
+        return False
+
+
+if _MISSING := [package for module, package in _NEEDED.items() if not _is_there(module)]:
+    sys.exit(f'this example needs {" and ".join(_MISSING)}: pip install "dynamic-inference[examples]"')
 
 
 @dataclass(frozen=True)

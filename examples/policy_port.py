@@ -311,6 +311,8 @@ def observe(device: Json, state: Json, given: Json, snapshot: Json) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     shelf, asked = Path(sys.argv[1]), {k: json.loads(v) for k, v in (word.split("=") for word in sys.argv[2:])}
     golden, same = json.loads((shelf / "golden.json").read_text()), list[bool]()
     for sequence in golden["sequences"]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dynamic.policies.errors import BudgetError
+from dynamic.policies.plain import plain
 
 ON_DRIFT = ("safest", "report")
 # what gives way last comes first
@@ -50,6 +51,8 @@ class Budget:
     priority: tuple[str, ...] = PRIORITY
 
     def __post_init__(self) -> None:
+        for name in (*_POSITIVE, "percentile", *_FRACTIONS, "temperature_c"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
         for name in _POSITIVE:
             _check(name, getattr(self, name), 0.0, math.inf, "a positive number")
         _check("percentile", self.percentile, 0.0, 1.0, "a fraction below 1, 0.95 for the 95th percentile")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.plain import plain
 from dynamic.policies.records import CERTIFY, SEARCH, Records
 from dynamic.policies.scores import Combiner
 
@@ -177,6 +178,7 @@ class DriftTest:
     """
 
     def __init__(self, scores: Sequence[ScoreBins], alpha: float = 0.01, seed: int = 0) -> None:
+        alpha = plain(alpha)
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
             raise BudgetError(f"alpha={alpha!r} must be a fraction in (0, 1), 0.01 for one false alarm in 100 streams")
         self.alpha = alpha

@@ -11,7 +11,8 @@ DynamicError
 ├── CalibrationError     records from which nothing can be learned
 ├── BundleError          a bundle or checkpoint that cannot be trusted
 │   ├── CorruptError     missing, truncated or altered
-│   └── SchemaError      written by a newer version
+│   ├── SchemaError      written by a newer version
+│   └── DiskError        a disk that is full, or refuses  (also an OSError)
 ├── EngineError          an engine that is not installed, or failed
 ├── ShedError            a request given up because too many wait
 └── ClosedError          a runtime used after it was closed
@@ -62,6 +63,10 @@ class CorruptError(BundleError):
 
 class SchemaError(BundleError):
     """A file written by a newer version of this library."""
+
+
+class DiskError(BundleError, OSError):
+    """A disk that is full, or that refuses to be written to."""
 
 
 class EngineError(DynamicError):

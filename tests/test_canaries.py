@@ -19,6 +19,7 @@ from dynamic import bundle as bundles
 from dynamic import canary_check
 from dynamic.canaries import CANARIES, LEAST, MOST, MOST_BYTES, Canaries, Reservoir, noise
 from dynamic.canary_check import CHECKS, CanaryReport, check_canaries, labels_limit, moved
+from dynamic.doctor import examine
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.onnxruntime import OnnxRuntimeExecutor, OnnxRuntimeGraph
 from dynamic.engines.opening import engine_version
@@ -372,7 +373,7 @@ def test_a_shelf_that_cannot_be_written_keeps_the_report_in_memory(
     def refused(*_: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(canary_check, "write_atomically", refused)
+    monkeypatch.setattr(canary_check, "replace_text", refused)
     with caplog.at_level(logging.WARNING, "dynamic"):
         first = dynamic.load(shelf).check()
         second = dynamic.load(shelf).check()
@@ -411,8 +412,8 @@ def test_another_thread_setting_or_kernel_variable_is_another_engine(
 
 
 def test_a_bundle_without_canaries_runs_as_before(shelf: Path) -> None:
-    (shelf / CANARIES).unlink()
-    bundle = replace(bundles.read(shelf, verify=False))
+    loaded = bundles.read(shelf, verify=False)
+    bundle = replace(loaded, hashes={name: known for name, known in loaded.hashes.items() if name != CANARIES})
     assert bundle.canaries is None
     assert bundle.check() is None
     assert bundle.open().agrees
@@ -489,3 +490,19 @@ def test_canaries_stop_in_time_but_not_before_eight(made: dynamic.Bundle) -> Non
     assert report.count == 16  # the clock shows 1 s after 8 canaries and 2 s after 16
     assert report.agrees
     assert not opened.loaded()
+
+
+def test_doctor_says_what_the_canaries_said(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, code = examine(shelf, as_json=False)
+    assert code == 0
+    assert "64 canaries agree" in text
+    shifted(monkeypatch, 4.0)
+    monkeypatch.setattr(bundles, "_REPORTS", {})
+    for kept in (shelf / CHECKS).iterdir():
+        kept.unlink()
+    text, code = examine(shelf, as_json=True)
+    state = json.loads(text)["shelf"]
+    assert code == 0, "it answers, and says that nothing is certified"
+    assert state["agrees"] is False
+    assert "of network 1 by 4" in state["canaries"]
+    assert any("not certified on this machine" in hint for hint in state["hints"])

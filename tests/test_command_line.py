@@ -218,6 +218,33 @@ def test_run_reads_zips_and_unlabelled_images(desk: Desk, tmp_path: Path) -> Non
     assert "1 images, no classes known" in shell("run", desk.shelf, tmp_path / "seven.png")[1]
 
 
+def test_run_leaves_out_what_does_not_read_and_lists_it(desk: Desk, tmp_path: Path) -> None:
+    good = sorted((desk.folder / "data" / "report" / "7").iterdir())[:3]
+    for number, file in enumerate(good):
+        shutil.copy(file, tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"")
+    Image.new("L", (9, 9)).save(tmp_path / "4.png")  # the network takes 8 x 8
+    code, out, err = shell("run", desk.shelf, tmp_path, "--quiet")
+    assert (code, err) == (0, "")
+    assert out.startswith("3 images")
+    left_out = out[out.index("2 of 5 images were left out:") :].splitlines()
+    assert left_out[1] == f"  {tmp_path / '3.png'}: the file is empty"
+    assert left_out[2].startswith(f"  {tmp_path / '4.png'}: ")
+    assert "[B, 1, 8, 8]" in left_out[2]
+    code, out, _ = shell("run", desk.shelf, tmp_path, "--json")
+    *rows, last = map(json.loads, out.splitlines())
+    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+    summary = last["summary"]
+    assert summary["inputs"] == 3
+    assert [Path(entry["file"]).name for entry in summary["left_out"]] == ["3.png", "4.png"]
+    code, out, err = shell("run", desk.shelf, tmp_path / "3.png")
+    assert (code, out) == (1, "")
+    assert (
+        err
+        == f"error: {tmp_path / '3.png'} does not read as an image (the file is empty); remove it, or copy it again\n"
+    )
+
+
 def test_simulate_reports_as_the_library_does(desk: Desk) -> None:
     options = ["--rate-hz", "2", "--duration-s", "300", "--poisson", "--background-load", "0.5", "--battery", "0.6"]
     code, out, err = shell(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import OUTPUTS, THRESHOLDS, Array, CascadeSpec, Output, graph_file
+from dynamic.engines.files import BundleFiles
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
@@ -27,7 +28,14 @@ class Sessions:
     a request with its own spinning, 1.06 sleeping, 0.73 like that.
     """
 
-    def __init__(self, folder: Path, threads: int | None, idle: str, rivals: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        threads: int | None,
+        idle: str,
+        rivals: bool,
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
         import onnxruntime
 
         if idle not in IDLE:
@@ -35,7 +43,7 @@ class Sessions:
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
-        self._folder, self._idle, self._rivals, self._library = folder, idle, rivals, onnxruntime
+        self._files, self._idle, self._rivals, self._library = BundleFiles(folder, hashes), idle, rivals, onnxruntime
         self._open: dict[str, Any] = {}  # file -> session
         self._lock = threading.Lock()
         forget_after_fork(self)
@@ -78,7 +86,10 @@ class Sessions:
             options.add_session_config_entry("session.force_spinning_stop", "1")  # once the session is done
             options.add_session_config_entry("session.intra_op.spin_duration_us", "20")  # ignored by older versions
         try:
-            return self._library.InferenceSession(str(self._folder / file), options, providers=["CPUExecutionProvider"])
+            with self._files.verify(file) as path:
+                return self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except EngineError:
+            raise
         except Exception as error:  # ONNX Runtime raises classes of its own that share no root
             raise EngineError(f"ONNX Runtime cannot load {what} from {file}: {error}") from error
 
@@ -89,8 +100,15 @@ class OnnxRuntimeExecutor:
     name = "onnxruntime"
     precision = "f32"
 
-    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, idle: str = "sleep") -> None:
-        self._sessions = Sessions(folder, threads, idle, rivals=True)
+    def __init__(
+        self,
+        folder: Path,
+        spec: CascadeSpec,
+        threads: int | None = None,
+        idle: str = "sleep",
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        self._sessions = Sessions(folder, threads, idle, rivals=True, hashes=hashes)
         self.threads = self._sessions.threads
         self._spec = spec
         names = ([i.name for i in spec.inputs], [f"carry_{i}" for i in range(max(s.carry for s in spec.stages))])
@@ -148,8 +166,15 @@ class OnnxRuntimeExecutor:
 class OnnxRuntimeGraph:
     """The whole cascade as one session for single inputs and one for batches; for the options see `Sessions`."""
 
-    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, idle: str = "sleep") -> None:
-        self._sessions = Sessions(folder, threads, idle, rivals=False)
+    def __init__(
+        self,
+        folder: Path,
+        spec: CascadeSpec,
+        threads: int | None = None,
+        idle: str = "sleep",
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        self._sessions = Sessions(folder, threads, idle, rivals=False, hashes=hashes)
 
     def ready(self, rows: int) -> bool:
         """Whether the session for so many rows is there."""

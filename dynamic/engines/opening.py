@@ -1,6 +1,6 @@
 """From an engine's name to a running engine. Libraries are imported only for the engine asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -75,9 +75,43 @@ def engine_version(name: str) -> str:
     return str(import_module(_ENGINES[name].package).__version__)
 
 
+def check_installed_engine(name: str) -> None:
+    """Check that the library of an engine is there.
+
+    Args:
+        name: The engine.
+
+    Raises:
+        EngineError: It is unknown or not installed; the message says how to install it.
+    """
+    if name not in _ENGINES:
+        raise EngineError(f"engine {name!r} is not known; use one of {sorted(_ENGINES)}")
+    if not is_there(_ENGINES[name].package):
+        raise _not_installed(name)
+
+
+def is_there(package: str) -> bool:
+    """Whether a package can be found.
+
+    Args:
+        package: Its name as it is imported.
+
+    Returns:
+        Whether it is installed; it is not loaded.
+    """
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # its import is forbidden
+        return False
+
+
+def _not_installed(name: str) -> EngineError:
+    return EngineError(f"engine {name!r} is not installed: pip install '{_ENGINES[name].extra}'")
+
+
 def installed() -> tuple[str, ...]:
     """The engines whose library is there."""
-    return tuple(name for name, engine in _ENGINES.items() if find_spec(engine.package) is not None)
+    return tuple(name for name, engine in _ENGINES.items() if is_there(engine.package))
 
 
 def open_engine(
@@ -89,11 +123,13 @@ def open_engine(
     precision: str = "f32",
     *,
     route: str | None = None,
+    hashes: Mapping[str, str] | None = None,
     **options: Any,
 ) -> CascadeEngine:
     """The engine `name` for the graphs under `folder`, or for the torch `stages`.
 
-    `route`: see `CascadeEngine`. `options` are the engine's own: `threads` and `idle` for "onnxruntime",
+    `route`: see `CascadeEngine`. `hashes`: SHA-256 of the files in `folder` by name, checked whenever one is loaded
+    (None: not checked). `options` are the engine's own: `threads` and `idle` for "onnxruntime",
     `threads` for "openvino", `device` and `compile` for "torch". Raises EngineError on an unknown engine, precision or
     option, or an engine that is not installed.
     """
@@ -101,12 +137,14 @@ def open_engine(
     engine = _ENGINES[name]
     if len(engine.precisions) > 1:
         options["precision"] = precision
+    if name != "torch":  # its modules are in memory
+        options["hashes"] = hashes
     try:
         made = engine.make(folder, spec, stages, **options)
     except ModuleNotFoundError as error:
         if error.name != engine.package:
             raise
-        raise EngineError(f"engine {name!r} is not installed: pip install '{engine.extra}'") from error
+        raise _not_installed(name) from error
     except TypeError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
     graph = made.graph() if made.graph is not None and (folder / GRAPH).is_file() else None

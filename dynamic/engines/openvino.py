@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Output, graph_file
+from dynamic.engines.files import BundleFiles
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
@@ -23,14 +24,16 @@ class Models:
     Raises EngineError on bf16 where the processor has none.
     """
 
-    def __init__(self, folder: Path, threads: int | None, precision: str) -> None:
+    def __init__(
+        self, folder: Path, threads: int | None, precision: str, hashes: Mapping[str, str] | None = None
+    ) -> None:
         import openvino
 
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
         self._tensor = openvino.Tensor
-        self._make = openvino.Core
+        self._library = openvino
         self._core: Any = self._make()  # None in a forked child, until it is wanted there
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("this processor does not compute in bf16; use precision='f32'")
@@ -40,12 +43,18 @@ class Models:
             "INFERENCE_NUM_THREADS": str(self.threads),
             "INFERENCE_PRECISION_HINT": precision,
         }
-        self._folder = folder
+        self._files = BundleFiles(folder, hashes)
         self._compiled: dict[str, Any] = {}  # file -> compiled model
         self._lock = threading.Lock()
         self._requests = threading.local()
         self._drops = 0  # how often models were dropped: tells each thread when to look through its requests
         forget_after_fork(self)
+
+    def _make(self) -> Any:
+        core = self._library.Core()
+        # a file that is mapped and overwritten in place would change the answers of a loaded model
+        core.set_property({"ENABLE_MMAP": "NO"})
+        return core
 
     def __contains__(self, file: str) -> bool:
         return file in self._compiled
@@ -73,7 +82,11 @@ class Models:
             if file not in self._compiled:
                 try:
                     self._core = self._core or self._make()
-                    self._compiled[file] = self._core.compile_model(str(self._folder / file), "CPU", self._options)
+                    with self._files.verify(file) as path:
+                        self._compiled[file] = self._core.compile_model(str(path), "CPU", self._options)
+                except EngineError:
+                    self._compiled.pop(file, None)
+                    raise
                 except Exception as error:
                     raise EngineError(f"OpenVINO cannot load {what} from {file}: {error}") from error
             return self._compiled[file]
@@ -121,8 +134,15 @@ class OpenVinoExecutor:
 
     name = "openvino"
 
-    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, precision: str = "f32") -> None:
-        self._models = Models(folder, threads, precision)
+    def __init__(
+        self,
+        folder: Path,
+        spec: CascadeSpec,
+        threads: int | None = None,
+        precision: str = "f32",
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        self._models = Models(folder, threads, precision, hashes)
         self.precision, self.threads = precision, self._models.threads
         self._spec = spec
 
@@ -168,8 +188,15 @@ class OpenVinoExecutor:
 class OpenVinoGraph:
     """The whole cascade as one model for single inputs and one for batches; for the options see `Models`."""
 
-    def __init__(self, folder: Path, spec: CascadeSpec, threads: int | None = None, precision: str = "f32") -> None:
-        self._models = Models(folder, threads, precision)
+    def __init__(
+        self,
+        folder: Path,
+        spec: CascadeSpec,
+        threads: int | None = None,
+        precision: str = "f32",
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        self._models = Models(folder, threads, precision, hashes)
         self._names = [i.name for i in spec.inputs]
 
     def ready(self, rows: int) -> bool:

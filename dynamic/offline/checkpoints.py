@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynamic.policies.errors import BundleError, CorruptError, InputError, SchemaError
+from dynamic.writing import disk_errors
 
 SCHEMA = 1
 _FACTS, _DIGEST = "dynamic", "sha256"
@@ -65,20 +66,39 @@ def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | P
     network.load_state_dict(tensors, strict=False)
 
 
+def write_whole(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Args:
+        tensors: Tensors that share no memory.
+        path: The file.
+        facts: Text that the file carries along.
+
+    Raises:
+        DiskError: The disk is full, or refuses.
+    """
+    with disk_errors("the weights", path):
+        try:
+            save_file(dict(tensors), path, facts)
+        except SafetensorError as error:  # it hides the error of the system in its text
+            raise OSError(str(error)) from error
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and JSON facts with a hash over both; a reader sees the old file or the new one."""
     target = Path(path)
     plain = {name: _alone(tensor) for name, tensor in tensors.items()}
     text = json.dumps({"schema": SCHEMA, **facts}, sort_keys=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        save_file(plain, fresh, {_FACTS: text, _DIGEST: _digest(plain, text)})
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
-        fresh.replace(target)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with disk_errors("the weights", target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_whole(plain, fresh, {_FACTS: text, _DIGEST: _digest(plain, text)})
+            with fresh.open("rb") as file:
+                os.fsync(file.fileno())
+            fresh.replace(target)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,9 +8,8 @@ the whole backbone as ONNX external data.
 import hashlib
 import io
 import logging
-import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -19,20 +18,20 @@ import torch
 from onnx import external_data_helper, numpy_helper
 from torch import Tensor, nn
 
-from dynamic.engines.contract import OUTPUTS, THRESHOLDS, CascadeSpec, InputSpec, StageSpec
+from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.compute import cost_macs
 from dynamic.offline.folding import fold_norms
 from dynamic.offline.inputs import Batch, named_tensors, taken_by
 from dynamic.offline.modes import evaluating
+from dynamic.offline.naming import check_names
 from dynamic.offline.nodes import captured
 from dynamic.offline.stages import Stage
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.progress import track
+from dynamic.writing import disk_errors
 
 _EMBEDDED_BYTES = 256  # smaller constants stay in the graph: engines read shapes and axes from them
-_TAKEN = (*OUTPUTS, THRESHOLDS)
-_NUMBERED = re.compile(r"(next|threshold)_\d+")
 _ALIGNMENT = 4096  # of each weight in its file, so that engines can map it
 
 
@@ -59,25 +58,16 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
         last = spec.body_graph is None
         model = _to_onnx(_LogitsOnly(stage) if last else stage, carry, names, spec)
         fold_norms(model.graph)
-        if spec.backbone not in weights:  # made once: it starts with an empty file
-            weights[spec.backbone] = _WeightFile(folder / "backbones" / f"{spec.backbone}.weights")
-        weights[spec.backbone].move(model)
-        onnx.save(model, folder / spec.graph)
-        if spec.body_graph is not None:
-            onnx.save(_without_logits(model), folder / spec.body_graph)
+        with disk_errors("the graph", folder):
+            if spec.backbone not in weights:  # made once: it starts with an empty file
+                weights[spec.backbone] = _WeightFile(folder / "backbones" / f"{spec.backbone}.weights")
+            weights[spec.backbone].move(model)
+            onnx.save(model, folder / spec.graph)
+            if spec.body_graph is not None:
+                onnx.save(_without_logits(model), folder / spec.body_graph)
 
     spec, _ = _walk(cascade, example_inputs, write, "exporting", progress)
     return spec
-
-
-def check_names(inputs: Iterable[str]) -> None:
-    """Raises InputError on an input that has the name of something else in the graphs."""
-    for name in inputs:
-        if name in _TAKEN or _NUMBERED.fullmatch(name):
-            raise InputError(
-                f"the network's input {name!r} has a name that exported graphs use themselves "
-                f"({', '.join(_TAKEN)}, next_0, threshold_0, ...): rename the argument of forward"
-            )
 
 
 def _walk(

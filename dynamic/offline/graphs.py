@@ -1,26 +1,31 @@
 """The whole cascade as one ONNX file: for bundles, and to take along to any language that has an ONNX engine."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import external_data_helper
-from torch import nn
 
 from dynamic.bundle import Bundle
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
-from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import check_names, export_stages
-from dynamic.offline.inputs import Batch
+from dynamic.offline.naming import check_names
 from dynamic.offline.nesting import BATCH, Nest
-from dynamic.offline.transforms import from_transforms
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.preprocessing import Normalize, Preprocess
+from dynamic.writing import disk_errors
+
+if TYPE_CHECKING:  # a bundle is exported without torch
+    from torch import nn
+
+    from dynamic.offline.cascade import Cascade
+    from dynamic.offline.inputs import Batch
 
 SCHEMA = 1
 
@@ -68,9 +73,14 @@ def export(
     if isinstance(source, Bundle):
         if example_inputs is not None or ladder is not None or preprocess is not None or classes is not None:
             raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")
+        source.check_files()
         facts = _Facts(source.preprocess, source.classes, source.engine, source.precision)
         _write(target, source.folder, source.spec, _only(source.ladder, point), batch, facts, point is not None)
         return target
+    from dynamic.offline.cascade import Cascade
+    from dynamic.offline.exporting import export_stages
+    from dynamic.offline.transforms import from_transforms
+
     if example_inputs is None:
         raise InputError("a cascade is exported with example_inputs=..., a batch as its networks take it")
     cascade = source if isinstance(source, Cascade) else Cascade(source)
@@ -120,7 +130,8 @@ def write_graphs(
     facts = _Facts(engine=engine, precision=precision)
     for batch, file in (("dynamic", GRAPH), ("single", SINGLE_GRAPH)):
         model = _nest(folder, spec, ladder, batch, None, only=False)
-        onnx.save(_described(model, spec, ladder, facts), folder / file)
+        with disk_errors("the graph", folder):
+            onnx.save(_described(model, spec, ladder, facts), folder / file)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 import contextlib
 import hashlib
-import io
 import logging
 import os
 import secrets
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,12 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.decoding import PictureError
+from dynamic.pictures import Picture, folders_in, pictures_in
 from dynamic.policies.errors import DynamicError, InputError
 from dynamic.progress import track
 
 logger = logging.getLogger("dynamic")
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+_READER = 2  # of pictures: what another one has decoded is decoded again
+_LISTED = 20  # broken images named in one message
 _CIFAR10 = (
     'CIFAR-10, for one, comes with torchvision.datasets.CIFAR10("data", download=True); '
     "save its images as <split>/<class>/<number>.png"
@@ -64,21 +65,27 @@ def load_images(
 ) -> ImageSet:
     """Every image of a folder or `.zip` of `<class>/<image>`, or of `<split>/<class>/<image>`, at any depth.
 
-    Classes are numbered by name, images ordered by class and file name. Gray images have one channel, all
-    others three. Nothing is unpacked; `cache` keeps the decoded arrays in the user's cache folder
-    ($XDG_CACHE_HOME or ~/.cache, dynamic-inference) until the source changes.
+    Classes are numbered by name, images ordered by class and file name. Links are followed. Gray images have one
+    channel, all others three, RGB; `dynamic.decoding.read_picture` says how files are read. Nothing is unpacked;
+    `cache` keeps the decoded arrays in the user's cache folder ($XDG_CACHE_HOME or ~/.cache, dynamic-inference) until
+    the source changes.
 
-    Raises InputError where there is nothing at `path`, no class folders, several splits and none named, or
-    images of different sizes; DynamicError where Pillow is not installed.
+    Raises InputError where there is nothing at `path`, no class folders, one of them without images, several splits
+    and none named, files that do not read as images (all are named), or images of different sizes; DynamicError where
+    Pillow is not installed.
     """
-    source = Path(path).expanduser()
+    try:
+        source = Path(path).expanduser()
+    except RuntimeError as error:  # no $HOME, and the user is not in the password file
+        raise InputError(f"{path}: this user has no home directory; give the whole path") from error
     if not source.exists():
         raise InputError(f"{source} does not exist; give a folder or .zip of class folders. {_CIFAR10}")
-    files = _Archive(source) if source.is_file() else _Folder(source)
-    kept = _cache_folder() / f"images-{_key(source, files.state(), split)}.npz" if cache else None
+    pictures = pictures_in(source)
+    folder = _cache_folder() if cache else None
+    kept = folder / f"images-{_key(source, _state(source, pictures), split)}.npz" if folder is not None else None
     if kept is not None and (found := _read_cache(kept)) is not None:
         return found
-    found = _decode(files, split, progress)
+    found = _decode(source, pictures, split, progress)
     if kept is not None:
         _write_cache(kept, found)
     return found
@@ -118,116 +125,92 @@ def stratified_halves(
     return a.astype(np.int64), np.setdiff1d(np.arange(len(array)), a).astype(np.int64)
 
 
-class _Folder:
-    """A folder of files; names are relative, with forward slashes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if _is_image(p.name))
-
-    def state(self) -> Iterator[str]:
-        for name in self.names:
-            stat = (self.path / name).stat()
-            yield f"{name} {stat.st_size} {stat.st_mtime_ns}"
-
-    def contents(self, names: Iterable[str]) -> Iterator[bytes]:
-        for name in names:
-            yield (self.path / name).read_bytes()
-
-
-class _Archive:
-    """The same for a zip, read where it lies and only when needed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def names(self) -> list[str]:
-        try:
-            with zipfile.ZipFile(self.path) as file:
-                return sorted(name for name in file.namelist() if _is_image(name))
-        except zipfile.BadZipFile as error:
-            raise InputError(
-                f"{self.path} is no zip that reads ({error}); give a folder or .zip of class folders"
-            ) from error
-
-    def state(self) -> Iterator[str]:
-        stat = self.path.stat()
-        yield f"{stat.st_size} {stat.st_mtime_ns}"
-
-    def contents(self, names: Iterable[str]) -> Iterator[bytes]:
-        with zipfile.ZipFile(self.path) as file:
-            for name in names:
-                try:
-                    yield file.read(name)
-                except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: a password
-                    raise InputError(f"{name} in {self.path} does not read ({error}); copy it again") from error
-
-
-def _is_image(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and name.lower().endswith(_ENDINGS)
-
-
-def _chosen(names: Sequence[str], split: str | None, source: Path) -> dict[str, str]:
-    """Image name -> class name, of the split asked for."""
-    paths = {name: PurePosixPath(name) for name in names}
-    above: dict[str, str] = {}  # image -> the folder that its class folder lies in
-    for name, path in paths.items():
-        if len(path.parts) >= 2:
-            above[name] = path.parent.parent.as_posix()
+def _chosen(pictures: Sequence[Picture], split: str | None, source: Path) -> list[Picture]:
+    """The images of the split asked for, by class and name; every class folder of it has some."""
+    above = {p.place.parent.parent.as_posix() for p in pictures if len(p.place.parts) >= 2}
     if not above:
         raise InputError(f"{source} holds no images in class folders, <class>/<image>. {_CIFAR10}")
-    found = sorted(set(above.values()))
+    found = sorted(above)
     if split is not None:
-        above = {name: folder for name, folder in above.items() if PurePosixPath(folder).name == split}
+        above = {folder for folder in above if PurePosixPath(folder).name == split}
         if not above:
             raise InputError(f"{source} has no split {split!r}; it has {[PurePosixPath(f).name or f for f in found]}")
-        found = sorted(set(above.values()))
+        found = sorted(above)
     if len(found) > 1:
         raise InputError(
             f"{source} holds class folders in {found}: name one, split={PurePosixPath(found[-1]).name!r}, "
             "or give its folder alone"
         )
-    return {name: paths[name].parent.name for name in above}
+    place = PurePosixPath(found[0])
+    chosen = [p for p in pictures if len(p.place.parts) >= 2 and p.place.parent.parent == place]
+    classes = {p.place.parent.name for p in chosen}
+    empty = [name for name in folders_in(source, place) if name not in classes]
+    if empty:  # left out, they would shift the numbers of the classes behind them
+        raise InputError(
+            f"{', '.join(str(source / place / name) for name in empty)}: a class folder without images, or a link "
+            "that leads nowhere; put images there, or remove it"
+        )
+    return sorted(chosen, key=lambda picture: (picture.place.parent.name, picture.place.as_posix()))
 
 
-def _decode(files: _Folder | _Archive, split: str | None, progress: bool | None) -> ImageSet:
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise DynamicError('decoding images needs Pillow: pip install "dynamic-inference[images]"') from error
-    class_of = _chosen(files.names, split, files.path)
-    classes = tuple(sorted(set(class_of.values())))
-    order = sorted(class_of, key=lambda name: (class_of[name], name))
+def _decode(source: Path, pictures: Sequence[Picture], split: str | None, progress: bool | None) -> ImageSet:
+    chosen = _chosen(pictures, split, source)
+    classes = tuple(sorted({picture.place.parent.name for picture in chosen}))
     images: list[NDArray[np.uint8]] = []
-    contents = track(files.contents(order), "decoding", len(order), progress)
-    for name, content in zip(order, contents, strict=True):
+    broken: list[tuple[str, str]] = []  # where, why
+    for picture in track(chosen, "decoding", len(chosen), progress):
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                array = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name} in {files.path} does not read as an image ({error}); remove it") from error
-        images.append(array[..., None] if array.ndim == 2 else array)
+            images.append(picture.pixels())
+        except PictureError as error:
+            broken.append((str(picture.place), error.reason))
+    if len(broken) == 1:
+        raise InputError(
+            f"{broken[0][0]} in {source} does not read as an image ({broken[0][1]}); remove it, or copy it again"
+        )
+    if broken:  # all of them at once: whoever removes them starts again only once
+        named = "; ".join(f"{place} ({reason})" for place, reason in broken[:_LISTED])
+        more = f"; and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
+        raise InputError(
+            f"{len(broken)} of {len(chosen)} files in {source} do not read as images: {named}{more}: "
+            "remove them, or copy them again"
+        )
     if len(sizes := sorted({image.shape[:2] for image in images})) > 1:
         raise InputError(
-            f"the images in {files.path} have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}; "
+            f"the images in {source} have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}; "
             "one array needs one: resize them first, or read them with torchvision.datasets.ImageFolder"
         )
     if len({image.shape[2] for image in images}) > 1:  # gray ones among colours
         images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
     number = {name: label for label, name in enumerate(classes)}
-    labels = np.array([number[class_of[name]] for name in order], np.int64)
+    labels = np.array([number[picture.place.parent.name] for picture in chosen], np.int64)
     return ImageSet(np.stack(images), labels, classes)
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynamic-inference"
+def _cache_folder() -> Path | None:
+    """None for a user without a home directory, as containers have them: nothing is kept then."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return folder / "dynamic-inference" if folder.is_absolute() else None
+
+
+def _state(source: Path, pictures: Sequence[Picture]) -> Iterator[str]:
+    """Lines that change when an image does."""
+    if source.is_file():
+        status = source.stat()
+        yield f"{status.st_size} {status.st_mtime_ns}"
+        return
+    for picture in pictures:
+        try:
+            status = (source / picture.place).stat()
+        except OSError as error:  # a link that leads nowhere
+            raise PictureError(picture.name, error.strerror or str(error)) from error
+        yield f"{picture.place.as_posix()} {status.st_size} {status.st_mtime_ns}"
 
 
 def _key(source: Path, state: Iterable[str], split: str | None) -> str:
-    digest = hashlib.sha256(repr((str(source.resolve()), split)).encode())
+    digest = hashlib.sha256(repr((str(source.resolve()), split, _READER)).encode())
     for line in state:
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()[:24]

@@ -14,6 +14,7 @@ from dynamic.offline.layouts import LAYOUTS, Layouts
 from dynamic.offline.observing import Observed, Shape
 from dynamic.offline.tracing import Captured
 from dynamic.policies.errors import ExitError, LayoutError
+from dynamic.policies.plain import plain_items
 
 Exits = int | Sequence[float] | Sequence[str]
 
@@ -26,6 +27,7 @@ _BLOCK = 0.15  # the end of a block, whose features are richer than those inside
 
 def check_asked(exits: Exits, backbone: nn.Module) -> None:
     """Raises ExitError where `exits` is neither a number, nor rising fractions, nor names of modules of `backbone`."""
+    exits = plain_items(exits)
     if isinstance(exits, int) and not isinstance(exits, bool):
         if exits < 1:
             raise ExitError(f"exits={exits}: at least 1")
@@ -85,6 +87,7 @@ class Placer:
 
     def place(self, exits: Exits, layout: str | Mapping[str, str] | None) -> Placed:
         """Exits as asked for; see `wrap`."""
+        exits = plain_items(exits)
         if isinstance(exits, int):
             return self._at_shares([(i + 1) / (exits + 1) for i in range(exits)], 1 / (exits + 1), layout)
         names = [e for e in exits if isinstance(e, str)]

@@ -22,6 +22,7 @@ from dynamic.offline.fitting import fit
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.policies.errors import BundleError, CorruptError, DynamicError, InputError
+from dynamic.writing import replace_text
 
 logger = logging.getLogger("dynamic")
 
@@ -114,10 +115,8 @@ class Maker:
         found = search(recipe, self._network, self._example, target * (1 + self._slack), cost, known)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(".partial")
             amount = None if found is None else found.amount
-            partial.write_text(json.dumps({"amount": amount, "run": run}), encoding="utf-8")
-            partial.replace(kept)
+            replace_text(kept, json.dumps({"amount": amount, "run": run}))
         return found
 
     def _finish(self, recipe: Recipe, name: str, made: Compressed) -> Compressed:

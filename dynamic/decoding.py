@@ -1,0 +1,133 @@
+"""One reader of pictures, for building and for running: upright, 8 bits a channel, gray or RGB."""
+
+import io
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.policies.errors import DynamicError, InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MOST_PIXELS = 178_956_970  # what Pillow takes for a decompression bomb unless told otherwise: half a gigabyte as RGB
+
+_GRAY = ("1", "L", "LA", "La")
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
+_SIXTEEN_BITS = ("PNG", "PPM")  # formats of which some versions of Pillow give 16 bits as mode "I", of 32
+_ORIENTATION = 0x0112  # EXIF 2.32, table 4
+# how EXIF's orientation is undone on [H, W, ...]: (transposed first, flipped upside down, flipped left to right)
+_TURNS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+logger = logging.getLogger("dynamic")
+
+
+class PictureError(InputError):
+    """A picture that does not read; `name` says which, `reason` why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} does not read as an image ({reason}); remove it, or copy it again")
+        self.name, self.reason = name, reason
+
+
+def is_picture(image: Any) -> TypeGuard["Image"]:
+    """Whether this is an image of Pillow. Pillow is not imported: where nobody did, nothing is an image of it."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
+def read_picture(content: bytes, name: str, channels: int | None = None) -> NDArray[np.uint8]:
+    """Decode an image file.
+
+    Args:
+        content: The bytes of the file.
+        name: What messages call it.
+        channels: 1 for gray, 3 for RGB, None for gray where the image is gray and else RGB.
+
+    Returns:
+        `[H, W, channels]`, turned as its EXIF orientation says. Of 16 bits a channel the upper 8 are taken.
+
+    Raises:
+        PictureError: The file is empty, damaged, too large or of pixels without a fixed range.
+        DynamicError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ModuleNotFoundError as error:
+        raise DynamicError('decoding images needs Pillow: pip install "dynamic-inference[images]"') from error
+    if not content:
+        raise PictureError(name, "the file is empty")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, and at most {MOST_PIXELS} are read")
+            return _pixels(image, channels, alpha=False)
+    except UnidentifiedImageError as error:  # its message names a buffer of ours
+        raise PictureError(name, "no format that Pillow knows") from error
+    except Exception as error:  # on damaged files Pillow's plugins raise whatever they like
+        raise PictureError(name, str(error) or type(error).__name__) from error
+
+
+def picture_pixels(image: "Image") -> NDArray[np.uint8]:
+    """The pixels of an image of Pillow, as `read_picture` gives them for its file.
+
+    Args:
+        image: The image. It stays as it is.
+
+    Returns:
+        `[H, W, C]`: C is 1 where the image is gray, 4 where its mode is RGBA, and else 3.
+
+    Raises:
+        PictureError: Its file is damaged, or its pixels have no fixed range.
+    """
+    try:
+        return _pixels(image, None, alpha=True)
+    except Exception as error:  # as above: Pillow reads the pixels of a file late
+        raise PictureError("the image", str(error) or type(error).__name__) from error
+
+
+def _pixels(image: "Image", channels: int | None, alpha: bool) -> NDArray[np.uint8]:
+    turn = _TURNS.get(_orientation(image))
+    image = _eight_bits(image)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # to RGB at once, Pillow warns
+        alpha = False
+    gray = image.mode in _GRAY if channels is None else channels == 1
+    mode = "L" if gray else "RGBA" if alpha and image.mode == "RGBA" else "RGB"
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
+    if turn is not None:
+        transposed, upside_down, mirrored = turn
+        array = array.swapaxes(0, 1) if transposed else array
+        array = np.ascontiguousarray(array[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
+    return array[..., None] if gray else array
+
+
+def _eight_bits(image: "Image") -> "Image":
+    """Pillow's own conversion cuts everything above 255 off, so that 16 bits come out white."""
+    from PIL import Image
+
+    deep = image.mode in _DEEP or (image.mode == "I" and image.format in _SIXTEEN_BITS)
+    if deep:  # the upper byte, which Pillow takes of 16 bits in colour too
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers without a fixed range, mode {image.mode}: save it with 8 bits")
+    return image
+
+
+def _orientation(image: "Image") -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception as error:  # EXIF that is damaged says nothing; the pixels may be good
+        logger.debug("EXIF data of %s do not read (%s): taken as upright", image, error)
+        return 1

@@ -1,0 +1,76 @@
+"""The files of a bundle as they were when it was loaded: one that has changed since then is not run."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from dynamic.engines.mappings import own_memory
+from dynamic.policies.errors import EngineError
+
+_WEIGHTS = ".weights"
+
+State = tuple[int, int, int, int, int]  # device, inode, size, and the times of content and of attributes
+
+
+class BundleFiles:
+    """Graphs and weights under `folder`, checked whenever one is loaded.
+
+    `hashes`: SHA-256 of each file by its name in the folder. A file without a hash is not checked.
+    """
+
+    def __init__(self, folder: Path, hashes: Mapping[str, str] | None = None) -> None:
+        self.folder, self._hashes = folder, dict(hashes or {})
+
+    @contextmanager
+    def verify(self, graph: str) -> Iterator[Path]:
+        """The path of a graph, to be loaded inside the block.
+
+        Args:
+            graph: The graph's name in the folder. The weights that it refers to are checked too.
+
+        Yields:
+            The path of the graph.
+
+        Raises:
+            EngineError: A file differs from what was loaded first, or has changed while the block ran.
+        """
+        names = [name for name in self._parts(graph) if name in self._hashes]
+        states = {name: self._check(name) for name in names}
+        with own_memory([self.folder / name for name in names]):
+            yield self.folder / graph
+        for name, state in states.items():
+            if self._state(name) != state:  # some network volumes number files anew: the content decides
+                self._check(name)
+
+    def _parts(self, graph: str) -> list[str]:
+        """The graph and the weights that it may refer to: a stage has those of its own backbone."""
+        path = PurePosixPath(graph)
+        of_stage = path.parent.name == "backbones"
+        own = f"{path.parent}/{path.name.partition('_')[0]}{_WEIGHTS}"
+        weights = sorted(name for name in self._hashes if name.endswith(_WEIGHTS))
+        return [graph, *(name for name in weights if not of_stage or name == own)]
+
+    def _check(self, name: str) -> State:
+        state = self._state(name)
+        try:
+            with (self.folder / name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise self._changed(name, f"cannot be read ({error.strerror})") from error
+        if digest != self._hashes[name]:
+            raise self._changed(name, "was altered after the bundle was loaded")
+        return state
+
+    def _state(self, name: str) -> State:
+        try:
+            stat = (self.folder / name).stat()
+        except OSError as error:
+            raise self._changed(name, f"cannot be read ({error.strerror})") from error
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+    def _changed(self, name: str, what: str) -> EngineError:
+        return EngineError(
+            f"{name} in {self.folder} {what}, so it is not run: copy the bundle again, then load it again, "
+            "and put it to work with run.swap(bundle)"
+        )

@@ -1,0 +1,120 @@
+"""Another ladder for a bundle. It calibrates nothing and needs no torch."""
+
+import json
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import NoneType
+
+from dynamic.bundle import Bundle, read, write
+from dynamic.canaries import CANARIES, Canaries
+from dynamic.canary_check import CHECKS
+from dynamic.fingerprint import EngineIdentity
+from dynamic.offline.graphs import write_graphs
+from dynamic.policies.certification import certify, shortage
+from dynamic.policies.errors import CalibrationError, InputError
+from dynamic.policies.ladder import Ladder
+from dynamic.policies.records import Records
+from dynamic.writing import copy_files, disk_errors
+
+logger = logging.getLogger("dynamic")
+
+
+def recertify(
+    bundle: Bundle,
+    max_drops: Sequence[float] | None = None,
+    delta: float | None = None,
+    *,
+    records: Records | None = None,
+    risk: str | None = None,
+    score: str | None = None,
+    strict: bool = False,
+) -> Bundle:
+    """The bundle with another ladder: other targets, delta, risk or score, or newer `records` of the same cascade.
+
+    Delta, risk and score are those of before unless given; `records` come from `calibrate`, where the networks are, or
+    from `bundle.calibrate` on the device. Then this has to be called there, and the canaries are measured again.
+    Nothing is exported or calibrated again; costs that were measured here stay. Looking at the same records under one
+    choice of targets and then another, and keeping what looks best, spends the guarantee: decide first. Saved it
+    is, like what `build` gives, with `save`. The remaining arguments are those of `certify`, whose errors it raises;
+    CalibrationError too where `records` are of another cascade, preprocessing, engine or precision than the bundle's.
+    """
+    if not isinstance(bundle, Bundle) or not isinstance(records, (Records, NoneType)):
+        raise InputError(
+            f"recertify takes a bundle (dynamic.load) and records (dynamic.calibrate, or None for the bundle's own); "
+            f"it was given {type(bundle).__name__} and {type(records).__name__}"
+        )
+    given = bundle.records if records is None else records
+    if given.fingerprint != bundle.ladder.fingerprint:
+        raise CalibrationError(
+            f"records have the fingerprint {given.fingerprint[:12]}, the bundle {bundle.ladder.fingerprint[:12]}: "
+            f"they are of another cascade, preprocessing, engine or precision; calibrate this cascade on engine "
+            f"{bundle.engine!r} ({bundle.precision})"
+        )
+    old = bundle.ladder
+    known = old.certificate
+    delta = delta if delta is not None else 0.1 if known is None else known.delta
+    risk = risk if risk is not None else "drop" if known is None else known.risk
+    elsewhere = given.made_on is not None and given.made_on != bundle.records.made_on
+    canaries, identity = _measured_here(bundle, given) if elsewhere else (None, bundle.calibrated_on)
+    ladder = certify(given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict)
+    warn_uncertified(ladder)
+    owner = TemporaryBundle()
+    folder = owner.path
+    # costs of other machines go: each lies there with the frontier of the old ladder
+    with disk_errors("the bundle", folder):
+        copy_files(bundle.folder, folder)
+        for measured in ("costs", CHECKS):
+            shutil.rmtree(folder / measured, ignore_errors=True)
+    bundle.check_files(folder=folder)  # or hashes of altered files would be written below
+    if canaries is not None:
+        canaries.save(folder / CANARIES)
+    write_graphs(folder, bundle.spec, ladder, bundle.engine, bundle.precision)
+    write(
+        folder,
+        bundle.spec,
+        ladder,
+        given,
+        bundle.engine,
+        bundle.precision,
+        bundle.cascade,
+        bundle.classes,
+        bundle.preprocess,
+        identity,
+    )
+    hashes = read(folder, verify=False).hashes
+    return replace(bundle, folder=folder, ladder=ladder, hashes=hashes, calibrated_on=identity, _owner=owner)
+
+
+def _measured_here(bundle: Bundle, records: Records) -> tuple[Canaries | None, EngineIdentity]:
+    """The canaries as this machine answers them. Raises CalibrationError where the records were not made on it."""
+    old = bundle.canaries
+    opened = bundle.open(bundle.engine, bundle.precision)
+    try:
+        identity = EngineIdentity.of(opened)
+        if json.dumps(identity.to_json(), sort_keys=True) != records.made_on:
+            raise CalibrationError(
+                f"the records were made on {EngineIdentity.from_json(json.loads(records.made_on or '{}'))}, this is "
+                f"{identity}. Call recertify where the records were made"
+            )
+        return (None if old is None else Canaries(old.inputs, opened.all_logits(old.inputs), old.source)), identity
+    finally:
+        opened.close()
+
+
+def warn_uncertified(ladder: Ladder) -> None:
+    """Log it where nothing on a ladder could be certified."""
+    if not ladder.certified and ladder.certificate is not None:
+        logger.warning("nothing could be certified, the bundle runs uncertified: %s", shortage(ladder.certificate))
+
+
+class TemporaryBundle:
+    """A temporary folder that goes with the last bundle that refers to it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="dynamic-bundle-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
