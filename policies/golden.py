@@ -31,8 +31,9 @@ from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.frontier import SPREADS, Frontier
 from dynamic.policies.ladder import Ladder, Point
-from dynamic.policies.limits import Note, Sieve
+from dynamic.policies.limits import Sieve
 from dynamic.policies.rank import Rank
+from dynamic.policies.reasons import Note
 from dynamic.policies.snapshot import Snapshot
 
 SCHEMA = 2

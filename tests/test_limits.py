@@ -101,7 +101,10 @@ def test_memory_that_is_free() -> None:
     assert sift("memory", Budget(), 0, memory_available_mb=32.0, resident=frozenset([1]))[0] == list(NAMES)
     left, gave_way, said = sift("memory", Budget(), memory_available_mb=10.0)
     assert (left, gave_way) == (["middle", "quick"], ["memory_mb"])
-    assert "50 MB of memory are needed, 0 MB are free, too little for any point" in said
+    assert (
+        "50 MB of memory are needed, and 10 MB of memory are free, 32 MB of which are for others: too little for any"
+        in said
+    )
 
 
 def test_where_others_wait_for_memory_no_more_is_taken() -> None:
@@ -188,9 +191,10 @@ def test_less_effort_the_closer_to_the_limit() -> None:
         return sift("temperature", budget, cooling=Cooling(0, now_c), **seen)
 
     assert [at(c)[0] for c in (66, 66.1, 68.2, 68.3, 70)] == [list(NAMES), *[["middle", "quick"]] * 2, *[["quick"]] * 2]
-    assert at(69)[1:] == ([], "69.0 C is close to 70.0 C")
+    words = "69.0 C are measured and 69.0 C are predicted in 20 s: the prediction is close to the limit of 70.0 C"
+    assert at(69)[1:] == ([], words)
     assert at(70.5)[1] == ["temperature_c"]
-    assert "70.5 C is over 70.0 C" in at(70.5)[2]
+    assert "70.5 C on average is over 70.0 C" in at(70.5)[2]
     assert sift("temperature", budget, cooling=Cooling(0, 71, -0.5))[:2] == (list(NAMES), [])  # it cools
     # dearer than what runs it must fit with a tenth to spare: a share of 0.506
     assert at(68.1, current=2)[0] == ["quick"]
