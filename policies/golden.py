@@ -21,7 +21,7 @@ Python's min and max. On a device it reads figures beside the costs in `costs/`,
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from random import Random
 from typing import Any
 
@@ -31,8 +31,8 @@ from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.frontier import SPREADS, Frontier
 from dynamic.policies.ladder import Ladder, Point
-from dynamic.policies.limits import Sieve
-from dynamic.policies.rank import Rank
+from dynamic.policies.limits import LEAST, TELLS, Sieve
+from dynamic.policies.rank import Rank, members
 from dynamic.policies.reasons import Note
 from dynamic.policies.snapshot import Snapshot
 
@@ -159,11 +159,28 @@ class _Close(Sieve):
     close = False
 
     def keep(
-        self, field: str | None, rank: Rank, most: float, note: Note, missed: Note | None = None, spare: float = 1.0
+        self,
+        field: str | None,
+        rank: Rank,
+        most: float,
+        note: Note,
+        missed: Note | None = None,
+        spare: float = 1.0,
+        beside: float | None = 0.0,
     ) -> bool:
         self._look(rank, most)
         self._look(rank, most * spare)
-        return super().keep(field, rank, most, note, missed, spare)
+        return super().keep(field, rank, most, note, missed, spare, beside)
+
+    def nearest(self, rank: Rank, beside: float | None) -> float | None:
+        if beside is not None:
+            least, inaccuracy = rank.figures[rank.first(self.left)], self.frontier.accuracy.figures
+            whole = max(beside + least, LEAST)
+            self._look(rank, least + TELLS * whole)
+            scores = sorted((beside + rank.figures[i]) / whole + inaccuracy[i] for i in members(self.left))
+            if any(0 < b - a <= _CLOSE for a, b in pairwise(scores)):
+                _Close.close = True
+        return super().nearest(rank, beside)
 
     def prefer(self, rank: Rank, most: float, note: Note) -> bool:
         self._look(rank, most)
@@ -382,8 +399,8 @@ _LADDER = Ladder(
         _point("drop 0", (0.9, 0.9, 0.8), (0, 1, 2), 0.0, -0.002, (0.6, 0.2, 0.1, 0.1)),
         _point("drop 0.01", (_INF, 0.8, -_INF), (0, 1), 0.01, 0.008, (0.0, 0.7, 0.3, 0.0)),
         _point("middle", (_INF, _INF, -_INF), (1,), None, 0.02, (0.0, 0.0, 1.0, 0.0)),
-        _point("small", (0.7, -_INF, _INF), (0,), 0.05, 0.045, (0.5, 0.5, 0.0, 0.0)),
-        _point("cheapest", (-_INF, _INF, _INF), (0,), None, 0.1, (1.0, 0.0, 0.0, 0.0)),
+        _point("small", (0.7, -_INF, _INF), (0,), 0.45, 0.445, (0.5, 0.5, 0.0, 0.0)),
+        _point("cheapest", (-_INF, _INF, _INF), (0,), None, 0.5, (1.0, 0.0, 0.0, 0.0)),
     ),
     fingerprint="made up",
     certified=True,

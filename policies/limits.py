@@ -15,17 +15,21 @@ from dynamic.policies.situation import Situation, resident_mb
 
 TO_SPARE = 0.9  # of a limit: a dearer point than the current one must fit with this much
 RESERVE_MB = 32.0  # of available memory, that is left to others
+TELLS_MB = 0.5  # of resident memory: a process's own varies by as much between two readings
 _ROUNDING_MB = 1e-3  # in which sums of the same networks may differ
+TELLS = 0.01  # of a figure beyond its limit: less is no reason for another point
+LEAST = 1e-9  # of a figure that another is divided by
 _PRESSED = 0.1  # share of the time that something waits for memory, from which on memory is short
 _PACE_SPARE = 0.98  # of what an inference may take from the battery: that follows no single request
 _SURE = 0.95  # of the time asked for: who expects less says that a battery cannot last
+_WORTH = "points of up to {} stay, since less would cost more accuracy than it gains"
 
 
 class Sieve:
     """Points that are `left` (bits, see `Rank`), while one limit after another is applied; and what was said of it.
 
     `current`: the point that runs (None: none yet). Where a limit fits no point that is left, it gives way: the points
-    that come closest to it stay.
+    that come closest to it stay, accuracy considered.
     """
 
     __slots__ = ("current", "frontier", "gave_way", "left", "lost_to", "notes", "spared")
@@ -45,9 +49,18 @@ class Sieve:
             self.lost_to = limit
 
     def keep(
-        self, field: str | None, rank: Rank, most: float, note: Note, missed: Note | None = None, spare: float = 1.0
+        self,
+        field: str | None,
+        rank: Rank,
+        most: float,
+        note: Note,
+        missed: Note | None = None,
+        spare: float = 1.0,
+        beside: float | None = 0.0,
     ) -> bool:
         """Keep the points whose figure is at most `most`; dearer ones than the current at most `spare` of that.
+
+        Where none is, the points of the least figure stay, and those of more that are worth it; see `nearest`.
 
         `note` says what was kept where others were not, `missed` that nothing fitted, with the least figure for its
         first value; `field` of the budget has given way then. Whether anything fitted.
@@ -63,12 +76,28 @@ class Sieve:
                 self.left = narrowed
                 self.notes.append(note)
             return True
-        self.closest(rank)
+        worth = self.nearest(rank, beside)
         if field is not None:
             self.gave_way.append(field)
         if missed is not None:
             self.notes.append((missed[0], rank.figures[rank.first(self.left)], *missed[1:]))
+            self.notes += [] if worth is None else [(_WORTH, worth)]
         return False
+
+    def nearest(self, rank: Rank, beside: float | None) -> float | None:
+        """Keep the points that come closest to a limit that none meets: up to which figure more was worth it, or None.
+
+        One percent more of the figure must bring one point of accuracy. `beside`: what a figure comes on top of (None:
+        accuracy itself is limited). Figures within one percent of the least count as the least.
+        """
+        if beside is None:
+            self.closest(rank)
+            return None
+        least = rank.figures[rank.first(self.left)]
+        whole, inaccuracy = max(beside + least, LEAST), self.frontier.accuracy.figures
+        best = min(members(self.left), key=lambda i: (beside + rank.figures[i]) / whole + inaccuracy[i])
+        self.left &= rank.at_most(max(rank.figures[best], least + TELLS * whole))
+        return rank.figures[best] if rank.figures[best] > least else None
 
     def prefer(self, rank: Rank, most: float, note: Note) -> bool:
         """Keep the points whose figure is at most `most` where there are any; whether there are."""
@@ -91,9 +120,10 @@ def memory(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
         sieve.keep(
             "memory_mb",
             rank,
-            budget.memory_mb - other,
+            budget.memory_mb - other + TELLS_MB,
             ("memory_mb at most {} MB, {} of which are not networks'", budget.memory_mb, other),
             ("memory_mb: {} MB on top of {} is over {} MB and gave way", other, budget.memory_mb),
+            beside=other,
         )
     if seen.memory_available_mb is None:
         return
@@ -110,6 +140,7 @@ def memory(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
         (_free, seen, here, short),
         (_too_little, seen, here, short),
         spare=TO_SPARE,
+        beside=(seen.base_mb or 0.0) + seen.excess_mb,
     )
 
 
@@ -279,11 +310,16 @@ def drop(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
             budget.max_drop,
             ("max_drop at most {}", budget.max_drop),
             ("max_drop {} is over {} and gave way", budget.max_drop),
+            beside=None,
         )
     if budget.min_accuracy is not None:
         best = -min(sieve.frontier.accuracy.figures[i] for i in members(sieve.left))
         if not sieve.keep(
-            "min_accuracy", sieve.frontier.accuracy, -budget.min_accuracy, ("accuracy at least {}", budget.min_accuracy)
+            "min_accuracy",
+            sieve.frontier.accuracy,
+            -budget.min_accuracy,
+            ("accuracy at least {}", budget.min_accuracy),
+            beside=None,
         ):
             words = "min_accuracy {} is under {} and gave way"
             sieve.notes.append((words, best, budget.min_accuracy))
