@@ -52,7 +52,9 @@ def ladder_text(ladder: Ladder) -> str:
         )
         for point in ladder.points
     )
-    return f"stages: {', '.join(ladder.stage_names)}\n{table(head, rows)}\n{certificate_text(ladder)}"
+    floor = [] if ladder.floor is None else [f"floor of accuracy {ladder.floor:.4f}: no point is below it"]
+    lines = [f"stages: {', '.join(ladder.stage_names)}", table(head, rows), *floor, *ladder.left_out]
+    return "\n".join([*lines, certificate_text(ladder)])
 
 
 def certified_text(point: Point) -> str:
