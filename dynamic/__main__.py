@@ -47,6 +47,10 @@ OnDrift = Annotated[
 Targets = Annotated[
     list[float] | None, typer.Option("--max-drop", help="Certify a point for this much of the risk; once for each.")
 ]
+Floor = Annotated[
+    float | None,
+    typer.Option(help="Accuracy that every point must keep. [halfway between chance and the reference]"),
+]
 Delta = Annotated[float, typer.Option(help="Chance, over the draw of the held-out images, that a bound may be wrong.")]
 RiskName = Annotated[
     str, typer.Option("--risk", help="What is bounded: drop, harm, disagreement (needs no labels) or error.")
@@ -96,6 +100,7 @@ def build(
     ] = "max_probability",
     max_drop: Targets = None,
     delta: Delta = 0.1,
+    floor: Floor = None,
     risk: RiskName = "drop",
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Use so many of the images, drawn at random.")] = None,
@@ -133,6 +138,7 @@ def build(
         delta=delta,
         seed=seed,
         max_drops=max_drop or None,
+        floor=floor,
     ).save(out)
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
@@ -144,11 +150,14 @@ def certify(
     out: Annotated[Path, typer.Argument(help="Folder for the bundle with the new ladder.", show_default=False)],
     max_drop: Targets = None,
     delta: Annotated[float | None, typer.Option(help="Another chance that a bound may be wrong.")] = None,
+    floor: Floor = None,
     risk: Annotated[str | None, typer.Option(help="Another risk.")] = None,
     score: Annotated[str | None, typer.Option(help="Another score, or 'auto'.")] = None,
 ) -> None:
     """Make another ladder of a bundle's records: other targets, risk or delta. To choose by the outcome voids it."""
-    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score).save(out)
+    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score, floor=floor).save(
+        out
+    )
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
 

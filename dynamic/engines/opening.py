@@ -69,6 +69,12 @@ def check_engine(name: str, precision: str) -> None:
         raise EngineError(f"precision {precision!r} is not available on engine {name!r}; use one of {PRECISIONS[name]}")
 
 
+def check_installed(name: str) -> None:
+    """Raises EngineError where the library of an engine is not there."""
+    if name not in installed():
+        raise EngineError(f"engine {name!r} is not installed: pip install '{_ENGINES[name].extra}'")
+
+
 def installed() -> tuple[str, ...]:
     """The engines whose library is there."""
     return tuple(name for name, engine in _ENGINES.items() if find_spec(engine.package) is not None)

@@ -20,17 +20,19 @@ from dynamic.bundle import Bundle, read, write
 from dynamic.choosing import AUTO, check_precision, chosen
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.loop import StageEngine
-from dynamic.engines.opening import check_engine, open_engine
+from dynamic.engines.opening import check_engine, check_installed, open_engine
+from dynamic.offline.arguments import check_classes, check_first_batch, check_split, warn_order
 from dynamic.offline.calibration import collect, peek, plain_combiner
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.compute import rounds
-from dynamic.offline.exporting import export_stages
+from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.graphs import plain_ladder, write_graphs
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.transforms import from_transforms
 from dynamic.policies.certification import certify, check_settings, shortage
 from dynamic.policies.errors import CalibrationError, EngineError, InputError
+from dynamic.policies.floor import check_floor, levels
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import SEARCH_SHARE, Records
 
@@ -59,6 +61,7 @@ def build(
     seed: int = 0,
     strict: bool = False,
     progress: bool | None = None,
+    floor: float | None = None,
 ) -> Bundle:
     """A bundle from networks for the same task, plain or wrapped, smallest first.
 
@@ -68,17 +71,27 @@ def build(
     that made those inputs from images, so that the device can do the same; None where the device's inputs arrive ready.
     `classes`: names in label order. The remaining arguments are those of `Cascade`, `calibrate` and `certify`.
 
+    What can be checked of the arguments is checked before anything is exported. A network that stands before a smaller
+    one, a stage that knows no more than chance and a point that the floor left out are logged as warnings.
+
     Raises CalibrationError, InputError, BudgetError or EngineError as those steps do; EngineError too where
     the exported graphs do not give torch's logits.
     """
-    check_settings(max_drops, delta, risk, score)
+    measure, _ = check_settings(max_drops, delta, risk, score)
+    check_floor(floor)
+    check_split(groups, search_share, seed)
     if engine == AUTO:
         check_precision(precision)
     else:
         check_engine(engine, precision)
+        check_installed(engine)
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     batches, example = peek(held_out_loader)
+    plain = describe(cascade, example)
+    check_classes(classes, plain)
+    check_first_batch(batches, plain, measure)
+    warn_order(plain, cascade.names)
     owner = _Folder()
     folder = owner.path
     with evaluating(cascade):
@@ -93,8 +106,13 @@ def build(
             records = collect(cascade, opened.stages, batches, groups, shipped, search_share, seed, progress=progress)
         finally:
             opened.close()
-    ladder = certify(records, max_drops, delta, risk=risk, combine=cascade.combine, score=score, strict=strict)
+    ladder = certify(
+        records, max_drops, delta, risk=risk, combine=cascade.combine, score=score, strict=strict, floor=floor
+    )
     _warn(ladder)
+    for level in levels(records):
+        if level.at_chance:
+            logger.warning("%s: it is at chance, train it (dynamic.fit) or leave it out", level)
     write_graphs(folder, spec, ladder, engine, precision)
     (folder / "weights").mkdir()
     for name, network in zip(cascade.names, cascade.networks, strict=True):
@@ -112,6 +130,7 @@ def recertify(
     risk: str | None = None,
     score: str | None = None,
     strict: bool = False,
+    floor: float | None = None,
 ) -> Bundle:
     """The bundle with another ladder: other targets, delta, risk or score, or newer `records` of the same cascade.
 
@@ -137,7 +156,9 @@ def recertify(
     known = old.certificate
     delta = delta if delta is not None else 0.1 if known is None else known.delta
     risk = risk if risk is not None else "drop" if known is None else known.risk
-    ladder = certify(given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict)
+    ladder = certify(
+        given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict, floor=floor
+    )
     _warn(ladder)
     owner = _Folder()
     folder = owner.path
@@ -161,6 +182,8 @@ def recertify(
 def _warn(ladder: Ladder) -> None:
     if not ladder.certified and ladder.certificate is not None:
         logger.warning("nothing could be certified, the bundle runs uncertified: %s", shortage(ladder.certificate))
+    for line in ladder.left_out:
+        logger.warning("%s", line)
 
 
 class _Folder:
