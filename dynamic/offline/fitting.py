@@ -102,9 +102,9 @@ def fit(
     `penalty`, a function, is called after each forward of "joint" and "distill"; what it gives is added to the loss. A
     checkpoint does not know it, and goes on with another one.
 
-    Defaults: 20 epochs; "heads" AdamW with lr 0.003 and weight decay 0.1, the others SGD with momentum 0.9, lr 0.05
-    and weight decay 0.0001 (none on biases and norms). `optimizer` is "adamw" or "sgd"; the rate falls as a cosine.
-    `autocast` (bf16) and `channels_last`: None is where the processor gains from it, as told by the report.
+    Defaults: 20 epochs; "heads" AdamW with lr 0.003 and weight decay 0.1, the others SGD with Nesterov momentum 0.9,
+    lr 0.05 and weight decay 0.0001 (none on biases and norms). `optimizer` is "adamw" or "sgd"; the rate falls as a
+    cosine. `autocast` (bf16) and `channels_last`: None is where the processor gains from it, as told by the report.
 
     `checkpoint` is a file, replaced after every epoch; when it exists, training goes on from it. A run that was
     killed and started again ends with the same weights, bit for bit, as one that was not, on the same machine,
