@@ -132,7 +132,7 @@ def _checked(
 ) -> dict[str, float]:
     shares = dict(amount) if isinstance(amount, Mapping) else {"": amount}
     for name, share in shares.items():
-        check_share(f"amount[{name!r}]" if name else "amount", share, "0.5 removes half of the channels")
+        check_share("amount", share, "0.5 removes half of the channels", f" for {name}" if name else "")
     if importance not in IMPORTANCES:
         raise BudgetError(f"importance={importance!r} is not known; use one of {', '.join(IMPORTANCES)}")
     if importance != "norm" and data is None:

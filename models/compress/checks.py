@@ -10,13 +10,14 @@ from dynamic.offline.modes import evaluating
 from dynamic.policies.errors import BudgetError
 
 
-def check_share(name: str, value: Any, meaning: str) -> float:
+def check_share(name: str, value: Any, meaning: str, where: str = "") -> float:
     """The value where it is a number in (0, 1).
 
     Args:
         name: Of the argument.
         value: What was given for it.
         meaning: What the share is of, with an example.
+        where: What it is for, as the message says it.
 
     Returns:
         The share.
@@ -25,7 +26,7 @@ def check_share(name: str, value: Any, meaning: str) -> float:
         BudgetError: Where it is no number, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise BudgetError(f"{name}={value!r} is not in (0, 1): {meaning}")
+        raise BudgetError(f"{name}={value!r}{where} is not in (0, 1): {meaning}")
     return float(value)
 
 
