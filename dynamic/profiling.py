@@ -4,6 +4,7 @@ Where the engine has the whole cascade as one graph, both ways are measured, and
 """
 
 import itertools
+import logging
 import os
 import statistics
 import subprocess
@@ -21,8 +22,14 @@ from dynamic.engines.switching import CascadeEngine
 from dynamic.machine import machine_name
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import BudgetError
-from dynamic.profiling_graph import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, measure_graph
+from dynamic.profiling_graph import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, measure_graph, uncertainty
 from dynamic.progress import track
+from dynamic.sensors.cpu import OtherLoad
+
+logger = logging.getLogger("dynamic")
+
+_BUSY = 0.15  # of the processor that others use: from here on a profile is doubtful
+_NOISY = 0.2  # of a figure
 
 
 def profile(
@@ -44,9 +51,11 @@ def profile(
     sizes = tuple(batch)
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise BudgetError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
+    others = _OthersDuring()
     columns = [_faster(engine, rows, seconds, clock) for rows in track(sizes, "profiling", shown=progress)]
+    load = others.load()
     memory, unmeasured = _memory(engine, folder)
-    return Costs(
+    found = Costs(
         machine=machine_name(),
         engine=engine.name,
         precision=engine.precision,
@@ -63,7 +72,58 @@ def profile(
         idle_mw=None,
         not_measured=("energy", "idle power", *unmeasured),
         route=tuple(c.route for c in columns),
+        call_cpu_ms=tuple(c.call_cpu for c in columns),
+        noise=max(c.noise for c in columns),
+        load=load,
     )
+    for doubt in doubts(found):
+        logger.warning("%s", doubt)
+    return found
+
+
+def doubts(costs: Costs) -> tuple[str, ...]:
+    """What makes a profile doubtful, in words.
+
+    Args:
+        costs: As `profile` measured them.
+
+    Returns:
+        A sentence for each doubt, none where there is none.
+    """
+    words = []
+    if costs.load is not None and costs.load > _BUSY:
+        words.append(
+            f"others used {costs.load:.0%} of the processor while this was profiled: figures are too high; profile "
+            "again on an idle machine"
+        )
+    if costs.noise > _NOISY:
+        words.append(
+            f"repeats leave figures uncertain by {costs.noise:.0%}: points that differ by less are ranked by their "
+            "compute; profile again with more seconds"
+        )
+    return tuple(words)
+
+
+class _OthersDuring:
+    """What other processes take of the processor, from now on until it is asked for."""
+
+    def __init__(self) -> None:
+        self._source: OtherLoad | None = None
+        try:
+            self._source = OtherLoad()
+            self._source()
+        except (OSError, ValueError):  # a system that does not say
+            self._source = None
+
+    def load(self) -> float | None:
+        """0..1 of the cores this process may use; None where the system does not say."""
+        if self._source is None:
+            return None
+        try:
+            load: float | None = self._source().fields["host_load"]
+            return load
+        except (OSError, ValueError):
+            return None
 
 
 class _Measured(Protocol):
@@ -91,6 +151,14 @@ class _Measured(Protocol):
     def call(self) -> float:
         """What a request takes beyond its stages."""
 
+    @property
+    def call_cpu(self) -> float:
+        """CPU time of that."""
+
+    @property
+    def noise(self) -> float:
+        """How far repeats leave a figure uncertain, a fraction."""
+
 
 def _faster(engine: CascadeEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Measured:
     found: list[_Measured] = []
@@ -114,11 +182,20 @@ class _Column:
         self.processor: list[list[float]] = [[] for _ in range(stages)]
         self.leaving: list[float] = []  # requests of which every row leaves at the first stage
         self.staying: list[float] = []  # requests that go through all stages
+        self.leaving_cpu: list[float] = []
 
     @property
     def call(self) -> float:
         """What a request takes beyond its first stage when all of it leaves there."""
         return max(0.0, statistics.median(self.leaving) - statistics.median(self.full[0]))
+
+    @property
+    def call_cpu(self) -> float:
+        return max(0.0, statistics.fmean(self.leaving_cpu) - statistics.fmean(self.processor[0]))
+
+    @property
+    def noise(self) -> float:
+        return uncertainty([*self.full, self.leaving, self.staying])
 
     @property
     def scale(self) -> list[float]:
@@ -184,9 +261,11 @@ def _repeat(
         carry = after
     for limit, times in ((-np.inf, column.leaving), (NOBODY, column.staying)):
         thresholds = np.full(len(spec.stages) - 1, limit, np.float32)
-        began = clock()
+        cpu_began, began = time.process_time(), clock()
         engine.run(inputs, thresholds)
         times.append((clock() - began) * 1e3)
+        if times is column.leaving:
+            column.leaving_cpu.append((time.process_time() - cpu_began) * 1e3)
 
 
 def example_arrays(spec: CascadeSpec, rows: int) -> dict[str, Array]:

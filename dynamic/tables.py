@@ -9,6 +9,7 @@ from dynamic.policies.certification import shortage
 from dynamic.policies.costs import Costs
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder, Point
+from dynamic.profiling import doubts
 from dynamic.result import FeedbackEstimate, Statistics
 
 _DRIFT = {
@@ -115,7 +116,8 @@ def costs_text(bundle: Bundle, costs: Costs) -> str:
 
 def machine_text(costs: Costs) -> str:
     """What was measured, and how the engine ran."""
-    return f"{costs.machine}; engine {costs.engine}, {costs.precision}, {costs.threads} threads"
+    about = f"{costs.machine}; engine {costs.engine}, {costs.precision}, {costs.threads} threads"
+    return "\n".join([about, *(f"DOUBTFUL: {doubt}" for doubt in doubts(costs))])
 
 
 def points_text(frontier: Frontier) -> str:

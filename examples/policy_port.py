@@ -32,6 +32,7 @@ _BUDGET: Json = {"percentile": 0.95, "on_drift": "safest", "priority": _PRIORITY
         "temperature_c",
         "max_drop",
         "min_accuracy",
+        "cpu_ms",
     ]
 )
 _KEPT = ["cpu_load", "cpu_cores", "cpu_pressure", "memory_pressure", "memory_available_mb"]
@@ -269,8 +270,11 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
             if keep("latency_ms", ms, (budget["latency_ms"] - waited_ms) / slow, _SPARE) and behind:
                 most = budget["latency_ms"] / slow / (behind / (seen["servers"] or 1) + 1)
                 left = [p for p in left if p["mean_ms"][at] <= most] or [min(left, key=lambda p: p["mean_ms"][at])]
-        elif name == "energy" and budget["energy_mj"] is not None and left[0]["energy_mj"] is not None:
-            keep("energy_mj", effort, budget["energy_mj"])
+        elif name == "energy":
+            if budget["energy_mj"] is not None and left[0]["energy_mj"] is not None:
+                keep("energy_mj", effort, budget["energy_mj"])
+            if budget["cpu_ms"] is not None:
+                keep("cpu_ms", lambda p: p["cpu_ms"], budget["cpu_ms"])
         elif name == "drop":
             if budget["max_drop"] is not None:
                 keep("max_drop", lambda p: p["promised_drop"], budget["max_drop"], beside=None)

@@ -98,9 +98,9 @@ def figures(frontier: Frontier) -> dict[str, Any]:
                 "accuracy": p.point.accuracy[1],
                 "promised_drop": p.point.promised_drop,
                 "memory_mb": p.memory_mb,
-                "energy_mj": None if p.energy_mj is None else p.energy_mj[0],
-                "cpu_ms": p.cpu_ms[0],
-                "mean_ms": list(p.mean_ms),
+                "energy_mj": None if p.energy_mj is None else frontier.effort.figures[i],
+                "cpu_ms": frontier.processor.figures[i],
+                "mean_ms": [frontier.mean.figures[i], *p.mean_ms[1:]],
                 "p95_ms": [[frontier.latency_ms(0.95, rows, spread)[i] for rows in costs.batch] for spread in SPREADS],
                 "first_ms": [frontier.first_answer(rows).figures[i] for rows in costs.batch],
                 "path_ms": [
@@ -273,6 +273,8 @@ def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: 
     }
     if frontier.costs.energy_mj is not None:
         limits["energy_mj"] = near(frontier.effort.figures) * random.choice([1.0, 1.0, 0.4])
+    elif kind.other:
+        limits["cpu_ms"] = near(frontier.effort.figures) * random.choice([1.0, 1.0, 0.4])
     chosen = {n: _short(v) for n, v in limits.items() if random.random() < (0.9 if n in kind.limits else kind.other)}
     if state.budget and state.budget.last_s and random.random() < 0.6:  # a battery is paced over many requests
         chosen["last_s"] = state.budget.last_s

@@ -288,17 +288,24 @@ def latency(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
 
 
 def energy(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
-    """Of an inference on average."""
-    most = budget.energy_mj
-    if most is None or sieve.frontier.costs.energy_mj is None:
-        return
-    sieve.keep(
-        "energy_mj",
-        sieve.frontier.effort,
-        most,
-        ("energy_mj at most {} mJ", most),
-        ("energy_mj {} mJ is over {} mJ and gave way", most),
-    )
+    """Energy, and CPU time, of an inference on average."""
+    metered = sieve.frontier.costs.energy_mj is not None
+    if budget.energy_mj is not None and metered:
+        sieve.keep(
+            "energy_mj",
+            sieve.frontier.effort,
+            budget.energy_mj,
+            ("energy_mj at most {} mJ", budget.energy_mj),
+            ("energy_mj {} mJ is over {} mJ and gave way", budget.energy_mj),
+        )
+    if budget.cpu_ms is not None:
+        sieve.keep(
+            "cpu_ms",
+            sieve.frontier.processor if metered else sieve.frontier.effort,
+            budget.cpu_ms,
+            ("cpu_ms at most {} CPU-ms", budget.cpu_ms),
+            ("cpu_ms {} CPU-ms is over {} CPU-ms and gave way", budget.cpu_ms),
+        )
 
 
 def drop(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
@@ -376,7 +383,7 @@ _ASKED = {
     "battery": ("battery_floor", "last_s"),
     "temperature": ("temperature_c",),
     "latency": ("latency_ms",),
-    "energy": ("energy_mj",),
+    "energy": ("energy_mj", "cpu_ms"),
 }
 
 

@@ -32,6 +32,8 @@ MUTATIONS = [
     ("< 1.0:", "< 3.0:"),
     ('(state["base_mb"] or 0.0) + state["excess_mb"]', '(state["base_mb"] or 0.0)'),
     (' - p["accuracy"]))', "))"),
+    ('keep("cpu_ms", lambda p: p["cpu_ms"], budget["cpu_ms"])', "pass"),
+    ('if budget["energy_mj"] is not None and left', "if False and left"),
     ("_SPARE, other)", "_SPARE)"),
     ("+ _TELLS_MB, beside=other", "+ _TELLS_MB"),
     ("here + 1e-3 if", "here + 50.0 if"),
