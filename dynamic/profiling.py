@@ -28,9 +28,6 @@ from dynamic.sensors.cpu import OtherLoad
 
 logger = logging.getLogger("dynamic")
 
-_BUSY = 0.15  # of the processor that others use: from here on a profile is doubtful
-_NOISY = 0.2  # of a figure
-
 
 def profile(
     engine: CascadeEngine,
@@ -54,7 +51,7 @@ def profile(
     others = _OthersDuring()
     columns = [_faster(engine, rows, seconds, clock) for rows in track(sizes, "profiling", shown=progress)]
     load = others.load()
-    memory, unmeasured = _memory(engine, folder)
+    memory, row_mb, unmeasured = _memory(engine, folder)
     found = Costs(
         machine=machine_name(),
         engine=engine.name,
@@ -73,35 +70,13 @@ def profile(
         not_measured=("energy", "idle power", *unmeasured),
         route=tuple(c.route for c in columns),
         call_cpu_ms=tuple(c.call_cpu for c in columns),
+        row_mb=row_mb,
         noise=max(c.noise for c in columns),
         load=load,
     )
-    for doubt in doubts(found):
+    for doubt in found.doubts:
         logger.warning("%s", doubt)
     return found
-
-
-def doubts(costs: Costs) -> tuple[str, ...]:
-    """What makes a profile doubtful, in words.
-
-    Args:
-        costs: As `profile` measured them.
-
-    Returns:
-        A sentence for each doubt, none where there is none.
-    """
-    words = []
-    if costs.load is not None and costs.load > _BUSY:
-        words.append(
-            f"others used {costs.load:.0%} of the processor while this was profiled: figures are too high; profile "
-            "again on an idle machine"
-        )
-    if costs.noise > _NOISY:
-        words.append(
-            f"repeats leave figures uncertain by {costs.noise:.0%}: points that differ by less are ranked by their "
-            "compute; profile again with more seconds"
-        )
-    return tuple(words)
 
 
 class _OthersDuring:
@@ -284,23 +259,25 @@ def _rows(columns: list[_Measured], take: Callable[[_Measured], list[float]]) ->
     return tuple(zip(*(take(column) for column in columns), strict=True))
 
 
-def _memory(engine: CascadeEngine, folder: Path | None) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """(MB per backbone, what could not be measured)."""
+def _memory(engine: CascadeEngine, folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+    """(MB per backbone, MB per row while a backbone runs, what could not be measured)."""
     backbones = engine.spec.backbones
     if folder is None or engine.name == "torch":
-        return tuple(0.0 for _ in backbones), (f"resident memory on engine {engine.name!r}",)
+        return tuple(0.0 for _ in backbones), (), (f"resident memory on engine {engine.name!r}",)
     try:
-        return tuple(_resident_mb(folder, backbone, engine) for backbone in backbones), ()
+        found = [_resident_mb(folder, backbone, engine) for backbone in backbones]
+        return tuple(stays for _, stays in found), tuple(row for row, _ in found), ()
     except (OSError, subprocess.SubprocessError, ValueError):
         size = [(folder / "backbones" / f"{b}.weights").stat().st_size / 1e6 for b in backbones]
-        return tuple(size), ("resident memory (the size of the weights stands in)",)
+        return tuple(size), (), ("resident memory (the size of the weights stands in)",)
 
 
-def _resident_mb(folder: Path, backbone: int, engine: CascadeEngine) -> float:
-    """What a fresh process grows by when it loads and runs one backbone alone."""
+def _resident_mb(folder: Path, backbone: int, engine: CascadeEngine) -> tuple[float, float]:
+    """What a fresh process grows by for each row while it runs one backbone, and once it has."""
     asked = [str(folder), str(backbone), str(engine.threads), engine.name, engine.precision]
     command = [sys.executable, "-m", "dynamic.footprint", *asked]
     # the child imports what this process imports, wherever that came from
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env)
-    return max(0.0, float(done.stdout.split()[-1]))
+    row, stays = (max(0.0, float(word)) for word in done.stdout.split()[-2:])
+    return row, stays

@@ -9,7 +9,6 @@ from dynamic.policies.certification import shortage
 from dynamic.policies.costs import Costs
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder, Point
-from dynamic.profiling import doubts
 from dynamic.result import FeedbackEstimate, Statistics
 
 _DRIFT = {
@@ -117,7 +116,7 @@ def costs_text(bundle: Bundle, costs: Costs) -> str:
 def machine_text(costs: Costs) -> str:
     """What was measured, and how the engine ran."""
     about = f"{costs.machine}; engine {costs.engine}, {costs.precision}, {costs.threads} threads"
-    return "\n".join([about, *(f"DOUBTFUL: {doubt}" for doubt in doubts(costs))])
+    return "\n".join([about, *(f"DOUBTFUL: {doubt}" for doubt in costs.doubts)])
 
 
 def points_text(frontier: Frontier) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
 
 SCHEMA = 1
+_BUSY = 0.15  # of the processor that others use: from here on a profile is doubtful
+_NOISY = 0.2  # of a figure, that repeats leave uncertain
 Table = tuple[tuple[float, ...], ...]  # [S][K]
 
 
@@ -69,6 +71,22 @@ class Costs:
                 continue
             if len(table) != len(self.latency_ms) or any(len(row) != len(self.batch) for row in table):
                 raise InputError(f"{name} must have a row for each stage and a column for each batch size")
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What makes these figures doubtful, a sentence for each doubt."""
+        words = []
+        if self.load is not None and self.load > _BUSY:
+            words.append(
+                f"others used {self.load:.0%} of the processor while this was profiled: figures are too high; profile "
+                "again on an idle machine"
+            )
+        if self.noise > _NOISY:
+            words.append(
+                f"repeats leave figures uncertain by {self.noise:.0%}: points that differ by less are ranked by their "
+                "compute; profile again with more seconds"
+            )
+        return tuple(words)
 
     def at(self, row: Sequence[float], rows: float) -> float:
         """A row of a table at `rows` inputs: linear between batch sizes and beyond the last, flat below the first."""

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -30,7 +30,7 @@ class FrontierPoint:
 
     `mean_ms`, `p95_ms`, `deep_ms` (every row as deep as the thresholds let one go), `cpu_ms`,
     `energy_mj` (or None) are `[K]`, of a request of that many rows, the overhead of the call included; `memory_mb` of
-    its backbones.
+    its backbones, and of one row while they run.
     """
 
     point: Point
@@ -314,8 +314,13 @@ def _cost(point: Point, ladder: Ladder, costs: Costs) -> FrontierPoint:
         energy_mj=None
         if costs.energy_mj is None
         else tuple(expected(costs.energy_mj, rows) + call for rows, call in zip(costs.batch, call_mj, strict=True)),
-        memory_mb=sum(costs.memory_mb[b] for b in point.backbones),
+        memory_mb=sum(costs.memory_mb[b] for b in point.backbones) + row_mb(costs, point.backbones),
     )
+
+
+def row_mb(costs: Costs, backbones: Collection[int]) -> float:
+    """What one row takes while the largest of these backbones runs, in MB; 0 where it was not measured."""
+    return max((costs.row_mb[b] for b in backbones), default=0.0) if costs.row_mb else 0.0
 
 
 def _compared(points: Sequence[FrontierPoint], noise: float) -> list[list[float]]:

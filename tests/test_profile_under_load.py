@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from policy_cases import INF, make_costs, make_ladder, make_point
+from simulation_cases import FRONTIER, PLAIN, RECORDS
 from test_profiling_graph import measured
 
 from dynamic import profiling
@@ -14,12 +15,15 @@ from dynamic.policies.budget import Budget
 from dynamic.policies.budget_policy import BudgetPolicy
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
+from dynamic.policies.fixed_policy import FixedPolicy
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.golden import figures
 from dynamic.policies.snapshot import Snapshot
-from dynamic.profiling import doubts
 from dynamic.profiling_graph import uncertainty
 from dynamic.sensors.contract import Reading
+from dynamic.simulate.report import SimulationReport
+from dynamic.simulate.simulator import simulate
+from dynamic.simulate.workload import Constant
 from dynamic.tables import machine_text
 
 LADDER = make_ladder(
@@ -121,8 +125,8 @@ def test_a_source_that_fails_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_doubts_in_words() -> None:
-    assert doubts(costs(1, 2, 3)) == ()
-    words = doubts(replace(costs(1, 2, 3), load=0.5, noise=0.4))
+    assert costs(1, 2, 3).doubts == ()
+    words = replace(costs(1, 2, 3), load=0.5, noise=0.4).doubts
     assert "others used 50% of the processor while this was profiled" in words[0]
     assert "repeats leave figures uncertain by 40%" in words[1]
 
@@ -131,3 +135,24 @@ def test_doubts_in_words() -> None:
 def test_noise_is_a_fraction(noise: float) -> None:
     with pytest.raises(InputError, match="noise="):
         costs(1, 2, 3, noise=noise)
+
+
+def test_a_simulation_says_what_its_costs_are_worth() -> None:
+    def report(frontier: Frontier) -> SimulationReport:
+        return simulate(frontier, RECORDS, PLAIN, Constant(10, 0.4), FixedPolicy("last"), Budget())
+
+    doubtful = FRONTIER.recost(replace(FRONTIER.costs, load=0.5))
+    assert "DOUBTFUL: others used 50% of the processor" in str(report(doubtful))
+    assert "DOUBTFUL" not in str(report(FRONTIER))
+    assert report(doubtful).to_json()["doubts"]
+
+
+def test_the_overhead_of_a_call_counts_in_energy_and_cpu_time() -> None:
+    # 2 ms of a stage and 0.5 of the call, at 1.2 W: 3 mJ
+    bare = make_costs([[2.0]], call_ms=(0.5,), call_cpu_ms=(0.4,), cpu_ms=((1.5,),)).powered(1200.0)
+    one = make_ladder([make_point("reference", (), (1.0,))], (0,))
+    point = Frontier.of(one, bare).points[0]
+    assert point.mean_ms[0] == pytest.approx(2.5)
+    assert point.energy_mj is not None
+    assert point.energy_mj[0] == pytest.approx(3.0)
+    assert point.cpu_ms[0] == pytest.approx(1.9)
