@@ -30,7 +30,7 @@ class FrontierPoint:
 
     `mean_ms`, `p95_ms`, `deep_ms` (every row as deep as the thresholds let one go), `cpu_ms`,
     `energy_mj` (or None) are `[K]`, of a request of that many rows, the overhead of the call included; `memory_mb` of
-    its backbones, and of one row while they run.
+    its backbones.
     """
 
     point: Point
@@ -138,8 +138,8 @@ class Frontier:
 
     @cached_property
     def memory(self) -> Rank:
-        """Points by the memory of their backbones, in MB."""
-        return Rank([p.memory_mb for p in self.points])
+        """Points by the memory of their backbones, and of one row while they run, in MB."""
+        return Rank([p.memory_mb + row_mb(self.costs, p.backbones) for p in self.points])
 
     @cached_property
     def drop(self) -> Rank:
@@ -314,7 +314,7 @@ def _cost(point: Point, ladder: Ladder, costs: Costs) -> FrontierPoint:
         energy_mj=None
         if costs.energy_mj is None
         else tuple(expected(costs.energy_mj, rows) + call for rows, call in zip(costs.batch, call_mj, strict=True)),
-        memory_mb=sum(costs.memory_mb[b] for b in point.backbones) + row_mb(costs, point.backbones),
+        memory_mb=sum(costs.memory_mb[b] for b in point.backbones),
     )
 
 

@@ -66,13 +66,14 @@ _FULL = _Kind(120, ("memory_mb", "deadline_ms"), 0.02, 0.01, 0.1, (0.0, 0.1, 0.3
 _HEATED = replace(
     _FULL, limits=("temperature_c", "energy_mj"), steps_s=(0.0, 4.0, 8.0, 15.0, -3.0), steady=(25, 27, 36)
 )
+_CPU = replace(_WILD, limits=("cpu_ms",))
 _FLOOR = replace(_HEATED, limits=("battery_floor",))
 # by device and kind the seeds: of those on made-up ladders such that a port with one thing wrong is found out
 _SEEDS: dict[str, list[tuple[_Kind, tuple[int, ...]]]] = {
-    "made up": [(_WILD, (24, 37)), (_WARM, (7, 13, 27, 29)), (_PACED, (8,)), (_FULL, (1,)), (_HEATED, (31,))],
-    "unmetered": [(_WILD, (28,)), (_WARM, (14, 33)), (_PACED, (2, 16)), (_LONG, (21,)), (_FLOOR, (5,))],
+    "made up": [(_WILD, (24, 37)), (_WARM, (7, 13, 27, 29)), (_PACED, (8,)), (_FULL, (1,))],
+    "unmetered": [(_WILD, (28,)), (_WARM, (14, 33)), (_PACED, (2, 16)), (_LONG, (21,)), (_FLOOR, (5, 38))],
     "slow": [(_WILD, (0,)), (_LONG, (0,))],
-    "fast": [(_WILD, (0,))],
+    "fast": [(_CPU, (0,))],
 }
 
 
@@ -97,7 +98,7 @@ def figures(frontier: Frontier) -> dict[str, Any]:
                 "backbones": list(p.point.backbones),
                 "accuracy": p.point.accuracy[1],
                 "promised_drop": p.point.promised_drop,
-                "memory_mb": p.memory_mb,
+                "memory_mb": frontier.memory.figures[i],
                 "energy_mj": None if p.energy_mj is None else frontier.effort.figures[i],
                 "cpu_ms": frontier.processor.figures[i],
                 "mean_ms": [frontier.mean.figures[i], *p.mean_ms[1:]],
@@ -273,8 +274,8 @@ def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: 
     }
     if frontier.costs.energy_mj is not None:
         limits["energy_mj"] = near(frontier.effort.figures) * random.choice([1.0, 1.0, 0.4])
-    elif kind.other:
-        limits["cpu_ms"] = near(frontier.effort.figures) * random.choice([1.0, 1.0, 0.4])
+    if "cpu_ms" in kind.limits:
+        limits["cpu_ms"] = random.choice(frontier.effort.figures) * random.uniform(1.0, 1.25)
     chosen = {n: _short(v) for n, v in limits.items() if random.random() < (0.9 if n in kind.limits else kind.other)}
     if state.budget and state.budget.last_s and random.random() < 0.6:  # a battery is paced over many requests
         chosen["last_s"] = state.budget.last_s

@@ -74,7 +74,7 @@ def test_parts_make_the_whole(rows: int) -> None:
 def test_one_row_must_fit_beside_the_networks() -> None:
     one = make_ladder([make_point("reference", (), (1.0,))], (0,))
     frontier = Frontier.of(one, make_costs([[1.0]], memory_mb=(10.0,), row_mb=(30.0,)))
-    assert frontier.points[0].memory_mb == 40.0
+    assert frontier.memory.figures == (40.0,)
     budget, snapshot = Budget(memory_mb=130), Snapshot(0, memory_process_mb=100.0)
     found, _ = BudgetPolicy().decide(frontier, budget, snapshot, BudgetPolicy().initial())
     assert found.gave_way == ("memory_mb",)
