@@ -16,7 +16,7 @@ import typer
 import dynamic
 from dynamic import commands_device, commands_simulate
 from dynamic.errors import BudgetError, DynamicError, InputError
-from dynamic.options import BatteryFloor, DeadlineMs, Json, LatencyMs, MaxDrop, MemoryMb, Percentile, fraction
+from dynamic.options import BatteryFloor, CpuMs, DeadlineMs, Json, LatencyMs, MaxDrop, MemoryMb, Percentile, fraction
 from dynamic.pictures import find_pictures
 from dynamic.preprocessing import RGB, Gray
 from dynamic.progress import track
@@ -201,6 +201,7 @@ def run(
     latency_ms: LatencyMs = None,
     percentile: Percentile = "0.95",
     deadline_ms: DeadlineMs = None,
+    cpu_ms: CpuMs = None,
     memory_mb: MemoryMb = None,
     battery_floor: BatteryFloor = None,
     max_drop: MaxDrop = None,
@@ -220,6 +221,7 @@ def run(
         battery_floor=battery_floor,
         max_drop=max_drop,
         on_drift=on_drift,
+        cpu_ms=cpu_ms,
     )
     bundle = dynamic.load(shelf)
     if bundle.preprocess is None:

@@ -77,4 +77,5 @@ def check_floor(floor: float | None) -> None:
 
 
 def _answers(records: Records) -> NDArray[np.int64]:
-    return records.logits.argmax(axis=2)
+    answers: NDArray[np.int64] = records.logits.argmax(axis=2).astype(np.int64)
+    return answers
