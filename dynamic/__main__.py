@@ -4,6 +4,7 @@ Only `build`, `certify` and `export` import torch, and only when they are called
 """
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -63,11 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A user's mistake prints one line and exits with 2 for a setting out of range, with 1 for everything else; a
     disk that is full or read-only is no bug of ours and prints a line too.
     """
+    profiling = logging.getLogger("dynamic.profiling")
+    level = profiling.level
+    profiling.setLevel(logging.ERROR)  # a command prints the doubts of a profile with its figures
     try:
         app(arguments)
     except (DynamicError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BudgetError) else 1)
+    finally:
+        profiling.setLevel(level)
 
 
 @app.command()

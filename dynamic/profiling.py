@@ -26,7 +26,7 @@ from dynamic.profiling_graph import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, m
 from dynamic.progress import track
 from dynamic.sensors.cpu import OtherLoad
 
-logger = logging.getLogger("dynamic")
+logger = logging.getLogger("dynamic.profiling")
 
 
 def profile(

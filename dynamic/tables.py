@@ -115,12 +115,11 @@ def costs_text(bundle: Bundle, costs: Costs) -> str:
 
 def machine_text(costs: Costs) -> str:
     """What was measured, and how the engine ran."""
-    about = f"{costs.machine}; engine {costs.engine}, {costs.precision}, {costs.threads} threads"
-    return "\n".join([about, *(f"DOUBTFUL: {doubt}" for doubt in costs.doubts)])
+    return f"{costs.machine}; engine {costs.engine}, {costs.precision}, {costs.threads} threads"
 
 
 def points_text(frontier: Frontier) -> str:
-    """What the points cost that are worth it on this machine, at the smallest batch."""
+    """What the points cost that are worth it on this machine, at the smallest batch, and what makes that doubtful."""
     points = (
         (
             p.point.name,
@@ -132,7 +131,8 @@ def points_text(frontier: Frontier) -> str:
         for p in frontier.points
     )
     head = ("point", "certified", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB")
-    return f"points that no other beats here, at batch {frontier.costs.batch[0]}:\n{table(head, points)}"
+    doubts = "".join(f"DOUBTFUL: {doubt}\n" for doubt in frontier.costs.doubts)
+    return f"{doubts}points that no other beats here, at batch {frontier.costs.batch[0]}:\n{table(head, points)}"
 
 
 def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[bool], stages: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from dynamic.sensors.contract import Reading
 from dynamic.simulate.report import SimulationReport
 from dynamic.simulate.simulator import simulate
 from dynamic.simulate.workload import Constant
-from dynamic.tables import machine_text
+from dynamic.tables import points_text
 
 LADDER = make_ladder(
     [
@@ -113,7 +113,7 @@ def test_load_is_said_and_remembered(
     assert ("others used 83% of the processor" in caplog.text) == said
     again = Costs.from_json(json.loads(json.dumps(found.to_json())))
     assert again == found
-    assert ("83%" in machine_text(again)) == said
+    assert ("83%" in "".join(again.doubts)) == said
 
 
 def test_a_source_that_fails_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +126,8 @@ def test_a_source_that_fails_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_doubts_in_words() -> None:
     assert costs(1, 2, 3).doubts == ()
+    assert "DOUBTFUL" not in points_text(Frontier.of(LADDER, costs(1, 2, 3)))
+    assert points_text(Frontier.of(LADDER, costs(1, 2, 3, load=0.5))).startswith("DOUBTFUL: others used 50%")
     words = replace(costs(1, 2, 3), load=0.5, noise=0.4).doubts
     assert "others used 50% of the processor while this was profiled" in words[0]
     assert "repeats leave figures uncertain by 40%" in words[1]

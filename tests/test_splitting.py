@@ -28,13 +28,13 @@ COSTS = make_costs([[1.0], [2.0]], memory_mb=(10.0, 20.0), row_mb=(0.1, 0.5))
 @pytest.mark.parametrize(
     ("budget", "readings", "rows"),
     [
-        (200.0, {"memory_process_mb": 100.0}, 180),  # 0.9 of 100 MB, 0.5 MB a row
-        (200.0, {"memory_process_mb": 50.0}, 234),  # networks of 20 MB are still to come to 50
+        (200.0, {"memory_process_mb": 100.0}, 90),  # 0.45 of 100 MB, 0.5 MB a row
+        (200.0, {"memory_process_mb": 50.0}, 117),  # networks of 20 MB are still to come to 50
         (100.0, {"memory_process_mb": 150.0}, 2),  # no room: parts of a megabyte
         (None, {"memory_process_mb": 150.0}, sys.maxsize),
         (200.0, {}, sys.maxsize),
-        (None, {"memory_available_mb": 82.0}, 90),  # 32 MB are for others
-        (200.0, {"memory_process_mb": 100.0, "memory_available_mb": 42.0}, 18),
+        (None, {"memory_available_mb": 82.0}, 45),  # 32 MB are for others
+        (200.0, {"memory_process_mb": 100.0, "memory_available_mb": 42.0}, 9),
     ],
 )
 def test_how_many_rows_fit(budget: float | None, readings: dict[str, Any], rows: int) -> None:
@@ -43,8 +43,8 @@ def test_how_many_rows_fit(budget: float | None, readings: dict[str, Any], rows:
 
 def test_the_largest_network_decides_and_what_was_not_measured_does_not() -> None:
     snapshot, budget = Snapshot(0, memory_process_mb=100.0), Budget(memory_mb=200)
-    assert most_rows(COSTS, (0,), budget, snapshot, None) == 900
-    assert most_rows(COSTS, (0, 1), budget, snapshot, None) == 180
+    assert most_rows(COSTS, (0,), budget, snapshot, None) == 450
+    assert most_rows(COSTS, (0, 1), budget, snapshot, None) == 90
     assert most_rows(replace(COSTS, row_mb=()), (0, 1), budget, snapshot, None) == sys.maxsize
     with pytest.raises(InputError, match="row_mb has 1 entries for 2 backbones"):
         replace(COSTS, row_mb=(0.5,))
