@@ -58,6 +58,7 @@ class Ready:
     name: str
     precision: str
     threads: int = THREADS
+    agrees: bool = True
 
     def ready(self, rows: int) -> bool:
         return True

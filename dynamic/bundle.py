@@ -6,15 +6,18 @@ shelf/
 ├── ladder.json       operating points
 ├── golden.json       decisions that a policy written in another language must give (dynamic/policies/golden.py)
 ├── records.npz       calibration records
+├── canaries.npz      some calibration inputs, with the logits of every stage (dynamic/canaries.py)
 ├── graph.onnx        the whole cascade as one graph, for batches; graph_single.onnx for one input at a time
 ├── backbones/        a graph for each stage, the weights of each backbone stored once
 ├── weights/          the networks' weights to train on (safetensors)
 ├── choices/          the engine that "auto" took on each machine, and what the others took
+├── checks/           what the canaries said on the machines this folder has been on
 └── costs/            measured on the machines this folder has been on, each with the frontier that follows from it
 ```
 Nothing in it is pickle.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -28,11 +31,13 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from dynamic.canaries import CANARIES, Canaries
+from dynamic.canary_check import CHECKS, CanaryReport, check_canaries, keep_report, kept_report
 from dynamic.choosing import AUTO, CHOICES, chosen
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.engines.switching import CascadeEngine
-from dynamic.fingerprint import file_hash, fingerprint
+from dynamic.fingerprint import EngineIdentity, file_hash, fingerprint
 from dynamic.machine import machine_key, machine_name, quota_threads
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
@@ -54,6 +59,9 @@ _COSTS = "costs"
 
 logger = logging.getLogger("dynamic")
 
+# by folder and file name: what a folder that cannot be written to would forget
+_REPORTS: dict[tuple[Path, str], CanaryReport] = {}
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -61,6 +69,7 @@ class Bundle:
 
     Made by `dynamic.build` or `dynamic.load`; nothing in it changes once made: `profile` gives another
     bundle. `costs` are this machine's, or None before `profile`; `forced`: the route that `profile` was given for them.
+    `calibrated_on`: the engine and machine of the calibration.
     """
 
     folder: Path
@@ -75,6 +84,7 @@ class Bundle:
     modules: tuple[Any, ...] | None = field(default=None, repr=False)
     modules_cascade: str | None = field(default=None, repr=False)  # fingerprint of what engine "torch" runs, if known
     forced: str | None = field(default=None, repr=False)
+    calibrated_on: EngineIdentity | None = field(default=None, repr=False)
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
 
     def __str__(self) -> str:
@@ -94,6 +104,12 @@ class Bundle:
     def records(self) -> Records:
         """The calibration records (read when first asked for)."""
         return Records.load(self.folder / "records.npz")
+
+    @cached_property
+    def canaries(self) -> Canaries | None:
+        """The canaries, or None in a bundle that was built without. Raises CorruptError where they do not read."""
+        path = self.folder / CANARIES
+        return Canaries.load(path, self.spec) if path.is_file() else None
 
     @property
     def frontier(self) -> Frontier:
@@ -159,7 +175,121 @@ class Bundle:
         costs = self.costs_on(name, wanted, opened.threads)
         if costs is not None and costs.route:
             opened.follow(costs.batch, costs.route)
+        if self.ladder.fingerprint == self.fingerprint(name, wanted):  # else nothing is certified anyway
+            opened.agrees = self._agrees(opened)
         return opened
+
+    def check(
+        self,
+        engine: str | None = None,
+        precision: str | None = None,
+        *,
+        again: bool = False,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> CanaryReport | None:
+        """Whether an engine on this machine answers as it did in calibration.
+
+        Args:
+            engine: its name. None: the one that was calibrated.
+            precision: "f32" or "bf16". None: the one that was calibrated.
+            again: run the canaries although they ran before under the same engine, version, threads and processor.
+            progress: a progress bar on stderr. None: where that is a terminal.
+            **options: of the engine, as `open` takes them.
+
+        Returns:
+            The report, or None in a bundle without canaries.
+
+        Raises:
+            EngineError: the engine is unknown or not installed.
+            CorruptError: the canaries do not read.
+
+        Example:
+            >>> report = dynamic.load("shelf/").check()  # doctest: +SKIP
+            >>> report.agrees  # doctest: +SKIP
+            True
+        """
+        opened = self.open(engine, precision, **options)  # runs them where they never ran
+        try:
+            return self._report(opened, again, progress)
+        finally:
+            opened.close()
+
+    def _agrees(self, opened: CascadeEngine) -> bool:
+        report = self._report(opened)
+        if report is None or report.agrees:
+            return True
+        if report.problem is not None:
+            logger.warning(
+                "engine %s fails on the canaries of %s: %s. Nothing is certified. Requests go to the next engine "
+                "while it fails",
+                opened.name,
+                self.folder,
+                report.problem,
+            )
+            return False
+        logger.warning(
+            "%s is not certified on this machine: %s. It runs on %s and was calibrated on %s. Certify it here with "
+            "labelled inputs, dynamic.recertify(bundle, records=bundle.calibrate(loader)), or build it again from "
+            "networks that are the same everywhere (int8 with weight_range='portable')",
+            self.folder,
+            report,
+            report.identity,
+            self.calibrated_on or "an unknown machine",
+        )
+        return False
+
+    def _report(self, opened: CascadeEngine, again: bool = False, progress: bool | None = None) -> CanaryReport | None:
+        """What the canaries say of an engine: as kept, or run now."""
+        canaries = self.canaries
+        if canaries is None:
+            return None
+        # a ladder has its own limits, and a bundle that was built again has other canaries
+        ladder = hashlib.sha256(json.dumps(self.ladder.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+        content = file_hash(self.folder / CANARIES)[:8]
+        name = f"{machine_key()}-{EngineIdentity.of(opened).key}-{content}{ladder}.json"
+        place = (self.folder.resolve(), name)
+        report = None if again else _REPORTS.get(place) or kept_report(self.folder, name)
+        if report is None:
+            report = check_canaries(opened, canaries, self.records, self.ladder, progress)
+            if self._owner is None and report.problem is None:  # an engine that failed is tried again
+                keep_report(self.folder, name, report)
+        _REPORTS[place] = report
+        return report
+
+    def calibrate(
+        self,
+        loader: Iterable[Any],
+        *,
+        engine: str | None = None,
+        precision: str | None = None,
+        groups: Sequence[Any] | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Records:
+        """Records of this bundle's stages on this machine, for `dynamic.recertify`. It needs no torch.
+
+        Args:
+            loader: batches of `(inputs, labels)`, the inputs as `run` takes them.
+            engine: its name. None: the one that was calibrated.
+            precision: "f32" or "bf16". None: the one that was calibrated.
+            groups: `[N]`, what belongs together, such as a video. A group is never split.
+            seed: of the lot that divides records into those that choose and those that certify.
+            progress: a progress bar on stderr. None: where that is a terminal.
+
+        Returns:
+            The records, which say on which engine and machine they were made.
+
+        Raises:
+            CalibrationError: no inputs, or labels of one class.
+            InputError: inputs or labels that do not fit the bundle.
+            EngineError: the engine is unknown, not installed, or fails.
+        """
+        from dynamic.device_calibration import calibrate_here
+
+        return calibrate_here(
+            self, loader, engine=engine, precision=precision, groups=groups, seed=seed, progress=progress
+        )
 
     def profile(
         self,
@@ -245,6 +375,7 @@ def write(
     cascade: str,
     classes: Sequence[str] | None,
     preprocess: Preprocess | None,
+    calibrated_on: EngineIdentity | None,
 ) -> None:
     """Write ladder, records and manifest beside the graphs that already lie in `folder`."""
     check_engine(engine, precision)
@@ -254,7 +385,7 @@ def write(
     (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
     records.save(folder / "records.npz")
     # what each machine adds or measures again is not vouched for
-    vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in (CHOICES, _COSTS))
+    vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in (CHOICES, CHECKS, _COSTS))
     files = sorted(p for p in vouched if p.is_file() and p.name != MANIFEST)
     manifest = {
         "schema": SCHEMA,
@@ -263,6 +394,7 @@ def write(
         "precision": precision,
         "cascade": cascade,
         "fingerprint": ladder.fingerprint,
+        "calibrated_on": None if calibrated_on is None else calibrated_on.to_json(),
         "classes": list(classes) if classes is not None else None,
         "preprocess": _preprocess_json(preprocess),
         "spec": asdict(spec),
@@ -299,6 +431,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
             preprocess=Preprocess.from_json(manifest["preprocess"]) if manifest["preprocess"] else None,
             modules=_stages(modules),
             modules_cascade=modules.fingerprint() if hasattr(modules, "fingerprint") else None,
+            calibrated_on=EngineIdentity.from_json(identity) if (identity := manifest.get("calibrated_on")) else None,
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
         raise CorruptError(f"{folder}: the bundle does not read ({error!r}); build or copy it again") from error
@@ -377,8 +510,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _manifest_hash(manifest: dict[str, Any]) -> str:
-    import hashlib
-
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

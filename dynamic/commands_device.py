@@ -14,7 +14,7 @@ import typer
 from dynamic.doctor import diagnose, diagnosis_text
 from dynamic.machine import machine_name
 from dynamic.monitor import Monitor
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import BudgetError, InputError
 from dynamic.progress import track
 from dynamic.traces import TraceWriter
 
@@ -48,9 +48,16 @@ def record(
     print(f"{written} snapshots of {time.monotonic() - began:.1f} s: {out}")
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what this machine offers: engines, sensors, limits, and what to do about what is missing."""
-    found = diagnose()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    root: Annotated[
+        Path, typer.Option(help="Folder whose proc and sys are read in place of this machine's, copied from another.")
+    ] = Path("/"),
+) -> None:
+    """Say what this machine offers: engines, sensors, limits, what is missing and what to do, what was not believed."""
+    if not root.is_dir():
+        raise InputError(f"--root {root} is no folder: give one that holds proc and sys of a device")
+    found = diagnose(root)
     print(json.dumps(asdict(found), indent=1) if as_json else diagnosis_text(found))
 
 

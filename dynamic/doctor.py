@@ -83,7 +83,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything of one machine; `missing`: a sentence for each thing that is not there, with the remedy."""
+    """Everything of one machine. `missing`: a sentence for each thing that is not there, with the remedy.
+
+    `not_believed`: a sentence for each reading, battery, counter or level of a container that was left out, and why.
+    """
 
     machine: str
     version: str | None
@@ -91,6 +94,7 @@ class Diagnosis:
     sensors: tuple[SensorState, ...]
     limits: Limits
     missing: tuple[str, ...]
+    not_believed: tuple[str, ...] = ()
 
 
 def diagnose(root: Path = Path("/"), patience_s: float = _PATIENCE_S) -> Diagnosis:
@@ -103,9 +107,19 @@ def diagnose(root: Path = Path("/"), patience_s: float = _PATIENCE_S) -> Diagnos
     sensors = tuple(_sensor(field, snapshot, reports) for field in UNITS)
     limits = _limits(root)
     missing = [f"engine {engine.name}: {engine.problem}" for engine in engines if engine.problem]
-    # several fields may lack for one reason
-    missing += list(dict.fromkeys(f"{r.name}: {r.problem}" for r in reports if r.problem))
-    return Diagnosis(machine_name(), _version("dynamic-inference"), engines, sensors, limits, tuple(missing))
+    problems = dict.fromkeys(report.problem for report in reports if report.problem)
+    # several may lack for one reason
+    missing += [f"{', '.join(r.name for r in reports if r.problem == problem)}: {problem}" for problem in problems]
+    left_out = [f"{r.name}: {item}" for r in reports if r.reading is not None for item in r.reading.left_out]
+    return Diagnosis(
+        machine=machine_name(),
+        version=_version("dynamic-inference"),
+        engines=engines,
+        sensors=sensors,
+        limits=limits,
+        missing=tuple(missing),
+        not_believed=tuple(left_out),
+    )
 
 
 def diagnosis_text(found: Diagnosis) -> str:
@@ -118,8 +132,11 @@ def diagnosis_text(found: Diagnosis) -> str:
         (s.field, _value(s), s.unit if s.value is not None else "", s.origin or "see below") for s in found.sensors
     ]
     limits = found.limits
-    quota = "no quota" if limits.quota_cores is None else f"quota {limits.quota_cores:g} ({limits.quota_origin})"
-    memory = "no limit" if limits.memory_mb is None else f"limit {limits.memory_mb:.0f} MB ({limits.memory_origin})"
+    read = "" if limits.problem is None else " that can be read"
+    quota = f"no quota{read}" if limits.quota_cores is None else f"quota {limits.quota_cores:g} ({limits.quota_origin})"
+    memory = (
+        f"no limit{read}" if limits.memory_mb is None else f"limit {limits.memory_mb:.0f} MB ({limits.memory_origin})"
+    )
     return "\n".join(
         [
             f"{found.machine}; dynamic-inference {found.version or 'not installed'}",
@@ -132,9 +149,14 @@ def diagnosis_text(found: Diagnosis) -> str:
             f"memory: {memory}; of what is available, {limits.reserve_mb:g} MB are left to others",
             *([] if limits.problem is None else [f"limits that could not be read: {limits.problem}"]),
             "",
-            *(["missing:", *(f"  {line}" for line in found.missing)] if found.missing else ["nothing is missing"]),
+            *_listed("missing", found.missing, "nothing is missing"),
+            *_listed("not believed", found.not_believed, "every reading is believed"),
         ]
     )
+
+
+def _listed(title: str, lines: Sequence[str], none: str) -> list[str]:
+    return [f"{title}:", *(f"  {line}" for line in lines)] if lines else [none]
 
 
 def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -234,5 +256,5 @@ def _limits(root: Path) -> Limits:
         memory_mb=None if memory is None else memory.amount / 1e6,
         memory_origin=None if memory is None else str(memory.path),
         reserve_mb=RESERVE_MB,
-        problem="; ".join(problems) or None,
+        problem="; ".join(dict.fromkeys(problems)) or None,
     )

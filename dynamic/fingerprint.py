@@ -2,8 +2,83 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from dynamic.engines.opening import engine_version
+from dynamic.machine import instruction_sets, machine_name
+
+# variables by which engines and their libraries are given other kernels than the processor allows
+KERNEL_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+)
+
+
+class _Named(Protocol):
+    name: str
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class EngineIdentity:
+    """Everything that an engine's arithmetic is known to depend on.
+
+    Args:
+        engine: name of the engine.
+        version: of its library.
+        precision: "f32" or "bf16".
+        threads: of each operator. Sums are split among them.
+        machine: processor, cores and system.
+        instruction_sets: of the processor, by which engines choose kernels.
+        variables: those of `KERNEL_VARIABLES` that are set.
+    """
+
+    engine: str
+    version: str
+    precision: str
+    threads: int
+    machine: str
+    instruction_sets: tuple[str, ...]
+    variables: Mapping[str, str]
+
+    @classmethod
+    def of(cls, engine: _Named) -> "EngineIdentity":
+        """The identity of an engine that is open in this process."""
+        variables = {name: os.environ[name] for name in KERNEL_VARIABLES if os.environ.get(name)}
+        version = engine_version(engine.name)
+        how = (engine.precision, engine.threads, machine_name(), instruction_sets())
+        return cls(engine.name, version, *how, variables)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "EngineIdentity":
+        """What `to_json` gave. Raises KeyError or TypeError on anything else."""
+        return cls(
+            **{**data, "instruction_sets": tuple(data["instruction_sets"]), "variables": dict(data["variables"])}
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @property
+    def key(self) -> str:
+        """A short name for files."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        variables = "".join(f", {name}={value}" for name, value in self.variables.items())
+        return f"{self.engine} {self.version} {self.precision}, {self.threads} threads, {self.machine}{variables}"
 
 
 def fingerprint(cascade: str, preprocess: Any, engine: str, precision: str) -> str:

@@ -6,8 +6,17 @@ import math
 import platform
 from pathlib import Path
 
+import numpy as np
+
 from dynamic.engines.memory import available_cores
 from dynamic.sensors.limits import CpuLimit
+
+# x86-64, then ARM: those that decide in which type products are multiplied and added
+_INSTRUCTION_SETS = (
+    "sse4_1", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16",
+    "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
+)  # fmt: skip
 
 
 @functools.cache
@@ -19,6 +28,26 @@ def machine_name() -> str:
 def machine_key() -> str:
     """A short name for files."""
     return hashlib.sha256(machine_name().encode()).hexdigest()[:12]
+
+
+@functools.cache
+def instruction_sets(root: Path = Path("/")) -> tuple[str, ...]:
+    """The vector instructions of this processor by which engines choose their kernels.
+
+    Args:
+        root: of the file tree that `/proc/cpuinfo` is read from.
+
+    Returns:
+        Linux's names in a fixed order, such as `("avx2", "avx512f", "avx512_vnni")`. Where there is no
+        `/proc/cpuinfo`, the names that numpy gives to what it found.
+    """
+    try:
+        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+        return tuple(str(name).lower() for name in found)
+    flags = {flag for line in lines if line.partition(":")[0].strip() in ("flags", "Features") for flag in line.split()}
+    return tuple(name for name in _INSTRUCTION_SETS if name in flags)
 
 
 def quota_threads(root: Path = Path("/")) -> int | None:

@@ -29,10 +29,12 @@ class Monitor:
     count. `root`: of the file tree whose proc/ and sys/ are read.
 
     A source that is absent, raises or returns nonsense is logged once on logger "dynamic" and left out (None in the
-    snapshot, its name in `missing`) until it works; the others go on. So is one that does not answer, once its last
-    reading is 2 s old (three times its period where that is longer: batteries are read every 2 s). A battery that jumps
-    by more than 5 points, or a temperature by more than 15 degrees, is believed at the third reading that says so.
-    `time_s` of a snapshot is when the newest reading in it was taken.
+    snapshot, its name in `missing`) until it works. The others go on. Of a source with several members (batteries,
+    cores, counters, levels of a container) one that fails or says what cannot be is left out alone, and logged once.
+    `sources()` names it. A source that does not answer is left out once its last reading is 2 s old (three times its
+    period where that is longer: batteries are read every 2 s). A battery that jumps by more than 5 points, or a
+    temperature by more than 15 degrees, is believed at the third reading that says so. `time_s` of a snapshot is when
+    the newest reading in it was taken.
 
     Raises BudgetError where `interval_s` is not a positive number, or a source is no function.
     """
@@ -82,10 +84,12 @@ class Monitor:
     def start(self) -> Self:
         """Begin to refresh; waits for the first reading, but no longer than the interval.
 
-        Does nothing where it runs already. Threads do not survive a fork: call it again in the child.
+        Does nothing where it runs already, but to start threads that could not be started before: their sources are
+        missing until then. Threads do not survive a fork: call it again in the child.
         """
         if self._watch is not None:
             if self._pid == os.getpid():
+                self._watch.start()
                 return self
             self._leave(self._watch)
         self._pid = os.getpid()

@@ -22,6 +22,23 @@ class HasLatest(Protocol):
         """Stop refreshing."""
 
 
+def begin(monitor: HasLatest) -> None:
+    """Start a monitor. One that cannot start is logged, and what it measures is missing.
+
+    Args:
+        monitor: The runtime's own, or the user's.
+    """
+    try:
+        monitor.start()
+    except Exception as error:
+        logger.warning(
+            "monitor %s did not start (%r). Requests are answered without what it measures",
+            type(monitor).__name__,
+            error,
+            exc_info=error,
+        )
+
+
 class RequestReading:
     """Snapshots for requests: the same object until something changes.
 

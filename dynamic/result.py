@@ -71,7 +71,8 @@ class Statistics:
     `drift`: whether inputs have drifted from those of the calibration (None: they are not watched); `feedback`: what
     labels that were handed in say (None: there were none). `deadline_cuts`: requests that a deadline cut short;
     `mean_waited_ms` in the queue; `shed`: requests given up because too many waited, `queue_longest`: as many as ever
-    waited at once; `engine_failures`, `policy_failures`: how often one failed, whoever answered in its place. A bundle
+    waited at once. `engine_failures`, `policy_failures`: how often one failed, whoever answered in its place.
+    `limits_without_sensor`: a sentence for each limit of the budget that nothing on this device measures now. A bundle
     that is swapped in begins `drift` anew, and `stage_shares` where it has more stages or fewer.
     """
 
@@ -90,6 +91,7 @@ class Statistics:
     queue_longest: int = 0
     engine_failures: int = 0
     policy_failures: int = 0
+    limits_without_sensor: tuple[str, ...] = ()
 
 
 def answers(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

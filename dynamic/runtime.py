@@ -24,10 +24,11 @@ from dynamic.policies.errors import BudgetError
 from dynamic.policies.feasibility import check_budget
 from dynamic.policies.frontier import Frontier
 from dynamic.progress import size_of, track
-from dynamic.reading import HasLatest, RequestReading, with_fields
+from dynamic.reading import HasLatest, RequestReading, begin, with_fields
 from dynamic.result import Result, Statistics
 from dynamic.serving import Others, Serving, check_successor, opened, others
 from dynamic.tally import Tally
+from dynamic.unmeasured import SensorCheck
 from dynamic.waiting import Waiting
 
 logger = logging.getLogger("dynamic")
@@ -79,6 +80,7 @@ class Runtime:
         self._open = opener or _opener(None, {}, None, keep=False)
         self._swapping = threading.Lock()
         self._read = RequestReading(monitor)
+        self._sensors = SensorCheck(monitor, self._read)
         self._before_mb = self._read.latest.memory_process_mb  # without models
         self._answering = Answering(
             self._read,
@@ -118,7 +120,7 @@ class Runtime:
         where `queue` or `workers` is not at least 1, and on a limit about which the costs say nothing.
         """
         watch = monitor if monitor is not None else Monitor()
-        watch.start()  # before the engine: the policy takes the first reading for memory without models
+        begin(watch)  # before the engine: the policy takes the first reading for memory without models
         made = None
         try:
             bundle, made, rest = _opener(engine, options, fallback, keep=True)(bundle)
@@ -169,7 +171,8 @@ class Runtime:
     def budget(self) -> Budget:
         """The limits that the next request is decided under; to be set at any time, from any thread.
 
-        Setting anything else raises BudgetError, as does a limit about which the costs say nothing.
+        Setting anything else raises BudgetError, as does a limit about which the costs say nothing. A limit that no
+        sensor of this device can follow is warned of, once.
         """
         return self._answering.budget
 
@@ -180,6 +183,7 @@ class Runtime:
         with self._answering.lock:  # or a swap might come between
             check_budget(budget, self.serving.whole)
             self._answering.budget = budget
+        self._sensors.warn(budget)
 
     @property
     def serving(self) -> Serving:
@@ -225,9 +229,10 @@ class Runtime:
     def stats(self) -> Statistics:
         """What has been done so far."""
         answering, waiting = self._answering, self._waiting
+        lines = self._sensors.lines(self.budget)
         with answering.lock:
             return answering.tally.statistics(
-                self.serving.watch.found, answering.book.estimate(), waiting.shed, waiting.longest
+                self.serving.watch.found, answering.book.estimate(), waiting.shed, waiting.longest, lines
             )
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:

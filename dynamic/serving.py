@@ -63,12 +63,12 @@ class Serving:
         return self.retired and self.users <= 0
 
     def calibrated(self, engine: Engine) -> bool:
-        """Whether the ladder was measured on such an engine."""
+        """Whether the ladder was measured on such an engine, and this one answers as that did."""
         how = engine.name, engine.precision
         known = self._calibrated.get(how)
         if known is None:
             known = self._calibrated[how] = self.bundle.ladder.fingerprint == self.bundle.fingerprint(*how)
-        return known
+        return known and engine.agrees
 
     def certified(self, engine: Engine) -> bool:
         """Whether the ladder's certificates cover what this engine answers."""

@@ -151,6 +151,7 @@ def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[boo
             f"certified answers {stats.certified_share:.0%}",
             _DRIFT[stats.drift],
             *([] if stats.feedback is None else [feedback_text(stats.feedback)]),
+            *stats.limits_without_sensor,
         ]
     )
 

@@ -45,7 +45,12 @@ class Tally:
             self._stages = [0] * count
 
     def statistics(
-        self, drift: bool | None, feedback: FeedbackEstimate | None, shed: int, queue_longest: int
+        self,
+        drift: bool | None,
+        feedback: FeedbackEstimate | None,
+        shed: int,
+        queue_longest: int,
+        limits_without_sensor: tuple[str, ...] = (),
     ) -> Statistics:
         """All of it, with what others know."""
         requests, counted = max(self._requests, 1), max(sum(self._stages), 1)
@@ -65,4 +70,5 @@ class Tally:
             queue_longest=queue_longest,
             engine_failures=self.engine_failures,
             policy_failures=self.policy_failures,
+            limits_without_sensor=limits_without_sensor,
         )

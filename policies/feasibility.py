@@ -1,8 +1,26 @@
 """Whether a budget can be kept at all on a device: what is known at once is told at once."""
 
+import math
+
 from dynamic.policies.budget import Budget
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.frontier import Frontier
+from dynamic.policies.snapshot import Snapshot
+
+# of a limit, the field of a snapshot that it follows
+FOLLOWS = {
+    "memory_mb": "memory_process_mb",
+    "battery_floor": "battery",
+    "last_s": "battery",
+    "temperature_c": "temperature_c",
+}
+# and what is said where that is not measured, with the limit's value
+NO_SENSOR = {
+    "memory_mb": "memory_mb={:g} has no sensor: the process's memory is not measured",
+    "battery_floor": "battery_floor={:g} has no sensor: the battery is not measured",
+    "last_s": "last_s={:g} has no sensor: the battery is not measured",
+    "temperature_c": "temperature_c={:g} has no sensor: the temperature is not measured",
+}
 
 
 def check_budget(budget: Budget, frontier: Frontier) -> None:
@@ -14,3 +32,22 @@ def check_budget(budget: Budget, frontier: Frontier) -> None:
             f"energy (energy_source={costs.energy_source!r}); profile where there is a source (a meter, RAPL, or a "
             "model of the processor's power), or leave energy_mj out and limit latency_ms"
         )
+
+
+def unmeasured(budget: Budget, snapshot: Snapshot) -> tuple[str, ...]:
+    """The limits of a budget that no sensor of the device can follow now.
+
+    Args:
+        budget: The user's limits.
+        snapshot: The newest readings.
+
+    Returns:
+        Names of the budget's fields. A device on the mains needs no battery for `battery_floor` and `last_s`.
+    """
+    names = []
+    for name, field in FOLLOWS.items():
+        reading = getattr(snapshot, field)
+        is_measured = reading is not None and math.isfinite(reading)
+        if getattr(budget, name) is not None and not is_measured and not (field == "battery" and snapshot.plugged):
+            names.append(name)
+    return tuple(names)

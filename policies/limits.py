@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.cooling import AHEAD_S
+from dynamic.policies.feasibility import NO_SENSOR
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.rank import Rank, members
 from dynamic.policies.reasons import Note, formatted
@@ -115,7 +116,9 @@ class Sieve:
 def memory(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     """The process's resident memory, and what the system has left for it."""
     rank = sieve.frontier.memory
-    if budget.memory_mb is not None and seen.base_mb is not None:
+    if budget.memory_mb is not None and seen.base_mb is None:
+        sieve.notes.append(_unmeasured("memory_mb", budget.memory_mb))
+    elif budget.memory_mb is not None and seen.base_mb is not None:
         other = seen.base_mb + seen.excess_mb
         sieve.keep(
             "memory_mb",
@@ -187,7 +190,11 @@ def deadline(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
 
 def battery(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     """The floor, below which the cheapest point runs, and the charge that must last."""
-    if seen.battery is None or seen.plugged:
+    if seen.plugged:
+        return
+    if seen.battery is None:
+        limits = (("battery_floor", budget.battery_floor), ("last_s", budget.last_s))
+        sieve.notes += [_unmeasured(name, value) for name, value in limits if value is not None]
         return
     rank = sieve.frontier.effort
     if budget.battery_floor is not None and seen.battery <= budget.battery_floor:
@@ -227,7 +234,10 @@ def battery(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
 
 def temperature(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     """Less effort the closer the temperature is to its limit, the least at the limit."""
-    if budget.temperature_c is None or seen.cooling is None:
+    if budget.temperature_c is None:
+        return
+    if seen.cooling is None:
+        sieve.notes.append(_unmeasured("temperature_c", budget.temperature_c))
         return
     share = 0.0 if seen.throttled else seen.cooling.share(budget.temperature_c)
     if share >= 1.0:
@@ -363,6 +373,11 @@ def stay(frontier: Frontier, budget: Budget, seen: Situation, needed: frozenset[
             break
         kept.add(b)
     return frozenset(kept)
+
+
+def _unmeasured(name: str, value: float) -> Note:
+    """What a limit says that no sensor follows."""
+    return NO_SENSOR[name], value
 
 
 Limit = Callable[[Sieve, Budget, Situation, bool], None]

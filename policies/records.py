@@ -21,7 +21,8 @@ class Records:
 
     `logits [N, S, C]` float32, each stage's own, raw; `label [N]` int64 or None; `group [N]` or None; `part [N]` (0
     search, 1 certify); `backbone [S]`; `macs [S]` and `head_macs [S]`: multiply-adds (of int8 at half) of a stage's
-    body and head for one input; `fingerprint` of cascade, preprocessing, engine and precision.
+    body and head for one input; `fingerprint` of cascade, preprocessing, engine and precision; `made_on`: the engine
+    and machine that they were made on, as JSON, None where that is not known.
 
     Raises InputError on shapes or labels that do not fit.
     """
@@ -35,6 +36,7 @@ class Records:
     head_macs: tuple[float, ...]
     stage_names: tuple[str, ...]
     fingerprint: str
+    made_on: str | None = None
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3 or self.logits.dtype != np.float32:
@@ -70,6 +72,7 @@ class Records:
             self.head_macs,
             self.stage_names,
             self.fingerprint,
+            self.made_on,
         )
 
     def save(self, path: Path) -> None:
@@ -87,6 +90,8 @@ class Records:
             arrays["label"] = self.label
         if self.group is not None:
             arrays["group"] = self.group
+        if self.made_on is not None:
+            arrays["made_on"] = np.array(self.made_on)
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -108,6 +113,7 @@ class Records:
                     head_macs=tuple(file["head_macs"].tolist()),
                     stage_names=tuple(file["stage_names"].tolist()),
                     fingerprint=str(file["fingerprint"]),
+                    made_on=str(file["made_on"]) if "made_on" in file else None,
                 )
         # zipfile asks for methods it does not know (NotImplementedError) where a header is damaged
         except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:

@@ -66,6 +66,7 @@ class Fake:
     """
 
     name, precision, threads = "onnxruntime", "f32", 1
+    agrees = True
 
     def __init__(self, fails: Callable[..., None] = lambda *_: None) -> None:
         self.fails = fails

@@ -118,7 +118,9 @@ def test_doctor_as_json_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "False\n"
-    assert set(json.loads(done.stdout)) == {"machine", "version", "engines", "sensors", "limits", "missing"}
+    assert set(json.loads(done.stdout)) == {
+        *("machine", "version", "engines", "sensors", "limits", "missing", "not_believed")
+    }
 
 
 def test_doctor_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

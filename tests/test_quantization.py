@@ -190,7 +190,8 @@ def test_weights_are_rounded_by_channel() -> None:
     with torch.no_grad():
         layer.weight[1] *= 100
         layer.weight[2] = 0
-    made = quantize(nn.Sequential(layer), torch.zeros(2, 6), [torch.randn(64, 6)], latency=False).network
+    data = [torch.randn(64, 6)]
+    made = quantize(nn.Sequential(layer), data[0][:2], data, weight_range="full", latency=False).network
     (found,) = [m for m in made.modules() if isinstance(m, Int8Linear)]
     peaks = layer.weight.detach().abs().amax(1)
     torch.testing.assert_close(found.scales[:2], peaks[:2] / 127)
@@ -210,7 +211,7 @@ def test_a_bias_over_tiny_weights_survives() -> None:
 
 
 def test_reduced_range_has_seven_bits() -> None:
-    made = int8(resnet(), reduce_range=True)
+    made = int8(resnet(), weight_range="seven_bits")
     assert max(int(p.abs().max()) for p in made.parameters() if p.dtype == torch.int8) == 63
 
 

@@ -41,6 +41,7 @@ class Scripted:
     """
 
     name, precision, threads = "onnxruntime", "f32", 1
+    agrees = True
 
     def __init__(self) -> None:
         self.cuts = self.moves = False

@@ -141,7 +141,10 @@ def test_thermal_counters(tree: Tree) -> None:
     clock.now += 2
     assert throttling().fields == {"throttled": False}
     tree({THROTTLE.format(1, "core"): "x"})
-    with pytest.raises(ValueError, match="cpu1"):
+    (left_out,) = throttling().left_out
+    assert "cpu1" in left_out.name
+    tree({THROTTLE.format(0, "core"): "x", THROTTLE.format(0, "package"): "x"})
+    with pytest.raises(ValueError, match="cpu0"):
         throttling()
 
 

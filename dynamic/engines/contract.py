@@ -139,11 +139,15 @@ class Graph(Protocol):
 
 
 class Engine(Protocol):
-    """Runs inputs through a cascade. Safe to call from several threads; outputs own their arrays."""
+    """Runs inputs through a cascade. Safe to call from several threads; outputs own their arrays.
+
+    `agrees`: whether it answers as in calibration, by the bundle's canaries. Nothing is certified where it is False.
+    """
 
     name: str
     precision: str
     threads: int
+    agrees: bool
 
     def ready(self, rows: int) -> bool:
         """Whether the single graph for so many rows is loaded."""

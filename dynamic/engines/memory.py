@@ -1,5 +1,6 @@
 """What every engine asks of the system: cores to use, and memory to give back."""
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -9,7 +10,8 @@ import sys
 def available_cores() -> int:
     """Cores this process may use: its affinity mask where the system has one."""
     if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
+        with contextlib.suppress(OSError):  # a sandbox may refuse the call
+            return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,11 @@ def check_installed(name: str) -> None:
     """Raises EngineError where the library of an engine is not there."""
     if name not in installed():
         raise EngineError(f"engine {name!r} is not installed: pip install '{_ENGINES[name].extra}'")
+
+
+def engine_version(name: str) -> str:
+    """The version of an engine's library, which is imported for it."""
+    return str(import_module(_ENGINES[name].package).__version__)
 
 
 def installed() -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class CascadeEngine:
             raise EngineError(f"engine {stages.name!r} has no single graph here; use route='stages' or None")
         self.name, self.precision, self.threads = stages.name, stages.precision, stages.threads
         self.stages, self.graph = stages, graph
+        self.agrees = True  # until canaries say otherwise
         self._always = route
         self._measured: tuple[Sequence[int], Sequence[str]] = ((1, 2), ("graph", "stages"))
         self._unneeded: int | None = None  # requests by the graph since one that had to leave it, if any had
@@ -127,6 +128,11 @@ class CascadeEngine:
                 self.stages.plan(thresholds)  # checks them
                 return self.graph.run(inputs, np.ascontiguousarray(thresholds, np.float32), rows)
         return self.stages.run(inputs, thresholds, deadline_s, expected_s)
+
+    def run_graph(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32]) -> Output:
+        """Run `inputs` under `thresholds [S-1]` by the single graph, whichever way was measured faster."""
+        assert self.graph is not None, "there is no single graph"
+        return self.graph.run(inputs, thresholds, check_inputs(inputs, self.spec.inputs))
 
     def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
         """Every stage's own raw logits `[B, S, C]`, nobody leaving: for calibration."""

@@ -1,5 +1,6 @@
 """From trained networks and held-out data to a bundle: Cascade, calibrate, certify, export in one call."""
 
+import json
 import logging
 import shutil
 import tempfile
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +18,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dynamic.bundle import Bundle, read, write
+from dynamic.canaries import CANARIES, Canaries, Reservoir, noise
+from dynamic.canary_check import CHECKS
 from dynamic.choosing import AUTO, check_precision, chosen
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import check_engine, check_installed, open_engine
+from dynamic.engines.switching import CascadeEngine
+from dynamic.fingerprint import EngineIdentity
 from dynamic.offline.arguments import check_classes, check_first_batch, check_split, warn_order
 from dynamic.offline.calibration import collect, peek, plain_combiner
 from dynamic.offline.cascade import Cascade
@@ -60,6 +65,7 @@ def build(
     search_share: float = SEARCH_SHARE,
     seed: int = 0,
     strict: bool = False,
+    canaries: Literal["calibration", "noise"] | Batch = "calibration",
     progress: bool | None = None,
     floor: float | None = None,
 ) -> Bundle:
@@ -69,7 +75,10 @@ def build(
     `engine`: the one that will run; "auto" takes the fastest of those installed here that have `precision` (torch,
     which a bundle holds no modules for, left out). `preprocess`: the torchvision transforms (or `dynamic.Preprocess`)
     that made those inputs from images, so that the device can do the same; None where the device's inputs arrive ready.
-    `classes`: names in label order. The remaining arguments are those of `Cascade`, `calibrate` and `certify`.
+    `classes`: names in label order. `canaries`: inputs that travel with the bundle, by which another machine notices
+    that it answers otherwise. "calibration" draws up to 64 held-out inputs. Where those must not be published, give a
+    batch of other inputs, or "noise", drawn from a seed, which can miss a difference. The remaining arguments are those
+    of `Cascade`, `calibrate` and `certify`.
 
     What can be checked of the arguments is checked before anything is exported. A network that stands before a smaller
     one, a stage that knows no more than chance and a point that the floor left out are logged as warnings.
@@ -85,6 +94,7 @@ def build(
     else:
         check_engine(engine, precision)
         check_installed(engine)
+    _check_canaries(canaries)
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     batches, example = peek(held_out_loader)
@@ -103,7 +113,12 @@ def build(
         opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
         try:
             _check_parity(cascade, opened.stages, spec, example)
-            records = collect(cascade, opened.stages, batches, groups, shipped, search_share, seed, progress=progress)
+            sample = Reservoir(seed=seed)
+            records = collect(
+                cascade, opened.stages, batches, groups, shipped, search_share, seed, progress=progress, sample=sample
+            )
+            _canaries(canaries, cascade, opened, example, sample, records, seed).save(folder / CANARIES)
+            identity = EngineIdentity.of(opened)
         finally:
             opened.close()
     ladder = certify(
@@ -117,8 +132,35 @@ def build(
     (folder / "weights").mkdir()
     for name, network in zip(cascade.names, cascade.networks, strict=True):
         _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")
-    write(folder, spec, ladder, records, engine, precision, cascade.fingerprint(), classes, shipped)
+    write(folder, spec, ladder, records, engine, precision, cascade.fingerprint(), classes, shipped, identity)
     return replace(read(folder, verify=False, modules=cascade), _owner=owner)
+
+
+def _check_canaries(canaries: Any) -> None:
+    """Raises InputError on a word that is not known, before anything is run."""
+    if isinstance(canaries, str) and canaries not in ("calibration", "noise"):
+        raise InputError(f"canaries={canaries!r} is not known. Use 'calibration', 'noise' or a batch of inputs")
+
+
+def _canaries(
+    canaries: str | Batch,
+    cascade: Cascade,
+    engine: CascadeEngine,
+    example: Batch,
+    sample: Reservoir,
+    records: Records,
+    seed: int,
+) -> Canaries:
+    """Of the calibration, of noise, or of the batch that was given."""
+    if isinstance(canaries, str) and canaries == "calibration":
+        return sample.canaries(records.logits)
+    given = not isinstance(canaries, str)
+    named = named_tensors(cascade.networks[0], canaries if given else example)  # type: ignore[arg-type]
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in named.items()}
+    if given:
+        return Canaries(arrays, engine.all_logits(arrays), "given")
+    arrays = noise(arrays, seed=seed)
+    return Canaries(arrays, engine.all_logits(arrays), "noise")
 
 
 def recertify(
@@ -156,6 +198,8 @@ def recertify(
     known = old.certificate
     delta = delta if delta is not None else 0.1 if known is None else known.delta
     risk = risk if risk is not None else "drop" if known is None else known.risk
+    elsewhere = given.made_on is not None and given.made_on != bundle.records.made_on
+    canaries, identity = _measured_here(bundle, given) if elsewhere else (None, bundle.calibrated_on)
     ladder = certify(
         given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict, floor=floor
     )
@@ -163,7 +207,9 @@ def recertify(
     owner = _Folder()
     folder = owner.path
     # costs of other machines go: each lies there with the frontier of the old ladder
-    shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns("costs"), dirs_exist_ok=True)
+    shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns("costs", CHECKS), dirs_exist_ok=True)
+    if canaries is not None:
+        canaries.save(folder / CANARIES)
     write_graphs(folder, bundle.spec, ladder, bundle.engine, bundle.precision)
     write(
         folder,
@@ -175,8 +221,25 @@ def recertify(
         bundle.cascade,
         bundle.classes,
         bundle.preprocess,
+        identity,
     )
-    return replace(bundle, folder=folder, ladder=ladder, _owner=owner)
+    return replace(bundle, folder=folder, ladder=ladder, calibrated_on=identity, _owner=owner)
+
+
+def _measured_here(bundle: Bundle, records: Records) -> tuple[Canaries | None, EngineIdentity]:
+    """The canaries as this machine answers them. Raises CalibrationError where the records were not made on it."""
+    old = bundle.canaries
+    opened = bundle.open(bundle.engine, bundle.precision)
+    try:
+        identity = EngineIdentity.of(opened)
+        if json.dumps(identity.to_json(), sort_keys=True) != records.made_on:
+            raise CalibrationError(
+                f"the records were made on {EngineIdentity.from_json(json.loads(records.made_on or '{}'))}, this is "
+                f"{identity}. Call recertify where the records were made"
+            )
+        return (None if old is None else Canaries(old.inputs, opened.all_logits(old.inputs), old.source)), identity
+    finally:
+        opened.close()
 
 
 def _warn(ladder: Ladder) -> None:

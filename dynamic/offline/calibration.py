@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from dynamic.canaries import Reservoir
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import check_engine, open_engine
@@ -18,10 +18,11 @@ from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.transforms import from_transforms
-from dynamic.policies.errors import CalibrationError, InputError
-from dynamic.policies.records import SEARCH_SHARE, Records, check_usable, split
+from dynamic.policies.errors import CalibrationError
+from dynamic.policies.records import SEARCH_SHARE, Records
 from dynamic.policies.scores import Combiner
 from dynamic.progress import size_of, track
+from dynamic.recording import Recorder
 
 
 def calibrate(
@@ -83,45 +84,21 @@ def collect(
     search_share: float,
     seed: int,
     progress: bool | None = None,
+    sample: Reservoir | None = None,
 ) -> Records:
-    """The records of an engine that is already open."""
-    spec = engine.spec
-    logits, labels = [], []
-    for inputs, label in track(labelled_batches(loader), "calibrating", size_of(loader), progress):
+    """The records of an engine that is already open.
+
+    `sample`: gets the inputs, from which canaries are drawn.
+    """
+    recorder = Recorder(engine.spec)
+    for inputs, labels in track(labelled_batches(loader), "calibrating", size_of(loader), progress):
         named = named_tensors(cascade.networks[0], inputs)
-        found = engine.all_logits({name: t.detach().cpu().numpy() for name, t in named.items()})  # [B, S, C]
-        if label is not None and len(label) != len(found):
-            raise InputError(f"a batch has {len(found)} inputs and {len(label)} labels")
-        if label is not None and len(label) and not (label.min() >= 0 and label.max() < spec.classes):
-            raise InputError(
-                f"labels run from {label.min()} to {label.max()}; "
-                f"the cascade has {spec.classes} classes, 0 to {spec.classes - 1}"
-            )
-        logits.append(found)
-        labels.append(label)
-    known = [label for label in labels if label is not None]
-    if known and len(known) < len(labels):
-        raise InputError("some batches have labels and some have none; give labels for all or for none")
-    label_all = np.concatenate(known) if known else None
-    count = sum(map(len, logits))
-    group = None if groups is None else np.asarray(groups)
-    if group is not None and group.dtype == object:
-        raise InputError("groups hold something that is no number or string, such as None; give one for each input")
-    if group is not None and group.shape != (count,):
-        raise InputError(f"groups have shape {group.shape}; {count} inputs need ({count},)")
-    records = Records(
-        logits=np.concatenate(logits) if logits else np.empty((0, len(spec.stages), spec.classes), np.float32),
-        label=label_all,
-        group=group,
-        part=split(group, count, search_share, seed),
-        backbone=spec.backbone,
-        macs=tuple(s.macs for s in spec.stages),
-        head_macs=tuple(s.head_macs for s in spec.stages),
-        stage_names=tuple(s.name for s in spec.stages),
-        fingerprint=fingerprint(cascade.fingerprint(), _json(preprocess), engine.name, engine.precision),
-    )
-    check_usable(records)
-    return records
+        arrays = {name: t.detach().cpu().numpy() for name, t in named.items()}
+        recorder.add(engine.all_logits(arrays), labels)
+        if sample is not None:
+            sample.add(arrays)
+    made_for = fingerprint(cascade.fingerprint(), _json(preprocess), engine.name, engine.precision)
+    return recorder.records(made_for, groups, search_share, seed, engine)
 
 
 def _json(preprocess: Any) -> Any:

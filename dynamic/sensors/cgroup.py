@@ -1,20 +1,33 @@
 """Where the limits of a container stand: the control groups of this process, v1, v2, or both on one machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dynamic.sensors.files import word
+from dynamic.sensors.contract import UnknownLimitError
+from dynamic.sensors.files import is_there, word
+
+# files that container runtimes leave in what they start
+_MARKS = (
+    ".dockerenv",
+    "run/.containerenv",  # podman
+    "run/systemd/container",  # LXC, systemd-nspawn
+    "dev/.lxc-boot-id",
+    "dev/lxd/sock",
+    "var/run/secrets/kubernetes.io",
+    "run/secrets/kubernetes.io",
+)
 
 
 @dataclass(frozen=True)
 class Hierarchy:
     """One controller's folders, of this process's own group first, then of every group above it that can be seen.
 
-    `version` 1 or 2.
+    `version` 1 or 2. `doubt`: why these may not be the groups of this process. None where they are.
     """
 
     version: int
     levels: tuple[Path, ...]
+    doubt: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -28,25 +41,84 @@ class _Mount:
 def hierarchy(root: Path, controller: str | None) -> Hierarchy | None:
     """The groups that a controller ("memory", "cpu", ...; None: v2) holds this process to; None without any.
 
-    `root`: of the file tree. Formats: cgroups(7), "/proc files", and proc_pid_mountinfo(5). Raises PermissionError
-    where the files that tell may not be read.
+    `root`: of the file tree. Formats: cgroups(7), "/proc files", and proc_pid_mountinfo(5). Raises UnknownLimitError
+    where there are groups, or this is a container, and none can be seen. PermissionError where files may not be read.
     """
     lines = (word(root / "proc/self/cgroup") or "").splitlines()
     groups = [parts for line in lines if len(parts := line.split(":", 2)) == 3]
     first = [path for _, names, path in groups if names and controller in names.split(",")]
     unified = [path for _, names, path in groups if not names]
     if not first and not unified:
+        if controller is not None and not groups and (mark := container_mark(root)):
+            raise _unknown(f"{mark} says that this is a container, and /proc/self/cgroup names no group")
         return None
     version, path = (1, first[0]) if first else (2, unified[0])
     mounts = [m for m in _mounts(root) if m.version == version and (version == 2 or controller in m.controllers)]
     if not mounts:
-        return None
-    # of several, the one through which this process's group is seen
-    mount = next((m for m in mounts if _below(path, m.root) is not None), mounts[0])
+        mark = container_mark(root)
+        if path == "/" and mark is None:
+            return None
+        where = f"in group {path}" if path != "/" else f"in a container ({mark})"
+        raise _unknown(f"this process runs {where}, and no mount of control groups shows it")
+    folders = [(_folder(root, mount, path), mount) for mount in mounts]
+    # of several mounts, the one through which this process's group is seen
+    folder, mount = next(
+        ((folder, mount) for folder, mount in folders if folder is not None and _is_folder(folder)), (None, mounts[0])
+    )
     top = root / mount.point.lstrip("/")
-    folder = top / (_below(path, mount.root) or "")
+    doubt = None
+    if folder is None:
+        doubt = f"this process runs in group {path}, and {mount.point} does not show it (it shows {mount.root})"
+        folder = _folder(root, mount, path) or top
     levels = [folder, *folder.parents]
-    return Hierarchy(version, tuple(level for level in levels[: levels.index(top) + 1] if level.is_dir()))
+    visible = tuple(level for level in levels[: levels.index(top) + 1] if _is_folder(level))
+    if not visible:
+        raise _unknown(f"this process runs in group {path}, and {mount.point} cannot be seen")
+    return Hierarchy(version, visible, doubt)
+
+
+def container_mark(root: Path) -> str | None:
+    """The file by which a container is recognized.
+
+    Args:
+        root: Of the file tree.
+
+    Returns:
+        Its path in the tree. None where there is none.
+    """
+    return next((f"/{mark}" for mark in _MARKS if is_there(root / mark)), None)
+
+
+def undetermined(doubt: str) -> str:
+    """A sentence on limits that cannot be determined, with the remedy.
+
+    Args:
+        doubt: What cannot be seen.
+
+    Returns:
+        The message.
+    """
+    return (
+        f"limits of a container cannot be determined: {doubt}. Mount its control groups at /sys/fs/cgroup, or give "
+        "Monitor(memory=function, cpu=function) and threads=... of the engine"
+    )
+
+
+def _unknown(doubt: str) -> UnknownLimitError:
+    return UnknownLimitError(undetermined(doubt))
+
+
+def _folder(root: Path, mount: _Mount, path: str) -> Path | None:
+    """The folder of a group below a mount. None where it does not lie there."""
+    below = _below(path, mount.root)
+    return None if below is None else root / mount.point.lstrip("/") / below
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # forbidden: nothing can be read below it
+        return False
 
 
 def _below(path: str, top: str) -> str | None:
@@ -59,7 +131,10 @@ def _below(path: str, top: str) -> str | None:
 
 
 def _mounts(root: Path) -> list[_Mount]:
-    text = word(root / "proc/self/mountinfo")
+    try:
+        text = word(root / "proc/self/mountinfo")
+    except PermissionError:
+        text = None
     if text is None:
         return _usual(root)
     mounts = []

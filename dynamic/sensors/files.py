@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_LARGEST = 1 << 16  # bytes; what a kernel tells in one of these files is a page or a few
+_CHUNK = 1 << 16  # bytes of one read. The kernel gives less of some files, at most a page
 
 
 class KernelFile:
@@ -24,7 +24,7 @@ class KernelFile:
         if self._handle < 0:
             self._handle = os.open(self.path, os.O_RDONLY)
         try:
-            return os.pread(self._handle, _LARGEST, 0).decode("utf-8", "replace")
+            return self._content().decode("utf-8", "replace")
         except OSError:
             self.close()  # what it belonged to may be gone, and another have taken its place
             raise
@@ -32,6 +32,21 @@ class KernelFile:
     def number(self) -> int:
         """The integer it holds; raises OSError where it cannot be read, ValueError on anything else."""
         return integer(self.text(), self.path)
+
+    def _content(self) -> bytes:
+        """All of the file: a short read is not its end, only an empty one is (proc_pid_mountinfo(5), seq_file)."""
+        parts, size = [], 0
+        while part := os.pread(self._handle, _CHUNK, size):
+            parts.append(part)
+            size += len(part)
+        return b"".join(parts)
+
+    def is_set(self) -> bool:
+        """Whether a flag is set. One that cannot be read is not."""
+        try:
+            return self.number() != 0
+        except (OSError, ValueError):
+            return False
 
     def close(self) -> None:
         """Give the handle back; the next reading opens the file again."""
@@ -77,5 +92,25 @@ def word(path: Path) -> str | None:
 
 
 def existing(*paths: Path) -> list[KernelFile]:
-    """Those of the files that are there."""
-    return [KernelFile(path) for path in paths if path.exists()]
+    """Those of the files that are there. One that may not be looked at is, and reading it says why it fails."""
+    return [KernelFile(path) for path in paths if is_there(path)]
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file. One that may not be looked at is.
+
+    Never raises: `Path.exists` does where a folder above the file is forbidden.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        False where there is none.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # EACCES, EIO: something is there that does not answer
+        return True
+    return True

@@ -1,13 +1,17 @@
 """What a container may use: in it, its memory limit and its CPU quota count, not the machine's memory and cores."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from dynamic.sensors.cgroup import Hierarchy, hierarchy
-from dynamic.sensors.contract import Reading
+from dynamic.sensors.cgroup import Hierarchy, hierarchy, undetermined
+from dynamic.sensors.contract import LIMITS, LeftOut, Reading, UnknownLimitError
 from dynamic.sensors.files import Found, KernelFile, integer, word
+from dynamic.sensors.groupstat import droppable_bytes, entries
+from dynamic.sensors.members import Answers, ask
 
 _SEARCH_S = 5.0  # limits are changed by hand, if at all
 _UNLIMITED = 1 << 60  # bytes; v1 writes the largest multiple of a page for "no limit"
@@ -23,32 +27,37 @@ class Limit:
 
 
 class MemoryLimit:
-    """What the groups of this process leave it: the least, over all levels, of limit less working set.
+    """What the groups of this process leave it: the least, over all levels, of limit less what cannot be dropped.
 
-    The working set is what a group uses less what the kernel drops without being asked twice (inactive file pages),
-    as kubelet and cadvisor count it. Raises OSError and ValueError where a file is forbidden or no number.
+    What the kernel drops when somebody needs memory counts as free, as MemAvailable does on a machine: file pages that
+    need not be written first, recently used or not, and reclaimable slabs. A level that does not answer is left out.
+    Raises UnknownLimitError where limits cannot be determined, OSError or ValueError where no level answers.
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
-        self._found = Found(lambda: _memory_levels(hierarchy(root, "memory")), _SEARCH_S, clock)
+        self._found = Found(lambda: _memory_levels(root), _SEARCH_S, clock)
 
     def __call__(self) -> Reading:
-        rooms = [(level.room(), level.limit.path) for level in self._found()]
+        levels = self._found()
+        answers = ask((str(level.limit.path), level.room) for _, level in levels.needed())
+        left_out = (*levels.left_out, *answers.left_out)
+        rooms = [(room, path) for path, room in answers.needed()]
         if not rooms:
-            return Reading({}, "no memory limit")
+            return Reading({}, "no memory limit", left_out)
         room, path = min(rooms)
-        return Reading({"memory_available_mb": max(0.0, room) / 1e6}, str(path))
+        return Reading({"memory_available_mb": max(0.0, room) / 1e6}, path, left_out)
 
     def tightest(self) -> Limit | None:
         """The smallest limit, in bytes; None without any."""
-        return min((level.limit for level in self._found()), key=lambda limit: limit.amount, default=None)
+        return min((level.limit for _, level in self._found().needed()), key=lambda limit: limit.amount, default=None)
 
 
 class CpuLimit:
     """The tightest quota in cores, and what others in that group use of it.
 
     Whether it has stopped the group is left out: that is no heat, and shows in what requests take. `quota_load` is None
-    until there is time to divide by. Raises as `MemoryLimit` does.
+    until there is time to divide by, and where a counter or the clock has fallen: the difference starts again from
+    there. Raises as `MemoryLimit` does.
     """
 
     def __init__(
@@ -64,32 +73,56 @@ class CpuLimit:
 
     def __call__(self) -> Reading:
         levels = self._found()
-        if not levels:
-            return Reading({}, "no CPU quota")
-        tightest = min(levels, key=lambda level: level.limit.amount)
+        if not levels.needed():
+            return Reading({}, "no CPU quota", levels.left_out)
+        tightest = min((level for _, level in levels.values), key=lambda level: level.limit.amount)
+        load = ask([(str(tightest.stat.path), lambda: self._others(tightest))])
         fields = {
             "quota_cores": tightest.limit.amount,
-            "quota_load": self._others(tightest),
+            "quota_load": load.values[0][1] if load.values else None,
         }
-        return Reading(fields, str(tightest.limit.path))
+        return Reading(fields, str(tightest.limit.path), (*levels.left_out, *load.left_out))
 
     def tightest(self) -> Limit | None:
         """The smallest quota, in cores; None without any."""
-        return min((level.limit for level in self._found()), key=lambda limit: limit.amount, default=None)
+        return min((level.limit for _, level in self._found().needed()), key=lambda limit: limit.amount, default=None)
 
     def _others(self, level: "_CpuLevel") -> float | None:
         used_s = level.used_s()
         if used_s is None:
             return None
-        path, now, own_s = level.limit.path, self._clock(), self._own_s()
-        if self._before is None or self._before[0] != path:
-            self._before, self._load = (path, now, used_s, own_s), None
-        elapsed_s = now - self._before[1]
+        now = (level.limit.path, self._clock(), used_s, self._own_s())
+        before = self._before
+        if (
+            before is None
+            or before[0] != now[0]
+            or any(new < old for new, old in zip(now[1:], before[1:], strict=True))
+        ):
+            before, self._before, self._load = now, now, None
+        elapsed_s = now[1] - before[1]
         if elapsed_s >= _LEAST_S:
-            others_s = (used_s - self._before[2]) - (own_s - self._before[3])
+            others_s = (now[2] - before[2]) - (now[3] - before[3])
             self._load = min(1.0, max(0.0, others_s / (elapsed_s * level.limit.amount)))
-            self._before = (path, now, used_s, own_s)
+            self._before = now
         return self._load
+
+
+L = TypeVar("L")
+
+
+def _levels(groups: Hierarchy, names: Sequence[str], level: Callable[[int, Path], L | None]) -> Answers[L]:
+    """Groups with a limit in a file of these `names`, each made by `level(place of the group, file)`.
+
+    Raises UnknownLimitError where none has one, and these may not be the groups of this process.
+    """
+    paths = [(place, folder / name) for place, folder in enumerate(groups.levels) for name in names]
+    answers = ask((str(path), partial(level, place, path)) for place, path in paths)
+    if groups.doubt is None:
+        answers.needed()
+        return answers
+    if not answers.values:
+        raise UnknownLimitError(undetermined(groups.doubt))
+    return replace(answers, left_out=(*answers.left_out, LeftOut("own group", undetermined(groups.doubt))))
 
 
 @dataclass(frozen=True)
@@ -97,28 +130,30 @@ class _MemoryLevel:
     limit: Limit
     used: KernelFile
     stat: KernelFile
-    reclaimable: str
+    version: int
 
     def room(self) -> float:
         try:
-            dropped = _entry(self.stat, self.reclaimable) or 0
+            droppable = droppable_bytes(self.stat, self.version)
         except FileNotFoundError:
-            dropped = 0  # then all that is used counts
-        return self.limit.amount - (self.used.number() - dropped)
+            droppable = 0  # then all that is used counts
+        return self.limit.amount - max(0, self.used.number() - droppable)
 
 
-def _memory_levels(found: Hierarchy | None) -> list[_MemoryLevel]:
-    levels = []
-    for folder in found.levels if found is not None else ():
-        v1 = found is not None and found.version == 1
-        names = ("memory.limit_in_bytes",) if v1 else ("memory.max", "memory.high")
-        limits = [Limit(amount, folder / name) for name in names if (amount := _bytes(folder / name)) is not None]
-        if limits:
-            limit = min(limits, key=lambda limit: limit.amount)
-            used = KernelFile(folder / ("memory.usage_in_bytes" if v1 else "memory.current"))
-            reclaimable = "total_inactive_file" if v1 else "inactive_file"  # v1 counts groups below apart
-            levels.append(_MemoryLevel(limit, used, KernelFile(folder / "memory.stat"), reclaimable))
-    return levels
+def _memory_levels(root: Path) -> Answers[_MemoryLevel]:
+    groups = hierarchy(root, "memory")
+    if groups is None:
+        return Answers(())
+    v1, version = groups.version == 1, groups.version
+
+    def level(_: int, path: Path) -> _MemoryLevel | None:
+        amount = _bytes(path)
+        if amount is None:
+            return None
+        used = KernelFile(path.parent / ("memory.usage_in_bytes" if v1 else "memory.current"))
+        return _MemoryLevel(Limit(amount, path), used, KernelFile(path.parent / "memory.stat"), version)
+
+    return _levels(groups, ("memory.limit_in_bytes",) if v1 else ("memory.max", "memory.high"), level)
 
 
 def _bytes(path: Path) -> float | None:
@@ -140,26 +175,37 @@ class _CpuLevel:
         try:
             if self.used is not None:
                 return self.used.number() / 1e9
-            used_us = _entry(self.stat, "usage_usec")
+            used_us = entries(self.stat, frozenset({"usage_usec"})).get("usage_usec")
         except FileNotFoundError:
             return None
         return None if used_us is None else used_us / 1e6
 
 
-def _cpu_levels(root: Path) -> list[_CpuLevel]:
-    found = hierarchy(root, "cpu")
-    if found is None:
-        return []
-    accounts = hierarchy(root, "cpuacct") if found.version == 1 else None
-    levels = []
-    for place, folder in enumerate(found.levels):
-        limit = _quota_v1(folder) if found.version == 1 else _quota_v2(folder)
-        if limit is not None:
-            account = None
-            if accounts is not None and accounts.version == 1 and len(accounts.levels) == len(found.levels):
-                account = KernelFile(accounts.levels[place] / "cpuacct.usage")
-            levels.append(_CpuLevel(limit, KernelFile(folder / "cpu.stat"), account))
-    return levels
+def _cpu_levels(root: Path) -> Answers[_CpuLevel]:
+    groups = hierarchy(root, "cpu")
+    if groups is None:
+        return Answers(())
+    v1 = groups.version == 1
+    accounts = _accounts(root, groups) if v1 else None
+
+    def level(place: int, path: Path) -> _CpuLevel | None:
+        limit = _quota_v1(path.parent) if v1 else _quota_v2(path.parent)
+        if limit is None:
+            return None
+        account = None if accounts is None else KernelFile(accounts.levels[place] / "cpuacct.usage")
+        return _CpuLevel(limit, KernelFile(path.parent / "cpu.stat"), account)
+
+    return _levels(groups, ("cpu.cfs_quota_us",) if v1 else ("cpu.max",), level)
+
+
+def _accounts(root: Path, groups: Hierarchy) -> Hierarchy | None:
+    """Of v1, where the CPU time of the same groups is counted. None where that cannot be seen."""
+    try:
+        accounts = hierarchy(root, "cpuacct")
+    except (OSError, ValueError):
+        return None
+    same = accounts is not None and accounts.version == 1 and len(accounts.levels) == len(groups.levels)
+    return accounts if same else None
 
 
 def _quota_v2(folder: Path) -> Limit | None:
@@ -182,13 +228,6 @@ def _quota_v1(folder: Path) -> Limit | None:
 def _cores(quota_us: int, period_us: int, path: Path) -> Limit:
     if quota_us <= 0 or period_us <= 0:
         raise ValueError(f"{path}: {quota_us} us in {period_us} us is no quota")
+    if quota_us / period_us > LIMITS["quota_cores"][1]:
+        raise ValueError(f"{path}: {quota_us / period_us:g} cores cannot be")
     return Limit(quota_us / period_us, path)
-
-
-def _entry(file: KernelFile, name: str) -> int | None:
-    """A line's number in a file of `name number` lines; None where it has no such line."""
-    for line in file.text().splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return integer(value, file.path)
-    return None

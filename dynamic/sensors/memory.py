@@ -1,14 +1,18 @@
 """Memory that the machine has left, and what this process holds; from the kernel's files where they are."""
 
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from dynamic.sensors.contract import Reading
 from dynamic.sensors.files import existing, integer
+from dynamic.sensors.members import ask
 
 _AVAILABLE = "MemAvailable:"  # since Linux 3.14
+_TOTAL = "MemTotal:"
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096  # bytes
 
 
@@ -20,10 +24,13 @@ class Available:
 
     def __call__(self) -> Reading:
         for file in self._file:
-            for line in file.text().splitlines():
-                if line.startswith(_AVAILABLE):
-                    kib = integer(line.removeprefix(_AVAILABLE).removesuffix("kB"), file.path)
-                    return Reading({"memory_available_mb": kib * 1024 / 1e6}, str(file.path))
+            lines = file.text().splitlines()
+            kib = _kib(lines, _AVAILABLE, file.path)
+            total_kib = dict(ask([("total", partial(_kib, lines, _TOTAL, file.path))]).values).get("total")
+            if kib is not None and total_kib is not None and kib > total_kib:
+                raise ValueError(f"{file.path}: MemAvailable of {kib} kB is more than MemTotal, {total_kib} kB")
+            if kib is not None:
+                return Reading({"memory_available_mb": kib * 1024 / 1e6}, str(file.path))
         return Reading({"memory_available_mb": psutil.virtual_memory().available / 1e6}, "psutil")
 
 
@@ -32,10 +39,17 @@ class ProcessMemory:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._file = existing(root / "proc/self/statm")
-        self._process = psutil.Process()
 
     def __call__(self) -> Reading:
         for file in self._file:
             resident = file.text().split()[1:2]  # in pages
             return Reading({"memory_process_mb": integer("".join(resident), file.path) * _PAGE / 1e6}, str(file.path))
-        return Reading({"memory_process_mb": self._process.memory_info().rss / 1e6}, "psutil")
+        return Reading({"memory_process_mb": psutil.Process().memory_info().rss / 1e6}, "psutil")
+
+
+def _kib(lines: Sequence[str], name: str, path: Path) -> int | None:
+    """A line's number in KiB. None without such a line."""
+    for line in lines:
+        if line.startswith(name):
+            return integer(line.removeprefix(name).removesuffix("kB"), path)
+    return None

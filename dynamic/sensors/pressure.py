@@ -1,11 +1,13 @@
 """Pressure stall information: the share of time in which something waited for CPU or memory."""
 
 import errno
+from functools import partial
 from pathlib import Path
 
 from dynamic.sensors.cgroup import hierarchy
 from dynamic.sensors.contract import AbsentError, Reading
 from dynamic.sensors.files import Found, KernelFile, existing
+from dynamic.sensors.members import ask
 
 _SEARCH_S = 60.0
 
@@ -22,36 +24,39 @@ class Pressure:
         self._found = Found(self._find, _SEARCH_S)
 
     def __call__(self) -> Reading:
-        values = []
-        for file in self._found():
-            try:
-                values.append((_some(file), str(file.path)))
-            except OSError as error:
-                if error.errno not in (
-                    errno.EOPNOTSUPP,
-                    errno.ENOENT,
-                    errno.ENODEV,
-                ):  # compiled in, but not switched on
-                    raise
+        answers = ask((str(file.path), partial(_some, file)) for file in self._found())
+        values = [(value, origin) for origin, value in answers.needed()]
         if not values:
             raise AbsentError("the kernel counts no pressure (boot it with psi=1)")
         value, origin = max(values)
-        return Reading({f"{self._resource}_pressure": value}, origin)
+        return Reading({f"{self._resource}_pressure": value}, origin, answers.left_out)
 
     def _find(self) -> list[KernelFile]:
         paths = [self._root / "proc/pressure" / self._resource]
-        own = hierarchy(self._root, None)  # v1 counts no pressure
+        try:
+            own = hierarchy(self._root, None)  # v1 counts no pressure
+        except (OSError, ValueError):  # which group this is cannot be read: the sources of its limits say so
+            own = None
         if own is not None and own.levels:
             paths.append(own.levels[0] / f"{self._resource}.pressure")
         return existing(*paths)
 
 
-def _some(file: KernelFile) -> float:
-    text = file.text()
+def _some(file: KernelFile) -> float | None:
+    """The share of the file. None where the kernel has it, but does not count."""
+    try:
+        text = file.text()
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOENT, errno.ENODEV):  # compiled in, but not switched on
+            return None
+        raise
     for line in text.splitlines():
         kind, *entries = line.split()
         for entry in entries:
             name, _, value = entry.partition("=")
             if kind == "some" and name == "avg10":
-                return float(value) / 100
+                share = float(value) / 100
+                if not 0 <= share <= 1:  # False for NaN
+                    raise ValueError(f"{share:.0%} of the time cannot be")
+                return share
     raise ValueError(f"{file.path} holds {text[:40]!r}, with no 'some avg10'")

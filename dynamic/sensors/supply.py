@@ -1,138 +1,102 @@
-"""Batteries and mains, as /sys/class/power_supply tells them (Documentation/ABI/testing/sysfs-class-power)."""
+"""The charge of all batteries together, without those that are none."""
 
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from dynamic.sensors.contract import AbsentError, Reading
-from dynamic.sensors.files import Found, KernelFile, word
+from dynamic.sensors.contract import AbsentError, LeftOut, Reading
+from dynamic.sensors.files import Found
 from dynamic.sensors.frequency import from_psutil
+from dynamic.sensors.mains import Supplies, find_supplies
+from dynamic.sensors.members import ask
+from dynamic.sensors.power_supply import Charge
 
 _SEARCH_S = 10.0  # batteries are pulled out and put in
-_CHARGED = ("Charging", "Full", "Not charging")
-_CELLS = ("Battery", "UPS")
-
-
-class Supply:
-    """One entry of the folder, its files opened when first read."""
-
-    def __init__(self, folder: Path) -> None:
-        self.name, self._folder = folder.name, folder
-        self._files: dict[str, KernelFile | None] = {}
-
-    def text(self, attribute: str) -> str | None:
-        """An attribute; None where it has none, or the device behind it does not answer now."""
-        if attribute not in self._files:
-            path = self._folder / attribute
-            self._files[attribute] = KernelFile(path) if path.exists() else None
-        file = self._files[attribute]
-        try:
-            return None if file is None else file.text().strip()
-        except PermissionError:
-            raise
-        except OSError:  # ENODATA, ENODEV: a fuel gauge that cannot tell
-            return None
-
-    def number(self, attribute: str) -> int | None:
-        """An attribute in millionths of its unit, or percent; raises ValueError where it is no number."""
-        text = self.text(attribute)
-        if text is None or text == "":
-            return None
-        try:
-            return int(text)
-        except ValueError:
-            raise ValueError(f"{self._folder / attribute} holds {text[:40]!r}, which is no number") from None
-
-    def energy_mwh(self, when: str = "now") -> float | None:
-        """Left in it ("now"), or when full."""
-        energy_uwh = self.number(f"energy_{when}")
-        if energy_uwh is not None:
-            return energy_uwh / 1e3
-        charge_uah = self.number(f"charge_{when}")
-        voltage_uv = self.number("voltage_now")
-        return None if charge_uah is None or voltage_uv is None else charge_uah * voltage_uv / 1e9
-
-    def power_mw(self) -> float | None:
-        """What flows in or out; some drivers sign it."""
-        power_uw = self.number("power_now")
-        if power_uw is not None:
-            return abs(power_uw) / 1e3
-        current_ua, voltage_uv = self.number("current_now"), self.number("voltage_now")
-        return None if current_ua is None or voltage_uv is None else abs(current_ua) * voltage_uv / 1e9
-
-    def level(self) -> float | None:
-        """Charge, 0..1."""
-        percent = self.number("capacity")
-        if percent is not None:
-            return percent / 100 if not 100 < percent <= 105 else 1.0  # gauges that were never calibrated
-        for kind in ("energy", "charge"):
-            now, full = self.number(f"{kind}_now"), self.number(f"{kind}_full")
-            if now is not None and full:
-                return now / full
-        return None
-
-
-@dataclass(frozen=True)
-class Supplies:
-    """Those of the device itself: the battery of a mouse is not among them."""
-
-    batteries: tuple[Supply, ...]
-    mains: tuple[Supply, ...]
-
-    def plugged(self) -> bool | None:
-        """Whether on the mains."""
-        online = [value for supply in self.mains if (value := supply.number("online")) is not None]
-        if online:
-            return any(online)
-        status = [battery.text("status") for battery in self.batteries]
-        if any(one in _CHARGED for one in status):
-            return True
-        return False if "Discharging" in status else None
-
-
-def find_supplies(root: Path) -> Supplies:
-    """What the folder holds."""
-    batteries, mains = [], []
-    for folder in sorted((root / "sys/class/power_supply").glob("*")):
-        kind = word(folder / "type")
-        if word(folder / "scope") == "Device" or word(folder / "present") == "0":
-            continue
-        if kind in _CELLS:
-            batteries.append(Supply(folder))
-        elif kind is not None and (kind == "Mains" or kind.startswith("USB")):
-            mains.append(Supply(folder))
-    return Supplies(tuple(batteries), tuple(mains))
+# A battery that feeds the device, and shows the same figures for longer, is none: at 1% in two hours it would last for
+# eight days, and at 0% nothing runs for long.
+_STILL_S, _STILL_EMPTY_S = 7200.0, 900.0
 
 
 class BatteryLevel:
     """`battery`, `battery_mwh` and `plugged`, of all batteries together.
 
+    A battery that does not answer, or says what cannot be, is left out. So is one that is none: an empty slot, or one
+    that is said to feed the device and does not change for two hours. Once the last battery is gone, the device is on
+    the mains.
+
     On Linux from the kernel, elsewhere by psutil. Raises AbsentError where there is none, PermissionError and
-    ValueError where a file is forbidden or no number.
+    ValueError where every battery is forbidden or says what cannot be.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
-        self._root = root
-        self._found = Found(lambda: find_supplies(root), _SEARCH_S)
+    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+        self._root, self._clock = root, clock
+        self._found = Found(lambda: find_supplies(root), _SEARCH_S, clock)
+        self._since: dict[str, tuple[tuple[str | None, ...], float]] = {}  # by battery: figures, and when they changed
+        self._is_known = False  # whether there has been a charge to read
 
     def __call__(self) -> Reading:
         supplies = self._found()
-        telling = [(battery, level) for battery in supplies.batteries if (level := battery.level()) is not None]
-        if telling:
-            energy = [battery.energy_mwh() for battery, _ in telling]
-            known = [one for one in energy if one is not None]
-            full = [one for battery, _ in telling if (one := battery.energy_mwh("full"))]
-            level = sum(level for _, level in telling) / len(telling)
-            if len(telling) > 1 and len(known) == len(full) == len(telling):  # a large one counts for more
-                level = min(1.0, sum(known) / sum(full))
-            fields = {
-                "battery": level,
-                "battery_mwh": sum(known) if len(known) == len(telling) else None,
-                "plugged": supplies.plugged(),
-            }
-            return Reading(fields, "power_supply " + ", ".join(battery.name for battery, _ in telling))
+        none = self._without_change(supplies)
+        supplies = replace(supplies, batteries=tuple(b for b in supplies.batteries if b.name not in none))
+        answers = ask((battery.name, battery.charge) for battery in supplies.batteries)
+        left_out = (*supplies.left_out, *(LeftOut(name, why) for name, why in none.items()), *answers.left_out)
+        charges = answers.needed()
+        if charges:
+            self._is_known = True
+            names = [name for name, _ in charges]
+            # the status of one whose charge is nonsense is not believed either
+            supplies = replace(supplies, batteries=tuple(b for b in supplies.batteries if b.name in names))
+            left_out += (*(remark for _, charge in charges for remark in charge.remarks), *supplies.contradictions())
+            fields = _together([charge for _, charge in charges]) | {"plugged": supplies.plugged()}
+            return Reading(fields, "power_supply " + ", ".join(names), left_out)
+        if self._is_known:  # what runs without a battery runs on the mains
+            fields = {"battery": None, "battery_mwh": None, "plugged": True}
+            return Reading(fields, "power_supply, without a battery by now", left_out)
         elsewhere = from_psutil("sensors_battery") if sys.platform != "linux" and self._root == Path("/") else None
         if elsewhere is None:
-            raise AbsentError("no battery that the system knows: give Monitor(battery=function)")
+            given = "give Monitor(battery=function)"
+            raise AbsentError(
+                f"no battery that the system knows: {given}"
+                if not left_out
+                else f"no battery that can be believed ({'; '.join(map(str, left_out))}): {given}"
+            )
         fields = {"battery": min(1.0, elsewhere.percent / 100), "battery_mwh": None, "plugged": elsewhere.power_plugged}
         return Reading(fields, "psutil")
+
+    def _without_change(self, supplies: Supplies) -> dict[str, str]:
+        """Batteries that are none, and why.
+
+        Of two batteries one may rest for hours: it is none only where it says Discharging, or where the other does not
+        change either.
+        """
+        now, on_mains = self._clock(), supplies.plugged() is True
+        since, still = {}, {}
+        for battery in supplies.batteries:
+            try:
+                figures = battery.figures()
+            except OSError:  # reading its charge says why
+                continue
+            before = self._since.get(battery.name)
+            same = before is not None and before[0] == figures and before[1] <= now and not on_mains
+            since[battery.name] = before if before is not None and same else (figures, now)
+            still_s = now - since[battery.name][1]
+            if still_s >= (_STILL_EMPTY_S if battery.is_empty() else _STILL_S):
+                still[battery] = still_s
+        self._since = since
+        every = len(still) == len(supplies.batteries)
+        return {
+            battery.name: f"nothing that it shows has changed for {still_s / 3600:.2g} h, while it is said to be used"
+            for battery, still_s in still.items()
+            if every or battery.status() == "Discharging"
+        }
+
+
+def _together(charges: Sequence[Charge]) -> dict[str, float | None]:
+    """Fields of several batteries: a large one counts for more, where the sizes of all are known."""
+    energy = [charge.energy_mwh for charge in charges if charge.energy_mwh is not None]
+    full = [charge.full_mwh for charge in charges if charge.full_mwh is not None]
+    weights = full if len(full) == len(charges) else [1.0] * len(charges)
+    level = sum(charge.level * weight for charge, weight in zip(charges, weights, strict=True)) / sum(weights)
+    return {"battery": level, "battery_mwh": sum(energy) if len(energy) == len(charges) else None}

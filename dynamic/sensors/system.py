@@ -46,20 +46,36 @@ def _machine(root: Path) -> list[Source]:
     # Periods: what a policy reacts to within a request or two every time, the rest as seldom as it changes. The kernel
     # averages pressure every 2 s, fuel gauges tell a new level every few seconds.
     return [
-        Source("cpu", OtherLoad(root), ("cpu_load",)),
+        Source("cpu", _Later(lambda: OtherLoad(root)), ("cpu_load",)),
         Source("cores", cores, ("cpu_cores",)),
-        Source("cpu_limit", CpuLimit(root), ("cpu_cores",)),
-        Source("memory", Available(root), ("memory_available_mb",)),
-        Source("memory_limit", MemoryLimit(root), ("memory_available_mb",)),
-        Source("process", ProcessMemory(root), ("memory_process_mb",)),
-        Source("cpu_pressure", Pressure("cpu", root), ("cpu_pressure",), 1.0),
-        Source("memory_pressure", Pressure("memory", root), ("memory_pressure",), 1.0),
-        Source("frequency", Frequency(root), ("frequency_ratio",), 1.0),
-        Source("battery", BatteryLevel(root), ("battery", "battery_mwh", "plugged"), 2.0),
-        Source("power", Power(root), ("power_mw",), 1.0),
-        Source("temperature", Temperature(root), ("temperature_c",), 1.0),
-        Source("throttled", Throttling(root, pi_command(root)), ("throttled",), 1.0),
+        Source("cpu_limit", _Later(lambda: CpuLimit(root)), ("cpu_cores",)),
+        Source("memory", _Later(lambda: Available(root)), ("memory_available_mb",)),
+        Source("memory_limit", _Later(lambda: MemoryLimit(root)), ("memory_available_mb",)),
+        Source("process", _Later(lambda: ProcessMemory(root)), ("memory_process_mb",)),
+        Source("cpu_pressure", _Later(lambda: Pressure("cpu", root)), ("cpu_pressure",), 1.0),
+        Source("memory_pressure", _Later(lambda: Pressure("memory", root)), ("memory_pressure",), 1.0),
+        Source("frequency", _Later(lambda: Frequency(root)), ("frequency_ratio",), 1.0),
+        Source("battery", _Later(lambda: BatteryLevel(root)), ("battery", "battery_mwh", "plugged"), 2.0),
+        Source("power", _Later(lambda: Power(root)), ("power_mw",), 1.0),
+        Source("temperature", _Later(lambda: Temperature(root)), ("temperature_c",), 1.0),
+        Source("throttled", _Later(lambda: Throttling(root, pi_command(root))), ("throttled",), 1.0),
     ]
+
+
+class _Later:
+    """Reads what `make` sets up at the first reading: what cannot be set up is a sensor that fails, and is tried again.
+
+    So a file that may not be looked at never keeps a monitor from starting.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[], Reading]]) -> None:
+        self._make = make
+        self._read: Callable[[], Reading] | None = None
+
+    def __call__(self) -> Reading:
+        if self._read is None:
+            self._read = self._make()
+        return self._read()
 
 
 def _users(name: str, function: Callable[[], Any]) -> Source:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dynamic.sensors.contract import AbsentError, Reading
 from dynamic.sensors.files import Found, KernelFile, existing, integer
+from dynamic.sensors.members import ask
 
 _HOLD_S = 1.0  # counters grow in steps: so long after the last one it still goes on
 _SEARCH_S = 60.0
@@ -52,12 +53,20 @@ class Throttling:
         self._firmware = Found(self._find_firmware, _SEARCH_S, clock)
         self._command = vcgencmd
         self._asked = Found(self._ask, _ASK_S, clock)
-        self._grown = Growth(clock)
+        self._clock = clock
+        self._grown: dict[str, Growth] = {}  # by counter
 
     def __call__(self) -> Reading:
         if counters := self._counters():
-            grown = self._grown(sum(file.number() for file in counters))
-            return Reading({"throttled": grown}, f"{len(counters)} counters cpu*/thermal_throttle")
+            answers = ask((str(file.path), file.number) for file in counters)
+            # each by itself: one that falls must not hide that another grows
+            growth = [self._grown.setdefault(name, Growth(self._clock))(count) for name, count in answers.needed()]
+            flags = [flag for flag in growth if flag is not None]
+            return Reading(
+                {"throttled": any(flags) if flags else None},
+                f"{len(growth)} counters cpu*/thermal_throttle",
+                answers.left_out,
+            )
         if firmware := self._firmware():
             file = firmware[0]
             return Reading({"throttled": bool(integer(file.text(), file.path, 16) & _NOW)}, str(file.path))

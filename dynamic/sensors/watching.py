@@ -8,7 +8,16 @@ from dataclasses import dataclass, field, replace
 
 from dynamic.policies.readings import JUMPS, Believed, believe
 from dynamic.policies.snapshot import Snapshot
-from dynamic.sensors.contract import AbsentError, Reading, Source, SourceReport, checked
+from dynamic.sensors.contract import (
+    NO_ANSWER,
+    AbsentError,
+    LeftOut,
+    Reading,
+    Source,
+    SourceReport,
+    UnknownLimitError,
+    sound,
+)
 from dynamic.sensors.merging import merge
 
 logger = logging.getLogger("dynamic")
@@ -16,6 +25,7 @@ logger = logging.getLogger("dynamic")
 _SLOW_S = 0.25  # whoever takes longer gets a thread of its own
 _KEEP_S, _KEEP_PERIODS, _KEEP_INTERVALS = 2.0, 3, 10  # an older reading, than the longest of these, is no reading
 _RETRY_S = 10.0  # what a machine does not have, it seldom gets
+_THREADS_S = 10.0  # after which a thread that could not be started is tried again
 _CLOSING_S = 0.25
 
 
@@ -28,7 +38,7 @@ class _State:
     read_at: float = 0.0
     asked_at: float | None = None  # when it last answered, or failed; None: never
     pause_s: float = 0.0  # how long not to ask it again from then on
-    problem: str | None = "no answer yet"
+    problem: str | None = NO_ANSWER
     failures: int = 0
     hanging: bool = False  # said so
     believed: dict[str, Believed] = field(default_factory=dict)
@@ -41,7 +51,7 @@ class _Worker:
         self.states = states
         self.busy: tuple[_State, float] | None = None
         self.ready = threading.Event()
-        self.thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None  # None: it has not started, or could not
 
 
 class Watch:
@@ -62,22 +72,24 @@ class Watch:
     ) -> None:
         self._interval_s, self._publish, self._reported, self._clock = interval_s, publish, reported, clock
         self._stop = threading.Event()
-        self._lock = threading.Lock()  # of all below, and of publishing
+        self._lock = threading.RLock()  # of all below, and of publishing. A signal handler may ask for reports
         self._states = [_State(s, *_times(s, interval_s)) for s in sources]
         quick = [state for state in self._states if not state.source.apart]
         shares = [*([quick] if quick else []), *([state] for state in self._states if state.source.apart)]
         self._workers = [_Worker(states) for states in shares]
         self._published: frozenset[str] = frozenset()  # names of the sources in the last snapshot
-        self._keeper = threading.Thread(target=self._keep, name="dynamic-monitor", daemon=True)
+        self._keeper: threading.Thread | None = None
+        self._starting = threading.Lock()  # of threads
+        self._tried_at, self._is_whole = 0.0, True  # whether all threads run
 
     def start(self) -> None:
-        """Begin; waits until every source was read once, but no longer than the interval."""
+        """Begin. Waits until every source was read once, but no longer than the interval.
+
+        Sources whose thread cannot be started are missing until it can: it is tried again every 10 s, where any thread
+        runs, and with every other call.
+        """
         end = self._clock() + self._interval_s
-        workers = list(self._workers)
-        for worker in workers:
-            self._begin(worker)
-        self._keeper.start()
-        for worker in workers:
+        for worker in self._begin_missing():
             worker.ready.wait(max(0.0, end - self._clock()))
 
     def stop(self) -> None:
@@ -87,7 +99,7 @@ class Watch:
             workers = list(self._workers)
         end = time.monotonic() + _CLOSING_S
         for thread in (self._keeper, *(worker.thread for worker in workers)):
-            if thread is not None and thread.ident is not None:
+            if thread is not None:
                 thread.join(max(0.0, end - time.monotonic()))
 
     def reports(self) -> tuple[SourceReport, ...]:
@@ -105,9 +117,41 @@ class Watch:
                 for state in self._states
             )
 
+    def _begin_missing(self) -> list[_Worker]:
+        """Start the threads that do not run. Gives the workers that have one now."""
+        started, problem = [], ""
+        with self._starting:
+            self._tried_at = self._clock()
+            for worker in list(self._workers):
+                if worker.thread is not None:
+                    continue
+                try:
+                    self._begin(worker)
+                except RuntimeError as error:
+                    problem = _no_thread(error)
+                    with self._lock:
+                        for state in worker.states:
+                            state.problem, state.failures = problem, state.failures + 1
+                    self._report(worker.states, problem, logging.WARNING)
+                else:
+                    started.append(worker)
+            if self._keeper is None:
+                try:
+                    self._keeper = _thread(self._keep)
+                except RuntimeError as error:  # then nobody looks after those that hang
+                    problem = _no_thread(error)
+            self._is_whole = not problem
+        if problem:
+            self._refresh()  # so that the snapshot names what is missing
+        return started
+
+    def _try_again(self) -> None:
+        """Start threads that could not be started, where that was tried long enough ago."""
+        if not self._is_whole and self._clock() - self._tried_at >= _THREADS_S:
+            self._begin_missing()
+
     def _begin(self, worker: _Worker) -> None:
-        worker.thread = threading.Thread(target=self._work, args=(worker,), name="dynamic-monitor", daemon=True)
-        worker.thread.start()
+        worker.thread = _thread(self._work, worker)
 
     def _work(self, worker: _Worker) -> None:
         while not self._stop.is_set():
@@ -123,6 +167,7 @@ class Watch:
                     return
             self._refresh()
             worker.ready.set()
+            self._try_again()
             self._stop.wait(self._interval_s)
 
     def _is_due(self, state: _State) -> bool:
@@ -132,22 +177,25 @@ class Watch:
         return not 0 <= self._clock() - state.asked_at < state.pause_s - self._interval_s / 2
 
     def _read(self, state: _State) -> None:
-        reading, problem, absent = None, "", False
+        reading, problem, absent, seldom = None, "", False, False
         try:
             found = state.source.read()
-            reading = Reading(checked(found.fields), found.origin)
+            reading = sound(found)
         except Exception as error:  # whatever a user's function raises
             problem, absent = str(error) or repr(error), isinstance(error, AbsentError)
+            seldom = absent or isinstance(error, UnknownLimitError)
         now = self._clock()
         with self._lock:
-            state.asked_at, state.pause_s = now, max(_RETRY_S, state.period_s) if absent else state.period_s
+            state.asked_at, state.pause_s = now, max(_RETRY_S, state.period_s) if seldom else state.period_s
             state.hanging = False
             if reading is None:
                 state.reading, state.problem, state.failures = None, problem, state.failures + 1
             else:
                 state.reading, state.read_at, state.problem = _believable(state, reading, now), now, None
         if reading is None:
-            self._report(state, problem, logging.INFO if absent else logging.WARNING)
+            self._report([state], problem, logging.INFO if absent else logging.WARNING)
+        elif reading.left_out:
+            self._report_left_out(state.source.name, reading.left_out)
 
     def _set_apart(self, worker: _Worker, slow: _State) -> None:
         """The worker keeps what is slow; the rest of its share goes to a new one."""
@@ -180,7 +228,8 @@ class Watch:
                     problem = f"no answer for {state.keep_s:g} s"
                     with self._lock:
                         state.hanging, state.problem, state.failures = True, problem, state.failures + 1
-                    self._report(state, problem, logging.WARNING)
+                    self._report([state], problem, logging.WARNING)
+            self._try_again()
             if now - published >= self._interval_s:
                 published = now
                 self._refresh(only_if_stale=True)
@@ -206,13 +255,36 @@ class Watch:
     def _fresh(self, now: float) -> list[_State]:
         return [s for s in self._states if s.reading is not None and now - s.read_at <= s.keep_s]
 
-    def _report(self, state: _State, problem: str, level: int) -> None:
-        name = state.source.name
+    def _report(self, states: Sequence[_State], problem: str, level: int) -> None:
+        """Log a problem, once for each source, and once where several have the same."""
         with self._lock:
-            if name in self._reported:
-                return
-            self._reported.add(name)
-        logger.log(level, "the monitor goes on without %s: %s", name, problem)
+            names = [state.source.name for state in states if state.source.name not in self._reported]
+            is_news = bool(names) and problem not in self._reported
+            self._reported.update((*names, problem))
+        if is_news:
+            logger.log(level, "the monitor goes on without %s: %s", ", ".join(names), problem)
+
+    def _report_left_out(self, source: str, left_out: Sequence[LeftOut]) -> None:
+        """Log once what a source leaves out."""
+        for item in left_out:
+            key = f"{source}/{item.name}"
+            with self._lock:
+                is_news = key not in self._reported
+                self._reported.add(key)
+            if is_news:
+                level = logging.INFO if item.usual else logging.WARNING
+                logger.log(level, "the monitor goes on without %s of %s: %s", item.name, source, item.reason)
+
+
+def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
+    """A thread that runs. Raises RuntimeError where none can be started."""
+    thread = threading.Thread(target=target, args=arguments, name="dynamic-monitor", daemon=True)
+    thread.start()
+    return thread
+
+
+def _no_thread(error: RuntimeError) -> str:
+    return f"no thread can be started ({error}): raise the limit on threads (ulimit -u, or pids.max of a container)"
 
 
 def _times(source: Source, interval_s: float) -> tuple[float, float]:

@@ -68,7 +68,7 @@ class Entrant:
         nothing = np.zeros((1, stages, self.spec.classes), np.float32)
         records = Records(nothing, None, None, np.zeros(1, np.int8), self.spec.backbone, macs, heads, names, "")
         ladder = replace(plain_ladder(self.spec, "last"), points=(alone,))
-        write(self.folder, self.spec, ladder, records, self.engine.name, self.engine.precision, "", None, None)
+        write(self.folder, self.spec, ladder, records, self.engine.name, self.engine.precision, "", None, None, None)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dynamic.models.compress.int8 import Grid, Int8Conv, Int8Linear, Rounded, Total
 from dynamic.models.compress.int8plan import CONVS, Plan
+from dynamic.models.compress.int8weights import WeightRange, saturating_channels, weight_codes, weight_scales
 from dynamic.models.compress.ranges import Seen
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.stages import StagedNetwork
@@ -19,7 +20,6 @@ from dynamic.policies.errors import WrapError
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _MOST_BIAS = 2**30  # in steps of the accumulator, which has 32 bits
-_SMALLEST = 1e-12  # of a scale: a channel of zeros gets it
 
 
 def float_stages(network: nn.Module, example_inputs: Batch) -> list[fx.GraphModule]:
@@ -97,10 +97,14 @@ class Watcher(fx.Interpreter):
 
 
 class Rewriter:
-    """Writes stages anew with the int8 operations of a plan, on the grids `found`; weights have `bits`."""
+    """Writes stages again with the int8 operations of a plan, on the grids `found`.
 
-    def __init__(self, plan: Plan, found: Mapping[fx.Node, Grid], bits: int) -> None:
-        self._plan, self._found, self._most = plan, found, 2 ** (bits - 1) - 1
+    `saturating`: of each layer, the output channels whose sums can saturate on x86 processors without VNNI.
+    """
+
+    def __init__(self, plan: Plan, found: Mapping[fx.Node, Grid], weight_range: WeightRange) -> None:
+        self._plan, self._found, self._weight_range = plan, found, weight_range
+        self.saturating: dict[str, int] = {}
         self._weights: dict[int, tuple[nn.Parameter, Tensor]] = {}  # shared ones stay shared
         self._env: dict[fx.Node, fx.Node] = {}
         self._rounded: dict[fx.Node, fx.Node] = {}
@@ -116,7 +120,7 @@ class Rewriter:
             result = plan.layers.get(node) or plan.sums.get(node) or node
             if node in plan.layers:
                 name = _free(str(node.target), members)
-                members[name] = self._layer(stage.get_submodule(str(node.target)), node.args[0], result)
+                members[name] = self._layer(node, stage.get_submodule(str(node.target)), node.args[0], result)
                 made = graph.call_module(name, (self._on_grid(graph, members, node.args[0]),))
             elif node in plan.sums:
                 name = _free(f"{node.name}_total", members)
@@ -142,8 +146,11 @@ class Rewriter:
             self._rounded[node] = graph.call_module(name, (self._env[node],))
         return self._rounded[node]
 
-    def _layer(self, layer: Any, source: Any, result: fx.Node) -> nn.Module:
+    def _layer(self, node: fx.Node, layer: Any, source: Any, result: fx.Node) -> nn.Module:
         codes, scales = self._weight(layer.weight)
+        count = saturating_channels(codes)
+        if count:
+            self.saturating[self._plan.names[node]] = count
         bias = None if layer.bias is None else layer.bias.detach()
         step = self._grid(source).scale
         if isinstance(layer, nn.Linear):
@@ -151,15 +158,14 @@ class Rewriter:
         return Int8Conv(layer, codes, scales, bias, step, self._grid(result))
 
     def _weight(self, weight: nn.Parameter) -> tuple[nn.Parameter, Tensor]:
-        """Codes, and scales `[K]`: the largest weight of a channel is the largest code."""
+        """Codes, and scales `[K]`."""
         if id(weight) not in self._weights:
-            values = weight.detach()
-            scales = (values.abs().flatten(1).amax(1) / self._most).clamp(min=_SMALLEST)
+            scales = weight_scales(weight, self._weight_range)
             for source, bias in self._plan.biases[id(weight)]:
                 if bias is not None:  # it has to fit the accumulator also where a channel's weights are tiny
                     scales = torch.maximum(scales, bias.detach().abs() / (self._grid(source).scale * _MOST_BIAS))
-            codes = (values / scales.view(-1, *[1] * (values.ndim - 1))).round().clamp(-self._most, self._most)
-            self._weights[id(weight)] = nn.Parameter(codes.to(torch.int8), requires_grad=False), scales
+            codes = weight_codes(weight, scales, self._weight_range)
+            self._weights[id(weight)] = nn.Parameter(codes, requires_grad=False), scales
         return self._weights[id(weight)]
 
 

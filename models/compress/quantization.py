@@ -12,10 +12,12 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dynamic.models.compress.int8graph import Rewriter, Watcher, float_stages
 from dynamic.models.compress.int8plan import Plan
+from dynamic.models.compress.int8sums import without_ties
+from dynamic.models.compress.int8weights import WeightRange, check_weight_range
 from dynamic.models.compress.ranges import Seen, check_calibration, grids
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, taken_by
@@ -31,7 +33,7 @@ def quantize(
     *,
     skip: Collection[str] = (),
     ranges: str = "percentile",
-    reduce_range: bool = False,
+    weight_range: WeightRange = "portable",
     latency: bool = True,
     accuracy_data: Iterable[Any] | None = None,
 ) -> Compressed:
@@ -53,6 +55,7 @@ def quantize(
     unknown `ranges`, TraceError where torch.fx cannot follow the network.
     """
     check_calibration(ranges)
+    check_weight_range(weight_range)
     _check(network, skip)
     with evaluating(network):
         own = copied(network)
@@ -78,7 +81,10 @@ def quantize(
 
     with torch.no_grad():
         found = grids(show, ranges, lambda node: plan.names[node])
-    rewriter = Rewriter(plan, found, 7 if reduce_range else 8)
+    for node, total in plan.sums.items():  # in the order of the graph: a sum is a term of the next
+        first, second = (found[plan.grid_of[term]] for term in node.args[:2] if isinstance(term, fx.Node))
+        found[plan.grid_of[total]] = without_ties(found[plan.grid_of[total]], first, second)
+    rewriter = Rewriter(plan, found, weight_range)
     bodies = [rewriter.write(stage) for stage in stages]
     result: nn.Module = bodies[0]
     if isinstance(own, StagedNetwork):
@@ -89,6 +95,8 @@ def quantize(
         "calibration": ranges,
         "layers": len(plan.layers),
         "sums": len(plan.sums),
+        "weight_range": weight_range,
+        "saturating_channels": rewriter.saturating,
         "ranges": {plan.names[node]: list(grid.values) for node, grid in found.items()},
     }
     told = report(

@@ -1,0 +1,125 @@
+"""Runs a command whose engines see a processor with AVX2 and without AVX-512, VNNI and AMX, at native speed.
+
+    python tests/avx2/limit.py python -m pytest -q tests/test_engines.py
+    python tests/avx2/limit.py --check
+
+ONNX Runtime has no option for this, and an emulator gives no times. So the engines' libraries are copied, their CPUID
+instructions trap, and a preloaded handler answers them without the newer features (`cpuid_mask.c`). torch is limited by
+its own variables. It needs Linux on x86-64, gcc and objdump. The copies are made once for each version, in `.avx2/`.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".avx2"
+# a package -> its libraries that ask the processor what it can do
+LIBRARIES = {
+    "onnxruntime": ("capi/onnxruntime_pybind11_state*.so",),
+    "openvino": ("libs/libopenvino_intel_cpu_plugin.so", "libs/libopenvino.so.*"),
+}
+ENVIRONMENT = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "DNNL_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+_CPUID, _TRAP = b"\x0f\xa2", b"\xcc\x90"
+_SECTION = re.compile(r"^\s*\d+ (\.\S+)\s+[0-9a-f]+\s+([0-9a-f]+)\s+[0-9a-f]+\s+([0-9a-f]+)", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+cpuid\s*$")
+
+
+def problem() -> str | None:
+    """Why this machine cannot do it, or None."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return f"it needs Linux on x86-64, this is {sys.platform} on {platform.machine()}"
+    missing = [tool for tool in ("gcc", "objdump") if shutil.which(tool) is None]
+    return f"it needs {' and '.join(missing)}: install gcc and binutils" if missing else None
+
+
+def environment() -> dict[str, str]:
+    """The variables under which a process is limited. Copies what is not copied yet."""
+    CACHE.mkdir(exist_ok=True)
+    mask = CACHE / "cpuid_mask.so"
+    source = Path(__file__).with_name("cpuid_mask.c")
+    if not mask.is_file() or mask.stat().st_mtime < source.stat().st_mtime:
+        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(mask), str(source)], check=True)
+    packages = [_limited(name) for name in LIBRARIES if find_spec(name) is not None]
+    before = [path for path in (os.environ.get("PYTHONPATH"),) if path]
+    return ENVIRONMENT | {"LD_PRELOAD": str(mask), "PYTHONPATH": os.pathsep.join([*map(str, packages), *before])}
+
+
+def _limited(package: str) -> Path:
+    """A folder with a copy of the package whose libraries trap at CPUID."""
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    origin = Path(next(iter(spec.submodule_search_locations)))
+    folder = CACHE / f"{package}-{version(package)}"
+    if CACHE in origin.parents or (folder / "complete").is_file():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(origin, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for pattern in LIBRARIES[package]:
+        for library in (folder / package).glob(pattern):
+            print(f"{library.name}: {_trap(library)} CPUID instructions", file=sys.stderr)
+    (folder / "complete").touch()
+    return folder
+
+
+def _trap(library: Path) -> int:
+    """Replaces every CPUID instruction of a library, and gives their number."""
+    code = bytearray(library.read_bytes())
+    sections = [
+        (int(address, 16), int(offset, 16))
+        for name, address, offset in _SECTION.findall(_objdump(library, "-h"))
+        if name == ".text"
+    ]
+    assert len(sections) == 1, f"{library} has {len(sections)} sections of code"
+    address, offset = sections[0]
+    count = 0
+    for place in _instructions(library):
+        at = place - address + offset
+        assert code[at : at + 2] == _CPUID, f"no CPUID at {place:x} of {library}"
+        code[at : at + 2] = _TRAP
+        count += 1
+    library.write_bytes(code)
+    return count
+
+
+def _instructions(library: Path) -> Iterator[int]:
+    command = ["objdump", "-d", "-j", ".text", "--no-show-raw-insn", str(library)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            match = _INSTRUCTION.match(line)
+            if match:
+                yield int(match.group(1), 16)
+
+
+def _objdump(library: Path, *options: str) -> str:
+    return subprocess.run(["objdump", *options, str(library)], check=True, capture_output=True, text=True).stdout
+
+
+def main() -> None:
+    """Replaces this process by the command."""
+    if len(sys.argv) < 2:
+        sys.exit("give a command: python tests/avx2/limit.py python -m pytest -q")
+    reason = problem()
+    if reason is not None:
+        sys.exit(f"cannot limit the engines to AVX2: {reason}")
+    if sys.argv[1] == "--check":
+        return
+    os.execvpe(sys.argv[1], sys.argv[1:], dict(os.environ) | environment())
+
+
+if __name__ == "__main__":
+    main()
