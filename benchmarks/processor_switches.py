@@ -42,11 +42,14 @@ import dynamic
 bundle = dynamic.load(sys.argv[1])
 began = time.perf_counter()
 try:
-    report = bundle.check(threads=int(sys.argv[2]), again=True, progress=False)
+    report = bundle.check(threads=int(sys.argv[2]), progress=False)  # the first time here: the shelf was just built
 except dynamic.DynamicError as error:
     print(json.dumps({"problem": str(error)}))
+    sys.exit()
+took = time.perf_counter() - began
+if report.problem is not None:
+    print(json.dumps({"problem": report.problem}))
 else:
-    took = time.perf_counter() - began
     print(json.dumps({"agrees": report.agrees, "count": report.count, "largest": report.worst.share,
         "stage": report.worst.stage, "labels_moved": report.labels_moved, "exits_moved": report.exits_moved,
         "graph_differs": report.graph_differs, "seconds": round(took, 2)}))

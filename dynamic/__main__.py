@@ -4,6 +4,7 @@ Only `build`, `certify` and `export` import torch, and only when they are called
 """
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from dynamic import commands_device, commands_simulate
 from dynamic.decoding import PictureError
 from dynamic.errors import BudgetError, DynamicError, InputError
 from dynamic.extras import with_remedy
-from dynamic.options import BatteryFloor, DeadlineMs, Json, LatencyMs, MaxDrop, MemoryMb, Percentile, fraction
+from dynamic.options import BatteryFloor, CpuMs, DeadlineMs, Json, LatencyMs, MaxDrop, MemoryMb, Percentile, fraction
 from dynamic.pictures import find_pictures
 from dynamic.preprocessing import RGB, Gray
 from dynamic.progress import track
@@ -57,6 +58,10 @@ OnDrift = Annotated[
 Targets = Annotated[
     list[float] | None, typer.Option("--max-drop", help="Certify a point for this much of the risk; once for each.")
 ]
+Floor = Annotated[
+    float | None,
+    typer.Option(help="Accuracy that every point must keep. [halfway between chance and the reference]"),
+]
 Delta = Annotated[float, typer.Option(help="Chance, over the draw of the held-out images, that a bound may be wrong.")]
 RiskName = Annotated[
     str, typer.Option("--risk", help="What is bounded: drop, harm, disagreement (needs no labels) or error.")
@@ -69,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A user's mistake prints one line and exits with 2 for a setting out of range, with 1 for everything else; a
     disk that is full or read-only is no bug of ours and prints a line too.
     """
+    profiling = logging.getLogger("dynamic.profiling")
+    level = profiling.level
+    profiling.setLevel(logging.ERROR)  # a command prints the doubts of a profile with its figures
     try:
         app(arguments)
     except (DynamicError, OSError) as error:
@@ -80,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {line}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        profiling.setLevel(level)
 
 
 @app.command()
@@ -112,6 +122,7 @@ def build(
     ] = "max_probability",
     max_drop: Targets = None,
     delta: Delta = 0.1,
+    floor: Floor = None,
     risk: RiskName = "drop",
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Use so many of the images, drawn at random.")] = None,
@@ -149,6 +160,7 @@ def build(
         delta=delta,
         seed=seed,
         max_drops=max_drop or None,
+        floor=floor,
     ).save(out)
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
@@ -160,11 +172,14 @@ def certify(
     out: Annotated[Path, typer.Argument(help="Folder for the bundle with the new ladder.", show_default=False)],
     max_drop: Targets = None,
     delta: Annotated[float | None, typer.Option(help="Another chance that a bound may be wrong.")] = None,
+    floor: Floor = None,
     risk: Annotated[str | None, typer.Option(help="Another risk.")] = None,
     score: Annotated[str | None, typer.Option(help="Another score, or 'auto'.")] = None,
 ) -> None:
     """Make another ladder of a bundle's records: other targets, risk or delta. To choose by the outcome voids it."""
-    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score).save(out)
+    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score, floor=floor).save(
+        out
+    )
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
 
@@ -208,6 +223,7 @@ def run(
     latency_ms: LatencyMs = None,
     percentile: Percentile = "0.95",
     deadline_ms: DeadlineMs = None,
+    cpu_ms: CpuMs = None,
     memory_mb: MemoryMb = None,
     battery_floor: BatteryFloor = None,
     max_drop: MaxDrop = None,
@@ -230,6 +246,7 @@ def run(
         battery_floor=battery_floor,
         max_drop=max_drop,
         on_drift=on_drift,
+        cpu_ms=cpu_ms,
     )
     bundle = dynamic.load(shelf)
     if bundle.preprocess is None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dynamic.bundle import names_of
@@ -16,6 +17,7 @@ from dynamic.policies.snapshot import Snapshot
 from dynamic.reading import RequestReading
 from dynamic.result import Result, answers
 from dynamic.serving import Serving
+from dynamic.splitting import most_rows, run_split
 from dynamic.tally import Tally
 
 _FEEDING_MS = 1.0  # less is not told to the policy, so that calls of cheap inputs share one snapshot
@@ -45,6 +47,7 @@ class Answering:
         self._waiting, self._servers = waiting, servers
         self.tally, self.book = tally, book
         self.closed = False
+        self.before_mb: float | None = None  # memory of this process without networks
         self.forget()
 
     def forget(self) -> None:
@@ -91,15 +94,27 @@ class Answering:
             expected_s = None if ends_s is None else serving.expected_s(decision, rows)
             starts = self._clock()  # what comes before is the same however slow the engine is
             try:
-                answer = serving.engines.run(
-                    inputs, rows, decision.point, decision.resident, stagewise, ends_s, expected_s, whole
+                run = partial(
+                    serving.engines.run,
+                    point=decision.point,
+                    resident=decision.resident,
+                    stagewise=stagewise,
+                    ends_s=ends_s,
+                    expected_s=expected_s,
+                    whole=whole,
                 )
+                most = rows if rows == 1 else self._most_rows(serving, decision, budget, snapshot)
+                answer = run(inputs, rows) if rows <= most else run_split(run, inputs, rows, most)
                 break
             except SubModelError as error:
                 with self.lock:
                     whole = not serving.lose(error.backbones)
         work_ms = (self._clock() - starts) * 1e3
         return self._result(serving, decision, snapshot, answer, work_ms, came, began)
+
+    def _most_rows(self, serving: Serving, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
+        costs, point = serving.frontier.costs, decision.point
+        return most_rows(costs, point.point.backbones, budget, snapshot, self.before_mb)
 
     def _decide(self, serving: Serving, budget: Budget, snapshot: Snapshot) -> Decision:
         with self.lock:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dynamic.bundle import load
-from dynamic.options import BatteryFloor, DeadlineMs, Json, LatencyMs, MaxDrop, MemoryMb, Percentile, fraction
+from dynamic.options import BatteryFloor, CpuMs, DeadlineMs, Json, LatencyMs, MaxDrop, MemoryMb, Percentile, fraction
 from dynamic.policies.budget import Budget
 from dynamic.policies.budget_policy import BudgetPolicy
 from dynamic.policies.errors import BudgetError
@@ -46,6 +46,7 @@ def simulate(
     percentile: Percentile = "0.95",
     deadline_ms: DeadlineMs = None,
     energy_mj: Annotated[float | None, typer.Option(help="Millijoules of an inference, on average.")] = None,
+    cpu_ms: CpuMs = None,
     memory_mb: MemoryMb = None,
     battery_floor: BatteryFloor = None,
     last_s: Annotated[float | None, typer.Option(help="Seconds that the battery must last, above its floor.")] = None,
@@ -67,6 +68,7 @@ def simulate(
         "latency_ms": latency_ms,
         "deadline_ms": deadline_ms,
         "energy_mj": energy_mj,
+        "cpu_ms": cpu_ms,
         "memory_mb": memory_mb,
         "battery_floor": battery_floor,
         "last_s": last_s,

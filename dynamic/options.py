@@ -13,6 +13,7 @@ DeadlineMs = Annotated[
 ]
 Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: a fraction, or 'mean'.")]
 MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]
+CpuMs = Annotated[float | None, typer.Option(help="Milliseconds of CPU time of an inference, on average.")]
 BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, from which on only the cheapest point runs.")]
 MaxDrop = Annotated[float | None, typer.Option(help="Accuracy that may be given up for savings, 0.01 for one point.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

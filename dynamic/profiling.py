@@ -4,6 +4,7 @@ Where the engine has the whole cascade as one graph, both ways are measured, and
 """
 
 import itertools
+import logging
 import os
 import statistics
 import subprocess
@@ -21,8 +22,11 @@ from dynamic.engines.switching import CascadeEngine
 from dynamic.machine import machine_name
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import BudgetError
-from dynamic.profiling_graph import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, measure_graph
+from dynamic.profiling_graph import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, measure_graph, uncertainty
 from dynamic.progress import track
+from dynamic.sensors.cpu import OtherLoad
+
+logger = logging.getLogger("dynamic.profiling")
 
 
 def profile(
@@ -44,9 +48,11 @@ def profile(
     sizes = tuple(batch)
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise BudgetError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
+    others = _OthersDuring()
     columns = [_faster(engine, rows, seconds, clock) for rows in track(sizes, "profiling", shown=progress)]
-    memory, unmeasured = _memory(engine, folder)
-    return Costs(
+    load = others.load()
+    memory, row_mb, unmeasured = _memory(engine, folder)
+    found = Costs(
         machine=machine_name(),
         engine=engine.name,
         precision=engine.precision,
@@ -63,7 +69,36 @@ def profile(
         idle_mw=None,
         not_measured=("energy", "idle power", *unmeasured),
         route=tuple(c.route for c in columns),
+        call_cpu_ms=tuple(c.call_cpu for c in columns),
+        row_mb=row_mb,
+        noise=max(c.noise for c in columns),
+        load=load,
     )
+    for doubt in found.doubts:
+        logger.warning("%s", doubt)
+    return found
+
+
+class _OthersDuring:
+    """What other processes take of the processor, from now on until it is asked for."""
+
+    def __init__(self) -> None:
+        self._source: OtherLoad | None = None
+        try:
+            self._source = OtherLoad()
+            self._source()
+        except (OSError, ValueError):  # a system that does not say
+            self._source = None
+
+    def load(self) -> float | None:
+        """0..1 of the cores this process may use; None where the system does not say."""
+        if self._source is None:
+            return None
+        try:
+            load: float | None = self._source().fields["host_load"]
+            return load
+        except (OSError, ValueError):
+            return None
 
 
 class _Measured(Protocol):
@@ -91,6 +126,14 @@ class _Measured(Protocol):
     def call(self) -> float:
         """What a request takes beyond its stages."""
 
+    @property
+    def call_cpu(self) -> float:
+        """CPU time of that."""
+
+    @property
+    def noise(self) -> float:
+        """How far repeats leave a figure uncertain, a fraction."""
+
 
 def _faster(engine: CascadeEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Measured:
     found: list[_Measured] = []
@@ -114,11 +157,20 @@ class _Column:
         self.processor: list[list[float]] = [[] for _ in range(stages)]
         self.leaving: list[float] = []  # requests of which every row leaves at the first stage
         self.staying: list[float] = []  # requests that go through all stages
+        self.leaving_cpu: list[float] = []
 
     @property
     def call(self) -> float:
         """What a request takes beyond its first stage when all of it leaves there."""
         return max(0.0, statistics.median(self.leaving) - statistics.median(self.full[0]))
+
+    @property
+    def call_cpu(self) -> float:
+        return max(0.0, statistics.fmean(self.leaving_cpu) - statistics.fmean(self.processor[0]))
+
+    @property
+    def noise(self) -> float:
+        return uncertainty([*self.full, self.leaving, self.staying])
 
     @property
     def scale(self) -> list[float]:
@@ -184,9 +236,11 @@ def _repeat(
         carry = after
     for limit, times in ((-np.inf, column.leaving), (NOBODY, column.staying)):
         thresholds = np.full(len(spec.stages) - 1, limit, np.float32)
-        began = clock()
+        cpu_began, began = time.process_time(), clock()
         engine.run(inputs, thresholds)
         times.append((clock() - began) * 1e3)
+        if times is column.leaving:
+            column.leaving_cpu.append((time.process_time() - cpu_began) * 1e3)
 
 
 def example_arrays(spec: CascadeSpec, rows: int) -> dict[str, Array]:
@@ -205,23 +259,25 @@ def _rows(columns: list[_Measured], take: Callable[[_Measured], list[float]]) ->
     return tuple(zip(*(take(column) for column in columns), strict=True))
 
 
-def _memory(engine: CascadeEngine, folder: Path | None) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """(MB per backbone, what could not be measured)."""
+def _memory(engine: CascadeEngine, folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+    """(MB per backbone, MB per row while a backbone runs, what could not be measured)."""
     backbones = engine.spec.backbones
     if folder is None or engine.name == "torch":
-        return tuple(0.0 for _ in backbones), (f"resident memory on engine {engine.name!r}",)
+        return tuple(0.0 for _ in backbones), (), (f"resident memory on engine {engine.name!r}",)
     try:
-        return tuple(_resident_mb(folder, backbone, engine) for backbone in backbones), ()
+        found = [_resident_mb(folder, backbone, engine) for backbone in backbones]
+        return tuple(stays for _, stays in found), tuple(row for row, _ in found), ()
     except (OSError, subprocess.SubprocessError, ValueError):
         size = [(folder / "backbones" / f"{b}.weights").stat().st_size / 1e6 for b in backbones]
-        return tuple(size), ("resident memory (the size of the weights stands in)",)
+        return tuple(size), (), ("resident memory (the size of the weights stands in)",)
 
 
-def _resident_mb(folder: Path, backbone: int, engine: CascadeEngine) -> float:
-    """What a fresh process grows by when it loads and runs one backbone alone."""
+def _resident_mb(folder: Path, backbone: int, engine: CascadeEngine) -> tuple[float, float]:
+    """What a fresh process grows by for each row while it runs one backbone, and once it has."""
     asked = [str(folder), str(backbone), str(engine.threads), engine.name, engine.precision]
     command = [sys.executable, "-m", "dynamic.footprint", *asked]
     # the child imports what this process imports, wherever that came from
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env)
-    return max(0.0, float(done.stdout.split()[-1]))
+    row, stays = (max(0.0, float(word)) for word in done.stdout.split()[-2:])
+    return row, stays

@@ -15,6 +15,23 @@ NOBODY = np.float32(3e38)  # a threshold above every score that still evaluates 
 
 WARM_UP = 3
 MIN_REPEATS, MAX_REPEATS = 7, 200
+_MEDIAN_ERROR = 1.2533  # standard error of a median over that of a mean, of a normal distribution: sqrt(pi / 2)
+_MIDDLE_HALF = 1.349  # width of the middle half of a normal distribution, in standard deviations
+
+
+def uncertainty(times: Sequence[Sequence[float]]) -> float:
+    """Two standard errors of a median over the median, the largest of several series of repeats.
+
+    The spread is that of the middle half, as of a normal distribution: a stall among the repeats adds nothing.
+    """
+    found = 0.0
+    for series in times:
+        middle = statistics.median(series) if series else 0.0
+        if middle > 0:
+            low, high = np.percentile(series, [25, 75])
+            error = _MEDIAN_ERROR * float(high - low) / _MIDDLE_HALF / len(series) ** 0.5
+            found = max(found, 2 * error / middle)
+    return found
 
 
 class GraphColumn:
@@ -60,6 +77,16 @@ class GraphColumn:
     def head(self) -> list[float]:
         """What the whole way takes more than with this exit off; never more than its stage."""
         return self._heads(self.latency)
+
+    @property
+    def call_cpu(self) -> float:
+        """CPU time of the call: it is in the first stage."""
+        return 0.0
+
+    @property
+    def noise(self) -> float:
+        """How far repeats leave a figure uncertain, a fraction."""
+        return uncertainty([*self.leaving, self.reference])
 
     @property
     def cpu(self) -> list[float]:

@@ -91,6 +91,7 @@ class Runtime:
             workers,
             clock,
         )
+        self._answering.before_mb = self._before_mb
         self._waiting = Waiting(queue, workers, self._answering)
         self._answering.serving = self._serve(bundle, frontier, engine, others)
         self.serving.guard.begin()

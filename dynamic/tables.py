@@ -52,7 +52,9 @@ def ladder_text(ladder: Ladder) -> str:
         )
         for point in ladder.points
     )
-    return f"stages: {', '.join(ladder.stage_names)}\n{table(head, rows)}\n{certificate_text(ladder)}"
+    floor = [] if ladder.floor is None else [f"floor of accuracy {ladder.floor:.4f}: no point is below it"]
+    lines = [f"stages: {', '.join(ladder.stage_names)}", table(head, rows), *floor, *ladder.left_out]
+    return "\n".join([*lines, certificate_text(ladder)])
 
 
 def certified_text(point: Point) -> str:
@@ -117,7 +119,7 @@ def machine_text(costs: Costs) -> str:
 
 
 def points_text(frontier: Frontier) -> str:
-    """What the points cost that are worth it on this machine, at the smallest batch."""
+    """What the points cost that are worth it on this machine, at the smallest batch, and what makes that doubtful."""
     points = (
         (
             p.point.name,
@@ -129,7 +131,8 @@ def points_text(frontier: Frontier) -> str:
         for p in frontier.points
     )
     head = ("point", "certified", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB")
-    return f"points that no other beats here, at batch {frontier.costs.batch[0]}:\n{table(head, points)}"
+    doubts = "".join(f"DOUBTFUL: {doubt}\n" for doubt in frontier.costs.doubts)
+    return f"{doubts}points that no other beats here, at batch {frontier.costs.batch[0]}:\n{table(head, points)}"
 
 
 def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[bool], stages: Sequence[str]) -> str:

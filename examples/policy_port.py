@@ -13,6 +13,7 @@ from typing import Any
 
 Json = dict[str, Any]
 _SPARE, _RESERVE_MB, _PRESSED = 0.9, 32.0, 0.1  # what a point dearer than the current one must fit; see `memory`
+_TELLS_MB, _TELLS, _LEAST = 0.5, 0.01, 1e-9  # what is too little for another point; of what is divided by
 # slowdown: variance gained between requests, of one; clip in deviations; off in a row to one side
 _DRIFT, _NOISE, _FARTHEST, _RUN = 0.001, 0.09, 2.0, 4
 _SOONEST, _LATEST, _PREMATURE, _CALM = 16, 4096, 8, 32  # requests that a better point must last, and multiples of them
@@ -31,6 +32,7 @@ _BUDGET: Json = {"percentile": 0.95, "on_drift": "safest", "priority": _PRIORITY
         "temperature_c",
         "max_drop",
         "min_accuracy",
+        "cpu_ms",
     ]
 )
 _KEPT = ["cpu_load", "cpu_cores", "cpu_pressure", "memory_pressure", "memory_available_mb"]
@@ -212,11 +214,17 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
     def least(need: Any) -> list[Json]:
         return [p for p in left if need(p) == min(map(need, left))]
 
-    def keep(field: str | None, need: Any, most: float, spare: float = 1.0) -> bool:
+    def nearest(need: Any, beside: float) -> list[Json]:  # one percent more must bring one point of accuracy
+        low = min(map(need, left))
+        whole = max(beside + low, _LEAST)
+        worth = min(left, key=lambda p: float((beside + need(p)) / whole - p["accuracy"]))
+        return [p for p in left if need(p) <= max(need(worth), low + _TELLS * whole)]
+
+    def keep(field: str | None, need: Any, most: float, spare: float = 1.0, beside: float | None = 0.0) -> bool:
         nonlocal left
         fits = [p for p in left if need(p) <= most and (now is None or need(p) <= max(most * spare, need(now)))]
         gave_way.extend([field] if field and not fits else [])
-        left = fits or least(need)
+        left = fits or (least(need) if beside is None else nearest(need, beside))
         return bool(fits)
 
     def memory_mb(p: Json) -> float:
@@ -224,13 +232,14 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
 
     for name in budget["priority"]:
         if name == "memory":
+            other = (state["base_mb"] or 0.0) + state["excess_mb"]
             if budget["memory_mb"] is not None and state["base_mb"] is not None:
-                keep("memory_mb", memory_mb, budget["memory_mb"] - state["base_mb"] - state["excess_mb"])
+                keep("memory_mb", memory_mb, budget["memory_mb"] - other + _TELLS_MB, beside=other)
             if (free_mb := state["memory_available_mb"]) is not None:
                 here = sum(device["memory_mb"][b] for b in state["resident"])
                 most = here + 1e-3 if (state["memory_pressure"] or 0.0) > _PRESSED else math.inf
                 field = None if "memory_mb" in gave_way else "memory_mb"
-                keep(field, memory_mb, min(free_mb - _RESERVE_MB + here, most), _SPARE)
+                keep(field, memory_mb, min(free_mb - _RESERVE_MB + here, most), _SPARE, other)
         elif name == "deadline" and budget["deadline_ms"] is not None:
             most = (budget["deadline_ms"] - waited_ms) / slow
             if keep("deadline_ms", lambda p: p["first_ms"][at], most, _SPARE):
@@ -261,13 +270,16 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
             if keep("latency_ms", ms, (budget["latency_ms"] - waited_ms) / slow, _SPARE) and behind:
                 most = budget["latency_ms"] / slow / (behind / (seen["servers"] or 1) + 1)
                 left = [p for p in left if p["mean_ms"][at] <= most] or [min(left, key=lambda p: p["mean_ms"][at])]
-        elif name == "energy" and budget["energy_mj"] is not None and left[0]["energy_mj"] is not None:
-            keep("energy_mj", effort, budget["energy_mj"])
+        elif name == "energy":
+            if budget["energy_mj"] is not None and left[0]["energy_mj"] is not None:
+                keep("energy_mj", effort, budget["energy_mj"])
+            if budget["cpu_ms"] is not None:
+                keep("cpu_ms", lambda p: p["cpu_ms"], budget["cpu_ms"])
         elif name == "drop":
             if budget["max_drop"] is not None:
-                keep("max_drop", lambda p: p["promised_drop"], budget["max_drop"])
+                keep("max_drop", lambda p: p["promised_drop"], budget["max_drop"], beside=None)
             if budget["min_accuracy"] is not None:
-                keep("min_accuracy", lambda p: -p["accuracy"], -budget["min_accuracy"])
+                keep("min_accuracy", lambda p: -p["accuracy"], -budget["min_accuracy"], beside=None)
             if state["drift"] and budget["on_drift"] == "safest":
                 left = [min(left, key=lambda p: float(p["promised_drop"]))]  # of equals the first: the reference
         lost_to = lost_to or (name if now is not None and now not in left else "")

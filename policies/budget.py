@@ -12,7 +12,7 @@ ON_DRIFT = ("safest", "report")
 # what gives way last comes first
 PRIORITY = ("memory", "deadline", "battery", "temperature", "latency", "energy", "drop")
 
-_POSITIVE = ("latency_ms", "deadline_ms", "energy_mj", "memory_mb", "last_s")
+_POSITIVE = ("latency_ms", "deadline_ms", "energy_mj", "memory_mb", "last_s", "cpu_ms")
 _FRACTIONS = ("battery_floor", "max_drop", "min_accuracy")
 _COLDEST_C, _HOTTEST_C = -50.0, 150.0  # beyond these it is no temperature of a device, or not in degrees Celsius
 
@@ -28,7 +28,8 @@ class Budget:
     `battery_floor` 0..1: at or below it, off the mains, only the cheapest point runs; `last_s`: so long from when the
     policy first sees a budget with this `last_s`, the battery must not fall to the floor; `temperature_c`: inference
     backs off before it is reached; `max_drop`: accuracy that may be given up against the reference for savings;
-    `min_accuracy` measured in calibration.
+    `min_accuracy` measured in calibration; `cpu_ms` of CPU time of an inference on
+    average, which every profile holds, where energy needs a meter. It has the priority of energy.
 
     `on_drift`, once inputs no longer look like those of the calibration: "safest" gives up savings, and of what the
     other limits allow the point of the least promised drop runs; "report" only tells. `priority`: limits of which what
@@ -49,6 +50,7 @@ class Budget:
     min_accuracy: float | None = None
     on_drift: str = "safest"
     priority: tuple[str, ...] = PRIORITY
+    cpu_ms: float | None = None
 
     def __post_init__(self) -> None:
         for name in (*_POSITIVE, "percentile", *_FRACTIONS, "temperature_c"):

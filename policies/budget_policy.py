@@ -1,5 +1,6 @@
 """The default policy: what the limits of a budget leave of the frontier on this device now, and the best of that."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -9,32 +10,12 @@ from dynamic.policies.decision import Decision, Feedback, Policy, decided
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.hysteresis import Hold, Rest
-from dynamic.policies.limits import LIMITS, SLOW, Limit, Sieve, active, stay, worded
+from dynamic.policies.limits import LIMITS, SLOW, Limit, Sieve, active, stay
+from dynamic.policies.reasons import Note, Reason
 from dynamic.policies.situation import Situation
 from dynamic.policies.snapshot import Snapshot
 
-
-class _Reason:
-    """A choice in words, which are made when somebody reads them: so no more than is needed happens before."""
-
-    __slots__ = ("_budget", "_frontier", "_place", "_seen", "_sieve")
-
-    def __init__(self, frontier: Frontier, place: int, sieve: Sieve, budget: Budget, seen: Situation) -> None:
-        self._frontier, self._place, self._sieve, self._budget, self._seen = frontier, place, sieve, budget, seen
-
-    def __str__(self) -> str:
-        budget, seen, sieve = self._budget, self._seen, self._sieve
-        point, points = self._frontier.points[self._place].point, len(self._frontier.points)
-        safest = seen.drift and budget.on_drift == "safest"
-        kind = "safest" if safest else "fastest" if _saves(budget) else "most accurate"
-        why = worded(sieve.notes) or "nothing rules it out"
-        certified = "not certified, " if point.bound is None else ""
-        latency = self._frontier.latency(budget.percentile, seen.rows, seen.spread)
-        return (
-            f"{point.name!r} is the {kind} of {sieve.left.bit_count()} of {points} points: {why} "
-            f"({certified}predicted {latency.figures[self._place] * seen.slowdown:.3g} ms, "
-            f"slowdown {seen.slowdown:.2f})"
-        )
+_LOADED: Note = ("a request that waits takes a point whose networks are loaded",)
 
 
 @dataclass(frozen=True)
@@ -112,9 +93,11 @@ class BudgetPolicy(Policy):
         limits = active(budget, self.limits) if new else state.limits
         sieve = self._sift(limits, frontier, current, budget, seen, wait=False)
         rank = frontier.mean if _saves(budget) else frontier.accuracy
-        left = sieve.left
+        left, barred, held = sieve.left, math.inf, None
         if current is not None:
-            left = left & frontier.effort.below(rest.most(seen.time_s)) or left
+            most = rest.most(seen.time_s)
+            left = left & frontier.effort.below(most) or left
+            barred = most if left != sieve.left else math.inf
         best = rank.first(left)
         if current is None:
             base = best
@@ -133,12 +116,17 @@ class BudgetPolicy(Policy):
                 base, hold, rest = best, hold.changed(), rest.changed(seen.time_s)
             else:
                 base, hold = current, longer
+                held = hold
         point = base
         if seen.waited_ms or seen.queue_length:
             sieve = self._sift(limits, frontier, current, budget, seen, wait=True)
             if not sieve.left >> base & 1:
                 # to load a network for one request would make all those behind it wait
-                point = rank.first(sieve.left & frontier.held(seen.resident) or sieve.left)
+                left, barred = sieve.left & frontier.held(seen.resident) or sieve.left, math.inf
+                sieve.notes += [_LOADED] if left != sieve.left else []
+                point = rank.first(left)
+            else:
+                left = sieve.left & frontier.effort.below(barred) or sieve.left
         chosen = frontier.points[point]
         resident = stay(frontier, budget, seen, chosen.backbones) if "memory" in self.limits else None
         there = seen.resident | chosen.backbones if resident is None else resident
@@ -148,7 +136,7 @@ class BudgetPolicy(Policy):
             point=chosen,
             feasible=not sieve.gave_way,
             gave_way=tuple(sieve.gave_way),
-            reason=_Reason(frontier, point, sieve, budget, seen),
+            reason=Reason(frontier, point, left, rank, sieve.notes, sieve.spared, budget, seen, held, rest, barred),
             resident=resident,
             slowdown=seen.slowdown,
             passing=point != base,

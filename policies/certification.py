@@ -24,6 +24,7 @@ from dynamic.policies.answers import Answers
 from dynamic.policies.bounds import betting_p, upper_bound
 from dynamic.policies.drift import score_bins
 from dynamic.policies.errors import BudgetError, CalibrationError
+from dynamic.policies.floor import check_floor, floor_of, levels
 from dynamic.policies.ladder import Certificate, Ladder, Missing, Point
 from dynamic.policies.plan import plan
 from dynamic.policies.records import CERTIFY, SEARCH, Records, check_usable
@@ -53,6 +54,7 @@ def certify(
     head_cost: Sequence[float] | None = None,
     margin: float = 1.0,
     strict: bool = False,
+    floor: float | None = None,
 ) -> Ladder:
     """A ladder of operating points: the reference, the most accurate, one for each target, the cheapest.
 
@@ -69,16 +71,24 @@ def certify(
     then chosen with `margin` standard errors between their risk and their target, and measured. `strict` raises
     instead.
 
+    `floor`: the accuracy that every point must keep, certified like the rest (agreement with the reference without
+    labels; None: halfway between chance and the reference; 0: no floor). A point below it is left out, as is a "best"
+    point that measures below the reference; the ladder's `left_out` says so. Leaving out spends no guarantee, since all
+    bounds hold at once.
+
     Raises CalibrationError without records, a second class, or labels that the risk needs; BudgetError on a target or
-    delta out of range, an unknown risk, score or combination.
+    delta or floor out of range, an unknown risk, score or combination.
     """
     measure, targets = check_settings(max_drops, delta, risk, score)
+    check_floor(floor)
     check_usable(records)
     searched, held_out = records.select(records.part == SEARCH), records.select(records.part == CERTIFY)
     temperature = fit_temperatures(records)
     work = _Work(searched, held_out, measure, combine, body_cost, head_cost, temperature)
     found = work.best(targets) if score == AUTO else work.search(score)
-    certified = _certified(work, found, targets, delta)
+    least = floor_of(searched, floor)
+    most = math.inf if least is None else 1 - least if measure.of_reference else levels(searched)[-1].right - least
+    certified = _certified(work, found, targets, delta, most)
     certificate = Certificate(
         risk=risk,
         delta=delta,
@@ -93,23 +103,53 @@ def certify(
         raise CalibrationError(
             f"nothing can be certified: {shortage(certificate)}; give more held-out inputs, larger max_drops or delta"
         )
-    points = certified.points or _uncertified(work.search(found.score, expected=False).search, targets, margin)
+    search = found.search if certified.points else work.search(found.score, expected=False).search
+    points = certified.points or _uncertified(search, targets, margin, most)
     combiner = work.combiner(found.score)
     measured = held_out if len(held_out) else records
     nobody = (math.inf,) * (records.stages - 1)
     reference = replay(measured.logits, combiner, nobody, records.backbone).prediction
+    every = [_measure(measured, reference, combiner, measure, point, delta) for point in points]
+    early = search.least_cost()
+    replaced = least is not None and all(p.candidate.thresholds != early.thresholds for p in points)
+    excluded = {"": _left_early(early, records.stage_names, least)} if replaced else {}
+    excluded |= {point.name: why for point in every[1:] if (why := _excluded(point, every[0], least, most)) is not None}
     return Ladder(
         temperature=temperature,
         score=found.score,
         combine=combine,
         backbone=records.backbone,
         stage_names=records.stage_names,
-        points=tuple(_measure(measured, reference, combiner, measure, point, delta) for point in points),
+        points=tuple(point for point in every if point.name not in excluded),
         fingerprint=records.fingerprint,
         certified=bool(certified.points),
         certificate=certificate,
         scores=score_bins(records, combiner),
+        floor=least,
+        left_out=tuple(excluded.values()),
     )
+
+
+def _left_early(early: Candidate, stage_names: Sequence[str], floor: float | None) -> str:
+    """What the cheapest thresholds would lose."""
+    stage = next((s for s, threshold in enumerate(early.thresholds) if threshold == -math.inf), len(early.thresholds))
+    return (
+        f"everyone at {stage_names[stage]!r}: risk {early.risk:.4f} where thresholds were chosen, which does not keep "
+        f"the floor {floor:.4f}, left out"
+    )
+
+
+def _excluded(point: Point, reference: Point, floor: float | None, most: float) -> str | None:
+    """Why a measured point is no point of the ladder, or None where it is one."""
+    right = point.accuracy[1]
+    if floor is not None and right < floor:
+        return f"{point.name}: accuracy {right:.4f} is below the floor {floor:.4f}, left out"
+    if floor is not None and point.target is None and point.bound is not None and point.bound > most:
+        kept = f"{most:.4f}, which keeps the floor {floor:.4f}"
+        return f"{point.name}: its bound {point.bound:.4f} is above {kept}, left out"
+    if point.name == "best" and right < reference.accuracy[1]:
+        return f"best: measured {right:.4f}, below the reference's {reference.accuracy[1]:.4f}, left out"
+    return None
 
 
 def check_settings(max_drops: Sequence[float] | None, delta: float, risk: str, score: str) -> tuple[Risk, list[float]]:
@@ -215,7 +255,7 @@ class _Work:
         return min((self.search(score) for score in SCORES), key=cost)
 
 
-def _certified(work: _Work, found: _Found, targets: Sequence[float], delta: float) -> _Certified:
+def _certified(work: _Work, found: _Found, targets: Sequence[float], delta: float, most: float) -> _Certified:
     path = work.path(found)
     if not len(work.held_out):
         return _Certified((), tuple(Missing(target, None, None) for target in targets))
@@ -254,7 +294,7 @@ def _certified(work: _Work, found: _Found, targets: Sequence[float], delta: floa
     if work.risk.of_reference:
         reference = bounded("reference", search.reference)
     best = search.most_accurate(work.errors)
-    ends = [bounded("cheapest", search.least_cost())]
+    ends = [bounded("cheapest", _least(search, most, work.errors))]
     if best.risk < search.reference.risk:
         ends.append(bounded("best", best))
     return _Certified(tuple(_in_order(reference, [*points, *ends])), tuple(missing))
@@ -282,7 +322,15 @@ def _walk(steps: Sequence[Evidence], targets: Sequence[float], level: float) -> 
     return reached
 
 
-def _uncertified(search: Search, targets: Sequence[float], margin: float) -> list[_Chosen]:
+def _least(search: Search, most: float, margin: float) -> Candidate:
+    """The cheapest thresholds whose risk, plus `margin` standard errors, is at most `most`."""
+    least = search.least_cost()
+    if least.risk + margin * least.risk_se <= most:
+        return least
+    return search.cheapest(most, margin) or search.reference
+
+
+def _uncertified(search: Search, targets: Sequence[float], margin: float, most: float) -> list[_Chosen]:
     """The points that a search alone would take: an estimate, no bound."""
     chosen: list[_Chosen] = []
     best = search.most_accurate(margin)
@@ -292,7 +340,7 @@ def _uncertified(search: Search, targets: Sequence[float], margin: float) -> lis
         cheapest = search.cheapest(target, margin)
         if cheapest is not None:
             chosen.append(_Chosen(f"{search.risk.name} {target:g}", cheapest, target))
-    chosen.append(_Chosen("cheapest", search.least_cost()))
+    chosen.append(_Chosen("cheapest", _least(search, most, margin)))
     return _in_order(_Chosen("reference", search.reference, None if search.risk.of_reference else 0.0), chosen)
 
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 _BAND_C = 4.0
-_AHEAD_S = 20.0  # how far ahead the temperature is looked at
+AHEAD_S = 20.0  # how far ahead the temperature is looked at
 _SMOOTH_S = 10.0  # time constant over which readings are averaged, and their slope
 _LEAST_S = 0.5  # between two readings that a slope is taken from
 
@@ -34,7 +34,11 @@ class Cooling:
         slope_c = (now_c - self.temperature_c) / passed_s
         return Cooling(time_s, now_c, self.slope_c + weight * (slope_c - self.slope_c))
 
+    @property
+    def ahead_c(self) -> float:
+        """The temperature that is predicted, `AHEAD_S` from now."""
+        return self.temperature_c + AHEAD_S * self.slope_c
+
     def share(self, limit_c: float) -> float:
         """How much of what there is between the cheapest and the dearest point may be used, 0 to 1."""
-        ahead_c = self.temperature_c + _AHEAD_S * self.slope_c
-        return min(1.0, max(0.0, (limit_c - ahead_c) / _BAND_C))
+        return min(1.0, max(0.0, (limit_c - self.ahead_c) / _BAND_C))

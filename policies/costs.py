@@ -9,6 +9,8 @@ from typing import Any
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
 
 SCHEMA = 1
+_BUSY = 0.15  # of the processor that others use: from here on a profile is doubtful
+_NOISY = 0.2  # of a figure, that repeats leave uncertain
 Table = tuple[tuple[float, ...], ...]  # [S][K]
 
 
@@ -21,6 +23,11 @@ class Costs:
     `energy_mj [S][K]` or None, from `energy_source`; `memory_mb [B]` resident (10^6 bytes); `idle_mw`;
     `not_measured`: what is missing; `route [K]`: which way the engine goes for so many rows, "graph" (the whole cascade
     in one call) or "stages", the faster of the two where both were measured. Figures are of that way.
+
+    `call_cpu_ms`, `call_mj` `[K]`: CPU time and energy of that overhead (empty: not measured, or in the first stage).
+    `row_mb [B]`: memory that one row more takes while a backbone runs (empty: not measured). `noise`: how far repeats
+    leave a figure uncertain, a fraction: what differs by less is not told apart. `load`: the share of the processor
+    that others used meanwhile (None: not known).
     """
 
     machine: str
@@ -39,20 +46,47 @@ class Costs:
     idle_mw: float | None
     not_measured: tuple[str, ...]
     route: tuple[str, ...] = ()  # of an engine that has only its stages
+    call_cpu_ms: tuple[float, ...] = ()
+    call_mj: tuple[float, ...] = ()
+    row_mb: tuple[float, ...] = ()
+    noise: float = 0.0
+    load: float | None = None
 
     def __post_init__(self) -> None:
         if not self.batch or any(a >= b for a, b in zip(self.batch, self.batch[1:], strict=False)):
             raise InputError(f"batch={self.batch} must be rising batch sizes")
         if len(self.call_ms) != len(self.batch):
             raise InputError(f"call_ms has {len(self.call_ms)} entries for {len(self.batch)} batch sizes")
-        if self.route and len(self.route) != len(self.batch):
-            raise InputError(f"route has {len(self.route)} entries for {len(self.batch)} batch sizes")
+        for name in ("route", "call_cpu_ms", "call_mj"):
+            entries = getattr(self, name)
+            if entries and len(entries) != len(self.batch):
+                raise InputError(f"{name} has {len(entries)} entries for {len(self.batch)} batch sizes")
+        if self.row_mb and len(self.row_mb) != len(self.memory_mb):
+            raise InputError(f"row_mb has {len(self.row_mb)} entries for {len(self.memory_mb)} backbones")
+        if not 0 <= self.noise < math.inf:
+            raise InputError(f"noise={self.noise} must be a fraction from 0, 0.05 for figures within 5%")
         for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms", "energy_mj"):
             table = getattr(self, name)
             if table is None and name == "energy_mj":
                 continue
             if len(table) != len(self.latency_ms) or any(len(row) != len(self.batch) for row in table):
                 raise InputError(f"{name} must have a row for each stage and a column for each batch size")
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What makes these figures doubtful, a sentence for each doubt."""
+        words = []
+        if self.load is not None and self.load > _BUSY:
+            words.append(
+                f"others used {self.load:.0%} of the processor while this was profiled: figures are too high; profile "
+                "again on an idle machine"
+            )
+        if self.noise > _NOISY:
+            words.append(
+                f"repeats leave figures uncertain by {self.noise:.0%}: points that differ by less are ranked by their "
+                "compute; profile again with more seconds"
+            )
+        return tuple(words)
 
     def at(self, row: Sequence[float], rows: float) -> float:
         """A row of a table at `rows` inputs: linear between batch sizes and beyond the last, flat below the first."""
@@ -75,9 +109,12 @@ class Costs:
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name}={value!r} must be a positive number of milliwatts")
         energy_mj = tuple(tuple(ms * active_mw / 1e3 for ms in row) for row in self.latency_ms)
+        call_mj = tuple(ms * active_mw / 1e3 for ms in self.call_ms)
         known = {"energy"} | ({"idle power"} if idle_mw is not None else set())
         missing = tuple(what for what in self.not_measured if what not in known)
-        return replace(self, energy_mj=energy_mj, energy_source="model", idle_mw=idle_mw, not_measured=missing)
+        return replace(
+            self, energy_mj=energy_mj, call_mj=call_mj, energy_source="model", idle_mw=idle_mw, not_measured=missing
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -96,8 +133,8 @@ class Costs:
             for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms", "energy_mj"):
                 if fields[name] is not None:
                     fields[name] = tuple(tuple(map(float, row)) for row in fields[name])
-            for name in ("batch", "call_ms", "memory_mb", "not_measured", "route"):
+            for name in ("batch", "call_ms", "memory_mb", "not_measured", "route", "call_cpu_ms", "call_mj", "row_mb"):
                 fields[name] = tuple(fields[name])
-            return cls(**fields)
+            return cls(**{name: fields[name] for name in (*cls.__dataclass_fields__, *fields)})
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"costs do not read ({error!r}): profile again") from error

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -29,7 +29,8 @@ class FrontierPoint:
     """An operating point and what it costs at each of the K batch sizes.
 
     `mean_ms`, `p95_ms`, `deep_ms` (every row as deep as the thresholds let one go), `cpu_ms`,
-    `energy_mj` (or None) are `[K]`, of a request of that many rows; `memory_mb` of its backbones.
+    `energy_mj` (or None) are `[K]`, of a request of that many rows, the overhead of the call included; `memory_mb` of
+    its backbones.
     """
 
     point: Point
@@ -59,7 +60,8 @@ class Frontier:
     """Points of a ladder that no other beats on this device; the reference always stays.
 
     A point is beaten by one that promises no larger drop, measured no less accurate, and is no dearer in mean and p95
-    latency, CPU time and memory at every batch size, and better in one of them.
+    latency, CPU time and memory at every batch size, and better in one of them. Costs that a profile does not tell
+    apart (`Costs.noise`) are ranked by compute, in which a ladder is ordered.
     """
 
     ladder: Ladder
@@ -79,7 +81,8 @@ class Frontier:
                 f"costs are of {len(costs.latency_ms)} stages, the ladder has {len(ladder.backbone)}: profile again"
             )
         costed = [_cost(point, ladder, costs) for point in ladder.points]
-        kept = [p for i, p in enumerate(costed) if i == 0 or not any(_beats(q, p) for q in costed if q is not p)]
+        figures = _compared(costed, costs.noise)
+        kept = [p for i, p in enumerate(costed) if i == 0 or not any(_beats(f, figures[i]) for f in figures)]
         return cls(ladder, costs, tuple(kept))
 
     def recost(self, costs: Costs) -> "Frontier":
@@ -89,7 +92,7 @@ class Frontier:
     @cached_property
     def cheapest(self) -> FrontierPoint:
         """The point of the least CPU time at the smallest batch."""
-        return min(self.points, key=lambda p: p.cpu_ms[0])
+        return self.points[self.processor.first((1 << len(self.points)) - 1)]
 
     def latency_ms(self, percentile: float | None, rows: int, spread: float = 0.0) -> tuple[float, ...]:
         """Latency of a request of `rows` inputs by point, at a percentile (None: the mean); see `latency`."""
@@ -126,12 +129,17 @@ class Frontier:
     @cached_property
     def effort(self) -> Rank:
         """Points by what an inference takes from a battery: `energy_mj` where that is known, else `cpu_ms`."""
-        return Rank([(p.energy_mj or p.cpu_ms)[0] for p in self.points])
+        return Rank(told_apart([(p.energy_mj or p.cpu_ms)[0] for p in self.points], self.costs.noise))
+
+    @cached_property
+    def processor(self) -> Rank:
+        """Points by the CPU time of an inference, in ms."""
+        return Rank(told_apart([p.cpu_ms[0] for p in self.points], self.costs.noise))
 
     @cached_property
     def memory(self) -> Rank:
-        """Points by the memory of their backbones, in MB."""
-        return Rank([p.memory_mb for p in self.points])
+        """Points by the memory of their backbones, and of one row while they run, in MB."""
+        return Rank([p.memory_mb + row_mb(self.costs, p.backbones) for p in self.points])
 
     @cached_property
     def drop(self) -> Rank:
@@ -146,7 +154,7 @@ class Frontier:
     @cached_property
     def mean(self) -> Rank:
         """Points by mean latency at the smallest batch, in ms."""
-        return Rank([p.mean_ms[0] for p in self.points])
+        return Rank(told_apart([p.mean_ms[0] for p in self.points], self.costs.noise))
 
     def held(self, resident: frozenset[int]) -> int:
         """The points (bits, see `Rank`) that need none but these backbones."""
@@ -282,6 +290,8 @@ def _reach(point: Point) -> tuple[float, ...]:
 
 def _cost(point: Point, ladder: Ladder, costs: Costs) -> FrontierPoint:
     todo = plan(np.array(point.thresholds, np.float32), ladder.backbone)
+    none = (0.0,) * len(costs.batch)
+    call_cpu_ms, call_mj = costs.call_cpu_ms or none, costs.call_mj or none
 
     def expected(table: tuple[tuple[float, ...], ...], rows: int) -> float:
         visits = enumerate(_visits(point, rows))
@@ -300,16 +310,47 @@ def _cost(point: Point, ladder: Ladder, costs: Costs) -> FrontierPoint:
             sum(_stage_ms(costs, todo, s, rows) for s in range(todo.deepest + 1)) + costs.at(costs.call_ms, rows)
             for rows in costs.batch
         ),
-        cpu_ms=tuple(expected(costs.cpu_ms, rows) for rows in costs.batch),
-        energy_mj=None if costs.energy_mj is None else tuple(expected(costs.energy_mj, rows) for rows in costs.batch),
+        cpu_ms=tuple(expected(costs.cpu_ms, rows) + call for rows, call in zip(costs.batch, call_cpu_ms, strict=True)),
+        energy_mj=None
+        if costs.energy_mj is None
+        else tuple(expected(costs.energy_mj, rows) + call for rows, call in zip(costs.batch, call_mj, strict=True)),
         memory_mb=sum(costs.memory_mb[b] for b in point.backbones),
     )
 
 
-def _beats(a: FrontierPoint, b: FrontierPoint) -> bool:
-    def figures(p: FrontierPoint) -> list[float]:
-        # every figure so that less is better
-        return [p.point.promised_drop, -p.point.accuracy[1], *p.mean_ms, *p.p95_ms, *p.cpu_ms, p.memory_mb]
+def row_mb(costs: Costs, backbones: Collection[int]) -> float:
+    """What one row takes while the largest of these backbones runs, in MB; 0 where it was not measured."""
+    return max((costs.row_mb[b] for b in backbones), default=0.0) if costs.row_mb else 0.0
 
-    pairs = list(zip(figures(a), figures(b), strict=True))
+
+def _compared(points: Sequence[FrontierPoint], noise: float) -> list[list[float]]:
+    """Every figure of every point so that less is better, those in time as far as they are told apart."""
+    columns = [[p.point.promised_drop for p in points], [-p.point.accuracy[1] for p in points]]
+    timed = [[*p.mean_ms, *p.p95_ms, *p.cpu_ms] for p in points]
+    columns += [told_apart(list(column), noise) for column in zip(*timed, strict=True)]
+    columns.append([p.memory_mb for p in points])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def told_apart(figures: Sequence[float], noise: float) -> list[float]:
+    """Figures of points from much to little compute, of which none is above an earlier one by noise alone.
+
+    Args:
+        figures: As they were measured, in the order of the ladder, which is that of compute.
+        noise: A fraction: what differs by less is not told apart.
+
+    Returns:
+        The figures, of which one that is above an earlier one by no more than the noise is just below that one.
+    """
+    if not noise:
+        return list(figures)
+    ranked: list[float] = []
+    for figure in figures:
+        near = [own for own in ranked if own <= figure <= own * (1 + noise)]
+        ranked.append(math.nextafter(min(near), -math.inf) if near else figure)
+    return ranked
+
+
+def _beats(a: Sequence[float], b: Sequence[float]) -> bool:
+    pairs = list(zip(a, b, strict=True))
     return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)

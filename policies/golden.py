@@ -21,7 +21,7 @@ Python's min and max. On a device it reads figures beside the costs in `costs/`,
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from random import Random
 from typing import Any
 
@@ -31,8 +31,9 @@ from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.frontier import SPREADS, Frontier
 from dynamic.policies.ladder import Ladder, Point
-from dynamic.policies.limits import Note, Sieve
-from dynamic.policies.rank import Rank
+from dynamic.policies.limits import LEAST, TELLS, Sieve
+from dynamic.policies.rank import Rank, members
+from dynamic.policies.reasons import Note
 from dynamic.policies.snapshot import Snapshot
 
 SCHEMA = 2
@@ -65,13 +66,14 @@ _FULL = _Kind(120, ("memory_mb", "deadline_ms"), 0.02, 0.01, 0.1, (0.0, 0.1, 0.3
 _HEATED = replace(
     _FULL, limits=("temperature_c", "energy_mj"), steps_s=(0.0, 4.0, 8.0, 15.0, -3.0), steady=(25, 27, 36)
 )
+_CPU = replace(_WILD, limits=("cpu_ms",))
 _FLOOR = replace(_HEATED, limits=("battery_floor",))
 # by device and kind the seeds: of those on made-up ladders such that a port with one thing wrong is found out
 _SEEDS: dict[str, list[tuple[_Kind, tuple[int, ...]]]] = {
-    "made up": [(_WILD, (3, 24)), (_WARM, (3, 7, 13)), (_PACED, (7, 10)), (_FULL, (1,)), (_HEATED, (31,))],
-    "unmetered": [(_WILD, (31,)), (_WARM, (10, 14)), (_PACED, (16, 28)), (_LONG, (21,)), (_FLOOR, (5,))],
+    "made up": [(_WILD, (24, 37)), (_WARM, (7, 13, 27, 29)), (_PACED, (8,)), (_FULL, (1,))],
+    "unmetered": [(_WILD, (28,)), (_WARM, (14, 33)), (_PACED, (2, 16)), (_LONG, (21,)), (_FLOOR, (5, 38))],
     "slow": [(_WILD, (0,)), (_LONG, (0,))],
-    "fast": [(_WILD, (0,))],
+    "fast": [(_CPU, (0,))],
 }
 
 
@@ -96,10 +98,10 @@ def figures(frontier: Frontier) -> dict[str, Any]:
                 "backbones": list(p.point.backbones),
                 "accuracy": p.point.accuracy[1],
                 "promised_drop": p.point.promised_drop,
-                "memory_mb": p.memory_mb,
-                "energy_mj": None if p.energy_mj is None else p.energy_mj[0],
-                "cpu_ms": p.cpu_ms[0],
-                "mean_ms": list(p.mean_ms),
+                "memory_mb": frontier.memory.figures[i],
+                "energy_mj": None if p.energy_mj is None else frontier.effort.figures[i],
+                "cpu_ms": frontier.processor.figures[i],
+                "mean_ms": [frontier.mean.figures[i], *p.mean_ms[1:]],
                 "p95_ms": [[frontier.latency_ms(0.95, rows, spread)[i] for rows in costs.batch] for spread in SPREADS],
                 "first_ms": [frontier.first_answer(rows).figures[i] for rows in costs.batch],
                 "path_ms": [
@@ -158,11 +160,28 @@ class _Close(Sieve):
     close = False
 
     def keep(
-        self, field: str | None, rank: Rank, most: float, note: Note, missed: Note | None = None, spare: float = 1.0
+        self,
+        field: str | None,
+        rank: Rank,
+        most: float,
+        note: Note,
+        missed: Note | None = None,
+        spare: float = 1.0,
+        beside: float | None = 0.0,
     ) -> bool:
         self._look(rank, most)
         self._look(rank, most * spare)
-        return super().keep(field, rank, most, note, missed, spare)
+        return super().keep(field, rank, most, note, missed, spare, beside)
+
+    def nearest(self, rank: Rank, beside: float | None) -> float | None:
+        if beside is not None:
+            least, inaccuracy = rank.figures[rank.first(self.left)], self.frontier.accuracy.figures
+            whole = max(beside + least, LEAST)
+            self._look(rank, least + TELLS * whole)
+            scores = sorted((beside + rank.figures[i]) / whole + inaccuracy[i] for i in members(self.left))
+            if any(0 < b - a <= _CLOSE for a, b in pairwise(scores)):
+                _Close.close = True
+        return super().nearest(rank, beside)
 
     def prefer(self, rank: Rank, most: float, note: Note) -> bool:
         self._look(rank, most)
@@ -255,6 +274,8 @@ def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: 
     }
     if frontier.costs.energy_mj is not None:
         limits["energy_mj"] = near(frontier.effort.figures) * random.choice([1.0, 1.0, 0.4])
+    if "cpu_ms" in kind.limits:
+        limits["cpu_ms"] = random.choice(frontier.effort.figures) * random.uniform(1.0, 1.25)
     chosen = {n: _short(v) for n, v in limits.items() if random.random() < (0.9 if n in kind.limits else kind.other)}
     if state.budget and state.budget.last_s and random.random() < 0.6:  # a battery is paced over many requests
         chosen["last_s"] = state.budget.last_s
@@ -381,8 +402,8 @@ _LADDER = Ladder(
         _point("drop 0", (0.9, 0.9, 0.8), (0, 1, 2), 0.0, -0.002, (0.6, 0.2, 0.1, 0.1)),
         _point("drop 0.01", (_INF, 0.8, -_INF), (0, 1), 0.01, 0.008, (0.0, 0.7, 0.3, 0.0)),
         _point("middle", (_INF, _INF, -_INF), (1,), None, 0.02, (0.0, 0.0, 1.0, 0.0)),
-        _point("small", (0.7, -_INF, _INF), (0,), 0.05, 0.045, (0.5, 0.5, 0.0, 0.0)),
-        _point("cheapest", (-_INF, _INF, _INF), (0,), None, 0.1, (1.0, 0.0, 0.0, 0.0)),
+        _point("small", (0.7, -_INF, _INF), (0,), 0.45, 0.445, (0.5, 0.5, 0.0, 0.0)),
+        _point("cheapest", (-_INF, _INF, _INF), (0,), None, 0.5, (1.0, 0.0, 0.0, 0.0)),
     ),
     fingerprint="made up",
     certified=True,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 _SOONEST, _LATEST = 16, 4096  # decisions that a better point must last
 _PREMATURE = 8  # times as many within which a change forced back shows that the one before came too early
-_PAUSE_S = 30.0  # in which nothing dearer runs
+PAUSE_S = 30.0  # in which nothing dearer runs
 _SHORTEST_S, _LONGEST_S = 300.0, 1200.0  # of a rest
 _SOON = 4  # rests within which a change that is forced back came too early
 _CALM = 32  # times as many without one, after which half is enough again
@@ -61,7 +61,7 @@ class Rest:
 
     def over(self, time_s: float) -> bool:
         """Whether any dearer point may run; a clock that stands, or was set back, says nothing."""
-        return not 0 < time_s - self.backed_s < _PAUSE_S
+        return not 0 < time_s - self.backed_s < PAUSE_S
 
     def most(self, time_s: float) -> float:
         """The effort that points must stay below."""

@@ -88,7 +88,8 @@ class Ladder:
     `temperature [S]`, `score` and `combine` say how logits become answers; `backbone [S]`; `fingerprint`: what
     it was measured on. `certified`: whether any point but the reference has a bound; an uncertified ladder runs, and
     every result says so. `certificate`: what the bounds rest on (None: nobody tried). `scores [S]`: what calibration
-    inputs scored at each stage where it is the first evaluated, to notice drift by (empty: unknown).
+    inputs scored at each stage where it is the first evaluated, to notice drift by (empty: unknown). `floor`: the
+    accuracy that every point keeps (None: no floor); `left_out`: what is no point, and why.
     """
 
     temperature: tuple[float, ...]
@@ -101,6 +102,8 @@ class Ladder:
     certified: bool
     certificate: Certificate | None = None
     scores: tuple[ScoreBins, ...] = ()
+    floor: float | None = None
+    left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; infinite thresholds as "inf" and "-inf"."""
@@ -134,6 +137,8 @@ class Ladder:
                     ScoreBins(tuple(map(float, bins["edges"])), tuple(map(int, bins["counts"])))
                     for bins in data["scores"]
                 ),
+                floor=data.get("floor"),  # bundles of the first version have none
+                left_out=tuple(data.get("left_out", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"the ladder does not read ({error!r}); build the bundle again") from error

@@ -4,38 +4,43 @@ Each narrows a `Sieve`. None knows the others, nor the order they come in.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from dynamic.policies.budget import Budget
+from dynamic.policies.cooling import AHEAD_S
 from dynamic.policies.feasibility import NO_SENSOR
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.rank import Rank, members
+from dynamic.policies.reasons import Note, formatted
+from dynamic.policies.reasons import worded as worded
 from dynamic.policies.situation import Situation, resident_mb
 
 TO_SPARE = 0.9  # of a limit: a dearer point than the current one must fit with this much
 RESERVE_MB = 32.0  # of available memory, that is left to others
+TELLS_MB = 0.5  # of resident memory: a process's own varies by as much between two readings
 _ROUNDING_MB = 1e-3  # in which sums of the same networks may differ
+TELLS = 0.01  # of a figure beyond its limit: less is no reason for another point
+LEAST = 1e-9  # of a figure that another is divided by
 _PRESSED = 0.1  # share of the time that something waits for memory, from which on memory is short
 _PACE_SPARE = 0.98  # of what an inference may take from the battery: that follows no single request
 _SURE = 0.95  # of the time asked for: who expects less says that a battery cannot last
-
-Note = tuple[Any, ...]  # a template with what goes into it: words are made when somebody reads them
+_WORTH = "points of up to {} stay, since less would cost more accuracy than it gains"
 
 
 class Sieve:
     """Points that are `left` (bits, see `Rank`), while one limit after another is applied; and what was said of it.
 
     `current`: the point that runs (None: none yet). Where a limit fits no point that is left, it gives way: the points
-    that come closest to it stay.
+    that come closest to it stay, accuracy considered.
     """
 
-    __slots__ = ("current", "frontier", "gave_way", "left", "lost_to", "notes")
+    __slots__ = ("current", "frontier", "gave_way", "left", "lost_to", "notes", "spared")
 
     def __init__(self, frontier: Frontier, current: int | None) -> None:
         self.frontier, self.current = frontier, current
         self.left = (1 << len(frontier.points)) - 1
         self.gave_way: list[str] = []
         self.notes: list[Note] = []
+        self.spared: list[tuple[int, float]] = []  # see `worded`
         self.lost_to: Limit | None = None  # what has ruled the current point out
 
     def apply(self, limit: "Limit", budget: Budget, seen: Situation, wait: bool) -> None:
@@ -45,9 +50,18 @@ class Sieve:
             self.lost_to = limit
 
     def keep(
-        self, field: str | None, rank: Rank, most: float, note: Note, missed: Note | None = None, spare: float = 1.0
+        self,
+        field: str | None,
+        rank: Rank,
+        most: float,
+        note: Note,
+        missed: Note | None = None,
+        spare: float = 1.0,
+        beside: float | None = 0.0,
     ) -> bool:
         """Keep the points whose figure is at most `most`; dearer ones than the current at most `spare` of that.
+
+        Where none is, the points of the least figure stay, and those of more that are worth it; see `nearest`.
 
         `note` says what was kept where others were not, `missed` that nothing fitted, with the least figure for its
         first value; `field` of the budget has given way then. Whether anything fitted.
@@ -58,15 +72,33 @@ class Sieve:
         narrowed = self.left & fitting
         if narrowed:
             if narrowed != self.left:
+                if spare < 1.0 and self.left & rank.at_most(most) != narrowed:
+                    self.spared.append((len(self.notes), spare))
                 self.left = narrowed
                 self.notes.append(note)
             return True
-        self.closest(rank)
+        worth = self.nearest(rank, beside)
         if field is not None:
             self.gave_way.append(field)
         if missed is not None:
             self.notes.append((missed[0], rank.figures[rank.first(self.left)], *missed[1:]))
+            self.notes += [] if worth is None else [(_WORTH, worth)]
         return False
+
+    def nearest(self, rank: Rank, beside: float | None) -> float | None:
+        """Keep the points that come closest to a limit that none meets: up to which figure more was worth it, or None.
+
+        One percent more of the figure must bring one point of accuracy. `beside`: what a figure comes on top of (None:
+        accuracy itself is limited). Figures within one percent of the least count as the least.
+        """
+        if beside is None:
+            self.closest(rank)
+            return None
+        least = rank.figures[rank.first(self.left)]
+        whole, inaccuracy = max(beside + least, LEAST), self.frontier.accuracy.figures
+        best = min(members(self.left), key=lambda i: (beside + rank.figures[i]) / whole + inaccuracy[i])
+        self.left &= rank.at_most(max(rank.figures[best], least + TELLS * whole))
+        return rank.figures[best] if rank.figures[best] > least else None
 
     def prefer(self, rank: Rank, most: float, note: Note) -> bool:
         """Keep the points whose figure is at most `most` where there are any; whether there are."""
@@ -91,9 +123,10 @@ def memory(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
         sieve.keep(
             "memory_mb",
             rank,
-            budget.memory_mb - other,
-            ("memory_mb at most {:.4g} MB, {:.4g} of which are not networks'", budget.memory_mb, other),
-            ("memory_mb: {:.4g} MB on top of {:.4g} is over {:.4g} MB and gave way", other, budget.memory_mb),
+            budget.memory_mb - other + TELLS_MB,
+            ("memory_mb at most {} MB, {} of which are not networks'", budget.memory_mb, other),
+            ("memory_mb: {} MB on top of {} is over {} MB and gave way", other, budget.memory_mb),
+            beside=other,
         )
     if seen.memory_available_mb is None:
         return
@@ -102,16 +135,30 @@ def memory(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     short = (seen.memory_pressure or 0.0) > _PRESSED
     if short:  # no more than there is now
         room = min(room, here + _ROUNDING_MB)
-    words = "{:.0f} MB of memory are free" + (", and others wait for memory" if short else "")
     gives_way = None if "memory_mb" in sieve.gave_way else "memory_mb"
     sieve.keep(
         gives_way,
         rank,
         room,
-        (words, max(room, 0.0)),
-        ("{:.0f} MB of memory are needed, {:.0f} MB are free, too little for any point", max(room, 0.0)),
+        (_free, seen, here, short),
+        (_too_little, seen, here, short),
         spare=TO_SPARE,
+        beside=(seen.base_mb or 0.0) + seen.excess_mb,
     )
+
+
+def _free(seen: Situation, here: float, short: bool) -> str:
+    """The memory that is free, in words; `here`: what loaded networks hold."""
+    words = formatted("{} MB of memory are free, {} MB of which are for others", seen.memory_available_mb, RESERVE_MB)
+    if here:
+        words += formatted(", networks of {} MB are loaded", here)
+    if short:
+        words += ", others wait for memory and no more is loaded"
+    return words
+
+
+def _too_little(least_mb: float, seen: Situation, here: float, short: bool) -> str:
+    return formatted("{} MB of memory are needed, and {}: too little for any point", least_mb, _free(seen, here, short))
 
 
 def deadline(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
@@ -121,17 +168,24 @@ def deadline(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     waited_ms, rows = (seen.waited_ms if wait else 0.0), seen.rows
     left_ms = budget.deadline_ms - waited_ms
     slowdown = seen.slowdown
+    waited, waits = (", {} of which it has waited", (waited_ms,)) if waited_ms else ("", ())
+    late = (", times {}" if slowdown != 1.0 else "") + (", after {} ms of waiting," if waited_ms else "")
     fits = sieve.keep(
         "deadline_ms",
         sieve.frontier.first_answer(rows),
         left_ms / slowdown,
-        ("first answer within deadline_ms {:.4g} ms", budget.deadline_ms),
-        ("deadline_ms: {:.4g} ms as profiled to a first answer is over {:.4g} ms and gave way", left_ms / slowdown),
+        ("first answer within deadline_ms {} ms" + waited, budget.deadline_ms, *waits),
+        (
+            "deadline_ms: {} ms as profiled to a first answer" + late + " is over {} ms and gave way",
+            *((slowdown,) if slowdown != 1.0 else ()),
+            *waits,
+            budget.deadline_ms,
+        ),
         spare=TO_SPARE,
     )
     if fits:
         whole = sieve.frontier.latency(budget.percentile, rows, seen.spread)
-        sieve.prefer(whole, left_ms / slowdown, ("not cut by deadline_ms {:.4g} ms", budget.deadline_ms))
+        sieve.prefer(whole, left_ms / slowdown, ("not cut by deadline_ms {} ms", budget.deadline_ms))
 
 
 def battery(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
@@ -145,17 +199,20 @@ def battery(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     rank = sieve.frontier.effort
     if budget.battery_floor is not None and seen.battery <= budget.battery_floor:
         sieve.closest(rank)
-        sieve.notes.append(("battery {:.0%} is at or below the floor {:.0%}", seen.battery, budget.battery_floor))
+        words = "battery {:share} is at or below the floor {:share}"
+        sieve.notes.append((words, seen.battery, budget.battery_floor))
     pace, floor = seen.pace, budget.battery_floor or 0.0
     if budget.last_s is None or pace is None:
         return
-    hours = pace.left_s() / 3600
+    passed_s = seen.time_s - pace.edge_s  # since the charge last fell a step: what lasts is counted from there
+    hours = (pace.start_s + pace.last_s - seen.time_s) / 3600
+    lasting = "battery {:share} must last {:3} h more"
     most = pace.ceiling(floor)
     if sieve.keep(
         None,
         rank,
         most,
-        ("battery {:.0%} must last {:.3g} h more", seen.battery, hours),
+        (lasting, seen.battery, hours),
         spare=_PACE_SPARE,
     ):
         return
@@ -163,14 +220,16 @@ def battery(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     without_s, with_s = pace.lasts_s(floor, 0.0), pace.lasts_s(floor, least)
     if without_s < _SURE * pace.left_s():
         sieve.gave_way.append("last_s")
-        words = "battery can last {:.1f} h even without inference, not {:.1f} h: lower the frame rate or the screen"
-        sieve.notes.append((words, without_s / 3600, hours))
+        words = (
+            "last_s: battery can last {:.1f} h even without inference, not {:.1f} h: lower the frame rate or the screen"
+        )
+        sieve.notes.append((words, max(without_s - passed_s, 0.0) / 3600, hours))
     elif with_s < _SURE * pace.left_s():
         sieve.gave_way.append("last_s")
-        words = "battery lasts {:.1f} h at the cheapest point, not {:.1f} h: lower the frame rate or the screen"
-        sieve.notes.append((words, with_s / 3600, hours))
+        words = "last_s: battery lasts {:.1f} h at the cheapest point, not {:.1f} h: lower the frame rate or the screen"
+        sieve.notes.append((words, max(with_s - passed_s, 0.0) / 3600, hours))
     else:
-        sieve.notes.append(("battery {:.0%} must last {:.3g} h more", seen.battery, hours))
+        sieve.notes.append((lasting, seen.battery, hours))
 
 
 def temperature(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
@@ -186,17 +245,30 @@ def temperature(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> No
     rank = sieve.frontier.effort
     low, high = min(rank.figures), max(rank.figures)
     now_c, limit_c = seen.cooling.temperature_c, budget.temperature_c
-    words = "{:.1f} C is close to {:.1f} C" if now_c <= limit_c else "{:.1f} C is over {:.1f} C"
-    if seen.throttled:
-        words = "the hardware slows this process down, at {:.1f} C"
+    note = (_heat, seen, limit_c)
     if share > 0.0:
-        sieve.keep(None, rank, low + share * (high - low), (words, now_c, limit_c), spare=TO_SPARE)
+        sieve.keep(None, rank, low + share * (high - low), note, spare=TO_SPARE)
         return
     sieve.closest(rank)
-    sieve.notes.append((words, now_c, limit_c))
+    sieve.notes.append(note)
     if now_c > limit_c:
         sieve.gave_way.append("temperature_c")
-        sieve.notes.append(("temperature_c gave way: this is the least effort there is",))
+        words = "temperature_c: {:.1f} C on average is over {:.1f} C and gave way, this is the least effort there is"
+        sieve.notes.append((words, now_c, limit_c))
+
+
+def _heat(seen: Situation, limit_c: float) -> str:
+    """What was measured, what is predicted, and which of them decides, in words."""
+    assert seen.cooling is not None
+    predicted_c = seen.cooling.ahead_c
+    measured_c = seen.temperature_c if seen.temperature_c is not None else seen.cooling.temperature_c
+    if seen.throttled:
+        return formatted("the hardware slows this process down, at {:.1f} C", measured_c)
+    side = "over" if predicted_c >= limit_c else "close to"
+    words = (
+        "{:.1f} C are measured and {:.1f} C are predicted in {} s: the prediction is " + side + " the limit of {:.1f} C"
+    )
+    return formatted(words, measured_c, predicted_c, AHEAD_S, limit_c)
 
 
 def latency(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
@@ -207,15 +279,15 @@ def latency(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     slowdown = seen.slowdown
     rank = sieve.frontier.latency(budget.percentile, seen.rows, seen.spread)
     waited_ms, behind = (seen.waited_ms, seen.queue_length) if wait else (0.0, 0)
-    words = "latency_ms at most {:.4g} ms" + (", {:.4g} of which it has waited" if waited_ms else "")
-    after = f", after {waited_ms:.4g} ms of waiting," if waited_ms else ","
-    over = "latency_ms {:.4g} ms as profiled, times {:.3g}" + after + " is over {:.4g} ms and gave way"
+    words = "latency_ms at most {} ms" + (", {} of which it has waited" if waited_ms else "")
+    after = ", after {} ms of waiting," if waited_ms else ","
+    over = "latency_ms {} ms as profiled, times {}" + after + " is over {} ms and gave way"
     fits = sieve.keep(
         "latency_ms",
         rank,
         (most - waited_ms) / slowdown,
         (words, most, waited_ms),
-        (over, slowdown, most),
+        (over, slowdown, *((waited_ms,) if waited_ms else ()), most),
         spare=TO_SPARE,
     )
     if behind and fits:  # served one after the other, the last of them waits for all
@@ -226,17 +298,24 @@ def latency(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
 
 
 def energy(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
-    """Of an inference on average."""
-    most = budget.energy_mj
-    if most is None or sieve.frontier.costs.energy_mj is None:
-        return
-    sieve.keep(
-        "energy_mj",
-        sieve.frontier.effort,
-        most,
-        ("energy_mj at most {:.4g} mJ", most),
-        ("energy_mj {:.4g} mJ is over {:.4g} mJ and gave way", most),
-    )
+    """Energy, and CPU time, of an inference on average."""
+    metered = sieve.frontier.costs.energy_mj is not None
+    if budget.energy_mj is not None and metered:
+        sieve.keep(
+            "energy_mj",
+            sieve.frontier.effort,
+            budget.energy_mj,
+            ("energy_mj at most {} mJ", budget.energy_mj),
+            ("energy_mj {} mJ is over {} mJ and gave way", budget.energy_mj),
+        )
+    if budget.cpu_ms is not None:
+        sieve.keep(
+            "cpu_ms",
+            sieve.frontier.processor if metered else sieve.frontier.effort,
+            budget.cpu_ms,
+            ("cpu_ms at most {} CPU-ms", budget.cpu_ms),
+            ("cpu_ms {} CPU-ms is over {} CPU-ms and gave way", budget.cpu_ms),
+        )
 
 
 def drop(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
@@ -246,15 +325,20 @@ def drop(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
             "max_drop",
             sieve.frontier.drop,
             budget.max_drop,
-            ("max_drop at most {:.4g}", budget.max_drop),
-            ("max_drop {:.4g} is over {:.4g} and gave way", budget.max_drop),
+            ("max_drop at most {}", budget.max_drop),
+            ("max_drop {} is over {} and gave way", budget.max_drop),
+            beside=None,
         )
     if budget.min_accuracy is not None:
         best = -min(sieve.frontier.accuracy.figures[i] for i in members(sieve.left))
         if not sieve.keep(
-            "min_accuracy", sieve.frontier.accuracy, -budget.min_accuracy, ("accuracy at least {}", budget.min_accuracy)
+            "min_accuracy",
+            sieve.frontier.accuracy,
+            -budget.min_accuracy,
+            ("accuracy at least {}", budget.min_accuracy),
+            beside=None,
         ):
-            words = "min_accuracy {:.4g} is under {:.4g} and gave way"
+            words = "min_accuracy {} is under {} and gave way"
             sieve.notes.append((words, best, budget.min_accuracy))
     if seen.drift and budget.on_drift == "safest":
         sieve.closest(sieve.frontier.drop)
@@ -314,7 +398,7 @@ _ASKED = {
     "battery": ("battery_floor", "last_s"),
     "temperature": ("temperature_c",),
     "latency": ("latency_ms",),
-    "energy": ("energy_mj",),
+    "energy": ("energy_mj", "cpu_ms"),
 }
 
 
@@ -328,8 +412,3 @@ def active(budget: Budget, names: Sequence[str]) -> tuple[Limit, ...]:
         for name in budget.priority
         if name in names and (name not in _ASKED or any(getattr(budget, field) is not None for field in _ASKED[name]))
     )
-
-
-def worded(notes: Sequence[Note]) -> str:
-    """What limits have said, as text."""
-    return "; ".join(template.format(*values) for template, *values in notes)

@@ -1,8 +1,9 @@
 """What a port of the policy may get wrong, as replacements in `examples/policy_port.py`, and who notices.
 
 `python tests/port_mutations.py` looks for the seeds in `policies/golden.py` with which the cases notice most. Left out
-is what a thousand cases cannot show: halving of what is needed after as many calm requests, its bound and that of a
-rest, a rest that a clock set back ends, and that the end of the time asked for lifts a limit that then hardly binds.
+is what a thousand cases cannot show: what is too little for another point (`_TELLS_MB`, `_TELLS`, `_LEAST`), halving
+of what is needed after as many calm requests, its bound and that of a rest, a rest that a clock set back ends, and that
+the end of the time asked for lifts a limit that then hardly binds.
 """
 
 import json
@@ -29,7 +30,12 @@ MUTATIONS = [
     ("not 0 <= now_s", "not 5 <= now_s"),
     ("< 1.0:", "< 0.15:"),
     ("< 1.0:", "< 3.0:"),
-    ('- state["excess_mb"])', ")"),
+    ('(state["base_mb"] or 0.0) + state["excess_mb"]', '(state["base_mb"] or 0.0)'),
+    (' - p["accuracy"]))', "))"),
+    ('keep("cpu_ms", lambda p: p["cpu_ms"], budget["cpu_ms"])', "pass"),
+    ('if budget["energy_mj"] is not None and left', "if False and left"),
+    ("_SPARE, other)", "_SPARE)"),
+    ("+ _TELLS_MB, beside=other", "+ _TELLS_MB"),
     ("here + 1e-3 if", "here + 50.0 if"),
     ("_RESERVE_MB + here, most), _SPARE", "_RESERVE_MB + here, most)"),
     ("_RESERVE_MB + here, most)", "_RESERVE_MB, most)"),
@@ -77,8 +83,8 @@ MUTATIONS = [
     (' or budget["min_accuracy"] is not None\n', "\n"),
     ('-p["accuracy"], p["mean_ms"][0])', '-p["accuracy"], 0.0)'),
     ('-p["accuracy"], p["mean_ms"][0])', '-p["accuracy"], p["mean_ms"][-1])'),
-    ('keep("max_drop", lambda p: p["promised_drop"], budget["max_drop"])', "pass"),
-    ('keep("min_accuracy", lambda p: -p["accuracy"], -budget["min_accuracy"])', "pass"),
+    ('keep("max_drop", lambda p: p["promised_drop"], budget["max_drop"], beside=None)', "pass"),
+    ('keep("min_accuracy", lambda p: -p["accuracy"], -budget["min_accuracy"], beside=None)', "pass"),
     ('state["drift"] and budget["on_drift"] == "safest"', 'budget["on_drift"] == "safest"'),
     ('state["drift"] and budget["on_drift"] == "safest"', 'state["drift"]'),
     ('[min(left, key=lambda p: float(p["promised_drop"]))]', 'least(lambda p: p["promised_drop"])'),

@@ -200,3 +200,16 @@ def test_hashes() -> None:
     one, other = small(0).state_dict(), small(1).state_dict()
     assert signature(one) == signature(other) != signature(small(0, width=5).state_dict())
     assert digest(one) == digest(small(0).state_dict()) != digest(other)
+
+
+def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {"\u00e9/\\weight": torch.arange(3.0), "b": torch.ones(2, 2)}
+    files = [tmp_path / str(number) for number in range(16)]
+    for path in files:
+        write_tensors(path, tensors, {"kind": "weights", "note": "a \u00e9"})
+    assert len({path.read_bytes() for path in files}) == 1
+    again, facts = read_tensors(files[0])
+    assert again.keys() == tensors.keys()
+    assert facts["note"] == "a \u00e9"
+    with safe_open(files[0], framework="pt") as file:
+        assert set(file.keys()) == set(tensors)

@@ -424,3 +424,35 @@ def test_bad_settings_are_named() -> None:
         dynamic.family(net, [], means=[thin], **QUICK)
     with pytest.raises(InputError, match="without labels"):
         dynamic.family(net, [data[0][0]], means=[thin], **QUICK)
+
+
+def test_a_member_that_nobody_would_accept_is_not_in_the_cascade() -> None:
+    # untrained: right in one of ten
+    found = dynamic.family(Trained().eval(), batches("choose"), (), means=[], others={"untrained": Slim(2)}, **QUICK)
+    assert found.floor == pytest.approx(0.1 + 0.5 * (found.reference.accuracy - 0.1), abs=0.05)
+    assert [m.name for m in found.kept] == ["Trained"]
+    assert "below the floor of accuracy" in str(found)
+    lower = dynamic.family(
+        Trained().eval(), batches("choose"), (), means=[], others={"untrained": Slim(2)}, floor=0, **QUICK
+    )
+    assert "below the floor" not in str(lower)
+    with pytest.raises(BudgetError, match="floor=7 must be an accuracy"):
+        dynamic.family(Trained().eval(), batches("choose"), (), means=[], floor=7, **QUICK)
+
+
+class Trained(nn.Module):
+    """The nearest mean of each class of digits, which is right in some nine of ten; made slow by idle layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        x, y, _, _ = digits()
+        means = torch.stack([x[y == number].flatten(1).mean(0) for number in range(10)])
+        self.means = nn.Linear(64, 10)
+        with torch.no_grad():
+            self.means.weight.copy_(means)
+            self.means.bias.copy_(-0.5 * means.square().sum(1))
+        self.idle = nn.Sequential(*[nn.Linear(64, 64) for _ in range(30)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return self.means(flat) + 0.0 * self.idle(flat).sum()

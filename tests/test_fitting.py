@@ -390,3 +390,34 @@ def test_a_loader_without_length_trains() -> None:
 
     report = dynamic.fit(ExitNet(), Endless(), "joint", epochs=2, progress=True)
     assert report.loss[-1] < report.history_loss[0][-1]
+
+
+def test_the_report_says_how_often_exits_are_right_on_held_out_data() -> None:
+    network = ExitNet()
+    _, _, test_x, test_y = digits()
+    report = dynamic.fit(network, digits_loader(), epochs=8, eval_loader=[(test_x, test_y)])
+    with torch.no_grad():
+        truth = [float((logits.argmax(1) == test_y).float().mean()) for logits in network.eval()(test_x)]
+    assert [level.right for level in report.held_out] == pytest.approx(truth)
+    assert [level.stage for level in report.held_out] == ["exit1", "exit2", "exit3"]
+    assert f"exit1: loss {report.loss[0]:.4f}, held-out accuracy {truth[0]:.4f} of {len(test_y)}" in str(report)
+    assert "exit3: not trained, held-out accuracy" in str(report)
+
+
+def test_without_held_out_data_the_report_says_what_it_shows() -> None:
+    report = dynamic.fit(ExitNet(), digits_loader(), epochs=1)
+    assert report.held_out == ()
+    assert "give eval_loader for held-out accuracy" in str(report)
+
+
+def test_an_exit_at_chance_after_training_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    _, _, test_x, test_y = digits()
+    shuffled = test_y[torch.randperm(len(test_y), generator=torch.Generator().manual_seed(0))]
+    with caplog.at_level("WARNING", "dynamic"):
+        report = dynamic.fit(ExitNet(), digits_loader(), epochs=1, eval_loader=[(test_x, shuffled)])
+    assert all(level.at_chance for level in report.held_out)
+    assert "'exit3' is right in" in caplog.text
+    assert "it is at chance after training" in caplog.text
+    assert "AT CHANCE" in str(report)
+    with pytest.raises(InputError, match="eval_loader gave no batch"):
+        dynamic.fit(ExitNet(), digits_loader(), epochs=1, eval_loader=[])

@@ -91,3 +91,11 @@ def test_nothing_may_be_missing_of_a_point(name: str) -> None:
     del data["points"][1][name]
     with pytest.raises(CorruptError, match=name):
         Ladder.from_json(data)
+
+
+def test_a_ladder_written_before_there_was_a_floor_reads() -> None:
+    written = LADDER.to_json()
+    del written["floor"], written["left_out"]
+    read = Ladder.from_json(written)
+    assert read.floor is None
+    assert read.left_out == ()

@@ -8,15 +8,17 @@ import pytest
 from budget_cases import COSTS, FRONTIER, LADDER
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_cases import repeatable
+from policy_cases import INF, make_costs, make_ladder, make_point, repeatable
 
 from dynamic.policies.budget import PRIORITY, Budget
+from dynamic.policies.budget_policy import BudgetPolicy
 from dynamic.policies.cooling import Cooling
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.limits import LIMITS, Sieve, stay, worded
 from dynamic.policies.pacing import Drain, Pace
 from dynamic.policies.rank import Rank, members
 from dynamic.policies.situation import Situation
+from dynamic.policies.snapshot import Snapshot
 
 NAMES = ("reference", "middle", "quick")
 METERED = Frontier.of(LADDER, replace(COSTS, energy_mj=COSTS.cpu_ms, energy_source="meter"))
@@ -101,7 +103,10 @@ def test_memory_that_is_free() -> None:
     assert sift("memory", Budget(), 0, memory_available_mb=32.0, resident=frozenset([1]))[0] == list(NAMES)
     left, gave_way, said = sift("memory", Budget(), memory_available_mb=10.0)
     assert (left, gave_way) == (["middle", "quick"], ["memory_mb"])
-    assert "50 MB of memory are needed, 0 MB are free, too little for any point" in said
+    assert (
+        "50 MB of memory are needed, and 10 MB of memory are free, 32 MB of which are for others: too little for any"
+        in said
+    )
 
 
 def test_where_others_wait_for_memory_no_more_is_taken() -> None:
@@ -188,9 +193,10 @@ def test_less_effort_the_closer_to_the_limit() -> None:
         return sift("temperature", budget, cooling=Cooling(0, now_c), **seen)
 
     assert [at(c)[0] for c in (66, 66.1, 68.2, 68.3, 70)] == [list(NAMES), *[["middle", "quick"]] * 2, *[["quick"]] * 2]
-    assert at(69)[1:] == ([], "69.0 C is close to 70.0 C")
+    words = "69.0 C are measured and 69.0 C are predicted in 20 s: the prediction is close to the limit of 70.0 C"
+    assert at(69)[1:] == ([], words)
     assert at(70.5)[1] == ["temperature_c"]
-    assert "70.5 C is over 70.0 C" in at(70.5)[2]
+    assert "70.5 C on average is over 70.0 C" in at(70.5)[2]
     assert sift("temperature", budget, cooling=Cooling(0, 71, -0.5))[:2] == (list(NAMES), [])  # it cools
     # dearer than what runs it must fit with a tenth to spare: a share of 0.506
     assert at(68.1, current=2)[0] == ["quick"]
@@ -252,3 +258,72 @@ def test_drift_leaves_the_first_of_the_least_promised_drop() -> None:
     LIMITS["drop"](sieve, Budget(), Situation(drift=True), False)
     assert list(members(sieve.left)) == [0]
     assert sift("drop", Budget(on_drift="report"), drift=True)[0] == list(NAMES)
+
+
+def beside(accuracies: tuple[float, ...], memory_mb: tuple[float, ...], ms: tuple[float, ...]) -> Frontier:
+    """One network a stage, each run alone, with these accuracies, sizes and times; the last is the reference."""
+    last = len(ms) - 1
+    points = [
+        make_point(
+            f"network {place}",
+            tuple(-INF if s == place else INF for s in range(last)),
+            tuple(float(s == place) for s in range(last + 1)),
+            accuracy=accuracies[place],
+            backbones=(place,),
+            target=None,
+            risk=max(accuracies) - accuracies[place],
+        )
+        for place in reversed(range(last + 1))
+    ]
+    costs = make_costs([[value] for value in ms], memory_mb=memory_mb)
+    return Frontier.of(make_ladder(points, tuple(range(last + 1))), costs)
+
+
+def chosen(frontier: Frontier, budget: Budget, **readings: Any) -> tuple[str, bool]:
+    """The point for the first request, and whether it is feasible."""
+    found, _ = BudgetPolicy().decide(frontier, budget, Snapshot(0, **readings), BudgetPolicy().initial())
+    return found.point.point.name, found.feasible
+
+
+def test_where_no_point_meets_a_limit_accuracy_weighs_against_what_is_gained() -> None:
+    # 9 MB and 10 MB beside 90 that no network holds: 1 MB of 99 is not worth 59 points
+    frontier = beside((0.31, 0.90), (9.0, 10.0), (5.0, 20.0))
+    assert chosen(frontier, Budget(memory_mb=50), memory_process_mb=90.0) == ("network 1", False)
+    assert chosen(frontier, Budget(memory_mb=50, max_drop=0.7), memory_process_mb=90.0)[1] is False
+    # what the system has left: 7 MB for others' needs and none for this
+    assert chosen(frontier, Budget(), memory_available_mb=33.0, memory_process_mb=90.0) == ("network 1", False)
+    # half of the memory is worth 10 points
+    halved = beside((0.80, 0.90), (100.0, 300.0), (5.0, 20.0))
+    assert chosen(halved, Budget(memory_mb=50), memory_process_mb=60.0) == ("network 0", False)
+    # one percent of a time, of an energy, is not worth 59 points either
+    close = beside((0.31, 0.90), (9.0, 10.0), (19.8, 20.0))
+    assert chosen(close, Budget(latency_ms=5)) == ("network 1", False)
+    assert chosen(close, Budget(deadline_ms=5)) == ("network 1", False)
+    energy = replace(close.costs, energy_mj=close.costs.latency_ms, energy_source="meter")
+    assert chosen(close.recost(energy), Budget(energy_mj=5)) == ("network 1", False)
+    # and a tenth of the time is
+    quick = beside((0.80, 0.90), (9.0, 10.0), (2.0, 20.0))
+    assert chosen(quick, Budget(latency_ms=1)) == ("network 0", False)
+
+
+def test_an_accuracy_that_no_point_has_is_not_weighed() -> None:
+    assert chosen(FRONTIER, Budget(min_accuracy=0.99)) == ("reference", False)
+
+
+def test_no_slower_network_for_memory_that_a_measurement_does_not_tell_apart() -> None:
+    # a faster network holds 0.4 MB more: over by 0.3 MB, or over whatever runs
+    frontier = beside((0.90, 0.90), (10.4, 10.0), (5.0, 20.0))
+    assert chosen(frontier, Budget(max_drop=0.01, memory_mb=100.1), memory_process_mb=90.0) == ("network 0", True)
+    assert chosen(frontier, Budget(max_drop=0.01, memory_mb=50.0), memory_process_mb=90.0) == ("network 0", False)
+    assert chosen(frontier, Budget(max_drop=0.01), memory_available_mb=33.0, memory_process_mb=90.0)[0] == "network 0"
+    far = beside((0.90, 0.90), (30.0, 10.0), (5.0, 20.0))
+    assert chosen(far, Budget(max_drop=0.01, memory_mb=110.0), memory_process_mb=90.0) == ("network 1", True)
+
+
+def test_the_reason_names_what_the_point_holds_that_runs() -> None:
+    frontier = beside((0.31, 0.90), (9.0, 10.0), (5.0, 20.0))
+    found, _ = BudgetPolicy().decide(
+        frontier, Budget(memory_mb=50), Snapshot(0, memory_process_mb=90.0), BudgetPolicy().initial()
+    )
+    assert "memory_mb: 9 MB on top of 90 is over 50 MB and gave way" in found.reason
+    assert "points of up to 10 stay, since less would cost more accuracy than it gains" in found.reason

@@ -16,14 +16,15 @@ from dynamic.canaries import CANARIES, Reservoir
 from dynamic.choosing import AUTO, check_precision, chosen
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.loop import StageEngine
-from dynamic.engines.opening import check_engine, open_engine
+from dynamic.engines.opening import check_engine, check_installed_engine, open_engine
 from dynamic.fingerprint import EngineIdentity
+from dynamic.offline.arguments import check_classes, check_first_batch, check_split, warn_order
 from dynamic.offline.calibration import collect, peek, plain_combiner
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.checkpoints import write_whole
 from dynamic.offline.compute import rounds
 from dynamic.offline.drawing import CanaryInputs, check_canary_inputs, draw_canaries
-from dynamic.offline.exporting import export_stages
+from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.graphs import plain_ladder, write_graphs
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
@@ -31,6 +32,7 @@ from dynamic.offline.recertifying import TemporaryBundle, warn_uncertified
 from dynamic.offline.transforms import from_transforms
 from dynamic.policies.certification import certify, check_settings
 from dynamic.policies.errors import EngineError
+from dynamic.policies.floor import check_floor, levels
 from dynamic.policies.records import SEARCH_SHARE
 
 logger = logging.getLogger("dynamic")
@@ -59,6 +61,7 @@ def build(
     strict: bool = False,
     canaries: CanaryInputs = "calibration",
     progress: bool | None = None,
+    floor: float | None = None,
 ) -> Bundle:
     """A bundle from networks for the same task, plain or wrapped, smallest first.
 
@@ -71,18 +74,28 @@ def build(
     batch of other inputs, or "noise", drawn from a seed, which can miss a difference. The remaining arguments are those
     of `Cascade`, `calibrate` and `certify`.
 
+    What can be checked of the arguments is checked before anything is exported. A network that stands before a smaller
+    one, a stage that knows no more than chance and a point that the floor left out are logged as warnings.
+
     Raises CalibrationError, InputError, BudgetError or EngineError as those steps do; EngineError too where
     the exported graphs do not give torch's logits.
     """
-    check_settings(max_drops, delta, risk, score)
+    measure, _ = check_settings(max_drops, delta, risk, score)
+    check_floor(floor)
+    check_split(groups, search_share, seed)
     if engine == AUTO:
         check_precision(precision)
     else:
         check_engine(engine, precision)
+        check_installed_engine(engine)
     check_canary_inputs(canaries)
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     batches, example = peek(held_out_loader)
+    plain = describe(cascade, example)
+    check_classes(classes, plain)
+    check_first_batch(batches, plain, measure)
+    warn_order(plain, cascade.names)
     owner = TemporaryBundle()
     folder = owner.path
     with evaluating(cascade):
@@ -102,8 +115,13 @@ def build(
             identity = EngineIdentity.of(opened)
         finally:
             opened.close()
-    ladder = certify(records, max_drops, delta, risk=risk, combine=cascade.combine, score=score, strict=strict)
+    ladder = certify(
+        records, max_drops, delta, risk=risk, combine=cascade.combine, score=score, strict=strict, floor=floor
+    )
     warn_uncertified(ladder)
+    for level in levels(records):
+        if level.at_chance:
+            logger.warning("%s: it is at chance, train it (dynamic.fit) or leave it out", level)
     write_graphs(folder, spec, ladder, engine, precision)
     (folder / "weights").mkdir()
     for name, network in zip(cascade.names, cascade.networks, strict=True):

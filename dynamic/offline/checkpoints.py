@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -94,11 +94,23 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Mappin
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             write_whole(plain, fresh, {_FACTS: text, _DIGEST: _digest(plain, text)})
-            with fresh.open("rb") as file:
+            with fresh.open("r+b") as file:
+                _order_header(file)
                 os.fsync(file.fileno())
             fresh.replace(target)
         finally:
             fresh.unlink(missing_ok=True)
+
+
+def _order_header(file: BinaryIO) -> None:
+    """Put the metadata of a safetensors file in order: the library writes it in another order on each run."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) <= size:  # else the library escapes what json does not, and the file stays as it is
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -30,22 +30,28 @@ FLOPS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
 _ROUNDED_COST = 0.5
 
 
+_CODES = "dequantize_per_channel"  # gives a weight from int8 codes, see `dynamic.models.compress.int8`
+_VIEWS = ("t", "transpose", "permute", "view", "reshape", "expand", "unsqueeze")  # of a weight, on its way to a product
+
+
 def rounds(module: nn.Module) -> bool:
     """Whether something in it computes in fewer bits, as `dynamic.models.compress.quantize` makes it."""
     return any(getattr(m, "rounds", False) for m in module.modules())
 
 
 def cost_macs(module: nn.Module, args: tuple[Tensor, ...]) -> float:
-    """Multiply-adds for one input, those of a module that rounds at half: what a search goes by without a device."""
-    return count_macs(module, args).total * (_ROUNDED_COST if rounds(module) else 1.0)
+    """Multiply-adds for one input, those with int8 weights at half: what a search goes by without a device."""
+    macs = count_macs(module, args)
+    return macs.total - (1 - _ROUNDED_COST) * macs.rounded
 
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-adds for one input, and the operators that ran without being counted."""
+    """Multiply-adds for one input, and the operators that ran without being counted; `rounded`: with int8 weights."""
 
     total: float
     not_counted: tuple[str, ...]
+    rounded: float = 0.0
 
 
 def count_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any] | None = None) -> Macs:
@@ -62,15 +68,18 @@ def count_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, An
             module(*args, **(kwargs or {}))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return Macs(counter.get_total_flops() / 2 / batch, tuple(sorted(seen.uncounted)))
+    macs = counter.get_total_flops() / 2 / batch
+    return Macs(macs, tuple(sorted(seen.uncounted)), seen.rounded / 2 / batch)
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operator that the counter has no formula for."""
+    """Every operator that the counter has no formula for, and the work with weights that came out of int8 codes."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.uncounted: set[str] = set()
+        self.rounded = 0
+        self._weights: list[Tensor] = []  # held, so that no later tensor has the same identity
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func._overloadpacket
@@ -81,4 +90,10 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             and not any(name == f or name.startswith(f"{f}_") for f in _FREE)
         ):
             self.uncounted.add(name)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        coded = any(arg is weight for arg in args for weight in self._weights if isinstance(arg, Tensor))
+        if name == _CODES or (coded and name in _VIEWS):
+            self._weights.append(result)
+        elif coded and packet in flop_registry:
+            self.rounded += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+        return result

@@ -1,5 +1,6 @@
 """Training a network of several exits: its heads alone, or everything."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,16 @@ from torch import Tensor, nn
 
 from dynamic.offline.acceleration import Acceleration
 from dynamic.offline.headtraining import HeadFit, fit_heads
+from dynamic.offline.heldout import held_out_levels
 from dynamic.offline.jointtraining import fit_all
 from dynamic.offline.losses import ExitLoss
 from dynamic.offline.modes import evaluating
 from dynamic.offline.settings import Settings
 from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.policies.floor import Level
+
+logger = logging.getLogger("dynamic")
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class FitReport:
     """What training did. `loss` and `accuracy` `[S]` of the trained `exits` are means over the last epoch, on
     training data, while the weights moved: no estimate of accuracy on new data. `history_loss` and
     `history_accuracy` are those of each epoch `[epochs, S]`. `resumed` epochs came from the checkpoint.
-    `features_mb` is 0 where none were kept.
+    `features_mb` is 0 where none were kept. `held_out`: how often each exit of the network is right on `eval_loader`,
+    beside chance; empty without one.
     """
 
     mode: str
@@ -42,6 +48,7 @@ class FitReport:
     channels_last: bool
     features_mb: float
     features_on_disk: bool
+    held_out: tuple[Level, ...] = ()
 
     def __str__(self) -> str:
         how = f"{self.device}, {'bf16' if self.bf16 else 'f32'}{', channels last' if self.channels_last else ''}"
@@ -49,7 +56,24 @@ class FitReport:
         if self.features_mb:
             head += f"; features {self.features_mb:.1f} MB {'on disk' if self.features_on_disk else 'in memory'}"
         rows = zip(self.exits, self.loss, self.accuracy, strict=True)
-        return "\n".join([head, *(f"  {name}: loss {x:.4f}, training accuracy {a:.4f}" for name, x, a in rows)])
+        known = {level.stage: level for level in self.held_out}
+        lines = [
+            f"  {name}: loss {x:.4f}, {_held_out(known.pop(name, None))}training accuracy {a:.4f}"
+            for name, x, a in rows
+        ]
+        lines += [f"  {name}: not trained, {_held_out(level).removesuffix(', ')}" for name, level in known.items()]
+        if not self.held_out:
+            lines.append(
+                "  training accuracy is of data that exits learned from: give eval_loader for held-out accuracy"
+            )
+        return "\n".join([head, *lines])
+
+
+def _held_out(level: Level | None) -> str:
+    if level is None:
+        return ""
+    chance = f" (AT CHANCE, {level.chance:.4f})" if level.at_chance else ""
+    return f"held-out accuracy {level.right:.4f} of {level.count}{chance}, "
 
 
 def fit(
@@ -79,6 +103,7 @@ def fit(
     autocast: bool | None = None,
     channels_last: bool | None = None,
     progress: bool | None = None,
+    eval_loader: Iterable[Any] | None = None,
 ) -> FitReport:
     """Train the exits of `network`, in place, on a loader of `(inputs, labels [B])`.
 
@@ -102,15 +127,18 @@ def fit(
     `penalty`, a function, is called after each forward of "joint" and "distill"; what it gives is added to the loss. A
     checkpoint does not know it, and goes on with another one.
 
-    Defaults: 20 epochs; "heads" AdamW with lr 0.003 and weight decay 0.1, the others SGD with momentum 0.9, lr 0.05
-    and weight decay 0.0001 (none on biases and norms). `optimizer` is "adamw" or "sgd"; the rate falls as a cosine.
-    `autocast` (bf16) and `channels_last`: None is where the processor gains from it, as told by the report.
+    Defaults: 20 epochs; "heads" AdamW with lr 0.003 and weight decay 0.1, the others SGD with Nesterov momentum 0.9,
+    lr 0.05 and weight decay 0.0001 (none on biases and norms). `optimizer` is "adamw" or "sgd"; the rate falls as a
+    cosine. `autocast` (bf16) and `channels_last`: None is where the processor gains from it, as told by the report.
 
     `checkpoint` is a file, replaced after every epoch; when it exists, training goes on from it. A run that was
     killed and started again ends with the same weights, bit for bit, as one that was not, on the same machine,
     number of threads and versions: each epoch draws all random numbers (torch, numpy, `random`, the loader's
     generators) from `seed` and its own number, and the global generators come back as they were. A loader with
     randomness from elsewhere breaks this.
+
+    `eval_loader`: `(inputs, labels [B])` that nothing learned from. The report then says how often each exit is right
+    on them, and an exit at chance is logged. They choose nothing.
 
     On an error or interrupt the network keeps the weights of that moment and its train or eval flags come
     back; the checkpoint keeps the last whole epoch.
@@ -182,6 +210,10 @@ def fit(
                     penalty,
                 )
             done = HeadFit(names, history, 0.0, False)
+        held_out = () if eval_loader is None else held_out_levels(network, eval_loader)
+    for level in held_out:
+        if level.at_chance:
+            logger.warning("%s: it is at chance after training", level)
     return FitReport(
         mode=mode,
         exits=done.exits,
@@ -197,6 +229,7 @@ def fit(
         channels_last=acceleration.channels_last,
         features_mb=done.features_mb,
         features_on_disk=done.features_on_disk,
+        held_out=held_out,
     )
 
 

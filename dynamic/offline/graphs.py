@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # a bundle is exported without torch
 
 SCHEMA = 1
 
+_SUFFIXES = (".onnx", "")
 _MOST_BYTES = 1_800_000_000  # of weights inside the file: protobuf ends at 2 GiB
 
 
@@ -64,12 +65,17 @@ def export(
     `example_inputs`. With preprocessing, `input` takes images as bytes `[B, H, W, C]`, already resized and cropped;
     scaling and normalization are inside. The file's metadata says all this (see docs/graph.md).
 
-    Raises InputError on an unknown `batch` or `point`, missing example inputs, an input whose name the graph uses
-    itself, or preprocessing for another number of channels; EngineError where a stage cannot be exported.
+    Raises InputError on an unknown `batch` or `point`, a path that ends in another suffix than .onnx, missing example
+    inputs, an input whose name the graph uses itself, or preprocessing for another number of channels; EngineError
+    where a stage cannot be exported.
     """
     if batch not in BATCH:
         raise InputError(f"batch={batch!r} is not known; use one of {BATCH}")
     target = Path(path)
+    if target.suffix.lower() not in _SUFFIXES:
+        raise InputError(
+            f"{target.name} ends in {target.suffix!r}, and what is written is ONNX: name it {target.stem}.onnx"
+        )
     if isinstance(source, Bundle):
         if example_inputs is not None or ladder is not None or preprocess is not None or classes is not None:
             raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")

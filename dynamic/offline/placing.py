@@ -157,6 +157,12 @@ class Placer:
             ]  # fmt: skip
             if not window:
                 most = len({round(self._at(n) / _LEAST_SHARE) for n in candidates})
+                if not candidates:
+                    raise ExitError(
+                        f"{len(shares)} exits do not fit: this network, as traced by {self._captured.tracer}, has no "
+                        "place where it can be cut, since it has too few layers, or computes inside one module (as an "
+                        "LSTM does); put it whole into a cascade, dynamic.build([smaller, network], data)"
+                    )
                 raise ExitError(
                     f"{len(shares)} exits do not fit: this network, as traced by {self._captured.tracer}, has about "
                     f"{most} places where it can be cut; ask for fewer, or name modules"

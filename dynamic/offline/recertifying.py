@@ -33,6 +33,7 @@ def recertify(
     risk: str | None = None,
     score: str | None = None,
     strict: bool = False,
+    floor: float | None = None,
 ) -> Bundle:
     """The bundle with another ladder: other targets, delta, risk or score, or newer `records` of the same cascade.
 
@@ -61,7 +62,9 @@ def recertify(
     risk = risk if risk is not None else "drop" if known is None else known.risk
     elsewhere = given.made_on is not None and given.made_on != bundle.records.made_on
     canaries, identity = _measured_here(bundle, given) if elsewhere else (None, bundle.calibrated_on)
-    ladder = certify(given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict)
+    ladder = certify(
+        given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict, floor=floor
+    )
     warn_uncertified(ladder)
     owner = TemporaryBundle()
     folder = owner.path
@@ -107,9 +110,11 @@ def _measured_here(bundle: Bundle, records: Records) -> tuple[Canaries | None, E
 
 
 def warn_uncertified(ladder: Ladder) -> None:
-    """Log it where nothing on a ladder could be certified."""
+    """Log it where nothing on a ladder could be certified, and what fell below its floor."""
     if not ladder.certified and ladder.certificate is not None:
         logger.warning("nothing could be certified, the bundle runs uncertified: %s", shortage(ladder.certificate))
+    for line in ladder.left_out:
+        logger.warning("%s", line)
 
 
 class TemporaryBundle:

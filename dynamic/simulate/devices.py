@@ -93,7 +93,7 @@ class Device:
     def costs(self, costs: Costs) -> Costs:
         """What profiling would give on this device: times divided by its speed, energy by the model.
 
-        Energy of a stage is its time times `active_mw`.
+        Energy of a stage, and of the overhead of a call, is its time times `active_mw`.
         """
 
         def slower(table: Table) -> Table:
@@ -108,6 +108,7 @@ class Device:
             head_ms=slower(costs.head_ms),
             call_ms=slower((costs.call_ms,))[0],
             cpu_ms=slower(costs.cpu_ms),
+            call_cpu_ms=slower((costs.call_cpu_ms,))[0],
         )
         return here.powered(self.active_mw, self.idle_mw + self.screen_mw)
 

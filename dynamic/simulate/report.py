@@ -38,6 +38,7 @@ class SimulationReport:
     budget or than there was. `changes` of the decision and `switches_per_hour`, `loads` of backbones while serving,
     `stage_shares [S]` of answers by stage and `point_shares` by point.
 
+    `doubts`: why the costs that all of this comes from are doubtful, see `Costs.doubts`.
     `series`: figures over time for pictures, each a list of the same length; see `dynamic.simulate.summary`.
     """
 
@@ -79,16 +80,22 @@ class SimulationReport:
     point_shares: dict[str, float]
     latency_ms: NDArray[np.float64]
     series: Mapping[str, list[float | None]]
+    doubts: tuple[str, ...] = ()
 
     def to_json(self, series: bool = False) -> dict[str, Any]:
         """Plain JSON types, without the latency of each request; marked as simulated."""
         data = {k: v for k, v in vars(self).items() if k not in _ARRAYS}
         changes = [vars(change).copy() for change in self.changes]
-        data = {"simulated": True} | data | {"changes": changes, "stage_shares": list(self.stage_shares)}
+        data = (
+            {"simulated": True}
+            | data
+            | {"changes": changes, "stage_shares": list(self.stage_shares), "doubts": list(self.doubts)}
+        )
         return data | {"series": dict(self.series)} if series else data
 
     def __str__(self) -> str:
         lines = [f"simulated on {self.device} (a model, nothing measured there)"]
+        lines += [f"  DOUBTFUL: {doubt}" for doubt in self.doubts]
         battery = "none" if self.battery_left is None else f"{self.battery_left:.1%} left after {self.hours:.3g} h"
         if self.hours_per_charge is not None:
             battery += f"; a full one lasts {self.hours_per_charge:.3g} h like this"

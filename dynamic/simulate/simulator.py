@@ -1,6 +1,6 @@
 """A policy at work on a simulated device: recorded answers, simulated time, battery and heat, the real decisions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +153,8 @@ def simulate(
         last_s = max(log.end_s[-1] if log.end_s else 0.0, workload.duration_s)
         env.advance(last_s, log.end_s[-1] if log.end_s else 0.0, 0.0)
         env.settle(last_s)
-    return summarize(log, device, env, tuple(played.values()), requests, records, frontier.ladder.certified)
+    report = summarize(log, device, env, tuple(played.values()), requests, records, frontier.ladder.certified)
+    return replace(report, doubts=frontier.costs.doubts)
 
 
 def _shuffled(requests: int, records: int, random: np.random.Generator) -> NDArray[np.int64]:

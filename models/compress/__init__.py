@@ -10,6 +10,7 @@ from dynamic.models.compress.families import Family as Family
 from dynamic.models.compress.families import family as family
 from dynamic.models.compress.iterating import Target as Target
 from dynamic.models.compress.iterating import prune_until as prune_until
+from dynamic.models.compress.lottery import Lottery as Lottery
 from dynamic.models.compress.lottery import lottery_ticket as lottery_ticket
 from dynamic.models.compress.lowrank import low_rank as low_rank
 from dynamic.models.compress.packing import load_packed as load_packed

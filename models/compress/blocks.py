@@ -6,7 +6,9 @@ engine gains all of a branch's time, which it does not from thinner layers.
 """
 
 import inspect
+import logging
 import operator
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from dynamic.models.compress.checks import check_inputs
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.features import checked_batches
 from dynamic.offline.inputs import Batch, named_tensors
@@ -24,7 +27,10 @@ from dynamic.offline.tracing import input_names
 from dynamic.policies.errors import BudgetError, InputError, TraceError, WrapError
 from dynamic.progress import track
 
+logger = logging.getLogger("dynamic")
+
 IMPORTANCES = ("loss", "norm")
+_LONG_S = 30.0  # from which on an estimate is logged
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 
@@ -65,10 +71,11 @@ def prune_blocks(
 
     `importance`: "loss" leaves out, one after another, the branch without which the cross entropy on `data` (training
     images: test images would be spent) rises least, those before it left out already: about `count` passes over
-    `data` for each branch there is. "norm" goes by how much a branch changes the stream, `|out - in| / |in|` on `data`
-    or `example_inputs`. None: "loss" where there is data. `skip`: modules that stay. A module in the place of one left
-    out has no weights; all other names stay. Fine-tune afterwards (`dynamic.fit`). `data` scores branches and does
-    nothing else; the report's accuracy is of `accuracy_data`, others.
+    `data` for each branch there is, of which an estimate is logged where it is more than half a minute. "norm" goes by
+    how much a branch changes the stream, `|out - in| / |in|` on `data` or `example_inputs`. None: "loss" where there is
+    data. `skip`: modules that stay. A module in the place of one left out has no weights; all other names stay.
+    Fine-tune afterwards (`dynamic.fit`). `data` scores branches and does nothing else; the report's accuracy is of
+    `accuracy_data`, others.
 
     Raises BudgetError on a count, or names in it, that do not fit, TraceError where torch.fx cannot trace the network,
     WrapError where it has no such branch, InputError on bad data and names in `skip` of no module. Networks with exits:
@@ -81,6 +88,9 @@ def prune_blocks(
         raise BudgetError(f"importance={importance!r} is not known; use one of {', '.join(IMPORTANCES)}")
     if kind == "loss" and data is None:
         raise BudgetError("importance='loss' is measured on data: give data=, a loader of training images and labels")
+    if isinstance(count, str) or not isinstance(count, (int, Iterable)) or isinstance(count, bool):
+        raise BudgetError(f"count={count!r}: give how many branches go, a whole number, or a list of their names")
+    check_inputs(network, example_inputs)
     smaller = copied(network)
     everything = {b.name: b for b in branches(smaller, example_inputs)}
     unknown = [name for name in skip if name not in dict(network.named_modules())]
@@ -293,8 +303,12 @@ def _by_loss(
     assert data is not None
     batches, left, chosen = _listed(data), list(found), list[Branch]()
     taken: list[tuple[Branch, nn.Module]] = []
-    bar = track(range(sum(len(found) - i for i in range(count))), "branches", None, progress)
+    passes = sum(len(found) - i for i in range(count))
+    bar = track(range(passes), "branches", passes, progress)
+    begin = time.perf_counter()
     whole = _loss(network, batches)
+    if (estimate := _estimate(passes, time.perf_counter() - begin)) is not None:
+        logger.warning("prune_blocks: %s", estimate)
     try:
         for _ in range(count):
             tried = {}
@@ -312,6 +326,16 @@ def _by_loss(
         for branch, before in taken:
             _restore(network, branch, before)
     return chosen
+
+
+def _estimate(passes: int, pass_s: float) -> str | None:
+    """How long the passes over the data take, where that is long."""
+    if passes * pass_s < _LONG_S:
+        return None
+    return (
+        f"{passes} passes over the data of {pass_s:.2g} s each take about {passes * pass_s:.0f} s: give fewer images, "
+        "or importance='norm'"
+    )
 
 
 def _restore(network: nn.Module, branch: Branch, module: nn.Module) -> None:

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynamic.models.compress.checks import check_inputs, check_share
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.models.compress.scoring import IMPORTANCES, Group, Part, scores
+from dynamic.models.compress.swapping import recurrent
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.stages import StagedNetwork, primary_logits
@@ -68,6 +70,7 @@ def prune_channels(
             f"this {type(network).__name__} has exits that read its channels; prune its backbone, then wrap"
         )
     shares = _checked(network, amount, importance, data, round_to, skip)
+    check_inputs(network, example_inputs)
     smaller = copied(network)
     named = named_tensors(smaller, example_inputs)
     trains = {name: p.requires_grad for name, p in smaller.named_parameters()}
@@ -129,9 +132,7 @@ def _checked(
 ) -> dict[str, float]:
     shares = dict(amount) if isinstance(amount, Mapping) else {"": amount}
     for name, share in shares.items():
-        if not 0 < share < 1:
-            where = f" for {name}" if name else ""
-            raise BudgetError(f"amount={share}{where} is not in (0, 1); 0.5 removes half of the channels")
+        check_share("amount", share, "0.5 removes half of the channels", f" for {name}" if name else "")
     if importance not in IMPORTANCES:
         raise BudgetError(f"importance={importance!r} is not known; use one of {', '.join(IMPORTANCES)}")
     if importance != "norm" and data is None:
@@ -190,6 +191,7 @@ def _groups(network: nn.Module, named: Mapping[str, Tensor], stream: bool, left:
     }
     if tokens and stream:
         raise BudgetError(f"stream=True is for convolutional networks; {tokens[0]} works on tokens: leave stream out")
+    left |= recurrent(network)
     # Torch-Pruning follows reshaped tokens element by element, and on windowed attention fills the memory
     found = _mlps(network, shared, left) if tokens else _by_torch_pruning(network, named, stream, shared, left)
     return found

@@ -81,7 +81,9 @@ def cluster(
     tables = {_bare(path): part for path, part in shared.named_modules() if isinstance(part, SharedValues)}
     facts = {"clusters": {name: int(part.index.max()) for name, part in tables.items() if name in names}}
     before = baked(network)
-    told = report("cluster", before, plain, example_inputs, data, latency=latency, left_alone=left, facts=facts)
+    told = report(
+        "cluster", before, plain, example_inputs, data, latency=latency, left_alone=left, facts=facts, same_work=True
+    )
     return Compressed(plain, told)
 
 
@@ -90,11 +92,13 @@ def share_values(
 ) -> dict[str, str]:
     """Make the weights of `network`, in place, tables of trainable values: a parametrization of each weight as
     `SharedValues`. Gives the weights left alone and why; raises as `cluster` does."""
+    if isinstance(clusters, bool) or not isinstance(clusters, (int, Mapping)):
+        raise BudgetError(f"clusters={clusters!r}: give a whole number, or one for each of {', '.join(KINDS)}")
     numbers = dict.fromkeys(KINDS, clusters) if isinstance(clusters, int) else dict(clusters)
     if unknown := [kind for kind in numbers if kind not in KINDS]:
         raise BudgetError(f"clusters for {unknown}; the kinds are {', '.join(KINDS)}")
     for kind, asked in numbers.items():
-        if not 1 <= asked < MOST:
+        if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked < MOST:
             raise BudgetError(f"clusters={asked} for {kind}: from 1 to {MOST - 1}")
     found, left = weights_of(network, skip)
     labels: list[tuple[Weight, Tensor]] = []

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynamic.models.compress.checks import check_inputs
 from dynamic.models.compress.clustering import cluster
 from dynamic.models.compress.packing import save_packed
 from dynamic.models.compress.pruning import baked, prune_weights
@@ -61,6 +62,7 @@ def deep_compress(
     shares = [share for share, _ in steps]
     if not shares or shares != sorted(shares) or not all(0 < share < 1 for share in shares):
         raise BudgetError(f"steps={steps}: shares between 0 and 1 that rise, with their epochs")
+    check_inputs(network, example_inputs)
     taught = copied(network) if teacher is None else teacher
     kept = None if folder is None else Path(folder)
     if kept is not None:
@@ -123,7 +125,7 @@ def deep_compress(
         made,
         report(
             "deep compression", network, made, example_inputs, data,
-            latency=latency, file_bytes=size, left_alone=left, facts=facts,
+            latency=latency, file_bytes=size, left_alone=left, facts=facts, same_work=True,
         ),
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynamic.models.compress.checks import check_inputs
 from dynamic.models.compress.hints import Hints
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.fitting import fit
@@ -81,7 +82,10 @@ def distill(
     """A copy of `student`, trained by `dynamic.fit(mode="distill")` on a loader of `(inputs, labels [B])`.
 
     A share `share` of the loss is what sets the student's answer apart from the teacher's, both softened by
-    `temperature`; the rest comes from the labels (Hinton et al. 2015, section 2). Several teachers teach as an
+    `temperature`; the rest comes from the labels (Hinton et al. 2015, section 2). The
+    defaults, 0.9 and 4, differ from those of `dynamic.fit`, 0.5 and 3, for a reason: a teacher that is trained already
+    earns "a considerably lower weight" for the labels (there), while exits of `fit(mode="distill")` learn from a last
+    exit that is itself still learning. Several teachers teach as an
     `Ensemble`. `settings` go to `dynamic.fit`: `lr`, `optimizer`, `seed`, `device`, ... `checkpoint`: see there.
 
     `hints`: student's layer -> teacher's layer, by module name (`members.0.layer2` where there are several teachers).
@@ -100,6 +104,7 @@ def distill(
         raise BudgetError(f"share={share} is not in [0, 1]: the part of the loss that comes from the teacher")
     if "mode" in settings or "teacher" in settings or "penalty" in settings:
         raise BudgetError("mode, teacher and penalty are set here; call dynamic.fit to choose them")
+    check_inputs(student, example_inputs)
     listed = [teachers] if isinstance(teachers, nn.Module) else list(teachers)
     teacher = listed[0] if len(listed) == 1 else Ensemble(listed, temperature)
     made = copied(student)

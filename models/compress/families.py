@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,10 +19,11 @@ from dynamic.models.compress.recipes import Recipe, as_named, checked_targets, c
 from dynamic.models.compress.report import Compressed, Report
 from dynamic.offline.calibration import peek
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.floor import SHARE, Level, check_floor
 from dynamic.progress import track
 from dynamic.tables import table
 
@@ -33,7 +35,8 @@ DEFAULT_MEANS = ("quantize", "prune_channels", "prune_blocks", "low_rank")
 class Family:
     """Sub-models of a network and what was measured of them; `members` from fast to slow, the reference last.
 
-    `failed`: what could not be made, and why; `notes`: targets that were not reached.
+    `failed`: what could not be made, and why; `notes`: targets that were not reached; `floor`: the accuracy that a
+    member of the cascade must have (None: none was asked for, and the network itself is at chance).
     """
 
     members: tuple[Member, ...]
@@ -41,6 +44,7 @@ class Family:
     precision: str
     failed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    floor: float | None = None
 
     @property
     def reference(self) -> Member:
@@ -51,7 +55,11 @@ class Family:
     def kept(self) -> tuple[Member, ...]:
         """The members of the cascade: those that nothing beats and that are faster than the reference, and that."""
         last = self.reference
-        return (*(m for m in self.members[:-1] if m.beaten is None and m.latency_ms < last.latency_ms), last)
+        faster = (m for m in self.members[:-1] if m.beaten is None and m.latency_ms < last.latency_ms)
+        return (*(m for m in faster if not self._low(m)), last)
+
+    def _low(self, member: Member) -> bool:
+        return self.floor is not None and member.accuracy < self.floor
 
     @property
     def memory_mb(self) -> float | None:
@@ -104,6 +112,8 @@ class Family:
             return "reference"
         if member.beaten is not None:
             return f"beaten by {member.beaten.by}"
+        if self._low(member):
+            return f"below the floor of accuracy {self.floor:.4f}: not in the cascade"
         return "kept" if member in self.kept else "not faster than the reference: not in the cascade"
 
     def _remarks(self) -> Iterator[str]:
@@ -153,6 +163,7 @@ def family(
     memory: bool = True,
     checkpoint_dir: str | Path | None = None,
     progress: bool | None = None,
+    floor: float | None = None,
 ) -> Family:
     """Make sub-models of `network`, measure all of them on this device, and drop those that another beats.
 
@@ -172,6 +183,9 @@ def family(
     the other is really as accurate, and the share of turns in which it was faster, must both be as large. `keep_small`:
     one that takes less memory than the other stays.
 
+    `floor`: the accuracy on `data` that a member of the cascade must have (None: halfway between always answering with
+    the commonest class and the network; 0: no floor). What is below it is listed, and is not in the cascade.
+
     `checkpoint_dir` keeps what was chosen and how far fine-tuning is, so that a run that was killed goes on; one of
     another network or with other settings is refused (BundleError). Latency is of one input, networks taking turns;
     `memory`: measured too, each network in a process of its own.
@@ -187,6 +201,7 @@ def family(
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
         raise BudgetError(f"epochs={epochs!r}: give a whole number, 0 for no fine-tuning")
     check_engine(engine, precision)
+    check_floor(floor)
     batches, example = peek(data)
     recipes = _recipes(means, wanted, batches if train_loader is None else train_loader)
     given = as_named(others)
@@ -210,7 +225,17 @@ def family(
         why = "; ".join(reasons) or "no means and no others"
         raise InputError(f"there is no network beside {class_name(network)}: {why}")
     judged = judge(members, sure, keep_small)
-    return Family(tuple(judged), engine, precision, dict(maker.failed), tuple(maker.notes))
+    least = _floor(floor, judged[-1], batches)
+    return Family(tuple(judged), engine, precision, dict(maker.failed), tuple(maker.notes), least)
+
+
+def _floor(floor: float | None, reference: Member, data: Iterable[Any]) -> float | None:
+    """The floor that was asked for, or the default; None: no floor."""
+    if floor is not None:
+        return floor or None
+    labels = np.concatenate([label for _, label in labelled_batches(data) if label is not None])
+    level = Level(reference.name, reference.accuracy, float(np.bincount(labels).max()) / len(labels), len(labels))
+    return None if level.at_chance else level.chance + SHARE * (level.right - level.chance)
 
 
 def _recipes(

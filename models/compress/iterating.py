@@ -1,6 +1,7 @@
 """Prune a little, fine-tune, measure, and again, until the target is met (Han et al. 2015, section 3.2)."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from dynamic.models.compress.blocks import prune_blocks
 from dynamic.models.compress.channels import prunable, prune_channels, rounded
+from dynamic.models.compress.checks import check_inputs, check_share
 from dynamic.models.compress.pruning import baked, masks, prune_weights
 from dynamic.models.compress.report import Compressed, Measured, accuracy, copied, measure, report
 from dynamic.models.compress.structure import restructured, structure
@@ -20,6 +22,8 @@ from dynamic.offline.inputs import Batch
 from dynamic.offline.stages import StagedNetwork
 from dynamic.policies.errors import BudgetError, BundleError, InputError, WrapError
 from dynamic.progress import track
+
+logger = logging.getLogger("dynamic")
 
 Method = Callable[..., Compressed]
 _UNSAID = ("data", "accuracy_data", "penalty", "progress")  # loaders and functions, which have no text of their own
@@ -39,10 +43,10 @@ class Target:
     def __post_init__(self) -> None:
         shares = {"nonzero": self.nonzero, "macs": self.macs, "latency": self.latency}
         for name, share in shares.items():
-            if share is not None and not 0 < share < 1:
-                raise BudgetError(f"{name}={share} is not in (0, 1): the share of the original's that is to be left")
-        if self.drop is not None and not 0 <= self.drop < 1:
-            raise BudgetError(f"drop={self.drop} is not in [0, 1): the accuracy that may be lost, as a fraction")
+            if share is not None:
+                check_share(name, share, "the share of the original's that is to be left")
+        if self.drop is not None and self.drop != 0:
+            check_share("drop", self.drop, "the accuracy that may be lost, as a fraction, or 0")
         if all(value is None for value in vars(self).values()):
             raise BudgetError("a Target of nothing; give one of nonzero, macs, latency, drop")
 
@@ -113,6 +117,7 @@ def prune_until(
     if isinstance(network, StagedNetwork):
         raise WrapError(f"this {type(network).__name__} has exits; prune its backbone, then wrap that")
     share = _amount(how, amount)
+    check_inputs(network, example_inputs)
     if steps < 1:
         raise BudgetError(f"steps={steps}: at least 1")
     if epochs < 1:
@@ -174,22 +179,49 @@ def prune_until(
             data,
             latency=latency,
             facts={"met": bool(now.history) and now.history[-1]["met"], "steps": list(now.history)},
+            notes=_shortfall(target, whole, now, example_inputs, len(now.history) < steps and not done, how),
         ),
     )
+
+
+def _shortfall(
+    target: Target, whole: nn.Module, now: _Step, example_inputs: Batch, stuck: bool, how: str | Method
+) -> tuple[str, ...]:
+    """What is left where the target was not met, and why the run ended."""
+    wanted = {"nonzero": target.nonzero, "macs": target.macs, "latency_ms": target.latency}
+    given = {name: share for name, share in wanted.items() if share is not None}
+    if not given or (now.history and now.history[-1]["met"]):
+        return ()
+    timed = target.latency is not None
+    before, after = measure([whole, baked(now.network)], example_inputs, latency=timed)
+    left = ", ".join(
+        f"{name} {getattr(after, name) / getattr(before, name):.1%} of the original's where {share:.1%} were asked for"
+        for name, share in given.items()
+        if getattr(before, name)
+    )
+    why = "more steps, or a larger amount, take more away"
+    if now.history and now.history[-1]["undone"]:
+        why = f"another step loses more than drop={target.drop}"
+    elif stuck:
+        why = "nothing more can go"
+        if how == "channels":
+            why += ": widths are rounded to multiples that engines like, options={'round_to': 1} takes single channels"
+    note = f"the target was not met: {left}; {why}"
+    logger.warning("prune_until: %s", note)
+    return (note,)
 
 
 def _amount(how: str | Method, amount: float | int | None) -> float | int:
     if how == "blocks":
         count = 1 if amount is None else amount
-        if not isinstance(count, int) or count < 1:
-            raise BudgetError(f"amount={amount} with how='blocks': how many go at each step, a whole number")
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise BudgetError(f"amount={amount!r} with how='blocks': how many go at each step, a whole number")
         return count
     share = 0.2 if amount is None else amount
     if isinstance(how, str):
         if how not in ("channels", "weights"):
             raise BudgetError(f"how={how!r} is not known; use 'channels', 'blocks', 'weights' or a function")
-        if not 0 < share < 1:
-            raise BudgetError(f"amount={amount} is not in (0, 1): the share of what is left that goes at each step")
+        check_share("amount", share, "the share of what is left that goes at each step")
     return share
 
 

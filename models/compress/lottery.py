@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynamic.models.compress.checks import check_share
 from dynamic.models.compress.pruning import baked, masked, masks, prune_weights
 from dynamic.models.compress.report import Report, copied, report
 from dynamic.offline.checkpoints import digest, put_weights, read_tensors, untied, write_tensors
@@ -19,8 +20,11 @@ from dynamic.progress import track
 
 @dataclass(frozen=True)
 class Lottery:
-    """`dense` without a mask, `ticket` with `masks` and `control` with the same masks from other random weights, each
-    trained to its end; plain modules. `start` is what dense and ticket began from; `report` compares these two."""
+    """What `lottery_ticket` gives: three networks, each trained to its end; plain modules.
+
+    `.dense` has no mask. `.ticket` has `masks` and began from the same weights. `.control` has the same masks and began
+    from other random weights. `start` is what dense and ticket began from; `report` compares these two.
+    """
 
     dense: nn.Module
     ticket: nn.Module
@@ -54,14 +58,16 @@ def lottery_ticket(
     place for a few steps: weights go back to what they are after it (Frankle et al. 2020, "Linear Mode Connectivity and
     the Lottery Ticket Hypothesis", section 4); the control gets it too. `rounds + 2` trainings in all.
 
+    It gives a `Lottery`: `.dense`, `.ticket` and `.control` are the three trained networks, `.masks` the weights that
+    the ticket holds, and `.report` compares dense and ticket.
+
     `make_network` draws its weights from torch's generator, which is seeded by `seed` here, as each training is.
     `folder` keeps every training: a run that was killed goes on after the last. It cannot see what `train` and `warm`
     do: tell it in `key`, such as "6 epochs, lr 0.05", and a folder with another key is refused. Raises BudgetError on a
     setting out of range, InputError where all networks come with the same weights, BundleError on a folder of another
     run.
     """
-    if not 0 < sparsity < 1:
-        raise BudgetError(f"sparsity={sparsity} is not in (0, 1)")
+    check_share("sparsity", sparsity, "0.8 leaves a fifth of the weights")
     if rounds < 1:
         raise BudgetError(f"rounds={rounds}: at least 1")
     with seeded(seed, 0):

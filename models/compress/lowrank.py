@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from dynamic.models.compress.moments import Moments, moments
 from dynamic.models.compress.report import Compressed, copied, report
-from dynamic.models.compress.swapping import Layer, check_names, inside, like, observed, sharing, swap, untreatable
+from dynamic.models.compress.swapping import (
+    Layer,
+    check_names,
+    inside,
+    like,
+    observed,
+    recurrent,
+    sharing,
+    swap,
+    untreatable,
+)
 from dynamic.offline.inputs import Batch
 from dynamic.policies.errors import BudgetError, InputError
 
@@ -84,6 +94,7 @@ def low_rank(
     unused = [name for name in named if name not in facts and name not in left]
     if unused:
         raise InputError(f"rank: {unused[0]!r} is no linear layer or convolution; give names of those")
+    left |= recurrent(made)
     swap(made, chosen)
     told = report(
         "low_rank", network, made, example_inputs, data, latency=latency, left_alone=left, facts={"ranks": facts}
@@ -221,7 +232,7 @@ def _thin(module: nn.Module) -> bool:
 def _check(energy: float | None, rank: Rank | Mapping[str, Rank] | None, kinds: Collection[str]) -> None:
     if (energy is None) == (rank is None):
         raise BudgetError(f"energy={energy}, rank={rank}: give one of them")
-    if energy is not None and not 0 < energy <= 1:
+    if energy is not None and (isinstance(energy, bool) or not isinstance(energy, (int, float)) or not 0 < energy <= 1):
         raise BudgetError(f"energy={energy} is not in (0, 1]")
     for one in rank.values() if isinstance(rank, Mapping) else [rank]:
         whole = isinstance(one, int) and not isinstance(one, bool) and one >= 1

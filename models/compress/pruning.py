@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from dynamic.models.compress.checks import check_share
 from dynamic.models.compress.report import Compressed, copied, report
+from dynamic.models.compress.swapping import recurrent
 from dynamic.offline.inputs import Batch
 from dynamic.policies.errors import BudgetError, InputError, WrapError
 
@@ -54,8 +56,7 @@ def prune_weights(
     layer that lost all is listed in `facts`. Raises BudgetError on settings out of range, InputError on weights that
     are not finite and names in `skip` of no module, WrapError where there is nothing to prune.
     """
-    if not 0 < amount < 1:
-        raise BudgetError(f"amount={amount} is not in (0, 1); 0.5 removes half of the weights")
+    check_share("amount", amount, "0.5 removes half of the weights")
     if scope not in SCOPES:
         raise BudgetError(f"scope={scope!r} is not known; use one of {', '.join(SCOPES)}")
     known = {name for name, _ in network.named_modules()}
@@ -93,6 +94,8 @@ def prune_weights(
             latency=latency,
             left_alone=left,
             facts={"sparsity": sparsity, "emptied": [name for name, share in sparsity.items() if share == 1]},
+            notes=("zeros save no time here, since engines multiply by them: the file gets smaller once packed",),
+            same_work=True,
         ),
     )
 
@@ -203,6 +206,7 @@ def _prunable(network: nn.Module, skip: Sequence[str], left: dict[str, str]) -> 
             assert isinstance(lists, nn.ModuleDict)
             for found in lists.values():
                 users.setdefault(id(found.original), []).append(module)
+    left |= recurrent(network)
     chosen: dict[str, Tensor] = {}
     seen: set[int] = set()
     for path, module in network.named_modules():

@@ -20,7 +20,7 @@ from dynamic.models.compress.int8sums import without_ties
 from dynamic.models.compress.int8weights import WeightRange, check_weight_range
 from dynamic.models.compress.ranges import Seen, check_calibration, grids
 from dynamic.models.compress.report import Compressed, copied, report
-from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, taken_by
 from dynamic.offline.modes import evaluating, view
 from dynamic.offline.stages import Stage, StagedNetwork
 from dynamic.policies.errors import InputError
@@ -75,7 +75,8 @@ def quantize(
             carry: Any = tuple(named_tensors(network, inputs).values())
             count += len(carry[0])
             for stage in stages:
-                carry = Watcher(stage, plan.watched, seen).run(*carry)
+                with taken_by(network, named_tensors(network, inputs)):
+                    carry = Watcher(stage, plan.watched, seen).run(*carry)
         return count
 
     with torch.no_grad():
@@ -107,6 +108,7 @@ def quantize(
         latency=latency,
         left_alone=plan.left_alone,
         facts=facts,
+        usual_drop=0.01,
     )
     return Compressed(result, told)
 

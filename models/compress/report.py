@@ -6,9 +6,12 @@ Every method here has the form `compressed = method(network, example_inputs, ...
 """
 
 import copy
+import logging
+import math
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -34,14 +37,20 @@ from dynamic.offline.modes import evaluating
 from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.policies.errors import EngineError, InputError
 
+logger = logging.getLogger("dynamic")
+
+USUAL_DROP = 0.02  # of accuracy: what a method loses, about, that needs no fine-tuning
+_CLEAR = 2.0  # standard errors
 _TURNS, _TURN_S = 15, 0.02  # how often each network has its turn, and for how long
 
 
 @dataclass(frozen=True)
 class Measured:
     """A network's size and cost. `parameters`: numbers in its weights, each counted once where it is shared; `nonzero`
-    of them; `file_bytes` as stored (float32 safetensors unless the method packs it); `macs`: multiply-adds an input;
-    `latency_ms`: median of one input on ONNX Runtime, None where not measured; `accuracy`: None without data."""
+    of them; `file_bytes`: the weights as stored (safetensors, or the packed file of a method that packs them); `macs`:
+    multiply-adds an input; `latency_ms`: median of one input on ONNX Runtime, None where not measured; `accuracy` on
+    `inputs` inputs, of which the commonest class is the share `chance`, None without data; `latency_spread_ms`: the
+    middle half of the turns; `exported_bytes`: the ONNX files that ship, None where nothing was exported."""
 
     parameters: int
     nonzero: int
@@ -49,35 +58,88 @@ class Measured:
     macs: float
     latency_ms: float | None = None
     accuracy: float | None = None
+    chance: float | None = None
+    inputs: int | None = None
+    latency_spread_ms: float | None = None
+    exported_bytes: int | None = None
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the accuracy is not clearly above that of always answering with the commonest class."""
+        if self.accuracy is None or self.chance is None or not self.inputs:
+            return False
+        return self.accuracy <= self.chance + _CLEAR * math.sqrt(self.chance * (1 - self.chance) / self.inputs)
 
 
 @dataclass(frozen=True)
 class Report:
     """`before` and `after`; `left_alone`: module or part -> why nothing was done there; `facts`: what else the method
-    has to say (ranks, sparsity of each layer, ...), JSON."""
+    has to say (ranks, sparsity of each layer, ...), JSON. `usual_drop`: the loss of accuracy that this method usually
+    has before any fine-tuning; `notes`: what the figures do not say; `same_work`: an engine does the same arithmetic
+    for both networks, so that a difference in latency is noise."""
 
     method: str
     before: Measured
     after: Measured
     left_alone: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    usual_drop: float = USUAL_DROP
+    notes: tuple[str, ...] = ()
+    same_work: bool = False
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What nobody would accept without knowing: accuracy at chance, or a loss beyond the usual one."""
+        before, after = self.before, self.after
+        if before.accuracy is None or after.accuracy is None:
+            return ()
+        remedy = "take less away, or fine-tune (dynamic.fit)"
+        if after.at_chance and not before.at_chance:
+            return (
+                f"accuracy {after.accuracy:.4f} is at chance: the commonest class alone is {after.chance:.4f} of "
+                f"{after.inputs} inputs; {remedy}",
+            )
+        lost = before.accuracy - after.accuracy
+        variance = sum(m.accuracy * (1 - m.accuracy) for m in (before, after) if m.accuracy is not None)
+        if lost > self.usual_drop + _CLEAR * math.sqrt(variance / (after.inputs or 1)):
+            return (
+                f"accuracy fell by {100 * lost:.1f} points, more than the {100 * self.usual_drop:g} that are usual "
+                f"here: {remedy}",
+            )
+        return ()
+
+    def _latency(self) -> str | None:
+        """The line on latency, which claims nothing within the spread."""
+        before, after = self.before.latency_ms, self.after.latency_ms
+        if before is None or after is None:
+            return None
+        spread = max(self.before.latency_spread_ms or 0.0, self.after.latency_spread_ms or 0.0)
+        share = f"{after / before:8.1%}"
+        if self.same_work:
+            share = "   no gain: an engine does the same arithmetic for both"
+        elif abs(after - before) <= spread:
+            share = f"   no difference beyond the spread of {spread:.3f} ms"
+        return f"  {'latency':14}{before:12.3f} -> {after:10.3f} ms {share}"
 
     def __str__(self) -> str:
         rows = [("parameters", "parameters", 1e3, "k"), ("nonzero", "nonzero", 1e3, "k")]
-        rows += [("file", "file_bytes", 1e3, "kB"), ("multiply-adds", "macs", 1e6, "M")]
+        rows += [("weights", "file_bytes", 1e3, "kB")]
+        if self.before.exported_bytes is not None and self.after.exported_bytes is not None:
+            rows += [("ONNX file", "exported_bytes", 1e3, "kB")]
+        rows += [("multiply-adds", "macs", 1e6, "M")]
         lines = [self.method]
         for label, name, unit, suffix in rows:
             old, new = getattr(self.before, name), getattr(self.after, name)
             share = f"{new / old:8.1%}" if old else ""
             lines.append(f"  {label:14}{old / unit:12.1f} -> {new / unit:10.1f} {suffix:3}{share}")
-        if self.before.latency_ms is not None and self.after.latency_ms is not None:
-            share = f"{self.after.latency_ms / self.before.latency_ms:8.1%}"
-            lines.append(f"  {'latency':14}{self.before.latency_ms:12.3f} -> {self.after.latency_ms:10.3f} ms {share}")
+        lines += [line for line in [self._latency()] if line is not None]
         if self.before.accuracy is not None and self.after.accuracy is not None:
             change = 100 * (self.after.accuracy - self.before.accuracy)
             lines.append(
                 f"  {'accuracy':14}{self.before.accuracy:12.4f} -> {self.after.accuracy:10.4f}   {change:+.2f} points"
             )
+        lines += [f"  WARNING: {warning}" for warning in self.warnings]
+        lines += [f"  {note}" for note in self.notes]
         lines += [f"  left alone: {name} ({why})" for name, why in self.left_alone.items()]
         return "\n".join(lines)
 
@@ -111,13 +173,22 @@ def report(
     file_bytes: int | None = None,
     left_alone: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    usual_drop: float = USUAL_DROP,
+    notes: Sequence[str] = (),
+    same_work: bool = False,
 ) -> Report:
-    """Measure both networks, taking turns. `data`: a loader of `(inputs, labels)` for accuracy; `file_bytes` of the
-    packed file, where the method makes one."""
+    """Measure both networks, taking turns, and log what nobody would accept without knowing.
+
+    `data`: a loader of `(inputs, labels)` for accuracy; `file_bytes` of the packed file, where the method makes one.
+    For `usual_drop`, `notes` and `same_work` see `Report`.
+    """
     first, second = measure([before, after], example_inputs, data, latency=latency)
     if file_bytes is not None:
         second = replace(second, file_bytes=file_bytes)
-    return Report(method, first, second, dict(left_alone or {}), dict(facts or {}))
+    told = Report(method, first, second, dict(left_alone or {}), dict(facts or {}), usual_drop, tuple(notes), same_work)
+    for warning in told.warnings:
+        logger.warning("%s: %s", method, warning)
+    return told
 
 
 def measure(
@@ -136,9 +207,10 @@ def measure(
     """
     named = named_tensors(networks[0], example_inputs)
     one = tuple(t[:1] for t in named.values())
-    times = _latencies(networks, example_inputs, engine, precision) if latency else [None] * len(networks)
+    timed = _latencies(networks, example_inputs, engine, precision) if latency else [_Timed()] * len(networks)
     found = []
-    for network, took in zip(networks, times, strict=True):
+    for network, took in zip(networks, timed, strict=True):
+        rights = None if data is None else _rights(network, data)
         with evaluating(network):
             macs = count_macs(network, one).total
         tensors = untied(network.state_dict())
@@ -149,8 +221,12 @@ def measure(
                 sum(int(p.count_nonzero()) for p in weights.values()),
                 sum(t.numel() * t.element_size() for t in tensors.values()),
                 macs,
-                took,
-                None if data is None else accuracy(network, data),
+                took.latency_ms,
+                None if rights is None else rights.right / rights.count,
+                None if rights is None else rights.commonest / rights.count,
+                None if rights is None else rights.count,
+                took.spread_ms,
+                took.exported_bytes,
             )
         )
     return found
@@ -158,20 +234,44 @@ def measure(
 
 def accuracy(network: nn.Module, data: Iterable[Any]) -> float:
     """Share of `data` that the network's own (last) answer has right. Raises InputError on an empty loader."""
-    right = count = 0
+    rights = _rights(network, data)
+    return rights.right / rights.count
+
+
+@dataclass(frozen=True)
+class _Rights:
+    """How many of `count` inputs were `right`, and how many are of the commonest class."""
+
+    right: int
+    count: int
+    commonest: int
+
+
+def _rights(network: nn.Module, data: Iterable[Any]) -> _Rights:
+    right, count, seen = 0, 0, Counter[int]()
     with evaluating(network), torch.no_grad():
         for inputs, labels in checked_batches(data, None):
             answer = network(*named_tensors(network, inputs).values())
             logits = primary_logits(answer[-1] if isinstance(network, StagedNetwork) else answer)
             right += int((logits.argmax(1).numpy(force=True) == labels).sum())
             count += len(labels)
+            seen.update(labels.tolist())
     if not count:
         raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
-    return right / count
+    return _Rights(right, count, max(seen.values()))
 
 
-def _latencies(networks: Sequence[nn.Module], example_inputs: Batch, engine: str, precision: str) -> list[float | None]:
-    """Median ms of one input of each network, in turns."""
+@dataclass(frozen=True)
+class _Timed:
+    """Latency of one input, the width of the middle half of its turns, and the bytes of what was exported."""
+
+    latency_ms: float | None = None
+    spread_ms: float | None = None
+    exported_bytes: int | None = None
+
+
+def _latencies(networks: Sequence[nn.Module], example_inputs: Batch, engine: str, precision: str) -> list[_Timed]:
+    """Of each network, in turns; nothing where it cannot be exported."""
     with tempfile.TemporaryDirectory(prefix="dynamic-measure-") as folder, ExitStack() as owned:
         runs: list[Callable[[], object] | None] = []
         for number, network in enumerate(networks):
@@ -180,7 +280,19 @@ def _latencies(networks: Sequence[nn.Module], example_inputs: Batch, engine: str
             except EngineError:  # torch cannot export it: then no engine runs it either
                 runs.append(None)
         took = turns_ms(runs)
-    return [statistics.median(times) if times else None for times in took]
+        sizes = [_exported_bytes(Path(folder) / str(number)) for number in range(len(networks))]
+    return [
+        _Timed(statistics.median(times), float(np.subtract(*np.percentile(times, [75, 25]))), size)
+        if times
+        else _Timed()
+        for times, size in zip(took, sizes, strict=True)
+    ]
+
+
+def _exported_bytes(folder: Path) -> int:
+    """Bytes of the graphs and weights that ship; a graph without its head is a copy for other routes."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.stem.endswith("_body"))
+    return sum(path.stat().st_size for path in files)
 
 
 def turns_ms(runs: Sequence[Callable[[], object] | None]) -> list[list[float]]:

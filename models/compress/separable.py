@@ -13,7 +13,17 @@ import torch
 from torch import nn
 
 from dynamic.models.compress.report import Compressed, copied, report
-from dynamic.models.compress.swapping import Layer, check_names, inside, like, observed, sharing, swap, untreatable
+from dynamic.models.compress.swapping import (
+    Layer,
+    check_names,
+    inside,
+    like,
+    observed,
+    recurrent,
+    sharing,
+    swap,
+    untreatable,
+)
 from dynamic.offline.inputs import Batch
 from dynamic.policies.errors import BudgetError, InputError
 
@@ -64,6 +74,7 @@ def separate(
             continue
         assert isinstance(layer.module, nn.Conv2d)
         chosen[layer.module], kept[layer.name] = separated(layer.module, rank)
+    left |= recurrent(made)
     swap(made, chosen)
     told = report(
         "separate", network, made, example_inputs, data, latency=latency, left_alone=left, facts={"kept": kept}

@@ -6,7 +6,7 @@ differ). Here each width is a module tree of its own that holds the shared param
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -323,6 +323,9 @@ def _filled(made: Plain, weight: Tensor, bias: Tensor | None, old: nn.Module) ->
 
 
 def _checked(widths: Sequence[float], multiple: int) -> tuple[float, ...]:
+    numbers = not isinstance(widths, (str, bool)) and isinstance(widths, Iterable)
+    if not numbers or not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in (*widths,)):
+        raise BudgetError(f"widths={widths!r}: give rising shares above 0, the last 1, such as (0.25, 0.5, 1.0)")
     found = tuple(float(width) for width in widths)
     if not found or found != tuple(sorted(set(found))) or found[-1] != 1 or not found[0] > 0:
         raise BudgetError(f"widths={found}: give rising shares above 0, the last 1")

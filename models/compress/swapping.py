@@ -42,6 +42,15 @@ def observed(network: nn.Module, example_inputs: Batch, kinds: tuple[type[nn.Mod
     return [Layer(name, module, *shapes.get(id(module), (None, None))) for name, module in found]
 
 
+def recurrent(network: nn.Module) -> dict[str, str]:
+    """The recurrent layers of a network, which are left alone, and why."""
+    return {
+        name: f"a recurrent layer ({type(module).__name__}): its weights stay as they are"
+        for name, module in network.named_modules()
+        if isinstance(module, nn.RNNBase)
+    }
+
+
 def run(network: nn.Module, example_inputs: Batch) -> object:
     """The network's answer to the inputs, in evaluation mode. Raises InputError where it does not take them."""
     named = named_tensors(network, example_inputs)

@@ -107,6 +107,7 @@ def quantize_weights(
         file_bytes=size_bytes,
         left_alone=left,
         facts=facts,
+        same_work=True,
     )
     return WeightsCompressed(made, told, bits, coded)
 

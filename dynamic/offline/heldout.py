@@ -1,0 +1,43 @@
+"""How often each exit is right on data that it did not learn from."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynamic.offline.features import checked_batches
+from dynamic.offline.inputs import named_tensors
+from dynamic.offline.modes import evaluating
+from dynamic.offline.stages import StagedNetwork
+from dynamic.policies.errors import InputError
+from dynamic.policies.floor import Level
+
+
+def held_out_levels(network: StagedNetwork, loader: Iterable[Any]) -> tuple[Level, ...]:
+    """The accuracy of every exit on held-out data, beside that of the commonest class.
+
+    Args:
+        network: With exits, on any device. Its modes come back.
+        loader: Of `(inputs, labels [B])` that the exits did not learn from.
+
+    Returns:
+        A level for each exit, the network's own last.
+
+    Raises:
+        InputError: Where the loader gives no batch.
+    """
+    names = [stage.name for stage in network.exit_stages]
+    right, seen = np.zeros(len(names), np.int64), list[np.ndarray[Any, np.dtype[np.int64]]]()
+    first = next(network.parameters(), None)
+    with evaluating(network), torch.no_grad():
+        for inputs, labels in checked_batches(loader, None):
+            tensors = named_tensors(network, inputs).values()
+            answers = network(*(t if first is None else t.to(first.device) for t in tensors))
+            right += [int((logits.argmax(1).numpy(force=True) == labels).sum()) for logits in answers]
+            seen.append(labels)
+    if not seen:
+        raise InputError("eval_loader gave no batch; it is empty, or an iterator that was already used up")
+    every = np.concatenate(seen)
+    chance = float(np.bincount(every).max()) / len(every)
+    return tuple(Level(name, int(n) / len(every), chance, len(every)) for name, n in zip(names, right, strict=True))
