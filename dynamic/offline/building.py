@@ -10,24 +10,21 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from dynamic.bundle import Bundle, read, write
+from dynamic.bundle import Bundle, has_graphs, read, write
 from dynamic.choosing import AUTO, check_precision, chosen
 from dynamic.engines.contract import CascadeSpec
-from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.offline.calibration import collect, peek, plain_combiner
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.compute import rounds
-from dynamic.offline.exporting import export_stages
+from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.graphs import plain_ladder, write_graphs
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch
 from dynamic.offline.modes import evaluating
+from dynamic.offline.parity import check_parity
 from dynamic.offline.transforms import from_transforms
 from dynamic.policies.certification import certify, check_settings, shortage
 from dynamic.policies.errors import CalibrationError, EngineError, InputError
@@ -35,11 +32,6 @@ from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import SEARCH_SHARE, Records
 
 logger = logging.getLogger("dynamic")
-
-# of the largest logit: beyond it a graph is wrong, not merely rounded otherwise
-_PARITY = {"f32": 1e-3, "bf16": 0.15}
-# of networks that round activations (`rounds` on a module): a value between two codes may fall to either side
-_ROUNDED_PARITY = 0.15
 
 
 def build(
@@ -64,9 +56,12 @@ def build(
 
     `held_out_loader` yields `(inputs, labels [B])` that no network was trained on, preprocessed as in training.
     `engine`: the one that will run; "auto" takes the fastest of those installed here that have `precision` (torch,
-    which a bundle holds no modules for, left out). `preprocess`: the torchvision transforms (or `dynamic.Preprocess`)
-    that made those inputs from images, so that the device can do the same; None where the device's inputs arrive ready.
-    `classes`: names in label order. The remaining arguments are those of `Cascade`, `calibrate` and `certify`.
+    which a bundle holds no modules for, left out). "torch" needs no export; `load` is then given the modules.
+    `preprocess`: the torchvision transforms (or `dynamic.Preprocess`) that made those inputs from images, so that the
+    device can do the same; None where the device's inputs arrive ready. `classes`: names in label order. The remaining
+    arguments are those of `Cascade`, `calibrate` and `certify`.
+
+    Stages and graphs are run at 1, 2 and 5 rows on the engine and compared with torch before anything is certified.
 
     Raises CalibrationError, InputError, BudgetError or EngineError as those steps do; EngineError too where
     the exported graphs do not give torch's logits.
@@ -82,20 +77,22 @@ def build(
     owner = _Folder()
     folder = owner.path
     with evaluating(cascade):
-        spec = export_stages(cascade, folder, example, progress=progress)
-        stages = cascade.stages
-        if engine == AUTO:
+        spec, exported = _exported(cascade, folder, example, engine, progress)
+        stages = cascade.stages_for([i.name for i in spec.inputs])
+        if exported:
             write_graphs(folder, spec, plain_ladder(spec, cascade.combine))  # written again once temperatures are known
+        if engine == AUTO:
             engine = chosen(folder, spec, plain_combiner(spec), lambda _: precision, keep=True).engine
         opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
         try:
-            _check_parity(cascade, opened.stages, spec, example)
+            check_parity(cascade, opened, spec, example)
             records = collect(cascade, opened.stages, batches, groups, shipped, search_share, seed, progress=progress)
         finally:
             opened.close()
     ladder = certify(records, max_drops, delta, risk=risk, combine=cascade.combine, score=score, strict=strict)
     _warn(ladder)
-    write_graphs(folder, spec, ladder, engine, precision)
+    if exported:
+        write_graphs(folder, spec, ladder, engine, precision)
     (folder / "weights").mkdir()
     for name, network in zip(cascade.names, cascade.networks, strict=True):
         _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")
@@ -143,7 +140,8 @@ def recertify(
     folder = owner.path
     # costs of other machines go: each lies there with the frontier of the old ladder
     shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns("costs"), dirs_exist_ok=True)
-    write_graphs(folder, bundle.spec, ladder, bundle.engine, bundle.precision)
+    if has_graphs(folder, bundle.spec):
+        write_graphs(folder, bundle.spec, ladder, bundle.engine, bundle.precision)
     write(
         folder,
         bundle.spec,
@@ -171,22 +169,19 @@ class _Folder:
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-def _check_parity(cascade: Cascade, engine: StageEngine, spec: CascadeSpec, example: Batch) -> None:
-    """What ships must say what torch says; a stage that does not is named."""
-    named = {n: t[:2] for n, t in named_tensors(cascade.networks[0], example).items()}
-    shipped = engine.all_logits({n: t.detach().cpu().numpy() for n, t in named.items()})  # [B, S, C]
-    with torch.no_grad():
-        own = np.stack([t.float().cpu().numpy() for t in cascade(*named.values())], axis=1)
-    rounded = [rounds(network) for network in cascade.networks]
-    for stage, described in enumerate(spec.stages):
-        share = max(_PARITY[engine.precision], _ROUNDED_PARITY if rounded[spec.backbone[stage]] else 0.0)
-        limit = share * max(1.0, float(np.abs(own[:, stage]).max(initial=0.0)))
-        off = float(np.abs(shipped[:, stage] - own[:, stage]).max())
-        if not off <= limit and np.isfinite(own[:, stage]).all():
-            raise EngineError(
-                f"stage {described.name!r} on engine {engine.name!r} is off torch's logits by {off:.3g} "
-                f"(limit {limit:.3g}): use engine='torch', or report the network"
-            )
+def _exported(
+    cascade: Cascade, folder: Path, example: Batch, engine: str, progress: bool | None
+) -> tuple[CascadeSpec, bool]:
+    """The cascade's description, and whether its graphs lie in `folder`: engine "torch" does without."""
+    try:
+        return export_stages(cascade, folder, example, progress=progress), True
+    except (EngineError, InputError) as error:
+        if engine != "torch":
+            raise
+        spec = describe(cascade, example)  # where the networks are at fault, their own error comes
+        shutil.rmtree(folder / "backbones", ignore_errors=True)
+        logger.warning("the bundle is for engine 'torch' alone and is loaded with modules=...: %s", error)
+        return spec, False
 
 
 def _save_weights(network: nn.Module, path: Path) -> None:

@@ -50,7 +50,7 @@ def calibrate(
     batches, example = peek(loader)
     with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(whole):
         spec = describe(whole, example) if engine == "torch" else export_stages(whole, Path(folder), example)
-        stages = whole.stages if engine == "torch" else None
+        stages = whole.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
         opened = open_engine(engine, Path(folder), spec, plain_combiner(spec), stages, precision)
         try:
             return collect(whole, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress)

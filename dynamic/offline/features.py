@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamic.offline.acceleration import Acceleration
-from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, run_on
+from dynamic.offline.rowwise import check_rows
 from dynamic.offline.stages import Stage
 from dynamic.policies.errors import InputError
 from dynamic.progress import track
@@ -79,9 +80,12 @@ def extracted(
         folder: Path | None = None
         for inputs, found in checked_batches(track(loader, "features", total, shown), None):
             with torch.no_grad(), acceleration.autocast():
-                carry = tuple(acceleration.place(t) for t in named_tensors(network, inputs).values())
+                named = {name: acceleration.place(t) for name, t in named_tensors(network, inputs).items()}
+                carry = tuple(named.values())
                 if classes is None:
-                    classes = check_logits(network(*(t[:2] for t in carry)), len(stages), found)
+                    few = run_on(network, {name: t[:2] for name, t in named.items()})
+                    classes = check_logits(few, len(stages), found)
+                    check_rows(network, named)
                 check_labels(found, classes)
                 labels.append(found)
                 for i, stage in enumerate(stages[: trained[-1] + 1]):

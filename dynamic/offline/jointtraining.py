@@ -1,6 +1,7 @@
 """Training backbone and heads together."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from dynamic.offline.acceleration import Acceleration
 from dynamic.offline.checkpoints import Checkpoint, digest, signature
 from dynamic.offline.determinism import seeded
 from dynamic.offline.features import check_logits, checked_batches
-from dynamic.offline.inputs import named_tensors
+from dynamic.offline.inputs import named_tensors, run_on
 from dynamic.offline.losses import ExitLoss, GradientBalance
 from dynamic.offline.modes import evaluating
+from dynamic.offline.rowwise import Singles, check_rows
 from dynamic.offline.settings import Settings
 from dynamic.offline.stages import StagedNetwork
 from dynamic.offline.teaching import answer_of, check_apart, check_teacher
@@ -43,28 +45,36 @@ def fit_all(
         raise WrapError("every parameter is frozen (requires_grad=False); set requires_grad_(True) on some")
     stages = network.exit_stages
     classes = 0
-    order: list[int] = []  # of the network's inputs, as the teacher takes them
+    singles = Singles([network])
+    names: list[str] = []
+    theirs: dict[str, int] = {}  # the inputs of the teacher, and which of the network's each is
     if teacher is not None:
         check_apart(teacher, [network])
 
     def batches() -> Iterator[tuple[list[Tensor], Tensor]]:
         for inputs, labels in checked_batches(loader, classes or None):
             named = named_tensors(network, inputs)
-            tensors = [acceleration.place(t) for t in named.values()]
+            names[:] = named
             if teacher is not None:
-                theirs = named_tensors(teacher, inputs) if isinstance(inputs, Mapping) else named
-                order[:] = [list(named).index(name) for name in theirs]
+                taken = list(named_tensors(teacher, inputs))
+                by_name = isinstance(inputs, Mapping)
+                theirs.clear()
+                theirs.update({name: names.index(name) if by_name else i for i, name in enumerate(taken)})
+            tensors = [acceleration.place(t) for t in named.values()]
+            if network.training and not singles.trains(len(labels), partial(forward, tensors)):
+                continue
             yield tensors, torch.from_numpy(labels).to(acceleration.device)
+        singles.close_epoch()
 
     def forward(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         with acceleration.autocast():
-            logits: Sequence[Tensor] = network(*tensors)
+            logits: Sequence[Tensor] = run_on(network, dict(zip(names, tensors, strict=True)))
         return logits
 
     def taught(tensors: Sequence[Tensor]) -> Tensor:
         assert teacher is not None
         with torch.no_grad(), acceleration.autocast():
-            return answer_of(teacher, [tensors[i] for i in order])
+            return answer_of(teacher, {name: tensors[i] for name, i in theirs.items()})
 
     with evaluating(network), seeded(settings.seed, -1, loader):
         tensors, labels = next(batches(), (None, None))
@@ -72,6 +82,7 @@ def fit_all(
             raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
         with torch.no_grad():
             classes = check_logits(forward([t[:2] for t in tensors]), len(stages), labels.cpu().numpy())
+            check_rows(network, dict(zip(names, tensors, strict=True)))
             if teacher is not None:
                 check_teacher(taught([t[:2] for t in tensors]), len(labels[:2]), classes)
     kept = Checkpoint(

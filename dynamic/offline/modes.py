@@ -31,7 +31,7 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Whatever the code of `module` does to its attributes and buffers meanwhile is undone at the end."""
-    parts = list(module.modules())
+    parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]  # compiled: no code
     before = [dict(part.__dict__) for part in parts]
     inner = [{name: dict(part.__dict__[name]) for name in _REGISTERED} for part in parts]
     buffers = [(b, b.clone()) for part in parts for b in part._buffers.values() if b is not None]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.models.compress.scoring import IMPORTANCES, Group, Part, scores
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, arguments, named_tensors, run_on
 from dynamic.offline.modes import evaluating
 from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, DynamicError, InputError, WrapError
@@ -175,7 +175,7 @@ def _groups(network: nn.Module, named: Mapping[str, Tensor], stream: bool, left:
             handles.append(module.register_forward_pre_hook(hook))
     try:
         with evaluating(network), torch.no_grad():
-            network(*named.values())
+            run_on(network, named)
     finally:
         for handle in handles:
             handle.remove()
@@ -245,12 +245,13 @@ def _by_torch_pruning(
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     graph = tp.DependencyGraph()
+    args, kwargs = arguments(network, {name: t[:2] for name, t in named.items()})
     try:
         with evaluating(network), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             graph.build_dependency(
                 network,
-                tuple(t[:2] for t in named.values()),
+                kwargs or args,
                 output_transform=lambda out: primary_logits(out),
                 verbose=False,
             )
@@ -319,9 +320,9 @@ def _why_not(tp: Any, found: Any, modules: Mapping[nn.Module, str], shared: set[
 
 def _check_runs(network: nn.Module, smaller: nn.Module, named: Mapping[str, Tensor]) -> None:
     with torch.no_grad(), evaluating(network), evaluating(smaller):
-        before = primary_logits(network(*named.values()))
+        before = primary_logits(run_on(network, named))
         try:
-            after = primary_logits(smaller(*named.values()))
+            after = primary_logits(run_on(smaller, named))
         except Exception as error:  # user code runs here, with widths it may not expect
             raise WrapError(
                 f"{type(network).__name__} does not run with thinner layers: {error}; name the layer in skip=, or "

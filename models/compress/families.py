@@ -18,7 +18,7 @@ from dynamic.models.compress.recipes import Recipe, as_named, checked_targets, c
 from dynamic.models.compress.report import Compressed, Report
 from dynamic.offline.calibration import peek
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, named_tensors, run_on
 from dynamic.offline.modes import evaluating
 from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, InputError
@@ -235,7 +235,7 @@ def _classes(network: nn.Module, example: Batch, name: str) -> int:
     """C of the network's own logits `[B, C]`. Raises InputError where it gives none, or does not take such inputs."""
     try:
         with evaluating(network), torch.no_grad():
-            answer = network(*(t[:2] for t in named_tensors(network, example).values()))
+            answer = run_on(network, {name: t[:2] for name, t in named_tensors(network, example).items()})
     except (RuntimeError, TypeError) as error:
         raise InputError(
             f"{name} does not take the inputs of the data ({error}): give networks for the same task"

@@ -83,6 +83,7 @@ def quantize(
     if isinstance(own, StagedNetwork):
         exits = own.exit_stages
         result = QuantizedExits(bodies, [stage.head for stage in exits], [stage.name for stage in exits])
+        result.traced_sizes = own.traced_sizes
     result.eval()
     facts = {
         "calibration": ranges,
@@ -122,6 +123,8 @@ class QuantizedExits(StagedNetwork):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> list[Tensor]:
         """Logits `[B, C]` of every exit, the backbone's own last."""
+        if self.traced_sizes is not None:
+            self.traced_sizes.check(self.traced_sizes.bound(args, kwargs))
         first: Any = self.bodies[0]
         names = [node.target for node in first.graph.find_nodes(op="placeholder")]
         carry = (*args, *(kwargs[name] for name in names[len(args) :]))

@@ -29,7 +29,7 @@ from dynamic.offline.checkpoints import untied
 from dynamic.offline.compute import count_macs
 from dynamic.offline.exporting import export_stages
 from dynamic.offline.features import checked_batches
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, arguments, named_tensors, other_floats, run_on
 from dynamic.offline.modes import evaluating
 from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.policies.errors import EngineError, InputError
@@ -135,12 +135,12 @@ def measure(
     exported. Raises InputError on inputs or data that do not fit.
     """
     named = named_tensors(networks[0], example_inputs)
-    one = tuple(t[:1] for t in named.values())
+    one = {name: t[:1] for name, t in named.items()}
     times = _latencies(networks, example_inputs, engine, precision) if latency else [None] * len(networks)
     found = []
     for network, took in zip(networks, times, strict=True):
         with evaluating(network):
-            macs = count_macs(network, one).total
+            macs = count_macs(network, *arguments(network, one)).total
         tensors = untied(network.state_dict())
         weights = untied(dict(network.named_parameters(remove_duplicate=False)))
         found.append(
@@ -161,7 +161,7 @@ def accuracy(network: nn.Module, data: Iterable[Any]) -> float:
     right = count = 0
     with evaluating(network), torch.no_grad():
         for inputs, labels in checked_batches(data, None):
-            answer = network(*named_tensors(network, inputs).values())
+            answer = run_on(network, named_tensors(network, inputs))
             logits = primary_logits(answer[-1] if isinstance(network, StagedNetwork) else answer)
             right += int((logits.argmax(1).numpy(force=True) == labels).sum())
             count += len(labels)
@@ -175,6 +175,9 @@ def _latencies(networks: Sequence[nn.Module], example_inputs: Batch, engine: str
     with tempfile.TemporaryDirectory(prefix="dynamic-measure-") as folder, ExitStack() as owned:
         runs: list[Callable[[], object] | None] = []
         for number, network in enumerate(networks):
+            if other_floats(network) is not None:  # no engine takes it
+                runs.append(None)
+                continue
             try:
                 runs.append(_runnable(network, Path(folder) / str(number), example_inputs, engine, precision, owned))
             except EngineError:  # torch cannot export it: then no engine runs it either
