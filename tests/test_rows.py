@@ -75,17 +75,15 @@ def test_a_network_that_loses_the_batch_of_one_row_is_refused_before_any_work(
     name: str, where: str, tmp_path: Path
 ) -> None:
     network = LOSES_THE_BATCH[name]().eval()
+    work = {
+        "build": lambda: dynamic.build(network, data()),
+        "calibrate": lambda: dynamic.calibrate(network, data(), engine="torch"),
+        "export": lambda: dynamic.export(network, tmp_path / "one.onnx", batch="single", example_inputs=X),
+        "torch": lambda: dynamic.build(network, data(), engine="torch"),
+        "fit": lambda: dynamic.fit(network, data(), "joint", epochs=1),
+    }
     with pytest.raises(InputError, match=r"gives \[3\] for one row; expected \[1, C\].*flatten\(1\)"):
-        if where == "build":
-            dynamic.build(network, data())
-        elif where == "calibrate":
-            dynamic.calibrate(network, data(), engine="torch")
-        elif where == "export":
-            dynamic.export(network, tmp_path / "one.onnx", batch="single", example_inputs=X)
-        elif where == "torch":
-            dynamic.build(network, data(), engine="torch")
-        else:
-            dynamic.fit(network, data(), "joint", epochs=1)
+        work[where]()
     assert not list(tmp_path.iterdir())
 
 
@@ -143,7 +141,9 @@ def test_a_graph_that_says_something_else_is_refused(file: str, monkeypatch: pyt
         for tensor in model.graph.initializer:
             values = numpy_helper.to_array(tensor) if not tensor.external_data else None
             if values is not None and values.dtype == np.float32 and values.shape == (CLASSES,):
-                tensor.CopyFrom(numpy_helper.from_array((values + [3, 0, 0]).astype(np.float32), tensor.name))
+                tensor.CopyFrom(
+                    numpy_helper.from_array(values + np.eye(1, CLASSES, dtype=np.float32)[0] * 3, tensor.name)
+                )
         onnx.save(model, folder / file)
 
     monkeypatch.setattr(building, "write_graphs", spoiled)

@@ -63,7 +63,7 @@ def test_a_length_that_went_into_the_graph_is_the_only_one_that_is_taken(change:
     with torch.no_grad():
         torch.testing.assert_close(net(same)[-1], network(same), rtol=0, atol=1e-5)
     with pytest.raises(
-        InputError, match=r"shape \[B, 20, 8\].*traced at \[B, 12, 8\].*resize or pad.*wrap the backbone"
+        InputError, match=r"\[2, 20, 8\]: it was traced at \[B, 12, 8\].*resized or padded.*wrap the backbone"
     ):
         net(longer)
     with pytest.raises(InputError, match="traced at"):
@@ -82,7 +82,7 @@ def test_a_length_that_stays_in_the_graph_is_taken_and_right_in_graph_and_stages
         with torch.no_grad():
             torch.testing.assert_close(net(x)[-1], network(x), rtol=0, atol=1e-5)
             torch.testing.assert_close(carry[0], network(x), rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match=r"shape \[B, 12, 9\]"):  # channels are never free
+    with pytest.raises(InputError, match=r"float32 \[2, 12, 9\]"):  # channels are never free
         net(torch.randn(2, 12, 9))
 
 
@@ -141,7 +141,7 @@ def test_pictures_of_another_size() -> None:
     wide = torch.randn(2, 3, 9, 31)
     with torch.no_grad():
         assert torch.equal(free(wide)[-1], free.backbone(wide))
-    with pytest.raises(InputError, match=r"\[B, 3, 9, 31\].*\[B, 3, 10, 14\]"):
+    with pytest.raises(InputError, match=r"\[2, 3, 9, 31\].*\[B, 3, 10, 14\]"):
         fixed(wide)
 
 
@@ -180,7 +180,7 @@ def test_int8_exits_take_the_sizes_of_the_wrapped_network() -> None:
     net = wrapped(Written(12).eval(), torch.randn(2, 12, 8))
     made = quantize(net, torch.randn(2, 12, 8), [torch.randn(8, 12, 8)], latency=False).network
     assert len(made(torch.randn(2, 12, 8))) == 2
-    with pytest.raises(InputError, match=r"\[B, 7, 8\].*\[B, 12, 8\]"):
+    with pytest.raises(InputError, match=r"\[2, 7, 8\].*\[B, 12, 8\]"):
         made(torch.randn(2, 7, 8))
 
 
@@ -189,5 +189,5 @@ def test_a_loader_of_several_lengths_is_refused_where_the_length_is_written(tmp_
     with pytest.raises(InputError, match=r"\[30, 20, 8\]; expected \[B, 12, 8\]"):
         dynamic.build(network, [(torch.randn(30, 12, 8), labels), (torch.randn(30, 20, 8), labels)])
     net = wrapped(network, torch.randn(2, 12, 8), warns=True)
-    with pytest.raises(InputError, match=r"\[B, 20, 8\].*traced at \[B, 12, 8\]"):
+    with pytest.raises(InputError, match=r"\[30, 20, 8\].*traced at \[B, 12, 8\]"):
         dynamic.calibrate(net, [(torch.randn(30, 20, 8), labels)])

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from dynamic.offline.acceleration import Acceleration
 from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, run_on
-from dynamic.offline.rowwise import check_rows
+from dynamic.offline.rowwise import check_classes, check_rows
 from dynamic.offline.stages import Stage
 from dynamic.policies.errors import InputError
-from dynamic.progress import track
+from dynamic.progress import size_of, track
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def extracted(
     used = list(stores.values())
     labels: list[NDArray[np.int64]] = []
     classes: int | None = None
-    total = len(loader) if isinstance(loader, Sized) else None
+    total = size_of(loader)
     with ExitStack() as owned:
         folder: Path | None = None
         for inputs, found in checked_batches(track(loader, "features", total, shown), None):
@@ -145,6 +145,7 @@ def check_logits(logits: Any, exits: int, labels: NDArray[np.int64]) -> int:
     if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
         raise InputError(f"the exits gave {shapes}; expected [B, C], the same classes C at every exit")
     classes: int = shapes[0][1]
+    check_classes("the network", classes)
     check_labels(labels, classes)
     return classes
 

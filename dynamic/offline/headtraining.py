@@ -1,6 +1,6 @@
 """Training exit heads on a frozen backbone, whose features are computed once, or anew for every epoch."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +29,7 @@ from dynamic.offline.stages import Stage, StagedNetwork
 from dynamic.offline.teaching import answer_of, check_apart, check_teacher
 from dynamic.offline.training import History, Task, train
 from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.progress import size_of
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class _Seen:
             raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
         self._network, self._stages, self._trained = network, stages, trained
         self.loader, self._acceleration = loader, acceleration
-        self.steps = len(loader) or None if isinstance(loader, Sized) else None
+        self.steps = size_of(loader) or None
         self._classes: int | None = None
         self._singles = Singles([stages[i].head for i in trained])
         self._teacher = teacher

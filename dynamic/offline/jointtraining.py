@@ -21,6 +21,7 @@ from dynamic.offline.stages import StagedNetwork
 from dynamic.offline.teaching import answer_of, check_apart, check_teacher
 from dynamic.offline.training import History, Task, train
 from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.progress import size_of
 
 
 def fit_all(
@@ -103,7 +104,7 @@ def fit_all(
         forward,
         loss,
         network.state_dict(),
-        _length(loader),
+        size_of(loader) or None,
         GradientBalance(stages) if rescale else None,
         loader,
         None if teacher is None else taught,
@@ -114,10 +115,3 @@ def fit_all(
         return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
     finally:
         optimizer.zero_grad(set_to_none=True)
-
-
-def _length(loader: Iterable[Any]) -> int | None:
-    try:
-        return len(loader) or None  # type: ignore[arg-type]
-    except TypeError:
-        return None

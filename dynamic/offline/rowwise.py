@@ -58,6 +58,13 @@ def answers(network: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     return list(found)
 
 
+def last_logits(network: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The network's own logits `[B, C]`; raises InputError where they are not of that shape, or of one class."""
+    found = answers(network, inputs)[-1]
+    _check_shapes(network, [found], len(next(iter(inputs.values()))))
+    return found
+
+
 def check_classes(name: str, classes: int) -> None:
     """Raises InputError on fewer than two classes."""
     if classes < 2:

@@ -1,7 +1,7 @@
 """At which sizes of its inputs a traced network may run: those it was traced at, and those it was checked at."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -23,19 +23,20 @@ Run = Callable[[Sequence[Tensor]], Tensor]
 class Sizes:
     """The inputs that a network was traced with.
 
-    `names` and `shapes`, without the batch, in the order of forward; `free`: for each input the dimensions, counted
-    without the batch, that may have another size.
+    `network`: its class. `names` and `shapes`, without the batch, in the order of forward; `free`: for each input the
+    dimensions, counted without the batch, that may have another size.
     """
 
+    network: str
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     free: tuple[frozenset[int], ...]
 
     @staticmethod
-    def of(example: Mapping[str, Tensor]) -> "Sizes":
+    def of(network: str, example: Mapping[str, Tensor]) -> "Sizes":
         """The sizes of an example; none of them may differ."""
         shapes = tuple(tuple(tensor.shape[1:]) for tensor in example.values())
-        return Sizes(tuple(example), shapes, (frozenset(),) * len(shapes))
+        return Sizes(network, tuple(example), shapes, (frozenset(),) * len(shapes))
 
     def check_names(self, given: Mapping[str, object]) -> None:
         """Raises InputError where these are not the inputs that were traced."""
@@ -68,9 +69,9 @@ class Sizes:
             ):
                 continue
             raise InputError(
-                f"input {name!r} has shape {_batch(given)}; the network was traced at {_batch(shape)} and is right at "
-                "that size alone: resize or pad the inputs to it, or wrap the backbone again with example inputs of "
-                "this size"
+                f"{self.network} does not run on input {name!r}, {str(tensor.dtype).removeprefix('torch.')} "
+                f"{list(tensor.shape)}: it was traced at {_batch(shape)} and is right at that size alone; give batches "
+                "of that size, resized or padded, or wrap the backbone again with example inputs of this size"
             )
 
 
@@ -78,14 +79,13 @@ def _batch(shape: Sequence[int]) -> str:
     return f"[{', '.join(['B', *map(str, shape)])}]"
 
 
-def checked(example: Mapping[str, Tensor], own: Run, others: Sequence[Run], limit: float) -> Sizes:
-    """The sizes of `example`, and the dimensions in which `others` give what `own` gives at other sizes too.
+def checked(fixed: Sizes, example: Mapping[str, Tensor], own: Run, others: Sequence[Run], limit: float) -> Sizes:
+    """The sizes of `example`, `fixed`, and the dimensions in which `others` give what `own` gives at other sizes too.
 
     Positions are tried at smaller and larger sizes, until `own`, the backbone, has run at three. A dimension is free
     where all agree within `limit` of the largest logit at all three; where one does not, or `own` takes fewer sizes,
     the size is that of the example.
     """
-    fixed = Sizes.of(example)
     inputs = list(example.values())
     for order in _ORDERS:
         dims = [order.get(tensor.ndim, ()) for tensor in inputs]
@@ -94,7 +94,7 @@ def checked(example: Mapping[str, Tensor], own: Run, others: Sequence[Run], limi
             continue
         if len(agreed) < _TRIALS or not all(agreed):
             return fixed
-        return Sizes(fixed.names, fixed.shapes, tuple(frozenset(d - 1 for d in own_dims) for own_dims in dims))
+        return replace(fixed, free=tuple(frozenset(d - 1 for d in own_dims) for own_dims in dims))
     return fixed
 
 

@@ -141,7 +141,7 @@ class ExitNetwork(StagedNetwork):
         self.trainable_backbone = False
         self.dropped: tuple[str, ...] = ()
         self.input_names = tuple(example)
-        self.traced_sizes: Sizes = Sizes.of(example)
+        self.traced_sizes: Sizes = Sizes.of(type(backbone).__name__, example)
         self._stage_graphs = _Graphs(())
         self._evaluate: Callable[..., list[Tensor]] | None = None
         self._train: Callable[..., list[Tensor]] | None = None
@@ -231,7 +231,7 @@ class ExitNetwork(StagedNetwork):
             return carry[0]
 
         with torch.no_grad(), untouched(self.backbone), in_mode(self.backbone, training=False):
-            return checked(example, self._own_logits, (whole, staged), CLOSE)
+            return checked(self.traced_sizes, example, self._own_logits, (whole, staged), CLOSE)
 
     def _put_training(self, captured: Captured, nodes: Sequence[fx.Node], example: Mapping[str, Tensor]) -> Captured:
         """Trace the backbone in train mode and find the exits again; without it heads alone can be trained."""

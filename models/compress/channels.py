@@ -68,7 +68,7 @@ def prune_channels(
             f"this {type(network).__name__} has exits that read its channels; prune its backbone, then wrap"
         )
     shares = _checked(network, amount, importance, data, round_to, skip)
-    smaller = copied(network)
+    smaller = copied(network, computed=False)
     named = named_tensors(smaller, example_inputs)
     trains = {name: p.requires_grad for name, p in smaller.named_parameters()}
     left: dict[str, str] = {}
@@ -149,7 +149,7 @@ def prunable(
     network: nn.Module, example_inputs: Batch, *, stream: bool = False, skip: Sequence[str] = ()
 ) -> dict[str, int]:
     """Width of each group of layers that can lose channels, by the module that `prune_channels` knows it by."""
-    copy = copied(network)
+    copy = copied(network, computed=False)
     groups = _groups(copy, named_tensors(copy, example_inputs), stream, {})
     return {g.name: g.width for g in groups if not any(_inside(p.name, s) for p in g.makers for s in skip)}
 

@@ -20,6 +20,7 @@ from dynamic.offline.calibration import peek
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.inputs import Batch, named_tensors, run_on
 from dynamic.offline.modes import evaluating
+from dynamic.offline.rowwise import check_classes
 from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.progress import track
@@ -243,4 +244,5 @@ def _classes(network: nn.Module, example: Batch, name: str) -> int:
     logits: Tensor = primary_logits(answer[-1] if isinstance(network, StagedNetwork) else answer)
     if logits.ndim != 2:
         raise InputError(f"{name} gives {list(logits.shape)}; expected logits [B, C]")
+    check_classes(name, logits.shape[1])
     return logits.shape[1]

@@ -55,7 +55,7 @@ def quantize(
     check_calibration(ranges)
     _check(network, skip)
     with evaluating(network):
-        own = copied(network)
+        own = copied(network, computed=False)
     stages = float_stages(own, example_inputs)
     plan = Plan(skip)
     for stage in stages:

@@ -5,7 +5,6 @@ Every method here has the form `compressed = method(network, example_inputs, ...
 `compressed.report` says what was gained, what it cost, and which parts were left alone, and why.
 """
 
-import copy
 import statistics
 import tempfile
 import time
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils import parametrize
 
 from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import open_engine
@@ -27,11 +25,12 @@ from dynamic.offline.calibration import plain_combiner
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.checkpoints import untied
 from dynamic.offline.compute import count_macs
+from dynamic.offline.copying import deep_copy, plain
 from dynamic.offline.exporting import export_stages
 from dynamic.offline.features import checked_batches
-from dynamic.offline.inputs import Batch, arguments, named_tensors, other_floats, run_on
+from dynamic.offline.inputs import Batch, arguments, named_tensors, other_floats
 from dynamic.offline.modes import evaluating
-from dynamic.offline.stages import StagedNetwork, primary_logits
+from dynamic.offline.rowwise import last_logits
 from dynamic.policies.errors import EngineError, InputError
 
 _TURNS, _TURN_S = 15, 0.02  # how often each network has its turn, and for how long
@@ -90,14 +89,10 @@ class Compressed:
     report: Report
 
 
-def copied(network: nn.Module) -> nn.Module:
-    """A deep copy: shared weights stay shared among themselves, nothing is shared with the original."""
-    made = copy.deepcopy(network)
-    for module in made.modules():
-        if parametrize.is_parametrized(module):  # torch copies share a class, and lose its property all at once
-            old = type(module)
-            module.__class__ = type(old.__name__, old.__bases__, {**vars(old)})
-    return made
+def copied(network: nn.Module, *, computed: bool = True) -> nn.Module:
+    """A deep copy; without `computed`, weights that are computed, under `weight_norm` or a mask, are ordinary ones."""
+    made = deep_copy(network)
+    return made if computed else plain(made)
 
 
 def report(
@@ -161,8 +156,7 @@ def accuracy(network: nn.Module, data: Iterable[Any]) -> float:
     right = count = 0
     with evaluating(network), torch.no_grad():
         for inputs, labels in checked_batches(data, None):
-            answer = run_on(network, named_tensors(network, inputs))
-            logits = primary_logits(answer[-1] if isinstance(network, StagedNetwork) else answer)
+            logits = last_logits(network, named_tensors(network, inputs))
             right += int((logits.argmax(1).numpy(force=True) == labels).sum())
             count += len(labels)
     if not count:
