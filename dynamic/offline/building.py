@@ -18,7 +18,7 @@ from dynamic.bundle import Bundle, has_graphs, read, write
 from dynamic.choosing import AUTO, check_precision, chosen
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.opening import check_engine, open_engine
-from dynamic.offline.calibration import collect, peek, plain_combiner
+from dynamic.offline.calibration import check_first, collect, peek, plain_combiner
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.graphs import plain_ladder, write_graphs
@@ -73,7 +73,8 @@ def build(
         check_engine(engine, precision)
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
-    batches, example = peek(held_out_loader)
+    batches, example, labels = peek(held_out_loader)
+    check_first(cascade, example, labels)
     owner = _Folder()
     folder = owner.path
     with evaluating(cascade):

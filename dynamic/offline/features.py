@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamic.offline.acceleration import Acceleration
-from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, run_on
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, run_on, taken_by
 from dynamic.offline.rowwise import check_classes, check_rows
 from dynamic.offline.stages import Stage
 from dynamic.policies.errors import InputError
@@ -78,14 +78,15 @@ def extracted(
     total = size_of(loader)
     with ExitStack() as owned:
         folder: Path | None = None
-        for inputs, found in checked_batches(track(loader, "features", total, shown), None):
+        for inputs, found in track(checked_batches(loader, None), "features", total, shown):
             with torch.no_grad(), acceleration.autocast():
                 named = {name: acceleration.place(t) for name, t in named_tensors(network, inputs).items()}
                 carry = tuple(named.values())
                 if classes is None:
-                    few = run_on(network, {name: t[:2] for name, t in named.items()})
-                    classes = check_logits(few, len(stages), found)
-                    check_rows(network, named)
+                    with taken_by(network, named):
+                        few = run_on(network, {name: t[:2] for name, t in named.items()})
+                        classes = check_logits(few, len(stages), found)
+                        check_rows(network, named)
                 check_labels(found, classes)
                 labels.append(found)
                 for i, stage in enumerate(stages[: trained[-1] + 1]):
@@ -116,8 +117,8 @@ def checked_batches(loader: Iterable[Any], classes: int | None) -> Iterator[tupl
             raise InputError("the loader gives inputs without labels; give pairs (inputs, labels [B])")
         if not len(labels):
             continue
-        tensors = [inputs] if isinstance(inputs, Tensor) else _listed(inputs)
-        rows = {len(t) for t in tensors if isinstance(t, Tensor) and t.ndim}
+        tensors = [inputs] if isinstance(inputs, (Tensor, np.ndarray)) else _listed(inputs)
+        rows = {len(t) for t in tensors if isinstance(t, (Tensor, np.ndarray)) and t.ndim}
         wrong = rows - {len(labels)}
         if wrong:
             raise InputError(f"a batch has {wrong.pop()} inputs and {len(labels)} labels; give one label an input")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dynamic.offline.acceleration import Acceleration
 from dynamic.offline.headtraining import HeadFit, fit_heads
+from dynamic.offline.inputs import check_halves
 from dynamic.offline.jointtraining import fit_all
 from dynamic.offline.losses import ExitLoss
 from dynamic.offline.modes import evaluating
@@ -143,6 +144,9 @@ def fit(
             f"the backbone of this {type(network).__name__} was captured for evaluation only, so mode={mode!r} "
             f"cannot train it; use mode='heads'"
         )
+    check_halves(network)
+    if teacher is not None:
+        check_halves(teacher)
     acceleration = Acceleration.choose(network, device, autocast, channels_last)
     with evaluating(network), _placed(network, acceleration):
         if mode == "heads":

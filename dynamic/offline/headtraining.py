@@ -21,7 +21,7 @@ from dynamic.offline.features import (
     classified,
     extracted,
 )
-from dynamic.offline.inputs import Batch, named_tensors, run_on
+from dynamic.offline.inputs import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.losses import ExitLoss
 from dynamic.offline.rowwise import Singles, check_rows
 from dynamic.offline.settings import Settings
@@ -159,9 +159,10 @@ class _Seen:
                 carry = tuple(named.values())
                 answer = None if self._own or self._teacher is None else self._taught(self._teacher, inputs)
                 if self._classes is None:
-                    few = run_on(self._network, {name: t[:2] for name, t in named.items()})
-                    self._classes = check_logits(few, len(self._stages), labels)
-                    check_rows(self._network, named)
+                    with taken_by(self._network, named):
+                        few = run_on(self._network, {name: t[:2] for name, t in named.items()})
+                        self._classes = check_logits(few, len(self._stages), labels)
+                        check_rows(self._network, named)
                     if answer is not None:
                         check_teacher(answer[:2], len(labels[:2]), self._classes)
                 check_labels(labels, self._classes)

@@ -7,6 +7,7 @@ network's, labels inside a dict, one-hot labels. Everything else is refused in t
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
     if isinstance(batch, (Tensor, np.ndarray)):
         named: dict[str, Any] = {"input": batch}
     elif isinstance(batch, Mapping):
-        given = {n: v for n, v in batch.items() if v is not None and n not in LABELS}
+        given = {str(n): v for n, v in batch.items() if v is not None and n not in LABELS}
         named = {name: given[name] for name in _in_order(network, given, sizes)}
     elif isinstance(batch, (tuple, list)):
         names = _positional(network)
@@ -46,7 +47,8 @@ def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         raise InputError(f"inputs are a {type(batch).__name__}; give a tensor, a tuple or a dict of tensors")
     if not named:
         raise InputError("a batch holds no input; give a tensor, a tuple or a dict of tensors")
-    kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+    floats = (t.dtype for t in chain(network.parameters(), network.buffers()) if t.is_floating_point())
+    kind = next(floats, None)
     tensors = {name: _tensor(name, value, kind) for name, value in named.items()}
     if sizes is not None:
         sizes.check(list(tensors.values()))
@@ -85,6 +87,16 @@ def check_float32(network: nn.Module) -> None:
         )
 
 
+def check_halves(network: nn.Module) -> None:
+    """Raises InputError on a network in float16 on the CPU, where batch norm does not run in it."""
+    for name, parameter in network.named_parameters():
+        if parameter.dtype == torch.float16 and parameter.device.type == "cpu":
+            raise InputError(
+                f"{name} is float16, in which batch norm does not run on the CPU: call network.float(), or "
+                "network.bfloat16()"
+            )
+
+
 def other_floats(network: nn.Module) -> str | None:
     """The first parameter in floating point that is not float32, in words; None where there is none."""
     for name, parameter in network.named_parameters():
@@ -117,9 +129,11 @@ def _in_order(network: nn.Module, given: Mapping[str, Any], sizes: Sizes | None)
     """The names of a dict in the order of forward, of which they may leave out some."""
     parameters = _parameters(network)
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if sizes is not None:
+    if not given:
+        return []
+    if sizes is not None and sizes.names != ("input",):
         sizes.check_names(given)
-        return list(sizes.names) if len(given) > 1 or sizes.names != ("input",) else list(given)
+        return list(sizes.names)
     unknown = [name for name in given if name not in names]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise InputError(
@@ -152,12 +166,17 @@ def labelled_batches(loader: Iterable[Any]) -> Iterator[tuple[Batch, NDArray[np.
 
     Raises InputError on what is no loader, and as `read_batch` does.
     """
+    check_loader(loader)
+    for item in loader:
+        yield read_batch(item)
+
+
+def check_loader(loader: Any) -> None:
+    """Raises InputError on what gives no batches."""
     if isinstance(loader, (Tensor, np.ndarray)):
         raise InputError(f"a tensor {list(loader.shape)} is no loader; {_LOADER}")
     if isinstance(loader, (str, bytes, Mapping)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
         raise InputError(f"a {type(loader).__name__} is no loader; {_LOADER}")
-    for item in loader:
-        yield read_batch(item)
 
 
 def read_batch(item: Any) -> tuple[Batch, NDArray[np.int64] | None]:

@@ -12,7 +12,7 @@ from dynamic.offline.acceleration import Acceleration
 from dynamic.offline.checkpoints import Checkpoint, digest, signature
 from dynamic.offline.determinism import seeded
 from dynamic.offline.features import check_logits, checked_batches
-from dynamic.offline.inputs import named_tensors, run_on
+from dynamic.offline.inputs import named_tensors, run_on, taken_by
 from dynamic.offline.losses import ExitLoss, GradientBalance
 from dynamic.offline.modes import evaluating
 from dynamic.offline.rowwise import Singles, check_rows
@@ -81,9 +81,11 @@ def fit_all(
         tensors, labels = next(batches(), (None, None))
         if tensors is None or labels is None:
             raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
-        with torch.no_grad():
+        named = dict(zip(names, tensors, strict=True))
+        with torch.no_grad(), taken_by(network, named):
             classes = check_logits(forward([t[:2] for t in tensors]), len(stages), labels.cpu().numpy())
-            check_rows(network, dict(zip(names, tensors, strict=True)))
+            check_rows(network, named)
+        with torch.no_grad():
             if teacher is not None:
                 check_teacher(taught([t[:2] for t in tensors]), len(labels[:2]), classes)
     kept = Checkpoint(

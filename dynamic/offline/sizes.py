@@ -40,8 +40,6 @@ class Sizes:
 
     def check_names(self, given: Mapping[str, object]) -> None:
         """Raises InputError where these are not the inputs that were traced."""
-        if self.names == ("input",) and len(given) == 1:
-            return
         if set(given) != set(self.names):
             raise InputError(
                 f"inputs {sorted(given)}: the network was traced with {list(self.names)}; give those, or wrap it "

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from dynamic.offline.checking import CLOSE, changed_in_place, check_evaluation, check_training
 from dynamic.offline.cutting import Cutter
 from dynamic.offline.heads import Classifier, ExitHead, Head, Room
-from dynamic.offline.inputs import Batch, named_tensors, run_on, taken_by
+from dynamic.offline.inputs import Batch, check_halves, named_tensors, run_on, taken_by
 from dynamic.offline.layouts import Layouts
 from dynamic.offline.modes import in_mode, untouched, view
 from dynamic.offline.observing import observe, rows
@@ -65,6 +65,7 @@ def wrap(
     if isinstance(backbone, StagedNetwork):
         raise ExitError(f"this {type(backbone).__name__} has exits already; give the plain network")
     check_asked(exits, backbone)
+    check_halves(backbone)
     named = named_tensors(backbone, example_inputs)
     if any(t.ndim == 0 or len(t) == 0 for t in named.values()):
         raise InputError(

@@ -188,7 +188,7 @@ def family(
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
         raise BudgetError(f"epochs={epochs!r}: give a whole number, 0 for no fine-tuning")
     check_engine(engine, precision)
-    batches, example = peek(data)
+    batches, example, _ = peek(data)
     recipes = _recipes(means, wanted, batches if train_loader is None else train_loader)
     given = as_named(others)
     classes = _classes(network, example, class_name(network))

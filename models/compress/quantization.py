@@ -18,7 +18,7 @@ from dynamic.models.compress.int8graph import Rewriter, Watcher, float_stages
 from dynamic.models.compress.int8plan import Plan
 from dynamic.models.compress.ranges import Seen, check_calibration, grids
 from dynamic.models.compress.report import Compressed, copied, report
-from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
+from dynamic.offline.inputs import Batch, check_float32, labelled_batches, named_tensors, run_on, taken_by
 from dynamic.offline.modes import evaluating, view
 from dynamic.offline.stages import Stage, StagedNetwork
 from dynamic.policies.errors import InputError
@@ -56,6 +56,9 @@ def quantize(
     _check(network, skip)
     with evaluating(network):
         own = copied(network, computed=False)
+    named = named_tensors(own, example_inputs)
+    with torch.no_grad(), evaluating(own), taken_by(own, named):
+        run_on(own, named)
     stages = float_stages(own, example_inputs)
     plan = Plan(skip)
     for stage in stages:
@@ -143,9 +146,10 @@ def _check(network: nn.Module, skip: Collection[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
             raise InputError(f"skip names {name!r}, and {type(network).__name__} has no such module; near it: {near}")
+    check_float32(network)
     for name, parameter in network.named_parameters():
         if parameter.dtype != torch.float32:
             raise InputError(
-                f"{name} is {parameter.dtype}; quantization starts from float32: call network.float(), or give the "
-                "network that this one was made from"
+                f"{name} is {parameter.dtype}; quantization starts from float32: give the network that this one was "
+                "made from"
             )
