@@ -33,7 +33,7 @@ class Budget:
     other limits allow the point of the least promised drop runs; "report" only tells. `priority`: limits of which what
     comes first gives way last, where not all can be met; those that are not named follow in the order of `PRIORITY`.
 
-    Raises BudgetError on a value out of range.
+    Fractions lie in [0, 1], both ends included. Raises BudgetError on a value out of range.
     """
 
     latency_ms: float | None = None

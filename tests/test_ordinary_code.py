@@ -337,3 +337,39 @@ def test_what_cannot_be_traced_ends_in_an_error_of_ours() -> None:
     net = dynamic.wrap(scripted, PICTURES[:2], exits=["2"])
     with torch.no_grad():
         assert torch.equal(net.eval()(PICTURES)[-1], scripted(PICTURES))
+
+
+class Around(nn.Module):
+    """What `torch.compile` gives, as far as it concerns us: calls would compile for minutes."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = inner
+
+    def forward(self, *_: Any) -> Tensor:
+        raise AssertionError("the compiled network was run")
+
+
+def both(inner: nn.Module) -> nn.Module:
+    return Around(nn.DataParallel(inner))
+
+
+@pytest.mark.parametrize("around", [Around, nn.DataParallel, both, torch.compile])
+def test_what_stands_around_a_network_is_taken_off(around: Any) -> None:
+    inner = Convolutions(lambda layer: layer).eval()
+    given = around(inner)
+    net = dynamic.wrap(given, PICTURES[:2], exits=["one"])
+    assert net.backbone is inner
+    bundle = dynamic.build(given, [(PICTURES, LABELS)])
+    assert [stage.name for stage in bundle.spec.stages] == ["Convolutions"]
+
+
+def test_random_numbers_in_evaluation_mode_are_named() -> None:
+    class Noisy(Convolutions):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(nn.functional.dropout(x, 0.5))
+
+    network = Noisy(lambda layer: layer).eval()
+    with pytest.raises(InputError, match="draws random numbers there"):
+        dynamic.build(network, [(PICTURES, LABELS)])
+    assert dynamic.fit(network, [(PICTURES, LABELS)], "joint", epochs=1).epochs == 1

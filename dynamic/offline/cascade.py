@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamic.offline.inputs import by_position, run_on
+from dynamic.offline.modes import bare
 from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.scores import COMBINE
@@ -38,6 +39,7 @@ class Cascade(nn.Module):
             if not isinstance(given, nn.Module):
                 inside = "; give its .network" if isinstance(getattr(given, "network", None), nn.Module) else ""
                 raise InputError(f"network {place} of the cascade is a {type(given).__name__}, no nn.Module{inside}")
+        listed = [bare(network) for network in listed]
         if combine not in COMBINE:
             raise BudgetError(f"combine={combine!r} is not known; use one of {COMBINE}")
         self.networks = nn.ModuleList(listed)

@@ -84,7 +84,7 @@ def fit_all(
         named = dict(zip(names, tensors, strict=True))
         with torch.no_grad(), taken_by(network, named):
             classes = check_logits(forward([t[:2] for t in tensors]), len(stages), labels.cpu().numpy())
-            check_rows(network, named)
+            check_rows(network, named, values=False)
         with torch.no_grad():
             if teacher is not None:
                 check_teacher(taught([t[:2] for t in tensors]), len(labels[:2]), classes)

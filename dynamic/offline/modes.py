@@ -50,6 +50,17 @@ def untouched(module: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside what `torch.compile` and `DataParallel` put around one; any other as it is."""
+    while True:
+        inner = getattr(network, "_orig_mod", None)
+        if inner is None and isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = network.module
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+
+
 def shallow(module: nn.Module) -> nn.Module:
     """`module` with attributes of its own and all they hold shared; parametrized modules forbid `copy.copy`."""
     made: nn.Module = object.__new__(type(module))  # a graph module's own `__new__` makes a class without forward

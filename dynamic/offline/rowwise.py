@@ -20,11 +20,11 @@ _CLOSE = 5e-3  # of the largest logit: other batch sizes may take other kernels,
 _ROUNDED = 0.15  # the same where activations are rounded: a value between two codes may fall to either side
 
 
-def check_rows(network: nn.Module, example: Mapping[str, Tensor]) -> None:
+def check_rows(network: nn.Module, example: Mapping[str, Tensor], values: bool = True) -> None:
     """Try `network`, which is in evaluation mode, at 1, 2 and 5 rows of `example`.
 
-    Raises InputError where it gives other shapes than `[B, C]`, fewer than two classes, or other
-    logits for a row alone than for the same row in a batch.
+    Raises InputError where it gives other shapes than `[B, C]` or fewer than two classes, and with `values` where a row
+    alone has other logits than the same row in a batch.
     """
     most = max(ROWS)
     five = {name: torch.cat([t.detach()] * -(-most // len(t)))[:most] for name, t in example.items()}
@@ -33,12 +33,24 @@ def check_rows(network: nn.Module, example: Mapping[str, Tensor]) -> None:
         with torch.no_grad(), torch.autocast(next(iter(five.values())).device.type, enabled=False):
             found[count] = answers(network, {name: t[:count].clone() for name, t in five.items()})
         _check_shapes(network, found[count], count)
-    share = _ROUNDED if rounds(network) else _CLOSE
+    if values:
+        _check_values(network, five, found)
+
+
+def _check_values(network: nn.Module, five: Mapping[str, Tensor], found: Mapping[int, Sequence[Tensor]]) -> None:
+    most, share = max(ROWS), _ROUNDED if rounds(network) else _CLOSE
     for number, whole in enumerate(found[most]):
         limit = share * max(1.0, float(whole.nan_to_num().abs().max()))
         for count in ROWS:
             few = found[count][number]
             if not torch.allclose(few, whole[:count], rtol=0, atol=limit, equal_nan=True):
+                with torch.no_grad():
+                    again = answers(network, {name: t.clone() for name, t in five.items()})[number]
+                if not torch.equal(again.nan_to_num(), whole.nan_to_num()):
+                    raise InputError(
+                        f"{_name(network)} gives other logits for the same inputs in evaluation mode: it draws random "
+                        "numbers there, as F.dropout without training=self.training does, or keeps state"
+                    )
                 off = float((few - whole[:count]).abs().max())
                 raise InputError(
                     f"{_name(network)} gives the logits of a row otherwise for {count} rows than for {most}, by "

@@ -13,7 +13,7 @@ from dynamic.offline.cutting import Cutter
 from dynamic.offline.heads import Classifier, ExitHead, Head, Room
 from dynamic.offline.inputs import Batch, check_halves, named_tensors, run_on, taken_by
 from dynamic.offline.layouts import Layouts
-from dynamic.offline.modes import in_mode, untouched, view
+from dynamic.offline.modes import bare, in_mode, untouched, view
 from dynamic.offline.observing import observe, rows
 from dynamic.offline.placing import Exit, Exits, Placed, Placer, check_asked
 from dynamic.offline.rowwise import check_rows
@@ -60,6 +60,7 @@ def wrap(
     """
     if not isinstance(backbone, nn.Module):
         raise InputError(f"wrap takes a torch.nn.Module; this is a {type(backbone).__name__}")
+    backbone = bare(backbone)
     if classifier is not None and head is not None:
         raise ExitError("both classifier and head were given: a head has its own classifier")
     if isinstance(backbone, StagedNetwork):
