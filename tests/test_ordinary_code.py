@@ -248,6 +248,19 @@ def test_one_logit_with_a_sigmoid_is_named_by_all() -> None:
             run()
 
 
+def test_one_logit_without_a_dimension_of_its_own_is_named_too() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(64, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x.flatten(1)).squeeze(-1)  # type: ignore[no-any-return]
+
+    with pytest.raises(InputError, match="gives 1 logit for each input"):
+        dynamic.build(Flat(), [(PICTURES, LABELS % 2)])
+
+
 def test_the_remedy_for_one_logit_is_the_same_classifier() -> None:
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))

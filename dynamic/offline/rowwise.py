@@ -132,6 +132,8 @@ def _check_shapes(network: nn.Module, logits: Sequence[Tensor], count: int) -> N
                 f"{_name(network)} gives {shape} for one row; expected [1, C]: it drops the batch, as squeeze() "
                 "without a dimension does; write flatten(1), or squeeze(2) and the like"
             )
+        if one.ndim == 1 and shape[0] == count:  # one number for each input
+            check_classes(_name(network), 1)
         if one.ndim != 2 or shape[0] != count:
             raise InputError(f"{_name(network)} gives {shape} for {count} inputs; expected logits [{count}, C]")
         check_classes(_name(network), shape[1])
