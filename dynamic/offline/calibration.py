@@ -18,9 +18,9 @@ from dynamic.fingerprint import fingerprint
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.features import check_labels
+from dynamic.offline.floats import check_float32
 from dynamic.offline.inputs import (
     Batch,
-    check_float32,
     check_loader,
     labelled_batches,
     named_tensors,

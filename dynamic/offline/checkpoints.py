@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import pickle
 import secrets
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dynamic.offline.foreign import few, is_pickled, read_pickled, renamed
 from dynamic.policies.errors import BundleError, CorruptError, InputError, SchemaError
 
 SCHEMA = 1
-_INSIDE = ("state_dict", "model_state_dict", "model", "network", "net")  # where training scripts put the weights
-_PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a\n")  # how files of torch.save begin, and those from before torch 1.6
 _FACTS, _DIGEST = "dynamic", "sha256"
 
 
@@ -46,59 +43,6 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     put_weights(network, renamed(tensors, network.state_dict()), path)
 
 
-def is_pickled(path: Path) -> bool:
-    """Whether `torch.save` wrote the file, by its first bytes."""
-    with path.open("rb") as file:
-        return file.read(4).startswith(_PICKLED)
-
-
-def read_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `state_dict` that `torch.save` wrote; nothing but tensors and plain containers is read.
-
-    Raises CorruptError on any other file, and on one that is damaged.
-    """
-    try:
-        with torch.serialization.safe_globals([Namespace]):  # of the command line, which training scripts save too
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CorruptError(
-            f"{path} holds Python objects, whose code is not run, or is damaged; save network.state_dict() alone, or "
-            "use save_weights"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CorruptError(f"{path} is not a whole file of torch.save ({reason:.160}); get it again") from error
-    for _ in range(2):  # a training script's dict, in a trainer's
-        inner = [found[key] for key in _INSIDE if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
-        found = inner[0] if inner else found
-    named = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
-    if not named:
-        given = f"the keys {_few([str(k) for k in found])}" if isinstance(found, Mapping) else type(found).__name__
-        raise CorruptError(f"{path} holds {given} and no weights by name; save network.state_dict()")
-    return named
-
-
-def renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the network's `own` names, where the two differ by what stands before every name alone.
-
-    That is "module." of DataParallel, "_orig_mod." of torch.compile (inside names too), and the attribute of a trainer.
-    """
-    mine, theirs = ({n.replace("_orig_mod.", ""): n for n in names} for names in (own, tensors))
-    for stripped in (mine, _without_first(mine)):
-        given = theirs
-        for _ in range(3):
-            if set(given) & set(stripped):
-                return {stripped.get(name, name): tensors[before] for name, before in given.items()}
-            given = _without_first(given)
-    return dict(tensors)
-
-
-def _without_first(names: Mapping[str, str]) -> dict[str, str]:
-    """The names without their first part, where all have the same; else as they are."""
-    same = len({name.partition(".")[0] for name in names}) == 1 and all("." in name for name in names)
-    return {name.partition(".")[2] if same else name: before for name, before in names.items()}
-
-
 def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Copy tensors that were read from `path` into the network of the same names; raises as `load_weights` does."""
     own = network.state_dict()
@@ -113,8 +57,8 @@ def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | P
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
         raise InputError(
-            f"{path} belongs to another network than this {type(network).__name__}: it lacks {_few(missing)}, "
-            f"and holds {_few(unexpected)} that the network does not have"
+            f"{path} belongs to another network than this {type(network).__name__}: it lacks {few(missing)}, "
+            f"and holds {few(unexpected)} that the network does not have"
         )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
@@ -256,10 +200,6 @@ def _alone(tensor: Tensor) -> Tensor:
     """On the CPU, contiguous, with memory of its own size: safetensors refuses slices of a larger piece."""
     found = tensor.detach().cpu().contiguous()
     return found if found.untyped_storage().nbytes() == found.nbytes else found.clone()
-
-
-def _few(names: list[str]) -> str:
-    return "nothing" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Copies of networks whose weights are computed: weight norm, spectral norm, masks, and tensors kept between calls."""
+"""Copies of networks whose weights are computed: weight norm, spectral norm, masks, and tensors held between calls."""
 
 import copy
 import warnings
@@ -15,16 +15,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 def deep_copy(network: nn.Module) -> nn.Module:
     """A deep copy: shared weights stay shared among themselves, nothing is shared with the original.
 
-    A tensor that was computed from parameters, such as a weight under `weight_norm` or a feature kept from the last
+    A tensor that was computed from parameters, such as a weight under `weight_norm` or a feature held from the last
     call, is copied as a value. torch refuses to copy those.
     """
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in _computed(network)}
-    made: nn.Module = copy.deepcopy(network, memo)
-    for module in made.modules():
+    duplicate: nn.Module = copy.deepcopy(network, memo)
+    for module in duplicate.modules():
         if parametrize.is_parametrized(module):  # torch copies share a class, and lose its property all at once
             old = type(module)
             module.__class__ = type(old.__name__, old.__bases__, {**vars(old)})
-    return made
+    return duplicate
 
 
 def plain(network: nn.Module) -> nn.Module:
@@ -69,16 +69,16 @@ def _computed(network: nn.Module) -> Iterator[Tensor]:
         yield from _tensors(vars(module), set())
 
 
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if id(value) in seen:
+def _tensors(value: Any, visited: set[int]) -> Iterator[Tensor]:
+    if id(value) in visited:
         return
-    seen.add(id(value))
+    visited.add(id(value))
     if isinstance(value, Tensor):
         if not value.is_leaf:
             yield value
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from _tensors(inner, seen)
+            yield from _tensors(inner, visited)
     elif isinstance(value, (list, tuple, set)):
         for inner in value:
-            yield from _tensors(inner, seen)
+            yield from _tensors(inner, visited)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from dynamic.engines.contract import OUTPUTS, THRESHOLDS, CascadeSpec, InputSpec, StageSpec
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.compute import cost_macs
+from dynamic.offline.floats import check_float32
 from dynamic.offline.folding import fold_norms
-from dynamic.offline.inputs import Batch, check_float32, named_tensors, taken_by
+from dynamic.offline.inputs import Batch, named_tensors, taken_by
 from dynamic.offline.modes import evaluating
 from dynamic.offline.nodes import captured
 from dynamic.offline.rowwise import check_rows

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dynamic.offline.acceleration import Acceleration
+from dynamic.offline.floats import check_halves
 from dynamic.offline.headtraining import HeadFit, fit_heads
-from dynamic.offline.inputs import check_halves
 from dynamic.offline.jointtraining import fit_all
 from dynamic.offline.losses import ExitLoss
 from dynamic.offline.modes import evaluating

@@ -77,34 +77,6 @@ def by_position(network: nn.Module, names: Sequence[str]) -> bool:
     return first == list(names) or not set(names) & {p.name for p in _parameters(network)}
 
 
-def check_float32(network: nn.Module) -> None:
-    """Raises InputError on a network with parameters in another floating-point type, which engines do not take."""
-    other = other_floats(network)
-    if other is not None:
-        raise InputError(
-            f"{other} in {type(getattr(network, 'backbone', network)).__name__}, and engines take networks in float32: "
-            "call network.float() on it, or on a copy (an engine may compute in bf16 by itself: precision='bf16')"
-        )
-
-
-def check_halves(network: nn.Module) -> None:
-    """Raises InputError on a network in float16 on the CPU, where batch norm does not run in it."""
-    for name, parameter in network.named_parameters():
-        if parameter.dtype == torch.float16 and parameter.device.type == "cpu":
-            raise InputError(
-                f"{name} is float16, in which batch norm does not run on the CPU: call network.float(), or "
-                "network.bfloat16()"
-            )
-
-
-def other_floats(network: nn.Module) -> str | None:
-    """The first parameter in floating point that is not float32, in words; None where there is none."""
-    for name, parameter in network.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            return f"{name} is {str(parameter.dtype).removeprefix('torch.')}"
-    return None
-
-
 def _tensor(name: str, value: Any, kind: torch.dtype | None) -> Tensor:
     """A tensor of an input, of a `kind` where it is in floating point."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
@@ -204,22 +176,22 @@ def class_indices(labels: Any) -> NDArray[np.int64]:
     """Labels as whole numbers `[B]`; see `read_batch`."""
     expected = "expected class indices, integers [B]"
     try:
-        found = torch.as_tensor(labels)
+        array = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         inside = labels[0] if isinstance(labels, (list, tuple)) and labels else labels
         raise InputError(
             f"labels are a {type(labels).__name__} such as {inside!r:.60}; {expected}: number the classes from 0"
         ) from error
-    kind, shape = str(found.dtype), list(found.shape)
-    if found.ndim == 0:
+    kind, shape = str(array.dtype), list(array.shape)
+    if array.ndim == 0:
         raise InputError(f"labels are {kind} of shape []; {expected}: put a data set of single inputs in a DataLoader")
-    if found.ndim == 2 and found.shape[1] > 1 and not found.is_complex():
-        if bool(((found == 0) | (found == 1)).all()) and bool((found.sum(1) == 1).all()):
-            return found.int().argmax(1).cpu().numpy().astype(np.int64)
+    if array.ndim == 2 and array.shape[1] > 1 and not array.is_complex():
+        if bool(((array == 0) | (array == 1)).all()) and bool((array.sum(1) == 1).all()):
+            return array.int().argmax(1).cpu().numpy().astype(np.int64)
         raise InputError(f"labels are {kind} of shape {shape} and not one-hot; {expected}, one class for each input")
-    if found.ndim == 2 and found.shape[1] == 1:
-        found = found[:, 0]
-    if found.ndim != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        remedy = ": call labels.long() where they are whole numbers" if found.ndim == 1 else ""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
+        remedy = ": call labels.long() where they are whole numbers" if array.ndim == 1 else ""
         raise InputError(f"labels are {kind} of shape {shape}; {expected}{remedy}")
-    return found.cpu().numpy().astype(np.int64)
+    return array.cpu().numpy().astype(np.int64)

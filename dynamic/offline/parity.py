@@ -73,13 +73,13 @@ def _check_graph(
     graph: Graph, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], answer: Output, limit: float, name: str
 ) -> None:
     rows = len(answer.stage)
-    found = graph.run(inputs, thresholds, rows)
-    if found.logits.shape != answer.logits.shape or not np.array_equal(found.stage, answer.stage):
+    shipped = graph.run(inputs, thresholds, rows)
+    if shipped.logits.shape != answer.logits.shape or not np.array_equal(shipped.stage, answer.stage):
         raise EngineError(
-            f"the single graph on engine {name} answers {rows} rows with {list(found.logits.shape)} at stages "
-            f"{found.stage.tolist()}, torch with {list(answer.logits.shape)} at {answer.stage.tolist()}: {_REMEDY}"
+            f"the single graph on engine {name} answers {rows} rows with {list(shipped.logits.shape)} at stages "
+            f"{shipped.stage.tolist()}, torch with {list(answer.logits.shape)} at {answer.stage.tolist()}: {_REMEDY}"
         )
-    off = float(np.abs(np.exp(found.logits) - np.exp(answer.logits)).max())
+    off = float(np.abs(np.exp(shipped.logits) - np.exp(answer.logits)).max())
     if not off <= limit:
         raise EngineError(
             f"the single graph on engine {name} is off torch's probabilities by {off:.3g} for {rows} rows "

@@ -28,21 +28,21 @@ def check_rows(network: nn.Module, example: Mapping[str, Tensor], values: bool =
     """
     most = max(ROWS)
     five = {name: torch.cat([t.detach()] * -(-most // len(t)))[:most] for name, t in example.items()}
-    found: dict[int, list[Tensor]] = {}
+    logits: dict[int, list[Tensor]] = {}
     for count in ROWS:
         with torch.no_grad(), torch.autocast(next(iter(five.values())).device.type, enabled=False):
-            found[count] = answers(network, {name: t[:count].clone() for name, t in five.items()})
-        _check_shapes(network, found[count], count)
+            logits[count] = answers(network, {name: t[:count].clone() for name, t in five.items()})
+        _check_shapes(network, logits[count], count)
     if values:
-        _check_values(network, five, found)
+        _check_values(network, five, logits)
 
 
-def _check_values(network: nn.Module, five: Mapping[str, Tensor], found: Mapping[int, Sequence[Tensor]]) -> None:
+def _check_values(network: nn.Module, five: Mapping[str, Tensor], logits: Mapping[int, Sequence[Tensor]]) -> None:
     most, share = max(ROWS), _ROUNDED if rounds(network) else _CLOSE
-    for number, whole in enumerate(found[most]):
+    for number, whole in enumerate(logits[most]):
         limit = share * max(1.0, float(whole.nan_to_num().abs().max()))
         for count in ROWS:
-            few = found[count][number]
+            few = logits[count][number]
             if not torch.allclose(few, whole[:count], rtol=0, atol=limit, equal_nan=True):
                 with torch.no_grad():
                     again = answers(network, {name: t.clone() for name, t in five.items()})[number]
@@ -61,20 +61,20 @@ def _check_values(network: nn.Module, five: Mapping[str, Tensor], found: Mapping
 
 def answers(network: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """The logits of every exit of a network, of a plain one its own alone."""
-    found: Any = run_on(network, inputs)
+    output: Any = run_on(network, inputs)
     if not isinstance(network, StagedNetwork):
-        return [primary_logits(found)]
-    if not isinstance(found, (list, tuple)):
-        given = type(found).__name__
+        return [primary_logits(output)]
+    if not isinstance(output, (list, tuple)):
+        given = type(output).__name__
         raise InputError(f"{_name(network)} gives a {given}; forward has to give a list, one for each exit")
-    return list(found)
+    return list(output)
 
 
 def last_logits(network: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """The network's own logits `[B, C]`; raises InputError where they are not of that shape, or of one class."""
-    found = answers(network, inputs)[-1]
-    _check_shapes(network, [found], len(next(iter(inputs.values()))))
-    return found
+    output = answers(network, inputs)[-1]
+    _check_shapes(network, [output], len(next(iter(inputs.values()))))
+    return output
 
 
 def check_classes(name: str, classes: int) -> None:
@@ -92,7 +92,7 @@ class Singles:
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         self._parts = parts
         self._alone: bool | None = None
-        self._kept = self._left_out = 0
+        self._trained = self._left_out = 0
 
     def trains(self, rows: int, run: Callable[[], object]) -> bool:
         """Whether a batch of so many rows is trained on; `run` runs one of one row in train mode."""
@@ -101,17 +101,17 @@ class Singles:
             if not self._alone:
                 logger.warning("a batch of one input is left out: batch norm needs two or more; see drop_last=True")
         trains = rows != 1 or bool(self._alone)
-        self._kept, self._left_out = self._kept + trains, self._left_out + (not trains)
+        self._trained, self._left_out = self._trained + trains, self._left_out + (not trains)
         return trains
 
     def close_epoch(self) -> None:
         """Raises InputError where an epoch had batches of one row and no others."""
-        if self._left_out and not self._kept:
+        if self._left_out and not self._trained:
             raise InputError(
                 f"all {self._left_out} batches hold one input, and batch norm needs two or more to train: give larger "
                 "batches"
             )
-        self._kept = self._left_out = 0
+        self._trained = self._left_out = 0
 
 
 def _runs(parts: Sequence[nn.Module], run: Callable[[], object]) -> bool:

@@ -114,10 +114,10 @@ def _agreements(
 
 def _agrees(run: Run, tensors: Sequence[Tensor], expected: Tensor, most: float) -> bool:
     try:
-        found = run([t.clone() for t in tensors])
+        logits = run([t.clone() for t in tensors])
     except Exception:  # a size that was written into the graph, or a head for one size
         return False
-    return found.shape == expected.shape and bool(torch.allclose(found, expected, rtol=0, atol=most, equal_nan=True))
+    return logits.shape == expected.shape and bool(torch.allclose(logits, expected, rtol=0, atol=most, equal_nan=True))
 
 
 def _sizes(tensor: Tensor, dims: tuple[int, ...]) -> list[tuple[int, ...]]:

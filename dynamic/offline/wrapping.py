@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 
 from dynamic.offline.checking import CLOSE, changed_in_place, check_evaluation, check_training
 from dynamic.offline.cutting import Cutter
+from dynamic.offline.floats import check_halves
 from dynamic.offline.heads import Classifier, ExitHead, Head, Room
-from dynamic.offline.inputs import Batch, check_halves, named_tensors, run_on, taken_by
+from dynamic.offline.inputs import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.layouts import Layouts
 from dynamic.offline.modes import bare, in_mode, untouched, view
 from dynamic.offline.observing import observe, rows

@@ -18,7 +18,8 @@ from dynamic.models.compress.int8graph import Rewriter, Watcher, float_stages
 from dynamic.models.compress.int8plan import Plan
 from dynamic.models.compress.ranges import Seen, check_calibration, grids
 from dynamic.models.compress.report import Compressed, copied, report
-from dynamic.offline.inputs import Batch, check_float32, labelled_batches, named_tensors, run_on, taken_by
+from dynamic.offline.floats import check_float32
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, run_on, taken_by
 from dynamic.offline.modes import evaluating, view
 from dynamic.offline.stages import Stage, StagedNetwork
 from dynamic.policies.errors import InputError

@@ -28,7 +28,8 @@ from dynamic.offline.compute import count_macs
 from dynamic.offline.copying import deep_copy, plain
 from dynamic.offline.exporting import export_stages
 from dynamic.offline.features import checked_batches
-from dynamic.offline.inputs import Batch, arguments, named_tensors, other_floats
+from dynamic.offline.floats import other_floats
+from dynamic.offline.inputs import Batch, arguments, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.rowwise import last_logits
 from dynamic.policies.errors import EngineError, InputError
