@@ -102,7 +102,7 @@ def build(
     data: Annotated[Path, typer.Option(help="Held-out images: a folder or zip of class folders.")],
     split: Annotated[str | None, typer.Option(help="The folder above the class folders, if there are several.")] = None,
     weights: Annotated[
-        list[Path] | None, typer.Option(help="A network's weights, .safetensors; once for each, in order.")
+        list[Path] | None, typer.Option(help="A network's weights, .safetensors or .pt; once for each, in order.")
     ] = None,
     mean: Annotated[str | None, typer.Option(help="To normalize by, such as 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option(help="To normalize by, such as 0.229,0.224,0.225.")] = None,

@@ -39,7 +39,15 @@ from dynamic.machine import machine_key, machine_name, quota_threads
 from dynamic.needs import check_needs
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
-from dynamic.policies.errors import BudgetError, BundleError, CorruptError, DynamicError, InputError, SchemaError
+from dynamic.policies.errors import (
+    BudgetError,
+    BundleError,
+    CorruptError,
+    DynamicError,
+    EngineError,
+    InputError,
+    SchemaError,
+)
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.golden import figures, golden, to_text
 from dynamic.policies.ladder import Ladder
@@ -181,6 +189,11 @@ class Bundle:
             return precision or self.precision_on(name)
 
         name = engine or self.engine
+        if name != "torch" and not has_graphs(self.folder, self.spec):
+            raise EngineError(
+                f"engine {name!r} needs graphs and this bundle has none, since torch could not export its networks: "
+                "use engine='torch' and dynamic.load(path, modules=cascade)"
+            )
         if name != "torch" and options.get("threads") is None and (quota := quota_threads()) is not None:
             options["threads"] = quota
         if name == AUTO:
@@ -459,7 +472,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
             cascade=manifest["cascade"],
             classes=tuple(manifest["classes"]) if manifest["classes"] is not None else None,
             preprocess=Preprocess.from_json(manifest["preprocess"]) if manifest["preprocess"] else None,
-            modules=_stages(modules),
+            modules=_stages(modules, [i["name"] for i in manifest["spec"]["inputs"]]),
             hashes={name: known["sha256"] for name, known in manifest["files"].items()},
             modules_cascade=modules.fingerprint() if hasattr(modules, "fingerprint") else None,
             calibrated_on=EngineIdentity.from_json(identity) if (identity := manifest.get("calibrated_on")) else None,
@@ -469,9 +482,16 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
     return replace(bundle, costs=_newest_costs(bundle))
 
 
-def _stages(modules: Any) -> tuple[Any, ...] | None:
+def has_graphs(folder: Path, spec: CascadeSpec) -> bool:
+    """Whether engines other than torch can run the cascade: its stages were exported."""
+    return (folder / spec.stages[0].graph).is_file()
+
+
+def _stages(modules: Any, names: Sequence[str]) -> tuple[Any, ...] | None:
     if modules is None:
         return None
+    if hasattr(modules, "stages_for"):
+        return tuple(modules.stages_for(names))
     return tuple(getattr(modules, "stages", modules))
 
 

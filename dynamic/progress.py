@@ -9,7 +9,10 @@ T = TypeVar("T")
 
 def size_of(items: Iterable[object]) -> int | None:
     """How many items there are, where they can be counted."""
-    return len(items) if isinstance(items, Sized) else None
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except (TypeError, NotImplementedError):  # a DataLoader has a length, its stream of data none
+        return None
 
 
 def track(

@@ -35,7 +35,7 @@ class Budget:
     other limits allow the point of the least promised drop runs; "report" only tells. `priority`: limits of which what
     comes first gives way last, where not all can be met; those that are not named follow in the order of `PRIORITY`.
 
-    Raises BudgetError on a value out of range.
+    Fractions lie in [0, 1], both ends included. Raises BudgetError on a value out of range.
     """
 
     latency_ms: float | None = None
@@ -60,8 +60,8 @@ class Budget:
         _check("percentile", self.percentile, 0.0, 1.0, "a fraction below 1, 0.95 for the 95th percentile")
         for name in _FRACTIONS:
             value = getattr(self, name)
-            if value != 0 or value is False:
-                _check(name, value, 0.0, 1.0, "a fraction in [0, 1), 0.2 for 20%")
+            if isinstance(value, bool) or value not in (0, 1):  # the ends are what calibration may measure
+                _check(name, value, 0.0, 1.0, "a fraction in [0, 1], 0.2 for 20%")
         _check("temperature_c", self.temperature_c, _COLDEST_C, _HOTTEST_C, "degrees Celsius")
         if self.on_drift not in ON_DRIFT:
             raise BudgetError(f"on_drift={self.on_drift!r} must be one of {ON_DRIFT}")

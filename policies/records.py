@@ -141,12 +141,17 @@ def split(
 def check_usable(records: Records) -> None:
     """Raises CalibrationError where nothing can be learned.
 
-    That is: no records, labels of one class only (of all, or of the search part), groups that leave nothing to measure
-    on or lie in both parts, a stage without one finite answer. Single answers that are not finite do no harm: they do
-    not leave there.
+    That is: no records, logits of one class, labels of one class only (of all, or of the search part), groups that
+    leave nothing to measure on or lie in both parts, a stage without one finite answer. Single answers that are not
+    finite do no harm: they do not leave there.
     """
     if len(records) == 0:
         raise CalibrationError("the calibration set is empty; give held-out inputs with labels")
+    if records.logits.shape[2] < 2:
+        raise CalibrationError(
+            f"the logits have {records.logits.shape[2]} class, and a score compares at least 2; give networks with a "
+            "logit for each class"
+        )
     if records.label is not None and len(np.unique(records.label)) < 2:
         raise CalibrationError(
             f"all {len(records)} calibration labels are class {records.label[0]}; give held-out inputs of every class"

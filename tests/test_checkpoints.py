@@ -1,8 +1,12 @@
 """Files of weights and training states: whole or refused, never half loaded."""
 
 import json
+import os
 import re
+from argparse import Namespace
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,9 +77,74 @@ def test_truncated(cut: int, tmp_path: Path) -> None:
         load_weights(small(), path)
 
 
-def test_pickle_is_refused(tmp_path: Path) -> None:
+class Runs:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_is_read_as_weights_and_runs_nothing(tmp_path: Path) -> None:
+    for content in (small(), {"state_dict": small()}, {"a": Runs(tmp_path / "made")}):
+        torch.save(content, tmp_path / "net.pt")
+        with pytest.raises(CorruptError, match=r"holds Python objects, whose code is not run.*state_dict\(\)"):
+            load_weights(small(), tmp_path / "net.pt")
+    assert not (tmp_path / "made").exists()
+    for content, told in ((torch.zeros(3), "holds Tensor"), ({"epoch": 3}, "holds the keys epoch")):
+        torch.save(content, tmp_path / "net.pt")
+        with pytest.raises(CorruptError, match=rf"{told} and no weights by name"):
+            load_weights(small(), tmp_path / "net.pt")
     torch.save(small().state_dict(), tmp_path / "net.pt")
-    with pytest.raises(CorruptError, match="not a whole safetensors file"):
+    (tmp_path / "net.pt").write_bytes((tmp_path / "net.pt").read_bytes()[:300])
+    with pytest.raises(CorruptError, match=r"not a whole file of torch\.save"):
+        load_weights(small(), tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "model."])
+def test_weights_under_the_names_of_other_wrappers(ending: str, prefix: str, tmp_path: Path) -> None:
+    path, own = tmp_path / f"net{ending}", small(1)
+    state = {f"{prefix}{name}": tensor for name, tensor in small(0).state_dict().items()}
+    save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
+    load_weights(own, path)
+    assert equal(own, small(0))
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}, "args": Namespace(lr=0.1)},
+        lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}},
+        lambda state: {"model": {"state_dict": state}},
+        lambda state: OrderedDict(state),
+    ],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_weights_inside_what_training_scripts_save(around: Any, older: bool, tmp_path: Path) -> None:
+    path, own = tmp_path / "net.pt", small(1)
+    torch.save(around(small(0).state_dict()), path, _use_new_zipfile_serialization=not older)
+    load_weights(own, path)
+    assert equal(own, small(0))
+
+
+def test_weights_into_a_compiled_network_and_out_of_one(tmp_path: Path) -> None:
+    inside = nn.Sequential(torch.compile(small(0)), nn.Identity())  # type: ignore[arg-type]
+    save_weights(inside, tmp_path / "net.safetensors")
+    plain = nn.Sequential(small(1), nn.Identity())
+    load_weights(plain, tmp_path / "net.safetensors")
+    assert equal(plain, nn.Sequential(small(0)))
+    save_weights(small(2), tmp_path / "plain.safetensors")
+    compiled = torch.compile(small(1))
+    load_weights(compiled, tmp_path / "plain.safetensors")  # type: ignore[arg-type]
+    assert equal(compiled, small(2))  # type: ignore[arg-type]
+
+
+def test_another_network_under_a_prefix_is_named_as_the_file_names_it(tmp_path: Path) -> None:
+    torch.save({"module.conv.weight": torch.zeros(2)}, tmp_path / "net.pt")
+    with pytest.raises(InputError, match=r"lacks 0\.weight.*holds module\.conv\.weight that"):
         load_weights(small(), tmp_path / "net.pt")
 
 

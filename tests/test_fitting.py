@@ -307,9 +307,9 @@ def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
         (lambda x, y: [(x, y), (x, y + 1)], "labels run from 1 to 10; the network has 10 classes"),
         (lambda x, y: [(x, y - 1)], "labels run from -1 to 8"),
         (lambda x, y: [(x, y.float())], "class indices"),
-        (lambda x, y: [(x, nn.functional.one_hot(y))], "class indices"),
+        (lambda x, y: [(x, nn.functional.one_hot(y) + 1)], "class indices"),
         (lambda x, y: [(x, y[:-1])], "20 inputs and 19 labels"),
-        (lambda x, y: [(x.numpy(), y)], "ndarray"),
+        (lambda x, y: [(x.tolist(), y)], "list"),
     ],
 )
 def test_data_that_do_not_fit(mode: str, spoil: Any, message: str) -> None:

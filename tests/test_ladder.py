@@ -77,7 +77,7 @@ def test_damage_is_told(damage: dict[str, Any]) -> None:
         Ladder.from_json(LADDER.to_json() | damage)
 
 
-@pytest.mark.parametrize("name", sorted(LADDER.to_json()))
+@pytest.mark.parametrize("name", sorted(set(LADDER.to_json()) - {"floor", "left_out"}))
 def test_nothing_may_be_missing(name: str) -> None:
     data = LADDER.to_json()
     del data[name]

@@ -504,13 +504,13 @@ def test_training_is_refused() -> None:
 
 def test_a_build_allows_int8_what_rounding_needs_and_float_no_more() -> None:
     """A value between two codes falls to either side; a float network that is as far off is still refused."""
-    from dynamic.offline import building
+    from dynamic.offline.parity import check_parity
 
     class Off:
-        name, precision = "pretended", "f32"
+        name, precision, graph = "pretended", "f32", None
 
-        def __init__(self, cascade: dynamic.Cascade) -> None:
-            self.cascade = cascade
+        def __init__(self, cascade: dynamic.Cascade, spec: Any) -> None:
+            self.cascade, self.spec, self.stages = cascade, spec, self
 
         def all_logits(self, inputs: dict[str, Any]) -> Any:
             with torch.no_grad():
@@ -525,7 +525,7 @@ def test_a_build_allows_int8_what_rounding_needs_and_float_no_more() -> None:
         cascade = dynamic.Cascade(network)
         spec = describe(cascade, x)
         with nullcontext() if allowed else pytest.raises(EngineError, match="off torch's logits"):
-            building._check_parity(cascade, Off(cascade), spec, x)  # type: ignore[arg-type]
+            check_parity(cascade, Off(cascade, spec), spec, x)  # type: ignore[arg-type]
 
 
 def test_a_result_of_compression_is_no_network_and_the_error_says_what_to_give() -> None:

@@ -1,14 +1,14 @@
 """What `build` can check of its arguments before the long work: the order of networks, classes, labels, groups."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamic.engines.contract import CascadeSpec
-from dynamic.offline.inputs import labelled_batches
 from dynamic.policies.errors import BudgetError, CalibrationError, InputError
 from dynamic.policies.risks import RISKS, Risk
 
@@ -40,21 +40,13 @@ def check_classes(classes: Sequence[str] | None, spec: CascadeSpec) -> None:
         raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
 
 
-def check_first_batch(loader: Iterable[Any], spec: CascadeSpec, risk: Risk) -> None:
-    """Raises CalibrationError where a risk needs labels and there are none, InputError on labels that do not fit."""
-    _, labels = next(iter(labelled_batches(loader)))
-    if labels is None:
-        if risk.needs_labels:
-            without = next(name for name, other in RISKS.items() if not other.needs_labels)
-            raise CalibrationError(
-                f"risk={risk.name!r} needs labels and the loader gives none: give (inputs, labels), or use "
-                f"risk={without!r}, which compares with the last network's answers"
-            )
-        return
-    if len(labels) and not (labels.min() >= 0 and labels.max() < spec.classes):
-        raise InputError(
-            f"labels run from {labels.min()} to {labels.max()}; the cascade has {spec.classes} classes, 0 to "
-            f"{spec.classes - 1}"
+def check_labels_for(risk: Risk, labels: NDArray[np.int64] | None) -> None:
+    """Raises CalibrationError where a risk needs labels and the first batch has none."""
+    if labels is None and risk.needs_labels:
+        without = next(name for name, other in RISKS.items() if not other.needs_labels)
+        raise CalibrationError(
+            f"risk={risk.name!r} needs labels and the loader gives none: give (inputs, labels), or use "
+            f"risk={without!r}, which compares with the last network's answers"
         )
 
 

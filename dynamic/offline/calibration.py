@@ -1,10 +1,13 @@
 """Records: what every stage says about held-out data, through the engine that ships."""
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -15,10 +18,20 @@ from dynamic.engines.opening import check_engine, open_engine
 from dynamic.fingerprint import fingerprint
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.exporting import describe, export_stages
-from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
+from dynamic.offline.features import check_labels
+from dynamic.offline.floats import check_float32
+from dynamic.offline.inputs import (
+    Batch,
+    check_loader,
+    labelled_batches,
+    named_tensors,
+    read_batch,
+    taken_by,
+)
 from dynamic.offline.modes import evaluating
+from dynamic.offline.rowwise import last_logits
 from dynamic.offline.transforms import from_transforms
-from dynamic.policies.errors import CalibrationError
+from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.records import SEARCH_SHARE, Records
 from dynamic.policies.scores import Combiner
 from dynamic.progress import size_of, track
@@ -48,10 +61,11 @@ def calibrate(
     """
     check_engine(engine, precision)
     whole = cascade if isinstance(cascade, Cascade) else Cascade(cascade)
-    batches, example = peek(loader)
+    batches, example, labels = peek(loader)
+    check_first(whole, example, labels)
     with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(whole):
         spec = describe(whole, example) if engine == "torch" else export_stages(whole, Path(folder), example)
-        stages = whole.stages if engine == "torch" else None
+        stages = whole.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
         opened = open_engine(engine, Path(folder), spec, plain_combiner(spec), stages, precision)
         try:
             return collect(whole, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress)
@@ -64,15 +78,57 @@ def plain_combiner(spec: CascadeSpec) -> Combiner:
     return Combiner((1.0,) * len(spec.stages), "max_probability", "last")
 
 
-def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch]:
-    """(the loader, inputs of its first batch); raises CalibrationError where it is empty.
+def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch, NDArray[np.int64] | None]:
+    """(the loader, inputs and labels of its first batch); raises CalibrationError where it is empty.
 
-    An iterator that can be walked only once loses nothing: it is kept as a list.
+    Nothing is lost that can be read only once: an iterator is kept as a list, and of a loader the first reading goes
+    on behind the first batch.
     """
-    batches = loader if iter(loader) is not loader else list(loader)
-    for inputs, _ in labelled_batches(batches):
-        return batches, inputs
+    check_loader(loader)
+    iterator = iter(loader)
+    if iterator is loader:
+        loader = list(loader)
+        iterator = iter(loader)
+    for item in iterator:
+        inputs, labels = read_batch(item)
+        return _Peeked(loader, chain([item], iterator)), inputs, labels
     raise CalibrationError("the held-out loader is empty; give batches of (inputs, labels)")
+
+
+class _Peeked:
+    """A loader whose first reading is `begun`."""
+
+    def __init__(self, loader: Iterable[Any], begun: Iterator[Any]) -> None:
+        self._loader = loader
+        self._begun: Iterator[Any] | None = begun
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        begun, self._begun = self._begun, None
+        yield from self._loader if begun is None else begun
+
+
+def check_first(cascade: Cascade, inputs: Batch, labels: NDArray[np.int64] | None) -> None:
+    """Raises InputError where the first batch does not fit the first network, before anything takes long.
+
+    So it does where a network is in another type than float32.
+    """
+    for network in cascade.networks:
+        check_float32(network)
+    first = cascade.networks[0]
+    named = named_tensors(first, inputs)
+    few = {name: tensor[:2] for name, tensor in named.items()}
+    with torch.no_grad(), evaluating(first), taken_by(first, few):
+        classes = last_logits(first, few).shape[1]
+    if labels is None:
+        return
+    rows = {len(tensor) for tensor in named.values()} - {len(labels)}
+    if rows:
+        raise InputError(f"a batch has {rows.pop()} inputs and {len(labels)} labels")
+    if len(labels):
+        check_labels(labels, classes)
 
 
 def collect(

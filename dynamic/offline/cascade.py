@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynamic.offline.inputs import by_position, run_on
+from dynamic.offline.modes import bare
 from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.scores import COMBINE
@@ -37,6 +39,7 @@ class Cascade(nn.Module):
             if not isinstance(given, nn.Module):
                 inside = "; give its .network" if isinstance(getattr(given, "network", None), nn.Module) else ""
                 raise InputError(f"network {place} of the cascade is a {type(given).__name__}, no nn.Module{inside}")
+        listed = [bare(network) for network in listed]
         if combine not in COMBINE:
             raise BudgetError(f"combine={combine!r} is not known; use one of {COMBINE}")
         self.networks = nn.ModuleList(listed)
@@ -48,7 +51,11 @@ class Cascade(nn.Module):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All stages in evaluation order, as views that share the networks' parameters."""
-        return tuple(stage for group in self._by_network() for stage in group)
+        return self.stages_for(())
+
+    def stages_for(self, names: Sequence[str]) -> tuple[Stage, ...]:
+        """`stages` that start from inputs of these names; without names, from the first arguments of forward."""
+        return tuple(stage for group in self._by_network(names) for stage in group)
 
     @property
     def backbone(self) -> tuple[int, ...]:
@@ -59,7 +66,7 @@ class Cascade(nn.Module):
         """The logits `[B, C]` of every stage, every network run on the whole batch."""
         found: list[Tensor] = []
         for network in self.networks:
-            logits = network(*args, **kwargs)
+            logits = network(*args, **kwargs) if args or not kwargs else run_on(network, kwargs)
             found.extend(logits if isinstance(network, StagedNetwork) else [primary_logits(logits)])
         return found
 
@@ -73,23 +80,26 @@ class Cascade(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _by_network(self) -> list[tuple[Stage, ...]]:
+    def _by_network(self, names: Sequence[str] = ()) -> list[tuple[Stage, ...]]:
         return [
             _renamed(network.exit_stages, name)
             if isinstance(network, StagedNetwork)
-            else (Stage(name, _Whole(network), nn.Identity()),)
+            else (Stage(name, _Whole(network, names), nn.Identity()),)
             for network, name in zip(self.networks, self.names, strict=True)
         ]
 
 
 class _Whole(nn.Module):
-    """A plain network as the body of a single stage: it carries its logits."""
+    """A plain network as the body of a single stage: it carries its logits. `names` of its inputs."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.network = network
+        self._keywords = () if not names or by_position(network, names) else tuple(names)
 
     def forward(self, *args: Tensor) -> tuple[Tensor]:
+        if self._keywords:
+            return (primary_logits(self.network(**dict(zip(self._keywords, args, strict=True)))),)
         return (primary_logits(self.network(*args)),)
 
 

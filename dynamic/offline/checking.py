@@ -11,7 +11,7 @@ from dynamic.offline.observing import rows
 from dynamic.offline.stages import Stage
 from dynamic.policies.errors import ExitError, WrapError
 
-_CLOSE = 1e-5  # of the largest logit: how far a network captured by torch.export may be off
+CLOSE = 1e-5  # of the largest logit: how far a network captured by torch.export may be off
 _COMPACTED = 1e-3  # the same where rows left the batch: other batch sizes may take other kernels
 _FIX = "write it so that forward gives all it computes as values, or name other exits"
 
@@ -71,7 +71,7 @@ def check_evaluation(
                 fewer = tuple(t.index_select(0, kept.to(t.device)) for t in fewer)
         found["stage by stage"] = carry[0]
     largest = max(1.0, float(expected.abs().max()))
-    limit = 0.0 if exact else _CLOSE * largest
+    limit = 0.0 if exact else CLOSE * largest
     name = type(backbone).__name__
     for how, logits in found.items():
         if logits.shape != expected.shape or not _same(expected, logits, limit):

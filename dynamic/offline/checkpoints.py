@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dynamic.offline.foreign import few, is_pickled, read_pickled, renamed
 from dynamic.policies.errors import BundleError, CorruptError, InputError, SchemaError
 from dynamic.writing import disk_errors
 
@@ -29,13 +30,18 @@ def save_weights(network: nn.Module, path: str | Path) -> None:
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Read parameters and buffers written by `save_weights`, or any safetensors file of the same names.
+    """Read parameters and buffers written by `save_weights`, or any file of the same names.
 
-    All or nothing. Raises CorruptError where the file is missing, damaged or holds NaN, InputError where it
-    belongs to another network: names or shapes differ.
+    A file may be safetensors, or what `torch.save` wrote of a `state_dict`, alone or under the key "state_dict" or
+    "model". That is read without running code from it. Names may begin with what `DataParallel` ("module."),
+    `torch.compile` ("_orig_mod.") or a trainer put before all of them.
+
+    All or nothing. Raises CorruptError where the file is missing, damaged, holds more than tensors or holds NaN,
+    InputError where it belongs to another network: names or shapes differ.
     """
-    tensors, _ = read_tensors(path)
-    put_weights(network, tensors, path)
+    source = Path(path)
+    tensors = read_pickled(source) if source.is_file() and is_pickled(source) else read_tensors(source)[0]
+    put_weights(network, renamed(tensors, network.state_dict()), path)
 
 
 def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -52,8 +58,8 @@ def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | P
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
         raise InputError(
-            f"{path} belongs to another network than this {type(network).__name__}: it lacks {_few(missing)}, "
-            f"and holds {_few(unexpected)} that the network does not have"
+            f"{path} belongs to another network than this {type(network).__name__}: it lacks {few(missing)}, "
+            f"and holds {few(unexpected)} that the network does not have"
         )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
@@ -226,10 +232,6 @@ def _alone(tensor: Tensor) -> Tensor:
     """On the CPU, contiguous, with memory of its own size: safetensors refuses slices of a larger piece."""
     found = tensor.detach().cpu().contiguous()
     return found if found.untyped_storage().nbytes() == found.nbytes else found.clone()
-
-
-def _few(names: list[str]) -> str:
-    return "nothing" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
 def _short(value: Any) -> str:

@@ -1,5 +1,8 @@
-"""Multiply-adds, counted on the running network."""
+"""Multiply-adds, counted on the running network. What cannot be counted is listed, and never stops the run."""
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+logger = logging.getLogger("dynamic")
 
 # moving, reading and making tensors multiplies nothing: not worth a line in the report
 _FREE = (
@@ -59,17 +64,67 @@ def count_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, An
 
     Normalization, activations, pooling and other elementwise work are not multiply-adds and are listed instead.
     """
-    batch = next((len(a) for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor) and a.ndim), 1)
-    seen = _Operators()
+    given = kwargs or {}
+    batch = next((len(a) for a in (*args, *given.values()) if isinstance(a, Tensor) and a.ndim), 1)
+    counter, seen = Counter(), _Operators()
+    try:
+        with counting(counter), seen:
+            module(*args, **given)
+    except Exception as error:  # an operator that knows no dispatch mode may raise anything
+        with torch.no_grad():
+            module(*args, **given)  # where the network itself is at fault, its own error comes
+        name, reason = type(module).__name__, (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("the multiply-adds of %s are counted in part only: %s", name, reason)
+        seen.uncounted.add(f"{name} in part: {reason}")
+    macs = counter.get_total_flops() / 2 / batch
+    return Macs(macs, tuple(sorted(seen.uncounted | counter.failed)), seen.rounded / 2 / batch)
+
+
+class Counter(FlopCounterMode):
+    """torch's counter without its tracker of modules, which fails on a view of a parameter under `no_grad`.
+
+    `failed`: operators whose formula raised. They count as 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=FLOPS)
+        self.failed: set[str] = set()
+        self.mod_tracker: Any = _Whole()
+        self.flop_registry = {operator: self._safe(formula) for operator, formula in self.flop_registry.items()}
+
+    def _safe(self, formula: Callable[..., int]) -> Callable[..., int]:
+        def counted(*args: Any, **kwargs: Any) -> int:
+            try:
+                return formula(*args, **kwargs)
+            except Exception:  # a formula asserts shapes, on sparse or nested tensors for one
+                self.failed.add(getattr(formula, "__name__", "an operator").removesuffix("_flop"))
+                return 0
+
+        return counted
+
+
+class _Whole:
+    """Stands in for the tracker of modules: everything belongs to the whole network."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+@contextmanager
+def counting(counter: Counter) -> Iterator[None]:
+    """Count what runs inside, without gradients, and attention in the operators that the counter knows."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that no counter knows
     try:
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FLOPS) as counter, seen:
-            module(*args, **(kwargs or {}))
+        with torch.no_grad(), counter:
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    macs = counter.get_total_flops() / 2 / batch
-    return Macs(macs, tuple(sorted(seen.uncounted)), seen.rounded / 2 / batch)
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -81,8 +136,10 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rounded = 0
         self._weights: list[Tensor] = []  # held, so that no later tensor has the same identity
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = func._overloadpacket
+        packet = getattr(func, "_overloadpacket", func)  # a higher-order operator has no overloads
         name = packet.__name__.strip("_")
         if (
             packet not in flop_registry

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.compute import cost_macs
+from dynamic.offline.floats import check_float32
 from dynamic.offline.folding import fold_norms
 from dynamic.offline.inputs import Batch, named_tensors, taken_by
 from dynamic.offline.modes import evaluating
 from dynamic.offline.naming import check_names
 from dynamic.offline.nodes import captured
+from dynamic.offline.rowwise import check_rows
 from dynamic.offline.stages import Stage
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.progress import track
@@ -85,10 +87,11 @@ def _walk(
     found: list[Tensor] = []
     with evaluating(cascade):
         for network in cascade.networks:
-            with torch.no_grad(), taken_by(network, inputs):
-                network(*inputs.values())
+            check_float32(network)
+            with taken_by(network, inputs):
+                check_rows(network, inputs)
         carry: tuple[Tensor, ...] = ()
-        stages, backbone = cascade.stages, cascade.backbone
+        stages, backbone = cascade.stages_for(list(inputs)), cascade.backbone
         for number, stage in enumerate(track(stages, label, len(stages), progress)):
             belongs = backbone[number]
             first = number == 0 or backbone[number - 1] != belongs

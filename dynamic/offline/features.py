@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamic.offline.acceleration import Acceleration
-from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, run_on, taken_by
+from dynamic.offline.rowwise import check_classes, check_rows
 from dynamic.offline.stages import Stage
 from dynamic.policies.errors import InputError
-from dynamic.progress import track
+from dynamic.progress import size_of, track
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,18 @@ def extracted(
     used = list(stores.values())
     labels: list[NDArray[np.int64]] = []
     classes: int | None = None
-    total = len(loader) if isinstance(loader, Sized) else None
+    total = size_of(loader)
     with ExitStack() as owned:
         folder: Path | None = None
-        for inputs, found in checked_batches(track(loader, "features", total, shown), None):
+        for inputs, found in track(checked_batches(loader, None), "features", total, shown):
             with torch.no_grad(), acceleration.autocast():
-                carry = tuple(acceleration.place(t) for t in named_tensors(network, inputs).values())
+                named = {name: acceleration.place(t) for name, t in named_tensors(network, inputs).items()}
+                carry = tuple(named.values())
                 if classes is None:
-                    classes = check_logits(network(*(t[:2] for t in carry)), len(stages), found)
+                    with taken_by(network, named):
+                        few = run_on(network, {name: t[:2] for name, t in named.items()})
+                        classes = check_logits(few, len(stages), found)
+                        check_rows(network, named, values=False)
                 check_labels(found, classes)
                 labels.append(found)
                 for i, stage in enumerate(stages[: trained[-1] + 1]):
@@ -112,8 +117,8 @@ def checked_batches(loader: Iterable[Any], classes: int | None) -> Iterator[tupl
             raise InputError("the loader gives inputs without labels; give pairs (inputs, labels [B])")
         if not len(labels):
             continue
-        tensors = [inputs] if isinstance(inputs, Tensor) else _listed(inputs)
-        rows = {len(t) for t in tensors if isinstance(t, Tensor) and t.ndim}
+        tensors = [inputs] if isinstance(inputs, (Tensor, np.ndarray)) else _listed(inputs)
+        rows = {len(t) for t in tensors if isinstance(t, (Tensor, np.ndarray)) and t.ndim}
         wrong = rows - {len(labels)}
         if wrong:
             raise InputError(f"a batch has {wrong.pop()} inputs and {len(labels)} labels; give one label an input")
@@ -141,6 +146,7 @@ def check_logits(logits: Any, exits: int, labels: NDArray[np.int64]) -> int:
     if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
         raise InputError(f"the exits gave {shapes}; expected [B, C], the same classes C at every exit")
     classes: int = shapes[0][1]
+    check_classes("the network", classes)
     check_labels(labels, classes)
     return classes
 

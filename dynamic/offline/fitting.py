@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamic.offline.acceleration import Acceleration
+from dynamic.offline.floats import check_halves
 from dynamic.offline.headtraining import HeadFit, fit_heads
 from dynamic.offline.heldout import held_out_levels
 from dynamic.offline.jointtraining import fit_all
@@ -171,6 +172,9 @@ def fit(
             f"the backbone of this {type(network).__name__} was captured for evaluation only, so mode={mode!r} "
             f"cannot train it; use mode='heads'"
         )
+    check_halves(network)
+    if teacher is not None:
+        check_halves(teacher)
     acceleration = Acceleration.choose(network, device, autocast, channels_last)
     with evaluating(network), _placed(network, acceleration):
         if mode == "heads":

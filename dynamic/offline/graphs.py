@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import external_data_helper
 
-from dynamic.bundle import Bundle
+from dynamic.bundle import Bundle, has_graphs
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
 from dynamic.offline.naming import check_names
 from dynamic.offline.nesting import BATCH, Nest
@@ -79,6 +79,10 @@ def export(
     if isinstance(source, Bundle):
         if example_inputs is not None or ladder is not None or preprocess is not None or classes is not None:
             raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")
+        if not has_graphs(source.folder, source.spec):
+            raise EngineError(
+                f"{source.folder} holds no graphs, since torch could not export its networks: it runs on engine 'torch'"
+            )
         source.check_files()
         facts = _Facts(source.preprocess, source.classes, source.engine, source.precision)
         _write(target, source.folder, source.spec, _only(source.ladder, point), batch, facts, point is not None)

@@ -1,6 +1,5 @@
 """The classifiers that `wrap` puts on intermediate features."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynamic.offline.copying import deep_copy
 from dynamic.policies.errors import LayoutError
 
 Classifier = Callable[[int, int], nn.Module]  # (width of the pooled feature, classes) -> module [B, D] -> [B, C]
@@ -141,7 +141,7 @@ class BlockHead(nn.Module):
 
     def __init__(self, blocks: Sequence[nn.Module], shape: tuple[int, ...], channel: int, classes: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(copy.deepcopy(block).requires_grad_(True) for block in blocks))
+        self.blocks = nn.Sequential(*(deep_copy(block).requires_grad_(True) for block in blocks))
         first = next(self.blocks.parameters(), torch.empty(0))
         feature = torch.zeros(1, *shape, device=first.device, dtype=first.dtype)
         for number, block in enumerate(self.blocks.eval()):

@@ -1,8 +1,9 @@
 """Training exit heads on a frozen backbone, whose features are computed once, or anew for every epoch."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from dynamic.offline.features import (
     classified,
     extracted,
 )
-from dynamic.offline.inputs import named_tensors
+from dynamic.offline.inputs import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.losses import ExitLoss
+from dynamic.offline.rowwise import Singles, check_rows
 from dynamic.offline.settings import Settings
 from dynamic.offline.stages import Stage, StagedNetwork
 from dynamic.offline.teaching import answer_of, check_apart, check_teacher
 from dynamic.offline.training import History, Task, train
 from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.progress import size_of
 
 
 @dataclass(frozen=True)
@@ -102,16 +105,23 @@ class _Kept:
         # batch norm fails on one input
         self._starts = [s for s in range(0, rows, self._size) if rows - s > 1 or rows == 1]
         self._run = [classified(head) for head in heads]
+        self._singles = Singles(heads)
+        # features are kept in float32, whatever the network computes in
+        self._kinds = [next((p.dtype for p in h.parameters() if p.is_floating_point()), torch.float32) for h in heads]
         self.loader, self.steps = None, len(self._starts)
 
     def batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
         order = torch.randperm(len(self._cache.labels)).numpy()
         for start in self._starts:
-            features, labels = self._cache.rows(order[start : start + self._size])
-            yield [f.to(self._device) for f in features], labels.to(self._device)
+            kept, labels = self._cache.rows(order[start : start + self._size])
+            features = [f.to(self._device) for f in kept]
+            if self._singles.trains(len(labels), partial(self.forward, features)):
+                yield features, labels.to(self._device)
+        self._singles.close_epoch()
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        return [head(feature) for head, feature in zip(self._run, features, strict=True)]
+        parts = zip(self._run, self._kinds, features, strict=True)
+        return [head(feature.to(kind)) for head, kind, feature in parts]
 
 
 class _Seen:
@@ -133,8 +143,9 @@ class _Seen:
             raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
         self._network, self._stages, self._trained = network, stages, trained
         self.loader, self._acceleration = loader, acceleration
-        self.steps = len(loader) or None if isinstance(loader, Sized) else None
+        self.steps = size_of(loader) or None
         self._classes: int | None = None
+        self._singles = Singles([stages[i].head for i in trained])
         self._teacher = teacher
         self._own = teacher is not None and teacher is getattr(network, "backbone", None)
         if teacher is not None:
@@ -144,10 +155,14 @@ class _Seen:
         for inputs, labels in checked_batches(self.loader, self._classes):
             features = []
             with torch.no_grad(), self._acceleration.autocast():
-                carry = tuple(self._acceleration.place(t) for t in named_tensors(self._network, inputs).values())
-                answer = None if self._own else self._taught(inputs, carry)
+                named = self._placed(self._network, inputs)
+                carry = tuple(named.values())
+                answer = None if self._own or self._teacher is None else self._taught(self._teacher, inputs)
                 if self._classes is None:
-                    self._classes = check_logits(self._network(*(t[:2] for t in carry)), len(self._stages), labels)
+                    with taken_by(self._network, named):
+                        few = run_on(self._network, {name: t[:2] for name, t in named.items()})
+                        self._classes = check_logits(few, len(self._stages), labels)
+                        check_rows(self._network, named, values=False)
                     if answer is not None:
                         check_teacher(answer[:2], len(labels[:2]), self._classes)
                 check_labels(labels, self._classes)
@@ -160,15 +175,16 @@ class _Seen:
                 answer = carry[0]
             if answer is not None:
                 features.append(answer)  # what `_last` gives
+            if not self._singles.trains(len(labels), partial(self.forward, features)):
+                continue
             yield features, torch.from_numpy(labels).to(self._acceleration.device)
+        self._singles.close_epoch()
 
-    def _taught(self, inputs: Any, carry: Sequence[Tensor]) -> Tensor | None:
-        if self._teacher is None:
-            return None
-        theirs = carry
-        if isinstance(inputs, Mapping):
-            theirs = [self._acceleration.place(t) for t in named_tensors(self._teacher, inputs).values()]
-        return answer_of(self._teacher, theirs)
+    def _placed(self, network: nn.Module, inputs: Batch) -> dict[str, Tensor]:
+        return {name: self._acceleration.place(t) for name, t in named_tensors(network, inputs).items()}
+
+    def _taught(self, teacher: nn.Module, inputs: Batch) -> Tensor:
+        return answer_of(teacher, self._placed(teacher, inputs))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         seen = features[: len(self._trained)]

@@ -1,6 +1,7 @@
 """Training backbone and heads together."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from dynamic.offline.acceleration import Acceleration
 from dynamic.offline.checkpoints import Checkpoint, digest, signature
 from dynamic.offline.determinism import seeded
 from dynamic.offline.features import check_logits, checked_batches
-from dynamic.offline.inputs import named_tensors
+from dynamic.offline.inputs import named_tensors, run_on, taken_by
 from dynamic.offline.losses import ExitLoss, GradientBalance
 from dynamic.offline.modes import evaluating
+from dynamic.offline.rowwise import Singles, check_rows
 from dynamic.offline.settings import Settings
 from dynamic.offline.stages import StagedNetwork
 from dynamic.offline.teaching import answer_of, check_apart, check_teacher
 from dynamic.offline.training import History, Task, train
 from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.progress import size_of
 
 
 def fit_all(
@@ -43,35 +46,46 @@ def fit_all(
         raise WrapError("every parameter is frozen (requires_grad=False); set requires_grad_(True) on some")
     stages = network.exit_stages
     classes = 0
-    order: list[int] = []  # of the network's inputs, as the teacher takes them
+    singles = Singles([network])
+    names: list[str] = []
+    theirs: dict[str, int] = {}  # the inputs of the teacher, and which of the network's each is
     if teacher is not None:
         check_apart(teacher, [network])
 
     def batches() -> Iterator[tuple[list[Tensor], Tensor]]:
         for inputs, labels in checked_batches(loader, classes or None):
             named = named_tensors(network, inputs)
-            tensors = [acceleration.place(t) for t in named.values()]
+            names[:] = named
             if teacher is not None:
-                theirs = named_tensors(teacher, inputs) if isinstance(inputs, Mapping) else named
-                order[:] = [list(named).index(name) for name in theirs]
+                taken = list(named_tensors(teacher, inputs))
+                by_name = isinstance(inputs, Mapping)
+                theirs.clear()
+                theirs.update({name: names.index(name) if by_name else i for i, name in enumerate(taken)})
+            tensors = [acceleration.place(t) for t in named.values()]
+            if network.training and not singles.trains(len(labels), partial(forward, tensors)):
+                continue
             yield tensors, torch.from_numpy(labels).to(acceleration.device)
+        singles.close_epoch()
 
     def forward(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         with acceleration.autocast():
-            logits: Sequence[Tensor] = network(*tensors)
+            logits: Sequence[Tensor] = run_on(network, dict(zip(names, tensors, strict=True)))
         return logits
 
     def taught(tensors: Sequence[Tensor]) -> Tensor:
         assert teacher is not None
         with torch.no_grad(), acceleration.autocast():
-            return answer_of(teacher, [tensors[i] for i in order])
+            return answer_of(teacher, {name: tensors[i] for name, i in theirs.items()})
 
     with evaluating(network), seeded(settings.seed, -1, loader):
         tensors, labels = next(batches(), (None, None))
         if tensors is None or labels is None:
             raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
-        with torch.no_grad():
+        named = dict(zip(names, tensors, strict=True))
+        with torch.no_grad(), taken_by(network, named):
             classes = check_logits(forward([t[:2] for t in tensors]), len(stages), labels.cpu().numpy())
+            check_rows(network, named, values=False)
+        with torch.no_grad():
             if teacher is not None:
                 check_teacher(taught([t[:2] for t in tensors]), len(labels[:2]), classes)
     kept = Checkpoint(
@@ -92,7 +106,7 @@ def fit_all(
         forward,
         loss,
         network.state_dict(),
-        _length(loader),
+        size_of(loader) or None,
         GradientBalance(stages) if rescale else None,
         loader,
         None if teacher is None else taught,
@@ -103,10 +117,3 @@ def fit_all(
         return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
     finally:
         optimizer.zero_grad(set_to_none=True)
-
-
-def _length(loader: Iterable[Any]) -> int | None:
-    try:
-        return len(loader) or None  # type: ignore[arg-type]
-    except TypeError:
-        return None

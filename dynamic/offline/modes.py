@@ -31,7 +31,7 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Whatever the code of `module` does to its attributes and buffers meanwhile is undone at the end."""
-    parts = list(module.modules())
+    parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]  # compiled: no code
     before = [dict(part.__dict__) for part in parts]
     inner = [{name: dict(part.__dict__[name]) for name in _REGISTERED} for part in parts]
     buffers = [(b, b.clone()) for part in parts for b in part._buffers.values() if b is not None]
@@ -48,6 +48,17 @@ def untouched(module: nn.Module) -> Iterator[None]:
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):  # not its version: batch norm's kernels do not count
                     buffer.copy_(value)
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside what `torch.compile` and `DataParallel` put around one; any other as it is."""
+    while True:
+        inner = getattr(network, "_orig_mod", None)
+        if inner is None and isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = network.module
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
 
 
 def shallow(module: nn.Module) -> nn.Module:

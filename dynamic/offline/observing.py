@@ -1,15 +1,17 @@
 """Dry runs of a traced network: what every node gives, at several sizes, and what it costs."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from dynamic.offline.compute import FLOPS
+from dynamic.offline.compute import Counter, counting
+from dynamic.policies.errors import TraceError
+
+logger = logging.getLogger("dynamic")
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,24 @@ class Observed:
 
 
 def observe(root: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor]) -> Observed:
-    """Run `graph`, whose names are looked up on `root`, in eval mode on rows like `inputs`."""
+    """Run `graph`, whose names are looked up on `root`, in eval mode on rows like `inputs`.
+
+    Raises TraceError where it does not run.
+    """
     two, three = (list(rows(inputs, n).values()) for n in (2, 3))
     first = _Recorder(root, graph)
-    with torch.no_grad(), _no_fused_attention(), FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
-        first.counter = counter
-        first.run(*two)
+    first.counter = Counter()
+    try:
+        with counting(first.counter):
+            first.run(*two)
+    except Exception as uncounted:  # an operator that knows no dispatch mode may raise anything
+        first = _Recorder(root, graph)
+        try:
+            with torch.no_grad():
+                first.run(*two)
+        except Exception as error:
+            raise TraceError(f"in the captured graph, which does not run: {_first_line(error)}") from error
+        logger.warning("multiply-adds are not counted, exits are placed by operations: %s", _first_line(uncounted))
     second = _Recorder(root, graph)
     with torch.no_grad():
         second.run(*three)
@@ -71,7 +85,7 @@ class _Recorder(fx.Interpreter):
         super().__init__(root, graph=graph)
         self.seen: dict[fx.Node, Any] = {}
         self.macs: dict[fx.Node, float] = {}
-        self.counter: FlopCounterMode | None = None
+        self.counter: Counter | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counter.get_total_flops() if self.counter else 0
@@ -115,12 +129,5 @@ def _grown(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     return tensor
 
 
-@contextmanager
-def _no_fused_attention() -> Iterator[None]:
-    """torch's fused attention is one operator that no counter knows."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

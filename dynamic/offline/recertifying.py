@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 
-from dynamic.bundle import Bundle, read, write
+from dynamic.bundle import Bundle, has_graphs, read, write
 from dynamic.canaries import CANARIES, Canaries
 from dynamic.canary_check import CHECKS
 from dynamic.fingerprint import EngineIdentity
@@ -76,7 +76,8 @@ def recertify(
     bundle.check_files(folder=folder)  # or hashes of altered files would be written below
     if canaries is not None:
         canaries.save(folder / CANARIES)
-    write_graphs(folder, bundle.spec, ladder, bundle.engine, bundle.precision)
+    if has_graphs(folder, bundle.spec):
+        write_graphs(folder, bundle.spec, ladder, bundle.engine, bundle.precision)
     write(
         folder,
         bundle.spec,

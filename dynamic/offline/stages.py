@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dynamic.offline.sizes import Sizes
 from dynamic.policies.errors import InputError
 
 
@@ -30,7 +31,12 @@ class Stage(nn.Module):
 
 
 class StagedNetwork(nn.Module):
-    """A network of several exits: `forward` gives the logits `[B, C]` of each, the last the network's own."""
+    """A network of several exits: `forward` gives the logits `[B, C]` of each, the last the network's own.
+
+    `traced_sizes`: of its inputs, where its stages are traced graphs and other sizes would be wrong.
+    """
+
+    traced_sizes: Sizes | None = None
 
     @property
     @abstractmethod

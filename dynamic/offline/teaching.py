@@ -1,16 +1,17 @@
 """What a teacher has to be, and what it says."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from dynamic.offline.inputs import run_on
 from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.policies.errors import InputError
 
 
-def answer_of(teacher: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
-    """The logits `[B, C]` that a teacher gives, of one with exits the last."""
-    answer = teacher(*inputs)
+def answer_of(teacher: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The logits `[B, C]` that a teacher gives for named inputs, of one with exits the last."""
+    answer = run_on(teacher, inputs)
     return primary_logits(answer[-1] if isinstance(teacher, StagedNetwork) else answer)
 
 

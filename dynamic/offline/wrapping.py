@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dynamic.offline.checking import changed_in_place, check_evaluation, check_training
+from dynamic.offline.checking import CLOSE, changed_in_place, check_evaluation, check_training
 from dynamic.offline.cutting import Cutter
+from dynamic.offline.floats import check_halves
 from dynamic.offline.heads import Classifier, ExitHead, Head, Room
-from dynamic.offline.inputs import Batch, named_tensors, taken_by
+from dynamic.offline.inputs import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.layouts import Layouts
-from dynamic.offline.modes import in_mode, untouched, view
+from dynamic.offline.modes import bare, in_mode, untouched, view
 from dynamic.offline.observing import observe, rows
 from dynamic.offline.placing import Exit, Exits, Placed, Placer, check_asked
+from dynamic.offline.rowwise import check_rows
+from dynamic.offline.sizes import Sizes, checked
 from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
 from dynamic.offline.tracing import Captured, capture_export, capture_fx, input_names
 from dynamic.policies.errors import DynamicError, DynamicWarning, ExitError, InputError, TraceError, WrapError
@@ -37,7 +40,8 @@ def wrap(
 ) -> "ExitNetwork":
     """Cut `backbone` into stages and put an exit head on each; `dynamic.fit` trains them.
 
-    `example_inputs`: a tensor `[B, ...]`, a tuple (`*args`) or a dict (`**kwargs`). `exits`: how many, at equal shares
+    `example_inputs`: a tensor `[B, ...]`, a tuple (`*args`) or a dict (`**kwargs`; what has a default may be left out,
+    and "labels" are). `exits`: how many, at equal shares
     of compute and preferably where little has to be handed on; or fractions of compute, rising; or names of modules
     whose result is read. Traced with torch.fx, or with torch.export where that cannot (or where only that finds the
     named modules): then the backbone is for evaluation only and heads alone can be trained.
@@ -57,11 +61,13 @@ def wrap(
     """
     if not isinstance(backbone, nn.Module):
         raise InputError(f"wrap takes a torch.nn.Module; this is a {type(backbone).__name__}")
+    backbone = bare(backbone)
     if classifier is not None and head is not None:
         raise ExitError("both classifier and head were given: a head has its own classifier")
     if isinstance(backbone, StagedNetwork):
         raise ExitError(f"this {type(backbone).__name__} has exits already; give the plain network")
     check_asked(exits, backbone)
+    check_halves(backbone)
     named = named_tensors(backbone, example_inputs)
     if any(t.ndim == 0 or len(t) == 0 for t in named.values()):
         raise InputError(
@@ -69,7 +75,7 @@ def wrap(
         )
     example = rows(named, 2)
     with torch.no_grad(), untouched(backbone), in_mode(backbone, training=False), taken_by(backbone, example):
-        backbone(**example) if isinstance(example_inputs, Mapping) else backbone(*example.values())
+        run_on(backbone, example)
     problems: list[DynamicError] = []
     for capture in (_fx, capture_export):
         try:
@@ -77,11 +83,11 @@ def wrap(
         except TraceError as error:
             problems.append(error)
             continue
-        network = ExitNetwork(backbone, captured, tuple(named))
+        network = ExitNetwork(backbone, captured, example)
         try:
             with untouched(backbone), in_mode(backbone, training=False):
                 nodes = network._put_exits(captured, example, exits, layout, classifier, head)
-        except ExitError as error:  # torch.export looks inside modules that torch.fx takes as one
+        except (ExitError, TraceError) as error:  # torch.export looks inside modules that torch.fx takes as one
             problems.append(error)
             continue
         if captured.tracer == "fx":
@@ -117,13 +123,17 @@ class ExitNetwork(StagedNetwork):
     """A backbone with exit heads. `forward` takes the backbone's inputs and gives the logits `[B, C]` of each exit in
     order, the backbone's own last.
 
+    Inputs have the sizes of the example. Where network and backbone agreed at three other sizes too, a dimension may
+    have any size. Raises InputError on other sizes.
+
     In evaluation mode the last are bit-equal to the backbone's (within 1e-5 where `tracer` is "export"). While the
     backbone is in train mode its own training graph runs, so that dropout, stochastic depth and batch norm behave as
     in it. `backbone` is the user's module; its `state_dict` stands under `backbone.`, heads under `heads.`.
-    `exits`: where they are; `tracer`: "fx" or "export"; `trainable_backbone`; `dropped`: auxiliary outputs left out.
+    `exits`: where they are; `tracer`: "fx" or "export"; `trainable_backbone`; `dropped`: auxiliary outputs left out;
+    `traced_sizes`: of the inputs.
     """
 
-    def __init__(self, backbone: nn.Module, captured: Captured, inputs: tuple[str, ...]) -> None:
+    def __init__(self, backbone: nn.Module, captured: Captured, example: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList()
@@ -133,7 +143,8 @@ class ExitNetwork(StagedNetwork):
         self.tracer = captured.tracer
         self.trainable_backbone = False
         self.dropped: tuple[str, ...] = ()
-        self.input_names = inputs
+        self.input_names = tuple(example)
+        self.traced_sizes: Sizes = Sizes.of(type(backbone).__name__, example)
         self._stage_graphs = _Graphs(())
         self._evaluate: Callable[..., list[Tensor]] | None = None
         self._train: Callable[..., list[Tensor]] | None = None
@@ -142,6 +153,7 @@ class ExitNetwork(StagedNetwork):
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Logits `[B, C]` of every exit, the backbone's own last."""
+        self.traced_sizes.check(self.traced_sizes.bound(args, kwargs))
         if self.backbone.training:
             if self._train is None:
                 raise WrapError(
@@ -186,6 +198,7 @@ class ExitNetwork(StagedNetwork):
                 f"{type(self.backbone).__name__} gives {list(getattr(classes, 'size', ()))} for 2 inputs; "
                 "expected logits [2, C]"
             )
+        check_rows(self.backbone, example)
         self.exits = placed.exits
         first = next(self.backbone.parameters(), torch.empty(0))
         room = Room(sum(p.numel() for p in self.backbone.parameters()), sum(observed.macs.values()))
@@ -200,10 +213,28 @@ class ExitNetwork(StagedNetwork):
         self._stage_graphs = _Graphs(cutter.stages(placed.nodes, changed.stages))
         self._cloned = changed.heads
         self._evaluate = _function(_with_heads(captured.graph, placed.nodes, self._cloned))
-        check_evaluation(
-            self.backbone, self._own_logits, self._last_logits, self.exit_stages, example, self.tracer == "fx"
-        )
+        stages = self.exit_stages
+        check_evaluation(self.backbone, self._own_logits, self._last_logits, stages, example, self.tracer == "fx")
+        if self.tracer == "fx":  # torch.export writes sizes into its graph, whatever a trial says
+            self.traced_sizes = self._checked_sizes(stages, example)
         return placed.nodes
+
+    def _checked_sizes(self, stages: Sequence[Stage], example: Mapping[str, Tensor]) -> Sizes:
+        """The sizes at which graph and stages are right."""
+
+        def whole(inputs: Sequence[Tensor]) -> Tensor:
+            assert self._evaluate is not None
+            with in_mode(self.heads, training=False):
+                return self._evaluate(self, *inputs)[-1]
+
+        def staged(inputs: Sequence[Tensor]) -> Tensor:
+            carry = tuple(inputs)
+            for stage in stages:
+                carry = stage.body(*carry)
+            return carry[0]
+
+        with torch.no_grad(), untouched(self.backbone), in_mode(self.backbone, training=False):
+            return checked(self.traced_sizes, example, self._own_logits, (whole, staged), CLOSE)
 
     def _put_training(self, captured: Captured, nodes: Sequence[fx.Node], example: Mapping[str, Tensor]) -> Captured:
         """Trace the backbone in train mode and find the exits again; without it heads alone can be trained."""

@@ -9,7 +9,7 @@ import inspect
 import logging
 import operator
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from dynamic.models.compress.checks import check_inputs
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.features import checked_batches
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, named_tensors, run_on
 from dynamic.offline.modes import evaluating, shallow, untouched
 from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.offline.tracing import input_names
@@ -117,7 +117,7 @@ def prune_blocks(
     for branch in chosen:
         put(smaller, branch)
     with evaluating(smaller), torch.no_grad():
-        smaller(*named_tensors(smaller, example_inputs).values())
+        run_on(smaller, named_tensors(smaller, example_inputs))
     return Compressed(
         smaller,
         report(
@@ -252,15 +252,15 @@ def _same_shape(network: nn.Module, names: Sequence[str], named: dict[str, Tenso
 
         return hook
 
-    _watched(network, {name: look(name) for name in names}, list(named.values()))
+    _watched(network, {name: look(name) for name in names}, named)
     return same
 
 
-def _watched(network: nn.Module, hooks: dict[str, Callable[..., None]], tensors: Sequence[Tensor]) -> None:
+def _watched(network: nn.Module, hooks: dict[str, Callable[..., None]], tensors: Mapping[str, Tensor]) -> None:
     handles = [network.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
         with evaluating(network), torch.no_grad():
-            network(*tensors)
+            run_on(network, tensors)
     finally:
         for handle in handles:
             handle.remove()
@@ -286,7 +286,7 @@ def _by_norm(
 
     batches = [example_inputs] if data is None else [inputs for inputs, _ in _listed(data)]
     for inputs in track(batches, "branches", len(batches), progress):
-        _watched(network, {b.name: look(b) for b in found}, list(named_tensors(network, inputs).values()))
+        _watched(network, {b.name: look(b) for b in found}, named_tensors(network, inputs))
     costs.update({name: sum(values) / len(values) for name, values in sums.items()})
     return sorted(found, key=lambda b: costs[b.name])[:count]
 
@@ -348,7 +348,7 @@ def _loss(network: nn.Module, batches: Sequence[tuple[Batch, Tensor]]) -> float:
     total = count = 0.0
     with evaluating(network), torch.no_grad():
         for inputs, labels in batches:
-            logits = primary_logits(network(*named_tensors(network, inputs).values()))
+            logits = primary_logits(run_on(network, named_tensors(network, inputs)))
             total += float(F.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum"))
             count += len(labels)
     return total / count

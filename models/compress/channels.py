@@ -21,7 +21,7 @@ from dynamic.models.compress.checks import check_inputs, check_share
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.models.compress.scoring import IMPORTANCES, Group, Part, scores
 from dynamic.models.compress.swapping import recurrent
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, arguments, named_tensors, run_on
 from dynamic.offline.modes import evaluating
 from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, DynamicError, InputError, WrapError
@@ -71,7 +71,7 @@ def prune_channels(
         )
     shares = _checked(network, amount, importance, data, round_to, skip)
     check_inputs(network, example_inputs)
-    smaller = copied(network)
+    smaller = copied(network, computed=False)
     named = named_tensors(smaller, example_inputs)
     trains = {name: p.requires_grad for name, p in smaller.named_parameters()}
     left: dict[str, str] = {}
@@ -150,7 +150,7 @@ def prunable(
     network: nn.Module, example_inputs: Batch, *, stream: bool = False, skip: Sequence[str] = ()
 ) -> dict[str, int]:
     """Width of each group of layers that can lose channels, by the module that `prune_channels` knows it by."""
-    copy = copied(network)
+    copy = copied(network, computed=False)
     groups = _groups(copy, named_tensors(copy, example_inputs), stream, {})
     return {g.name: g.width for g in groups if not any(_inside(p.name, s) for p in g.makers for s in skip)}
 
@@ -176,7 +176,7 @@ def _groups(network: nn.Module, named: Mapping[str, Tensor], stream: bool, left:
             handles.append(module.register_forward_pre_hook(hook))
     try:
         with evaluating(network), torch.no_grad():
-            network(*named.values())
+            run_on(network, named)
     finally:
         for handle in handles:
             handle.remove()
@@ -247,12 +247,13 @@ def _by_torch_pruning(
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     graph = tp.DependencyGraph()
+    args, kwargs = arguments(network, {name: t[:2] for name, t in named.items()})
     try:
         with evaluating(network), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             graph.build_dependency(
                 network,
-                tuple(t[:2] for t in named.values()),
+                kwargs or args,
                 output_transform=lambda out: primary_logits(out),
                 verbose=False,
             )
@@ -321,9 +322,9 @@ def _why_not(tp: Any, found: Any, modules: Mapping[nn.Module, str], shared: set[
 
 def _check_runs(network: nn.Module, smaller: nn.Module, named: Mapping[str, Tensor]) -> None:
     with torch.no_grad(), evaluating(network), evaluating(smaller):
-        before = primary_logits(network(*named.values()))
+        before = primary_logits(run_on(network, named))
         try:
-            after = primary_logits(smaller(*named.values()))
+            after = primary_logits(run_on(smaller, named))
         except Exception as error:  # user code runs here, with widths it may not expect
             raise WrapError(
                 f"{type(network).__name__} does not run with thinner layers: {error}; name the layer in skip=, or "

@@ -78,7 +78,8 @@ def entered(network: nn.Module, example_inputs: Batch, engine: str, precision: s
     with tempfile.TemporaryDirectory(prefix="dynamic-family-") as made, evaluating(cascade):
         folder = Path(made)
         if engine == "torch":
-            spec, stages = describe(cascade, example_inputs), cascade.stages
+            spec = describe(cascade, example_inputs)
+            stages = cascade.stages_for([i.name for i in spec.inputs])
         else:
             spec, stages = export_stages(cascade, folder, example_inputs, progress=False), None
         opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)

@@ -19,8 +19,9 @@ from dynamic.models.compress.recipes import Recipe, as_named, checked_targets, c
 from dynamic.models.compress.report import Compressed, Report
 from dynamic.offline.calibration import peek
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.inputs import Batch, labelled_batches, named_tensors
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, run_on
 from dynamic.offline.modes import evaluating
+from dynamic.offline.rowwise import check_classes
 from dynamic.offline.stages import StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.floor import SHARE, Level, check_floor
@@ -202,7 +203,7 @@ def family(
         raise BudgetError(f"epochs={epochs!r}: give a whole number, 0 for no fine-tuning")
     check_engine(engine, precision)
     check_floor(floor)
-    batches, example = peek(data)
+    batches, example, _ = peek(data)
     recipes = _recipes(means, wanted, batches if train_loader is None else train_loader)
     given = as_named(others)
     classes = _classes(network, example, class_name(network))
@@ -260,7 +261,7 @@ def _classes(network: nn.Module, example: Batch, name: str) -> int:
     """C of the network's own logits `[B, C]`. Raises InputError where it gives none, or does not take such inputs."""
     try:
         with evaluating(network), torch.no_grad():
-            answer = network(*(t[:2] for t in named_tensors(network, example).values()))
+            answer = run_on(network, {name: t[:2] for name, t in named_tensors(network, example).items()})
     except (RuntimeError, TypeError) as error:
         raise InputError(
             f"{name} does not take the inputs of the data ({error}): give networks for the same task"
@@ -268,4 +269,5 @@ def _classes(network: nn.Module, example: Batch, name: str) -> int:
     logits: Tensor = primary_logits(answer[-1] if isinstance(network, StagedNetwork) else answer)
     if logits.ndim != 2:
         raise InputError(f"{name} gives {list(logits.shape)}; expected logits [B, C]")
+    check_classes(name, logits.shape[1])
     return logits.shape[1]

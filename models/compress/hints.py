@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from dynamic.offline.determinism import seeded
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, named_tensors, run_on
 from dynamic.offline.modes import evaluating
 from dynamic.policies.errors import BudgetError, InputError
 
@@ -54,7 +54,7 @@ class Hints:
                 self._listen(teacher, "teacher", other, self._theirs)
             for network in (student, teacher):
                 with evaluating(network), torch.no_grad():
-                    network(*(t[:2] for t in _placed(network, example_inputs)))
+                    run_on(network, {name: t[:2] for name, t in _placed(network, example_inputs).items()})
             with seeded(seed, -2):  # `fit` has -1 and what follows
                 for own, other in self.layers.items():
                     mine, theirs = self._pair(own, other)
@@ -129,10 +129,10 @@ class Hints:
             handle.remove()
 
 
-def _placed(network: nn.Module, example_inputs: Batch) -> list[Tensor]:
+def _placed(network: nn.Module, example_inputs: Batch) -> dict[str, Tensor]:
     first = next(network.parameters(), None)
     move: Callable[[Tensor], Tensor] = (lambda t: t) if first is None else (lambda t: t.to(first.device))
-    return [move(t) for t in named_tensors(network, example_inputs).values()]
+    return {name: move(t) for name, t in named_tensors(network, example_inputs).items()}
 
 
 def _channels_last(name: str, feature: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from dynamic.offline.compute import count_macs
 from dynamic.offline.determinism import seeded
 from dynamic.offline.features import checked_batches
 from dynamic.offline.fitting import fit
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, arguments, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.policies.errors import BundleError, CorruptError, DynamicError, InputError
 from dynamic.writing import replace_text
@@ -158,4 +158,5 @@ def few(loader: Iterable[Any]) -> list[Any]:
 
 def _macs(network: nn.Module, example: Batch) -> float:
     with evaluating(network):
-        return count_macs(network, tuple(t[:1] for t in named_tensors(network, example).values())).total
+        one = {name: t[:1] for name, t in named_tensors(network, example).items()}
+        return count_macs(network, *arguments(network, one)).total

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamic.offline.inputs import labelled_batches, named_tensors
+from dynamic.offline.inputs import labelled_batches, named_tensors, run_on
 from dynamic.offline.modes import evaluating
 from dynamic.policies.errors import CalibrationError
 
@@ -62,7 +62,7 @@ def moments(network: nn.Module, batches: Iterable[Any], layers: Sequence[nn.Modu
     try:
         with evaluating(network), torch.no_grad():
             for inputs, _ in labelled_batches(batches):
-                network(*named_tensors(network, inputs).values())
+                run_on(network, named_tensors(network, inputs))
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,7 +20,8 @@ from dynamic.models.compress.int8sums import without_ties
 from dynamic.models.compress.int8weights import WeightRange, check_weight_range
 from dynamic.models.compress.ranges import Seen, check_calibration, grids
 from dynamic.models.compress.report import Compressed, copied, report
-from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, taken_by
+from dynamic.offline.floats import check_float32
+from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, run_on, taken_by
 from dynamic.offline.modes import evaluating, view
 from dynamic.offline.stages import Stage, StagedNetwork
 from dynamic.policies.errors import InputError
@@ -58,7 +59,10 @@ def quantize(
     check_weight_range(weight_range)
     _check(network, skip)
     with evaluating(network):
-        own = copied(network)
+        own = copied(network, computed=False)
+    named = named_tensors(own, example_inputs)
+    with torch.no_grad(), evaluating(own), taken_by(own, named):
+        run_on(own, named)
     stages = float_stages(own, example_inputs)
     plan = Plan(skip)
     for stage in stages:
@@ -90,6 +94,7 @@ def quantize(
     if isinstance(own, StagedNetwork):
         exits = own.exit_stages
         result = QuantizedExits(bodies, [stage.head for stage in exits], [stage.name for stage in exits])
+        result.traced_sizes = own.traced_sizes
     result.eval()
     facts = {
         "calibration": ranges,
@@ -132,6 +137,8 @@ class QuantizedExits(StagedNetwork):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> list[Tensor]:
         """Logits `[B, C]` of every exit, the backbone's own last."""
+        if self.traced_sizes is not None:
+            self.traced_sizes.check(self.traced_sizes.bound(args, kwargs))
         first: Any = self.bodies[0]
         names = [node.target for node in first.graph.find_nodes(op="placeholder")]
         carry = (*args, *(kwargs[name] for name in names[len(args) :]))
@@ -150,9 +157,10 @@ def _check(network: nn.Module, skip: Collection[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
             raise InputError(f"skip names {name!r}, and {type(network).__name__} has no such module; near it: {near}")
+    check_float32(network)
     for name, parameter in network.named_parameters():
         if parameter.dtype != torch.float32:
             raise InputError(
-                f"{name} is {parameter.dtype}; quantization starts from float32: call network.float(), or give the "
-                "network that this one was made from"
+                f"{name} is {parameter.dtype}; quantization starts from float32: give the network that this one was "
+                "made from"
             )

@@ -5,7 +5,6 @@ Every method here has the form `compressed = method(network, example_inputs, ...
 `compressed.report` says what was gained, what it cost, and which parts were left alone, and why.
 """
 
-import copy
 import logging
 import math
 import statistics
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils import parametrize
 
 from dynamic.engines.loop import StageEngine
 from dynamic.engines.opening import open_engine
@@ -30,11 +28,13 @@ from dynamic.offline.calibration import plain_combiner
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.checkpoints import untied
 from dynamic.offline.compute import count_macs
+from dynamic.offline.copying import deep_copy, plain
 from dynamic.offline.exporting import export_stages
 from dynamic.offline.features import checked_batches
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.floats import other_floats
+from dynamic.offline.inputs import Batch, arguments, named_tensors
 from dynamic.offline.modes import evaluating
-from dynamic.offline.stages import StagedNetwork, primary_logits
+from dynamic.offline.rowwise import last_logits
 from dynamic.policies.errors import EngineError, InputError
 
 logger = logging.getLogger("dynamic")
@@ -152,14 +152,10 @@ class Compressed:
     report: Report
 
 
-def copied(network: nn.Module) -> nn.Module:
-    """A deep copy: shared weights stay shared among themselves, nothing is shared with the original."""
-    made = copy.deepcopy(network)
-    for module in made.modules():
-        if parametrize.is_parametrized(module):  # torch copies share a class, and lose its property all at once
-            old = type(module)
-            module.__class__ = type(old.__name__, old.__bases__, {**vars(old)})
-    return made
+def copied(network: nn.Module, *, computed: bool = True) -> nn.Module:
+    """A deep copy; without `computed`, weights that are computed, under `weight_norm` or a mask, are ordinary ones."""
+    made = deep_copy(network)
+    return made if computed else plain(made)
 
 
 def report(
@@ -206,13 +202,13 @@ def measure(
     exported. Raises InputError on inputs or data that do not fit.
     """
     named = named_tensors(networks[0], example_inputs)
-    one = tuple(t[:1] for t in named.values())
+    one = {name: t[:1] for name, t in named.items()}
     timed = _latencies(networks, example_inputs, engine, precision) if latency else [_Timed()] * len(networks)
     found = []
     for network, took in zip(networks, timed, strict=True):
         rights = None if data is None else _rights(network, data)
         with evaluating(network):
-            macs = count_macs(network, one).total
+            macs = count_macs(network, *arguments(network, one)).total
         tensors = untied(network.state_dict())
         weights = untied(dict(network.named_parameters(remove_duplicate=False)))
         found.append(
@@ -251,8 +247,7 @@ def _rights(network: nn.Module, data: Iterable[Any]) -> _Rights:
     right, count, seen = 0, 0, Counter[int]()
     with evaluating(network), torch.no_grad():
         for inputs, labels in checked_batches(data, None):
-            answer = network(*named_tensors(network, inputs).values())
-            logits = primary_logits(answer[-1] if isinstance(network, StagedNetwork) else answer)
+            logits = last_logits(network, named_tensors(network, inputs))
             right += int((logits.argmax(1).numpy(force=True) == labels).sum())
             count += len(labels)
             seen.update(labels.tolist())
@@ -275,6 +270,9 @@ def _latencies(networks: Sequence[nn.Module], example_inputs: Batch, engine: str
     with tempfile.TemporaryDirectory(prefix="dynamic-measure-") as folder, ExitStack() as owned:
         runs: list[Callable[[], object] | None] = []
         for number, network in enumerate(networks):
+            if other_floats(network) is not None:  # no engine takes it
+                runs.append(None)
+                continue
             try:
                 runs.append(_runnable(network, Path(folder) / str(number), example_inputs, engine, precision, owned))
             except EngineError:  # torch cannot export it: then no engine runs it either

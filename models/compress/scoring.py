@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamic.offline.features import checked_batches
-from dynamic.offline.inputs import named_tensors
+from dynamic.offline.inputs import named_tensors, run_on
 from dynamic.offline.modes import evaluating
 from dynamic.offline.stages import primary_logits
 from dynamic.policies.errors import InputError
@@ -112,7 +112,7 @@ def _activation(network: nn.Module, groups: Sequence[Group], data: Iterable[Any]
     try:
         with evaluating(network), torch.no_grad():
             for inputs, _ in checked_batches(data, None):
-                network(*named_tensors(network, inputs).values())
+                run_on(network, named_tensors(network, inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -134,7 +134,7 @@ def _taylor(network: nn.Module, groups: Sequence[Group], data: Iterable[Any]) ->
             for inputs, labels in checked_batches(data, None):
                 any_batch = True
                 network.zero_grad(set_to_none=True)
-                logits = primary_logits(network(*named_tensors(network, inputs).values()))
+                logits = primary_logits(run_on(network, named_tensors(network, inputs)))
                 loss = F.cross_entropy(logits.float(), torch.from_numpy(labels).to(logits.device))
                 loss.backward()  # type: ignore[no-untyped-call]
                 for number, parts in enumerate(used):

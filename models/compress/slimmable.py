@@ -4,7 +4,6 @@ Each width uses the leading channels of every layer and has batch norms of its o
 differ). Here each width is a module tree of its own that holds the shared parameters: nothing has to be switched.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dynamic.models.compress.report import copied
 from dynamic.models.compress.swapping import run, swap
 from dynamic.models.resnet import BasicBlock
+from dynamic.offline.copying import deep_copy
 from dynamic.offline.inputs import Batch
 from dynamic.offline.modes import view
 from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
@@ -100,7 +100,7 @@ class Slimmable(StagedNetwork):
 
     def extract(self, width: float) -> nn.Module:
         """A plain network of one width that shares nothing."""
-        made = copy.deepcopy(self.at(width))
+        made = deep_copy(self.at(width))
         swap(made, {m: m.plain() for m in made.modules() if isinstance(m, (SlimConv2d, SlimLinear))})
         return made
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dynamic.offline.inputs import Batch, named_tensors
+from dynamic.offline.inputs import Batch, named_tensors, run_on
 from dynamic.offline.modes import evaluating
 from dynamic.policies.errors import InputError
 
@@ -56,7 +56,7 @@ def run(network: nn.Module, example_inputs: Batch) -> object:
     named = named_tensors(network, example_inputs)
     try:
         with evaluating(network), torch.no_grad():
-            return network(*named.values())
+            return run_on(network, named)
     except (RuntimeError, TypeError) as error:
         shapes = {name: list(tensor.shape) for name, tensor in named.items()}
         raise InputError(f"{type(network).__name__} does not take example inputs {shapes}: {error}") from error

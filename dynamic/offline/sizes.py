@@ -1,0 +1,153 @@
+"""At which sizes of its inputs a traced network may run: those it was traced at, and those it was checked at."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from dynamic.policies.errors import InputError
+
+# dimensions that hold positions, by rank, in the usual orders: channels first, channels last
+_ORDERS: tuple[dict[int, tuple[int, ...]], ...] = (
+    {5: (2, 3, 4), 4: (2, 3), 3: (1,), 2: (1,)},
+    {5: (1, 2, 3), 4: (1, 2), 3: (2,), 2: (1,)},
+)
+_TRIALS = 3  # sizes besides the example's at which network and backbone have to agree
+
+Run = Callable[[Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The inputs that a network was traced with.
+
+    `network`: its class. `names` and `shapes`, without the batch, in the order of forward; `free`: for each input the
+    dimensions, counted without the batch, that may have another size.
+    """
+
+    network: str
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    free: tuple[frozenset[int], ...]
+
+    @staticmethod
+    def of(network: str, example: Mapping[str, Tensor]) -> "Sizes":
+        """The sizes of an example; none of them may differ."""
+        shapes = tuple(tuple(tensor.shape[1:]) for tensor in example.values())
+        return Sizes(network, tuple(example), shapes, (frozenset(),) * len(shapes))
+
+    def check_names(self, given: Mapping[str, object]) -> None:
+        """Raises InputError where these are not the inputs that were traced."""
+        if set(given) != set(self.names):
+            raise InputError(
+                f"inputs {sorted(given)}: the network was traced with {list(self.names)}; give those, or wrap it "
+                "again with example inputs of the others"
+            )
+
+    def bound(self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> list[Tensor]:
+        """The tensors of a call of forward, in order; raises InputError on a missing or unknown name."""
+        left = self.names[len(args) :]
+        if not kwargs or left == ("input",):
+            return [*args, *kwargs.values()]
+        self.check_names({**dict.fromkeys(self.names[: len(args)]), **kwargs})
+        return [*args, *(kwargs[name] for name in left)]
+
+    def check(self, tensors: Sequence[Tensor]) -> None:
+        """Raises InputError where tensors have other sizes than the network may run at."""
+        if len(tensors) != len(self.shapes):
+            raise InputError(f"{len(tensors)} inputs given; the network was traced with {list(self.names)}")
+        for name, shape, free, tensor in zip(self.names, self.shapes, self.free, tensors, strict=True):
+            given = tuple(tensor.shape[1:])
+            if given == shape:  # nearly always
+                continue
+            if tensor.ndim == len(shape) + 1 and all(
+                a == b or d in free for d, (a, b) in enumerate(zip(given, shape, strict=True))
+            ):
+                continue
+            raise InputError(
+                f"{self.network} does not run on input {name!r}, {str(tensor.dtype).removeprefix('torch.')} "
+                f"{list(tensor.shape)}: it was traced at {_batch(shape)} and is right at that size alone; give batches "
+                "of that size, resized or padded, or wrap the backbone again with example inputs of this size"
+            )
+
+
+def _batch(shape: Sequence[int]) -> str:
+    return f"[{', '.join(['B', *map(str, shape)])}]"
+
+
+def checked(fixed: Sizes, example: Mapping[str, Tensor], own: Run, others: Sequence[Run], limit: float) -> Sizes:
+    """The sizes of `example`, `fixed`, and the dimensions in which `others` give what `own` gives at other sizes too.
+
+    Positions are tried at smaller and larger sizes, until `own`, the backbone, has run at three. A dimension is free
+    where all agree within `limit` of the largest logit at all three; where one does not, or `own` takes fewer sizes,
+    the size is that of the example.
+    """
+    inputs = list(example.values())
+    for order in _ORDERS:
+        dims = [order.get(tensor.ndim, ()) for tensor in inputs]
+        agreed = list(islice(_agreements(inputs, dims, own, others, limit), _TRIALS))
+        if not agreed:  # the backbone takes no other size in this order
+            continue
+        if len(agreed) < _TRIALS or not all(agreed):
+            return fixed
+        return replace(fixed, free=tuple(frozenset(d - 1 for d in own_dims) for own_dims in dims))
+    return fixed
+
+
+def _agreements(
+    inputs: Sequence[Tensor], dims: Sequence[tuple[int, ...]], own: Run, others: Sequence[Run], limit: float
+) -> Iterator[bool]:
+    """For each size that the backbone takes, whether the others give its logits."""
+    for sizes in zip(*(_sizes(tensor, own_dims) for tensor, own_dims in zip(inputs, dims, strict=True)), strict=True):
+        if any(size < 1 for shape in sizes for size in shape) or sizes == tuple(tuple(t.shape) for t in inputs):
+            continue
+        tensors = [_resized(tensor, shape) for tensor, shape in zip(inputs, sizes, strict=True)]
+        try:
+            expected = own([t.clone() for t in tensors])
+        except Exception:  # a network that takes one size says so in its own way
+            continue
+        most = limit * max(1.0, float(expected.abs().max()))
+        yield all(_agrees(run, tensors, expected, most) for run in others)
+
+
+def _agrees(run: Run, tensors: Sequence[Tensor], expected: Tensor, most: float) -> bool:
+    try:
+        logits = run([t.clone() for t in tensors])
+    except Exception:  # a size that was written into the graph, or a head for one size
+        return False
+    return logits.shape == expected.shape and bool(torch.allclose(logits, expected, rtol=0, atol=most, equal_nan=True))
+
+
+def _sizes(tensor: Tensor, dims: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Shapes with other sizes in `dims`: larger ones first, each dimension differently, then smaller ones.
+
+    From 32 on, in steps of 32, as strides and windows of the usual networks need.
+    """
+    shapes = []
+    for change in range(5):
+        shape = list(tensor.shape)
+        for number, dim in enumerate(dims):
+            size = shape[dim]
+            step = 32 if size >= 32 else size
+            more = (step * (number + 1), step * max(2 - number, 3 * (number > 1)))
+            fewer = -32 if size >= 64 else -(size // 2)
+            shape[dim] += (*more, fewer, number + 1, -1)[change]
+        shapes.append(tuple(shape))
+    return shapes
+
+
+def _resized(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor repeated or cut to a shape, its values no longer periodic."""
+    for dim, size in enumerate(shape):
+        before = tensor.shape[dim]
+        if size == before:
+            continue
+        tensor = torch.cat([tensor] * -(-size // before), dim=dim).narrow(dim, 0, size)
+        if tensor.is_floating_point():
+            ramp = torch.linspace(0.5, 1.5, size, dtype=tensor.dtype, device=tensor.device)
+            tensor = tensor * ramp.reshape(-1, *[1] * (tensor.ndim - dim - 1))
+        else:  # whole numbers may stand for words of a list
+            tensor = tensor.flip(dim)
+    return tensor
