@@ -47,7 +47,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "made").mkdir()
     stages = tuple(StageSpec(f"stage{s}", b, 1, f"{s}.onnx", None, 1.0, 0.0) for s, b in enumerate(BACKBONE))
     spec = CascadeSpec((InputSpec("input", (3,), "float32"),), stages, 4)
-    write(folder / "made", spec, LADDER, RECORDS, "onnxruntime", "f32", "c", None, None)
+    write(folder / "made", spec, LADDER, RECORDS, "onnxruntime", "f32", "c", None, None, None)
     return kept(load(folder / "made"), COSTS, folder / "shelf")
 
 
