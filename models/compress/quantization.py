@@ -40,20 +40,43 @@ def quantize(
 ) -> Compressed:
     """An int8 copy of `network` for inference: convolutions, linear layers and the sums between them.
 
-    `data`: a loader of inputs, or `(inputs, labels)`, read twice: a few hundred inputs of the kind the network will
-    see; training images will do. Accuracy is measured on `accuracy_data`, pairs. `ranges`, how they are found:
-    "percentile", "minmax" or "mse", see `ranges.grids`. `skip`: names of modules that stay float, with all inside.
-    `reduce_range`: weights in 7 bits, for x86 processors without VNNI, whose int8 products saturate.
-
-    Torch computes the rounding that an engine does; engines differ from it, and from each other, where they fuse
-    operations and round less often: calibrate a cascade on the engine that ships. What it holds cannot be trained.
+    Torch computes the rounding that an engine does. Engines differ from it, and from each other, where they fuse
+    operations and round less often. So calibrate a cascade on the engine that ships.
 
     A network of several exits from `dynamic.wrap` gives one of the same exits with its heads float, and they can be
-    trained (`dynamic.fit(..., mode="heads")`). The other way round works too: quantize, then wrap.
+    trained (`dynamic.fit(..., mode="heads")`). The other order works too: quantize, then wrap. What is int8 cannot be
+    trained.
 
-    Raises CalibrationError on an empty loader and on values that are not finite, InputError on weights that are not
-    float32, on a network without a layer to quantize and on names in `skip` that do not exist, BudgetError on an
-    unknown `ranges`, TraceError where torch.fx cannot follow the network.
+    Args:
+        network: any that torch.fx can follow, in float32. It is not changed.
+        example_inputs: a batch as the network takes it.
+        data: a loader of inputs, or of `(inputs, labels)`, read twice. A few hundred inputs of the kind that the
+            network will see are enough, training images too.
+        skip: names of modules that stay float, with everything inside.
+        ranges: how the range of a tensor is found: "percentile", "minmax" or "mse", see `ranges.grids`.
+        weight_range: how many of the 8 bits weights use. "portable": as many as give the same sums on every processor,
+            by output channel 7 to 8. "seven_bits": 7. "full": 8, right only where sums of products have 32 bits: VNNI
+            and AMX on x86, and ARM. On other x86 processors engines add pairs in 16 bits, and such a network answers
+            otherwise there. Bundles carry canaries that notice it.
+        latency: whether the report times both networks on ONNX Runtime.
+        accuracy_data: a loader of `(inputs, labels)` on which the report measures accuracy.
+
+    Returns:
+        The network and a report. `report.facts["saturating_channels"]`: by layer, the output channels whose sums can
+        saturate on x86 processors without VNNI. There are none unless `weight_range` is "full".
+
+    Raises:
+        CalibrationError: the loader is empty, or values are not finite.
+        InputError: weights that are not float32, no layer to quantize, or a name in `skip` that does not exist.
+        BudgetError: `ranges` or `weight_range` is not known.
+        TraceError: torch.fx cannot follow the network.
+
+    Example:
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        >>> small = quantize(network, torch.randn(2, 4), [torch.randn(64, 4)], latency=False)
+        >>> small.report.facts["layers"], small.report.facts["saturating_channels"]
+        (2, {})
     """
     check_calibration(ranges)
     check_weight_range(weight_range)
