@@ -1,6 +1,7 @@
 """Runs inputs through a bundle under a budget, deciding anew for every request."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from dynamic.bundle import Bundle
 from dynamic.changes import Announcer, OnChange
 from dynamic.engines.contract import Engine
 from dynamic.engines.forking import forget_after_fork
+from dynamic.interrupts import in_signal_handler
 from dynamic.labels import AnswerBook, Label
 from dynamic.monitor import Monitor
 from dynamic.policies.budget import Budget
@@ -77,7 +79,7 @@ class Runtime:
         self.monitor, self.policy, self._owns_monitor = monitor, policy, owns_monitor
         self._clock, self._drift_alpha = clock, drift_alpha
         self._open = opener or _opener(None, {}, None, keep=False)
-        self._swapping = threading.Lock()
+        self._swapping = threading.RLock()
         self._read = RequestReading(monitor)
         self._before_mb = self._read.latest.memory_process_mb  # without models
         self._answering = Answering(
@@ -89,7 +91,7 @@ class Runtime:
             workers,
             clock,
         )
-        self._waiting = Waiting(queue, workers, self._answering)
+        self._waiting = Waiting(queue, workers, self._answering, self._retire)
         self._answering.serving = self._serve(bundle, frontier, engine, others)
         self.serving.guard.begin()
         self.budget = budget  # checked by the setter
@@ -162,7 +164,12 @@ class Runtime:
         Where `queue` requests wait already, the one that has waited longest is given up for it: its future raises
         ShedError. Raises ClosedError after `close`, EngineError where no worker can be started.
         """
-        return self._waiting.submit(x, self._clock())
+        thread = threading.get_ident()
+        self._answering.inside.append(thread)
+        try:
+            return self._waiting.submit(x, self._clock())
+        finally:
+            self._answering.inside.remove(thread)
 
     @property
     def budget(self) -> Budget:
@@ -176,9 +183,19 @@ class Runtime:
     def budget(self, budget: Budget) -> None:
         if not isinstance(budget, Budget):
             raise BudgetError(f"budget={budget!r} must be a dynamic.Budget, such as Budget(latency_ms=20)")
-        with self._answering.lock:  # or a swap might come between
-            check_budget(budget, self.serving.whole)
-            self._answering.budget = budget
+        answering = self._answering
+        before: Budget | None = getattr(answering, "budget", None)
+        while True:  # no lock: a signal handler may set it while its own thread holds that
+            serving = self.serving
+            try:
+                check_budget(budget, serving.whole)
+            except BudgetError:
+                if before is not None and answering.budget is budget:  # stored, and then a swap came between
+                    answering.budget = before
+                raise
+            answering.budget = budget
+            if serving is self.serving:
+                return
 
     @property
     def serving(self) -> Serving:
@@ -213,21 +230,21 @@ class Runtime:
             check_successor(self.bundle, bundle)
             made, engine, rest = self._open(bundle)
             try:
-                old, idle = self._exchange(self._serve(made, made.frontier, engine, rest))
+                old = self._exchange(self._serve(made, made.frontier, engine, rest))
             except BaseException:
                 engine.close()
                 raise
-        if idle:  # else the last request on it does
-            old.engines.close()
+        old.retire()
+        if self._answering.closed:  # in the meantime, by a signal handler perhaps
+            self.serving.retire()
         logger.info("bundle %s is at work now, %s before", made.folder, old.bundle.folder)
 
     def stats(self) -> Statistics:
-        """What has been done so far."""
+        """What has been done so far. It waits for nobody: any thread and any signal handler may ask."""
         answering, waiting = self._answering, self._waiting
-        with answering.lock:
-            return answering.tally.statistics(
-                self.serving.watch.found, answering.book.estimate(), waiting.shed, waiting.longest
-            )
+        return answering.tally.statistics(
+            self.serving.watch.found, answering.book.estimate(), waiting.shed, waiting.longest
+        )
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
         """Hand in the true label of the result with this `id`, from any thread: `stats` then estimates accuracy.
@@ -237,7 +254,7 @@ class Runtime:
         (it counts once, and the first label stands); where there are more labels than rows or fewer; and on a label
         that is no class. Nothing is counted then.
         """
-        with self._answering.lock:
+        with self._answering.held():
             self._answering.book.feedback(result_id, label)
 
     def restart_drift(self) -> None:
@@ -246,7 +263,7 @@ class Runtime:
         Inputs seen so far count as known: what comes is compared with them too. So inputs that have changed for good
         alarm less and less, and are as little covered by the certificate as before: calibrate again with such inputs.
         """
-        with self._answering.lock:
+        with self._answering.held():
             serving = self.serving
             serving.watch.restart()
             if serving.told is not None and serving.told.drift:
@@ -254,21 +271,36 @@ class Runtime:
                 serving.told = replace(serving.told, drift=False, expected_ms=0.0, rows=0)
                 serving.guard.observe(serving.told)
 
-    def close(self) -> None:
-        """Take no more requests, end those that run, cancel those that wait; give memory back.
+    def close(self, drain: bool = False, timeout_s: float | None = None) -> None:
+        """Take no more requests, end those that run, and give memory back. Stops the monitor too, unless it was given.
 
-        Stops the monitor too, unless it was given.
+        In a signal handler, and in a callback during a request, it only marks the runtime as closed and returns at
+        once. Whoever holds the last request then finishes the work.
+
+        Args:
+            drain: Answer requests that wait in the queue first. Otherwise whoever waits for them gets ClosedError.
+            timeout_s: How long to wait for requests that run or wait. None is as long as they take. Requests that
+                still wait then fail with ClosedError, and those that run end on their own.
+
+        Raises:
+            BudgetError: Where `timeout_s` is no number of at least 0.
         """
-        with self._answering.lock:
-            self._answering.closed = True
-        self._waiting.close()
-        with self._answering.lock:
-            self.serving.retired = True
-            idle = self.serving.idle
+        if timeout_s is not None and not 0 <= timeout_s < math.inf:
+            raise BudgetError(
+                f"timeout_s={timeout_s!r} must be a number of seconds of at least 0, or None for no limit"
+            )
+        answering = self._answering
+        answering.closed = True
+        # what the interrupted thread holds, a worker may need: to wait for workers then is to wait for oneself
+        wait = threading.get_ident() not in answering.inside and not in_signal_handler()
+        if self._waiting.close(drain, timeout_s, wait):  # else the last worker does it
+            self._retire()
         if self._owns_monitor:
             self.monitor.close()
-        if idle:
-            self.serving.engines.close()
+
+    def _retire(self) -> None:
+        """Close the engines once no request runs, now that none can come."""
+        self.serving.retire()
 
     def __enter__(self) -> Self:
         return self
@@ -280,28 +312,34 @@ class Runtime:
 
     def forget(self) -> Any:
         """What a forked child must not take from its parent; see `dynamic.engines.forking`."""
-        self._swapping = threading.Lock()
+        self._swapping = threading.RLock()
         self._answering.forget()
-        self.serving.users = 0
-        self.serving.engines.forget()
+        self.serving.forget()
         self._read.forget()
         return self._waiting.forget()
 
-    def _exchange(self, fresh: Serving) -> tuple[Serving, bool]:
-        """Put it to work; gives what was, and whether no request runs on that."""
+    def _exchange(self, fresh: Serving) -> Serving:
+        """Put it to work, and return what was at work before."""
         # the policy takes its first reading for memory without models: that is not the reading of now
         first = with_fields(self._read.latest, memory_process_mb=self._before_mb)
         answering = self._answering
-        with answering.lock:
+        with answering.held():
             answering.check_open()
-            check_budget(answering.budget, fresh.whole)
+            budget = answering.budget
+            check_budget(budget, fresh.whole)
             fresh.guard.begin()
-            fresh.guard.decide(fresh.frontier, answering.budget, first)
-            old, answering.serving = answering.serving, fresh
+            fresh.guard.decide(fresh.frontier, budget, first)
+            old = answering.serving
             fresh.decision = old.decision  # so that the change is told
+            answering.serving = fresh
+            if answering.budget is not budget:  # set meanwhile, without a lock
+                try:
+                    check_budget(answering.budget, fresh.whole)
+                except BudgetError:
+                    answering.serving = old
+                    raise
             answering.tally.begin(len(fresh.bundle.spec.stages))
-            old.retired = True
-            return old, old.idle
+            return old
 
     def _serve(self, bundle: Bundle, frontier: Frontier, engine: Engine, others: Others) -> Serving:
         answering = self._answering

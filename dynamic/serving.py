@@ -1,6 +1,8 @@
 """One bundle at work: its frontier, engines, policy state and drift test; a swap puts another in its place."""
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +29,8 @@ _KEPT = 1000  # figures remembered, as many as a frontier does
 class Serving:
     """What belongs to one bundle and is exchanged as a whole. What changes in it is under the runtime's lock.
 
-    `users`: requests that run on it; `retired`: the last of them closes its engines.
+    `users`: how many requests run on it. Once it is `retired`, the last of them closes its engines. Both need no lock:
+    a request enters before it looks whether the serving is retired, and who retires it looks for requests afterwards.
     """
 
     def __init__(
@@ -49,7 +52,9 @@ class Serving:
         self.guard = Guard(policy, policy_failed)
         self.decision: Decision | None = None  # the last
         self.told: Feedback | None = None  # what the policy observed last
-        self.users, self.retired = 0, False
+        self.retired = False
+        self._threads: list[int] = []  # of the requests that run on it; an append or a removal cannot be interrupted
+        self._ends: deque[None] = deque([None])  # whoever takes this closes the engines
         self.whole = frontier
         self._clock = clock
         self.lost: frozenset[int] = frozenset()  # backbones that do not load, with points left out for it
@@ -58,9 +63,35 @@ class Serving:
         self._ahead: dict[tuple[FrontierPoint, int], tuple[tuple[float, float], ...]] = {}
 
     @property
-    def idle(self) -> bool:
-        """Whether it is to be closed now: retired, and no request runs on it. To be asked under the lock, once."""
-        return self.retired and self.users <= 0
+    def users(self) -> int:
+        """How many requests run on it."""
+        return len(self._threads)
+
+    def enter(self, thread: int) -> bool:
+        """Let a request of this thread in; False where the serving is retired: it then has to leave again."""
+        self._threads.append(thread)
+        return not self.retired
+
+    def leave(self, thread: int) -> None:
+        """End a request of this thread, and close the engines where it was the last on a retired serving."""
+        self._threads.remove(thread)
+        if self.retired:
+            self.retire()
+
+    def retire(self) -> None:
+        """Let no request in any more, and close the engines once none runs. Never waits, and may be called again."""
+        self.retired = True
+        if not self._threads:
+            try:
+                self._ends.pop()
+            except IndexError:  # somebody else closes them, or has
+                return
+            self.engines.close()
+
+    def forget(self) -> None:
+        """What a forked child has of its parent's: requests of threads that are not there."""
+        self._threads = [thread for thread in self._threads if thread == threading.get_ident()]
+        self.engines.forget()
 
     def calibrated(self, engine: Engine) -> bool:
         """Whether the ladder was measured on such an engine."""

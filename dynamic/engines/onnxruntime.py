@@ -37,7 +37,7 @@ class Sessions:
         self.threads = threads or available_cores()
         self._folder, self._idle, self._rivals, self._library = folder, idle, rivals, onnxruntime
         self._open: dict[str, Any] = {}  # file -> session
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         forget_after_fork(self)
 
     def __contains__(self, file: str) -> bool:
@@ -65,7 +65,7 @@ class Sessions:
 
     def forget(self) -> Any:
         """All of them, to be kept and not used."""
-        lost, self._open, self._lock = self._open, {}, threading.Lock()
+        lost, self._open, self._lock = self._open, {}, threading.RLock()
         return lost
 
     def _load(self, file: str, what: str) -> Any:

@@ -42,7 +42,7 @@ class Models:
         }
         self._folder = folder
         self._compiled: dict[str, Any] = {}  # file -> compiled model
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._requests = threading.local()
         self._drops = 0  # how often models were dropped: tells each thread when to look through its requests
         forget_after_fork(self)
@@ -96,7 +96,7 @@ class Models:
         """All of them, to be kept and not used."""
         lost = (self._core, self._compiled, self._requests)
         self._core, self._compiled = None, {}  # a core starts threads: not while the process still forks
-        self._lock, self._requests = threading.Lock(), threading.local()
+        self._lock, self._requests = threading.RLock(), threading.local()
         return lost
 
     def _own_requests(self) -> dict[str, tuple[Any, Any]]:

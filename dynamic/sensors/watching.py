@@ -62,7 +62,7 @@ class Watch:
     ) -> None:
         self._interval_s, self._publish, self._reported, self._clock = interval_s, publish, reported, clock
         self._stop = threading.Event()
-        self._lock = threading.Lock()  # of all below, and of publishing
+        self._lock = threading.RLock()  # of all below, and of publishing
         self._states = [_State(s, *_times(s, interval_s)) for s in sources]
         quick = [state for state in self._states if not state.source.apart]
         shares = [*([quick] if quick else []), *([state] for state in self._states if state.source.apart)]
