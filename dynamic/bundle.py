@@ -75,6 +75,7 @@ class Bundle:
     modules: tuple[Any, ...] | None = field(default=None, repr=False)
     modules_cascade: str | None = field(default=None, repr=False)  # fingerprint of what engine "torch" runs, if known
     forced: str | None = field(default=None, repr=False)
+    preload: bool = field(default=True, repr=False)  # whether a runtime may start threads before its first request
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
 
     def __str__(self) -> str:
@@ -272,14 +273,17 @@ def write(
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def load(path: str | Path, modules: Any = None) -> Bundle:
+def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bundle:
     """Load a bundle and check every file against the manifest.
+
+    `preload=False`: for a server that forks after loading. A runtime of this bundle then starts no thread, opens no
+    sensor and imports no engine before its first request, which comes in the child.
 
     `modules`: the cascade (or its stages, which are never called certified) to run on engine "torch". Costs measured on
     this machine earlier are taken up. Raises CorruptError on anything missing, cut short or altered, SchemaError on a
     bundle of a newer version, BundleError where there is none.
     """
-    return read(Path(path), verify=True, modules=modules)
+    return replace(read(Path(path), verify=True, modules=modules), preload=preload)
 
 
 def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:

@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dynamic.answering import Answering
+from dynamic.awaiting import answer, answers_of
 from dynamic.bundle import Bundle
 from dynamic.changes import Announcer, OnChange
 from dynamic.engines.contract import Engine
@@ -41,14 +42,17 @@ class Runtime:
     """A bundle at work. Call it with an input; change `budget` at any time, from any thread.
 
     Inputs are answered on the calling thread (`run(x)`, `run.map`), or on `workers` threads in the order in which they
-    came (`run.submit`), where at most `queue` wait. `on_change` is called with a `dynamic.changes.Change` whenever the
-    decision becomes another, on the thread of the request.
+    came (`run.submit`, and `await run.arun(x)` for asyncio), where at most `queue` wait. `on_change` is called with a
+    `dynamic.changes.Change` whenever the decision becomes another, on the thread of the request.
 
     A request is answered whatever fails, where that is possible: a policy (its last good decision stands), a sensor
     (see `Monitor`) or the monitor (its last good snapshot does), an engine (the next of `fallback` answers; None: those
     installed).
 
     A monitor that is given is started and goes on when the runtime closes: close it yourself, once nobody needs it.
+
+    The engine's library is imported and networks are loaded by the first request. Where the bundle was loaded with
+    `preload=False` the monitor starts then too, so that a process may open a runtime and fork afterwards.
 
     Unless `drift_alpha` is None, inputs are watched, by their score at the first exit that is evaluated: no labels are
     needed. Where they no longer look like those of the calibration, a warning is logged, results are not certified any
@@ -75,13 +79,15 @@ class Runtime:
         others: Others = (),
         opener: Opener | None = None,
         owns_monitor: bool = False,
+        starts_monitor: bool = False,
     ) -> None:
         self.monitor, self.policy, self._owns_monitor = monitor, policy, owns_monitor
         self._clock, self._drift_alpha = clock, drift_alpha
         self._open = opener or _opener(None, {}, None, keep=False)
         self._swapping = threading.RLock()
-        self._read = RequestReading(monitor)
-        self._before_mb = self._read.latest.memory_process_mb  # without models
+        self._read = RequestReading(monitor, starts_monitor)
+        if not starts_monitor:
+            _ = self._read.latest  # before any model is loaded
         self._answering = Answering(
             self._read,
             Announcer(on_change),
@@ -119,7 +125,8 @@ class Runtime:
         where `queue` or `workers` is not at least 1, and on a limit about which the costs say nothing.
         """
         watch = monitor if monitor is not None else Monitor()
-        watch.start()  # before the engine: the policy takes the first reading for memory without models
+        if bundle.preload:
+            watch.start()  # before the engine: the policy takes the first reading for memory without models
         made = None
         try:
             bundle, made, rest = _opener(engine, options, fallback, keep=True)(bundle)
@@ -137,6 +144,7 @@ class Runtime:
                 others=rest,
                 opener=_opener(engine, options, fallback, keep=False),  # of a swap, while requests run
                 owns_monitor=monitor is None,
+                starts_monitor=not bundle.preload,
             )
         except BaseException:
             if monitor is None:
@@ -170,6 +178,39 @@ class Runtime:
             return self._waiting.submit(x, self._clock())
         finally:
             self._answering.inside.remove(thread)
+
+    async def arun(self, x: Any) -> Result:
+        """Answer an input for an asyncio server: a worker answers it, and the event loop goes on meanwhile.
+
+        Args:
+            x: One input or a batch, as for `run(x)`.
+
+        Returns:
+            The result. Where the task that awaits it is cancelled, a request that still waits is given up.
+
+        Raises:
+            ShedError: Too many requests wait, see `submit`.
+            ClosedError: The runtime is closed, or closes before the request has its turn.
+            InputError, EngineError: As for `run(x)`.
+
+        Example:
+            ``result = await run.arun(image)``
+        """
+        return await answer(self.submit, x)
+
+    def amap(self, items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Result]:
+        """Answer one item after another, in their order, without blocking the event loop.
+
+        Args:
+            items: Inputs. An ordinary iterable is read on another thread, since a camera makes its reader wait.
+
+        Returns:
+            An asynchronous iterator of results. It keeps every worker busy and never fills the queue.
+
+        Example:
+            ``async for result in run.amap(camera): ...``
+        """
+        return answers_of(self.submit, items, self._waiting.workers)
 
     @property
     def budget(self) -> Budget:
@@ -321,7 +362,8 @@ class Runtime:
     def _exchange(self, fresh: Serving) -> Serving:
         """Put it to work, and return what was at work before."""
         # the policy takes its first reading for memory without models: that is not the reading of now
-        first = with_fields(self._read.latest, memory_process_mb=self._before_mb)
+        latest = self._read.latest
+        first = with_fields(latest, memory_process_mb=(self._read.first or latest).memory_process_mb)
         answering = self._answering
         with answering.held():
             answering.check_open()

@@ -40,6 +40,7 @@ class Waiting:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BudgetError(f"{name}={value!r} must be a whole number of at least 1")
         self._limit, self._most, self._work, self._ended = limit, workers, work, ended
+        self.workers = workers
         self._closed = False
         self._until = -math.inf  # when those that wait at `close` stop being answered, on the monotonic clock
         self.shed = self.longest = 0

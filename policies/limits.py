@@ -170,12 +170,15 @@ def temperature(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> No
     """Less effort the closer the temperature is to its limit, the least at the limit."""
     if budget.temperature_c is None or seen.cooling is None:
         return
-    share = 0.0 if seen.throttled else seen.cooling.share(budget.temperature_c)
+    over = seen.temperature_c is not None and seen.temperature_c > budget.temperature_c  # now, whatever the mean says
+    share = 0.0 if seen.throttled or over else seen.cooling.share(budget.temperature_c)
     if share >= 1.0:
         return
     rank = sieve.frontier.effort
     low, high = min(rank.figures), max(rank.figures)
     now_c, limit_c = seen.cooling.temperature_c, budget.temperature_c
+    if over and seen.temperature_c is not None:
+        now_c = max(now_c, seen.temperature_c)
     words = "{:.1f} C is close to {:.1f} C" if now_c <= limit_c else "{:.1f} C is over {:.1f} C"
     if seen.throttled:
         words = "the hardware slows this process down, at {:.1f} C"

@@ -28,14 +28,12 @@ class Sessions:
     """
 
     def __init__(self, folder: Path, threads: int | None, idle: str, rivals: bool) -> None:
-        import onnxruntime
-
         if idle not in IDLE:
             raise BudgetError(f"idle={idle!r} is not known; use one of {IDLE}")
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
-        self._folder, self._idle, self._rivals, self._library = folder, idle, rivals, onnxruntime
+        self._folder, self._idle, self._rivals = folder, idle, rivals
         self._open: dict[str, Any] = {}  # file -> session
         self._lock = threading.RLock()
         forget_after_fork(self)
@@ -57,7 +55,7 @@ class Sessions:
         """Drop sessions by file and return the freed memory to the system; whether there were any."""
         with self._lock:
             before = len(self._open)
-            self._open = {file: session for file, session in self._open.items() if not unwanted(file)}
+            self._open = {file: session for file, session in list(self._open.items()) if not unwanted(file)}
             dropped = before > len(self._open)
         if dropped:
             trim_memory()
@@ -69,7 +67,12 @@ class Sessions:
         return lost
 
     def _load(self, file: str, what: str) -> Any:
-        options = self._library.SessionOptions()
+        # not before: where a parent has imported it, a forked child that ends by sys.exit hangs
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise EngineError(f"ONNX Runtime does not import ({error}): pip install dynamic-inference again") from error
+        options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -78,7 +81,7 @@ class Sessions:
             options.add_session_config_entry("session.force_spinning_stop", "1")  # once the session is done
             options.add_session_config_entry("session.intra_op.spin_duration_us", "20")  # ignored by older versions
         try:
-            return self._library.InferenceSession(str(self._folder / file), options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(str(self._folder / file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises classes of its own that share no root
             raise EngineError(f"ONNX Runtime cannot load {what} from {file}: {error}") from error
 

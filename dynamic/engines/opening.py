@@ -88,19 +88,18 @@ def open_engine(
     """The engine `name` for the graphs under `folder`, or for the torch `stages`.
 
     `route`: see `CascadeEngine`. `options` are the engine's own: `threads` and `idle` for "onnxruntime",
-    `threads` for "openvino", `device` and `compile` for "torch". Raises EngineError on an unknown engine, precision or
-    option, or an engine that is not installed.
+    `threads` for "openvino", `device` and `compile` for "torch". No library is imported and no file opened before the
+    first request, but for engine "torch", whose modules are there already, and precision "bf16". Raises EngineError on
+    an unknown engine, precision or option, or an engine that is not installed.
     """
     check_engine(name, precision)
     engine = _ENGINES[name]
+    if find_spec(engine.package) is None:
+        raise EngineError(f"engine {name!r} is not installed: pip install '{engine.extra}'")
     if len(engine.precisions) > 1:
         options["precision"] = precision
     try:
         made = engine.make(folder, spec, stages, **options)
-    except ModuleNotFoundError as error:
-        if error.name != engine.package:
-            raise
-        raise EngineError(f"engine {name!r} is not installed: pip install '{engine.extra}'") from error
     except TypeError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
     graph = made.graph() if made.graph is not None and (folder / GRAPH).is_file() else None

@@ -24,16 +24,14 @@ class Models:
     """
 
     def __init__(self, folder: Path, threads: int | None, precision: str) -> None:
-        import openvino
-
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
-        self._tensor = openvino.Tensor
-        self._make = openvino.Core
-        self._core: Any = self._make()  # None in a forked child, until it is wanted there
-        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise EngineError("this processor does not compute in bf16; use precision='f32'")
+        self._core: Any = None  # until it is wanted, in the process that wants it
+        if precision == "bf16":
+            self._core = self._make()
+            if "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+                raise EngineError("this processor does not compute in bf16; use precision='f32'")
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
@@ -49,6 +47,13 @@ class Models:
 
     def __contains__(self, file: str) -> bool:
         return file in self._compiled
+
+    def _make(self) -> Any:
+        """A core. The library is imported by the first process and request that wants one."""
+        import openvino
+
+        self._tensor = openvino.Tensor
+        return openvino.Core()
 
     def run(self, file: str, what: str, arrays: Sequence[Array]) -> list[Array]:
         """Outputs of one inference. They belong to this thread's request: its next inference of the file writes them.
