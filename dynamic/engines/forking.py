@@ -41,8 +41,8 @@ def _before_fork() -> None:
     _warned = True
     logger.warning(
         "this process forks after it has loaded %s: a child answers requests, but one that ends by sys.exit may hang "
-        "or abort. Fork first: open the bundle in each child, or load(..., preload=False) and send no request before the "
-        "fork (see docs/processes.md)",
+        "or abort. Fork first: open the bundle in each child, or load(..., preload=False) and send no request before "
+        "the fork (see docs/processes.md)",
         " and ".join(loaded),
     )
 
