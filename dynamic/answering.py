@@ -1,12 +1,13 @@
 """One request from arrival to result: the decision, the engine, and everybody who learns from it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from dynamic.bundle import names_of
 from dynamic.changes import Announcer
+from dynamic.engines.contract import Array
 from dynamic.failover import Answer, SubModelError
 from dynamic.feeding import named_inputs
 from dynamic.labels import AnswerBook
@@ -125,7 +126,7 @@ class Answering:
                 with self.lock:
                     whole = not serving.lose(error.backbones)
         work_ms = (self._clock() - starts) * 1e3
-        return self._result(serving, budget, decision, snapshot, answer, work_ms, came, began)
+        return self._result(serving, budget, decision, snapshot, answer, work_ms, came, began, inputs, x)
 
     def _decide(self, serving: Serving, budget: Budget, snapshot: Snapshot) -> Decision:
         with self.lock:
@@ -152,6 +153,8 @@ class Answering:
         work_ms: float,
         came: float,
         began: float,
+        inputs: Mapping[str, Array],
+        x: Any,
     ) -> Result:
         """The result, once everybody who learns from it has."""
         ended = self._clock()
@@ -166,7 +169,7 @@ class Answering:
         usual = answer.usual and not answer.moved
         expected_ms = serving.frontier.path_ms(point, deepest, rows) if usual else 0.0
         with self.lock:
-            drift, drifts = serving.drift(engine, point, stages, output)
+            drift, drifts = serving.drift(engine, point, stages, output, inputs, x)
             if drifts or not answer.moved:
                 told = Feedback(point, deepest, rows, work_ms, expected_ms, engine.threads, snapshot, drift)
                 serving.told = told

@@ -73,8 +73,9 @@ class Statistics:
     inputs have drifted from those of the calibration (None: they are not watched); `feedback`: what
     labels that were handed in say (None: there were none). `deadline_cuts`: requests that a deadline cut short;
     `mean_waited_ms` in the queue; `shed`: requests given up because too many waited, `queue_longest`: as many as ever
-    waited at once; `engine_failures`, `policy_failures`: how often one failed, whoever answered in its place. A bundle
-    that is swapped in begins `drift` anew, and `stage_shares` where it has more stages or fewer.
+    waited at once; `engine_failures`, `policy_failures`: how often one failed, whoever answered in its place;
+    `near_duplicates`: inputs that were not tested for drift, since they repeated a scene. A bundle that is swapped in
+    begins `drift` anew, and `stage_shares` where it has more stages or fewer.
     """
 
     requests: int
@@ -92,6 +93,7 @@ class Statistics:
     queue_longest: int = 0
     engine_failures: int = 0
     policy_failures: int = 0
+    near_duplicates: int = 0
 
 
 def answers(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

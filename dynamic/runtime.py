@@ -30,6 +30,7 @@ from dynamic.progress import size_of, track
 from dynamic.reading import HasLatest, RequestReading, with_fields
 from dynamic.result import Result, Statistics
 from dynamic.serving import Others, Serving, check_successor, opened, others
+from dynamic.streams import DriftOptions
 from dynamic.tally import Tally
 from dynamic.waiting import Waiting
 
@@ -80,7 +81,11 @@ class Runtime:
         opener: Opener | None = None,
         owns_monitor: bool = False,
         starts_monitor: bool = False,
+        drift: DriftOptions | None = None,
     ) -> None:
+        if drift is not None and not isinstance(drift, DriftOptions):
+            raise BudgetError(f"drift={drift!r} must be DriftOptions(...), or None for the usual ones")
+        self._drift = drift
         self.monitor, self.policy, self._owns_monitor = monitor, policy, owns_monitor
         self._clock, self._drift_alpha = clock, drift_alpha
         self._open = opener or _opener(None, {}, None, keep=False)
@@ -116,6 +121,7 @@ class Runtime:
         workers: int = 1,
         on_change: OnChange | None = None,
         fallback: Sequence[str] | None = None,
+        drift: DriftOptions | None = None,
         **options: Any,
     ) -> Self:
         """Open the engine (its `options`: threads, idle, device, route), start the monitor, and decide by `policy`.
@@ -145,6 +151,7 @@ class Runtime:
                 opener=_opener(engine, options, fallback, keep=False),  # of a swap, while requests run
                 owns_monitor=monitor is None,
                 starts_monitor=not bundle.preload,
+                drift=drift,
             )
         except BaseException:
             if monitor is None:
@@ -282,9 +289,9 @@ class Runtime:
 
     def stats(self) -> Statistics:
         """What has been done so far. It waits for nobody: any thread and any signal handler may ask."""
-        answering, waiting = self._answering, self._waiting
+        answering, waiting, watch = self._answering, self._waiting, self.serving.watch
         return answering.tally.statistics(
-            self.serving.watch.found, answering.book.estimate(), waiting.shed, waiting.longest
+            watch.found, answering.book.estimate(), waiting.shed, waiting.longest, watch.near_duplicates
         )
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
@@ -394,7 +401,16 @@ class Runtime:
             answering.tally.policy_failures += 1
 
         return Serving(
-            bundle, frontier, engine, others, self.policy, self._drift_alpha, self._clock, engine_failed, policy_failed
+            bundle,
+            frontier,
+            engine,
+            others,
+            self.policy,
+            self._drift_alpha,
+            self._clock,
+            engine_failed,
+            policy_failed,
+            self._drift,
         )
 
 

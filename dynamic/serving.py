@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from dynamic.bundle import Bundle
-from dynamic.engines.contract import Engine, Output
+from dynamic.engines.contract import Array, Engine, Output
 from dynamic.engines.opening import check_engine, installed
 from dynamic.failover import REST_S, Engines
 from dynamic.guard import Guard
@@ -18,6 +18,7 @@ from dynamic.policies.decision import Decision, Feedback, Policy
 from dynamic.policies.errors import BundleError
 from dynamic.policies.frontier import Frontier, FrontierPoint
 from dynamic.policies.snapshot import Snapshot
+from dynamic.streams import DriftOptions
 from dynamic.watching import DriftWatch
 
 logger = logging.getLogger("dynamic")
@@ -44,11 +45,12 @@ class Serving:
         clock: Callable[[], float],
         engine_failed: Callable[[], None],
         policy_failed: Callable[[], None],
+        drift: DriftOptions | None = None,
     ) -> None:
         self.bundle, self.frontier = bundle, frontier
         self.engines = Engines(engine, others, clock, engine_failed)
         self._calibrated: dict[tuple[str, str], bool] = {}  # by engine and precision
-        self.watch = DriftWatch(bundle.ladder, drift_alpha, not self.calibrated(engine))
+        self.watch = DriftWatch(bundle.ladder, drift_alpha, not self.calibrated(engine), bundle.spec.inputs, drift)
         self.guard = Guard(policy, policy_failed)
         self.decision: Decision | None = None  # the last
         self.told: Feedback | None = None  # what the policy observed last
@@ -105,13 +107,21 @@ class Serving:
         """Whether the ladder's certificates cover what this engine answers."""
         return self.bundle.ladder.certified and self.calibrated(engine) and not self.lost
 
-    def drift(self, engine: Engine, point: FrontierPoint, stages: Sequence[int], output: Output) -> tuple[bool, bool]:
+    def drift(
+        self,
+        engine: Engine,
+        point: FrontierPoint,
+        stages: Sequence[int],
+        output: Output,
+        inputs: Mapping[str, Array],
+        x: Any,
+    ) -> tuple[bool, bool]:
         """Whether inputs have drifted, and whether this output is the first to say so.
 
         Scores of another engine than the calibration's say nothing of the inputs.
         """
         if self.calibrated(engine):
-            return self.watch.observe(point, stages, output)
+            return self.watch.observe(point, stages, output, inputs, x)
         return bool(self.watch.found), False
 
     def lose(self, backbones: frozenset[int]) -> bool:

@@ -78,7 +78,12 @@ class Tally:
             self._counts = replace(totals.plus(entries), stages=(0,) * count), []
 
     def statistics(
-        self, drift: bool | None, feedback: FeedbackEstimate | None, shed: int, queue_longest: int
+        self,
+        drift: bool | None,
+        feedback: FeedbackEstimate | None,
+        shed: int,
+        queue_longest: int,
+        near_duplicates: int = 0,
     ) -> Statistics:
         """All of it, with what others know."""
         before, entries = self._counts
@@ -100,4 +105,5 @@ class Tally:
             queue_longest=queue_longest,
             engine_failures=self.engine_failures,
             policy_failures=self.policy_failures,
+            near_duplicates=near_duplicates,
         )

@@ -68,8 +68,8 @@ _HEATED = replace(
 _FLOOR = replace(_HEATED, limits=("battery_floor",))
 # by device and kind the seeds: of those on made-up ladders such that a port with one thing wrong is found out
 _SEEDS: dict[str, list[tuple[_Kind, tuple[int, ...]]]] = {
-    "made up": [(_WILD, (3,)), (_WARM, (13, 20, 30)), (_PACED, (6,)), (_FULL, (1,)), (_HEATED, (31,))],
-    "unmetered": [(_WILD, (24, 31)), (_WARM, (10, 17, 36)), (_PACED, (2,)), (_LONG, (18, 21, 61)), (_FLOOR, (5,))],
+    "made up": [(_WILD, (3, 52, 58)), (_WARM, (30,)), (_PACED, (6, 10)), (_FULL, (1,)), (_HEATED, (31,))],
+    "unmetered": [(_WILD, (7,)), (_WARM, (10, 17, 36)), (_PACED, (58,)), (_LONG, (21, 61)), (_FLOOR, (5,))],
     "slow": [(_WILD, (0,)), (_LONG, (0,))],
     "fast": [(_WILD, (0,))],
 }

@@ -1,0 +1,322 @@
+"""Cameras: successive frames repeat each other, and are tested for drift once a scene instead of once a frame.
+
+A drift test takes each input for a new one. Frames of a static camera are the same input over and over, which looks
+like drift and is none. So inputs are compared on a few hundred of their pixels. Where successive inputs are
+near-duplicates the stream is taken for a camera's: an input then counts where it shows a scene that was not seen
+before. A scene that stays is watched in another way: by what its own frames looked like and scored earlier.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist, median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.engines.contract import Array, InputSpec
+from dynamic.policies.errors import BudgetError
+
+logger = logging.getLogger("dynamic")
+
+Floats = NDArray[np.float32]
+
+_PAIRS = 128  # of neighbouring pixels that stand for an image
+_LEAST_SIDE = 8  # an input of two dimensions this long or longer is taken for an image
+_SAME = 0.1  # mean squared difference over twice the variance: of two near-duplicates at most
+_CONTRAST = 0.04  # of the largest variance seen: a frame of less contrast is held to this one
+_RECENT = 16  # inputs that a new one is compared with before the stream is taken for a camera's
+_ENOUGH = 8  # near-duplicates, less than so many others apart, that make a stream a camera's
+_SCENES = 64  # that are remembered
+_LAYOUT = 0.7  # correlation of two frames of one scene at least, however bright or sharp they are
+_BLURRED = 0.4  # correlation of a frame with the same scene out of focus at least
+_FORGOTTEN = 32  # scenes in a row of one frame each, after which a stream is no camera's any more
+_BASE, _LASTING = 16, 32  # frames that say what a scene is like, and that a change must last
+_FACTOR = 2.0  # of variance or sharpness: a change of a picture that counts
+_LEVEL = 0.5  # of the standard deviation of a scene's pixels, by which its mean must move to count
+_MOVED = 0.25  # standard deviations that scores must move to count, as ranks of the calibration's
+_GROUPS = 1000  # that are remembered
+
+
+@dataclass(frozen=True)
+class DriftOptions:
+    """What the drift test may take for a new input, where inputs are not independent of each other.
+
+    Args:
+        every: Of so many inputs one is tested, for streams in which inputs far apart have nothing to do with each
+            other.
+        only_changed: Test an input only where it shows a scene that was not seen before, and watch scenes that stay by
+            what they looked like earlier. None: this is chosen where successive inputs are near-duplicates, with a
+            warning. False: never.
+        groups: The group of a request, from the input as `run(x)` takes it: the visit, the patient, the recording. Of
+            each group the first request is tested.
+
+    Raises:
+        BudgetError: Where a value is not one of these.
+
+    Example:
+        ``bundle.runtime(budget, drift=DriftOptions(only_changed=True))``
+    """
+
+    every: int = 1
+    only_changed: bool | None = None
+    groups: Callable[[Any], Hashable] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise BudgetError(f"every={self.every!r} must be a whole number of at least 1: one of so many is tested")
+        if self.only_changed not in (None, True, False):
+            raise BudgetError(f"only_changed={self.only_changed!r} must be True, False, or None: the stream decides")
+        if self.groups is not None and not callable(self.groups):
+            raise BudgetError(f"groups={self.groups!r} must be a function that gives the group of an input")
+
+
+# of an input: the first stage that was evaluated, its threshold, the stage it left at, its score there
+Entry = tuple[int, float, int, float]
+
+
+@dataclass
+class _Scene:
+    """Frames of one layout: the first one's pixels, centred and of length 1, and what the first frames were like."""
+
+    unit: Floats
+    level: float
+    variance: float
+    sharpness: float
+    ranks: list[float] = field(default_factory=list)
+    changed: deque[float] = field(default_factory=lambda: deque(maxlen=_LASTING))
+    frames: int = 0
+
+    def take(self, level: float, variance: float, sharpness: float, rank: float) -> bool:
+        """Take a frame in: whether the scene has changed its looks for good, and its scores with it."""
+        if not self._differs(level, variance, sharpness):
+            self.changed.clear()
+            if len(self.ranks) < _BASE:
+                self.ranks.append(rank)
+            return False
+        self.changed.append(rank)
+        if len(self.changed) < _LASTING or len(self.ranks) < _BASE:
+            return False
+        return abs(_normal(median(self.changed)) - _normal(median(self.ranks))) >= _MOVED
+
+    def blurred(self, likeness: float, level: float, variance: float, sharpness: float) -> bool:
+        """Whether a frame looks like this scene out of focus.
+
+        That leaves the level, takes more of the sharpness than of the variance, and of what was there keeps a part
+        that is like the whole: a smooth part of an image correlates with it as sqrt(its variance / the image's).
+        """
+        return (
+            likeness >= max(_BLURRED, 0.9 * math.sqrt(variance / self.variance) if self.variance else 1.0)
+            and abs(level - self.level) < _LEVEL / 2 * math.sqrt(self.variance)
+            and sharpness * _FACTOR < self.sharpness
+            and sharpness * self.variance < variance * self.sharpness
+        )
+
+    def _differs(self, level: float, variance: float, sharpness: float) -> bool:
+        moved = abs(level - self.level) > _LEVEL * math.sqrt(self.variance)
+        return moved or _apart(variance, self.variance) or _apart(sharpness, self.sharpness)
+
+
+class Frames:
+    """Which inputs of a stream the drift test takes, by their pixels. Not safe for several threads at once.
+
+    `rank(entry)`: where an input stands among those of the calibration, 0 to 1. `camera`: whether the stream is taken
+    for a camera's now; `changed`: whether a scene has changed for good; `skipped`: inputs that repeated a scene.
+    """
+
+    def __init__(self, inputs: Sequence[InputSpec], only_changed: bool | None, rank: Callable[[Entry], float]) -> None:
+        self._name = next((spec.name for spec in inputs if _is_image(spec.shape)), None)
+        if only_changed and self._name is None:
+            raise BudgetError(
+                f"only_changed=True compares pixels, and no input is an image (two sides of {_LEAST_SIDE} or more): "
+                f"{[spec.shape for spec in inputs]}; give every= or groups= instead"
+            )
+        self.watching = only_changed is not False and self._name is not None
+        self._always, self._rank = only_changed is True, rank
+        self.camera, self.skipped = self._always, 0
+        self._places: dict[tuple[int, ...], NDArray[np.intp]] = {}  # of the pixels that are compared, by shape
+        self._largest = 0.0  # variance of a frame
+        self._told = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what scenes were like: what they look like now is what later frames are compared with."""
+        self.changed = False
+        self._recent: deque[Floats] = deque(maxlen=_RECENT)
+        self._held: list[Entry] = []  # near-duplicates, of a stream that may be a camera's
+        self._calm = self._single = 0
+        self._scenes: list[_Scene] = []
+        self._current: dict[int, int] = {}  # the scene that a place of a batch showed last
+        self._units: Floats = np.zeros((0, 0), np.float32)
+
+    def pixels(self, inputs: Mapping[str, Array], row: int) -> Floats:
+        """The pixels that stand for a row of the inputs: 3 us, whatever its size."""
+        image = inputs[self._name][row]  # type: ignore[index]
+        places = self._places.get(image.shape)
+        if places is None:
+            places = self._places[image.shape] = _places(image.shape)
+        found: Floats = image.reshape(-1).take(places).astype(np.float32, copy=False)
+        return found
+
+    def take(self, pixels: Floats, row: int, rows: int, entry: Entry, suspicious: bool) -> Sequence[Entry]:
+        """The entries to test now, of an input and of others that were held back.
+
+        `row` of how many `rows` of its request it is; `suspicious`: the test has gathered some evidence.
+        """
+        if self.camera:
+            return self._in_camera(pixels, row, entry)
+        recent = self._recent
+        # the same place of the last request; where several cameras take turns, any input some time ago
+        again = len(recent) >= rows and self._same(pixels, recent[-rows])
+        if not again and suspicious:
+            again = any(self._same(pixels, other) for other in recent)
+        recent.append(pixels)
+        if again:
+            self._held.append(entry)
+            self._calm = 0
+            if len(self._held) >= _ENOUGH:
+                self._begin()
+            return ()
+        self._calm += 1
+        if self._held and self._calm > _ENOUGH:  # they were no camera's: tested late, but tested
+            held, self._held = self._held, []
+            return (*held, entry)
+        return (entry,)
+
+    def _same(self, one: Floats, other: Floats) -> bool:
+        if len(one) != len(other):
+            return False
+        apart = one - other
+        squares = float(np.dot(apart, apart))
+        # first by the largest variance: that leaves most pairs out, in half the time
+        if self._largest and squares > 2 * _SAME * self._largest * len(one):
+            return False
+        variance = float(one.var())
+        self._largest = max(self._largest, variance)
+        return squares <= 2 * _SAME * max(variance, _CONTRAST * self._largest) * len(one)
+
+    def _begin(self) -> None:
+        """Take the stream for a camera's."""
+        self.camera = True
+        self.skipped += len(self._held)
+        self._held = []
+        for pixels in self._recent:
+            self._scene_of(pixels, None)
+        logger.log(
+            logging.INFO if self._told else logging.WARNING,
+            "successive inputs are near-duplicates (%d of them: pixels differ by at most %g of twice their variance): "
+            "taken for a camera. From now on the drift test counts scenes, not frames, and a scene that stays alarms "
+            "where its looks and its scores change for good. drift=DriftOptions(only_changed=False) counts every input",
+            _ENOUGH,
+            _SAME,
+        )
+        self._told = True
+
+    def _in_camera(self, pixels: Floats, row: int, entry: Entry) -> Sequence[Entry]:
+        scene, figures = self._scene_of(pixels, row)
+        self.changed |= scene.take(*figures, self._rank(entry))
+        if scene.frames > 1:
+            self._single = 0
+            self.skipped += 1
+            return ()
+        self._single += 1
+        if self._single >= _FORGOTTEN and not self._always:
+            self.camera = False
+            self.restart()
+            logger.info("successive inputs are no near-duplicates any more: the drift test counts every input again")
+        return (entry,)
+
+    def _scene_of(self, pixels: Floats, row: int | None) -> tuple[_Scene, tuple[float, float, float]]:
+        """The scene that a frame shows, new or known, and the frame's level, variance and sharpness."""
+        half = len(pixels) // 2
+        level = float(pixels.mean())
+        centred = pixels - np.float32(level)
+        squares = float(np.dot(centred, centred))
+        steps = pixels[half:] - pixels[:half]  # between neighbours
+        figures = level, squares / len(pixels), float(np.dot(steps, steps)) / half
+        self._largest = max(self._largest, figures[1])
+        unit = centred / np.float32(math.sqrt(squares) or 1.0)
+        place = self._known(unit, figures, row)
+        if place is None:
+            if len(self._scenes) == _SCENES:
+                del self._scenes[0]
+                self._current = {where: at - 1 for where, at in self._current.items() if at}
+            place = len(self._scenes)
+            self._scenes.append(_Scene(unit, *figures))
+            self._units = np.stack([scene.unit for scene in self._scenes])
+        scene = self._scenes[place]
+        scene.frames += 1
+        if row is not None:
+            self._current[row] = place
+        return scene, figures
+
+    def _known(self, unit: Floats, figures: tuple[float, float, float], row: int | None) -> int | None:
+        """Where the scene stands that a frame shows; None: it is new."""
+        if self._units.shape[1] != len(unit):
+            self._scenes, self._current = [], {}  # of another size of images
+            return None
+        likeness = self._units @ unit
+        best = int(likeness.argmax())
+        flat = _CONTRAST * self._largest  # next to nothing is shown, so that no layout can be compared
+        if likeness[best] >= _LAYOUT or max(figures[1], self._scenes[best].variance) < flat:
+            return best
+        current = self._current.get(row) if row is not None else None
+        if current is not None and self._scenes[current].blurred(float(likeness[current]), *figures):
+            return current
+        return None
+
+
+class Groups:
+    """The groups that requests belong to, of which the first request is tested."""
+
+    def __init__(self, group_of: Callable[[Any], Hashable] | None) -> None:
+        self._group_of = group_of
+        self._known: dict[Hashable, None] = {}
+        self._told = False
+
+    def first(self, x: Any) -> bool:
+        """Whether a request is the first of its group."""
+        if self._group_of is None:
+            return True
+        try:
+            group = self._group_of(x)
+            if group in self._known:
+                return False
+            self._known[group] = None
+        except Exception as error:
+            if not self._told:
+                self._told = True
+                logger.warning(
+                    "groups=%r raised %r; such requests are not tested for drift (told once)", self._group_of, error
+                )
+            return False
+        if len(self._known) > _GROUPS:
+            del self._known[next(iter(self._known))]
+        return True
+
+
+def _is_image(shape: Sequence[Any]) -> bool:
+    """Whether two sides are long; one of any length is."""
+    return sum(not isinstance(side, int) or side >= _LEAST_SIDE for side in shape) >= 2
+
+
+def _places(shape: Sequence[int]) -> NDArray[np.intp]:
+    """Where the pixels stand that are compared, in a flat image: first ones, then the neighbour of each."""
+    size = math.prod(shape)
+    axis = max(range(len(shape)), key=lambda a: (shape[a], a))
+    step = math.prod(shape[axis + 1 :])
+    first = np.flatnonzero(np.arange(size) // step % shape[axis] < shape[axis] - 1)
+    chosen = np.sort(np.random.default_rng(0).permutation(first)[:_PAIRS])
+    return np.concatenate([chosen, chosen + step])
+
+
+def _apart(one: float, other: float) -> bool:
+    low, high = sorted((one, other))
+    return high > _FACTOR * low
+
+
+def _normal(rank: float) -> float:
+    return NormalDist().inv_cdf(min(max(rank, 0.002), 0.998))
