@@ -29,8 +29,8 @@ class Answering:
     """Answers requests, from several threads at once, on the bundle that is at work when they begin.
 
     `waiting()`: how many requests wait; `servers`: how many that were submitted are served at once. `lock`: of tally
-    and answers, and of what changes in a serving; reentrant, since a signal handler may run a request while its own
-    thread is in one. `inside`: threads that are in this runtime's code, once for each call.
+    and answers, and of what changes in a serving. It is reentrant, since a signal handler may run a request while its
+    own thread is in one. `inside`: threads that are in this runtime's code, once for each call.
     """
 
     serving: Serving
@@ -93,7 +93,7 @@ class Answering:
             self.inside.remove(thread)
 
     def _enter(self, thread: int) -> Serving:
-        """The serving at work, entered; raises ClosedError where there is none any more."""
+        """The serving at work, entered. Raises ClosedError where there is none any more."""
         while True:
             serving = self.serving
             if serving.enter(thread):

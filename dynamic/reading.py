@@ -26,7 +26,7 @@ class RequestReading:
     """Snapshots for requests: the same object until something changes.
 
     `starts`: the monitor is started when it is first read, and not before. A monitor that raises, or gives no snapshot,
-    is logged once; what it said last stands. `first`: the first snapshot that was read, None before.
+    is logged once, and what it said last stands. `first`: the first snapshot that was read, None before.
     """
 
     def __init__(self, monitor: HasLatest, starts: bool = False) -> None:

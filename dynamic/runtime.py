@@ -60,8 +60,10 @@ class Runtime:
     more, and the budget's `on_drift` says what runs from then on; `restart_drift` starts anew. While inputs are
     independent and like those of the calibration, the probability of a false alarm is at most `drift_alpha`, on a
     stream of any length; with a restart after each, false alarms are 1 / `drift_alpha` inputs or more apart on average.
-    **Correlated inputs void that**: frames of a video, bursts, images sorted by class. Inputs are not watched where the
-    ladder does not know how calibration inputs scored, or was measured on another engine or precision.
+    **Correlated inputs void that**: bursts, images sorted by class. `drift` says which inputs count (`DriftOptions`).
+    Frames of a camera are recognized by their pixels, with a warning, and scenes are counted instead. Inputs are not
+    watched where the ladder does not know how calibration inputs scored, or was measured on another engine or
+    precision.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class Serving:
         self.decision: Decision | None = None  # the last
         self.told: Feedback | None = None  # what the policy observed last
         self.retired = False
-        self._threads: list[int] = []  # of the requests that run on it; an append or a removal cannot be interrupted
+        self._threads: list[int] = []  # of the requests that run on it: a signal interrupts no append or removal
         self._ends: deque[None] = deque([None])  # whoever takes this closes the engines
         self.whole = frontier
         self._clock = clock
@@ -70,7 +70,7 @@ class Serving:
         return len(self._threads)
 
     def enter(self, thread: int) -> bool:
-        """Let a request of this thread in; False where the serving is retired: it then has to leave again."""
+        """Let a request of this thread in. False where the serving is retired: it then has to leave again."""
         self._threads.append(thread)
         return not self.retired
 

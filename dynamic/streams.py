@@ -133,7 +133,7 @@ class Frames:
         if only_changed and self._name is None:
             raise BudgetError(
                 f"only_changed=True compares pixels, and no input is an image (two sides of {_LEAST_SIDE} or more): "
-                f"{[spec.shape for spec in inputs]}; give every= or groups= instead"
+                f"{[spec.shape for spec in inputs]}. Give every= or groups= instead"
             )
         self.watching = only_changed is not False and self._name is not None
         self._always, self._rank = only_changed is True, rank
@@ -142,7 +142,7 @@ class Frames:
         self._places: _Places = _places((_LEAST_SIDE, _LEAST_SIDE))
         self._largest = 0.0  # variance of a frame
         self._most = math.inf  # squared difference that near-duplicates of that variance have
-        self._told = False
+        self._warned = False
         self.restart()
 
     def restart(self) -> None:
@@ -161,8 +161,8 @@ class Frames:
         if image.shape != self._shape:
             self._shape, self._places = image.shape, _places(image.shape)
             self._recent.clear()
-        found: Floats = image.reshape(-1).take(self._places[self.camera])
-        return found if found.dtype == np.float32 else found.astype(np.float32)
+        values: Floats = image.reshape(-1).take(self._places[self.camera])
+        return values if values.dtype == np.float32 else values.astype(np.float32)
 
     def take(self, pixels: Floats, row: int, rows: int, entry: Entry, suspicious: bool) -> Sequence[Entry]:
         """The entries to test now, of an input and of others that were held back.
@@ -172,7 +172,7 @@ class Frames:
         if self.camera:
             return self._in_camera(pixels, row, entry)
         recent = self._recent
-        # the same place of the last request; where several cameras take turns, any input some time ago
+        # the same place of the last request. Where several cameras take turns, any input some time ago
         again = False
         if len(recent) >= rows:
             apart = pixels - recent[-rows]
@@ -205,14 +205,14 @@ class Frames:
         self.skipped += len(self._held)
         self._held = []
         logger.log(
-            logging.INFO if self._told else logging.WARNING,
+            logging.INFO if self._warned else logging.WARNING,
             "successive inputs are near-duplicates (%d of them: pixels differ by at most %g of twice their variance): "
             "taken for a camera. From now on the drift test counts scenes, not frames, and a scene that stays alarms "
             "where its looks and its scores change for good. drift=DriftOptions(only_changed=False) counts every input",
             _ENOUGH,
             _SAME,
         )
-        self._told = True
+        self._warned = True
 
     def _in_camera(self, pixels: Floats, row: int, entry: Entry) -> Sequence[Entry]:
         scene, figures = self._scene_of(pixels, row)
@@ -238,7 +238,7 @@ class Frames:
         figures = level, squares / len(pixels), float(steps.dot(steps)) / half
         self._largest = max(self._largest, figures[1])
         unit = centred / np.float32(math.sqrt(squares) or 1.0)
-        place = self._known(unit, figures, row)
+        place = self._scene_at(unit, figures, row)
         if place is None:
             if len(self._scenes) == _SCENES:
                 del self._scenes[0]
@@ -251,8 +251,8 @@ class Frames:
         self._current[row] = place
         return scene, figures
 
-    def _known(self, unit: Floats, figures: tuple[float, float, float], row: int) -> int | None:
-        """Where the scene stands that a frame shows; None: it is new."""
+    def _scene_at(self, unit: Floats, figures: tuple[float, float, float], row: int) -> int | None:
+        """Where the scene stands that a frame shows. None: it is new."""
         if self._units.shape[1] != len(unit):
             self._scenes, self._current = [], {}  # of another size of images
             return None
@@ -274,8 +274,8 @@ class Groups:
 
     def __init__(self, group_of: Callable[[Any], Hashable] | None) -> None:
         self._group_of = group_of
-        self._known: dict[Hashable, None] = {}
-        self._told = False
+        self._latest: dict[Hashable, None] = {}
+        self._warned = False
 
     def first(self, x: Any) -> bool:
         """Whether a request is the first of its group."""
@@ -283,23 +283,23 @@ class Groups:
             return True
         try:
             group = self._group_of(x)
-            if group in self._known:
+            if group in self._latest:
                 return False
-            self._known[group] = None
+            self._latest[group] = None
         except Exception as error:
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 logger.warning(
-                    "groups=%r raised %r; such requests are not tested for drift (told once)", self._group_of, error
+                    "groups=%r raised %r: such requests are not tested for drift (logged once)", self._group_of, error
                 )
             return False
-        if len(self._known) > _GROUPS:
-            del self._known[next(iter(self._known))]
+        if len(self._latest) > _GROUPS:
+            del self._latest[next(iter(self._latest))]
         return True
 
 
 def _is_image(shape: Sequence[Any]) -> bool:
-    """Whether two sides are long; one of any length is."""
+    """Whether two sides are long. One of any length counts as long."""
     return sum(not isinstance(side, int) or side >= _LEAST_SIDE for side in shape) >= 2
 
 

@@ -14,7 +14,7 @@ _Entry = tuple[str, Sequence[int], int, bool, bool, float, float]
 
 @dataclass(frozen=True)
 class _Totals:
-    """Sums over requests; `stages [S]`: inputs that left at each."""
+    """Sums over requests. `stages [S]`: inputs that left at each."""
 
     stages: tuple[int, ...]
     requests: int = 0

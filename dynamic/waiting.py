@@ -53,7 +53,7 @@ class Waiting:
         self._wakes: SimpleQueue[None] = SimpleQueue()  # one entry for each request, and for each worker to end
         self._threads: list[threading.Thread] = []
         self._busy = 0  # workers that have taken a request
-        # of items, threads and busy together; reentrant, since a signal handler may submit too
+        # of items, threads and busy together. Reentrant, since a signal handler may submit too
         self._changed = threading.RLock()
         return lost
 
@@ -85,7 +85,7 @@ class Waiting:
         return future
 
     def close(self, drain: bool = False, timeout_s: float | None = None, wait: bool = True) -> bool:
-        """Take no more requests and end the threads; returns whether none that waits will be answered any more.
+        """Take no more requests and end the threads. Returns whether none that waits will be answered any more.
 
         Args:
             drain: Answer those that wait. Otherwise they fail with ClosedError.
@@ -128,7 +128,7 @@ class Waiting:
             self._threads.append(thread)
 
     def _withdraw(self, entry: Entry) -> bool:
-        """Take an entry back; whether nobody else has taken it."""
+        """Take an entry back. Returns whether nobody else has taken it."""
         try:
             self._items.remove(entry)
         except ValueError:
@@ -191,7 +191,7 @@ class Waiting:
 
 
 def _fail(future: "Future[Result]", error: BaseException) -> bool:
-    """Fail a request; False where its owner has given it up already."""
+    """Fail a request. False where its owner has given it up already."""
     if not future.set_running_or_notify_cancel():
         return False
     future.set_exception(error)

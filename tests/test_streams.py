@@ -38,7 +38,7 @@ def scene(seed: int) -> Floats:
     return (0.5 + 0.2 * (made - made.mean()) / made.std()).astype(np.float32)
 
 
-def seen(image: Floats, random: np.random.Generator) -> Floats:
+def frame_of(image: Floats, random: np.random.Generator) -> Floats:
     """A frame of an image, with the noise of a sensor."""
     return image + random.normal(0, NOISE, SHAPE).astype(np.float32)
 
@@ -100,7 +100,7 @@ class Stream:
         """Show a scene for so many frames: whether there is an alarm."""
         for _ in range(frames):
             self.engine.scores.append(score(image, seed) + noisy * self.random.standard_normal())
-            self.run(seen(image, self.random)[None])
+            self.run(frame_of(image, self.random)[None])
         return bool(self.run.stats().drift)
 
 
@@ -121,7 +121,7 @@ def test_a_static_camera_of_100_000_frames(bundle: dynamic.Bundle) -> None:
     watch, point = stream.run.serving.watch, stream.run.frontier.points[1]
     random, image = np.random.default_rng(1), scene(1)
     light = 1 + 0.2 * np.sin(np.arange(200) / 30).astype(np.float32)
-    pool = [{"input": light[i] * seen(image, random)[None]} for i in range(200)]
+    pool = [{"input": light[i] * frame_of(image, random)[None]} for i in range(200)]
     scores = np.float32(score(image, 1)) + 0.02 * random.standard_normal((1000, 1)).astype(np.float32)
     outputs = [Output(np.zeros((1, 4), np.float32), np.zeros(1, np.int64), found) for found in scores]
     for i in range(100_000):
@@ -204,7 +204,7 @@ def test_cameras_in_a_batch(bundle: dynamic.Bundle) -> None:
         for _ in range(count):
             images = [shift(scene(seed)) for seed in range(4)]
             stream.engine.scores.extend(score(image, seed) for seed, image in enumerate(images))
-            stream.run(np.stack([seen(image, stream.random) for image in images]))
+            stream.run(np.stack([frame_of(image, stream.random) for image in images]))
         return bool(stream.run.stats().drift)
 
     assert not frames(300, lambda image: image)
@@ -281,7 +281,7 @@ def test_one_of_each_group(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixt
     for seed in range(5):
         wrong(scene(seed), seed)
     assert wrong.run.serving.watch.test.inputs == 0
-    assert caplog.text.count("told once") == 1
+    assert caplog.text.count("logged once") == 1
 
 
 @pytest.mark.parametrize(
