@@ -30,7 +30,7 @@ _LEAST_SIDE = 8  # an input of two dimensions this long or longer is taken for a
 _SAME = 0.1  # mean squared difference over twice the variance: of two near-duplicates at most
 _CONTRAST = 0.04  # of the largest variance seen: a frame of less contrast is held to this one
 _RECENT = 16  # inputs that a new one is compared with before the stream is taken for a camera's
-_ENOUGH = 8  # near-duplicates, less than so many others apart, that make a stream a camera's
+_ENOUGH, _OTHERS = 8, 4  # near-duplicates that make a stream a camera's, and other inputs that may lie among them
 _SCENES = 64  # that are remembered
 _LAYOUT = 0.7  # correlation of two frames of one scene at least, however bright or sharp they are
 _BLURRED = 0.4  # correlation of a frame with the same scene out of focus at least
@@ -150,7 +150,7 @@ class Frames:
         self.changed = False
         self._recent: deque[Floats] = deque(maxlen=_RECENT)
         self._held: list[Entry] = []  # near-duplicates, of a stream that may be a camera's
-        self._calm = self._single = 0
+        self._others = self._single = 0
         self._scenes: list[_Scene] = []
         self._current: dict[int, int] = {}  # the scene that a place of a batch showed last
         self._units: Floats = np.zeros((0, 0), np.float32)
@@ -182,14 +182,14 @@ class Frames:
         recent.append(pixels)
         if again:
             self._held.append(entry)
-            self._calm = 0
             if len(self._held) >= _ENOUGH:
                 self._begin()
             return ()
-        self._calm += 1
-        if self._held and self._calm > _ENOUGH:  # they were no camera's: tested late, but tested
-            held, self._held = self._held, []
-            return (*held, entry)
+        if self._held:
+            self._others += 1
+            if self._others > _OTHERS:  # they were no camera's: tested late, but tested
+                held, self._held, self._others = self._held, [], 0
+                return (*held, entry)
         return (entry,)
 
     def _same(self, one: Floats, other: Floats) -> bool:
