@@ -34,7 +34,7 @@ _ENOUGH, _OTHERS = 8, 4  # near-duplicates that make a stream a camera's, and ot
 _SCENES = 64  # that are remembered
 _LAYOUT = 0.7  # correlation of two frames of one scene at least, however bright or sharp they are
 _BLURRED = 0.4  # correlation of a frame with the same scene out of focus at least
-_FORGOTTEN = 32  # scenes in a row of one frame each, after which a stream is no camera's any more
+_FORGOTTEN = 32  # frames that are like no other, more than near-duplicates, end a camera's stream
 _BASE, _LASTING = 16, 32  # frames that say what a scene is like, and that a change must last
 _FACTOR = 2.0  # of variance or sharpness: a change of a picture that counts
 _LEVEL = 0.5  # of the standard deviation of a scene's pixels, by which its mean must move to count
@@ -90,6 +90,7 @@ class _Scene:
     ranks: list[float] = field(default_factory=list)
     changed: deque[float] = field(default_factory=lambda: deque(maxlen=_LASTING))
     frames: int = 0
+    latest: Floats | None = None
 
     def take(self, level: float, variance: float, sharpness: float, rank: float) -> bool:
         """Take a frame in: whether the scene has changed its looks for good, and its scores with it."""
@@ -217,15 +218,16 @@ class Frames:
     def _in_camera(self, pixels: Floats, row: int, entry: Entry) -> Sequence[Entry]:
         scene, figures = self._scene_of(pixels, row)
         self.changed |= scene.take(*figures, self._rank(entry))
-        if scene.frames > 1:
-            self._single = 0
-            self.skipped += 1
-            return ()
-        self._single += 1
+        again = scene.latest is not None and self._same(pixels, scene.latest)
+        scene.latest = pixels
+        self._single = max(self._single - 1, 0) if again else self._single + 1
         if self._single >= _FORGOTTEN and not self._always:
             self.camera = False
             self.restart()
             logger.info("successive inputs are no near-duplicates any more: the drift test counts every input again")
+        elif scene.frames > 1:
+            self.skipped += 1
+            return ()
         return (entry,)
 
     def _scene_of(self, pixels: Floats, row: int) -> tuple[_Scene, tuple[float, float, float]]:
