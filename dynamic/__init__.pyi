@@ -30,6 +30,7 @@ from dynamic.preprocessing import Preprocess as Preprocess
 from dynamic.result import Result as Result
 from dynamic.runtime import Runtime as Runtime
 from dynamic.sensors.contract import Battery as Battery
+from dynamic.streams import DriftOptions as DriftOptions
 
 from . import errors as errors
 from . import models as models

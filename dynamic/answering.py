@@ -1,24 +1,28 @@
 """One request from arrival to result: the decision, the engine, and everybody who learns from it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from dynamic.bundle import names_of
 from dynamic.changes import Announcer
+from dynamic.engines.contract import Array
 from dynamic.failover import Answer, SubModelError
 from dynamic.feeding import named_inputs
 from dynamic.labels import AnswerBook
 from dynamic.policies.budget import Budget
 from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.errors import ClosedError
+from dynamic.policies.feasibility import covered
 from dynamic.policies.snapshot import Snapshot
 from dynamic.reading import RequestReading
 from dynamic.result import Result, answers
 from dynamic.serving import Serving
 from dynamic.splitting import most_rows, run_split
 from dynamic.tally import Tally
+from dynamic.waiting import CLOSED
 
 _FEEDING_MS = 1.0  # less is not told to the policy, so that calls of cheap inputs share one snapshot
 
@@ -27,7 +31,8 @@ class Answering:
     """Answers requests, from several threads at once, on the bundle that is at work when they begin.
 
     `waiting()`: how many requests wait; `servers`: how many that were submitted are served at once. `lock`: of tally
-    and answers, and of what changes in a serving.
+    and answers, and of what changes in a serving. It is reentrant, since a signal handler may run a request while its
+    own thread is in one. `inside`: threads that are in this runtime's code, once for each call.
     """
 
     serving: Serving
@@ -47,17 +52,29 @@ class Answering:
         self._waiting, self._servers = waiting, servers
         self.tally, self.book = tally, book
         self.closed = False
-        self.before_mb: float | None = None  # memory of this process without networks
         self.forget()
 
     def forget(self) -> None:
         """A lock that the parent held, perhaps, is no lock in a forked child."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        # the thread that forks is the only one in a child
+        self.inside: list[int] = [thread for thread in getattr(self, "inside", ()) if thread == threading.get_ident()]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The lock, with this thread among those `inside`."""
+        thread = threading.get_ident()
+        self.inside.append(thread)
+        try:
+            with self.lock:
+                yield
+        finally:
+            self.inside.remove(thread)
 
     def check_open(self) -> None:
         """Raises ClosedError where no request is taken any more."""
         if self.closed:
-            raise ClosedError("this runtime is closed: open another with bundle.runtime(...)")
+            raise ClosedError(CLOSED)
 
     def __call__(self, x: Any, came: float | None = None) -> Result:
         """Answer an input that came at `came` and has waited for its turn since; None: it comes now."""
@@ -66,17 +83,26 @@ class Answering:
         if came is None:
             self.check_open()
             came = began
-        with self.lock:
-            serving = self.serving
-            serving.users += 1
+        thread = threading.get_ident()
+        self.inside.append(thread)
         try:
-            return self._answer(serving, x, came, began, servers)
+            serving = self._enter(thread)
+            try:
+                return self._answer(serving, x, came, began, servers)
+            finally:
+                serving.leave(thread)
         finally:
-            with self.lock:
-                serving.users -= 1
-                last = serving.idle
-            if last:
-                serving.engines.close()
+            self.inside.remove(thread)
+
+    def _enter(self, thread: int) -> Serving:
+        """The serving at work, entered. Raises ClosedError where there is none any more."""
+        while True:
+            serving = self.serving
+            if serving.enter(thread):
+                return serving
+            serving.leave(thread)
+            if serving is self.serving:  # else a swap has put another in its place
+                raise ClosedError(CLOSED)
 
     def _answer(self, serving: Serving, x: Any, came: float, began: float, servers: int | None) -> Result:
         inputs = named_inputs(serving.bundle, x)
@@ -86,6 +112,8 @@ class Answering:
         if feeding_ms > _FEEDING_MS:  # preprocessing is no work of the engine, but time that has passed
             waited_ms += feeding_ms
         snapshot = self._read(rows, waited_ms, self._waiting(), servers)
+        if serving.unchecked is not None:  # after the first reading, which is of memory without networks
+            serving.check()
         ends_s = None if budget.deadline_ms is None else came + budget.deadline_ms / 1e3
         whole = False
         while True:
@@ -110,11 +138,12 @@ class Answering:
                 with self.lock:
                     whole = not serving.lose(error.backbones)
         work_ms = (self._clock() - starts) * 1e3
-        return self._result(serving, decision, snapshot, answer, work_ms, came, began)
+        return self._result(serving, budget, decision, snapshot, answer, work_ms, came, began, inputs, x)
 
     def _most_rows(self, serving: Serving, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
-        costs, point = serving.frontier.costs, decision.point
-        return most_rows(costs, point.point.backbones, budget, snapshot, self.before_mb)
+        costs, point, first = serving.frontier.costs, decision.point, self._read.first
+        before_mb = None if first is None else first.memory_process_mb  # without networks
+        return most_rows(costs, point.point.backbones, budget, snapshot, before_mb)
 
     def _decide(self, serving: Serving, budget: Budget, snapshot: Snapshot) -> Decision:
         with self.lock:
@@ -134,12 +163,15 @@ class Answering:
     def _result(
         self,
         serving: Serving,
+        budget: Budget,
         decision: Decision,
         snapshot: Snapshot,
         answer: Answer,
         work_ms: float,
         came: float,
         began: float,
+        inputs: Mapping[str, Array],
+        x: Any,
     ) -> Result:
         """The result, once everybody who learns from it has."""
         ended = self._clock()
@@ -154,16 +186,16 @@ class Answering:
         usual = answer.usual and not answer.moved
         expected_ms = serving.frontier.path_ms(point, deepest, rows) if usual else 0.0
         with self.lock:
-            drift, drifts = serving.drift(engine, point, stages, output)
+            drift, drifts = serving.drift(engine, point, stages, output, inputs, x)
             if drifts or not answer.moved:
                 told = Feedback(point, deepest, rows, work_ms, expected_ms, engine.threads, snapshot, drift)
                 serving.told = told
                 serving.guard.observe(told)
-            certified = output.complete and not drift and point.point.bound is not None and serving.certified(engine)
+            certified = output.complete and not drift and serving.certified(engine) and covered(point.point, budget)
             self.tally.enter(point.point.name, stages, of, certified, output.complete, latency_ms, waited_ms)
             number = self.book.enter(labels, point.point)
         if drifts:
-            serving.watch.warn(self.budget.on_drift)
+            serving.watch.warn(budget.on_drift)
         return Result(
             id=number,
             logits=output.logits,

@@ -94,6 +94,7 @@ class Bundle:
     calibrated_on: EngineIdentity | None = field(default=None, repr=False)
     # SHA-256 of every file that the manifest vouched for when this bundle was read
     hashes: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    preload: bool = field(default=True, repr=False)  # whether a runtime may start threads before its first request
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
 
     def __str__(self) -> str:
@@ -212,8 +213,8 @@ class Bundle:
         costs = self.costs_on(name, wanted, opened.threads)
         if costs is not None and costs.route:
             opened.follow(costs.batch, costs.route)
-        if self.ladder.fingerprint == self.fingerprint(name, wanted):  # else nothing is certified anyway
-            opened.agrees = self._agrees(opened)
+        # without preload nothing runs before a runtime's first request, which checks (see `Serving.check`)
+        opened.agrees = self.preload and self.agrees(opened)
         return opened
 
     def check(
@@ -252,7 +253,20 @@ class Bundle:
         finally:
             opened.close()
 
-    def _agrees(self, opened: CascadeEngine) -> bool:
+    def agrees(self, opened: CascadeEngine) -> bool:
+        """Whether an open engine answers as in calibration. Runs its canaries where they never ran on this machine.
+
+        Args:
+            opened: The engine. One with another fingerprint has nothing to agree with, and is certified by nothing.
+
+        Returns:
+            False where the canaries differ or the engine fails on them, which is logged.
+
+        Raises:
+            CorruptError: The canaries do not read.
+        """
+        if self.ladder.fingerprint != self.fingerprint(opened.name, opened.precision):
+            return True
         report = self._report(opened)
         if report is None or report.agrees:
             return True
@@ -441,8 +455,11 @@ def write(
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def load(path: str | Path, modules: Any = None) -> Bundle:
+def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bundle:
     """Load a bundle, check every file against the manifest, and check that what any input may need is installed.
+
+    `preload=False`: for a server that forks after loading. A runtime of this bundle then starts no thread, opens no
+    sensor, imports no engine and runs no canaries before its first request, which comes in the child.
 
     `modules`: the cascade (or its stages, which are never called certified) to run on engine "torch". Costs measured on
     this machine earlier are taken up. Raises CorruptError on anything missing, cut short or altered, SchemaError on a
@@ -450,7 +467,7 @@ def load(path: str | Path, modules: Any = None) -> Bundle:
     is not installed. A missing engine is logged as a warning.
     """
     try:
-        bundle = read(Path(path), verify=True, modules=modules)
+        bundle = replace(read(Path(path), verify=True, modules=modules), preload=preload)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror or error}); grant the right to read it") from error
     check_needs(bundle)

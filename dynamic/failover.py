@@ -79,7 +79,7 @@ class Engines:
 
     def forget(self) -> Any:
         """A lock that the parent held, perhaps, is no lock in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._users: Counter[str] = Counter()  # requests on each engine that was opened
 
     def run(

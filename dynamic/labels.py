@@ -29,8 +29,9 @@ class AnswerBook:
         self._classes, self._names = classes, names
         self._kept: list[_Answered | None] = [None] * KEPT  # a result's place is its id modulo KEPT
         self._next = 0
-        self._count = self._right = 0
-        self._expected: float | None = 0.0  # summed over inputs
+        # inputs whose labels came, right answers among them, and the expected number of those: replaced as a whole, so
+        # that a signal handler may read it at any moment
+        self._counts: tuple[int, int, float | None] = (0, 0, 0.0)
 
     def enter(self, labels: Sequence[int], point: Point) -> int:
         """Keep the answers `labels [B]` (-1: none) that `point` gave, and give the result its id: 0, 1, 2..."""
@@ -49,19 +50,19 @@ class AnswerBook:
             )
         right = [self._is(answer, truth) for answer, truth in zip(answers, wanted, strict=True)]
         self._kept[number % KEPT] = number, None, point
-        self._count += len(right)
-        self._right += sum(right)
-        if point.drop is None or self._expected is None:  # measured without labels: that is no accuracy
-            self._expected = None
+        count, correct, expected = self._counts
+        if point.drop is None or expected is None:  # measured without labels: that is no accuracy
+            expected = None
         else:
-            self._expected += len(right) * point.accuracy[1]
+            expected += len(right) * point.accuracy[1]
+        self._counts = count + len(right), correct + sum(right), expected
 
     def estimate(self) -> FeedbackEstimate | None:
         """How often answers were right whose labels came; None before any."""
-        if not self._count:
+        count, correct, expected = self._counts
+        if not count:
             return None
-        expected = None if self._expected is None else self._expected / self._count
-        return FeedbackEstimate(self._count, wilson(self._right, self._count), expected)
+        return FeedbackEstimate(count, wilson(correct, count), None if expected is None else expected / count)
 
     def _find(self, result_id: int) -> tuple[int, "array[int]", Point]:
         try:

@@ -1,6 +1,7 @@
 """The device as the policy sees it for one request: the monitor's latest, with what is asked and what waits."""
 
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from dynamic.policies.snapshot import Snapshot
@@ -42,28 +43,37 @@ def begin(monitor: HasLatest) -> None:
 class RequestReading:
     """Snapshots for requests: the same object until something changes.
 
-    A monitor that raises, or gives no snapshot, is logged once; what it said last stands.
+    `starts`: the monitor is started when it is first read, and not before. `started` is called after that. A monitor
+    that raises, or gives no snapshot, is logged once, and what it said last stands. `first`: the first snapshot that
+    was read, None before.
     """
 
-    def __init__(self, monitor: HasLatest) -> None:
+    def __init__(self, monitor: HasLatest, starts: bool = False) -> None:
         self._monitor = monitor
         self._last = Snapshot(time_s=0.0)  # that was good; before any nothing is known
         self._told = False
         # the monitor's snapshot and what was made of it last: one tuple, so that threads always see a pair that fits
         self._known: tuple[Snapshot, Snapshot] | None = None
-        self._forked = False
+        self._starts = starts
+        self.started: Callable[[], None] = lambda: None
+        self.first: Snapshot | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the monitor is started only when it is read next."""
+        return self._starts
 
     def forget(self) -> None:
         """The monitor's threads are not in a forked child: start it there before it is read."""
-        self._forked = True
+        self._starts = True
 
     @property
     def latest(self) -> Snapshot:
         """The monitor's latest, or the last good one."""
+        starting, self._starts = self._starts, False
+        if starting:
+            begin(self._monitor)
         try:
-            if self._forked:
-                self._forked = False
-                self._monitor.start()
             latest = self._monitor.latest
             if not isinstance(latest, Snapshot):
                 raise TypeError(f"{latest!r:.80} is no Snapshot")
@@ -71,6 +81,10 @@ class RequestReading:
             self._failed(error)
         else:
             self._last = latest
+            if self.first is None:
+                self.first = latest
+        if starting:
+            self.started()
         return self._last
 
     def __call__(self, rows: int, waited_ms: float, queue_length: int, servers: int | None) -> Snapshot:

@@ -20,10 +20,11 @@ class Result:
     to answer, preprocessing included, and `waited_ms` in a queue (`Runtime.submit`), which is part of it; the
     `decision` it ran under.
 
-    `certified`: whether the ladder's certificate covers this answer. Not so where the ladder is not certified, or was
-    on another engine, precision, cascade or preprocessing (the fingerprint differs); where its point has no bound;
-    where a deadline cut it short; while a sub-model is missing; and once inputs have drifted from those of the
-    calibration.
+    `certified`: whether the budget's own `max_drop` holds for this answer. Without a `max_drop`: whether the ladder's
+    certificate covers it. Not so where the ladder is not certified, or was on another engine, precision, cascade or
+    preprocessing (the fingerprint differs); where its point has no bound, or promises a larger drop than `max_drop`
+    (`decision.point.point.bound` says which it promises); where a deadline cut it short; while a sub-model is missing;
+    and once inputs have drifted from those of the calibration.
     """
 
     id: int
@@ -68,12 +69,14 @@ class FeedbackEstimate:
 class Statistics:
     """What a runtime has done so far: requests answered, their inputs, share of inputs by stage and operating point.
 
-    `drift`: whether inputs have drifted from those of the calibration (None: they are not watched); `feedback`: what
+    `certified_share` of requests whose result is `certified`, each under the budget of that moment. `drift`: whether
+    inputs have drifted from those of the calibration (None: they are not watched); `feedback`: what
     labels that were handed in say (None: there were none). `deadline_cuts`: requests that a deadline cut short;
     `mean_waited_ms` in the queue; `shed`: requests given up because too many waited, `queue_longest`: as many as ever
     waited at once. `engine_failures`, `policy_failures`: how often one failed, whoever answered in its place.
-    `limits_without_sensor`: a sentence for each limit of the budget that nothing on this device measures now. A bundle
-    that is swapped in begins `drift` anew, and `stage_shares` where it has more stages or fewer.
+    `limits_without_sensor`: a sentence for each limit of the budget that nothing on this device measures now.
+    `near_duplicates`: inputs that were not tested for drift, since they repeated a scene. A bundle that is swapped in
+    begins `drift` anew, and `stage_shares` where it has more stages or fewer.
     """
 
     requests: int
@@ -92,6 +95,7 @@ class Statistics:
     engine_failures: int = 0
     policy_failures: int = 0
     limits_without_sensor: tuple[str, ...] = ()
+    near_duplicates: int = 0
 
 
 def answers(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

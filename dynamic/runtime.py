@@ -1,9 +1,10 @@
 """Runs inputs through a bundle under a budget, deciding anew for every request."""
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
@@ -11,10 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from dynamic.answering import Answering
+from dynamic.awaiting import answer, answers_of
 from dynamic.bundle import Bundle
 from dynamic.changes import Announcer, OnChange
 from dynamic.engines.contract import Engine
 from dynamic.engines.forking import forget_after_fork
+from dynamic.interrupts import in_signal_handler
 from dynamic.labels import AnswerBook, Label
 from dynamic.monitor import Monitor
 from dynamic.policies.budget import Budget
@@ -27,6 +30,7 @@ from dynamic.progress import size_of, track
 from dynamic.reading import HasLatest, RequestReading, begin, with_fields
 from dynamic.result import Result, Statistics
 from dynamic.serving import Others, Serving, check_successor, opened, others
+from dynamic.streams import DriftOptions
 from dynamic.tally import Tally
 from dynamic.unmeasured import SensorCheck
 from dynamic.waiting import Waiting
@@ -40,8 +44,8 @@ class Runtime:
     """A bundle at work. Call it with an input; change `budget` at any time, from any thread.
 
     Inputs are answered on the calling thread (`run(x)`, `run.map`), or on `workers` threads in the order in which they
-    came (`run.submit`), where at most `queue` wait. `on_change` is called with a `dynamic.changes.Change` whenever the
-    decision becomes another, on the thread of the request.
+    came (`run.submit`, and `await run.arun(x)` for asyncio), where at most `queue` wait. `on_change` is called with a
+    `dynamic.changes.Change` whenever the decision becomes another, on the thread of the request.
 
     A request is answered whatever fails, where that is possible: a policy (its last good decision stands), a sensor
     (see `Monitor`) or the monitor (its last good snapshot does), an engine (the next of `fallback` answers; None: those
@@ -49,13 +53,18 @@ class Runtime:
 
     A monitor that is given is started and goes on when the runtime closes: close it yourself, once nobody needs it.
 
+    Networks are loaded by the first request. Where the bundle was loaded with `preload=False` the engine's library is
+    imported, canaries run and the monitor starts then too, so that a process may open a runtime and fork afterwards.
+
     Unless `drift_alpha` is None, inputs are watched, by their score at the first exit that is evaluated: no labels are
     needed. Where they no longer look like those of the calibration, a warning is logged, results are not certified any
     more, and the budget's `on_drift` says what runs from then on; `restart_drift` starts anew. While inputs are
     independent and like those of the calibration, the probability of a false alarm is at most `drift_alpha`, on a
     stream of any length; with a restart after each, false alarms are 1 / `drift_alpha` inputs or more apart on average.
-    **Correlated inputs void that**: frames of a video, bursts, images sorted by class. Inputs are not watched where the
-    ladder does not know how calibration inputs scored, or was measured on another engine or precision.
+    **Correlated inputs void that**: bursts, images sorted by class. `drift` says which inputs count (`DriftOptions`).
+    Frames of a camera are recognized by their pixels, with a warning, and scenes are counted instead. Inputs are not
+    watched where the ladder does not know how calibration inputs scored, or was measured on another engine or
+    precision.
     """
 
     def __init__(
@@ -74,14 +83,21 @@ class Runtime:
         others: Others = (),
         opener: Opener | None = None,
         owns_monitor: bool = False,
+        starts_monitor: bool = False,
+        drift: DriftOptions | None = None,
     ) -> None:
+        if drift is not None and not isinstance(drift, DriftOptions):
+            raise BudgetError(f"drift={drift!r} must be DriftOptions(...), or None for the usual ones")
+        self._drift = drift
         self.monitor, self.policy, self._owns_monitor = monitor, policy, owns_monitor
         self._clock, self._drift_alpha = clock, drift_alpha
         self._open = opener or _opener(None, {}, None, keep=False)
-        self._swapping = threading.Lock()
-        self._read = RequestReading(monitor)
+        self._swapping = threading.RLock()
+        self._read = RequestReading(monitor, starts_monitor)
         self._sensors = SensorCheck(monitor, self._read)
-        self._before_mb = self._read.latest.memory_process_mb  # without models
+        self._read.started = lambda: self._sensors.warn(self.budget)
+        if not starts_monitor:
+            _ = self._read.latest  # before any model is loaded
         self._answering = Answering(
             self._read,
             Announcer(on_change),
@@ -91,8 +107,7 @@ class Runtime:
             workers,
             clock,
         )
-        self._answering.before_mb = self._before_mb
-        self._waiting = Waiting(queue, workers, self._answering)
+        self._waiting = Waiting(queue, workers, self._answering, self._retire)
         self._answering.serving = self._serve(bundle, frontier, engine, others)
         self.serving.guard.begin()
         self.budget = budget  # checked by the setter
@@ -111,6 +126,7 @@ class Runtime:
         workers: int = 1,
         on_change: OnChange | None = None,
         fallback: Sequence[str] | None = None,
+        drift: DriftOptions | None = None,
         **options: Any,
     ) -> Self:
         """Open the engine (its `options`: threads, idle, device, route), start the monitor, and decide by `policy`.
@@ -120,7 +136,8 @@ class Runtime:
         where `queue` or `workers` is not at least 1, and on a limit about which the costs say nothing.
         """
         watch = monitor if monitor is not None else Monitor()
-        begin(watch)  # before the engine: the policy takes the first reading for memory without models
+        if bundle.preload:
+            begin(watch)  # before the engine: the policy takes the first reading for memory without models
         made = None
         try:
             bundle, made, rest = _opener(engine, options, fallback, keep=True)(bundle)
@@ -138,6 +155,8 @@ class Runtime:
                 others=rest,
                 opener=_opener(engine, options, fallback, keep=False),  # of a swap, while requests run
                 owns_monitor=monitor is None,
+                starts_monitor=not bundle.preload,
+                drift=drift,
             )
         except BaseException:
             if monitor is None:
@@ -165,7 +184,45 @@ class Runtime:
         Where `queue` requests wait already, the one that has waited longest is given up for it: its future raises
         ShedError. Raises ClosedError after `close`, EngineError where no worker can be started.
         """
-        return self._waiting.submit(x, self._clock())
+        thread = threading.get_ident()
+        self._answering.inside.append(thread)
+        try:
+            return self._waiting.submit(x, self._clock())
+        finally:
+            self._answering.inside.remove(thread)
+
+    async def arun(self, x: Any) -> Result:
+        """Answer an input for an asyncio server: a worker answers it, and the event loop goes on meanwhile.
+
+        Args:
+            x: One input or a batch, as for `run(x)`.
+
+        Returns:
+            The result. Where the task that awaits it is cancelled, a request that still waits is given up.
+
+        Raises:
+            ShedError: Too many requests wait, see `submit`.
+            ClosedError: The runtime is closed, or closes before the request has its turn.
+            InputError, EngineError: As for `run(x)`.
+
+        Example:
+            ``result = await run.arun(image)``
+        """
+        return await answer(self.submit, x)
+
+    def amap(self, items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Result]:
+        """Answer one item after another, in their order, without blocking the event loop.
+
+        Args:
+            items: Inputs. An ordinary iterable is read on another thread, since a camera makes its reader wait.
+
+        Returns:
+            An asynchronous iterator of results. It keeps every worker busy and never fills the queue.
+
+        Example:
+            ``async for result in run.amap(camera): ...``
+        """
+        return answers_of(self.submit, items, self._waiting.workers)
 
     @property
     def budget(self) -> Budget:
@@ -180,9 +237,19 @@ class Runtime:
     def budget(self, budget: Budget) -> None:
         if not isinstance(budget, Budget):
             raise BudgetError(f"budget={budget!r} must be a dynamic.Budget, such as Budget(latency_ms=20)")
-        with self._answering.lock:  # or a swap might come between
-            check_budget(budget, self.serving.whole)
-            self._answering.budget = budget
+        answering = self._answering
+        before: Budget | None = getattr(answering, "budget", None)
+        while True:  # no lock: a signal handler may set it while its own thread holds that
+            serving = self.serving
+            try:
+                check_budget(budget, serving.whole)
+            except BudgetError:
+                if before is not None and answering.budget is budget:  # stored, and then a swap came between
+                    answering.budget = before
+                raise
+            answering.budget = budget
+            if serving is self.serving:
+                break
         self._sensors.warn(budget)
 
     @property
@@ -218,22 +285,22 @@ class Runtime:
             check_successor(self.bundle, bundle)
             made, engine, rest = self._open(bundle)
             try:
-                old, idle = self._exchange(self._serve(made, made.frontier, engine, rest))
+                old = self._exchange(self._serve(made, made.frontier, engine, rest))
             except BaseException:
                 engine.close()
                 raise
-        if idle:  # else the last request on it does
-            old.engines.close()
+        old.retire()
+        if self._answering.closed:  # in the meantime, by a signal handler perhaps
+            self.serving.retire()
         logger.info("bundle %s is at work now, %s before", made.folder, old.bundle.folder)
 
     def stats(self) -> Statistics:
-        """What has been done so far."""
-        answering, waiting = self._answering, self._waiting
+        """What has been done so far. It waits for nobody: any thread and any signal handler may ask."""
+        answering, waiting, watch = self._answering, self._waiting, self.serving.watch
         lines = self._sensors.lines(self.budget)
-        with answering.lock:
-            return answering.tally.statistics(
-                self.serving.watch.found, answering.book.estimate(), waiting.shed, waiting.longest, lines
-            )
+        return answering.tally.statistics(
+            watch.found, answering.book.estimate(), waiting.shed, waiting.longest, lines, watch.near_duplicates
+        )
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
         """Hand in the true label of the result with this `id`, from any thread: `stats` then estimates accuracy.
@@ -243,7 +310,7 @@ class Runtime:
         (it counts once, and the first label stands); where there are more labels than rows or fewer; and on a label
         that is no class. Nothing is counted then.
         """
-        with self._answering.lock:
+        with self._answering.held():
             self._answering.book.feedback(result_id, label)
 
     def restart_drift(self) -> None:
@@ -252,7 +319,7 @@ class Runtime:
         Inputs seen so far count as known: what comes is compared with them too. So inputs that have changed for good
         alarm less and less, and are as little covered by the certificate as before: calibrate again with such inputs.
         """
-        with self._answering.lock:
+        with self._answering.held():
             serving = self.serving
             serving.watch.restart()
             if serving.told is not None and serving.told.drift:
@@ -260,21 +327,36 @@ class Runtime:
                 serving.told = replace(serving.told, drift=False, expected_ms=0.0, rows=0)
                 serving.guard.observe(serving.told)
 
-    def close(self) -> None:
-        """Take no more requests, end those that run, cancel those that wait; give memory back.
+    def close(self, drain: bool = False, timeout_s: float | None = None) -> None:
+        """Take no more requests, end those that run, and give memory back. Stops the monitor too, unless it was given.
 
-        Stops the monitor too, unless it was given.
+        In a signal handler, and in a callback during a request, it only marks the runtime as closed and returns at
+        once. Whoever holds the last request then finishes the work.
+
+        Args:
+            drain: Answer requests that wait in the queue first. Otherwise whoever waits for them gets ClosedError.
+            timeout_s: How long to wait for requests that run or wait. None is as long as they take. Requests that
+                still wait then fail with ClosedError, and those that run end on their own.
+
+        Raises:
+            BudgetError: Where `timeout_s` is no number of at least 0.
         """
-        with self._answering.lock:
-            self._answering.closed = True
-        self._waiting.close()
-        with self._answering.lock:
-            self.serving.retired = True
-            idle = self.serving.idle
+        if timeout_s is not None and not 0 <= timeout_s < math.inf:
+            raise BudgetError(
+                f"timeout_s={timeout_s!r} must be a number of seconds of at least 0, or None for no limit"
+            )
+        answering = self._answering
+        answering.closed = True
+        # what the interrupted thread holds, a worker may need: to wait for workers then is to wait for oneself
+        wait = threading.get_ident() not in answering.inside and not in_signal_handler()
+        if self._waiting.close(drain, timeout_s, wait):  # else the last worker does it
+            self._retire()
         if self._owns_monitor:
             self.monitor.close()
-        if idle:
-            self.serving.engines.close()
+
+    def _retire(self) -> None:
+        """Close the engines once no request runs, now that none can come."""
+        self.serving.retire()
 
     def __enter__(self) -> Self:
         return self
@@ -286,28 +368,35 @@ class Runtime:
 
     def forget(self) -> Any:
         """What a forked child must not take from its parent; see `dynamic.engines.forking`."""
-        self._swapping = threading.Lock()
+        self._swapping = threading.RLock()
         self._answering.forget()
-        self.serving.users = 0
-        self.serving.engines.forget()
+        self.serving.forget()
         self._read.forget()
         return self._waiting.forget()
 
-    def _exchange(self, fresh: Serving) -> tuple[Serving, bool]:
-        """Put it to work; gives what was, and whether no request runs on that."""
+    def _exchange(self, fresh: Serving) -> Serving:
+        """Put it to work, and return what was at work before."""
         # the policy takes its first reading for memory without models: that is not the reading of now
-        first = with_fields(self._read.latest, memory_process_mb=self._before_mb)
+        latest = self._read.latest
+        first = with_fields(latest, memory_process_mb=(self._read.first or latest).memory_process_mb)
         answering = self._answering
-        with answering.lock:
+        with answering.held():
             answering.check_open()
-            check_budget(answering.budget, fresh.whole)
+            budget = answering.budget
+            check_budget(budget, fresh.whole)
             fresh.guard.begin()
-            fresh.guard.decide(fresh.frontier, answering.budget, first)
-            old, answering.serving = answering.serving, fresh
+            fresh.guard.decide(fresh.frontier, budget, first)
+            old = answering.serving
             fresh.decision = old.decision  # so that the change is told
+            answering.serving = fresh
+            if answering.budget is not budget:  # set meanwhile, without a lock
+                try:
+                    check_budget(answering.budget, fresh.whole)
+                except BudgetError:
+                    answering.serving = old
+                    raise
             answering.tally.begin(len(fresh.bundle.spec.stages))
-            old.retired = True
-            return old, old.idle
+            return old
 
     def _serve(self, bundle: Bundle, frontier: Frontier, engine: Engine, others: Others) -> Serving:
         answering = self._answering
@@ -320,7 +409,16 @@ class Runtime:
             answering.tally.policy_failures += 1
 
         return Serving(
-            bundle, frontier, engine, others, self.policy, self._drift_alpha, self._clock, engine_failed, policy_failed
+            bundle,
+            frontier,
+            engine,
+            others,
+            self.policy,
+            self._drift_alpha,
+            self._clock,
+            engine_failed,
+            policy_failed,
+            self._drift,
         )
 
 

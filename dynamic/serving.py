@@ -1,21 +1,25 @@
 """One bundle at work: its frontier, engines, policy state and drift test; a swap puts another in its place."""
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from dynamic.bundle import Bundle
-from dynamic.engines.contract import Engine, Output
+from dynamic.engines.contract import Array, Engine, Output
 from dynamic.engines.opening import check_engine, installed
+from dynamic.engines.switching import CascadeEngine
 from dynamic.failover import REST_S, Engines
 from dynamic.guard import Guard
 from dynamic.policies.ahead import ahead_ms
 from dynamic.policies.decision import Decision, Feedback, Policy
-from dynamic.policies.errors import BundleError
+from dynamic.policies.errors import BundleError, DynamicError
 from dynamic.policies.frontier import Frontier, FrontierPoint
 from dynamic.policies.snapshot import Snapshot
+from dynamic.streams import DriftOptions
 from dynamic.watching import DriftWatch
 
 logger = logging.getLogger("dynamic")
@@ -27,7 +31,8 @@ _KEPT = 1000  # figures remembered, as many as a frontier does
 class Serving:
     """What belongs to one bundle and is exchanged as a whole. What changes in it is under the runtime's lock.
 
-    `users`: requests that run on it; `retired`: the last of them closes its engines.
+    `users`: how many requests run on it. Once it is `retired`, the last of them closes its engines. Both need no lock:
+    a request enters before it looks whether the serving is retired, and who retires it looks for requests afterwards.
     """
 
     def __init__(
@@ -41,15 +46,26 @@ class Serving:
         clock: Callable[[], float],
         engine_failed: Callable[[], None],
         policy_failed: Callable[[], None],
+        drift: DriftOptions | None = None,
     ) -> None:
         self.bundle, self.frontier = bundle, frontier
         self.engines = Engines(engine, others, clock, engine_failed)
         self._calibrated: dict[tuple[str, str], bool] = {}  # by engine and precision
-        self.watch = DriftWatch(bundle.ladder, drift_alpha, not self.calibrated(engine))
+        self._watched = partial(
+            DriftWatch, bundle.ladder, drift_alpha, inputs=bundle.spec.inputs, options=drift
+        )  # but for whether it was calibrated elsewhere
+        # the engine whose canaries the first request runs, see `check`; None: they have run
+        self.unchecked = engine if isinstance(engine, CascadeEngine) and not bundle.preload else None
+        self._is_checking = False
+        elsewhere = not (self.calibrated(engine) if self.unchecked is None else self._matches(engine))
+        self.watch = self._watched(elsewhere=elsewhere)
         self.guard = Guard(policy, policy_failed)
         self.decision: Decision | None = None  # the last
         self.told: Feedback | None = None  # what the policy observed last
-        self.users, self.retired = 0, False
+        self.retired = False
+        self._checking = threading.RLock()
+        self._threads: list[int] = []  # of the requests that run on it: a signal interrupts no append or removal
+        self._ends: deque[None] = deque([None])  # whoever takes this closes the engines
         self.whole = frontier
         self._clock = clock
         self.lost: frozenset[int] = frozenset()  # backbones that do not load, with points left out for it
@@ -58,29 +74,88 @@ class Serving:
         self._ahead: dict[tuple[FrontierPoint, int], tuple[tuple[float, float], ...]] = {}
 
     @property
-    def idle(self) -> bool:
-        """Whether it is to be closed now: retired, and no request runs on it. To be asked under the lock, once."""
-        return self.retired and self.users <= 0
+    def users(self) -> int:
+        """How many requests run on it."""
+        return len(self._threads)
+
+    def enter(self, thread: int) -> bool:
+        """Let a request of this thread in. False where the serving is retired: it then has to leave again."""
+        self._threads.append(thread)
+        return not self.retired
+
+    def leave(self, thread: int) -> None:
+        """End a request of this thread, and close the engines where it was the last on a retired serving."""
+        self._threads.remove(thread)
+        if self.retired:
+            self.retire()
+
+    def retire(self) -> None:
+        """Let no request in any more, and close the engines once none runs. Never waits, and may be called again."""
+        self.retired = True
+        if not self._threads:
+            try:
+                self._ends.pop()
+            except IndexError:  # somebody else closes them, or has
+                return
+            self.engines.close()
+
+    def forget(self) -> None:
+        """What a forked child has of its parent's: requests of threads that are not there."""
+        self._threads = [thread for thread in self._threads if thread == threading.get_ident()]
+        self._checking, self._is_checking = threading.RLock(), False
+        self.engines.forget()
+
+    def check(self) -> None:
+        """Run the canaries that were left to the first request. Requests of other threads wait for it.
+
+        A request of a signal handler that interrupts it does not wait, and is not certified.
+        """
+        with self._checking:
+            first = self.unchecked
+            if first is None or self._is_checking:
+                return
+            self._is_checking = True
+            try:
+                first.agrees = self.bundle.agrees(first)
+            except DynamicError as error:
+                logger.warning("the canaries of %s do not run: %s. Nothing is certified", self.bundle.folder, error)
+            finally:
+                self._is_checking = False
+            if not self.calibrated(first):
+                self.watch = self._watched(elsewhere=True)
+            self.unchecked = None
 
     def calibrated(self, engine: Engine) -> bool:
         """Whether the ladder was measured on such an engine, and this one answers as that did."""
+        return self._matches(engine) and engine.agrees
+
+    def _matches(self, engine: Engine) -> bool:
+        """Whether the ladder was measured on such an engine."""
         how = engine.name, engine.precision
         known = self._calibrated.get(how)
         if known is None:
             known = self._calibrated[how] = self.bundle.ladder.fingerprint == self.bundle.fingerprint(*how)
-        return known and engine.agrees
+        return known
 
     def certified(self, engine: Engine) -> bool:
         """Whether the ladder's certificates cover what this engine answers."""
         return self.bundle.ladder.certified and self.calibrated(engine) and not self.lost
 
-    def drift(self, engine: Engine, point: FrontierPoint, stages: Sequence[int], output: Output) -> tuple[bool, bool]:
+    def drift(
+        self,
+        engine: Engine,
+        point: FrontierPoint,
+        stages: Sequence[int],
+        output: Output,
+        inputs: Mapping[str, Array],
+        x: Any,
+    ) -> tuple[bool, bool]:
         """Whether inputs have drifted, and whether this output is the first to say so.
 
         Scores of another engine than the calibration's say nothing of the inputs.
         """
         if self.calibrated(engine):
-            return self.watch.observe(point, stages, output)
+            return self.watch.observe(point, stages, output, inputs, x)
         return bool(self.watch.found), False
 
     def lose(self, backbones: frozenset[int]) -> bool:
@@ -163,7 +238,8 @@ def others(bundle: Bundle, engine: Engine, names: Sequence[str] | None) -> Other
     for name in names:
         check_engine(name, bundle.precision_on(name))
     threads = engine.threads
-    return [(name, partial(bundle.open, name, threads=threads)) for name in names if name != engine.name]
+    loads = replace(bundle, preload=True)  # they are opened during requests
+    return [(name, partial(loads.open, name, threads=threads)) for name in names if name != engine.name]
 
 
 def check_successor(old: Bundle, new: Bundle) -> None:

@@ -47,8 +47,11 @@ class SensorCheck:
             )
 
     def _names(self, budget: Budget) -> tuple[str, ...]:
-        """The limits that are not measured. The monitor is read only where a limit needs it."""
-        if all(getattr(budget, name) is None for name in FOLLOWS):
+        """The limits that are not measured, none before the monitor starts. It is read only where a limit needs it.
+
+        No lock of a request is taken: a signal handler may set a budget or ask for statistics.
+        """
+        if self._read.waits or all(getattr(budget, name) is None for name in FOLLOWS):
             return ()
         return unmeasured(budget, self._read.latest)
 

@@ -39,7 +39,9 @@ _KEPT = ["cpu_load", "cpu_cores", "cpu_pressure", "memory_pressure", "memory_ava
 _KEPT += ["battery", "battery_mwh", "plugged", "throttled"]
 _SEEN: Json = dict.fromkeys([*_KEPT, "temperature_c", "memory_process_mb", "rows", "waited_ms", "queue_length"])
 _SEEN |= {"time_s": 0.0, "servers": None}
-_START: Json = dict.fromkeys([*_KEPT, "base_mb", "current", "budget", "pace", "cooling", "since"])
+_START: Json = dict.fromkeys(
+    [*_KEPT, "base_mb", "current", "budget", "pace", "cooling", "since", "temperature_c", "last"]
+)
 _START |= {
     "run": 0,
     "mean": 0.0,
@@ -115,20 +117,29 @@ def decide(device: Json, asked: Json, snapshot: Json, state: Json) -> Json:
 
 
 def look(device: Json, budget: Json, seen: Json, state: Json) -> None:
-    state |= {name: seen[name] for name in _KEPT if seen[name] is not None}  # a silent sensor: no change
+    # a silent sensor: no change
+    state |= {name: seen[name] for name in [*_KEPT, "temperature_c"] if seen[name] is not None}
+    last, state["last"] = state["last"], seen
+    still = last is not None and last["time_s"] == seen["time_s"]  # a clock that stands
     battery, now_s, used_mb = state["battery"], seen["time_s"], seen["memory_process_mb"]
     fades, state["time_s"] = 0.9 if now_s > state["time_s"] else 1.0, now_s
     if state["base_mb"] is None and used_mb is not None:  # mostly before any network was loaded
         state["base_mb"] = max(used_mb - sum(device["memory_mb"][b] for b in state["resident"]), 0.0)
-    if budget["memory_mb"] is not None and used_mb is not None and not 0 <= now_s - state["loaded_s"] < 1.0:
+    settled = (still and used_mb != last["memory_process_mb"]) or not 0 <= now_s - state["loaded_s"] < 1.0
+    if budget["memory_mb"] is not None and used_mb is not None and settled:
         networks = sum(device["memory_mb"][b] for b in state["resident"])
         state["excess_mb"] = max(used_mb - state["base_mb"] - networks, fades * state["excess_mb"], 0.0)
     if budget["last_s"] is None:
         state["pace"] = None
     elif battery is not None:
         state["pace"] = pace(device, budget["last_s"], battery, seen["battery"] is not None, state)
-    if budget["temperature_c"] is not None and seen["temperature_c"] is not None:
-        state["cooling"] = cool(state["cooling"] or (now_s, seen["temperature_c"], 0.0), now_s, seen["temperature_c"])
+    if budget["temperature_c"] is None:
+        state["cooling"] = None
+    elif (now_c := seen["temperature_c"]) is not None:
+        before = state["cooling"] or (now_s, now_c, 0.0)
+        if still and now_c != last["temperature_c"] and now_c > before[1]:  # hotter, and nothing to average over
+            before = now_s, now_c, before[2]
+        state["cooling"] = cool(before, now_s, now_c)
 
 
 def pace(device: Json, last_s: float, battery: float, fresh: bool, state: Json) -> Json:
@@ -152,8 +163,8 @@ def pace(device: Json, last_s: float, battery: float, fresh: bool, state: Json) 
         return dict(kept)
     kept = kept | known | {"time_s": now_s}
     passed_s = now_s - kept["edge_s"]
-    up, down = battery > kept["edge"] + _STEP / 2, battery <= kept["edge"] - _STEP + 1e-9 and passed_s > 0
-    exact = now_s - kept["read_s"] <= max(30.0, 0.2 * passed_s)  # else nobody knows when it fell
+    up, down = battery > kept["edge"] + _STEP / 2, battery <= kept["edge"] - _STEP + 1e-9
+    exact = passed_s > 0 and now_s - kept["read_s"] <= max(30.0, 0.2 * passed_s)  # else nobody knows when it fell
     kept["read_s"] = now_s if fresh else kept["read_s"]
     if down and kept["whole"] and exact:
         e, d = (state["effort"] - kept["effort"]) / passed_s, (kept["edge"] - battery) / passed_s
@@ -258,13 +269,15 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
                     gave_way.extend(["last_s"] if lasts_s < 0.95 * max(end_s - kept["edge_s"], 1.0) else [])
         elif name == "temperature" and budget["temperature_c"] is not None and state["cooling"] is not None:
             _, now_c, slope_c = state["cooling"]
-            share = 0.0 if state["throttled"] else (budget["temperature_c"] - now_c - _AHEAD_S * slope_c) / _BAND_C
+            over = state["temperature_c"] > budget["temperature_c"]  # now, whatever the mean says
+            share = (budget["temperature_c"] - now_c - _AHEAD_S * slope_c) / _BAND_C
+            share = 0.0 if state["throttled"] or over else share
             if share > 0.0:
                 low, high = min(map(effort, device["points"])), max(map(effort, device["points"]))
                 keep(None, effort, low + share * (high - low) if share < 1.0 else math.inf, _SPARE)
             else:
                 left = least(effort)
-                gave_way.extend(["temperature_c"] if now_c > budget["temperature_c"] else [])
+                gave_way.extend(["temperature_c"] if over or now_c > budget["temperature_c"] else [])
         elif name == "latency" and budget["latency_ms"] is not None:
             behind = (seen["queue_length"] or 0) if wait else 0
             if keep("latency_ms", ms, (budget["latency_ms"] - waited_ms) / slow, _SPARE) and behind:

@@ -86,9 +86,9 @@ class BudgetPolicy(Policy):
     ) -> tuple[Decision, BudgetState]:
         """The point for the next request, with the reason; see the class."""
         seen = state.seen
-        if snapshot is not seen.snapshot:
-            seen = seen.seen(frontier, budget, snapshot)
         new = (budget is not state.budget and budget != state.budget) or frontier is not state.frontier
+        if snapshot is not seen.snapshot or new:  # another budget asks other things of the same snapshot
+            seen = seen.seen(frontier, budget, snapshot)
         current, hold, rest = (None, Hold(), Rest()) if new else (state.current, state.hold, state.rest)
         limits = active(budget, self.limits) if new else state.limits
         sieve = self._sift(limits, frontier, current, budget, seen, wait=False)

@@ -192,6 +192,7 @@ class DriftTest:
         """Bet anew. Inputs seen so far stay in their bags: those to come are compared with them too."""
         self.alarm = False
         self.inputs = 0  # since then
+        self.latest = 0.5  # what the last bet has grown to, in money of which 1 / alpha alarms
         self._bets: dict[int, tuple[Bets, int]] = {}  # by stage, with k (k + 1)
 
     @property
@@ -214,5 +215,6 @@ class DriftTest:
             k = len(self._bets) + 1
             self._bets[first_stage] = Bets(), k * (k + 1)
         bets, share = self._bets[first_stage]
-        self.alarm = bets.bet(p) >= share / self.alpha
+        self.latest = bets.bet(p) / share
+        self.alarm = self.latest >= 1 / self.alpha
         return self.alarm

@@ -5,6 +5,7 @@ import math
 from dynamic.policies.budget import Budget
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.frontier import Frontier
+from dynamic.policies.ladder import Point
 from dynamic.policies.snapshot import Snapshot
 
 # of a limit, the field of a snapshot that it follows
@@ -51,3 +52,14 @@ def unmeasured(budget: Budget, snapshot: Snapshot) -> tuple[str, ...]:
         if getattr(budget, name) is not None and not is_measured and not (field == "battery" and snapshot.plugged):
             names.append(name)
     return tuple(names)
+
+
+def covered(point: Point, budget: Budget) -> bool:
+    """Return whether the certificate of a point covers what the budget asks of its answers.
+
+    Args:
+        point: The operating point that answers. Without a bound it covers nothing.
+        budget: The limits of the request. Where it has a `max_drop`, the drop that the point promises must be within
+            it. Without one, any bound will do.
+    """
+    return point.bound is not None and (budget.max_drop is None or point.promised_drop <= budget.max_drop)

@@ -239,7 +239,8 @@ def temperature(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> No
     if seen.cooling is None:
         sieve.notes.append(_unmeasured("temperature_c", budget.temperature_c))
         return
-    share = 0.0 if seen.throttled else seen.cooling.share(budget.temperature_c)
+    over = seen.temperature_c is not None and seen.temperature_c > budget.temperature_c  # now, whatever the mean says
+    share = 0.0 if seen.throttled or over else seen.cooling.share(budget.temperature_c)
     if share >= 1.0:
         return
     rank = sieve.frontier.effort
@@ -251,10 +252,11 @@ def temperature(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> No
         return
     sieve.closest(rank)
     sieve.notes.append(note)
-    if now_c > limit_c:
+    if over or now_c > limit_c:
         sieve.gave_way.append("temperature_c")
-        words = "temperature_c: {:.1f} C on average is over {:.1f} C and gave way, this is the least effort there is"
-        sieve.notes.append((words, now_c, limit_c))
+        mean_c = (now_c, " on average") if now_c > limit_c else (seen.temperature_c, "")
+        words = "temperature_c: {:.1f} C{} is over {:.1f} C and gave way, this is the least effort there is"
+        sieve.notes.append((words, *mean_c, limit_c))
 
 
 def _heat(seen: Situation, limit_c: float) -> str:
@@ -264,6 +266,8 @@ def _heat(seen: Situation, limit_c: float) -> str:
     measured_c = seen.temperature_c if seen.temperature_c is not None else seen.cooling.temperature_c
     if seen.throttled:
         return formatted("the hardware slows this process down, at {:.1f} C", measured_c)
+    if measured_c > limit_c:
+        return formatted("{:.1f} C are measured: that is over the limit of {:.1f} C", measured_c, limit_c)
     side = "over" if predicted_c >= limit_c else "close to"
     words = (
         "{:.1f} C are measured and {:.1f} C are predicted in {} s: the prediction is " + side + " the limit of {:.1f} C"

@@ -117,10 +117,11 @@ class Pace:
         edge_s, edge, edge_effort, whole = self.edge_s, self.edge, self.edge_effort, self.whole
         if battery > edge + _STEP / 2:  # charged in between
             edge_s, edge, edge_effort, whole = time_s, battery, effort, False
-        elif battery <= edge - _STEP + 1e-9 and time_s > edge_s:
-            exact = time_s - self.read_s <= max(_GAP_S, _GAP * (time_s - edge_s))
+        elif battery <= edge - _STEP + 1e-9:
+            passed_s = time_s - edge_s
+            # a clock that stands says nothing of the drain, and the charge has fallen all the same
+            exact = passed_s > 0 and time_s - self.read_s <= max(_GAP_S, _GAP * passed_s)
             if whole and exact:
-                passed_s = time_s - edge_s
                 known = known.learn((effort - edge_effort) / passed_s, (edge - battery) / passed_s)
             edge_s, edge, edge_effort, whole = time_s, battery, effort, exact
         rate_s, rate_count, rate_hz = self.rate_s, self.rate_count, self.rate_hz

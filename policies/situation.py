@@ -100,14 +100,23 @@ class Situation:
         process_mb, now_c = known(snapshot.memory_process_mb, None), known(snapshot.temperature_c, None)
         if self.base_mb is None and process_mb is not None:  # mostly before any network was loaded
             held["base_mb"] = max(process_mb - resident_mb(frontier, self.resident), 0.0)
+        before = self.snapshot
+        # a clock that stands: nothing can be averaged over time, so that what a sensor says anew counts as it is
+        still = before if before is not None and snapshot.time_s == before.time_s else None
         if budget.memory_mb is not None and process_mb is not None:
-            held["excess_mb"] = now._excess(frontier, process_mb, _FADES if now.time_s > self.time_s else 1.0)
+            settled = still is not None and process_mb != still.memory_process_mb
+            fades = _FADES if now.time_s > self.time_s else 1.0
+            held["excess_mb"] = now._excess(frontier, process_mb, fades, settled)
         if budget.last_s is None:
             held["pace"] = None
         elif now.battery is not None:
             held["pace"] = now._paced(frontier, budget.last_s, now.battery, snapshot.battery is not None)
-        if budget.temperature_c is not None and now_c is not None:
+        if budget.temperature_c is None:
+            held["cooling"] = None
+        elif now_c is not None:
             cooling = self.cooling or Cooling(snapshot.time_s, now_c)
+            if still is not None and now_c != still.temperature_c and now_c > cooling.temperature_c:
+                cooling = Cooling(snapshot.time_s, now_c, cooling.slope_c)
             held["cooling"] = cooling.seen(snapshot.time_s, now_c)
         return now
 
@@ -124,9 +133,9 @@ class Situation:
             count=self.count + feedback.rows,
         )
 
-    def _excess(self, frontier: Frontier, process_mb: float, fades: float) -> float:
+    def _excess(self, frontier: Frontier, process_mb: float, fades: float, settled: bool) -> float:
         assert self.base_mb is not None
-        if 0 <= self.time_s - self.loaded_s < _SETTLED_S:
+        if not settled and 0 <= self.time_s - self.loaded_s < _SETTLED_S:
             return self.excess_mb
         networks = resident_mb(frontier, self.resident)
         return max(process_mb - self.base_mb - networks, fades * self.excess_mb, 0.0)

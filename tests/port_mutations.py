@@ -28,8 +28,8 @@ MUTATIONS = [
     ("0.9 if now_s > state", "1.0 if now_s > state"),
     ("0.9 if now_s > state", "0.9 if now_s != state"),
     ("not 0 <= now_s", "not 5 <= now_s"),
-    ("< 1.0:", "< 0.15:"),
-    ("< 1.0:", "< 3.0:"),
+    ("< 1.0\n", "< 0.15\n"),
+    ("< 1.0\n", "< 3.0\n"),
     ('(state["base_mb"] or 0.0) + state["excess_mb"]', '(state["base_mb"] or 0.0)'),
     (' - p["accuracy"]))', "))"),
     ('keep("cpu_ms", lambda p: p["cpu_ms"], budget["cpu_ms"])', "pass"),
@@ -152,7 +152,7 @@ MUTATIONS = [
     ),
     ('< 0.5 and battery == kept["edge"]', "< 0.5"),
     ("_STEP / 2,", "_STEP * 2,"),
-    ("- _STEP + 1e-9 and", "- _STEP / 10 and"),
+    ("- _STEP + 1e-9\n", "- _STEP / 10\n"),
     (' if down and kept["whole"] and exact:', " if down and exact:"),
     ('"whole": down and exact}', '"whole": True}'),
     ("max(30.0, 0.2 * passed_s)", "3000.0"),
@@ -178,7 +178,9 @@ MUTATIONS = [
     ('max(_NOISE, state["scatter"])', "_NOISE"),
     ("if now_s - at_s < 0.5:", "if now_s - at_s < 0.05:"),
     ("(now_s, old_c, slope_c) if now_s < at_s else before", "before"),
-    ('0.0 if state["throttled"] else', ""),
+    ('if state["throttled"] or over else', "if over else"),
+    ('if state["throttled"] or over else', 'if state["throttled"] else'),
+    ("and now_c > before[1]:", "and False:"),
     ("low + share * (high - low) if share < 1.0", "low + share * high if share < 1.0"),
     (
         "low + share * (high - low) if share < 1.0 else math.inf, _SPARE",
@@ -186,7 +188,8 @@ MUTATIONS = [
     ),
     ("if share < 1.0 else math.inf", "if share < 0.8 else math.inf"),
     ('min(map(effort, device["points"])), max', "min(map(effort, left)), max"),
-    ('["temperature_c"] if now_c > budget', '["temperature_c"] if True or now_c > budget'),
+    ('["temperature_c"] if over or now_c', '["temperature_c"] if True or now_c'),
+    ('["temperature_c"] if over or now_c', '["temperature_c"] if now_c'),
 ]
 
 

@@ -14,6 +14,7 @@ NAMES = [
     "Change",
     "Costs",
     "Decision",
+    "DriftOptions",
     "DynamicError",
     "DynamicWarning",
     "FixedMonitor",

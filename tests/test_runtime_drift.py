@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from policy_cases import INF, make_costs, make_point
-from runtime_cases import monitor, shared_blobs
+from runtime_cases import Takes, monitor, shared_blobs
 from scipy.stats import binomtest
 
 import dynamic
@@ -282,6 +282,39 @@ def test_what_is_certified(bundle: dynamic.Bundle) -> None:
     assert not certified(fingerprint="of another engine")
     assert not certified(points=no_bound)
     assert certified(dynamic.Budget(), points=no_bound)  # the reference
+
+
+def test_certified_is_about_the_drop_that_was_asked_for(bundle: dynamic.Bundle) -> None:
+    """QUICK promises 0.1: certified for whoever allows that, and for nobody who asks for less."""
+    forced = dynamic.Budget(latency_ms=9.0, percentile=None, max_drop=0.01)  # the reference takes 10 ms, QUICK 6
+
+    def certified(*budgets: dynamic.Budget, **changes: Any) -> list[bool]:
+        run = scripted(bundle, drift_alpha=None, **changes)
+        results = []
+        for budget in budgets:
+            run.budget = budget
+            results.append(run(inputs(1)))
+        assert run.stats().certified_share == pytest.approx(sum(r.certified for r in results) / len(results))
+        return [r.certified for r in results]
+
+    run = scripted(bundle, forced)
+    result = run(inputs(1))
+    assert (names([result]), result.certified, run.stats().certified_share) == (["quick"], False, 0.0)
+    assert result.decision.point.point.bound == 0.1, "what is certified for another drop is said by the point"
+    assert "max_drop" in result.decision.gave_way
+    assert certified(forced, SAVE, replace(forced, max_drop=0.1), replace(forced, max_drop=None)) == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert certified(dynamic.Budget(max_drop=0)) == [True]  # the reference, whose drop is 0
+    assert certified(replace(forced, max_drop=0.0999)) == [False]
+    # a bound on errors says nothing of the drop
+    errors = (REFERENCE, replace(QUICK, kind="error"))
+    assert certified(replace(forced, max_drop=0.5), points=errors) == [False]
+    # a policy that keeps to no budget does not make an answer certified
+    assert certified(dynamic.Budget(max_drop=0.01), policy=Takes("quick")) == [False]
 
 
 # labels

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import Future, wait
 from typing import Any
 
 import numpy as np
@@ -146,7 +146,7 @@ def test_several_workers(bundle: dynamic.Bundle, engine: Gated) -> None:
     run.close()
 
 
-def test_closing_ends_what_runs_and_cancels_what_waits(bundle: dynamic.Bundle, engine: Gated) -> None:
+def test_closing_ends_what_runs_and_refuses_what_waits(bundle: dynamic.Bundle, engine: Gated) -> None:
     run = faked(bundle, engine)
     running = run.submit(X)
     engine.wait()
@@ -155,7 +155,7 @@ def test_closing_ends_what_runs_and_cancels_what_waits(bundle: dynamic.Bundle, e
     closing.start()
     done, _ = wait(waiting, LIMIT_S)
     assert len(done) == 3
-    assert all(f.cancelled() for f in waiting)
+    assert all(isinstance(f.exception(0), ClosedError) for f in waiting)
     assert not running.done()
     assert not engine.closed
     with pytest.raises(ClosedError, match=r"closed: open another with bundle\.runtime"):
@@ -165,8 +165,93 @@ def test_closing_ends_what_runs_and_cancels_what_waits(bundle: dynamic.Bundle, e
     assert running.result(0).label.tolist() == [0]
     assert engine.closed == 1
     assert not workers()
-    with pytest.raises(CancelledError):
+    with pytest.raises(ClosedError, match=r"not answered: this runtime is closed"):
         waiting[0].result(0)
+
+
+def test_draining_answers_what_was_accepted(bundle: dynamic.Bundle, engine: Gated) -> None:
+    run = faked(bundle, engine)
+    accepted = [run.submit(X) for _ in range(4)]
+    engine.wait()
+    closing = threading.Thread(target=run.close, kwargs={"drain": True})
+    closing.start()
+    while not run._answering.closed:
+        time.sleep(0.001)
+    for use in (lambda: run.submit(X), lambda: run(X)):
+        with pytest.raises(ClosedError):
+            use()
+    assert not any(f.done() for f in accepted)
+    engine.gate.release(4)
+    closing.join(LIMIT_S)
+    assert [f.result(0).id for f in accepted] == [0, 1, 2, 3]
+    assert engine.closed == 1
+    assert not workers()
+
+
+def test_draining_ends_in_time(bundle: dynamic.Bundle, engine: Gated) -> None:
+    run = faked(bundle, engine)
+    running, *waiting = [run.submit(X) for _ in range(3)]
+    engine.wait()
+    run.close(drain=True, timeout_s=0.05)  # the engine does not go on
+    assert [type(f.exception(0)) for f in waiting] == [ClosedError] * 2
+    assert not running.done()
+    assert not engine.closed, "a request runs on it"
+    engine.gate.release()
+    assert running.result(LIMIT_S).id == 0
+    for thread in workers():
+        thread.join(LIMIT_S)
+    assert engine.closed == 1
+
+
+def test_closing_does_not_wait_longer_than_it_may(bundle: dynamic.Bundle, engine: Gated) -> None:
+    run = faked(bundle, engine, workers=2)
+    running = [run.submit(X) for _ in range(2)]
+    engine.wait(), engine.wait()
+    run.close(timeout_s=0)
+    assert not any(f.done() for f in running)
+    engine.gate.release(2)
+    assert sorted(f.result(LIMIT_S).id for f in running) == [0, 1]
+
+
+def test_a_callback_may_drain(bundle: dynamic.Bundle, engine: Gated) -> None:
+    run = faked(bundle, engine)
+    accepted = [run.submit(X) for _ in range(3)]
+    accepted[0].add_done_callback(lambda _: run.close(drain=True))  # on the worker that answers the others
+    engine.gate.release(3)
+    assert [f.result(LIMIT_S).id for f in accepted] == [0, 1, 2]
+    for thread in workers():
+        thread.join(LIMIT_S)
+    assert engine.closed == 1
+
+
+@pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("inf")])
+def test_how_long_closing_may_take_is_a_number(bundle: dynamic.Bundle, timeout_s: float) -> None:
+    run = faked(bundle)
+    with pytest.raises(BudgetError, match=r"timeout_s=.* must be a number of seconds of at least 0"):
+        run.close(timeout_s=timeout_s)
+    assert run(X).id == 0
+    run.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_free_worker_counts_before_it_wakes(bundle: dynamic.Bundle, engine: Gated, count: int) -> None:
+    run = faked(bundle, engine, workers=count, queue=1)
+    first = [run.submit(X) for _ in range(count)]
+    engine.gate.release(count)
+    for future in first:
+        future.result(LIMIT_S)
+    for _ in range(count):
+        engine.wait()
+    with run._waiting._changed:  # nobody can wake up now: all workers are free
+        accepted = [run.submit(X) for _ in range(count + 1)]
+        assert not any(f.done() for f in accepted), "each worker takes one, and one may wait"
+        assert run.stats().queue_longest <= 1
+        run.submit(X)
+        with pytest.raises(ShedError):
+            accepted[0].result(0)
+    engine.gate.release(100)
+    run.close(drain=True)
+    assert [type(f.exception(0)) for f in accepted[1:]] == [type(None)] * count
 
 
 def test_a_closed_runtime_says_so(bundle: dynamic.Bundle) -> None:

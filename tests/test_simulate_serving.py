@@ -294,3 +294,22 @@ def test_settings_are_checked() -> None:
     for options in ({"queue_limit": 0}, {"noise": -1.0}, {"monitor_hz": 0}, {"battery": 1.1}):
         with pytest.raises(BudgetError, match=next(iter(options))):
             serve(Constant(1, 1), **options)
+
+
+def test_what_is_certified_is_what_the_budget_asks_for() -> None:
+    points = tuple(replace(p, bound=bound) for p, bound in zip(LADDER.points, (0.0, 0.05, 0.3, None), strict=True))
+    ladders = {certified: replace(LADDER, points=points, certified=certified) for certified in (True, False)}
+
+    def uncertified(name: str, budget: Any, certified: bool = True) -> float | None:
+        frontier = Frontier.of(ladders[certified], COSTS)
+        workload = Constant(rate_hz=5, duration_s=2)
+        return simulate(frontier, RECORDS, PLAIN, workload, FixedPolicy(name), budget).uncertified_share
+
+    assert uncertified("both", Budget()) == 0
+    assert uncertified("both", Budget(max_drop=0.05)) == 0
+    assert uncertified("both", Budget(max_drop=0.049)) == 1
+    assert uncertified("first", Budget()) == 1, "it has no bound"
+    assert uncertified("last", Budget(max_drop=0)) == 0
+    assert uncertified("last", Budget(max_drop=0), certified=False) == 1
+    halves = uncertified("both", lambda time_s: Budget(max_drop=0.01 if time_s < 1 else 0.5))
+    assert halves == pytest.approx(0.5, abs=0.15)

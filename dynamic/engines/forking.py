@@ -4,9 +4,15 @@ Threads do not survive a fork, so a session of the parent would wait in the chil
 is forgotten is kept alive, unused: to destroy it would wait for the same workers.
 """
 
+import logging
 import os
+import sys
 import weakref
 from typing import Any, Protocol
+
+logger = logging.getLogger("dynamic")
+
+_LIBRARIES = ("onnxruntime", "openvino")  # of engines, in C++, with threads and destructors of their own
 
 
 class Forgets(Protocol):
@@ -18,6 +24,7 @@ class Forgets(Protocol):
 
 _holders: "weakref.WeakSet[Forgets]" = weakref.WeakSet()
 _lost: list[Any] = []
+_warned = False
 
 
 def forget_after_fork(holder: Forgets) -> None:
@@ -25,9 +32,24 @@ def forget_after_fork(holder: Forgets) -> None:
     _holders.add(holder)
 
 
+def _before_fork() -> None:
+    """Warn once where a child may not end."""
+    global _warned
+    loaded = [name for name in _LIBRARIES if sys.modules.get(name) is not None]
+    if _warned or not loaded or not _holders:
+        return
+    _warned = True
+    logger.warning(
+        "this process forks after it has loaded %s: a child answers requests, but one that ends by sys.exit may hang "
+        "or abort. Fork first: open the bundle in each child, or load(..., preload=False) and send no request before "
+        "the fork (see docs/processes.md)",
+        " and ".join(loaded),
+    )
+
+
 def _in_child() -> None:
     _lost.extend(holder.forget() for holder in tuple(_holders))
 
 
 if hasattr(os, "register_at_fork"):  # systems without fork have no need of it
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)

@@ -36,16 +36,14 @@ class Sessions:
         rivals: bool,
         hashes: Mapping[str, str] | None = None,
     ) -> None:
-        import onnxruntime
-
         if idle not in IDLE:
             raise BudgetError(f"idle={idle!r} is not known; use one of {IDLE}")
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
-        self._files, self._idle, self._rivals, self._library = BundleFiles(folder, hashes), idle, rivals, onnxruntime
+        self._files, self._idle, self._rivals = BundleFiles(folder, hashes), idle, rivals
         self._open: dict[str, Any] = {}  # file -> session
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         forget_after_fork(self)
 
     def __contains__(self, file: str) -> bool:
@@ -65,7 +63,7 @@ class Sessions:
         """Drop sessions by file and return the freed memory to the system; whether there were any."""
         with self._lock:
             before = len(self._open)
-            self._open = {file: session for file, session in self._open.items() if not unwanted(file)}
+            self._open = {file: session for file, session in list(self._open.items()) if not unwanted(file)}
             dropped = before > len(self._open)
         if dropped:
             trim_memory()
@@ -73,11 +71,16 @@ class Sessions:
 
     def forget(self) -> Any:
         """All of them, to be kept and not used."""
-        lost, self._open, self._lock = self._open, {}, threading.Lock()
+        lost, self._open, self._lock = self._open, {}, threading.RLock()
         return lost
 
     def _load(self, file: str, what: str) -> Any:
-        options = self._library.SessionOptions()
+        # not before: where a parent has imported it, a forked child that ends by sys.exit hangs
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise EngineError(f"ONNX Runtime does not import ({error}): pip install dynamic-inference again") from error
+        options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -87,7 +90,7 @@ class Sessions:
             options.add_session_config_entry("session.intra_op.spin_duration_us", "20")  # ignored by older versions
         try:
             with self._files.verify(file) as path:
-                return self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+                return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except EngineError:
             raise
         except Exception as error:  # ONNX Runtime raises classes of its own that share no root

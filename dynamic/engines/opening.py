@@ -71,8 +71,11 @@ def check_engine(name: str, precision: str) -> None:
 
 
 def engine_version(name: str) -> str:
-    """The version of an engine's library, which is imported for it."""
-    return str(import_module(_ENGINES[name].package).__version__)
+    """The version of an engine's library, which is imported for it. "unknown" where that fails, as the engine will."""
+    try:
+        return str(import_module(_ENGINES[name].package).__version__)
+    except ImportError:
+        return "unknown"
 
 
 def check_installed_engine(name: str) -> None:
@@ -130,21 +133,19 @@ def open_engine(
 
     `route`: see `CascadeEngine`. `hashes`: SHA-256 of the files in `folder` by name, checked whenever one is loaded
     (None: not checked). `options` are the engine's own: `threads` and `idle` for "onnxruntime",
-    `threads` for "openvino", `device` and `compile` for "torch". Raises EngineError on an unknown engine, precision or
-    option, or an engine that is not installed.
+    `threads` for "openvino", `device` and `compile` for "torch". No library is imported and no file opened before the
+    first request, but for engine "torch", whose modules are there already, and precision "bf16". Raises EngineError on
+    an unknown engine, precision or option, or an engine that is not installed.
     """
     check_engine(name, precision)
     engine = _ENGINES[name]
+    check_installed_engine(name)
     if len(engine.precisions) > 1:
         options["precision"] = precision
     if name != "torch":  # its modules are in memory
         options["hashes"] = hashes
     try:
         made = engine.make(folder, spec, stages, **options)
-    except ModuleNotFoundError as error:
-        if error.name != engine.package:
-            raise
-        raise _not_installed(name) from error
     except TypeError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
     graph = made.graph() if made.graph is not None and (folder / GRAPH).is_file() else None

@@ -27,16 +27,14 @@ class Models:
     def __init__(
         self, folder: Path, threads: int | None, precision: str, hashes: Mapping[str, str] | None = None
     ) -> None:
-        import openvino
-
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
-        self._tensor = openvino.Tensor
-        self._library = openvino
-        self._core: Any = self._make()  # None in a forked child, until it is wanted there
-        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise EngineError("this processor does not compute in bf16; use precision='f32'")
+        self._core: Any = None  # until it is wanted, in the process that wants it
+        if precision == "bf16":
+            self._core = self._make()
+            if "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+                raise EngineError("this processor does not compute in bf16; use precision='f32'")
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
@@ -45,19 +43,23 @@ class Models:
         }
         self._files = BundleFiles(folder, hashes)
         self._compiled: dict[str, Any] = {}  # file -> compiled model
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._requests = threading.local()
         self._drops = 0  # how often models were dropped: tells each thread when to look through its requests
         forget_after_fork(self)
 
+    def __contains__(self, file: str) -> bool:
+        return file in self._compiled
+
     def _make(self) -> Any:
-        core = self._library.Core()
+        """A core. The library is imported by the first process and request that wants one."""
+        import openvino
+
+        self._tensor = openvino.Tensor
+        core = openvino.Core()
         # a file that is mapped and overwritten in place would change the answers of a loaded model
         core.set_property({"ENABLE_MMAP": "NO"})
         return core
-
-    def __contains__(self, file: str) -> bool:
-        return file in self._compiled
 
     def run(self, file: str, what: str, arrays: Sequence[Array]) -> list[Array]:
         """Outputs of one inference. They belong to this thread's request: its next inference of the file writes them.
@@ -109,7 +111,7 @@ class Models:
         """All of them, to be kept and not used."""
         lost = (self._core, self._compiled, self._requests)
         self._core, self._compiled = None, {}  # a core starts threads: not while the process still forks
-        self._lock, self._requests = threading.Lock(), threading.local()
+        self._lock, self._requests = threading.RLock(), threading.local()
         return lost
 
     def _own_requests(self) -> dict[str, tuple[Any, Any]]:

@@ -27,9 +27,10 @@ class SimulationReport:
     empty. Of the answers (None where there are none): `accuracy` (None without labels); `latency_ms [answered]` from
     arrival to answer, queue included, with mean, median, p95, p99 and longest, and `mean_wait_ms` of it in the queue;
     `late_share` over the budget's latency, `deadline_miss_share` over its deadline (None: no such limit);
-    `cut_share` ended early for a deadline; `uncertified_share`: those, and answers of points without a certificate;
-    `infeasible_share` under a decision that met not every limit, `gave_way_shares` by limit. `useful_share`: right, and
-    in time for latency and deadline, of all that arrived. `queue_longest` requests waiting.
+    `cut_share` ended early for a deadline; `uncertified_share`: those, and answers whose point has no bound or promises
+    a larger drop than `max_drop`; `infeasible_share` under a decision that met not every limit, `gave_way_shares` by
+    limit. `useful_share`: right, and in time for latency and deadline, of all that arrived.
+    `queue_longest` requests waiting.
 
     `energy_mj` of the whole device from `energy_source`, the sum of `idle_mj`, `screen_mj` and `inference_mj`, and
     `inference_mj_each` answer; `battery_left` 0..1, `hours` until the end, or until the battery was empty;

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.budget import Budget
+from dynamic.policies.feasibility import covered
 from dynamic.policies.records import Records
 from dynamic.simulate.devices import Device
 from dynamic.simulate.environment import SAMPLED, Environment
@@ -37,8 +38,7 @@ def summarize(
     cut = np.zeros(len(served), bool)
     cut[log.cut] = True
     right = _right(outcomes, point, stage, record[served], cut)
-    bound = np.array([outcome.point.point.bound is not None for outcome in outcomes])
-    sure = bound[point] & ~cut if certified else np.zeros(len(served), bool)
+    sure = _covered(env.budgets, start_s, outcomes, point) & ~cut & certified
     limit_ms, deadline_ms = _limits(env.budgets, start_s)
     in_time = ~(latency_ms > limit_ms) & ~(latency_ms > deadline_ms)  # NaN: no limit
     count, world = len(served), env.world
@@ -110,13 +110,26 @@ def _right(
 
 def _limits(budgets: Sequence[tuple[float, Budget]], start_s: Floats) -> tuple[Floats, Floats]:
     """(latency, deadline) `[answered]` of the budget that each request began under; NaN where there is none."""
-    which = np.searchsorted([time_s for time_s, _ in budgets], start_s, side="right") - 1
+    which = _budget_of(budgets, start_s)
 
     def limits(name: str) -> Floats:
         found = [getattr(budget, name) for _, budget in budgets]
         return np.array([np.nan if limit is None else limit for limit in found])[which]
 
     return limits("latency_ms"), limits("deadline_ms")
+
+
+def _covered(
+    budgets: Sequence[tuple[float, Budget]], start_s: Floats, outcomes: Sequence[Outcome], point: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether the certificate of the point that answered covers what the budget asked for `[answered]`."""
+    table = [[covered(outcome.point.point, budget) for outcome in outcomes] for _, budget in budgets]
+    return np.array(table, bool)[_budget_of(budgets, start_s), point]
+
+
+def _budget_of(budgets: Sequence[tuple[float, Budget]], start_s: Floats) -> NDArray[np.intp]:
+    """The number of the budget that each request began under `[answered]`."""
+    return np.searchsorted([time_s for time_s, _ in budgets], start_s, side="right") - 1
 
 
 def _over(latency_ms: Floats, limit_ms: Floats) -> float | None:
