@@ -29,7 +29,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dynamic.canaries import CANARIES, Canaries
-from dynamic.canary_check import CHECKS, CanaryReport, check_canaries, keep_report, kept_report
+from dynamic.canary_check import CHECKS, CanaryReport
+from dynamic.canary_reports import canary_report, engine_agrees
 from dynamic.choosing import AUTO, CHOICES, chosen
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.opening import check_engine, open_engine
@@ -65,9 +66,6 @@ MANIFEST = "bundle.json"
 _COSTS = "costs"
 
 logger = logging.getLogger("dynamic")
-
-# by folder and file name: what a folder that cannot be written to would forget
-_REPORTS: dict[tuple[Path, str], CanaryReport] = {}
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class Bundle:
         self.check_files("records.npz")
         return Records.load(self.folder / "records.npz")
 
-    @cached_property
+    @property
     def canaries(self) -> Canaries | None:
         """The canaries, or None in a bundle that was built without. Raises CorruptError where they do not read."""
         if CANARIES not in self.hashes:
@@ -185,6 +183,13 @@ class Bundle:
         run on, or that a container's quota leaves; on engine "torch" as many as torch has been set to. Raises
         EngineError where the engine is unknown or not installed.
         """
+        opened = self.open_unchecked(engine, precision, **options)
+        # without preload nothing runs before a runtime's first request, which checks (see `Serving.check`)
+        opened.agrees = self.preload and self.agrees(opened)
+        return opened
+
+    def open_unchecked(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine:
+        """`open`, without running the canaries."""
 
         def precision_on(name: str) -> str:
             return precision or self.precision_on(name)
@@ -213,8 +218,6 @@ class Bundle:
         costs = self.costs_on(name, wanted, opened.threads)
         if costs is not None and costs.route:
             opened.follow(costs.batch, costs.route)
-        # without preload nothing runs before a runtime's first request, which checks (see `Serving.check`)
-        opened.agrees = self.preload and self.agrees(opened)
         return opened
 
     def check(
@@ -247,9 +250,9 @@ class Bundle:
             >>> report.agrees  # doctest: +SKIP
             True
         """
-        opened = self.open(engine, precision, **options)  # runs them where they never ran
+        opened = self.open_unchecked(engine, precision, **options)
         try:
-            return self._report(opened, again, progress)
+            return canary_report(self, opened, again=again, progress=progress)
         finally:
             opened.close()
 
@@ -267,46 +270,12 @@ class Bundle:
         """
         if self.ladder.fingerprint != self.fingerprint(opened.name, opened.precision):
             return True
-        report = self._report(opened)
-        if report is None or report.agrees:
-            return True
-        if report.problem is not None:
-            logger.warning(
-                "engine %s fails on the canaries of %s: %s. Nothing is certified. Requests go to the next engine "
-                "while it fails",
-                opened.name,
-                self.folder,
-                report.problem,
-            )
-            return False
-        logger.warning(
-            "%s is not certified on this machine: %s. It runs on %s and was calibrated on %s. Certify it here with "
-            "labelled inputs, dynamic.recertify(bundle, records=bundle.calibrate(loader)), or build it again from "
-            "networks that are the same everywhere (int8 with weight_range='portable')",
-            self.folder,
-            report,
-            report.identity,
-            self.calibrated_on or "an unknown machine",
-        )
-        return False
+        return engine_agrees(self, opened)
 
-    def _report(self, opened: CascadeEngine, again: bool = False, progress: bool | None = None) -> CanaryReport | None:
-        """What the canaries say of an engine: as kept, or run now."""
-        canaries = self.canaries
-        if canaries is None:
-            return None
-        # a ladder has its own limits, and a bundle that was built again has other canaries
-        ladder = hashlib.sha256(json.dumps(self.ladder.to_json(), sort_keys=True).encode()).hexdigest()[:8]
-        content = self.hashes[CANARIES][:8]
-        name = f"{machine_key()}-{EngineIdentity.of(opened).key}-{content}{ladder}.json"
-        place = (self.folder.resolve(), name)
-        report = None if again else _REPORTS.get(place) or kept_report(self.folder, name)
-        if report is None:
-            report = check_canaries(opened, canaries, self.records, self.ladder, progress)
-            if self._owner is None and report.problem is None:  # an engine that failed is tried again
-                keep_report(self.folder, name, report)
-        _REPORTS[place] = report
-        return report
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the folder goes with the bundle: it was built and not saved yet."""
+        return self._owner is not None
 
     def calibrate(
         self,
@@ -426,7 +395,7 @@ def write(
     cascade: str,
     classes: Sequence[str] | None,
     preprocess: Preprocess | None,
-    calibrated_on: EngineIdentity | None,
+    calibrated_on: EngineIdentity | None = None,
 ) -> None:
     """Write ladder, records and manifest beside the graphs that already lie in `folder`."""
     check_engine(engine, precision)

@@ -115,20 +115,25 @@ class Reservoir:
         self._size, self._random = size, np.random.default_rng(seed)
         self._rows: list[dict[str, Array]] = []
         self._places: list[int] = []
-        self._seen = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._count = 0
 
     def add(self, inputs: Mapping[str, Array]) -> None:
         """Consider the rows of one batch."""
+        shapes = {name: array.shape[1:] for name, array in inputs.items()}
+        self._shapes = self._shapes or shapes
+        if shapes != self._shapes:  # canaries run as one batch
+            return
         for row in range(len(next(iter(inputs.values())))):
-            place = self._seen if self._seen < self._size else int(self._random.integers(self._seen + 1))
+            place = self._count if self._count < self._size else int(self._random.integers(self._count + 1))
             if place < self._size:
                 values = {name: np.array(array[row]) for name, array in inputs.items()}  # the batch is not held
                 if place == len(self._rows):
                     self._rows.append(values)
-                    self._places.append(self._seen)
+                    self._places.append(self._count)
                 else:
-                    self._rows[place], self._places[place] = values, self._seen
-            self._seen += 1
+                    self._rows[place], self._places[place] = values, self._count
+            self._count += 1
 
     def canaries(self, logits: NDArray[np.float32]) -> Canaries:
         """The sample, with its rows of all `logits [all, S, C]`."""
@@ -150,8 +155,14 @@ def noise(example: Mapping[str, Array], count: int = MOST, seed: int = 0) -> dic
     random = np.random.default_rng(seed)
     drawn = {}
     for name, array in example.items():
-        codes, (low, high) = random.integers(0, 256, (count, *array.shape[1:])), (array.min(), array.max())
-        drawn[name] = (low + (high - low) * (codes / 255)).astype(array.dtype)
+        shape = (count, *array.shape[1:])
+        if array.dtype.kind == "b":
+            drawn[name] = random.integers(0, 2, shape).astype(bool)
+        elif array.dtype.kind in "iu":
+            drawn[name] = random.integers(array.min(), array.max(), shape, endpoint=True, dtype=array.dtype)
+        else:
+            low, high = np.nanmin(array), np.nanmax(array)
+            drawn[name] = (low + (high - low) * (random.integers(0, 256, shape) / 255)).astype(array.dtype)
     return drawn
 
 

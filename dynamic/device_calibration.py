@@ -27,7 +27,7 @@ def calibrate_here(
     progress: bool | None,
 ) -> Records:
     """See `Bundle.calibrate`."""
-    opened = bundle.open(engine, precision)
+    opened = bundle.open_unchecked(engine, precision)
     recorder = Recorder(bundle.spec)
     try:
         for inputs, labels in track(_pairs(loader), "calibrating", size_of(loader), progress):

@@ -171,10 +171,7 @@ def check_shelf(folder: Path) -> ShelfState:
     if report is None:
         return ShelfState(str(folder), problems, tuple(hints))
     if not report.agrees:
-        hints.append(
-            "its answers are not certified on this machine: certify it here, "
-            "dynamic.recertify(bundle, records=bundle.calibrate(loader)), or build it again from portable networks"
-        )
+        hints.append(f"its answers are not certified on this machine: {report.remedy}")
     return ShelfState(str(folder), problems, tuple(hints), report.agrees, str(report))
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ class _Named(Protocol):
     name: str
     precision: str
     threads: int
+    options: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class EngineIdentity:
         machine: processor, cores and system.
         instruction_sets: of the processor, by which engines choose kernels.
         variables: those of `KERNEL_VARIABLES` that are set.
+        options: of the engine, where they change arithmetic, such as `device` of engine "torch".
     """
 
     engine: str
@@ -51,6 +53,7 @@ class EngineIdentity:
     machine: str
     instruction_sets: tuple[str, ...]
     variables: Mapping[str, str]
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, engine: _Named) -> "EngineIdentity":
@@ -58,7 +61,7 @@ class EngineIdentity:
         variables = {name: os.environ[name] for name in KERNEL_VARIABLES if os.environ.get(name)}
         version = engine_version(engine.name)
         how = (engine.precision, engine.threads, machine_name(), instruction_sets())
-        return cls(engine.name, version, *how, variables)
+        return cls(engine.name, version, *how, variables, dict(engine.options))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "EngineIdentity":
@@ -77,7 +80,7 @@ class EngineIdentity:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        variables = "".join(f", {name}={value}" for name, value in self.variables.items())
+        variables = "".join(f", {name}={value}" for name, value in {**self.options, **self.variables}.items())
         return f"{self.engine} {self.version} {self.precision}, {self.threads} threads, {self.machine}{variables}"
 
 

@@ -46,8 +46,9 @@ def instruction_sets(root: Path = Path("/")) -> tuple[str, ...]:
     except OSError:
         found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
         return tuple(str(name).lower() for name in found)
-    flags = {flag for line in lines if line.partition(":")[0].strip() in ("flags", "Features") for flag in line.split()}
-    return tuple(name for name in _INSTRUCTION_SETS if name in flags)
+    cores = [set(line.split()) for line in lines if line.partition(":")[0].strip() in ("flags", "Features")]
+    common = set.intersection(*cores) if cores else set()  # cores may differ, and a thread runs on any
+    return tuple(name for name in _INSTRUCTION_SETS if name in common)
 
 
 def quota_threads(root: Path = Path("/")) -> int | None:

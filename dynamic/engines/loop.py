@@ -25,6 +25,7 @@ class StageEngine:
         self.name = executor.name
         self.precision = executor.precision
         self.threads = executor.threads
+        self.options: Mapping[str, str] = {}  # what was given and changes arithmetic, such as the device
         self.executor = executor
         self.spec = spec
         self._combiner = combiner

@@ -84,6 +84,8 @@ class Sessions:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # its default on x86. On ARM it is 1, and convolutions before a sum then run in float32: other answers, slower
+        options.add_session_config_entry("session.qdqisint8allowed", "0")
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._idle == "spin" else "0")
         if self._idle == "spin" and self._rivals:
             options.add_session_config_entry("session.force_spinning_stop", "1")  # once the session is done

@@ -59,6 +59,7 @@ _ENGINES = {
     "torch": _Engine(_torch, ("f32",), "torch", "dynamic-inference[build]"),
 }
 ENGINES = tuple(_ENGINES)
+_ARITHMETIC = ("compile", "device")  # options of engine "torch" under which other kernels run
 PRECISIONS = {name: engine.precisions for name, engine in _ENGINES.items()}
 
 
@@ -149,4 +150,6 @@ def open_engine(
     except TypeError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
     graph = made.graph() if made.graph is not None and (folder / GRAPH).is_file() else None
-    return CascadeEngine(StageEngine(made.executor, spec, combiner), graph, route)
+    stages_engine = StageEngine(made.executor, spec, combiner)
+    stages_engine.options = {name: str(options[name]) for name in _ARITHMETIC if options.get(name)}
+    return CascadeEngine(stages_engine, graph, route)

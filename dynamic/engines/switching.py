@@ -29,6 +29,7 @@ class CascadeEngine:
         if route == "graph" and graph is None:
             raise EngineError(f"engine {stages.name!r} has no single graph here; use route='stages' or None")
         self.name, self.precision, self.threads = stages.name, stages.precision, stages.threads
+        self.options = stages.options
         self.stages, self.graph = stages, graph
         self.agrees = True  # until canaries say otherwise
         self._always = route

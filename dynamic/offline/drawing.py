@@ -1,21 +1,35 @@
 """Which inputs become canaries: drawn from the calibration, given by the user, or noise."""
 
+import logging
 from typing import Any, Literal
 
-from dynamic.canaries import Canaries, Reservoir, noise
+import numpy as np
+
+from dynamic.canaries import LEAST, MOST, Canaries, Reservoir, noise
+from dynamic.canary_check import run_canaries
+from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.loop import check_inputs
 from dynamic.engines.switching import CascadeEngine
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.inputs import Batch, named_tensors
 from dynamic.policies.errors import InputError
 from dynamic.policies.records import Records
 
+logger = logging.getLogger("dynamic")
+
 CanaryInputs = Literal["calibration", "noise"] | Batch
 
 
-def check_canary_inputs(canaries: Any) -> None:
-    """Raises InputError on a word that is not known, before anything is run."""
-    if isinstance(canaries, str) and canaries not in ("calibration", "noise"):
-        raise InputError(f"canaries={canaries!r} is not known. Use 'calibration', 'noise' or a batch of inputs")
+def check_canary_inputs(canaries: Any, cascade: Cascade, spec: CascadeSpec) -> None:
+    """Raises InputError on an unknown word, and on inputs that do not fit or are too few, before anything is run."""
+    if isinstance(canaries, str):
+        if canaries not in ("calibration", "noise"):
+            raise InputError(f"canaries={canaries!r} is not known. Use 'calibration', 'noise' or a batch of inputs")
+        return
+    named = named_tensors(cascade.networks[0], canaries)
+    count = check_inputs({name: tensor.detach().cpu().numpy() for name, tensor in named.items()}, spec.inputs)
+    if count < LEAST:
+        raise InputError(f"{count} canaries were given, at least {LEAST} are needed: give a larger batch")
 
 
 def draw_canaries(
@@ -42,7 +56,10 @@ def draw_canaries(
         return sample.canaries(records.logits)
     given = example if isinstance(canaries, str) else canaries
     named = named_tensors(cascade.networks[0], given)
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in named.items()}
+    arrays = {name: tensor.detach().cpu().numpy()[:MOST] for name, tensor in named.items()}
     if isinstance(canaries, str):
         arrays = noise(arrays, seed=seed)
-    return Canaries(arrays, engine.all_logits(arrays), "noise" if isinstance(canaries, str) else "given")
+    drawn = Canaries(arrays, run_canaries(engine, arrays), "noise" if isinstance(canaries, str) else "given")
+    if np.ptp(drawn.logits[:, -1], axis=0).max() == 0:
+        logger.warning("all %d canaries have the same logits: they can hardly notice a difference", len(drawn))
+    return drawn

@@ -12,7 +12,7 @@ from types import NoneType
 
 from dynamic.bundle import Bundle, has_graphs, read, write
 from dynamic.canaries import CANARIES, Canaries
-from dynamic.canary_check import CHECKS
+from dynamic.canary_check import CHECKS, run_canaries
 from dynamic.fingerprint import EngineIdentity
 from dynamic.offline.graphs import write_graphs
 from dynamic.policies.certification import certify, shortage
@@ -97,7 +97,7 @@ def recertify(
 def _measured_here(bundle: Bundle, records: Records) -> tuple[Canaries | None, EngineIdentity]:
     """The canaries as this machine answers them. Raises CalibrationError where the records were not made on it."""
     old = bundle.canaries
-    opened = bundle.open(bundle.engine, bundle.precision)
+    opened = bundle.open_unchecked(bundle.engine, bundle.precision)
     try:
         identity = EngineIdentity.of(opened)
         if json.dumps(identity.to_json(), sort_keys=True) != records.made_on:
@@ -105,7 +105,7 @@ def _measured_here(bundle: Bundle, records: Records) -> tuple[Canaries | None, E
                 f"the records were made on {EngineIdentity.from_json(json.loads(records.made_on or '{}'))}, this is "
                 f"{identity}. Call recertify where the records were made"
             )
-        return (None if old is None else Canaries(old.inputs, opened.all_logits(old.inputs), old.source)), identity
+        return (None if old is None else Canaries(old.inputs, run_canaries(opened, old.inputs), old.source)), identity
     finally:
         opened.close()
 
