@@ -150,7 +150,7 @@ def test_canaries_that_differ_in_the_first_request_certify_nothing(
     tmp_path: Path, shelf: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(dynamic.Bundle, "agrees", lambda *_: asked.append(1))
+    monkeypatch.setattr(dynamic.Bundle, "agrees", lambda *_: bool(asked.append(1)))
     with dynamic.load(tmp_path / "shelf", preload=False).runtime(monitor=dynamic.FixedMonitor()) as run:
         assert (asked, run.stats().drift) == ([], False)
         assert not any(run(X).certified for _ in range(2))
