@@ -70,8 +70,8 @@ _CPU = replace(_WILD, limits=("cpu_ms",))
 _FLOOR = replace(_HEATED, limits=("battery_floor",))
 # by device and kind the seeds: of those on made-up ladders such that a port with one thing wrong is found out
 _SEEDS: dict[str, list[tuple[_Kind, tuple[int, ...]]]] = {
-    "made up": [(_WILD, (24, 37)), (_WARM, (7, 13, 27, 29)), (_PACED, (8,)), (_FULL, (1,))],
-    "unmetered": [(_WILD, (28,)), (_WARM, (14, 33)), (_PACED, (2, 16)), (_LONG, (21,)), (_FLOOR, (5, 38))],
+    "made up": [(_WILD, (3, 58)), (_WARM, (30,)), (_PACED, (6, 8)), (_FULL, (1,))],
+    "unmetered": [(_WILD, (7, 28)), (_WARM, (10, 17, 25)), (_PACED, (2,)), (_LONG, (21, 61)), (_FLOOR, (5, 38))],
     "slow": [(_WILD, (0,)), (_LONG, (0,))],
     "fast": [(_CPU, (0,))],
 }

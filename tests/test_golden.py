@@ -324,7 +324,7 @@ def lines(code: CodeType) -> Iterator[int]:
 
 def test_the_port_is_short_and_needs_nothing() -> None:
     text = PORT.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 340
+    assert len(text.splitlines()) <= 360
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

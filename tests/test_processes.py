@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -125,12 +126,76 @@ def test_a_child_of_a_parent_that_has_opened_a_runtime_ends(tmp_path: Path, shel
     assert "forks after" not in done.stderr
 
 
+CHECKS = """
+import numpy as np
+sys.stdout.flush()
+child = os.fork()
+if child == 0:
+    before = os.path.exists("shelf/checks")
+    results = [run(np.zeros((1, 12), np.float32)) for _ in range(2)]
+    print("child", before, len(os.listdir("shelf/checks")), [r.certified for r in results], flush=True)
+    sys.exit(7)
+print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "onnxruntime" in sys.modules)
+"""
+
+
+def test_a_child_runs_the_canaries_with_its_first_request(tmp_path: Path, shelf: dynamic.Bundle) -> None:
+    shutil.rmtree(tmp_path / "shelf" / "checks", ignore_errors=True)
+    done = python(tmp_path, OPENS + CHECKS)
+    lines = ["before [] 1", "child False 1 [True, True]", "status 7 False"]
+    assert done.stdout.split("\n")[:3] == lines, done.stderr
+
+
+def test_canaries_that_differ_in_the_first_request_certify_nothing(
+    tmp_path: Path, shelf: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(dynamic.Bundle, "agrees", lambda *_: bool(asked.append(1)))
+    with dynamic.load(tmp_path / "shelf", preload=False).runtime(monitor=dynamic.FixedMonitor()) as run:
+        assert (asked, run.stats().drift) == ([], False)
+        assert not any(run(X).certified for _ in range(2))
+        assert (asked, run.stats().drift) == ([1], None), "inputs are not watched by other scores"
+
+
+def test_canaries_that_do_not_read_are_said_and_requests_are_answered(
+    tmp_path: Path, shelf: dynamic.Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    with dynamic.load(tmp_path / "shelf", preload=False).runtime(monitor=dynamic.FixedMonitor()) as run:
+        (tmp_path / "shelf" / "canaries.npz").write_bytes(b"")
+        assert not run(X).certified
+    assert sum("Nothing is certified" in message for message in caplog.messages) == 1
+
+
+def test_a_limit_without_a_sensor_is_warned_of_with_the_first_request(
+    tmp_path: Path, shelf: dynamic.Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Late(dynamic.FixedMonitor):
+        starts = 0
+
+        def start(self) -> Any:
+            self.starts += 1
+            return super().start()
+
+    watch = Late()
+    budget = dynamic.Budget(temperature_c=70)
+    with dynamic.load(tmp_path / "shelf", preload=False).runtime(budget, monitor=watch) as run:
+        assert (watch.starts, run.stats().limits_without_sensor, caplog.messages) == (0, (), [])
+        run.budget = dynamic.Budget(temperature_c=60)
+        assert watch.starts == 0
+        run(X)
+        assert watch.starts == 1
+        assert sum("temperature_c=60 has no sensor" in message for message in caplog.messages) == 1
+        assert len(run.stats().limits_without_sensor) == 1
+
+
 @pytest.mark.parametrize("option", ["", ", preload=True"])
-def test_so_it_does_where_the_monitor_runs(tmp_path: Path, shelf: dynamic.Bundle, option: str) -> None:
-    """Without preload=False the monitor has started: no engine is imported all the same."""
-    done = python(tmp_path, (OPENS + FORKS).replace(", preload=False", option))
-    assert done.stdout.split("\n")[0].startswith("before []")
-    assert done.stdout.split("\n")[1:3] == ["child (1,)", "status 7"], done.stderr
+def test_canaries_of_a_runtime_that_preloads_are_checked_before_a_fork(
+    tmp_path: Path, shelf: dynamic.Bundle, option: str
+) -> None:
+    code = OPENS.replace(", preload=False", option) + "if not os.fork(): os._exit(0)\nos.wait()\n"
+    done = python(tmp_path, code)
+    assert done.stdout.startswith("before ['onnxruntime']"), done.stderr
+    assert done.stderr.count("this process forks after it has loaded onnxruntime") == 1
 
 
 def test_a_fork_after_a_request_is_warned_of_once(tmp_path: Path, shelf: dynamic.Bundle) -> None:
