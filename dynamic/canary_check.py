@@ -117,8 +117,8 @@ class CanaryReport:
     def remedy(self) -> str:
         """What to do where answers differ."""
         return (
-            "certify it here with labelled inputs, dynamic.recertify(bundle, records=bundle.calibrate(loader)), or build "
-            "it again from networks that are the same everywhere (int8 with weight_range='portable')"
+            "certify it here with labelled inputs, dynamic.recertify(bundle, records=bundle.calibrate(loader)), or "
+            "build it again from networks that are the same everywhere (int8 with weight_range='portable')"
         )
 
     @property
@@ -133,8 +133,8 @@ class CanaryReport:
         weak = " (noise, which can miss a difference)" if self.source == "noise" else ""
         verdict = "agree" if self.agrees else f"differ: {' and '.join(self.violations)}"
         return (
-            f"{self.count} canaries{weak} {verdict}. The largest difference is that of stage {worst.stage!r} of network "
-            f"{worst.network}, {worst.logits:.3g}, which is {worst.share:.2%} of its largest logit"
+            f"{self.count} canaries{weak} {verdict}. Stage {worst.stage!r} of network {worst.network} differs most, by "
+            f"{worst.logits:.3g}, which is {worst.share:.2%} of its largest logit"
         )
 
     def to_json(self) -> dict[str, Any]:

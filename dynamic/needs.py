@@ -59,7 +59,7 @@ def unmet_needs(bundle: "Bundle") -> tuple[str, ...]:
     except DynamicError as error:
         lines.append(str(error))
     try:
-        bundle.open().close()  # asks the processor for the precision, and runs the canaries once
+        bundle.open_unchecked().close()  # asks the processor for the precision
     except DynamicError as error:
         lines.append(str(error))
     return tuple(lines)

@@ -100,7 +100,9 @@ def test_simulate_devices_marks_and_compares(quickstart: str, folder: Path) -> N
         # savings were asked for, and the reference is always allowed
         assert spent_mj["and max_drop 0.02"] <= 1.02 * spent_mj["last network alone"]
     for figures in printed.split("picture: ", 1)[1].splitlines()[3:]:
-        assert "simulated" in figures or not figures.strip() or figures.startswith("the budget policy")
+        # on a busy machine the profile says that it is doubtful
+        told = ("the budget policy", "DOUBTFUL:")
+        assert "simulated" in figures or not figures.strip() or figures.strip().startswith(told)
     assert "simulated on Raspberry Pi 5 (8 GB) on a power bank (a model, nothing measured there)" in printed
     assert (folder / "out" / "simulated_devices.png").read_bytes().startswith(b"\x89PNG")
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from dynamic.engines.mappings import own_memory
 from dynamic.policies.errors import EngineError
 
 _WEIGHTS = ".weights"
@@ -21,6 +20,7 @@ class BundleFiles:
 
     def __init__(self, folder: Path, hashes: Mapping[str, str] | None = None) -> None:
         self.folder, self._hashes = folder, dict(hashes or {})
+        self._loaded: dict[str, dict[str, State]] = {}  # by graph, of its files when it was loaded
 
     @contextmanager
     def verify(self, graph: str) -> Iterator[Path]:
@@ -37,11 +37,31 @@ class BundleFiles:
         """
         names = [name for name in self._parts(graph) if name in self._hashes]
         states = {name: self._check(name) for name in names}
-        with own_memory([self.folder / name for name in names]):
-            yield self.folder / graph
+        yield self.folder / graph
         for name, state in states.items():
             if self._state(name) != state:  # some network volumes number files anew: the content decides
-                self._check(name)
+                states[name] = self._check(name)
+        self._loaded[graph] = states
+
+    def check_loaded(self, graph: str) -> None:
+        """Check files that a loaded graph may have mapped: one that is overwritten in place changes under it.
+
+        A file that was replaced or removed does not matter: the one that was mapped is still there.
+
+        Args:
+            graph: The graph's name in the folder.
+
+        Raises:
+            EngineError: A file was overwritten in place.
+        """
+        states = self._loaded.get(graph, {})
+        for name, state in states.items():
+            try:
+                now = self._state(name)
+            except EngineError:  # removed
+                continue
+            if now != state and now[:2] == state[:2]:
+                states[name] = self._check(name)
 
     def _parts(self, graph: str) -> list[str]:
         """The graph and the weights that it may refer to: a stage has those of its own backbone."""

@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU: one session a stage, or one for the whole cascade."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
 
 IDLE = ("sleep", "spin")
+_LOOK_S = 0.05  # between looks, which take some 3 us a file
 
 
 class Sessions:
@@ -43,6 +45,7 @@ class Sessions:
         self.threads = threads or available_cores()
         self._files, self._idle, self._rivals = BundleFiles(folder, hashes), idle, rivals
         self._open: dict[str, Any] = {}  # file -> session
+        self._look_s = 0.0  # when to look whether files of a session were overwritten
         self._lock = threading.RLock()
         forget_after_fork(self)
 
@@ -52,12 +55,25 @@ class Sessions:
     def __call__(self, file: str, what: str) -> Any:
         """The session of a file; raises EngineError naming `what` it is where it does not load."""
         found = self._open.get(file)
-        if found is None:
+        if found is not None:
+            now_s = time.monotonic()
+            if now_s >= self._look_s:  # ONNX Runtime maps weights: who overwrites them changes this session
+                self._look_s = now_s + _LOOK_S
+                self._look(file)
+        else:
             with self._lock:
                 found = self._open.get(file)
                 if found is None:
                     found = self._open[file] = self._load(file, what)
         return found
+
+    def _look(self, file: str) -> None:
+        """Drop a session whose files were overwritten in place, and raise EngineError."""
+        try:
+            self._files.check_loaded(file)
+        except EngineError:
+            self.drop(file.__eq__)
+            raise
 
     def drop(self, unwanted: Callable[[str], bool]) -> bool:
         """Drop sessions by file and return the freed memory to the system; whether there were any."""

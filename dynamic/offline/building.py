@@ -20,7 +20,7 @@ from dynamic.offline.arguments import check_classes, check_labels_for, check_spl
 from dynamic.offline.calibration import check_first, collect, peek, plain_combiner
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.checkpoints import write_whole
-from dynamic.offline.drawing import CanaryInputs, check_canary_inputs, draw_canaries
+from dynamic.offline.drawing import CanaryInputs, check_canary_inputs, check_canary_word, draw_canaries
 from dynamic.offline.exporting import describe, export_stages
 from dynamic.offline.graphs import plain_ladder, write_graphs
 from dynamic.offline.inputs import Batch
@@ -84,6 +84,7 @@ def build(
     else:
         check_engine(engine, precision)
         check_installed_engine(engine)
+    check_canary_word(canaries)
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     batches, example, labels = peek(held_out_loader)

@@ -20,11 +20,15 @@ logger = logging.getLogger("dynamic")
 CanaryInputs = Literal["calibration", "noise"] | Batch
 
 
-def check_canary_inputs(canaries: Any, cascade: Cascade, spec: CascadeSpec) -> None:
-    """Raises InputError on an unknown word, and on inputs that do not fit or are too few, before anything is run."""
+def check_canary_word(canaries: Any) -> None:
+    """Raises InputError on a word that is not known."""
+    if isinstance(canaries, str) and canaries not in ("calibration", "noise"):
+        raise InputError(f"canaries={canaries!r} is not known. Use 'calibration', 'noise' or a batch of inputs")
+
+
+def check_canary_inputs(canaries: CanaryInputs, cascade: Cascade, spec: CascadeSpec) -> None:
+    """Raises InputError on inputs that do not fit or are too few, before anything is run."""
     if isinstance(canaries, str):
-        if canaries not in ("calibration", "noise"):
-            raise InputError(f"canaries={canaries!r} is not known. Use 'calibration', 'noise' or a batch of inputs")
         return
     named = named_tensors(cascade.networks[0], canaries)
     count = check_inputs({name: tensor.detach().cpu().numpy() for name, tensor in named.items()}, spec.inputs)
