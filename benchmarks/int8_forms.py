@@ -1,6 +1,6 @@
 """Which int8 form gives the same answers on every processor, and what does it cost?
 
-    python benchmarks/int8_forms.py
+    rm -rf out/int8_forms && python benchmarks/int8_forms.py
     python tests/avx2/limit.py python benchmarks/int8_forms.py
 
 The second command runs the engines on AVX2 alone, where products are added in 16 bits. Compared are weights with all 8
@@ -18,7 +18,6 @@ difference of one code moves many labels. They are timed, and their differences 
 import argparse
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +138,14 @@ def unsigned_weights(path: Path) -> None:
 
 
 def prepare(found: Task, folder: Path) -> dict[str, Any]:
-    """Write f32 and every form with torch's own logits under `folder`. Gives the channels that could saturate."""
+    """Write f32 and every form with torch's own logits under `folder`. Gives the channels that could saturate.
+
+    They are written once, and read by the run on the other kind of processor: there, ranges and codes might differ.
+    """
+    kept = folder / "prepared.json"
+    if kept.is_file():
+        found_here: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return found_here
     np.save(folder / "inputs.npy", found.inputs[:ROWS])
     saturating = {}
     for form in ("f32", *FORMS):
@@ -157,6 +163,7 @@ def prepare(found: Task, folder: Path) -> dict[str, Any]:
         with torch.no_grad():
             parts = torch.from_numpy(found.inputs).split(50)
             np.save(folder / form / "torch.npy", torch.cat([network(part) for part in parts]).numpy())
+    kept.write_text(json.dumps(saturating), encoding="utf-8")
     return saturating
 
 
@@ -192,7 +199,7 @@ def between_processors(folder: Path, engine: str, form: str, logits: NDArray[np.
     """The largest difference to what the same graph gave on the other kind of processor, in the run before."""
     kept = ROOT / "out" / "int8_forms"
     kept.mkdir(parents=True, exist_ok=True)
-    name = f"{folder.name}-{engine}-{form}-{len(logits)}.npy"
+    name = f"{folder.name}-{engine}-{form}.npy"
     limited = "cpuid_mask" in os.environ.get("LD_PRELOAD", "")
     np.save(kept / f"{'avx2' if limited else 'own'}-{name}", logits)
     other = kept / f"{'own' if limited else 'avx2'}-{name}"
@@ -234,27 +241,25 @@ def main() -> None:
     figures = json.loads(path.read_text(encoding="utf-8"))["processors"] if path.is_file() else {}
     own = figures.setdefault(processor, {})
     own["instruction_sets"] = LIMITED if limited else list(instruction_sets())
-    with tempfile.TemporaryDirectory() as given:
-        for name in options.networks:
-            large = name != "resnet56"
-            found = task(name, data, options.large_images if large else options.images)
-            folder = Path(given) / name
-            folder.mkdir()
-            row: dict[str, Any] = {"images": len(found.inputs), "saturating_channels": prepare(found, folder)}
-            for engine in engines:
-                row[engine] = {
-                    "correctness": {form: correctness(found, folder, engine, form) for form in ("f32", *FORMS)}
-                }
-                print(f"\n{name}, {engine}, processor {processor}")
-                for form, values in row[engine]["correctness"].items():
-                    print(f"{form:12}{values}", flush=True)
-                calls = options.calls // 5 if large else options.calls
-                if calls:
-                    row[engine]["latency"] = latencies(folder, engine, calls, BLOCKS[name])
-                    print(f"{'':12}{HEADER}")
-                    for form, values in row[engine]["latency"].items():
-                        print(f"{form:12}{columns(values)}", flush=True)
-            own[name] = row
+    for name in options.networks:
+        large = name != "resnet56"
+        count = options.large_images if large else options.images
+        found = task(name, data, count)
+        folder = ROOT / "out" / "int8_forms" / f"{name}-{count}"
+        folder.mkdir(parents=True, exist_ok=True)
+        row: dict[str, Any] = {"images": len(found.inputs), "saturating_channels": prepare(found, folder)}
+        for engine in engines:
+            row[engine] = {"correctness": {form: correctness(found, folder, engine, form) for form in ("f32", *FORMS)}}
+            print(f"\n{name}, {engine}, processor {processor}")
+            for form, values in row[engine]["correctness"].items():
+                print(f"{form:12}{values}", flush=True)
+            calls = options.calls // 5 if large else options.calls
+            if calls:
+                row[engine]["latency"] = latencies(folder, engine, calls, BLOCKS[name])
+                print(f"{'':12}{HEADER}")
+                for form, values in row[engine]["latency"].items():
+                    print(f"{form:12}{columns(values)}", flush=True)
+        own[name] = row
     print(circumstances())
     print(save("int8_forms", {"processors": figures}))
 

@@ -21,6 +21,7 @@ from alternating import ENGINES, engines_here
 from common import ROOT, add_data_option, data_folder, progress, save
 
 import dynamic
+from dynamic.fingerprint import KERNEL_VARIABLES
 from dynamic.machine import instruction_sets
 from dynamic.models.compress.quantization import quantize
 
@@ -82,7 +83,8 @@ def checked(shelf: Path, switch: str) -> dict[str, Any]:
     command = [sys.executable, "-c", _CHILD, str(shelf), str(threads)]
     if limited:
         command = [sys.executable, str(LIMIT), *command]
-    done = subprocess.run(command, env=dict(os.environ) | variables, capture_output=True, text=True, check=False)
+    inherited = {name: value for name, value in os.environ.items() if name not in KERNEL_VARIABLES}
+    done = subprocess.run(command, env=inherited | variables, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"problem": done.stderr.strip().splitlines()[-1]}
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -353,7 +353,8 @@ print([name for name in ("torch", "onnx", "sklearn") if name in sys.modules])
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == f"dynamic-inference {dynamic.__version__}"
     assert done.stdout.splitlines()[-1] == "[]"
-    assert done.stderr == ""
+    # half of the pictures are one scene, and that is said
+    assert [line for line in done.stderr.splitlines() if not line.startswith("successive inputs are")] == []
 
 
 def test_python_dash_m(desk: Desk) -> None:

@@ -48,7 +48,7 @@ def measured(backbone: tuple[int, ...], call: float, body: list[float], head: li
     )
     spec = CascadeSpec((InputSpec("input", (3,), "float32"),), stages, 2)
     fake = Fake(spec, call, body, head)
-    stagewise: Any = SimpleNamespace(name="fake", precision="f32", threads=1, spec=spec)
+    stagewise: Any = SimpleNamespace(name="fake", precision="f32", threads=1, options={}, spec=spec)
     engine = CascadeEngine(stagewise, fake, route="graph")  # type: ignore[arg-type]
     return fake, profile(engine, None, (1,), 0.0, fake.clock, progress=False)
 

@@ -56,6 +56,7 @@ class Scores:
     """Two stages: an input leaves at the first where its score is above the threshold."""
 
     name, precision, threads = "onnxruntime", "f32", 1
+    agrees = True
 
     def __init__(self) -> None:
         self.scores: list[float] = []
