@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import dynamic
+from dynamic.errors import EngineError
 from dynamic.models.compress.quantization import quantize
 
 LIMIT = Path(__file__).parent / "avx2" / "limit.py"
@@ -53,6 +54,18 @@ class Positive(nn.Module):
         return self.layer(x) / 4
 
 
+class Dear(Positive):
+    """The same in float, with a layer before it that changes nothing and costs much."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.first = nn.Linear(64, 64, bias=False)
+        nn.init.eye_(self.first.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.first(x))
+
+
 def images() -> tuple[torch.Tensor, torch.Tensor]:
     """Four kinds of inputs, each bright in another quarter. One label in twenty is wrong."""
     random, label = torch.Generator().manual_seed(0), torch.arange(1200) % 4
@@ -74,20 +87,23 @@ def limited(shelf: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("weight_range", ["full", "portable"])
 def test_a_bundle_notices_a_processor_that_saturates(weight_range: Any, tmp_path: Path) -> None:
     x, label = images()
-    small, large = (
-        quantize(Positive(seed), x[:2], [x], ranges="minmax", weight_range=weight_range, latency=False).network
-        for seed in (0, 1)
-    )
-    bundle = dynamic.build([small, large], [(x, label)], max_drops=(0.5,), progress=False)
+    small = quantize(Positive(0), x[:2], [x], ranges="minmax", weight_range=weight_range, latency=False).network
+    try:
+        bundle = dynamic.build([small, Dear().eval()], [(x, label)], max_drops=(0.5,), progress=False)
+    except EngineError:
+        if weight_range == "portable":
+            raise
+        pytest.skip("this processor saturates itself, so that a build refuses full weights")
+    assert bundle.ladder.certified
     shelf = bundle.save(tmp_path / "shelf").folder
     # by numpy: what the last layer adds up exactly, and in pairs that saturate
-    codes = next(p for p in large.parameters() if p.dtype == torch.int8).numpy().astype(np.int64)
+    codes = next(p for p in small.parameters() if p.dtype == torch.int8).numpy().astype(np.int64)
     inputs = np.rint(x[:64].numpy() / x.numpy().max() * 255).astype(np.int64)
     products = inputs[:, None, :] * codes[None]
     exact = products.sum(2)
     pairs = np.clip(products.reshape(64, 4, 32, 2).sum(3), -32768, 32767).sum(2)
     assert (exact == pairs).all() == (weight_range == "portable")
-    scale = bundle.records.logits[:64, 1] / exact  # [64, C], one value a column where sums are exact
+    scale = bundle.records.logits[:64, 0] / exact  # [64, C], one value a column where sums are exact
     report = limited(shelf)
     here_is_exact = bool((np.ptp(scale, axis=0) < 1e-3 * scale.mean(0)).all())  # else this processor saturates itself
     if weight_range == "portable" or not here_is_exact:
@@ -96,5 +112,5 @@ def test_a_bundle_notices_a_processor_that_saturates(weight_range: Any, tmp_path
     else:
         assert not report["agrees"], report["text"]
         assert not report["certified"]
-        assert report["stage"] in {s.name for s in bundle.spec.stages}
+        assert report["stage"] == bundle.spec.stages[0].name
         assert report["worst"] > 0.05

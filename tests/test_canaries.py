@@ -403,12 +403,12 @@ def test_another_thread_setting_or_kernel_variable_is_another_engine(
     bundle.check(threads=1)
     bundle.check(threads=2)
     assert len(list((shelf / CHECKS).iterdir())) == 2
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     bundle.check(threads=1)
     assert len(list((shelf / CHECKS).iterdir())) == 3
     identity = EngineIdentity.of(bundle.open(threads=1))
     assert identity.version == engine_version("onnxruntime")
-    assert identity.variables["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert identity.variables["MKL_CBWR"] == "COMPATIBLE"
     assert identity.instruction_sets == instruction_sets()
 
 
@@ -454,16 +454,16 @@ def test_certified_again_on_the_device_that_differs(shelf: Path, monkeypatch: py
     logits[:, 1, 0] -= 4
     np.testing.assert_allclose(records.logits, logits, atol=1e-4)
     # a test on one machine cannot make records elsewhere: the same machine under another variable is elsewhere
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     elsewhere = bundle.calibrate(batches, progress=False)
     certified = dynamic.recertify(bundle, (0.05,), records=elsewhere)
     report = certified.check()
     assert report is not None
     assert report.agrees
     assert certified.calibrated_on is not None
-    assert certified.calibrated_on.variables == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    with pytest.raises(CalibrationError, match=r"made on .*ONEDNN_MAX_CPU_ISA=AVX2.* Call recertify where"):
+    assert certified.calibrated_on.variables["MKL_CBWR"] == "COMPATIBLE"
+    monkeypatch.delenv("MKL_CBWR")
+    with pytest.raises(CalibrationError, match=r"made on .*MKL_CBWR=COMPATIBLE.* Call recertify where"):
         dynamic.recertify(bundle, (0.05,), records=elsewhere)
 
 

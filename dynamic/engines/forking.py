@@ -36,7 +36,7 @@ def _before_fork() -> None:
     """Warn once where a child may not end."""
     global _warned
     loaded = [name for name in _LIBRARIES if sys.modules.get(name) is not None]
-    if _warned or not loaded or not _holders:
+    if _warned or not loaded or not _holders or _ends_by_itself():
         return
     _warned = True
     logger.warning(
@@ -45,6 +45,16 @@ def _before_fork() -> None:
         "the fork (see docs/processes.md)",
         " and ".join(loaded),
     )
+
+
+def _ends_by_itself() -> bool:
+    """Whether `multiprocessing` forks: its children end by os._exit. OpenVINO's telemetry does so at its first use."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__") == "multiprocessing.popen_fork":
+            return True
+    return False
 
 
 def _in_child() -> None:
