@@ -1,4 +1,4 @@
-"""MobileNetV2 with real ImageNet weights, and photographs with labels, for the benchmarks; no command of its own.
+"""MobileNetV2 with real ImageNet weights, and photographs with labels, for the benchmarks.
 
 The photographs were picked so that networks classify them well. Their accuracy is relative, never "ImageNet accuracy".
 """
