@@ -272,10 +272,10 @@ def _check_onnxruntime(precisions: tuple[str, ...]) -> tuple[tuple[str, ...], st
 
 
 def _check_openvino(precisions: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:
-    import openvino
+    from dynamic.engines.openvino import computes_bf16
 
-    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return tuple(p for p in precisions if p != "bf16" or "BF16" in known), None
+    bf16 = computes_bf16()
+    return tuple(p for p in precisions if p != "bf16" or bf16), None
 
 
 _CHECKS: dict[str, Callable[[tuple[str, ...]], tuple[tuple[str, ...], str | None]]] = {

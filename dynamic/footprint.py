@@ -28,9 +28,9 @@ def _warm_onnxruntime() -> None:
 
 
 def _warm_openvino() -> None:
-    import openvino
+    from dynamic.engines.openvino import new_core
 
-    core = openvino.Core()
+    core = new_core()
     core.compile_model(core.read_model(_RELU), "CPU")([np.zeros(1, np.float32)])
 
 

@@ -1,9 +1,11 @@
 """A forked child runs the engine that its parent opened, and gives the parent's answers."""
 
+import gc
 import os
 import pickle
 import shutil
 import signal
+import threading
 import time
 import traceback
 import warnings
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from engine_cases import WAYS, Case, check, four_stages
+
+from dynamic.engines.openvino import new_core
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 LIMIT_S = 30
@@ -40,12 +44,13 @@ def in_child(work: Callable[[], Any]) -> Any:
         os._exit(0)
     os.close(writing)
     ends = time.monotonic() + LIMIT_S
-    while os.waitpid(child, os.WNOHANG)[0] == 0:
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
         if time.monotonic() > ends:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             pytest.fail(f"the child hung: not done after {LIMIT_S} s")
         time.sleep(0.01)
+    assert ended[1] == 0, f"the child ended with {os.waitstatus_to_exitcode(ended[1])}"
     with os.fdopen(reading, "rb") as file:
         answer = pickle.loads(file.read())
     assert not isinstance(answer, str), answer
@@ -123,14 +128,77 @@ def test_torch_answers_in_a_child_on_one_thread(case: Case, compiled: bool) -> N
         torch.set_num_threads(threads)
 
 
-def test_openvino_makes_its_core_when_it_is_wanted(case: Case) -> None:
-    opened = case.open("openvino/stages", threads=1)
-    opened.run(case.rows(slice(0, 1)), np.zeros(3, np.float32))
-    models: Any = opened.executor
-    models, made = models._models, []
-    make = models._make
-    models._make = lambda: made.append(1) or make()
-    lost = models.forget()  # as after a fork
-    assert (len(lost), made) == (3, [])
-    opened.run(case.rows(slice(0, 1)), np.zeros(3, np.float32))
+def test_openvino_makes_its_core_when_it_is_wanted(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr("dynamic.engines.openvino.new_core", lambda: made.append(1) or new_core())
+    opened, first = case.open("openvino/stages", threads=1), case.rows(slice(0, 1))
+    assert made == []
+    opened.run(first, np.zeros(3, np.float32))
+    opened.run(case.inputs, np.zeros(3, np.float32))
     assert made == [1]
+
+    executor: Any = opened.executor
+
+    def work() -> list[bool]:
+        cores = [executor._models._core is None]  # a core starts threads: not while the process still forks
+        opened.run(first, np.zeros(3, np.float32))
+        return [*cores, executor._models._core is None]
+
+    assert in_child(work) == [True, False]
+
+
+def on_a_thread(work: Callable[[], Any]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+DROPS = {
+    "a bundle is closed": lambda opened, other: other.close(),
+    "a backbone is unloaded": lambda opened, other: opened.executor.unload([0]),
+    "all is unloaded": lambda opened, other: opened.executor.unload([0, 1, 2]),
+    "another thread has dropped its request": lambda opened, other: on_a_thread(other.close),
+}
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("drop", DROPS)
+def test_a_child_after_models_were_dropped(case: Case, way: str, drop: str) -> None:
+    """An engine that keeps the threads of a dropped model for the next one would wait for them here for ever."""
+    opened, other, first = case.open(way, threads=1), case.open(way, threads=1), case.rows(slice(0, 1))
+    limits = np.zeros(3, np.float32)
+    before = opened.run(first, limits).logits
+    other.run(first, limits)
+    on_a_thread(lambda: other.run(first, limits))
+    DROPS[drop](opened, other)
+    np.testing.assert_allclose(in_child(lambda: opened.run(first, limits).logits), before, rtol=1e-5)
+    np.testing.assert_allclose(opened.run(first, limits).logits, before, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("opened_on", ["the main thread", "another thread"])
+@pytest.mark.parametrize("order", ["the first first", "the last first", "on another thread"])
+def test_a_signal_after_bundles_are_closed(case: Case, way: str, opened_on: str, order: str) -> None:
+    """An engine that gives the thread a signal stack and takes it away again would end the process here."""
+
+    def work() -> int:
+        bundles: list[Any] = []
+
+        def start() -> None:
+            bundles.append(case.open(way, threads=1))
+            bundles[-1].run(case.rows(slice(0, 1)), np.zeros(3, np.float32))
+
+        def end() -> None:
+            bundles.pop(-1 if order == "the last first" else 0).close()
+            gc.collect()
+
+        for _ in range(3):
+            start() if opened_on == "the main thread" else on_a_thread(start)
+        for _ in range(3):
+            on_a_thread(end) if order == "on another thread" else end()
+        received: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
+        signal.raise_signal(signal.SIGUSR1)
+        return len(received)
+
+    assert in_child(work) == 1

@@ -1,5 +1,8 @@
 """OpenVINO on the CPU: one compiled model a stage, or one for the whole cascade; bf16 where the processor has it."""
 
+import contextlib
+import functools
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +16,61 @@ from dynamic.engines.files import BundleFiles
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
+
+
+def new_core() -> Any:
+    """An `openvino.Core` whose CPU plugin is loaded. It may be destroyed on any thread, in any order.
+
+    The plugin gives the thread that loads it an alternate signal stack. The thread that destroys the core gets back
+    the stack that was there before, which may be freed memory by then: the next signal, Ctrl-C for one, then ends the
+    process (OpenVINO 2026.4). So it is loaded on a thread that ends right away.
+
+    Raises what OpenVINO raises.
+    """
+    import openvino
+
+    core: Any = None
+    failure: Exception | None = None
+
+    def load() -> None:
+        nonlocal core, failure
+        try:
+            made = openvino.Core()
+            # a file that is mapped and overwritten in place would change the answers of a loaded model
+            made.set_property({"ENABLE_MMAP": "NO"})
+            made.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+            core = made
+        except Exception as error:
+            failure = error
+
+    thread = threading.Thread(target=load, name="dynamic-openvino-core")
+    thread.start()
+    thread.join()
+    if failure is not None:
+        raise failure
+    _clear_before_forks()
+    return core
+
+
+def computes_bf16(core: Any = None) -> bool:
+    """Whether OpenVINO computes in bf16 on this processor."""
+    return "BF16" in (core or new_core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@functools.cache
+def _clear_before_forks() -> None:
+    """From now on, no child inherits the idle threads of OpenVINO.
+
+    OpenVINO keeps the threads of a dropped model for the next one. In a child they do not exist, and the next model
+    would wait for them for ever. A core that is destroyed clears the list.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_clear)
+
+
+def _clear() -> None:
+    with contextlib.suppress(Exception):  # the fork happens, with or without it
+        new_core()
 
 
 class Models:
@@ -32,8 +90,8 @@ class Models:
         self.threads = threads or available_cores()
         self._core: Any = None  # until it is wanted, in the process that wants it
         if precision == "bf16":
-            self._core = self._make()
-            if "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            self._core = new_core()
+            if not computes_bf16(self._core):
                 raise EngineError("this processor does not compute in bf16; use precision='f32'")
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -50,16 +108,6 @@ class Models:
 
     def __contains__(self, file: str) -> bool:
         return file in self._compiled
-
-    def _make(self) -> Any:
-        """A core. The library is imported by the first process and request that wants one."""
-        import openvino
-
-        self._tensor = openvino.Tensor
-        core = openvino.Core()
-        # a file that is mapped and overwritten in place would change the answers of a loaded model
-        core.set_property({"ENABLE_MMAP": "NO"})
-        return core
 
     def run(self, file: str, what: str, arrays: Sequence[Array]) -> list[Array]:
         """Outputs of one inference. They belong to this thread's request: its next inference of the file writes them.
@@ -83,7 +131,10 @@ class Models:
         with self._lock:
             if file not in self._compiled:
                 try:
-                    self._core = self._core or self._make()
+                    self._core = self._core or new_core()
+                    import openvino
+
+                    self._tensor = openvino.Tensor
                     with self._files.verify(file) as path:
                         self._compiled[file] = self._core.compile_model(str(path), "CPU", self._options)
                 except EngineError:
