@@ -10,20 +10,19 @@ int8 network: label agreement and the largest difference of a logit, as a share 
 input at a time, contenders in processes that take turns, each at the best of its settings.
 
 ResNet-56 has the given weights and answers the CIFAR-10 test split. MobileNetV2 at 224 pixels has ImageNet weights and
-answers photographs. ResNet-18 and MobileNetV3 have no weights here: their bodies are random, with statistics of real
-images, and their last layer is fitted by least squares. Little of what such a body passes on tells classes apart, so a
-difference of one code moves many labels. They are timed, and their differences stand beside the others'.
+answers photographs. ResNet-18 and MobileNetV3 at 224 pixels are trained by `large_cifar.py` and answer enlarged images
+of the CIFAR-10 test split.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cifar
+import large_cifar
 import numpy as np
 import onnx
 import photographs
@@ -46,8 +45,6 @@ from common import RESULTS, ROOT, add_data_option, data_folder, progress, save
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.models import mobilenet_v3_large, resnet18
 
 import dynamic
 from dynamic.machine import instruction_sets
@@ -55,7 +52,7 @@ from dynamic.models.compress.quantization import quantize
 from dynamic.offline.exporting import export_stages
 
 FORMS = ("full", "seven_bits", "portable", "u8u8")
-CALIBRATION, FITTED = 512, 2000  # training images: for ranges, and for the last layer of a random body
+CALIBRATION = 512  # training images
 ROWS = 64  # different inputs that are timed
 BLOCKS = {"resnet56": 20, "mobilenet_v2": 5, "resnet18": 5, "mobilenet_v3": 5}
 LIMITED = "limited to AVX2"
@@ -80,46 +77,15 @@ def task(name: str, data: Path, images: int) -> Task:
         return Task(photographs.mobilenet_v2(data), calibration, inputs[half:], labels[half:])
     train, test = cifar.images(data, "train"), cifar.images(data, "test")
     order = np.random.default_rng(0).permutation(len(train))
-    some = cifar.batches(train.select(order[:FITTED]), 50)
+    some = cifar.batches(train.select(order[: CALIBRATION + 50]), 50)
     tests = [cifar.PREPROCESS(test.images[i : i + 50]) for i in range(0, images, 50)]
     if name == "resnet56":
         (network,) = cifar.networks(data, [name])
-        calibration = [inputs for inputs, _ in some][: CALIBRATION // 50 + 1]
+        calibration = [inputs for inputs, _ in some]
         return Task(network, calibration, np.concatenate(tests), test.labels[:images])
-    torch.manual_seed(0)
-    network = resnet18(num_classes=10) if name == "resnet18" else mobilenet_v3_large(num_classes=10)
-    large = [(_enlarged(inputs), labels) for inputs, labels in some]
-    _fit_last_layer(network, large)
-    calibration = [inputs for inputs, _ in large[: CALIBRATION // 50 + 1]]
-    inputs = np.concatenate([_enlarged(torch.from_numpy(part)).numpy() for part in tests])
-    return Task(network.eval(), calibration, inputs, test.labels[:images])
-
-
-def _enlarged(images: Tensor) -> Tensor:
-    return F.interpolate(images, size=224, mode="bilinear", antialias=True)
-
-
-def _fit_last_layer(network: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Statistics of batch norms from the images, then the last linear layer by ridge regression on its inputs."""
-    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-    features: list[Tensor] = []
-    with torch.no_grad():
-        network.train()
-        for inputs, _ in batches[:8]:
-            network(inputs)
-        network.eval()
-        hook = last.register_forward_pre_hook(lambda _, args: features.append(args[0]))
-        for inputs, _ in batches:
-            network(inputs)
-        hook.remove()
-        x = torch.cat(features).double()
-        y = F.one_hot(torch.cat([labels for _, labels in batches]), 10).double()
-        mean = x.mean(0)
-        centred = x - mean
-        ridge = centred.T @ centred + 1e-2 * centred.square().sum(0).mean() * torch.eye(x.shape[1])
-        weight = 10 * torch.linalg.solve(ridge, centred.T @ (y - y.mean(0)))
-        last.weight.copy_(weight.T)
-        last.bias.copy_(10 * y.mean(0) - mean @ weight)
+    calibration = [large_cifar.enlarged(inputs) for inputs, _ in some]
+    inputs = np.concatenate([large_cifar.enlarged(torch.from_numpy(part)).numpy() for part in tests])
+    return Task(large_cifar.network(name, data), calibration, inputs, test.labels[:images])
 
 
 def unsigned_weights(path: Path) -> None:
