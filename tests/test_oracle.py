@@ -175,3 +175,17 @@ def test_heat_and_memory_are_kept_to() -> None:
     assert report.point_shares["first"] == pytest.approx(1 / 3, abs=0.02)
     report = run(Budget(min_accuracy=0.7, latency_ms=10), Constant(5, 10))
     assert set(report.point_shares) <= {"last", "both"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "point"),
+    [
+        (Budget(cpu_ms=37), "quick"),  # points take 40, 60, 36 and 20
+        (Budget(cpu_ms=36), "quick"),
+        (Budget(cpu_ms=45), "last"),
+        (Budget(cpu_ms=45, min_accuracy=0.76), "last"),
+        (Budget(cpu_ms=10), "both"),  # none is so cheap: the limit gives way
+    ],
+)
+def test_processor_time_is_kept_to(budget: Budget, point: str) -> None:
+    assert run(budget, Constant(1, 10)).point_shares[point] == 1

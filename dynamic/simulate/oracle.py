@@ -83,7 +83,7 @@ def oracle(
     **Objective.** Over all requests, 1 - accuracy, and `penalty` for one that comes later than the tighter of the
     budget's latency and deadline. Subject to: what is used on battery, that left above the floor at `last_s` (with what
     is charged until then, as if it came at the start), and the budget's mean energy per inference; temperature half a
-    degree below the budget's limit and the throttling temperature; memory; `max_drop` and `min_accuracy`.
+    degree below the budget's limit and the throttling temperature; memory; `cpu_ms`, `max_drop` and `min_accuracy`.
 
     **Search.** First energy and heat, without a queue: a point for each of so many `slots` of time (see
     `planning.plan_slots`). Then the queue: for each request and each time it may have waited, the best of the points
@@ -155,8 +155,11 @@ def _heat(world: World, device: Device, budget: Budget) -> Heat | None:
 
 
 def _allowed(here: Frontier, budgets: list[Budget], room_mb: Floats, process_mb: float) -> NDArray[np.bool_]:
-    """Points `[N, P]` that memory, `max_drop` and `min_accuracy` leave; where they leave none, what fits."""
+    """Points `[N, P]` that memory, `cpu_ms`, `max_drop` and `min_accuracy` leave, in this order: one that leaves none
+    gives way.
+    """
     sizes_mb = np.array([point.memory_mb for point in here.points])
+    cpu_ms = np.array([point.cpu_ms[0] for point in here.points])
     drop = np.array([point.point.promised_drop for point in here.points])
     accuracy = np.array([point.point.accuracy[1] for point in here.points])
     rows = []
@@ -165,6 +168,9 @@ def _allowed(here: Frontier, budgets: list[Budget], room_mb: Floats, process_mb:
         fits = sizes_mb <= most_mb
         if not fits.any():
             fits = sizes_mb == sizes_mb.min()
+        cheap = fits & (cpu_ms <= (_NO_LIMIT if budget.cpu_ms is None else budget.cpu_ms))
+        if cheap.any():
+            fits = cheap
         good = drop <= (_NO_LIMIT if budget.max_drop is None else budget.max_drop)
         good &= accuracy >= (budget.min_accuracy or 0.0)
         rows.append(fits & good if (fits & good).any() else fits)
