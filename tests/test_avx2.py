@@ -1,4 +1,4 @@
-"""Engines limited to AVX2 in a process of their own: what they add, and what a bundle makes of it there."""
+"""Engines limited to AVX2, or to AVX-512 without VNNI: what they add, and what a bundle makes of it there."""
 
 import json
 import os
@@ -32,11 +32,16 @@ print(json.dumps({"agrees": report.agrees, "worst": report.worst.share, "stage":
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _possible() -> None:
-    check = subprocess.run([sys.executable, str(LIMIT), "--check"], capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module", params=[[], ["--avx512"]], ids=["avx2", "avx512"])
+def limits(request: pytest.FixtureRequest) -> list[str]:
+    """Options of `limit.py` that this machine can do."""
+    options: list[str] = request.param
+    check = subprocess.run(
+        [sys.executable, str(LIMIT), *options, "--check"], capture_output=True, text=True, check=False
+    )
     if check.returncode:
         pytest.skip(check.stderr.strip())
+    return options
 
 
 class Positive(nn.Module):
@@ -75,9 +80,9 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.where(torch.arange(1200) % 20 == 0, (label + 1) % 4, label)
 
 
-def limited(shelf: Path) -> dict[str, Any]:
-    """What a process limited to AVX2 says of a shelf."""
-    command = [sys.executable, str(LIMIT), sys.executable, "-c", REPORT, str(shelf)]
+def limited(shelf: Path, limits: list[str]) -> dict[str, Any]:
+    """What a limited process says of a shelf."""
+    command = [sys.executable, str(LIMIT), *limits, sys.executable, "-c", REPORT, str(shelf)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -85,7 +90,7 @@ def limited(shelf: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("weight_range", ["full", "portable"])
-def test_a_bundle_notices_a_processor_that_saturates(weight_range: Any, tmp_path: Path) -> None:
+def test_a_bundle_notices_a_processor_that_saturates(limits: list[str], weight_range: Any, tmp_path: Path) -> None:
     x, label = images()
     small = quantize(Positive(0), x[:2], [x], ranges="minmax", weight_range=weight_range, latency=False).network
     try:
@@ -104,7 +109,7 @@ def test_a_bundle_notices_a_processor_that_saturates(weight_range: Any, tmp_path
     pairs = np.clip(products.reshape(64, 4, 32, 2).sum(3), -32768, 32767).sum(2)
     assert (exact == pairs).all() == (weight_range == "portable")
     scale = bundle.records.logits[:64, 0] / exact  # [64, C], one value a column where sums are exact
-    report = limited(shelf)
+    report = limited(shelf, limits)
     here_is_exact = bool((np.ptp(scale, axis=0) < 1e-3 * scale.mean(0)).all())  # else this processor saturates itself
     if weight_range == "portable" or not here_is_exact:
         assert report["agrees"], report["text"]

@@ -1,7 +1,10 @@
 """Runs a command whose engines see a processor with AVX2 and without AVX-512, VNNI and AMX, at native speed.
 
     python tests/avx2/limit.py python -m pytest -q tests/test_engines.py
+    python tests/avx2/limit.py --avx512 python -m pytest -q tests/test_int8_processors.py
     python tests/avx2/limit.py --check
+
+With `--avx512` the engines see AVX-512 as Skylake-X has it, which has no VNNI either.
 
 ONNX Runtime has no option for this, and an emulator gives no times. So the engines' libraries are copied, their CPUID
 instructions trap, and a preloaded handler answers them without the newer features (`cpuid_mask.c`). torch is limited by
@@ -32,20 +35,36 @@ ENVIRONMENT = {
     "DNNL_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
+# as on Skylake-X
+ENVIRONMENT_AVX512 = {
+    "DYNAMIC_CPUID_MASK": "avx512",
+    "ATEN_CPU_CAPABILITY": "avx512",
+    "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+    "DNNL_MAX_CPU_ISA": "AVX512_CORE",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+}
 _CPUID, _TRAP = b"\x0f\xa2", b"\xcc\x90"
 _SECTION = re.compile(r"^\s*\d+ (\.\S+)\s+[0-9a-f]+\s+([0-9a-f]+)\s+[0-9a-f]+\s+([0-9a-f]+)", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+cpuid\s*$")
 
 
-def problem() -> str | None:
+def problem(avx512: bool = False) -> str | None:
     """Why this machine cannot do it, or None."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return f"it needs Linux on x86-64, this is {sys.platform} on {platform.machine()}"
+    if avx512 and "avx512bw" not in instruction_sets():
+        return "this processor has no AVX-512"
     missing = [tool for tool in ("gcc", "objdump") if shutil.which(tool) is None]
     return f"it needs {' and '.join(missing)}: install gcc and binutils" if missing else None
 
 
-def environment() -> dict[str, str]:
+def instruction_sets() -> set[str]:
+    """The flags of the processor, as Linux lists them."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def environment(avx512: bool = False) -> dict[str, str]:
     """The variables under which a process is limited. Copies what is not copied yet."""
     CACHE.mkdir(exist_ok=True)
     mask = CACHE / "cpuid_mask.so"
@@ -54,7 +73,8 @@ def environment() -> dict[str, str]:
         subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(mask), str(source)], check=True)
     packages = [_limited(name) for name in LIBRARIES if find_spec(name) is not None]
     before = [path for path in (os.environ.get("PYTHONPATH"),) if path]
-    return ENVIRONMENT | {"LD_PRELOAD": str(mask), "PYTHONPATH": os.pathsep.join([*map(str, packages), *before])}
+    limits = ENVIRONMENT_AVX512 if avx512 else ENVIRONMENT
+    return limits | {"LD_PRELOAD": str(mask), "PYTHONPATH": os.pathsep.join([*map(str, packages), *before])}
 
 
 def _limited(package: str) -> Path:
@@ -111,14 +131,16 @@ def _objdump(library: Path, *options: str) -> str:
 
 def main() -> None:
     """Replaces this process by the command."""
-    if len(sys.argv) < 2:
+    if not set(sys.argv[1:]) - {"--avx512"}:
         sys.exit("give a command: python tests/avx2/limit.py python -m pytest -q")
-    reason = problem()
+    avx512 = sys.argv[1] == "--avx512"
+    command = sys.argv[2:] if avx512 else sys.argv[1:]
+    reason = problem(avx512)
     if reason is not None:
-        sys.exit(f"cannot limit the engines to AVX2: {reason}")
-    if sys.argv[1] == "--check":
+        sys.exit(f"cannot limit the engines: {reason}")
+    if command == ["--check"]:
         return
-    os.execvpe(sys.argv[1], sys.argv[1:], dict(os.environ) | environment())
+    os.execvpe(command[0], command, dict(os.environ) | environment(avx512))
 
 
 if __name__ == "__main__":
