@@ -30,4 +30,5 @@ def _receives(frame: FrameType, caller: FrameType) -> bool:
     values = frame.f_locals
     if any(values.get(name) is caller for name in code.co_varnames[:named]):
         return True
-    return any(value is caller for name in more for value in values.get(name, ()))
+    rest = (values.get(name) for name in more)  # a name that is bound to something else since then holds no arguments
+    return any(value is caller for held in rest if type(held) is tuple for value in held)

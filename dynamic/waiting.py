@@ -76,6 +76,8 @@ class Waiting:
                 self._begin()
             entry = future, x, came
             self._items.append(entry)
+            if len(self._items) - self._free > self._limit:
+                self._forget_cancelled()
             while len(self._items) - self._free > self._limit:
                 with contextlib.suppress(IndexError):  # a signal handler has closed, and emptied it
                     dropped.append(self._items.popleft()[0])
@@ -89,15 +91,20 @@ class Waiting:
     def close(self, drain: bool = False, timeout_s: float | None = None, wait: bool = True) -> bool:
         """Take no more requests and end the threads. Returns whether none that waits will be answered any more.
 
+        A `close` after one with `drain` does not end it. It waits for it, and no longer than its own `timeout_s`.
+
         Args:
             drain: Answer those that wait. Otherwise they fail with ClosedError.
             timeout_s: How long to wait for the threads. None is as long as they take. Whatever then still waits fails.
             wait: Whether to wait at all. A signal handler must not.
         """
         ends = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        self._until = ends if drain else -math.inf
+        if self._closed and self._until > time.monotonic():  # those that wait are being answered
+            ends = min(ends, self._until)
+        else:
+            self._until = ends if drain else -math.inf
         self._closed = True
-        if not drain:
+        if self._until == -math.inf:
             self._refuse()
         for _ in range(self._most):
             self._wakes.put(None)
@@ -136,6 +143,11 @@ class Waiting:
         except ValueError:
             return False
         return True
+
+    def _forget_cancelled(self) -> None:
+        """Take out what its owner has given up: it waits for nothing."""
+        for entry in [entry for entry in self._items if entry[0].cancelled()]:
+            self._withdraw(entry)
 
     def _refuse(self) -> None:
         """Fail whatever waits."""

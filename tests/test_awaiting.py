@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -83,7 +84,7 @@ def test_whoever_waits_learns_that_the_runtime_closes(bundle: dynamic.Bundle, en
         tasks = [asyncio.create_task(run.arun(X)) for _ in range(3)]
         await started(engine)
         closing = asyncio.create_task(asyncio.to_thread(run.close, drain))
-        while not run._answering.closed:
+        while not run._waiting._closed or (not drain and len(run._waiting)):
             await asyncio.sleep(0.001)
         engine.gate.release(3)
         found = await asyncio.gather(*tasks, return_exceptions=True)
@@ -170,6 +171,56 @@ def test_a_source_that_makes_its_reader_wait_does_not_hold_up_the_loop(bundle: d
 
     run = faked(bundle)
     assert finish(work()) == [0]
+    run.close()
+
+
+def test_a_result_does_not_wait_for_the_next_item(bundle: dynamic.Bundle) -> None:
+    answered = threading.Event()
+
+    def camera() -> Iterator[Any]:
+        yield X
+        assert answered.wait(LIMIT_S), "the first frame was not answered before the second came"
+        yield X
+
+    async def work() -> list[int]:
+        results = []
+        async for result in run.amap(camera()):
+            results.append(result.id)
+            answered.set()
+        return results
+
+    run = faked(bundle, workers=2)
+    assert finish(work()) == [0, 1]
+    run.close()
+
+
+@pytest.mark.parametrize("why", ["closed", "source"])
+def test_what_was_accepted_is_answered_before_an_error(bundle: dynamic.Bundle, engine: Held, why: str) -> None:
+    run = faked(bundle, engine, workers=4)
+
+    def camera() -> Iterator[Any]:
+        yield from [X] * 3
+        closing = threading.Thread(target=run.close, kwargs={"drain": True})
+        if why == "source":
+            engine.gate.release(3)
+            raise OSError("unplugged")
+        closing.start()
+        while not run._answering.closed:
+            time.sleep(0.001)
+        engine.gate.release(3)
+        yield X
+        closing.join(LIMIT_S)
+
+    async def work() -> tuple[list[int], type[BaseException]]:
+        results = []
+        try:
+            async for result in run.amap(camera()):
+                results.append(result.id)  # noqa: PERF401 (what came before an error counts)
+        except (ClosedError, OSError) as error:
+            return sorted(results), type(error)
+        raise AssertionError("no error")
+
+    assert finish(work()) == ([0, 1, 2], ClosedError if why == "closed" else OSError)
     run.close()
 
 

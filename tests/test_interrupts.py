@@ -295,6 +295,42 @@ def test_what_is_a_signal_handler() -> None:
     assert found[5:] == [False, False]
 
 
+@pytest.mark.parametrize("value", [3, None, "word", {"a": 1}], ids=str)
+def test_a_name_of_arguments_may_be_bound_to_something_else(bundle: dynamic.Bundle, value: Any) -> None:
+    def main(*args: Any) -> int:
+        args = value
+        engine = Fake()
+        faked(bundle, engine).close()
+        return engine.closed if args is value else -1
+
+    assert main(1, 2) == 1
+
+
+def test_looking_for_a_handler_consumes_no_iterator(bundle: dynamic.Bundle) -> None:
+    def each(*items: int) -> list[int]:
+        items = iter(items)  # type: ignore[assignment]
+        faked(bundle).close()
+        return list(items)
+
+    assert each(1, 2, 3) == [1, 2, 3]
+
+
+def test_a_drain_goes_on_where_the_block_ends(bundle: dynamic.Bundle) -> None:
+    """A handler begins to drain inside `with run:`, whose end closes the runtime too."""
+
+    def work() -> list[int]:
+        gate = threading.Event()
+        engine = Fake(lambda _, backbones, stagewise: backbones is None and not gate.wait(LIMIT_S))
+        with faked(bundle, engine) as run:
+            signal.signal(signal.SIGUSR1, lambda *_: run.close(drain=True, timeout_s=LIMIT_S))
+            futures = [run.submit(X) for _ in range(5)]
+            signal.raise_signal(signal.SIGUSR1)
+            threading.Timer(0.2, gate.set).start()
+        return [future.result(0).id for future in futures]
+
+    assert in_child(work) == [0, 1, 2, 3, 4]
+
+
 def test_a_policy_may_use_the_runtime_that_asks_it(bundle: dynamic.Bundle) -> None:
     def work() -> list[int]:
         seen: list[int] = []

@@ -203,6 +203,19 @@ def test_draining_ends_in_time(bundle: dynamic.Bundle, engine: Gated) -> None:
     assert engine.closed == 1
 
 
+def test_what_was_cancelled_takes_no_place(bundle: dynamic.Bundle, engine: Gated) -> None:
+    run = faked(bundle, engine, queue=2)
+    running = run.submit(X)
+    engine.wait()
+    first, given_up = run.submit(X), run.submit(X)
+    assert given_up.cancel()
+    last = run.submit(X)
+    engine.gate.release(3)
+    assert [f.result(LIMIT_S).id for f in (running, first, last)] == [0, 1, 2]
+    assert run.stats().shed == 0
+    run.close()
+
+
 def test_closing_does_not_wait_longer_than_it_may(bundle: dynamic.Bundle, engine: Gated) -> None:
     run = faked(bundle, engine, workers=2)
     running = [run.submit(X) for _ in range(2)]
