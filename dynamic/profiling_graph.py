@@ -1,6 +1,7 @@
 """What each stage costs inside the single graph: only whole requests can be measured there."""
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,19 +20,17 @@ _MEDIAN_ERROR = 1.2533  # standard error of a median over that of a mean, of a n
 _MIDDLE_HALF = 1.349  # width of the middle half of a normal distribution, in standard deviations
 
 
-def uncertainty(times: Sequence[Sequence[float]]) -> float:
-    """Two standard errors of a median over the median, the largest of several series of repeats.
+def uncertainty(times: Sequence[float]) -> float:
+    """Two standard errors of the median of repeats over that median.
 
     The spread is that of the middle half, as of a normal distribution: a stall among the repeats adds nothing.
     """
-    found = 0.0
-    for series in times:
-        middle = statistics.median(series) if series else 0.0
-        if middle > 0:
-            low, high = np.percentile(series, [25, 75])
-            error = _MEDIAN_ERROR * float(high - low) / _MIDDLE_HALF / len(series) ** 0.5
-            found = max(found, 2 * error / middle)
-    return found
+    middle = statistics.median(times) if times else 0.0
+    if middle <= 0:
+        return 0.0
+    low, high = np.percentile(times, [25, 75])
+    spread = float(high - low) / _MIDDLE_HALF
+    return 2 * _MEDIAN_ERROR * spread / math.sqrt(len(times)) / middle
 
 
 class GraphColumn:
@@ -85,8 +84,8 @@ class GraphColumn:
 
     @property
     def noise(self) -> float:
-        """How far repeats leave a figure uncertain, a fraction."""
-        return uncertainty([*self.leaving, self.reference])
+        """How far repeats leave the time of a request uncertain that takes every stage, a fraction."""
+        return uncertainty(self.leaving[-1])
 
     @property
     def cpu(self) -> list[float]:

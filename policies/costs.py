@@ -9,7 +9,7 @@ from typing import Any
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
 
 SCHEMA = 1
-_BUSY = 0.15  # of the processor that others use: from here on a profile is doubtful
+BUSY = 0.15  # of the processor that others use: from here on a profile is doubtful
 _NOISY = 0.2  # of a figure, that repeats leave uncertain
 Table = tuple[tuple[float, ...], ...]  # [S][K]
 
@@ -76,7 +76,7 @@ class Costs:
     def doubts(self) -> tuple[str, ...]:
         """What makes these figures doubtful, a sentence for each doubt."""
         words = []
-        if self.load is not None and self.load > _BUSY:
+        if self.load is not None and self.load > BUSY:
             words.append(
                 f"others used {self.load:.0%} of the processor while this was profiled: figures are too high; profile "
                 "again on an idle machine"

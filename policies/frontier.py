@@ -129,12 +129,12 @@ class Frontier:
     @cached_property
     def effort(self) -> Rank:
         """Points by what an inference takes from a battery: `energy_mj` where that is known, else `cpu_ms`."""
-        return Rank(told_apart([(p.energy_mj or p.cpu_ms)[0] for p in self.points], self.costs.noise))
+        return self._measured([(p.energy_mj or p.cpu_ms)[0] for p in self.points])
 
     @cached_property
     def processor(self) -> Rank:
         """Points by the CPU time of an inference, in ms."""
-        return Rank(told_apart([p.cpu_ms[0] for p in self.points], self.costs.noise))
+        return self._measured([p.cpu_ms[0] for p in self.points])
 
     @cached_property
     def memory(self) -> Rank:
@@ -149,12 +149,17 @@ class Frontier:
     @cached_property
     def accuracy(self) -> Rank:
         """Points by accuracy, negated: the most accurate come first, of those as accurate the fastest."""
-        return Rank([-p.point.accuracy[1] for p in self.points], ties=self.mean.figures)
+        ties = told_apart(self.mean.figures, self.costs.noise)
+        return Rank([-p.point.accuracy[1] for p in self.points], ties=ties)
 
     @cached_property
     def mean(self) -> Rank:
         """Points by mean latency at the smallest batch, in ms."""
-        return Rank(told_apart([p.mean_ms[0] for p in self.points], self.costs.noise))
+        return self._measured([p.mean_ms[0] for p in self.points])
+
+    def _measured(self, figures: Sequence[float]) -> Rank:
+        """Points by a measured figure. Those that the profile does not tell apart are in the order of compute."""
+        return Rank(figures, order=told_apart(figures, self.costs.noise))
 
     def held(self, resident: frozenset[int]) -> int:
         """The points (bits, see `Rank`) that need none but these backbones."""

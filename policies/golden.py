@@ -29,7 +29,7 @@ from dynamic.policies.budget import PRIORITY, Budget
 from dynamic.policies.budget_policy import BudgetPolicy, BudgetState
 from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback
-from dynamic.policies.frontier import SPREADS, Frontier
+from dynamic.policies.frontier import SPREADS, Frontier, told_apart
 from dynamic.policies.ladder import Ladder, Point
 from dynamic.policies.limits import LEAST, TELLS, Sieve
 from dynamic.policies.rank import Rank, members
@@ -83,9 +83,15 @@ def figures(frontier: Frontier) -> dict[str, Any]:
     `threads`; `batch [K]`; `memory_mb [B]` of each backbone; `idle_mw`; `spreads [G]`, which latencies are worked out
     for; `points` in the frontier's order, each with `name`, `backbones`, `accuracy`, `promised_drop`, `memory_mb`,
     `energy_mj` and `cpu_ms` of one inference, `mean_ms [K]`, `p95_ms [G][K]`, `first_ms [K]` to a first answer, and
-    `path_ms [S][K]`: what a request should take whose deepest row left at a stage.
+    `path_ms [S][K]`: what a request should take whose deepest row left at a stage. Figures that the profile does not
+    tell apart are changed within its noise, so that they are in the order of compute.
     """
     costs = frontier.costs
+
+    def ordered(rank: Rank) -> list[float]:
+        return told_apart(rank.figures, costs.noise)
+
+    effort, processor, mean = ordered(frontier.effort), ordered(frontier.processor), ordered(frontier.mean)
     return {
         "threads": costs.threads,
         "batch": list(costs.batch),
@@ -99,9 +105,9 @@ def figures(frontier: Frontier) -> dict[str, Any]:
                 "accuracy": p.point.accuracy[1],
                 "promised_drop": p.point.promised_drop,
                 "memory_mb": frontier.memory.figures[i],
-                "energy_mj": None if p.energy_mj is None else frontier.effort.figures[i],
-                "cpu_ms": frontier.processor.figures[i],
-                "mean_ms": [frontier.mean.figures[i], *p.mean_ms[1:]],
+                "energy_mj": None if p.energy_mj is None else effort[i],
+                "cpu_ms": processor[i],
+                "mean_ms": [mean[i], *p.mean_ms[1:]],
                 "p95_ms": [[frontier.latency_ms(0.95, rows, spread)[i] for rows in costs.batch] for spread in SPREADS],
                 "first_ms": [frontier.first_answer(rows).figures[i] for rows in costs.batch],
                 "path_ms": [

@@ -110,7 +110,7 @@ class Sieve:
 
     def closest(self, rank: Rank) -> None:
         """Keep the points of the least figure."""
-        self.left &= rank.at_most(rank.figures[rank.first(self.left)])
+        self.left = rank.least(self.left)
 
 
 def memory(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:

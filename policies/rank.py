@@ -5,17 +5,31 @@ from collections.abc import Iterator, Sequence
 
 
 class Rank:
-    """`figures` of the points, which `ties` put in order where they are equal; bit i of a set stands for point i."""
+    """The points by a figure. Bit i of a set stands for point i.
 
-    __slots__ = ("_order", "_sets", "_sorted", "figures")
+    Args:
+        figures: Of the points, as they were measured. Limits compare with these.
+        ties: Put points in order whose figures are equal.
+        order: Figures by which points are put in order instead, where measured ones are not told apart.
+    """
 
-    def __init__(self, figures: Sequence[float], ties: Sequence[float] | None = None) -> None:
+    __slots__ = ("_keys", "_order", "_sets", "_sorted", "figures")
+
+    def __init__(
+        self,
+        figures: Sequence[float],
+        ties: Sequence[float] | None = None,
+        order: Sequence[float] | None = None,
+    ) -> None:
         self.figures = tuple(figures)
-        keys = list(zip(self.figures, ties or (0.0,) * len(self.figures), strict=True))
-        self._order = sorted(range(len(keys)), key=keys.__getitem__)  # of equals the first comes first
-        self._sorted = [self.figures[i] for i in self._order]
+        places = range(len(self.figures))
+        self._keys = tuple(order or self.figures)
+        keys = list(zip(self._keys, ties or (0.0,) * len(self.figures), strict=True))
+        self._order = sorted(places, key=keys.__getitem__)  # of equals the first comes first
+        by_figure = sorted(places, key=self.figures.__getitem__)
+        self._sorted = [self.figures[i] for i in by_figure]
         self._sets = [0]
-        for i in self._order:
+        for i in by_figure:
             self._sets.append(self._sets[-1] | 1 << i)
 
     def at_most(self, most: float) -> int:
@@ -32,6 +46,11 @@ class Rank:
             if left >> i & 1:
                 return i
         raise ValueError("an empty set has no first point")
+
+    def least(self, left: int) -> int:
+        """The points of least figure in a set that is not empty, as they are ordered. Equals stay together."""
+        least = self._keys[self.first(left)]
+        return sum(1 << i for i in members(left) if self._keys[i] == least)
 
 
 def members(left: int) -> Iterator[int]:

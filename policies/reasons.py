@@ -74,8 +74,12 @@ class Reason:
         if self._rank is frontier.accuracy:
             return "most accurate"
         mean = frontier.latency(None, seen.rows)
-        fastest = mean.figures[first] <= mean.figures[mean.first(self._candidates)]
-        return "fastest" if fastest else "fastest at the smallest batch"
+        least, noise = mean.figures[mean.first(self._candidates)], frontier.costs.noise
+        if mean.figures[first] <= least:
+            return "fastest"
+        if mean.figures[first] <= least * (1 + noise):
+            return f"fastest (times within {noise:.0%} count as equal)"
+        return "fastest at the smallest batch"
 
     def _why(self) -> str:
         said = [worded(self._notes, self._spared)] if self._notes else []

@@ -19,7 +19,8 @@ from dynamic.policies.fixed_policy import FixedPolicy
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.golden import figures
 from dynamic.policies.snapshot import Snapshot
-from dynamic.profiling_graph import uncertainty
+from dynamic.profiling import _Column
+from dynamic.profiling_graph import GraphColumn, uncertainty
 from dynamic.sensors.contract import Reading
 from dynamic.simulate.report import SimulationReport
 from dynamic.simulate.simulator import simulate
@@ -80,10 +81,39 @@ def test_latency_limits_go_by_what_was_measured() -> None:
 
 def test_uncertainty_by_hand() -> None:
     # the middle half of 1..9 is 4 wide: 4 / 1.349 standard deviations, 1.2533 / sqrt(9) of that for a median of 5
-    assert uncertainty([[1.0, 2, 3, 4, 5, 6, 7, 8, 9]]) == pytest.approx(2 * 1.2533 * 4 / 1.349 / 3 / 5)
-    assert uncertainty([[5.0] * 9]) == 0
-    assert uncertainty([[5.0] * 9, [1.0, 2, 3, 4, 5, 6, 7, 8, 9]]) > 0.4
-    assert uncertainty([[], [0.0] * 9]) == 0
+    assert uncertainty([1.0, 2, 3, 4, 5, 6, 7, 8, 9]) == pytest.approx(2 * 1.2533 * 4 / 1.349 / 3 / 5)
+    assert uncertainty([5.0] * 9) == uncertainty([]) == uncertainty([0.0] * 9) == 0
+
+
+def test_a_small_stage_that_scatters_does_not_blur_large_ones() -> None:
+    """A first stage of 0.02 ms within 0.007, before one of 10 ms within 0.01: whole requests are known to 0.2%."""
+    column = _Column(2)
+    column.full = [[0.01, 0.02, 0.03] * 9, [9.99, 10.0, 10.01] * 9]
+    column.leaving = column.full[0]
+    column.staying = [a + b for a, b in zip(*column.full, strict=True)]
+    assert column.noise < 0.003
+    graph = GraphColumn((0, 1))
+    graph.leaving = [column.leaving, column.staying]
+    assert graph.noise == column.noise
+
+
+def test_limits_compare_with_what_was_measured() -> None:
+    """Noise orders points. It makes no point cheaper than it is."""
+    loaded = Frontier.of(LADDER, costs(10.4, 10.2, 10.0, noise=0.05))
+    assert [p.point.name for p in loaded.points] == ["reference", "middle", "cheapest"]
+    for rank in (loaded.processor, loaded.effort, loaded.mean):
+        assert rank.figures == (10.0, 10.2, 10.4)
+        assert (rank.at_most(10.1), rank.at_most(10.2), rank.below(10.0)) == (0b001, 0b011, 0)
+        assert rank.first(0b111) == 2, "the one of the least compute"
+    found, _ = BudgetPolicy().decide(loaded, Budget(cpu_ms=10.1, max_drop=0.1), Snapshot(0), BudgetPolicy().initial())
+    assert (found.point.point.name, found.feasible) == ("reference", True)
+    found, _ = BudgetPolicy().decide(
+        loaded, Budget(latency_ms=100, max_drop=0.1), Snapshot(0), BudgetPolicy().initial()
+    )
+    assert "'cheapest' is the fastest (times within 5% count as equal) of 3 of 3 points" in str(found.reason)
+    found, _ = BudgetPolicy().decide(loaded, Budget(cpu_ms=9.9, max_drop=0.1), Snapshot(0), BudgetPolicy().initial())
+    assert not found.feasible
+    assert "cpu_ms 10.4 CPU-ms is over 9.9 CPU-ms" in str(found.reason)
 
 
 def test_a_steady_profile_has_no_noise() -> None:
@@ -114,6 +144,27 @@ def test_load_is_said_and_remembered(
     again = Costs.from_json(json.loads(json.dumps(found.to_json())))
     assert again == found
     assert ("83%" in "".join(again.doubts)) == said
+
+
+@pytest.mark.parametrize(
+    ("loads", "kept", "count"),
+    [((0.05,), 0.05, 1), ((0.8, 0.1), 0.1, 2), ((0.8, 0.3, 0.5), 0.3, 3), ((0.2, None), 0.2, 2)],
+)
+def test_a_profile_under_load_is_repeated(
+    loads: tuple[float | None, ...], kept: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calmest of three counts."""
+    left, made = iter(loads), []
+    monkeypatch.setattr(profiling, "OtherLoad", lambda: Busy(next(left)))
+    columns: Any = [object() for _ in loads]
+
+    def measure() -> Any:
+        made.append(columns[len(made)])
+        return made[-1]
+
+    found, load = profiling._measured_alone(measure)
+    assert (load, len(made)) == (kept, count)
+    assert found is columns[loads.index(kept)]
 
 
 def test_a_source_that_fails_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None:

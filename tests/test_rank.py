@@ -39,3 +39,12 @@ def test_nothing_comes_first_in_an_empty_set() -> None:
     assert list(members(0)) == []
     with pytest.raises(ValueError, match="empty"):
         Rank([1.0]).first(0)
+
+
+def test_another_order_changes_no_limit() -> None:
+    rank = Rank([10.0, 10.2, 10.4, 20.0], order=[10.0, 9.9, 9.8, 20.0])
+    assert [rank.first(left) for left in (0b1111, 0b1011, 0b1001)] == [2, 1, 0]
+    assert [rank.least(left) for left in (0b1111, 0b1011, 0b1001)] == [0b0100, 0b0010, 0b0001]
+    assert [rank.at_most(most) for most in (9.9, 10.0, 10.3, 20.0)] == [0, 0b0001, 0b0011, 0b1111]
+    assert [rank.below(most) for most in (10.0, 10.4)] == [0, 0b0011]
+    assert Rank([1.0, 2.0, 1.0]).least(0b111) == 0b101
