@@ -24,8 +24,9 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     parser = argparse.ArgumentParser("python -m dynamic doctor")
     parser.add_argument("shelf", nargs="?", type=Path, help="the bundle's folder, to be checked too")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="where the system's files lie")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments[1:])
-    text, code = examine(options.shelf, options.json)
+    text, code = examine(options.shelf, options.json, options.root)
     print(text)
     return code

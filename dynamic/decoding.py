@@ -19,6 +19,7 @@ _GRAY = ("1", "L", "LA", "La")
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats of which some versions of Pillow give 16 bits as mode "I", of 32
 _ORIENTATION = 0x0112  # EXIF 2.32, table 4
+_BITS_PER_SAMPLE = 258  # TIFF 6.0, section 8
 # how EXIF's orientation is undone on [H, W, ...]: (transposed first, flipped upside down, flipped left to right)
 _TURNS = {
     2: (False, False, True),
@@ -119,13 +120,21 @@ def _eight_bits(image: "Image") -> "Image":
 
     deep = image.mode in _DEEP or (image.mode == "I" and image.format in _SIXTEEN_BITS)
     if deep:  # the upper byte, which Pillow takes of 16 bits in colour too
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> (_depth(image) - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers without a fixed range, mode {image.mode}: save it with 8 bits")
     return image
 
 
+def _depth(image: "Image") -> int:
+    """Bits of a pixel of a deep image. TIFF may use 12 of the 16 that Pillow gives."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+    return int(min(16, max(8, *bits)))
+
+
 def _orientation(image: "Image") -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns the pixels itself when it loads them
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception as error:  # EXIF that is damaged says nothing; the pixels may be good

@@ -106,13 +106,13 @@ class Diagnosis:
     not_believed: tuple[str, ...] = ()
 
 
-def diagnose(root: Path = Path("/"), patience_s: float = _PATIENCE_S) -> Diagnosis:
-    """Look at everything; takes as long as sensors need for a first answer, at most `patience_s`.
+def diagnose(root: Path = Path("/"), patience_s: float | None = None) -> Diagnosis:
+    """Look at everything; takes as long as sensors need for a first answer, at most `patience_s` (None: 2.5 s).
 
     `root` of the file tree that kernel files are read from. torch is looked for and not loaded.
     """
     engines = tuple(_engine(name) for name in ENGINES)
-    snapshot, reports = _read(root, patience_s)
+    snapshot, reports = _read(root, _PATIENCE_S if patience_s is None else patience_s)
     sensors = tuple(_sensor(field, snapshot, reports) for field in UNITS)
     limits = _limits(root)
     missing = [f"engine {engine.name}: {engine.problem}" for engine in engines if engine.problem]

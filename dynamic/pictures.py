@@ -92,7 +92,7 @@ def folders_in(source: Path, place: PurePosixPath) -> list[str]:
     """Names of the folders at a place in a folder or zip, links that lead nowhere included."""
     if source.is_dir():
         entries = _entries(source / place)
-        return [entry.name for entry in entries if entry.is_dir() or _leads_nowhere(entry)]
+        return [entry.name for entry in entries if _is_folder(entry) or _leads_nowhere(entry)]
     prefix = "" if place == PurePosixPath() else f"{place}/"
     with zipfile.ZipFile(source) as archive:
         names = [name.removeprefix("./") for name in archive.namelist()]
@@ -116,12 +116,19 @@ def _walk(source: Path, place: PurePosixPath, above: frozenset[tuple[int, int]])
         return
     for entry in _entries(source / place):
         inside = place / entry.name
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(source, inside, above | {key})
         elif inside.suffix.lower() in ENDINGS:
             yield inside
         elif _leads_nowhere(entry):
             logger.warning("%s is a link that leads nowhere and is left out", source / inside)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _entries(folder: Path) -> "list[os.DirEntry[str]]":
@@ -152,7 +159,10 @@ def _archive(source: Path) -> Iterator[Picture]:
 
 
 def _content(path: Path) -> bytes:
-    _check_size(str(path), path.stat().st_size)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError(str(path), "it is no file")  # whoever reads a pipe waits
+    _check_size(str(path), status.st_size)
     return path.read_bytes()
 
 

@@ -1,6 +1,7 @@
 """The device as the policy sees it for one request: the monitor's latest, with what is asked and what waits."""
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -55,7 +56,9 @@ class RequestReading:
         # the monitor's snapshot and what was made of it last: one tuple, so that threads always see a pair that fits
         self._known: tuple[Snapshot, Snapshot] | None = None
         self._starts = starts
+        self._starting = threading.RLock()  # reentrant: a signal handler may read too
         self.started: Callable[[], None] = lambda: None
+        self.news: Callable[[], None] | None = None  # called once, with the monitor's next snapshot
         self.first: Snapshot | None = None
 
     @property
@@ -65,14 +68,12 @@ class RequestReading:
 
     def forget(self) -> None:
         """The monitor's threads are not in a forked child: start it there before it is read."""
-        self._starts = True
+        self._starts, self._starting = True, threading.RLock()
 
     @property
     def latest(self) -> Snapshot:
         """The monitor's latest, or the last good one."""
-        starting, self._starts = self._starts, False
-        if starting:
-            begin(self._monitor)
+        starting = self._starts and self._start()
         try:
             latest = self._monitor.latest
             if not isinstance(latest, Snapshot):
@@ -80,12 +81,24 @@ class RequestReading:
         except Exception as error:
             self._failed(error)
         else:
-            self._last = latest
+            before, self._last = self._last, latest
             if self.first is None:
                 self.first = latest
+            if self.news is not None and latest is not before:
+                news, self.news = self.news, None
+                news()
         if starting:
             self.started()
         return self._last
+
+    def _start(self) -> bool:
+        """Start the monitor, or wait for the thread that does. Returns whether it was this one."""
+        with self._starting:
+            if not self._starts:
+                return False
+            begin(self._monitor)
+            self._starts = False
+            return True
 
     def __call__(self, rows: int, waited_ms: float, queue_length: int, servers: int | None) -> Snapshot:
         """The latest, for a request of so many rows that has waited; others wait behind it for so many `servers`."""

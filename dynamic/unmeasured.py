@@ -26,7 +26,8 @@ class SensorCheck:
     def warn(self, budget: Budget) -> None:
         """Log one warning of all limits without a sensor that it has not warned of.
 
-        A sensor that has not answered yet may still do so: the decision's reason names its limit until then.
+        A sensor that has not answered yet may still do so: the decision's reason names its limit until then, and the
+        next snapshot is looked at again.
         """
         names = [name for name in self._names(budget) if name not in self._warned]
         if not names:
@@ -36,6 +37,7 @@ class SensorCheck:
         for name in names:
             problem = problems.get(FOLLOWS[name])
             if problem == NO_ANSWER:
+                self._read.news = lambda: self.warn(budget)
                 continue
             self._warned.add(name)
             limits.append(NO_SENSOR[name].format(getattr(budget, name)) + (f" ({problem})" if problem else ""))

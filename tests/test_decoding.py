@@ -82,7 +82,7 @@ def test_numbers_without_a_fixed_range_are_refused(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("value", range(1, 9))
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_pictures_are_upright(value: int, kind: str, tmp_path: Path) -> None:
     content = with_orientation(value, kind)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
@@ -92,6 +92,18 @@ def test_pictures_are_upright(value: int, kind: str, tmp_path: Path) -> None:
     image = Image.open(io.BytesIO(content))
     np.testing.assert_array_equal(picture_pixels(image), expected)
     np.testing.assert_array_equal(picture_pixels(ImageOps.exif_transpose(image)), expected)
+
+
+def test_a_tiff_of_12_bits() -> None:
+    """Written by hand, as Pillow writes none: two pixels in three bytes, white is 4095."""
+    levels = [0, 2048, 4095, 16]
+    strip = b"".join((a << 12 | b).to_bytes(3, "big") for a, b in zip(levels[::2], levels[1::2], strict=True))
+    tags = [(256, 3, 4), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 1)]
+    tags.append((279, 4, len(strip)))
+    head = b"II*\0" + struct.pack("<I", 8 + len(strip) + len(strip) % 2) + strip + b"\0" * (len(strip) % 2)
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    content = head + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    assert read_picture(content, "scan.tif")[..., 0].tolist() == [[level >> 4 for level in levels]]
 
 
 def test_a_photo_that_was_taken_upright_is_read_upright() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import dynamic
+from dynamic import bare
 from dynamic.extras import EXTRAS, remedy
 
 # refuses to import what a meta-path finder is told to hide, as if it were not installed
@@ -142,6 +143,7 @@ def test_the_port_of_the_policy_says_how_it_is_called() -> None:
 def test_rooms_are_attributes_after_import() -> None:
     code = """
 import dynamic
+from dynamic import bare
 print(dynamic.models.compress.quantize.__name__, dynamic.models.resnet20.__name__)
 print(dynamic.simulate.simulator.simulate.__name__, dynamic.offline.selecting.select_exits.__name__)
 for name in ("docs", "tests", "nothing", "_names_"):
@@ -281,6 +283,7 @@ def test_doctor_of_a_shelf_that_is_damaged_or_of_another_engine(desk: Path, tmp_
 def test_recertify_and_export_need_no_torch(desk: Path) -> None:
     code = """
 import dynamic
+from dynamic import bare
 bundle = dynamic.recertify(dynamic.load("plain"), (0.5,)).save("again")
 dynamic.export(bundle, "again.onnx")
 print(sorted(name for name in sys.modules if name.partition(".")[0] in ("torch", "torchvision", "safetensors")))
@@ -290,3 +293,9 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] in ("torch",
     own = dynamic.recertify(dynamic.load(desk / "plain"), (0.5,))
     assert dynamic.load(desk / "again").ladder.points == own.ladder.points
     assert (desk / "again.onnx").stat().st_size > 1000
+
+
+def test_the_base_install_s_doctor_takes_a_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "proc").mkdir()
+    assert bare.main(["doctor", "--root", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"]

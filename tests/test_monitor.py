@@ -482,6 +482,17 @@ def test_nonsense_counts_as_failures_and_absence_is_no_warning(caplog: pytest.Lo
     ]
 
 
+def test_two_sources_that_fail_in_the_same_words_are_both_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> float:
+        raise OSError("cannot read")
+
+    desk = Desk(source("power", "power_mw", fails), source("frequency", "frequency_ratio", fails))
+    with caplog.at_level(logging.WARNING, "dynamic"), desk:
+        assert wait_until(lambda: all(r.failures >= 3 for r in desk.watch.reports()))
+    told = sorted(record.getMessage() for record in caplog.records)
+    assert told == [f"the monitor goes on without {name}: cannot read" for name in ("frequency", "power")]
+
+
 def test_a_jump_of_the_battery_is_believed_the_third_time() -> None:
     given, seen = iter([0.8, 0.1, 0.8, 0.3, 0.3, 0.3]), list[float | None]()
     done = threading.Event()

@@ -1,5 +1,6 @@
 """Pictures are found in files, folders and zips alike, and decoded as training saw them."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dynamic.decoding import PictureError
 from dynamic.errors import InputError
 from dynamic.offline.images import load_images
-from dynamic.pictures import find_pictures
+from dynamic.pictures import find_pictures, pictures_in
 
 RANDOM = np.random.default_rng(0)
 
@@ -71,3 +73,17 @@ def test_what_is_not_there_or_broken_is_named(tree: Path, tmp_path: Path) -> Non
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"cut.png does not read as an image"):
         find_pictures([tmp_path])[0].pixels()
+
+
+def test_links_that_lead_to_themselves_and_pipes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "good.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe.png")
+    pictures = {picture.place.name: picture for picture in pictures_in(tmp_path)}
+    assert set(pictures) == {"good.png", "loop.png", "pipe.png"}
+    assert "loop is a link that leads nowhere" in caplog.text
+    assert pictures["good.png"].read()[:4] == b"\x89PNG"
+    for name, reason in (("loop.png", "Too many levels of symbolic links"), ("pipe.png", "it is no file")):
+        with pytest.raises(PictureError, match=reason):
+            pictures[name].pixels()

@@ -1,6 +1,7 @@
 """A policy may do what it likes: requests are answered; and every change of decision is told."""
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from dynamic.changes import Change
 from dynamic.errors import BudgetError
 from dynamic.policies import Decision, Frontier, Policy
 from dynamic.policies.feasibility import check_budget
+from dynamic.policies.snapshot import Snapshot
 from dynamic.reading import RequestReading, with_fields
 
 
@@ -257,6 +259,35 @@ def test_a_snapshot_is_made_once_while_nothing_changes() -> None:
     assert read(1, 0.0, 0, None).battery == 0.4
     assert again.battery == 0.5
     assert with_fields(again, memory_process_mb=7.0) == replace(again, memory_process_mb=7.0)
+
+
+def test_all_wait_for_the_monitor_that_one_starts() -> None:
+    started, slow = threading.Event(), threading.Event()
+
+    class Slow:
+        latest = Snapshot(0.0)
+
+        def start(self) -> None:
+            started.set()
+            assert slow.wait(30)
+            self.latest = Snapshot(1.0, memory_process_mb=50.0)
+
+        def close(self) -> None:
+            pass
+
+    read, seen = RequestReading(Slow(), starts=True), []
+    threads = [threading.Thread(target=lambda: seen.append(read(1, 0.0, 0, None))) for _ in range(3)]
+    threads[0].start()
+    assert started.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    assert not seen
+    slow.set()
+    for thread in threads:
+        thread.join(30)
+    assert [snapshot.memory_process_mb for snapshot in seen] == [50.0] * 3
+    assert read.first is not None
+    assert read.first.memory_process_mb == 50.0
 
 
 def test_a_monitor_that_raises_fails_no_request(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from runtime_cases import X, faked, monitor, shared_blobs
 from sensor_cases import V2_MOUNT, Tree
+from test_monitor import wait_until
 
 import dynamic
 from dynamic.monitor import Monitor
 from dynamic.policies.feasibility import unmeasured
 from dynamic.policies.snapshot import Snapshot
+from dynamic.sensors.contract import AbsentError
 from dynamic.tables import run_text
 
 LIMITS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -114,6 +116,30 @@ def test_a_sensor_that_has_not_answered_yet_is_no_missing_one(
                 assert "no sensor" in run(X).decision.reason
         finally:
             release.set()
+
+
+def test_a_sensor_that_is_absent_after_all_is_warned_of_once(
+    bundle: dynamic.Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = threading.Event()
+
+    def battery() -> float:
+        release.wait(30)
+        raise AbsentError("no battery")
+
+    def said() -> list[str]:
+        return [message for message in warnings(caplog) if "cannot be kept" in message]
+
+    budget, watch = dynamic.Budget(battery_floor=0.2), Monitor(0.02, battery=battery, root=tmp_path)
+    with watch, faked(bundle, budget=budget, monitor=watch) as run:
+        run(X)
+        assert not said()
+        release.set()
+        assert wait_until(lambda: bool(run(X).id and said()))
+        for _ in range(20):
+            run(X)
+        assert len(said()) == 1
+        assert "no battery" in said()[0]
 
 
 def test_a_run_s_summary_has_a_line_for_it(bundle: dynamic.Bundle) -> None:

@@ -269,3 +269,11 @@ def test_a_group_s_cpu_time_that_falls(tree: Tree) -> None:
     clock.now += 1
     tree({f"{GROUP}/cpu.stat": "usage_usec 755000\n"})
     assert limit().fields["quota_load"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("garbled", ["inactive_file many\n", "inactive_file\n", None])
+def test_a_statistic_that_does_not_read_takes_no_limit_away(tree: Tree, garbled: str | None) -> None:
+    """Then all that is used counts."""
+    used = {f"{GROUP}/memory.max": 512_000_000, f"{GROUP}/memory.current": 450_000_000}
+    box(tree, used if garbled is None else {**used, f"{GROUP}/memory.stat": garbled})
+    assert MemoryLimit(tree.root)().fields == {"memory_available_mb": 62}

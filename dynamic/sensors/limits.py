@@ -135,8 +135,8 @@ class _MemoryLevel:
     def room(self) -> float:
         try:
             droppable = droppable_bytes(self.stat, self.version)
-        except FileNotFoundError:
-            droppable = 0  # then all that is used counts
+        except (OSError, ValueError):
+            droppable = 0  # it does not say, and then all that is used counts
         return self.limit.amount - max(0, self.used.number() - droppable)
 
 

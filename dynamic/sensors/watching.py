@@ -177,23 +177,23 @@ class Watch:
         return not 0 <= self._clock() - state.asked_at < state.pause_s - self._interval_s / 2
 
     def _read(self, state: _State) -> None:
-        reading, problem, absent, seldom = None, "", False, False
+        reading, problem, absent, unknown = None, "", False, False
         try:
             found = state.source.read()
             reading = sound(found)
         except Exception as error:  # whatever a user's function raises
             problem, absent = str(error) or repr(error), isinstance(error, AbsentError)
-            seldom = absent or isinstance(error, UnknownLimitError)
+            unknown = isinstance(error, UnknownLimitError)
         now = self._clock()
         with self._lock:
-            state.asked_at, state.pause_s = now, max(_RETRY_S, state.period_s) if seldom else state.period_s
+            state.asked_at, state.pause_s = now, max(_RETRY_S, state.period_s) if absent or unknown else state.period_s
             state.hanging = False
             if reading is None:
                 state.reading, state.problem, state.failures = None, problem, state.failures + 1
             else:
                 state.reading, state.read_at, state.problem = _believable(state, reading, now), now, None
         if reading is None:
-            self._report([state], problem, logging.INFO if absent else logging.WARNING)
+            self._report([state], problem, logging.INFO if absent else logging.WARNING, once=unknown)
         elif reading.left_out:
             self._report_left_out(state.source.name, reading.left_out)
 
@@ -255,12 +255,12 @@ class Watch:
     def _fresh(self, now: float) -> list[_State]:
         return [s for s in self._states if s.reading is not None and now - s.read_at <= s.keep_s]
 
-    def _report(self, states: Sequence[_State], problem: str, level: int) -> None:
-        """Log a problem, once for each source, and once where several have the same."""
+    def _report(self, states: Sequence[_State], problem: str, level: int, once: bool = False) -> None:
+        """Log a problem once for each source, or `once` for all that have the same."""
         with self._lock:
             names = [state.source.name for state in states if state.source.name not in self._reported]
             is_news = bool(names) and problem not in self._reported
-            self._reported.update((*names, problem))
+            self._reported.update((*names, problem) if once else names)
         if is_news:
             logger.log(level, "the monitor goes on without %s: %s", ", ".join(names), problem)
 
