@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from dynamic.fakes import FixedMonitor, TraceMonitor
 from dynamic.policies.errors import BudgetError
+from dynamic.policies.plain import plain
 from dynamic.policies.snapshot import Snapshot
 from dynamic.sensors.contract import Battery, SourceReport
 from dynamic.sensors.system import sources
@@ -55,8 +56,9 @@ class Monitor:
         memory_pressure: Callable[[], float] | None = None,
         root: str | Path = "/",
     ) -> None:
-        if not 0 < interval_s < math.inf:
-            raise BudgetError(f"interval_s={interval_s} must be a positive number of seconds, for instance 0.2")
+        interval_s = plain(interval_s)
+        if not isinstance(interval_s, (int, float)) or not 0 < interval_s < math.inf:
+            raise BudgetError(f"interval_s={interval_s!r} must be a positive number of seconds, for instance 0.2")
         given: dict[str, Callable[[], Any] | None] = {
             "cpu": cpu,
             "memory": memory,

@@ -22,6 +22,7 @@ from dynamic.engines.switching import CascadeEngine
 from dynamic.machine import machine_name
 from dynamic.policies.costs import BUSY, Costs
 from dynamic.policies.errors import BudgetError
+from dynamic.policies.plain import plain
 from dynamic.profiling_graph import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, measure_graph, uncertainty
 from dynamic.progress import track
 from dynamic.sensors.cpu import OtherLoad
@@ -49,7 +50,7 @@ def profile(
     resident memory per backbone in processes of their own (None: left out). Raises BudgetError on batch sizes that are
     not rising.
     """
-    sizes = tuple(batch)
+    sizes = tuple(plain(size) for size in batch)
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise BudgetError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
     columns, load = _measured_alone(

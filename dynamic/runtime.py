@@ -26,6 +26,7 @@ from dynamic.policies.decision import Policy
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.feasibility import check_budget
 from dynamic.policies.frontier import Frontier
+from dynamic.policies.plain import plain
 from dynamic.progress import size_of, track
 from dynamic.reading import HasLatest, RequestReading, begin, with_fields
 from dynamic.result import Result, Statistics
@@ -341,7 +342,8 @@ class Runtime:
         Raises:
             BudgetError: Where `timeout_s` is no number of at least 0.
         """
-        if timeout_s is not None and not 0 <= timeout_s < math.inf:
+        timeout_s = plain(timeout_s)
+        if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and 0 <= timeout_s < math.inf):
             raise BudgetError(
                 f"timeout_s={timeout_s!r} must be a number of seconds of at least 0, or None for no limit"
             )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, InputSpec
 from dynamic.policies.errors import BudgetError
+from dynamic.policies.plain import plain
 
 logger = logging.getLogger("dynamic")
 
@@ -67,9 +68,11 @@ class DriftOptions:
     groups: Callable[[Any], Hashable] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "every", plain(self.every))
+        object.__setattr__(self, "only_changed", plain(self.only_changed))
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise BudgetError(f"every={self.every!r} must be a whole number of at least 1: one of so many is tested")
-        if self.only_changed not in (None, True, False):
+        if self.only_changed is not None and not isinstance(self.only_changed, bool):
             raise BudgetError(f"only_changed={self.only_changed!r} must be True, False, or None: the stream decides")
         if self.groups is not None and not callable(self.groups):
             raise BudgetError(f"groups={self.groups!r} must be a function that gives the group of an input")
@@ -216,6 +219,8 @@ class Frames:
         self._warned = True
 
     def _in_camera(self, pixels: Floats, row: int, entry: Entry) -> Sequence[Entry]:
+        if not math.isfinite(float(np.add.reduce(pixels))):
+            return (entry,)  # like no scene, and none that a later frame could be like
         scene, figures = self._scene_of(pixels, row)
         self.changed |= scene.take(*figures, self._rank(entry))
         again = scene.latest is not None and self._same(pixels, scene.latest)

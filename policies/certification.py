@@ -26,6 +26,7 @@ from dynamic.policies.drift import score_bins
 from dynamic.policies.errors import BudgetError, CalibrationError
 from dynamic.policies.floor import check_floor, floor_of, levels
 from dynamic.policies.ladder import Certificate, Ladder, Missing, Point
+from dynamic.policies.plain import plain, plain_items
 from dynamic.policies.plan import plan
 from dynamic.policies.records import CERTIFY, SEARCH, Records, check_usable
 from dynamic.policies.replay import replay, shares
@@ -79,6 +80,7 @@ def certify(
     Raises CalibrationError without records, a second class, or labels that the risk needs; BudgetError on a target or
     delta or floor out of range, an unknown risk, score or combination.
     """
+    max_drops, delta, floor, margin = plain_items(max_drops), plain(delta), plain(floor), plain(margin)
     measure, targets = check_settings(max_drops, delta, risk, score)
     check_floor(floor)
     check_usable(records)

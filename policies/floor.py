@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.errors import BudgetError
+from dynamic.policies.plain import plain
 from dynamic.policies.records import Records
 
 SHARE = 0.5  # of what the reference knows beyond chance: what a point must keep unless another floor is given
@@ -67,6 +68,7 @@ def floor_of(records: Records, floor: float | None) -> float | None:
 
 def check_floor(floor: float | None) -> None:
     """Raises BudgetError on a floor that is no fraction."""
+    floor = plain(floor)
     if floor is None:
         return
     if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.offline.checkpoints import read_tensors
 from dynamic.offline.stages import Stage, StagedNetwork
-from dynamic.policies.errors import BudgetError, BundleError, CorruptError, InputError, WrapError
+from dynamic.policies.errors import BudgetError, BundleError, CorruptError, DynamicError, InputError, WrapError
 
 QUICK: dict[str, dict[str, Any]] = {
     "heads": {"epochs": 3},
@@ -419,5 +419,29 @@ def test_an_exit_at_chance_after_training_is_logged(caplog: pytest.LogCaptureFix
     assert "'exit3' is right in" in caplog.text
     assert "it is at chance after training" in caplog.text
     assert "AT CHANCE" in str(report)
-    with pytest.raises(InputError, match="eval_loader gave no batch"):
-        dynamic.fit(ExitNet(), digits_loader(), epochs=1, eval_loader=[])
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [[], 5, torch.zeros(3), [(torch.zeros(4, 3), torch.zeros(4))], [torch.zeros(4, 64)], iter(())],
+    ids=["empty", "number", "tensor", "width", "no labels", "used up"],
+)
+def test_held_out_data_that_do_not_fit_are_refused_before_training(loader: Any) -> None:
+    """Neither a head nor a batch of the training data is touched."""
+    network = ExitNet()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def batches() -> Iterator[Any]:
+        raise AssertionError("training has begun")
+        yield
+
+    with pytest.raises(DynamicError):
+        dynamic.fit(network, batches(), epochs=1, eval_loader=loader)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_held_out_data_may_be_an_iterator() -> None:
+    _, _, test_x, test_y = digits()
+    parts = list(zip(test_x.split(50), test_y.split(50), strict=True))
+    report = dynamic.fit(ExitNet(), digits_loader(), epochs=1, eval_loader=iter(parts))
+    assert [level.count for level in report.held_out] == [len(test_y)] * 3

@@ -116,6 +116,20 @@ def test_a_static_camera_raises_no_alarm(bundle: dynamic.Bundle, seed: int, capl
     assert "only_changed=False" in record.getMessage()
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_frame_of_no_numbers_spoils_no_later_one(bundle: dynamic.Bundle, broken: float) -> None:
+    stream = Stream(bundle, drift=DriftOptions(only_changed=True))
+    for i in range(30):
+        stream(scene(i % 3), i % 3)
+    frames = stream.run._answering.serving.watch._frames
+    pixels = np.full(256, broken, np.float32)
+    assert len(frames._in_camera(pixels, 0, (0, 0.5, 0, 0.9))) == 1
+    before = stream.run.stats().near_duplicates
+    for i in range(90):
+        assert not stream(scene(i % 3), i % 3)
+    assert stream.run.stats().near_duplicates == before + 90
+
+
 def test_a_static_camera_of_100_000_frames(bundle: dynamic.Bundle) -> None:
     """The watch alone, as the runtime calls it. By day light comes and goes by a fifth."""
     stream = Stream(bundle)

@@ -11,6 +11,7 @@ from dynamic.engines.contract import GRAPH, CascadeSpec, Executor, Graph
 from dynamic.engines.loop import StageEngine
 from dynamic.engines.switching import CascadeEngine
 from dynamic.policies.errors import EngineError
+from dynamic.policies.plain import plain
 from dynamic.policies.scores import Combiner
 
 
@@ -139,6 +140,7 @@ def open_engine(
     an unknown engine, precision or option, or an engine that is not installed.
     """
     check_engine(name, precision)
+    options = {option: plain(value) for option, value in options.items()}
     engine = _ENGINES[name]
     check_installed_engine(name)
     if len(engine.precisions) > 1:

@@ -25,12 +25,12 @@ def new_core() -> Any:
     the stack that was there before, which may be freed memory by then: the next signal, Ctrl-C for one, then ends the
     process (OpenVINO 2026.4). So it is loaded on a thread that ends right away.
 
-    Raises what OpenVINO raises.
+    Raises EngineError where OpenVINO does not load, or no thread can be started.
     """
     import openvino
 
     core: Any = None
-    failure: Exception | None = None
+    failure: Exception | str = "it does not say why"
 
     def load() -> None:
         nonlocal core, failure
@@ -43,11 +43,14 @@ def new_core() -> Any:
         except Exception as error:
             failure = error
 
-    thread = threading.Thread(target=load, name="dynamic-openvino-core")
-    thread.start()
-    thread.join()
-    if failure is not None:
-        raise failure
+    try:
+        thread = threading.Thread(target=load, name="dynamic-openvino-core")
+        thread.start()
+        thread.join()
+    except RuntimeError as error:  # no more threads are to be had
+        failure = error
+    if core is None:
+        raise EngineError(f"OpenVINO does not start: {failure}")
     _clear_before_forks()
     return core
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dynamic.engines.contract import CascadeSpec
 from dynamic.policies.errors import BudgetError, CalibrationError, InputError
+from dynamic.policies.plain import plain
 from dynamic.policies.risks import RISKS, Risk
 
 logger = logging.getLogger("dynamic")
@@ -17,6 +18,7 @@ logger = logging.getLogger("dynamic")
 
 def check_split(groups: Any, search_share: float, seed: int) -> None:
     """Raises BudgetError on a share or seed out of range, InputError on groups that are no numbers or strings [N]."""
+    search_share = plain(search_share)
     if isinstance(search_share, bool) or not isinstance(search_share, (int, float)) or not 0 < search_share <= 1:
         raise BudgetError(f"search_share={search_share!r} must lie in (0, 1]: the share of records that choose")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynamic.offline.acceleration import Acceleration
 from dynamic.offline.floats import check_halves
 from dynamic.offline.headtraining import HeadFit, fit_heads
-from dynamic.offline.heldout import held_out_levels
+from dynamic.offline.heldout import checked_loader, held_out_levels
 from dynamic.offline.jointtraining import fit_all
 from dynamic.offline.losses import ExitLoss
 from dynamic.offline.modes import evaluating
@@ -177,6 +177,8 @@ def fit(
         check_halves(teacher)
     acceleration = Acceleration.choose(network, device, autocast, channels_last)
     with evaluating(network), _placed(network, acceleration):
+        if eval_loader is not None:
+            eval_loader = checked_loader(network, eval_loader)
         if mode == "heads":
             if exit_weights is not None:
                 raise BudgetError("exit_weights mean nothing with mode='heads', whose heads share no weight; leave it")

@@ -1,17 +1,38 @@
 """How often each exit is right on data that it did not learn from."""
 
 from collections.abc import Iterable
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import torch
 
 from dynamic.offline.features import checked_batches
-from dynamic.offline.inputs import named_tensors
+from dynamic.offline.inputs import check_loader, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.stages import StagedNetwork
 from dynamic.policies.errors import InputError
 from dynamic.policies.floor import Level
+
+
+def checked_loader(network: StagedNetwork, loader: Iterable[Any]) -> Iterable[Any]:
+    """The loader, once its first batch has gone through the network: training must not end in an error.
+
+    Args:
+        network: As for `held_out_levels`.
+        loader: As for `held_out_levels`.
+
+    Returns:
+        What gives every batch, also where the loader is an iterator.
+
+    Raises:
+        InputError: Where it is no loader, gives no batch, or its first batch does not fit the network.
+    """
+    check_loader(loader)
+    batches = iter(loader)
+    first = list(islice(batches, 1))
+    held_out_levels(network, first)
+    return chain(first, batches) if batches is loader else loader
 
 
 def held_out_levels(network: StagedNetwork, loader: Iterable[Any]) -> tuple[Level, ...]:

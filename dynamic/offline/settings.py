@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dynamic.policies.errors import BudgetError
+from dynamic.policies.plain import plain
 
 MODES = ("heads", "joint", "distill")
 
@@ -46,14 +47,22 @@ class Settings:
             raise BudgetError(f"optimizer={optimizer!r} is not known; use 'adamw' or 'sgd'")
         found = Settings(
             mode,
-            20 if epochs is None else epochs,
-            usual[kind][0] if lr is None else lr,
-            usual[kind][1] if weight_decay is None else weight_decay,
+            20 if epochs is None else plain(epochs),
+            usual[kind][0] if lr is None else plain(lr),
+            usual[kind][1] if weight_decay is None else plain(weight_decay),
             kind,
-            batch_size,
-            label_smoothing,
-            seed,
+            plain(batch_size),
+            plain(label_smoothing),
+            plain(seed),
         )
+        for name in ("epochs", "batch_size", "seed"):
+            value = getattr(found, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise BudgetError(f"{name}={value!r} must be a whole number")
+        for name in ("lr", "weight_decay", "label_smoothing"):
+            value = getattr(found, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise BudgetError(f"{name}={value!r} must be a number")
         if found.epochs < 1:
             raise BudgetError(f"epochs={epochs}: at least 1")
         if not 0 < found.lr < math.inf:

@@ -36,6 +36,7 @@ from dynamic.offline.inputs import Batch, arguments, named_tensors
 from dynamic.offline.modes import evaluating
 from dynamic.offline.rowwise import last_logits
 from dynamic.policies.errors import EngineError, InputError
+from dynamic.policies.floor import Level
 
 logger = logging.getLogger("dynamic")
 
@@ -68,7 +69,7 @@ class Measured:
         """Whether the accuracy is not clearly above that of always answering with the commonest class."""
         if self.accuracy is None or self.chance is None or not self.inputs:
             return False
-        return self.accuracy <= self.chance + _CLEAR * math.sqrt(self.chance * (1 - self.chance) / self.inputs)
+        return Level("network", self.accuracy, self.chance, self.inputs).at_chance
 
 
 @dataclass(frozen=True)
