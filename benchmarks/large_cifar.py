@@ -28,7 +28,7 @@ NETWORKS = {"resnet18": resnet18, "mobilenet_v3": mobilenet_v3_large}
 # pixels, images a step, steps: by network
 PHASES = {
     "resnet18": ((64, 64, 1600), (PIXELS, 16, 240)),
-    "mobilenet_v3": ((64, 64, 3200), (PIXELS, 16, 300)),
+    "mobilenet_v3": ((64, 64, 1600), (PIXELS, 16, 240)),
 }
 RATES = {64: 0.05, PIXELS: 0.01}  # the highest learning rate of a phase
 SMALLEST_CROP = 0.2  # of the area: at 64 pixels the network so learns objects as large as they are at 224
