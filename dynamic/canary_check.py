@@ -11,25 +11,28 @@ unseen with a probability above 0.05. Arithmetic that differs, such as sums that
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.canaries import LEAST, Canaries
+from dynamic.canaries import LEAST, Canaries, Source
 from dynamic.engines.contract import Array, Output
 from dynamic.engines.switching import CascadeEngine
 from dynamic.fingerprint import EngineIdentity
 from dynamic.policies.errors import EngineError
+from dynamic.policies.fields import fraction, items, mapping, number, text, whole, word
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 from dynamic.policies.replay import Replay, replay
 from dynamic.policies.scores import Combiner
 from dynamic.progress import track
+from dynamic.stored import SEAL, read_json, seal, unseal
 from dynamic.writing import replace_text
 
 CHECKS = "checks"  # of a bundle's folder: one file for each engine and machine
@@ -143,18 +146,37 @@ class CanaryReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "CanaryReport":
-        """What `to_json` gave. Raises KeyError, TypeError or ValueError on anything else."""
-        report = cls(
-            **{
-                **data,
-                "identity": EngineIdentity.from_json(data["identity"]),
-                "stages": tuple(StageDifference(**stage) for stage in data["stages"]),
-            }
+        """What `to_json` gave. Raises ValueError on anything else."""
+        fields = mapping(
+            data, "report", [n for n in cls.__dataclass_fields__ if n != "graph_count"], ["graph_count", SEAL]
         )
-        shares = (report.labels_moved, report.labels_limit, report.exits_moved, report.graph_differs)
-        if not all(isinstance(share, float) and 0 <= share <= 1 for share in shares) or not report.stages:
-            raise ValueError(f"shares {shares} must lie in [0, 1], and there must be stages")
+        if fields["problem"] is not None:
+            raise ValueError("it is of an engine that failed, which is not kept")
+        report = cls(
+            identity=EngineIdentity.from_json(fields["identity"]),
+            count=whole(fields["count"], "count", 1),
+            source=word(fields["source"], "source", get_args(Source)),
+            stages=items(fields["stages"], "stages", _stage),
+            labels_moved=fraction(fields["labels_moved"], "labels_moved"),
+            labels_limit=fraction(fields["labels_limit"], "labels_limit"),
+            exits_moved=fraction(fields["exits_moved"], "exits_moved"),
+            graph_differs=fraction(fields["graph_differs"], "graph_differs"),
+            graph_count=whole(fields.get("graph_count", 0), "graph_count"),
+        )
+        if not report.stages:
+            raise ValueError("stages has 0 entries")
         return report
+
+
+def _stage(value: Any, name: str) -> StageDifference:
+    data = mapping(value, name, StageDifference.__dataclass_fields__)
+    return StageDifference(
+        stage=text(data["stage"], f"{name}.stage"),
+        network=whole(data["network"], f"{name}.network"),
+        logits=number(data["logits"], f"{name}.logits", 0.0, math.inf),  # inf: NaN on one side alone
+        share=number(data["share"], f"{name}.share", 0.0, math.inf),
+        labels=fraction(data["labels"], f"{name}.labels"),
+    )
 
 
 def run_canaries(
@@ -346,13 +368,13 @@ def kept_report(folder: Path, name: str, identity: EngineIdentity, limit: float)
     """The report that was kept in a bundle's folder for an engine. None where there is none, or it does not read."""
     path = folder / CHECKS / name
     try:
-        report = CanaryReport.from_json(json.loads(path.read_text(encoding="utf-8")))
+        report = CanaryReport.from_json(unseal(read_json(path, folder), f"{CHECKS}/{name}"))
         if (report.identity, report.labels_limit) != (identity, limit):
             raise ValueError(f"it is of {report.identity}, limit {report.labels_limit}")
         return report
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         logger.warning("%s does not read (%s). The canaries run again", path, error)
         return None
 
@@ -361,6 +383,7 @@ def keep_report(folder: Path, name: str, report: CanaryReport) -> None:
     """Keep a report for the next load. A folder that cannot be written is said once: reports stay in memory too."""
     try:
         (folder / CHECKS).mkdir(exist_ok=True)
-        replace_text(folder / CHECKS / name, json.dumps(report.to_json(), indent=1))
+        content = seal(report.to_json(), f"{CHECKS}/{name}")
+        replace_text(folder / CHECKS / name, json.dumps(content, indent=1))
     except OSError as error:
         logger.warning("%s cannot be written (%s). The canaries run again in the next process", folder / CHECKS, error)
