@@ -18,7 +18,6 @@ from dynamic.engines.inside import check_inside
 MOST_BYTES = 32 * 2**20  # of one file: names of 20,000 classes take 1 MB
 MOST_DEPTH = 24  # brackets within brackets: a ladder has 5
 SEAL = "sha256"
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe must not hold the reader
 
 
 def read_json(path: Path, folder: Path, *, most_bytes: int = MOST_BYTES) -> Any:
@@ -39,17 +38,34 @@ def read_json(path: Path, folder: Path, *, most_bytes: int = MOST_BYTES) -> Any:
     return parse_json(read_bytes(path, folder, most_bytes))
 
 
-def read_bytes(path: Path, folder: Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """The bytes of a file. For arguments and errors see `read_json`."""
-    descriptor = os.open(path, _FLAGS)
-    with os.fdopen(descriptor, "rb") as file:
+def read_bytes(path: Path, folder: Path | None, most_bytes: int = MOST_BYTES) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        path: The file.
+        folder: Where it must lie, links followed. None: anywhere.
+        most_bytes: The largest size.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: It is no file, or is larger, or lies elsewhere.
+        OSError: It cannot be read.
+    """
+    with open(path, "rb", opener=_open) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is no file")
-        check_inside(path, folder)
+        if folder is not None:
+            check_inside(path, folder)
         if found.st_size > most_bytes:
             raise ValueError(f"it has {found.st_size} bytes, the limit is {most_bytes}")
         return file.read(most_bytes)
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe must not hold the reader
 
 
 def parse_json(content: bytes | str) -> Any:

@@ -14,6 +14,13 @@ SCHEMA = 1
 KINDS = ("drop", "harm", "disagreement", "error")  # of risks, see `dynamic.policies.risks`
 _MOST_STAGES = 1000
 _ROUNDING = 1e-9
+# float32 rounds scores, so a threshold may lie a little outside
+_SCORE_RANGES = {
+    "max_probability": (-1e-3, 1.001),
+    "margin": (-1e-3, 1.001),
+    "negative_entropy": (-100.0, 1e-3),
+    "patience": (-1.0, 1e3),
+}
 
 
 @dataclass(frozen=True)
@@ -155,8 +162,12 @@ def _check_points(ladder: Ladder) -> None:
     """Raises ValueError where points contradict each other or the stages."""
     if not ladder.points:
         raise ValueError("points has 0 entries, the reference is always one")
-    known = set(ladder.backbone)
+    known, (low, high) = set(ladder.backbone), _SCORE_RANGES[ladder.score]
     for point in ladder.points:
+        if any(math.isfinite(limit) and not low <= limit <= high for limit in point.thresholds):
+            raise ValueError(
+                f"point {point.name!r:.80} has thresholds {point.thresholds}, scores run from {low} to {high}"
+            )
         if not point.backbones or not known.issuperset(point.backbones):
             raise ValueError(f"point {point.name!r} needs backbones {point.backbones}, there are {sorted(known)}")
     if ladder.certified and all(point.bound is None for point in ladder.points):
