@@ -33,6 +33,7 @@ from dynamic.canary_check import CHECKS, CanaryReport
 from dynamic.canary_reports import canary_report, engine_agrees
 from dynamic.choosing import AUTO, CHOICES, chosen
 from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.external import external_files
 from dynamic.engines.inside import check_inside
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.engines.switching import CascadeEngine
@@ -610,6 +611,18 @@ def _verify(folder: Path, facts: Facts) -> None:
                 "cp -rL"
             )
         check_hash(folder, name, sha256)
+        if name.endswith(".onnx"):
+            _check_weights(folder, name, facts)
+
+
+def _check_weights(folder: Path, name: str, facts: Facts) -> None:
+    """Raises CorruptError where a graph names weights that are not in the manifest: engines follow any path."""
+    try:
+        unlisted = [weights for weights in external_files(folder / name, name) if weights not in facts.files]
+        if unlisted:
+            raise ValueError(f"it names {unlisted[0]!r:.80} for its weights, which the manifest does not list")
+    except ValueError as error:
+        raise CorruptError(f"{folder}: {name} does not read ({error}); build or copy the bundle again") from error
 
 
 def check_hash(folder: Path, name: str, sha256: str | None) -> None:

@@ -255,22 +255,30 @@ def check_canaries(
     """
     identity = EngineIdentity.of(engine)
     limit = labels_limit(ladder)
+    differs, graph_count = 0.0, 0
     try:
-        logits = run_canaries(engine, canaries.inputs, seconds=SECONDS / 2, progress=progress, clock=clock)
-        differs, graph_count = _graph_differs(engine, canaries, logits, ladder, clock) if room_for_graph else (0.0, 0)
-    except (EngineError, MemoryError) as error:
-        return CanaryReport(identity, 0, canaries.source, (), 1.0, limit, 1.0, 1.0, problem=str(error))
+        with np.errstate(all="ignore"):  # what an altered network gives is compared, however large
+            logits = run_canaries(engine, canaries.inputs, seconds=SECONDS / 2, progress=progress, clock=clock)
+            if logits.shape[1:] != canaries.logits.shape[1:]:
+                raise EngineError(f"logits {list(logits.shape)}, expected [N, {canaries.logits.shape[1:]}]")
+            if room_for_graph:
+                differs, graph_count = _graph_differs(engine, canaries, logits, ladder, clock)
+    # graphs that changed places give outputs of other shapes
+    except (EngineError, MemoryError, ValueError, IndexError, TypeError) as error:
+        problem = str(error) or type(error).__name__
+        return CanaryReport(identity, 0, canaries.source, (), 1.0, limit, 1.0, 1.0, problem=problem)
     finally:
         engine.close()
     expected = canaries.logits[: len(logits)]
     same = (logits == expected) | (np.isnan(logits) & np.isnan(expected))
-    differences = np.subtract(logits, expected, where=~same, out=np.zeros_like(logits))
+    with np.errstate(all="ignore"):
+        differences = np.subtract(logits, expected, where=~same, out=np.zeros_like(logits))
+        labels, exits = moved(records.logits, differences, ladder)
     other = logits.argmax(2) != expected.argmax(2)  # [n, S]
     stages = tuple(
         _difference(differences[:, s], expected[:, s], float(other[:, s].mean()), name, ladder.backbone[s])
         for s, name in enumerate(ladder.stage_names)
     )
-    labels, exits = moved(records.logits, differences, ladder)
     return CanaryReport(
         identity, len(logits), canaries.source, stages, labels, limit, exits, differs, graph_count=graph_count
     )
