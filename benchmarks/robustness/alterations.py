@@ -103,8 +103,10 @@ def json_file(shelf: Path, random: Random, values: tuple[Any, ...], names: list[
     """One value of a JSON file is another one, is missing, or is there twice."""
     path = random.choice(names)
     data = json.loads(path.read_text(encoding="utf-8"))
-    places = list(_places(data))
-    holder, key = random.choice(places)
+    key = random.choice(sorted(set(data) - {"frontier"}))  # which is derived, and never read back
+    holder = data
+    if isinstance(data[key], dict | list) and data[key] and random.random() < 0.8:
+        holder, key = random.choice(_places(data[key]))
     kind = random.choice(["value"] * 6 + ["missing", "more"])
     if kind == "missing":
         del holder[key]
@@ -122,6 +124,23 @@ def measured_value(shelf: Path, random: Random) -> str:
     """In a file that this machine added."""
     names = [path for path in files_of(shelf) if path.relative_to(shelf).parts[0] in MEASURED]
     return json_file(shelf, random, WRONG + PLAUSIBLE, names)
+
+
+def cost(shelf: Path, random: Random) -> str:
+    """A figure that no device has, or a row of them, in costs as an earlier version wrote them: without a hash."""
+    path = random.choice(sorted((shelf / "costs").iterdir()))
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data.pop("sha256", None)
+    key = random.choice(["latency_ms", "latency_p95_ms", "head_ms", "cpu_ms", "call_ms", "batch", "memory_mb", "noise"])
+    value, holder, place = random.choice([value for value in WRONG if value != []]), data, key
+    if isinstance(data[key], list) and random.random() < 0.8:
+        holder, place = data[key], random.randrange(len(data[key]))
+        if isinstance(holder[place], list):
+            holder[place], value = [value] * len(holder[place]), None
+    if value is not None:
+        holder[place] = value
+    path.write_bytes(json.dumps(data).encode("utf-8", "replace"))
+    return f"cost {key} {str(holder[place])[:30]}"
 
 
 def described_value(shelf: Path, random: Random) -> str:
@@ -197,7 +216,9 @@ def _places(data: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-AS_IT_LIES: tuple[Alteration, ...] = (flip, cut, swap, odd_file, link, measured_value, described_value, path_of_stage)
+AS_IT_LIES: tuple[Alteration, ...] = (
+    flip, cut, swap, odd_file, link, measured_value, cost, cost, described_value, path_of_stage
+)  # fmt: skip
 HASHED_AGAIN: tuple[Alteration, ...] = (
     cut, swap, odd_file, link, described_value, described_value, path_of_stage, weights_elsewhere,
 )  # fmt: skip

@@ -118,20 +118,20 @@ def _early(folder: Path) -> set[str]:
             (working / f"{name}.py").unlink(missing_ok=True)
             if name not in found:
                 (working / f"{name}.py").write_text(NOTE, encoding="utf-8")
-        names, _ = _run([sys.executable, "-m", "empty"], working, folder)
+        names, _ = _run([sys.executable, "-m", "empty"], working, folder, tells=False)
         if not set(names) - found:
             return found
         found |= set(names)
 
 
-def _run(command: list[str], working: Path, folder: Path) -> tuple[list[str], int]:
+def _run(command: list[str], working: Path, folder: Path, tells: bool = True) -> tuple[list[str], int]:
     """The planted modules that ran, and the exit code."""
     note = folder / "ran"
     note.unlink(missing_ok=True)
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     env |= {"RAN": str(note), "XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(command, cwd=working, env=env, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
+    if done.returncode and tells:
         print(" ".join(command), done.stderr[-2000:], file=sys.stderr)
     return sorted(set(note.read_text(encoding="utf-8").split())) if note.exists() else [], done.returncode
 
@@ -142,8 +142,9 @@ def _write_images(folder: Path) -> None:
 
     images, labels = make_images(np.random.default_rng(0), 40)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        for name, picture in (("data", image[..., 0]), ("large", np.kron(image, np.ones((4, 4, 3), np.uint8)))):
-            place = folder / name / "abcd"[label]
+        large = np.kron(image, np.ones((4, 4, 3), np.uint8))
+        for name, picture, of in (("data", image[..., 0], "abcd"[label]), ("large", large, str(number % 10))):
+            place = folder / name / of
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(place / f"{number}.png")
 
