@@ -4,6 +4,10 @@ Names are loaded when first used, so that loading and running a bundle never imp
 the list of public names stands in ``__init__.pyi``.
 """
 
+# first: it takes the working folder off the path, which could answer the imports below
+from dynamic import safe_path as safe_path
+
+# isort: split
 import ast
 import importlib
 from pathlib import Path

@@ -25,18 +25,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamic.canaries import CANARIES, Canaries
 from dynamic.canary_check import CHECKS, CanaryReport
 from dynamic.canary_reports import canary_report, engine_agrees
 from dynamic.choosing import AUTO, CHOICES, chosen
-from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
+from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.external import external_files
+from dynamic.engines.inside import check_inside
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.engines.switching import CascadeEngine
 from dynamic.fingerprint import EngineIdentity, file_hash, fingerprint
 from dynamic.machine import machine_key, machine_name, quota_threads
+from dynamic.manifest import LADDER, Facts, check_ladder, read_facts
 from dynamic.needs import check_needs
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
@@ -49,6 +52,7 @@ from dynamic.policies.errors import (
     InputError,
     SchemaError,
 )
+from dynamic.policies.fields import mapping, whole
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.golden import figures, golden, to_text
 from dynamic.policies.ladder import Ladder
@@ -56,6 +60,7 @@ from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 from dynamic.preprocessing import Preprocess
 from dynamic.profiling import profile
+from dynamic.stored import read_json, seal, unseal
 from dynamic.writing import copy_files, disk_errors, explain_disk_errors, is_empty, put_folder, replace_text
 
 if TYPE_CHECKING:
@@ -116,7 +121,13 @@ class Bundle:
             CorruptError: Their file was altered after this bundle was loaded.
         """
         self.check_files("records.npz")
-        return Records.load(self.folder / "records.npz")
+        records = Records.load(self.folder / "records.npz")
+        if records.logits.shape[1:] != (len(self.spec.stages), self.spec.classes):
+            raise CorruptError(
+                f"{self.folder}: records.npz holds logits {list(records.logits.shape)} for {len(self.spec.stages)} "
+                f"stages and {self.spec.classes} classes; build or copy the bundle again"
+            )
+        return records
 
     @property
     def canaries(self) -> Canaries | None:
@@ -161,7 +172,9 @@ class Bundle:
         """
         place = folder or self.folder
         for name in names or tuple(self.hashes):
-            check_hash(place, name, self.hashes.get(name))
+            if name not in self.hashes:
+                raise CorruptError(f"{place}: {name} is not in the manifest; build or copy the bundle again")
+            check_hash(place, name, self.hashes[name])
 
     def combiner(self) -> Combiner:
         """How stages' logits become answers and scores."""
@@ -204,7 +217,9 @@ class Bundle:
             options["threads"] = quota
         if name == AUTO:
             keep = self._owner is None
-            name = chosen(self.folder, self.spec, self.combiner(), precision_on, keep, **options).engine
+            name = chosen(
+                self.folder, self.spec, self.combiner(), precision_on, keep, hashes=self.hashes, **options
+            ).engine
             if name != self.engine:
                 logger.warning(
                     "engine %s is the fastest here, the bundle was calibrated on %s: results will not be certified",
@@ -379,7 +394,8 @@ class Bundle:
             path = self.folder / _COSTS / _costs_name(costs.engine, costs.precision, costs.threads)
             # the frontier is for ports of the policy, which then need no statistics; derived, so never read back here
             frontier = figures(Frontier.of(self.ladder, costs))
-            replace_text(path, json.dumps(costs.to_json() | {"frontier": frontier}, indent=1))
+            content = seal(costs.to_json(), _subject(self, path.name)) | {"frontier": frontier}
+            replace_text(path, json.dumps(content, indent=1))
         except OSError as error:  # a read-only shelf still runs, it only measures again next time
             logger.warning("costs could not be kept in %s: %s", self.folder, error)
 
@@ -439,32 +455,41 @@ def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bund
         bundle = replace(read(Path(path), verify=True, modules=modules), preload=preload)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror or error}); grant the right to read it") from error
+    except ValueError as error:  # a path that no system takes
+        if isinstance(error, DynamicError):
+            raise
+        raise BundleError(f"{path!r:.80} is no folder ({error}); give the folder of a bundle") from error
     check_needs(bundle)
     return bundle
 
 
 def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
     """`load`, with the check of every file's hash left to the caller."""
-    manifest = _manifest(folder)
+    facts = read_facts(_manifest(folder), folder)
     if verify:
-        _verify(folder, manifest["files"])
+        _verify(folder, facts)
     try:
-        bundle = Bundle(
-            folder=folder,
-            spec=_spec(manifest["spec"]),
-            ladder=Ladder.from_json(json.loads((folder / "ladder.json").read_text(encoding="utf-8"))),
-            engine=manifest["engine"],
-            precision=manifest["precision"],
-            cascade=manifest["cascade"],
-            classes=tuple(manifest["classes"]) if manifest["classes"] is not None else None,
-            preprocess=Preprocess.from_json(manifest["preprocess"]) if manifest["preprocess"] else None,
-            modules=_stages(modules, [i["name"] for i in manifest["spec"]["inputs"]]),
-            hashes={name: known["sha256"] for name, known in manifest["files"].items()},
-            modules_cascade=modules.fingerprint() if hasattr(modules, "fingerprint") else None,
-            calibrated_on=EngineIdentity.from_json(identity) if (identity := manifest.get("calibrated_on")) else None,
-        )
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
-        raise CorruptError(f"{folder}: the bundle does not read ({error!r}); build or copy it again") from error
+        check_hash(folder, LADDER, facts.files[LADDER][1] if verify else None)
+        ladder = Ladder.from_json(read_json(folder / LADDER, folder))
+    except (ValueError, OSError) as error:
+        if isinstance(error, DynamicError):
+            raise
+        raise CorruptError(f"{folder}: {LADDER} does not read ({error}); build or copy the bundle again") from error
+    check_ladder(facts, ladder, folder)
+    bundle = Bundle(
+        folder=folder,
+        spec=facts.spec,
+        ladder=ladder,
+        engine=facts.engine,
+        precision=facts.precision,
+        cascade=facts.cascade,
+        classes=facts.classes,
+        preprocess=facts.preprocess,
+        modules=_stages(modules, [i.name for i in facts.spec.inputs]),
+        hashes={name: sha256 for name, (_, sha256) in facts.files.items()},
+        modules_cascade=modules.fingerprint() if hasattr(modules, "fingerprint") else None,
+        calibrated_on=facts.calibrated_on,
+    )
     return replace(bundle, costs=_newest_costs(bundle))
 
 
@@ -500,11 +525,16 @@ def _all_of(costs: Costs, route: str | None) -> bool:
     return route is None or set(costs.route or ("stages",)) == {route}
 
 
+def _subject(bundle: Bundle, name: str) -> str:
+    """What a file of costs is about: another bundle's, or of another machine, does not fit."""
+    return f"{_COSTS}/{name} of {bundle.cascade}"
+
+
 def _newest_costs(bundle: Bundle) -> Costs | None:
     """What was measured last on this machine with the bundle's own engine and precision."""
     folder = bundle.folder / _COSTS
     ours = folder.glob(_costs_name(bundle.engine, bundle.precision, "*"))
-    for path in sorted(ours, key=lambda p: p.stat().st_mtime, reverse=True):
+    for path in sorted(ours, key=_written_at, reverse=True):
         return _costs(bundle, path.name)
     if any(not other.name.startswith(machine_key()) for other in folder.glob("*.json")):
         logger.warning(
@@ -513,20 +543,33 @@ def _newest_costs(bundle: Bundle) -> Costs | None:
     return None
 
 
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a link that leads nowhere
+        return 0.0
+
+
 def _costs(bundle: Bundle, name: str) -> Costs | None:
     path = bundle.folder / _COSTS / name
-    if not path.is_file():
-        return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, bundle.folder)
         if isinstance(data, dict) and "schema" in data and "route" not in data:
             logger.warning("the costs in %s were measured by an earlier version: call profile() again", path)
             return None
-        costs = Costs.from_json({name: value for name, value in data.items() if name != "frontier"})
-    except (DynamicError, ValueError, AttributeError) as error:
+        if isinstance(data, dict):
+            data.pop("frontier", None)  # derived, so neither sealed nor read
+        costs = Costs.from_json(unseal(data, _subject(bundle, name)))
+        if _costs_name(costs.engine, costs.precision, costs.threads) != name:
+            raise ValueError(f"they are of engine {costs.engine} {costs.precision}, {costs.threads} threads")
+        if (len(costs.latency_ms), len(costs.memory_mb)) != (len(bundle.spec.stages), len(bundle.spec.backbones)):
+            raise ValueError("they are of another number of stages or networks")
+    except FileNotFoundError:
+        return None
+    except (DynamicError, ValueError, OSError) as error:
         logger.warning("%s does not read (%s): call profile() again", path, error)
         return None
-    return costs if len(costs.latency_ms) == len(bundle.spec.stages) else None
+    return costs
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -534,12 +577,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{folder} is no bundle: it holds no {MANIFEST}")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        schema = manifest["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{path} does not read ({error!r}); build or copy the bundle again") from error
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise SchemaError(f"{path} has schema {schema!r}, this version reads up to {SCHEMA}: update dynamic-inference")
+        manifest = read_json(path, folder)
+        schema = whole(mapping(manifest, "the manifest")["schema"], "schema", 1)
+    except (ValueError, KeyError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CorruptError(
+            f"{path} does not read ({reason}); build the bundle again, or copy it with its links followed, cp -rL"
+        ) from error
+    if schema > SCHEMA:
+        raise SchemaError(f"{path} has schema {schema}, this version reads up to {SCHEMA}: update dynamic-inference")
     claimed = manifest.pop("sha256", None)
     if claimed != _manifest_hash(manifest):
         raise CorruptError(f"{path} was altered after it was written; build or copy the bundle again")
@@ -550,45 +596,48 @@ def _manifest_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _verify(folder: Path, files: dict[str, dict[str, Any]]) -> None:
-    for name, known in files.items():
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise CorruptError(f"{folder}: the manifest names {name!r}, outside the bundle")
+def _verify(folder: Path, facts: Facts) -> None:
+    for name, (size, sha256) in facts.files.items():
         path = folder / name
         if not path.is_file():
             raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")
-        if path.stat().st_size != known["bytes"]:
+        if path.stat().st_size != size:
             raise CorruptError(
-                f"{folder}: {name} has {path.stat().st_size} bytes, {known['bytes']} were written; "
-                "copy the bundle again"
+                f"{folder}: {name} has {path.stat().st_size} bytes, {size} were written; copy the bundle again"
             )
-        check_hash(folder, name, known["sha256"])
-    links = [name for name in files if name.endswith(".weights") and (folder / name).is_symlink()]
-    if links:
-        logger.warning(
-            "%s: %s is a link; engines may refuse the whole graph for it and run stage by stage: copy the bundle with "
-            "its links followed, cp -rL",
-            folder,
-            ", ".join(links),
-        )
+        if name.endswith(".weights") and path.is_symlink():
+            raise CorruptError(
+                f"{folder}: {name} is a link, which some engines refuse; copy the bundle with its links followed, "
+                "cp -rL"
+            )
+        check_hash(folder, name, sha256)
+        if name.endswith(".onnx"):
+            _check_weights(folder, name, facts)
+
+
+def _check_weights(folder: Path, name: str, facts: Facts) -> None:
+    """Raises CorruptError where a graph names weights that are not in the manifest: engines follow any path."""
+    try:
+        unlisted = [weights for weights in external_files(folder / name, name) if weights not in facts.files]
+        if unlisted:
+            raise ValueError(f"it names {unlisted[0]!r:.80} for its weights, which the manifest does not list")
+    except ValueError as error:
+        raise CorruptError(f"{folder}: {name} does not read ({error}); build or copy the bundle again") from error
 
 
 def check_hash(folder: Path, name: str, sha256: str | None) -> None:
-    """Raises CorruptError where a file of a bundle is missing or has another hash; None is not compared."""
+    """Raises CorruptError where a file of a bundle is missing, lies outside or has another hash; None is no hash."""
     path = folder / name
     if not path.is_file():
         raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")
+    try:
+        check_inside(path, folder)
+    except ValueError as error:
+        raise CorruptError(
+            f"{folder}: {name} is not used, since {error}; copy the bundle with its links followed, cp -rL"
+        ) from error
     if sha256 is not None and file_hash(path) != sha256:
         raise CorruptError(f"{folder}: {name} was altered after it was written; copy the bundle again")
-
-
-def _spec(data: dict[str, Any]) -> CascadeSpec:
-    return CascadeSpec(
-        inputs=tuple(InputSpec(i["name"], tuple(i["shape"]), i["dtype"]) for i in data["inputs"]),
-        stages=tuple(StageSpec(**s) for s in data["stages"]),
-        classes=data["classes"],
-    )
 
 
 def _preprocess_json(preprocess: Preprocess | None) -> Any:

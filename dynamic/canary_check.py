@@ -11,25 +11,28 @@ unseen with a probability above 0.05. Arithmetic that differs, such as sums that
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.canaries import LEAST, Canaries
+from dynamic.canaries import LEAST, Canaries, Source
 from dynamic.engines.contract import Array, Output
 from dynamic.engines.switching import CascadeEngine
 from dynamic.fingerprint import EngineIdentity
 from dynamic.policies.errors import EngineError
+from dynamic.policies.fields import fraction, items, mapping, number, text, whole, word
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 from dynamic.policies.replay import Replay, replay
 from dynamic.policies.scores import Combiner
 from dynamic.progress import track
+from dynamic.stored import SEAL, read_json, seal, unseal
 from dynamic.writing import replace_text
 
 CHECKS = "checks"  # of a bundle's folder: one file for each engine and machine
@@ -143,18 +146,37 @@ class CanaryReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "CanaryReport":
-        """What `to_json` gave. Raises KeyError, TypeError or ValueError on anything else."""
-        report = cls(
-            **{
-                **data,
-                "identity": EngineIdentity.from_json(data["identity"]),
-                "stages": tuple(StageDifference(**stage) for stage in data["stages"]),
-            }
+        """What `to_json` gave. Raises ValueError on anything else."""
+        fields = mapping(
+            data, "report", [n for n in cls.__dataclass_fields__ if n != "graph_count"], ["graph_count", SEAL]
         )
-        shares = (report.labels_moved, report.labels_limit, report.exits_moved, report.graph_differs)
-        if not all(isinstance(share, float) and 0 <= share <= 1 for share in shares) or not report.stages:
-            raise ValueError(f"shares {shares} must lie in [0, 1], and there must be stages")
+        if fields["problem"] is not None:
+            raise ValueError("it is of an engine that failed, which is not kept")
+        report = cls(
+            identity=EngineIdentity.from_json(fields["identity"]),
+            count=whole(fields["count"], "count", 1),
+            source=word(fields["source"], "source", get_args(Source)),
+            stages=items(fields["stages"], "stages", _stage),
+            labels_moved=fraction(fields["labels_moved"], "labels_moved"),
+            labels_limit=fraction(fields["labels_limit"], "labels_limit"),
+            exits_moved=fraction(fields["exits_moved"], "exits_moved"),
+            graph_differs=fraction(fields["graph_differs"], "graph_differs"),
+            graph_count=whole(fields.get("graph_count", 0), "graph_count"),
+        )
+        if not report.stages:
+            raise ValueError("stages has 0 entries")
         return report
+
+
+def _stage(value: Any, name: str) -> StageDifference:
+    data = mapping(value, name, StageDifference.__dataclass_fields__)
+    return StageDifference(
+        stage=text(data["stage"], f"{name}.stage"),
+        network=whole(data["network"], f"{name}.network"),
+        logits=number(data["logits"], f"{name}.logits", 0.0, math.inf),  # inf: NaN on one side alone
+        share=number(data["share"], f"{name}.share", 0.0, math.inf),
+        labels=fraction(data["labels"], f"{name}.labels"),
+    )
 
 
 def run_canaries(
@@ -233,22 +255,30 @@ def check_canaries(
     """
     identity = EngineIdentity.of(engine)
     limit = labels_limit(ladder)
+    differs, graph_count = 0.0, 0
     try:
-        logits = run_canaries(engine, canaries.inputs, seconds=SECONDS / 2, progress=progress, clock=clock)
-        differs, graph_count = _graph_differs(engine, canaries, logits, ladder, clock) if room_for_graph else (0.0, 0)
-    except (EngineError, MemoryError) as error:
-        return CanaryReport(identity, 0, canaries.source, (), 1.0, limit, 1.0, 1.0, problem=str(error))
+        with np.errstate(all="ignore"):  # what an altered network gives is compared, however large
+            logits = run_canaries(engine, canaries.inputs, seconds=SECONDS / 2, progress=progress, clock=clock)
+            if logits.shape[1:] != canaries.logits.shape[1:]:
+                raise EngineError(f"logits {list(logits.shape)}, expected [N, {canaries.logits.shape[1:]}]")
+            if room_for_graph:
+                differs, graph_count = _graph_differs(engine, canaries, logits, ladder, clock)
+    # graphs that changed places give outputs of other shapes
+    except (EngineError, MemoryError, ValueError, IndexError, TypeError) as error:
+        problem = str(error) or type(error).__name__
+        return CanaryReport(identity, 0, canaries.source, (), 1.0, limit, 1.0, 1.0, problem=problem)
     finally:
         engine.close()
     expected = canaries.logits[: len(logits)]
     same = (logits == expected) | (np.isnan(logits) & np.isnan(expected))
-    differences = np.subtract(logits, expected, where=~same, out=np.zeros_like(logits))
+    with np.errstate(all="ignore"):
+        differences = np.subtract(logits, expected, where=~same, out=np.zeros_like(logits))
+        labels, exits = moved(records.logits, differences, ladder)
     other = logits.argmax(2) != expected.argmax(2)  # [n, S]
     stages = tuple(
         _difference(differences[:, s], expected[:, s], float(other[:, s].mean()), name, ladder.backbone[s])
         for s, name in enumerate(ladder.stage_names)
     )
-    labels, exits = moved(records.logits, differences, ladder)
     return CanaryReport(
         identity, len(logits), canaries.source, stages, labels, limit, exits, differs, graph_count=graph_count
     )
@@ -346,13 +376,13 @@ def kept_report(folder: Path, name: str, identity: EngineIdentity, limit: float)
     """The report that was kept in a bundle's folder for an engine. None where there is none, or it does not read."""
     path = folder / CHECKS / name
     try:
-        report = CanaryReport.from_json(json.loads(path.read_text(encoding="utf-8")))
+        report = CanaryReport.from_json(unseal(read_json(path, folder), f"{CHECKS}/{name}"))
         if (report.identity, report.labels_limit) != (identity, limit):
             raise ValueError(f"it is of {report.identity}, limit {report.labels_limit}")
         return report
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         logger.warning("%s does not read (%s). The canaries run again", path, error)
         return None
 
@@ -361,6 +391,7 @@ def keep_report(folder: Path, name: str, report: CanaryReport) -> None:
     """Keep a report for the next load. A folder that cannot be written is said once: reports stay in memory too."""
     try:
         (folder / CHECKS).mkdir(exist_ok=True)
-        replace_text(folder / CHECKS / name, json.dumps(report.to_json(), indent=1))
+        content = seal(report.to_json(), f"{CHECKS}/{name}")
+        replace_text(folder / CHECKS / name, json.dumps(content, indent=1))
     except OSError as error:
         logger.warning("%s cannot be written (%s). The canaries run again in the next process", folder / CHECKS, error)

@@ -13,9 +13,11 @@ from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.opening import PRECISIONS, installed, open_engine
 from dynamic.machine import machine_key, machine_name
 from dynamic.policies.errors import EngineError
+from dynamic.policies.fields import mapping, maybe, number, short, text, texts, whole
 from dynamic.policies.scores import Combiner
 from dynamic.profiling import example_arrays
 from dynamic.profiling_graph import measure_graph
+from dynamic.stored import read_json, seal, unseal
 from dynamic.writing import replace_text
 
 AUTO = "auto"
@@ -42,6 +44,23 @@ class Choice:
     latency_ms: Mapping[str, float]
     failed: Mapping[str, str]
 
+    @classmethod
+    def from_json(cls, data: Any) -> "Choice":
+        """What `asdict` gave. Raises ValueError on anything else."""
+        fields = mapping(data, "choice", cls.__dataclass_fields__)
+        latencies = mapping(fields["latency_ms"], "latency_ms")
+        choice = cls(
+            machine=text(fields["machine"], "machine"),
+            threads=maybe(fields["threads"], "threads", lambda value, name: whole(value, name, 1, 2**20)),
+            precision=texts(fields["precision"], "precision"),
+            engine=text(fields["engine"], "engine"),
+            latency_ms={name: number(value, f"latency_ms.{name:.80}", 0.0) for name, value in latencies.items()},
+            failed=texts(fields["failed"], "failed"),
+        )
+        if choice.latency_ms.get(choice.engine) != min(choice.latency_ms.values(), default=None):
+            raise ValueError(f"engine {choice.engine:.80} is not the fastest of {short(dict(choice.latency_ms))}")
+        return choice
+
 
 def check_precision(precision: str) -> None:
     """Raises EngineError where no installed engine that "auto" may take has this precision."""
@@ -57,10 +76,12 @@ def choose(
     precision_on: Callable[[str], str],
     threads: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    hashes: Mapping[str, str] | None = None,
 ) -> Choice:
     """Measure the installed engines that run without torch on the single graph in `folder`.
 
-    `precision_on(name)`: what an engine is to compute in. Raises EngineError where none of them can run it.
+    `precision_on(name)`: what an engine is to compute in. `hashes`: as for `open_engine`. Raises EngineError where
+    none of them can run it.
     """
     inputs, names = example_arrays(spec, 1), _candidates()
     precision = {name: precision_on(name) for name in names}
@@ -69,7 +90,7 @@ def choose(
     for name in names:
         try:
             engine = open_engine(
-                name, folder, spec, combiner, precision=precision[name], route="graph", threads=threads
+                name, folder, spec, combiner, precision=precision[name], route="graph", threads=threads, hashes=hashes
             )
             try:
                 assert engine.graph is not None
@@ -88,7 +109,13 @@ def choose(
 
 
 def chosen(
-    folder: Path, spec: CascadeSpec, combiner: Combiner, precision_on: Callable[[str], str], keep: bool, **options: Any
+    folder: Path,
+    spec: CascadeSpec,
+    combiner: Combiner,
+    precision_on: Callable[[str], str],
+    keep: bool,
+    hashes: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> Choice:
     """The choice that was made on this machine earlier, or now; `keep` it in the folder where that can be written.
 
@@ -104,14 +131,16 @@ def chosen(
     precision = {name: precision_on(name) for name in _candidates()}
     path = folder / CHOICES / _file(threads, precision)
     try:
-        found = Choice(**json.loads(path.read_text(encoding="utf-8")))
-        if found.engine in precision:
+        found = Choice.from_json(unseal(read_json(path, folder), f"{CHOICES}/{path.name}"))
+        if found.threads != threads:
+            raise ValueError(f"it is of {found.threads} threads")
+        if found.precision.get(found.engine) == precision.get(found.engine, ""):
             return found
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         logger.warning("%s does not read (%s): measuring again", path, error)
-    found = choose(folder, spec, combiner, precision_on, threads)
+    found = choose(folder, spec, combiner, precision_on, threads, hashes=hashes)
     if keep:
         _keep(found, path)
     return found
@@ -128,6 +157,6 @@ def _file(threads: int | None, precision: Mapping[str, str]) -> str:
 def _keep(choice: Choice, path: Path) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
-        replace_text(path, json.dumps(asdict(choice), indent=1))
+        replace_text(path, json.dumps(seal(asdict(choice), f"{CHOICES}/{path.name}"), indent=1))
     except OSError as error:
         logger.warning("the choice of engine could not be kept in %s: %s", path.parent, error)

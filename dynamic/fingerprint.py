@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from dynamic.engines.opening import engine_version
 from dynamic.machine import instruction_sets, machine_name
+from dynamic.policies.fields import items, mapping, text, texts, whole
 
 # variables by which engines and their libraries are given other kernels than the processor allows
 KERNEL_VARIABLES = (
@@ -65,9 +66,17 @@ class EngineIdentity:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "EngineIdentity":
-        """What `to_json` gave. Raises KeyError or TypeError on anything else."""
+        """What `to_json` gave. Raises ValueError on anything else."""
+        fields = mapping(data, "engine", [name for name in cls.__dataclass_fields__ if name != "options"], ["options"])
         return cls(
-            **{**data, "instruction_sets": tuple(data["instruction_sets"]), "variables": dict(data["variables"])}
+            engine=text(fields["engine"], "engine"),
+            version=text(fields["version"], "version"),
+            precision=text(fields["precision"], "precision"),
+            threads=whole(fields["threads"], "threads", 1, 2**20),
+            machine=text(fields["machine"], "machine"),
+            instruction_sets=items(fields["instruction_sets"], "instruction_sets", text),
+            variables=texts(fields["variables"], "variables"),
+            options=texts(fields.get("options", {}), "options"),
         )
 
     def to_json(self) -> dict[str, Any]:

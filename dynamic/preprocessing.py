@@ -3,6 +3,7 @@
 Everything but the resize is numpy; the resize is Pillow's own, so that its antialiasing and rounding are too.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from dynamic.arrays import as_array
 from dynamic.decoding import is_picture, picture_pixels
 from dynamic.policies.errors import CorruptError, DynamicError, InputError, SchemaError
+from dynamic.policies.fields import items, mapping, short
 from dynamic.policies.plain import plain_items
 
 Pixels = NDArray[np.uint8]
@@ -23,6 +25,7 @@ Floats = NDArray[np.float32]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 MOST_RESIZED = 2**26  # pixels that a resize makes: a picture one pixel high becomes gigabytes else
 
+_MOST_STEPS = 100  # that a file may hold
 _CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 _CONVERTED = ("P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa")  # modes of PIL that the user converts
 
@@ -49,7 +52,9 @@ class Resize:
         _check_positive("Resize", self.size)
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(f"interpolation={self.interpolation!r} is not known; use one of {INTERPOLATIONS}")
-        if self.longest is not None and (not isinstance(self.size, int) or self.longest <= self.size):
+        if self.longest is not None and not (
+            isinstance(self.size, int) and isinstance(self.longest, int) and self.size < self.longest <= MOST_RESIZED
+        ):
             raise InputError(f"longest={self.longest} must exceed size={self.size}, the shorter side (an int)")
 
     def target(self, height: int, width: int) -> tuple[int, int]:
@@ -142,7 +147,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         _plain(self)
-        if not 0 < self.divisor < np.inf:
+        if isinstance(self.divisor, bool) or not 1e-30 < self.divisor < 1e30:
             raise InputError(f"Scale(divisor={self.divisor}): give a positive number, usually 255")
 
     def apply(self, pixels: Floats) -> None:
@@ -164,7 +169,9 @@ class Normalize:
         _plain(self)
         if not (len(self.mean) > 0 and len(self.std) in (1, len(self.mean))):
             raise InputError(f"Normalize: {len(self.mean)} means and {len(self.std)} stds; give as many of each")
-        if not np.isfinite(self.mean).all() or not (np.isfinite(self.std).all() and min(self.std) > 0):
+        with np.errstate(over="ignore", under="ignore"):  # as float32, which has a smaller range
+            mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        if not np.isfinite(mean).all() or not (np.isfinite(std).all() and std.min() > 0):
             raise InputError(f"Normalize: mean={self.mean}, std={self.std}; give finite means and positive stds")
 
     def check(self, channels: int) -> None:
@@ -258,7 +265,7 @@ class Preprocess:
         """
         steps: list[Step] = []
         try:
-            for entry in data["steps"]:
+            for entry in items(data["steps"], "steps", mapping, most=_MOST_STEPS):
                 values = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "step"}
                 kind: Any = _KINDS.get(entry["step"])
                 if kind is None:
@@ -267,8 +274,10 @@ class Preprocess:
                     )
                 steps.append(kind(**values))
             return cls(tuple(steps))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CorruptError(f"preprocessing {data!r} does not read ({error}); build the bundle again") from error
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+            raise CorruptError(
+                f"preprocessing {short(data)} does not read ({error}); build the bundle again"
+            ) from error
 
     def __call__(self, images: Any) -> Floats:
         """float32 `[B, C, H, W]` of uint8 `[H, W]`, `[H, W, C]`, `[B, H, W, C]`, or a list of the first two.
@@ -368,8 +377,10 @@ def _check_positive(name: str, size: int | tuple[int, int]) -> None:
     sides = (size,) if isinstance(size, int) else size
     if len(sides) > 2 or (not isinstance(size, int) and len(sides) != 2):
         raise InputError(f"{name}({size}): give (height, width)")
-    if not all(isinstance(side, int) and side > 0 for side in sides):
-        raise InputError(f"{name}({size}): sizes are whole numbers above 0")
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise InputError(f"{name}({short(size)}): sizes are whole numbers above 0")
+    if math.prod(sides) > MOST_RESIZED:
+        raise InputError(f"{name}({short(size)}): at most {MOST_RESIZED} pixels are made, give smaller sizes")
 
 
 def import_pillow() -> ModuleType:

@@ -8,7 +8,6 @@ import logging
 import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from dynamic.policies.errors import BudgetError
 from dynamic.policies.plain import plain
 from dynamic.profiling_graph import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, measure_graph, uncertainty
 from dynamic.progress import track
+from dynamic.safe_path import child_command
 from dynamic.sensors.cpu import OtherLoad
 
 logger = logging.getLogger("dynamic.profiling")
@@ -296,10 +296,13 @@ def _memory(engine: CascadeEngine, folder: Path | None) -> tuple[tuple[float, ..
 
 def _resident_mb(folder: Path, backbone: int, engine: CascadeEngine) -> tuple[float, float]:
     """What a fresh process grows by for each row while it runs one backbone, and once it has."""
-    asked = [str(folder), str(backbone), str(engine.threads), engine.name, engine.precision]
-    command = [sys.executable, "-m", "dynamic.footprint", *asked]
-    # the child imports what this process imports, wherever that came from
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env)
+    asked = [os.path.abspath(folder), str(backbone), str(engine.threads), engine.name, engine.precision]
+    done = subprocess.run(
+        child_command("dynamic.footprint", *asked, untrusted=(str(folder),)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     row, stays = (max(0.0, float(word)) for word in done.stdout.split()[-2:])
     return row, stays

@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dynamic.policies.errors import CorruptError, SchemaError
+from dynamic.policies.fields import MOST, flag, items, mapping, number, short, text, texts, whole
 from dynamic.policies.plain import plain
 from dynamic.policies.snapshot import Snapshot
+from dynamic.stored import parse_json, read_bytes
 
 SCHEMA = 1
 _KIND = "dynamic trace"
-_NUMBERS = {f.name for f in fields(Snapshot)} - {"plugged", "throttled", "missing"}
+_MOST_BYTES = 2**30  # a snapshot takes 300
 _FLAGS = {"plugged", "throttled"}
+_COUNTS = {"rows", "queue_length", "servers"}
+_NUMBERS = {f.name for f in fields(Snapshot)} - _FLAGS - _COUNTS - {"missing"}
+_SHARE, _AMOUNT = (0.0, 1.5), (0.0, MOST)  # a worn battery reports a little more than its charge
+_RANGES = {
+    **dict.fromkeys(("cpu_load", "cpu_pressure", "memory_pressure", "battery"), _SHARE),
+    **dict.fromkeys(("cpu_cores", "frequency_ratio", "memory_available_mb", "memory_process_mb"), _AMOUNT),
+    **dict.fromkeys(("battery_mwh", "waited_ms"), _AMOUNT),
+    "temperature_c": (-300.0, 10_000.0),
+}
 
 logger = logging.getLogger("dynamic")
 
@@ -57,23 +68,23 @@ def read_trace(path: Path) -> Trace:
     this library wrote it; OSError where it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+        content = read_bytes(path, None, _MOST_BYTES).decode("utf-8")
+    except ValueError as error:  # not in UTF-8 either
         raise CorruptError(f"{path} is no recorded trace: {error}") from error
-    lines = text.splitlines()
-    whole = text.endswith("\n")
+    lines = content.splitlines()
+    is_whole = content.endswith("\n")
     header = _header(path, lines[0] if lines else "")
     snapshots: list[Snapshot] = []
-    for number, line in enumerate(lines[1:], 2):
+    for at, line in enumerate(lines[1:], 2):
         try:
-            snapshot = _snapshot(json.loads(line))
-        except (ValueError, TypeError) as error:
-            if number == len(lines) and not whole:
-                logger.warning("%s: line %d was cut short and is left out", path, number)
+            snapshot = _snapshot(parse_json(line))
+        except ValueError as error:
+            if at == len(lines) and not is_whole:
+                logger.warning("%s: line %d was cut short and is left out", path, at)
                 break
-            raise CorruptError(f"{path}, line {number} is no snapshot: {error}") from error
+            raise CorruptError(f"{path}, line {at} is no snapshot: {error}") from error
         if snapshots and snapshot.time_s < snapshots[-1].time_s:
-            raise CorruptError(f"{path}, line {number}: time_s falls to {snapshot.time_s}; traces cannot be joined")
+            raise CorruptError(f"{path}, line {at}: time_s falls to {snapshot.time_s}; traces cannot be joined")
         snapshots.append(snapshot)
     if not snapshots:
         raise CorruptError(f"{path} holds no snapshot: record it for longer")
@@ -82,27 +93,37 @@ def read_trace(path: Path) -> Trace:
 
 def _header(path: Path, line: str) -> Mapping[str, Any]:
     try:
-        header = json.loads(line)
-        if header["kind"] != _KIND or not isinstance(header["sources"], dict):
+        header = mapping(parse_json(line), "header")
+        if header["kind"] != _KIND:
             raise ValueError("its first line is no header")
-        schema = int(header["schema"])
-        str(header["machine"]), str(header["date"])
-    except (ValueError, TypeError, KeyError) as error:
+        schema = whole(header["schema"], "schema", 1)
+        found = {
+            "machine": text(header["machine"], "machine"),
+            "date": text(header["date"], "date"),
+            "sources": texts(header["sources"], "sources"),
+        }
+    except (ValueError, KeyError) as error:
         raise CorruptError(
             f"{path} is no recorded trace ({error!r}); python -m dynamic record writes one, a header first"
         ) from error
     if schema > SCHEMA:
         raise SchemaError(f"{path} has schema {schema}; this version reads up to {SCHEMA}: update dynamic-inference")
-    found: Mapping[str, Any] = header
     return found
 
 
 def _snapshot(data: Any) -> Snapshot:
     if not isinstance(data, dict) or "time_s" not in data:
         raise ValueError("it has no time_s")
+    values: dict[str, Any] = {}
     for name, value in data.items():
-        known = name in _NUMBERS and isinstance(value, int | float) and not isinstance(value, bool)
-        known = known or (name in _FLAGS and isinstance(value, bool))
-        if not known and not (name == "missing" and isinstance(value, list)):
-            raise ValueError(f"{name}={value!r} is not of a snapshot")
-    return Snapshot(**{**data, "missing": tuple(data.get("missing", ()))})
+        if name in _COUNTS:
+            values[name] = whole(value, name)
+        elif name in _NUMBERS:
+            values[name] = number(value, name, *_RANGES.get(name, (-MOST, MOST)))
+        elif name in _FLAGS:
+            values[name] = flag(value, name)
+        elif name == "missing":
+            values[name] = items(value, name, text)
+        else:
+            raise ValueError(f"{name:.80}={short(value)} is not of a snapshot")
+    return Snapshot(**values)

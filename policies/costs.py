@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
+from dynamic.policies.fields import MOST, items, mapping, maybe, number, text, whole
 
 SCHEMA = 1
+_MOST_ROWS = 2**31  # of a batch
 BUSY = 0.15  # of the processor that others use: from here on a profile is doubtful
 _NOISY = 0.2  # of a figure, that repeats leave uncertain
 Table = tuple[tuple[float, ...], ...]  # [S][K]
@@ -55,6 +57,8 @@ class Costs:
     def __post_init__(self) -> None:
         if not self.batch or any(a >= b for a, b in zip(self.batch, self.batch[1:], strict=False)):
             raise InputError(f"batch={self.batch} must be rising batch sizes")
+        if not 1 <= self.batch[0] <= self.batch[-1] <= _MOST_ROWS:
+            raise InputError(f"batch={self.batch} must be whole numbers from 1 to {_MOST_ROWS}")
         if len(self.call_ms) != len(self.batch):
             raise InputError(f"call_ms has {len(self.call_ms)} entries for {len(self.batch)} batch sizes")
         for name in ("route", "call_cpu_ms", "call_mj"):
@@ -71,6 +75,20 @@ class Costs:
                 continue
             if len(table) != len(self.latency_ms) or any(len(row) != len(self.batch) for row in table):
                 raise InputError(f"{name} must have a row for each stage and a column for each batch size")
+        self._check_figures()
+
+    def _check_figures(self) -> None:
+        """Raises InputError on a figure that no device has: NaN, infinite, negative."""
+        tables = (self.latency_ms, self.latency_p95_ms, self.head_ms, self.cpu_ms, self.energy_mj or ())
+        rows = [row for table in tables for row in table]
+        rows += [self.call_ms, self.call_cpu_ms, self.call_mj, self.memory_mb, self.row_mb]
+        rows += [(value,) for value in (self.idle_mw, self.load) if value is not None]
+        for row in rows:
+            for figure in row:
+                if not 0 <= figure <= MOST:
+                    raise InputError(f"a figure of {figure!r:.40} is no cost, they are from 0 to {MOST:g}")
+        if not set(self.route) <= {"graph", "stages"}:
+            raise InputError(f"route={self.route} must be 'graph' or 'stages' for each batch size")
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -124,17 +142,34 @@ class Costs:
     def from_json(cls, data: Mapping[str, Any]) -> "Costs":
         """What `to_json` gave; raises SchemaError on a newer schema, CorruptError on anything that does not read."""
         try:
-            fields = dict(data)
-            schema = fields.pop("schema")
+            given = mapping(data, "costs", ["schema", *cls.__dataclass_fields__])
+            schema = whole(given["schema"], "schema", 1)
             if schema > SCHEMA:
                 raise SchemaError(
                     f"costs have schema {schema}, this version reads up to {SCHEMA}: update dynamic-inference"
                 )
-            for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms", "energy_mj"):
-                if fields[name] is not None:
-                    fields[name] = tuple(tuple(map(float, row)) for row in fields[name])
-            for name in ("batch", "call_ms", "memory_mb", "not_measured", "route", "call_cpu_ms", "call_mj", "row_mb"):
-                fields[name] = tuple(fields[name])
-            return cls(**{name: fields[name] for name in (*cls.__dataclass_fields__, *fields)})
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptError(f"costs do not read ({error!r}): profile again") from error
+            read: dict[str, Any] = {name: text(given[name], name) for name in ("machine", "engine", "precision")}
+            read["threads"] = whole(given["threads"], "threads", 1, 2**20)
+            read["batch"] = items(given["batch"], "batch", lambda value, name: whole(value, name, 1, _MOST_ROWS))
+            for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms"):
+                read[name] = items(given[name], name, _row)
+            read["energy_mj"] = maybe(given["energy_mj"], "energy_mj", lambda value, name: items(value, name, _row))
+            for name in ("call_ms", "memory_mb", "call_cpu_ms", "call_mj", "row_mb"):
+                read[name] = _row(given[name], name)
+            for name in ("not_measured", "route"):
+                read[name] = items(given[name], name, text)
+            read["energy_source"] = maybe(given["energy_source"], "energy_source", text)
+            read["noise"] = _figure(given["noise"], "noise")
+            for name in ("idle_mw", "load"):
+                read[name] = maybe(given[name], name, _figure)
+            return cls(**read)
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise CorruptError(f"costs do not read ({error}): profile again") from error
+
+
+def _figure(value: Any, name: str) -> float:
+    return number(value, name, 0.0)
+
+
+def _row(value: Any, name: str) -> tuple[float, ...]:
+    return items(value, name, _figure)

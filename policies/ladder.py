@@ -2,13 +2,25 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dynamic.policies.drift import ScoreBins
 from dynamic.policies.errors import CorruptError, SchemaError
+from dynamic.policies.fields import flag, fraction, items, mapping, maybe, number, text, whole, word
+from dynamic.policies.scores import COMBINE, SCORES
 
 SCHEMA = 1
+KINDS = ("drop", "harm", "disagreement", "error")  # of risks, see `dynamic.policies.risks`
+_MOST_STAGES = 1000
+_ROUNDING = 1e-9
+# float32 rounds scores, so a threshold may lie a little outside
+_SCORE_RANGES = {
+    "max_probability": (-1e-3, 1.001),
+    "margin": (-1e-3, 1.001),
+    "negative_entropy": (-100.0, 1e-3),
+    "patience": (-1.0, 1e3),
+}
 
 
 @dataclass(frozen=True)
@@ -118,55 +130,131 @@ class Ladder:
     def from_json(cls, data: Mapping[str, Any]) -> "Ladder":
         """What `to_json` gave; raises SchemaError on a newer schema, CorruptError on anything that does not read."""
         try:
-            if data["schema"] > SCHEMA:
+            schema = whole(data["schema"], "schema", 1)
+            if schema > SCHEMA:
                 raise SchemaError(
-                    f"the ladder has schema {data['schema']}, this version reads up to {SCHEMA}: "
-                    "update dynamic-inference"
+                    f"the ladder has schema {schema}, this version reads up to {SCHEMA}: update dynamic-inference"
                 )
-            return cls(
-                temperature=tuple(map(float, data["temperature"])),
-                score=data["score"],
-                combine=data["combine"],
-                backbone=tuple(map(int, data["backbone"])),
-                stage_names=tuple(data["stage_names"]),
-                points=tuple(_point(point) for point in data["points"]),
-                fingerprint=data["fingerprint"],
-                certified=bool(data["certified"]),
-                certificate=_certificate(data["certificate"]),
-                scores=tuple(
-                    ScoreBins(tuple(map(float, bins["edges"])), tuple(map(int, bins["counts"])))
-                    for bins in data["scores"]
-                ),
-                floor=data.get("floor"),  # bundles of the first version have none
-                left_out=tuple(data.get("left_out", ())),
+            names = items(data["stage_names"], "stage_names", text, most=_MOST_STAGES)
+            stages = len(names)
+            ladder = cls(
+                temperature=items(data["temperature"], "temperature", _temperature, stages),
+                score=word(data["score"], "score", SCORES),
+                combine=word(data["combine"], "combine", COMBINE),
+                backbone=items(data["backbone"], "backbone", _backbone, stages),
+                stage_names=names,
+                points=items(data["points"], "points", lambda value, name: _point(value, name, stages)),
+                fingerprint=text(data["fingerprint"], "fingerprint"),
+                certified=flag(data["certified"], "certified"),
+                certificate=maybe(data["certificate"], "certificate", _certificate),
+                scores=items(data["scores"], "scores", _bins, stages if data["scores"] else 0),
+                floor=maybe(data.get("floor"), "floor", fraction),  # bundles of the first version have none
+                left_out=items(data.get("left_out", ()), "left_out", text),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptError(f"the ladder does not read ({error!r}); build the bundle again") from error
+            _check_points(ladder)
+            return ladder
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise CorruptError(f"the ladder does not read ({reason}); build the bundle again") from error
 
 
-def _point(data: Mapping[str, Any]) -> Point:
-    low, mid, high = map(float, data["accuracy"])
-    return Point(
-        name=data["name"],
-        thresholds=tuple(map(float, data["thresholds"])),
-        backbones=tuple(map(int, data["backbones"])),
-        target=data["target"],
-        risk=float(data["risk"]),
-        bound=data["bound"],
-        delta=data["delta"],
-        n=int(data["n"]),
+def _check_points(ladder: Ladder) -> None:
+    """Raises ValueError where points contradict each other or the stages."""
+    if not ladder.points:
+        raise ValueError("points has 0 entries, the reference is always one")
+    known, (low, high) = set(ladder.backbone), _SCORE_RANGES[ladder.score]
+    for point in ladder.points:
+        if any(math.isfinite(limit) and not low <= limit <= high for limit in point.thresholds):
+            raise ValueError(
+                f"point {point.name!r:.80} has thresholds {point.thresholds}, scores run from {low} to {high}"
+            )
+        if not point.backbones or not known.issuperset(point.backbones):
+            raise ValueError(f"point {point.name!r} needs backbones {point.backbones}, there are {sorted(known)}")
+    if ladder.certified and all(point.bound is None for point in ladder.points):
+        raise ValueError("certified=True, and no point has a bound")
+
+
+def _temperature(value: Any, name: str) -> float:
+    return number(value, name, 1e-9, 1e9)
+
+
+def _backbone(value: Any, name: str) -> int:
+    return whole(value, name, 0, _MOST_STAGES)
+
+
+def _threshold(value: Any, name: str) -> float:
+    return number(value, name, -math.inf, math.inf)
+
+
+def _rounded(value: Any, name: str) -> float:
+    """A fraction that was computed: rounding may leave it a little outside."""
+    return number(value, name, -_ROUNDING, 1.0 + _ROUNDING)
+
+
+def _count(value: Any, name: str) -> int:
+    return whole(value, name)
+
+
+def _change(value: Any, name: str) -> float:
+    """A risk or a drop: at most everything, either way."""
+    return number(value, name, -1.0 - _ROUNDING, 1.0 + _ROUNDING)
+
+
+def _level(value: Any, name: str) -> float:
+    return number(value, name, 1e-12, 1.0)
+
+
+def _bins(value: Any, name: str) -> ScoreBins:
+    data = mapping(value, name, ("edges", "counts"))
+    edges = items(data["edges"], f"{name}.edges", _threshold)
+    return ScoreBins(edges, items(data["counts"], f"{name}.counts", _count, len(edges) + 1))
+
+
+def _point(value: Any, name: str, stages: int) -> Point:
+    data = mapping(value, name, [f.name for f in fields(Point)])
+    low, mid, high = items(data["accuracy"], f"{name}.accuracy", _rounded, 3)
+    if not low - _ROUNDING <= mid <= high + _ROUNDING:
+        raise ValueError(f"{name}.accuracy={[low, mid, high]} must rise")
+    point = Point(
+        name=text(data["name"], f"{name}.name"),
+        thresholds=items(data["thresholds"], f"{name}.thresholds", _threshold, stages - 1),
+        backbones=items(data["backbones"], f"{name}.backbones", _backbone),
+        target=maybe(data["target"], f"{name}.target", _change),
+        risk=_change(data["risk"], f"{name}.risk"),
+        bound=maybe(data["bound"], f"{name}.bound", _change),
+        delta=maybe(data["delta"], f"{name}.delta", _level),
+        n=_count(data["n"], f"{name}.n"),
         accuracy=(low, mid, high),
-        shares=tuple(map(float, data["shares"])),
-        kind=data["kind"],
-        drop=data["drop"],
+        shares=items(data["shares"], f"{name}.shares", _rounded, stages),
+        kind=word(data["kind"], f"{name}.kind", KINDS),
+        drop=maybe(data["drop"], f"{name}.drop", _change),
+    )
+    if not abs(sum(point.shares) - 1) < 1e-6:
+        raise ValueError(f"{name}.shares={point.shares} must add up to 1")
+    return point
+
+
+def _certificate(value: Any, name: str) -> Certificate:
+    data = mapping(value, name, [f.name for f in fields(Certificate)])
+    return Certificate(
+        risk=word(data["risk"], f"{name}.risk", KINDS),
+        delta=_level(data["delta"], f"{name}.delta"),
+        test=text(data["test"], f"{name}.test"),
+        images=_count(data["images"], f"{name}.images"),
+        groups=maybe(data["groups"], f"{name}.groups", _count),
+        search_images=_count(data["search_images"], f"{name}.search_images"),
+        date=text(data["date"], f"{name}.date"),
+        missing=items(data["missing"], f"{name}.missing", _missing),
     )
 
 
-def _certificate(data: Mapping[str, Any] | None) -> Certificate | None:
-    if data is None:
-        return None
-    missing = tuple(Missing(**entry) for entry in data["missing"])
-    return Certificate(**{**data, "missing": missing})
+def _missing(value: Any, name: str) -> Missing:
+    data = mapping(value, name, ("target", "risk", "needed"))
+    return Missing(
+        target=_change(data["target"], f"{name}.target"),
+        risk=maybe(data["risk"], f"{name}.risk", _change),
+        needed=maybe(data["needed"], f"{name}.needed", _count),
+    )
 
 
 def _number(value: float) -> float | str:

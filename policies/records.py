@@ -1,7 +1,5 @@
 """Calibration records: what every stage said about every held-out input."""
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.policies.array_files import read_arrays
 from dynamic.policies.errors import BudgetError, CalibrationError, CorruptError, InputError
+from dynamic.policies.fields import items, number, text, whole
 
 SEARCH, CERTIFY = 0, 1
 SEARCH_SHARE = 0.25  # of a calibration set: about what makes the cheapest certified point (benchmarks/certified.py)
@@ -98,26 +98,39 @@ class Records:
     @classmethod
     def load(cls, path: Path) -> "Records":
         """Read what `save` wrote; raises CorruptError on anything missing or damaged."""
+        arrays = read_arrays(path, "records", "calibrate again")
         try:
-            # opened here: np.load leaves a damaged file open
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                if unknown := sorted(set(file.files) - set(cls.__dataclass_fields__)):
-                    raise CorruptError(f"{path} holds {unknown[0]!r}, which is no part of records; calibrate again")
-                return cls(
-                    logits=file["logits"],
-                    label=file["label"] if "label" in file else None,
-                    group=file["group"] if "group" in file else None,
-                    part=file["part"],
-                    backbone=tuple(file["backbone"].tolist()),
-                    macs=tuple(file["macs"].tolist()),
-                    head_macs=tuple(file["head_macs"].tolist()),
-                    stage_names=tuple(file["stage_names"].tolist()),
-                    fingerprint=str(file["fingerprint"]),
-                    made_on=str(file["made_on"]) if "made_on" in file else None,
-                )
-        # zipfile asks for methods it does not know (NotImplementedError) where a header is damaged
-        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            if unknown := sorted(set(arrays) - set(cls.__dataclass_fields__)):
+                raise ValueError(f"it holds {unknown[0]!r:.80}, which is no part of records")
+            logits, part = arrays["logits"], arrays["part"]
+            label, group = arrays.get("label"), arrays.get("group")
+            stages = logits.shape[1] if logits.ndim == 3 else 0
+            for name, array, kinds in (("part", part, "i"), ("label", label, "i"), ("group", group, "biufU")):
+                if array is not None and array.dtype.kind not in kinds:
+                    raise ValueError(f"{name} is of {array.dtype}")
+            if not np.isin(part, (SEARCH, CERTIFY)).all():
+                raise ValueError(f"part must be {SEARCH} or {CERTIFY}")
+            made_on = arrays.get("made_on")
+            return cls(
+                logits=logits,
+                label=label,
+                group=group,
+                part=part.astype(np.int8),
+                backbone=items(arrays["backbone"].tolist(), "backbone", whole, stages),
+                macs=items(arrays["macs"].tolist(), "macs", _macs, stages),
+                head_macs=items(arrays["head_macs"].tolist(), "head_macs", _macs, stages),
+                stage_names=items(arrays["stage_names"].tolist(), "stage_names", text, stages),
+                fingerprint=text(arrays["fingerprint"].item(), "fingerprint"),
+                made_on=None if made_on is None else text(made_on.item(), "made_on"),
+            )
+        except KeyError as error:
+            raise CorruptError(f"{path} lacks {error}, so it holds no records; calibrate again") from error
+        except ValueError as error:
             raise CorruptError(f"{path} does not read as records ({error}); calibrate again") from error
+
+
+def _macs(value: Any, name: str) -> float:
+    return number(value, name, 0.0, 1e30)
 
 
 def split(

@@ -218,8 +218,8 @@ def test_altered_records_are_not_read(copy: Path) -> None:
         _ = bundle.records
 
 
-def test_a_folder_of_links_is_a_bundle(copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As caches of model hubs lay them out: every file is a link to one that is named by its hash."""
+def test_a_folder_of_links_is_refused_and_its_copy_runs(copy: Path, tmp_path: Path) -> None:
+    """As caches of model hubs lay them out: every file is a link to one outside that is named by its hash."""
     linked = tmp_path / "snapshot"
     for number, file in enumerate(sorted(path for path in copy.rglob("*") if path.is_file())):
         blob = tmp_path / "blobs" / str(number)
@@ -228,17 +228,23 @@ def test_a_folder_of_links_is_a_bundle(copy: Path, tmp_path: Path, caplog: pytes
         link.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, blob)
         link.symlink_to(blob)
+    with pytest.raises(CorruptError, match=r"leads out of the bundle, to .*blobs/\d+.*cp -rL"):
+        dynamic.load(linked)
+    followed = Path(shutil.copytree(linked, tmp_path / "followed"))
     with runtime(copy) as run:
         own = run(TOKENS.numpy()).logits
-    with runtime(linked) as run:
+    with runtime(followed) as run:
         np.testing.assert_allclose(run(TOKENS.numpy()).logits, own, rtol=1e-5, atol=1e-5)
-    assert "1.weights is a link" in caplog.text
-    assert "cp -rL" in caplog.text
-    weights = linked / "backbones" / "1.weights"
-    with runtime(linked, fallback=(), route="stages") as run:
-        weights.unlink()
-        weights.write_bytes(other_bytes(copy / "backbones" / "1.weights"))
-        assert not run(TOKENS.numpy()).certified
+
+
+@pytest.mark.parametrize("place", ["inside", "outside"])
+def test_weights_that_are_a_link_are_refused_on_every_engine(copy: Path, tmp_path: Path, place: str) -> None:
+    weights = copy / "backbones" / "1.weights"
+    target = (copy if place == "inside" else tmp_path) / "blob"
+    weights.rename(target)
+    weights.symlink_to(target)
+    with pytest.raises(CorruptError, match=r"1\.weights is a link.*cp -rL"):
+        dynamic.load(copy)
 
 
 def test_a_volume_that_numbers_its_files_anew_is_run(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

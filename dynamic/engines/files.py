@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from dynamic.engines.external import external_files
+from dynamic.engines.inside import check_inside
 from dynamic.policies.errors import EngineError
-
-_WEIGHTS = ".weights"
 
 State = tuple[int, int, int, int, int]  # device, inode, size, and the times of content and of attributes
 
@@ -15,11 +15,12 @@ State = tuple[int, int, int, int, int]  # device, inode, size, and the times of 
 class BundleFiles:
     """Graphs and weights under `folder`, checked whenever one is loaded.
 
-    `hashes`: SHA-256 of each file by its name in the folder. A file without a hash is not checked.
+    `hashes`: SHA-256 of each file by its name in the folder. A file that has none there is not run. Without `hashes`
+    nothing is checked: the folder was written by this process.
     """
 
     def __init__(self, folder: Path, hashes: Mapping[str, str] | None = None) -> None:
-        self.folder, self._hashes = folder, dict(hashes or {})
+        self.folder, self._hashes = folder, None if hashes is None else dict(hashes)
         self._loaded: dict[str, dict[str, State]] = {}  # by graph, of its files when it was loaded
 
     @contextmanager
@@ -33,10 +34,14 @@ class BundleFiles:
             The path of the graph.
 
         Raises:
-            EngineError: A file differs from what was loaded first, or has changed while the block ran.
+            EngineError: A file differs from what was loaded first, has changed while the block ran, lies outside the
+                folder, or is not in the manifest.
         """
-        names = [name for name in self._parts(graph) if name in self._hashes]
-        states = {name: self._check(name) for name in names}
+        if self._hashes is None:
+            yield self.folder / graph
+            return
+        states = {graph: self._check(graph)}
+        states |= {name: self._check(name) for name in self._weights(graph)}
         yield self.folder / graph
         for name, state in states.items():
             if self._state(name) != state:  # some network volumes number files anew: the content decides
@@ -63,21 +68,25 @@ class BundleFiles:
             if now != state and now[:2] == state[:2]:
                 states[name] = self._check(name)
 
-    def _parts(self, graph: str) -> list[str]:
-        """The graph and the weights that it may refer to: a stage has those of its own backbone."""
-        path = PurePosixPath(graph)
-        of_stage = path.parent.name == "backbones"
-        own = f"{path.parent}/{path.name.partition('_')[0]}{_WEIGHTS}"
-        weights = sorted(name for name in self._hashes if name.endswith(_WEIGHTS))
-        return [graph, *(name for name in weights if not of_stage or name == own)]
+    def _weights(self, graph: str) -> tuple[str, ...]:
+        """The files that a graph refers to."""
+        try:
+            return external_files(self.folder / graph, graph)
+        except (OSError, ValueError) as error:
+            raise self._changed(graph, f"does not read ({error})") from error
 
     def _check(self, name: str) -> State:
+        if self._hashes is None or name not in self._hashes:
+            raise self._changed(name, "is not in the bundle's manifest")
         state = self._state(name)
         try:
+            check_inside(self.folder / name, self.folder)
             with (self.folder / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise self._changed(name, f"cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise self._changed(name, f"is not used, since {error}") from error
         if digest != self._hashes[name]:
             raise self._changed(name, "was altered after the bundle was loaded")
         return state

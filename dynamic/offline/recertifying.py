@@ -19,6 +19,7 @@ from dynamic.policies.certification import certify, shortage
 from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
+from dynamic.stored import parse_json
 from dynamic.writing import copy_files, disk_errors
 
 logger = logging.getLogger("dynamic")
@@ -102,12 +103,20 @@ def _measured_here(bundle: Bundle, records: Records) -> tuple[Canaries | None, E
         identity = EngineIdentity.of(opened)
         if json.dumps(identity.to_json(), sort_keys=True) != records.made_on:
             raise CalibrationError(
-                f"the records were made on {EngineIdentity.from_json(json.loads(records.made_on or '{}'))}, this is "
-                f"{identity}. Call recertify where the records were made"
+                f"the records were made on {_place(records)}, this is {identity}. Call recertify where the records "
+                "were made"
             )
         return (None if old is None else Canaries(old.inputs, run_canaries(opened, old.inputs), old.source)), identity
     finally:
         opened.close()
+
+
+def _place(records: Records) -> str:
+    """The engine and machine of records, in words."""
+    try:
+        return str(EngineIdentity.from_json(parse_json(records.made_on or "{}")))
+    except ValueError:
+        return "an unknown machine"
 
 
 def warn_uncertified(ladder: Ladder) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dynamic.engines.opening import is_there
 from dynamic.offline.images import ImageSet
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.preprocessing import Preprocess
 
 
 def network_at(path: str) -> nn.Module:
-    """What the factory at `package.module:factory` makes; the working folder is searched too.
+    """What the factory at `package.module:factory` makes. The working folder is searched last, and only for it.
 
     Raises BudgetError where `path` is not of that form, InputError where there is no such factory, or it gives
     something else than a module.
@@ -24,8 +25,8 @@ def network_at(path: str) -> nn.Module:
     module, _, name = path.partition(":")
     if not (module and name):
         raise BudgetError(f"network {path!r}: give module:factory, such as dynamic.models:resnet20")
-    if os.getcwd() not in sys.path:  # `python -m` has put it there, a console script has not
-        sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path and not is_there(module.partition(".")[0]):
+        sys.path.append(os.getcwd())  # last: no package that is installed is taken from there
     try:
         factory = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError) as error:

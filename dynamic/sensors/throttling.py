@@ -1,5 +1,6 @@
 """Whether the hardware slows the device down: heat or a weak supply, by counters that grow or by what a Pi says."""
 
+import os
 import shutil
 import subprocess
 import time
@@ -91,4 +92,6 @@ class Throttling:
 
 def pi_command(root: Path) -> str | None:
     """Where the Pi's command is; None where it is not, or where `root` is not this machine's."""
-    return shutil.which("vcgencmd") if root == Path("/") else None
+    # only absolute folders: an empty entry of PATH is the working folder
+    folders = os.pathsep.join(p for p in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(p))
+    return shutil.which("vcgencmd", path=folders) if root == Path("/") else None

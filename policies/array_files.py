@@ -1,0 +1,76 @@
+"""Files of arrays, `.npz`, read without trust: no pickle, no array larger than its file says, one error for all faults.
+
+zipfile, zlib and numpy raise a dozen kinds of errors on damaged files, and numpy takes memory for whatever shape a
+header names. So sizes are compared before anything is taken.
+"""
+
+import math
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from dynamic.policies.errors import CorruptError
+
+MOST_BYTES = 16 * 2**30  # of all arrays of a file: a zip can hold a thousand times what it weighs
+_RATIO = 1100  # deflate packs by at most 1032
+_KINDS = "biufU"  # bool, integers, floats, text
+
+
+def read_arrays(path: Path, what: str, remedy: str, most_bytes: int = MOST_BYTES) -> dict[str, NDArray[Any]]:
+    """Every array of a file.
+
+    Args:
+        path: An `.npz` file.
+        what: What it should hold, for the error.
+        remedy: What to do where it does not.
+        most_bytes: What its arrays may take together.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        CorruptError: It does not read, or is larger.
+    """
+    try:
+        with path.open("rb") as raw, zipfile.ZipFile(raw) as file:
+            members = file.infolist()
+            total = sum(member.file_size for member in members)
+            if any(member.file_size > _RATIO * member.compress_size + 1000 for member in members):
+                raise ValueError(f"it claims to be packed by more than a factor of {_RATIO}")
+            if total > most_bytes:
+                raise ValueError(f"its arrays take {total / 1e6:.0f} MB, the limit is {most_bytes / 1e6:.0f} MB")
+            arrays = {}
+            for member in members:
+                with file.open(member) as content:
+                    arrays[member.filename.removesuffix(".npy")] = _array(content, member.file_size)
+        if len(arrays) != len(members):
+            raise ValueError("a name comes twice")
+        return arrays
+    except MemoryError as error:
+        raise CorruptError(f"{path} does not fit into memory; free some, or {remedy}") from error
+    except Exception as error:  # zipfile alone raises RuntimeError, NotImplementedError, zlib.error and others
+        reason = str(error) or type(error).__name__
+        raise CorruptError(f"{path} does not read as {what} ({reason:.200}); {remedy}") from error
+
+
+def _array(content: IO[bytes], size: int) -> NDArray[Any]:
+    """The array of a member of so many bytes."""
+    version = npy.read_magic(content)
+    header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, is_fortran, dtype = header(content)
+    if dtype.kind not in _KINDS:
+        raise ValueError(f"arrays of {dtype} are not read: numpy would need allow_pickle=True, which runs code")
+    if any(side < 0 for side in shape):
+        raise ValueError(f"the shape {shape} is negative")
+    bytes_ = math.prod(shape) * dtype.itemsize
+    if bytes_ > size:
+        raise ValueError(f"the shape {shape} of {dtype} takes {bytes_} bytes, the file has {size}")
+    array = np.empty(math.prod(shape), dtype)
+    count = content.readinto(array.view(np.uint8)) if bytes_ else 0  # type: ignore[attr-defined]
+    if count != bytes_ or content.read(1):
+        raise ValueError(f"its content does not have the {bytes_} bytes of the shape {shape} of {dtype}")
+    return array.reshape(shape, order="F" if is_fortran else "C")
