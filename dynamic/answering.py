@@ -107,6 +107,7 @@ class Answering:
     def _answer(self, serving: Serving, x: Any, came: float, began: float, servers: int | None) -> Result:
         inputs = named_inputs(serving.bundle, x)
         rows = len(next(iter(inputs.values())))
+        serving.rows[rows > 1] = rows  # what a swap loads before the exchange
         budget = self.budget
         waited_ms, feeding_ms = (began - came) * 1e3, (self._clock() - began) * 1e3
         if feeding_ms > _FEEDING_MS:  # preprocessing is no work of the engine, but time that has passed

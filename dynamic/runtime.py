@@ -30,6 +30,7 @@ from dynamic.progress import size_of, track
 from dynamic.reading import HasLatest, RequestReading, begin, with_fields
 from dynamic.result import Result, Statistics
 from dynamic.serving import Others, Serving, check_successor, opened, others
+from dynamic.spacing import Spacing
 from dynamic.streams import DriftOptions
 from dynamic.tally import Tally
 from dynamic.unmeasured import SensorCheck
@@ -93,6 +94,7 @@ class Runtime:
         self._clock, self._drift_alpha = clock, drift_alpha
         self._open = opener or _opener(None, {}, None, keep=False)
         self._swapping = threading.RLock()
+        self._spacing = Spacing()
         self._read = RequestReading(monitor, starts_monitor)
         self._sensors = SensorCheck(monitor, self._read)
         self._read.started = lambda: self._sensors.warn(self.budget)
@@ -275,17 +277,23 @@ class Runtime:
     def swap(self, bundle: Bundle) -> None:
         """Put another bundle to work while requests run: those that have begun end on the old one.
 
-        The engine is opened as the first one was. Where costs are missing it is profiled beside the requests that run,
+        The engine is opened as the first one was, and what the next request needs is loaded before the exchange, so
+        that no request waits for it. Both bundles are then in memory for a moment. Where that is more than the budget
+        or the device has left, the first request loads it as ever. Swaps in a row pause for up to a second between each
+        other: three times what the last one took, so that requests keep most of the device. Where costs are missing it is profiled beside the requests that run,
         and such figures are not kept: call `profile` before. The policy's state and the drift test begin anew. Raises
         BundleError where inputs or classes differ, EngineError where the engine cannot be had, BudgetError where the
         budget has a limit about which its costs say nothing: the old one then goes on.
         """
         self._answering.check_open()
-        with self._swapping:
+        with self._swapping, self._spacing.action():
             check_successor(self.bundle, bundle)
             made, engine, rest = self._open(bundle)
             try:
-                old = self._exchange(self._serve(made, made.frontier, engine, rest))
+                fresh = self._serve(made, made.frontier, engine, rest)
+                self._decide_first(fresh)
+                fresh.load_as(self.serving, self.budget, self._read.latest)
+                old = self._exchange(fresh)
             except BaseException:
                 engine.close()
                 raise
@@ -374,18 +382,26 @@ class Runtime:
         self._read.forget()
         return self._waiting.forget()
 
-    def _exchange(self, fresh: Serving) -> Serving:
-        """Put it to work, and return what was at work before."""
+    def _decide_first(self, fresh: Serving) -> None:
+        """Begin the policy's state for it, and let it say what the next request will need."""
         # the policy takes its first reading for memory without models: that is not the reading of now
         latest = self._read.latest
         first = with_fields(latest, memory_process_mb=(self._read.first or latest).memory_process_mb)
+        answering = self._answering
+        with answering.held():  # no policy is asked twice at once
+            answering.check_open()
+            budget = answering.budget
+            check_budget(budget, fresh.whole)
+            fresh.guard.begin()
+            fresh.decision = fresh.guard.decide(fresh.frontier, budget, first)
+
+    def _exchange(self, fresh: Serving) -> Serving:
+        """Put it to work, and return what was at work before."""
         answering = self._answering
         with answering.held():
             answering.check_open()
             budget = answering.budget
             check_budget(budget, fresh.whole)
-            fresh.guard.begin()
-            fresh.guard.decide(fresh.frontier, budget, first)
             old = answering.serving
             fresh.decision = old.decision  # so that the change is told
             answering.serving = fresh
