@@ -280,10 +280,12 @@ class Runtime:
         The engine is opened as the first one was, and what the next request needs is loaded before the exchange, so
         that no request waits for it. Both bundles are then in memory for a moment. Where that is more than the budget
         or the device has left, the first request loads it as ever. Swaps in a row pause for up to a second between each
-        other: three times what the last one took, so that requests keep most of the device. Where costs are missing it is profiled beside the requests that run,
-        and such figures are not kept: call `profile` before. The policy's state and the drift test begin anew. Raises
-        BundleError where inputs or classes differ, EngineError where the engine cannot be had, BudgetError where the
-        budget has a limit about which its costs say nothing: the old one then goes on.
+        other: three times what the last one took, so that requests keep most of the device.
+
+        Where costs are missing it is profiled beside the requests that run, and such figures are not kept: call
+        `profile` before. The policy's state and the drift test begin anew. Raises BundleError where inputs or classes
+        differ, EngineError where the engine cannot be had, BudgetError where the budget has a limit about which its
+        costs say nothing: the old one then goes on.
         """
         self._answering.check_open()
         with self._swapping, self._spacing.action():

@@ -5,12 +5,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from dynamic.bundle import Bundle
 from dynamic.engines.contract import Array, Engine, Output
 from dynamic.engines.opening import check_engine, installed
+from dynamic.engines.outputs import is_finite
 from dynamic.engines.switching import CascadeEngine
 from dynamic.failover import REST_S, Engines
 from dynamic.guard import Guard
@@ -51,7 +52,7 @@ class Serving:
         drift: DriftOptions | None = None,
     ) -> None:
         self.bundle, self.frontier = bundle, frontier
-        self.engines = Engines(engine, others, clock, engine_failed)
+        self.engines = Engines(bundle.spec, engine, others, clock, engine_failed)
         self._calibrated: dict[tuple[str, str], bool] = {}  # by engine and precision
         self._watched = partial(
             DriftWatch, bundle.ladder, drift_alpha, inputs=bundle.spec.inputs, options=drift
@@ -165,6 +166,20 @@ class Serving:
     def certified(self, engine: Engine) -> bool:
         """Whether the ladder's certificates cover what this engine answers."""
         return self.bundle.ladder.certified and self.calibrated(engine) and not self.lost
+
+    def covers(self, inputs: Mapping[str, Array]) -> bool:
+        """Whether the certificates are about such inputs: finite ones, unless the calibration had others too."""
+        return all(map(is_finite, inputs.values())) or self._knows_gaps
+
+    @cached_property
+    def _knows_gaps(self) -> bool:
+        """Whether some canaries, which are calibration inputs, hold values that are not finite."""
+        try:
+            canaries = self.bundle.canaries
+        except DynamicError as error:
+            logger.warning("the canaries of %s do not read: %s", self.bundle.folder, error)
+            return False
+        return canaries is not None and not all(map(is_finite, canaries.inputs.values()))
 
     def drift(
         self,
