@@ -97,6 +97,33 @@ def picture_pixels(image: "Image") -> NDArray[np.uint8]:
         raise PictureError("the image", str(error) or type(error).__name__) from error
 
 
+def picture_shape(image: "Image") -> tuple[int, int, int]:
+    """The shape `[H, W, C]` that `picture_pixels` will give, without decoding the image."""
+    turn = _TURNS.get(_orientation(image))
+    height, width = (image.width, image.height) if turn is not None and turn[0] else (image.height, image.width)
+    gray = image.mode in (*_GRAY, *_DEEP, "I", "F")
+    return height, width, 1 if gray else 4 if image.mode == "RGBA" else 3
+
+
+def copy_picture(image: "Image") -> "Image":
+    """An image of the same pixels and turn, whatever is drawn on this one and whether its file is closed.
+
+    Raises what Pillow raises where its file is damaged.
+    """
+    from PIL.Image import Exif
+
+    copied = image.copy()
+    copied.format = image.format  # says how deep its pixels are; Pillow's own copy has none
+    if hasattr(image, "filename"):  # a group of the drift test may be found by it
+        copied.filename = image.filename  # type: ignore[attr-defined]
+    orientation = _orientation(image)
+    if orientation in _TURNS and _orientation(copied) != orientation:  # of TIFF it is no EXIF data
+        exif = Exif()
+        exif[_ORIENTATION] = orientation
+        copied.info["exif"] = exif.tobytes()
+    return copied
+
+
 def _pixels(image: "Image", channels: int | None, alpha: bool) -> NDArray[np.uint8]:
     turn = _TURNS.get(_orientation(image))
     image = _eight_bits(image)

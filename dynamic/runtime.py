@@ -4,10 +4,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,13 +18,15 @@ from dynamic.bundle import Bundle
 from dynamic.changes import Announcer, OnChange
 from dynamic.engines.contract import Engine
 from dynamic.engines.forking import forget_after_fork
+from dynamic.feeding import check_shapes
 from dynamic.interrupts import in_signal_handler
 from dynamic.labels import AnswerBook, Label
 from dynamic.monitor import Monitor
+from dynamic.owning import owned
 from dynamic.policies.budget import Budget
 from dynamic.policies.budget_policy import BudgetPolicy
 from dynamic.policies.decision import Policy
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.feasibility import check_budget
 from dynamic.policies.frontier import Frontier
 from dynamic.progress import size_of, track
@@ -180,27 +183,56 @@ class Runtime:
             for item in shown:
                 yield self(item)
 
-    def submit(self, x: Any) -> "Future[Result]":
+    def submit(self, x: Any, *, copy: bool = True) -> "Future[Result]":
         """Answer an input when its turn comes, as `run(x)` would: `.result()` waits for it.
 
         Where `queue` requests wait already, the one that has waited longest is given up for it: its future raises
-        ShedError. Raises ClosedError after `close`, EngineError where no worker can be started.
+        ShedError.
+
+        Args:
+            x: One input or a batch, as for `run(x)`.
+            copy: Copy what `x` holds, so that it may be overwritten right away, as cameras do with their buffer. False:
+                the runtime reads `x` where it lies. Nobody may write to it then until the future is done.
+
+        Returns:
+            A future of the result. Where the input does not fit, it raises InputError.
+
+        Raises:
+            ClosedError: The runtime is closed.
+            EngineError: No worker can be started.
+
+        Example:
+            ``future = run.submit(camera.read(buffer))``
         """
+        return self._submit(x, self._clock(), copy)
+
+    def _submit(self, x: Any, came: float, copy: bool) -> "Future[Result]":
         thread = threading.get_ident()
         self._answering.inside.append(thread)
         try:
-            return self._waiting.submit(x, self._clock())
+            self._answering.check_open()
+            return self._waiting.submit(self._owned(x) if copy else x, came)
         finally:
             self._answering.inside.remove(thread)
 
-    async def arun(self, x: Any) -> Result:
+    def _owned(self, x: Any) -> Any:
+        """A copy. What will be refused for its shape or type is not copied: it may be huge."""
+        try:
+            check_shapes(self.bundle, x)
+            return owned(x)
+        except (InputError, MemoryError):  # whoever answers it says what is wrong
+            return x
+
+    def arun(self, x: Any, *, copy: bool = True) -> Coroutine[Any, Any, Result]:
         """Answer an input for an asyncio server: a worker answers it, and the event loop goes on meanwhile.
 
         Args:
             x: One input or a batch, as for `run(x)`.
+            copy: Copy what `x` holds when this is called, not when it is awaited; see `submit`.
 
         Returns:
-            The result. Where the task that awaits it is cancelled, a request that still waits is given up.
+            A coroutine of the result. Where the task that awaits it is cancelled, a request that still waits is given
+            up.
 
         Raises:
             ShedError: Too many requests wait, see `submit`.
@@ -210,13 +242,14 @@ class Runtime:
         Example:
             ``result = await run.arun(image)``
         """
-        return await answer(self.submit, x)
+        return answer(partial(self.submit, copy=False), self._owned(x) if copy else x)
 
-    def amap(self, items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Result]:
+    def amap(self, items: Iterable[Any] | AsyncIterable[Any], *, copy: bool = True) -> AsyncIterator[Result]:
         """Answer one item after another, in their order, without blocking the event loop.
 
         Args:
             items: Inputs. An ordinary iterable is read on another thread, since a camera makes its reader wait.
+            copy: Copy each item as it is read, so that one buffer may hold all of them in turn; see `submit`.
 
         Returns:
             An asynchronous iterator of results. It keeps every worker busy and never fills the queue.
@@ -224,7 +257,7 @@ class Runtime:
         Example:
             ``async for result in run.amap(camera): ...``
         """
-        return answers_of(self.submit, items, self._waiting.workers)
+        return answers_of(partial(self.submit, copy=copy), items, self._waiting.workers)
 
     @property
     def budget(self) -> Budget:

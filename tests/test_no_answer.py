@@ -223,8 +223,9 @@ def test_inputs_that_are_not_finite_are_certified_where_the_calibration_had_such
 @pytest.mark.parametrize("route", ["graph", "stages"])
 def test_no_real_engine_certifies_inputs_that_are_not_finite(bundle: dynamic.Bundle, engine: str, route: str) -> None:
     pytest.importorskip(engine)
-    options: Any = {"monitor": monitor(), "drift_alpha": None, "threads": 1, "route": route, "fallback": ()}
-    with Runtime.of(bundle, dynamic.Budget(), engine=engine, **options) as run:
+    options: Any = {"engine": engine, "threads": 1, "route": route}
+    fast = bundle.profile(batch=(1,), seconds=0.02, **options)
+    with Runtime.of(fast, dynamic.Budget(), monitor=monitor(), drift_alpha=None, fallback=(), **options) as run:
         for value in (NAN, INF, -INF):
             x = np.zeros((3, 12), np.float32)
             x[1, 5] = value

@@ -145,7 +145,7 @@ def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int
     rows = -1
     names = [spec.name for spec in specs]
     if inputs.keys() != set(names):
-        raise InputError(f"inputs are {sorted(inputs)}; this cascade takes {sorted(names)}")
+        raise InputError(f"inputs are {sorted(inputs, key=str)}; this cascade takes {sorted(names)}")
     for spec in specs:
         array = inputs[spec.name]
         if array.ndim == 0 or array.shape[1:] != spec.shape or array.ndim != len(spec.shape) + 1:
