@@ -19,6 +19,7 @@ _GRAY = ("1", "L", "LA", "La")
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats of which some versions of Pillow give 16 bits as mode "I", of 32
 _ORIENTATION = 0x0112  # EXIF 2.32, table 4
+_TIFF_WIDTH = 0x0100  # TIFF 6.0, page 34
 # how EXIF's orientation is undone on [H, W, ...]: (transposed first, flipped upside down, flipped left to right)
 _TURNS = {
     2: (False, False, True),
@@ -100,7 +101,9 @@ def picture_pixels(image: "Image") -> NDArray[np.uint8]:
 def picture_shape(image: "Image") -> tuple[int, int, int]:
     """The shape `[H, W, C]` that `picture_pixels` will give, without decoding the image."""
     turn = _TURNS.get(_orientation(image))
-    height, width = (image.width, image.height) if turn is not None and turn[0] else (image.height, image.width)
+    height, width = image.height, image.width
+    if turn is not None and turn[0] and getattr(image, "tag_v2", {}).get(_TIFF_WIDTH, width) == width:
+        height, width = width, height  # newer versions of Pillow say so for TIFF already
     gray = image.mode in (*_GRAY, *_DEEP, "I", "F")
     return height, width, 1 if gray else 4 if image.mode == "RGBA" else 3
 
@@ -112,6 +115,7 @@ def copy_picture(image: "Image") -> "Image":
     """
     from PIL.Image import Exif
 
+    image.load()  # see _pixels
     copied = image.copy()
     copied.format = image.format  # says how deep its pixels are; Pillow's own copy has none
     if hasattr(image, "filename"):  # a group of the drift test may be found by it
@@ -125,6 +129,7 @@ def copy_picture(image: "Image") -> "Image":
 
 
 def _pixels(image: "Image", channels: int | None, alpha: bool) -> NDArray[np.uint8]:
+    image.load()  # first: newer versions of Pillow turn a TIFF here, and it then has no orientation any more
     turn = _TURNS.get(_orientation(image))
     image = _eight_bits(image)
     if image.mode == "P" and "transparency" in image.info:

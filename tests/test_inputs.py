@@ -275,7 +275,7 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_converted(
         "by name": {"input": np.zeros((1, 3, 1000, 800), np.float32)},
         "Fortran order": np.asfortranarray(image),
     }[large]
-    with pictures.runtime(monitor=monitor(), drift_alpha=None, threads=1) as run:
+    with pictures.runtime(monitor=monitor(), drift_alpha=None) as run:
         answers: Any = {"run": run, "submit": lambda x: run.submit(x).result(30), "map": lambda x: next(run.map([x]))}
         answers[how](PIXELS[0])
         tracemalloc.start()
@@ -299,7 +299,7 @@ def test_a_picture_of_pillow_that_is_too_large_is_not_decoded(
         raise AssertionError("decoded")
 
     for bundle in (pictures, vectors):
-        with bundle.runtime(monitor=monitor(), drift_alpha=None, threads=1) as run, Image.open(file) as image:
+        with bundle.runtime(monitor=monitor(), drift_alpha=None) as run, Image.open(file) as image:
             monkeypatch.setattr(type(image), "load", load)
             with pytest.raises(InputError, match=r"the image has shape \[800, 1000, 3\]"):
                 run(image) if how == "run" else run.submit(image).result(30)
