@@ -32,8 +32,10 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
     else:
         try:
             array = np.asarray(_exported(value))
-        except MemoryError:
-            raise
+        except MemoryError as error:
+            raise InputError(
+                f"{what} is a {type(value).__name__} that does not fit in memory ({error}): give fewer rows at a time"
+            ) from error
         except Exception as error:  # of numpy, of torch, and of whatever else offers its values
             raise InputError(
                 f"{what} is a {type(value).__name__} that is no array ({error}); give a numpy array, "

@@ -12,6 +12,8 @@ from dynamic.engines.contract import Array, InputSpec
 from dynamic.engines.loop import check_inputs
 from dynamic.policies.errors import InputError
 
+_DEEPEST = 32  # of lists in lists, which may hold themselves
+
 
 def named_inputs(bundle: Bundle, x: Any) -> Mapping[str, Array]:
     """The inputs by name, each `[B, ...]`: a mapping as it is, anything else as the bundle's preprocessing expects it.
@@ -36,29 +38,46 @@ def check_shapes(bundle: Bundle, x: Any) -> None:
 def _views(spec: tuple[InputSpec, ...], x: Any) -> Mapping[str, Array]:
     """Inputs without preprocessing, checked."""
     if isinstance(x, Mapping):
-        named = {name: as_numbers(value, f"input {name!r}") for name, value in x.items()}
+        shapes = {i.name: i.shape for i in spec}
+        named = {name: _numbers(value, f"input {name!r}", shapes.get(name, ())) for name, value in x.items()}
     elif isinstance(x, tuple):
         if len(x) != len(spec):
             raise InputError(f"{len(x)} inputs given; this cascade takes {[i.name for i in spec]}")
-        named = {i.name: as_numbers(value, f"input {i.name!r}") for i, value in zip(spec, x, strict=True)}
+        named = {i.name: _numbers(value, f"input {i.name!r}", i.shape) for i, value in zip(spec, x, strict=True)}
     else:
-        if is_picture(x):
-            _check_picture(x, spec[0])
-        array = np.atleast_1d(as_numbers(x, "the input"))
-        named = {spec[0].name: array[None] if array.ndim == len(spec[0].shape) else array}
+        first = spec[0]
+        array = np.atleast_1d(_numbers(x, "the input", first.shape))
+        named = {first.name: array[None] if array.ndim == len(first.shape) else array}
     check_inputs(named, spec)
     return named
 
 
-def _check_picture(image: Any, spec: InputSpec) -> None:
-    """Raises InputError where an image has another shape than the input, before it is decoded."""
-    bands = len(image.getbands())
-    shape = (image.height, image.width, bands)[: 3 if bands > 1 else 2]
-    if spec.shape not in (shape, shape[1:]):
+def _numbers(value: Any, what: str, shape: tuple[int, ...]) -> Array:
+    """The array of an input `shape`, alone or with a batch dimension.
+
+    Images and lists of arrays have to be copied for it. So their shapes are checked before, as they may be huge.
+    """
+    if isinstance(value, np.ndarray) or not (is_picture(value) or isinstance(value, list)):
+        return as_numbers(value, what)
+    given = _shape(value)
+    if given is not None and shape not in (given, given[1:]):
         raise InputError(
-            f"the image has shape {list(shape)}; input {spec.name!r} takes {list(spec.shape)}, and this bundle has no "
-            "preprocessing: give arrays as the network takes them, or build it with preprocess="
+            f"{what} is a {type(value).__name__} of shape {list(given)}; expected {list(shape)}, or a batch of it. "
+            "Give arrays as the network takes them, or build the bundle with preprocess="
         )
+    return as_numbers(value, what)
+
+
+def _shape(value: Any, depth: int = 0) -> tuple[int, ...] | None:
+    """The shape of an image, or of the array that a list of equal arrays or images makes; None: it is not known."""
+    if is_picture(value):
+        bands = len(value.getbands())
+        return (value.height, value.width, bands)[: 3 if bands > 1 else 2]
+    if isinstance(value, list):
+        inside = _shape(value[0], depth + 1) if value and depth < _DEEPEST else None
+        return None if inside is None else (len(value), *inside)
+    shape = getattr(value, "shape", None)
+    return tuple(shape) if isinstance(shape, tuple) else None
 
 
 def _in_order(array: Array) -> Array:

@@ -143,20 +143,21 @@ def _expected(expected_s: Expected | None, stage: int, alive: int, rows: int) ->
 def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int:
     """The number of rows; raises InputError on a wrong name, shape, dtype or batch."""
     rows = -1
-    names = [spec.name for spec in specs]
-    if inputs.keys() != set(names):
-        raise InputError(f"inputs are {sorted(inputs, key=str)}; this cascade takes {sorted(names)}")
+    if len(inputs) != len(specs) or not all(spec.name in inputs for spec in specs):
+        names = sorted(spec.name for spec in specs)
+        raise InputError(f"inputs are {sorted(inputs, key=str)}; this cascade takes {names}")
     for spec in specs:
         array = inputs[spec.name]
-        if array.ndim == 0 or array.shape[1:] != spec.shape or array.ndim != len(spec.shape) + 1:
+        shape = array.shape
+        if not shape or shape[1:] != spec.shape:
             raise InputError(
-                f"input {spec.name!r} has shape {list(array.shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
+                f"input {spec.name!r} has shape {list(shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
             )
         if array.dtype != spec.dtype:
             raise InputError(f"input {spec.name!r} is {array.dtype}; expected {spec.dtype}: convert it first")
-        if len(array) == 0:
+        if shape[0] == 0:
             raise InputError(f"input {spec.name!r} is an empty batch; give at least one row")
-        if rows not in (-1, len(array)):
-            raise InputError(f"input {spec.name!r} has {len(array)} rows, another input {rows}")
-        rows = len(array)
+        if rows not in (-1, shape[0]):
+            raise InputError(f"input {spec.name!r} has {shape[0]} rows, another input {rows}")
+        rows = shape[0]
     return rows
