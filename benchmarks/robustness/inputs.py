@@ -209,12 +209,12 @@ def inputs(seed: int, count: float, engines: Sequence[str] = ("onnxruntime", "op
         engines: Their names.
 
     Returns:
-        Counts: `tried`, `answered`, `refused` by InputError, `raw` exceptions, `certified_without_answer`,
+        Counts: `tried`, `answered`, `refused` by InputError, `certified`, `raw` exceptions, `certified_without_answer`,
         `certified_not_finite`, `wrong_answers`, and the first few `errors` in words.
     """
     logging.getLogger("dynamic").setLevel(logging.CRITICAL)
     random = Random(seed)
-    counts = Counter[str](tried=0, answered=0, refused=0)
+    counts = Counter[str](tried=0, answered=0, refused=0, certified=0)
     for key in ("raw", "certified_without_answer", "certified_not_finite", "wrong_answers"):
         counts[key] = 0
     errors: list[str] = []
@@ -261,6 +261,7 @@ def _try(
         errors.append(f"{how}({type(value).__name__}): {error!r}"[:200])
         return
     counts["answered"] += 1
+    counts["certified"] += result.certified
     answered = (result.label >= 0) & np.isfinite(result.probability)
     counts["certified_without_answer"] += result.certified and not answered.all()
     counts["certified_not_finite"] += result.certified and is_not_finite(value)
