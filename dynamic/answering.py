@@ -107,6 +107,7 @@ class Answering:
     def _answer(self, serving: Serving, x: Any, came: float, began: float, servers: int | None) -> Result:
         inputs = named_inputs(serving.bundle, x)
         rows = len(next(iter(inputs.values())))
+        serving.rows[rows > 1] = rows  # what a swap loads before the exchange
         budget = self.budget
         waited_ms, feeding_ms = (began - came) * 1e3, (self._clock() - began) * 1e3
         if feeding_ms > _FEEDING_MS:  # preprocessing is no work of the engine, but time that has passed
@@ -177,13 +178,14 @@ class Answering:
         ended = self._clock()
         latency_ms, waited_ms = (ended - came) * 1e3, (began - came) * 1e3
         output, engine, point = answer.output, answer.engine, decision.point
-        stages = output.stage.tolist()  # [B]
+        stages = answer.stages  # [B]
         rows, deepest, of = len(stages), max(stages), len(serving.bundle.spec.stages)
-        label, probability = answers(output.logits)
+        label, probability = answers(output.logits, answer.whole or None)
         labels = label.tolist()
         # loading, and the first run after it, happen once and say nothing about how slow the device is; nor does an
         # engine or a way that was not profiled
         usual = answer.usual and not answer.moved
+        read = serving.bundle.preprocess is not None and not isinstance(x, Mapping)  # from pixels, which are finite
         expected_ms = serving.frontier.path_ms(point, deepest, rows) if usual else 0.0
         with self.lock:
             drift, drifts = serving.drift(engine, point, stages, output, inputs, x)
@@ -191,7 +193,14 @@ class Answering:
                 told = Feedback(point, deepest, rows, work_ms, expected_ms, engine.threads, snapshot, drift)
                 serving.told = told
                 serving.guard.observe(told)
-            certified = output.complete and not drift and serving.certified(engine) and covered(point.point, budget)
+            certified = (
+                output.complete
+                and answer.whole
+                and not drift
+                and serving.certified(engine)
+                and covered(point.point, budget)
+                and (read or serving.covers(inputs))
+            )
             self.tally.enter(point.point.name, stages, of, certified, output.complete, latency_ms, waited_ms)
             number = self.book.enter(labels, point.point)
         if drifts:

@@ -12,19 +12,76 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
     """What was handed in as an array of numpy.
 
     Args:
-        value: An array, a tensor on the CPU, or lists of numbers.
+        value: An array, a tensor on the CPU, whatever offers DLPack there, or lists of numbers.
         what: What messages call it.
 
     Returns:
         The array; a view where that is possible.
 
     Raises:
-        InputError: It is no array, for instance lists of different lengths or a tensor that needs gradients.
+        InputError: It is no array, for instance lists of different lengths, a tensor that needs gradients or one that
+            has no values, or some of its values are masked.
     """
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:  # of numpy, and of torch for tensors
+    if type(value) is np.ndarray:  # first: it is what comes in nearly every request
+        array = value
+    elif _is_masked(value):
         raise InputError(
-            f"{what} is a {type(value).__name__} that is no array ({error}); give a numpy array, "
-            "of a tensor tensor.detach().cpu().numpy()"
-        ) from error
+            f"{what} is a {type(value).__name__} with masked values, which a network cannot leave out: fill them "
+            "first, array.filled(value)"
+        )
+    else:
+        try:
+            array = np.asarray(_exported(value))
+        except MemoryError as error:
+            raise InputError(
+                f"{what} is a {type(value).__name__} that does not fit in memory ({error}): give fewer rows at a time"
+            ) from error
+        except Exception as error:  # of numpy, of torch, and of whatever else offers its values
+            raise InputError(
+                f"{what} is a {type(value).__name__} that is no array ({error}); give a numpy array, "
+                "of a tensor tensor.detach().cpu().numpy(), of a bfloat16 one tensor.float() first"
+            ) from error
+    return array
+
+
+def as_numbers(value: Any, what: str) -> NDArray[Any]:
+    """What was handed in as an array of numbers; see `as_array`.
+
+    Args:
+        value: As for `as_array`.
+        what: What messages call it.
+
+    Returns:
+        The array; a view where that is possible.
+
+    Raises:
+        InputError: It is no array, or one of something else.
+    """
+    array = as_array(value, what)
+    if array.dtype.kind in "OSU":
+        kind = "an array" if isinstance(value, np.ndarray) else f"a {type(value).__name__} that makes an array"
+        holds = "Python objects" if array.dtype.kind == "O" else "text"
+        raise InputError(
+            f"{what} is {kind} {list(array.shape)} of {holds}, not of numbers; give a numpy array of numbers, in which "
+            "all rows are equally long and nothing is None"
+        )
+    return array
+
+
+def _exported(value: Any) -> Any:
+    """What numpy takes: DLPack where a value offers nothing else."""
+    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        return np.from_dlpack(value)
+    return value
+
+
+def _is_masked(value: Any) -> bool:
+    """Whether some values are masked, also in lists of arrays. Numpy would give what lies beneath."""
+    if isinstance(value, np.ma.MaskedArray):
+        return bool(np.ma.is_masked(value))
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple, np.ndarray)):
+        try:
+            return any(map(_is_masked, value))
+        except RecursionError:  # numpy refuses it
+            return False
+    return False

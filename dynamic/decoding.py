@@ -19,7 +19,7 @@ _GRAY = ("1", "L", "LA", "La")
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats of which some versions of Pillow give 16 bits as mode "I", of 32
 _ORIENTATION = 0x0112  # EXIF 2.32, table 4
-_BITS_PER_SAMPLE = 258  # TIFF 6.0, section 8
+_TIFF_WIDTH, _TIFF_BITS = 0x0100, 0x0102  # TIFF 6.0, pages 34 and 29
 # how EXIF's orientation is undone on [H, W, ...]: (transposed first, flipped upside down, flipped left to right)
 _TURNS = {
     2: (False, False, True),
@@ -98,7 +98,40 @@ def picture_pixels(image: "Image") -> NDArray[np.uint8]:
         raise PictureError("the image", str(error) or type(error).__name__) from error
 
 
+def picture_shape(image: "Image") -> tuple[int, int, int]:
+    """The shape `[H, W, C]` that `picture_pixels` will give, without decoding the image."""
+    turn = _TURNS.get(_orientation(image))
+    height, width = image.height, image.width
+    if turn is not None and turn[0] and getattr(image, "tag_v2", {}).get(_TIFF_WIDTH, width) == width:
+        height, width = width, height  # newer versions of Pillow say so for TIFF already
+    gray = image.mode in (*_GRAY, *_DEEP, "I", "F")
+    return height, width, 1 if gray else 4 if image.mode == "RGBA" else 3
+
+
+def copy_picture(image: "Image") -> "Image":
+    """An image of the same pixels and turn, whatever is drawn on this one and whether its file is closed.
+
+    Raises what Pillow raises where its file is damaged.
+    """
+    from PIL.Image import Exif
+
+    image.load()  # see _pixels
+    copied = image.copy()
+    copied.format = image.format  # says how deep its pixels are; Pillow's own copy has none
+    if hasattr(image, "tag_v2"):  # of TIFF
+        copied.tag_v2 = image.tag_v2  # type: ignore[attr-defined]
+    if hasattr(image, "filename"):  # a group of the drift test may be found by it
+        copied.filename = image.filename  # type: ignore[attr-defined]
+    orientation = _orientation(image)
+    if orientation in _TURNS and _orientation(copied) != orientation:  # of TIFF it is no EXIF data
+        exif = Exif()
+        exif[_ORIENTATION] = orientation
+        copied.info["exif"] = exif.tobytes()
+    return copied
+
+
 def _pixels(image: "Image", channels: int | None, alpha: bool) -> NDArray[np.uint8]:
+    image.load()  # first: newer versions of Pillow turn a TIFF here, and it then has no orientation any more
     turn = _TURNS.get(_orientation(image))
     image = _eight_bits(image)
     if image.mode == "P" and "transparency" in image.info:
@@ -128,13 +161,11 @@ def _eight_bits(image: "Image") -> "Image":
 
 def _depth(image: "Image") -> int:
     """Bits of a pixel of a deep image. TIFF may use 12 of the 16 that Pillow gives."""
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))
     return int(min(16, max(8, *bits)))
 
 
 def _orientation(image: "Image") -> int:
-    if image.format == "TIFF":
-        return 1  # Pillow turns the pixels itself when it loads them
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception as error:  # EXIF that is damaged says nothing; the pixels may be good

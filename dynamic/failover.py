@@ -1,6 +1,7 @@
 """Several engines behind one: where the first fails, a request is answered by the next that does not."""
 
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dynamic.engines.contract import Array, Engine, Expected, Output
+from dynamic.engines.contract import Array, CascadeSpec, Engine, Expected, Output
+from dynamic.engines.outputs import is_silent, is_whole, left_at
 from dynamic.policies.errors import DynamicError, EngineError
 from dynamic.policies.frontier import FrontierPoint
 
@@ -24,12 +26,15 @@ class Answer:
     """What a request yields and from which engine.
 
     `moved`: something was loaded, given back or failed in this request; `usual`: it went the way that was profiled.
+    `stages [B]`: where rows left. `whole`: all rows have a finite answer, each from the stage that it left at too.
     """
 
     output: Output
     engine: Engine
     moved: bool
     usual: bool
+    stages: list[int]
+    whole: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +51,14 @@ class _Work:
     whole: bool
 
 
+class _SilentError(EngineError):
+    """An engine gave no finite answer to finite inputs; `answer` is what it gave."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__("it gives logits or scores that are not finite for inputs that are")
+        self.answer = answer
+
+
 class SubModelError(EngineError):
     """Backbones that a request needs do not load: one that does not need them may be answered."""
 
@@ -60,20 +73,26 @@ class Engines:
     A request goes the usual way; then stage by stage on the same engine; then to the next. A way that failed rests for
     a while and is logged once, until it works again; where all rest they are tried again, since nothing is lost by it.
     The others are closed once nothing rests any more.
+
+    Whatever an engine raises is its failure, but for errors that say that the request is wrong. So are outputs of wrong
+    shapes, and logits that are not finite for a row of finite inputs. Where no way gives that row a finite answer it is
+    the network that has none. The row then stays without, and for a while nobody else is asked in such a case.
     """
 
     def __init__(
         self,
+        spec: CascadeSpec,
         first: Engine,
         others: Sequence[tuple[str, Callable[[], Engine]]],
         clock: Callable[[], float],
         failed: Callable[[], None],
     ) -> None:
-        self.first = first
+        self.first, self._spec = first, spec
         self._others = tuple(others)
         self._opened: dict[str, Engine] = {}
         self._clock, self._failed = clock, failed
         self._rests: dict[_Way, float] = {}  # until when
+        self._silent_until = -math.inf  # rows without a finite answer are taken for the network's until then
         self._told: set[_Way | frozenset[int]] = set()  # ways, and sub-models that did not load
         self.forget()
 
@@ -106,13 +125,25 @@ class Engines:
                 moved = first.prepare(point.backbones, rows, resident, stagewise)
                 left_s = None if ends_s is None else ends_s - self._clock()
                 output = first.run(inputs, point.thresholds, left_s, stagewise, expected_s)
-                return Answer(output, first, moved, usual=True)
-            except (EngineError, MemoryError) as error:
+                return self._checked(output, first, moved, True, inputs, rows)
+            except Exception as error:
+                _raise_of_caller(error)
                 failure = error
         work = _Work(inputs, rows, point, resident, stagewise, ends_s, expected_s, whole)
-        if failure is not None:
+        if failure is not None and not isinstance(failure, _SilentError):
             self._rest(None, stagewise, failure, work)
-        return self._in_turn(work, failed=failure is not None)
+        return self._in_turn(work, failure)
+
+    def _checked(
+        self, output: Output, engine: Engine, moved: bool, usual: bool, inputs: Mapping[str, Array], rows: int
+    ) -> Answer:
+        """The answer. Raises EngineError where it is none."""
+        stages = left_at(output, rows, self._spec)
+        whole = is_whole(output)
+        answer = Answer(output, engine, moved, usual, stages, whole)
+        if not whole and output.complete and is_silent(output, inputs):
+            raise _SilentError(answer)
+        return answer
 
     def close(self) -> None:
         """Close every engine that was opened."""
@@ -121,29 +152,64 @@ class Engines:
         for engine in (self.first, *opened):
             engine.close()
 
-    def _in_turn(self, work: _Work, failed: bool) -> Answer:
-        now, error = self._clock(), None
+    def _in_turn(self, work: _Work, error: BaseException | None) -> Answer:
+        """The answer of the first way that gives one; `error`: how the usual way failed."""
+        now, failed = self._clock(), error is not None
+        silent: list[tuple[_Way, _SilentError]] = []
         with self._lock:
             rests = self._rests = {way: until for way, until in self._rests.items() if until > now}
         others = [name for name, _ in self._others]
         names: list[str | None] = [None, *others]
         ways = dict.fromkeys((name, stagewise) for name in names for stagewise in (work.stagewise, True))
+        if isinstance(error, _SilentError):
+            if now < self._silent_until:
+                self._failed()
+                return error.answer
+            ways.pop((None, work.stagewise))
+            silent.append(((None, work.stagewise), error))
         for name, stagewise in sorted(ways, key=rests.__contains__):  # those that rest come last
             try:
                 with self._engine(name) as engine:
                     moved = engine.prepare(work.point.backbones, work.rows, work.resident, stagewise)
                     left_s = None if work.ends_s is None else work.ends_s - self._clock()
                     output = engine.run(work.inputs, work.point.thresholds, left_s, stagewise, work.expected_s)
+                    usual = (name, stagewise) == (None, work.stagewise)
+                    answer = self._checked(output, engine, moved or failed, usual, work.inputs, work.rows)
                     with self._lock:
                         self._rests.pop((name, stagewise), None)
                         self._told.discard((name, stagewise))
-            except (EngineError, MemoryError) as failure:
+            except Exception as failure:
+                _raise_of_caller(failure)
                 error, failed = failure, True
-                self._rest(name, stagewise, failure, work)
+                if not isinstance(failure, _SilentError):
+                    self._rest(name, stagewise, failure, work)
+                    continue
+                silent.append(((name, stagewise), failure))
+                if now < self._silent_until:
+                    break
             else:
+                for way, silence in silent:  # somebody can
+                    self._rest(*way, silence, work, loads=True)
                 self._give_back()
-                return Answer(output, engine, moved or failed, usual=(name, stagewise) == (None, work.stagewise))
-        raise EngineError(f"no engine answers, of {', '.join((self.first.name, *others))}: {error}") from error
+                return answer
+        if silent:
+            return self._unanswered(silent, now)
+        text = str(error) if isinstance(error, DynamicError) else repr(error)
+        raise EngineError(f"no engine answers, of {', '.join((self.first.name, *others))}: {text}") from error
+
+    def _unanswered(self, silent: list[tuple[_Way, _SilentError]], now: float) -> Answer:
+        """The answer of the first of those that have none for some rows."""
+        for _ in silent:
+            self._failed()
+        if now >= self._silent_until:
+            self._silent_until = now + REST_S
+            logger.warning(
+                "no engine gives a finite answer to some inputs that are finite: they get label -1 and are not "
+                "certified. Only one engine is asked for %g s (counted in stats().engine_failures)",
+                REST_S,
+            )
+        self._give_back()
+        return silent[0][1].answer
 
     @contextmanager
     def _engine(self, name: str | None) -> Iterator[Engine]:
@@ -156,7 +222,7 @@ class Engines:
             if found is None:
                 try:
                     found = self._opened[name] = dict(self._others)[name]()
-                except DynamicError as error:
+                except Exception as error:
                     raise EngineError(f"engine {name!r} does not open: {error}") from error
             self._users[name] += 1
         try:
@@ -173,10 +239,11 @@ class Engines:
         for engine in engines:
             engine.close()
 
-    def _rest(self, name: str | None, stagewise: bool, error: BaseException, work: _Work) -> None:
-        """Count and tell of a failure; the way rests, unless the fault is a sub-model's alone."""
+    def _rest(self, name: str | None, stagewise: bool, error: BaseException, work: _Work, loads: bool = False) -> None:
+        """Count and tell of a failure; the way rests, unless the fault is a sub-model's alone, which does not load."""
         self._failed()
-        lost = self._missing(work) if name is None and stagewise and not work.whole else frozenset()
+        unsure = name is None and stagewise and not work.whole and not loads
+        lost = self._missing(work) if unsure else frozenset()
         with self._lock:
             if not lost:
                 self._rests[name, stagewise] = self._clock() + REST_S
@@ -189,7 +256,7 @@ class Engines:
                 "stats().engine_failures)",
                 name or self.first.name,
                 " stage by stage" if stagewise else "",
-                error,
+                error if isinstance(error, DynamicError) else repr(error),
                 REST_S,
             )
         if lost:
@@ -201,6 +268,12 @@ class Engines:
         for backbone in sorted(work.point.backbones):
             try:
                 self.first.prepare(frozenset({backbone}), work.rows, None, True)
-            except (EngineError, MemoryError):
+            except Exception:
                 found.add(backbone)
         return frozenset(found)
+
+
+def _raise_of_caller(error: Exception) -> None:
+    """Raise what says that the request is wrong, for which no engine can be blamed."""
+    if isinstance(error, DynamicError) and not isinstance(error, EngineError):
+        raise error

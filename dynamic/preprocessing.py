@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.arrays import as_array
-from dynamic.decoding import is_picture, picture_pixels
+from dynamic.decoding import is_picture, picture_pixels, picture_shape
 from dynamic.policies.errors import CorruptError, DynamicError, InputError, SchemaError
 from dynamic.policies.fields import items, mapping, short
 from dynamic.policies.plain import plain_items
@@ -68,6 +68,10 @@ class Resize:
         new_shorter = max(1, new_shorter)
         return (new_longer, new_shorter) if width <= height else (new_shorter, new_longer)
 
+    def shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
+        """The shape of what it makes of such an image."""
+        return (*self.target(height, width), channels)
+
     def __call__(self, image: Pixels) -> Pixels:
         """`[H, W, C]` -> `[H', W', C]`."""
         height, width = self.target(*image.shape[:2])
@@ -95,6 +99,10 @@ class CenterCrop:
         _plain(self)
         _check_positive("CenterCrop", self.size)
 
+    def shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
+        """The shape of what it makes of such an image."""
+        return (*self.size, channels)
+
     def __call__(self, image: Pixels) -> Pixels:
         """`[..., H, W, C]` -> `[..., H', W', C]`."""
         missing = [max(0, want - have) for want, have in zip(self.size, image.shape[-3:-1], strict=True)]
@@ -117,6 +125,10 @@ class Gray:
         if self.channels not in (1, 3):
             raise InputError(f"Gray(channels={self.channels}): give 1 or 3")
 
+    def shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
+        """The shape of what it makes of such an image."""
+        return height, width, self.channels
+
     def __call__(self, image: Pixels) -> Pixels:
         """`[..., H, W, C]` -> `[..., H, W, channels]`."""
         if image.shape[-1] != 1:
@@ -129,6 +141,10 @@ class Gray:
 @dataclass(frozen=True)
 class RGB:
     """Three channels: gray is repeated, alpha is dropped."""
+
+    def shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
+        """The shape of what it makes of such an image."""
+        return height, width, 3
 
     def __call__(self, image: Pixels) -> Pixels:
         """`[..., H, W, C]` -> `[..., H, W, 3]`."""
@@ -279,27 +295,70 @@ class Preprocess:
                 f"preprocessing {short(data)} does not read ({error}); build the bundle again"
             ) from error
 
-    def __call__(self, images: Any) -> Floats:
+    def __call__(self, images: Any, shape: Sequence[int] | None = None) -> Floats:
         """float32 `[B, C, H, W]` of uint8 `[H, W]`, `[H, W, C]`, `[B, H, W, C]`, or a list of the first two.
 
         Colours are in the order RGB (images of OpenCV are BGR: give `image[..., ::-1]`). PIL images of mode 1, L, LA,
         RGB, RGBA or of 16 bits will do too: they are turned as their EXIF orientation says, and of 16 bits the upper 8
-        are taken, as in files. Raises InputError on anything else, and on a list whose images come out in different
-        sizes; DynamicError where a resize needs Pillow and it is not installed.
+        are taken, as in files. `shape`: the `[C, H, W]` that has to come out, checked before an image is decoded or
+        converted. Raises InputError on anything else, and on a list whose images come out in different sizes;
+        DynamicError where a resize needs Pillow and it is not installed.
         """
-        if isinstance(images, (list, tuple)):
-            if not images:
-                raise InputError("no images: give at least one")
-            pixels = _stacked([self._image(_one_image(image)) for image in images])
-        else:
-            pixels = _array(images)
-            if pixels.ndim < 4:
-                pixels = self._image(_one_image(pixels))[None]
-            elif any(isinstance(step, Resize) for step in self.steps):
-                pixels = _stacked([self._image(_one_image(image)) for image in _checked_batch(pixels)])
+        try:
+            if isinstance(images, (list, tuple)):
+                if not images:
+                    raise InputError("no images: give at least one")
+                pixels = _stacked([self._image(_one_image(self._read(image, shape))) for image in images])
             else:
-                pixels = self._image(_checked_batch(pixels))
-        return self._numbers(pixels)
+                pixels = self._read(images, shape)
+                if pixels.ndim < 4:
+                    pixels = self._image(_one_image(pixels))[None]
+                elif any(isinstance(step, Resize) for step in self.steps):
+                    pixels = _stacked([self._image(_one_image(image)) for image in _checked_batch(pixels)])
+                else:
+                    pixels = self._image(_checked_batch(pixels))
+            return self._numbers(pixels)
+        except MemoryError as error:
+            raise InputError(
+                f"the images do not fit in memory ({error}): give fewer or smaller ones at a time"
+            ) from error
+
+    def check(self, images: Any, shape: Sequence[int]) -> None:
+        """Raises InputError on images that do not come out as `shape [C, H, W]`, as a call would, but decodes none.
+
+        Lists of numbers, which are no images yet, are not looked at.
+        """
+        several = isinstance(images, (list, tuple))
+        for image in images if several else (images,):
+            if is_picture(image):
+                self._check_sizes(image, shape)
+            elif hasattr(image, "shape"):
+                pixels = _array(image)
+                self._check_sizes(_one_image(pixels) if several or pixels.ndim < 4 else _checked_batch(pixels), shape)
+
+    def _read(self, image: Any, shape: Sequence[int] | None) -> Pixels:
+        """The pixels, once their shape is known to fit."""
+        if shape is not None and is_picture(image):  # before it is decoded
+            self._check_sizes(image, shape)
+        pixels = _array(image)
+        if shape is not None:
+            self._check_sizes(pixels, shape)
+        return pixels
+
+    def _check_sizes(self, image: Any, shape: Sequence[int]) -> None:
+        """Raises InputError where an image, or those of a batch, do not come out as `shape [C, H, W]`."""
+        sizes = _sizes(image)
+        if sizes is None:
+            return
+        height, width, channels = sizes
+        for step in self.steps:
+            if not isinstance(step, (Scale, Normalize)):
+                height, width, channels = step.shape(height, width, channels)
+        if (channels, height, width) != tuple(shape):
+            raise InputError(
+                f"the image has shape {list(sizes)}, of which preprocessing makes {[channels, height, width]}; "
+                f"expected {list(shape)}: resize or crop it first, and give as many channels"
+            )
 
     def _image(self, pixels: Pixels) -> Pixels:
         for step in self.steps:
@@ -315,6 +374,16 @@ class Preprocess:
             if isinstance(step, (Scale, Normalize)):
                 step.apply(numbers)
         return numbers
+
+
+def _sizes(image: Any) -> tuple[int, int, int] | None:
+    """The `[H, W, C]` of an image, or of those of a batch; None where others say what is wrong with it."""
+    if is_picture(image):
+        return picture_shape(image) if image.mode not in _CONVERTED else None
+    shape = image.shape
+    if len(shape) == 2:
+        return shape[0], shape[1], 1
+    return shape[-3:] if len(shape) in (3, 4) and shape[-1] in _CHANNELS else None
 
 
 def _array(image: Any) -> Pixels:

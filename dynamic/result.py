@@ -1,11 +1,11 @@
 """What a request yields."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.engines.outputs import finite_rows, is_finite
 from dynamic.policies.decision import Decision
 
 _SHOWN = 10  # inputs of a batch that are printed
@@ -24,7 +24,8 @@ class Result:
     certificate covers it. Not so where the ladder is not certified, or was on another engine, precision, cascade or
     preprocessing (the fingerprint differs); where its point has no bound, or promises a larger drop than `max_drop`
     (`decision.point.point.bound` says which it promises); where a deadline cut it short; while a sub-model is missing;
-    and once inputs have drifted from those of the calibration.
+    where a row has no finite answer; where inputs hold NaN or infinity and the calibration's did not; and once inputs
+    have drifted from those of the calibration.
     """
 
     id: int
@@ -98,14 +99,23 @@ class Statistics:
     near_duplicates: int = 0
 
 
-def answers(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def answers(logits: NDArray[np.float32], finite: bool | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(label [B], its probability [B]) of answer logits `[B, C]`, normalized or not.
 
-    The label is -1 where a logit is not finite, and the probability NaN where one is NaN.
+    `finite`: whether all logits are, where that is known. The label is -1 where a logit is not finite, and the
+    probability NaN where one is NaN.
     """
+    if finite is None:
+        finite = is_finite(logits)
+    if not finite:
+        return _answers_of_some(logits)
     top = np.maximum.reduce(logits, axis=1, keepdims=True)  # [B, 1]
     total = np.add.reduce(np.exp(logits - top), axis=1)  # [B], the top's part is exp(0) = 1
-    label = logits.argmax(axis=1).astype(np.int64, copy=False)
-    if not math.isfinite(np.add.reduce(logits, axis=None)):  # a sum over all tells whether to look at single rows
-        label[~np.isfinite(logits).all(axis=1)] = -1
+    return logits.argmax(axis=1).astype(np.int64, copy=False), np.reciprocal(total)
+
+
+def _answers_of_some(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    with np.errstate(invalid="ignore"):  # inf - inf
+        total = np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+    label = np.where(finite_rows(logits), logits.argmax(axis=1), -1).astype(np.int64)
     return label, np.reciprocal(total)

@@ -4,10 +4,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,13 +18,15 @@ from dynamic.bundle import Bundle
 from dynamic.changes import Announcer, OnChange
 from dynamic.engines.contract import Engine
 from dynamic.engines.forking import forget_after_fork
+from dynamic.feeding import check_shapes
 from dynamic.interrupts import in_signal_handler
 from dynamic.labels import AnswerBook, Label
 from dynamic.monitor import Monitor
+from dynamic.owning import owned
 from dynamic.policies.budget import Budget
 from dynamic.policies.budget_policy import BudgetPolicy
 from dynamic.policies.decision import Policy
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.feasibility import check_budget
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.plain import plain
@@ -31,6 +34,7 @@ from dynamic.progress import size_of, track
 from dynamic.reading import HasLatest, RequestReading, begin, with_fields
 from dynamic.result import Result, Statistics
 from dynamic.serving import Others, Serving, check_successor, opened, others
+from dynamic.spacing import Spacing
 from dynamic.streams import DriftOptions
 from dynamic.tally import Tally
 from dynamic.unmeasured import SensorCheck
@@ -94,6 +98,7 @@ class Runtime:
         self._clock, self._drift_alpha = clock, drift_alpha
         self._open = opener or _opener(None, {}, None, keep=False)
         self._swapping = threading.RLock()
+        self._spacing = Spacing()
         self._read = RequestReading(monitor, starts_monitor)
         self._sensors = SensorCheck(monitor, self._read)
         self._read.started = lambda: self._sensors.warn(self.budget)
@@ -179,27 +184,56 @@ class Runtime:
             for item in shown:
                 yield self(item)
 
-    def submit(self, x: Any) -> "Future[Result]":
+    def submit(self, x: Any, *, copy: bool = True) -> "Future[Result]":
         """Answer an input when its turn comes, as `run(x)` would: `.result()` waits for it.
 
         Where `queue` requests wait already, the one that has waited longest is given up for it: its future raises
-        ShedError. Raises ClosedError after `close`, EngineError where no worker can be started.
+        ShedError.
+
+        Args:
+            x: One input or a batch, as for `run(x)`.
+            copy: Copy what `x` holds, so that it may be overwritten right away, as cameras do with their buffer. False:
+                the runtime reads `x` where it lies. Nobody may write to it then until the future is done.
+
+        Returns:
+            A future of the result. Where the input does not fit, it raises InputError.
+
+        Raises:
+            ClosedError: The runtime is closed.
+            EngineError: No worker can be started.
+
+        Example:
+            ``future = run.submit(camera.read(buffer))``
         """
+        return self._submit(x, self._clock(), copy)
+
+    def _submit(self, x: Any, came: float, copy: bool) -> "Future[Result]":
         thread = threading.get_ident()
         self._answering.inside.append(thread)
         try:
-            return self._waiting.submit(x, self._clock())
+            self._answering.check_open()
+            return self._waiting.submit(self._owned(x) if copy else x, came)
         finally:
             self._answering.inside.remove(thread)
 
-    async def arun(self, x: Any) -> Result:
+    def _owned(self, x: Any) -> Any:
+        """A copy. What will be refused for its shape or type is not copied: it may be huge."""
+        try:
+            check_shapes(self.bundle, x)
+            return owned(x)
+        except (InputError, MemoryError):  # whoever answers it says what is wrong
+            return x
+
+    def arun(self, x: Any, *, copy: bool = True) -> Coroutine[Any, Any, Result]:
         """Answer an input for an asyncio server: a worker answers it, and the event loop goes on meanwhile.
 
         Args:
             x: One input or a batch, as for `run(x)`.
+            copy: Copy what `x` holds when this is called, not when it is awaited; see `submit`.
 
         Returns:
-            The result. Where the task that awaits it is cancelled, a request that still waits is given up.
+            A coroutine of the result. Where the task that awaits it is cancelled, a request that still waits is given
+            up.
 
         Raises:
             ShedError: Too many requests wait, see `submit`.
@@ -209,13 +243,14 @@ class Runtime:
         Example:
             ``result = await run.arun(image)``
         """
-        return await answer(self.submit, x)
+        return answer(partial(self.submit, copy=False), self._owned(x) if copy else x)
 
-    def amap(self, items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Result]:
+    def amap(self, items: Iterable[Any] | AsyncIterable[Any], *, copy: bool = True) -> AsyncIterator[Result]:
         """Answer one item after another, in their order, without blocking the event loop.
 
         Args:
             items: Inputs. An ordinary iterable is read on another thread, since a camera makes its reader wait.
+            copy: Copy each item as it is read, so that one buffer may hold all of them in turn; see `submit`.
 
         Returns:
             An asynchronous iterator of results. It keeps every worker busy and never fills the queue.
@@ -223,7 +258,7 @@ class Runtime:
         Example:
             ``async for result in run.amap(camera): ...``
         """
-        return answers_of(self.submit, items, self._waiting.workers)
+        return answers_of(partial(self.submit, copy=copy), items, self._waiting.workers)
 
     @property
     def budget(self) -> Budget:
@@ -276,17 +311,25 @@ class Runtime:
     def swap(self, bundle: Bundle) -> None:
         """Put another bundle to work while requests run: those that have begun end on the old one.
 
-        The engine is opened as the first one was. Where costs are missing it is profiled beside the requests that run,
-        and such figures are not kept: call `profile` before. The policy's state and the drift test begin anew. Raises
-        BundleError where inputs or classes differ, EngineError where the engine cannot be had, BudgetError where the
-        budget has a limit about which its costs say nothing: the old one then goes on.
+        The engine is opened as the first one was, and what the next request needs is loaded before the exchange, so
+        that no request waits for it. Both bundles are then in memory for a moment. Where that is more than the budget
+        or the device has left, the first request loads it as ever. Swaps in a row pause for up to a second between each
+        other: three times what the last one took, so that requests keep most of the device.
+
+        Where costs are missing it is profiled beside the requests that run, and such figures are not kept: call
+        `profile` before. The policy's state and the drift test begin anew. Raises BundleError where inputs or classes
+        differ, EngineError where the engine cannot be had, BudgetError where the budget has a limit about which its
+        costs say nothing: the old one then goes on.
         """
         self._answering.check_open()
-        with self._swapping:
+        with self._swapping, self._spacing.action():
             check_successor(self.bundle, bundle)
             made, engine, rest = self._open(bundle)
             try:
-                old = self._exchange(self._serve(made, made.frontier, engine, rest))
+                fresh = self._serve(made, made.frontier, engine, rest)
+                self._decide_first(fresh)
+                fresh.load_as(self.serving, self.budget, self._read.latest)
+                old = self._exchange(fresh)
             except BaseException:
                 engine.close()
                 raise
@@ -376,18 +419,26 @@ class Runtime:
         self._read.forget()
         return self._waiting.forget()
 
-    def _exchange(self, fresh: Serving) -> Serving:
-        """Put it to work, and return what was at work before."""
+    def _decide_first(self, fresh: Serving) -> None:
+        """Begin the policy's state for it, and let it say what the next request will need."""
         # the policy takes its first reading for memory without models: that is not the reading of now
         latest = self._read.latest
         first = with_fields(latest, memory_process_mb=(self._read.first or latest).memory_process_mb)
+        answering = self._answering
+        with answering.held():  # no policy is asked twice at once
+            answering.check_open()
+            budget = answering.budget
+            check_budget(budget, fresh.whole)
+            fresh.guard.begin()
+            fresh.decision = fresh.guard.decide(fresh.frontier, budget, first)
+
+    def _exchange(self, fresh: Serving) -> Serving:
+        """Put it to work, and return what was at work before."""
         answering = self._answering
         with answering.held():
             answering.check_open()
             budget = answering.budget
             check_budget(budget, fresh.whole)
-            fresh.guard.begin()
-            fresh.guard.decide(fresh.frontier, budget, first)
             old = answering.serving
             fresh.decision = old.decision  # so that the change is told
             answering.serving = fresh

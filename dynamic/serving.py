@@ -5,19 +5,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from dynamic.bundle import Bundle
 from dynamic.engines.contract import Array, Engine, Output
 from dynamic.engines.opening import check_engine, installed
+from dynamic.engines.outputs import is_finite
 from dynamic.engines.switching import CascadeEngine
 from dynamic.failover import REST_S, Engines
 from dynamic.guard import Guard
 from dynamic.policies.ahead import ahead_ms
+from dynamic.policies.budget import Budget
 from dynamic.policies.decision import Decision, Feedback, Policy
-from dynamic.policies.errors import BundleError, DynamicError
+from dynamic.policies.errors import BundleError, DynamicError, EngineError
 from dynamic.policies.frontier import Frontier, FrontierPoint
+from dynamic.policies.limits import RESERVE_MB
 from dynamic.policies.snapshot import Snapshot
 from dynamic.streams import DriftOptions
 from dynamic.watching import DriftWatch
@@ -49,7 +52,7 @@ class Serving:
         drift: DriftOptions | None = None,
     ) -> None:
         self.bundle, self.frontier = bundle, frontier
-        self.engines = Engines(engine, others, clock, engine_failed)
+        self.engines = Engines(bundle.spec, engine, others, clock, engine_failed)
         self._calibrated: dict[tuple[str, str], bool] = {}  # by engine and precision
         self._watched = partial(
             DriftWatch, bundle.ladder, drift_alpha, inputs=bundle.spec.inputs, options=drift
@@ -72,6 +75,7 @@ class Serving:
         self._lost_until = 0.0
         self._memory_mb = sum(frontier.costs.memory_mb)
         self._ahead: dict[tuple[FrontierPoint, int], tuple[tuple[float, float], ...]] = {}
+        self.rows = [0, 0]  # of the last request of one row, and of the last of more; 0 before any
 
     @property
     def users(self) -> int:
@@ -98,6 +102,28 @@ class Serving:
             except IndexError:  # somebody else closes them, or has
                 return
             self.engines.close()
+
+    def load_as(self, other: "Serving", budget: Budget, snapshot: Snapshot) -> None:
+        """Load what requests like those on another serving will need here, where there is memory for both.
+
+        What does not load is left to the first request, which has other ways to go.
+        """
+        decision = self.decision
+        if decision is None or not self._fits_beside(budget, snapshot):
+            return
+        for rows in filter(None, other.rows):
+            stagewise = self.stagewise(decision, budget.deadline_ms is not None, snapshot, rows)
+            try:
+                self.engines.first.prepare(decision.point.backbones, rows, decision.resident, stagewise)
+            except (EngineError, MemoryError) as error:
+                logger.warning("%s is not loaded before it is swapped in: %s", self.bundle.folder, error)
+
+    def _fits_beside(self, budget: Budget, snapshot: Snapshot) -> bool:
+        """Whether its networks may be in memory beside those of the bundle at work."""
+        free_mb, held_mb = snapshot.memory_available_mb, snapshot.memory_process_mb
+        if free_mb is not None and free_mb - RESERVE_MB < self._memory_mb:
+            return False
+        return budget.memory_mb is None or (held_mb is not None and held_mb + self._memory_mb <= budget.memory_mb)
 
     def forget(self) -> None:
         """What a forked child has of its parent's: requests of threads that are not there."""
@@ -140,6 +166,20 @@ class Serving:
     def certified(self, engine: Engine) -> bool:
         """Whether the ladder's certificates cover what this engine answers."""
         return self.bundle.ladder.certified and self.calibrated(engine) and not self.lost
+
+    def covers(self, inputs: Mapping[str, Array]) -> bool:
+        """Whether the certificates are about such inputs: finite ones, unless the calibration had others too."""
+        return all(map(is_finite, inputs.values())) or self._knows_gaps
+
+    @cached_property
+    def _knows_gaps(self) -> bool:
+        """Whether some canaries, which are calibration inputs, hold values that are not finite."""
+        try:
+            canaries = self.bundle.canaries
+        except DynamicError as error:
+            logger.warning("the canaries of %s do not read: %s", self.bundle.folder, error)
+            return False
+        return canaries is not None and not all(map(is_finite, canaries.inputs.values()))
 
     def drift(
         self,

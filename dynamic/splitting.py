@@ -71,4 +71,11 @@ def run_split(
         np.concatenate([output.score for output in outputs]),
         all(output.complete for output in outputs),
     )
-    return Answer(whole, parts[-1].engine, any(part.moved for part in parts), usual=False)
+    return Answer(
+        whole,
+        parts[-1].engine,
+        any(part.moved for part in parts),
+        usual=False,
+        stages=[stage for part in parts for stage in part.stages],
+        whole=all(part.whole for part in parts),
+    )

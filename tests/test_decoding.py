@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 
-from dynamic.decoding import PictureError, picture_pixels, read_picture
+from dynamic.decoding import PictureError, copy_picture, picture_pixels, read_picture
 from dynamic.errors import InputError
 from dynamic.offline.images import load_images
 from dynamic.pictures import find_pictures
@@ -103,7 +103,11 @@ def test_a_tiff_of_12_bits() -> None:
     head = b"II*\0" + struct.pack("<I", 8 + len(strip) + len(strip) % 2) + strip + b"\0" * (len(strip) % 2)
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     content = head + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
-    assert read_picture(content, "scan.tif")[..., 0].tolist() == [[level >> 4 for level in levels]]
+    expected = [[level >> 4 for level in levels]]
+    assert read_picture(content, "scan.tif")[..., 0].tolist() == expected
+    with Image.open(io.BytesIO(content)) as image:
+        copied = copy_picture(image)
+    assert picture_pixels(copied)[..., 0].tolist() == expected
 
 
 def test_a_photo_that_was_taken_upright_is_read_upright() -> None:

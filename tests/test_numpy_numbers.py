@@ -63,5 +63,5 @@ REFUSED: dict[str, Callable[[dynamic.Bundle], Any]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_such_number_is_refused(bundle: dynamic.Bundle, case: str) -> None:
-    with pytest.raises(BudgetError, match="=|holds"):
+    with pytest.raises(BudgetError, match=r"=|holds"):
         REFUSED[case](bundle)

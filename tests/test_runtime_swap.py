@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from policy_cases import INF, make_costs, make_point
-from runtime_cases import QUICK, REFERENCE, Fake, Takes, X, faked, monitor, shared_blobs, with_ladder
+from runtime_cases import QUICK, REFERENCE, Clock, Fake, Takes, X, broken, faked, monitor, shared_blobs, with_ladder
 from test_forking import in_child
 
 import dynamic
 from dynamic.changes import Change
 from dynamic.errors import BudgetError, BundleError, EngineError
 from dynamic.policies import Decision, Policy
+from dynamic.spacing import LONGEST_S, PAUSES, Spacing
 
 LIMIT_S = 30
 
@@ -221,6 +222,79 @@ def test_costs_measured_while_requests_run_are_not_kept(
     assert "call profile() on a bundle before it is swapped in" in caplog.text
     with dynamic.load(folder).runtime(monitor=monitor()):
         assert (folder / "costs").exists(), "measured before there were requests"
+
+
+@pytest.mark.parametrize(("rows", "loaded"), [((), []), ((1,), [1]), ((5,), [5]), ((1, 3, 7), [1, 7])])
+def test_what_requests_need_is_loaded_before_the_exchange(
+    bundle: dynamic.Bundle, rows: tuple[int, ...], loaded: list[int]
+) -> None:
+    found: list[tuple[int, frozenset[int], bool]] = []
+
+    class Loads(Fake):
+        def prepare(self, backbones: frozenset[int], rows: int, resident: Any = None, stagewise: bool = False) -> bool:
+            found.append((rows, backbones, run.engine is self))
+            return super().prepare(backbones, rows, resident, stagewise)
+
+    run = faked(bundle, opener=lambda b: (b, Loads(), ()), policy=Takes("reference"))
+    for count in rows:
+        run(np.zeros((count, 12), np.float32))
+    run.swap(with_ladder(bundle))
+    assert found == [(count, frozenset({1}), False) for count in loaded]
+
+
+@pytest.mark.parametrize(
+    ("readings", "budget", "count"),
+    [
+        ({"memory_available_mb": 10.0}, dynamic.Budget(), 0),  # the networks take 55 MB
+        ({"memory_available_mb": 4000.0}, dynamic.Budget(), 1),
+        ({"memory_process_mb": 200.0}, dynamic.Budget(memory_mb=220), 0),
+        ({}, dynamic.Budget(memory_mb=220), 0),
+        ({"memory_process_mb": 200.0}, dynamic.Budget(memory_mb=300), 1),
+    ],
+)
+def test_nothing_is_loaded_beside_the_old_one_where_memory_is_short(
+    bundle: dynamic.Bundle, readings: dict[str, float], budget: dynamic.Budget, count: int
+) -> None:
+    opens = Opens()
+    run = faked(bundle, opener=opens, policy=Takes("reference"), budget=budget, monitor=monitor(**readings))
+    run(X)
+    run.swap(with_ladder(bundle))
+    assert len(opens.engines[0].prepared) == count
+
+
+def test_a_bundle_whose_networks_do_not_load_ahead_is_left_to_requests(bundle: dynamic.Bundle) -> None:
+    run = faked(bundle, opener=lambda b: (b, Fake(broken), (("spare", Fake),)), policy=Takes("reference"))
+    run(X)
+    run.swap(with_ladder(bundle))
+    assert run(X).label.tolist() == [0]
+    assert run.stats().engine_failures > 0
+
+
+def test_no_swap_stops_every_thread_to_collect_garbage(bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bundle.runtime(monitor=monitor(), drift_alpha=None, threads=1) as run:
+        run(X)
+        collected: list[int] = []
+        monkeypatch.setattr("dynamic.engines.memory.gc.collect", lambda *_: collected.append(1))
+        run.swap(bundle)
+        assert run(X).label.shape == (1,)
+    assert not collected
+
+
+def test_swaps_in_a_row_leave_time_to_requests() -> None:
+    clock, slept = Clock(), list[float]()
+    spacing = Spacing(clock, slept.append)
+    for took, wait in ((0.1, []), (0.2, [0.3]), (5.0, [0.6]), (0.0, [LONGEST_S]), (0.0, [])):
+        slept.clear()
+        with spacing.action():
+            clock.now += took
+        assert slept == pytest.approx(wait)
+    with spacing.action():
+        clock.now += 0.1
+    clock.now += PAUSES * 0.1
+    slept.clear()
+    with pytest.raises(BundleError), spacing.action():
+        raise BundleError("no successor")
+    assert not slept, "long enough ago"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

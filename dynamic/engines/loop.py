@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Executor, Expected, InputSpec, Output
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.plan import Plan, check_thresholds, plan
 from dynamic.policies.scores import TINY, Combiner
 
@@ -74,9 +74,10 @@ class StageEngine:
                     inputs if len(alive) == rows else {name: array[alive] for name, array in inputs.items()}
                 )
             logits, carry = executor.step(stage, carry, todo.on[stage])
-            if logits is None:
+            if not todo.on[stage]:
                 continue
-            answer, score, state = self._combiner.add(state, stage, logits)
+            checked = _check_logits(logits, len(alive), self.spec, stage)
+            answer, score, state = self._combiner.add(state, stage, checked)
             answered = stage
             if stage == last:
                 found[alive], out_score[alive] = answer, score
@@ -97,14 +98,13 @@ class StageEngine:
 
     def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
         """Every stage's own raw logits `[B, S, C]`, nobody leaving: for calibration."""
-        check_inputs(inputs, self.spec.inputs)
+        rows = check_inputs(inputs, self.spec.inputs)
         found, carry = [], None
         for stage, belongs in enumerate(self.spec.backbone):
             if stage == 0 or belongs != self.spec.backbone[stage - 1]:
                 carry = self.executor.start(inputs)
             logits, carry = self.executor.step(stage, carry, True)
-            assert logits is not None
-            found.append(logits)
+            found.append(_check_logits(logits, rows, self.spec, stage))
         return np.stack(found, axis=1)
 
     def plan(self, thresholds: NDArray[np.float32]) -> Plan:
@@ -121,6 +121,18 @@ class StageEngine:
         return found
 
 
+def _check_logits(logits: NDArray[np.float32] | None, rows: int, spec: CascadeSpec, stage: int) -> NDArray[np.float32]:
+    """The logits. Raises EngineError on another shape: one row would be taken for the answer of all."""
+    shape = getattr(logits, "shape", None)
+    if logits is None or shape != (rows, spec.classes):
+        given = "nothing" if shape is None else f"logits {list(shape)}"
+        raise EngineError(
+            f"stage {spec.stages[stage].name!r} gave {given}; expected "
+            f"[{rows}, {spec.classes}]: export its network with a free batch dimension and these classes"
+        )
+    return logits
+
+
 def _expected(expected_s: Expected | None, stage: int, alive: int, rows: int) -> float:
     if expected_s is None:
         return 0.0
@@ -131,20 +143,21 @@ def _expected(expected_s: Expected | None, stage: int, alive: int, rows: int) ->
 def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int:
     """The number of rows; raises InputError on a wrong name, shape, dtype or batch."""
     rows = -1
-    names = [spec.name for spec in specs]
-    if inputs.keys() != set(names):
-        raise InputError(f"inputs are {sorted(inputs)}; this cascade takes {sorted(names)}")
+    if len(inputs) != len(specs) or not all(spec.name in inputs for spec in specs):
+        names = sorted(spec.name for spec in specs)
+        raise InputError(f"inputs are {sorted(inputs, key=str)}; this cascade takes {names}")
     for spec in specs:
         array = inputs[spec.name]
-        if array.ndim == 0 or array.shape[1:] != spec.shape or array.ndim != len(spec.shape) + 1:
+        shape = array.shape
+        if not shape or shape[1:] != spec.shape:
             raise InputError(
-                f"input {spec.name!r} has shape {list(array.shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
+                f"input {spec.name!r} has shape {list(shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
             )
         if array.dtype != spec.dtype:
             raise InputError(f"input {spec.name!r} is {array.dtype}; expected {spec.dtype}: convert it first")
-        if len(array) == 0:
+        if shape[0] == 0:
             raise InputError(f"input {spec.name!r} is an empty batch; give at least one row")
-        if rows not in (-1, len(array)):
-            raise InputError(f"input {spec.name!r} has {len(array)} rows, another input {rows}")
-        rows = len(array)
+        if rows not in (-1, shape[0]):
+            raise InputError(f"input {spec.name!r} has {shape[0]} rows, another input {rows}")
+        rows = shape[0]
     return rows

@@ -82,7 +82,7 @@ class Sessions:
             self._open = {file: session for file, session in list(self._open.items()) if not unwanted(file)}
             dropped = before > len(self._open)
         if dropped:
-            trim_memory()
+            trim_memory(collect=False)
         return dropped
 
     def forget(self) -> Any:

@@ -158,7 +158,7 @@ class Models:
             self._drops += dropped
         if dropped:
             self._own_requests()
-            trim_memory()
+            trim_memory(collect=False)
         return dropped
 
     def forget(self) -> Any:

@@ -1,0 +1,77 @@
+"""Whether what an engine returned is an answer: of the right shapes, and of numbers."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.engines.contract import Array, CascadeSpec, Output
+from dynamic.policies.errors import EngineError
+
+_SMALL = 8192  # values: their dot product takes 1 us where isfinite takes 2, and stays on one thread
+
+
+def left_at(output: Output, rows: int, spec: CascadeSpec) -> list[int]:
+    """The stages that the rows of an output left at.
+
+    Args:
+        output: What an engine returned.
+        rows: How many rows it was asked.
+        spec: The cascade that it runs.
+
+    Returns:
+        The stages `[B]`.
+
+    Raises:
+        EngineError: It is no output of so many rows, classes and stages.
+    """
+    try:
+        logits, stage, score = output.logits, output.stage, output.score
+        fits = logits.shape == (rows, spec.classes) and stage.shape == (rows,) and score.shape == (rows,)
+        if fits and logits.dtype.kind == "f" and stage.dtype.kind in "iu":
+            stages: list[int] = stage.tolist()
+            if min(stages) >= 0 and max(stages) < len(spec.stages):
+                return stages
+    except AttributeError:  # nothing, or something else
+        pass
+    raise EngineError(
+        f"the engine returned {_text(output)}; expected logits [{rows}, {spec.classes}], scores [{rows}] and stages "
+        f"[{rows}] from 0 to {len(spec.stages) - 1}: repair the engine, or name another with engine="
+    )
+
+
+def is_finite(array: Array) -> bool:
+    """Whether all values are finite, for arrays of any type."""
+    if array.dtype.kind not in "fc":
+        return True
+    # where it is not finite a square was too large, perhaps. Unlike `dot` it never warns
+    if array.size <= _SMALL and array.dtype.char in "fd" and math.isfinite(np.vdot(array, array)):
+        return True
+    return bool(np.isfinite(array).all())
+
+
+def finite_rows(array: Array) -> NDArray[np.bool_]:
+    """Whether all values of each row `[B, ...]` are finite, `[B]`."""
+    if array.dtype.kind not in "fc":
+        return np.ones(len(array), bool)
+    return np.asarray(np.isfinite(array).reshape(len(array), -1).all(axis=1))
+
+
+def is_whole(output: Output) -> bool:
+    """Whether every row has an answer to which the stage that it left at contributed."""
+    # a score is NaN where the stage's own logits were not finite
+    return is_finite(output.logits) and not any(score != score for score in output.score.tolist())
+
+
+def is_silent(output: Output, inputs: Mapping[str, Array]) -> bool:
+    """Whether a row of finite inputs is among those for which an output is not whole."""
+    asked = np.logical_and.reduce([finite_rows(array) for array in inputs.values()])
+    return bool((asked & ~(finite_rows(output.logits) & ~np.isnan(output.score))).any())
+
+
+def _text(output: object) -> str:
+    parts = [
+        f"{name} {list(getattr(getattr(output, name, None), 'shape', ()))}" for name in ("logits", "stage", "score")
+    ]
+    return ", ".join(parts) if isinstance(output, Output) else f"a {type(output).__name__}"
