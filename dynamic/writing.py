@@ -1,9 +1,10 @@
-"""Files and folders that appear whole or not at all, and words where the disk refuses."""
+"""Files that appear whole or not at all, and words where the disk refuses."""
 
 import contextlib
 import errno
 import functools
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,13 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
+from dynamic.locking import is_same_file, try_lock
 from dynamic.policies.errors import DiskError
 
-# what a volume holds of its own, so that it is as good as empty
-_OF_VOLUMES = ("lost+found", ".Trashes", ".fseventsd", ".Spotlight-V100", "System Volume Information", "$RECYCLE.BIN")
 P = ParamSpec("P")
 
-_NO_RENAME = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM)
+_NO_SYNC = (errno.EINVAL, errno.EROFS, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # of volumes that cannot
 
 
 @contextmanager
@@ -68,6 +68,33 @@ def explain_disk_errors(
     return decorator
 
 
+@contextmanager
+def fresh_file(path: Path) -> Iterator[Path]:
+    """A new file that takes the place of another once it is complete. Readers see the old one or the new one.
+
+    Args:
+        path: The file to replace. A link is replaced, never followed.
+
+    Yields:
+        Where to write: an empty file beside `path`, which the umask gives its rights.
+
+    Raises:
+        OSError: It could not be written. Nothing is left of it.
+    """
+    _remove_abandoned(path)
+    partial, descriptor = _exclusive(path)
+    try:
+        try:
+            yield partial
+            os.fsync(descriptor)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file that appears whole or not at all.
 
@@ -78,108 +105,144 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         OSError: It could not be written. Nothing is left of it.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    try:
-        # exclusive: a link that was planted under this name is not followed
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with fresh_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """Copy the files below a folder to another, which is made.
-
-    Rights are those of new files, as many volumes refuse others, and as temporary folders are for one user alone.
+def keep_text(folder: Path, room: str, name: str, text: str) -> None:
+    """Write a text file into a room of a bundle's folder, which is made.
 
     Args:
-        source: The folder. What a volume has of its own is left out, and so is `target` where it lies in it.
-        target: The other folder.
+        folder: The bundle's folder.
+        room: Name of a folder in it.
+        name: Name of the file.
+        text: Its content.
+
+    Raises:
+        OSError: It could not be written, or the room is a link: what is written stays in the bundle.
+    """
+    place = folder / room
+    with contextlib.suppress(FileExistsError):
+        place.mkdir()
+    if not is_own_folder(place):
+        raise OSError(errno.ENOTDIR, "it is a link or no folder, so nothing is written there: remove it", str(place))
+    replace_text(place / name, text)
+
+
+def is_own_folder(path: Path) -> bool:
+    """Whether a path is a folder itself, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def copy_room(source: Path, target: Path) -> None:
+    """Copy the JSON files of a room, which no manifest lists. Links, other files and folders stay behind.
+
+    Args:
+        source: The folder. One that is missing, or a link, is empty.
+        target: The other folder, which is made where there is something to copy.
 
     Raises:
         OSError: The first error.
     """
-    target.mkdir(exist_ok=True)
+    if not is_own_folder(source):
+        return
     for entry in sorted(source.iterdir()):
-        if entry.name in _OF_VOLUMES or entry.samefile(target):
+        if entry.name.startswith(".") or entry.suffix != ".json" or entry.is_symlink() or not entry.is_file():
             continue
-        if entry.is_dir():
-            copy_files(entry, target / entry.name)
-        else:
-            shutil.copyfile(entry, target / entry.name)
-            with contextlib.suppress(OSError):  # some volumes keep no times
-                os.utime(target / entry.name, ns=(entry.stat().st_atime_ns, entry.stat().st_mtime_ns))
+        target.mkdir(exist_ok=True)
+        try:
+            copy_file(entry, target / entry.name)
+        except FileNotFoundError:  # replaced or removed meanwhile
+            continue
 
 
-def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a volume has of its own, or what was left of an earlier attempt."""
-    return not any(_is_content(entry, folder) for entry in folder.iterdir())
-
-
-def put_folder(target: Path, fill: Callable[[Path], None], last: str) -> None:
-    """Put a new folder where `target` is, or its content into `target` where that is a mounted volume.
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file with its times. Its rights are those of a new file, as volumes and temporary folders have others.
 
     Args:
-        target: The folder. One that is there is replaced once the new one is complete.
-        fill: Writes the content into the folder that it is given.
-        last: The file without which the folder is not valid. In a volume it goes first and comes last.
+        source: The file.
+        target: Its copy, in a folder of our own.
 
     Raises:
-        OSError: The disk refused. The old folder stays.
+        OSError: It cannot be read or written.
     """
-    name = f".{target.name}.{secrets.token_hex(4)}"
-    inside = target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK))
-    fresh = (target if inside else target.parent) / name
+    shutil.copyfile(source, target)
+    with contextlib.suppress(OSError):  # some volumes keep no times
+        stat = source.stat()
+        os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until the files below a folder are on the disk, where a power cut leaves them.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError: The disk is full, or failed.
+    """
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync_file(Path(place, name))
+        sync_folder(Path(place))
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file is on the disk. Raises OSError where the disk is full, or failed."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        fresh.mkdir()
-        fill(fresh)
-        if inside:
-            _move_into(target, fresh, last)
-            return
-        try:
-            _swap(fresh, target)
-        except OSError as error:
-            if error.errno not in _NO_RENAME or not target.is_dir():
-                raise
-            # a mount that only a rename shows, such as one file system's folder on another folder of it
-            copy_files(fresh, target / name)
-            _move_into(target, target / name, last)
+        _sync(descriptor)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(target / name, ignore_errors=True)
+        os.close(descriptor)
 
 
-def _move_into(target: Path, fresh: Path, last: str) -> None:
-    (target / last).unlink(missing_ok=True)
-    for old in target.iterdir():
-        if old.name == fresh.name or old.name in _OF_VOLUMES:
-            continue
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
-    for entry in sorted(fresh.iterdir(), key=lambda entry: entry.name == last):
-        entry.rename(target / entry.name)
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put `fresh` where `target` is; the old one goes only once the new one stands."""
-    if not target.exists():
-        fresh.rename(target)
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk. Does nothing on a system that opens no folders."""
+    if not hasattr(os, "O_DIRECTORY"):
         return
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    target.rename(old)
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
     try:
-        fresh.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
-def _is_content(entry: Path, folder: Path) -> bool:
-    return entry.name not in _OF_VOLUMES and not entry.name.startswith(f".{folder.name}.")
+def _exclusive(path: Path) -> tuple[Path, int]:
+    """A new file beside `path` under a random name, open and locked. A link that was planted is not followed."""
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        # the lock says that its writer lives; one who looked in between may have removed it
+        if try_lock(descriptor) is not False and is_same_file(descriptor, partial):
+            return partial, descriptor
+        os.close(descriptor)
+        partial.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed writers left of their files: what nobody has locked."""
+    pattern = re.compile(re.escape(f".{path.name}.") + "[0-9a-f]{16}.partial")
+    try:
+        names = [name for name in os.listdir(path.parent) if pattern.fullmatch(name)]
+    except OSError:  # writing says why
+        return
+    for name in names:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path.with_name(name), os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                if try_lock(descriptor):
+                    path.with_name(name).unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _free(error: OSError, target: Path) -> str:

@@ -1,26 +1,70 @@
 """The files of a bundle as they were when it was loaded: one that has changed since then is not run."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Protocol, TypeVar
 
-from dynamic.policies.errors import EngineError
+from dynamic.policies.errors import BundleError, EngineError
 
 _WEIGHTS = ".weights"
 
 State = tuple[int, int, int, int, int]  # device, inode, size, and the times of content and of attributes
 
 
+T = TypeVar("T")
+
+
+class Held(Protocol):
+    """Files of one version of a bundle that are open."""
+
+    def place(self) -> Path | None:
+        """Where this version lies. None where another took its place."""
+
+    def on_disk(self, names: Sequence[str]) -> AbstractContextManager[Path]:
+        """Copies under their names, in a temporary folder that goes after the block. Raises BundleError or OSError."""
+
+
 class BundleFiles:
     """Graphs and weights under `folder`, checked whenever one is loaded.
 
-    `hashes`: SHA-256 of each file by its name in the folder. A file without a hash is not checked.
+    `hashes`: SHA-256 of each file by its name in the folder. A file without a hash is not checked. `held`: the same
+    files, open, for when another bundle lies in `folder`.
     """
 
-    def __init__(self, folder: Path, hashes: Mapping[str, str] | None = None) -> None:
-        self.folder, self._hashes = folder, dict(hashes or {})
+    def __init__(self, folder: Path, hashes: Mapping[str, str] | None = None, held: Held | None = None) -> None:
+        self.folder, self._hashes, self._held = folder, dict(hashes or {}), held
         self._loaded: dict[str, dict[str, State]] = {}  # by graph, of its files when it was loaded
+
+    def load(self, graph: str, read: Callable[[Path], T]) -> T:
+        """Load a graph of the version that `hashes` are of, also where another bundle lies in the folder by now.
+
+        Args:
+            graph: The graph's name in the folder.
+            read: Loads it from a path. Its weights lie beside it.
+
+        Returns:
+            What `read` gives.
+
+        Raises:
+            EngineError: A file was altered, or cannot be read.
+        """
+        try:
+            with self.verify(graph) as path:
+                return read(path)
+        except Exception:
+            held = self._held
+            if held is None or held.place() is not None:  # it was not replaced meanwhile
+                raise
+        names = [name for name in self._parts(graph) if name in self._hashes]
+        with self._on_disk(held.on_disk(names)) as folder:
+            for name in names:
+                self._check(name, folder)
+            self._loaded[graph] = {}
+            return read(folder / graph)
 
     @contextmanager
     def verify(self, graph: str) -> Iterator[Path]:
@@ -30,14 +74,20 @@ class BundleFiles:
             graph: The graph's name in the folder. The weights that it refers to are checked too.
 
         Yields:
-            The path of the graph.
+            The path of the graph. One among links is a temporary copy, as engines refuse weights that are a link.
 
         Raises:
             EngineError: A file differs from what was loaded first, or has changed while the block ran.
         """
         names = [name for name in self._parts(graph) if name in self._hashes]
         states = {name: self._check(name) for name in names}
-        yield self.folder / graph
+        if any((self.folder / name).is_symlink() for name in (graph, *names)):
+            with self._on_disk(self._copies(graph, names)) as folder:
+                for name in names:
+                    self._check(name, folder)
+                yield folder / graph
+        else:
+            yield self.folder / graph
         for name, state in states.items():
             if self._state(name) != state:  # some network volumes number files anew: the content decides
                 states[name] = self._check(name)
@@ -71,10 +121,29 @@ class BundleFiles:
         weights = sorted(name for name in self._hashes if name.endswith(_WEIGHTS))
         return [graph, *(name for name in weights if not of_stage or name == own)]
 
-    def _check(self, name: str) -> State:
-        state = self._state(name)
+    @contextmanager
+    def _copies(self, graph: str, names: Sequence[str]) -> Iterator[Path]:
+        with TemporaryDirectory(prefix="dynamic-held-") as folder:
+            for name in dict.fromkeys((graph, *names)):
+                copy = Path(folder, name)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.folder / name, copy)
+            yield Path(folder)
+
+    @contextmanager
+    def _on_disk(self, copies: AbstractContextManager[Path]) -> Iterator[Path]:
+        """Copies of files. An error of the disk is one of the engine: another may need less room."""
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(copies)
+            except (OSError, BundleError) as error:
+                raise EngineError(f"files of {self.folder} cannot be copied to {gettempdir()}: {error}") from error
+            yield folder
+
+    def _check(self, name: str, folder: Path | None = None) -> State:
+        state = self._state(name) if folder is None else (0, 0, 0, 0, 0)
         try:
-            with (self.folder / name).open("rb") as file:
+            with ((folder or self.folder) / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise self._changed(name, f"cannot be read ({error.strerror})") from error

@@ -12,14 +12,15 @@ from types import NoneType
 
 from dynamic.bundle import Bundle, has_graphs, read, write
 from dynamic.canaries import CANARIES, Canaries
-from dynamic.canary_check import CHECKS, run_canaries
+from dynamic.canary_check import run_canaries
+from dynamic.choosing import CHOICES
 from dynamic.fingerprint import EngineIdentity
 from dynamic.offline.graphs import write_graphs
 from dynamic.policies.certification import certify, shortage
 from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
-from dynamic.writing import copy_files, disk_errors
+from dynamic.writing import disk_errors
 
 logger = logging.getLogger("dynamic")
 
@@ -70,10 +71,7 @@ def recertify(
     folder = owner.path
     # costs of other machines go: each lies there with the frontier of the old ladder
     with disk_errors("the bundle", folder):
-        copy_files(bundle.folder, folder)
-        for measured in ("costs", CHECKS):
-            shutil.rmtree(folder / measured, ignore_errors=True)
-    bundle.check_files(folder=folder)  # or hashes of altered files would be written below
+        bundle.copy_to(folder, rooms=(CHOICES,))
     if canaries is not None:
         canaries.save(folder / CANARIES)
     if has_graphs(folder, bundle.spec):
