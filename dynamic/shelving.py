@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dynamic.exchanging import exchange
 from dynamic.locking import one_writer
-from dynamic.writing import copy_file, is_own_folder, sync_file, sync_folder, sync_tree
+from dynamic.syncing import sync_file, sync_folder, sync_tree
+from dynamic.writing import copy_file, is_own_folder
 
 # what a volume holds of its own, so that it is as good as empty
 _OF_VOLUMES = ("lost+found", ".Trashes", ".fseventsd", ".Spotlight-V100", "System Volume Information", "$RECYCLE.BIN")

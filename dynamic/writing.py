@@ -4,20 +4,16 @@ import contextlib
 import errno
 import functools
 import os
-import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
-from dynamic.locking import is_same_file, try_lock
+from dynamic.partial import fresh_file
 from dynamic.policies.errors import DiskError
 
 P = ParamSpec("P")
-
-_NO_SYNC = (errno.EINVAL, errno.EROFS, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # of volumes that cannot
 
 
 @contextmanager
@@ -66,33 +62,6 @@ def explain_disk_errors(
         return wrapper
 
     return decorator
-
-
-@contextmanager
-def fresh_file(path: Path) -> Iterator[Path]:
-    """A new file that takes the place of another once it is complete. Readers see the old one or the new one.
-
-    Args:
-        path: The file to replace. A link is replaced, never followed.
-
-    Yields:
-        Where to write: an empty file beside `path`, which the umask gives its rights.
-
-    Raises:
-        OSError: It could not be written. Nothing is left of it.
-    """
-    _remove_abandoned(path)
-    partial, descriptor = _exclusive(path)
-    try:
-        try:
-            yield partial
-            os.fsync(descriptor)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-    sync_folder(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -170,79 +139,6 @@ def copy_file(source: Path, target: Path) -> None:
     with contextlib.suppress(OSError):  # some volumes keep no times
         stat = source.stat()
         os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
-def sync_tree(folder: Path) -> None:
-    """Wait until the files below a folder are on the disk, where a power cut leaves them.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        OSError: The disk is full, or failed.
-    """
-    for place, _, names in os.walk(folder):
-        for name in names:
-            sync_file(Path(place, name))
-        sync_folder(Path(place))
-
-
-def sync_file(path: Path) -> None:
-    """Wait until a file is on the disk. Raises OSError where the disk is full, or failed."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        _sync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk. Does nothing on a system that opens no folders."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            _sync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _sync(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-
-
-def _exclusive(path: Path) -> tuple[Path, int]:
-    """A new file beside `path` under a random name, open and locked. A link that was planted is not followed."""
-    while True:
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        # the lock says that its writer lives; one who looked in between may have removed it
-        if try_lock(descriptor) is not False and is_same_file(descriptor, partial):
-            return partial, descriptor
-        os.close(descriptor)
-        partial.unlink(missing_ok=True)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove what killed writers left of their files: what nobody has locked."""
-    pattern = re.compile(re.escape(f".{path.name}.") + "[0-9a-f]{16}.partial")
-    try:
-        names = [name for name in os.listdir(path.parent) if pattern.fullmatch(name)]
-    except OSError:  # writing says why
-        return
-    for name in names:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path.with_name(name), os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-            try:
-                if try_lock(descriptor):
-                    path.with_name(name).unlink()
-            finally:
-                os.close(descriptor)
 
 
 def _free(error: OSError, target: Path) -> str:

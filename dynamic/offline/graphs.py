@@ -16,6 +16,7 @@ from dynamic.bundle import Bundle, has_graphs
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
 from dynamic.offline.naming import check_names
 from dynamic.offline.nesting import BATCH, Nest
+from dynamic.partial import fresh_folder
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.preprocessing import Normalize, Preprocess
@@ -185,13 +186,13 @@ def _write(
     external_data_helper.load_external_data_for_model(model, str(folder))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial:
-            fresh = Path(partial) / target.name
+        with fresh_folder(target) as partial:
+            fresh = partial / target.name
             if model.ByteSize() > _MOST_BYTES:
                 onnx.save(model, fresh, "protobuf", save_as_external_data=True, location=f"{target.name}.data")
             else:
                 onnx.save(model, fresh, "protobuf")
-            for file in sorted(Path(partial).iterdir(), reverse=True):  # weights before the graph that refers to them
+            for file in sorted(partial.iterdir(), reverse=True):  # weights before the graph that refers to them
                 file.replace(target.parent / file.name)
     except OSError as error:
         raise EngineError(f"the graph could not be written to {target}: {error}") from error

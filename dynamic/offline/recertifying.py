@@ -2,12 +2,9 @@
 
 import json
 import logging
-import shutil
-import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import NoneType
 
 from dynamic.bundle import Bundle, has_graphs, read, write
@@ -16,6 +13,7 @@ from dynamic.canary_check import run_canaries
 from dynamic.choosing import CHOICES
 from dynamic.fingerprint import EngineIdentity
 from dynamic.offline.graphs import write_graphs
+from dynamic.partial import TemporaryFolder
 from dynamic.policies.certification import certify, shortage
 from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.ladder import Ladder
@@ -120,5 +118,6 @@ class TemporaryBundle:
     """A temporary folder that goes with the last bundle that refers to it."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="dynamic-bundle-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        folder = TemporaryFolder()
+        self.path = folder.path
+        weakref.finalize(self, folder.remove)
