@@ -76,8 +76,10 @@ def one_writer(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[bool]:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
-        except PermissionError:  # another user's, who was killed
-            descriptor = os.open(path, os.O_RDONLY | _NO_LINK)
+        except PermissionError:
+            if not path.exists():
+                raise
+            descriptor = os.open(path, os.O_RDONLY | _NO_LINK)  # another user's, who was killed
         try:
             locked = try_lock(descriptor)
             if locked is None or (locked and is_same_file(descriptor, path)):

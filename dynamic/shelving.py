@@ -36,13 +36,13 @@ def standing(folder: Path, last: str) -> Path:
     Returns:
         The folder, or the one beside it or in it that counts while a writer works or after one was killed.
     """
-    if (folder / _READY / last).is_file():
+    if os.path.isfile(folder / _READY / last):  # unlike Path's, it says no where it may not look
         return folder / _READY
-    if not folder.exists():
+    if not os.path.exists(folder):
         real = Path(os.path.realpath(folder))
         olds = [old for old in _leftovers(real.parent, real.name) if old.name.endswith(".old")]
-        whole = [old for old in olds if (old / last).is_file()]
-        if whole and not folder.exists():
+        whole = [old for old in olds if os.path.isfile(old / last)]
+        if whole and not os.path.exists(folder):
             with contextlib.suppress(OSError):  # one is removed meanwhile
                 return max(whole, key=lambda old: old.stat().st_ctime_ns)
     return folder
@@ -98,7 +98,7 @@ def _put_at(target: Path, fresh: Path, last: str) -> None:
             raise
         # a mount that only a rename shows, such as one file system's folder on another folder of it
         with one_writer(target / f"{_INSIDE}.lock") as alone:
-            _recover(target, last, alone)
+            _recover(target, last, alone, but=fresh)
             copy = target / f"{_INSIDE}.{secrets.token_hex(8)}"
             try:
                 _copy_tree(fresh, copy)
@@ -177,8 +177,8 @@ def _copy_tree(source: Path, target: Path) -> None:
         (_copy_tree if is_own_folder(entry) else copy_file)(entry, target / entry.name)
 
 
-def _recover(target: Path, last: str, alone: bool) -> None:
-    """Finish or undo what killed writers began, and remove what they left."""
+def _recover(target: Path, last: str, alone: bool, but: Path | None = None) -> None:
+    """Finish or undo what killed writers began, and remove what they left, `but` our own."""
     if (target / _READY / last).is_file():
         _roll_forward(target, last)
     if not alone:  # without locks, the rest may be another writer's work
@@ -188,7 +188,8 @@ def _recover(target: Path, last: str, alone: bool) -> None:
         found.rename(target)
     for place, name in ((target.parent, target.name), (target, target.name), (target, _INSIDE[1:])):
         for left in _leftovers(place, name):
-            _drop(left, last)
+            if left != but:
+                _drop(left, last)
 
 
 def _leftovers(place: Path, name: str) -> Iterator[Path]:

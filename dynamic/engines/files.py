@@ -57,7 +57,7 @@ class BundleFiles:
                 return read(path)
         except Exception:
             held = self._held
-            if held is None or held.place() is not None:  # it was not replaced meanwhile
+            if held is None or held.place() == self.folder:  # it was not replaced meanwhile
                 raise
         names = [name for name in self._parts(graph) if name in self._hashes]
         with self._on_disk(held.on_disk(names)) as folder:
@@ -81,7 +81,7 @@ class BundleFiles:
         """
         names = [name for name in self._parts(graph) if name in self._hashes]
         states = {name: self._check(name) for name in names}
-        if any((self.folder / name).is_symlink() for name in (graph, *names)):
+        if any(self._is_linked(name) for name in (graph, *names)):
             with self._on_disk(self._copies(graph, names)) as folder:
                 for name in names:
                     self._check(name, folder)
@@ -120,6 +120,11 @@ class BundleFiles:
         own = f"{path.parent}/{path.name.partition('_')[0]}{_WEIGHTS}"
         weights = sorted(name for name in self._hashes if name.endswith(_WEIGHTS))
         return [graph, *(name for name in weights if not of_stage or name == own)]
+
+    def _is_linked(self, name: str) -> bool:
+        """Whether a file, or a folder between it and the bundle's, is a link."""
+        path = PurePosixPath(name)
+        return any((self.folder / part).is_symlink() for part in (path, *path.parents[:-1]))
 
     @contextmanager
     def _copies(self, graph: str, names: Sequence[str]) -> Iterator[Path]:

@@ -152,7 +152,7 @@ def open_engine(
         made = engine.make(folder, spec, stages, **options)
     except TypeError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
-    moved = held is not None and held.place() is None and GRAPH in (hashes or ())
+    moved = held is not None and held.place() != folder and GRAPH in (hashes or ())
     graph = made.graph() if made.graph is not None and (moved or (folder / GRAPH).is_file()) else None
     stages_engine = StageEngine(made.executor, spec, combiner)
     stages_engine.options = {name: str(options[name]) for name in _ARITHMETIC if options.get(name)}
