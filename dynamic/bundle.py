@@ -22,7 +22,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -194,7 +194,9 @@ class Bundle:
                 yield place
                 return
         assert held is not None, "without open files, the folder is the place"
-        with disk_errors("a copy of the bundle's files", Path(gettempdir())), held.on_disk(names) as folder:
+        with ExitStack() as stack:
+            with disk_errors("a copy of the bundle's files", Path(gettempdir())):
+                folder = stack.enter_context(held.on_disk(names))
             self.check_files(*names, folder=folder)
             yield folder
 
@@ -454,16 +456,18 @@ class Bundle:
         if target.exists() and not holds_bundle(target) and (not target.is_dir() or not is_empty(target)):
             raise BundleError(f"{target} exists and is not a bundle; choose another folder, or remove it")
 
+        held: list[HeldFiles] = []
+
         def fill(fresh: Path) -> None:
             self.copy_to(fresh)
             if self.costs is not None and self.forced is None:
                 self._write_costs(fresh, self.costs)
+            held.append(HeldFiles.of(target, fresh, MANIFEST, self.hashes))  # later, another writer's may lie there
 
         with disk_errors("the bundle", target):
             target.parent.mkdir(parents=True, exist_ok=True)
             put_folder(target, fill, last=MANIFEST)
-        held = HeldFiles.of(target, standing(target, MANIFEST), MANIFEST, self.hashes)
-        return replace(self, folder=target, _owner=None, _held=held)
+        return replace(self, folder=target, _owner=None, _held=held[0])
 
     @contextmanager
     def _lying(self) -> Iterator[Path]:
@@ -560,7 +564,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
         try:
             bundle = _read(base, verify, modules)
             held = HeldFiles.of(folder, base, MANIFEST, bundle.hashes)
-        except (DynamicError, OSError):
+        except Exception:  # of any kind: files of two versions do not fit
             if tries == _MOST_TRIES or (standing(folder, MANIFEST) == base and _version(base) == version):
                 raise
         else:
@@ -642,7 +646,7 @@ def _all_of(costs: Costs, route: str | None) -> bool:
 
 def _newest_costs(bundle: Bundle) -> Costs | None:
     """What was measured last on this machine with the bundle's own engine and precision."""
-    folder = (bundle.place or bundle.folder) / _COSTS
+    folder = bundle.folder / _COSTS
     ours = folder.glob(_costs_name(bundle.engine, bundle.precision, "*"))
     for path in sorted(ours, key=lambda p: p.stat().st_mtime, reverse=True):
         return _costs(bundle, path.name)
@@ -654,7 +658,10 @@ def _newest_costs(bundle: Bundle) -> Costs | None:
 
 
 def _costs(bundle: Bundle, name: str) -> Costs | None:
-    path = (bundle.place or bundle.folder) / _COSTS / name
+    place = bundle.place
+    if place is None:  # costs of another version lie there
+        return None
+    path = place / _COSTS / name
     if not path.is_file():
         return None
     try:

@@ -364,6 +364,7 @@ def test_a_loaded_bundle_stays_the_version_that_it_was(
     if loaded.place is None and shelf.exists():  # costs of one version are not laid into another
         assert (names(shelf / "costs") if (shelf / "costs").exists() else None) == there
         assert "costs are not kept: another bundle lies in" in caplog.text
+    dynamic.export(loaded, tmp_path / "model.onnx")
     again = loaded.save(tmp_path / "again")
     assert dynamic.load(again.folder).hashes == one.hashes
     np.testing.assert_array_equal(logits(dynamic.recertify(loaded, (0.5,)), route="stages"), expected)

@@ -63,7 +63,7 @@ def _save(shelf: Path, sources: list[Path]) -> None:
 
 
 def _swap(shelf: Path, sources: list[Path]) -> None:
-    options: dict[str, Any] = {"monitor": dynamic.FixedMonitor(), "threads": 1}
+    options: dict[str, Any] = {"monitor": dynamic.FixedMonitor()}
     with dynamic.load(sources[0]).runtime(**options) as run:
         for source in sources:
             run.swap(dynamic.load(source).save(shelf))

@@ -80,13 +80,14 @@ def export(
     if isinstance(source, Bundle):
         if example_inputs is not None or ladder is not None or preprocess is not None or classes is not None:
             raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")
-        if not has_graphs(source.folder, source.spec):
-            raise EngineError(
-                f"{source.folder} holds no graphs, since torch could not export its networks: it runs on engine 'torch'"
-            )
-        source.check_files()
         facts = _Facts(source.preprocess, source.classes, source.engine, source.precision)
-        _write(target, source.folder, source.spec, _only(source.ladder, point), batch, facts, point is not None)
+        with source.files(*source.hashes) as folder:
+            if not has_graphs(folder, source.spec):
+                raise EngineError(
+                    f"{source.folder} holds no graphs, since torch could not export its networks: it runs on engine "
+                    "'torch'"
+                )
+            _write(target, folder, source.spec, _only(source.ladder, point), batch, facts, point is not None)
         return target
     from dynamic.offline.cascade import Cascade
     from dynamic.offline.exporting import export_stages
