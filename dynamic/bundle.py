@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -161,14 +162,16 @@ class Bundle:
 
         Args:
             names: Their names in the folder of the bundle. All files are compared where none is given.
-            folder: Where the files lie. The folder of the bundle unless given.
+            folder: Where the files lie. The version that was loaded unless given, wherever that lies now.
 
         Raises:
             CorruptError: A file is missing or was altered.
         """
-        place = folder or self.folder
+        if folder is None:
+            with self.files(*(names or self.hashes)):
+                return
         for name in names or tuple(self.hashes):
-            check_hash(place, name, self.hashes.get(name))
+            check_hash(folder, name, self.hashes.get(name))
 
     @contextmanager
     def files(self, *names: str) -> Iterator[Path]:
@@ -226,16 +229,16 @@ class Bundle:
             OSError: The disk refused.
         """
         held = self._held
-        with nullcontext(self.folder) if held is None else held.open_place() as place:
-            if place is not None:
+        while True:
+            with nullcontext(self.folder) if held is None else held.open_place() as place:
+                if place is None:
+                    break
                 try:
-                    for name in (MANIFEST, *self.hashes):
-                        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                        copy_file(place / name, folder / name)
-                    self.check_files(folder=folder)
-                except (CorruptError, FileNotFoundError) as error:
-                    if held is None or held.place() is not None:  # it was not replaced meanwhile
-                        raise CorruptError(f"{self.folder} cannot be copied: {error}; copy the bundle again") from error
+                    self._copy_files(place, folder)
+                except CorruptError:
+                    now = None if held is None else held.place()
+                    if held is None or (now is not None and _version(now) == _version(place)):  # it was not replaced
+                        raise
                 else:
                     for room in rooms:
                         copy_room(place / room, folder / room)
@@ -245,6 +248,17 @@ class Bundle:
             (folder / name).unlink(missing_ok=True)
             held.copy(name, folder / name)
         (folder / MANIFEST).write_bytes(held.manifest)
+        self.check_files(folder=folder)
+
+    def _copy_files(self, source: Path, folder: Path) -> None:
+        for name in (MANIFEST, *self.hashes):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                copy_file(source / name, folder / name)
+            except FileNotFoundError as error:
+                if not os.path.exists(source / name):
+                    raise CorruptError(f"{self.folder}: {name} is missing; copy the bundle again") from error
+                raise
         self.check_files(folder=folder)
 
     def combiner(self) -> Combiner:

@@ -7,14 +7,15 @@ use, so that nothing is left there when this process is killed.
 import contextlib
 import errno
 import os
-import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from dynamic.partial import TemporaryFolder
 from dynamic.policies.errors import BundleError
 from dynamic.shelving import standing
+from dynamic.writing import copy_file
 
 _PIECE = 1 << 20  # bytes
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
@@ -61,10 +62,7 @@ class HeldFiles:
     def place(self) -> Path | None:
         """Where this version lies. None where another took its place, or it was removed."""
         base = standing(self.folder, self._last)
-        try:
-            return base if (base / self._last).read_bytes() == self._manifest else None
-        except OSError:
-            return None
+        return base if self._is_in(base) else None
 
     @contextmanager
     def open_place(self) -> Iterator[Path | None]:
@@ -77,15 +75,25 @@ class HeldFiles:
         if place is None or not hasattr(os, "O_DIRECTORY"):
             yield place
             return
-        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | getattr(os, "O_PATH", 0))
+        except OSError:  # it was replaced just now
+            yield None
+            return
         try:
             opened = Path(f"/proc/self/fd/{descriptor}")  # the folder itself, whatever its name is by now
-            if not (opened / self._last).is_file():  # a system without it
+            if not os.path.isdir(opened):  # a system without it
                 yield place
             else:
-                yield opened if (opened / self._last).read_bytes() == self._manifest else None
+                yield opened if self._is_in(opened) else None
         finally:
             os.close(descriptor)
+
+    def _is_in(self, base: Path) -> bool:
+        try:
+            return (base / self._last).read_bytes() == self._manifest
+        except OSError:
+            return False
 
     def size(self, name: str) -> int:
         """Bytes of an open file. Raises BundleError where it is not open."""
@@ -97,18 +105,21 @@ class HeldFiles:
         return self._manifest
 
     def copy(self, name: str, target: Path) -> None:
-        """Copy an open file.
+        """Copy a file that is open, or still lies where it was.
 
         Args:
             name: Its name in the bundle.
             target: The copy, in a folder of our own.
 
         Raises:
-            BundleError: It is not open.
+            BundleError: It is neither.
             OSError: It cannot be read or written.
         """
-        descriptor = self._descriptor(name)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if not self._is_held(name) and (place := self.place()) is not None:
+            copy_file(place / name, target)
+            return
+        descriptor = self._descriptor(name)
         stat, offset = os.fstat(descriptor), 0
         with target.open("xb") as file:
             while piece := os.pread(descriptor, _PIECE, offset):
@@ -131,18 +142,20 @@ class HeldFiles:
             BundleError: A file is not open.
             OSError: It cannot be read or written.
         """
-        with tempfile.TemporaryDirectory(prefix="dynamic-held-") as folder:
+        with TemporaryFolder("held") as folder:
             for name in names:
-                self.copy(name, Path(folder, name))
-            yield Path(folder)
+                self.copy(name, folder / name)
+            yield folder
 
     def _descriptor(self, name: str) -> int:
-        held = self._files.get(name)
-        if held is None or not _is_open(*held):  # a daemon closes what it did not open itself
+        if not self._is_held(name):
             raise BundleError(
                 f"{self.folder} was replaced or removed after it was loaded, and its {name} is not open: load it again"
             )
-        return held[0]
+        return self._files[name][0]
+
+    def _is_held(self, name: str) -> bool:
+        return name in self._files and _is_open(*self._files[name])  # a daemon closes what it did not open itself
 
     def __reduce__(self) -> tuple[object, ...]:
         """In another process, the files are opened again where this version still lies."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from dynamic.locking import is_same_file, try_lock
 from dynamic.syncing import sync_folder
 
-_PREFIX = "dynamic-build-"
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -75,16 +74,31 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 
 
 class TemporaryFolder:
-    """A folder for temporary files. It goes with this object, or after a kill when the next one is made."""
+    """A folder for temporary files. What was not removed because of a kill is, when the next one is made.
 
-    def __init__(self) -> None:
-        _remove_abandoned(Path(tempfile.gettempdir()), re.compile(re.escape(_PREFIX) + ".*"))
+    Args:
+        kind: What it is for, as part of its name.
+        place: The folder to make it in. None: the system's.
+    """
+
+    def __init__(self, kind: str, place: Path | None = None) -> None:
+        prefix = f"dynamic-{kind}-"
+        place = Path(tempfile.gettempdir()) if place is None else place
+        _remove_abandoned(place, re.compile(re.escape(prefix) + "[a-z0-9_]{8}"))
         while True:
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
             descriptor = _hold(self.path)
             if descriptor is not None:
                 break
         self.descriptor = descriptor
+
+    def __enter__(self) -> Path:
+        """The folder, for as long as the block runs."""
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        """Remove it."""
+        self.remove()
 
     def remove(self) -> None:
         """Remove it now."""

@@ -118,6 +118,8 @@ def copy_room(source: Path, target: Path) -> None:
     for entry in sorted(source.iterdir()):
         if entry.name.startswith(".") or entry.suffix != ".json" or entry.is_symlink() or not entry.is_file():
             continue
+        if not os.access(entry, os.R_OK):  # of another user, who keeps it private
+            continue
         target.mkdir(exist_ok=True)
         try:
             copy_file(entry, target / entry.name)

@@ -50,7 +50,7 @@ def kills(seed: int, amount: float) -> dict[str, Any]:
                 counts["left_before_the_next_save"] += bool(left(shelf))
                 dynamic.load(sources[number % 2]).save(shelf)
                 counts["left"] += len(left(shelf))
-                TemporaryFolder().remove()  # as the next build does
+                TemporaryFolder("build").remove()  # as the next build does
                 counts["left_temporary"] += len([p for p in temporary.iterdir() if p.name.startswith("dynamic-build-")])
         finally:
             tempfile.tempdir = None

@@ -47,8 +47,8 @@ class Section:
 
 
 SECTIONS = (
-    Section("kills", amount=300, short=8, zero=("lost", "left", "left_temporary")),
-    Section("writers", amount=60, short=3, zero=("failed_loads", "mixed_loads", "failed_saves", "left")),
+    Section("kills", amount=300, short=4, zero=("lost", "left", "left_temporary")),
+    Section("writers", amount=60, short=2, zero=("failed_loads", "mixed_loads", "failed_saves", "left")),
 )
 
 

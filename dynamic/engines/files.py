@@ -82,7 +82,9 @@ class BundleFiles:
         names = [name for name in self._parts(graph) if name in self._hashes]
         states = {name: self._check(name) for name in names}
         if any(self._is_linked(name) for name in (graph, *names)):
-            with self._on_disk(self._copies(graph, names)) as folder:
+            own = list(dict.fromkeys((graph, *names)))
+            copies = self._copies(own) if self._held is None else self._held.on_disk(own)
+            with self._on_disk(copies) as folder:
                 for name in names:
                     self._check(name, folder)
                 yield folder / graph
@@ -127,9 +129,9 @@ class BundleFiles:
         return any((self.folder / part).is_symlink() for part in (path, *path.parents[:-1]))
 
     @contextmanager
-    def _copies(self, graph: str, names: Sequence[str]) -> Iterator[Path]:
+    def _copies(self, names: Sequence[str]) -> Iterator[Path]:
         with TemporaryDirectory(prefix="dynamic-held-") as folder:
-            for name in dict.fromkeys((graph, *names)):
+            for name in names:
                 copy = Path(folder, name)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.folder / name, copy)

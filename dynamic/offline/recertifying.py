@@ -118,6 +118,6 @@ class TemporaryBundle:
     """A temporary folder that goes with the last bundle that refers to it."""
 
     def __init__(self) -> None:
-        folder = TemporaryFolder()
+        folder = TemporaryFolder("build")
         self.path = folder.path
         weakref.finalize(self, folder.remove)
