@@ -30,7 +30,7 @@ from dynamic.policies.records import Records
 from dynamic.policies.replay import Replay, replay
 from dynamic.policies.scores import Combiner
 from dynamic.progress import track
-from dynamic.writing import keep_text
+from dynamic.writing import make_room, replace_text
 
 CHECKS = "checks"  # of a bundle's folder: one file for each engine and machine
 SECONDS = 3.0  # of canaries and single graph together, once `LEAST` canaries are done
@@ -360,6 +360,6 @@ def kept_report(folder: Path, name: str, identity: EngineIdentity, limit: float)
 def keep_report(folder: Path, name: str, report: CanaryReport) -> None:
     """Keep a report for the next load. A folder that cannot be written is said once: reports stay in memory too."""
     try:
-        keep_text(folder, CHECKS, name, json.dumps(report.to_json(), indent=1))
+        replace_text(make_room(folder, CHECKS) / name, json.dumps(report.to_json(), indent=1))
     except OSError as error:
         logger.warning("%s cannot be written (%s). The canaries run again in the next process", folder / CHECKS, error)

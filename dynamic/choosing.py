@@ -16,7 +16,7 @@ from dynamic.policies.errors import EngineError
 from dynamic.policies.scores import Combiner
 from dynamic.profiling import example_arrays
 from dynamic.profiling_graph import measure_graph
-from dynamic.writing import keep_text
+from dynamic.writing import make_room, replace_text
 
 AUTO = "auto"
 CHOICES = "choices"  # of a bundle's folder: one file a machine, number of threads and precision
@@ -127,6 +127,6 @@ def _file(threads: int | None, precision: Mapping[str, str]) -> str:
 
 def _keep(choice: Choice, path: Path) -> None:
     try:
-        keep_text(path.parent.parent, path.parent.name, path.name, json.dumps(asdict(choice), indent=1))
+        replace_text(make_room(path.parent.parent, CHOICES) / path.name, json.dumps(asdict(choice), indent=1))
     except OSError as error:
         logger.warning("the choice of engine could not be kept in %s: %s", path.parent, error)

@@ -88,14 +88,30 @@ def keep_text(folder: Path, room: str, name: str, text: str) -> None:
         text: Its content.
 
     Raises:
-        OSError: It could not be written, or the room is a link: what is written stays in the bundle.
+        OSError: It could not be written, or the room is a link.
+    """
+    replace_text(make_room(folder, room) / name, text)
+
+
+def make_room(folder: Path, room: str) -> Path:
+    """Make a folder in a bundle's folder, where it is not there yet.
+
+    Args:
+        folder: The bundle's folder.
+        room: Name of the folder in it.
+
+    Returns:
+        Its path.
+
+    Raises:
+        OSError: It is a link, and what is written has to stay in the bundle, or it could not be made.
     """
     place = folder / room
     with contextlib.suppress(FileExistsError):
         place.mkdir()
     if not is_own_folder(place):
         raise OSError(errno.ENOTDIR, "it is a link or no folder, so nothing is written there: remove it", str(place))
-    replace_text(place / name, text)
+    return place
 
 
 def is_own_folder(path: Path) -> bool:

@@ -174,5 +174,5 @@ def test_features_on_a_full_disk_are_one_line(tmp_path: Path) -> None:
     loader = [(torch.randn(64, 1, 8, 8), torch.arange(64) % 4)] * 40
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8k", "none") as disk:
         with pytest.raises(DiskError, match=r"features could not be written to .*No space left on device"):
-            dynamic.fit(net, loader, epochs=1, memory_limit_mb=0.0, cache_dir=disk)
+            dynamic.fit(net, loader, epochs=1, memory_limit_mb=1e-3, cache_dir=disk)
         assert names(disk) == []

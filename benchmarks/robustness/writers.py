@@ -1,6 +1,7 @@
 """Two writers and two readers of one shelf at the same time: does every load give one version, whole?"""
 
 import logging
+import random
 import tempfile
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ import numpy as np
 import dynamic
 from benchmarks.robustness.shelves import FORK, answers, build_both, left
 
+_PAUSE_S = 0.1  # at most, between saves: the lock is not fair, and one writer alone would have it all the time
 _EVERY = 10  # loads, until one is run too, after another version may have taken its place
 
 
@@ -46,8 +48,9 @@ def writers(seed: int, amount: float) -> dict[str, Any]:
 
 
 def _write(shelf: Path, source: Path, until_s: float, to: Connection) -> None:
-    counts, errors, bundle = Counter[str](), list[str](), dynamic.load(source)
+    counts, errors, bundle, chance = Counter[str](), list[str](), dynamic.load(source), random.Random(str(source))
     while time.monotonic() < until_s:
+        time.sleep(chance.uniform(0, _PAUSE_S))
         try:
             bundle.save(shelf)
             counts["saves"] += 1

@@ -86,8 +86,16 @@ def recertify(
         bundle.preprocess,
         identity,
     )
-    hashes = read(folder, verify=False).hashes
-    return replace(bundle, folder=folder, ladder=ladder, hashes=hashes, calibrated_on=identity, _owner=owner)
+    made = read(folder, verify=False)
+    return replace(
+        bundle,
+        folder=folder,
+        ladder=ladder,
+        hashes=made.hashes,
+        calibrated_on=identity,
+        _owner=owner,
+        _held=made._held,
+    )
 
 
 def _measured_here(bundle: Bundle, records: Records) -> tuple[Canaries | None, EngineIdentity]:
