@@ -21,11 +21,14 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from dynamic.canaries import CANARIES, Canaries
@@ -38,6 +41,7 @@ from dynamic.engines.inside import check_inside
 from dynamic.engines.opening import check_engine, open_engine
 from dynamic.engines.switching import CascadeEngine
 from dynamic.fingerprint import EngineIdentity, file_hash, fingerprint
+from dynamic.holding import HeldFiles
 from dynamic.machine import machine_key, machine_name, quota_threads
 from dynamic.manifest import LADDER, Facts, check_ladder, read_facts
 from dynamic.needs import check_needs
@@ -60,8 +64,9 @@ from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 from dynamic.preprocessing import Preprocess
 from dynamic.profiling import profile
-from dynamic.stored import read_json, seal, unseal
-from dynamic.writing import copy_files, disk_errors, explain_disk_errors, is_empty, put_folder, replace_text
+from dynamic.shelving import is_empty, put_folder, standing
+from dynamic.stored import read_json, unseal
+from dynamic.writing import copy_file, copy_room, disk_errors, explain_disk_errors, keep_text
 
 if TYPE_CHECKING:
     from dynamic.runtime import Runtime
@@ -69,6 +74,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MANIFEST = "bundle.json"
 _COSTS = "costs"
+_ROOMS = (CHOICES, CHECKS, _COSTS)  # what each machine adds or measures again, which no manifest vouches for
+_MOST_TRIES = 1000  # to read a folder that is replaced again and again meanwhile
 
 logger = logging.getLogger("dynamic")
 
@@ -99,6 +106,7 @@ class Bundle:
     hashes: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     preload: bool = field(default=True, repr=False)  # whether a runtime may start threads before its first request
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
+    _held: HeldFiles | None = field(default=None, repr=False, compare=False)  # files of the version that was read
 
     def __str__(self) -> str:
         """The ladder as a table, which of its points are one network alone, and, once profiled, what they cost here."""
@@ -120,8 +128,8 @@ class Bundle:
         Raises:
             CorruptError: Their file was altered after this bundle was loaded.
         """
-        self.check_files("records.npz")
-        records = Records.load(self.folder / "records.npz")
+        with self.files("records.npz") as folder:
+            records = Records.load(folder / "records.npz")
         if records.logits.shape[1:] != (len(self.spec.stages), self.spec.classes):
             raise CorruptError(
                 f"{self.folder}: records.npz holds logits {list(records.logits.shape)} for {len(self.spec.stages)} "
@@ -134,8 +142,8 @@ class Bundle:
         """The canaries, or None in a bundle that was built without. Raises CorruptError where they do not read."""
         if CANARIES not in self.hashes:
             return None
-        self.check_files(CANARIES)
-        return Canaries.load(self.folder / CANARIES, self.spec)
+        with self.files(CANARIES) as folder:
+            return Canaries.load(folder / CANARIES, self.spec)
 
     @property
     def frontier(self) -> Frontier:
@@ -165,16 +173,106 @@ class Bundle:
 
         Args:
             names: Their names in the folder of the bundle. All files are compared where none is given.
-            folder: Where the files lie. The folder of the bundle unless given.
+            folder: Where the files lie. The version that was loaded unless given, wherever that lies now.
 
         Raises:
             CorruptError: A file is missing or was altered.
         """
-        place = folder or self.folder
+        if folder is None:
+            with self.files(*(names or self.hashes)):
+                return
         for name in names or tuple(self.hashes):
             if name not in self.hashes:
-                raise CorruptError(f"{place}: {name} is not in the manifest; build or copy the bundle again")
-            check_hash(place, name, self.hashes[name])
+                raise CorruptError(f"{folder}: {name} is not in the manifest; build or copy the bundle again")
+            check_hash(folder, name, self.hashes[name])
+
+    @contextmanager
+    def files(self, *names: str) -> Iterator[Path]:
+        """Files of the version that was read, also once another bundle lies in its folder.
+
+        Args:
+            names: Their names in the bundle.
+
+        Yields:
+            The folder where they lie under these names. It may be a temporary one.
+
+        Raises:
+            CorruptError: A file is missing or was altered.
+        """
+        held, place = self._held, self.place
+        if place is not None:
+            try:
+                self.check_files(*names, folder=place)
+            except CorruptError:
+                if held is None or held.place() is not None:
+                    raise
+            else:
+                yield place
+                return
+        assert held is not None, "without open files, the folder is the place"
+        with ExitStack() as stack:
+            with disk_errors("a copy of the bundle's files", Path(gettempdir())):
+                folder = stack.enter_context(held.on_disk(names))
+            self.check_files(*names, folder=folder)
+            yield folder
+
+    @property
+    def place(self) -> Path | None:
+        """Where the version that was read lies now. None where another took its place, or its folder was removed."""
+        return self.folder if self._held is None else self._held.place()
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a file, also once another bundle lies in its folder."""
+        try:
+            return (self.folder / name).stat().st_size
+        except OSError:
+            if self._held is None:
+                raise
+            return self._held.size(name)
+
+    def copy_to(self, folder: Path, rooms: Sequence[str] = _ROOMS) -> None:
+        """Copy the files that the manifest lists, the manifest, and what machines added.
+
+        Args:
+            folder: The folder to copy into. It exists.
+            rooms: Of what machines added, what to copy. Links and files of other kinds stay behind.
+
+        Raises:
+            CorruptError: A file is missing or was altered after this bundle was loaded.
+            OSError: The disk refused.
+        """
+        held = self._held
+        while True:
+            with nullcontext(self.folder) if held is None else held.open_place() as place:
+                if place is None:
+                    break
+                try:
+                    self._copy_files(place, folder)
+                except CorruptError:
+                    now = None if held is None else held.place()
+                    if held is None or (now is not None and _version(now) == _version(place)):  # it was not replaced
+                        raise
+                else:
+                    for room in rooms:
+                        copy_room(place / room, folder / room)
+                    return
+        assert held is not None, "without open files, the folder is the place"
+        for name in self.hashes:
+            (folder / name).unlink(missing_ok=True)
+            held.copy(name, folder / name)
+        (folder / MANIFEST).write_bytes(held.manifest)
+        self.check_files(folder=folder)
+
+    def _copy_files(self, source: Path, folder: Path) -> None:
+        for name in (MANIFEST, *self.hashes):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                copy_file(source / name, folder / name)
+            except FileNotFoundError as error:
+                if not os.path.exists(source / name):
+                    raise CorruptError(f"{self.folder}: {name} is missing; copy the bundle again") from error
+                raise
+        self.check_files(folder=folder)
 
     def combiner(self) -> Combiner:
         """How stages' logits become answers and scores."""
@@ -208,7 +306,7 @@ class Bundle:
             return precision or self.precision_on(name)
 
         name = engine or self.engine
-        if name != "torch" and not has_graphs(self.folder, self.spec):
+        if name != "torch" and self.spec.stages[0].graph not in self.hashes and not has_graphs(self.folder, self.spec):
             raise EngineError(
                 f"engine {name!r} needs graphs and this bundle has none, since torch could not export its networks: "
                 "use engine='torch' and dynamic.load(path, modules=cascade)"
@@ -216,10 +314,11 @@ class Bundle:
         if name != "torch" and options.get("threads") is None and (quota := quota_threads()) is not None:
             options["threads"] = quota
         if name == AUTO:
-            keep = self._owner is None
-            name = chosen(
-                self.folder, self.spec, self.combiner(), precision_on, keep, hashes=self.hashes, **options
-            ).engine
+            keep = self._owner is None and self.place is not None
+            with self._lying() as folder:
+                name = chosen(
+                    folder, self.spec, self.combiner(), precision_on, keep, hashes=self.hashes, **options
+                ).engine
             if name != self.engine:
                 logger.warning(
                     "engine %s is the fastest here, the bundle was calibrated on %s: results will not be certified",
@@ -228,7 +327,15 @@ class Bundle:
                 )
         wanted = precision_on(name)
         opened = open_engine(
-            name, self.folder, self.spec, self.combiner(), self.modules, wanted, hashes=self.hashes, **options
+            name,
+            self.folder,
+            self.spec,
+            self.combiner(),
+            self.modules,
+            wanted,
+            hashes=self.hashes,
+            held=self._held,
+            **options,
         )
         costs = self.costs_on(name, wanted, opened.threads)
         if costs is not None and costs.route:
@@ -352,7 +459,8 @@ class Bundle:
         route = options.get("route")
         opened = self.open(engine, **options)
         try:
-            costs = profile(opened, self.folder, batch, seconds, progress=progress)
+            with self._lying() as folder:
+                costs = profile(opened, folder, batch, seconds, progress=progress)
             if active_mw is not None:
                 costs = costs.powered(active_mw, idle_mw)
         finally:
@@ -374,30 +482,50 @@ class Bundle:
         manifest comes last. Raises BundleError where something else lies at `path`, DiskError where the disk refuses.
         """
         target = Path(path).resolve()
-        if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or not is_empty(target)):
+        if target.exists() and not holds_bundle(target) and (not target.is_dir() or not is_empty(target)):
             raise BundleError(f"{target} exists and is not a bundle; choose another folder, or remove it")
 
+        held: list[HeldFiles] = []
+
         def fill(fresh: Path) -> None:
-            copy_files(self.folder, fresh)
-            self.check_files(folder=fresh)
+            self.copy_to(fresh)
             if self.costs is not None and self.forced is None:
-                replace(self, folder=fresh, _owner=None)._keep(self.costs)
+                self._write_costs(fresh, self.costs)
+            held.append(HeldFiles.of(target, fresh, MANIFEST, self.hashes))  # later, another writer's may lie there
 
         with disk_errors("the bundle", target):
             target.parent.mkdir(parents=True, exist_ok=True)
             put_folder(target, fill, last=MANIFEST)
-        return replace(self, folder=target, _owner=None)
+        return replace(self, folder=target, _owner=None, _held=held[0])
+
+    @contextmanager
+    def _lying(self) -> Iterator[Path]:
+        """A folder with the whole bundle, for another process to read."""
+        place = self.place
+        if place is not None:
+            yield place
+            return
+        assert self._held is not None, "without open files, the folder is the place"
+        with self.files(*self.hashes) as folder:
+            (folder / MANIFEST).write_bytes(self._held.manifest)
+            yield folder
 
     def _keep(self, costs: Costs) -> None:
         try:
-            (self.folder / _COSTS).mkdir(exist_ok=True)
-            path = self.folder / _COSTS / _costs_name(costs.engine, costs.precision, costs.threads)
-            # the frontier is for ports of the policy, which then need no statistics; derived, so never read back here
-            frontier = figures(Frontier.of(self.ladder, costs))
-            content = seal(costs.to_json(), _subject(self, path.name)) | {"frontier": frontier}
-            replace_text(path, json.dumps(content, indent=1))
+            with nullcontext(self.folder) if self._held is None else self._held.open_place() as place:
+                if place is not None:
+                    self._write_costs(place, costs)
+                    return
+            logger.warning("costs are not kept: another bundle lies in %s since this one was loaded", self.folder)
         except OSError as error:  # a read-only shelf still runs, it only measures again next time
             logger.warning("costs could not be kept in %s: %s", self.folder, error)
+
+    def _write_costs(self, folder: Path, costs: Costs) -> None:
+        # the frontier is for ports of the policy, which then need no statistics; derived, so never read back here
+        frontier = figures(Frontier.of(self.ladder, costs))
+        name = _costs_name(costs.engine, costs.precision, costs.threads)
+        content = seal(costs.to_json(), _subject(self, name)) | {"frontier": frontier}
+        keep_text(folder, _COSTS, name, json.dumps(content, indent=1))
 
 
 @explain_disk_errors("the bundle")
@@ -420,8 +548,7 @@ def write(
     (folder / "ladder.json").write_text(json.dumps(ladder.to_json(), indent=1), encoding="utf-8")
     (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
     records.save(folder / "records.npz")
-    # what each machine adds or measures again is not vouched for
-    vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in (CHOICES, CHECKS, _COSTS))
+    vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in _ROOMS)
     files = sorted(p for p in vouched if p.is_file() and p.name != MANIFEST)
     manifest = {
         "schema": SCHEMA,
@@ -464,7 +591,38 @@ def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bund
 
 
 def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
-    """`load`, with the check of every file's hash left to the caller."""
+    """`load`, with the check of every file's hash left to the caller. All that is read is of one version."""
+    for tries in range(1, _MOST_TRIES + 1):
+        base = standing(folder, MANIFEST)
+        version = _version(base)
+        try:
+            bundle = _read(base, verify, modules)
+            held = HeldFiles.of(folder, base, MANIFEST, bundle.hashes)
+        except Exception:  # of any kind: files of two versions do not fit
+            if tries == _MOST_TRIES or (standing(folder, MANIFEST) == base and _version(base) == version):
+                raise
+        else:
+            if standing(folder, MANIFEST) == base and _version(base) == version:
+                return replace(bundle, folder=folder, _held=held)
+    raise BundleError(f"{folder} was replaced {_MOST_TRIES} times while it was read; load it again")
+
+
+def _version(base: Path) -> tuple[int, ...] | None:
+    """What tells a folder and its manifest from those that take their place; None where there is none."""
+    try:
+        own, manifest = base.stat(), (base / MANIFEST).stat()
+    except OSError:
+        return None
+    file = manifest.st_dev, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns
+    return (own.st_dev, own.st_ino, *file)
+
+
+def holds_bundle(folder: Path) -> bool:
+    """Whether a bundle lies in a folder, also one that a writer has not finished to put there."""
+    return (standing(folder, MANIFEST) / MANIFEST).is_file()
+
+
+def _read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
     facts = read_facts(_manifest(folder), folder)
     if verify:
         _verify(folder, facts)
@@ -551,7 +709,12 @@ def _written_at(path: Path) -> float:
 
 
 def _costs(bundle: Bundle, name: str) -> Costs | None:
-    path = bundle.folder / _COSTS / name
+    place = bundle.place
+    if place is None:  # costs of another version lie there
+        return None
+    path = place / _COSTS / name
+    if not path.is_file():
+        return None
     try:
         data = read_json(path, bundle.folder)
         if isinstance(data, dict) and "schema" in data and "route" not in data:
@@ -605,14 +768,17 @@ def _verify(folder: Path, facts: Facts) -> None:
             raise CorruptError(
                 f"{folder}: {name} has {path.stat().st_size} bytes, {size} were written; copy the bundle again"
             )
-        if name.endswith(".weights") and path.is_symlink():
-            raise CorruptError(
-                f"{folder}: {name} is a link, which some engines refuse; copy the bundle with its links followed, "
-                "cp -rL"
-            )
         check_hash(folder, name, sha256)
         if name.endswith(".onnx"):
             _check_weights(folder, name, facts)
+    links = [name for name in facts.files if name.endswith(".weights") and (folder / name).is_symlink()]
+    if links:
+        logger.warning(
+            "%s: %s is a link; engines load a temporary copy of it, each time: copy the bundle with its links "
+            "followed, cp -rL",
+            folder,
+            ", ".join(links),
+        )
 
 
 def _check_weights(folder: Path, name: str, facts: Facts) -> None:

@@ -33,7 +33,7 @@ from dynamic.policies.replay import Replay, replay
 from dynamic.policies.scores import Combiner
 from dynamic.progress import track
 from dynamic.stored import SEAL, read_json, seal, unseal
-from dynamic.writing import replace_text
+from dynamic.writing import make_room, replace_text
 
 CHECKS = "checks"  # of a bundle's folder: one file for each engine and machine
 SECONDS = 3.0  # of canaries and single graph together, once `LEAST` canaries are done
@@ -390,8 +390,7 @@ def kept_report(folder: Path, name: str, identity: EngineIdentity, limit: float)
 def keep_report(folder: Path, name: str, report: CanaryReport) -> None:
     """Keep a report for the next load. A folder that cannot be written is said once: reports stay in memory too."""
     try:
-        (folder / CHECKS).mkdir(exist_ok=True)
         content = seal(report.to_json(), f"{CHECKS}/{name}")
-        replace_text(folder / CHECKS / name, json.dumps(content, indent=1))
+        replace_text(make_room(folder, CHECKS) / name, json.dumps(content, indent=1))
     except OSError as error:
         logger.warning("%s cannot be written (%s). The canaries run again in the next process", folder / CHECKS, error)

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynamic.canaries import CANARIES, Canaries
+from dynamic.canaries import CANARIES
 from dynamic.canary_check import CanaryReport, check_canaries, keep_report, kept_report, labels_limit
 from dynamic.engines.switching import CascadeEngine
 from dynamic.fingerprint import EngineIdentity
@@ -58,15 +58,15 @@ def canary_report(
     with _lock:  # one thread runs them, the others read
         report = None if again else _reports.get(place)
         if report is None:
-            bundle.check_files(CANARIES)
-            canaries = Canaries.load(bundle.folder / CANARIES, bundle.spec)
+            canaries = bundle.canaries
+            assert canaries is not None, "they are among its files"
             room = _has_room(bundle)
             report = check_canaries(
                 engine, canaries, bundle.records, bundle.ladder, room_for_graph=room, progress=progress
             )
             if report.problem is not None:  # an engine that failed is tried again
                 return report
-            if not temporary:
+            if not temporary and bundle.place is not None:
                 keep_report(bundle.folder, name, report)
             _reports[place] = report
     return report
@@ -121,8 +121,9 @@ def _same_machine(bundle: "Bundle", engine: CascadeEngine) -> bool:
 
 def _has_room(bundle: "Bundle") -> bool:
     """Whether memory is free for the single graph, which holds every backbone at once."""
-    weights_mb = sum((bundle.folder / name).stat().st_size for name in bundle.hashes if name.startswith("backbones/"))
-    needed_mb = _GRAPH_MEMORY * weights_mb / 1e6
+    needed_mb = (
+        _GRAPH_MEMORY * sum(bundle.size_of(name) for name in bundle.hashes if name.startswith("backbones/")) / 1e6
+    )
     for source in (Available, MemoryLimit):
         try:
             free_mb = source()().fields.get("memory_available_mb")

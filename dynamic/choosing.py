@@ -18,7 +18,7 @@ from dynamic.policies.scores import Combiner
 from dynamic.profiling import example_arrays
 from dynamic.profiling_graph import measure_graph
 from dynamic.stored import read_json, seal, unseal
-from dynamic.writing import replace_text
+from dynamic.writing import make_room, replace_text
 
 AUTO = "auto"
 CHOICES = "choices"  # of a bundle's folder: one file a machine, number of threads and precision
@@ -156,7 +156,7 @@ def _file(threads: int | None, precision: Mapping[str, str]) -> str:
 
 def _keep(choice: Choice, path: Path) -> None:
     try:
-        path.parent.mkdir(exist_ok=True)
-        replace_text(path, json.dumps(seal(asdict(choice), f"{CHOICES}/{path.name}"), indent=1))
+        content = seal(asdict(choice), f"{CHOICES}/{path.name}")
+        replace_text(make_room(path.parent.parent, CHOICES) / path.name, json.dumps(content, indent=1))
     except OSError as error:
         logger.warning("the choice of engine could not be kept in %s: %s", path.parent, error)

@@ -1,23 +1,19 @@
-"""Files and folders that appear whole or not at all, and words where the disk refuses."""
+"""Files that appear whole or not at all, and words where the disk refuses."""
 
 import contextlib
 import errno
 import functools
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
+from dynamic.partial import fresh_file
 from dynamic.policies.errors import DiskError
 
-# what a volume holds of its own, so that it is as good as empty
-_OF_VOLUMES = ("lost+found", ".Trashes", ".fseventsd", ".Spotlight-V100", "System Volume Information", "$RECYCLE.BIN")
 P = ParamSpec("P")
-
-_NO_RENAME = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -78,108 +74,89 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         OSError: It could not be written. Nothing is left of it.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    try:
-        # exclusive: a link that was planted under this name is not followed
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with fresh_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """Copy the files below a folder to another, which is made.
-
-    Rights are those of new files, as many volumes refuse others, and as temporary folders are for one user alone.
+def keep_text(folder: Path, room: str, name: str, text: str) -> None:
+    """Write a text file into a room of a bundle's folder, which is made.
 
     Args:
-        source: The folder. What a volume has of its own is left out, and so is `target` where it lies in it.
-        target: The other folder.
+        folder: The bundle's folder.
+        room: Name of a folder in it.
+        name: Name of the file.
+        text: Its content.
+
+    Raises:
+        OSError: It could not be written, or the room is a link.
+    """
+    replace_text(make_room(folder, room) / name, text)
+
+
+def make_room(folder: Path, room: str) -> Path:
+    """Make a folder in a bundle's folder, where it is not there yet.
+
+    Args:
+        folder: The bundle's folder.
+        room: Name of the folder in it.
+
+    Returns:
+        Its path.
+
+    Raises:
+        OSError: It is a link, and what is written has to stay in the bundle, or it could not be made.
+    """
+    place = folder / room
+    with contextlib.suppress(FileExistsError):
+        place.mkdir()
+    if not is_own_folder(place):
+        raise OSError(errno.ENOTDIR, "it is a link or no folder, so nothing is written there: remove it", str(place))
+    return place
+
+
+def is_own_folder(path: Path) -> bool:
+    """Whether a path is a folder itself, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def copy_room(source: Path, target: Path) -> None:
+    """Copy the JSON files of a room, which no manifest lists. Links, other files and folders stay behind.
+
+    Args:
+        source: The folder. One that is missing, or a link, is empty.
+        target: The other folder, which is made where there is something to copy.
 
     Raises:
         OSError: The first error.
     """
-    target.mkdir(exist_ok=True)
+    if not is_own_folder(source):
+        return
     for entry in sorted(source.iterdir()):
-        if entry.name in _OF_VOLUMES or entry.samefile(target):
+        if entry.name.startswith(".") or entry.suffix != ".json" or entry.is_symlink() or not entry.is_file():
             continue
-        if entry.is_dir():
-            copy_files(entry, target / entry.name)
-        else:
-            shutil.copyfile(entry, target / entry.name)
-            with contextlib.suppress(OSError):  # some volumes keep no times
-                os.utime(target / entry.name, ns=(entry.stat().st_atime_ns, entry.stat().st_mtime_ns))
+        if not os.access(entry, os.R_OK):  # of another user, who keeps it private
+            continue
+        target.mkdir(exist_ok=True)
+        try:
+            copy_file(entry, target / entry.name)
+        except FileNotFoundError:  # replaced or removed meanwhile
+            continue
 
 
-def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a volume has of its own, or what was left of an earlier attempt."""
-    return not any(_is_content(entry, folder) for entry in folder.iterdir())
-
-
-def put_folder(target: Path, fill: Callable[[Path], None], last: str) -> None:
-    """Put a new folder where `target` is, or its content into `target` where that is a mounted volume.
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file with its times. Its rights are those of a new file, as volumes and temporary folders have others.
 
     Args:
-        target: The folder. One that is there is replaced once the new one is complete.
-        fill: Writes the content into the folder that it is given.
-        last: The file without which the folder is not valid. In a volume it goes first and comes last.
+        source: The file.
+        target: Its copy, in a folder of our own.
 
     Raises:
-        OSError: The disk refused. The old folder stays.
+        OSError: It cannot be read or written.
     """
-    name = f".{target.name}.{secrets.token_hex(4)}"
-    inside = target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK))
-    fresh = (target if inside else target.parent) / name
-    try:
-        fresh.mkdir()
-        fill(fresh)
-        if inside:
-            _move_into(target, fresh, last)
-            return
-        try:
-            _swap(fresh, target)
-        except OSError as error:
-            if error.errno not in _NO_RENAME or not target.is_dir():
-                raise
-            # a mount that only a rename shows, such as one file system's folder on another folder of it
-            copy_files(fresh, target / name)
-            _move_into(target, target / name, last)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(target / name, ignore_errors=True)
-
-
-def _move_into(target: Path, fresh: Path, last: str) -> None:
-    (target / last).unlink(missing_ok=True)
-    for old in target.iterdir():
-        if old.name == fresh.name or old.name in _OF_VOLUMES:
-            continue
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
-    for entry in sorted(fresh.iterdir(), key=lambda entry: entry.name == last):
-        entry.rename(target / entry.name)
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put `fresh` where `target` is; the old one goes only once the new one stands."""
-    if not target.exists():
-        fresh.rename(target)
-        return
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    target.rename(old)
-    try:
-        fresh.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _is_content(entry: Path, folder: Path) -> bool:
-    return entry.name not in _OF_VOLUMES and not entry.name.startswith(f".{folder.name}.")
+    shutil.copyfile(source, target)
+    with contextlib.suppress(OSError):  # some volumes keep no times
+        stat = source.stat()
+        os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def _free(error: OSError, target: Path) -> str:

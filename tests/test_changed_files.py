@@ -178,8 +178,8 @@ def test_a_bundle_that_was_put_in_the_place_of_another_is_not_taken_for_it(
     with runtime(copy, fallback=()) as run:
         others = [Words(2, 8), Words(3, 256)]
         dynamic.build(others, [(TOKENS, torch.arange(400) % 4)]).save(copy)
-        with pytest.raises(EngineError, match="altered after the bundle was loaded"):
-            run(TOKENS[:50].numpy())
+        with torch.no_grad():  # its own files are open, and loaded only now
+            assert run(TOKENS[:50].numpy()).label.tolist() == networks[1](TOKENS[:50]).argmax(1).tolist()
         run.swap(dynamic.load(copy).profile(batch=(1,), seconds=0.02))
         with torch.no_grad():
             assert run(TOKENS[:50].numpy()).label.tolist() == others[1](TOKENS[:50]).argmax(1).tolist()

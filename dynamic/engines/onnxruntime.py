@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import OUTPUTS, THRESHOLDS, Array, CascadeSpec, Output, graph_file
-from dynamic.engines.files import BundleFiles
+from dynamic.engines.files import BundleFiles, Held
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
@@ -37,13 +37,14 @@ class Sessions:
         idle: str,
         rivals: bool,
         hashes: Mapping[str, str] | None = None,
+        held: Held | None = None,
     ) -> None:
         if idle not in IDLE:
             raise BudgetError(f"idle={idle!r} is not known; use one of {IDLE}")
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
-        self._files, self._idle, self._rivals = BundleFiles(folder, hashes), idle, rivals
+        self._files, self._idle, self._rivals = BundleFiles(folder, hashes, held), idle, rivals
         self._open: dict[str, Any] = {}  # file -> session
         self._look_s = 0.0  # when to look whether files of a session were overwritten
         self._lock = threading.RLock()
@@ -107,8 +108,9 @@ class Sessions:
             options.add_session_config_entry("session.force_spinning_stop", "1")  # once the session is done
             options.add_session_config_entry("session.intra_op.spin_duration_us", "20")  # ignored by older versions
         try:
-            with self._files.verify(file) as path:
-                return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return self._files.load(
+                file, lambda path: onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            )
         except EngineError:
             raise
         except Exception as error:  # ONNX Runtime raises classes of its own that share no root
@@ -128,8 +130,9 @@ class OnnxRuntimeExecutor:
         threads: int | None = None,
         idle: str = "sleep",
         hashes: Mapping[str, str] | None = None,
+        held: Held | None = None,
     ) -> None:
-        self._sessions = Sessions(folder, threads, idle, rivals=True, hashes=hashes)
+        self._sessions = Sessions(folder, threads, idle, rivals=True, hashes=hashes, held=held)
         self.threads = self._sessions.threads
         self._spec = spec
         names = ([i.name for i in spec.inputs], [f"carry_{i}" for i in range(max(s.carry for s in spec.stages))])
@@ -194,8 +197,9 @@ class OnnxRuntimeGraph:
         threads: int | None = None,
         idle: str = "sleep",
         hashes: Mapping[str, str] | None = None,
+        held: Held | None = None,
     ) -> None:
-        self._sessions = Sessions(folder, threads, idle, rivals=False, hashes=hashes)
+        self._sessions = Sessions(folder, threads, idle, rivals=False, hashes=hashes, held=held)
 
     def ready(self, rows: int) -> bool:
         """Whether the session for so many rows is there."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamic.engines.contract import GRAPH, CascadeSpec, Executor, Graph
+from dynamic.engines.files import Held
 from dynamic.engines.loop import StageEngine
 from dynamic.engines.switching import CascadeEngine
 from dynamic.policies.errors import EngineError
@@ -129,14 +130,16 @@ def open_engine(
     *,
     route: str | None = None,
     hashes: Mapping[str, str] | None = None,
+    held: Held | None = None,
     **options: Any,
 ) -> CascadeEngine:
     """The engine `name` for the graphs under `folder`, or for the torch `stages`.
 
     `route`: see `CascadeEngine`. `hashes`: SHA-256 of the files in `folder` by name, checked whenever one is loaded
-    (None: not checked). `options` are the engine's own: `threads` and `idle` for "onnxruntime",
-    `threads` for "openvino", `device` and `compile` for "torch". No library is imported and no file opened before the
-    first request, but for engine "torch", whose modules are there already, and precision "bf16". Raises EngineError on
+    (None: not checked). `held`: the same files, kept open for when another bundle lies in `folder`. `options` are the
+    engine's own: `threads` and `idle` for "onnxruntime", `threads` for "openvino", `device` and `compile` for "torch".
+    No library is imported and no file opened before the first request, but for engine "torch", whose modules are there
+    already, and precision "bf16". Raises EngineError on
     an unknown engine, precision or option, or an engine that is not installed.
     """
     check_engine(name, precision)
@@ -146,12 +149,13 @@ def open_engine(
     if len(engine.precisions) > 1:
         options["precision"] = precision
     if name != "torch":  # its modules are in memory
-        options["hashes"] = hashes
+        options["hashes"], options["held"] = hashes, held
     try:
         made = engine.make(folder, spec, stages, **options)
     except TypeError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
-    graph = made.graph() if made.graph is not None and (folder / GRAPH).is_file() else None
+    moved = held is not None and held.place() != folder and GRAPH in (hashes or ())
+    graph = made.graph() if made.graph is not None and (moved or (folder / GRAPH).is_file()) else None
     stages_engine = StageEngine(made.executor, spec, combiner)
     stages_engine.options = {name: str(options[name]) for name in _ARITHMETIC if options.get(name)}
     return CascadeEngine(stages_engine, graph, route)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Output, graph_file
-from dynamic.engines.files import BundleFiles
+from dynamic.engines.files import BundleFiles, Held
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
@@ -86,7 +86,12 @@ class Models:
     """
 
     def __init__(
-        self, folder: Path, threads: int | None, precision: str, hashes: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        threads: int | None,
+        precision: str,
+        hashes: Mapping[str, str] | None = None,
+        held: Held | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise BudgetError(f"threads={threads} must be at least 1")
@@ -102,7 +107,7 @@ class Models:
             "INFERENCE_NUM_THREADS": str(self.threads),
             "INFERENCE_PRECISION_HINT": precision,
         }
-        self._files = BundleFiles(folder, hashes)
+        self._files = BundleFiles(folder, hashes, held)
         self._compiled: dict[str, Any] = {}  # file -> compiled model
         self._lock = threading.RLock()
         self._requests = threading.local()
@@ -138,8 +143,9 @@ class Models:
                     import openvino
 
                     self._tensor = openvino.Tensor
-                    with self._files.verify(file) as path:
-                        self._compiled[file] = self._core.compile_model(str(path), "CPU", self._options)
+                    self._compiled[file] = self._files.load(
+                        file, lambda path: self._core.compile_model(str(path), "CPU", self._options)
+                    )
                 except EngineError:
                     self._compiled.pop(file, None)
                     raise
@@ -197,8 +203,9 @@ class OpenVinoExecutor:
         threads: int | None = None,
         precision: str = "f32",
         hashes: Mapping[str, str] | None = None,
+        held: Held | None = None,
     ) -> None:
-        self._models = Models(folder, threads, precision, hashes)
+        self._models = Models(folder, threads, precision, hashes, held)
         self.precision, self.threads = precision, self._models.threads
         self._spec = spec
 
@@ -251,8 +258,9 @@ class OpenVinoGraph:
         threads: int | None = None,
         precision: str = "f32",
         hashes: Mapping[str, str] | None = None,
+        held: Held | None = None,
     ) -> None:
-        self._models = Models(folder, threads, precision, hashes)
+        self._models = Models(folder, threads, precision, hashes, held)
         self._names = [i.name for i in spec.inputs]
 
     def ready(self, rows: int) -> bool:

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Mapping
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynamic.offline.foreign import few, is_pickled, read_pickled, renamed
+from dynamic.partial import fresh_folder
 from dynamic.policies.errors import BundleError, CorruptError, InputError, SchemaError
+from dynamic.syncing import sync_folder
 from dynamic.writing import disk_errors
 
 SCHEMA = 1
@@ -83,11 +87,11 @@ def write_whole(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, str]
     Raises:
         DiskError: The disk is full, or refuses.
     """
-    with disk_errors("the weights", path):
-        try:
-            save_file(dict(tensors), path, facts)
-        except SafetensorError as error:  # it hides the error of the system in its text
-            raise OSError(str(error)) from error
+    with disk_errors("the weights", path), _system_errors():
+        path.touch()
+        rights = stat.S_IMODE(path.stat().st_mode)
+        save_file(dict(tensors), path, facts)
+        path.chmod(rights)  # the library's files are for one user alone, whatever the umask
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -95,17 +99,28 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Mappin
     target = Path(path)
     plain = {name: _alone(tensor) for name, tensor in tensors.items()}
     text = json.dumps({"schema": SCHEMA, **facts}, sort_keys=True)
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     with disk_errors("the weights", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with fresh_folder(target) as folder:
+            fresh = folder / target.name
             write_whole(plain, fresh, {_FACTS: text, _DIGEST: _digest(plain, text)})
             with fresh.open("r+b") as file:
                 _order_header(file)
                 os.fsync(file.fileno())
             fresh.replace(target)
-        finally:
-            fresh.unlink(missing_ok=True)
+        sync_folder(target.parent)
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """The error of the system that safetensors hides in its text."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _order_header(file: BinaryIO) -> None:

@@ -17,8 +17,10 @@ from dynamic.offline.acceleration import Acceleration
 from dynamic.offline.inputs import Batch, labelled_batches, named_tensors, run_on, taken_by
 from dynamic.offline.rowwise import check_classes, check_rows
 from dynamic.offline.stages import Stage
+from dynamic.partial import TemporaryFolder
 from dynamic.policies.errors import InputError
 from dynamic.progress import size_of, track
+from dynamic.writing import disk_errors
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ def extracted(
             if folder is None and sum(store.nbytes for store in used) > memory_limit_mb * 1e6:
                 if cache_dir is not None:
                     Path(cache_dir).mkdir(parents=True, exist_ok=True)
-                made = tempfile.TemporaryDirectory(prefix="dynamic-features-", dir=cache_dir)
-                folder = Path(owned.enter_context(made))
-                for number, store in enumerate(used):
-                    owned.callback(store.stop)
-                    store.move(folder / f"{number}.f32")
+                with disk_errors("features", Path(cache_dir or tempfile.gettempdir())):
+                    made = TemporaryFolder("features", None if cache_dir is None else Path(cache_dir))
+                    folder = owned.enter_context(made)
+                    for number, store in enumerate(used):
+                        owned.callback(store.stop)
+                        store.move(folder / f"{number}.f32")
         if not labels:
             raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
         yield FeatureCache(tuple(store.finish() for store in used), np.concatenate(labels), folder is not None)
@@ -175,7 +178,8 @@ class _Store:
         if self.file is None:
             self.chunks.append(chunk)
         else:
-            self.file.write(np.ascontiguousarray(chunk).data)
+            with disk_errors("features", Path(self.file.name)):
+                self.file.write(np.ascontiguousarray(chunk).data)
 
     def move(self, path: Path) -> None:
         self.file = path.open("wb")
@@ -188,7 +192,9 @@ class _Store:
             self.file.close()
 
     def finish(self) -> NDArray[np.float32]:
-        self.stop()
+        if self.file is not None:
+            with disk_errors("features", Path(self.file.name)):
+                self.stop()
         if self.file is not None:
             return np.memmap(self.file.name, np.float32, "r", shape=(self.count, *self.shape))
         found = np.concatenate(self.chunks)

@@ -16,6 +16,7 @@ from dynamic.bundle import Bundle, has_graphs
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
 from dynamic.offline.naming import check_names
 from dynamic.offline.nesting import BATCH, Nest
+from dynamic.partial import fresh_folder
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.preprocessing import Normalize, Preprocess
@@ -79,13 +80,14 @@ def export(
     if isinstance(source, Bundle):
         if example_inputs is not None or ladder is not None or preprocess is not None or classes is not None:
             raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")
-        if not has_graphs(source.folder, source.spec):
-            raise EngineError(
-                f"{source.folder} holds no graphs, since torch could not export its networks: it runs on engine 'torch'"
-            )
-        source.check_files()
         facts = _Facts(source.preprocess, source.classes, source.engine, source.precision)
-        _write(target, source.folder, source.spec, _only(source.ladder, point), batch, facts, point is not None)
+        with source.files(*source.hashes) as folder:
+            if not has_graphs(folder, source.spec):
+                raise EngineError(
+                    f"{source.folder} holds no graphs, since torch could not export its networks: it runs on engine "
+                    "'torch'"
+                )
+            _write(target, folder, source.spec, _only(source.ladder, point), batch, facts, point is not None)
         return target
     from dynamic.offline.cascade import Cascade
     from dynamic.offline.exporting import export_stages
@@ -185,13 +187,13 @@ def _write(
     external_data_helper.load_external_data_for_model(model, str(folder))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial:
-            fresh = Path(partial) / target.name
+        with fresh_folder(target) as partial:
+            fresh = partial / target.name
             if model.ByteSize() > _MOST_BYTES:
                 onnx.save(model, fresh, "protobuf", save_as_external_data=True, location=f"{target.name}.data")
             else:
                 onnx.save(model, fresh, "protobuf")
-            for file in sorted(Path(partial).iterdir(), reverse=True):  # weights before the graph that refers to them
+            for file in sorted(partial.iterdir(), reverse=True):  # weights before the graph that refers to them
                 file.replace(target.parent / file.name)
     except OSError as error:
         raise EngineError(f"the graph could not be written to {target}: {error}") from error

@@ -1,10 +1,8 @@
 """Labelled images as arrays: from folders or zips of class folders, or from scikit-learn's digits."""
 
-import contextlib
 import hashlib
 import logging
 import os
-import secrets
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.decoding import PictureError
+from dynamic.partial import fresh_file
 from dynamic.pictures import Picture, folders_in, pictures_in
 from dynamic.policies.errors import DynamicError, InputError
 from dynamic.progress import track
@@ -229,13 +228,9 @@ def _read_cache(path: Path) -> ImageSet | None:
 
 
 def _write_cache(path: Path, found: ImageSet) -> None:
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with fresh_file(path) as partial, partial.open("wb") as file:
             np.savez(file, images=found.images, labels=found.labels, classes=np.array(found.classes, np.str_))
-        partial.replace(path)
     except OSError as error:  # a full or read-only disk costs time, not the result
         logger.warning("decoded images could not be kept in %s: %s", path.parent, error)
-        with contextlib.suppress(OSError):
-            partial.unlink()

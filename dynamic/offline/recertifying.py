@@ -2,25 +2,24 @@
 
 import json
 import logging
-import shutil
-import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import NoneType
 
 from dynamic.bundle import Bundle, has_graphs, read, write
 from dynamic.canaries import CANARIES, Canaries
-from dynamic.canary_check import CHECKS, run_canaries
+from dynamic.canary_check import run_canaries
+from dynamic.choosing import CHOICES
 from dynamic.fingerprint import EngineIdentity
 from dynamic.offline.graphs import write_graphs
+from dynamic.partial import TemporaryFolder
 from dynamic.policies.certification import certify, shortage
 from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 from dynamic.stored import parse_json
-from dynamic.writing import copy_files, disk_errors
+from dynamic.writing import disk_errors
 
 logger = logging.getLogger("dynamic")
 
@@ -71,10 +70,7 @@ def recertify(
     folder = owner.path
     # costs of other machines go: each lies there with the frontier of the old ladder
     with disk_errors("the bundle", folder):
-        copy_files(bundle.folder, folder)
-        for measured in ("costs", CHECKS):
-            shutil.rmtree(folder / measured, ignore_errors=True)
-    bundle.check_files(folder=folder)  # or hashes of altered files would be written below
+        bundle.copy_to(folder, rooms=(CHOICES,))
     if canaries is not None:
         canaries.save(folder / CANARIES)
     if has_graphs(folder, bundle.spec):
@@ -91,8 +87,16 @@ def recertify(
         bundle.preprocess,
         identity,
     )
-    hashes = read(folder, verify=False).hashes
-    return replace(bundle, folder=folder, ladder=ladder, hashes=hashes, calibrated_on=identity, _owner=owner)
+    made = read(folder, verify=False)
+    return replace(
+        bundle,
+        folder=folder,
+        ladder=ladder,
+        hashes=made.hashes,
+        calibrated_on=identity,
+        _owner=owner,
+        _held=made._held,
+    )
 
 
 def _measured_here(bundle: Bundle, records: Records) -> tuple[Canaries | None, EngineIdentity]:
@@ -131,5 +135,6 @@ class TemporaryBundle:
     """A temporary folder that goes with the last bundle that refers to it."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="dynamic-bundle-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        folder = TemporaryFolder("build")
+        self.path = folder.path
+        weakref.finalize(self, folder.remove)
