@@ -65,7 +65,7 @@ from dynamic.policies.scores import Combiner
 from dynamic.preprocessing import Preprocess
 from dynamic.profiling import profile
 from dynamic.shelving import is_empty, put_folder, standing
-from dynamic.stored import read_json, unseal
+from dynamic.stored import read_json, seal, unseal
 from dynamic.writing import copy_file, copy_room, disk_errors, explain_disk_errors, keep_text
 
 if TYPE_CHECKING:
