@@ -713,10 +713,8 @@ def _costs(bundle: Bundle, name: str) -> Costs | None:
     if place is None:  # costs of another version lie there
         return None
     path = place / _COSTS / name
-    if not path.is_file():
-        return None
     try:
-        data = read_json(path, bundle.folder)
+        data = read_json(path, place)
         if isinstance(data, dict) and "schema" in data and "route" not in data:
             logger.warning("the costs in %s were measured by an earlier version: call profile() again", path)
             return None

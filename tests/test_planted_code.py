@@ -23,7 +23,7 @@ from planted import planted
 
 def test_commands_and_children_run_nothing_of_the_working_folder(tmp_path: Path) -> None:
     make_shelf(tmp_path / "shelf")
-    found = planted(("doctor", "profile"), shelf=tmp_path / "shelf")
+    found = planted(commands=("doctor", "profile"), shelf=tmp_path / "shelf")
     assert found["ran"] == {}
     assert found["failed"] == []
     assert found["tried"] == 7, "two commands, three starts, and the library in a script"

@@ -12,6 +12,7 @@ no such gap.
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -53,11 +54,17 @@ COMMANDS = {
 
 
 def planted(
-    commands: Sequence[str] = tuple(COMMANDS), starts: Sequence[str] = STARTS, shelf: Path | None = None
+    seed: int = 0,
+    count: float = math.inf,
+    commands: Sequence[str] = tuple(COMMANDS),
+    starts: Sequence[str] = STARTS,
+    shelf: Path | None = None,
 ) -> dict[str, Any]:
     """Run commands inside a bundle that holds a module for every name.
 
     Args:
+        seed: Nothing is drawn here.
+        count: Of the commands, the first so many run.
         commands: Those of `COMMANDS`.
         starts: How the shell starts them, of `STARTS`.
         shelf: A bundle that `altered.make_shelf` wrote. None: it is made.
@@ -66,6 +73,8 @@ def planted(
         `tried` commands, those that `failed`, the modules that `ran` by command, which must be none, and those that
         Python's own start runs, `before`.
     """
+    del seed
+    commands = commands[: int(min(count, len(commands)))]
     ran: dict[str, list[str]] = {}
     failed: list[str] = []
     tried = 0
@@ -153,7 +162,7 @@ def main() -> None:
     """Print what ran; exit with 1 where anything did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", nargs="*", default=tuple(COMMANDS), choices=tuple(COMMANDS))
-    found = planted(parser.parse_args().commands)
+    found = planted(commands=parser.parse_args().commands)
     print(json.dumps(found, indent=1))
     sys.exit(1 if found["ran"] or found["failed"] else 0)
 

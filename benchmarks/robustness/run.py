@@ -49,6 +49,11 @@ class Section:
 SECTIONS = (
     Section("kills", amount=300, short=4, zero=("lost", "left", "left_temporary")),
     Section("writers", amount=60, short=2, zero=("failed_loads", "mixed_loads", "failed_saves", "left")),
+    Section("altered", amount=5000, short=30, zero=("raw", "silent_point", "silent_answer", "silent_loss_of_costs")),
+    Section("inputs", 3000, 100, ("raw", "certified_without_answer", "certified_not_finite", "wrong_answers")),
+    Section("buffers", amount=1000, short=20, zero=("wrong", "peaks_above_limit")),
+    Section("swaps", amount=50, short=3, zero=("failed", "below_goal")),
+    Section("planted", amount=8, short=1, zero=("ran", "failed")),
 )
 
 
@@ -74,7 +79,7 @@ def main() -> None:
             counts = section.run(options.seed, amount)
             done[section.name] = {"settings": settings, "seconds": round(time.monotonic() - began), "counts": counts}
             save(options.results, done)
-        wrong += [f"{section.name}: {key}" for key in section.zero if done[section.name]["counts"][key] != 0]
+        wrong += [f"{section.name}: {key}" for key in section.zero if done[section.name]["counts"][key]]
     print(table(done))
     if wrong:
         sys.exit(f"not 0: {', '.join(wrong)}")
