@@ -1,5 +1,7 @@
 """A short form of `benchmarks/robustness`, and that an interrupted run goes on."""
 
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -59,7 +61,10 @@ def test_a_run_that_was_interrupted_goes_on(
     assert calls[4:] == [("second", 1, 100), ("first", 0, 5)]
 
 
-def test_every_section_is_a_file_with_its_function() -> None:
-    folder = ROOT / "benchmarks" / "robustness"
-    for section in run.SECTIONS:
-        assert f"\ndef {section.name}(seed: int, amount: float)" in (folder / f"{section.name}.py").read_text()
+@pytest.mark.parametrize("section", run.SECTIONS, ids=lambda section: section.name)
+def test_every_section_is_a_file_with_its_function(section: run.Section) -> None:
+    module = importlib.import_module(f"benchmarks.robustness.{section.name}")
+    first, second, *others = inspect.signature(getattr(module, section.name)).parameters.values()
+    assert first.name == "seed"
+    assert second.name in ("amount", "count")
+    assert all(parameter.default is not parameter.empty for parameter in others)
