@@ -19,6 +19,7 @@ from dynamic.errors import CorruptError, EngineError
 from dynamic.policies import fields
 from dynamic.policies.array_files import read_arrays
 from dynamic.stored import parse_json, read_json, seal, unseal
+from dynamic.traces import read_trace
 
 # values
 
@@ -311,3 +312,24 @@ def test_a_graph_that_is_not_listed_is_not_loaded(tmp_path: Path) -> None:
         pass
     with BundleFiles(tmp_path).verify("x.onnx") as path:  # while it is built there is no manifest
         assert path == tmp_path / "x.onnx"
+
+
+# traces
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"time_s": NaN}', '{"time_s": 1, "battery": 1e9}', '{"time_s": 1, "cpu_load": -1}', '{"time_s": 1, "rows": 1.5}',
+     '{"time_s": 1, "power_mw": Infinity}', '{"time_s": 1' + "0" * 400 + "}", "[" * 100_000,
+     '{"time_s": 1, "missing": [[]]}', '{"time_s": 1, "plugged": 1}', '{"time_s": 1, "x": 1}'],
+)  # fmt: skip
+def test_traces_out_of_range_are_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "trace.jsonl"
+    header = {"kind": "dynamic trace", "schema": 1, "machine": "m", "date": "d", "sources": {"cpu": "/proc"}}
+    path.write_text(f'{json.dumps(header)}\n{{"time_s": 0}}\n{line}\n{{"time_s": 2}}\n')
+    with pytest.raises(CorruptError, match="line 3 is no snapshot"):
+        read_trace(path)
+    for changed in ({"schema": 1.5}, {"schema": True}, {"sources": []}, {"sources": {"a": 1}}, {"machine": 7}):
+        path.write_text(f'{json.dumps(header | changed)}\n{{"time_s": 0}}\n')
+        with pytest.raises(CorruptError, match="no recorded trace"):
+            read_trace(path)
