@@ -1,6 +1,8 @@
 """A short form of what `benchmarks/robustness` tries on requests: inputs, buffers and swaps."""
 
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,15 @@ if str(ROOT) not in sys.path:
 from benchmarks.robustness.buffers import buffers  # noqa: E402
 from benchmarks.robustness.inputs import inputs  # noqa: E402
 from benchmarks.robustness.swaps import swaps  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Benchmarks silence the log."""
+    logger = logging.getLogger("dynamic")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 def test_generated_inputs() -> None:
