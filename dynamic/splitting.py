@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 
 from dynamic.engines.contract import Array, Output
+from dynamic.engines.memory import giving_back
 from dynamic.failover import Answer
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
@@ -49,7 +50,7 @@ def most_rows(
 def run_split(
     run: Callable[[Mapping[str, Array], int], Answer], inputs: Mapping[str, Array], rows: int, most: int
 ) -> Answer:
-    """Answer `rows` rows in parts of at most `most`.
+    """Answer `rows` rows in parts of at most `most`, each of which gives its memory back.
 
     Args:
         run: Answers a part of so many rows.
@@ -63,7 +64,8 @@ def run_split(
     parts = []
     for start in range(0, rows, most):
         some = {name: array[start : start + most] for name, array in inputs.items()}
-        parts.append(run(some, min(most, rows - start)))
+        with giving_back():
+            parts.append(run(some, min(most, rows - start)))
     outputs = [part.output for part in parts]
     whole = Output(
         np.concatenate([output.logits for output in outputs]),

@@ -1,5 +1,6 @@
 """A batch whose activations would not fit under `memory_mb` is answered in parts."""
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from policy_cases import make_costs, make_ladder, make_point
+from test_forking import in_child
 from torch import Tensor, nn
 
 import dynamic
@@ -135,3 +138,25 @@ def test_a_large_batch_is_answered_in_parts_and_alike(bundle: dynamic.Bundle) ->
     assert max(sizes) * bundle.costs.row_mb[0] <= 100.0
     np.testing.assert_allclose(parts.logits, whole.logits, rtol=1e-4, atol=1e-4)
     assert parts.label.tolist() == whole.label.tolist()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the process holds")
+@pytest.mark.parametrize("gives_back", [True, False])
+def test_a_split_batch_leaves_no_memory_behind(
+    bundle: dynamic.Bundle, gives_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of some 200 MB: once they are done, the process holds what it held, as the next limit is measured on it."""
+    x = np.random.default_rng(0).normal(size=(1500, 16)).astype(np.float32)
+    monitor = dynamic.FixedMonitor(dynamic.Snapshot(time_s=0.0, memory_process_mb=100.0))
+    if not gives_back:
+        monkeypatch.setattr("dynamic.splitting.giving_back", contextlib.nullcontext)
+
+    def work() -> float:
+        with bundle.runtime(dynamic.Budget(memory_mb=550), monitor=monitor, drift_alpha=None) as run:
+            run(x[:2])
+            before = psutil.Process().memory_info().rss
+            run(x)
+            return (psutil.Process().memory_info().rss - before) / 1e6
+
+    left_mb = in_child(work)
+    assert (left_mb < 60) == gives_back, left_mb

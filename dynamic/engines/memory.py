@@ -5,6 +5,8 @@ import ctypes
 import gc
 import os
 import sys
+import threading
+from collections.abc import Iterator
 
 
 def available_cores() -> int:
@@ -13,6 +15,28 @@ def available_cores() -> int:
         with contextlib.suppress(OSError):  # a sandbox may refuse the call
             return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+_runs = threading.local()
+
+
+@contextlib.contextmanager
+def giving_back() -> Iterator[None]:
+    """Inside the block, runs of this thread hand what they took back to the system, and the next take it anew.
+
+    An engine keeps what its largest run took for the next one. Where memory is so short that a batch is split, this
+    would count as used for ever.
+    """
+    _runs.give_back = True
+    try:
+        yield
+    finally:
+        _runs.give_back = False
+
+
+def gives_back() -> bool:
+    """Whether a run of this thread hands back what it took."""
+    return getattr(_runs, "give_back", False)
 
 
 def trim_memory(collect: bool = True) -> None:

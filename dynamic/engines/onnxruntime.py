@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dynamic.engines.contract import OUTPUTS, THRESHOLDS, Array, CascadeSpec, Output, graph_file
 from dynamic.engines.files import BundleFiles, Held
 from dynamic.engines.forking import forget_after_fork
-from dynamic.engines.memory import available_cores, trim_memory
+from dynamic.engines.memory import available_cores, gives_back, trim_memory
 from dynamic.policies.errors import BudgetError, EngineError
 
 IDLE = ("sleep", "spin")
@@ -117,6 +117,17 @@ class Sessions:
             raise EngineError(f"ONNX Runtime cannot load {what} from {file}: {error}") from error
 
 
+def _run_options() -> Any:
+    """None, or options by which a run ends without the memory that it took."""
+    if not gives_back():
+        return None
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
 class OnnxRuntimeExecutor:
     """Stages as ONNX Runtime sessions; for the options see `Sessions`."""
 
@@ -173,7 +184,8 @@ class OnnxRuntimeExecutor:
         session = self._sessions(file, f"stage {self._spec.stages[stage].name!r}")
         gives = self._gives[stage]
         try:
-            found = session.run(gives if head else gives[1:], dict(zip(self._takes[stage], carry, strict=True)))
+            feed = dict(zip(self._takes[stage], carry, strict=True))
+            found = session.run(gives if head else gives[1:], feed, _run_options())
         except Exception as error:  # see Sessions
             raise EngineError(f"ONNX Runtime failed in stage {self._spec.stages[stage].name!r}: {error}") from error
         return (found[0], found[1:]) if head else (None, found)
@@ -216,7 +228,7 @@ class OnnxRuntimeGraph:
         if len(thresholds):
             feed[THRESHOLDS] = thresholds
         try:
-            return Output(*session.run(OUTPUTS, feed))
+            return Output(*session.run(OUTPUTS, feed, _run_options()))
         except Exception as error:  # see Sessions
             raise EngineError(f"ONNX Runtime failed in the cascade's graph: {error}") from error
 
