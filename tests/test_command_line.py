@@ -230,7 +230,7 @@ def test_run_leaves_out_what_does_not_read_and_lists_it(desk: Desk, tmp_path: Pa
     left_out = out[out.index("2 of 5 images were left out:") :].splitlines()
     assert left_out[1] == f"  {tmp_path / '3.png'}: the file is empty"
     assert left_out[2].startswith(f"  {tmp_path / '4.png'}: ")
-    assert "[B, 1, 8, 8]" in left_out[2]
+    assert "expected [1, 8, 8]" in left_out[2]
     code, out, _ = shell("run", desk.shelf, tmp_path, "--json")
     *rows, last = map(json.loads, out.splitlines())
     assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]

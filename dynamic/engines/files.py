@@ -12,6 +12,8 @@ from dynamic.engines.external import external_files
 from dynamic.engines.inside import check_inside
 from dynamic.policies.errors import BundleError, EngineError
 
+_TRIES = 3  # to load a graph from a folder that others exchange meanwhile
+
 State = tuple[int, int, int, int, int]  # device, inode, size, and the times of content and of attributes
 
 
@@ -53,13 +55,21 @@ class BundleFiles:
         Raises:
             EngineError: A file was altered, or cannot be read.
         """
-        try:
-            with self.verify(graph) as path:
-                return read(path)
-        except Exception:
-            held = self._held
-            if held is None or held.place() == self.folder:  # it was not replaced meanwhile
-                raise
+        held = self._held
+        for tries in range(1, _TRIES + 1):
+            try:
+                with self.verify(graph) as path:
+                    return read(path)
+            except Exception:
+                if held is None:
+                    raise
+                # it lies there, perhaps again: another version may have lain there meanwhile
+                if held.place() == self.folder:
+                    if tries == _TRIES:
+                        raise
+                    continue
+                break
+        assert held is not None
         with self._on_disk(held.on_disk([graph])) as folder:
             self._check(graph, folder)
             names = [graph, *self._weights(graph, folder)]
