@@ -22,14 +22,14 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dynamic.canaries import CANARIES, Canaries
 from dynamic.canary_check import CHECKS, CanaryReport
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from dynamic.runtime import Runtime
 
 SCHEMA = 1
+T = TypeVar("T")
 MANIFEST = "bundle.json"
 _COSTS = "costs"
 _ROOMS = (CHOICES, CHECKS, _COSTS)  # what each machine adds or measures again, which no manifest vouches for
@@ -128,8 +129,7 @@ class Bundle:
         Raises:
             CorruptError: Their file was altered after this bundle was loaded.
         """
-        with self.files("records.npz") as folder:
-            records = Records.load(folder / "records.npz")
+        records = self._read_one("records.npz", Records.load)
         if records.logits.shape[1:] != (len(self.spec.stages), self.spec.classes):
             raise CorruptError(
                 f"{self.folder}: records.npz holds logits {list(records.logits.shape)} for {len(self.spec.stages)} "
@@ -142,8 +142,7 @@ class Bundle:
         """The canaries, or None in a bundle that was built without. Raises CorruptError where they do not read."""
         if CANARIES not in self.hashes:
             return None
-        with self.files(CANARIES) as folder:
-            return Canaries.load(folder / CANARIES, self.spec)
+        return self._read_one(CANARIES, lambda path: Canaries.load(path, self.spec))
 
     @property
     def frontier(self) -> Frontier:
@@ -185,6 +184,24 @@ class Bundle:
             if name not in self.hashes:
                 raise CorruptError(f"{folder}: {name} is not in the manifest; build or copy the bundle again")
             check_hash(folder, name, self.hashes[name])
+
+    def _read_one(self, name: str, read: Callable[[Path], T]) -> T:
+        """What `read` makes of a file of the version that was loaded, whatever takes its place meanwhile."""
+        held = self._held
+        place = self.place
+        if place is not None:
+            try:
+                self.check_files(name, folder=place)
+                value = read(place / name)
+                if held is None or held.place() == place:
+                    return value
+            except (DynamicError, OSError):
+                if held is None or not held.holds(name):
+                    raise
+        assert held is not None, "without open files, the folder is the place"
+        with disk_errors("a copy of the bundle's files", Path(gettempdir())), held.on_disk([name]) as folder:
+            self.check_files(name, folder=folder)
+            return read(folder / name)
 
     @contextmanager
     def files(self, *names: str) -> Iterator[Path]:

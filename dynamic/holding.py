@@ -104,6 +104,10 @@ class HeldFiles:
         """The manifest as it was read."""
         return self._manifest
 
+    def holds(self, name: str) -> bool:
+        """Whether a file is open. A daemon closes what it did not open itself."""
+        return name in self._files and _is_open(*self._files[name])
+
     def copy(self, name: str, target: Path) -> None:
         """Copy a file that is open, or still lies where it was.
 
@@ -116,7 +120,7 @@ class HeldFiles:
             OSError: It cannot be read or written.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not self._is_held(name) and (place := self.place()) is not None:
+        if not self.holds(name) and (place := self.place()) is not None:
             copy_file(place / name, target)
             return
         descriptor = self._descriptor(name)
@@ -148,14 +152,11 @@ class HeldFiles:
             yield folder
 
     def _descriptor(self, name: str) -> int:
-        if not self._is_held(name):
+        if not self.holds(name):
             raise BundleError(
                 f"{self.folder} was replaced or removed after it was loaded, and its {name} is not open: load it again"
             )
         return self._files[name][0]
-
-    def _is_held(self, name: str) -> bool:
-        return name in self._files and _is_open(*self._files[name])  # a daemon closes what it did not open itself
 
     def __reduce__(self) -> tuple[object, ...]:
         """In another process, the files are opened again where this version still lies."""
