@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -204,13 +205,23 @@ def _leftovers(place: Path, name: str) -> Iterator[Path]:
 
 def _drop(folder: Path, last: str) -> None:
     """Remove a folder, the manifest first: what lies there without one is not taken for a whole one."""
+    if is_own_folder(folder):
+        _make_writable(folder)
     with contextlib.suppress(OSError):
         (folder / last).unlink(missing_ok=True)
     _remove(folder)
 
 
+def _make_writable(folder: Path) -> None:
+    """A folder that was made read-only cannot be emptied, even by whoever may remove it."""
+    for inside, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):
+            os.chmod(inside, os.stat(inside).st_mode | stat.S_IRWXU)
+
+
 def _remove(path: Path) -> None:
     if is_own_folder(path):
+        _make_writable(path)
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

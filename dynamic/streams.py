@@ -41,6 +41,7 @@ _FACTOR = 2.0  # of variance or sharpness: a change of a picture that counts
 _LEVEL = 0.5  # of the standard deviation of a scene's pixels, by which its mean must move to count
 _MOVED = 0.25  # standard deviations that scores must move to count, as ranks of the calibration's
 _GROUPS = 1000  # that are remembered
+_FAR = 1e36  # sum of squares of pixels: float32 ends at 3.4e38
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,8 @@ class Frames:
 
         `row` of how many `rows` of its request it is; `suspicious`: the test has gathered some evidence.
         """
+        if not float(np.vdot(pixels, pixels)) < _FAR:  # not finite, or so large that differences would not be
+            return (entry,)  # like no scene, and none that a later frame could be like
         if self.camera:
             return self._in_camera(pixels, row, entry)
         recent = self._recent
@@ -180,7 +183,7 @@ class Frames:
         again = False
         if len(recent) >= rows:
             apart = pixels - recent[-rows]
-            again = apart.dot(apart) < self._most and self._same(pixels, recent[-rows])
+            again = apart.dot(apart) <= self._most and self._same(pixels, recent[-rows])
         if suspicious and not again:
             again = any(self._same(pixels, other) for other in recent)
         recent.append(pixels)
@@ -219,8 +222,6 @@ class Frames:
         self._warned = True
 
     def _in_camera(self, pixels: Floats, row: int, entry: Entry) -> Sequence[Entry]:
-        if not math.isfinite(float(np.add.reduce(pixels))):
-            return (entry,)  # like no scene, and none that a later frame could be like
         scene, figures = self._scene_of(pixels, row)
         self.changed |= scene.take(*figures, self._rank(entry))
         again = scene.latest is not None and self._same(pixels, scene.latest)
@@ -269,7 +270,7 @@ class Frames:
         likeness = self._units @ unit
         best = int(likeness.argmax())
         flat = _CONTRAST * self._largest  # next to nothing is shown, so that no layout can be compared
-        if likeness[best] >= _LAYOUT or max(figures[1], self._scenes[best].variance) < flat:
+        if likeness[best] >= _LAYOUT or max(figures[1], self._scenes[best].variance) <= flat:
             return best
         if current is not None and self._scenes[current].blurred(float(likeness[current]), *figures):
             return current

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from storage_cases import built, forked, linux, logits, mounted, names, root
+from test_forking import in_child
 from torch import nn
 
 import dynamic
@@ -130,3 +131,25 @@ def test_a_read_only_shelf_runs_and_is_not_written(
         loaded = dynamic.load(away)
     assert loaded.place is None
     assert logits(loaded).shape == (5, 4)
+
+
+@linux
+def test_a_read_only_shelf_is_replaced_and_leaves_nothing(one: Bundle, tmp_path: Path) -> None:
+    """Its parent may be written. The old one cannot be emptied before it is made writable."""
+    source = one.save(tmp_path / "source").folder
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(path.stat().st_mode | 0o055)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own").chmod(0o777)
+
+    def work() -> list[str]:
+        if os.geteuid() == 0:  # root may empty any folder
+            os.setgid(65534)
+            os.setuid(65534)
+        for _ in range(3):
+            shelf = dynamic.load(source).save(tmp_path / "own" / "shelf").folder
+            for path in (*shelf.rglob("*"), shelf):
+                path.chmod(0o555)
+        return names(tmp_path / "own")
+
+    assert in_child(work) == ["shelf"]

@@ -116,18 +116,32 @@ def test_a_static_camera_raises_no_alarm(bundle: dynamic.Bundle, seed: int, capl
     assert "only_changed=False" in record.getMessage()
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_a_frame_of_no_numbers_spoils_no_later_one(bundle: dynamic.Bundle, broken: float) -> None:
-    stream = Stream(bundle, drift=DriftOptions(only_changed=True))
-    for i in range(30):
-        stream(scene(i % 3), i % 3)
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e38, -3e19])
+@pytest.mark.parametrize("only_changed", [True, None])
+def test_a_frame_of_no_usual_numbers_spoils_no_later_one(
+    bundle: dynamic.Bundle, broken: float, only_changed: bool | None
+) -> None:
+    stream = Stream(bundle, drift=DriftOptions(only_changed=only_changed))
+    for _ in range(30):
+        stream(scene(0), 0)
     frames = stream.run._answering.serving.watch._frames
-    pixels = np.full(256, broken, np.float32)
-    assert len(frames._in_camera(pixels, 0, (0, 0.5, 0, 0.9))) == 1
+    pixels = np.full(256 if frames.camera else 64, broken, np.float32)
+    assert len(frames.take(pixels, 0, 1, (0, 0.5, 0, 0.9), True)) == 1
     before = stream.run.stats().near_duplicates
-    for i in range(90):
-        assert not stream(scene(i % 3), i % 3)
+    assert not stream(scene(0), 0, 90)
     assert stream.run.stats().near_duplicates == before + 90
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 0.25])
+def test_a_picture_of_one_colour_is_a_scene(bundle: dynamic.Bundle, level: float) -> None:
+    """A lens cap: nothing is shown, over and over."""
+    stream = Stream(bundle)
+    for _ in range(400):
+        stream.engine.scores.append(0.7)
+        stream.run(np.full((1, *SHAPE), level, np.float32))
+    stats = stream.run.stats()
+    assert not stats.drift
+    assert stats.near_duplicates == 398
 
 
 def test_a_static_camera_of_100_000_frames(bundle: dynamic.Bundle) -> None:
