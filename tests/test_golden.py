@@ -216,6 +216,7 @@ def stand_in(device: dict[str, Any]) -> Any:
             memory_mb=device["memory_mb"],
             idle_mw=device["idle_mw"],
             energy_mj=() if metered else None,
+            noise=0.0,  # for words alone
         ),
         latency=latency,
         first_answer=lambda rows: Rank([p["first_ms"][batch.index(rows)] for p in points]),

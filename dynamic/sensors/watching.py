@@ -132,7 +132,7 @@ class Watch:
                     with self._lock:
                         for state in worker.states:
                             state.problem, state.failures = problem, state.failures + 1
-                    self._report(worker.states, problem, logging.WARNING)
+                    self._report(worker.states, problem, logging.WARNING, once=True)
                 else:
                     started.append(worker)
             if self._keeper is None:
