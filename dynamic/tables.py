@@ -132,7 +132,8 @@ def points_text(frontier: Frontier) -> str:
     )
     head = ("point", "certified", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB")
     doubts = "".join(f"DOUBTFUL: {doubt}\n" for doubt in frontier.costs.doubts)
-    return f"{doubts}the reference, and points that no other beats here, at batch {frontier.costs.batch[0]}:\n{table(head, points)}"
+    words = f"the reference, and points that no other beats here, at batch {frontier.costs.batch[0]}"
+    return f"{doubts}{words}:\n{table(head, points)}"
 
 
 def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[bool], stages: Sequence[str]) -> str:
