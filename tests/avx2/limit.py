@@ -73,7 +73,9 @@ def environment(avx512: bool = False) -> dict[str, str]:
         subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(mask), str(source)], check=True)
     packages = [_limited(name) for name in LIBRARIES if find_spec(name) is not None]
     before = [path for path in (os.environ.get("PYTHONPATH"),) if path]
-    limits = ENVIRONMENT_AVX512 if avx512 else ENVIRONMENT
+    limits = dict(ENVIRONMENT_AVX512 if avx512 else ENVIRONMENT)
+    # code that torch has compiled for the whole processor gives wrong answers to a limited one
+    limits["TORCHINDUCTOR_CACHE_DIR"] = str(CACHE / f"inductor-{'avx512' if avx512 else 'avx2'}")
     return limits | {"LD_PRELOAD": str(mask), "PYTHONPATH": os.pathsep.join([*map(str, packages), *before])}
 
 
