@@ -194,10 +194,10 @@ def weights_elsewhere(shelf: Path, random: Random) -> str:
 def hash_again(shelf: Path) -> None:
     """Make the manifest's hashes right, as somebody would who alters a bundle on purpose."""
     path = shelf / MANIFEST
-    try:
-        if not path.is_file():  # a pipe, which would hold whoever reads it
+    if not path.is_file():  # a pipe, which would hold whoever reads it
         return
-    data = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
         for name, entry in data["files"].items():
             if (shelf / name).is_file() and not (shelf / name).samefile("/dev/zero") and entry.get("sha256"):
                 entry |= {"bytes": (shelf / name).stat().st_size, "sha256": file_hash(shelf / name)}
