@@ -16,7 +16,7 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
         what: What messages call it.
 
     Returns:
-        The array; a view where that is possible.
+        The array, as a view where that is possible.
 
     Raises:
         InputError: It is no array, for instance lists of different lengths, a tensor that needs gradients or one that
@@ -45,14 +45,14 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
 
 
 def as_numbers(value: Any, what: str) -> NDArray[Any]:
-    """What was handed in as an array of numbers; see `as_array`.
+    """What was handed in as an array of numbers. See `as_array`.
 
     Args:
         value: As for `as_array`.
         what: What messages call it.
 
     Returns:
-        The array; a view where that is possible.
+        The array, as a view where that is possible.
 
     Raises:
         InputError: It is no array, or one of something else.

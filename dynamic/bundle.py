@@ -538,7 +538,7 @@ class Bundle:
             logger.warning("costs could not be kept in %s: %s", self.folder, error)
 
     def _write_costs(self, folder: Path, costs: Costs) -> None:
-        # the frontier is for ports of the policy, which then need no statistics; derived, so never read back here
+        # the frontier is for ports of the policy, which then need no statistics. It is never read back here
         frontier = figures(Frontier.of(self.ladder, costs))
         name = _costs_name(costs.engine, costs.precision, costs.threads)
         content = seal(costs.to_json(), _subject(self, name)) | {"frontier": frontier}

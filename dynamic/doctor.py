@@ -107,7 +107,7 @@ class Diagnosis:
 
 
 def diagnose(root: Path = Path("/"), patience_s: float | None = None) -> Diagnosis:
-    """Look at everything; takes as long as sensors need for a first answer, at most `patience_s` (None: 2.5 s).
+    """Look at everything. It takes as long as sensors need to answer, at most `patience_s` (None: 2.5 s).
 
     `root` of the file tree that kernel files are read from. torch is looked for and not loaded.
     """

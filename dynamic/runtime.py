@@ -250,7 +250,7 @@ class Runtime:
 
         Args:
             items: Inputs. An ordinary iterable is read on another thread, since a camera makes its reader wait.
-            copy: Copy each item as it is read, so that one buffer may hold all of them in turn; see `submit`.
+            copy: Copy each item as it is read, so that one buffer may hold all of them in turn. See `submit`.
 
         Returns:
             An asynchronous iterator of results. It keeps every worker busy and never fills the queue.

@@ -83,7 +83,8 @@ def oracle(
     **Objective.** Over all requests, 1 - accuracy, and `penalty` for one that comes later than the tighter of the
     budget's latency and deadline. Subject to: what is used on battery, that left above the floor at `last_s` (with what
     is charged until then, as if it came at the start), and the budget's mean energy per inference; temperature half a
-    degree below the budget's limit and the throttling temperature; memory; `cpu_ms`, `max_drop` and `min_accuracy`.
+    degree below the budget's limit and the throttling temperature. Memory, `cpu_ms`, `max_drop` and `min_accuracy` are
+    kept to as well.
 
     **Search.** First energy and heat, without a queue: a point for each of so many `slots` of time (see
     `planning.plan_slots`). Then the queue: for each request and each time it may have waited, the best of the points
