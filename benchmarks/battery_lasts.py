@@ -24,7 +24,7 @@ from cifar_simulated import Simulated, simulated
 from common import add_data_option, data_folder, progress, save
 
 from dynamic.policies import Budget, BudgetPolicy, Decision, Feedback, Frontier, FrontierPoint, Policy, Snapshot
-from dynamic.policies.fixed_policy import FixedPolicy
+from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.simulate.devices import Device
 from dynamic.simulate.report import SimulationReport
 from dynamic.simulate.simulator import simulate

@@ -36,15 +36,15 @@ from common import ROOT, add_data_option, data_folder, progress, save
 from scipy.stats import binom
 
 import dynamic
-from dynamic.policies.answers import Answers
-from dynamic.policies.certification import certify
-from dynamic.policies.plan import plan
+from dynamic.policies.certification.answers import Answers
+from dynamic.policies.certification.certificates import certify
+from dynamic.policies.certification.replay import cost_to
+from dynamic.policies.certification.risks import RISKS
+from dynamic.policies.certification.temperature import fit_temperatures
+from dynamic.policies.certification.threshold_search import Search
 from dynamic.policies.records import SEARCH_SHARE, split
-from dynamic.policies.replay import cost_to
-from dynamic.policies.risks import RISKS
 from dynamic.policies.scores import Combiner
-from dynamic.policies.search import Search
-from dynamic.policies.temperature import fit_temperatures
+from dynamic.policies.stage_plan import plan
 
 COUNTS = (500, 1000, 2000, 5000)
 TARGETS = (0.005, 0.01, 0.02)

@@ -8,7 +8,7 @@ and batteries are models. In every scenario the same requests meet, seed by seed
 
 - every static network alone, and every operating point of the cascade as a static one;
 - the composed policy, `BudgetPolicy()`; single policies, which apply one kind of limit; and the oracle, which knows
-  all but what inputs look like (see dynamic/simulate/oracle.py).
+  all but what inputs look like (see dynamic/simulate/requests/oracle.py).
 
 A miss is a request answered later than the tighter of the budget's latency and deadline, or not at all. A latency at a
 percentile allows some: "excess" counts what is unanswered or later than the deadline, and of those later than the
@@ -39,10 +39,10 @@ from cifar_simulated import Simulated, simulated
 from common import ROOT, add_data_option, data_folder, progress, save
 
 from dynamic.policies import Budget, BudgetPolicy, Frontier, Policy
-from dynamic.policies.fixed_policy import FixedPolicy
+from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.simulate.devices import device
-from dynamic.simulate.oracle import oracle
 from dynamic.simulate.report import SimulationReport
+from dynamic.simulate.requests.oracle import oracle
 from dynamic.simulate.scenarios import SCENARIOS, Scenario, scenarios
 
 DEVICES = ("raspberry-pi-5-power-bank", "mid-range-phone")

@@ -14,10 +14,10 @@ from pathlib import Path
 import digits_bundle
 
 from dynamic.policies import Budget, BudgetPolicy, Policy
-from dynamic.policies.fixed_policy import FixedPolicy
+from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.simulate.devices import devices
-from dynamic.simulate.oracle import oracle
 from dynamic.simulate.report import SimulationReport
+from dynamic.simulate.requests.oracle import oracle
 from dynamic.simulate.scenarios import SCENARIOS, Scenario, scenarios
 
 PICTURE = Path("out/simulated_devices.png")

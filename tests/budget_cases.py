@@ -7,7 +7,7 @@ from typing import Any
 from policy_cases import INF, make_costs, make_ladder, make_point
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.budget_policy import BudgetPolicy, BudgetState
+from dynamic.policies.control.budget_policy import BudgetPolicy, BudgetState
 from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.frontier import Frontier, FrontierPoint
 from dynamic.policies.snapshot import Snapshot

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sensor_cases import V2_MOUNT
 
-from dynamic.sensors.contract import Reading
+from dynamic.monitoring.contract import Reading
 
 Files = dict[str, str | int]
 
@@ -163,7 +163,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, errors: Mapping[Path, int]) -> None:
             raise OSError(code, os.strerror(code), str(path))
         return real(path, *more, **named)
 
-    monkeypatch.setattr("dynamic.sensors.files.os.open", guarded)
+    monkeypatch.setattr("dynamic.monitoring.kernel.kernel_files.os.open", guarded)
 
 
 def refuse_on_phone(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamic.engines.contract import CascadeSpec, Output
-from dynamic.engines.opening import open_engine
-from dynamic.engines.switching import CascadeEngine
+from dynamic.engines.engine_factory import open_engine
+from dynamic.engines.route_choice import CascadeEngine
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.graphs import write_graphs
-from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.onnx_export.stage_graphs import export_stages
+from dynamic.offline.onnx_export.whole_graph import write_graphs
+from dynamic.offline.staged_network import Stage, StagedNetwork
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.scores import Combiner
 

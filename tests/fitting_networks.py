@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynamic.models import CifarResNet
-from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.staged_network import Stage, StagedNetwork
 
 
 class PooledHead(nn.Module):

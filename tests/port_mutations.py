@@ -1,7 +1,7 @@
 """What a port of the policy may get wrong, as replacements in `examples/policy_port.py`, and who notices.
 
-`python tests/port_mutations.py` looks for the seeds in `policies/golden.py` with which the cases notice most. Left out
-is what a thousand cases cannot show: what is too little for another point (`_TELLS_MB`, `_TELLS`, `_LEAST`), halving
+`python tests/port_mutations.py` looks for the seeds in `dynamic/bundle/golden_vectors.py` with which the
+cases notice most. Left out is what a thousand cases cannot show: what is too little for another point (`_TELLS_MB`, `_TELLS`, `_LEAST`), halving
 of what is needed after as many calm requests, its bound and that of a rest, a rest that a clock set back ends, and that
 the end of the time asked for lifts a limit that then hardly binds.
 """
@@ -218,16 +218,16 @@ def noticed(port: str | CodeType, devices: dict[str, Any], sequence: dict[str, A
 
 
 def _search(seeds: int) -> None:
-    from dynamic.policies import golden
+    from dynamic.bundle import golden_vectors
     from dynamic.policies.frontier import Frontier
 
     made_up = ("made up", "unmetered")
-    frontiers = golden.frontiers(golden._LADDER)
-    pool = [(name, kind, seed) for name in made_up for kind, _ in golden._SEEDS[name] for seed in range(seeds)]
-    devices = {name: golden.figures(frontiers[name]) for name in made_up}
+    frontiers = golden_vectors.frontiers(golden_vectors._LADDER)
+    pool = [(name, kind, seed) for name in made_up for kind, _ in golden_vectors._SEEDS[name] for seed in range(seeds)]
+    devices = {name: golden_vectors.figures(frontiers[name]) for name in made_up}
 
     def drawn(frontier: Frontier, kind: Any, seed: int) -> Any:
-        cases = list(islice(golden._sequence(frontier, Random(f"0 {seed}"), kind), kind.cases))
+        cases = list(islice(golden_vectors._sequence(frontier, Random(f"0 {seed}"), kind), kind.cases))
         return json.loads(json.dumps(cases))
 
     sequences = [{"device": name, "cases": drawn(frontiers[name], kind, seed)} for name, kind, seed in pool]
@@ -243,7 +243,8 @@ def _search(seeds: int) -> None:
     long = sorted({kind.cases for _, kind, _ in pool})
     sizes = [[q for q, (_, kind, _) in enumerate(pool) if kind.cases == cases] for cases in long]
     counts = [
-        sum(len(own) for name in made_up for kind, own in golden._SEEDS[name] if kind.cases == cases) for cases in long
+        sum(len(own) for name in made_up for kind, own in golden_vectors._SEEDS[name] if kind.cases == cases)
+        for cases in long
     ]
 
     def missing(chosen: list[int]) -> int:
@@ -265,7 +266,7 @@ def _search(seeds: int) -> None:
         best = min(best, (now, chosen))
     left = wanted - set().union(*(found[q] for q in best[1]))
     print("not noticed:", [MUTATIONS[m] if isinstance(m, int) else m for m in left])
-    kinds = {id(kind): name for name, kind in vars(golden).items() if isinstance(kind, golden._Kind)}
+    kinds = {id(kind): name for name, kind in vars(golden_vectors).items() if isinstance(kind, golden_vectors._Kind)}
     for device, kind, seed in sorted((name, kinds[id(kind)], seed) for name, kind, seed in (pool[q] for q in best[1])):
         print(device, kind, seed)
 

@@ -16,7 +16,7 @@ import dynamic
 from dynamic.engines.contract import Output
 from dynamic.errors import EngineError
 from dynamic.policies import BudgetPolicy, Decision, Policy
-from dynamic.runtime import Runtime
+from dynamic.runtime.runtime import Runtime
 
 
 def blobs(folder: Path) -> dynamic.Bundle:

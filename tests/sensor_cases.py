@@ -41,7 +41,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
             raise PermissionError(13, "Permission denied", str(path))
         return kept(path, *more, **named)
 
-    monkeypatch.setattr("dynamic.sensors.files.os.open", guarded)
+    monkeypatch.setattr("dynamic.monitoring.kernel.kernel_files.os.open", guarded)
 
 
 V2_MOUNT = "30 23 0:28 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"

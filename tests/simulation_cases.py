@@ -7,7 +7,7 @@ import numpy as np
 from policy_cases import make_costs
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.fixed_policy import FixedPolicy
+from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder, Point
 from dynamic.policies.records import Records

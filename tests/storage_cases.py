@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import dynamic
-from dynamic.bundle import Bundle
+from dynamic.bundle.bundle import Bundle
 
 LINUX = sys.platform == "linux"
 ROOT = LINUX and os.geteuid() == 0

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import dynamic
-from dynamic import choosing
-from dynamic.bundle import MANIFEST, _manifest_hash
-from dynamic.canary_check import kept_report, labels_limit
-from dynamic.choosing import Choice
+from dynamic.bundle.bundle import MANIFEST, _manifest_hash
+from dynamic.bundle.canaries.check import kept_report, labels_limit
+from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.errors import BundleError, CorruptError
-from dynamic.fingerprint import EngineIdentity
+from dynamic.profiling import engine_choice
+from dynamic.profiling.engine_choice import Choice
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks" / "robustness"))  # scripts, no package
@@ -148,7 +148,7 @@ def assert_again(shelf: Path, folder: str, caplog: pytest.LogCaptureFixture, mis
         assert missing or "profile() again" in caplog.text
     elif folder == "choices":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(choosing, "choose", lambda *_, **__: Choice("", 1, {}, "onnxruntime", {}, {}))
+            patch.setattr(engine_choice, "choose", lambda *_, **__: Choice("", 1, {}, "onnxruntime", {}, {}))
             bundle.open_unchecked("auto", threads=1).close()
         assert "measuring again" in caplog.text
     else:
@@ -161,8 +161,8 @@ def assert_again(shelf: Path, folder: str, caplog: pytest.LogCaptureFixture, mis
 def test_measured_files_as_they_were_written_are_read(shelf: Path) -> None:
     bundle = dynamic.load(shelf)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choosing, "choose", None)
-        patch.setattr("dynamic.canary_reports.check_canaries", None)
+        patch.setattr(engine_choice, "choose", None)
+        patch.setattr("dynamic.bundle.canaries.reports.check_canaries", None)
         bundle.open("auto", threads=1).close()
         assert bundle.open(threads=1).agrees
 

@@ -10,12 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from policy_cases import INF, learned, make_records
 
-from dynamic.policies import answers
-from dynamic.policies.answers import Answers
+from dynamic.policies.certification import answers
+from dynamic.policies.certification.answers import Answers
+from dynamic.policies.certification.replay import replay
+from dynamic.policies.certification.risks import RISKS
 from dynamic.policies.errors import CalibrationError
 from dynamic.policies.records import Records
-from dynamic.policies.replay import replay
-from dynamic.policies.risks import RISKS
 from dynamic.policies.scores import COMBINE, SCORES, Combiner, softmax
 
 TEMPERATURE = (1.0, 1.7, 0.8, 1.2)

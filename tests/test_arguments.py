@@ -90,7 +90,7 @@ def test_nothing_is_exported_before_arguments_are_right(
 
 def test_an_engine_that_is_not_installed_is_noticed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "export_stages", _never)
-    monkeypatch.setattr("dynamic.engines.opening.is_there", lambda package: package == "torch")
+    monkeypatch.setattr("dynamic.engines.engine_factory.is_there", lambda package: package == "torch")
     with pytest.raises(EngineError, match=r"'openvino' is not installed: pip install"):
         dynamic.build([Reading(8)], Seldom(), engine="openvino")
 

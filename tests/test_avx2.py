@@ -14,7 +14,7 @@ from torch import nn
 
 import dynamic
 from dynamic.errors import EngineError
-from dynamic.models.compress.quantization import quantize
+from dynamic.models.compress.quantization.static_int8 import quantize
 
 LIMIT = Path(__file__).parent / "avx2" / "limit.py"
 
@@ -22,7 +22,7 @@ REPORT = """
 import json, sys
 import numpy as np
 import dynamic
-from dynamic.bundle import Bundle
+from dynamic.bundle.bundle import Bundle
 bundle = dynamic.load(sys.argv[1])
 report = bundle.check()
 with bundle.runtime(dynamic.Budget(max_drop=0.5), monitor=dynamic.FixedMonitor()) as run:

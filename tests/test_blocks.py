@@ -7,7 +7,7 @@ from torchvision import models
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress.blocks import Branch, branches, prune_blocks
+from dynamic.models.compress.pruning.block_pruning import Branch, branches, prune_blocks
 from dynamic.policies.errors import BudgetError, InputError, TraceError, WrapError
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import dynamic
+from dynamic.bundle.golden_vectors import golden, to_text
 from dynamic.errors import CalibrationError
-from dynamic.policies.certification import certify
-from dynamic.policies.golden import golden, to_text
+from dynamic.policies.certification.certificates import certify
 from dynamic.policies.records import Records, split
 
 CLASSES = 3

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from policy_cases import repeatable
 from scipy.stats import binom, binomtest, multinomial
 
-from dynamic.policies.bounds import (
+from dynamic.policies.certification.bounds import (
     betting_p,
     binomial_p,
     largest_share,

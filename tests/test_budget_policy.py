@@ -10,7 +10,7 @@ from budget_cases import COSTS, FRONTIER, LADDER, POLICY, after, decide, drifted
 from policy_cases import INF, make_ladder, make_point
 
 from dynamic.policies.budget import PRIORITY, Budget
-from dynamic.policies.budget_policy import BudgetPolicy, BudgetState
+from dynamic.policies.control.budget_policy import BudgetPolicy, BudgetState
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.snapshot import Snapshot

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from policy_cases import repeatable
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.budget_policy import BudgetState
+from dynamic.policies.control.budget_policy import BudgetState
+from dynamic.policies.control.device_state import fair_share
 from dynamic.policies.decision import Decision
-from dynamic.policies.situation import fair_share
 from dynamic.policies.snapshot import Snapshot
 
 KNOWN: dict[str, Any] = {

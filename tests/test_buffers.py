@@ -17,10 +17,10 @@ from PIL import Image, ImageOps
 from runtime_cases import Fake, Takes, faked, monitor, shared_blobs
 
 import dynamic
-from dynamic.decoding import copy_picture, picture_pixels, picture_shape, read_picture
+from dynamic.data.picture_decoding import copy_picture, picture_pixels, picture_shape, read_picture
 from dynamic.engines.contract import Output
-from dynamic.owning import owned
-from dynamic.runtime import Runtime
+from dynamic.runtime.requests.input_copies import owned
+from dynamic.runtime.runtime import Runtime
 
 LIMIT_S = 30
 Pair = namedtuple("Pair", "left right")
@@ -286,7 +286,7 @@ def test_groups_of_the_drift_test_see_the_input_of_their_request(bundle: dynamic
         found.append(float(x[0, 0]))
         return 0
 
-    with bundle.runtime(monitor=monitor(), drift=dynamic.streams.DriftOptions(groups=group)) as run:
+    with bundle.runtime(monitor=monitor(), drift=dynamic.runtime.drift.streams.DriftOptions(groups=group)) as run:
         buffer = frame(0)
         futures = []
         for number in range(4):

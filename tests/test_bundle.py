@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.bundle import MANIFEST
+from dynamic.bundle.bundle import MANIFEST
 from dynamic.engines.openvino import computes_bf16
 from dynamic.errors import (
     BudgetError,
@@ -200,7 +200,7 @@ def test_costs_are_kept_for_this_machine(shelf: Path) -> None:
 def test_powers_are_checked_before_anything_is_measured(
     bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch, powers: dict[str, float], message: str
 ) -> None:
-    monkeypatch.setattr("dynamic.bundle.profile", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("dynamic.bundle.bundle.profile", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(BudgetError, match=message):
         bundle.profile(**powers)  # type: ignore[arg-type]
 
@@ -211,7 +211,7 @@ def test_costs_of_another_engine_are_found_again(
     path = bundle.save(tmp_path / "shelf").folder
     cascade = dynamic.Cascade(networks)
     dynamic.load(path, modules=cascade).profile(batch=(1,), seconds=0.05, engine="torch")
-    monkeypatch.setattr("dynamic.bundle.profile", None)  # measuring again would call it
+    monkeypatch.setattr("dynamic.bundle.bundle.profile", None)  # measuring again would call it
     with dynamic.load(path, modules=cascade).runtime(engine="torch", monitor=dynamic.FixedMonitor()) as run:
         assert run.frontier.costs.engine == "torch"
 
@@ -332,7 +332,7 @@ def test_a_runtime_of_a_route_has_the_costs_of_that_route(copy: Path, monkeypatc
     with dynamic.load(copy).runtime(monitor=still(), route="stages") as run:  # measures
         assert set(run.frontier.costs.route) == {"stages"}
     assert json.loads(file.read_text())["route"] == ["graph", "graph"]
-    monkeypatch.setattr("dynamic.bundle.profile", None)  # measuring again would call it
+    monkeypatch.setattr("dynamic.bundle.bundle.profile", None)  # measuring again would call it
     with dynamic.load(copy).runtime(monitor=still(), route="graph") as run:
         assert run.frontier.costs.route == ("graph", "graph")
 

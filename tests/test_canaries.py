@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dynamic
-from dynamic import bundle as bundles
-from dynamic import canary_check, canary_reports
-from dynamic.canaries import CANARIES, LEAST, MOST, MOST_BYTES, Canaries, Reservoir, noise
-from dynamic.canary_check import CHECKS, CanaryReport, check_canaries, labels_limit, moved
-from dynamic.doctor import examine
+from dynamic.bundle import bundle as bundles
+from dynamic.bundle.canaries import check, reports
+from dynamic.bundle.canaries.canary_set import CANARIES, LEAST, MOST, MOST_BYTES, Canaries, Reservoir, noise
+from dynamic.bundle.canaries.check import CHECKS, CanaryReport, check_canaries, labels_limit, moved
+from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.cli.doctor import examine
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
+from dynamic.engines.engine_factory import engine_version
 from dynamic.engines.onnxruntime import OnnxRuntimeExecutor, OnnxRuntimeGraph
-from dynamic.engines.opening import engine_version
 from dynamic.errors import CorruptError, InputError
-from dynamic.fingerprint import EngineIdentity
-from dynamic.machine import instruction_sets
+from dynamic.monitoring.contract import Reading
 from dynamic.policies.errors import CalibrationError, EngineError
 from dynamic.policies.ladder import Ladder, Point
-from dynamic.sensors.contract import Reading
+from dynamic.profiling.machine import instruction_sets
 
 INF = float("inf")
 NORMALIZE = dynamic.Preprocess.of(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -225,7 +225,7 @@ def made() -> dynamic.Bundle:
 
 @pytest.fixture
 def shelf(made: dynamic.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(canary_reports, "_reports", {})
+    monkeypatch.setattr(reports, "_reports", {})
     return made.save(tmp_path / "shelf").folder
 
 
@@ -252,19 +252,19 @@ def test_a_bundle_that_agrees_is_certified_and_asks_once(shelf: Path, monkeypatc
     assert bundle.canaries is not None
     assert len(bundle.canaries) == MOST
     assert bundle.calibrated_on == EngineIdentity.of(bundle.open())
-    monkeypatch.setattr(canary_reports, "_reports", {})
+    monkeypatch.setattr(reports, "_reports", {})
     for kept in (shelf / CHECKS).iterdir():
         kept.unlink()
     inputs, _ = blobs()
     with dynamic.load(shelf).runtime(dynamic.Budget(max_drop=0.05), monitor=quiet()) as run:
         assert run(inputs[0].numpy()).certified
     (kept,) = (shelf / CHECKS).iterdir()
-    monkeypatch.setattr(canary_reports, "_reports", {})
+    monkeypatch.setattr(reports, "_reports", {})
 
     def never(*_: Any, **__: Any) -> CanaryReport:
         raise AssertionError("the canaries ran again")
 
-    monkeypatch.setattr(canary_reports, "check_canaries", never)
+    monkeypatch.setattr(reports, "check_canaries", never)
     report = dynamic.load(shelf).check()
     assert report is not None
     assert report.agrees
@@ -374,7 +374,7 @@ def test_a_shelf_that_cannot_be_written_keeps_the_report_in_memory(
     def refused(*_: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(canary_check, "replace_text", refused)
+    monkeypatch.setattr(check, "replace_text", refused)
     with caplog.at_level(logging.WARNING, "dynamic"):
         first = dynamic.load(shelf).check()
         second = dynamic.load(shelf).check()
@@ -389,7 +389,7 @@ def test_a_kept_report_that_does_not_read_is_made_again(
     dynamic.load(shelf).check()
     (kept,) = (shelf / CHECKS).iterdir()
     kept.write_text(text, encoding="utf-8")
-    monkeypatch.setattr(canary_reports, "_reports", {})
+    monkeypatch.setattr(reports, "_reports", {})
     report = dynamic.load(shelf).check()
     assert report is not None
     assert report.agrees
@@ -446,7 +446,7 @@ def test_an_unknown_word_for_canaries_is_refused_before_any_work() -> None:
 
 def test_certified_again_on_the_device_that_differs(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shifted(monkeypatch, 4.0)
-    monkeypatch.setattr(canary_check, "_graph_differs", lambda *_: (0.0, 0))  # the stages alone are shifted here
+    monkeypatch.setattr(check, "_graph_differs", lambda *_: (0.0, 0))  # the stages alone are shifted here
     bundle, (inputs, label) = dynamic.load(shelf), blobs()
     batches = [(x.numpy(), y.numpy()) for x, y in zip(inputs.split(400), label.split(400), strict=True)]
     records = bundle.calibrate(batches, progress=False)
@@ -498,7 +498,7 @@ def test_doctor_says_what_the_canaries_said(shelf: Path, monkeypatch: pytest.Mon
     assert code == 0
     assert "64 canaries agree" in text
     shifted(monkeypatch, 4.0)
-    monkeypatch.setattr(canary_reports, "_reports", {})
+    monkeypatch.setattr(reports, "_reports", {})
     for kept in (shelf / CHECKS).iterdir():
         kept.unlink()
     text, code = examine(shelf, as_json=True)
@@ -525,7 +525,7 @@ def test_a_report_that_contradicts_itself_or_is_of_another_engine_is_not_believe
     ]
     for data in forged:
         kept.write_text(json.dumps(data), encoding="utf-8")
-        monkeypatch.setattr(canary_reports, "_reports", {})
+        monkeypatch.setattr(reports, "_reports", {})
         report = dynamic.load(shelf).check()
         assert report is not None
         assert not report.agrees, data
@@ -544,7 +544,7 @@ def test_where_memory_is_short_the_single_graph_does_not_run(shelf: Path, monkey
         def __call__(self) -> Reading:
             return Reading({"memory_available_mb": 0.0}, "a test")
 
-    monkeypatch.setattr(canary_reports, "MemoryLimit", Full)
+    monkeypatch.setattr(reports, "MemoryLimit", Full)
     report = dynamic.load(shelf).check()
     assert report is not None
     assert report.agrees

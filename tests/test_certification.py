@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from policy_cases import INF, learned, make_records, repeatable
 from scipy.stats import binomtest
 
-from dynamic.policies.certification import AUTO, MAX_DROPS, certify, shortage, wilson
+from dynamic.policies.certification.certificates import AUTO, MAX_DROPS, certify, shortage, wilson
+from dynamic.policies.certification.replay import cost_to, replay
+from dynamic.policies.certification.risks import RISKS
+from dynamic.policies.certification.temperature import fit_temperatures
+from dynamic.policies.certification.threshold_search import Candidate, Search
 from dynamic.policies.errors import BudgetError, CalibrationError
 from dynamic.policies.ladder import Certificate, Ladder, Point
-from dynamic.policies.plan import plan
 from dynamic.policies.records import Records
-from dynamic.policies.replay import cost_to, replay
-from dynamic.policies.risks import RISKS
 from dynamic.policies.scores import SCORES, Combiner
-from dynamic.policies.search import Candidate, Search
-from dynamic.policies.temperature import fit_temperatures
+from dynamic.policies.stage_plan import plan
 
 BACKBONE = (0, 0, 1)
 fewer = settings(repeatable, max_examples=25)

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from policy_cases import make_records
 from scipy.stats import binom
 
-from dynamic.policies.certification import certify
+from dynamic.policies.certification.certificates import certify
+from dynamic.policies.certification.replay import replay
+from dynamic.policies.certification.risks import Evidence
 from dynamic.policies.errors import CalibrationError
 from dynamic.policies.ladder import Ladder, Point
 from dynamic.policies.records import Records
-from dynamic.policies.replay import replay
-from dynamic.policies.risks import Evidence
 from dynamic.policies.scores import Combiner
 
 DELTA = 0.1

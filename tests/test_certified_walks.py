@@ -8,9 +8,9 @@ import pytest
 from policy_cases import learned, make_records
 from scipy.stats import binom
 
-from dynamic.policies import certification
-from dynamic.policies.certification import _walk, certify
-from dynamic.policies.risks import RISKS, Evidence
+from dynamic.policies.certification import certificates
+from dynamic.policies.certification.certificates import _walk, certify
+from dynamic.policies.certification.risks import RISKS, Evidence
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def test_levels_add_up_to_delta(risk: str, targets: tuple[float, ...], monkeypat
         asked.append((target, level))
         return plain(self, target, level, times)
 
-    monkeypatch.setattr(certification, "_walk", walk)
+    monkeypatch.setattr(certificates, "_walk", walk)
     monkeypatch.setattr(Evidence, "p_value", p_value)
     monkeypatch.setattr(Evidence, "needed", lambda *_: None)
     logits, label = learned(1600, 3, reach=(2.0, 4.0))

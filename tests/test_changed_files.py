@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.engines.files import BundleFiles
+from dynamic.engines.model_files.graph_files import BundleFiles
 from dynamic.errors import BundleError, CorruptError, EngineError
 from dynamic.policies import Decision
 from dynamic.policies.records import Records
@@ -247,7 +247,9 @@ def test_weights_that_are_a_link_out_of_the_folder_are_refused(copy: Path, tmp_p
 
 def test_a_volume_that_numbers_its_files_anew_is_run(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states = iter(range(10**6))
-    monkeypatch.setattr("dynamic.engines.files.BundleFiles._state", lambda *_: (next(states), 0, 0, 0, 0))
+    monkeypatch.setattr(
+        "dynamic.engines.model_files.graph_files.BundleFiles._state", lambda *_: (next(states), 0, 0, 0, 0)
+    )
     with runtime(copy, fallback=()) as run:
         assert np.isfinite(run(TOKENS.numpy()).logits).all()
 
@@ -269,6 +271,6 @@ def test_a_bundle_that_may_not_be_read_is_words(copy: Path, monkeypatch: pytest.
     def forbidden(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("dynamic.bundle.file_hash", forbidden)
+    monkeypatch.setattr("dynamic.bundle.bundle.file_hash", forbidden)
     with pytest.raises(BundleError, match=r"shelf cannot be read \(Permission denied\); grant the right"):
         dynamic.load(copy)

@@ -11,7 +11,7 @@ from torchvision import models
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress.channels import prunable, prune_channels
+from dynamic.models.compress.pruning.channel_pruning import prunable, prune_channels
 from dynamic.policies.errors import BudgetError, InputError, WrapError
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -160,7 +160,7 @@ def test_hidden_neurons_that_do_nothing_can_go_without_a_trace() -> None:
 _SWIN = """
 import json, resource, torch
 from torchvision import models
-from dynamic.models.compress.channels import prune_channels
+from dynamic.models.compress.pruning.channel_pruning import prune_channels
 
 torch.set_num_threads(1)
 net = models.SwinTransformer([2, 2], 32, [2, 2], [2, 4], [4, 4], num_classes=5).eval()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dynamic.models import load_weights, save_weights
-from dynamic.offline.checkpoints import Checkpoint, digest, read_tensors, signature, write_tensors
+from dynamic.offline.networks.checkpoints import Checkpoint, digest, read_tensors, signature, write_tensors
 from dynamic.policies.errors import BundleError, CorruptError, InputError, SchemaError
 
 

@@ -14,12 +14,12 @@ import torch
 from engine_cases import CLASSES, Case, Plain, four_stages
 
 import dynamic
-from dynamic import choosing
-from dynamic.bundle import MANIFEST
-from dynamic.choosing import Choice, check_precision, choose, chosen
-from dynamic.engines.opening import installed
+from dynamic.bundle.bundle import MANIFEST
+from dynamic.engines.engine_factory import installed
 from dynamic.engines.openvino import computes_bf16
 from dynamic.errors import EngineError
+from dynamic.profiling import engine_choice
+from dynamic.profiling.engine_choice import Choice, check_precision, choose, chosen
 
 ENGINES = ("onnxruntime", "openvino")
 pytestmark = pytest.mark.skipif(not set(ENGINES) <= set(installed()), reason="needs both engines")
@@ -31,7 +31,7 @@ def f32(name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "_SECONDS", 0.01)
+    monkeypatch.setattr(engine_choice, "_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def case(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Case:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """What choosing opens, with the options; each engine notes whether it was closed."""
     seen: list[tuple[str, dict[str, Any]]] = []
-    real = choosing.open_engine
+    real = engine_choice.open_engine
 
     def watched(name: str, *given: Any, **options: Any) -> Any:
         seen.append((name, options))
@@ -55,20 +55,20 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         monkeypatch.setattr(engine, "close", lambda: (options.update(closed=True), close()))
         return engine
 
-    monkeypatch.setattr(choosing, "open_engine", watched)
+    monkeypatch.setattr(engine_choice, "open_engine", watched)
     return seen
 
 
 def breaking(monkeypatch: pytest.MonkeyPatch, **broken: Exception) -> None:
     """Opening these engines raises."""
-    real = choosing.open_engine
+    real = engine_choice.open_engine
 
     def open_engine(name: str, *given: Any, **options: Any) -> Any:
         if name in broken:
             raise broken[name]
         return real(name, *given, **options)
 
-    monkeypatch.setattr(choosing, "open_engine", open_engine)
+    monkeypatch.setattr(engine_choice, "open_engine", open_engine)
 
 
 def choice(case: Case, precision_on: Callable[[str], str] = f32, keep: bool = True, **options: Any) -> Choice:
@@ -89,7 +89,7 @@ def test_the_least_figure_wins(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
 
         columns = iter([Column(), type("Other", (), {"leaving": ([next(took)] * 3, [5.0] * 3)})()])
         with monkeypatch.context() as patch:
-            patch.setattr(choosing, "measure_graph", lambda *given, columns=columns: next(columns))
+            patch.setattr(engine_choice, "measure_graph", lambda *given, columns=columns: next(columns))
             assert choose(case.folder, case.spec, case.combiner, f32).engine == fast
 
 
@@ -99,7 +99,7 @@ def test_it_is_kept_and_reused(case: Case, opened: list[Any], monkeypatch: pytes
     assert all(options.get("closed") for _, options in opened)
     assert choice(case) == found
     assert len(opened) == 2
-    monkeypatch.setattr(choosing, "machine_key", lambda: "another")
+    monkeypatch.setattr(engine_choice, "machine_key", lambda: "another")
     choice(case)
     assert len(opened) == 4
     assert len(list((case.folder / "choices").iterdir())) == 2
@@ -133,7 +133,7 @@ def test_a_damaged_file_is_measured_again(
 def test_an_engine_that_is_gone_is_not_taken(case: Case, opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     first = choice(case).engine
     (other,) = set(ENGINES) - {first}
-    monkeypatch.setattr(choosing, "installed", lambda: (other, "torch"))
+    monkeypatch.setattr(engine_choice, "installed", lambda: (other, "torch"))
     assert choice(case).engine == other
 
 
@@ -141,7 +141,7 @@ def test_no_engine_able(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     (case.folder / "graph.onnx").unlink()
     with pytest.raises(EngineError, match=r"no installed engine runs this cascade: .*onnxruntime.*openvino"):
         choice(case)
-    monkeypatch.setattr(choosing, "installed", lambda: ("torch",))
+    monkeypatch.setattr(engine_choice, "installed", lambda: ("torch",))
     with pytest.raises(EngineError, match="none is installed"):
         choice(case)
     assert not (case.folder / "choices").exists()
@@ -159,7 +159,7 @@ def test_an_engine_that_fails_is_closed(case: Case, opened: list[Any], monkeypat
     def fail(*_: Any) -> None:
         raise EngineError("out of memory")
 
-    monkeypatch.setattr(choosing, "measure_graph", fail)
+    monkeypatch.setattr(engine_choice, "measure_graph", fail)
     with pytest.raises(EngineError, match="out of memory"):
         choice(case)
     assert [options["closed"] for _, options in opened] == [True, True]
@@ -183,7 +183,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> dynamic.Bundle:
     torch.manual_seed(0)
     data = [(torch.randn(200, 1, 8, 8), torch.arange(200) % CLASSES)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choosing, "_SECONDS", 0.01)
+        patch.setattr(engine_choice, "_SECONDS", 0.01)
         built = dynamic.build([Plain(), Plain()], data, engine="auto")
     return built.save(tmp_path_factory.mktemp("auto") / "shelf")
 
@@ -219,7 +219,7 @@ def test_another_engine_than_the_bundle_s_is_told(
     (other,) = set(ENGINES) - {bundle.engine}
     for taken in (bundle.engine, other):
         monkeypatch.setattr(
-            "dynamic.bundle.chosen", lambda *given, taken=taken, **options: Choice("", None, {}, taken, {}, {})
+            "dynamic.bundle.bundle.chosen", lambda *given, taken=taken, **options: Choice("", None, {}, taken, {}, {})
         )
         caplog.clear()
         with caplog.at_level(logging.WARNING, "dynamic"):
@@ -244,7 +244,7 @@ def test_bf16_is_for_the_engines_that_have_it(case: Case, monkeypatch: pytest.Mo
         with pytest.raises(EngineError, match=r"'bf16' is not available on engine 'onnxruntime'.*does not compute in"):
             choice(case, lambda _: "bf16")
     check_precision("bf16")
-    monkeypatch.setattr(choosing, "installed", lambda: ("onnxruntime", "torch"))
+    monkeypatch.setattr(engine_choice, "installed", lambda: ("onnxruntime", "torch"))
     data = [(torch.randn(8, 1, 8, 8), torch.arange(8) % CLASSES)]
     monkeypatch.setattr("dynamic.offline.building.export_stages", None)  # it must not come so far
     for precision in ("bf16", "f8"):

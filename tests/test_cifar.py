@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import dynamic
+from dynamic.data.labelled_images import ImageSet, load_images, stratified_halves
 from dynamic.models import load_weights, resnet20, resnet32, resnet56
-from dynamic.offline.images import ImageSet, load_images, stratified_halves
 
 # on all 10,000 test images, as measured by whoever prepared the weights
 ACCURACY = {"resnet20": 0.9173, "resnet32": 0.9263, "resnet56": 0.9339}

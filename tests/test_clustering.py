@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress.clustering import centroids, cluster, nearest, settle, share_values
-from dynamic.models.compress.pruning import masks, prune_weights
+from dynamic.models.compress.packing.weight_clustering import centroids, cluster, nearest, settle, share_values
+from dynamic.models.compress.pruning.weight_pruning import masks, prune_weights
 from dynamic.models.compress.report import copied
 from dynamic.policies.errors import BudgetError, InputError
 

@@ -19,16 +19,16 @@ from torch import nn
 
 import dynamic
 from dynamic.__main__ import main
+from dynamic.data.labelled_images import digits
 from dynamic.models import save_weights
-from dynamic.offline.images import digits
 from dynamic.policies import BudgetPolicy
-from dynamic.policies.certification import wilson
-from dynamic.policies.drift import ScoreBins
-from dynamic.result import FeedbackEstimate, Statistics
+from dynamic.policies.certification.certificates import wilson
+from dynamic.policies.certification.drift import ScoreBins
+from dynamic.report.run_tables import run_text
+from dynamic.runtime.result import FeedbackEstimate, Statistics
 from dynamic.simulate.devices import device
 from dynamic.simulate.simulator import simulate
 from dynamic.simulate.workload import Poisson
-from dynamic.tables import run_text
 
 FACTORIES = """
 from torch import nn

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.models import compress
 from dynamic.models.compress import prune_weights, quantize, quantize_weights, separate
-from dynamic.models.compress.blocks import _estimate
+from dynamic.models.compress.pruning.block_pruning import _estimate
 from dynamic.models.compress.report import Measured, Report, measure
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import export_stages
+from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.policies.errors import BudgetError, ExitError, InputError, WrapError
 
 X = torch.zeros(2, 3, 8, 8)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import dynamic
-from dynamic.models.compress.quantization import quantize
-from dynamic.offline.compute import cost_macs, count_macs
+from dynamic.models.compress.quantization.static_int8 import quantize
+from dynamic.offline.tracing.multiply_adds import cost_macs, count_macs
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 CONV, LAST = 8 * 3 * 9 * 6 * 6, 288 * 10  # multiply-adds of the two layers

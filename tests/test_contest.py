@@ -7,7 +7,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 from dynamic.errors import EngineError, InputError
-from dynamic.models.compress.contest import entered, in_turns_ms, no_less_accurate, right_answers, tensors_mb
+from dynamic.models.compress.families.comparison import (
+    entered,
+    in_turns_ms,
+    no_less_accurate,
+    right_answers,
+    tensors_mb,
+)
 
 X = torch.eye(3)[[0, 1, 2, 0]]
 DATA = [(X[:3], torch.tensor([0, 1, 2])), (X[3:], torch.tensor([0]))]

@@ -6,7 +6,7 @@ import pytest
 from budget_cases import FRONTIER, POLICY, feedback, name, switches
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.cooling import Cooling
+from dynamic.policies.control.thermal import Cooling
 from dynamic.policies.snapshot import Snapshot
 
 

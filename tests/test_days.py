@@ -15,7 +15,7 @@ from policy_cases import learned, make_records
 from runtime_cases import shared_blobs
 
 import dynamic
-from dynamic.engines.switching import CascadeEngine
+from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies import Frontier, Records
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

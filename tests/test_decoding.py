@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 
-from dynamic.decoding import PictureError, copy_picture, picture_pixels, read_picture
+from dynamic.data.labelled_images import load_images
+from dynamic.data.picture_decoding import PictureError, copy_picture, picture_pixels, read_picture
+from dynamic.data.picture_files import find_pictures
+from dynamic.data.preprocessing import CenterCrop, Preprocess, Resize
 from dynamic.errors import InputError
-from dynamic.offline.images import load_images
-from dynamic.pictures import find_pictures
-from dynamic.preprocessing import CenterCrop, Preprocess, Resize
 
 RAMP = (np.arange(64, dtype=np.uint16) * 1040).reshape(8, 8)  # 0 to 65520
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -159,7 +159,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match=r"bomb\.png .* does not read as an image .*54 pixels"):
         load_images(tmp_path / "set", cache=False, progress=False)
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", None)  # the user has switched Pillow's own limit off
-    monkeypatch.setattr("dynamic.decoding.MOST_PIXELS", 53)
+    monkeypatch.setattr("dynamic.data.picture_decoding.MOST_PIXELS", 53)
     with pytest.raises(PictureError, match="9 x 6 pixels, and at most 53 are read"):
         find_pictures([tmp_path / "set"])[0].pixels()
 
@@ -167,7 +167,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch:
 def test_a_zip_of_little_weight_is_refused_where_it_holds_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/1.png", bytes(100_000))
-    monkeypatch.setattr("dynamic.pictures.MOST_BYTES", 99_999)
+    monkeypatch.setattr("dynamic.data.picture_files.MOST_BYTES", 99_999)
     with pytest.raises(PictureError, match="100000 bytes, and at most 99999 are read"):
         find_pictures([tmp_path / "bomb.zip"])[0].pixels()
 
@@ -302,7 +302,7 @@ def test_what_another_reader_has_kept_is_not_used(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = tree(tmp_path)
     load_images(source, progress=False)
-    monkeypatch.setattr("dynamic.offline.images._READER", 3)
+    monkeypatch.setattr("dynamic.data.labelled_images._READER", 3)
     load_images(source, progress=False)
     assert len(list((tmp_path / "cache" / "dynamic-inference").iterdir())) == 2
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress import Compressed, deepcompression
-from dynamic.models.compress.deepcompression import deep_compress
-from dynamic.models.compress.packing import load_packed
-from dynamic.offline.checkpoints import read_tensors, write_tensors
+from dynamic.models.compress import Compressed
+from dynamic.models.compress.packing import deep_compression
+from dynamic.models.compress.packing.deep_compression import deep_compress
+from dynamic.models.compress.packing.packed_file import load_packed
+from dynamic.offline.networks.checkpoints import read_tensors, write_tensors
 from dynamic.policies.errors import BudgetError, BundleError, CorruptError
 
 PICTURE = torch.zeros(1, 1, 8, 8)
@@ -68,7 +69,7 @@ def test_killed_between_steps_and_started_again(
     trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(trained)
-    fit, calls = deepcompression.fit, []
+    fit, calls = deep_compression.fit, []
 
     def killed(*args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs["seed"])
@@ -76,7 +77,7 @@ def test_killed_between_steps_and_started_again(
             raise KeyboardInterrupt
         return fit(*args, **kwargs)
 
-    monkeypatch.setattr(deepcompression, "fit", killed)
+    monkeypatch.setattr(deep_compression, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         run(trained, folder=tmp_path)
     monkeypatch.undo()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from dynamic.offline.determinism import derived_seed, seeded
+from dynamic.offline.training.epoch_seeds import derived_seed, seeded
 
 
 def drawn() -> tuple[float, float, float]:

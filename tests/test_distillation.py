@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress.distillation import Ensemble, distill
-from dynamic.models.compress.hints import Hints
+from dynamic.models.compress.distillation.distillation import Ensemble, distill
+from dynamic.models.compress.distillation.feature_hints import Hints
 from dynamic.policies.errors import BudgetError, BundleError, InputError, WrapError
 
 X = torch.zeros(2, 1, 8, 8)

@@ -11,7 +11,7 @@ import pytest
 from policy_cases import learned, make_records
 from scipy.stats import kstest
 
-from dynamic.policies.drift import BINS, Bag, Bets, DriftTest, ScoreBins, score_bins
+from dynamic.policies.certification.drift import BINS, Bag, Bets, DriftTest, ScoreBins, score_bins
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.scores import Combiner
 

@@ -13,12 +13,12 @@ import torch
 from engine_cases import CLASSES, INF, WAYS, Case, Plain, check, four_stages
 from torch import Tensor, nn
 
-from dynamic.engines.opening import installed, open_engine
+from dynamic.engines.engine_factory import installed, open_engine
 from dynamic.errors import BudgetError, EngineError, InputError
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.graphs import write_graphs
-from dynamic.offline.stages import Stage, StagedNetwork
-from dynamic.policies.replay import replay
+from dynamic.offline.onnx_export.whole_graph import write_graphs
+from dynamic.offline.staged_network import Stage, StagedNetwork
+from dynamic.policies.certification.replay import replay
 from dynamic.policies.scores import COMBINE
 
 GRAPHS = [way for way in WAYS if way.endswith("graph")]

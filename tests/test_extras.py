@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import dynamic
-from dynamic import bare
+from dynamic.cli import bare_shell
 from dynamic.extras import EXTRAS, remedy
 
 # refuses to import what a meta-path finder is told to hide, as if it were not installed
@@ -80,8 +80,8 @@ import dynamic, numpy, json
 bundle = dynamic.load("plain")
 with bundle.runtime(dynamic.Budget(latency_ms=80, max_drop=0.01)) as run:
     print(run(numpy.zeros((4, 4, 3), numpy.uint8)).stage.tolist())
-dynamic.simulate.devices.device("laptop"), dynamic.simulate.processes.Steps, dynamic.policies.Policy
-dynamic.errors.ShedError, dynamic.changes.Change, dynamic.offline.images.load_images
+dynamic.simulate.devices.device("laptop"), dynamic.simulate.world.processes.Steps, dynamic.policies.Policy
+dynamic.errors.ShedError, dynamic.runtime.decisions.decision_log.Change, dynamic.data.labelled_images.load_images
 from dynamic.simulate.simulator import simulate
 """
     done = python(code, folder=desk)
@@ -145,7 +145,7 @@ def test_rooms_are_attributes_after_import() -> None:
 import dynamic
 from dynamic import bare
 print(dynamic.models.compress.quantize.__name__, dynamic.models.resnet20.__name__)
-print(dynamic.simulate.simulator.simulate.__name__, dynamic.offline.selecting.select_exits.__name__)
+print(dynamic.simulate.simulator.simulate.__name__, dynamic.offline.exit_selection.select_exits.__name__)
 for name in ("docs", "tests", "nothing", "_names_"):
     assert not hasattr(dynamic, name), name
 assert not hasattr(dynamic.models, "nothing") and not hasattr(dynamic.offline, "nothing")
@@ -166,13 +166,13 @@ assert not hasattr(dynamic.models, "nothing") and not hasattr(dynamic.offline, "
         ("import dynamic; dynamic.models", ALL, 'dynamic.models needs torch, .*"dynamic-inference[build]"'),
         ("from dynamic.models import compress", ALL, 'dynamic.models needs torch, .*"dynamic-inference[build]"'),
         ("from dynamic.models import compress", {"bitarray"}, 'dynamic.models.compress needs bitarray, .*[build]"'),
-        ("from dynamic.offline import selecting", ALL, 'dynamic.offline.selecting needs torch, .*[build]"'),
+        ("from dynamic.offline import selecting", ALL, 'dynamic.offline.exit_selection needs torch, .*[build]"'),
         ("import dynamic; dynamic.wrap", ALL, 'dynamic.wrap needs torch, .*"dynamic-inference[build]"'),
         ("import dynamic; dynamic.family", {"safetensors"}, 'dynamic.models needs safetensors, .*[build]"'),
         ("import dynamic; dynamic.build", {"onnxscript", "safetensors"}, 'dynamic.build needs safetensors, .*[build]"'),
         ("import dynamic; dynamic.recertify", ALL, 'dynamic.recertify needs onnx, .*"dynamic-inference[onnx]"'),
         ("import dynamic; dynamic.export", ALL, 'dynamic.export needs onnx, .*"dynamic-inference[onnx]"'),
-        ("from dynamic.offline.images import digits; digits()", ALL, 'digits need scikit-learn: .*[examples]"'),
+        ("from dynamic.data.labelled_images import digits; digits()", ALL, 'digits need scikit-learn: .*[examples]"'),
         ("import dynamic; dynamic.load('shelf')", ALL, 'resizes, and Pillow is not installed: .*[images]"'),
     ],
 )
@@ -258,8 +258,8 @@ def test_doctor_runs_in_the_base_installation(desk: Path) -> None:
 
 
 def test_doctor_of_a_shelf_that_is_damaged_or_of_another_engine(desk: Path, tmp_path: Path) -> None:
-    from dynamic.bundle import MANIFEST, _manifest_hash
-    from dynamic.doctor import check_shelf
+    from dynamic.bundle.bundle import MANIFEST, _manifest_hash
+    from dynamic.cli.doctor import check_shelf
 
     assert "holds no bundle.json" in check_shelf(tmp_path).problems[0]
     shelf = dynamic.load(desk / "plain").save(tmp_path / "shelf").folder
@@ -297,5 +297,5 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] in ("torch",
 
 def test_the_base_install_s_doctor_takes_a_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "proc").mkdir()
-    assert bare.main(["doctor", "--root", str(tmp_path), "--json"]) == 0
+    assert bare_shell.main(["doctor", "--root", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["missing"]

@@ -24,12 +24,12 @@ from dynamic.errors import (
     WrapError,
 )
 from dynamic.models import CifarResNet
-from dynamic.models.compress.advising import advice, networks_alone
-from dynamic.models.compress.families import Family
-from dynamic.models.compress.recipes import Recipe
+from dynamic.models.compress.families.cascade_advice import advice, networks_alone
+from dynamic.models.compress.families.family import Family
+from dynamic.models.compress.families.recipes import Recipe
 from dynamic.models.compress.report import Compressed, Measured, Report
+from dynamic.policies.certification.replay import replay
 from dynamic.policies.ladder import Point
-from dynamic.policies.replay import replay
 
 NOTHING = Report("by hand", Measured(1, 1, 1, 1.0), Measured(1, 1, 1, 1.0))
 QUICK: dict[str, Any] = {"engine": "torch", "memory": False, "by": "macs", "progress": False}

@@ -10,8 +10,8 @@ import torch
 from fitting_networks import ExitNet, PooledHead, WholeHead, digits
 from torch import nn
 
-from dynamic.offline.acceleration import Acceleration
-from dynamic.offline.features import FeatureCache, classified, extracted, pooled
+from dynamic.offline.networks.feature_cache import FeatureCache, classified, extracted, pooled
+from dynamic.offline.training.acceleration import Acceleration
 from dynamic.policies.errors import InputError
 
 PLAIN = Acceleration(torch.device("cpu"), bf16=False, channels_last=False)

@@ -15,8 +15,8 @@ from fitting_networks import ExitNet, PooledHead, WholeHead, accuracies, digits,
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.offline.checkpoints import read_tensors
-from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.networks.checkpoints import read_tensors
+from dynamic.offline.staged_network import Stage, StagedNetwork
 from dynamic.policies.errors import BudgetError, BundleError, CorruptError, DynamicError, InputError, WrapError
 
 QUICK: dict[str, dict[str, Any]] = {

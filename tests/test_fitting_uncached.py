@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import dynamic
 from dynamic.models import CifarResNet, ConvHead
-from dynamic.offline.fitting import FitReport
+from dynamic.offline.training.fitting import FitReport
 from dynamic.policies.errors import BudgetError, BundleError, InputError, WrapError
 
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "autocast": False, "channels_last": False, "progress": False}

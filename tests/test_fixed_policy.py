@@ -4,8 +4,8 @@ import pytest
 from budget_cases import FRONTIER, feedback
 
 from dynamic.policies.budget import Budget
+from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.errors import BudgetError
-from dynamic.policies.fixed_policy import FixedPolicy
 from dynamic.policies.snapshot import Snapshot
 
 

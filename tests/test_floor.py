@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from policy_cases import make_records
 
-from dynamic.policies.certification import certify
+from dynamic.bundle.tables import ladder_text
+from dynamic.policies.certification.certificates import certify
+from dynamic.policies.certification.floor import floor_of, levels
 from dynamic.policies.errors import BudgetError
-from dynamic.policies.floor import floor_of, levels
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
-from dynamic.tables import ladder_text
 
 CLASSES = 10
 

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.folding import fold_norms
+from dynamic.offline.onnx_export.batch_norm_folding import fold_norms
+from dynamic.offline.onnx_export.stage_graphs import export_stages
 
 D, OUT = 5, 3
 RNG = np.random.default_rng(0)

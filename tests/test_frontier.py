@@ -14,7 +14,7 @@ from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
 from dynamic.policies.frontier import SPREADS, Frontier, first_answer_ms, mean_ms, percentile_ms
 from dynamic.policies.ladder import Point
-from dynamic.policies.plan import plan
+from dynamic.policies.stage_plan import plan
 
 BATCH = (1, 2, 4, 8, 16)
 BACKBONE = (0, 0, 1)

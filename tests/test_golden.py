@@ -19,16 +19,16 @@ import pytest
 from policy_cases import INF, learned, make_costs, make_ladder, make_point, make_records
 from port_mutations import MUTATIONS, PORT, mutated, noticed
 
-from dynamic.bundle import MANIFEST, Bundle, _manifest_hash, load, write
+from dynamic.bundle.bundle import MANIFEST, Bundle, _manifest_hash, load, write
+from dynamic.bundle.golden_vectors import figures, golden, to_text
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
-from dynamic.policies import budget_policy, cooling, hysteresis, limits, pacing, situation, slowdown
 from dynamic.policies.budget import Budget
-from dynamic.policies.budget_policy import BudgetPolicy, BudgetState
-from dynamic.policies.certification import certify
+from dynamic.policies.certification.certificates import certify
+from dynamic.policies.control import battery, budget_policy, device_state, limits, slowdown, switching, thermal
+from dynamic.policies.control.budget_policy import BudgetPolicy, BudgetState
 from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.golden import figures, golden, to_text
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.rank import Rank
 from dynamic.policies.snapshot import Snapshot
@@ -250,7 +250,7 @@ def replayed(shelf: Path) -> Iterator[tuple[dict[str, Any], Decision, BudgetStat
 
 
 def test_figures_are_all_that_the_policy_needs_and_every_branch_occurs(shelf: Path) -> None:
-    rooms = (budget_policy, cooling, hysteresis, limits, pacing, situation, slowdown)
+    rooms = (budget_policy, thermal, switching, limits, battery, device_state, slowdown)
     ran, before = {str(room.__file__): set[int]() for room in rooms}, sys.gettrace()
 
     def trace(frame: Any, event: str, _: Any) -> Any:

@@ -19,13 +19,13 @@ from engine_cases import CLASSES, INF, Case, Plain, TwoExits, check, four_stages
 from torch import Tensor, nn
 
 import dynamic
+from dynamic.data.preprocessing import CenterCrop, Normalize, Preprocess, Scale
 from dynamic.engines.contract import CascadeSpec, Output
 from dynamic.errors import EngineError, InputError
-from dynamic.offline import graphs
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.nesting import Nest
-from dynamic.preprocessing import CenterCrop, Normalize, Preprocess, Scale
+from dynamic.offline.onnx_export import whole_graph
+from dynamic.offline.onnx_export.nested_graph import Nest
+from dynamic.offline.onnx_export.stage_graphs import export_stages
 
 NAMES = ("cat", "dog", "ship", "frog")
 PREPROCESS = Preprocess.of(mean=(0.4,), std=(0.3,))
@@ -377,7 +377,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     bundle: dynamic.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = session(dynamic.export(bundle, tmp_path / "one.onnx"))
-    monkeypatch.setattr(graphs, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(whole_graph, "_MOST_BYTES", 1000)
     sizes = []
     for _ in range(2):
         two = dynamic.export(bundle, tmp_path / "two" / "c.onnx")
@@ -441,7 +441,7 @@ def test_an_input_with_a_name_of_the_graphs_is_refused(
     for write in (
         lambda: dynamic.export(kind(), tmp_path / "c.onnx", example_inputs=inputs),
         lambda: dynamic.build([kind(), kind()], [(inputs, torch.arange(4))]),
-        lambda: graphs.write_graphs(
+        lambda: whole_graph.write_graphs(
             tmp_path, replace(bundle.spec, inputs=(replace(bundle.spec.inputs[0], name=name),)), bundle.ladder
         ),
     ):

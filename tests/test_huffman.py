@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamic.models.compress.huffman import Encoded, decode, encode
+from dynamic.models.compress.packing.huffman import Encoded, decode, encode
 from dynamic.policies.errors import CorruptError, InputError
 
 

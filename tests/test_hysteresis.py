@@ -2,7 +2,7 @@
 
 import math
 
-from dynamic.policies.hysteresis import Hold, Rest
+from dynamic.policies.control.switching import Hold, Rest
 
 
 def until_changed(hold: Hold) -> tuple[int, Hold]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dynamic.offline.images as module
-from dynamic.offline.images import ImageSet, digits, load_images, stratified_halves
+import dynamic.data.labelled_images as module
+from dynamic.data.labelled_images import ImageSet, digits, load_images, stratified_halves
 from dynamic.policies.errors import DynamicError, InputError
 
 

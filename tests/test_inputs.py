@@ -18,7 +18,7 @@ from torch import nn
 
 import dynamic
 from dynamic.errors import InputError
-from dynamic.runtime import Runtime
+from dynamic.runtime.runtime import Runtime
 
 WAYS = [("onnxruntime", "graph"), ("onnxruntime", "stages"), ("openvino", "graph"), ("openvino", "stages")]
 X = np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)
@@ -329,17 +329,21 @@ def test_a_turned_picture_is_judged_by_its_turned_size(pictures: dynamic.Bundle)
     "steps",
     [
         (),
-        (dynamic.preprocessing.Resize(12),),
-        (dynamic.preprocessing.Resize(12, longest=14),),
-        (dynamic.preprocessing.Resize((9, 11)),),
-        (dynamic.preprocessing.CenterCrop((8, 20)),),
-        (dynamic.preprocessing.RGB(), dynamic.preprocessing.Resize(10), dynamic.preprocessing.CenterCrop((10, 10))),
-        (dynamic.preprocessing.Gray(1),),
-        (dynamic.preprocessing.Gray(3),),
+        (dynamic.data.preprocessing.Resize(12),),
+        (dynamic.data.preprocessing.Resize(12, longest=14),),
+        (dynamic.data.preprocessing.Resize((9, 11)),),
+        (dynamic.data.preprocessing.CenterCrop((8, 20)),),
+        (
+            dynamic.data.preprocessing.RGB(),
+            dynamic.data.preprocessing.Resize(10),
+            dynamic.data.preprocessing.CenterCrop((10, 10)),
+        ),
+        (dynamic.data.preprocessing.Gray(1),),
+        (dynamic.data.preprocessing.Gray(3),),
     ],
 )
 def test_the_size_that_is_checked_is_the_size_that_comes_out(shape: tuple[int, ...], steps: Any) -> None:
-    preprocess = dynamic.Preprocess((*steps, dynamic.preprocessing.Scale()))
+    preprocess = dynamic.Preprocess((*steps, dynamic.data.preprocessing.Scale()))
     image = np.zeros(shape, np.uint8)
     made = preprocess(image).shape[1:]
     preprocess.check(image, made)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dynamic
-from dynamic.models.compress.int8 import Grid, Int8Linear
-from dynamic.models.compress.int8sums import without_ties
-from dynamic.models.compress.int8weights import saturating_channels, weight_codes, weight_scales
-from dynamic.models.compress.quantization import quantize
-from dynamic.offline.exporting import export_stages
+from dynamic.models.compress.quantization.int8_arithmetic import Grid, Int8Linear
+from dynamic.models.compress.quantization.static_int8 import quantize
+from dynamic.models.compress.quantization.sum_scales import without_ties
+from dynamic.models.compress.quantization.weight_codes import saturating_channels, weight_codes, weight_scales
+from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.policies.errors import BudgetError
 
 

@@ -21,9 +21,9 @@ from test_forking import in_child
 
 import dynamic
 from dynamic.errors import ClosedError, InputError
-from dynamic.interrupts import in_signal_handler
 from dynamic.policies import Decision
-from dynamic.runtime import Runtime
+from dynamic.runtime.requests.interrupts import in_signal_handler
+from dynamic.runtime.runtime import Runtime
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signal")
 LIMIT_S = 20

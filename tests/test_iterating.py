@@ -11,11 +11,11 @@ from torch import nn
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress import iterating
-from dynamic.models.compress.channels import prune_channels
-from dynamic.models.compress.iterating import Target, prune_until
-from dynamic.models.compress.pruning import masks, prune_weights
-from dynamic.models.compress.structure import restructured, structure
+from dynamic.models.compress.pruning import iterative_pruning
+from dynamic.models.compress.pruning.channel_pruning import prune_channels
+from dynamic.models.compress.pruning.iterative_pruning import Target, prune_until
+from dynamic.models.compress.pruning.pruned_structure import restructured, structure
+from dynamic.models.compress.pruning.weight_pruning import masks, prune_weights
 from dynamic.policies.errors import BudgetError, BundleError, CorruptError, InputError, WrapError
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -104,7 +104,7 @@ def test_killed_and_started_again_gives_the_same_network(
         "options": {"round_to": 1} if how == "channels" else {},
     }  # fmt: skip
     whole = run(**settings)
-    fit, calls = iterating.fit, []
+    fit, calls = iterative_pruning.fit, []
 
     def dies(network: nn.Module, loader: object, **kwargs):
         calls.append(1)
@@ -121,7 +121,7 @@ def test_killed_and_started_again_gives_the_same_network(
 
         return fit(network, loader, penalty=penalty, **kwargs)
 
-    monkeypatch.setattr(iterating, "fit", dies)
+    monkeypatch.setattr(iterative_pruning, "fit", dies)
     with pytest.raises(KilledError):
         run(**settings, folder=tmp_path)
     resumed = []
@@ -131,7 +131,7 @@ def test_killed_and_started_again_gives_the_same_network(
         resumed.append(report.resumed)
         return report
 
-    monkeypatch.setattr(iterating, "fit", watched)
+    monkeypatch.setattr(iterative_pruning, "fit", watched)
     again = run(**settings, folder=tmp_path)
     assert resumed == ([1, 0] if killed_in == 1 else [1])
     assert again.report.facts == whole.report.facts
@@ -175,7 +175,7 @@ def test_widths_are_counted_from_the_first_ones() -> None:
 
 
 def test_latency_is_timed_in_turns_at_each_step_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure, timed = iterating.measure, []
+    measure, timed = iterative_pruning.measure, []
     clock = iter([(10.0, 9.0), (20.0, 9.5)])  # the machine got slower: 9.5 of 20 is what counts
 
     def scripted(nets, example, latency: bool):
@@ -184,7 +184,7 @@ def test_latency_is_timed_in_turns_at_each_step_and_kept(tmp_path: Path, monkeyp
         found = measure(nets, example, latency=False)
         return [replace(m, latency_ms=ms) for m, ms in zip(found, next(clock), strict=True)]
 
-    monkeypatch.setattr(iterating, "measure", scripted)
+    monkeypatch.setattr(iterative_pruning, "measure", scripted)
     settings = {"how": "blocks", "target": Target(latency=0.5), "steps": 4, "folder": tmp_path}
     done = run(**settings)
     steps = done.report.facts["steps"]
@@ -248,7 +248,7 @@ def test_errors() -> None:
 def test_structures_are_told_and_rebuilt() -> None:
     net = learned().eval()
     thin = prune_channels(net, EXAMPLE, 0.5, latency=False).network
-    gone = iterating.prune_blocks(thin, EXAMPLE, ["layer2.1"], latency=False).network
+    gone = iterative_pruning.prune_blocks(thin, EXAMPLE, ["layer2.1"], latency=False).network
     held = prune_weights(gone, EXAMPLE, 0.5, latency=False).network
     told = structure(net, held)
     assert told["replaced"] == {"layer2.1": "identity"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from policy_cases import INF, make_ladder, make_point
 
-from dynamic.policies.drift import ScoreBins
+from dynamic.policies.certification.drift import ScoreBins
 from dynamic.policies.errors import CorruptError, SchemaError
 from dynamic.policies.ladder import SCHEMA, Certificate, Ladder, Missing
 

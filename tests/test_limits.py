@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from policy_cases import INF, make_costs, make_ladder, make_point, repeatable
 
 from dynamic.policies.budget import PRIORITY, Budget
-from dynamic.policies.budget_policy import BudgetPolicy
-from dynamic.policies.cooling import Cooling
+from dynamic.policies.control.battery import Drain, Pace
+from dynamic.policies.control.budget_policy import BudgetPolicy
+from dynamic.policies.control.device_state import Situation
+from dynamic.policies.control.limits import LIMITS, Sieve, stay, worded
+from dynamic.policies.control.thermal import Cooling
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.limits import LIMITS, Sieve, stay, worded
-from dynamic.policies.pacing import Drain, Pace
 from dynamic.policies.rank import Rank, members
-from dynamic.policies.situation import Situation
 from dynamic.policies.snapshot import Snapshot
 
 NAMES = ("reference", "middle", "quick")

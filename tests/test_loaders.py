@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import dynamic
 from dynamic.errors import CalibrationError, InputError
-from dynamic.models.compress.quantization import quantize
+from dynamic.models.compress.quantization.static_int8 import quantize
 from dynamic.models.compress.report import accuracy
-from dynamic.offline.inputs import class_indices, named_tensors, read_batch, run_on
+from dynamic.offline.batches import class_indices, named_tensors, read_batch, run_on
 
 COUNT, CLASSES = 90, 3
 X = torch.randn(COUNT, 8, generator=torch.Generator().manual_seed(0))
@@ -176,7 +176,8 @@ def test_no_labels_are_none() -> None:
 
 def refused(work: Callable[[], object], match: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error comes before anything is exported or trained."""
-    from dynamic.offline import building, calibration, training
+    from dynamic.offline import building, calibration
+    from dynamic.offline.training import training_loop
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("work was done before the data were checked")
@@ -184,7 +185,7 @@ def refused(work: Callable[[], object], match: str, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         patch.setattr(building, "export_stages", never)
         patch.setattr(calibration, "export_stages", never)
-        patch.setattr(training, "_step", never)
+        patch.setattr(training_loop, "_step", never)
         with pytest.raises(InputError, match=match):
             work()
 

@@ -9,8 +9,8 @@ import torch
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
-from dynamic.offline.losses import ExitLoss, GradientBalance
-from dynamic.offline.stages import Stage
+from dynamic.offline.staged_network import Stage
+from dynamic.offline.training.losses import ExitLoss, GradientBalance
 from dynamic.policies.errors import BudgetError
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress.lottery import Lottery, left_by, lottery_ticket
+from dynamic.models.compress.pruning.lottery_ticket import Lottery, left_by, lottery_ticket
 from dynamic.policies.errors import BudgetError, BundleError, InputError
 
 X = torch.zeros(1, 4)

@@ -11,7 +11,7 @@ from torchvision.models.convnext import CNBlockConfig
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress.lowrank import decompose, low_rank
+from dynamic.models.compress.factorization.low_rank import decompose, low_rank
 from dynamic.policies.errors import BudgetError, CalibrationError, InputError
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))

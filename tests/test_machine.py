@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sensor_cases import V2_MOUNT, Tree, forbid
 
-from dynamic import machine
+from dynamic.profiling import machine
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from dynamic.models.compress.families import Family
-from dynamic.models.compress.members import Beaten, Member, judge
+from dynamic.models.compress.families.family import Family
+from dynamic.models.compress.families.measured_networks import Beaten, Member, judge
 from dynamic.models.compress.report import Measured
 
 

@@ -16,12 +16,12 @@ import psutil
 import pytest
 from sensor_cases import V2_MOUNT, Clock, Tree, forbid
 
-from dynamic.monitor import Battery, FixedMonitor, Monitor
+from dynamic.monitoring.contract import AbsentError, Reading, Source
+from dynamic.monitoring.monitor import Battery, FixedMonitor, Monitor
+from dynamic.monitoring.sensor_loop import Watch
+from dynamic.monitoring.sources.cpu import OtherLoad, usable_cores
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.snapshot import Snapshot
-from dynamic.sensors.contract import AbsentError, Reading, Source
-from dynamic.sensors.cpu import OtherLoad, usable_cores
-from dynamic.sensors.watching import Watch
 
 INTERVAL_S = 0.02
 
@@ -188,7 +188,7 @@ def test_interval_is_positive(interval_s: float) -> None:
 def test_starts_again_after_a_fork() -> None:
     code = """
 import os, signal, sys, time
-from dynamic.monitor import Monitor
+from dynamic.monitoring.monitor import Monitor
 monitor, other = Monitor(0.02).start(), Monitor(0.02).start()
 # locks that threads of the parent may hold when it forks
 with monitor._watch._lock, monitor._watch._stop._cond, other._watch._lock, other._watch._stop._cond:
@@ -220,10 +220,10 @@ def test_load_of_others_by_psutil_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_p
         [times(10.61, 5.1, 100.1, 1.1, 0.1, 3.5), times(20.2, 5, 200.8, 0, 0, 0), times(9, 9, 9, 9, 9, 9)],
     ]
     own = iter([1.0, 1.3, 1.3])  # this process took 0.3 s of the 1.0 s that were busy
-    monkeypatch.setattr("dynamic.sensors.cpu.usable_cores", lambda: (0, 1))
-    monkeypatch.setattr("dynamic.sensors.cpu.time.process_time", lambda: next(own))
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.usable_cores", lambda: (0, 1))
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.time.process_time", lambda: next(own))
     feed = iter(readings)
-    monkeypatch.setattr("dynamic.sensors.cpu.psutil.cpu_times", lambda percpu: next(feed))
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.psutil.cpu_times", lambda percpu: next(feed))
     load = OtherLoad(tmp_path)  # where there is no proc/stat
     assert load().fields == {"host_load": None}
     assert load().fields["host_load"] == pytest.approx((1.0 - 0.3) / 2)

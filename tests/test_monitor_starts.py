@@ -13,9 +13,9 @@ import pytest
 from sensor_cases import V2_MOUNT, Tree, forbid
 
 from dynamic.engines.memory import available_cores
-from dynamic.monitor import Battery, Monitor
-from dynamic.sensors.cpu import usable_cores
-from dynamic.sensors.temperature import Temperature
+from dynamic.monitoring.monitor import Battery, Monitor
+from dynamic.monitoring.sources.cpu import usable_cores
+from dynamic.monitoring.sources.temperature import Temperature
 
 INTERVAL_S = 0.02
 MEMORY = {"proc/meminfo": "MemTotal: 4000000 kB\nMemAvailable: 2000000 kB\n", "proc/self/statm": "999 1000 5 5\n"}
@@ -87,7 +87,7 @@ def test_a_library_that_does_not_find_this_process(tmp_path: Path, monkeypatch: 
     def gone(*_: Any) -> Any:
         raise psutil.NoSuchProcess(1)
 
-    monkeypatch.setattr("dynamic.sensors.memory.psutil.Process", gone)
+    monkeypatch.setattr("dynamic.monitoring.sources.memory.psutil.Process", gone)
     with Monitor(INTERVAL_S, battery=lambda: 0.5, root=tmp_path) as monitor:
         assert wait_until(lambda: monitor.latest.battery == 0.5)
         assert "process" in monitor.latest.missing
@@ -103,7 +103,7 @@ def test_any_source_that_cannot_be_set_up(tree: Tree, monkeypatch: pytest.Monkey
         return real(root)
 
     tree({"sys/class/thermal/thermal_zone0/type": "cpu-thermal\n", "sys/class/thermal/thermal_zone0/temp": 48_000})
-    monkeypatch.setattr("dynamic.sensors.system.Temperature", temperature)
+    monkeypatch.setattr("dynamic.monitoring.sources.system.Temperature", temperature)
     with Monitor(INTERVAL_S, root=tree.root) as monitor:
         assert wait_until(lambda: monitor.latest.memory_available_mb == 2048)
         assert "temperature" in monitor.latest.missing
@@ -161,7 +161,7 @@ def test_without_a_thread_every_sensor_is_missing(
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_with_too_few_threads_the_others_are_read(tree: Tree, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr("dynamic.sensors.watching._THREADS_S", 0.1)
+    monkeypatch.setattr("dynamic.monitoring.sensor_loop._THREADS_S", 0.1)
     threads = NoThreads(monkeypatch, count)  # for the quick sources, and for one of two functions
     with Monitor(INTERVAL_S, battery=lambda: 0.5, temperature=lambda: 40.0, root=tree.root) as monitor:
         assert wait_until(lambda: monitor.latest.memory_available_mb == 2048)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.staged_network import Stage, StagedNetwork
 
 LEVELS = {
     "as written": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from runtime_cases import Clock, Fake, Takes, X, faked, monitor, shared_blobs
 
 import dynamic
-from dynamic.canaries import Canaries
+from dynamic.bundle.canaries.canary_set import Canaries
 from dynamic.engines.contract import CascadeSpec, Executor, InputSpec, Output, StageSpec
-from dynamic.engines.loop import StageEngine
 from dynamic.engines.outputs import finite_rows, is_finite
+from dynamic.engines.stage_loop import StageEngine
 from dynamic.errors import EngineError, InputError
-from dynamic.failover import REST_S
 from dynamic.policies.scores import Combiner
-from dynamic.runtime import Runtime
+from dynamic.runtime.fallback import REST_S
+from dynamic.runtime.runtime import Runtime
 
 NAN, INF = float("nan"), float("inf")
 BAD = np.full((1, 12), NAN, np.float32)

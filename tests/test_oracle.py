@@ -9,15 +9,15 @@ import pytest
 from simulation_cases import COSTS, FRONTIER, LADDER, PLAIN, RECORDS, WARM
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.fixed_policy import FixedPolicy
+from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.frontier import Frontier
-from dynamic.simulate.oracle import oracle
-from dynamic.simulate.planning import plan_slots, walk
-from dynamic.simulate.processes import Steps
-from dynamic.simulate.queueing import best_points
+from dynamic.simulate.requests.oracle import oracle
+from dynamic.simulate.requests.oracle_search import plan_slots, walk
+from dynamic.simulate.requests.queue_times import best_points
+from dynamic.simulate.requests.slots import Heat, Service, Slots
 from dynamic.simulate.simulator import simulate
-from dynamic.simulate.slots import Heat, Service, Slots
 from dynamic.simulate.workload import Constant, Poisson
+from dynamic.simulate.world.processes import Steps
 
 ENDLESS = replace(PLAIN, battery_mwh=None)
 

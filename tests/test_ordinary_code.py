@@ -15,11 +15,11 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 import dynamic
 from dynamic.errors import EngineError, InputError, TraceError
 from dynamic.models.compress import prune_channels
-from dynamic.models.compress.distillation import distill
-from dynamic.models.compress.quantization import quantize
+from dynamic.models.compress.distillation.distillation import distill
+from dynamic.models.compress.quantization.static_int8 import quantize
 from dynamic.models.compress.report import accuracy, copied
-from dynamic.offline.compute import count_macs
-from dynamic.offline.copying import plain
+from dynamic.offline.networks.network_copies import plain
+from dynamic.offline.tracing.multiply_adds import count_macs
 
 TOKENS = torch.randn(60, 5, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(60) % 3

@@ -8,8 +8,8 @@ import pytest
 from budget_cases import COSTS, LADDER, POLICY, feedback, name, switches
 
 from dynamic.policies.budget import Budget
+from dynamic.policies.control.battery import Drain, Pace
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.pacing import Drain, Pace
 from dynamic.policies.snapshot import Snapshot
 
 HOUR_S = 3600

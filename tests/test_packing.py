@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models import CifarResNet, save_weights
-from dynamic.models.compress.clustering import cluster
-from dynamic.models.compress.packing import _gaps, _positions, load_packed, save_packed, unpacked
-from dynamic.models.compress.pruning import baked, prune_weights
-from dynamic.models.compress.rounding import rounded
-from dynamic.offline.checkpoints import read_tensors, write_tensors
+from dynamic.models.compress.packing.half_precision import rounded
+from dynamic.models.compress.packing.packed_file import _gaps, _positions, load_packed, save_packed, unpacked
+from dynamic.models.compress.packing.weight_clustering import cluster
+from dynamic.models.compress.pruning.weight_pruning import baked, prune_weights
+from dynamic.offline.networks.checkpoints import read_tensors, write_tensors
 from dynamic.policies.errors import CorruptError, InputError
 
 PICTURE = torch.zeros(1, 1, 8, 8)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 import dynamic
+from dynamic.data.labelled_images import load_images
 from dynamic.engines.openvino import computes_bf16
 from dynamic.models import load_weights, resnet20, resnet32
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.images import load_images
 
 ROWS = 42
 Made = tuple[list[nn.Module], dict[str, Tensor] | Tensor]

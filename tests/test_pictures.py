@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynamic.decoding import PictureError
+from dynamic.data.labelled_images import load_images
+from dynamic.data.picture_decoding import PictureError
+from dynamic.data.picture_files import find_pictures, pictures_in
 from dynamic.errors import InputError
-from dynamic.offline.images import load_images
-from dynamic.pictures import find_pictures, pictures_in
 
 RANDOM = np.random.default_rng(0)
 

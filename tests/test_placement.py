@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
+from dynamic.policies.certification.exit_value import choose_exits, without
+from dynamic.policies.certification.temperature import fit_temperatures
+from dynamic.policies.certification.threshold_search import Search
 from dynamic.policies.errors import BudgetError, CalibrationError
-from dynamic.policies.placement import choose_exits, without
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
-from dynamic.policies.search import Search
-from dynamic.policies.temperature import fit_temperatures
 
 
 def records(right: list[list[bool]], sure: list[list[bool]], macs: list[float], head: list[float]) -> Records:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from policy_cases import INF, repeatable
 
 from dynamic.policies.errors import BudgetError
-from dynamic.policies.plan import check_thresholds, plan
+from dynamic.policies.stage_plan import check_thresholds, plan
 
 
 @pytest.mark.parametrize(

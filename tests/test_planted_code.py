@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from dynamic import safe_path
+from dynamic.cli.named_sources import network_at
 from dynamic.errors import InputError
-from dynamic.offline.sources import network_at
-from dynamic.sensors.throttling import pi_command
+from dynamic.monitoring.sources.throttling import pi_command
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks" / "robustness"))  # scripts, no package
 from altered import make_shelf
@@ -56,7 +56,7 @@ def test_the_path_of_a_child_has_no_folder_of_data(tmp_path: Path, monkeypatch: 
         (["-m", "doctor"], ["python", "-m", "dynamic", "doctor"], True),
         (["-m"], ["python", "-X", "dev", "-m", "dynamic"], True),
         (["-m", "doctor"], ["python", "-mdynamic", "doctor"], True),
-        (["-m"], ["python", "-Wm", "-um", "dynamic.footprint"], True),
+        (["-m"], ["python", "-Wm", "-um", "dynamic.profiling.footprint"], True),
         (["-m", "dynamic"], ["python", "-m", "pytest", "dynamic"], False),
         (["-m"], ["python", "-m", "dynamics"], False),
         (["script.py"], ["python", "script.py"], False),
@@ -78,7 +78,7 @@ def test_a_network_that_is_named_is_found_and_nothing_installed_is_replaced(tmp_
     (tmp_path / "own_nets.py").write_text("from torch import nn\ndef small(): return nn.Identity()\n")
     (tmp_path / "torch_pruning.py").write_text("raise SystemExit('planted')\n")
     code = (
-        "from dynamic.offline.sources import network_at; network_at('dynamic.models:resnet20')\n"
+        "from dynamic.cli.named_sources import network_at; network_at('dynamic.models:resnet20')\n"
         "import sys, os; assert os.getcwd() not in sys.path\n"
         "network_at('own_nets:small'); import torch_pruning; assert sys.path[-1] == os.getcwd()\n"
     )

@@ -16,9 +16,9 @@ from torchvision import models, tv_tensors
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
-from dynamic.offline.transforms import from_transforms
+from dynamic.data.preprocessing import RGB, CenterCrop, Gray, Normalize, Preprocess, Resize, Scale
+from dynamic.offline.torchvision_transforms import from_transforms
 from dynamic.policies.errors import CorruptError, DynamicError, InputError, SchemaError
-from dynamic.preprocessing import RGB, CenterCrop, Gray, Normalize, Preprocess, Resize, Scale
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TO_TENSOR = [v1.ToTensor(), v1.Normalize(MEAN, STD)]
@@ -276,6 +276,6 @@ def test_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_imports_neither_torch_nor_pillow() -> None:
-    code = "import sys, dynamic.preprocessing; print([m for m in ('torch', 'PIL') if m in sys.modules])"
+    code = "import sys, dynamic.data.preprocessing; print([m for m in ('torch', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

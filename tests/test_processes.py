@@ -21,7 +21,7 @@ from runtime_cases import shared_blobs
 
 import dynamic
 from dynamic.engines import forking
-from dynamic.policies.fixed_policy import FixedPolicy
+from dynamic.policies.control.fixed_policy import FixedPolicy
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "processes.md").read_text(encoding="utf-8")
@@ -160,7 +160,7 @@ def test_canaries_that_differ_in_the_first_request_certify_nothing(
 def test_canaries_that_do_not_read_are_said_and_requests_are_answered(
     tmp_path: Path, shelf: dynamic.Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamic.canary_reports._reports", {})
+    monkeypatch.setattr("dynamic.bundle.canaries.reports._reports", {})
     shutil.rmtree(tmp_path / "shelf" / "checks")  # or what they said when the costs were measured would be read
     with dynamic.load(tmp_path / "shelf", preload=False).runtime(monitor=dynamic.FixedMonitor()) as run:
         (tmp_path / "shelf" / "canaries.npz").write_bytes(b"")

@@ -10,22 +10,22 @@ from policy_cases import INF, make_costs, make_ladder, make_point
 from simulation_cases import FRONTIER, PLAIN, RECORDS
 from test_profiling_graph import measured
 
-from dynamic import profiling
+from dynamic.bundle.golden_vectors import figures
+from dynamic.bundle.tables import points_text
+from dynamic.monitoring.contract import Reading
 from dynamic.policies.budget import Budget
-from dynamic.policies.budget_policy import BudgetPolicy
+from dynamic.policies.control.budget_policy import BudgetPolicy
+from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
-from dynamic.policies.fixed_policy import FixedPolicy
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.golden import figures
 from dynamic.policies.snapshot import Snapshot
-from dynamic.profiling import _Column
-from dynamic.profiling_graph import GraphColumn, uncertainty
-from dynamic.sensors.contract import Reading
+from dynamic.profiling import stage_profile
+from dynamic.profiling.graph_profile import GraphColumn, uncertainty
+from dynamic.profiling.stage_profile import _Column
 from dynamic.simulate.report import SimulationReport
 from dynamic.simulate.simulator import simulate
 from dynamic.simulate.workload import Constant
-from dynamic.tables import points_text
 
 LADDER = make_ladder(
     [
@@ -136,7 +136,7 @@ class Busy:
 def test_load_is_said_and_remembered(
     load: float | None, said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(profiling, "OtherLoad", lambda: Busy(load))
+    monkeypatch.setattr(stage_profile, "OtherLoad", lambda: Busy(load))
     with caplog.at_level(logging.WARNING, "dynamic"):
         _, found = measured((0, 1), 0.5, [2.0, 4.0], [0.5, 0.5])
     assert found.load == load
@@ -155,14 +155,14 @@ def test_a_profile_under_load_is_repeated(
 ) -> None:
     """The calmest of three counts."""
     left, made = iter(loads), []
-    monkeypatch.setattr(profiling, "OtherLoad", lambda: Busy(next(left)))
+    monkeypatch.setattr(stage_profile, "OtherLoad", lambda: Busy(next(left)))
     columns: Any = [object() for _ in loads]
 
     def measure() -> Any:
         made.append(columns[len(made)])
         return made[-1]
 
-    found, load = profiling._measured_alone(measure)
+    found, load = stage_profile._measured_alone(measure)
     assert (load, len(made)) == (kept, count)
     assert found is columns[loads.index(kept)]
 
@@ -171,7 +171,7 @@ def test_a_source_that_fails_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None
     def fails() -> Any:
         raise PermissionError("proc/stat")
 
-    monkeypatch.setattr(profiling, "OtherLoad", fails)
+    monkeypatch.setattr(stage_profile, "OtherLoad", fails)
     assert measured((0, 1), 0.5, [2.0, 4.0], [0.5, 0.5])[1].load is None
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from dynamic.engines.contract import CascadeSpec, InputSpec, Output, StageSpec
-from dynamic.engines.switching import CascadeEngine
+from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.costs import Costs
 from dynamic.policies.frontier import mean_ms
 from dynamic.policies.ladder import Point
-from dynamic.policies.plan import plan
-from dynamic.profiling import profile
-from dynamic.profiling_graph import GraphColumn
+from dynamic.policies.stage_plan import plan
+from dynamic.profiling.graph_profile import GraphColumn
+from dynamic.profiling.stage_profile import profile
 
 INF = float("inf")
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress.pruning import baked, masked, masks, prune_weights
+from dynamic.models.compress.pruning.weight_pruning import baked, masked, masks, prune_weights
 from dynamic.policies.errors import BudgetError, InputError, WrapError
 
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models import CifarResNet, load_weights, save_weights
-from dynamic.models.compress.int8 import Grid, Int8Conv, Int8Linear, Rounded, Total, rounded
-from dynamic.models.compress.int8graph import float_stages
-from dynamic.models.compress.quantization import QuantizedExits, quantize
-from dynamic.models.compress.ranges import grids
-from dynamic.offline.exporting import describe, export_stages
-from dynamic.offline.graphs import plain_ladder
-from dynamic.offline.stages import StagedNetwork
+from dynamic.models.compress.quantization.activation_ranges import grids
+from dynamic.models.compress.quantization.int8_arithmetic import Grid, Int8Conv, Int8Linear, Rounded, Total, rounded
+from dynamic.models.compress.quantization.int8_graph import float_stages
+from dynamic.models.compress.quantization.static_int8 import QuantizedExits, quantize
+from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
+from dynamic.offline.onnx_export.whole_graph import plain_ladder
+from dynamic.offline.staged_network import StagedNetwork
 from dynamic.policies.errors import BudgetError, CalibrationError, EngineError, InputError, TraceError, WrapError
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -504,7 +504,7 @@ def test_training_is_refused() -> None:
 
 def test_a_build_allows_int8_what_rounding_needs_and_float_no_more() -> None:
     """A value between two codes falls to either side; a float network that is as far off is still refused."""
-    from dynamic.offline.parity import check_parity
+    from dynamic.offline.onnx_export.parity import check_parity
 
     class Off:
         name, precision, graph = "pretended", "f32", None

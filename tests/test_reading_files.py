@@ -12,14 +12,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from dynamic.engines.external import external_files
-from dynamic.engines.files import BundleFiles
-from dynamic.engines.inside import check_inside, file_name
+from dynamic.engines.model_files.external_data import external_files
+from dynamic.engines.model_files.graph_files import BundleFiles
 from dynamic.errors import CorruptError, EngineError
-from dynamic.policies import fields
-from dynamic.policies.array_files import read_arrays
-from dynamic.stored import parse_json, read_json, seal, unseal
-from dynamic.traces import read_trace
+from dynamic.monitoring.traces import read_trace
+from dynamic.policies.validation import fields
+from dynamic.policies.validation.array_files import read_arrays
+from dynamic.storage.inner_paths import check_inside, file_name
+from dynamic.storage.json_files import parse_json, read_json, seal, unseal
 
 # values
 

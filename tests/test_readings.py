@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from dynamic.monitoring.plausibility import JUMPS, Believed, believe
 from dynamic.policies.errors import InputError
-from dynamic.policies.readings import JUMPS, Believed, believe
 
 
 def believed(*readings: tuple[float, float], jump: float = JUMPS["battery"]) -> list[float | None]:

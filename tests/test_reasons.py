@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from policy_cases import repeatable
 
 from dynamic.policies.budget import PRIORITY, Budget
-from dynamic.policies.budget_policy import BudgetPolicy, BudgetState
+from dynamic.policies.control.budget_policy import BudgetPolicy, BudgetState
+from dynamic.policies.control.limits import RESERVE_MB, TO_SPARE
+from dynamic.policies.control.reasons import plain
 from dynamic.policies.decision import Decision
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.limits import RESERVE_MB, TO_SPARE
-from dynamic.policies.reasons import plain
 from dynamic.policies.snapshot import Snapshot
 
 KINDS = {"most accurate": "accuracy", "fastest": "mean"}

@@ -13,9 +13,9 @@ from policy_cases import make_costs
 from torch import Tensor, nn
 
 import dynamic
+from dynamic.bundle.tables import ladder_text
 from dynamic.errors import BudgetError, CalibrationError, InputError
 from dynamic.policies import Decision
-from dynamic.tables import ladder_text
 
 COUNT, THREADS = 2400, 1
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dynamic.errors import BudgetError, InputError, WrapError
-from dynamic.models.compress.recipes import (
+from dynamic.models.compress.families.recipes import (
     MEANS,
     Recipe,
     as_named,
@@ -18,7 +18,7 @@ from dynamic.models.compress.recipes import (
     search,
 )
 from dynamic.models.compress.report import Compressed, Measured, Report
-from dynamic.offline.compute import count_macs
+from dynamic.offline.tracing.multiply_adds import count_macs
 
 EXAMPLE = torch.zeros(2, 4)
 NOTHING = Measured(1, 1, 1, 1.0)

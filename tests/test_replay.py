@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 from policy_cases import INF, learned
 
+from dynamic.policies.certification.replay import cost_to, predictions, replay, shares
 from dynamic.policies.errors import BudgetError
-from dynamic.policies.plan import plan
-from dynamic.policies.replay import cost_to, predictions, replay, shares
 from dynamic.policies.scores import COMBINE, SCORES, Combiner
+from dynamic.policies.stage_plan import plan
 
 TEMPERATURE = (1.0, 1.7, 0.8, 1.2)
 BACKBONE = (0, 0, 1, 2)

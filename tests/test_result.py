@@ -8,7 +8,7 @@ from policy_cases import make_costs, make_ladder, make_point
 
 from dynamic.policies.decision import Decision
 from dynamic.policies.frontier import Frontier
-from dynamic.result import Result, answers
+from dynamic.runtime.result import Result, answers
 
 
 def test_probabilities_by_hand() -> None:

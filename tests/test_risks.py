@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from policy_cases import learned, make_records, repeatable
 from scipy.stats import binom
 
-from dynamic.policies.bounds import betting_p, signed_p
+from dynamic.policies.certification.bounds import betting_p, signed_p
+from dynamic.policies.certification.risks import RISKS, Evidence, Sample, risk_named
+from dynamic.policies.certification.risks import test_name as name_of_test
 from dynamic.policies.errors import BudgetError, CalibrationError
-from dynamic.policies.risks import RISKS, Evidence, Sample, risk_named
-from dynamic.policies.risks import test_name as name_of_test
 
 RIGHT = np.array([True, True, False, False])
 REFERENCE_RIGHT = np.array([True, False, True, False])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynamic.models.compress.rounding import rounded, simple_norms
+from dynamic.models.compress.packing.half_precision import rounded, simple_norms
 from dynamic.policies.errors import InputError
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH
 from dynamic.errors import EngineError, InputError
-from dynamic.models.compress.quantization import quantize
-from dynamic.offline import parity
+from dynamic.models.compress.quantization.static_int8 import quantize
+from dynamic.offline.onnx_export import parity
 
 CLASSES = 3
 

@@ -11,7 +11,7 @@ from runtime_cases import monitor, shared_blobs
 import dynamic
 from dynamic.errors import BudgetError, InputError
 from dynamic.policies import BudgetPolicy, Feedback
-from dynamic.policies.budget_policy import BudgetState
+from dynamic.policies.control.budget_policy import BudgetState
 
 
 @pytest.fixture(scope="module")

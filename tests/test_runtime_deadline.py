@@ -9,8 +9,8 @@ from runtime_cases import Clock, Fake, Takes, X, faked, shared_blobs
 
 import dynamic
 from dynamic.policies import Feedback
-from dynamic.policies.ahead import ahead_ms
-from dynamic.policies.plan import plan
+from dynamic.policies.control.remaining_time import ahead_ms
+from dynamic.policies.stage_plan import plan
 
 
 @pytest.fixture(scope="module")

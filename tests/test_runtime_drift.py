@@ -18,15 +18,15 @@ from runtime_cases import Takes, monitor, shared_blobs
 from scipy.stats import binomtest
 
 import dynamic
-from dynamic import labels
 from dynamic.engines.contract import Output
-from dynamic.engines.switching import CascadeEngine
+from dynamic.engines.route_choice import CascadeEngine
 from dynamic.errors import BudgetError, EngineError, InputError
 from dynamic.policies import BudgetPolicy, Feedback
-from dynamic.policies.budget_policy import BudgetState
-from dynamic.policies.drift import ScoreBins
-from dynamic.runtime import Runtime
-from dynamic.watching import TESTED
+from dynamic.policies.certification.drift import ScoreBins
+from dynamic.policies.control.budget_policy import BudgetState
+from dynamic.runtime.drift import feedback_log
+from dynamic.runtime.drift.drift_watch import TESTED
+from dynamic.runtime.runtime import Runtime
 
 
 @pytest.fixture(scope="module")
@@ -424,8 +424,8 @@ def test_names_need_names(bundle: dynamic.Bundle) -> None:
 def test_a_label_counts_once_and_for_a_result_that_is_known(
     bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert labels.KEPT == 10_000
-    monkeypatch.setattr(labels, "KEPT", 5)
+    assert feedback_log.KEPT == 10_000
+    monkeypatch.setattr(feedback_log, "KEPT", 5)
     run = scripted(bundle)
     ids = [answered(run, 0).id for _ in range(7)]
     assert ids == list(range(7))

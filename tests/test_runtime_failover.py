@@ -10,8 +10,8 @@ from runtime_cases import Clock, Fake, Takes, X, broken, faked, monitor, shared_
 
 import dynamic
 from dynamic.errors import EngineError
-from dynamic.failover import REST_S
 from dynamic.policies import Feedback
+from dynamic.runtime.fallback import REST_S
 
 
 @pytest.fixture(scope="module")

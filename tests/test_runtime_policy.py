@@ -11,12 +11,12 @@ from policy_cases import make_costs
 from runtime_cases import Fake, Takes, X, faked, monitor, shared_blobs
 
 import dynamic
-from dynamic.changes import Change
 from dynamic.errors import BudgetError
 from dynamic.policies import Decision, Frontier, Policy
-from dynamic.policies.feasibility import check_budget
+from dynamic.policies.control.feasibility import check_budget
 from dynamic.policies.snapshot import Snapshot
-from dynamic.reading import RequestReading, with_fields
+from dynamic.runtime.decisions.decision_log import Change
+from dynamic.runtime.decisions.device_reading import RequestReading, with_fields
 
 
 @pytest.fixture(scope="module")

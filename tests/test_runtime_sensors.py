@@ -11,11 +11,11 @@ from sensor_cases import V2_MOUNT, Tree
 from test_monitor import wait_until
 
 import dynamic
-from dynamic.monitor import Monitor
-from dynamic.policies.feasibility import unmeasured
+from dynamic.monitoring.contract import AbsentError
+from dynamic.monitoring.monitor import Monitor
+from dynamic.policies.control.feasibility import unmeasured
 from dynamic.policies.snapshot import Snapshot
-from dynamic.sensors.contract import AbsentError
-from dynamic.tables import run_text
+from dynamic.report.run_tables import run_text
 
 LIMITS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"battery_floor": 0.2}, {"battery": 0.8}),

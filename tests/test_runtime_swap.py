@@ -15,10 +15,10 @@ from runtime_cases import QUICK, REFERENCE, Clock, Fake, Takes, X, broken, faked
 from test_forking import in_child
 
 import dynamic
-from dynamic.changes import Change
 from dynamic.errors import BudgetError, BundleError, EngineError
 from dynamic.policies import Decision, Policy
-from dynamic.spacing import LONGEST_S, PAUSES, Spacing
+from dynamic.runtime.decisions.decision_log import Change
+from dynamic.runtime.requests.pauses import LONGEST_S, PAUSES, Spacing
 
 LIMIT_S = 30
 
@@ -213,7 +213,7 @@ def test_costs_measured_while_requests_run_are_not_kept(
 ) -> None:
     folder = bundle.save(tmp_path / "shelf").folder
     shutil.rmtree(folder / "costs")
-    monkeypatch.setattr("dynamic.bundle.profile", lambda *given, **options: bundle.costs)
+    monkeypatch.setattr("dynamic.bundle.bundle.profile", lambda *given, **options: bundle.costs)
     with bundle.runtime(monitor=monitor(), drift_alpha=None) as run:
         run.swap(dynamic.load(folder))
         assert run.bundle.costs == bundle.costs

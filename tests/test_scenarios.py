@@ -7,9 +7,9 @@ import pytest
 from simulation_cases import FRONTIER, PLAIN, RECORDS
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.budget_policy import BudgetPolicy
+from dynamic.policies.control.budget_policy import BudgetPolicy
+from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.errors import BudgetError
-from dynamic.policies.fixed_policy import FixedPolicy
 from dynamic.simulate.devices import device, devices
 from dynamic.simulate.scenarios import SCENARIOS, Scenario, scenario, scenarios
 

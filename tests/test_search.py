@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from policy_cases import INF, learned, make_records, repeatable
 from trying_everything import TEMPERATURE, Everything
 
-from dynamic.policies.answers import Answers
+from dynamic.policies.certification.answers import Answers
+from dynamic.policies.certification.replay import cost_to, replay
+from dynamic.policies.certification.risks import RISKS
+from dynamic.policies.certification.threshold_search import Candidate, Search, midpoints
 from dynamic.policies.errors import CalibrationError
-from dynamic.policies.plan import plan
 from dynamic.policies.records import Records
-from dynamic.policies.replay import cost_to, replay
-from dynamic.policies.risks import RISKS
 from dynamic.policies.scores import COMBINE, Combiner
-from dynamic.policies.search import Candidate, Search, midpoints
+from dynamic.policies.stage_plan import plan
 
 DROPS = (0.0, 0.005, 0.01, 0.02, 0.05)
 BODY, HEAD = (1.0, 2.0, 3.0, 1.5), (0.2, 0.1, 0.3, 0.05)

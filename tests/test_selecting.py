@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models import BlockHead, CifarResNet, ConvHead
-from dynamic.offline.heads import ExitHead
-from dynamic.offline.selecting import keep_exits, select_exits
+from dynamic.offline.exit_selection import keep_exits, select_exits
+from dynamic.offline.tracing.exit_heads import ExitHead
 from dynamic.policies.errors import ExitError, LayoutError
 
 

@@ -9,8 +9,8 @@ import pytest
 from device_trees import reasons, refuse_with, supply
 from sensor_cases import Clock, Tree
 
-from dynamic.sensors.contract import AbsentError
-from dynamic.sensors.supply import BatteryLevel
+from dynamic.monitoring.contract import AbsentError
+from dynamic.monitoring.sources.supply import BatteryLevel
 
 SUPPLY = "sys/class/power_supply"
 

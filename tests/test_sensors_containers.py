@@ -11,9 +11,9 @@ import pytest
 from device_trees import reasons, refuse_with
 from sensor_cases import V2_MOUNT, Clock, Tree
 
-from dynamic.sensors.limits import CpuLimit, MemoryLimit
-from dynamic.sensors.memory import Available
-from dynamic.sensors.pressure import Pressure
+from dynamic.monitoring.sources.limits import CpuLimit, MemoryLimit
+from dynamic.monitoring.sources.memory import Available
+from dynamic.monitoring.sources.pressure import Pressure
 
 PAGE = 4096
 GROUP = "sys/fs/cgroup/box"
@@ -27,7 +27,9 @@ def tree(tmp_path: Path) -> Tree:
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pread
-    monkeypatch.setattr("dynamic.sensors.files.os.pread", lambda handle, size, at: real(handle, min(size, PAGE), at))
+    monkeypatch.setattr(
+        "dynamic.monitoring.kernel.kernel_files.os.pread", lambda handle, size, at: real(handle, min(size, PAGE), at)
+    )
 
 
 def mountinfo(size: int) -> str:
@@ -91,8 +93,8 @@ def test_the_kernel_s_own_mountinfo_of_many_mounts(tmp_path: Path) -> None:
     code = """
 import os, sys
 from pathlib import Path
-from dynamic.sensors.cgroup import hierarchy
-from dynamic.sensors.files import KernelFile
+from dynamic.monitoring.kernel.cgroup import hierarchy
+from dynamic.monitoring.kernel.kernel_files import KernelFile
 file = Path("/proc/self/mountinfo")
 whole, handle = file.read_bytes(), os.open(file, os.O_RDONLY)
 print(len(whole), len(os.pread(handle, 1 << 20, 0)))

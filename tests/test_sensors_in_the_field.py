@@ -11,13 +11,13 @@ import pytest
 from device_trees import chip, reasons, refuse_with, supply, zone
 from sensor_cases import Clock, Tree
 
-from dynamic.sensors.cpu import OtherLoad
-from dynamic.sensors.files import KernelFile
-from dynamic.sensors.frequency import Frequency
-from dynamic.sensors.memory import Available
-from dynamic.sensors.power import Power, Rapl
-from dynamic.sensors.temperature import Temperature
-from dynamic.sensors.throttling import Throttling
+from dynamic.monitoring.kernel.kernel_files import KernelFile
+from dynamic.monitoring.sources.cpu import OtherLoad
+from dynamic.monitoring.sources.frequency import Frequency
+from dynamic.monitoring.sources.memory import Available
+from dynamic.monitoring.sources.power import Power, Rapl
+from dynamic.monitoring.sources.temperature import Temperature
+from dynamic.monitoring.sources.throttling import Throttling
 
 PAGE = 4096
 HWMON = "sys/class/hwmon/hwmon"
@@ -35,13 +35,15 @@ def tree(tmp_path: Path) -> Tree:
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pread
-    monkeypatch.setattr("dynamic.sensors.files.os.pread", lambda handle, size, at: real(handle, min(size, PAGE), at))
+    monkeypatch.setattr(
+        "dynamic.monitoring.kernel.kernel_files.os.pread", lambda handle, size, at: real(handle, min(size, PAGE), at)
+    )
 
 
 def two_cores(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> tuple[OtherLoad, Callable[[str, str], None]]:
-    monkeypatch.setattr("dynamic.sensors.cpu._TICKS", 100)
-    monkeypatch.setattr("dynamic.sensors.cpu.usable_cores", lambda: (0, 1))
-    monkeypatch.setattr("dynamic.sensors.cpu.time.process_time", lambda: 1.0)
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu._TICKS", 100)
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.usable_cores", lambda: (0, 1))
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.time.process_time", lambda: 1.0)
 
     def step(first: str, second: str) -> None:
         tree({"proc/stat": f"cpu 1 1 1 1 1 1 1 1 1 1\ncpu0 {first} 0 0\ncpu1 {second} 0 0\nintr 5\n"})
@@ -51,9 +53,9 @@ def two_cores(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> tuple[OtherLoad, C
 
 
 def test_a_stat_of_thousands_of_cores(tree: Tree, pages: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamic.sensors.cpu._TICKS", 100)
-    monkeypatch.setattr("dynamic.sensors.cpu.usable_cores", lambda: (4095,))
-    monkeypatch.setattr("dynamic.sensors.cpu.time.process_time", lambda: 1.0)
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu._TICKS", 100)
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.usable_cores", lambda: (4095,))
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.time.process_time", lambda: 1.0)
     cores = "".join(f"cpu{i} 100000 0 500000 9000000 0 0 0 0 0 0\n" for i in range(4095))
     assert len(cores) > 1 << 16
     tree({"proc/stat": "cpu 1 1 1 1 1 1 1 1 1 1\n" + cores + "cpu4095 0 0 0 1000 0 0 0 0 0 0\nintr 5\n"})
@@ -151,7 +153,7 @@ def test_an_error_while_searching_is_not_kept(tree: Tree, monkeypatch: pytest.Mo
 
 
 def test_one_core_whose_line_is_garbage(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamic.sensors.cpu.usable_cores", lambda: (0, 1))
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.usable_cores", lambda: (0, 1))
     load, step = two_cores(tree, monkeypatch)
     step("0 0 0 1000 0 0 0 0", "x y z")
     load()
@@ -190,9 +192,9 @@ def test_a_load_whose_counters_fall_starts_a_new_baseline(
 def test_psutil_s_counters_that_fall(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     times = namedtuple("times", "user system idle iowait")
     readings = iter([times(900, 5, 9000, 1), times(900.5, 5, 9000.5, 1), times(0, 0, 1, 0), times(0.25, 0, 1.75, 0)])
-    monkeypatch.setattr("dynamic.sensors.cpu.usable_cores", lambda: (0,))
-    monkeypatch.setattr("dynamic.sensors.cpu.time.process_time", lambda: 1.0)
-    monkeypatch.setattr("dynamic.sensors.cpu.psutil.cpu_times", lambda percpu: [next(readings)])
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.usable_cores", lambda: (0,))
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.time.process_time", lambda: 1.0)
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.psutil.cpu_times", lambda percpu: [next(readings)])
     load = OtherLoad(tree.root)  # where there is no proc/stat
     assert [load().fields["host_load"] for _ in range(4)] == [None, pytest.approx(0.5), None, pytest.approx(0.25)]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from sensor_cases import V1_MOUNTS, V2_MOUNT, Clock, Tree, forbid
 
-from dynamic.sensors.cgroup import Hierarchy, hierarchy
-from dynamic.sensors.limits import CpuLimit, MemoryLimit
-from dynamic.sensors.merging import merge, shared_load
+from dynamic.monitoring.kernel.cgroup import Hierarchy, hierarchy
+from dynamic.monitoring.reading_merge import merge, shared_load
+from dynamic.monitoring.sources.limits import CpuLimit, MemoryLimit
 
 V2 = "sys/fs/cgroup"
 V1_MEMORY, V1_CPU = "sys/fs/cgroup/memory", "sys/fs/cgroup/cpu,cpuacct"

@@ -10,15 +10,15 @@ import psutil
 import pytest
 from sensor_cases import V2_MOUNT, Clock, Tree, forbid
 
-from dynamic.sensors.contract import AbsentError, Battery, checked
-from dynamic.sensors.cpu import OtherLoad
-from dynamic.sensors.files import Found, KernelFile
-from dynamic.sensors.frequency import Frequency
-from dynamic.sensors.memory import Available, ProcessMemory
-from dynamic.sensors.pressure import Pressure
-from dynamic.sensors.system import REPLACEABLE, sources
-from dynamic.sensors.temperature import Temperature
-from dynamic.sensors.throttling import Growth, Throttling
+from dynamic.monitoring.contract import AbsentError, Battery, checked
+from dynamic.monitoring.kernel.kernel_files import Found, KernelFile
+from dynamic.monitoring.sources.cpu import OtherLoad
+from dynamic.monitoring.sources.frequency import Frequency
+from dynamic.monitoring.sources.memory import Available, ProcessMemory
+from dynamic.monitoring.sources.pressure import Pressure
+from dynamic.monitoring.sources.system import REPLACEABLE, sources
+from dynamic.monitoring.sources.temperature import Temperature
+from dynamic.monitoring.sources.throttling import Growth, Throttling
 
 THROTTLE = "sys/devices/system/cpu/cpu{}/thermal_throttle/{}_throttle_count"
 FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
@@ -44,7 +44,7 @@ def test_files_are_read_anew_and_opened_again(tree: Tree, monkeypatch: pytest.Mo
         raise OSError(errno.ENODEV, "No such device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dynamic.sensors.files.os.pread", gone)
+        patch.setattr("dynamic.monitoring.kernel.kernel_files.os.pread", gone)
         with pytest.raises(OSError, match="No such device"):
             file.number()
     (tree.root / "a").unlink()  # what it was is gone, another has its name
@@ -98,7 +98,7 @@ def test_pressure_that_is_not_counted_is_absent(tree: Tree, monkeypatch: pytest.
     def off(*_: Any) -> bytes:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr("dynamic.sensors.files.os.pread", off)
+    monkeypatch.setattr("dynamic.monitoring.kernel.kernel_files.os.pread", off)
     with pytest.raises(AbsentError):
         Pressure("cpu", tree.root)()
 
@@ -242,9 +242,9 @@ def test_load_of_others_by_hand(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> 
     # user nice system idle iowait irq softirq steal guest guest_nice, in hundredths of a second; core 2 is not ours
     tree({"proc/stat": stat("1000 0 500 10000 100 0 0 0 300 0", "2000 0 500 20000 0 0 0 0 0 0", "0 0 0 0 0 0 0 0 0 0")})
     own = iter([1.0, 1.3, 1.3])  # this process took 0.3 s of the 1.0 s that were busy
-    monkeypatch.setattr("dynamic.sensors.cpu._TICKS", 100)
-    monkeypatch.setattr("dynamic.sensors.cpu.usable_cores", lambda: (0, 1))
-    monkeypatch.setattr("dynamic.sensors.cpu.time.process_time", lambda: next(own))
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu._TICKS", 100)
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.usable_cores", lambda: (0, 1))
+    monkeypatch.setattr("dynamic.monitoring.sources.cpu.time.process_time", lambda: next(own))
     load = OtherLoad(tree.root)
     assert load().fields == {"host_load": None}
     # 1 s on each of two cores: 0.8 busy on the first (0.1 of it stolen), 0.2 on the second

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from sensor_cases import Clock, Tree, forbid
 
-from dynamic.sensors.contract import AbsentError
-from dynamic.sensors.power import Power, Rapl
-from dynamic.sensors.supply import BatteryLevel
+from dynamic.monitoring.contract import AbsentError
+from dynamic.monitoring.sources.power import Power, Rapl
+from dynamic.monitoring.sources.supply import BatteryLevel
 
 RAPL = "sys/class/powercap/intel-rapl:"
 SUPPLY = "sys/class/power_supply"

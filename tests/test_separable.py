@@ -10,7 +10,7 @@ from torchvision.models import mobilenet_v3_small, resnet18
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress.separable import separate, separated
+from dynamic.models.compress.factorization.depthwise_separable import separate, separated
 from dynamic.policies.errors import BudgetError, InputError
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,7 @@ import pytest
 from policy_cases import make_costs
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.budget_policy import BudgetPolicy
+from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder, Point

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynamic.policies.errors import BudgetError
-from dynamic.simulate.processes import Bursts, Line, Steps, demand, pieces
+from dynamic.simulate.world.processes import Bursts, Line, Steps, demand, pieces
 
 
 def test_numbers_and_functions_are_values() -> None:

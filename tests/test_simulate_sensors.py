@@ -8,8 +8,8 @@ from simulation_cases import PLAIN, WARM
 
 from dynamic.policies.errors import BudgetError
 from dynamic.simulate.devices import Device
-from dynamic.simulate.sensors import Faults, Outage, Sensors
-from dynamic.simulate.world import World
+from dynamic.simulate.world.device_world import World
+from dynamic.simulate.world.virtual_sensors import Faults, Outage, Sensors
 
 
 def sensors(device: Device, battery: float = 0.637, faults: Faults | None = None) -> Sensors:

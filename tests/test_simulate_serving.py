@@ -9,13 +9,13 @@ import pytest
 from simulation_cases import COSTS, FRONTIER, LADDER, PLAIN, RECORDS, WARM, serve
 
 from dynamic.policies.budget import Budget
+from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.decision import Decision, Policy
 from dynamic.policies.errors import BudgetError
-from dynamic.policies.fixed_policy import FixedPolicy
 from dynamic.policies.frontier import Frontier
-from dynamic.simulate.processes import Line, Steps
 from dynamic.simulate.simulator import Stalls, simulate
 from dynamic.simulate.workload import Constant, Poisson
+from dynamic.simulate.world.processes import Line, Steps
 
 ENDLESS = replace(PLAIN, battery_mwh=None)
 

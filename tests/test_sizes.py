@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.errors import DynamicWarning, InputError
-from dynamic.models.compress.quantization import quantize
+from dynamic.models.compress.quantization.static_int8 import quantize
 
 
 class Sequence(nn.Module):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dynamic.policies.slowdown import Slowdown
+from dynamic.policies.control.slowdown import Slowdown
 
 
 def test_two_steps_by_hand() -> None:

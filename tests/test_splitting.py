@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.engines.contract import Array, Output
-from dynamic.failover import Answer
 from dynamic.policies.budget import Budget
-from dynamic.policies.budget_policy import BudgetPolicy
+from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.errors import InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.snapshot import Snapshot
-from dynamic.splitting import most_rows, run_split
+from dynamic.runtime.batch_splitting import most_rows, run_split
+from dynamic.runtime.fallback import Answer
 
 COSTS = make_costs([[1.0], [2.0]], memory_mb=(10.0, 20.0), row_mb=(0.1, 0.5))
 
@@ -149,7 +149,7 @@ def test_a_split_batch_leaves_no_memory_behind(
     x = np.random.default_rng(0).normal(size=(1500, 16)).astype(np.float32)
     monitor = dynamic.FixedMonitor(dynamic.Snapshot(time_s=0.0, memory_process_mb=100.0))
     if not gives_back:
-        monkeypatch.setattr("dynamic.splitting.giving_back", contextlib.nullcontext)
+        monkeypatch.setattr("dynamic.runtime.batch_splitting.giving_back", contextlib.nullcontext)
 
     def work() -> float:
         with bundle.runtime(dynamic.Budget(memory_mb=550), monitor=monitor, drift_alpha=None) as run:

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from policy_cases import learned
 from scipy.optimize import minimize
 
+from dynamic.policies.certification.opinion_pool import belief
 from dynamic.policies.scores import softmax
-from dynamic.policies.stacking import belief
 
 
 def loss(weight: NDArray[np.float64], logs: NDArray[np.float64], label: NDArray[np.int64]) -> float:

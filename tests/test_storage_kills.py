@@ -11,10 +11,10 @@ from storage_cases import built, forked, linux, logits, names
 from torch import nn
 
 import dynamic
-from dynamic import partial, shelving
-from dynamic.bundle import Bundle
+from dynamic.bundle.bundle import Bundle
 from dynamic.models import save_weights
-from dynamic.writing import replace_text
+from dynamic.storage import temporary_files, versioned_folder
+from dynamic.storage.atomic_write import replace_text
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def other() -> Bundle:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With and without a kernel that exchanges folders."""
     if request.param == "rename":
-        monkeypatch.setattr(shelving, "exchange", lambda one, other: False)
+        monkeypatch.setattr(versioned_folder, "exchange", lambda one, other: False)
     return str(request.param)
 
 
@@ -50,7 +50,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
     for name in ("rename", "replace", "link", "unlink", "rmdir", "mkdir"):
         monkeypatch.setattr(os, name, counted(getattr(os, name)))
-    monkeypatch.setattr(shelving, "exchange", counted(shelving.exchange))
+    monkeypatch.setattr(versioned_folder, "exchange", counted(versioned_folder.exchange))
 
 
 def save_killed(bundle: Bundle, target: Path, number: int) -> None:
@@ -131,14 +131,14 @@ def test_temporary_bundles_of_killed_processes_go_with_the_next_build(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def build_and_die() -> None:
-        folder = partial.TemporaryFolder("build")
+        folder = temporary_files.TemporaryFolder("build")
         (folder.path / "0.weights").write_bytes(b"x")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    alive = partial.TemporaryFolder("build")
+    alive = temporary_files.TemporaryFolder("build")
     assert forked(build_and_die) == -signal.SIGKILL
     assert len(names(tmp_path)) == 2
-    last = partial.TemporaryFolder("build")
+    last = temporary_files.TemporaryFolder("build")
     assert names(tmp_path) == sorted([alive.path.name, last.path.name])
     for folder in (alive, last):
         folder.remove()

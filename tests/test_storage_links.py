@@ -14,11 +14,11 @@ from storage_cases import ALL, INPUTS, built, linux, logits, names, root
 from torch import nn
 
 import dynamic
-from dynamic import exchanging
-from dynamic.bundle import Bundle
+from dynamic.bundle.bundle import Bundle
 from dynamic.errors import CorruptError
 from dynamic.models import save_weights
-from dynamic.writing import keep_text, replace_text
+from dynamic.storage import folder_exchange
+from dynamic.storage.atomic_write import keep_text, replace_text
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +170,11 @@ def test_weights_that_are_a_link_work_on_every_engine(
 def test_exchange_says_where_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").write_text("b")
-    if exchanging.exchange(tmp_path / "a", tmp_path / "b"):
+    if folder_exchange.exchange(tmp_path / "a", tmp_path / "b"):
         assert (tmp_path / "a").read_text() == "b"
         assert (tmp_path / "b").is_dir()
         with pytest.raises(FileNotFoundError):
-            exchanging.exchange(tmp_path / "a", tmp_path / "c")
+            folder_exchange.exchange(tmp_path / "a", tmp_path / "c")
 
 
 def test_a_missing_file_is_words_when_saving(one: Bundle, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from test_forking import in_child
 from torch import nn
 
 import dynamic
-from dynamic.bundle import MANIFEST, Bundle
+from dynamic.bundle.bundle import MANIFEST, Bundle
 from dynamic.errors import BundleError, DiskError
 from dynamic.models import save_weights
 

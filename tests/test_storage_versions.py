@@ -14,9 +14,9 @@ import pytest
 from storage_cases import ALL, INPUTS, built, forked, linux, logits, names
 
 import dynamic
-from dynamic import locking, shelving
-from dynamic.bundle import Bundle
-from dynamic.locking import one_writer
+from dynamic.bundle.bundle import Bundle
+from dynamic.storage import file_locks, versioned_folder
+from dynamic.storage.file_locks import one_writer
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def other() -> Bundle:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With and without a kernel that exchanges folders."""
     if request.param == "rename":
-        monkeypatch.setattr(shelving, "exchange", lambda one, other: False)
+        monkeypatch.setattr(versioned_folder, "exchange", lambda one, other: False)
     return str(request.param)
 
 
@@ -106,7 +106,7 @@ def test_a_volume_without_locks_is_written_to(
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     (tmp_path / ".shelf.0123456789abcdef").mkdir()
-    monkeypatch.setattr(locking, "fcntl", Without)
+    monkeypatch.setattr(file_locks, "fcntl", Without)
     for bundle in (one, other):
         assert dynamic.load(bundle.save(tmp_path / "shelf").folder).hashes == bundle.hashes
     assert names(tmp_path) == [".shelf.0123456789abcdef", "shelf"], "it may be another writer's"

@@ -15,7 +15,7 @@ from storage_cases import built, logits, mounted, names, root
 from torch import nn
 
 import dynamic
-from dynamic.bundle import MANIFEST, Bundle
+from dynamic.bundle.bundle import MANIFEST, Bundle
 from dynamic.errors import DiskError
 from dynamic.models import save_weights
 

@@ -17,11 +17,11 @@ import dynamic
 from dynamic.engines.contract import InputSpec, Output
 from dynamic.errors import BudgetError
 from dynamic.policies import BudgetPolicy
-from dynamic.policies.drift import ScoreBins
+from dynamic.policies.certification.drift import ScoreBins
 from dynamic.policies.ladder import Ladder
-from dynamic.runtime import Runtime
-from dynamic.streams import DriftOptions
-from dynamic.watching import DriftWatch
+from dynamic.runtime.drift.drift_watch import DriftWatch
+from dynamic.runtime.drift.streams import DriftOptions
+from dynamic.runtime.runtime import Runtime
 
 Floats = NDArray[np.float32]
 SHAPE = (3, 32, 32)

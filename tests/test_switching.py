@@ -13,8 +13,8 @@ import torch
 from engine_cases import CLASSES, INF, WAYS, Case, Plain, TwoExits, check, four_stages
 
 import dynamic
-from dynamic.engines.loop import StageEngine
-from dynamic.engines.switching import CascadeEngine
+from dynamic.engines.route_choice import CascadeEngine
+from dynamic.engines.stage_loop import StageEngine
 from dynamic.errors import CorruptError, EngineError
 from dynamic.offline.cascade import Cascade
 from dynamic.policies import Decision, Policy
@@ -45,7 +45,7 @@ def test_the_way_that_was_measured_faster(case: Case) -> None:
     assert {opened.route(rows) for rows in (1, 2, 64)} == {"stages"}
     opened.follow((1,), ("graph",))
     assert opened.route(1) == "stages", "the user's word stands"
-    from dynamic.engines.opening import open_engine
+    from dynamic.engines.engine_factory import open_engine
 
     free = open_engine("onnxruntime", case.folder, case.spec, case.combiner)
     assert [free.route(rows) for rows in (1, 2, 64)] == ["graph", "stages", "stages"]
@@ -352,7 +352,7 @@ def test_the_runtime_follows_costs_that_it_measured_itself(
         for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms")
     }
     costs = replace(bundle.costs, batch=batch, route=routes, call_ms=(0.0,) * 3, call_cpu_ms=(), call_mj=(), **wide)
-    monkeypatch.setattr("dynamic.bundle.profile", lambda *given, **options: costs)
+    monkeypatch.setattr("dynamic.bundle.bundle.profile", lambda *given, **options: costs)
     with replace(bundle, costs=None).runtime(monitor=dynamic.FixedMonitor()) as run:
         assert [run.engine.route(rows) for rows in batch] == list(routes)
 

@@ -10,7 +10,7 @@ from policy_cases import learned, make_records
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from dynamic.policies.temperature import HIGHEST, LOWEST, fit_temperature, fit_temperatures
+from dynamic.policies.certification.temperature import HIGHEST, LOWEST, fit_temperature, fit_temperatures
 
 
 def loss(temperature: float, logits: NDArray[Any], label: NDArray[Any]) -> float:

@@ -10,9 +10,9 @@ import pytest
 from sensor_cases import Clock
 
 from dynamic.errors import BudgetError, CorruptError, SchemaError
-from dynamic.monitor import TraceMonitor
+from dynamic.monitoring.monitor import TraceMonitor
+from dynamic.monitoring.traces import TraceWriter, read_trace
 from dynamic.policies.snapshot import Snapshot
-from dynamic.traces import TraceWriter, read_trace
 
 SNAPSHOTS = (
     Snapshot(500.0, cpu_load=0.25, cpu_cores=1.5, battery=0.9, plugged=False, missing=("power",)),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models import CifarResNet, save_weights
-from dynamic.models.compress.weightonly import (
+from dynamic.models.compress.quantization.weight_only import (
     WeightsCompressed,
     _packed,
     _unpacked,

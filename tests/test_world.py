@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from simulation_cases import PLAIN, WARM
 
-from dynamic.simulate.world import World
+from dynamic.simulate.world.device_world import World
 
 
 def test_a_battery_lasts_capacity_over_power() -> None:

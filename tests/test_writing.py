@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 import dynamic
-from dynamic.bundle import MANIFEST
+from dynamic.bundle.bundle import MANIFEST
+from dynamic.data.labelled_images import load_images
+from dynamic.data.preprocessing import CenterCrop, Normalize, Resize, Scale
 from dynamic.errors import BundleError, DiskError, InputError
 from dynamic.models import save_weights
-from dynamic.offline.images import load_images
-from dynamic.preprocessing import CenterCrop, Normalize, Resize, Scale
-from dynamic.traces import TraceWriter
+from dynamic.monitoring.traces import TraceWriter
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_weights_on_a_full_disk_are_words(tmp_path: Path, monkeypatch: pytest.Mo
         Path(path).write_bytes(b"")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("dynamic.offline.checkpoints.save_file", full)
+    monkeypatch.setattr("dynamic.offline.networks.checkpoints.save_file", full)
     with pytest.raises(DiskError, match=r"the weights could not be written to .*No space left on device"):
         save_weights(nn.Linear(2, 2), tmp_path / "net.safetensors")
     assert list(tmp_path.iterdir()) == []

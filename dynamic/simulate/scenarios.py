@@ -4,18 +4,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynamic.policies.budget import Budget
+from dynamic.policies.control.limits import RESERVE_MB
 from dynamic.policies.decision import Policy
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.limits import RESERVE_MB
 from dynamic.policies.records import Records
 from dynamic.simulate.devices import Device
-from dynamic.simulate.environment import Budgets
-from dynamic.simulate.processes import Bursts, Line, Steps, Value, demand
 from dynamic.simulate.report import SimulationReport
-from dynamic.simulate.sensors import Faults, Outage
 from dynamic.simulate.simulator import simulate
 from dynamic.simulate.workload import Bursty, Poisson, Workload
+from dynamic.simulate.world.environment import Budgets
+from dynamic.simulate.world.processes import Bursts, Line, Steps, Value, demand
+from dynamic.simulate.world.virtual_sensors import Faults, Outage
 
 SCENARIOS = ("steady", "contention", "battery", "heat", "memory", "all")
 _PROCESS_MB = 60.0  # before any network is loaded

@@ -1,0 +1,1 @@
+"""Pictures and arrays, from files to what a network takes."""
