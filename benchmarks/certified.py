@@ -132,7 +132,7 @@ def chunks(cascade: str, count: int, draws: int, share: float, pool: Any) -> Ite
 
 def code() -> str:
     """What the draws hang on, in short: chunks of other code are not taken up."""
-    files = sorted((ROOT / "policies").glob("*.py"))
+    files = sorted((ROOT / "policies").rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in (*files, Path(__file__)))).hexdigest()[:12]
 
 

@@ -8,7 +8,7 @@ from common import IMAGENET, ROOT, progress
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet, load_images
+from dynamic.data import ImageSet, load_images
 from dynamic.models import CifarResNet, load_weights
 
 NAMES = ("resnet20", "resnet32", "resnet44", "resnet56")

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dynamic
-from dynamic.data.labelled_images import stratified_halves
+from dynamic.data import stratified_halves
 from dynamic.engines.engine_factory import open_engine
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages

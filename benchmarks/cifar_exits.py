@@ -28,7 +28,7 @@ from frozen_exits import Augmented
 from torch import nn
 
 import dynamic
-from dynamic.data.labelled_images import stratified_halves
+from dynamic.data import stratified_halves
 from dynamic.offline.networks.checkpoints import load_weights, save_weights
 from dynamic.offline.tracing.wrap_network import ExitNetwork
 from dynamic.policies.certification.certificates import certify

@@ -18,7 +18,7 @@ import numpy as np
 from common import ROOT, progress
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet, stratified_halves
+from dynamic.data import ImageSet, stratified_halves
 from dynamic.offline.networks.checkpoints import load_weights
 from dynamic.policies import Costs, Frontier, Ladder, Point, Records
 from dynamic.policies.certification.certificates import certify

@@ -23,7 +23,7 @@ from common import RESULTS, ROOT, add_data_option, data_folder, progress, save
 from frozen_exits import Augmented
 from torch import nn
 
-from dynamic.data.labelled_images import ImageSet
+from dynamic.data import ImageSet
 from dynamic.models import CifarResNet
 from dynamic.models.compress.packing.deep_compression import deep_compress
 from dynamic.models.compress.packing.packed_file import load_packed

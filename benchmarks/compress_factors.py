@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet
+from dynamic.data import ImageSet
 from dynamic.engines.engine_factory import open_engine
 from dynamic.models import load_weights, save_weights
 from dynamic.models.compress.factorization.depthwise_separable import separate

@@ -30,7 +30,7 @@ from frozen_exits import Augmented
 from torch import nn
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet
+from dynamic.data import ImageSet
 from dynamic.models.compress.distillation.distillation import Ensemble
 from dynamic.models.compress.pruning.block_pruning import prune_blocks
 from dynamic.models.compress.pruning.channel_pruning import prune_channels

@@ -43,7 +43,7 @@ from one_stays import plain, unsettle
 
 import dynamic
 from dynamic.bundle.bundle import write
-from dynamic.data.labelled_images import stratified_halves
+from dynamic.data import stratified_halves
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import write_graphs
 from dynamic.policies.certification.replay import replay, shares

@@ -23,7 +23,7 @@ import cifar
 from common import add_data_option, data_folder, progress, save, spread
 
 import dynamic
-from dynamic.data.labelled_images import stratified_halves
+from dynamic.data import stratified_halves
 from dynamic.monitoring.monitor import Battery, Monitor
 from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.decision import Feedback

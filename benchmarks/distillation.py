@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet
+from dynamic.data import ImageSet
 from dynamic.models import CifarResNet
 from dynamic.models.compress.distillation.distillation import mean_logits
 from dynamic.offline.networks.checkpoints import read_tensors, write_tensors

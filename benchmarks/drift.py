@@ -40,7 +40,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from scipy.stats import binomtest
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet
+from dynamic.data import ImageSet
 from dynamic.policies.certification.certificates import drift
 from dynamic.policies.certification.drift import DriftTest, score_bins
 from dynamic.policies.certification.replay import replay

@@ -15,7 +15,7 @@ from frozen_exits import Augmented
 from torch import nn
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet
+from dynamic.data import ImageSet
 from dynamic.models.compress import quantize
 from dynamic.offline.exit_selection import select_exits
 from dynamic.offline.networks.checkpoints import load_weights, save_weights

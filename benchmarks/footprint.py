@@ -29,7 +29,7 @@ import torchvision
 from common import add_data_option, data_folder, progress, save, spread
 
 import dynamic
-from dynamic.data.labelled_images import stratified_halves
+from dynamic.data import stratified_halves
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 
 NAMES = ("resnet20", "resnet32", "resnet56")

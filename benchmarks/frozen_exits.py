@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet, stratified_halves
+from dynamic.data import ImageSet, stratified_halves
 from dynamic.offline.networks.checkpoints import load_weights, save_weights
 from dynamic.offline.tracing.wrap_network import ExitNetwork
 from dynamic.policies.certification.replay import cost_to, replay

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dynamic
-from dynamic.data.labelled_images import stratified_halves
+from dynamic.data import stratified_halves
 from dynamic.engines.contract import CascadeSpec
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import write_graphs

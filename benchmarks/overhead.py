@@ -26,7 +26,7 @@ import torch
 from common import Contender, add_data_option, data_folder, progress, save, spread, take_turns
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet, stratified_halves
+from dynamic.data import ImageSet, stratified_halves
 from dynamic.engines.contract import Output
 from dynamic.errors import EngineError
 

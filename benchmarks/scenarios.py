@@ -3,7 +3,7 @@
     python benchmarks/scenarios.py [--seeds 20]
 
 CIFAR-10, the ResNets of `cifar_simulated.py`: one half of the test images chooses the ladder, the other is served. The
-scenarios of dynamic/simulate/scenarios.py, scaled to each simulated device; costs were profiled on this machine, heat
+scenarios of `dynamic.simulate`, scaled to each simulated device. Costs were profiled on this machine, heat
 and batteries are models. In every scenario the same requests meet, seed by seed:
 
 - every static network alone, and every operating point of the cascade as a static one;
@@ -40,10 +40,7 @@ from common import ROOT, add_data_option, data_folder, progress, save
 
 from dynamic.policies import Budget, BudgetPolicy, Frontier, Policy
 from dynamic.policies.control.fixed_policy import FixedPolicy
-from dynamic.simulate.devices import device
-from dynamic.simulate.report import SimulationReport
-from dynamic.simulate.requests.oracle import oracle
-from dynamic.simulate.scenarios import SCENARIOS, Scenario, scenarios
+from dynamic.simulate import SCENARIOS, Scenario, SimulationReport, device, oracle, scenarios
 
 DEVICES = ("raspberry-pi-5-power-bank", "mid-range-phone")
 COMPOSED, ORACLE = "composed policy", "oracle"

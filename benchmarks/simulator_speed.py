@@ -20,10 +20,7 @@ from dynamic.policies.certification.certificates import replay
 from dynamic.policies.certification.replay import shares
 from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.stage_plan import plan
-from dynamic.simulate.devices import device
-from dynamic.simulate.simulator import simulate
-from dynamic.simulate.workload import Poisson
-from dynamic.simulate.world.processes import Bursts
+from dynamic.simulate import Bursts, Poisson, device, simulate
 
 BACKBONE = (0, 0, 1, 1)
 OFF, ALL = np.inf, -np.inf

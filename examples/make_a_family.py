@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet
+from dynamic.data import ImageSet
 from dynamic.models import CifarResNet
 
 PREPROCESS = dynamic.Preprocess.of()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import dynamic
 from dynamic.bundle.tables import certificate_text
-from dynamic.data.labelled_images import ImageSet, load_images, stratified_halves
+from dynamic.data import ImageSet, load_images, stratified_halves
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

@@ -32,7 +32,7 @@ import psutil
 from numpy.typing import NDArray
 
 import dynamic
-from dynamic.data.labelled_images import ImageSet
+from dynamic.data import ImageSet
 from dynamic.errors import ShedError
 from dynamic.policies import Budget, Decision, Frontier, Policy, Snapshot
 from dynamic.runtime.decisions.decision_log import Change

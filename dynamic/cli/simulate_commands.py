@@ -23,9 +23,9 @@ from dynamic.cli.options import (
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.errors import BudgetError
-from dynamic.simulate.devices import device as device_named
-from dynamic.simulate.devices import devices
-from dynamic.simulate.scenarios import SCENARIOS, scenario
+from dynamic.simulate.device_models import device as device_named
+from dynamic.simulate.device_models import devices
+from dynamic.simulate.scenario_library import SCENARIOS, scenario
 from dynamic.simulate.simulator import simulate as simulate_on
 from dynamic.simulate.workload import Constant, Poisson, Workload
 

@@ -9,7 +9,7 @@ from dynamic.policies.decision import Policy
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.records import Records
-from dynamic.simulate.devices import Device
+from dynamic.simulate.device_models import Device
 from dynamic.simulate.report import SimulationReport
 from dynamic.simulate.requests.outcomes import outcomes
 from dynamic.simulate.requests.simulated_runtime import Requests, Rules, serve

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.feasibility import covered
 from dynamic.policies.records import Records
-from dynamic.simulate.devices import Device
+from dynamic.simulate.device_models import Device
 from dynamic.simulate.report import SimulatedChange, SimulationReport
 from dynamic.simulate.requests.outcomes import Outcome
 from dynamic.simulate.requests.simulated_runtime import Log, Requests

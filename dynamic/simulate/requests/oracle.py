@@ -11,7 +11,7 @@ from dynamic.policies.decision import Decision, Policy
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.records import Records
 from dynamic.policies.snapshot import Snapshot
-from dynamic.simulate.devices import Device
+from dynamic.simulate.device_models import Device
 from dynamic.simulate.requests.oracle_search import Planned, plan_slots
 from dynamic.simulate.requests.outcomes import outcomes
 from dynamic.simulate.requests.queue_times import best_points, waits

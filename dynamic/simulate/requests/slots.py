@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.frontier import Frontier
-from dynamic.simulate.devices import Device
+from dynamic.simulate.device_models import Device
 from dynamic.simulate.requests.outcomes import Outcome
 
 Floats = NDArray[np.float64]

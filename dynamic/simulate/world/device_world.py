@@ -2,7 +2,7 @@
 
 import math
 
-from dynamic.simulate.devices import Device
+from dynamic.simulate.device_models import Device
 
 GOVERNED_EVERY_S = 1.0  # how often the kernel looks at the temperature: an assumption
 # active power against clock: between 1 (voltage as it was) and 3 (voltage in proportion), an assumption

@@ -8,7 +8,7 @@ import numpy as np
 
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.snapshot import Snapshot
-from dynamic.simulate.devices import Device
+from dynamic.simulate.device_models import Device
 from dynamic.simulate.world.device_world import World
 
 _BLOCK = 1024  # random numbers drawn at a time
