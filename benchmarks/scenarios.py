@@ -153,7 +153,7 @@ def everything(tasks: Sequence[tuple[str, str, int]], processes: int) -> dict[tu
 def code() -> str:
     """What the runs hang on, in short."""
     folders = (ROOT / "policies", ROOT / "dynamic" / "simulate")
-    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     own = [Path(__file__), Path(__file__).with_name("cifar_simulated.py"), folders[1] / "devices.json"]
     text = json.dumps(_shared[0].frontier.costs.to_json()) + json.dumps(_shared[0].frontier.ladder.to_json())
     return hashlib.sha256(b"".join(p.read_bytes() for p in (*files, *own)) + text.encode()).hexdigest()[:12]
