@@ -8,9 +8,10 @@ from itertools import accumulate
 from typing import Any
 
 from dynamic.engines.contract import Array, InputSpec, Output
-from dynamic.policies.certification.drift import DriftTest, ScoreBins
+from dynamic.policies.certification.drift import DriftTest
 from dynamic.policies.frontier import FrontierPoint
 from dynamic.policies.ladder import Ladder
+from dynamic.policies.scores import ScoreBins
 from dynamic.runtime.drift.streams import DriftOptions, Entry, Frames, Groups
 
 logger = logging.getLogger("dynamic")
