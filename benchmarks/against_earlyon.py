@@ -41,13 +41,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dynamic
-from dynamic.engines.opening import open_engine
-from dynamic.offline.exporting import describe, export_stages
-from dynamic.offline.images import stratified_halves
-from dynamic.offline.wrapping import ExitNetwork
-from dynamic.policies.plan import plan
-from dynamic.policies.replay import cost_to, replay, shares
+from dynamic.data import stratified_halves
+from dynamic.engines.engine_factory import open_engine
+from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
+from dynamic.offline.tracing.wrap_network import ExitNetwork
+from dynamic.policies.certification.replay import cost_to, replay, shares
 from dynamic.policies.scores import Combiner
+from dynamic.policies.stage_plan import plan
 
 SPLITS, ROWS = 20, 64
 TARGETS, TIMED = (0.005, 0.01, 0.02), 0.01  # accuracy that may be lost on the calibration half

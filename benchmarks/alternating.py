@@ -22,9 +22,9 @@ from typing import Any
 from alternating_worker import OWN, Job, Setting
 from common import ratio, spread
 
+from dynamic.engines.engine_factory import installed
 from dynamic.engines.memory import available_cores
-from dynamic.engines.opening import installed
-from dynamic.machine import machine_name
+from dynamic.profiling.machine import machine_name
 
 PAUSE_S = 0.1  # ONNX Runtime's own spinning goes on for tens of milliseconds
 WARM_S = 0.1  # of untimed calls at the start of a turn: clock, caches and threads were another's

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
-from dynamic.engines.opening import open_engine
+from dynamic.engines.engine_factory import open_engine
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.scores import Combiner
 

@@ -24,11 +24,8 @@ from cifar_simulated import Simulated, simulated
 from common import add_data_option, data_folder, progress, save
 
 from dynamic.policies import Budget, BudgetPolicy, Decision, Feedback, Frontier, FrontierPoint, Policy, Snapshot
-from dynamic.policies.fixed_policy import FixedPolicy
-from dynamic.simulate.devices import Device
-from dynamic.simulate.report import SimulationReport
-from dynamic.simulate.simulator import simulate
-from dynamic.simulate.workload import Poisson, Schedule, Workload
+from dynamic.policies.control.fixed_policy import FixedPolicy
+from dynamic.simulate import Device, Poisson, Schedule, SimulationReport, Workload, simulate
 
 ASKED_H, FULL_H, IDLE_H, TOO_SHORT_H = 5.0, 3.0, 7.0, 4.0
 START = 0.5

@@ -36,15 +36,15 @@ from common import ROOT, add_data_option, data_folder, progress, save
 from scipy.stats import binom
 
 import dynamic
-from dynamic.policies.answers import Answers
-from dynamic.policies.certification import certify
-from dynamic.policies.plan import plan
+from dynamic.policies.certification.answers import Answers
+from dynamic.policies.certification.certificates import certify
+from dynamic.policies.certification.replay import cost_to
+from dynamic.policies.certification.risks import RISKS
+from dynamic.policies.certification.temperature import fit_temperatures
+from dynamic.policies.certification.threshold_search import Search
 from dynamic.policies.records import SEARCH_SHARE, split
-from dynamic.policies.replay import cost_to
-from dynamic.policies.risks import RISKS
 from dynamic.policies.scores import Combiner
-from dynamic.policies.search import Search
-from dynamic.policies.temperature import fit_temperatures
+from dynamic.policies.stage_plan import plan
 
 COUNTS = (500, 1000, 2000, 5000)
 TARGETS = (0.005, 0.01, 0.02)
@@ -132,7 +132,7 @@ def chunks(cascade: str, count: int, draws: int, share: float, pool: Any) -> Ite
 
 def code() -> str:
     """What the draws hang on, in short: chunks of other code are not taken up."""
-    files = sorted((ROOT / "policies").glob("*.py"))
+    files = sorted((ROOT / "policies").rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in (*files, Path(__file__)))).hexdigest()[:12]
 
 

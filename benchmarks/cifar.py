@@ -8,8 +8,8 @@ from common import IMAGENET, ROOT, progress
 from torch import Tensor, nn
 
 import dynamic
+from dynamic.data import ImageSet, load_images
 from dynamic.models import CifarResNet, load_weights
-from dynamic.offline.images import ImageSet, load_images
 
 NAMES = ("resnet20", "resnet32", "resnet44", "resnet56")
 PREPROCESS = dynamic.Preprocess.of(**IMAGENET)

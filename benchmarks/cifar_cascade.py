@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dynamic
-from dynamic.engines.opening import open_engine
-from dynamic.engines.switching import CascadeEngine
-from dynamic.offline.exporting import describe, export_stages
-from dynamic.offline.images import stratified_halves
-from dynamic.policies.certification import certify
-from dynamic.policies.plan import plan
+from dynamic.data import stratified_halves
+from dynamic.engines.engine_factory import open_engine
+from dynamic.engines.route_choice import CascadeEngine
+from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
+from dynamic.policies.certification.certificates import certify
+from dynamic.policies.certification.replay import cost_to, replay
 from dynamic.policies.records import SEARCH, SEARCH_SHARE, split
-from dynamic.policies.replay import cost_to, replay
 from dynamic.policies.scores import Combiner
+from dynamic.policies.stage_plan import plan
 
 GOAL = 0.45  # of ResNet-56's multiply-adds
 SPLITS = 20

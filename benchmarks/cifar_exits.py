@@ -28,13 +28,13 @@ from frozen_exits import Augmented
 from torch import nn
 
 import dynamic
-from dynamic.offline.checkpoints import load_weights, save_weights
-from dynamic.offline.images import stratified_halves
-from dynamic.offline.wrapping import ExitNetwork
-from dynamic.policies.certification import certify
-from dynamic.policies.plan import plan
-from dynamic.policies.replay import cost_to, replay
+from dynamic.data import stratified_halves
+from dynamic.offline.networks.checkpoints import load_weights, save_weights
+from dynamic.offline.tracing.wrap_network import ExitNetwork
+from dynamic.policies.certification.certificates import certify
+from dynamic.policies.certification.replay import cost_to, replay
 from dynamic.policies.scores import Combiner
+from dynamic.policies.stage_plan import plan
 
 EXITS = ("layer2.0", "layer2.2")  # of ResNet-20: after 4 and 6 of its 9 blocks
 NAMES = ("resnet20", "resnet32", "resnet56")

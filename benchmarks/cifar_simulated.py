@@ -18,14 +18,14 @@ import numpy as np
 from common import ROOT, progress
 
 import dynamic
-from dynamic.offline.checkpoints import load_weights
-from dynamic.offline.images import ImageSet, stratified_halves
+from dynamic.data import ImageSet, stratified_halves
+from dynamic.offline.networks.checkpoints import load_weights
 from dynamic.policies import Costs, Frontier, Ladder, Point, Records
-from dynamic.policies.certification import certify
-from dynamic.policies.plan import plan
+from dynamic.policies.certification.certificates import certify
+from dynamic.policies.certification.replay import replay
 from dynamic.policies.records import SEARCH_SHARE, split
-from dynamic.policies.replay import replay
 from dynamic.policies.scores import Combiner
+from dynamic.policies.stage_plan import plan
 
 TARGETS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05)
 SEED = 0  # of the halves

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dynamic.machine import machine_name
+from dynamic.profiling.machine import machine_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

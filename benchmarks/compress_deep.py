@@ -23,11 +23,11 @@ from common import RESULTS, ROOT, add_data_option, data_folder, progress, save
 from frozen_exits import Augmented
 from torch import nn
 
+from dynamic.data import ImageSet
 from dynamic.models import CifarResNet
-from dynamic.models.compress.deepcompression import deep_compress
-from dynamic.models.compress.packing import load_packed
+from dynamic.models.compress.packing.deep_compression import deep_compress
+from dynamic.models.compress.packing.packed_file import load_packed
 from dynamic.models.compress.report import accuracy
-from dynamic.offline.images import ImageSet
 
 GOAL = {"times smaller": 20.0, "points lost": 0.5}
 STEPS = (0.5, 0.7, 0.8)  # shares of the weights that are 0

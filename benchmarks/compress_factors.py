@@ -31,15 +31,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.engines.opening import open_engine
+from dynamic.data import ImageSet
+from dynamic.engines.engine_factory import open_engine
 from dynamic.models import load_weights, save_weights
-from dynamic.models.compress.lowrank import low_rank
+from dynamic.models.compress.factorization.depthwise_separable import separate
+from dynamic.models.compress.factorization.low_rank import low_rank
 from dynamic.models.compress.report import Compressed
-from dynamic.models.compress.separable import separate
 from dynamic.offline.calibration import plain_combiner
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.images import ImageSet
-from dynamic.offline.modes import evaluating
+from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.onnx_export.stage_graphs import export_stages
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 BATCH = 128

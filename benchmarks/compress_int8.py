@@ -38,8 +38,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import dynamic
-from dynamic.models.compress.quantization import quantize
-from dynamic.offline.exporting import export_stages
+from dynamic.models.compress.quantization.static_int8 import quantize
+from dynamic.offline.onnx_export.stage_graphs import export_stages
 
 CALIBRATION = 512  # training images
 ROWS = 64  # different inputs that are timed

@@ -30,14 +30,14 @@ from frozen_exits import Augmented
 from torch import nn
 
 import dynamic
-from dynamic.models.compress.blocks import prune_blocks
-from dynamic.models.compress.channels import prune_channels
-from dynamic.models.compress.distillation import Ensemble
+from dynamic.data import ImageSet
+from dynamic.models.compress.distillation.distillation import Ensemble
+from dynamic.models.compress.pruning.block_pruning import prune_blocks
+from dynamic.models.compress.pruning.channel_pruning import prune_channels
+from dynamic.models.compress.pruning.pruned_structure import restructured, structure
 from dynamic.models.compress.report import measure
-from dynamic.models.compress.structure import restructured, structure
-from dynamic.offline.checkpoints import load_weights, save_weights
-from dynamic.offline.compute import count_macs
-from dynamic.offline.images import ImageSet
+from dynamic.offline.networks.checkpoints import load_weights, save_weights
+from dynamic.offline.tracing.multiply_adds import count_macs
 
 GOAL = {"multiply-adds": 0.5, "points below": 0.5, "latency": 0.65}
 TEMPERATURE = 4.0

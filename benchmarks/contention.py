@@ -42,14 +42,14 @@ from numpy.typing import NDArray
 from one_stays import plain, unsettle
 
 import dynamic
-from dynamic.bundle import write
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.graphs import write_graphs
-from dynamic.offline.images import stratified_halves
+from dynamic.bundle.bundle import write
+from dynamic.data import stratified_halves
+from dynamic.offline.onnx_export.stage_graphs import export_stages
+from dynamic.offline.onnx_export.whole_graph import write_graphs
+from dynamic.policies.certification.replay import replay, shares
 from dynamic.policies.ladder import Ladder, Point
-from dynamic.policies.replay import replay, shares
 from dynamic.policies.scores import Combiner
-from dynamic.profiling_graph import NOBODY
+from dynamic.profiling.graph_profile import NOBODY
 
 CYCLES = ((0, 1, 2, 4), (0, 4, 1, 2), (0, 2, 4, 1))  # busy processes, STEP_S each
 STEP_S, RATE_HZ, TIMES, GOAL_POINTS = 10.0, 20.0, 1.5, 2.0

@@ -23,12 +23,12 @@ import cifar
 from common import add_data_option, data_folder, progress, save, spread
 
 import dynamic
-from dynamic.guard import Guard
-from dynamic.monitor import Battery, Monitor
-from dynamic.offline.images import stratified_halves
-from dynamic.policies.budget_policy import BudgetPolicy
+from dynamic.data import stratified_halves
+from dynamic.monitoring.monitor import Battery, Monitor
+from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.decision import Feedback
-from dynamic.reading import RequestReading
+from dynamic.runtime.decisions.device_reading import RequestReading
+from dynamic.runtime.decisions.policy_guard import Guard
 
 NAMES = ("resnet20", "resnet32", "resnet56")
 DROPS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05)

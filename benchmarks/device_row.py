@@ -22,8 +22,8 @@ import headline
 from alternating import ENGINES, circumstances
 from common import RESULTS, add_data_option, save
 
-from dynamic.engines.opening import installed
-from dynamic.machine import machine_name
+from dynamic.engines.engine_factory import installed
+from dynamic.profiling.machine import machine_name
 
 KEPT = RESULTS / "devices.json"
 

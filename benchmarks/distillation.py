@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import dynamic
+from dynamic.data import ImageSet
 from dynamic.models import CifarResNet
-from dynamic.models.compress.distillation import mean_logits
-from dynamic.offline.acceleration import Acceleration
-from dynamic.offline.checkpoints import read_tensors, write_tensors
-from dynamic.offline.images import ImageSet
+from dynamic.models.compress.distillation.distillation import mean_logits
+from dynamic.offline.networks.checkpoints import read_tensors, write_tensors
+from dynamic.offline.training.acceleration import Acceleration
 from dynamic.progress import track
 
 ARMS: dict[str, tuple[str, ...]] = {"alone": (), "resnet56": ("resnet56",), "ensemble": cifar.NAMES}

@@ -40,14 +40,14 @@ from PIL import Image, ImageEnhance, ImageFilter
 from scipy.stats import binomtest
 
 import dynamic
-from dynamic.offline.images import ImageSet
-from dynamic.policies import drift
-from dynamic.policies.drift import DriftTest, score_bins
+from dynamic.data import ImageSet
+from dynamic.policies.certification.certificates import drift
+from dynamic.policies.certification.drift import DriftTest, score_bins
+from dynamic.policies.certification.replay import replay
+from dynamic.policies.certification.temperature import fit_temperatures
+from dynamic.policies.certification.threshold_search import Search
 from dynamic.policies.records import SEARCH, split
-from dynamic.policies.replay import replay
 from dynamic.policies.scores import Combiner
-from dynamic.policies.search import Search
-from dynamic.policies.temperature import fit_temperatures
 
 ALPHAS = (0.01, 0.1)
 ALPHA = 0.01  # of the shifts

@@ -36,11 +36,11 @@ from headline import measure
 from headline_contenders import Prepared
 
 import dynamic
-from dynamic.machine import machine_name
-from dynamic.policies.plan import plan
+from dynamic.policies.certification.replay import cost_to, replay
 from dynamic.policies.records import SEARCH_SHARE
-from dynamic.policies.replay import cost_to, replay
 from dynamic.policies.scores import Combiner
+from dynamic.policies.stage_plan import plan
+from dynamic.profiling.machine import machine_name
 
 TARGET, SPLITS = 0.005, 20
 GOALS = {"onnxruntime f32": 0.28, "openvino f32": 0.28}  # asked for on ONNX Runtime; OpenVINO stands beside it

@@ -15,11 +15,11 @@ from frozen_exits import Augmented
 from torch import nn
 
 import dynamic
+from dynamic.data import ImageSet
 from dynamic.models.compress import quantize
-from dynamic.offline.checkpoints import load_weights, save_weights
-from dynamic.offline.images import ImageSet
-from dynamic.offline.selecting import select_exits
-from dynamic.offline.wrapping import ExitNetwork
+from dynamic.offline.exit_selection import select_exits
+from dynamic.offline.networks.checkpoints import load_weights, save_weights
+from dynamic.offline.tracing.wrap_network import ExitNetwork
 from dynamic.policies.errors import ExitError
 
 CANDIDATES = ("2", "3", "4", "5", "6")  # of the larger student: after 2 to 6 of 8 convolutions

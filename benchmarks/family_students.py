@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models.compress import cluster
-from dynamic.models.compress.distillation import mean_logits
-from dynamic.models.compress.packing import load_packed, save_packed
-from dynamic.models.compress.rounding import rounded
+from dynamic.models.compress.distillation.distillation import mean_logits
+from dynamic.models.compress.packing.half_precision import rounded
+from dynamic.models.compress.packing.packed_file import load_packed, save_packed
 
 TEACHERS, TEMPERATURE = ("resnet44", "resnet56"), 4.0
 COPIES = 24

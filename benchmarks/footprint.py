@@ -29,8 +29,8 @@ import torchvision
 from common import add_data_option, data_folder, progress, save, spread
 
 import dynamic
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.images import stratified_halves
+from dynamic.data import stratified_halves
+from dynamic.offline.onnx_export.stage_graphs import export_stages
 
 NAMES = ("resnet20", "resnet32", "resnet56")
 OPENVINO = find_spec("openvino") is not None

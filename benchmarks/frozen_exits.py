@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import dynamic
-from dynamic.offline.checkpoints import load_weights, save_weights
-from dynamic.offline.images import ImageSet, stratified_halves
-from dynamic.offline.wrapping import ExitNetwork
-from dynamic.policies.plan import plan
+from dynamic.data import ImageSet, stratified_halves
+from dynamic.offline.networks.checkpoints import load_weights, save_weights
+from dynamic.offline.tracing.wrap_network import ExitNetwork
+from dynamic.policies.certification.replay import cost_to, replay
 from dynamic.policies.records import split
-from dynamic.policies.replay import cost_to, replay
 from dynamic.policies.scores import Combiner
+from dynamic.policies.stage_plan import plan
 
 EXITS = (0.33, 0.45, 0.56, 0.67, 0.78, 0.89)  # shares of compute
 SPLITS = 20

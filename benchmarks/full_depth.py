@@ -43,9 +43,9 @@ from torchvision.models import resnet18
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.graphs import write_graphs
-from dynamic.profiling_graph import NOBODY
+from dynamic.offline.onnx_export.stage_graphs import export_stages
+from dynamic.offline.onnx_export.whole_graph import write_graphs
+from dynamic.profiling.graph_profile import NOBODY
 
 EXITS = 3
 CLASSES = 1000  # of ResNet-18

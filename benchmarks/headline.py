@@ -42,7 +42,7 @@ from alternating import (
 from common import RESULTS, add_data_option, data_folder, progress, ratio, save, spread
 from headline_contenders import ROUTES, Prepared, Split, on_split
 
-from dynamic.profiling_graph import NOBODY
+from dynamic.profiling.graph_profile import NOBODY
 
 GOALS = {"onnxruntime f32": 0.38, "openvino f32": 0.44, "openvino bf16": 0.50}  # of ResNet-56's mean latency
 REFERENCE = "resnet56"

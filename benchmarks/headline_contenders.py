@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dynamic
+from dynamic.data import stratified_halves
 from dynamic.engines.contract import CascadeSpec
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.graphs import write_graphs
-from dynamic.offline.images import stratified_halves
+from dynamic.offline.onnx_export.stage_graphs import export_stages
+from dynamic.offline.onnx_export.whole_graph import write_graphs
 
 ROUTES = {"graph": "cascade, graph", "stages": "cascade, stages"}  # rows of the table
 

@@ -47,9 +47,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.machine import instruction_sets
-from dynamic.models.compress.quantization import quantize
-from dynamic.offline.exporting import export_stages
+from dynamic.models.compress.quantization.static_int8 import quantize
+from dynamic.offline.onnx_export.stage_graphs import export_stages
+from dynamic.profiling.machine import instruction_sets
 
 FORMS = ("full", "seven_bits", "portable", "u8u8")
 CALIBRATION = 512  # training images

@@ -31,7 +31,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 import dynamic
-from dynamic.machine import instruction_sets, machine_name
+from dynamic.profiling.machine import instruction_sets, machine_name
 
 EMULATE = Path(__file__).resolve().parents[1] / "tests" / "arm" / "emulate.py"
 CPUS = ("cortex-a53", "cortex-a76", "max")

@@ -17,8 +17,8 @@ import numpy as np
 
 import dynamic
 from dynamic.policies.budget import Budget
-from dynamic.policies.budget_policy import BudgetPolicy
-from dynamic.policies.fixed_policy import FixedPolicy
+from dynamic.policies.control.budget_policy import BudgetPolicy
+from dynamic.policies.control.fixed_policy import FixedPolicy
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from frozen_exits import Augmented
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.models.compress.lottery import lottery_ticket
+from dynamic.models.compress.pruning.lottery_ticket import lottery_ticket
 from dynamic.models.compress.report import accuracy
 
 SPARSITY, ROUNDS = 0.8, 3

@@ -28,16 +28,16 @@ from torch import nn
 
 import dynamic
 from dynamic.engines.contract import CascadeSpec
-from dynamic.engines.opening import open_engine
-from dynamic.engines.switching import CascadeEngine
+from dynamic.engines.engine_factory import open_engine
+from dynamic.engines.route_choice import CascadeEngine
 from dynamic.models import resnet20, resnet56
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.graphs import write_graphs
+from dynamic.offline.onnx_export.stage_graphs import export_stages
+from dynamic.offline.onnx_export.whole_graph import write_graphs
 from dynamic.policies.errors import EngineError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.scores import Combiner
-from dynamic.profiling_graph import NOBODY
+from dynamic.profiling.graph_profile import NOBODY
 
 ROWS, GOAL = 64, 1.10
 JUDGED = ("torch", "onnxruntime", "openvino f32")  # bf16 is reported, whatever it is

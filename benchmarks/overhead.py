@@ -26,9 +26,9 @@ import torch
 from common import Contender, add_data_option, data_folder, progress, save, spread, take_turns
 
 import dynamic
+from dynamic.data import ImageSet, stratified_halves
 from dynamic.engines.contract import Output
 from dynamic.errors import EngineError
-from dynamic.offline.images import ImageSet, stratified_halves
 
 NAMES = ("resnet20", "resnet56")
 ENGINES = ("onnxruntime", "openvino", "torch")

@@ -21,9 +21,9 @@ from alternating import ENGINES, engines_here
 from common import ROOT, add_data_option, data_folder, progress, save
 
 import dynamic
-from dynamic.fingerprint import KERNEL_VARIABLES
-from dynamic.machine import instruction_sets
-from dynamic.models.compress.quantization import quantize
+from dynamic.bundle.fingerprint import KERNEL_VARIABLES
+from dynamic.models.compress.quantization.static_int8 import quantize
+from dynamic.profiling.machine import instruction_sets
 
 CALIBRATION = 512
 LIMIT = ROOT / "tests" / "avx2" / "limit.py"

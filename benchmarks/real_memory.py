@@ -36,11 +36,11 @@ from memory_group import Filler, Group, end
 from torch import nn
 
 import dynamic
-from dynamic.bundle import write
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.graphs import plain_ladder, write_graphs
+from dynamic.bundle.bundle import write
+from dynamic.offline.onnx_export.stage_graphs import export_stages
+from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
+from dynamic.policies.control.limits import RESERVE_MB
 from dynamic.policies.ladder import Ladder, Point
-from dynamic.policies.limits import RESERVE_MB
 
 HERE = Path(__file__).resolve().parent
 SHAPE, CLASSES = (512,), 10

@@ -28,14 +28,14 @@ from common import RESULTS, Contender, progress, save, spread, take_turns
 from one_stays import plain, unsettle
 
 import dynamic
-from dynamic.engines.opening import open_engine
+from dynamic.engines.engine_factory import open_engine
 from dynamic.models import resnet56
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.graphs import write_graphs
+from dynamic.offline.onnx_export.stage_graphs import export_stages
+from dynamic.offline.onnx_export.whole_graph import write_graphs
 from dynamic.policies import Budget, BudgetPolicy, Costs, Frontier, Ladder, Records, Snapshot, certify
 from dynamic.policies.records import split
 from dynamic.policies.scores import Combiner
-from dynamic.profiling_graph import NOBODY
+from dynamic.profiling.graph_profile import NOBODY
 
 STAGES = (1, 2, 3, 6, 12)
 DECIDED = (*STAGES, 24)

@@ -3,12 +3,12 @@
     python benchmarks/scenarios.py [--seeds 20]
 
 CIFAR-10, the ResNets of `cifar_simulated.py`: one half of the test images chooses the ladder, the other is served. The
-scenarios of dynamic/simulate/scenarios.py, scaled to each simulated device; costs were profiled on this machine, heat
+scenarios of `dynamic.simulate`, scaled to each simulated device. Costs were profiled on this machine, heat
 and batteries are models. In every scenario the same requests meet, seed by seed:
 
 - every static network alone, and every operating point of the cascade as a static one;
 - the composed policy, `BudgetPolicy()`; single policies, which apply one kind of limit; and the oracle, which knows
-  all but what inputs look like (see dynamic/simulate/oracle.py).
+  all but what inputs look like (see dynamic/simulate/requests/oracle.py).
 
 A miss is a request answered later than the tighter of the budget's latency and deadline, or not at all. A latency at a
 percentile allows some: "excess" counts what is unanswered or later than the deadline, and of those later than the
@@ -39,11 +39,8 @@ from cifar_simulated import Simulated, simulated
 from common import ROOT, add_data_option, data_folder, progress, save
 
 from dynamic.policies import Budget, BudgetPolicy, Frontier, Policy
-from dynamic.policies.fixed_policy import FixedPolicy
-from dynamic.simulate.devices import device
-from dynamic.simulate.oracle import oracle
-from dynamic.simulate.report import SimulationReport
-from dynamic.simulate.scenarios import SCENARIOS, Scenario, scenarios
+from dynamic.policies.control.fixed_policy import FixedPolicy
+from dynamic.simulate import SCENARIOS, Scenario, SimulationReport, device, oracle, scenarios
 
 DEVICES = ("raspberry-pi-5-power-bank", "mid-range-phone")
 COMPOSED, ORACLE = "composed policy", "oracle"
@@ -156,7 +153,7 @@ def everything(tasks: Sequence[tuple[str, str, int]], processes: int) -> dict[tu
 def code() -> str:
     """What the runs hang on, in short."""
     folders = (ROOT / "policies", ROOT / "dynamic" / "simulate")
-    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     own = [Path(__file__), Path(__file__).with_name("cifar_simulated.py"), folders[1] / "devices.json"]
     text = json.dumps(_shared[0].frontier.costs.to_json()) + json.dumps(_shared[0].frontier.ladder.to_json())
     return hashlib.sha256(b"".join(p.read_bytes() for p in (*files, *own)) + text.encode()).hexdigest()[:12]

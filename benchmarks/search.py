@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from common import progress, save
 
-from dynamic.machine import machine_name
 from dynamic.policies import Combiner, Records, Search, certify
-from dynamic.policies.certification import _ERRORS, _FINE, MAX_DROPS
+from dynamic.policies.certification.certificates import _ERRORS, _FINE, MAX_DROPS
+from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.records import SEARCH, split
-from dynamic.policies.temperature import fit_temperatures
+from dynamic.profiling.machine import machine_name
 
 ACCURACY = (0.62, 0.74, 0.80, 0.87, 0.91, 0.935)
 GOAL_S = 5.0

@@ -15,14 +15,12 @@ from dataclasses import replace
 import numpy as np
 from common import progress, save, spread
 
-from dynamic.policies import Budget, BudgetPolicy, Combiner, Costs, Frontier, Ladder, Point, Policy, Records, replay
-from dynamic.policies.fixed_policy import FixedPolicy
-from dynamic.policies.plan import plan
-from dynamic.policies.replay import shares
-from dynamic.simulate.devices import device
-from dynamic.simulate.processes import Bursts
-from dynamic.simulate.simulator import simulate
-from dynamic.simulate.workload import Poisson
+from dynamic.policies import Budget, BudgetPolicy, Combiner, Costs, Frontier, Ladder, Point, Policy, Records
+from dynamic.policies.certification.certificates import replay
+from dynamic.policies.certification.replay import shares
+from dynamic.policies.control.fixed_policy import FixedPolicy
+from dynamic.policies.stage_plan import plan
+from dynamic.simulate import Bursts, Poisson, device, simulate
 
 BACKBONE = (0, 0, 1, 1)
 OFF, ALL = np.inf, -np.inf

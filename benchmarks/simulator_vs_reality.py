@@ -35,13 +35,10 @@ from contention import KEPT, Served, prepared
 from live import SOON_S, Answer, Busy, Job, Worker, follow
 
 import dynamic
+from dynamic.data import stratified_halves
 from dynamic.engines.memory import available_cores
-from dynamic.offline.images import stratified_halves
 from dynamic.policies import BudgetPolicy, Frontier, Records
-from dynamic.simulate.devices import Device
-from dynamic.simulate.processes import Steps
-from dynamic.simulate.simulator import simulate
-from dynamic.simulate.workload import Bursty, Recorded
+from dynamic.simulate import Bursty, Device, Recorded, Steps, simulate
 
 NAME = "ResNet-20, 32, 56 on CIFAR-10"
 USED, QUEUE, SEED = 0.35, 64, 0

@@ -36,11 +36,11 @@ import psutil
 from common import progress, save
 
 import dynamic
-from dynamic import failover
 from dynamic.engines.memory import trim_memory
-from dynamic.engines.switching import CascadeEngine
+from dynamic.engines.route_choice import CascadeEngine
 from dynamic.errors import BudgetError, DynamicError, EngineError, ShedError
 from dynamic.policies import BudgetPolicy, Decision
+from dynamic.runtime import fallback
 
 SECONDS, QUEUE, FEATURES, MOST_GROWTH = 600, 64, 12, 0.02
 REST_S = 1.0  # of an engine that failed: so that it comes back many times
@@ -259,7 +259,7 @@ def main() -> None:
         progress("building")
         subprocess.run([sys.executable, __file__, "--build", folder], check=True)
         bundles = [dynamic.load(Path(folder) / name) for name in "ab"]
-        failover.REST_S = REST_S
+        fallback.REST_S = REST_S
         CascadeEngine.run = faults.engine(CascadeEngine.run)  # type: ignore[method-assign]
         CascadeEngine.prepare = faults.engine(CascadeEngine.prepare)  # type: ignore[method-assign]
         memory_mb, chance = psutil.Process().memory_info().rss / 1e6, faults.random

@@ -33,8 +33,8 @@ from frozen_exits import SPLITS, Augmented, evaluate
 
 import dynamic
 from dynamic.models import BlockHead, ConvHead
-from dynamic.offline.checkpoints import load_weights, save_weights
-from dynamic.offline.wrapping import ExitNetwork
+from dynamic.offline.networks.checkpoints import load_weights, save_weights
+from dynamic.offline.tracing.wrap_network import ExitNetwork
 
 EXITS = ("layer1.4", "layer1.8", "layer2.3", "layer2.8")  # after 5, 9, 13 and 18 of 27 blocks
 FROZEN = ("layer1.4", "layer1.8", "layer2.2", "layer2.5", "layer2.8")  # where the backbone does not move

@@ -19,7 +19,21 @@ __version__ = "0.1.0"
 # policies/ and models/ stand at the root of the repository and are installed inside the package:
 # in a checkout (editable install, pytest from the root) they are found one folder up.
 _here = Path(__file__).parent
-_ROOMS = ("engines", "models", "offline", "policies", "sensors", "simulate")
+_ROOMS = (
+    "bundle",
+    "cli",
+    "data",
+    "engines",
+    "models",
+    "monitoring",
+    "offline",
+    "policies",
+    "profiling",
+    "report",
+    "runtime",
+    "simulate",
+    "storage",
+)
 if not (_here / "policies").is_dir():
     __path__.append(str(_here.parent))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import dynamic
-from dynamic.offline.images import ImageSet, digits, stratified_halves
+from dynamic.data import ImageSet, digits, stratified_halves
 from dynamic.progress import track
 
 if TYPE_CHECKING:  # a bundle that is there already runs without torch

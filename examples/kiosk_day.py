@@ -21,12 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies import Budget, BudgetPolicy, Costs, Frontier, Policy, Records
-from dynamic.simulate.devices import Device, device
-from dynamic.simulate.processes import Line, Steps
-from dynamic.simulate.report import SimulationReport
-from dynamic.simulate.sensors import Faults, Outage
-from dynamic.simulate.simulator import simulate
-from dynamic.simulate.workload import Recorded
+from dynamic.simulate import Device, Faults, Line, Outage, Recorded, SimulationReport, Steps, device, simulate
 
 OPENS, CLOSES = 8.0, 18.0
 HOUR_S = 3600.0

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import dynamic
+from dynamic.data import ImageSet
 from dynamic.models import CifarResNet
-from dynamic.offline.images import ImageSet
 
 PREPROCESS = dynamic.Preprocess.of()
 Batches = list[tuple[torch.Tensor, torch.Tensor]]

@@ -22,8 +22,8 @@ from digits_bundle import Problem
 from numpy.typing import NDArray
 
 import dynamic
-from dynamic.offline.images import ImageSet, load_images, stratified_halves
-from dynamic.tables import certificate_text
+from dynamic.bundle.tables import certificate_text
+from dynamic.data import ImageSet, load_images, stratified_halves
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

@@ -32,11 +32,11 @@ import psutil
 from numpy.typing import NDArray
 
 import dynamic
-from dynamic.changes import Change
+from dynamic.data import ImageSet
 from dynamic.errors import ShedError
-from dynamic.offline.images import ImageSet
 from dynamic.policies import Budget, Decision, Frontier, Policy, Snapshot
-from dynamic.result import Result, Statistics
+from dynamic.runtime.decisions.decision_log import Change
+from dynamic.runtime.result import Result, Statistics
 
 OPENS, RUSH, DARK, CAREFUL, CLOSED, SWAP, ENDS = 12, 17, 21, 22, 23, 27, 30  # hours; 27 is three in the morning
 EVENTS = {

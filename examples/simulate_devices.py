@@ -14,11 +14,8 @@ from pathlib import Path
 import digits_bundle
 
 from dynamic.policies import Budget, BudgetPolicy, Policy
-from dynamic.policies.fixed_policy import FixedPolicy
-from dynamic.simulate.devices import devices
-from dynamic.simulate.oracle import oracle
-from dynamic.simulate.report import SimulationReport
-from dynamic.simulate.scenarios import SCENARIOS, Scenario, scenarios
+from dynamic.policies.control.fixed_policy import FixedPolicy
+from dynamic.simulate import SCENARIOS, Scenario, SimulationReport, devices, oracle, scenarios
 
 PICTURE = Path("out/simulated_devices.png")
 MAX_DROP = 0.02  # what may be given up for savings, under the policy that is told so

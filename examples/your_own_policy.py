@@ -14,9 +14,7 @@ import digits_bundle
 
 import dynamic
 from dynamic.policies import Budget, BudgetPolicy, Decision, Frontier, Policy, Snapshot
-from dynamic.simulate.devices import device
-from dynamic.simulate.simulator import simulate
-from dynamic.simulate.workload import Diurnal
+from dynamic.simulate import Diurnal, device, simulate
 
 HOUR_S = 3600.0
 

@@ -15,10 +15,10 @@ try:
     from dynamic.models.resnet import resnet44 as resnet44
     from dynamic.models.resnet import resnet56 as resnet56
     from dynamic.models.resnet import resnet110 as resnet110
-    from dynamic.offline.checkpoints import load_weights as load_weights
-    from dynamic.offline.checkpoints import save_weights as save_weights
-    from dynamic.offline.heads import BlockHead as BlockHead
-    from dynamic.offline.heads import ConvHead as ConvHead
+    from dynamic.offline.networks.checkpoints import load_weights as load_weights
+    from dynamic.offline.networks.checkpoints import save_weights as save_weights
+    from dynamic.offline.tracing.exit_heads import BlockHead as BlockHead
+    from dynamic.offline.tracing.exit_heads import ConvHead as ConvHead
 except ModuleNotFoundError as error:
     raise with_remedy(error, "dynamic.models") from error
 

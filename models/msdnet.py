@@ -8,8 +8,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from dynamic.offline.modes import view
-from dynamic.offline.stages import Stage, StagedNetwork
+from dynamic.offline.networks.module_modes import view
+from dynamic.offline.staged_network import Stage, StagedNetwork
 from dynamic.policies.errors import InputError
 
 Scales = tuple[Tensor, ...]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dynamic.policies.errors import BudgetError
-from dynamic.policies.plain import plain
+from dynamic.policies.validation.numbers import plain
 
 ON_DRIFT = ("safest", "report")
 # what gives way last comes first

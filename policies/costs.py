@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
-from dynamic.policies.fields import MOST, items, mapping, maybe, number, text, whole
+from dynamic.policies.validation.fields import MOST, items, mapping, maybe, number, text, whole
 
 SCHEMA = 1
 _MOST_ROWS = 2**31  # of a batch

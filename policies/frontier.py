@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
 from dynamic.policies.ladder import Ladder, Point
-from dynamic.policies.plan import Plan, plan
 from dynamic.policies.rank import Rank
+from dynamic.policies.stage_plan import Plan, plan
 
 K = TypeVar("K")
 V = TypeVar("V")

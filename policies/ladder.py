@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dynamic.policies.drift import ScoreBins
 from dynamic.policies.errors import CorruptError, SchemaError
-from dynamic.policies.fields import flag, fraction, items, mapping, maybe, number, text, whole, word
-from dynamic.policies.scores import COMBINE, SCORES
+from dynamic.policies.scores import COMBINE, SCORES, ScoreBins
+from dynamic.policies.validation.fields import flag, fraction, items, mapping, maybe, number, text, whole, word
 
 SCHEMA = 1
-KINDS = ("drop", "harm", "disagreement", "error")  # of risks, see `dynamic.policies.risks`
+KINDS = ("drop", "harm", "disagreement", "error")  # of risks, see `dynamic.policies.certification.risks`
 _MOST_STAGES = 1000
 _ROUNDING = 1e-9
 # float32 rounds scores, so a threshold may lie a little outside
@@ -29,7 +28,7 @@ class Point:
 
     `thresholds [S-1]` (an input leaves where `threshold < score`; inf: exit off); `backbones` it needs;
     `target`: the risk it was chosen for (0 for the reference; None: for none); `risk`: as measured on `n` records that
-    thresholds were not chosen on, of the `kind` that is bounded (see `dynamic.policies.risks`); `bound`: what the risk
+    thresholds were not chosen on, of the `kind` that is bounded (see `certification/risks.py`); `bound`: what the risk
     is at most, with all other bounds of the ladder, with probability 1 - `delta` (None: not certified); `drop`: signed
     accuracy drop to the reference on the same records (None without labels); `accuracy` (low, mid, high) there, 95%
     interval, or agreement with the reference where there are no labels; `shares [S]` of inputs leaving at each stage.

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.array_files import read_arrays
 from dynamic.policies.errors import BudgetError, CalibrationError, CorruptError, InputError
-from dynamic.policies.fields import items, number, text, whole
+from dynamic.policies.validation.array_files import read_arrays
+from dynamic.policies.validation.fields import items, number, text, whole
 
 SEARCH, CERTIFY = 0, 1
 SEARCH_SHARE = 0.25  # of a calibration set: about what makes the cheapest certified point (benchmarks/certified.py)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import BudgetError, InputError
 
 Floats = NDArray[np.float32]
 
@@ -202,3 +202,21 @@ def groups(combine: str, backbone: tuple[int, ...] | None, stages: int) -> tuple
     if backbone is None or len(backbone) != stages:
         raise BudgetError(f"combine='backbones' needs the backbone of each of {stages} stages; it is {backbone}")
     return tuple(backbone)
+
+
+@dataclass(frozen=True)
+class ScoreBins:
+    """What calibration inputs scored at a stage that is the first to be evaluated.
+
+    `edges [E]`, rising; `counts [E + 1]`: calibration inputs by bin, bin b holding `edges[b - 1] < score <= edges[b]`;
+    NaN lies in the lowest. Raises InputError where edges do not rise or counts do not fit them.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not all(low < high for low, high in zip(self.edges, self.edges[1:], strict=False)):
+            raise InputError(f"edges {self.edges} of score bins must rise")
+        if len(self.counts) != len(self.edges) + 1 or min(self.counts) < 0:
+            raise InputError(f"{len(self.edges)} edges need {len(self.edges) + 1} counts, none negative: {self.counts}")

@@ -31,7 +31,7 @@ if str(ROOT) not in sys.path:  # `python benchmarks/robustness/inputs.py`
 
 from benchmarks.robustness.asked import CLASSES, FEATURES, LOUD, SIDE, bundles  # noqa: E402
 from dynamic.errors import InputError  # noqa: E402
-from dynamic.runtime import Runtime  # noqa: E402
+from dynamic.runtime.runtime import Runtime  # noqa: E402
 
 Value = Any
 Change = Callable[[Random, Value], Value]

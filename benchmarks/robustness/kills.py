@@ -14,8 +14,8 @@ from typing import Any
 
 import dynamic
 from benchmarks.robustness.shelves import FORK, INPUTS, build, build_both, left
-from dynamic.bundle import MANIFEST
-from dynamic.partial import TemporaryFolder
+from dynamic.bundle.bundle import MANIFEST
+from dynamic.storage.temporary_files import TemporaryFolder
 
 _LIMIT_S = 30.0  # for a step that hangs
 

@@ -23,8 +23,8 @@ if str(ROOT) not in sys.path:  # `python benchmarks/robustness/run.py`
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import RESULTS, _version  # noqa: E402
-from dynamic.machine import machine_name  # noqa: E402
-from dynamic.writing import replace_text  # noqa: E402
+from dynamic.profiling.machine import machine_name  # noqa: E402
+from dynamic.storage.atomic_write import replace_text  # noqa: E402
 
 Counts = dict[str, Any]
 

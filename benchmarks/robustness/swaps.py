@@ -25,7 +25,7 @@ if str(ROOT) not in sys.path:  # `python benchmarks/robustness/swaps.py`
     sys.path.insert(0, str(ROOT))
 
 import dynamic  # noqa: E402
-from dynamic import spacing  # noqa: E402
+from dynamic.runtime.requests import pauses  # noqa: E402
 
 THREADS, GOAL = 4, 0.8
 
@@ -47,11 +47,11 @@ def swaps(seed: int, count: float, seconds: float = 3.0) -> dict[str, Any]:
         bundles = [_build(Path(folder, str(number)), 2 * seed + number) for number in (0, 1)]
         x = np.random.default_rng(seed).standard_normal((1, 3, 32, 32)).astype(np.float32)
         found = _measured(bundles, x, int(count), seconds)
-        longest, spacing.LONGEST_S = spacing.LONGEST_S, 0.0
+        longest, pauses.LONGEST_S = pauses.LONGEST_S, 0.0
         try:
             bare = _measured(bundles, x, max(int(count) // 5, 1), seconds)
         finally:
-            spacing.LONGEST_S = longest
+            pauses.LONGEST_S = longest
     return {**found, "below_goal": int(found["ratio"] < GOAL), "ratio_without_pauses": bare["ratio"]}
 
 

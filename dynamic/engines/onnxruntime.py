@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import OUTPUTS, THRESHOLDS, Array, CascadeSpec, Output, graph_file
-from dynamic.engines.files import BundleFiles, Held
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, gives_back, trim_memory
+from dynamic.engines.model_files.graph_files import BundleFiles, Held
 from dynamic.policies.errors import BudgetError, EngineError
 
 IDLE = ("sleep", "spin")

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Output, graph_file
-from dynamic.engines.files import BundleFiles, Held
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
+from dynamic.engines.model_files.graph_files import BundleFiles, Held
 from dynamic.policies.errors import BudgetError, EngineError
 
 

@@ -10,28 +10,28 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
-from dynamic.bundle import Bundle, read, write
-from dynamic.canaries import CANARIES, Reservoir
-from dynamic.choosing import AUTO, check_precision, chosen
+from dynamic.bundle.bundle import Bundle, read, write
+from dynamic.bundle.canaries.canary_set import CANARIES, Reservoir
+from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.engines.contract import CascadeSpec
-from dynamic.engines.opening import check_engine, check_installed_engine, open_engine
-from dynamic.fingerprint import EngineIdentity
-from dynamic.offline.arguments import check_classes, check_labels_for, check_split, warn_order
+from dynamic.engines.engine_factory import check_engine, check_installed_engine, open_engine
+from dynamic.offline.batches import Batch
+from dynamic.offline.build_arguments import check_classes, check_labels_for, check_split, warn_order
 from dynamic.offline.calibration import check_first, collect, peek, plain_combiner
+from dynamic.offline.canary_inputs import CanaryInputs, check_canary_inputs, check_canary_word, draw_canaries
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.checkpoints import write_whole
-from dynamic.offline.drawing import CanaryInputs, check_canary_inputs, check_canary_word, draw_canaries
-from dynamic.offline.exporting import describe, export_stages
-from dynamic.offline.graphs import plain_ladder, write_graphs
-from dynamic.offline.inputs import Batch
-from dynamic.offline.modes import evaluating
-from dynamic.offline.parity import check_parity
-from dynamic.offline.recertifying import TemporaryBundle, warn_uncertified
-from dynamic.offline.transforms import from_transforms
-from dynamic.policies.certification import certify, check_settings
+from dynamic.offline.networks.checkpoints import write_whole
+from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.onnx_export.parity import check_parity
+from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
+from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
+from dynamic.offline.recertification import TemporaryBundle, warn_uncertified
+from dynamic.offline.torchvision_transforms import from_transforms
+from dynamic.policies.certification.certificates import certify, check_settings
+from dynamic.policies.certification.floor import check_floor, levels
 from dynamic.policies.errors import EngineError, InputError
-from dynamic.policies.floor import check_floor, levels
 from dynamic.policies.records import SEARCH_SHARE
+from dynamic.profiling.engine_choice import AUTO, check_precision, chosen
 
 logger = logging.getLogger("dynamic")
 

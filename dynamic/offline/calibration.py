@@ -11,16 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dynamic.canaries import Reservoir
+from dynamic.bundle.canaries.canary_set import Reservoir
+from dynamic.bundle.fingerprint import fingerprint
+from dynamic.bundle.record_writer import Recorder
 from dynamic.engines.contract import CascadeSpec
-from dynamic.engines.loop import StageEngine
-from dynamic.engines.opening import check_engine, open_engine
-from dynamic.fingerprint import fingerprint
-from dynamic.offline.cascade import Cascade
-from dynamic.offline.exporting import describe, export_stages
-from dynamic.offline.features import check_labels
-from dynamic.offline.floats import check_float32
-from dynamic.offline.inputs import (
+from dynamic.engines.engine_factory import check_engine, open_engine
+from dynamic.engines.stage_loop import StageEngine
+from dynamic.offline.batches import (
     Batch,
     check_loader,
     labelled_batches,
@@ -28,14 +25,17 @@ from dynamic.offline.inputs import (
     read_batch,
     taken_by,
 )
-from dynamic.offline.modes import evaluating
-from dynamic.offline.rowwise import last_logits
-from dynamic.offline.transforms import from_transforms
+from dynamic.offline.cascade import Cascade
+from dynamic.offline.networks.feature_cache import check_labels
+from dynamic.offline.networks.float_types import check_float32
+from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.networks.row_independence import last_logits
+from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
+from dynamic.offline.torchvision_transforms import from_transforms
 from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.records import SEARCH_SHARE, Records
 from dynamic.policies.scores import Combiner
 from dynamic.progress import size_of, track
-from dynamic.recording import Recorder
 
 
 def calibrate(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamic.offline.inputs import by_position, run_on
-from dynamic.offline.modes import bare
-from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
+from dynamic.offline.batches import by_position, run_on
+from dynamic.offline.networks.module_modes import bare
+from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.scores import COMBINE
 

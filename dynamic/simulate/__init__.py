@@ -1,11 +1,41 @@
 """Simulated devices: they stand in for the monitor and the clock, and the policies do not know."""
 
-from dynamic.simulate import devices as devices
-from dynamic.simulate import environment as environment
-from dynamic.simulate import oracle as oracle
-from dynamic.simulate import processes as processes
-from dynamic.simulate import report as report
-from dynamic.simulate import scenarios as scenarios
-from dynamic.simulate import sensors as sensors
-from dynamic.simulate import simulator as simulator
-from dynamic.simulate import workload as workload
+from dynamic.simulate.device_models import Device, device, devices
+from dynamic.simulate.report import SimulatedChange, SimulationReport
+from dynamic.simulate.requests.oracle import oracle
+from dynamic.simulate.scenario_library import SCENARIOS, Scenario, scenario, scenarios
+from dynamic.simulate.simulator import Stalls, simulate
+from dynamic.simulate.workload import Bursty, Constant, Diurnal, Poisson, Recorded, Schedule, Workload
+from dynamic.simulate.world.environment import Environment
+from dynamic.simulate.world.processes import Bursts, Line, Process, Steps
+from dynamic.simulate.world.virtual_sensors import Faults, Outage, Sensors
+
+__all__ = [
+    "SCENARIOS",
+    "Bursts",
+    "Bursty",
+    "Constant",
+    "Device",
+    "Diurnal",
+    "Environment",
+    "Faults",
+    "Line",
+    "Outage",
+    "Poisson",
+    "Process",
+    "Recorded",
+    "Scenario",
+    "Schedule",
+    "Sensors",
+    "SimulatedChange",
+    "SimulationReport",
+    "Stalls",
+    "Steps",
+    "Workload",
+    "device",
+    "devices",
+    "oracle",
+    "scenario",
+    "scenarios",
+    "simulate",
+]

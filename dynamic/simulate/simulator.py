@@ -9,16 +9,16 @@ from dynamic.policies.decision import Policy
 from dynamic.policies.errors import BudgetError, InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.records import Records
-from dynamic.simulate.devices import Device
-from dynamic.simulate.environment import Budgets, Environment, Surroundings
-from dynamic.simulate.outcomes import outcomes
-from dynamic.simulate.processes import Value, pieces
+from dynamic.simulate.device_models import Device
 from dynamic.simulate.report import SimulationReport
-from dynamic.simulate.sensors import Faults, Sensors
-from dynamic.simulate.serving import Requests, Rules, serve
+from dynamic.simulate.requests.outcomes import outcomes
+from dynamic.simulate.requests.simulated_runtime import Requests, Rules, serve
 from dynamic.simulate.summary import summarize
 from dynamic.simulate.workload import Workload
-from dynamic.simulate.world import World
+from dynamic.simulate.world.device_world import World
+from dynamic.simulate.world.environment import Budgets, Environment, Surroundings
+from dynamic.simulate.world.processes import Value, pieces
+from dynamic.simulate.world.virtual_sensors import Faults, Sensors
 
 DECIDE = ("request", "monitor")
 

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.feasibility import covered
+from dynamic.policies.control.feasibility import covered
 from dynamic.policies.records import Records
-from dynamic.simulate.devices import Device
-from dynamic.simulate.environment import SAMPLED, Environment
-from dynamic.simulate.outcomes import Outcome
+from dynamic.simulate.device_models import Device
 from dynamic.simulate.report import SimulatedChange, SimulationReport
-from dynamic.simulate.serving import Log, Requests
+from dynamic.simulate.requests.outcomes import Outcome
+from dynamic.simulate.requests.simulated_runtime import Log, Requests
+from dynamic.simulate.world.environment import SAMPLED, Environment
 
 Floats = NDArray[np.float64]
 

@@ -22,21 +22,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dynamic.engines.loop import StageEngine
-from dynamic.engines.opening import open_engine
+from dynamic.engines.engine_factory import open_engine
+from dynamic.engines.stage_loop import StageEngine
+from dynamic.offline.batches import Batch, arguments, named_tensors
 from dynamic.offline.calibration import plain_combiner
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.checkpoints import untied
-from dynamic.offline.compute import count_macs
-from dynamic.offline.copying import deep_copy, plain
-from dynamic.offline.exporting import export_stages
-from dynamic.offline.features import checked_batches
-from dynamic.offline.floats import other_floats
-from dynamic.offline.inputs import Batch, arguments, named_tensors
-from dynamic.offline.modes import evaluating
-from dynamic.offline.rowwise import last_logits
+from dynamic.offline.networks.checkpoints import untied
+from dynamic.offline.networks.feature_cache import checked_batches
+from dynamic.offline.networks.float_types import other_floats
+from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.networks.network_copies import deep_copy, plain
+from dynamic.offline.networks.row_independence import last_logits
+from dynamic.offline.onnx_export.stage_graphs import export_stages
+from dynamic.offline.tracing.multiply_adds import count_macs
+from dynamic.policies.certification.floor import Level
 from dynamic.policies.errors import EngineError, InputError
-from dynamic.policies.floor import Level
 
 logger = logging.getLogger("dynamic")
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dynamic.models.compress.layer_replacement import run, swap
 from dynamic.models.compress.report import copied
-from dynamic.models.compress.swapping import run, swap
 from dynamic.models.resnet import BasicBlock
-from dynamic.offline.copying import deep_copy
-from dynamic.offline.inputs import Batch
-from dynamic.offline.modes import view
-from dynamic.offline.stages import Stage, StagedNetwork, primary_logits
+from dynamic.offline.batches import Batch
+from dynamic.offline.networks.module_modes import view
+from dynamic.offline.networks.network_copies import deep_copy
+from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
 from dynamic.policies.errors import BudgetError, InputError, WrapError
 
 Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)

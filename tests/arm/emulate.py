@@ -1,6 +1,6 @@
 """Runs a script with the Python, numpy and ONNX Runtime of a 64-bit ARM processor, on a processor that is none.
 
-    python tests/arm/emulate.py -c "import dynamic.machine as m; print(m.instruction_sets())"
+    python tests/arm/emulate.py -c "import dynamic.profiling.machine as m; print(m.instruction_sets())"
     python tests/arm/emulate.py --cpu cortex-a53 script.py ARGUMENTS
 
 QEMU executes the ARM instructions one by one, so answers are those of ARM kernels and times mean nothing. Python comes

@@ -1,7 +1,7 @@
 """Runs a command whose engines see a processor with AVX2 and without AVX-512, VNNI and AMX, at native speed.
 
-    python tests/avx2/limit.py python -m pytest -q tests/test_engines.py
-    python tests/avx2/limit.py --avx512 python -m pytest -q tests/test_int8_processors.py
+    python tests/avx2/limit.py python -m pytest -q tests/engines/test_engines.py
+    python tests/avx2/limit.py --avx512 python -m pytest -q tests/models/compress/quantization/test_int8_processors.py
     python tests/avx2/limit.py --check
 
 With `--avx512` the engines see AVX-512 as Skylake-X has it, which has no VNNI either.

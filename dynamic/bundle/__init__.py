@@ -1,0 +1,1 @@
+"""The folder that is deployed, and what it says of itself."""

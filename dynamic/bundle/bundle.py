@@ -1,0 +1,831 @@
+"""The folder that is deployed: graphs, ladder, records, costs and a manifest that vouches for every file.
+
+```
+shelf/
+├── bundle.json       schema, inputs, stages, classes, preprocessing, fingerprint, hash of every file
+├── ladder.json       operating points
+├── golden.json       decisions that a policy written in another language must give (dynamic/policies/golden.py)
+├── records.npz       calibration records
+├── canaries.npz      some calibration inputs, with the logits of every stage (dynamic/bundle/canaries/canary_set.py)
+├── graph.onnx        the whole cascade as one graph, for batches; graph_single.onnx for one input at a time
+├── backbones/        a graph for each stage, the weights of each backbone stored once
+├── weights/          the networks' weights to train on (safetensors)
+├── choices/          the engine that "auto" took on each machine, and what the others took
+├── checks/           what the canaries said on the machines this folder has been on
+└── costs/            measured on the machines this folder has been on, each with the frontier that follows from it
+```
+Nothing in it is pickle.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from tempfile import gettempdir
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dynamic.bundle.canaries.canary_set import CANARIES, Canaries
+from dynamic.bundle.canaries.check import CHECKS, CanaryReport
+from dynamic.bundle.canaries.reports import canary_report, engine_agrees
+from dynamic.bundle.device_calibration import calibrate_here
+from dynamic.bundle.fingerprint import EngineIdentity, file_hash, fingerprint
+from dynamic.bundle.golden_vectors import figures, golden, to_text
+from dynamic.bundle.manifest import LADDER, Facts, check_ladder, read_facts
+from dynamic.bundle.requirements import check_needs
+from dynamic.bundle.tables import ladder_text, machine_text, points_text
+from dynamic.data.preprocessing import Preprocess
+from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.engine_factory import check_engine, open_engine
+from dynamic.engines.model_files.external_data import external_files
+from dynamic.engines.route_choice import CascadeEngine
+from dynamic.policies.budget import Budget
+from dynamic.policies.costs import Costs
+from dynamic.policies.errors import (
+    BudgetError,
+    BundleError,
+    CorruptError,
+    DynamicError,
+    EngineError,
+    InputError,
+    SchemaError,
+)
+from dynamic.policies.frontier import Frontier
+from dynamic.policies.ladder import Ladder
+from dynamic.policies.records import Records
+from dynamic.policies.scores import Combiner
+from dynamic.policies.validation.fields import mapping, whole
+from dynamic.profiling.engine_choice import AUTO, CHOICES, chosen
+from dynamic.profiling.machine import machine_key, machine_name, quota_threads
+from dynamic.profiling.stage_profile import profile
+from dynamic.storage.atomic_write import copy_file, copy_room, disk_errors, explain_disk_errors, keep_text
+from dynamic.storage.inner_paths import check_inside
+from dynamic.storage.json_files import read_json, seal, unseal
+from dynamic.storage.open_files import HeldFiles
+from dynamic.storage.versioned_folder import is_empty, put_folder, standing
+
+if TYPE_CHECKING:
+    from dynamic.runtime.runtime import Runtime  # which knows bundles by their contract
+
+SCHEMA = 1
+T = TypeVar("T")
+MANIFEST = "bundle.json"
+_COSTS = "costs"
+_ROOMS = (CHOICES, CHECKS, _COSTS)  # what each machine adds or measures again, which no manifest vouches for
+_MOST_TRIES = 1000  # to read a folder that is replaced again and again meanwhile
+
+logger = logging.getLogger("dynamic")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A cascade with everything needed to run it under a budget.
+
+    Made by `dynamic.build` or `dynamic.load`; nothing in it changes once made: `profile` gives another
+    bundle. `costs` are this machine's, or None before `profile`; `forced`: the route that `profile` was given for them.
+    `calibrated_on`: the engine and machine of the calibration.
+    """
+
+    folder: Path
+    spec: CascadeSpec
+    ladder: Ladder
+    engine: str
+    precision: str
+    cascade: str
+    classes: tuple[str, ...] | None = None
+    preprocess: Preprocess | None = None
+    costs: Costs | None = None
+    modules: tuple[Any, ...] | None = field(default=None, repr=False)
+    modules_cascade: str | None = field(default=None, repr=False)  # fingerprint of what engine "torch" runs, if known
+    forced: str | None = field(default=None, repr=False)
+    calibrated_on: EngineIdentity | None = field(default=None, repr=False)
+    # SHA-256 of every file that the manifest vouched for when this bundle was read
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    preload: bool = field(default=True, repr=False)  # whether a runtime may start threads before its first request
+    _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
+    _held: HeldFiles | None = field(default=None, repr=False, compare=False)  # files of the version that was read
+
+    def __str__(self) -> str:
+        """The ladder as a table, which of its points are one network alone, and, once profiled, what they cost here."""
+        alone = [p.name for p in self.ladder.points[1:] if max(p.shares) == 1]
+        static = f"\none network alone, so that it can be shipped as it is: {', '.join(alone)}" if alone else ""
+        here = "no costs for this machine yet: bundle.profile() measures them"
+        if self.costs is not None:
+            missing = ", ".join(self.costs.not_measured) or "nothing is left out"
+            here = f"{machine_text(self.costs)}; not measured: {missing}\n{points_text(self.frontier)}"
+        about = f"bundle in {self.folder}, for {self.engine} {self.precision}"
+        return f"{about}\n{ladder_text(self.ladder)}{static}\n\n{here}"
+
+    @cached_property
+    def records(self) -> Records:
+        """The calibration records, read when first asked for.
+
+        Raises:
+            CorruptError: Their file was altered after this bundle was loaded.
+        """
+        records = self._read_one("records.npz", Records.load)
+        if records.logits.shape[1:] != (len(self.spec.stages), self.spec.classes):
+            raise CorruptError(
+                f"{self.folder}: records.npz holds logits {list(records.logits.shape)} for {len(self.spec.stages)} "
+                f"stages and {self.spec.classes} classes; build or copy the bundle again"
+            )
+        return records
+
+    @property
+    def canaries(self) -> Canaries | None:
+        """The canaries, or None in a bundle that was built without. Raises CorruptError where they do not read."""
+        if CANARIES not in self.hashes:
+            return None
+        return self._read_one(CANARIES, lambda path: Canaries.load(path, self.spec))
+
+    @property
+    def frontier(self) -> Frontier:
+        """The ladder with this machine's costs; raises BundleError before `profile`."""
+        if self.costs is None:
+            raise BundleError("this bundle has no costs for this machine yet: call bundle.profile() first")
+        return Frontier.of(self.ladder, self.costs)
+
+    def costs_on(self, engine: str, precision: str, threads: int, route: str | None = None) -> Costs | None:
+        """What stages cost on this machine in this way, measured now or earlier; None where it never was.
+
+        `route`: costs of this route at every batch size; None: of the faster one, never of one that was given.
+        """
+        known = self.costs
+        ours = known is not None and (known.engine, known.precision, known.threads) == (engine, precision, threads)
+        if known is not None and ours and self.forced in (None, route) and _all_of(known, route):
+            return known
+        kept = _costs(self, _costs_name(engine, precision, threads))
+        return kept if kept is not None and _all_of(kept, route) else None
+
+    def precision_on(self, engine: str) -> str:
+        """What `engine` computes in: the precision that was calibrated on the bundle's own engine, f32 on others."""
+        return self.precision if engine == self.engine else "f32"
+
+    def check_files(self, *names: str, folder: Path | None = None) -> None:
+        """Compare files with what they were when this bundle was loaded.
+
+        Args:
+            names: Their names in the folder of the bundle. All files are compared where none is given.
+            folder: Where the files lie. The version that was loaded unless given, wherever that lies now.
+
+        Raises:
+            CorruptError: A file is missing or was altered.
+        """
+        if folder is None:
+            with self.files(*(names or self.hashes)):
+                return
+        for name in names or tuple(self.hashes):
+            if name not in self.hashes:
+                raise CorruptError(f"{folder}: {name} is not in the manifest; build or copy the bundle again")
+            check_hash(folder, name, self.hashes[name])
+
+    def _read_one(self, name: str, read: Callable[[Path], T]) -> T:
+        """What `read` makes of a file of the version that was loaded, whatever takes its place meanwhile."""
+        held = self._held
+        place = self.place
+        if place is not None:
+            try:
+                self.check_files(name, folder=place)
+                value = read(place / name)
+                if held is None or held.place() == place:
+                    return value
+            except (DynamicError, OSError):
+                if held is None or not held.holds(name):
+                    raise
+        assert held is not None, "without open files, the folder is the place"
+        with disk_errors("a copy of the bundle's files", Path(gettempdir())), held.on_disk([name]) as folder:
+            self.check_files(name, folder=folder)
+            return read(folder / name)
+
+    @contextmanager
+    def files(self, *names: str) -> Iterator[Path]:
+        """Files of the version that was read, also once another bundle lies in its folder.
+
+        Args:
+            names: Their names in the bundle.
+
+        Yields:
+            The folder where they lie under these names. It may be a temporary one.
+
+        Raises:
+            CorruptError: A file is missing or was altered.
+        """
+        held, place = self._held, self.place
+        if place is not None:
+            try:
+                self.check_files(*names, folder=place)
+            except CorruptError:
+                if held is None or held.place() is not None:
+                    raise
+            else:
+                yield place
+                return
+        assert held is not None, "without open files, the folder is the place"
+        with ExitStack() as stack:
+            with disk_errors("a copy of the bundle's files", Path(gettempdir())):
+                folder = stack.enter_context(held.on_disk(names))
+            self.check_files(*names, folder=folder)
+            yield folder
+
+    @property
+    def place(self) -> Path | None:
+        """Where the version that was read lies now. None where another took its place, or its folder was removed."""
+        return self.folder if self._held is None else self._held.place()
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a file, also once another bundle lies in its folder."""
+        try:
+            return (self.folder / name).stat().st_size
+        except OSError:
+            if self._held is None:
+                raise
+            return self._held.size(name)
+
+    def copy_to(self, folder: Path, rooms: Sequence[str] = _ROOMS) -> None:
+        """Copy the files that the manifest lists, the manifest, and what machines added.
+
+        Args:
+            folder: The folder to copy into. It exists.
+            rooms: Of what machines added, what to copy. Links and files of other kinds stay behind.
+
+        Raises:
+            CorruptError: A file is missing or was altered after this bundle was loaded.
+            OSError: The disk refused.
+        """
+        held = self._held
+        while True:
+            with nullcontext(self.folder) if held is None else held.open_place() as place:
+                if place is None:
+                    break
+                try:
+                    self._copy_files(place, folder)
+                except CorruptError:
+                    now = None if held is None else held.place()
+                    if held is None or (now is not None and _version(now) == _version(place)):  # it was not replaced
+                        raise
+                else:
+                    for room in rooms:
+                        copy_room(place / room, folder / room)
+                    return
+        assert held is not None, "without open files, the folder is the place"
+        for name in self.hashes:
+            (folder / name).unlink(missing_ok=True)
+            held.copy(name, folder / name)
+        (folder / MANIFEST).write_bytes(held.manifest)
+        self.check_files(folder=folder)
+
+    def _copy_files(self, source: Path, folder: Path) -> None:
+        for name in (MANIFEST, *self.hashes):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                copy_file(source / name, folder / name)
+            except FileNotFoundError as error:
+                if not os.path.exists(source / name):
+                    raise CorruptError(f"{self.folder}: {name} is missing; copy the bundle again") from error
+                raise
+        self.check_files(folder=folder)
+
+    def combiner(self) -> Combiner:
+        """How stages' logits become answers and scores."""
+        return Combiner(self.ladder.temperature, self.ladder.score, self.ladder.combine, self.ladder.backbone)
+
+    def fingerprint(self, engine: str, precision: str) -> str:
+        """The fingerprint of this cascade and preprocessing on an engine; the ladder's where nothing changed.
+
+        Engine "torch" runs the modules that were given, whose weights are other ones, perhaps, than the bundle's.
+        """
+        cascade = self.cascade if engine != "torch" else self.modules_cascade or "unknown modules"
+        return fingerprint(cascade, _preprocess_json(self.preprocess), engine, precision)
+
+    def open(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine:
+        """An engine for this cascade (None: the one it was calibrated on); options are the engine's own.
+
+        "auto": the fastest of those installed, each in the precision it would run in, measured on this machine once;
+        of the options it takes `threads` and `route`. Without `threads` there is one for each core this process may
+        run on, or that a container's quota leaves; on engine "torch" as many as torch has been set to. Raises
+        EngineError where the engine is unknown or not installed.
+        """
+        opened = self.open_unchecked(engine, precision, **options)
+        # without preload nothing runs before a runtime's first request, which checks (see `Serving.check`)
+        opened.agrees = self.preload and self.agrees(opened)
+        return opened
+
+    def open_unchecked(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine:
+        """`open`, without running the canaries."""
+
+        def precision_on(name: str) -> str:
+            return precision or self.precision_on(name)
+
+        name = engine or self.engine
+        if name != "torch" and self.spec.stages[0].graph not in self.hashes and not has_graphs(self.folder, self.spec):
+            raise EngineError(
+                f"engine {name!r} needs graphs and this bundle has none, since torch could not export its networks: "
+                "use engine='torch' and dynamic.load(path, modules=cascade)"
+            )
+        if name != "torch" and options.get("threads") is None and (quota := quota_threads()) is not None:
+            options["threads"] = quota
+        if name == AUTO:
+            keep = self._owner is None and self.place is not None
+            with self._lying() as folder:
+                name = chosen(
+                    folder, self.spec, self.combiner(), precision_on, keep, hashes=self.hashes, **options
+                ).engine
+            if name != self.engine:
+                logger.warning(
+                    "engine %s is the fastest here, the bundle was calibrated on %s: results will not be certified",
+                    name,
+                    self.engine,
+                )
+        wanted = precision_on(name)
+        opened = open_engine(
+            name,
+            self.folder,
+            self.spec,
+            self.combiner(),
+            self.modules,
+            wanted,
+            hashes=self.hashes,
+            held=self._held,
+            **options,
+        )
+        costs = self.costs_on(name, wanted, opened.threads)
+        if costs is not None and costs.route:
+            opened.follow(costs.batch, costs.route)
+        return opened
+
+    def check(
+        self,
+        engine: str | None = None,
+        precision: str | None = None,
+        *,
+        again: bool = False,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> CanaryReport | None:
+        """Whether an engine on this machine answers as it did in calibration.
+
+        Args:
+            engine: its name. None: the one that was calibrated.
+            precision: "f32" or "bf16". None: the one that was calibrated.
+            again: run the canaries although they ran before under the same engine, version, threads and processor.
+            progress: a progress bar on stderr. None: where that is a terminal.
+            **options: of the engine, as `open` takes them.
+
+        Returns:
+            The report, or None in a bundle without canaries.
+
+        Raises:
+            EngineError: the engine is unknown or not installed.
+            CorruptError: the canaries do not read.
+
+        Example:
+            >>> report = dynamic.load("shelf/").check()  # doctest: +SKIP
+            >>> report.agrees  # doctest: +SKIP
+            True
+        """
+        opened = self.open_unchecked(engine, precision, **options)
+        try:
+            return canary_report(self, opened, again=again, progress=progress)
+        finally:
+            opened.close()
+
+    def agrees(self, opened: CascadeEngine) -> bool:
+        """Whether an open engine answers as in calibration. Runs its canaries where they never ran on this machine.
+
+        Args:
+            opened: The engine. One with another fingerprint has nothing to agree with, and is certified by nothing.
+
+        Returns:
+            False where the canaries differ or the engine fails on them, which is logged.
+
+        Raises:
+            CorruptError: The canaries do not read.
+        """
+        if self.ladder.fingerprint != self.fingerprint(opened.name, opened.precision):
+            return True
+        return engine_agrees(self, opened)
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the folder goes with the bundle: it was built and not saved yet."""
+        return self._owner is not None
+
+    def calibrate(
+        self,
+        loader: Iterable[Any],
+        *,
+        engine: str | None = None,
+        precision: str | None = None,
+        groups: Sequence[Any] | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Records:
+        """Records of this bundle's stages on this machine, for `dynamic.recertify`. It needs no torch.
+
+        Args:
+            loader: batches of `(inputs, labels)`, the inputs as `run` takes them.
+            engine: its name. None: the one that was calibrated.
+            precision: "f32" or "bf16". None: the one that was calibrated.
+            groups: `[N]`, what belongs together, such as a video. A group is never split.
+            seed: of the lot that divides records into those that choose and those that certify.
+            progress: a progress bar on stderr. None: where that is a terminal.
+
+        Returns:
+            The records, which say on which engine and machine they were made.
+
+        Raises:
+            CalibrationError: no inputs, or labels of one class.
+            InputError: inputs or labels that do not fit the bundle.
+            EngineError: the engine is unknown, not installed, or fails.
+        """
+        return calibrate_here(
+            self, loader, engine=engine, precision=precision, groups=groups, seed=seed, progress=progress
+        )
+
+    def profile(
+        self,
+        batch: Sequence[int] = (1, 8, 64),
+        seconds: float = 1.0,
+        engine: str | None = None,
+        progress: bool | None = None,
+        *,
+        active_mw: float | None = None,
+        idle_mw: float | None = None,
+        keep: bool = True,
+        **options: Any,
+    ) -> "Bundle":
+        """Measure every stage on this machine and return the bundle with these costs.
+
+        Takes about `seconds` for each batch size and way to run it. A bundle that was saved or loaded keeps the
+        figures in its folder, one file a machine and engine, so that the next `load` finds them; not without `keep`,
+        nor where `route` is among the options: figures of one route alone stay with the bundle returned, for it.
+
+        `active_mw`: what this device draws while inference works, on top of `idle_mw`, if you know (milliwatts; a meter
+        between charger and board tells). Energies then follow by the model power x time, and budgets may limit them.
+        Raises BudgetError where one of them is no positive number, and on `idle_mw` alone.
+        """
+        _check_powers(active_mw, idle_mw)  # before minutes are spent
+        route = options.get("route")
+        opened = self.open(engine, **options)
+        try:
+            with self._lying() as folder:
+                costs = profile(opened, folder, batch, seconds, progress=progress)
+            if active_mw is not None:
+                costs = costs.powered(active_mw, idle_mw)
+        finally:
+            opened.close()
+        if keep and self._owner is None and route is None:
+            self._keep(costs)
+        return replace(self, costs=costs, forced=route)
+
+    def runtime(self, budget: Budget | None = None, **options: Any) -> "Runtime":
+        """A runtime under `budget`; see `dynamic.Runtime` for the options. Profiles where costs are missing."""
+        from dynamic.runtime.runtime import Runtime
+
+        return Runtime.of(self, budget or Budget(), **options)
+
+    def with_costs(self, costs: Costs, forced: str | None) -> "Bundle":
+        """This bundle with other costs. `forced`: the route that they are of, where one was given."""
+        return replace(self, costs=costs, forced=forced)
+
+    def preloaded(self) -> "Bundle":
+        """This bundle as `load(preload=True)` gives it: engines that it opens run their canaries at once."""
+        return replace(self, preload=True)
+
+    def save(self, path: str | Path) -> "Bundle":
+        """Write the bundle to the folder `path`, replacing a bundle that lies there; gives the saved bundle.
+
+        The folder appears whole or not at all. Where `path` is a mounted volume, the files are put into it, and the
+        manifest comes last. Raises BundleError where something else lies at `path`, DiskError where the disk refuses.
+        """
+        target = Path(path).resolve()
+        if target.exists() and not holds_bundle(target) and (not target.is_dir() or not is_empty(target)):
+            raise BundleError(f"{target} exists and is not a bundle; choose another folder, or remove it")
+
+        held: list[HeldFiles] = []
+
+        def fill(fresh: Path) -> None:
+            self.copy_to(fresh)
+            if self.costs is not None and self.forced is None:
+                self._write_costs(fresh, self.costs)
+            held.append(HeldFiles.of(target, fresh, MANIFEST, self.hashes))  # later, another writer's may lie there
+
+        with disk_errors("the bundle", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            put_folder(target, fill, last=MANIFEST)
+        return replace(self, folder=target, _owner=None, _held=held[0])
+
+    @contextmanager
+    def _lying(self) -> Iterator[Path]:
+        """A folder with the whole bundle, for another process to read."""
+        place = self.place
+        if place is not None:
+            yield place
+            return
+        assert self._held is not None, "without open files, the folder is the place"
+        with self.files(*self.hashes) as folder:
+            (folder / MANIFEST).write_bytes(self._held.manifest)
+            yield folder
+
+    def _keep(self, costs: Costs) -> None:
+        try:
+            with nullcontext(self.folder) if self._held is None else self._held.open_place() as place:
+                if place is not None:
+                    self._write_costs(place, costs)
+                    return
+            logger.warning("costs are not kept: another bundle lies in %s since this one was loaded", self.folder)
+        except OSError as error:  # a read-only shelf still runs, it only measures again next time
+            logger.warning("costs could not be kept in %s: %s", self.folder, error)
+
+    def _write_costs(self, folder: Path, costs: Costs) -> None:
+        # the frontier is for ports of the policy, which then need no statistics. It is never read back here
+        frontier = figures(Frontier.of(self.ladder, costs))
+        name = _costs_name(costs.engine, costs.precision, costs.threads)
+        content = seal(costs.to_json(), _subject(self, name)) | {"frontier": frontier}
+        keep_text(folder, _COSTS, name, json.dumps(content, indent=1))
+
+
+@explain_disk_errors("the bundle")
+def write(
+    folder: Path,
+    spec: CascadeSpec,
+    ladder: Ladder,
+    records: Records,
+    engine: str,
+    precision: str,
+    cascade: str,
+    classes: Sequence[str] | None,
+    preprocess: Preprocess | None,
+    calibrated_on: EngineIdentity | None = None,
+) -> None:
+    """Write ladder, records and manifest beside the graphs that already lie in `folder`."""
+    check_engine(engine, precision)
+    if classes is not None and len(classes) != spec.classes:
+        raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
+    (folder / "ladder.json").write_text(json.dumps(ladder.to_json(), indent=1), encoding="utf-8")
+    (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
+    records.save(folder / "records.npz")
+    vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in _ROOMS)
+    files = sorted(p for p in vouched if p.is_file() and p.name != MANIFEST)
+    manifest = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "engine": engine,
+        "precision": precision,
+        "cascade": cascade,
+        "fingerprint": ladder.fingerprint,
+        "calibrated_on": None if calibrated_on is None else calibrated_on.to_json(),
+        "classes": list(classes) if classes is not None else None,
+        "preprocess": _preprocess_json(preprocess),
+        "spec": asdict(spec),
+        "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files},
+    }
+    text = json.dumps(manifest | {"sha256": _manifest_hash(manifest)}, indent=1)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bundle:
+    """Load a bundle, check every file against the manifest, and check that what any input may need is installed.
+
+    `preload=False`: for a server that forks after loading. A runtime of this bundle then starts no thread, opens no
+    sensor, imports no engine and runs no canaries before its first request, which comes in the child.
+
+    `modules`: the cascade (or its stages, which are never called certified) to run on engine "torch". Costs measured on
+    this machine earlier are taken up. Raises CorruptError on anything missing, cut short or altered, SchemaError on a
+    bundle of a newer version, BundleError where there is none, DynamicError where its preprocessing resizes and Pillow
+    is not installed. A missing engine is logged as a warning.
+    """
+    try:
+        bundle = replace(read(Path(path), verify=True, modules=modules), preload=preload)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror or error}); grant the right to read it") from error
+    except ValueError as error:  # a path that no system takes
+        if isinstance(error, DynamicError):
+            raise
+        raise BundleError(f"{path!r:.80} is no folder ({error}); give the folder of a bundle") from error
+    check_needs(bundle)
+    return bundle
+
+
+def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
+    """`load`, with the check of every file's hash left to the caller. All that is read is of one version."""
+    for tries in range(1, _MOST_TRIES + 1):
+        base = standing(folder, MANIFEST)
+        version = _version(base)
+        try:
+            bundle = _read(base, verify, modules)
+            held = HeldFiles.of(folder, base, MANIFEST, bundle.hashes)
+        except Exception:  # of any kind: files of two versions do not fit
+            if tries == _MOST_TRIES or (standing(folder, MANIFEST) == base and _version(base) == version):
+                raise
+        else:
+            if standing(folder, MANIFEST) == base and _version(base) == version:
+                return replace(bundle, folder=folder, _held=held)
+    raise BundleError(f"{folder} was replaced {_MOST_TRIES} times while it was read; load it again")
+
+
+def _version(base: Path) -> tuple[int, ...] | None:
+    """What tells a folder and its manifest from those that take their place; None where there is none."""
+    try:
+        own, manifest = base.stat(), (base / MANIFEST).stat()
+    except OSError:
+        return None
+    file = manifest.st_dev, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns
+    return (own.st_dev, own.st_ino, *file)
+
+
+def holds_bundle(folder: Path) -> bool:
+    """Whether a bundle lies in a folder, also one that a writer has not finished to put there."""
+    return (standing(folder, MANIFEST) / MANIFEST).is_file()
+
+
+def _read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
+    facts = read_facts(_manifest(folder), folder)
+    if verify:
+        _verify(folder, facts)
+    try:
+        check_hash(folder, LADDER, facts.files[LADDER][1] if verify else None)
+        ladder = Ladder.from_json(read_json(folder / LADDER, folder))
+    except (ValueError, OSError) as error:
+        if isinstance(error, DynamicError):
+            raise
+        raise CorruptError(f"{folder}: {LADDER} does not read ({error}); build or copy the bundle again") from error
+    check_ladder(facts, ladder, folder)
+    bundle = Bundle(
+        folder=folder,
+        spec=facts.spec,
+        ladder=ladder,
+        engine=facts.engine,
+        precision=facts.precision,
+        cascade=facts.cascade,
+        classes=facts.classes,
+        preprocess=facts.preprocess,
+        modules=_stages(modules, [i.name for i in facts.spec.inputs]),
+        hashes={name: sha256 for name, (_, sha256) in facts.files.items()},
+        modules_cascade=modules.fingerprint() if hasattr(modules, "fingerprint") else None,
+        calibrated_on=facts.calibrated_on,
+    )
+    return replace(bundle, costs=_newest_costs(bundle))
+
+
+def has_graphs(folder: Path, spec: CascadeSpec) -> bool:
+    """Whether engines other than torch can run the cascade: its stages were exported."""
+    return (folder / spec.stages[0].graph).is_file()
+
+
+def _stages(modules: Any, names: Sequence[str]) -> tuple[Any, ...] | None:
+    if modules is None:
+        return None
+    if hasattr(modules, "stages_for"):
+        return tuple(modules.stages_for(names))
+    return tuple(getattr(modules, "stages", modules))
+
+
+def _check_powers(active_mw: float | None, idle_mw: float | None) -> None:
+    for name, value in (("active_mw", active_mw), ("idle_mw", idle_mw)):
+        if value is not None and not 0 < value < math.inf:
+            raise BudgetError(f"{name}={value!r} must be a positive number of milliwatts")
+    if idle_mw is not None and active_mw is None:
+        raise BudgetError(
+            f"idle_mw={idle_mw!r} says nothing of an inference without active_mw: give both, active_mw on top of "
+            "idle_mw, or neither"
+        )
+
+
+def _costs_name(engine: str, precision: str, threads: int | str) -> str:
+    return f"{machine_key()}-{engine}-{precision}-{threads}.json"
+
+
+def _all_of(costs: Costs, route: str | None) -> bool:
+    return route is None or set(costs.route or ("stages",)) == {route}
+
+
+def _subject(bundle: Bundle, name: str) -> str:
+    """What a file of costs is about: another bundle's, or of another machine, does not fit."""
+    return f"{_COSTS}/{name} of {bundle.cascade}"
+
+
+def _newest_costs(bundle: Bundle) -> Costs | None:
+    """What was measured last on this machine with the bundle's own engine and precision."""
+    folder = bundle.folder / _COSTS
+    ours = folder.glob(_costs_name(bundle.engine, bundle.precision, "*"))
+    for path in sorted(ours, key=_written_at, reverse=True):
+        return _costs(bundle, path.name)
+    if any(not other.name.startswith(machine_key()) for other in folder.glob("*.json")):
+        logger.warning(
+            "%s holds costs of other machines, none of this one, %s: call profile()", bundle.folder, machine_name()
+        )
+    return None
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a link that leads nowhere
+        return 0.0
+
+
+def _costs(bundle: Bundle, name: str) -> Costs | None:
+    place = bundle.place
+    if place is None:  # costs of another version lie there
+        return None
+    path = place / _COSTS / name
+    try:
+        data = read_json(path, place)
+        if isinstance(data, dict) and "schema" in data and "route" not in data:
+            logger.warning("the costs in %s were measured by an earlier version: call profile() again", path)
+            return None
+        if isinstance(data, dict):
+            data.pop("frontier", None)  # derived, so neither sealed nor read
+        costs = Costs.from_json(unseal(data, _subject(bundle, name)))
+        if _costs_name(costs.engine, costs.precision, costs.threads) != name:
+            raise ValueError(f"they are of engine {costs.engine} {costs.precision}, {costs.threads} threads")
+        if (len(costs.latency_ms), len(costs.memory_mb)) != (len(bundle.spec.stages), len(bundle.spec.backbones)):
+            raise ValueError("they are of another number of stages or networks")
+    except FileNotFoundError:
+        return None
+    except (DynamicError, ValueError, OSError) as error:
+        logger.warning("%s does not read (%s): call profile() again", path, error)
+        return None
+    return costs
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is no bundle: it holds no {MANIFEST}")
+    try:
+        manifest = read_json(path, folder)
+        schema = whole(mapping(manifest, "the manifest")["schema"], "schema", 1)
+    except (ValueError, KeyError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CorruptError(
+            f"{path} does not read ({reason}); build the bundle again, or copy it with its links followed, cp -rL"
+        ) from error
+    if schema > SCHEMA:
+        raise SchemaError(f"{path} has schema {schema}, this version reads up to {SCHEMA}: update dynamic-inference")
+    claimed = manifest.pop("sha256", None)
+    if claimed != _manifest_hash(manifest):
+        raise CorruptError(f"{path} was altered after it was written; build or copy the bundle again")
+    return dict(manifest)
+
+
+def _manifest_hash(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _verify(folder: Path, facts: Facts) -> None:
+    for name, (size, sha256) in facts.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")
+        if path.stat().st_size != size:
+            raise CorruptError(
+                f"{folder}: {name} has {path.stat().st_size} bytes, {size} were written; copy the bundle again"
+            )
+        check_hash(folder, name, sha256)
+        if name.endswith(".onnx"):
+            _check_weights(folder, name, facts)
+    links = [name for name in facts.files if name.endswith(".weights") and (folder / name).is_symlink()]
+    if links:
+        logger.warning(
+            "%s: %s is a link; engines load a temporary copy of it, each time: copy the bundle with its links "
+            "followed, cp -rL",
+            folder,
+            ", ".join(links),
+        )
+
+
+def _check_weights(folder: Path, name: str, facts: Facts) -> None:
+    """Raises CorruptError where a graph names weights that are not in the manifest: engines follow any path."""
+    try:
+        unlisted = [weights for weights in external_files(folder / name, name) if weights not in facts.files]
+        if unlisted:
+            raise ValueError(f"it names {unlisted[0]!r:.80} for its weights, which the manifest does not list")
+    except ValueError as error:
+        raise CorruptError(f"{folder}: {name} does not read ({error}); build or copy the bundle again") from error
+
+
+def check_hash(folder: Path, name: str, sha256: str | None) -> None:
+    """Raises CorruptError where a file of a bundle is missing, lies outside or has another hash; None is no hash."""
+    path = folder / name
+    if not path.is_file():
+        raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")
+    try:
+        check_inside(path, folder)
+    except ValueError as error:
+        raise CorruptError(
+            f"{folder}: {name} is not used, since {error}; copy the bundle with its links followed, cp -rL"
+        ) from error
+    if sha256 is not None and file_hash(path) != sha256:
+        raise CorruptError(f"{folder}: {name} was altered after it was written; copy the bundle again")
+
+
+def _preprocess_json(preprocess: Preprocess | None) -> Any:
+    return None if preprocess is None else preprocess.to_json()

@@ -1,0 +1,86 @@
+"""From what a user hands in to the arrays that a cascade takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dynamic.bundle.contract import DeployedBundle
+from dynamic.data.arrays import as_numbers
+from dynamic.data.picture_decoding import is_picture
+from dynamic.engines.contract import Array, InputSpec
+from dynamic.engines.stage_loop import check_inputs
+from dynamic.policies.errors import InputError
+
+_DEEPEST = 32  # of lists in lists, which may hold themselves
+
+
+def named_inputs(bundle: DeployedBundle, x: Any) -> Mapping[str, Array]:
+    """The inputs by name, each `[B, ...]`: a mapping as it is, anything else as the bundle's preprocessing expects it.
+
+    Shapes and types are checked before anything is converted or copied. Values are copied only where they do not lie in
+    memory in order. Raises InputError on what does not fit.
+    """
+    if bundle.preprocess is not None and not isinstance(x, Mapping):
+        (first, *_) = bundle.spec.inputs
+        return {first.name: bundle.preprocess(x, first.shape)}
+    return {name: _in_order(array) for name, array in _views(bundle.spec.inputs, x).items()}
+
+
+def check_shapes(bundle: DeployedBundle, x: Any) -> None:
+    """Raises InputError where `named_inputs` would for a shape or a type, without converting arrays or images."""
+    if bundle.preprocess is not None and not isinstance(x, Mapping):
+        bundle.preprocess.check(x, bundle.spec.inputs[0].shape)
+    else:
+        _views(bundle.spec.inputs, x)
+
+
+def _views(spec: tuple[InputSpec, ...], x: Any) -> Mapping[str, Array]:
+    """Inputs without preprocessing, checked."""
+    if isinstance(x, Mapping):
+        shapes = {i.name: i.shape for i in spec}
+        named = {name: _numbers(value, f"input {name!r}", shapes.get(name, ())) for name, value in x.items()}
+    elif isinstance(x, tuple):
+        if len(x) != len(spec):
+            raise InputError(f"{len(x)} inputs given; this cascade takes {[i.name for i in spec]}")
+        named = {i.name: _numbers(value, f"input {i.name!r}", i.shape) for i, value in zip(spec, x, strict=True)}
+    else:
+        first = spec[0]
+        array = np.atleast_1d(_numbers(x, "the input", first.shape))
+        named = {first.name: array[None] if array.ndim == len(first.shape) else array}
+    check_inputs(named, spec)
+    return named
+
+
+def _numbers(value: Any, what: str, shape: tuple[int, ...]) -> Array:
+    """The array of an input `shape`, alone or with a batch dimension.
+
+    Images and lists of arrays have to be copied for it. So their shapes are checked before, as they may be huge.
+    """
+    if isinstance(value, np.ndarray) or not (is_picture(value) or isinstance(value, list)):
+        return as_numbers(value, what)
+    given = _shape(value)
+    if given is not None and shape not in (given, given[1:]):
+        raise InputError(
+            f"{what} is a {type(value).__name__} of shape {list(given)}; expected {list(shape)}, or a batch of it. "
+            "Give arrays as the network takes them, or build the bundle with preprocess="
+        )
+    return as_numbers(value, what)
+
+
+def _shape(value: Any, depth: int = 0) -> tuple[int, ...] | None:
+    """The shape of an image, or of the array that a list of equal arrays or images makes; None: it is not known."""
+    if is_picture(value):
+        bands = len(value.getbands())
+        return (value.height, value.width, bands)[: 3 if bands > 1 else 2]
+    if isinstance(value, list):
+        inside = _shape(value[0], depth + 1) if value and depth < _DEEPEST else None
+        return None if inside is None else (len(value), *inside)
+    shape = getattr(value, "shape", None)
+    return tuple(shape) if isinstance(shape, tuple) else None
+
+
+def _in_order(array: Array) -> Array:
+    """The array, C-contiguous and aligned, as engines read it."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=("C", "A"))

@@ -1,0 +1,178 @@
+"""What a manifest says, checked before anything of it is used: types, ranges, lengths, and where its files lie.
+
+Its hash proves that it is as it was written. It does not prove who wrote it, so every value is checked.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynamic.bundle.canaries.canary_set import CANARIES
+from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.data.preprocessing import Preprocess
+from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec, InputSpec, StageSpec
+from dynamic.engines.engine_factory import ENGINES, PRECISIONS
+from dynamic.policies.errors import CorruptError
+from dynamic.policies.ladder import Ladder
+from dynamic.policies.validation.fields import items, mapping, maybe, number, text, whole, word
+from dynamic.storage.inner_paths import file_name
+
+LADDER, RECORDS = "ladder.json", "records.npz"
+_ALWAYS = (LADDER, RECORDS)
+_WHERE_PRESENT = (CANARIES, GRAPH, SINGLE_GRAPH)  # used where they lie in the folder, so they must be listed
+_DTYPES = (
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
+    "float16", "bfloat16", "float32", "float64",
+)  # fmt: skip
+_MOST_SIDE, _MOST_VALUES = 2**24, 2**30  # of an input: one side, and all of it
+_MOST_CLASSES, _MOST_STAGES = 10_000_000, 1000
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a manifest says. `files`: (bytes, SHA-256) of each file by name."""
+
+    spec: CascadeSpec
+    engine: str
+    precision: str
+    cascade: str
+    fingerprint: str
+    classes: tuple[str, ...] | None
+    preprocess: Preprocess | None
+    calibrated_on: EngineIdentity | None
+    files: Mapping[str, tuple[int, str]]
+
+
+def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
+    """Check a manifest whose hash is right.
+
+    Args:
+        manifest: As it was read.
+        folder: Of the bundle.
+
+    Returns:
+        What it says.
+
+    Raises:
+        CorruptError: A value of the wrong type or range, or a file that is used and not listed.
+        SchemaError: Preprocessing of a newer version.
+    """
+    try:
+        engine = word(manifest["engine"], "engine", ENGINES)
+        spec = _spec(manifest["spec"])
+        names = maybe(manifest["classes"], "classes", lambda v, name: items(v, name, text, spec.classes))
+        preprocess = manifest["preprocess"]
+        identity = manifest.get("calibrated_on")  # bundles of the first version have none
+        facts = Facts(
+            spec=spec,
+            engine=engine,
+            precision=word(manifest["precision"], "precision", PRECISIONS[engine]),
+            cascade=text(manifest["cascade"], "cascade"),
+            fingerprint=text(manifest["fingerprint"], "fingerprint"),
+            classes=names,
+            preprocess=None if preprocess is None else Preprocess.from_json(preprocess),
+            calibrated_on=None if identity is None else EngineIdentity.from_json(identity),
+            files={file_name(name): _file(entry, name) for name, entry in mapping(manifest["files"], "files").items()},
+        )
+        _check_listed(facts, folder)
+        return facts
+    except KeyError as error:
+        raise CorruptError(f"{folder}: the manifest lacks {error}; build or copy the bundle again") from error
+    except (TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
+        raise CorruptError(f"{folder}: the manifest does not read ({error}); build or copy the bundle again") from error
+
+
+def check_ladder(facts: Facts, ladder: Ladder, folder: Path) -> None:
+    """Raises CorruptError where a ladder is not of the cascade that the manifest describes."""
+    names = tuple(stage.name for stage in facts.spec.stages)
+    for what, own, wanted in (
+        ("backbones", ladder.backbone, facts.spec.backbone),
+        ("stages", ladder.stage_names, names),
+        ("fingerprint", ladder.fingerprint, facts.fingerprint),
+    ):
+        if own != wanted:
+            raise CorruptError(
+                f"{folder}: the ladder has the {what} {own!s:.200}, the manifest {wanted!s:.200}; build or copy the "
+                "bundle again"
+            )
+
+
+def _check_listed(facts: Facts, folder: Path) -> None:
+    """Raises ValueError where a file that would be used is not in the list."""
+    needed: list[str] = list(_ALWAYS)
+    needed += [name for name in _WHERE_PRESENT if (folder / name).exists()]
+    graphs = [name for stage in facts.spec.stages for name in (stage.graph, stage.body_graph) if name is not None]
+    if any(name in facts.files or (folder / name).exists() for name in graphs):  # else it is for torch alone
+        needed += graphs
+        backbones = facts.spec.backbone
+        for stage, after, spec in zip(backbones, backbones[1:], facts.spec.stages, strict=False):
+            if stage == after and spec.body_graph is None:
+                raise ValueError(f"stage {spec.name!r:.80} has no body_graph, and another stage follows it")
+    if missing := [name for name in needed if name not in facts.files]:
+        raise ValueError(f"{missing[0]} is used and not among the files that it lists")
+
+
+def _file(value: Any, name: str) -> tuple[int, str]:
+    entry = mapping(value, f"{name:.80}", ("bytes", "sha256"))
+    digest = text(entry["sha256"], f"{name:.80}.sha256", 64)
+    if len(digest) != 64 or not _HEX.issuperset(digest):
+        raise ValueError(f"{name:.80}.sha256={digest!r} must be 64 hexadecimal digits")
+    return whole(entry["bytes"], f"{name:.80}.bytes"), digest
+
+
+def _spec(value: Any) -> CascadeSpec:
+    data = mapping(value, "spec", ("inputs", "stages", "classes"))
+    spec = CascadeSpec(
+        inputs=items(data["inputs"], "inputs", _input, most=_MOST_STAGES),
+        stages=items(data["stages"], "stages", _stage, most=_MOST_STAGES),
+        classes=whole(data["classes"], "classes", 1, _MOST_CLASSES),
+    )
+    if not spec.inputs or not spec.stages:
+        raise ValueError("there is no input, or no stage")
+    _check_different("inputs", [i.name for i in spec.inputs])
+    before = -1
+    for stage in spec.stages:
+        if stage.backbone not in (before, before + 1) or stage.backbone < 0:
+            raise ValueError(f"backbone={spec.backbone} must count up from 0")
+        before = stage.backbone
+    return spec
+
+
+def _check_different(what: str, names: Iterable[str]) -> None:
+    listed = list(names)
+    if len(set(listed)) != len(listed):
+        raise ValueError(f"{what} has a name twice: {listed!s:.200}")
+
+
+def _input(value: Any, name: str) -> InputSpec:
+    data = mapping(value, name, ("name", "shape", "dtype"))
+    shape = items(data["shape"], f"{name}.shape", lambda v, side: whole(v, side, 1, _MOST_SIDE), most=16)
+    count = 1
+    for side in shape:
+        count *= side
+    if count > _MOST_VALUES:
+        raise ValueError(f"{name}.shape={shape} has {count} values, the limit is {_MOST_VALUES}")
+    return InputSpec(text(data["name"], f"{name}.name", 1000), shape, word(data["dtype"], f"{name}.dtype", _DTYPES))
+
+
+def _stage(value: Any, name: str) -> StageSpec:
+    data = mapping(value, name, StageSpec.__dataclass_fields__)
+    return StageSpec(
+        name=text(data["name"], f"{name}.name"),
+        backbone=whole(data["backbone"], f"{name}.backbone", 0, _MOST_STAGES),
+        carry=whole(data["carry"], f"{name}.carry", 0, 10_000),
+        graph=_graph(data["graph"], f"{name}.graph"),
+        body_graph=maybe(data["body_graph"], f"{name}.body_graph", _graph),
+        macs=number(data["macs"], f"{name}.macs", 0.0, 1e30),
+        head_macs=number(data["head_macs"], f"{name}.head_macs", 0.0, 1e30),
+    )
+
+
+def _graph(value: Any, name: str) -> str:
+    """A graph of a stage. Engines read other endings as other formats, with files of their own beside them."""
+    graph = file_name(value)
+    if not graph.endswith(".onnx"):
+        raise ValueError(f"{name}={graph!r:.80} must end in .onnx")
+    return graph

@@ -1,0 +1,72 @@
+"""From logits and labels, batch by batch, to calibration records: shared by `calibrate` and `Bundle.calibrate`."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.route_choice import CascadeEngine
+from dynamic.engines.stage_loop import StageEngine
+from dynamic.policies.errors import InputError
+from dynamic.policies.records import Records, check_usable, split
+
+
+class Recorder:
+    """Collects the logits `[B, S, C]` and labels `[B]` of batches, and checks them."""
+
+    def __init__(self, spec: CascadeSpec) -> None:
+        self._spec = spec
+        self._logits: list[NDArray[np.float32]] = []
+        self._labels: list[NDArray[np.int64] | None] = []
+
+    def add(self, logits: NDArray[np.float32], labels: NDArray[np.int64] | None) -> None:
+        """Take one batch. Raises InputError on another number of labels, or labels that are no class."""
+        classes = self._spec.classes
+        if labels is not None and len(labels) != len(logits):
+            raise InputError(f"a batch has {len(logits)} inputs and {len(labels)} labels")
+        if labels is not None and len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+            raise InputError(
+                f"labels run from {labels.min()} to {labels.max()}; "
+                f"the cascade has {classes} classes, 0 to {classes - 1}"
+            )
+        self._logits.append(logits)
+        self._labels.append(labels)
+
+    def records(
+        self,
+        fingerprint: str,
+        groups: NDArray[Any] | Sequence[Any] | None,
+        search_share: float,
+        seed: int,
+        engine: StageEngine | CascadeEngine,
+    ) -> Records:
+        """The records. Raises InputError on missing labels or wrong groups, CalibrationError where they are useless."""
+        spec = self._spec
+        known = [label for label in self._labels if label is not None]
+        if known and len(known) < len(self._labels):
+            raise InputError("some batches have labels and some have none; give labels for all or for none")
+        count = sum(map(len, self._logits))
+        group = None if groups is None else np.asarray(groups)
+        if group is not None and group.dtype == object:
+            raise InputError("groups hold something that is no number or string, such as None; give one for each input")
+        if group is not None and group.shape != (count,):
+            raise InputError(f"groups have shape {group.shape}; {count} inputs need ({count},)")
+        empty = np.empty((0, len(spec.stages), spec.classes), np.float32)
+        records = Records(
+            logits=np.concatenate(self._logits) if self._logits else empty,
+            label=np.concatenate(known) if known else None,
+            group=group,
+            part=split(group, count, search_share, seed),
+            backbone=spec.backbone,
+            macs=tuple(s.macs for s in spec.stages),
+            head_macs=tuple(s.head_macs for s in spec.stages),
+            stage_names=tuple(s.name for s in spec.stages),
+            fingerprint=fingerprint,
+            made_on=json.dumps(EngineIdentity.of(engine).to_json(), sort_keys=True),
+        )
+        check_usable(records)
+        return records

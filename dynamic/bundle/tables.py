@@ -1,0 +1,127 @@
+"""Ladders and costs as text."""
+
+from collections.abc import Iterable, Sequence
+
+from dynamic.bundle.contract import DeployedBundle
+from dynamic.policies.certification.certificates import shortage
+from dynamic.policies.costs import Costs
+from dynamic.policies.frontier import Frontier
+from dynamic.policies.ladder import Ladder, Point
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns in line: the first to the left, the others to the right."""
+    lines = [tuple(head), *(tuple(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in lines
+    )
+
+
+def ladder_text(ladder: Ladder) -> str:
+    """Every point: what it was chosen for, what was measured, and where inputs leave; and what its bounds rest on."""
+    certificate = ladder.certificate
+    risk = "drop" if certificate is None else certificate.risk
+    labelled = all(point.drop is not None for point in ladder.points)
+    head = (
+        "point",
+        "certified",
+        f"measured {risk}",
+        "accuracy" if labelled else "agreement",
+        "95% interval",
+        "leaving at each stage",
+    )
+    rows = (
+        (
+            point.name,
+            certified_text(point),
+            f"{point.risk:.4f}",
+            f"{point.accuracy[1]:.4f}",
+            f"{point.accuracy[0]:.4f}-{point.accuracy[2]:.4f}",
+            " ".join(f"{share:4.0%}" for share in point.shares),
+        )
+        for point in ladder.points
+    )
+    floor = [] if ladder.floor is None else [f"floor of accuracy {ladder.floor:.4f}: no point is below it"]
+    lines = [f"stages: {', '.join(ladder.stage_names)}", table(head, rows), *floor, *ladder.left_out]
+    return "\n".join([*lines, certificate_text(ladder)])
+
+
+def certified_text(point: Point) -> str:
+    """What is certified of a point."""
+    return "no" if point.bound is None else f"{point.kind} <= {point.bound:g}"
+
+
+def certificate_text(ladder: Ladder) -> str:
+    """What the bounds of a ladder rest on, and what could not be certified."""
+    certificate = ladder.certificate
+    if certificate is None:
+        return "NOT CERTIFIED: nobody tried"
+    groups = "" if certificate.groups is None else f" in {certificate.groups} groups"
+    drawn = "images" if certificate.groups is None else "groups"
+    on = (
+        f"{certificate.images} images{groups} ({certificate.search_images} others chose), {certificate.date}, "
+        f"fingerprint {ladder.fingerprint[:12]}"
+    )
+    if ladder.certified:
+        lines = [
+            f"certified: all bounds hold at once with probability {1 - certificate.delta:g} over the draw of {drawn}",
+            f"on {on}; {certificate.test}; score {ladder.score}",
+            "void if cascade, preprocessing, engine, precision or the kind of inputs changes",
+        ]
+    else:
+        lines = [f"NOT CERTIFIED: points were chosen and measured, and no bound stands behind them; on {on}"]
+    if certificate.missing:
+        lines.append(f"not certified: {shortage(certificate)}")
+    return "\n".join(lines)
+
+
+def costs_text(bundle: DeployedBundle, costs: Costs) -> str:
+    """What every stage costs at every batch size, the memory of every backbone, and what that makes of the points."""
+    stages = bundle.spec.stages
+    figures = (costs.latency_ms, costs.latency_p95_ms, costs.head_ms, costs.cpu_ms)
+    rows = (
+        (stage.name, str(size), *(f"{figure[s][k]:.3f}" for figure in figures))
+        for s, stage in enumerate(stages)
+        for k, size in enumerate(costs.batch)
+    )
+    last = {stage.backbone: stage.name for stage in stages}  # a backbone is named like its last stage
+    return "\n".join(
+        [
+            machine_text(costs),
+            "",
+            table(("stage", "batch", "median ms", "p95 ms", "head ms", "CPU-ms"), rows),
+            "",
+            "overhead of a request: "
+            + ", ".join(f"{ms:.3f} ms at {k}" for ms, k in zip(costs.call_ms, costs.batch, strict=True)),
+            "resident memory: " + ", ".join(f"{last[b]} {mb:.1f} MB" for b, mb in enumerate(costs.memory_mb)),
+            f"not measured: {', '.join(costs.not_measured) or 'nothing is left out'}",
+            "",
+            points_text(bundle.frontier),
+            certificate_text(bundle.ladder),
+        ]
+    )
+
+
+def machine_text(costs: Costs) -> str:
+    """What was measured, and how the engine ran."""
+    return f"{costs.machine}; engine {costs.engine}, {costs.precision}, {costs.threads} threads"
+
+
+def points_text(frontier: Frontier) -> str:
+    """What the points cost that are worth it on this machine, at the smallest batch, and what makes that doubtful."""
+    points = (
+        (
+            p.point.name,
+            certified_text(p.point),
+            f"{p.point.accuracy[1]:.4f}",
+            *(f"{ms:.3f}" for ms in (p.mean_ms[0], p.p95_ms[0], p.cpu_ms[0])),
+            f"{p.memory_mb:.1f}",
+        )
+        for p in frontier.points
+    )
+    head = ("point", "certified", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB")
+    doubts = "".join(f"DOUBTFUL: {doubt}\n" for doubt in frontier.costs.doubts)
+    words = f"the reference, and points that no other beats here, at batch {frontier.costs.batch[0]}"
+    return f"{doubts}{words}:\n{table(head, points)}"

@@ -1,0 +1,120 @@
+"""`python -m dynamic simulate`: recorded inputs on a simulated device. Imports no torch."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dynamic.bundle.bundle import load
+from dynamic.bundle.tables import certificate_text
+from dynamic.cli.options import (
+    BatteryFloor,
+    CpuMs,
+    DeadlineMs,
+    Json,
+    LatencyMs,
+    MaxDrop,
+    MemoryMb,
+    Percentile,
+    fraction,
+)
+from dynamic.policies.budget import Budget
+from dynamic.policies.control.budget_policy import BudgetPolicy
+from dynamic.policies.errors import BudgetError
+from dynamic.simulate.device_models import device as device_named
+from dynamic.simulate.device_models import devices
+from dynamic.simulate.scenario_library import SCENARIOS, scenario
+from dynamic.simulate.simulator import simulate as simulate_on
+from dynamic.simulate.workload import Constant, Poisson, Workload
+
+
+def _list_devices(wanted: bool) -> None:
+    if wanted:
+        for name, device in devices().items():
+            battery = "no battery" if device.battery_mwh is None else f"{device.battery_mwh / 1e3:g} Wh"
+            print(f"{name}: {device.name}, {device.cores} cores, {battery}")
+        raise typer.Exit
+
+
+def simulate(
+    shelf: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    device: Annotated[str, typer.Option(help="A simulated device; --list names them.")],
+    rate_hz: Annotated[float | None, typer.Option(help="Requests a second. [1]")] = None,
+    duration_s: Annotated[float | None, typer.Option(help="Seconds to simulate. [3600; a scenario's own]")] = None,
+    poisson: Annotated[bool, typer.Option("--poisson", help="Requests at random times instead of equal ones.")] = False,
+    background_load: Annotated[
+        float | None, typer.Option(help="Share of the cores that others want; above 1 they queue. [0]")
+    ] = None,
+    battery: Annotated[float | None, typer.Option(help="Charge at the start, 0 to 1. [1]")] = None,
+    scenario_name: Annotated[
+        str | None,
+        typer.Option("--scenario", help=f"What goes on, scaled to the device: {', '.join(SCENARIOS)}."),
+    ] = None,
+    latency_ms: LatencyMs = None,
+    percentile: Percentile = "0.95",
+    deadline_ms: DeadlineMs = None,
+    energy_mj: Annotated[float | None, typer.Option(help="Millijoules of an inference, on average.")] = None,
+    cpu_ms: CpuMs = None,
+    memory_mb: MemoryMb = None,
+    battery_floor: BatteryFloor = None,
+    last_s: Annotated[float | None, typer.Option(help="Seconds that the battery must last, above its floor.")] = None,
+    temperature_c: Annotated[
+        float | None, typer.Option(help="Degrees Celsius that the device must stay below.")
+    ] = None,
+    max_drop: MaxDrop = None,
+    seed: Annotated[int, typer.Option(help="Of arrivals and of the order of the inputs.")] = 0,
+    as_json: Json = False,
+    list_devices: Annotated[
+        bool, typer.Option("--list", is_eager=True, callback=_list_devices, help="List the devices and exit.")
+    ] = False,
+) -> None:
+    """Serve recorded inputs on a simulated device: its times are scaled from this machine's, the rest is a model.
+
+    A scenario brings its requests, surroundings and limits; limits that are given replace its own.
+    """
+    limits = {
+        "latency_ms": latency_ms,
+        "deadline_ms": deadline_ms,
+        "energy_mj": energy_mj,
+        "cpu_ms": cpu_ms,
+        "memory_mb": memory_mb,
+        "battery_floor": battery_floor,
+        "last_s": last_s,
+        "temperature_c": temperature_c,
+        "max_drop": max_drop,
+    }
+    given: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
+    budget = Budget(percentile=fraction(percentile), **given)
+    chosen = device_named(device)
+    if scenario_name is not None and (rate_hz is not None or poisson):
+        raise BudgetError("--scenario brings its own requests: leave out --rate-hz and --poisson")
+    requests: Workload = (Poisson if poisson else Constant)(
+        1.0 if rate_hz is None else rate_hz, 3600.0 if duration_s is None else duration_s
+    )
+    loaded = load(shelf)
+    bundle = loaded if loaded.costs is not None else loaded.profile()
+    records = bundle.records.select(bundle.records.part == 1)  # thresholds were not chosen on these
+    own: dict[str, Any] = {"background_load": background_load, "battery": battery}
+    options = {name: value for name, value in own.items() if value is not None} | {"seed": seed}
+    if scenario_name is not None:
+        what = scenario(scenario_name, chosen, bundle.frontier, duration_s, seed)
+        assert isinstance(what.budget, Budget)
+        budget, requests = replace(what.budget, percentile=budget.percentile, **given), what.workload
+        options = what.surroundings() | options
+    report = simulate_on(
+        bundle.frontier,
+        records if len(records) else bundle.records,
+        chosen,
+        requests,
+        BudgetPolicy(),
+        budget,
+        **options,
+    )
+    print(json.dumps(report.to_json()) if as_json else f"{report}\n{certificate_text(bundle.ladder)}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(simulate)

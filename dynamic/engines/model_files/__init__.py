@@ -1,0 +1,1 @@
+"""The files that an engine loads, and the weights beside them."""

@@ -1,0 +1,163 @@
+"""The stage loop: the same for every executor."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.engines.contract import Array, CascadeSpec, Executor, Expected, InputSpec, Output
+from dynamic.policies.errors import EngineError, InputError
+from dynamic.policies.scores import TINY, Combiner
+from dynamic.policies.stage_plan import Plan, check_thresholds, plan
+
+
+class StageEngine:
+    """Runs a cascade stage by stage on an executor; rows that are done leave the batch."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        spec: CascadeSpec,
+        combiner: Combiner,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.name = executor.name
+        self.precision = executor.precision
+        self.threads = executor.threads
+        self.options: Mapping[str, str] = {}  # what was given and changes arithmetic, such as the device
+        self.executor = executor
+        self.spec = spec
+        self._combiner = combiner
+        self._clock = clock
+        self._plans: dict[bytes, Plan] = {}
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        thresholds: NDArray[np.float32],
+        deadline_s: float | None = None,
+        expected_s: Expected | None = None,
+    ) -> Output:
+        """Run `inputs` (each `[B, ...]`) under `thresholds [S-1]`.
+
+        `deadline_s` after the call, and once there is an answer, no further stage is begun; nor one from which the next
+        answer is expected later than that: `expected_s [S]`, seconds from the start of a stage to the next answer, for
+        one row and for all (between them linear: rows leave). Raises InputError on a wrong name, shape or dtype;
+        BudgetError on thresholds of wrong length or NaN.
+        """
+        began = self._clock() if deadline_s is not None else 0.0
+        rows = check_inputs(inputs, self.spec.inputs)
+        todo, thresholds = self.plan(thresholds), np.asarray(thresholds, np.float32)
+        executor, backbone, last = self.executor, self.spec.backbone, len(self.spec.stages) - 1
+        found = np.full((rows, self.spec.classes), np.nan, np.float32)  # probabilities [B, C]
+        out_stage = np.full(rows, last, np.int64)  # [B]
+        out_score = np.full(rows, np.nan, np.float32)  # [B]
+        alive = np.arange(rows)  # rows of the request that are still in the batch
+        state = self._combiner.start()
+        carry, current = None, -1
+        # of the rows alive: the answer so far, its score, and the stage that gave it
+        answer: NDArray[np.float32] | None = None
+        score, answered, complete = out_score, -1, True
+        for stage in range(last + 1):
+            if not todo.run[stage]:
+                continue
+            if deadline_s is not None and answer is not None:
+                left_s = deadline_s - (self._clock() - began)
+                if left_s <= 0 or left_s < _expected(expected_s, stage, len(alive), rows):
+                    found[alive], out_stage[alive], out_score[alive] = answer, answered, score
+                    complete = False
+                    break
+            if backbone[stage] != current:  # another backbone starts from the input again
+                current = backbone[stage]
+                carry = executor.start(
+                    inputs if len(alive) == rows else {name: array[alive] for name, array in inputs.items()}
+                )
+            logits, carry = executor.step(stage, carry, todo.on[stage])
+            if not todo.on[stage]:
+                continue
+            checked = _check_logits(logits, len(alive), self.spec, stage)
+            answer, score, state = self._combiner.add(state, stage, checked)
+            answered = stage
+            if stage == last:
+                found[alive], out_score[alive] = answer, score
+                break
+            leaves = thresholds[stage] < score  # [B'], False for NaN
+            if leaves.all():
+                found[alive], out_stage[alive], out_score[alive] = answer, stage, score
+                break
+            if leaves.any():
+                gone, stay = alive[leaves], np.flatnonzero(~leaves)
+                found[gone], out_stage[gone], out_score[gone] = answer[leaves], stage, score[leaves]
+                alive = alive[stay]
+                state = state.select(stay)
+                answer, score = answer[stay], score[stay]
+                if stage < last and backbone[stage + 1] == current:
+                    carry = executor.keep(carry, stay)
+        return Output(np.log(np.maximum(found, TINY)), out_stage, out_score, complete)
+
+    def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
+        """Every stage's own raw logits `[B, S, C]`, nobody leaving: for calibration."""
+        rows = check_inputs(inputs, self.spec.inputs)
+        found, carry = [], None
+        for stage, belongs in enumerate(self.spec.backbone):
+            if stage == 0 or belongs != self.spec.backbone[stage - 1]:
+                carry = self.executor.start(inputs)
+            logits, carry = self.executor.step(stage, carry, True)
+            found.append(_check_logits(logits, rows, self.spec, stage))
+        return np.stack(found, axis=1)
+
+    def plan(self, thresholds: NDArray[np.float32]) -> Plan:
+        """What these thresholds ask for; raises BudgetError on a wrong length or NaN."""
+        array = np.asarray(thresholds, np.float32)
+        if array.ndim != 1:  # the same bytes as one that is known, perhaps
+            check_thresholds(array, len(self.spec.stages))
+        key = array.tobytes()
+        found = self._plans.get(key)
+        if found is None:
+            if len(self._plans) > 1000:  # a caller that varies thresholds without end must not fill memory
+                self._plans.clear()
+            found = self._plans[key] = plan(thresholds, self.spec.backbone)
+        return found
+
+
+def _check_logits(logits: NDArray[np.float32] | None, rows: int, spec: CascadeSpec, stage: int) -> NDArray[np.float32]:
+    """The logits. Raises EngineError on another shape: one row would be taken for the answer of all."""
+    shape = getattr(logits, "shape", None)
+    if logits is None or shape != (rows, spec.classes):
+        given = "nothing" if shape is None else f"logits {list(shape)}"
+        raise EngineError(
+            f"stage {spec.stages[stage].name!r} gave {given}; expected "
+            f"[{rows}, {spec.classes}]: export its network with a free batch dimension and these classes"
+        )
+    return logits
+
+
+def _expected(expected_s: Expected | None, stage: int, alive: int, rows: int) -> float:
+    if expected_s is None:
+        return 0.0
+    one, every = expected_s[stage]
+    return every if alive == rows else one + (every - one) * (alive - 1) / (rows - 1)
+
+
+def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int:
+    """The number of rows; raises InputError on a wrong name, shape, dtype or batch."""
+    rows = -1
+    if len(inputs) != len(specs) or not all(spec.name in inputs for spec in specs):
+        names = sorted(spec.name for spec in specs)
+        raise InputError(f"inputs are {sorted(inputs, key=str)}; this cascade takes {names}")
+    for spec in specs:
+        array = inputs[spec.name]
+        shape = array.shape
+        if not shape or shape[1:] != spec.shape:
+            raise InputError(
+                f"input {spec.name!r} has shape {list(shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
+            )
+        if array.dtype != spec.dtype:
+            raise InputError(f"input {spec.name!r} is {array.dtype}; expected {spec.dtype}: convert it first")
+        if shape[0] == 0:
+            raise InputError(f"input {spec.name!r} is an empty batch; give at least one row")
+        if rows not in (-1, shape[0]):
+            raise InputError(f"input {spec.name!r} has {shape[0]} rows, another input {rows}")
+        rows = shape[0]
+    return rows

@@ -1,0 +1,1 @@
+"""The state of the device, refreshed in the background."""

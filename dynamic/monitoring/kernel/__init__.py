@@ -1,0 +1,1 @@
+"""Files of the Linux kernel, and how sensors read them."""

@@ -1,0 +1,304 @@
+"""Reads sources in the background, each as often as it needs, none held up by another."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from dynamic.monitoring.contract import (
+    NO_ANSWER,
+    AbsentError,
+    LeftOut,
+    Reading,
+    Source,
+    SourceReport,
+    UnknownLimitError,
+    sound,
+)
+from dynamic.monitoring.plausibility import JUMPS, Believed, believe
+from dynamic.monitoring.reading_merge import merge
+from dynamic.policies.snapshot import Snapshot
+
+logger = logging.getLogger("dynamic")
+
+_SLOW_S = 0.25  # whoever takes longer gets a thread of its own
+_KEEP_S, _KEEP_PERIODS, _KEEP_INTERVALS = 2.0, 3, 10  # an older reading, than the longest of these, is no reading
+_RETRY_S = 10.0  # what a machine does not have, it seldom gets
+_THREADS_S = 10.0  # after which a thread that could not be started is tried again
+_CLOSING_S = 0.25
+
+
+@dataclass
+class _State:
+    source: Source
+    period_s: float
+    keep_s: float
+    reading: Reading | None = None  # the last good one
+    read_at: float = 0.0
+    asked_at: float | None = None  # when it last answered, or failed; None: never
+    pause_s: float = 0.0  # how long not to ask it again from then on
+    problem: str | None = NO_ANSWER
+    failures: int = 0
+    hanging: bool = False  # said so
+    believed: dict[str, Believed] = field(default_factory=dict)
+
+
+class _Worker:
+    """A thread's share of the sources; the last of them that it began to read, and when, or None between."""
+
+    def __init__(self, states: list[_State]) -> None:
+        self.states = states
+        self.busy: tuple[_State, float] | None = None
+        self.ready = threading.Event()
+        self.thread: threading.Thread | None = None  # None: it has not started, or could not
+
+
+class Watch:
+    """Threads from `start` to `stop`: one for all quick sources, one for each that is slow or the user's.
+
+    One more looks after them. Where a source has taken longer than 0.25 s it keeps its thread, hanging or not, and
+    the others go on in a new one. `publish` is called with every new Snapshot, under a lock, and never again once
+    `stop` has returned. `reported`: names of sources that need not be told of any more; more are added.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        interval_s: float,
+        publish: Callable[[Snapshot], None],
+        reported: set[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._interval_s, self._publish, self._reported, self._clock = interval_s, publish, reported, clock
+        self._stop = threading.Event()
+        self._lock = threading.RLock()  # of all below, and of publishing. A signal handler may ask for reports
+        self._states = [_State(s, *_times(s, interval_s)) for s in sources]
+        quick = [state for state in self._states if not state.source.apart]
+        shares = [*([quick] if quick else []), *([state] for state in self._states if state.source.apart)]
+        self._workers = [_Worker(states) for states in shares]
+        self._published: frozenset[str] = frozenset()  # names of the sources in the last snapshot
+        self._keeper: threading.Thread | None = None
+        self._starting = threading.Lock()  # of threads
+        self._tried_at, self._is_whole = 0.0, True  # whether all threads run
+
+    def start(self) -> None:
+        """Begin. Waits until every source was read once, but no longer than the interval.
+
+        Sources whose thread cannot be started are missing until it can: it is tried again every 10 s, where any thread
+        runs, and with every other call.
+        """
+        end = self._clock() + self._interval_s
+        for worker in self._begin_missing():
+            worker.ready.wait(max(0.0, end - self._clock()))
+
+    def stop(self) -> None:
+        """End. A thread that is inside a source which does not return ends when that does, and is heard no more."""
+        with self._lock:
+            self._stop.set()
+            workers = list(self._workers)
+        end = time.monotonic() + _CLOSING_S
+        for thread in (self._keeper, *(worker.thread for worker in workers)):
+            if thread is not None:
+                thread.join(max(0.0, end - time.monotonic()))
+
+    def reports(self) -> tuple[SourceReport, ...]:
+        """How every source is doing."""
+        with self._lock:
+            fresh = self._fresh(self._clock())
+            return tuple(
+                SourceReport(
+                    state.source.name,
+                    state.source.fields,
+                    state.reading if state in fresh else None,
+                    None if state in fresh else state.problem or "its last answer is too old",
+                    state.failures,
+                )
+                for state in self._states
+            )
+
+    def _begin_missing(self) -> list[_Worker]:
+        """Start the threads that do not run. Gives the workers that have one now."""
+        started, problem = [], ""
+        with self._starting:
+            self._tried_at = self._clock()
+            for worker in list(self._workers):
+                if worker.thread is not None:
+                    continue
+                try:
+                    self._begin(worker)
+                except RuntimeError as error:
+                    problem = _no_thread(error)
+                    with self._lock:
+                        for state in worker.states:
+                            state.problem, state.failures = problem, state.failures + 1
+                    self._report(worker.states, problem, logging.WARNING, once=True)
+                else:
+                    started.append(worker)
+            if self._keeper is None:
+                try:
+                    self._keeper = _thread(self._keep)
+                except RuntimeError as error:  # then nobody looks after those that hang
+                    problem = _no_thread(error)
+            self._is_whole = not problem
+        if problem:
+            self._refresh()  # so that the snapshot names what is missing
+        return started
+
+    def _try_again(self) -> None:
+        """Start threads that could not be started, where that was tried long enough ago."""
+        if not self._is_whole and self._clock() - self._tried_at >= _THREADS_S:
+            self._begin_missing()
+
+    def _begin(self, worker: _Worker) -> None:
+        worker.thread = _thread(self._work, worker)
+
+    def _work(self, worker: _Worker) -> None:
+        while not self._stop.is_set():
+            for state in list(worker.states):
+                # others of this round may have been given to a new thread
+                if state in worker.states and self._is_due(state):
+                    worker.busy = state, self._clock()
+                    self._read(state)
+                    if self._clock() - worker.busy[1] > _SLOW_S:
+                        self._set_apart(worker, state)
+                    worker.busy = None
+                if self._stop.is_set():
+                    return
+            self._refresh()
+            worker.ready.set()
+            self._try_again()
+            self._stop.wait(self._interval_s)
+
+    def _is_due(self, state: _State) -> bool:
+        if state.asked_at is None:
+            return True
+        # half an interval early: the next round would be half an interval late or more
+        return not 0 <= self._clock() - state.asked_at < state.pause_s - self._interval_s / 2
+
+    def _read(self, state: _State) -> None:
+        reading, problem, absent, unknown = None, "", False, False
+        try:
+            found = state.source.read()
+            reading = sound(found)
+        except Exception as error:  # whatever a user's function raises
+            problem, absent = str(error) or repr(error), isinstance(error, AbsentError)
+            unknown = isinstance(error, UnknownLimitError)
+        now = self._clock()
+        with self._lock:
+            state.asked_at, state.pause_s = now, max(_RETRY_S, state.period_s) if absent or unknown else state.period_s
+            state.hanging = False
+            if reading is None:
+                state.reading, state.problem, state.failures = None, problem, state.failures + 1
+            else:
+                state.reading, state.read_at, state.problem = _believable(state, reading, now), now, None
+        if reading is None:
+            self._report([state], problem, logging.INFO if absent else logging.WARNING, once=unknown)
+        elif reading.left_out:
+            self._report_left_out(state.source.name, reading.left_out)
+
+    def _set_apart(self, worker: _Worker, slow: _State) -> None:
+        """The worker keeps what is slow; the rest of its share goes to a new one."""
+        with self._lock:
+            rest = [state for state in worker.states if state is not slow]
+            if not rest or slow not in worker.states or self._stop.is_set():
+                return
+            other = _Worker(rest)
+            try:
+                self._begin(other)
+            except RuntimeError:  # no more threads are to be had: the others have to wait for this one
+                return
+            self._workers.append(other)
+            worker.states = [slow]
+
+    def _keep(self) -> None:
+        """Look for sources that hang, and let what is too old fall out of the snapshot."""
+        pause_s = min(2 * self._interval_s, 2 * _SLOW_S)  # to wake up is most of what this costs
+        published = self._clock()
+        while not self._stop.wait(pause_s):
+            now = self._clock()
+            for worker in list(self._workers):
+                busy = worker.busy
+                if busy is None:
+                    continue
+                state, taken_s = busy[0], now - busy[1]
+                if taken_s > _SLOW_S:
+                    self._set_apart(worker, state)
+                if taken_s > state.keep_s and not state.hanging:
+                    problem = f"no answer for {state.keep_s:g} s"
+                    with self._lock:
+                        state.hanging, state.problem, state.failures = True, problem, state.failures + 1
+                    self._report([state], problem, logging.WARNING)
+            self._try_again()
+            if now - published >= self._interval_s:
+                published = now
+                self._refresh(only_if_stale=True)
+
+    def _refresh(self, only_if_stale: bool = False) -> None:
+        with self._lock:
+            if self._stop.is_set():
+                return
+            now = self._clock()
+            fresh = self._fresh(now)
+            names = frozenset(state.source.name for state in fresh)
+            if only_if_stale and names == self._published:
+                return
+            self._published = names
+            readings = [state.reading.fields for state in fresh if state.reading is not None]
+            missing = tuple(sorted(state.source.name for state in self._states if state.source.name not in names))
+            self._publish(
+                Snapshot(
+                    time_s=max((state.read_at for state in fresh), default=now), **merge(readings), missing=missing
+                )
+            )
+
+    def _fresh(self, now: float) -> list[_State]:
+        return [s for s in self._states if s.reading is not None and now - s.read_at <= s.keep_s]
+
+    def _report(self, states: Sequence[_State], problem: str, level: int, once: bool = False) -> None:
+        """Log a problem once for each source, or `once` for all that have the same."""
+        with self._lock:
+            names = [state.source.name for state in states if state.source.name not in self._reported]
+            is_news = bool(names) and problem not in self._reported
+            self._reported.update((*names, problem) if once else names)
+        if is_news:
+            logger.log(level, "the monitor goes on without %s: %s", ", ".join(names), problem)
+
+    def _report_left_out(self, source: str, left_out: Sequence[LeftOut]) -> None:
+        """Log once what a source leaves out."""
+        for item in left_out:
+            key = f"{source}/{item.name}"
+            with self._lock:
+                is_news = key not in self._reported
+                self._reported.add(key)
+            if is_news:
+                level = logging.INFO if item.usual else logging.WARNING
+                logger.log(level, "the monitor goes on without %s of %s: %s", item.name, source, item.reason)
+
+
+def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
+    """A thread that runs. Raises RuntimeError where none can be started."""
+    thread = threading.Thread(target=target, args=arguments, name="dynamic-monitor", daemon=True)
+    thread.start()
+    return thread
+
+
+def _no_thread(error: RuntimeError) -> str:
+    return f"no thread can be started ({error}): raise the limit on threads (ulimit -u, or pids.max of a container)"
+
+
+def _times(source: Source, interval_s: float) -> tuple[float, float]:
+    """(period_s, keep_s) of a source."""
+    period_s = max(source.period_s, interval_s)
+    return period_s, max(_KEEP_S, _KEEP_PERIODS * period_s, _KEEP_INTERVALS * interval_s)
+
+
+def _believable(state: _State, reading: Reading, now: float) -> Reading:
+    """The reading with what is believed in place of what cannot be."""
+    fields = dict(reading.fields)
+    for name, jump in JUMPS.items():
+        value = fields.get(name)
+        if value is not None:
+            state.believed[name] = believe(state.believed.get(name, Believed()), value, now, jump)
+            fields[name] = state.believed[name].value
+    return replace(reading, fields=fields)

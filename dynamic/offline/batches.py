@@ -1,0 +1,197 @@
+"""Batches as users' loaders give them: a tensor, a tuple (`*args`) or a dict (`**kwargs`), with or without labels.
+
+This is the one place that reads a batch. What is clear is taken: arrays, inputs of another float type than the
+network's, labels inside a dict, one-hot labels. Everything else is refused in the same words by all that read data.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dynamic.offline.tracing.input_sizes import Sizes
+from dynamic.policies.errors import DynamicError, InputError
+
+Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+
+LABELS = ("labels", "label")  # of a dict that a collator makes: never an input of the network
+
+_LOADER = "give batches: a DataLoader, or a list of (inputs, labels [B])"
+
+
+def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch by input name, in the order of `network.forward`; `input` for a single tensor.
+
+    A dict may leave out arguments that have defaults, and what it holds as None or as labels is left out too. Inputs
+    in floating point get the type of the network's parameters. Raises InputError where the batch is none of tensor,
+    tuple, dict, where forward takes no such argument, and on sizes that a wrapped network was not traced for.
+    """
+    sizes: Sizes | None = getattr(network, "traced_sizes", None)
+    if isinstance(batch, (Tensor, np.ndarray)):
+        named: dict[str, Any] = {"input": batch}
+    elif isinstance(batch, Mapping):
+        given = {str(n): v for n, v in batch.items() if v is not None and n not in LABELS}
+        named = {name: given[name] for name in _in_order(network, given, sizes)}
+    elif isinstance(batch, (tuple, list)):
+        names = _positional(network)
+        if len(names) < len(batch):  # forward(*args)
+            names = [f"input_{i}" for i in range(len(batch))]
+        named = dict(zip(names, batch, strict=False))
+    else:
+        raise InputError(f"inputs are a {type(batch).__name__}; give a tensor, a tuple or a dict of tensors")
+    if not named:
+        raise InputError("a batch holds no input; give a tensor, a tuple or a dict of tensors")
+    floats = (t.dtype for t in chain(network.parameters(), network.buffers()) if t.is_floating_point())
+    kind = next(floats, None)
+    tensors = {name: _tensor(name, value, kind) for name, value in named.items()}
+    if sizes is not None:
+        sizes.check(list(tensors.values()))
+    return tensors
+
+
+def run_on(network: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
+    """What `network` gives for named tensors; see `arguments`."""
+    args, kwargs = arguments(network, tensors)
+    return network(*args, **kwargs)
+
+
+def arguments(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """(args, kwargs) for `network`: by position where the names come first in its forward, else by keyword."""
+    if by_position(network, list(tensors)):
+        return tuple(tensors.values()), {}
+    return (), dict(tensors)
+
+
+def by_position(network: nn.Module, names: Sequence[str]) -> bool:
+    """Whether tensors of these names are given to `network` in their order, rather than by keyword."""
+    sizes: Sizes | None = getattr(network, "traced_sizes", None)
+    if sizes is not None and tuple(names) == sizes.names:
+        return True
+    first = _positional(network)[: len(names)]
+    return first == list(names) or not set(names) & {p.name for p in _parameters(network)}
+
+
+def _tensor(name: str, value: Any, kind: torch.dtype | None) -> Tensor:
+    """A tensor of an input, of a `kind` where it is in floating point."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    if not isinstance(value, Tensor):
+        raise InputError(f"input {name!r} is a {type(value).__name__}; give a tensor")
+    if value.ndim == 0:
+        raise InputError(f"input {name!r} has shape []; expected [B, ...]")
+    return value.to(kind) if kind is not None and value.is_floating_point() else value
+
+
+def _parameters(network: nn.Module) -> list[inspect.Parameter]:
+    # a wrapped network takes whatever its backbone takes
+    return list(inspect.signature(getattr(network, "backbone", network).forward).parameters.values())
+
+
+def _positional(network: nn.Module) -> list[str]:
+    return [p.name for p in _parameters(network) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _in_order(network: nn.Module, given: Mapping[str, Any], sizes: Sizes | None) -> list[str]:
+    """The names of a dict in the order of forward, of which they may leave out some."""
+    parameters = _parameters(network)
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not given:
+        return []
+    if sizes is not None and sizes.names != ("input",):
+        sizes.check_names(given)
+        return list(sizes.names)
+    unknown = [name for name in given if name not in names]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise InputError(
+            f"inputs {sorted(given)}: {type(network).__name__}.forward takes no {unknown[0]!r}, it takes {names}; "
+            "leave out the others, or put a module around it whose forward takes just these"
+        )
+    return [*(name for name in names if name in given), *unknown]
+
+
+@contextmanager
+def taken_by(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Around a run of `network` on these: where torch fails inside, InputError says on what inputs, and how."""
+    try:
+        yield
+    except (DynamicError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        kinds = [f"{name} {str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in tensors.items()]
+        raw = any(t.dtype == torch.uint8 for t in tensors.values())
+        hint = ", that is, after preprocessing: a Preprocess can be called on uint8 images" if raw else ""
+        kind, said = type(getattr(network, "backbone", network)).__name__, str(error).strip() or repr(error)
+        raise InputError(
+            f"{kind} does not run on the inputs given, {', '.join(kinds)}: {said.splitlines()[0]}; give batches as its "
+            f"forward takes them{hint}"
+        ) from error
+
+
+def labelled_batches(loader: Iterable[Any]) -> Iterator[tuple[Batch, NDArray[np.int64] | None]]:
+    """(inputs, labels or None) of each batch of a loader; see `read_batch`.
+
+    Raises InputError on what is no loader, and as `read_batch` does.
+    """
+    check_loader(loader)
+    for item in loader:
+        yield read_batch(item)
+
+
+def check_loader(loader: Any) -> None:
+    """Raises InputError on what gives no batches."""
+    if isinstance(loader, (Tensor, np.ndarray)):
+        raise InputError(f"a tensor {list(loader.shape)} is no loader; {_LOADER}")
+    if isinstance(loader, (str, bytes, Mapping)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        raise InputError(f"a {type(loader).__name__} is no loader; {_LOADER}")
+
+
+def read_batch(item: Any) -> tuple[Batch, NDArray[np.int64] | None]:
+    """(inputs, labels `[B]` or None) of what a loader gives.
+
+    A pair is `(inputs, labels)`, a dict with "labels" or "label" has them inside, anything else is inputs alone. Labels
+    are whole numbers `[B]` or `[B, 1]`, or one-hot `[B, C]`; None is none. Raises InputError on any other, and where
+    a pair has labels twice.
+    """
+    if isinstance(item, Mapping):
+        held = [name for name in LABELS if item.get(name) is not None]
+        if len(held) > 1:
+            raise InputError(f"a batch has labels under {held}; give them once")
+        inputs = {name: value for name, value in item.items() if name not in LABELS}
+        return inputs, class_indices(item[held[0]]) if held else None
+    if not (isinstance(item, (tuple, list)) and len(item) == 2):
+        return item, None
+    inputs, labels = item
+    if isinstance(inputs, Mapping) and labels is not None and any(inputs.get(name) is not None for name in LABELS):
+        raise InputError("a pair (inputs, labels) has labels among its inputs too; give them once")
+    return inputs, None if labels is None else class_indices(labels)
+
+
+def class_indices(labels: Any) -> NDArray[np.int64]:
+    """Labels as whole numbers `[B]`; see `read_batch`."""
+    expected = "expected class indices, integers [B]"
+    try:
+        array = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        inside = labels[0] if isinstance(labels, (list, tuple)) and labels else labels
+        raise InputError(
+            f"labels are a {type(labels).__name__} such as {inside!r:.60}; {expected}: number the classes from 0"
+        ) from error
+    kind, shape = str(array.dtype), list(array.shape)
+    if array.ndim == 0:
+        raise InputError(f"labels are {kind} of shape []; {expected}: put a data set of single inputs in a DataLoader")
+    if array.ndim == 2 and array.shape[1] > 1 and not array.is_complex():
+        if bool(((array == 0) | (array == 1)).all()) and bool((array.sum(1) == 1).all()):
+            return array.int().argmax(1).cpu().numpy().astype(np.int64)
+        raise InputError(f"labels are {kind} of shape {shape} and not one-hot; {expected}, one class for each input")
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
+        remedy = ": call labels.long() where they are whole numbers" if array.ndim == 1 else ""
+        raise InputError(f"labels are {kind} of shape {shape}; {expected}{remedy}")
+    return array.cpu().numpy().astype(np.int64)

@@ -1,0 +1,70 @@
+"""What `build` can check of its arguments before the long work: the order of networks, classes, labels, groups."""
+
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.engines.contract import CascadeSpec
+from dynamic.policies.certification.risks import RISKS, Risk
+from dynamic.policies.errors import BudgetError, CalibrationError, InputError
+from dynamic.policies.validation.numbers import plain
+
+logger = logging.getLogger("dynamic")
+
+
+def check_split(groups: Any, search_share: float, seed: int) -> None:
+    """Raises BudgetError on a share or seed out of range, InputError on groups that are no numbers or strings [N]."""
+    search_share = plain(search_share)
+    if isinstance(search_share, bool) or not isinstance(search_share, (int, float)) or not 0 < search_share <= 1:
+        raise BudgetError(f"search_share={search_share!r} must lie in (0, 1]: the share of records that choose")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise BudgetError(f"seed={seed!r} must be a whole number from 0")
+    if groups is None:
+        return
+    given = np.asarray(groups)
+    if given.ndim != 1 or given.dtype == object:
+        raise InputError(
+            f"groups are {given.dtype} of shape {given.shape}: give a number or a string for each input, [N]"
+        )
+
+
+def check_classes(classes: Sequence[str] | None, spec: CascadeSpec) -> None:
+    """Raises InputError on class names that are not one for each class."""
+    if classes is None:
+        return
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"classes={classes!r:.80} must be a list of names, one for each class")
+    if len(classes) != spec.classes:
+        raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
+
+
+def check_labels_for(risk: Risk, labels: NDArray[np.int64] | None) -> None:
+    """Raises CalibrationError where a risk needs labels and the first batch has none."""
+    if labels is None and risk.needs_labels:
+        without = next(name for name, other in RISKS.items() if not other.needs_labels)
+        raise CalibrationError(
+            f"risk={risk.name!r} needs labels and the loader gives none: give (inputs, labels), or use "
+            f"risk={without!r}, which compares with the last network's answers"
+        )
+
+
+def warn_order(spec: CascadeSpec, names: Sequence[str]) -> None:
+    """Log a warning where a larger network stands before a smaller one: the last is what drops are measured against."""
+    macs = [sum(s.macs + s.head_macs for s in spec.stages if s.backbone == b) for b in range(len(names))]
+    for place, (own, after) in enumerate(pairwise(macs)):
+        if own > after:
+            right = [names[b] for b in np.argsort(macs, kind="stable")]
+            logger.warning(
+                "networks are not smallest first: %r (%.3g million multiply-adds) stands before %r (%.3g million), and "
+                "the last network is the reference that drops are measured against; the usual order is %s",
+                names[place],
+                own / 1e6,
+                names[place + 1],
+                after / 1e6,
+                right,
+            )
+            return

@@ -1,0 +1,69 @@
+"""Which inputs become canaries: drawn from the calibration, given by the user, or noise."""
+
+import logging
+from typing import Any, Literal
+
+import numpy as np
+
+from dynamic.bundle.canaries.canary_set import LEAST, MOST, Canaries, Reservoir, noise
+from dynamic.bundle.canaries.check import run_canaries
+from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.route_choice import CascadeEngine
+from dynamic.engines.stage_loop import check_inputs
+from dynamic.offline.batches import Batch, named_tensors
+from dynamic.offline.cascade import Cascade
+from dynamic.policies.errors import InputError
+from dynamic.policies.records import Records
+
+logger = logging.getLogger("dynamic")
+
+CanaryInputs = Literal["calibration", "noise"] | Batch
+
+
+def check_canary_word(canaries: Any) -> None:
+    """Raises InputError on a word that is not known."""
+    if isinstance(canaries, str) and canaries not in ("calibration", "noise"):
+        raise InputError(f"canaries={canaries!r} is not known. Use 'calibration', 'noise' or a batch of inputs")
+
+
+def check_canary_inputs(canaries: CanaryInputs, cascade: Cascade, spec: CascadeSpec) -> None:
+    """Raises InputError on inputs that do not fit or are too few, before anything is run."""
+    if isinstance(canaries, str):
+        return
+    named = named_tensors(cascade.networks[0], canaries)
+    count = check_inputs({name: tensor.detach().cpu().numpy() for name, tensor in named.items()}, spec.inputs)
+    if count < LEAST:
+        raise InputError(f"{count} canaries were given, at least {LEAST} are needed: give a larger batch")
+
+
+def draw_canaries(
+    canaries: CanaryInputs,
+    cascade: Cascade,
+    engine: CascadeEngine,
+    example: Batch,
+    sample: Reservoir,
+    records: Records,
+    seed: int,
+) -> Canaries:
+    """The canaries of a bundle.
+
+    Args:
+        canaries: "calibration", "noise", or the inputs themselves.
+        cascade: the networks, whose arguments name the inputs.
+        engine: what the records were made on.
+        example: a batch of inputs, for the shapes and the range of noise.
+        sample: of the calibration inputs.
+        records: all of the calibration.
+        seed: of noise.
+    """
+    if isinstance(canaries, str) and canaries == "calibration":
+        return sample.canaries(records.logits)
+    given = example if isinstance(canaries, str) else canaries
+    named = named_tensors(cascade.networks[0], given)
+    arrays = {name: tensor.detach().cpu().numpy()[:MOST] for name, tensor in named.items()}
+    if isinstance(canaries, str):
+        arrays = noise(arrays, seed=seed)
+    drawn = Canaries(arrays, run_canaries(engine, arrays), "noise" if isinstance(canaries, str) else "given")
+    if np.ptp(drawn.logits[:, -1], axis=0).max() == 0:
+        logger.warning("all %d canaries have the same logits: they can hardly notice a difference", len(drawn))
+    return drawn

@@ -1,0 +1,394 @@
+"""The whole cascade as one ONNX graph, made of the stages' own graphs with `If` between them.
+
+Inputs are the cascade's own and `thresholds [S-1]`; outputs `logits [B, C]`, `stage [B]` (int64), `score [B]`. What
+comes after an exit stands in the branch of an `If` that is taken only where inputs stay. Weights lie in the branch that
+uses them: engines fuse and lay out only constants of the same graph.
+
+The stages of a backbone lie inside each other. Backbones follow each other, so that one can be entered from any exit of
+the one before it without being written twice.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from dynamic.data.preprocessing import Normalize, Preprocess, Scale
+from dynamic.engines.contract import THRESHOLDS, CascadeSpec, InputSpec
+from dynamic.offline.onnx_export.graph_inlining import StageGraph, fold_factor, inline, load_stage
+from dynamic.offline.onnx_export.if_nodes import Body, Branch
+from dynamic.policies.scores import PATIENCE, TINY, groups
+
+BATCH = ("single", "dynamic")
+
+_NOT_YET = -1  # the stage of a row that has not left
+_NO_ANSWER = -1.0  # its `same` before the first answer: one more is 0
+_KINDS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT)  # of an ending
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the stages before have said, by name (see `policies.scores.Running`).
+
+    `total`: sum of probabilities `[B, C]` of all groups of stages so far; `before`: without the current group; `same`
+    `[B]`: with score "patience", the latest answer's. None: nothing yet, or not needed.
+    """
+
+    total: str | None = None
+    before: str | None = None
+    same: str | None = None
+
+    def enter(self, new_group: bool) -> "_State":
+        """The same at a stage of another group than the one before, or of the same."""
+        return replace(self, before=self.total) if new_group else self
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in (self.total, self.before, self.same) if name is not None]
+
+    def renamed(self, name_of: Mapping[str, str]) -> "_State":
+        """The same under other names."""
+        return _State(*(None if name is None else name_of[name] for name in (self.total, self.before, self.same)))
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What a nest yields, by name: `total [B, C]`, `stage [B]`, `score [B]`.
+
+    In the end `total` is the answer's probabilities. What a backbone hands on is a sum of probabilities as in `_State`,
+    of rows that stay not always guarded (`_guards_later`), and with score "patience" their `score` is `same` there.
+    """
+
+    total: str
+    stage: str
+    score: str
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        return self.total, self.stage, self.score
+
+
+@dataclass
+class Nest:
+    """Builds the graph of a cascade whose stages' graphs lie in `folder`.
+
+    `temperature [S]`, `score` and `combine` are those of a ladder. `batch`: "single" for one row, "dynamic" for any
+    number of rows, those that are done leaving it. `preprocess`: the graph then takes images as bytes `[B, H, W, C]`,
+    resized and cropped, and scales and normalizes them. `only [S-1]`: thresholds of a point; what it switches off, and
+    what comes after a stage where everybody leaves, is not in the graph.
+    """
+
+    folder: Path
+    spec: CascadeSpec
+    temperature: Sequence[float]
+    score: str
+    combine: str
+    batch: str
+    preprocess: Preprocess | None = None
+    only: Sequence[float] | None = None
+    _opset: int = field(default=0, init=False)
+    _limits: list[str] = field(default_factory=list, init=False)
+    _group: tuple[int, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        self._group = groups(self.combine, self.spec.backbone, len(self.spec.stages))
+
+    @property
+    def _last(self) -> int:
+        """The stage that nobody goes beyond."""
+        leaves = (s for s, limit in enumerate(self.only or ()) if limit == -np.inf)
+        return next(leaves, len(self.spec.stages) - 1)
+
+    @property
+    def _kept(self) -> list[int]:
+        """The stages that are in the graph with their exits."""
+        return [s for s in range(self._last + 1) if self.only is None or s == self._last or self.only[s] < np.inf]
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the graph asks which exits are on: of one point it is known."""
+        return self.only is None
+
+    @property
+    def _averages(self) -> bool:
+        return len({self._group[s] for s in self._kept}) > 1
+
+    @property
+    def _patient(self) -> bool:
+        return self.score == PATIENCE
+
+    def model(self) -> onnx.ModelProto:
+        """The graph; large weights stay in the backbones' files (external data, relative to `folder`)."""
+        spec, top = self.spec, Body()
+        count = len(spec.stages)
+        rows: Any = "batch" if self.batch == "dynamic" else 1
+        inputs = [helper.make_tensor_value_info(i.name, _kind(i), [rows, *i.shape]) for i in spec.inputs]
+        names = [i.name for i in spec.inputs]
+        if self.preprocess is not None:
+            channels, *size = spec.inputs[0].shape
+            inputs[0] = helper.make_tensor_value_info(names[0], TensorProto.UINT8, [rows, *size, channels])
+            names[0] = _numbers(top, names[0], self.preprocess)
+        if count > 1:
+            inputs.append(helper.make_tensor_value_info(THRESHOLDS, TensorProto.FLOAT, [count - 1]))
+            self._limits = [f"threshold_{s}" for s in range(count - 1)]
+            node = helper.make_node("Split", [THRESHOLDS], self._limits, "split", axis=0, num_outputs=count - 1)
+            top.nodes.append(node)
+        ending = self._backbone(top, 0, names, _State())
+        # the logarithm of a probability stays finite; Add, since OpenVINO's Max makes a number of NaN
+        top.add("Log", top.add("Add", ending.total, top.constant(TINY)), output="logits")
+        top.add("Identity", ending.stage, output="stage")
+        top.add("Identity", ending.score, output="score")
+        shapes = {"logits": [rows, spec.classes], "stage": [rows], "score": [rows]}
+        outputs = [
+            helper.make_tensor_value_info(name, kind, shape)
+            for (name, shape), kind in zip(shapes.items(), _KINDS, strict=True)
+        ]
+        graph = helper.make_graph(top.nodes, "cascade", inputs, outputs, top.initializers)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self._opset)], ir_version=10)
+
+    # ---- the order of things
+
+    def _backbone(self, body: Body, first: int, inputs: list[str], state: _State) -> _Ending:
+        """The backbone that starts with stage `first`, and all behind it."""
+        own = [s for s, b in enumerate(self.spec.backbone) if b == self.spec.backbone[first]]
+        exits = [s for s in own if s in self._kept]
+        if self._last in own:
+            return self._stage(body, first, inputs, state)
+        if not exits:
+            return self._backbone(body, own[-1] + 1, inputs, state)
+        if self._asks:
+            run, skip = body.inside("run"), body.inside("skip")
+            ran = self._stage(run, first, inputs, state)
+            total = state.total or self._filled(skip, inputs[0], self._nothing, self.spec.classes)
+            stage, unsaid = self._filled(skip, total, _NOT_YET), _NO_ANSWER if self._patient else np.nan
+            skipped = (total, stage, state.same or self._filled(skip, total, unsaid))
+            branches = Branch(run, ran.names, _KINDS), Branch(skip, skipped, _KINDS)
+            ending = _Ending(*body.branch(self._any_on(body, own), *branches))
+        else:
+            ending = self._stage(body, first, inputs, state)
+        several = state.total is not None or len({self._group[s] for s in exits}) > 1  # answers in a total
+
+        def after(inner: Body) -> _State:
+            total, score = ending.total, ending.score
+            if self._guards_later(exits):
+                total = self._guarded(inner, total, score, state.total)
+            # between backbones a group begins, or there is but one
+            return _State(total, same=score if self._patient else None)
+
+        return self._onward(
+            body,
+            body.add("Less", body.constant(_NOT_YET, np.int64), ending.stage),  # [B]
+            None,
+            here=lambda inner: replace(ending, total=self._answered(inner, ending.total, several)),
+            carry=inputs,
+            after=after,
+            rest=lambda inner, kept, kept_state: self._backbone(inner, own[-1] + 1, kept, kept_state),
+        )
+
+    def _stage(self, body: Body, s: int, carry: list[str], state: _State) -> _Ending:
+        """Stage `s` and those of the same backbone behind it (for the last backbone: to the end)."""
+        spec, of = self.spec, self.spec.backbone
+        state = state.enter(s > 0 and self._group[s] != self._group[s - 1])
+        total = state.total
+        stage = load_stage(self.folder / spec.stages[s].graph, f"{body.prefix}s{s}/", carry)
+        self._opset = max(self._opset, stage.opset)
+        inline(body, stage.body, stage.initializers)
+        if s not in self._kept:
+            return self._stage(body, s + 1, stage.carry, state)
+        later = [k for k in self._kept if k > s and of[k] == of[s]]
+        ends = not later  # of its backbone: never gets here with its exit off
+        if ends or not self._asks:
+            raw, score = self._answer(body, stage, s, state)
+        else:
+            on, off = body.inside("on"), body.inside("off")
+            answered = self._answer(on, stage, s, state)
+            nothing = total or self._filled(off, stage.carry[0], self._nothing, spec.classes)
+            passed = (nothing, self._filled(off, nothing, np.nan))
+            kinds = (TensorProto.FLOAT, TensorProto.FLOAT)
+            raw, score = body.branch(self._any_on(body, [s]), Branch(on, answered, kinds), Branch(off, passed, kinds))
+        if s == self._last:
+            answer = self._answered(body, self._guarded(body, raw, score, total), total is not None)
+            return _Ending(answer, self._filled(body, score, s), score)
+        leaves = body.add("Less", self._limits[s], score)  # [B], False for NaN
+        to_the_end = of[s] == of[self._last]
+
+        def here(inner: Body) -> _Ending:
+            if to_the_end:  # whoever does not leave goes on
+                answer = self._answered(inner, raw, state.before is not None)
+                return _Ending(answer, self._filled(inner, score, s), score)
+            stays = inner.constant([_NOT_YET], np.int64)
+            at = inner.add("Where", leaves, inner.constant([s], np.int64), stays)
+            bare = self._guards_later([k for k in self._kept if of[k] == of[s]])
+            kept = raw if bare else self._guarded(inner, raw, score, total)
+            return _Ending(kept, at, self._same(inner, score, state) or score)
+
+        if ends:
+            return here(body)
+        return self._onward(
+            body,
+            leaves,
+            None if to_the_end or not self._asks else self._any_on(body, later),
+            here=here,
+            carry=stage.carry,
+            after=lambda inner: _State(
+                self._guarded(inner, raw, score, total), state.before, self._same(inner, score, state)
+            ),
+            rest=lambda inner, kept, kept_state: self._stage(inner, s + 1, kept, kept_state),
+        )
+
+    def _guards_later(self, exits: Sequence[int]) -> bool:
+        """Whether what a backbone with these exits gives is guarded only where an input goes on.
+
+        Who leaves has a finite answer, and operations between the layers are what an exit costs. Behind a single exit
+        the answer that stands is the one from before the backbone; of a batch some rows may leave and others not.
+        """
+        return self.batch == "single" and len(exits) == 1 and not self._patient
+
+    def _onward(
+        self,
+        body: Body,
+        leaves: str,
+        on: str | None,
+        here: Callable[[Body], _Ending],
+        carry: list[str],
+        after: Callable[[Body], _State],
+        rest: Callable[[Body, list[str], _State], _Ending],
+    ) -> _Ending:
+        """`here` for the rows that leave, `rest` for the others (where `on`, too), in the state `after`."""
+        deeper, done = body.inside("deeper"), body.inside("done")
+        if self.batch == "single":
+            none_goes = leaves
+            found = rest(deeper, carry, after(deeper))
+        else:
+            state = after(body)
+            rows = body.add("NonZero", body.add("Not", leaves))  # [1, B']
+            none_goes = body.add("Less", body.add("Size", rows), body.constant(1, np.int64))
+            at = deeper.add("Transpose", rows, perm=[1, 0])  # [B', 1]
+            index = deeper.add("Squeeze", at, deeper.constant([1], np.int64))  # [B']
+            kept = {name: deeper.add("Gather", name, index, axis=0) for name in dict.fromkeys((*carry, *state.names))}
+            inner = rest(deeper, [kept[name] for name in carry], state.renamed(kept))
+            whole = here(deeper)
+            scattered = [
+                deeper.add("ScatterND", old, at, new) for old, new in zip(whole.names, inner.names, strict=True)
+            ]
+            found = _Ending(*scattered)
+        if on is not None:
+            none_goes = body.add("Or", none_goes, body.add("Not", on))
+        branches = Branch(done, here(done).names, _KINDS), Branch(deeper, found.names, _KINDS)
+        return _Ending(*body.branch(none_goes, *branches))
+
+    # ---- answers
+
+    def _answer(self, body: Body, stage: StageGraph, s: int, state: _State) -> tuple[str, str]:
+        """(sum of probabilities with this stage's in it `[B, C]`, score `[B]`); both NaN where its logits give none."""
+        logits = stage.logits
+        scale = 1 / self.temperature[s]
+        folded = fold_factor(stage.head, stage.initializers, logits, scale)
+        inline(body, stage.head, stage.initializers)
+        if not folded:
+            logits = body.add("Mul", logits, body.constant(scale))
+        raw = body.add("Softmax", logits, axis=-1)
+        if state.before is not None:
+            raw = body.add("Add", raw, state.before)
+        return raw, self._score(body, raw, state)
+
+    def _score(self, body: Body, raw: str, state: _State) -> str:
+        if self._patient:
+            return self._patience(body, raw, state)
+        answer = raw
+        if self.score == "negative_entropy":
+            answer = self._normalized(body, raw) if state.before is not None else raw
+            log = body.add("Log", body.add("Max", answer, body.constant(TINY)))
+            return _sum(body, body.add("Mul", answer, log))
+        if self.score == "margin":
+            two, where = body.name("TopK"), body.name("TopK")
+            body.nodes.append(
+                helper.make_node("TopK", [raw, body.constant([2], np.int64)], [two, where], body.name("node"), axis=-1)
+            )
+            top = _sum(body, body.add("Mul", two, body.constant([1, -1])))  # MatMul: OpenVINO rounds it in bf16
+        else:
+            top = body.add("ReduceMax", raw, body.constant([1], np.int64), keepdims=0)
+        # probabilities of each stage sum to 1: the sum over classes counts the stages, and is NaN where one of them is,
+        # as the largest are not on OpenVINO, whose softmax may be NaN for one class alone
+        return body.add("Div", top, _sum(body, raw))
+
+    def _patience(self, body: Body, raw: str, state: _State) -> str:
+        same = body.constant([0])
+        if state.total is not None and state.same is not None:
+            # who has no answer yet gets 0 either way, whatever the likeliest class of nothing is
+            labels = (body.add("ArgMax", total, axis=1, keepdims=0) for total in (raw, state.total))
+            more = body.add("Add", state.same, body.constant([1]))
+            same = body.add("Where", body.add("Equal", *labels), more, same)
+        nothing = body.add("IsNaN", _sum(body, raw))
+        return body.add("Where", nothing, body.constant([np.nan]), same)
+
+    def _same(self, body: Body, score: str, state: _State) -> str | None:
+        """With "patience", its score `[B]`, or that of the answer before where this stage gave nothing finite."""
+        if not self._patient:
+            return None
+        before = state.same or body.constant([_NO_ANSWER])
+        return body.add("Where", body.add("IsNaN", score), before, score)
+
+    def _answered(self, body: Body, total: str, several: bool) -> str:
+        """Probabilities of a total; `several`: there may be more than one stage's in it."""
+        return self._normalized(body, total) if several and self._averages else total
+
+    def _normalized(self, body: Body, total: str) -> str:
+        return body.add("Div", total, body.add("ReduceSum", total, body.constant([1], np.int64), keepdims=1))
+
+    @property
+    def _nothing(self) -> float:
+        """The total before any stage: what the answer is made of where none gives anything finite."""
+        return 0.0 if self._averages else np.nan
+
+    def _guarded(self, body: Body, raw: str, score: str, total: str | None) -> str:
+        """`raw`, or the total of the stages before where this one gave nothing finite: its score is NaN then."""
+        bad = body.add("IsNaN", score)  # [B]
+        if self.batch == "dynamic":
+            bad = body.add("Unsqueeze", bad, body.constant([1], np.int64))
+        return body.add("Where", bad, total or body.constant(self._nothing), raw)
+
+    def _any_on(self, body: Body, stages: Sequence[int]) -> str:
+        """Whether one of these exits is on: one value."""
+        limit = self._limits[stages[0]]
+        if len(stages) > 1:
+            limit = body.add("Min", *(self._limits[s] for s in stages))
+        return body.add("Less", limit, body.constant([np.inf]))
+
+    def _filled(self, body: Body, like: str, value: float, width: int = 0) -> str:
+        """As many rows as `like` has of a value: `[B]`, or `[B, width]`."""
+        kind = np.int64 if isinstance(value, int) else np.float32
+        if self.batch == "single":
+            return body.add("Identity", body.constant(np.full((1, width) if width else 1, value, kind), kind))
+        shape = body.add("Shape", like, start=0, end=1)
+        if width:
+            shape = body.add("Concat", shape, body.constant([width], np.int64), axis=0)
+        return body.add("Expand", body.constant(value, kind), shape)
+
+
+def _sum(body: Body, rows: str) -> str:
+    """`[B]` of `[B, C]`."""
+    return body.add("ReduceSum", rows, body.constant([1], np.int64), keepdims=0)
+
+
+def _numbers(body: Body, images: str, preprocess: Preprocess) -> str:
+    """float32 `[B, C, H, W]` of bytes `[B, H, W, C]`: the arithmetic of `Preprocess`, in its order."""
+    moved = body.add("Transpose", images, perm=[0, 3, 1, 2])
+    numbers = body.add("Cast", moved, to=TensorProto.FLOAT)
+    for step in preprocess.steps:
+        if isinstance(step, Scale) and step.reciprocal:
+            numbers = body.add("Mul", numbers, body.constant(1 / step.divisor))
+        elif isinstance(step, Scale):
+            numbers = body.add("Div", numbers, body.constant(step.divisor))
+        elif isinstance(step, Normalize):
+            numbers = body.add("Sub", numbers, body.constant(np.reshape(step.mean, (-1, 1, 1))))
+            numbers = body.add("Div", numbers, body.constant(np.reshape(step.std, (-1, 1, 1))))
+    return numbers
+
+
+def _kind(spec: InputSpec) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)))

@@ -1,0 +1,229 @@
+"""A cascade as ONNX graphs, one a stage, every weight stored once.
+
+Each stage becomes `backbones/<b>_<s>.onnx` (body and head) and, where its exit can be switched off,
+`backbones/<b>_<s>_body.onnx` (body alone). Both refer to `backbones/<b>.weights`, which holds the weights of
+the whole backbone as ONNX external data.
+"""
+
+import hashlib
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import external_data_helper, numpy_helper
+from torch import Tensor, nn
+
+from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
+from dynamic.offline.batches import Batch, named_tensors, taken_by
+from dynamic.offline.cascade import Cascade
+from dynamic.offline.networks.float_types import check_float32
+from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.networks.row_independence import check_rows
+from dynamic.offline.onnx_export.batch_norm_folding import fold_norms
+from dynamic.offline.onnx_export.node_names import captured
+from dynamic.offline.onnx_export.reserved_names import check_names
+from dynamic.offline.staged_network import Stage
+from dynamic.offline.tracing.multiply_adds import cost_macs
+from dynamic.policies.errors import EngineError, InputError
+from dynamic.progress import track
+from dynamic.storage.atomic_write import disk_errors
+
+_EMBEDDED_BYTES = 256  # smaller constants stay in the graph: engines read shapes and axes from them
+_ALIGNMENT = 4096  # of each weight in its file, so that engines can map it
+
+
+def describe(cascade: Cascade, example_inputs: Batch) -> CascadeSpec:
+    """Inputs, stages, classes and multiply-adds of a cascade, from one pass of `example_inputs` in eval mode.
+
+    Raises InputError where the networks disagree on the classes, or one gives no `[B, C]`.
+    """
+    spec, _ = _walk(cascade, example_inputs, lambda *_: None)
+    return spec
+
+
+def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progress: bool | None = None) -> CascadeSpec:
+    """Write the graphs of every stage under `folder/backbones` and describe them.
+
+    The batch dimension is dynamic, all others are those of `example_inputs`. Raises EngineError naming the
+    stage where torch cannot export it, InputError on an input whose name the graphs use themselves.
+    """
+    check_names(named_tensors(cascade.networks[0], example_inputs))
+    (folder / "backbones").mkdir(parents=True, exist_ok=True)
+    weights: dict[int, _WeightFile] = {}
+
+    def write(stage: Stage, spec: StageSpec, carry: tuple[Tensor, ...], names: list[str]) -> None:
+        last = spec.body_graph is None
+        model = _to_onnx(_LogitsOnly(stage) if last else stage, carry, names, spec)
+        fold_norms(model.graph)
+        with disk_errors("the graph", folder):
+            if spec.backbone not in weights:  # made once: it starts with an empty file
+                weights[spec.backbone] = _WeightFile(folder / "backbones" / f"{spec.backbone}.weights")
+            weights[spec.backbone].move(model)
+            onnx.save(model, folder / spec.graph)
+            if spec.body_graph is not None:
+                onnx.save(_without_logits(model), folder / spec.body_graph)
+
+    spec, _ = _walk(cascade, example_inputs, write, "exporting", progress)
+    return spec
+
+
+def _walk(
+    cascade: Cascade,
+    example_inputs: Batch,
+    visit: Callable[[Stage, StageSpec, tuple[Tensor, ...], list[str]], None],
+    label: str = "",
+    progress: bool | None = False,
+) -> tuple[CascadeSpec, list[Tensor]]:
+    """Run the stages one after another on the example and visit each with the carry it starts from."""
+    named = named_tensors(cascade.networks[0], example_inputs)
+    # two rows at least: torch.export takes a batch of one for a constant
+    inputs = {name: torch.cat([t, t])[: max(2, len(t))][:2].detach() for name, t in named.items()}
+    specs: list[StageSpec] = []
+    found: list[Tensor] = []
+    with evaluating(cascade):
+        for network in cascade.networks:
+            check_float32(network)
+            with taken_by(network, inputs):
+                check_rows(network, inputs)
+        carry: tuple[Tensor, ...] = ()
+        stages, backbone = cascade.stages_for(list(inputs)), cascade.backbone
+        for number, stage in enumerate(track(stages, label, len(stages), progress)):
+            belongs = backbone[number]
+            first = number == 0 or backbone[number - 1] != belongs
+            last = number == len(stages) - 1 or backbone[number + 1] != belongs
+            if first:
+                carry = tuple(inputs.values())
+            names = list(inputs) if first else [f"carry_{i}" for i in range(len(carry))]
+            with torch.no_grad():
+                after = tuple(stage.body(*carry))
+                logits = stage.head(after[0])
+            if logits.ndim != 2 or len(logits) != 2:
+                raise InputError(f"stage {stage.name!r} gives {list(logits.shape)}; expected logits [2, C]")
+            if found and logits.shape[1] != found[0].shape[1]:
+                raise InputError(
+                    f"stage {stage.name!r} has {logits.shape[1]} classes, the stages before it "
+                    f"{found[0].shape[1]}: all networks of a cascade tell the same classes apart"
+                )
+            stem = f"backbones/{belongs}_{number}"
+            spec = StageSpec(
+                name=stage.name,
+                backbone=belongs,
+                carry=0 if last else len(after),
+                graph=f"{stem}.onnx",
+                body_graph=None if last else f"{stem}_body.onnx",
+                macs=cost_macs(stage.body, carry),
+                head_macs=cost_macs(stage.head, (after[0],)),
+            )
+            visit(stage, spec, carry, names)
+            specs.append(spec)
+            found.append(logits)
+            carry = after
+    described = tuple(
+        InputSpec(name, tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in inputs.items()
+    )
+    return CascadeSpec(described, tuple(specs), int(found[0].shape[1])), found
+
+
+class _LogitsOnly(nn.Module):
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, *carry: Tensor) -> Tensor:
+        return self.stage(*carry)[0]  # type: ignore[no-any-return]
+
+
+def _to_onnx(module: nn.Module, carry: tuple[Tensor, ...], names: list[str], spec: StageSpec) -> onnx.ModelProto:
+    batch = torch.export.Dim("batch")
+    outputs = ["logits", *(f"next_{i}" for i in range(spec.carry))]
+    quiet = logging.getLogger("torch.onnx")
+    level, quiet.level = quiet.level, logging.ERROR
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user can act on
+            program = torch.onnx.export(
+                module.eval(),
+                carry,
+                dynamo=True,
+                input_names=names,
+                output_names=outputs,
+                dynamic_shapes=(tuple({0: batch} for _ in carry),),  # forward(*carry)
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever went wrong in classes of its own
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the innermost names the operator
+            cause = cause.__cause__
+        reason = str(cause).strip().splitlines()
+        raise EngineError(
+            f"torch cannot export stage {spec.name!r} to ONNX: {reason[0] if reason else type(cause).__name__}; "
+            "use engine='torch' for this cascade, or replace the operator"
+        ) from error
+    finally:
+        quiet.level = level
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    fixed = [i.name for i in model.graph.input if i.type.tensor_type.shape.dim[0].dim_value]
+    if fixed:
+        raise EngineError(
+            f"stage {spec.name!r} is exported for a batch of {len(carry[0])} alone (input {fixed[0]!r}): it takes the "
+            "number of rows as a Python number, as len(x) does; use x.shape[0]"
+        )
+    return model
+
+
+class _WeightFile:
+    """The weights of one backbone, appended to one file; a graph's large initializers are moved into it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.write_bytes(b"")
+        self._at: dict[bytes, tuple[int, int]] = {}
+
+    def move(self, model: onnx.ModelProto) -> None:
+        """Replace the large initializers of `model` by references into the file; steps of int8 stay (see inlining)."""
+        steps = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+        with self._path.open("ab") as file:
+            for tensor in model.graph.initializer:
+                raw = numpy_helper.to_array(tensor).tobytes()
+                if len(raw) < _EMBEDDED_BYTES or tensor.name in steps:
+                    continue
+                key = hashlib.sha256(raw).digest()
+                if key not in self._at:
+                    file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+                    self._at[key] = (file.tell(), len(raw))
+                    file.write(raw)
+                offset, length = self._at[key]
+                tensor.raw_data = raw  # what set_external_data expects to replace
+                external_data_helper.set_external_data(tensor, self._path.name, offset=offset, length=length)
+                tensor.ClearField("raw_data")
+                for field in ("float_data", "int32_data", "int64_data", "double_data"):
+                    tensor.ClearField(field)
+
+
+def _without_logits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph without the logits and whatever only they need."""
+    lean = onnx.ModelProto()
+    lean.CopyFrom(model)
+    graph = lean.graph
+    del graph.output[0]
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(name for name in node.input if name)
+            needed.update(captured(node))
+    nodes = list(reversed(kept))
+    initializers = [t for t in graph.initializer if t.name in needed]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(initializers)
+    del graph.value_info[:]
+    return lean

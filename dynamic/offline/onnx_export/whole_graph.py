@@ -1,0 +1,225 @@
+"""The whole cascade as one ONNX file: for bundles, and to take along to any language that has an ONNX engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import external_data_helper
+
+from dynamic.bundle.bundle import Bundle, has_graphs
+from dynamic.data.preprocessing import Normalize, Preprocess
+from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
+from dynamic.offline.onnx_export.nested_graph import BATCH, Nest
+from dynamic.offline.onnx_export.reserved_names import check_names
+from dynamic.policies.errors import EngineError, InputError
+from dynamic.policies.ladder import Ladder
+from dynamic.storage.atomic_write import disk_errors
+from dynamic.storage.temporary_files import fresh_folder
+
+if TYPE_CHECKING:  # a bundle is exported without torch
+    from torch import nn
+
+    from dynamic.offline.batches import Batch
+    from dynamic.offline.cascade import Cascade
+
+SCHEMA = 1
+
+_SUFFIXES = (".onnx", "")
+_MOST_BYTES = 1_800_000_000  # of weights inside the file: protobuf ends at 2 GiB
+
+
+def export(
+    source: Bundle | Cascade | nn.Module | Sequence[nn.Module],
+    path: str | Path,
+    batch: str = "dynamic",
+    *,
+    point: str | None = None,
+    example_inputs: Batch | None = None,
+    ladder: Ladder | None = None,
+    preprocess: Any = None,
+    classes: Sequence[str] | None = None,
+    progress: bool | None = None,
+) -> Path:
+    """Write the whole cascade as one ONNX file that any ONNX Runtime or OpenVINO runs, without this library.
+
+    Inputs: the cascade's own (`input`, or the names of the network's arguments) and `thresholds [S-1]`, float32: an
+    input leaves at a stage when `threshold < score`; -inf lets everybody leave, +inf switches the exit off, so that it
+    costs nothing (a network whose exits are all off is not run). Outputs: `logits [B, C]`, logarithms of the answer's
+    probabilities; `stage [B]` int64; `score [B]`. `batch`: "single" for one input at a time, the fastest for that, or
+    "dynamic" for any number, those that are done leaving the batch inside the graph. A cascade of one stage has no
+    input `thresholds`.
+
+    `point`: the name of one of the ladder's points (`print(bundle)` shows them). The file then holds what that point
+    uses and no more: no network that it does not run, no exit that it switches off, nothing behind a stage where
+    everybody leaves. It is smaller. The numbers of stages stay, and so does `thresholds`: give that point's. Those of
+    exits in the file may be changed, but +inf does not switch one off there: it is run, and nobody leaves. Where
+    everybody leaves, a score that is not a number leaves too: the file has nothing behind.
+
+    A bundle brings temperatures, score, preprocessing, class names and its ladder along. A cascade is given them:
+    `ladder` (without one: temperature 1, maximum probability), `preprocess` and `classes` as in `build`, and always
+    `example_inputs`. With preprocessing, `input` takes images as bytes `[B, H, W, C]`, already resized and cropped;
+    scaling and normalization are inside. The file's metadata says all this (see docs/graph.md).
+
+    Raises InputError on an unknown `batch` or `point`, a path that ends in another suffix than .onnx, missing example
+    inputs, an input whose name the graph uses itself, or preprocessing for another number of channels; EngineError
+    where a stage cannot be exported.
+    """
+    if batch not in BATCH:
+        raise InputError(f"batch={batch!r} is not known; use one of {BATCH}")
+    target = Path(path)
+    if target.suffix.lower() not in _SUFFIXES:
+        raise InputError(
+            f"{target.name} ends in {target.suffix!r}, and what is written is ONNX: name it {target.stem}.onnx"
+        )
+    if isinstance(source, Bundle):
+        if example_inputs is not None or ladder is not None or preprocess is not None or classes is not None:
+            raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")
+        facts = _Facts(source.preprocess, source.classes, source.engine, source.precision)
+        with source.files(*source.hashes) as folder:
+            if not has_graphs(folder, source.spec):
+                raise EngineError(
+                    f"{source.folder} holds no graphs, since torch could not export its networks: it runs on engine "
+                    "'torch'"
+                )
+            _write(target, folder, source.spec, _only(source.ladder, point), batch, facts, point is not None)
+        return target
+    from dynamic.offline.cascade import Cascade
+    from dynamic.offline.onnx_export.stage_graphs import export_stages
+    from dynamic.offline.torchvision_transforms import from_transforms
+
+    if example_inputs is None:
+        raise InputError("a cascade is exported with example_inputs=..., a batch as its networks take it")
+    cascade = source if isinstance(source, Cascade) else Cascade(source)
+    shipped = from_transforms(preprocess)
+    with TemporaryDirectory(prefix="dynamic-") as folder:
+        spec = export_stages(cascade, Path(folder), example_inputs, progress)
+        known = _only(ladder or plain_ladder(spec, cascade.combine), point)
+        _write(target, Path(folder), spec, known, batch, _Facts(shipped, classes), point is not None)
+    return target
+
+
+def _only(ladder: Ladder, point: str | None) -> Ladder:
+    """The ladder with that point alone."""
+    if point is None:
+        return ladder
+    found = [p for p in ladder.points if p.name == point]
+    if not found:
+        raise InputError(f"point={point!r} is not on this ladder; it has {[p.name for p in ladder.points]}")
+    return replace(ladder, points=tuple(found))
+
+
+def plain_ladder(spec: CascadeSpec, combine: str) -> Ladder:
+    """A ladder without points, for a cascade that nothing is known of: temperature 1, maximum probability."""
+    return Ladder(
+        temperature=(1.0,) * len(spec.stages),
+        score="max_probability",
+        combine=combine,
+        backbone=spec.backbone,
+        stage_names=tuple(s.name for s in spec.stages),
+        points=(),
+        fingerprint="",
+        certified=False,
+    )
+
+
+def write_graphs(
+    folder: Path,
+    spec: CascadeSpec,
+    ladder: Ladder,
+    engine: str | None = None,
+    precision: str | None = None,
+) -> None:
+    """Write a bundle's graphs beside the stages' own, whose weights they share; they take what the network takes.
+
+    `engine`, `precision`: of the calibration. Raises InputError on an input whose name the graphs use themselves.
+    """
+    facts = _Facts(engine=engine, precision=precision)
+    for batch, file in (("dynamic", GRAPH), ("single", SINGLE_GRAPH)):
+        model = _nest(folder, spec, ladder, batch, None, only=False)
+        with disk_errors("the graph", folder):
+            onnx.save(_described(model, spec, ladder, facts), folder / file)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the graph's numbers depend on, beside cascade and ladder: where it is known."""
+
+    preprocess: Preprocess | None = None
+    classes: Sequence[str] | None = None
+    engine: str | None = None
+    precision: str | None = None
+
+
+def _nest(
+    folder: Path, spec: CascadeSpec, ladder: Ladder, batch: str, preprocess: Preprocess | None, only: bool
+) -> onnx.ModelProto:
+    if len(ladder.temperature) != len(spec.stages):
+        raise InputError(f"the ladder is of {len(ladder.temperature)} stages, the cascade has {len(spec.stages)}")
+    check_names(i.name for i in spec.inputs)
+    if preprocess is not None and (len(spec.inputs) != 1 or len(spec.inputs[0].shape) != 3):
+        raise InputError("preprocessing goes into a graph that takes one image [C, H, W]; export with preprocess=None")
+    for step in preprocess.steps if preprocess is not None else ():
+        if isinstance(step, Normalize):
+            step.check(spec.inputs[0].shape[0])
+    limits = ladder.points[0].thresholds if only else None
+    return Nest(folder, spec, ladder.temperature, ladder.score, ladder.combine, batch, preprocess, limits).model()
+
+
+def _write(
+    target: Path,
+    folder: Path,
+    spec: CascadeSpec,
+    ladder: Ladder,
+    batch: str,
+    facts: _Facts,
+    only: bool,
+) -> None:
+    """The graph with its weights in it; beside it, in `<name>.data`, where one file could not hold them."""
+    if facts.classes is not None and len(facts.classes) != spec.classes:
+        raise InputError(f"{len(facts.classes)} class names for {spec.classes} classes: give one for each, in order")
+    model = _described(_nest(folder, spec, ladder, batch, facts.preprocess, only), spec, ladder, facts)
+    external_data_helper.load_external_data_for_model(model, str(folder))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with fresh_folder(target) as partial:
+            fresh = partial / target.name
+            if model.ByteSize() > _MOST_BYTES:
+                onnx.save(model, fresh, "protobuf", save_as_external_data=True, location=f"{target.name}.data")
+            else:
+                onnx.save(model, fresh, "protobuf")
+            for file in sorted(partial.iterdir(), reverse=True):  # weights before the graph that refers to them
+                file.replace(target.parent / file.name)
+    except OSError as error:
+        raise EngineError(f"the graph could not be written to {target}: {error}") from error
+
+
+def _described(model: onnx.ModelProto, spec: CascadeSpec, ladder: Ladder, facts: _Facts) -> onnx.ModelProto:
+    """The model with metadata: what its numbers mean to whoever finds the file alone."""
+    model.producer_name = "dynamic-inference"
+    points = {point["name"]: point["thresholds"] for point in ladder.to_json()["points"]}
+    metadata = {
+        "schema": SCHEMA,
+        "classes": list(facts.classes) if facts.classes is not None else None,
+        "stages": [stage.name for stage in spec.stages],
+        "backbones": list(spec.backbone),
+        "temperature": list(ladder.temperature),
+        "score": ladder.score,
+        "combine": ladder.combine,
+        "preprocess": facts.preprocess.to_json() if facts.preprocess is not None else None,
+        "points": points,
+        "fingerprint": ladder.fingerprint,
+        "certified": ladder.certified,
+        "certificate": None if ladder.certificate is None else asdict(ladder.certificate),
+        "engine": facts.engine,
+        "precision": facts.precision,
+    }
+    for key, value in metadata.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = f"dynamic.{key}", json.dumps(value)
+    return model

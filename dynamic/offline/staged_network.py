@@ -1,0 +1,60 @@
+"""The contract between networks and everything that runs, measures or exports them stage by stage."""
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynamic.offline.tracing.input_sizes import Sizes
+from dynamic.policies.errors import InputError
+
+
+class Stage(nn.Module):
+    """One piece of computation between two exits, its exit head included.
+
+    `body` maps what the previous stage carried (or, for the first stage of a network, the network's own
+    inputs) to a tuple of tensors, the carry, whose **first** entry is the feature the head reads. `head`
+    maps that feature to logits `[B, C]`. The last stage of a network carries its logits, under an identity
+    head. Parameters are shared with the network, never copied.
+    """
+
+    def __init__(self, name: str, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.body = body
+        self.head = head
+
+    def forward(self, *carry: Tensor) -> tuple[Tensor, ...]:
+        """(logits [B, C], *carry for the next stage)."""
+        state = self.body(*carry)
+        return (self.head(state[0]), *state)
+
+
+class StagedNetwork(nn.Module):
+    """A network of several exits: `forward` gives the logits `[B, C]` of each, the last the network's own.
+
+    `traced_sizes`: of its inputs, where its stages are traced graphs and other sizes would be wrong.
+    """
+
+    traced_sizes: Sizes | None = None
+
+    @property
+    @abstractmethod
+    def exit_stages(self) -> tuple[Stage, ...]:
+        """The stages in evaluation mode, as views that share this network's parameters.
+
+        Made afresh at each access: take them once, after the network was moved to its device.
+        """
+
+
+def primary_logits(output: Any) -> Tensor:
+    """The logits of a network's output: the tensor itself, `.logits`, `["logits"]` or the first entry."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict) and "logits" in output:
+        return primary_logits(output["logits"])
+    if hasattr(output, "logits"):
+        return primary_logits(output.logits)
+    if isinstance(output, (tuple, list)) and output:
+        return primary_logits(output[0])
+    raise InputError(f"a network gave a {type(output).__name__}; expected logits [B, C]")

@@ -1,0 +1,1 @@
+"""A network as a graph, the places of its exits, and the stages between them."""

@@ -1,0 +1,184 @@
+"""The classifiers that `wrap` puts on intermediate features."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynamic.offline.networks.network_copies import deep_copy
+from dynamic.policies.errors import LayoutError
+
+Classifier = Callable[[int, int], nn.Module]  # (width of the pooled feature, classes) -> module [B, D] -> [B, C]
+# (shape of the feature without the batch, dimension of the channels from 1, classes) -> module [B, ...] -> [B, C]
+Head = Callable[[tuple[int, ...], int, int], nn.Module]
+
+# (cells along each side of an image, hidden units), the best first: 4 x 4 means and a hidden layer were right on 0.87
+# of CIFAR-10, a linear layer on mean and maximum of the whole on 0.71 (frozen ResNet-56, exit at 0.67 of its compute)
+_SIZES = ((4, 256), (4, 128), (4, 64), (2, 128), (2, 64), (1, 128), (1, 64))
+_PARAMETERS, _MACS = 0.2, 0.01  # of the backbone's, that a head may have
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a backbone has, of which a head may be a small share: `parameters`, and multiply-adds `macs`."""
+
+    parameters: float
+    macs: float
+
+
+class ExitHead(nn.Module):
+    """Pools a feature over its positions and classifies what is left: logits `[B, classes]`.
+
+    `shape` of the feature without the batch; `channel`: its dimension (from 1) that holds the channels, 1 for
+    `[B, C, H, W]`, 3 for `[B, H, W, C]`, 2 for `[B, N, D]`. Images are averaged over the cells of a grid of up to
+    4 x 4; where only one cell fits, and for everything else, pooled are mean and maximum over all positions (Kaya et
+    al. 2019, "Shallow-Deep Networks", section 4, mix the two). `classifier(width, classes)` makes the rest; None: batch
+    norm, a hidden layer, and a linear one. Grid and hidden layer are as large as `room` allows: weights of up to 20% of
+    the backbone's and 1% of its multiply-adds; without room for the smallest there is no hidden layer.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], channel: int, classes: int, classifier: Classifier | None, room: Room
+    ) -> None:
+        super().__init__()
+        rank, channels = len(shape) + 1, shape[channel - 1]
+        self.channel = channel
+        self.positions = tuple(d for d in range(1, rank) if d != channel)
+        side = min(shape[d - 1] for d in self.positions) if len(self.positions) == 2 else 1
+        most = min(_PARAMETERS * room.parameters, _MACS * room.macs)
+        fitting = [
+            (grid, hidden)
+            for grid, hidden in _SIZES
+            if grid <= side and hidden * (self._width(channels, grid) + classes) <= most
+        ]
+        self.grid, hidden = fitting[0] if fitting else (1, 0)
+        width = self._width(channels, self.grid)
+        make = (_hidden(hidden) if hidden else _linear) if classifier is None else classifier
+        self.classifier = make(width, classes)
+
+    def _width(self, channels: int, grid: int) -> int:
+        """Numbers in the pooled feature."""
+        if not self.positions:
+            return channels
+        return channels * grid**2 if grid > 1 else 2 * channels
+
+    def pool(self, feature: Tensor) -> Tensor:
+        """`[B, ...]` -> `[B, D]`."""
+        if not self.positions:
+            return feature
+        if self.grid == 1:
+            return torch.cat([feature.mean(self.positions), feature.amax(self.positions)], dim=1)
+        image = feature if self.channel == 1 else feature.movedim(self.channel, 1)  # [B, C, H, W]
+        return F.adaptive_avg_pool2d(image, self.grid).flatten(1)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """`[B, D]` -> logits `[B, classes]`."""
+        logits: Tensor = self.classifier(pooled)
+        return logits
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """`[B, ...]` -> logits `[B, classes]`."""
+        return self.classify(self.pool(feature))
+
+
+class ConvHead(nn.Module):
+    """Strided 3 x 3 convolutions down to `side` positions a side, then the mean and a linear layer: `[B, classes]`.
+
+    Early features of a convolutional network are fine and say little of the class; coarser and wider ones are what an
+    exit lacks (Huang et al. 2018, "Multi-Scale Dense Networks", section 4). Each convolution halves both sides and
+    doubles the channels, up to `most_channels`; where the feature is as coarse already, one keeps its size.
+    `extra` convolutions follow at that size.
+    For early exits that are trained with the backbone: a few percent of its multiply-adds each.
+
+    `shape` of the feature without the batch, `channel` its dimension (from 1) that holds the channels.
+    Raises LayoutError on a feature that is no image.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], channel: int, classes: int, side: int = 8, most_channels: int = 64, extra: int = 0
+    ) -> None:
+        super().__init__()
+        if len(shape) != 3:
+            raise LayoutError(
+                f"ConvHead needs an image [B, C, H, W] or [B, H, W, C], not {['B', *shape]}: use ExitHead"
+            )
+        self.channel = channel
+        channels = shape[channel - 1]
+        height, width = (s for d, s in enumerate(shape, 1) if d != channel)
+        layers: list[nn.Module] = []
+        strides = [2] * max(0, math.ceil(math.log2(min(height, width) / side)))
+        for stride in [*(strides or [1]), *[1] * extra]:
+            wider = max(channels, min(2 * channels, most_channels)) if stride == 2 else channels
+            layers += [nn.Conv2d(channels, wider, 3, stride, 1, bias=False), nn.BatchNorm2d(wider)]
+            layers.append(nn.ReLU(inplace=True))
+            channels = wider
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """`[B, C, H, W]` or `[B, H, W, C]` -> logits `[B, classes]`."""
+        image = feature if self.channel == 1 else feature.movedim(self.channel, 1)
+        logits: Tensor = self.classifier(self.features(image).mean((2, 3)))
+        return logits
+
+
+class BlockHead(nn.Module):
+    """Copies of some of the network's later blocks, then the mean over positions and a linear layer: `[B, classes]`.
+
+    What an early exit lacks is depth more than a classifier: side branches of BranchyNet have convolutions of their own
+    (Teerapittayanon et al. 2016, "BranchyNet", section III). Blocks that already do this work, fewer of them, are a
+    head that has little to learn; the network they are copied from does not change. For an exit that is to answer most
+    inputs: its head costs as much as its blocks.
+
+    `blocks` run one after the other, each on the output of the one before; `shape` of the feature without the batch,
+    `channel` its dimension (from 1) that holds the channels, of the last block's output too. In `wrap`, for one exit:
+    `head=lambda shape, channel, classes: BlockHead([net.layer2[0], net.layer3[0]], shape, channel, classes)`.
+    Raises LayoutError where a block does not take what comes before it, or gives no tensor of the feature's rank.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], shape: tuple[int, ...], channel: int, classes: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(deep_copy(block).requires_grad_(True) for block in blocks))
+        first = next(self.blocks.parameters(), torch.empty(0))
+        feature = torch.zeros(1, *shape, device=first.device, dtype=first.dtype)
+        for number, block in enumerate(self.blocks.eval()):
+            before = list(feature.shape)
+            try:
+                with torch.no_grad():
+                    feature = block(feature)
+            except Exception as error:
+                raise LayoutError(
+                    f"block {number} of the head, {type(block).__name__}, does not take {before} ({error}); give "
+                    f"blocks that follow on each other, the first of which takes the exit's feature {['B', *shape]}"
+                ) from error
+            if not isinstance(feature, Tensor) or feature.ndim != len(before):
+                raise LayoutError(
+                    f"block {number} of the head, {type(block).__name__}, gives no tensor of {len(before)} dimensions "
+                    f"as it takes one; give blocks that do"
+                )
+        self.train()
+        self.positions = tuple(d for d in range(1, len(shape) + 1) if d != channel)
+        self.classifier = nn.Linear(feature.shape[channel], classes, device=first.device, dtype=first.dtype)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """`[B, ...]` -> logits `[B, classes]`."""
+        deep = self.blocks(feature)
+        logits: Tensor = self.classifier(deep.mean(self.positions) if self.positions else deep)
+        return logits
+
+
+def _linear(width: int, classes: int) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes))
+
+
+def _hidden(units: int) -> Classifier:
+    def make(width: int, classes: int) -> nn.Module:
+        first = nn.Linear(width, units, bias=False)  # the norm behind it has one
+        return nn.Sequential(
+            nn.BatchNorm1d(width), first, nn.BatchNorm1d(units), nn.ReLU(inplace=True), nn.Linear(units, classes)
+        )
+
+    return make

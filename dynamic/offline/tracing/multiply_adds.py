@@ -1,0 +1,156 @@
+"""Multiply-adds, counted on the running network. What cannot be counted is listed, and never stops the run."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+logger = logging.getLogger("dynamic")
+
+# moving, reading and making tensors multiplies nothing: not worth a line in the report
+_FREE = (
+    "view", "reshape", "permute", "transpose", "expand", "slice", "select", "cat", "split", "chunk", "unbind",
+    "clone", "copy", "empty", "zeros", "ones", "full", "alias", "detach", "squeeze", "unsqueeze", "flatten",
+    "size", "stride", "numel", "contiguous", "to", "lift", "arange", "constant_pad", "roll", "index", "t", "stack",
+)  # fmt: skip
+
+
+def _recurrent(x: Any, weight: Any, recurrent: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Of one direction of one recurrent layer: `x [T, B, D]` times both weight matrices, at each step."""
+    return int(2 * x[0] * x[1] * (weight[0] * weight[1] + recurrent[0] * recurrent[1]))
+
+
+# torch's own counter knows no recurrent layers
+FLOPS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
+
+
+# a multiply-add of 8 bits beside one of 32: ResNet-18, 20 and 56 took 0.30 to 0.64 of the time on ONNX Runtime and
+# OpenVINO (benchmarks/compress_int8.py)
+_ROUNDED_COST = 0.5
+
+
+_CODES = "dequantize_per_channel"  # gives a weight from int8 codes, see `compress/quantization/int8_arithmetic.py`
+_VIEWS = ("t", "transpose", "permute", "view", "reshape", "expand", "unsqueeze")  # of a weight, on its way to a product
+
+
+def rounds(module: nn.Module) -> bool:
+    """Whether something in it computes in fewer bits, as `dynamic.models.compress.quantize` makes it."""
+    return any(getattr(m, "rounds", False) for m in module.modules())
+
+
+def cost_macs(module: nn.Module, args: tuple[Tensor, ...]) -> float:
+    """Multiply-adds for one input, those with int8 weights at half: what a search goes by without a device."""
+    macs = count_macs(module, args)
+    return macs.total - (1 - _ROUNDED_COST) * macs.rounded
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-adds for one input, and the operators that ran without being counted; `rounded`: with int8 weights."""
+
+    total: float
+    not_counted: tuple[str, ...]
+    rounded: float = 0.0
+
+
+def count_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any] | None = None) -> Macs:
+    """Multiply-adds of `module(*args, **kwargs)` divided by the batch: convolutions, linear layers, attention.
+
+    Normalization, activations, pooling and other elementwise work are not multiply-adds and are listed instead.
+    """
+    given = kwargs or {}
+    batch = next((len(a) for a in (*args, *given.values()) if isinstance(a, Tensor) and a.ndim), 1)
+    counter, seen = Counter(), _Operators()
+    try:
+        with counting(counter), seen:
+            module(*args, **given)
+    except Exception as error:  # an operator that knows no dispatch mode may raise anything
+        with torch.no_grad():
+            module(*args, **given)  # where the network itself is at fault, its own error comes
+        name, reason = type(module).__name__, (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("the multiply-adds of %s are counted in part only: %s", name, reason)
+        seen.uncounted.add(f"{name} in part: {reason}")
+    macs = counter.get_total_flops() / 2 / batch
+    return Macs(macs, tuple(sorted(seen.uncounted | counter.failed)), seen.rounded / 2 / batch)
+
+
+class Counter(FlopCounterMode):
+    """torch's counter without its tracker of modules, which fails on a view of a parameter under `no_grad`.
+
+    `failed`: operators whose formula raised. They count as 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=FLOPS)
+        self.failed: set[str] = set()
+        self.mod_tracker: Any = _Whole()
+        self.flop_registry = {operator: self._safe(formula) for operator, formula in self.flop_registry.items()}
+
+    def _safe(self, formula: Callable[..., int]) -> Callable[..., int]:
+        def counted(*args: Any, **kwargs: Any) -> int:
+            try:
+                return formula(*args, **kwargs)
+            except Exception:  # a formula asserts shapes, on sparse or nested tensors for one
+                self.failed.add(getattr(formula, "__name__", "an operator").removesuffix("_flop"))
+                return 0
+
+        return counted
+
+
+class _Whole:
+    """Stands in for the tracker of modules: everything belongs to the whole network."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+@contextmanager
+def counting(counter: Counter) -> Iterator[None]:
+    """Count what runs inside, without gradients, and attention in the operators that the counter knows."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that no counter knows
+    try:
+        with torch.no_grad(), counter:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every operator that the counter has no formula for, and the work with weights that came out of int8 codes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.uncounted: set[str] = set()
+        self.rounded = 0
+        self._weights: list[Tensor] = []  # held, so that no later tensor has the same identity
+
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = getattr(func, "_overloadpacket", func)  # a higher-order operator has no overloads
+        name = packet.__name__.strip("_")
+        if (
+            packet not in flop_registry
+            and packet not in FLOPS
+            and not any(name == f or name.startswith(f"{f}_") for f in _FREE)
+        ):
+            self.uncounted.add(name)
+        result = func(*args, **(kwargs or {}))
+        coded = any(arg is weight for arg in args for weight in self._weights if isinstance(arg, Tensor))
+        if name == _CODES or (coded and name in _VIEWS):
+            self._weights.append(result)
+        elif coded and packet in flop_registry:
+            self.rounded += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+        return result

@@ -1,0 +1,316 @@
+"""A network as a graph of its operations: torch.fx first, torch.export where fx cannot.
+
+Both give the same kind of graph: `placeholder` nodes for the inputs, operations whose modules, parameters and buffers
+are looked up under `backbone.` (and `constants.` for tensors that exist in the code alone), one `output`: the logits.
+"""
+
+import inspect
+import io
+import linecache
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from dynamic.offline.networks.module_modes import in_mode, shallow, untouched
+from dynamic.policies.errors import InputError, TraceError
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A traced network.
+
+    `graph`: see above. `returned`: module path -> the node of what that module returned at its first call (None
+    where that is no single value). `constants`: tensors of the code by name. `dropped`: outputs besides the logits.
+    """
+
+    tracer: str
+    graph: fx.Graph
+    returned: Mapping[str, fx.Node | None]
+    constants: Mapping[str, Tensor]
+    dropped: tuple[str, ...]
+
+
+def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool) -> Captured:
+    """Trace with torch.fx, in train or eval mode; raises TraceError naming the module and line that stopped it."""
+    tracer = _Tracer()
+    root = shallow(backbone)  # fx hangs constants on the root: not on the user's module
+    defaults = _not_given(backbone, inputs)
+    try:
+        with untouched(backbone), in_mode(backbone, training):
+            root.training = backbone.training
+            traced = tracer.trace(root, concrete_args=defaults or None)
+    except Exception as error:  # user code runs here, on proxies: anything may come
+        raise TraceError(_where(error, backbone, tracer.entered[-1] if tracer.entered else "")) from error
+    _remove_placeholders(traced, set(defaults))
+    constants = {
+        name: value for name, value in vars(root).items() if isinstance(value, Tensor) and name not in vars(backbone)
+    }
+    mode = "train" if training else "eval"  # each trace has constants of its own, under the same names
+    for node in traced.nodes:
+        if node.op == "get_attr" and node.target in constants:
+            node.target = f"constants.{mode}{node.target}"
+        elif node.op in ("call_module", "get_attr"):
+            node.target = f"backbone.{node.target}"
+    output = _output(traced)
+    returns = output.args[0]
+    logits, dropped = _primary(returns)
+    if not isinstance(logits, fx.Node):
+        raise TraceError(f"{type(backbone).__name__} gives no tensor that depends on its inputs")
+    output.args = (logits,)
+    if isinstance(returns, fx.Node) and returns is not logits:
+        traced.erase_node(returns)  # only put the outputs together
+    _remove_only_for(traced, dropped.values())
+    left = set(traced.nodes)
+    returned = {
+        path: found.node if isinstance(found, fx.Proxy) else None
+        for path, found in tracer.returned.items()
+        if not isinstance(found, fx.Proxy) or found.node in left
+    }
+    named = {f"{mode}{name}": value for name, value in constants.items()}
+    return Captured("fx", traced, returned, named, tuple(dropped))
+
+
+def capture_export(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Captured:
+    """Trace in eval mode with torch.export, batch dimension dynamic; raises TraceError naming what stopped it."""
+    program = _exported(backbone, inputs)
+    if any(_mutates(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # the same operations, none of which changes anything in place
+    prefix = "backbone."
+    graph, env, constants = fx.Graph(), dict[fx.Node, Any](), dict[str, Tensor]()
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if hasattr(spec.arg, "name")}
+    names = iter(inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            if spec.kind == InputKind.USER_INPUT:
+                env[node] = graph.placeholder(next(names))
+            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                env[node] = graph.get_attr(prefix + str(spec.target).removeprefix("network."))
+            else:
+                constants[node.name] = program.constants[str(spec.target)]
+                env[node] = graph.get_attr(f"constants.{node.name}")
+            env[node].meta = dict(node.meta)
+        elif node.op == "output":
+            continue
+        elif node.op == "call_function" and "_assert" not in str(node.target):
+            env[node] = graph.node_copy(node, lambda n: env[n])
+        elif node.op != "call_function":
+            raise TraceError(
+                f"torch.export captures {type(backbone).__name__} with control flow inside ({node.target}), which "
+                "cannot be cut; write the branch as torch.where, or decide it by a setting of the module"
+            )
+    results = [
+        env[node]
+        for node, spec in zip(
+            next(iter(reversed(program.graph.nodes))).args[0], program.graph_signature.output_specs, strict=True
+        )
+        if spec.kind == OutputKind.USER_OUTPUT
+    ]
+    logits, dropped = _primary(pytree.tree_unflatten(results, program.call_spec.out_spec))
+    if not isinstance(logits, fx.Node):
+        raise TraceError(f"{type(backbone).__name__} gives no tensor that depends on its inputs")
+    graph.output(logits)
+    _remove_only_for(graph, dropped.values())
+    _remove_unused(graph)
+    return Captured("export", graph, _returned_by_stack(graph, backbone), constants, tuple(dropped))
+
+
+def _exported(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
+    args = tuple(inputs.values())
+    batch = torch.export.Dim("batch")
+    problem: Exception | None = None
+    for strict in (False, True):  # the second understands len(x), the first more of Python
+        try:
+            with untouched(backbone), in_mode(backbone, training=False), torch.no_grad(), _quiet():
+                return torch.export.export(
+                    _Positional(backbone, tuple(inputs)),
+                    args,
+                    dynamic_shapes=(tuple({0: batch} for _ in args),),
+                    strict=strict,
+                )
+        except Exception as error:  # user code runs here: anything may come
+            problem = problem or error
+    assert problem is not None
+    raise TraceError(_where(problem, backbone, "")) from problem
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs whole graphs before it raises; the error says what a user needs."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.fx", "torch._dynamo", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class _Tracer(fx.Tracer):
+    """Notes what every module returned, and which modules were entered when tracing stops."""
+
+    # buffers are looked up when the graph runs, as parameters are: their values may be loaded later
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returned: dict[str, Any] = {}
+        self.entered: list[str] = []
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        path = self.path_of_module(m)
+        self.entered.append(path)
+        found = super().call_module(m, forward, args, kwargs)
+        self.entered.pop()
+        self.returned.setdefault(path, found)
+        return found
+
+
+class _Positional(nn.Module):
+    """The network with its inputs in the order of `names`."""
+
+    def __init__(self, network: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self._names = names
+
+    def forward(self, *args: Tensor) -> Any:
+        if self._names == ("input",):
+            return self.network(*args)
+        return self.network(**dict(zip(self._names, args, strict=True)))
+
+
+def input_names(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names of the arguments that `inputs` fill, in order; a lone tensor fills the first."""
+    parameters = [
+        p.name for p in inspect.signature(backbone.forward).parameters.values() if p.kind is not p.VAR_KEYWORD
+    ]
+    if tuple(inputs) == ("input",) and parameters:
+        return (parameters[0],)
+    return tuple(inputs)
+
+
+def _not_given(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Optional arguments of forward that the example does not give: traced at their defaults."""
+    given = set(input_names(backbone, inputs))
+    return {
+        p.name: p.default
+        for p in inspect.signature(backbone.forward).parameters.values()
+        if p.name not in given and p.default is not p.empty
+    }
+
+
+def _remove_placeholders(graph: fx.Graph, names: set[str]) -> None:
+    """Drop placeholders of arguments that were fixed while tracing, with the checks that fx adds for them."""
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and str(node.target).removesuffix("_1") in names | {str(node.target)} & names:
+            doomed, waiting = [node], list(node.users)
+            while waiting:
+                user = waiting.pop()
+                doomed.append(user)
+                waiting.extend(user.users)
+            for victim in reversed(doomed):
+                if victim in graph.nodes and not victim.users:
+                    graph.erase_node(victim)
+
+
+def _output(graph: fx.Graph) -> fx.Node:
+    node: fx.Node = next(iter(reversed(graph.nodes)))
+    return node
+
+
+def _primary(found: Any) -> tuple[Any, dict[str, fx.Node]]:
+    """(the logits, the other tensors by name) of what a network returned; see `cascade.primary_logits`."""
+    if isinstance(found, fx.Node) and found.op == "call_function" and isinstance(found.target, type):
+        # a dataclass or named tuple, which fx builds anew
+        fields = getattr(found.target, "_fields", None) or getattr(found.target, "__dataclass_fields__", None) or ()
+        found = dict(zip(fields, found.args, strict=False)) | dict(found.kwargs)
+        if "logits" not in found:
+            first, *others = found.items()
+            return first[1], {k: v for k, v in others if isinstance(v, fx.Node)}
+    if isinstance(found, fx.Node):
+        return found, {}
+    if isinstance(found, Mapping):
+        named = dict(found)
+        if "logits" not in named:
+            raise InputError(f"the network gives a dict of {sorted(named)}; the classifier's output has to be 'logits'")
+        key: Any = "logits"
+    elif isinstance(found, Sequence) and not isinstance(found, str) and len(found):
+        fields = getattr(type(found), "_fields", None)
+        named = dict(zip(fields or [f"output {i}" for i in range(len(found))], found, strict=True))
+        key = "logits" if "logits" in named else next(iter(named))
+    else:
+        raise InputError(f"the network gives a {type(found).__name__}; expected logits [B, C]")
+    return named[key], {str(k): v for k, v in named.items() if k != key and isinstance(v, fx.Node)}
+
+
+def _ancestors(nodes: Any) -> set[fx.Node]:
+    seen: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(node.all_input_nodes)
+    return seen
+
+
+def _remove_only_for(graph: fx.Graph, dropped: Any) -> None:
+    """Erase what was computed for dropped outputs alone (auxiliary classifiers)."""
+    alive = _ancestors(_output(graph).all_input_nodes)
+    doomed = _ancestors(dropped) - alive
+    for node in reversed(list(graph.nodes)):
+        if node in doomed and not node.users and node.op != "placeholder":
+            graph.erase_node(node)
+
+
+def _remove_unused(graph: fx.Graph) -> None:
+    """Erase what nobody uses (torch.export's graphs are functional: nothing in them acts by side effect)."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op in ("call_function", "get_attr"):
+            graph.erase_node(node)
+
+
+def _returned_by_stack(graph: fx.Graph, backbone: nn.Module) -> dict[str, fx.Node | None]:
+    """Module path -> the last of its nodes, as torch.export recorded which module each came from."""
+    known = {name for name, _ in backbone.named_modules()}
+    found: dict[str, fx.Node | None] = {}
+    for node in graph.nodes:
+        for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+            name = str(path).removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("network")
+            if name.strip(".") in known:
+                found[name.strip(".")] = node
+    return found
+
+
+def _where(error: BaseException, backbone: nn.Module, module: str) -> str:
+    """What stopped a tracer, where, and what to do."""
+    torch_folder = os.path.dirname(torch.__file__)
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        if not file.startswith((torch_folder, os.path.dirname(os.path.dirname(__file__)), "<")):
+            code = linecache.getline(file, line).strip()
+            place = f", {os.path.basename(file)} line {line}: `{code}`" if code else place
+        trace = trace.tb_next
+    inside = f"in module {module!r} of {type(backbone).__name__}" if module else f"in {type(backbone).__name__}"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{inside}{place}: {reason}"

@@ -1,0 +1,350 @@
+"""Exits on any classification network, without rewriting it."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
+from dynamic.offline.networks.float_types import check_halves
+from dynamic.offline.networks.module_modes import bare, in_mode, untouched, view
+from dynamic.offline.networks.row_independence import check_rows
+from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
+from dynamic.offline.tracing.channel_layout import Layouts
+from dynamic.offline.tracing.dry_run import observe, rows
+from dynamic.offline.tracing.equality_check import CLOSE, changed_in_place, check_evaluation, check_training
+from dynamic.offline.tracing.exit_heads import Classifier, ExitHead, Head, Room
+from dynamic.offline.tracing.exit_placement import Exit, Exits, Placed, Placer, check_asked
+from dynamic.offline.tracing.graph_cut import Cutter
+from dynamic.offline.tracing.input_sizes import Sizes, checked
+from dynamic.offline.tracing.trace import Captured, capture_export, capture_fx, input_names
+from dynamic.policies.errors import DynamicError, DynamicWarning, ExitError, InputError, TraceError, WrapError
+
+_FIX = (
+    "Mark the function that holds the line with torch.fx.wrap, write the branch as torch.where, decide it by a setting "
+    "of the module, or give a network of several exits as a dynamic.offline.staged_network.StagedNetwork"
+)
+
+
+def wrap(
+    backbone: nn.Module,
+    example_inputs: Batch,
+    exits: Exits = 3,
+    *,
+    layout: str | Mapping[str, str] | None = None,
+    classifier: Classifier | None = None,
+    head: Head | None = None,
+) -> "ExitNetwork":
+    """Cut `backbone` into stages and put an exit head on each; `dynamic.fit` trains them.
+
+    `example_inputs`: a tensor `[B, ...]`, a tuple (`*args`) or a dict (`**kwargs`; what has a default may be left out,
+    and "labels" are). `exits`: how many, at equal shares
+    of compute and preferably where little has to be handed on; or fractions of compute, rising; or names of modules
+    whose result is read. Traced with torch.fx, or with torch.export where that cannot (or where only that finds the
+    named modules): then the backbone is for evaluation only and heads alone can be trained.
+
+    `layout`: only where it cannot be told which dimension of a feature holds the channels: "BCHW", "BHWC", "BND" or
+    "BCN", for all exits or by exit name. `classifier(width, classes)`: makes what classifies a pooled feature
+    `[B, width]`; None: batch norm, a hidden layer where there is room, and a linear one (see `ExitHead`).
+    `head(shape, channel, classes)`, instead, makes the whole head from the feature's shape without the batch and its
+    dimension, from 1, of the channels: `dynamic.models.ConvHead` for networks whose exits are trained together with
+    them.
+
+    `backbone` is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns
+    with DynamicWarning where outputs beside the logits are dropped, and where only torch.export captures it.
+
+    Raises TraceError where neither tracer captures the network (naming module and line), ExitError on exits that do
+    not exist or carry no tensor, LayoutError where a layout has to be given, InputError on inputs that do not fit.
+    """
+    if not isinstance(backbone, nn.Module):
+        raise InputError(f"wrap takes a torch.nn.Module; this is a {type(backbone).__name__}")
+    backbone = bare(backbone)
+    if classifier is not None and head is not None:
+        raise ExitError("both classifier and head were given: a head has its own classifier")
+    if isinstance(backbone, StagedNetwork):
+        raise ExitError(f"this {type(backbone).__name__} has exits already; give the plain network")
+    check_asked(exits, backbone)
+    check_halves(backbone)
+    named = named_tensors(backbone, example_inputs)
+    if any(t.ndim == 0 or len(t) == 0 for t in named.values()):
+        raise InputError(
+            f"example inputs have shapes {[list(t.shape) for t in named.values()]}; expected [B, ...], B > 0"
+        )
+    example = rows(named, 2)
+    with torch.no_grad(), untouched(backbone), in_mode(backbone, training=False), taken_by(backbone, example):
+        run_on(backbone, example)
+    problems: list[DynamicError] = []
+    for capture in (_fx, capture_export):
+        try:
+            captured = capture(backbone, example)
+        except TraceError as error:
+            problems.append(error)
+            continue
+        network = ExitNetwork(backbone, captured, example)
+        try:
+            with untouched(backbone), in_mode(backbone, training=False):
+                nodes = network._put_exits(captured, example, exits, layout, classifier, head)
+        except (ExitError, TraceError) as error:  # torch.export looks inside modules that torch.fx takes as one
+            problems.append(error)
+            continue
+        if captured.tracer == "fx":
+            captured = network._put_training(captured, nodes, example)
+        else:
+            warnings.warn(
+                f"captured with torch.export: only exit heads can be trained. torch.fx would not do: {problems[0]}",
+                DynamicWarning,
+                stacklevel=2,
+            )
+        network.dropped = captured.dropped
+        if captured.dropped:
+            warnings.warn(
+                f"{type(backbone).__name__} gives more than logits, {', '.join(captured.dropped)}: that is dropped",
+                DynamicWarning,
+                stacklevel=2,
+            )
+        return network
+    first, second = problems
+    if isinstance(first, TraceError) and isinstance(second, TraceError):
+        raise TraceError(
+            f"neither torch.fx nor torch.export captures {type(backbone).__name__}. torch.fx stops {first}. "
+            f"torch.export stops {second}. {_FIX}"
+        ) from first
+    raise second if isinstance(first, TraceError) else first
+
+
+def _fx(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Captured:
+    return capture_fx(backbone, inputs, training=False)
+
+
+class ExitNetwork(StagedNetwork):
+    """A backbone with exit heads. `forward` takes the backbone's inputs and gives the logits `[B, C]` of each exit in
+    order, the backbone's own last.
+
+    Inputs have the sizes of the example. Where network and backbone agreed at three other sizes too, a dimension may
+    have any size. Raises InputError on other sizes.
+
+    In evaluation mode the last are bit-equal to the backbone's (within 1e-5 where `tracer` is "export"). While the
+    backbone is in train mode its own training graph runs, so that dropout, stochastic depth and batch norm behave as
+    in it. `backbone` is the user's module; its `state_dict` stands under `backbone.`, heads under `heads.`.
+    `exits`: where they are; `tracer`: "fx" or "export"; `trainable_backbone`; `dropped`: auxiliary outputs left out;
+    `traced_sizes`: of the inputs.
+    """
+
+    def __init__(self, backbone: nn.Module, captured: Captured, example: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleList()
+        self.constants = nn.Module()
+        self._put_constants(captured)
+        self.exits: tuple[Exit, ...] = ()
+        self.tracer = captured.tracer
+        self.trainable_backbone = False
+        self.dropped: tuple[str, ...] = ()
+        self.input_names = tuple(example)
+        self.traced_sizes: Sizes = Sizes.of(type(backbone).__name__, example)
+        self._stage_graphs = _Graphs(())
+        self._evaluate: Callable[..., list[Tensor]] | None = None
+        self._train: Callable[..., list[Tensor]] | None = None
+        self._cloned: frozenset[int] = frozenset()
+        self._why_not_trainable = "torch.export captured it for evaluation only"
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """Logits `[B, C]` of every exit, the backbone's own last."""
+        self.traced_sizes.check(self.traced_sizes.bound(args, kwargs))
+        if self.backbone.training:
+            if self._train is None:
+                raise WrapError(
+                    f"this {type(self.backbone).__name__} cannot run in train mode ({self._why_not_trainable}): train "
+                    "its heads alone, dynamic.fit(net, loader, mode='heads'), or call net.backbone.eval()"
+                )
+            return self._train(self, *args, **kwargs)
+        assert self._evaluate is not None
+        return self._evaluate(self, *args, **kwargs)
+
+    @property
+    def exit_stages(self) -> tuple[Stage, ...]:
+        """One stage for each exit and one for the rest, in evaluation mode, sharing the parameters."""
+        seen: dict[str, Any] = {}
+        bodies = [_module(graph, self, seen) for graph in self._stage_graphs]
+        names = [*(e.name for e in self.exits), "last"]
+        heads = [*(view(head) for head in self.heads), nn.Identity()]
+        stages = (Stage(n, b, h) for n, b, h in zip(names, bodies, heads, strict=True))
+        return tuple(stage.eval() for stage in stages)
+
+    def extra_repr(self) -> str:
+        """Where the exits are."""
+        places = ", ".join(f"{e.name} at {e.share:.0%}" for e in self.exits)
+        return f"exits: {places}; traced by torch.{self.tracer}"
+
+    def _put_exits(
+        self,
+        captured: Captured,
+        example: Mapping[str, Tensor],
+        exits: Exits,
+        layout: str | Mapping[str, str] | None,
+        classifier: Classifier | None,
+        head: Head | None,
+    ) -> tuple[fx.Node, ...]:
+        """Place exits, make heads and stages, and check that the stages say what the backbone says; gives the nodes."""
+        observed = observe(self, captured.graph, example)
+        cutter = Cutter(captured.graph, observed)
+        placed: Placed = Placer(self.backbone, captured, observed, cutter, Layouts(self, observed)).place(exits, layout)
+        classes = observed.two[cutter.nodes[-1]]
+        if not len(getattr(classes, "size", ())) == 2 or classes.size[0] != 2:
+            raise InputError(
+                f"{type(self.backbone).__name__} gives {list(getattr(classes, 'size', ()))} for 2 inputs; "
+                "expected logits [2, C]"
+            )
+        check_rows(self.backbone, example)
+        self.exits = placed.exits
+        first = next(self.backbone.parameters(), torch.empty(0))
+        room = Room(sum(p.numel() for p in self.backbone.parameters()), sum(observed.macs.values()))
+        for place, node in zip(placed.exits, placed.nodes, strict=True):
+            if head is None:
+                made: nn.Module = ExitHead(place.shape, place.channel, classes.size[1], classifier, room)
+            else:
+                made = head(place.shape, place.channel, classes.size[1])
+            self.heads.append(made.to(first.device, observed.two[node].dtype))
+        self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
+        changed = changed_in_place(self.exit_stages, example)
+        self._stage_graphs = _Graphs(cutter.stages(placed.nodes, changed.stages))
+        self._cloned = changed.heads
+        self._evaluate = _function(_with_heads(captured.graph, placed.nodes, self._cloned))
+        stages = self.exit_stages
+        check_evaluation(self.backbone, self._own_logits, self._last_logits, stages, example, self.tracer == "fx")
+        if self.tracer == "fx":  # torch.export writes sizes into its graph, whatever a trial says
+            self.traced_sizes = self._checked_sizes(stages, example)
+        return placed.nodes
+
+    def _checked_sizes(self, stages: Sequence[Stage], example: Mapping[str, Tensor]) -> Sizes:
+        """The sizes at which graph and stages are right."""
+
+        def whole(inputs: Sequence[Tensor]) -> Tensor:
+            assert self._evaluate is not None
+            with in_mode(self.heads, training=False):
+                return self._evaluate(self, *inputs)[-1]
+
+        def staged(inputs: Sequence[Tensor]) -> Tensor:
+            carry = tuple(inputs)
+            for stage in stages:
+                carry = stage.body(*carry)
+            return carry[0]
+
+        with torch.no_grad(), untouched(self.backbone), in_mode(self.backbone, training=False):
+            return checked(self.traced_sizes, example, self._own_logits, (whole, staged), CLOSE)
+
+    def _put_training(self, captured: Captured, nodes: Sequence[fx.Node], example: Mapping[str, Tensor]) -> Captured:
+        """Trace the backbone in train mode and find the exits again; without it heads alone can be trained."""
+        try:
+            training = capture_fx(self.backbone, example, training=True)
+        except TraceError as error:
+            self._why_not_trainable = f"torch.fx cannot trace it in train mode: {error}"
+            return captured
+        found = _found_again(captured, training, nodes)
+        if len(found) < len(nodes):
+            self._why_not_trainable = "its graph in train mode does not hold the places of the exits"
+            return captured
+        self._put_constants(training)
+        self._train = _function(_with_heads(training.graph, found, self._cloned))
+        # without its auxiliary branches a network draws other random numbers: nothing to compare then
+        alike = not training.dropped
+        why = check_training(self.backbone, self._own_logits, self._last_logits, example) if alike else None
+        if why is not None:
+            self._train, self._why_not_trainable = None, why
+            return captured
+        self.trainable_backbone = True
+        return training
+
+    def _put_constants(self, captured: Captured) -> None:
+        for name, tensor in captured.constants.items():
+            self.constants.register_buffer(name, tensor, persistent=False)
+
+    def _own_logits(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The backbone's own logits `[B, C]`."""
+        names = self.input_names
+        if names == ("input",) and names != input_names(self.backbone, {"input": inputs[0]}):
+            return primary_logits(self.backbone(*inputs))
+        return primary_logits(self.backbone(**dict(zip(names, inputs, strict=True))))
+
+    def _last_logits(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The same through the traced graph; heads stay as they are."""
+        with in_mode(self.heads, training=False):
+            last: Tensor = self(*inputs)[-1]
+        return last
+
+
+class _Graphs(tuple[fx.Graph, ...]):
+    """Graphs that a deep copy shares: nothing in them changes."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Graphs":
+        return self
+
+
+def _with_heads(graph: fx.Graph, nodes: Any, cloned: frozenset[int]) -> fx.Graph:
+    """The whole graph with each head called right after the node it reads; all logits as output."""
+    whole = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    logits: dict[int, fx.Node] = {}
+    at = {node: i for i, node in enumerate(nodes)}
+    for node in graph.nodes:
+        if node.op == "output":
+            whole.output([*(logits[i] for i in range(len(nodes))), env[node.args[0]]])
+            continue
+        env[node] = whole.node_copy(node, lambda n: env[n])
+        if node in at:
+            # what is changed in place later must not be what the head keeps for its gradient
+            feature = whole.call_method("clone", (env[node],)) if at[node] in cloned else env[node]
+            logits[at[node]] = whole.call_module(f"heads.{at[node]}", (feature,))
+    return whole
+
+
+def _function(graph: fx.Graph) -> Callable[..., list[Tensor]]:
+    """The graph as a function of (network, *inputs): names are looked up on the network when it runs."""
+    code = graph.python_code(root_module="self")
+    made: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<wrapped network>", "exec"), made)  # what torch.fx does for its own modules
+    found: Callable[..., list[Tensor]] = made["forward"]
+    return found
+
+
+def _module(graph: fx.Graph, network: nn.Module, seen: dict[str, Any]) -> fx.GraphModule:
+    """A piece of the graph as a module that shares the network's parameters, with flags of its own."""
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr") and node.target not in seen:
+            path, _, name = str(node.target).rpartition(".")
+            found = getattr(network.get_submodule(path), name)
+            seen[node.target] = view(found) if isinstance(found, nn.Module) else found
+    needed = {n.target: seen[n.target] for n in graph.nodes if n.op in ("call_module", "get_attr")}
+    return fx.GraphModule(needed, graph)
+
+
+def _found_again(ours: Captured, theirs: Captured, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """The nodes of one trace in another: by the module that returned them, else as the k-th of as many of a kind."""
+    mine, other = _identities(ours.graph), _identities(theirs.graph)
+    names = {node: key for key, node in mine.items()}
+    sizes = [Counter(key[:-1] for key in keys) for keys in (mine, other)]
+    found = []
+    for node in nodes:
+        paths = [path for path, returned in ours.returned.items() if returned is node]
+        again = next((n for path in paths if (n := theirs.returned.get(path)) is not None), None)
+        kind = names[node][:-1]
+        if again is None and sizes[0][kind] == sizes[1][kind]:
+            again = other.get(names[node])
+        if again is not None:
+            found.append(again)
+    return found
+
+
+def _identities(graph: fx.Graph) -> dict[Any, fx.Node]:
+    """Nodes by what they are, whatever else was traced: module, operation, and which of the like it is."""
+    found: dict[Any, fx.Node] = {}
+    counts: Counter[Any] = Counter()
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        key = (next(reversed(stack), ""), node.op, str(node.target))
+        counts[key] += 1
+        found[(*key, counts[key])] = node
+    return found

@@ -1,0 +1,1 @@
+"""Training the exits of a network, or all of it."""

@@ -1,0 +1,249 @@
+"""Training exit heads on a frozen backbone, whose features are computed once, or anew for every epoch."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
+from dynamic.offline.networks.checkpoints import Checkpoint, digest, signature
+from dynamic.offline.networks.feature_cache import (
+    FeatureCache,
+    check_labels,
+    check_logits,
+    checked_batches,
+    classified,
+    extracted,
+)
+from dynamic.offline.networks.row_independence import Singles, check_rows
+from dynamic.offline.staged_network import Stage, StagedNetwork
+from dynamic.offline.training.acceleration import Acceleration
+from dynamic.offline.training.epoch_seeds import seeded
+from dynamic.offline.training.losses import ExitLoss
+from dynamic.offline.training.settings import Settings
+from dynamic.offline.training.teacher import answer_of, check_apart, check_teacher
+from dynamic.offline.training.training_loop import History, Task, train
+from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.progress import size_of
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """The trained exits, how it went, and how large the kept features were."""
+
+    exits: tuple[str, ...]
+    history: History
+    features_mb: float
+    features_on_disk: bool
+
+
+def fit_heads(
+    network: StagedNetwork,
+    loader: Iterable[Any],
+    settings: Settings,
+    acceleration: Acceleration,
+    memory_limit_mb: float,
+    cache_dir: str | Path | None,
+    checkpoint: str | Path | None,
+    progress: bool | None,
+    cache: bool = True,
+    loss: ExitLoss | None = None,
+    teacher: nn.Module | None = None,
+) -> HeadFit:
+    """Train every head that has parameters to train; `network` is in evaluation mode and stays as it is.
+
+    Without `cache` what heads see is computed again for every batch of every epoch; then they can learn from a
+    `teacher` too, on the device already: `loss` has the share of its answers, its weights are not used.
+    Raises WrapError where there is no such head.
+    """
+    stages = network.exit_stages
+    trained = [i for i, stage in enumerate(stages) if any(p.requires_grad for p in stage.head.parameters())]
+    if not trained:
+        raise WrapError(
+            f"this {type(network).__name__} has no exit head with trainable parameters; add exits with "
+            f"dynamic.wrap, or use mode='joint'"
+        )
+    heads = [stages[i].head for i in trained]
+    names = tuple(stages[i].name for i in trained)
+    if teacher is not None and cache:
+        raise BudgetError("heads learn from a teacher with cache=False only: its answers are not kept; give that")
+    if not cache:
+        seen = _Seen(network, stages, trained, loader, settings, acceleration, teacher)
+        state = _state(heads, trained)
+        conditions = _conditions(network, state, "not cached", settings, acceleration)
+        if teacher is not None and loss is not None:
+            conditions |= {"teacher": digest(teacher.state_dict()), "distill": loss.distill}
+            conditions |= {"temperature": loss.temperature}
+        kept = Checkpoint(checkpoint, conditions)
+        return HeadFit(names, _train(heads, state, seen, settings, kept, progress, loss), 0.0, False)
+    with ExitStack() as owned:
+        with seeded(settings.seed, -1, loader):
+            found = owned.enter_context(
+                extracted(network, stages, trained, loader, acceleration, memory_limit_mb, cache_dir, progress)
+            )
+        state = _state(heads, trained)
+        kept = Checkpoint(checkpoint, _conditions(network, state, found.order(), settings, acceleration))
+        history = _train(heads, state, _Kept(found, heads, settings, acceleration), settings, kept, progress)
+        return HeadFit(names, history, found.size_mb, found.on_disk)
+
+
+class _Kept:
+    """Batches of features that were computed once, shuffled, and the parts of the heads that are run on them."""
+
+    def __init__(
+        self, cache: FeatureCache, heads: Sequence[nn.Module], settings: Settings, acceleration: Acceleration
+    ) -> None:
+        self._cache, self._device = cache, acceleration.device
+        rows = len(cache.labels)
+        # at least some fifty steps an epoch, or small sets never arrive
+        self._size = settings.batch_size or min(512, max(32, rows // 50))
+        # batch norm fails on one input
+        self._starts = [s for s in range(0, rows, self._size) if rows - s > 1 or rows == 1]
+        self._run = [classified(head) for head in heads]
+        self._singles = Singles(heads)
+        # features are kept in float32, whatever the network computes in
+        self._kinds = [next((p.dtype for p in h.parameters() if p.is_floating_point()), torch.float32) for h in heads]
+        self.loader, self.steps = None, len(self._starts)
+
+    def batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+        order = torch.randperm(len(self._cache.labels)).numpy()
+        for start in self._starts:
+            kept, labels = self._cache.rows(order[start : start + self._size])
+            features = [f.to(self._device) for f in kept]
+            if self._singles.trains(len(labels), partial(self.forward, features)):
+                yield features, labels.to(self._device)
+        self._singles.close_epoch()
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        parts = zip(self._run, self._kinds, features, strict=True)
+        return [head(feature.to(kind)) for head, kind, feature in parts]
+
+
+class _Seen:
+    """Batches of features that the frozen backbone computes as they are needed; the loader sets their size."""
+
+    def __init__(
+        self,
+        network: StagedNetwork,
+        stages: Sequence[Stage],
+        trained: Sequence[int],
+        loader: Iterable[Any],
+        settings: Settings,
+        acceleration: Acceleration,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        if settings.batch_size is not None:
+            raise BudgetError(f"batch_size={settings.batch_size} is for cached features; the loader sets it here")
+        if isinstance(loader, Iterator):
+            raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
+        self._network, self._stages, self._trained = network, stages, trained
+        self.loader, self._acceleration = loader, acceleration
+        self.steps = size_of(loader) or None
+        self._classes: int | None = None
+        self._singles = Singles([stages[i].head for i in trained])
+        self._teacher = teacher
+        self._own = teacher is not None and teacher is getattr(network, "backbone", None)
+        if teacher is not None:
+            check_apart(teacher, [stage.head for stage in stages])
+
+    def batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+        for inputs, labels in checked_batches(self.loader, self._classes):
+            features = []
+            with torch.no_grad(), self._acceleration.autocast():
+                named = self._placed(self._network, inputs)
+                carry = tuple(named.values())
+                answer = None if self._own or self._teacher is None else self._taught(self._teacher, inputs)
+                if self._classes is None:
+                    with taken_by(self._network, named):
+                        few = run_on(self._network, {name: t[:2] for name, t in named.items()})
+                        self._classes = check_logits(few, len(self._stages), labels)
+                        check_rows(self._network, named, values=False)
+                    if answer is not None:
+                        check_teacher(answer[:2], len(labels[:2]), self._classes)
+                check_labels(labels, self._classes)
+                # the backbone's own answer comes at the end of the same run
+                for number, stage in enumerate(self._stages if self._own else self._stages[: self._trained[-1] + 1]):
+                    carry = stage.body(*carry)
+                    if number in self._trained:
+                        features.append(carry[0].clone())  # the next stage may change its carry in place
+            if self._own:
+                answer = carry[0]
+            if answer is not None:
+                features.append(answer)  # what `_last` gives
+            if not self._singles.trains(len(labels), partial(self.forward, features)):
+                continue
+            yield features, torch.from_numpy(labels).to(self._acceleration.device)
+        self._singles.close_epoch()
+
+    def _placed(self, network: nn.Module, inputs: Batch) -> dict[str, Tensor]:
+        return {name: self._acceleration.place(t) for name, t in named_tensors(network, inputs).items()}
+
+    def _taught(self, teacher: nn.Module, inputs: Batch) -> Tensor:
+        return answer_of(teacher, self._placed(teacher, inputs))
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        seen = features[: len(self._trained)]
+        with self._acceleration.autocast():
+            return [self._stages[i].head(feature) for i, feature in zip(self._trained, seen, strict=True)]
+
+
+def _last(features: Sequence[Tensor]) -> Tensor:
+    """The teacher's answer, which comes behind what the heads see."""
+    return features[-1]
+
+
+def _train(
+    heads: Sequence[nn.Module],
+    state: Mapping[str, Tensor],
+    data: _Kept | _Seen,
+    settings: Settings,
+    kept: Checkpoint,
+    progress: bool | None,
+    given: ExitLoss | None = None,
+) -> History:
+    equal = (1.0,) * len(heads)
+    taught = None if given is None else replace(given, weights=equal)
+    loss = taught or ExitLoss(equal, label_smoothing=settings.label_smoothing)
+    optimizer = settings.make_optimizer(p for head in heads for p in head.parameters())
+    for head in heads:
+        head.train()
+    try:
+        teacher = None if taught is None else _last
+        task = Task(data.batches, data.forward, loss, state, data.steps, loader=data.loader, teacher=teacher)
+        return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _state(heads: Sequence[nn.Module], trained: Sequence[int]) -> dict[str, Tensor]:
+    """All that training changes, by name."""
+    return {
+        f"{i}.{name}": tensor
+        for i, head in zip(trained, heads, strict=True)
+        for name, tensor in head.state_dict().items()
+    }
+
+
+def _conditions(
+    network: StagedNetwork,
+    state: Mapping[str, Tensor],
+    order: str,
+    settings: Settings,
+    acceleration: Acceleration,
+) -> dict[str, Any]:
+    """What has to be the same for a run to go on."""
+    own = {(t.data_ptr(), t.numel()) for t in state.values()}
+    weights = network.state_dict()
+    return {
+        **vars(settings),
+        "network": signature(weights),
+        "backbone weights": digest({n: t for n, t in weights.items() if (t.data_ptr(), t.numel()) not in own}),
+        "order of the data": order,
+        "bf16": acceleration.bf16,
+        "channels_last": acceleration.channels_last,
+    }

@@ -1,0 +1,162 @@
+"""`engine="auto"`: the installed engines run the cascade itself for a moment, and the fastest is taken."""
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.engine_factory import PRECISIONS, installed, open_engine
+from dynamic.policies.errors import EngineError
+from dynamic.policies.scores import Combiner
+from dynamic.policies.validation.fields import mapping, maybe, number, short, text, texts, whole
+from dynamic.profiling.graph_profile import measure_graph
+from dynamic.profiling.machine import machine_key, machine_name
+from dynamic.profiling.stage_profile import example_arrays
+from dynamic.storage.atomic_write import make_room, replace_text
+from dynamic.storage.json_files import read_json, seal, unseal
+
+AUTO = "auto"
+CHOICES = "choices"  # of a bundle's folder: one file a machine, number of threads and precision
+
+_SECONDS = 1.0  # for all engines together
+_OPTIONS = ("route", "threads")  # that every engine takes
+
+logger = logging.getLogger("dynamic")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine taken on one machine, and what each took for one input, in ms: the mean over the stages to leave at.
+
+    `threads` that were asked for; `precision` that each engine was to run in; `failed`: engines that could not run the
+    cascade, with the reason.
+    """
+
+    machine: str
+    threads: int | None
+    precision: Mapping[str, str]
+    engine: str
+    latency_ms: Mapping[str, float]
+    failed: Mapping[str, str]
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Choice":
+        """What `asdict` gave. Raises ValueError on anything else."""
+        fields = mapping(data, "choice", cls.__dataclass_fields__)
+        latencies = mapping(fields["latency_ms"], "latency_ms")
+        choice = cls(
+            machine=text(fields["machine"], "machine"),
+            threads=maybe(fields["threads"], "threads", lambda value, name: whole(value, name, 1, 2**20)),
+            precision=texts(fields["precision"], "precision"),
+            engine=text(fields["engine"], "engine"),
+            latency_ms={name: number(value, f"latency_ms.{name:.80}", 0.0) for name, value in latencies.items()},
+            failed=texts(fields["failed"], "failed"),
+        )
+        if choice.latency_ms.get(choice.engine) != min(choice.latency_ms.values(), default=None):
+            raise ValueError(f"engine {choice.engine:.80} is not the fastest of {short(dict(choice.latency_ms))}")
+        return choice
+
+
+def check_precision(precision: str) -> None:
+    """Raises EngineError where no installed engine that "auto" may take has this precision."""
+    known = {name: PRECISIONS[name] for name in _candidates()}
+    if not any(precision in found for found in known.values()):
+        raise EngineError(f"precision {precision!r} is on no engine that engine='auto' can take here: {known}")
+
+
+def choose(
+    folder: Path,
+    spec: CascadeSpec,
+    combiner: Combiner,
+    precision_on: Callable[[str], str],
+    threads: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    hashes: Mapping[str, str] | None = None,
+) -> Choice:
+    """Measure the installed engines that run without torch on the single graph in `folder`.
+
+    `precision_on(name)`: what an engine is to compute in. `hashes`: as for `open_engine`. Raises EngineError where
+    none of them can run it.
+    """
+    inputs, names = example_arrays(spec, 1), _candidates()
+    precision = {name: precision_on(name) for name in names}
+    latency_ms: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            engine = open_engine(
+                name, folder, spec, combiner, precision=precision[name], route="graph", threads=threads, hashes=hashes
+            )
+            try:
+                assert engine.graph is not None
+                column = measure_graph(engine.graph, spec, inputs, _SECONDS / len(names), clock)
+            finally:
+                engine.close()
+        except (EngineError, ImportError, OSError) as error:  # the last two: an installation that is broken
+            failed[name] = str(error)
+            continue
+        latency_ms[name] = statistics.fmean(statistics.median(times) for times in column.leaving)
+    if not latency_ms:
+        raise EngineError(f"no installed engine runs this cascade: {failed or 'none is installed'}")
+    best = min(latency_ms, key=lambda name: latency_ms[name])
+    logger.info("engine %s of %s", best, {name: round(ms, 3) for name, ms in latency_ms.items()})
+    return Choice(machine_name(), threads, precision, best, latency_ms, failed)
+
+
+def chosen(
+    folder: Path,
+    spec: CascadeSpec,
+    combiner: Combiner,
+    precision_on: Callable[[str], str],
+    keep: bool,
+    hashes: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Choice:
+    """The choice that was made on this machine earlier, or now; `keep` it in the folder where that can be written.
+
+    `options`: `threads`, and `route`, which does not enter since the single graph is measured. Raises EngineError on
+    any other, as they are of one engine alone.
+    """
+    for name in options:
+        if name not in _OPTIONS:
+            raise EngineError(
+                f"option {name!r} is not one of {_OPTIONS}, which engine='auto' takes: give it with a named engine"
+            )
+    threads = options.get("threads")
+    precision = {name: precision_on(name) for name in _candidates()}
+    path = folder / CHOICES / _file(threads, precision)
+    try:
+        found = Choice.from_json(unseal(read_json(path, folder), f"{CHOICES}/{path.name}"))
+        if found.threads != threads:
+            raise ValueError(f"it is of {found.threads} threads")
+        if found.precision.get(found.engine) == precision.get(found.engine, ""):
+            return found
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        logger.warning("%s does not read (%s): measuring again", path, error)
+    found = choose(folder, spec, combiner, precision_on, threads, hashes=hashes)
+    if keep:
+        _keep(found, path)
+    return found
+
+
+def _candidates() -> tuple[str, ...]:
+    return tuple(name for name in installed() if name != "torch")  # a bundle holds no modules for torch
+
+
+def _file(threads: int | None, precision: Mapping[str, str]) -> str:
+    return f"{machine_key()}-{threads or 'all'}-{'-'.join(sorted(set(precision.values())))}.json"
+
+
+def _keep(choice: Choice, path: Path) -> None:
+    try:
+        content = seal(asdict(choice), f"{CHOICES}/{path.name}")
+        replace_text(make_room(path.parent.parent, CHOICES) / path.name, json.dumps(content, indent=1))
+    except OSError as error:
+        logger.warning("the choice of engine could not be kept in %s: %s", path.parent, error)

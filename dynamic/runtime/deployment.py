@@ -1,0 +1,298 @@
+"""One bundle at work: its frontier, engines, policy state and drift test; a swap puts another in its place."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+from dynamic.bundle.contract import DeployedBundle
+from dynamic.engines.contract import Array, Engine, Output
+from dynamic.engines.engine_factory import check_engine, installed
+from dynamic.engines.outputs import is_finite
+from dynamic.engines.route_choice import CascadeEngine
+from dynamic.policies.budget import Budget
+from dynamic.policies.control.limits import RESERVE_MB
+from dynamic.policies.control.remaining_time import ahead_ms
+from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.errors import BundleError, DynamicError, EngineError
+from dynamic.policies.frontier import Frontier, FrontierPoint
+from dynamic.policies.snapshot import Snapshot
+from dynamic.runtime.decisions.policy_guard import Guard
+from dynamic.runtime.drift.drift_watch import DriftWatch
+from dynamic.runtime.drift.streams import DriftOptions
+from dynamic.runtime.fallback import REST_S, Engines
+
+logger = logging.getLogger("dynamic")
+
+Others = Sequence[tuple[str, Callable[[], Engine]]]
+_KEPT = 1000  # figures remembered, as many as a frontier does
+
+
+class Serving:
+    """What belongs to one bundle and is exchanged as a whole. What changes in it is under the runtime's lock.
+
+    `users`: how many requests run on it. Once it is `retired`, the last of them closes its engines. Both need no lock:
+    a request enters before it looks whether the serving is retired, and who retires it looks for requests afterwards.
+    """
+
+    def __init__(
+        self,
+        bundle: DeployedBundle,
+        frontier: Frontier,
+        engine: Engine,
+        others: Others,
+        policy: Policy,
+        drift_alpha: float | None,
+        clock: Callable[[], float],
+        engine_failed: Callable[[], None],
+        policy_failed: Callable[[], None],
+        drift: DriftOptions | None = None,
+    ) -> None:
+        self.bundle, self.frontier = bundle, frontier
+        self.engines = Engines(bundle.spec, engine, others, clock, engine_failed)
+        self._calibrated: dict[tuple[str, str], bool] = {}  # by engine and precision
+        self._watched = partial(
+            DriftWatch, bundle.ladder, drift_alpha, inputs=bundle.spec.inputs, options=drift
+        )  # but for whether it was calibrated elsewhere
+        # the engine whose canaries the first request runs, see `check`; None: they have run
+        self.unchecked = engine if isinstance(engine, CascadeEngine) and not bundle.preload else None
+        self._is_checking = False
+        elsewhere = not (self.calibrated(engine) if self.unchecked is None else self._matches(engine))
+        self.watch = self._watched(elsewhere=elsewhere)
+        self.guard = Guard(policy, policy_failed)
+        self.decision: Decision | None = None  # the last
+        self.told: Feedback | None = None  # what the policy observed last
+        self.retired = False
+        self._checking = threading.RLock()
+        self._threads: list[int] = []  # of the requests that run on it: a signal interrupts no append or removal
+        self._ends: deque[None] = deque([None])  # whoever takes this closes the engines
+        self.whole = frontier
+        self._clock = clock
+        self.lost: frozenset[int] = frozenset()  # backbones that do not load, with points left out for it
+        self._lost_until = 0.0
+        self._memory_mb = sum(frontier.costs.memory_mb)
+        self._ahead: dict[tuple[FrontierPoint, int], tuple[tuple[float, float], ...]] = {}
+        self.rows = [0, 0]  # of the last request of one row, and of the last of more; 0 before any
+
+    @property
+    def users(self) -> int:
+        """How many requests run on it."""
+        return len(self._threads)
+
+    def enter(self, thread: int) -> bool:
+        """Let a request of this thread in. False where the serving is retired: it then has to leave again."""
+        self._threads.append(thread)
+        return not self.retired
+
+    def leave(self, thread: int) -> None:
+        """End a request of this thread, and close the engines where it was the last on a retired serving."""
+        self._threads.remove(thread)
+        if self.retired:
+            self.retire()
+
+    def retire(self) -> None:
+        """Let no request in any more, and close the engines once none runs. Never waits, and may be called again."""
+        self.retired = True
+        if not self._threads:
+            try:
+                self._ends.pop()
+            except IndexError:  # somebody else closes them, or has
+                return
+            self.engines.close()
+
+    def load_as(self, other: "Serving", budget: Budget, snapshot: Snapshot) -> None:
+        """Load what requests like those on another serving will need here, where there is memory for both.
+
+        What does not load is left to the first request, which has other ways to go.
+        """
+        decision = self.decision
+        if decision is None or not self._fits_beside(budget, snapshot):
+            return
+        for rows in filter(None, other.rows):
+            stagewise = self.stagewise(decision, budget.deadline_ms is not None, snapshot, rows)
+            try:
+                self.engines.first.prepare(decision.point.backbones, rows, decision.resident, stagewise)
+            except (EngineError, MemoryError) as error:
+                logger.warning("%s is not loaded before it is swapped in: %s", self.bundle.folder, error)
+
+    def _fits_beside(self, budget: Budget, snapshot: Snapshot) -> bool:
+        """Whether its networks may be in memory beside those of the bundle at work."""
+        free_mb, held_mb = snapshot.memory_available_mb, snapshot.memory_process_mb
+        if free_mb is not None and free_mb - RESERVE_MB < self._memory_mb:
+            return False
+        return budget.memory_mb is None or (held_mb is not None and held_mb + self._memory_mb <= budget.memory_mb)
+
+    def forget(self) -> None:
+        """What a forked child has of its parent's: requests of threads that are not there."""
+        self._threads = [thread for thread in self._threads if thread == threading.get_ident()]
+        self._checking, self._is_checking = threading.RLock(), False
+        self.engines.forget()
+
+    def check(self) -> None:
+        """Run the canaries that were left to the first request. Requests of other threads wait for it.
+
+        A request of a signal handler that interrupts it does not wait, and is not certified.
+        """
+        with self._checking:
+            first = self.unchecked
+            if first is None or self._is_checking:
+                return
+            self._is_checking = True
+            try:
+                first.agrees = self.bundle.agrees(first)
+            except DynamicError as error:
+                logger.warning("the canaries of %s do not run: %s. Nothing is certified", self.bundle.folder, error)
+            finally:
+                self._is_checking = False
+            if not self.calibrated(first):
+                self.watch = self._watched(elsewhere=True)
+            self.unchecked = None
+
+    def calibrated(self, engine: Engine) -> bool:
+        """Whether the ladder was measured on such an engine, and this one answers as that did."""
+        return self._matches(engine) and engine.agrees
+
+    def _matches(self, engine: Engine) -> bool:
+        """Whether the ladder was measured on such an engine."""
+        how = engine.name, engine.precision
+        known = self._calibrated.get(how)
+        if known is None:
+            known = self._calibrated[how] = self.bundle.ladder.fingerprint == self.bundle.fingerprint(*how)
+        return known
+
+    def certified(self, engine: Engine) -> bool:
+        """Whether the ladder's certificates cover what this engine answers."""
+        return self.bundle.ladder.certified and self.calibrated(engine) and not self.lost
+
+    def covers(self, inputs: Mapping[str, Array]) -> bool:
+        """Whether the certificates are about such inputs: finite ones, unless the calibration had others too."""
+        return all(map(is_finite, inputs.values())) or self._knows_gaps
+
+    @cached_property
+    def _knows_gaps(self) -> bool:
+        """Whether some canaries, which are calibration inputs, hold values that are not finite."""
+        try:
+            canaries = self.bundle.canaries
+        except DynamicError as error:
+            logger.warning("the canaries of %s do not read: %s", self.bundle.folder, error)
+            return False
+        return canaries is not None and not all(map(is_finite, canaries.inputs.values()))
+
+    def drift(
+        self,
+        engine: Engine,
+        point: FrontierPoint,
+        stages: Sequence[int],
+        output: Output,
+        inputs: Mapping[str, Array],
+        x: Any,
+    ) -> tuple[bool, bool]:
+        """Whether inputs have drifted, and whether this output is the first to say so.
+
+        Scores of another engine than the calibration's say nothing of the inputs.
+        """
+        if self.calibrated(engine):
+            return self.watch.observe(point, stages, output, inputs, x)
+        return bool(self.watch.found), False
+
+    def lose(self, backbones: frozenset[int]) -> bool:
+        """Leave out the points that need these backbones, for a while; whether that leaves others."""
+        lost = self.lost | backbones
+        points = tuple(point for point in self.whole.points if not point.backbones & lost)
+        if not points or backbones <= self.lost:
+            return False
+        self.lost, self._lost_until = lost, self._clock() + REST_S
+        self.frontier = Frontier(self.whole.ladder, self.whole.costs, points)
+        logger.warning("sub-models %s do not load: points that need them are left out", sorted(lost))
+        return True
+
+    def look_again(self) -> None:
+        """Take all points up again where those left out have rested long enough."""
+        if self._clock() >= self._lost_until:
+            self.lost, self.frontier = frozenset(), self.whole
+
+    def stagewise(self, decision: Decision, deadline: bool, snapshot: Snapshot, rows: int) -> bool:
+        """Whether a request has to go stage by stage.
+
+        Also where the single graph, which holds every backbone, would have to be loaded and memory is too short.
+        """
+        if deadline or decision.resident is not None:
+            return True
+        free_mb = snapshot.memory_available_mb
+        return free_mb is not None and free_mb < self._memory_mb and not self.engines.first.ready(rows)
+
+    def expected_s(self, decision: Decision, rows: int) -> tuple[tuple[float, float], ...]:
+        """Seconds from each stage to the next answer, for one row and for all, under the decision's slowdown."""
+        key = decision.point, rows
+        found = self._ahead.get(key)
+        if found is None:
+            one, every = (ahead_ms(self.frontier.costs, decision.point.plan, count) for count in (1, rows))
+            found = tuple(zip(one, every, strict=True))
+            if len(self._ahead) >= _KEPT:  # a caller that varies rows without end must not fill memory
+                self._ahead.clear()
+            self._ahead[key] = found
+        by = decision.slowdown / 1e3
+        return tuple((one * by, every * by) for one, every in found)
+
+
+def opened(
+    bundle: DeployedBundle, engine: str | None, options: Mapping[str, Any], keep: bool
+) -> tuple[DeployedBundle, Engine]:
+    """A bundle with the costs of the engine that it is opened on; profiled where they are not at hand.
+
+    `keep` them in the bundle's folder: not where requests run meanwhile, which makes them too high. Raises EngineError
+    where the engine cannot be had.
+    """
+    made = bundle.open(engine, **options)
+    try:
+        how = (made.name, made.precision, made.threads)
+        route = options.get("route")
+        costs = bundle.costs_on(*how, route)
+        if costs is None:
+            if keep:
+                logger.info("no costs of %s, %s, %d threads here: profiling", *how)
+            else:
+                logger.warning(
+                    "no costs of %s, %s, %d threads here: profiling while requests run, so the figures are too high "
+                    "and not kept; call profile() on a bundle before it is swapped in",
+                    *how,
+                )
+            costs = bundle.profile(engine=made.name, keep=keep, **options).costs
+            assert costs is not None
+        if costs.route:  # it was opened before they were known
+            made.follow(costs.batch, costs.route)
+    except BaseException:
+        made.close()  # nobody else will
+        raise
+    return bundle.with_costs(costs, route), made
+
+
+def others(bundle: DeployedBundle, engine: Engine, names: Sequence[str] | None) -> Others:
+    """Engines that may stand in for `engine`, by name (None: those installed), each with what opens it.
+
+    Raises EngineError on an engine that does not exist.
+    """
+    if names is None:
+        names = [name for name in installed() if name != "torch" or bundle.modules is not None]
+    for name in names:
+        check_engine(name, bundle.precision_on(name))
+    threads = engine.threads
+    loads = bundle.preloaded()  # they are opened during requests
+    return [(name, partial(loads.open, name, threads=threads)) for name in names if name != engine.name]
+
+
+def check_successor(old: DeployedBundle, new: DeployedBundle) -> None:
+    """Raises BundleError where requests made for one bundle do not fit the other, or answers mean something else."""
+    for what, ours, theirs in (
+        ("inputs", old.spec.inputs, new.spec.inputs),
+        ("number of classes", old.spec.classes, new.spec.classes),
+        ("classes", old.classes, new.classes),
+        ("preprocessing or none", old.preprocess is not None, new.preprocess is not None),
+    ):
+        if ours != theirs:
+            raise BundleError(
+                f"{new.folder} cannot be swapped in: its {what} are {theirs!r:.200}, those at work {ours!r:.200}; "
+                "open a runtime of its own with bundle.runtime(...)"
+            )

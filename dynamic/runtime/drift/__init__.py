@@ -1,0 +1,1 @@
+"""Whether the inputs still look like those of the calibration, and whether answers were right."""

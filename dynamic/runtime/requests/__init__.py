@@ -1,0 +1,1 @@
+"""Requests that wait: the queue, asyncio, copies of inputs."""

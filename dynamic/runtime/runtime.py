@@ -1,0 +1,487 @@
+"""Runs inputs through a bundle under a budget, deciding anew for every request."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from dynamic.bundle.contract import DeployedBundle
+from dynamic.bundle.input_conversion import check_shapes
+from dynamic.engines.contract import Engine
+from dynamic.engines.forking import forget_after_fork
+from dynamic.monitoring.monitor import Monitor
+from dynamic.policies.budget import Budget
+from dynamic.policies.control.budget_policy import BudgetPolicy
+from dynamic.policies.control.feasibility import check_budget
+from dynamic.policies.decision import Policy
+from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.frontier import Frontier
+from dynamic.policies.validation.numbers import plain
+from dynamic.progress import size_of, track
+from dynamic.runtime.counters import Tally
+from dynamic.runtime.decisions.decision_log import Announcer, OnChange
+from dynamic.runtime.decisions.device_reading import HasLatest, RequestReading, begin, with_fields
+from dynamic.runtime.decisions.unmeasured_limits import SensorCheck
+from dynamic.runtime.deployment import Others, Serving, check_successor, opened, others
+from dynamic.runtime.drift.feedback_log import AnswerBook, Label
+from dynamic.runtime.drift.streams import DriftOptions
+from dynamic.runtime.request_handler import Answering
+from dynamic.runtime.requests.async_requests import answer, answers_of
+from dynamic.runtime.requests.input_copies import owned
+from dynamic.runtime.requests.interrupts import in_signal_handler
+from dynamic.runtime.requests.pauses import Spacing
+from dynamic.runtime.requests.request_queue import Waiting
+from dynamic.runtime.result import Result, Statistics
+
+logger = logging.getLogger("dynamic")
+
+Opener = Callable[[DeployedBundle], tuple[DeployedBundle, Engine, Others]]
+
+
+class Runtime:
+    """A bundle at work. Call it with an input; change `budget` at any time, from any thread.
+
+    Inputs are answered on the calling thread (`run(x)`, `run.map`), or on `workers` threads in the order in which they
+    came (`run.submit`, and `await run.arun(x)` for asyncio), where at most `queue` wait. `on_change` is called with a
+    `dynamic.runtime.decisions.decision_log.Change` whenever the decision becomes another, on the thread of the request.
+
+    A request is answered whatever fails, where that is possible: a policy (its last good decision stands), a sensor
+    (see `Monitor`) or the monitor (its last good snapshot does), an engine (the next of `fallback` answers; None: those
+    installed).
+
+    A monitor that is given is started and goes on when the runtime closes: close it yourself, once nobody needs it.
+
+    Networks are loaded by the first request. Where the bundle was loaded with `preload=False` the engine's library is
+    imported, canaries run and the monitor starts then too, so that a process may open a runtime and fork afterwards.
+
+    Unless `drift_alpha` is None, inputs are watched, by their score at the first exit that is evaluated: no labels are
+    needed. Where they no longer look like those of the calibration, a warning is logged, results are not certified any
+    more, and the budget's `on_drift` says what runs from then on; `restart_drift` starts anew. While inputs are
+    independent and like those of the calibration, the probability of a false alarm is at most `drift_alpha`, on a
+    stream of any length; with a restart after each, false alarms are 1 / `drift_alpha` inputs or more apart on average.
+    **Correlated inputs void that**: bursts, images sorted by class. `drift` says which inputs count (`DriftOptions`).
+    Frames of a camera are recognized by their pixels, with a warning, and scenes are counted instead. Inputs are not
+    watched where the ladder does not know how calibration inputs scored, or was measured on another engine or
+    precision.
+    """
+
+    def __init__(
+        self,
+        bundle: DeployedBundle,
+        frontier: Frontier,
+        engine: Engine,
+        budget: Budget,
+        monitor: HasLatest,
+        policy: Policy,
+        clock: Callable[[], float] = time.perf_counter,
+        drift_alpha: float | None = 0.01,
+        queue: int = 64,
+        workers: int = 1,
+        on_change: OnChange | None = None,
+        others: Others = (),
+        opener: Opener | None = None,
+        owns_monitor: bool = False,
+        starts_monitor: bool = False,
+        drift: DriftOptions | None = None,
+    ) -> None:
+        if drift is not None and not isinstance(drift, DriftOptions):
+            raise BudgetError(f"drift={drift!r} must be DriftOptions(...), or None for the usual ones")
+        self._drift = drift
+        self.monitor, self.policy, self._owns_monitor = monitor, policy, owns_monitor
+        self._clock, self._drift_alpha = clock, drift_alpha
+        self._open = opener or _opener(None, {}, None, keep=False)
+        self._swapping = threading.RLock()
+        self._spacing = Spacing()
+        self._read = RequestReading(monitor, starts_monitor)
+        self._sensors = SensorCheck(monitor, self._read)
+        self._read.started = lambda: self._sensors.warn(self.budget)
+        if not starts_monitor:
+            _ = self._read.latest  # before any model is loaded
+        self._answering = Answering(
+            self._read,
+            Announcer(on_change),
+            Tally(len(bundle.spec.stages)),
+            AnswerBook(bundle.spec.classes, bundle.classes),
+            lambda: len(self._waiting),
+            workers,
+            clock,
+        )
+        self._waiting = Waiting(queue, workers, self._answering, self._retire)
+        self._answering.serving = self._serve(bundle, frontier, engine, others)
+        self.serving.guard.begin()
+        self.budget = budget  # checked by the setter
+        forget_after_fork(self)
+
+    @classmethod
+    def of(
+        cls,
+        bundle: DeployedBundle,
+        budget: Budget,
+        engine: str | None = None,
+        monitor: HasLatest | None = None,
+        policy: Policy | None = None,
+        drift_alpha: float | None = 0.01,
+        queue: int = 64,
+        workers: int = 1,
+        on_change: OnChange | None = None,
+        fallback: Sequence[str] | None = None,
+        drift: DriftOptions | None = None,
+        **options: Any,
+    ) -> Self:
+        """Open the engine (its `options`: threads, idle, device, route), start the monitor, and decide by `policy`.
+
+        Profiles where costs of that engine, and of a `route` that is given, are not at hand. For the rest see the
+        class. Raises EngineError where the engine cannot be had; BudgetError where `drift_alpha` is not in (0, 1),
+        where `queue` or `workers` is not at least 1, and on a limit about which the costs say nothing.
+        """
+        watch = monitor if monitor is not None else Monitor()
+        if bundle.preload:
+            begin(watch)  # before the engine: the policy takes the first reading for memory without models
+        made = None
+        try:
+            bundle, made, rest = _opener(engine, options, fallback, keep=True)(bundle)
+            return cls(
+                bundle,
+                bundle.frontier,
+                made,
+                budget,
+                watch,
+                policy or BudgetPolicy(),
+                drift_alpha=drift_alpha,
+                queue=queue,
+                workers=workers,
+                on_change=on_change,
+                others=rest,
+                opener=_opener(engine, options, fallback, keep=False),  # of a swap, while requests run
+                owns_monitor=monitor is None,
+                starts_monitor=not bundle.preload,
+                drift=drift,
+            )
+        except BaseException:
+            if monitor is None:
+                watch.close()  # nobody else will
+            if made is not None:
+                made.close()
+            raise
+
+    def __call__(self, x: Any) -> Result:
+        """Answer one input or a batch, as the bundle's preprocessing expects it.
+
+        Raises InputError on a wrong shape or dtype, EngineError when every engine fails, ClosedError after `close`.
+        """
+        return self._answering(x)
+
+    def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
+        """Answer one item after another, with a progress bar on a terminal."""
+        with closing(track(items, "inference", size_of(items), progress)) as shown:
+            for item in shown:
+                yield self(item)
+
+    def submit(self, x: Any, *, copy: bool = True) -> "Future[Result]":
+        """Answer an input when its turn comes, as `run(x)` would: `.result()` waits for it.
+
+        Where `queue` requests wait already, the one that has waited longest is given up for it: its future raises
+        ShedError.
+
+        Args:
+            x: One input or a batch, as for `run(x)`.
+            copy: Copy what `x` holds, so that it may be overwritten right away, as cameras do with their buffer. False:
+                the runtime reads `x` where it lies. Nobody may write to it then until the future is done.
+
+        Returns:
+            A future of the result. Where the input does not fit, it raises InputError.
+
+        Raises:
+            ClosedError: The runtime is closed.
+            EngineError: No worker can be started.
+
+        Example:
+            ``future = run.submit(camera.read(buffer))``
+        """
+        return self._submit(x, self._clock(), copy)
+
+    def _submit(self, x: Any, came: float, copy: bool) -> "Future[Result]":
+        thread = threading.get_ident()
+        self._answering.inside.append(thread)
+        try:
+            self._answering.check_open()
+            return self._waiting.submit(self._owned(x) if copy else x, came)
+        finally:
+            self._answering.inside.remove(thread)
+
+    def _owned(self, x: Any) -> Any:
+        """A copy. What will be refused for its shape or type is not copied: it may be huge."""
+        try:
+            check_shapes(self.bundle, x)
+            return owned(x)
+        except (InputError, MemoryError):  # whoever answers it says what is wrong
+            return x
+
+    def arun(self, x: Any, *, copy: bool = True) -> Coroutine[Any, Any, Result]:
+        """Answer an input for an asyncio server: a worker answers it, and the event loop goes on meanwhile.
+
+        Args:
+            x: One input or a batch, as for `run(x)`.
+            copy: Copy what `x` holds when this is called, not when it is awaited; see `submit`.
+
+        Returns:
+            A coroutine of the result. Where the task that awaits it is cancelled, a request that still waits is given
+            up.
+
+        Raises:
+            ShedError: Too many requests wait, see `submit`.
+            ClosedError: The runtime is closed, or closes before the request has its turn.
+            InputError, EngineError: As for `run(x)`.
+
+        Example:
+            ``result = await run.arun(image)``
+        """
+        return answer(partial(self.submit, copy=False), self._owned(x) if copy else x)
+
+    def amap(self, items: Iterable[Any] | AsyncIterable[Any], *, copy: bool = True) -> AsyncIterator[Result]:
+        """Answer one item after another, in their order, without blocking the event loop.
+
+        Args:
+            items: Inputs. An ordinary iterable is read on another thread, since a camera makes its reader wait.
+            copy: Copy each item as it is read, so that one buffer may hold all of them in turn. See `submit`.
+
+        Returns:
+            An asynchronous iterator of results. It keeps every worker busy and never fills the queue.
+
+        Example:
+            ``async for result in run.amap(camera): ...``
+        """
+        return answers_of(partial(self.submit, copy=copy), items, self._waiting.workers)
+
+    @property
+    def budget(self) -> Budget:
+        """The limits that the next request is decided under; to be set at any time, from any thread.
+
+        Setting anything else raises BudgetError, as does a limit about which the costs say nothing. A limit that no
+        sensor of this device can follow is warned of, once.
+        """
+        return self._answering.budget
+
+    @budget.setter
+    def budget(self, budget: Budget) -> None:
+        if not isinstance(budget, Budget):
+            raise BudgetError(f"budget={budget!r} must be a dynamic.Budget, such as Budget(latency_ms=20)")
+        answering = self._answering
+        before: Budget | None = getattr(answering, "budget", None)
+        while True:  # no lock: a signal handler may set it while its own thread holds that
+            serving = self.serving
+            try:
+                check_budget(budget, serving.whole)
+            except BudgetError:
+                if before is not None and answering.budget is budget:  # stored, and then a swap came between
+                    answering.budget = before
+                raise
+            answering.budget = budget
+            if serving is self.serving:
+                break
+        self._sensors.warn(budget)
+
+    @property
+    def serving(self) -> Serving:
+        """What is at work now."""
+        return self._answering.serving
+
+    @property
+    def bundle(self) -> DeployedBundle:
+        """The bundle at work."""
+        return self.serving.bundle
+
+    @property
+    def frontier(self) -> Frontier:
+        """What the policy chooses from: without points whose sub-models do not load."""
+        return self.serving.frontier
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that was asked for."""
+        return self.serving.engines.first
+
+    def swap(self, bundle: DeployedBundle) -> None:
+        """Put another bundle to work while requests run: those that have begun end on the old one.
+
+        The engine is opened as the first one was, and what the next request needs is loaded before the exchange, so
+        that no request waits for it. Both bundles are then in memory for a moment. Where that is more than the budget
+        or the device has left, the first request loads it as ever. Swaps in a row pause for up to a second between each
+        other: three times what the last one took, so that requests keep most of the device.
+
+        Where costs are missing it is profiled beside the requests that run, and such figures are not kept: call
+        `profile` before. The policy's state and the drift test begin anew. Raises BundleError where inputs or classes
+        differ, EngineError where the engine cannot be had, BudgetError where the budget has a limit about which its
+        costs say nothing: the old one then goes on.
+        """
+        self._answering.check_open()
+        with self._swapping, self._spacing.action():
+            check_successor(self.bundle, bundle)
+            made, engine, rest = self._open(bundle)
+            try:
+                fresh = self._serve(made, made.frontier, engine, rest)
+                self._decide_first(fresh)
+                fresh.load_as(self.serving, self.budget, self._read.latest)
+                old = self._exchange(fresh)
+            except BaseException:
+                engine.close()
+                raise
+        old.retire()
+        if self._answering.closed:  # in the meantime, by a signal handler perhaps
+            self.serving.retire()
+        logger.info("bundle %s is at work now, %s before", made.folder, old.bundle.folder)
+
+    def stats(self) -> Statistics:
+        """What has been done so far. It waits for nobody: any thread and any signal handler may ask."""
+        answering, waiting, watch = self._answering, self._waiting, self.serving.watch
+        lines = self._sensors.lines(self.budget)
+        return answering.tally.statistics(
+            watch.found, answering.book.estimate(), waiting.shed, waiting.longest, lines, watch.near_duplicates
+        )
+
+    def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
+        """Hand in the true label of the result with this `id`, from any thread: `stats` then estimates accuracy.
+
+        `label`: a class's number, or its name where the bundle has names; for a batch `[B]` of them. The answers of the
+        latest 10,000 results are kept. Raises InputError where the result is unknown, too old, or has its label already
+        (it counts once, and the first label stands); where there are more labels than rows or fewer; and on a label
+        that is no class. Nothing is counted then.
+        """
+        with self._answering.held():
+            self._answering.book.feedback(result_id, label)
+
+    def restart_drift(self) -> None:
+        """Watch inputs anew, after an alarm or before one: the next request is decided as if there had been none.
+
+        Inputs seen so far count as known: what comes is compared with them too. So inputs that have changed for good
+        alarm less and less, and are as little covered by the certificate as before: calibrate again with such inputs.
+        """
+        with self._answering.held():
+            serving = self.serving
+            serving.watch.restart()
+            if serving.told is not None and serving.told.drift:
+                # not a request once more: it says nothing of the device, and nothing was spent
+                serving.told = replace(serving.told, drift=False, expected_ms=0.0, rows=0)
+                serving.guard.observe(serving.told)
+
+    def close(self, drain: bool = False, timeout_s: float | None = None) -> None:
+        """Take no more requests, end those that run, and give memory back. Stops the monitor too, unless it was given.
+
+        In a signal handler, and in a callback during a request, it only marks the runtime as closed and returns at
+        once. Whoever holds the last request then finishes the work.
+
+        Args:
+            drain: Answer requests that wait in the queue first. Otherwise whoever waits for them gets ClosedError.
+            timeout_s: How long to wait for requests that run or wait. None is as long as they take. Requests that
+                still wait then fail with ClosedError, and those that run end on their own.
+
+        Raises:
+            BudgetError: Where `timeout_s` is no number of at least 0.
+        """
+        timeout_s = plain(timeout_s)
+        if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and 0 <= timeout_s < math.inf):
+            raise BudgetError(
+                f"timeout_s={timeout_s!r} must be a number of seconds of at least 0, or None for no limit"
+            )
+        answering = self._answering
+        answering.closed = True
+        # what the interrupted thread holds, a worker may need: to wait for workers then is to wait for oneself
+        wait = threading.get_ident() not in answering.inside and not in_signal_handler()
+        if self._waiting.close(drain, timeout_s, wait):  # else the last worker does it
+            self._retire()
+        if self._owns_monitor:
+            self.monitor.close()
+
+    def _retire(self) -> None:
+        """Close the engines once no request runs, now that none can come."""
+        self.serving.retire()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def forget(self) -> Any:
+        """What a forked child must not take from its parent; see `dynamic.engines.forking`."""
+        self._swapping = threading.RLock()
+        self._answering.forget()
+        self.serving.forget()
+        self._read.forget()
+        return self._waiting.forget()
+
+    def _decide_first(self, fresh: Serving) -> None:
+        """Begin the policy's state for it, and let it say what the next request will need."""
+        # the policy takes its first reading for memory without models: that is not the reading of now
+        latest = self._read.latest
+        first = with_fields(latest, memory_process_mb=(self._read.first or latest).memory_process_mb)
+        answering = self._answering
+        with answering.held():  # no policy is asked twice at once
+            answering.check_open()
+            budget = answering.budget
+            check_budget(budget, fresh.whole)
+            fresh.guard.begin()
+            fresh.decision = fresh.guard.decide(fresh.frontier, budget, first)
+
+    def _exchange(self, fresh: Serving) -> Serving:
+        """Put it to work, and return what was at work before."""
+        answering = self._answering
+        with answering.held():
+            answering.check_open()
+            budget = answering.budget
+            check_budget(budget, fresh.whole)
+            old = answering.serving
+            fresh.decision = old.decision  # so that the change is told
+            answering.serving = fresh
+            if answering.budget is not budget:  # set meanwhile, without a lock
+                try:
+                    check_budget(answering.budget, fresh.whole)
+                except BudgetError:
+                    answering.serving = old
+                    raise
+            answering.tally.begin(len(fresh.bundle.spec.stages))
+            return old
+
+    def _serve(self, bundle: DeployedBundle, frontier: Frontier, engine: Engine, others: Others) -> Serving:
+        answering = self._answering
+
+        def engine_failed() -> None:
+            with answering.lock:
+                answering.tally.engine_failures += 1
+
+        def policy_failed() -> None:  # it is asked under the lock
+            answering.tally.policy_failures += 1
+
+        return Serving(
+            bundle,
+            frontier,
+            engine,
+            others,
+            self.policy,
+            self._drift_alpha,
+            self._clock,
+            engine_failed,
+            policy_failed,
+            self._drift,
+        )
+
+
+def _opener(engine: str | None, options: dict[str, Any], fallback: Sequence[str] | None, keep: bool) -> Opener:
+    def opener(bundle: DeployedBundle) -> tuple[DeployedBundle, Engine, Others]:
+        made, first = opened(bundle, engine, options, keep)
+        try:
+            return made, first, others(made, first, fallback)
+        except BaseException:
+            first.close()
+            raise
+
+    return opener

@@ -1,0 +1,1 @@
+"""What simulated requests cost, wait and get."""

@@ -1,0 +1,178 @@
+"""A policy that knows the future, to compare those with that do not; not a bound on what is possible."""
+
+from bisect import bisect_left
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.policies.budget import Budget
+from dynamic.policies.decision import Decision, Policy
+from dynamic.policies.frontier import Frontier
+from dynamic.policies.records import Records
+from dynamic.policies.snapshot import Snapshot
+from dynamic.simulate.device_models import Device
+from dynamic.simulate.requests.oracle_search import Planned, plan_slots
+from dynamic.simulate.requests.outcomes import outcomes
+from dynamic.simulate.requests.queue_times import best_points, waits
+from dynamic.simulate.requests.slots import Floats, Heat, Service, Slots
+from dynamic.simulate.workload import Workload
+from dynamic.simulate.world.device_world import World
+from dynamic.simulate.world.environment import Budgets
+from dynamic.simulate.world.processes import Value, pieces
+
+_NO_LIMIT = float("inf")
+_MARGIN_C = 0.5  # below the temperature limit: what inputs really take differs from what is expected
+
+
+class PlannedPoints(Policy):
+    """Runs what was planned for each request in turn, by how long it has waited; the state counts requests.
+
+    `points [M, G]` for waits `grid_s [G]`; `planned` is the first step's plan. It must be asked for every request,
+    none of which may be shed.
+    """
+
+    def __init__(
+        self, points: NDArray[np.int16], grid_s: Floats, contention: Floats, tight: NDArray[np.bool_], planned: Planned
+    ) -> None:
+        self.points, self.planned = points, planned
+        # a wait is rounded up to the next that is told apart: what is just in time there is so here
+        self._waits_ms: list[float] = (grid_s[:-1] * 1e3 + 1e-6).tolist()
+        self._contention: list[float] = contention.tolist()
+        self._tight: list[bool] = tight.tolist()
+
+    def initial(self) -> int:
+        """No request was seen."""
+        return 0
+
+    def decide(self, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: int) -> tuple[Decision, int]:
+        """The planned point; raises IndexError beyond the last request that was planned."""
+        wait = bisect_left(self._waits_ms, snapshot.waited_ms or 0.0)
+        point = frontier.points[self.points[state, wait]]
+        resident = point.backbones if self._tight[state] else None
+        reason = f"planned: {point.point.name!r}"
+        return Decision(point, reason=reason, resident=resident, slowdown=self._contention[state]), state + 1
+
+
+def oracle(
+    frontier: Frontier,
+    records: Records,
+    device: Device,
+    workload: Workload,
+    budget: Budgets,
+    *,
+    seed: int = 0,
+    background_load: Value = 0.0,
+    battery: float = 1.0,
+    process_mb: float = 60.0,
+    ambient_c: Value | None = None,
+    temperature_c: float | None = None,
+    plugged: Value = 0.0,
+    memory_mb: Value | None = None,
+    screen: bool = True,
+    noise: float = 1.0,
+    penalty: float = 10.0,
+    slots: int = 400,
+    **others: Any,
+) -> PlannedPoints:
+    """Plan the run that `simulate` with the same arguments would make, knowing all of it but what inputs look like.
+
+    It knows every arrival, the background load, ambient temperature, mains and memory of the whole run; of the inputs
+    only what calibration measured: accuracy and shares by stage, and times as profiled with their spread.
+
+    **Objective.** Over all requests, 1 - accuracy, and `penalty` for one that comes later than the tighter of the
+    budget's latency and deadline. Subject to: what is used on battery, that left above the floor at `last_s` (with what
+    is charged until then, as if it came at the start), and the budget's mean energy per inference; temperature half a
+    degree below the budget's limit and the throttling temperature. Memory, `cpu_ms`, `max_drop` and `min_accuracy` are
+    kept to as well.
+
+    **Search.** First energy and heat, without a queue: a point for each of so many `slots` of time (see
+    `planning.plan_slots`). Then the queue: for each request and each time it may have waited, the best of the points
+    that need no more energy than its slot's, by dynamic programming over all requests (see `queueing.best_points`).
+
+    **No bound.** Another policy may do better, since it does not plan with: answers that a deadline cuts short (every
+    request counts as run to its end), times to load networks, steps of the clock; energy that the queue leaves over is
+    not handed out again, and waits are told apart on a grid. Its numbers come from the simulator like everybody's,
+    with `decide="request"` and no `queue_limit`. `others` that `simulate` takes are not looked at. Takes about
+    a minute for a million requests.
+    """
+    del others
+    here = frontier.recost(device.costs(frontier.costs))
+    service = Service.of(here, list(outcomes(here, records, noise).values()), device)
+    arrival_s = np.asarray(workload.arrivals(np.random.default_rng(seed)), np.float64)
+    slot_s = workload.duration_s / slots
+    start_s = (np.arange(slots) * slot_s).tolist()
+    slot = np.minimum((arrival_s / slot_s).astype(np.int64), slots - 1)  # [M]
+    budgets = [budget if isinstance(budget, Budget) else budget(t) for t in start_s]
+    load = pieces(background_load)
+    wanted = np.array([load(t)[0] for t in arrival_s.tolist()])
+    contention = np.maximum(wanted + here.costs.threads / device.cores, 1.0)
+    ambient = pieces(device.ambient_c if ambient_c is None else ambient_c)
+    memory = pieces(device.memory_mb if memory_mb is None else memory_mb)
+    free_mb = np.array([min(memory(t)[0], memory(t + slot_s * 0.999)[0]) for t in start_s])
+    mains = np.array([bool(pieces(plugged)(t)[0]) for t in start_s])
+    until_s = min(budgets[0].last_s or _NO_LIMIT, workload.duration_s)
+    before = np.array(start_s) < until_s
+    around = Slots(
+        slot_s=slot_s,
+        arrivals=np.bincount(slot, minlength=slots).astype(np.float64),
+        ambient_c=np.array([ambient(t + slot_s / 2)[0] for t in start_s]),
+        allowed=_allowed(here, budgets, free_mb - process_mb, process_mb),
+        counted=before & ~mains if device.battery_mwh is not None else np.ones(slots, bool),
+    )
+    world = World(device, battery, ambient(0.0)[0], temperature_c, screen)
+    most_mj = _energy(world, device, budgets[0], around, float((before & mains).sum()) * slot_s)
+    planned = plan_slots(service, around, most_mj, _heat(world, device, budgets[0]))
+    ceiling_mj = service.energy_mj[list(planned.points)]  # [N]
+    allowed = around.allowed & (service.energy_mj <= ceiling_mj[:, None] * (1 + 1e-9))
+    limit_s = np.array([min(b.latency_ms or _NO_LIMIT, b.deadline_ms or _NO_LIMIT) / 1e3 for b in budgets])
+    if np.isfinite(limit_s).any():
+        grid_s = waits(float(limit_s[np.isfinite(limit_s)].max()))
+        points = best_points(service, arrival_s, contention, limit_s[slot], allowed[slot], penalty, grid_s)
+    else:
+        grid_s, points = np.zeros(1), np.array(planned.points, np.int16)[slot][:, None]
+    tight = free_mb < process_mb + sum(here.costs.memory_mb)
+    return PlannedPoints(points, grid_s, contention, tight[slot], planned)
+
+
+def _energy(world: World, device: Device, budget: Budget, slots: Slots, charging_s: float) -> float:
+    """Millijoules that inference may use in the slots that count."""
+    most_mj = _NO_LIMIT
+    if world.left_mj is not None and world.full_mj is not None:
+        kept_mj = (budget.battery_floor or 0.0) * world.full_mj
+        base_mj = world.power_mw * slots.slot_s * float(slots.counted.sum())
+        most_mj = max(0.0, world.left_mj + device.charging_mw * charging_s - kept_mj - base_mj)
+    if budget.energy_mj is not None:
+        most_mj = min(most_mj, budget.energy_mj * float(slots.arrivals[slots.counted].sum()))
+    return most_mj
+
+
+def _heat(world: World, device: Device, budget: Budget) -> Heat | None:
+    limits_c = [limit for limit in (budget.temperature_c, device.throttle_c) if limit is not None]
+    resistance, capacity = device.resistance_c_per_w, device.capacity_j_per_c
+    if world.temperature_c is None or resistance is None or capacity is None or not limits_c:
+        return None
+    return Heat(world.temperature_c, world.power_mw, min(limits_c) - _MARGIN_C, resistance, capacity)
+
+
+def _allowed(here: Frontier, budgets: list[Budget], room_mb: Floats, process_mb: float) -> NDArray[np.bool_]:
+    """Points `[N, P]` that memory, `cpu_ms`, `max_drop` and `min_accuracy` leave, in this order: one that leaves none
+    gives way.
+    """
+    sizes_mb = np.array([point.memory_mb for point in here.points])
+    cpu_ms = np.array([point.cpu_ms[0] for point in here.points])
+    drop = np.array([point.point.promised_drop for point in here.points])
+    accuracy = np.array([point.point.accuracy[1] for point in here.points])
+    rows = []
+    for budget, room in zip(budgets, room_mb, strict=True):
+        most_mb = room if budget.memory_mb is None else min(room, budget.memory_mb - process_mb)
+        fits = sizes_mb <= most_mb
+        if not fits.any():
+            fits = sizes_mb == sizes_mb.min()
+        cheap = fits & (cpu_ms <= (_NO_LIMIT if budget.cpu_ms is None else budget.cpu_ms))
+        if cheap.any():
+            fits = cheap
+        good = drop <= (_NO_LIMIT if budget.max_drop is None else budget.max_drop)
+        good &= accuracy >= (budget.min_accuracy or 0.0)
+        rows.append(fits & good if (fits & good).any() else fits)
+    return np.array(rows)

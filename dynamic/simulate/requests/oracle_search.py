@@ -1,0 +1,105 @@
+"""The oracle's first step: what a slot of time may spend, at a price of energy that is found by bisection."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.simulate.requests.slots import Floats, Heat, Service, Slots
+
+_HALVINGS = 40
+_DEAREST = 1e9  # wrong answers for a millijoule
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A point for each slot, the wrong answers that are expected, and the limited energy they use."""
+
+    points: tuple[int, ...]
+    wrong: float
+    energy_mj: float
+
+
+def plan_slots(service: Service, slots: Slots, most_mj: float, heat: Heat | None) -> Planned:
+    """The points with the fewest wrong answers that use at most `most_mj`; where none do, the most sparing.
+
+    Lagrangian relaxation (Everett 1963): each slot takes the point of the fewest wrong answers plus a price times its
+    energy; the price is the lowest at which the energy is enough, by bisection. Between the plans just above and just
+    below that price, the dearer is followed as long as the energy allows: what is lost against the best plan is then
+    at most what a single slot makes of it. Points that would make the device too warm, now or although the coolest
+    followed, are left out as they come: warmth is spent where it is free first, so with `heat` it is no optimum.
+    """
+
+    def at(price: float) -> Planned:
+        return walk(price, service, slots, heat)
+
+    free = at(0.0)
+    if free.energy_mj <= most_mj:
+        return free
+    low, high = 0.0, 1e-9
+    while (enough := at(high)).energy_mj > most_mj and high < _DEAREST:
+        low, high = high, high * 10
+    if enough.energy_mj > most_mj:
+        return enough
+    for _ in range(_HALVINGS):
+        price = (low + high) / 2
+        found = at(price)
+        if found.energy_mj <= most_mj:
+            high, enough = price, found
+        else:
+            low = price
+    return _spliced(enough, low, high, service, slots, most_mj, heat)
+
+
+def walk(price: float | Floats, service: Service, slots: Slots, heat: Heat | None = None) -> Planned:
+    """The plan at a price of energy, in wrong answers for a millijoule, the same always or one for each slot `[N]`."""
+    wrong = slots.arrivals[:, None] * (1 - service.accuracy)  # [N, P]
+    used_mj = slots.arrivals[:, None] * service.energy_mj
+    total = np.where(slots.allowed, wrong + used_mj * (price * slots.counted)[:, None], np.inf)
+    points = total.argmin(axis=1) if heat is None else _cool(total, used_mj / slots.slot_s, slots, heat)
+    rows = np.arange(len(points))
+    energy_mj = float((used_mj[rows, points] * slots.counted).sum())
+    return Planned(tuple(points.tolist()), float(wrong[rows, points].sum()), energy_mj)
+
+
+def _cool(total: Floats, power_mw: Floats, slots: Slots, heat: Heat) -> NDArray[np.int64]:
+    """The point of the least `total [N, P]` in each slot of those that keep it cool enough."""
+    keep, ends_c = _warmth(power_mw, slots, heat)
+    caps = np.empty(len(total))  # temperature after each slot from which the coolest points still keep the limit
+    cap = heat.limit_c
+    for i in range(len(total) - 1, -1, -1):
+        caps[i] = cap = min(cap, heat.limit_c)
+        cap = (cap - (1 - keep) * ends_c[i][slots.allowed[i]].min()) / keep
+    points, now_c = np.empty(len(total), np.int64), heat.start_c
+    for i in range(len(total)):
+        after_c = keep * now_c + (1 - keep) * ends_c[i]
+        cool = slots.allowed[i] & (after_c <= caps[i])
+        points[i] = (
+            np.where(cool, total[i], np.inf).argmin()
+            if cool.any()
+            else (np.where(slots.allowed[i], after_c, np.inf).argmin())
+        )
+        now_c = float(after_c[points[i]])
+    return points
+
+
+def _warmth(power_mw: Floats, slots: Slots, heat: Heat) -> tuple[float, Floats]:
+    """(what is left of a temperature's distance after a slot, where each point would end `[N, P]`)."""
+    keep = float(np.exp(-slots.slot_s / (heat.resistance_c_per_w * heat.capacity_j_per_c)))
+    return keep, slots.ambient_c[:, None] + heat.resistance_c_per_w * (heat.base_mw + power_mw) / 1e3
+
+
+def _spliced(
+    enough: Planned, low: float, high: float, service: Service, slots: Slots, most_mj: float, heat: Heat | None
+) -> Planned:
+    """The plan of the low price for as long as the energy allows, then that of the high one, which is `enough`."""
+    count = len(slots.arrivals)
+    fits, over = 0, count
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        found = walk(np.where(np.arange(count) < middle, low, high), service, slots, heat)
+        if found.energy_mj <= most_mj:
+            fits, enough = middle, found
+        else:
+            over = middle
+    return enough

@@ -1,0 +1,107 @@
+"""What every record would do at every operating point, worked out before the simulation begins."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.policies.certification.replay import predictions, replay
+from dynamic.policies.control.remaining_time import ahead_ms
+from dynamic.policies.frontier import ONE_SIDED_95, Frontier, FrontierPoint
+from dynamic.policies.records import Records
+from dynamic.policies.scores import Combiner
+from dynamic.policies.stage_plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Where an engine looks at the deadline: it has the answer of stage `answered`, and begins another at `begins_ms`.
+
+    `ahead_ms`: how long until the next answer, by 95th percentiles; both as profiled.
+    """
+
+    answered: int
+    begins_ms: float
+    ahead_ms: float
+
+
+class Outcome:
+    """One operating point of a frontier on N records of S stages; lists, since the loop reads them one by one.
+
+    `stage [N]` where each record leaves; `on`: stages that answer; `path_ms [S]` as profiled, to the answer of a stage;
+    `median_ms [S]` and `sigma [S]` of the lognormal time to it, `noise` times as spread as profiled: that of a sum of
+    stages, each lognormal with its median and p95, by matching two moments (Fenton 1960). `checks [S]`: what is looked
+    at under a deadline until the answer of a stage, and `longest_ahead_ms [S]` of them (-inf: none). `right [N]`:
+    whether the answer at `stage` is (None without labels).
+    """
+
+    def __init__(self, costed: FrontierPoint, number: int, frontier: Frontier, records: Records, noise: float) -> None:
+        ladder, costs = frontier.ladder, frontier.costs
+        self.point, self.number, self.name = costed, number, costed.point.name
+        self._records, self._backbone = records, ladder.backbone
+        self._combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
+        played = replay(records.logits, self._combiner, costed.point.thresholds, ladder.backbone)
+        self.stages = played.stage
+        self.stage: list[int] = played.stage.tolist()
+        self.right = None if records.label is None else played.prediction == records.label
+        self.on = [stage for stage, on in enumerate(costed.plan.on) if on]
+        self.path_ms = [frontier.path_ms(costed, stage, 1) for stage in range(records.stages)]
+        self.checks = _checks(self.path_ms, costed.plan, ahead_ms(costs, costed.plan, 1))
+        self.longest_ahead_ms = [max((c.ahead_ms for c in checks), default=-math.inf) for checks in self.checks]
+        spread = [
+            costs.at(p95, 1) / costs.at(median, 1) if costs.at(median, 1) > 0 else 1.0
+            for median, p95 in zip(costs.latency_ms, costs.latency_p95_ms, strict=True)
+        ]
+        self.median_ms, self.sigma = _lognormal(self.path_ms, costs.at(costs.call_ms, 1), spread, noise)
+        self._answers: NDArray[np.bool_] | None = None
+
+    def right_at(self, stage: NDArray[np.int64], record: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Whether the answers `[M]` of these records are right where each ends at another stage, one that is on."""
+        if self._records.label is None:
+            return None
+        if self._answers is None:
+            records, state = self._records, self._combiner.start()
+            self._answers = np.zeros((len(records), records.stages), np.bool_)
+            for number in self.on:
+                answer, _, state = self._combiner.add(state, number, records.logits[:, number])
+                self._answers[:, number] = predictions(answer) == records.label
+        found: NDArray[np.bool_] = self._answers[record, stage]
+        return found
+
+
+def outcomes(frontier: Frontier, records: Records, noise: float) -> dict[FrontierPoint, Outcome]:
+    """All points of a frontier."""
+    return {point: Outcome(point, i, frontier, records, noise) for i, point in enumerate(frontier.points)}
+
+
+def _checks(path_ms: Sequence[float], todo: Plan, ahead: Sequence[float]) -> list[tuple[Check, ...]]:
+    """For each stage, the checks before it and those of the stages before."""
+    found: list[tuple[Check, ...]] = []
+    so_far: tuple[Check, ...] = ()
+    answered = -1
+    for stage in range(len(path_ms)):
+        if todo.run[stage] and answered >= 0:
+            so_far = (*so_far, Check(answered, path_ms[stage - 1], ahead[stage]))
+        found.append(so_far)
+        if todo.on[stage]:
+            answered = stage
+    return found
+
+
+def _lognormal(
+    path_ms: Sequence[float], call_ms: float, spread: Sequence[float], noise: float
+) -> tuple[list[float], list[float]]:
+    """(median, sigma) of the time to each stage; `spread`: p95 over median of each."""
+    median_ms, sigma = [], []
+    mean, variance, before = call_ms, 0.0, call_ms
+    for path, ratio in zip(path_ms, spread, strict=True):
+        stage_ms, before = max(path - before, 0.0), path
+        square = (noise * math.log(max(ratio, 1.0)) / ONE_SIDED_95) ** 2
+        mean += stage_ms * math.exp(square / 2)
+        variance += stage_ms**2 * math.exp(square) * math.expm1(square)
+        relative = variance / mean**2 if mean > 0 else 0.0
+        median_ms.append(mean / math.sqrt(1 + relative))
+        sigma.append(math.sqrt(math.log1p(relative)))
+    return median_ms, sigma

@@ -1,0 +1,243 @@
+"""The loop: requests one after the other through a queue, the policy and the recorded answers. Plain floats only.
+
+Everything that does not depend on the policy is drawn before, request by request, so that two policies that are given
+the same seed meet the same requests with the same luck.
+"""
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynamic.policies.budget import Budget
+from dynamic.policies.costs import Costs
+from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.frontier import Frontier, FrontierPoint
+from dynamic.policies.snapshot import Snapshot
+from dynamic.simulate.requests.outcomes import Check, Outcome
+from dynamic.simulate.world.environment import Environment
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """M requests: when each arrives, its record, and its luck.
+
+    `normal [M]` standard normal (empty: nothing is noisy); `stall_ms [M]` that a stall would take and `stall_at [M]`,
+    uniform: it happens where the chance is higher than that (empty: never).
+    """
+
+    arrival_s: list[float]
+    record: list[int]
+    normal: list[float]
+    stall_ms: list[float]
+    stall_at: list[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Rules:
+    """How requests are served; see `simulate`."""
+
+    per_request: bool
+    reads_itself: bool  # a reading for every request
+    queue_limit: int | None
+    cores: int
+    stall_chance: float
+    load_ms_per_mb: float
+    process_mb: float
+    overhead_ms: float
+    wake_ms: float
+
+
+@dataclass(eq=False)
+class Log:
+    """What happened, a list for each figure with an entry for every answer, in order; `served` its request."""
+
+    served: list[int] = field(default_factory=list)
+    start_s: list[float] = field(default_factory=list)
+    end_s: list[float] = field(default_factory=list)
+    stage: list[int] = field(default_factory=list)
+    point: list[int] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)  # places in the lists above of answers that a deadline cut short
+    shed: int = 0
+    longest: int = 0
+    infeasible: int = 0
+    gave_way: Counter[str] = field(default_factory=Counter)
+    changes: list[tuple[float, str, str]] = field(default_factory=list)
+    loads: int = 0
+
+
+def serve(
+    here: Frontier,
+    outcomes: dict[FrontierPoint, Outcome],
+    requests: Requests,
+    policy: Policy,
+    env: Environment,
+    rules: Rules,
+) -> Log:
+    """Serve all requests, or those until the battery is empty."""
+    arrival_s, record_of, normal, per_request = requests.arrival_s, requests.record, requests.normal, rules.per_request
+    stall_ms, stall_at, queue_limit = requests.stall_ms, requests.stall_at, rules.queue_limit
+    decide, observe, state = policy.decide, policy.observe, policy.initial()
+    costs, threads, cores = here.costs, here.costs.threads, rules.cores
+    world, load_piece, exp, blank = env.world, env.load, math.exp, object.__new__
+    graph, every, whole_mb = _way(costs) == "graph", frozenset(range(len(costs.memory_mb))), sum(costs.memory_mb)
+    overhead_ms, wake_s = rules.overhead_ms, rules.wake_ms * 1e-3
+    log = Log()
+    served, starts, ends, stages, points = log.served, log.start_s, log.end_s, log.stage, log.point
+    count, number, behind = len(arrival_s), 0, 0
+    free_s = 0.0
+    load, contention, resident, loading_ms = 0.0, 1.0, frozenset[int](), 0.0
+    last: Decision | None = None
+    standing: FrontierPoint | None = None
+    decision: Any = None
+    outcome: Any = None
+    snapshot: Any = None
+    load_until_s = -math.inf
+    while number < count:
+        arrived_s = arrival_s[number]
+        start_s = arrived_s + wake_s if arrived_s > free_s or number == 0 else free_s
+        while behind < count and arrival_s[behind] <= start_s:
+            behind += 1
+        waiting = behind - number - 1
+        if queue_limit is not None:
+            # of those that came while the server was busy, the latest stay
+            over = waiting + (arrived_s <= free_s and number > 0) - queue_limit
+            if over > 0:
+                log.shed += over
+                number += over
+                arrived_s = arrival_s[number]
+                waiting -= over
+        if waiting > log.longest:
+            log.longest = waiting
+        # the world up to the start
+        if env.next_s <= start_s:
+            env.queue = waiting
+            env.advance(start_s, free_s, 0.0)
+        if env.careful:
+            env.settle(start_s)
+        if world.empty:
+            break
+        # the decision
+        if per_request or env.fresh or decision is None:
+            if rules.reads_itself:
+                env.settle(start_s)
+                env.read(start_s)
+            env.fresh = False
+            snapshot = blank(Snapshot)
+            snapshot.__dict__.update(env.reading, rows=1, waited_ms=(start_s - arrived_s) * 1e3, queue_length=waiting)
+            decision, state = decide(here, env.budget, snapshot, state)
+            fills = graph and decision.resident is None and resident != every
+            fills = fills and _takes_graph(env.budget, snapshot, whole_mb)
+            if fills or last is None or decision.point is not last.point or decision.resident is not last.resident:
+                if last is None or decision.point is not last.point:
+                    outcome = outcomes[decision.point]
+                needed = every if fills else outcome.point.backbones
+                missing = needed - resident
+                # what is there when the first request comes was loaded before
+                loading_ms = 0.0
+                if missing and last is not None:
+                    loading_ms = rules.load_ms_per_mb * sum(costs.memory_mb[b] for b in missing)
+                    log.loads += len(missing)
+                resident = resident | needed
+                if decision.resident is not None:
+                    resident = resident & (decision.resident | needed)
+                env.process_mb = rules.process_mb + sum(costs.memory_mb[b] for b in resident)
+            last = decision
+            if decision.point is not standing and not decision.passing:
+                standing = decision.point
+                log.changes.append((start_s, outcome.name, decision.reason))
+        if not decision.feasible:
+            log.infeasible += 1
+            log.gave_way.update(decision.gave_way)
+        # the work
+        if start_s >= load_until_s:
+            load, load_until_s = load_piece(start_s)
+            contention = (load * cores + threads) / cores
+            if contention < 1.0:
+                contention = 1.0
+        stage = outcome.stage[record_of[number]]
+        if normal:
+            spread = exp(outcome.sigma[stage] * normal[number])
+            work_ms = outcome.median_ms[stage] * spread / world.frequency
+        else:
+            spread, work_ms = 1.0, outcome.path_ms[stage] / world.frequency
+        beside_ms = overhead_ms / world.frequency  # before the stages: what is late already when the first begins
+        deadline_ms = env.budget.deadline_ms
+        if deadline_ms is not None:
+            waited_ms = (start_s - arrived_s) * 1e3 + (loading_ms / world.frequency + beside_ms) * contention
+            slowdown = decision.slowdown
+            # no check is later than the end, none looks further ahead than the longest
+            if waited_ms + work_ms * contention + slowdown * outcome.longest_ahead_ms[stage] >= deadline_ms:
+                path_ms = outcome.path_ms[stage]
+                unit = work_ms / path_ms * contention if path_ms else 0.0
+                at = _cut(outcome.checks[stage], waited_ms, unit, slowdown, deadline_ms)
+                if at is not None:
+                    work_ms = at.begins_ms * unit / contention
+                    stage = at.answered
+                    log.cut.append(len(served))
+        work_ms += beside_ms
+        expected_ms = outcome.path_ms[stage]
+        if loading_ms:
+            work_ms += loading_ms / world.frequency
+            expected_ms, loading_ms = 0.0, 0.0
+        took_ms = work_ms * contention
+        power_mw = world.active_mw / contention
+        if stall_ms and stall_at[number] < rules.stall_chance * (load if load < 1.0 else 1.0):
+            power_mw *= took_ms / (took_ms + stall_ms[number])
+            took_ms += stall_ms[number]
+        free_s = start_s + took_ms * 1e-3
+        # the world up to the end
+        if env.next_s <= free_s:
+            env.queue = waiting
+            env.advance(free_s, start_s, power_mw)
+        else:
+            env.spent_mj += power_mw * (free_s - start_s)
+        if env.careful:
+            env.settle(free_s)
+        if world.empty:
+            break
+        served.append(number)
+        starts.append(start_s)
+        ends.append(free_s)
+        stages.append(stage)
+        points.append(outcome.number)
+        feedback = blank(Feedback)
+        feedback.__dict__.update(
+            point=decision.point,
+            stage=stage,
+            rows=1,
+            latency_ms=took_ms,
+            expected_ms=expected_ms,
+            threads=threads,
+            snapshot=snapshot,
+            drift=False,
+        )
+        state = observe(state, feedback)
+        number += 1
+    return log
+
+
+def _cut(checks: Sequence[Check], waited_ms: float, unit: float, slowdown: float, deadline_ms: float) -> Check | None:
+    """Where a request ends before its time, by the rule of `engines.loop` (None: nowhere).
+
+    No stage is begun after the deadline, nor one from which `slowdown` times the time to the next answer leads beyond
+    it. `unit`: what a profiled millisecond really takes.
+    """
+    for check in checks:
+        now_ms = waited_ms + check.begins_ms * unit
+        if now_ms >= deadline_ms or now_ms + slowdown * check.ahead_ms > deadline_ms:
+            return check
+    return None
+
+
+def _way(costs: Costs) -> str:
+    """Which way the engine goes with one row: "graph", which holds every backbone, or "stages"."""
+    return costs.route[max(bisect_right(costs.batch, 1) - 1, 0)] if costs.route else "stages"
+
+
+def _takes_graph(budget: Budget, snapshot: Snapshot, whole_mb: float) -> bool:
+    """Whether the runtime would load the single graph where it is not there (see `dynamic.runtime.deployment`)."""
+    free_mb = snapshot.memory_available_mb
+    return budget.deadline_ms is None and (free_mb is None or free_mb >= whole_mb)

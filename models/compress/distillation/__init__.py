@@ -1,0 +1,1 @@
+"""A student network that learns from teachers."""

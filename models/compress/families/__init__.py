@@ -1,0 +1,1 @@
+"""Several sub-models of one network, measured beside each other."""

@@ -1,0 +1,128 @@
+"""Networks beside each other on one engine: what each has right, how long it takes, what memory it holds."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from dynamic.bundle.bundle import write
+from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.engine_factory import open_engine
+from dynamic.engines.route_choice import CascadeEngine
+from dynamic.models.compress.report import turns_ms, whole_pass
+from dynamic.offline.batches import Batch, named_tensors
+from dynamic.offline.calibration import plain_combiner
+from dynamic.offline.cascade import Cascade
+from dynamic.offline.networks.feature_cache import check_labels, checked_batches
+from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
+from dynamic.offline.onnx_export.whole_graph import plain_ladder
+from dynamic.policies.certification.bounds import binomial_p
+from dynamic.policies.errors import InputError
+from dynamic.policies.ladder import Point
+from dynamic.policies.records import Records
+from dynamic.profiling.stage_profile import profile
+from dynamic.progress import size_of, track
+
+Rights = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Entrant:
+    """A network that is open on an engine; `once()` runs one input through it, all exits on."""
+
+    network: nn.Module
+    folder: Path
+    spec: CascadeSpec
+    engine: CascadeEngine
+    once: Callable[[], object]
+
+    def answers(self, inputs: Batch) -> NDArray[np.float32]:
+        """The network's own (last) logits `[B, C]`."""
+        named = named_tensors(self.network, inputs)
+        return self.engine.stages.all_logits({n: t.numpy(force=True) for n, t in named.items()})[:, -1]
+
+    def memory_mb(self) -> float:
+        """What a process grows by when it loads and runs this network alone, measured in one of its own.
+
+        On engine "torch" the size of its tensors, each counted once.
+        """
+        if self.engine.name == "torch":
+            return tensors_mb([self.network])
+        self._write_bundle()
+        return profile(self.engine, self.folder, batch=(1,), seconds=0.0, progress=False).memory_mb[0]
+
+    def _write_bundle(self) -> None:
+        """A bundle of the network alone around its graphs: what that process reads."""
+        stages = len(self.spec.stages)
+        alone = Point("reference", (np.inf,) * (stages - 1), (0,), 0.0, 0.0, None, None, 0, (0.0, 0.0, 1.0),
+                      (0.0,) * (stages - 1) + (1.0,), drop=0.0)  # fmt: skip
+        names = tuple(s.name for s in self.spec.stages)
+        macs, heads = tuple(s.macs for s in self.spec.stages), tuple(s.head_macs for s in self.spec.stages)
+        nothing = np.zeros((1, stages, self.spec.classes), np.float32)
+        records = Records(nothing, None, None, np.zeros(1, np.int8), self.spec.backbone, macs, heads, names, "")
+        ladder = replace(plain_ladder(self.spec, "last"), points=(alone,))
+        write(self.folder, self.spec, ladder, records, self.engine.name, self.engine.precision, "", None, None, None)
+
+
+@contextmanager
+def entered(network: nn.Module, example_inputs: Batch, engine: str, precision: str) -> Iterator[Entrant]:
+    """Open a network on an engine, in evaluation mode. Raises EngineError where that cannot run it."""
+    cascade = Cascade(network)
+    with tempfile.TemporaryDirectory(prefix="dynamic-family-") as made, evaluating(cascade):
+        folder = Path(made)
+        if engine == "torch":
+            spec = describe(cascade, example_inputs)
+            stages = cascade.stages_for([i.name for i in spec.inputs])
+        else:
+            spec, stages = export_stages(cascade, folder, example_inputs, progress=False), None
+        opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
+        try:
+            named = named_tensors(network, example_inputs)
+            once = whole_pass(opened.stages, {n: t[:1].numpy(force=True) for n, t in named.items()})
+            yield Entrant(network, folder, spec, opened, once)
+        finally:
+            opened.close()
+
+
+def right_answers(entrants: Sequence[Entrant], data: Iterable[Any], progress: bool | None = None) -> Rights:
+    """Whether each network is right on each input `[K, N]`, all on the same reading of `data`; a NaN is wrong.
+
+    Raises InputError on data without labels, none at all, or labels that the networks have no class for.
+    """
+    found: list[Rights] = []
+    for inputs, labels in track(checked_batches(data, None), "selecting", size_of(data), progress):
+        check_labels(labels, entrants[0].spec.classes)
+        logits = [entrant.answers(inputs) for entrant in entrants]
+        found.append(np.stack([(x.argmax(1) == labels) & np.isfinite(x).all(1) for x in logits]))
+    if not found:
+        raise InputError("the selection data gave no batch; it is empty, or an iterator that was already used up")
+    return np.concatenate(found, axis=1)
+
+
+def in_turns_ms(entrants: Sequence[Entrant]) -> NDArray[np.float64]:
+    """Milliseconds of one input in each of T turns `[K, T]`."""
+    return np.array(turns_ms([entrant.once for entrant in entrants]))
+
+
+def no_less_accurate(first: Rights, second: Rights) -> float:
+    """The chance that `first [N]` is of a network at least as accurate as `second [N]`, the inputs being the same.
+
+    Only inputs that one of the two alone has right count: of those, the share that is the first's has, before
+    anything is seen, a uniform distribution, so afterwards Beta(a + 1, b + 1); its upper half is a binomial tail.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    return binomial_p(only_first, only_first + only_second + 1, 0.5)
+
+
+def tensors_mb(networks: Iterable[nn.Module]) -> float:
+    """10^6 bytes of parameters and buffers, each piece of memory counted once, whoever sees parts of it."""
+    tensors = (t for network in networks for t in network.state_dict().values())
+    pieces = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
+    return float(sum(pieces.values())) / 1e6

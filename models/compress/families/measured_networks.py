@@ -1,0 +1,140 @@
+"""The networks of a family: what was measured of each, and which of them another beats."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from dynamic.models.compress.families.comparison import Rights, entered, in_turns_ms, no_less_accurate, right_answers
+from dynamic.models.compress.families.recipes import numbered
+from dynamic.models.compress.report import Measured, Report, measure
+from dynamic.offline.batches import Batch
+from dynamic.policies.errors import EngineError
+from dynamic.progress import track
+
+logger = logging.getLogger("dynamic")
+
+_CLEARLY = 0.75  # of the turns: on a busy machine medians of equals differ too
+REFERENCE, SUB_MODEL, OTHER = "reference", "sub-model", "other"
+
+
+@dataclass(frozen=True)
+class Beaten:
+    """A network is beaten `by` one that is no less accurate and faster.
+
+    `sure`: the chance that the other is at least as accurate, from the inputs that only one of the two has right (0.5:
+    as good as equal). `slower`: in how many of `turns` this one took longer.
+    """
+
+    by: str
+    sure: float
+    slower: int
+    turns: int
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One network of a family. `role`: "reference" (the network it all began with), "sub-model", or "other" (given).
+
+    `right [N]`: whether it is right on each selection input; `turns_ms [T]` of one input; `memory_mb` resident, of a
+    process that loads it alone (None: not measured); `report` of the method that made it.
+    """
+
+    name: str
+    role: str
+    network: nn.Module = field(repr=False)
+    measured: Measured
+    right: Rights = field(repr=False)
+    turns_ms: NDArray[np.float64] = field(repr=False)
+    memory_mb: float | None = None
+    report: Report | None = field(default=None, repr=False)
+    beaten: Beaten | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """On the selection data."""
+        return float(self.right.mean())
+
+    @property
+    def latency_ms(self) -> float:
+        """Median of one input."""
+        return float(np.median(self.turns_ms))
+
+
+def judge(members: Sequence[Member], sure: float = 0.5, keep_small: bool = False) -> list[Member]:
+    """The members, the first being the reference, from fast to slow and that last, with what beats each.
+
+    A member is beaten only by one that is itself not beaten, the most accurate of those that beat it.
+    """
+    reference, kept, judged = members[0], [members[0]], []
+    for member in sorted(members[1:], key=lambda m: m.latency_ms):
+        rivals = [(other, _against(member, other)) for other in kept]
+        beating = [
+            (other.accuracy, -other.latency_ms, found)
+            for other, found in rivals
+            if other.accuracy >= member.accuracy
+            and other.latency_ms < member.latency_ms
+            and found.sure >= sure
+            and found.slower >= max(sure, _CLEARLY) * found.turns
+            and not (keep_small and (member.memory_mb or 0.0) < (other.memory_mb or 0.0))
+        ]
+        if beating:
+            judged.append(replace(member, beaten=max(beating, key=lambda b: b[:2])[2]))
+        else:
+            kept.append(member)
+            judged.append(member)
+    return [*judged, reference]
+
+
+def _against(member: Member, other: Member) -> Beaten:
+    slower = int((member.turns_ms > other.turns_ms).sum())
+    return Beaten(other.name, no_less_accurate(other.right, member.right), slower, len(member.turns_ms))
+
+
+def measured(
+    listed: Sequence[tuple[str, str, nn.Module, Report | None]],
+    data: Iterable[Any],
+    example: Batch,
+    engine: str,
+    precision: str,
+    memory: bool,
+    failed: dict[str, str],
+    progress: bool | None,
+) -> list[Member]:
+    """Everything about every network, the first being the reference; what the engine cannot run goes to `failed`."""
+    names = numbered(name for _, name, _, _ in listed)
+    with ExitStack() as owned:
+        entrants, running = [], []
+        for number, (role, _, network, made_by) in enumerate(track(listed, "opening", len(listed), progress)):
+            try:
+                entrants.append(owned.enter_context(entered(network, example, engine, precision)))
+                running.append((names[number], role, network, made_by))
+            except EngineError as error:
+                if role == REFERENCE:
+                    raise
+                logger.warning("%s does not run on %s: %s", names[number], engine, error)
+                failed[names[number]] = str(error)
+        right = right_answers(entrants, data, progress)  # [K, N]
+        turns_ms = in_turns_ms(entrants)  # [K, T]
+        resident = [e.memory_mb() if memory else None for e in track(entrants, "memory", len(entrants), progress)]
+    sizes = measure([network for _, _, network, _ in running], example, latency=False)
+    return [
+        Member(
+            name,
+            role,
+            network,
+            replace(size, accuracy=float(ok.mean()), latency_ms=float(np.median(ms))),
+            ok,
+            ms,
+            mb,
+            made_by,
+        )
+        for (name, role, network, made_by), size, ok, ms, mb in zip(
+            running, sizes, right, turns_ms, resident, strict=True
+        )
+    ]

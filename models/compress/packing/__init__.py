@@ -1,0 +1,1 @@
+"""Small files: shared values, Huffman codes, half precision."""

@@ -1,0 +1,1 @@
+"""Weights, channels and blocks removed."""

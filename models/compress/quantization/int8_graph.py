@@ -1,0 +1,187 @@
+"""A network's graphs before and after: batch norms folded, then int8 operations in place of float ones."""
+
+import copy
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from dynamic.models.compress.quantization.activation_ranges import Seen
+from dynamic.models.compress.quantization.int8_arithmetic import Grid, Int8Conv, Int8Linear, Rounded, Total
+from dynamic.models.compress.quantization.int8_plan import CONVS, Plan
+from dynamic.models.compress.quantization.weight_codes import (
+    WeightRange,
+    saturating_channels,
+    weight_codes,
+    weight_scales,
+)
+from dynamic.offline.batches import Batch, named_tensors
+from dynamic.offline.staged_network import StagedNetwork
+from dynamic.offline.tracing.trace import capture_fx
+from dynamic.policies.errors import WrapError
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_MOST_BIAS = 2**30  # in steps of the accumulator, which has 32 bits
+
+
+def float_stages(network: nn.Module, example_inputs: Batch) -> list[fx.GraphModule]:
+    """The graphs of a network in eval mode that is nobody else's, one for each stage, batch norms folded.
+
+    Raises TraceError where torch.fx cannot follow the network, WrapError where its stages are no graphs.
+    """
+    roots: list[tuple[nn.Module, fx.Graph]]
+    if isinstance(network, StagedNetwork):
+        bodies = [stage.body for stage in network.exit_stages]
+        roots = [(body, copy.deepcopy(body.graph)) for body in bodies if isinstance(body, fx.GraphModule)]
+        if len(roots) < len(bodies):
+            raise WrapError(
+                f"the stages of this {type(network).__name__} are no graphs, as those made by dynamic.wrap are; "
+                "quantize a plain network, then put exits on that with dynamic.wrap"
+            )
+    else:
+        captured = capture_fx(network, named_tensors(network, example_inputs), training=False)
+        root = nn.Module()
+        root.backbone, root.constants = network, nn.Module()
+        for name, tensor in captured.constants.items():
+            root.constants.register_buffer(name, tensor)
+        roots = [(root, captured.graph)]
+    stages = [_alone(root, graph, type(network).__name__) for root, graph in roots]
+    for stage in stages:
+        _fold(stage)
+    return stages
+
+
+def _alone(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """The graph as a module that holds what it uses, under the names of the plain network."""
+    members = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            member = operator.attrgetter(str(node.target))(root)
+            if hasattr(root, "backbone") and hasattr(root, "constants"):
+                node.target = str(node.target).removeprefix("backbone.")
+            members[str(node.target)] = member
+    return fx.GraphModule(members, graph, name)
+
+
+def _fold(stage: fx.GraphModule) -> None:
+    """Fold each batch norm that alone reads a convolution's result into that convolution."""
+    modules = dict(stage.named_modules())
+    calls = [str(n.target) for n in stage.graph.nodes if n.op == "call_module"]
+    for norm in list(stage.graph.nodes):
+        if norm.op != "call_module" or type(modules[norm.target]) not in _NORMS:
+            continue
+        conv = norm.args[0]
+        if conv.op != "call_module" or type(modules[conv.target]) not in CONVS or len(conv.users) > 1:
+            continue
+        if calls.count(conv.target) > 1 or getattr(modules[norm.target], "running_mean", None) is None:
+            continue
+        fused = fuse_conv_bn_eval(modules[conv.target].eval(), modules[norm.target].eval())
+        stage.set_submodule(conv.target, fused)
+        norm.replace_all_uses_with(conv)
+        stage.graph.erase_node(norm)
+    stage.delete_all_unused_submodules()
+    stage.recompile()
+
+
+class Watcher(fx.Interpreter):
+    """Runs a stage and shows the tensors that are watched."""
+
+    def __init__(self, stage: fx.GraphModule, watched: frozenset[fx.Node], seen: Seen) -> None:
+        super().__init__(stage)
+        self._watched, self._seen = watched, seen
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As the interpreter does."""
+        found = super().run_node(n)
+        if n in self._watched:
+            self._seen(n, found)
+        return found
+
+
+class Rewriter:
+    """Writes stages again with the int8 operations of a plan, on the grids `found`.
+
+    `saturating`: of each layer, the output channels whose sums can saturate on x86 processors without VNNI.
+    """
+
+    def __init__(self, plan: Plan, found: Mapping[fx.Node, Grid], weight_range: WeightRange) -> None:
+        self._plan, self._found, self._weight_range = plan, found, weight_range
+        self.saturating: dict[str, int] = {}
+        self._weights: dict[int, tuple[nn.Parameter, Tensor]] = {}  # shared ones stay shared
+        self._env: dict[fx.Node, fx.Node] = {}
+        self._rounded: dict[fx.Node, fx.Node] = {}
+
+    def write(self, stage: fx.GraphModule) -> fx.GraphModule:
+        """The int8 form of a stage."""
+        plan, graph = self._plan, fx.Graph()
+        members: dict[str, Any] = {}
+        taken_in = {r for o, r in (*plan.layers.items(), *plan.sums.items()) if o is not r}
+        for node in stage.graph.nodes:
+            if node in taken_in:
+                continue
+            result = plan.layers.get(node) or plan.sums.get(node) or node
+            if node in plan.layers:
+                name = _free(str(node.target), members)
+                members[name] = self._layer(node, stage.get_submodule(str(node.target)), node.args[0], result)
+                made = graph.call_module(name, (self._on_grid(graph, members, node.args[0]),))
+            elif node in plan.sums:
+                name = _free(f"{node.name}_total", members)
+                members[name] = Total(self._grid(result))
+                made = graph.call_module(name, tuple(self._on_grid(graph, members, t) for t in node.args[:2]))
+            else:
+                if node.op in ("call_module", "get_attr"):
+                    members[str(node.target)] = operator.attrgetter(str(node.target))(stage)
+                made = graph.node_copy(node, lambda n: self._env[n])
+            self._env[node] = self._env[result] = made
+        return fx.GraphModule(members, graph, type(stage).__name__)
+
+    def _grid(self, node: fx.Node) -> Grid:
+        return self._found[self._plan.grid_of[node]]
+
+    def _on_grid(self, graph: fx.Graph, members: dict[str, Any], node: Any) -> fx.Node:
+        """What the node gives, on its grid; said again behind a move, so that engines see integers on both sides."""
+        if self._plan.rounds(node):
+            return self._env[node]
+        if node not in self._rounded:
+            name = _free(f"{node.name}_rounded", members)
+            members[name] = Rounded(self._grid(node))
+            self._rounded[node] = graph.call_module(name, (self._env[node],))
+        return self._rounded[node]
+
+    def _layer(self, node: fx.Node, layer: Any, source: Any, result: fx.Node) -> nn.Module:
+        codes, scales = self._weight(layer.weight)
+        count = saturating_channels(codes)
+        if count:
+            self.saturating[self._plan.names[node]] = count
+        bias = None if layer.bias is None else layer.bias.detach()
+        step = self._grid(source).scale
+        if isinstance(layer, nn.Linear):
+            return Int8Linear(codes, scales, bias, step)
+        return Int8Conv(layer, codes, scales, bias, step, self._grid(result))
+
+    def _weight(self, weight: nn.Parameter) -> tuple[nn.Parameter, Tensor]:
+        """Codes, and scales `[K]`."""
+        if id(weight) not in self._weights:
+            scales = weight_scales(weight, self._weight_range)
+            for source, bias in self._plan.biases[id(weight)]:
+                if bias is not None:  # it has to fit the accumulator also where a channel's weights are tiny
+                    scales = torch.maximum(scales, bias.detach().abs() / (self._grid(source).scale * _MOST_BIAS))
+            codes = weight_codes(weight, scales, self._weight_range)
+            self._weights[id(weight)] = nn.Parameter(codes, requires_grad=False), scales
+        return self._weights[id(weight)]
+
+
+def _free(name: str, members: Mapping[str, Any]) -> str:
+    """`name`, numbered where a layer is called again: its weights are shared, its grid is another."""
+    return next(n for n in _numbered(name) if n not in members)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    number = 1
+    while True:
+        number += 1
+        yield f"{name}_{number}"

@@ -1,0 +1,175 @@
+"""What a policy knows of the device: the last good reading of every sensor, and what it made of them.
+
+A sensor that falls silent changes nothing: what it said last stands, until it speaks again.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+from dynamic.policies.budget import Budget
+from dynamic.policies.control.battery import Drain, Pace
+from dynamic.policies.control.slowdown import Slowdown
+from dynamic.policies.control.thermal import Cooling
+from dynamic.policies.decision import Feedback
+from dynamic.policies.frontier import Frontier
+from dynamic.policies.snapshot import Snapshot
+
+T = TypeVar("T", bound=float)
+
+_READINGS: tuple[str, ...] = ("cpu_load", "cpu_cores", "cpu_pressure", "memory_pressure", "battery", "battery_mwh")
+_READINGS += ("plugged", "memory_available_mb", "temperature_c", "throttled")
+
+_SETTLED_S = 1.0  # after which resident memory shows what a change of networks made of it
+_FADES = 0.9  # of memory that was seen beyond what was expected, with each reading that shows less
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Readings as in `Snapshot`; of the request about to run `rows`, `waited_ms`, `queue_length` and `servers`.
+
+    `speed` of requests against their profile, `share`: how much longer their `threads` take by what others load;
+    `base_mb`: of this process before any network was loaded, `excess_mb`: beyond that and the networks `resident`;
+    `everything`: any network may be there.
+    `effort` and `count` of all requests so far.
+    """
+
+    time_s: float = 0.0
+    cpu_load: float | None = None
+    cpu_cores: float | None = None
+    cpu_pressure: float | None = None
+    memory_pressure: float | None = None
+    battery: float | None = None
+    battery_mwh: float | None = None
+    plugged: bool | None = None
+    memory_available_mb: float | None = None
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    rows: int = 1
+    waited_ms: float = 0.0
+    queue_length: int = 0
+    servers: int = 1
+    snapshot: Snapshot | None = None
+    speed: Slowdown = field(default_factory=Slowdown)
+    share: float = 1.0
+    threads: int = 0
+    base_mb: float | None = None
+    excess_mb: float = 0.0
+    resident: frozenset[int] = frozenset()
+    everything: bool = True
+    loaded_s: float = 0.0
+    drift: bool = False
+    effort: float = 0.0
+    count: int = 0
+    pace: Pace | None = None
+    cooling: Cooling | None = None
+
+    @property
+    def slowdown(self) -> float:
+        """How much longer than profiled requests take."""
+        return self.speed.ratio * self.share
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of what single requests take, over what they should."""
+        return self.speed.spread
+
+    def but(self, **changes: Any) -> Self:
+        """The same with other values: `dataclasses.replace` for every request, at a sixth of the time."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, **changes)
+        return made
+
+    def seen(self, frontier: Frontier, budget: Budget, snapshot: Snapshot) -> Self:
+        """After a snapshot."""
+        now = self.but(
+            time_s=snapshot.time_s,
+            rows=snapshot.rows or 1,
+            waited_ms=snapshot.waited_ms or 0.0,
+            queue_length=snapshot.queue_length or 0,
+            servers=snapshot.servers or 1,
+            snapshot=snapshot,
+        )
+        held, given = now.__dict__, snapshot.__dict__
+        for name in _READINGS:
+            reading = given[name]
+            if reading is not None and math.isfinite(reading):
+                held[name] = reading
+        held["threads"] = threads = frontier.costs.threads
+        held["share"] = fair_share(now.cpu_load, now.cpu_cores, now.cpu_pressure, threads)
+        process_mb, now_c = known(snapshot.memory_process_mb, None), known(snapshot.temperature_c, None)
+        if self.base_mb is None and process_mb is not None:  # mostly before any network was loaded
+            held["base_mb"] = max(process_mb - resident_mb(frontier, self.resident), 0.0)
+        before = self.snapshot
+        # a clock that stands: nothing can be averaged over time, so that what a sensor says anew counts as it is
+        still = before if before is not None and snapshot.time_s == before.time_s else None
+        if budget.memory_mb is not None and process_mb is not None:
+            settled = still is not None and process_mb != still.memory_process_mb
+            fades = _FADES if now.time_s > self.time_s else 1.0
+            held["excess_mb"] = now._excess(frontier, process_mb, fades, settled)
+        if budget.last_s is None:
+            held["pace"] = None
+        elif now.battery is not None:
+            held["pace"] = now._paced(frontier, budget.last_s, now.battery, snapshot.battery is not None)
+        if budget.temperature_c is None:
+            held["cooling"] = None
+        elif now_c is not None:
+            cooling = self.cooling or Cooling(snapshot.time_s, now_c)
+            if still is not None and now_c != still.temperature_c and now_c > cooling.temperature_c:
+                cooling = Cooling(snapshot.time_s, now_c, cooling.slope_c)
+            held["cooling"] = cooling.seen(snapshot.time_s, now_c)
+        return now
+
+    def answered(self, feedback: Feedback, effort: float) -> Self:
+        """After a request: what it took beyond what its load explains, and whether inputs have drifted."""
+        share, snapshot = self.share, feedback.snapshot
+        if snapshot is not self.snapshot or feedback.threads != self.threads:  # of a request on another thread
+            load, cores = known(snapshot.cpu_load, self.cpu_load), known(snapshot.cpu_cores, self.cpu_cores)
+            share = fair_share(load, cores, known(snapshot.cpu_pressure, self.cpu_pressure), feedback.threads)
+        return self.but(
+            speed=self.speed.observe(feedback.latency_ms, feedback.expected_ms * share),
+            drift=feedback.drift,
+            effort=self.effort + effort * feedback.rows,
+            count=self.count + feedback.rows,
+        )
+
+    def _excess(self, frontier: Frontier, process_mb: float, fades: float, settled: bool) -> float:
+        assert self.base_mb is not None
+        if not settled and 0 <= self.time_s - self.loaded_s < _SETTLED_S:
+            return self.excess_mb
+        networks = resident_mb(frontier, self.resident)
+        return max(process_mb - self.base_mb - networks, fades * self.excess_mb, 0.0)
+
+    def _paced(self, frontier: Frontier, last_s: float, battery: float, fresh: bool) -> Pace:
+        pace, known_mj = self.pace, frontier.costs.energy_mj is not None
+        drain = Drain()
+        if self.battery_mwh and battery > 0:
+            whole_mj = self.battery_mwh / battery * 3600  # 1 mWh is 3,600 mJ
+            idle_mw = frontier.costs.idle_mw
+            drain = Drain(None if idle_mw is None else idle_mw / whole_mj, 1 / whole_mj if known_mj else None)
+        if pace is None or pace.last_s != last_s:
+            pace = Pace.start(last_s, self.time_s, battery, self.effort, self.count, drain)
+        if self.plugged:
+            return pace.charging(self.time_s, battery, self.effort)
+        return pace.seen(self.time_s, battery, self.effort, self.count, drain, fresh)
+
+
+def fair_share(cpu_load: float | None, cpu_cores: float | None, cpu_pressure: float | None, threads: int) -> float:
+    """How much longer than alone `threads` take beside what others keep busy, where all get the same share of cores.
+
+    Where the load is not known but the share of time in which something waited for the processor, by that.
+    """
+    if cpu_load is None or not cpu_cores:
+        return 1.0 if cpu_pressure is None else 1.0 / (1.0 - min(cpu_pressure, 0.9))
+    return max(cpu_cores, cpu_load * cpu_cores + threads) / max(cpu_cores, threads)
+
+
+def resident_mb(frontier: Frontier, backbones: frozenset[int]) -> float:
+    """Memory of these backbones, in MB."""
+    memory_mb = frontier.costs.memory_mb
+    return sum(memory_mb[b] for b in backbones) if backbones else 0.0
+
+
+def known(new: T | None, old: T | None) -> T | None:
+    """The new value, or the old one where there is none, or none that is a number."""
+    return old if new is None or not math.isfinite(new) else new

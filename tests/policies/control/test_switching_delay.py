@@ -1,0 +1,91 @@
+"""How long a better point must last, by counting."""
+
+import math
+
+from dynamic.policies.control.switching import Hold, Rest
+
+
+def until_changed(hold: Hold) -> tuple[int, Hold]:
+    """After how many decisions, of which all find another point better, the change is made; and what follows."""
+    decisions = 1
+    while (longer := hold.wait()) is not None:
+        hold, decisions = longer, decisions + 1
+    return decisions, hold.changed()
+
+
+def stayed(hold: Hold, times: int) -> Hold:
+    for _ in range(times):
+        hold = hold.stay()
+    return hold
+
+
+def test_sixteen_decisions_in_a_row() -> None:
+    assert until_changed(Hold())[0] == 16
+
+
+def test_one_that_does_not_find_it_better_starts_anew() -> None:
+    hold: Hold | None = Hold()
+    for _ in range(15):
+        assert hold is not None
+        hold = hold.wait()
+    assert hold is not None
+    assert until_changed(hold.stay())[0] == 16
+
+
+def test_forced_back_at_once_it_takes_twice_as_long_up_to_4096() -> None:
+    hold, took = Hold(), []
+    for _ in range(10):
+        decisions, hold = until_changed(hold)
+        took.append(decisions)
+        hold = stayed(hold, 3).forced()
+    assert took == [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 4096]
+
+
+def test_forced_back_eight_times_as_late_is_no_matter() -> None:
+    _, changed = until_changed(Hold())
+    assert until_changed(stayed(changed, 127).forced())[0] == 32
+    assert until_changed(stayed(changed, 128).forced())[0] == 16
+
+
+def test_forced_twice_in_a_row_counts_once() -> None:
+    # from the dearest to the middle, and on to the cheapest: one change was premature
+    _, changed = until_changed(Hold())
+    assert until_changed(changed.forced().forced())[0] == 32
+
+
+def test_forced_by_what_is_no_noise_it_takes_no_longer() -> None:
+    _, changed = until_changed(Hold())
+    assert until_changed(stayed(changed, 3).forced(noisy=False))[0] == 16
+
+
+def test_forced_when_nothing_was_changed_before_it_is_no_matter() -> None:
+    assert until_changed(Hold().forced())[0] == 16
+
+
+def test_calm_halves_it() -> None:
+    _, changed = until_changed(Hold())
+    hold = changed.forced()
+    assert hold.needed == 32
+    # 8 * 32 have been counted when it is forced; 32 * 32 are needed
+    assert stayed(hold, 32 * 32 - 8 * 32 - 1).needed == 32
+    calmed = stayed(hold, 32 * 32 - 8 * 32)
+    assert calmed.needed == 16
+    assert until_changed(calmed)[0] == 16
+    assert stayed(calmed, 5000).needed == 16
+
+
+def test_what_heat_forced_back_rests_twice_as_long_each_time() -> None:
+    rest, time_s, lengths = Rest(), 0.0, []
+    for _ in range(8):
+        rest = rest.changed(time_s).forced(time_s + 10, effort=5.0)
+        lengths.append(rest.length_s)
+        time_s += 10 + rest.length_s
+    assert lengths == [600, 1200, 1200, 1200, 1200, 1200, 1200, 1200]
+    assert Rest(1200, 0, 1000).forced(1000 + 4 * 1200, 5.0).length_s == 600  # it lasted
+    assert Rest(300, 0, 0).forced(5000, 5.0).length_s == 300
+
+
+def test_a_rest_bars_all_for_half_a_minute_and_then_what_was_too_much() -> None:
+    rest = Rest().changed(0).forced(100, effort=5.0)
+    assert [rest.over(s) for s in (100, 100.2, 129, 130, 50)] == [True, False, False, True, True]
+    assert [rest.most(s) for s in (101, 699, 700, 50)] == [5, 5, math.inf, math.inf]

@@ -1,0 +1,73 @@
+"""Costs inside the single graph, from whole requests alone: a graph whose every part takes a known time."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support.fake_graph import Fake, measured
+
+from dynamic.policies.costs import Costs
+from dynamic.policies.frontier import mean_ms
+from dynamic.policies.ladder import Point
+from dynamic.policies.stage_plan import plan
+from dynamic.profiling.graph_profile import GraphColumn
+
+INF = float("inf")
+
+
+def column(table: Any) -> list[float]:
+    return [row[0] for row in table]
+
+
+def predicted(fake: Fake, costs: Costs, thresholds: list[float]) -> float:
+    """Of a request whose every row goes as deep as the thresholds let it."""
+    limits, backbone = np.array(thresholds, np.float32), fake.spec.backbone
+    todo = plan(limits, backbone)
+    shares = tuple(float(s == todo.deepest) for s in range(len(backbone)))
+    return mean_ms(Point("", tuple(thresholds), (), None, 0.0, None, None, 1, (0, 0, 0), shares), todo, costs, 1)
+
+
+def test_parts_as_worked_out_by_hand() -> None:
+    """A network, one of two exits, one of two exits: the reference is the call (2) and the bodies 5, 6 and head 0.5."""
+    _, costs = measured((0, 1, 1, 2, 2), 2.0, [1, 3, 4, 5, 6], [0.25, 0.5, 0.25, 1.0, 0.5])
+    assert costs.route == ("graph",)
+    assert costs.call_ms == (pytest.approx(2),)
+    assert column(costs.latency_ms) == pytest.approx([1.25, 3.5, 4.25, 6, 6.5])
+    assert column(costs.latency_p95_ms) == pytest.approx([1.25, 3.5, 4.25, 6, 6.5]), "nothing varies"
+    assert column(costs.head_ms) == pytest.approx([0, 0.5, 0, 1, 0]), "of exits that can be off while their stage runs"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "call"), [((0, 1, 2), 2.0), ((0, 0, 1), 2.0), ((0, 1, 1), 2.0), ((0, 0, 0), 2.0), ((0, 1, 2), 0.0)]
+)
+def test_prediction_is_what_requests_take(backbone: tuple[int, ...], call: float) -> None:
+    fake, costs = measured(backbone, call, [0.5, 3, 4], [0.25, 0.5, 0.25])
+    for thresholds in ([INF, INF], [-INF, -INF], [0.5, -INF], [0.5, 0.5], [INF, 0.5], [0.5, INF], [INF, -INF]):
+        assert predicted(fake, costs, thresholds) == pytest.approx(fake.takes(thresholds)), thresholds
+
+
+def test_one_stage_alone() -> None:
+    fake, costs = measured((0,), 2.0, [3], [0.5])
+    assert costs.call_ms == (pytest.approx(0),), "it stays in the stage, which always runs"
+    assert column(costs.latency_ms) == pytest.approx([5.5])
+    assert predicted(fake, costs, []) == pytest.approx(5.5)
+
+
+def with_spread(median: float, spread: float) -> list[float]:
+    return [median] * 19 + [median + spread] * 2  # the 95th percentile of 21 is the 20th
+
+
+def test_spread_adds_as_variances() -> None:
+    found = GraphColumn((0, 1))
+    found.leaving = [with_spread(10, 3), with_spread(15, 5)]
+    found.without, found.reference = [[], []], with_spread(7, 1)  # the second network alone: a call of 2 and 5
+    assert found.call == pytest.approx(2)
+    assert found.latency == pytest.approx([8, 5])
+    assert found.latency_p95 == pytest.approx([8 + 3, 5 + 4])  # 3^2 + 4^2 = 5^2
+
+
+@pytest.mark.parametrize(("reference", "call"), [(100.0, 10.0), (1.0, 0.0)])
+def test_noise_makes_no_stage_cost_less_than_nothing(reference: float, call: float) -> None:
+    found = GraphColumn((0, 1))
+    found.leaving, found.reference = [[10.0], [15.0]], [reference]
+    assert (found.call, found.latency) == (call, [10 - call, 5])
