@@ -1,4 +1,4 @@
-"""Does `Budget(last_s=...)` make the battery last that long, and not much longer? Simulated.
+"""Does `Budget(battery_duration_s=...)` make the battery last that long, and not much longer? Simulated.
 
     python benchmarks/battery_lasts.py [--seeds 20]
 
@@ -23,7 +23,7 @@ import numpy as np
 from cifar_simulated import Simulated, simulated
 from common import add_data_option, data_folder, progress, save
 
-from dynamic.policies import Budget, BudgetPolicy, Decision, Feedback, Frontier, FrontierPoint, Policy, Snapshot
+from dynamic.policies import Budget, BudgetPolicy, CostedPoint, Decision, Feedback, Frontier, Policy, Snapshot
 from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.simulate import Device, Poisson, Schedule, SimulationReport, Workload, simulate
 
@@ -44,7 +44,7 @@ class Blind(Policy):
     def __init__(self, inner: Policy) -> None:
         self.inner = inner
         self._costed: Frontier | None = None
-        self._blind: dict[FrontierPoint, FrontierPoint] = {}
+        self._blind: dict[CostedPoint, CostedPoint] = {}
 
     def initial(self) -> Any:
         """As the inner one."""
@@ -111,7 +111,7 @@ def variants(frontier: Frontier) -> dict[str, Variant]:
 
 def run(frontier: Frontier, cifar: Simulated, given: Variant, policy: Policy, seed: int) -> SimulationReport:
     """Until the battery is empty."""
-    budget = Budget(last_s=ASKED_H * 3600)
+    budget = Budget(battery_duration_s=ASKED_H * 3600)
     # what never changes may be decided less often
     decide = "monitor" if isinstance(policy, FixedPolicy) else "request"
     options = {"seed": seed, "battery": START, "monitor_hz": 1.0, "decide": decide}
@@ -131,7 +131,7 @@ def measure(cifar: Simulated, given: Variant, seeds: int) -> dict[str, Any]:
     within = sum(GOAL_H[0] <= report.hours <= GOAL_H[1] and not report.battery_left for report in reports)
     honest = next((str(c.reason) for c in first.changes if "can last" in c.reason or "battery lasts" in c.reason), None)
     static = {name: (frontier, FixedPolicy(name)) for name, frontier in cifar.alone.items()}
-    static |= {f"point {p.point.name}": (cifar.frontier, FixedPolicy(p.point.name)) for p in cifar.frontier.points}
+    static |= {f"point {p.name}": (cifar.frontier, FixedPolicy(p.name)) for p in cifar.frontier.points}
     beside = {}
     for name, (frontier, policy) in static.items():
         report = run(frontier, cifar, given, policy, 0)

@@ -52,7 +52,7 @@ class Chosen:
     """What a rule takes from a calibration half: a ladder, its point, and the settings that gave it."""
 
     ladder: dynamic.Ladder
-    point: dynamic.Point
+    point: dynamic.OperatingPoint
     margin: float
 
 
@@ -88,7 +88,7 @@ def parted(records: dynamic.Records, search_share: float) -> dynamic.Records:
     return replace(records, part=split(None, len(records), search_share, seed=0))
 
 
-def drop_0(ladder: dynamic.Ladder) -> dynamic.Point:
+def drop_0(ladder: dynamic.Ladder) -> dynamic.OperatingPoint:
     """The cheapest point that was chosen to lose nothing: the last one with target 0, the reference if no other."""
     return [point for point in ladder.points if point.target == 0][-1]
 
@@ -140,7 +140,7 @@ def within_compute(search_share: float, scores: Sequence[str] = SCORES) -> Rule:
 
 
 def outcomes(
-    records: dynamic.Records, ladder: dynamic.Ladder, point: dynamic.Point
+    records: dynamic.Records, ladder: dynamic.Ladder, point: dynamic.OperatingPoint
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """(gain in {-1, 0, 1}, compute as a share of the last network's) of every record `[N]`."""
     combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)

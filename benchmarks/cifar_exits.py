@@ -109,7 +109,7 @@ def costs(records: dynamic.Records) -> tuple[tuple[float, ...], tuple[float, ...
     return tuple(BODY[name] for name in records.stage_names), tuple(EXIT[name] for name in records.stage_names)
 
 
-def operating_point(calibration: dynamic.Records, rule: Rule = RULE) -> tuple[dynamic.Ladder, dynamic.Point]:
+def operating_point(calibration: dynamic.Records, rule: Rule = RULE) -> tuple[dynamic.Ladder, dynamic.OperatingPoint]:
     """What a rule takes from the calibration half of the records, all of which choose."""
     found = _drop_0(calibration, rule.combine, rule.score, MARGINS[-1] if rule.margin is None else rule.margin)
     if rule.within is not None:
@@ -124,14 +124,14 @@ def operating_point(calibration: dynamic.Records, rule: Rule = RULE) -> tuple[dy
 @cache  # rules share halves and margins
 def _drop_0(
     calibration: dynamic.Records, combine: str, score: str, margin: float
-) -> tuple[dynamic.Ladder, dynamic.Point]:
+) -> tuple[dynamic.Ladder, dynamic.OperatingPoint]:
     body, exit_ = costs(calibration)
     given = {"combine": combine, "score": score, "margin": margin, "body_cost": body, "head_cost": exit_}
     ladder = certify(parted(calibration, 1.0), (0.0,), **given)
     return ladder, drop_0(ladder)
 
 
-def report(records: dynamic.Records, ladder: dynamic.Ladder, point: dynamic.Point) -> tuple[float, float, Any]:
+def report(records: dynamic.Records, ladder: dynamic.Ladder, point: dynamic.OperatingPoint) -> tuple[float, float, Any]:
     """(accuracy minus ResNet-56's, mean cost as a share of ResNet-56's, share that leaves at each stage) of a half."""
     assert records.label is not None
     combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)

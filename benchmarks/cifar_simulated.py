@@ -20,7 +20,7 @@ from common import ROOT, progress
 import dynamic
 from dynamic.data import ImageSet, stratified_halves
 from dynamic.offline.networks.checkpoints import load_weights
-from dynamic.policies import Costs, Frontier, Ladder, Point, Records
+from dynamic.policies import Costs, Frontier, Ladder, OperatingPoint, Records
 from dynamic.policies.certification.certificates import certify
 from dynamic.policies.certification.replay import replay
 from dynamic.policies.records import SEARCH_SHARE, split
@@ -95,5 +95,5 @@ def only(ladder: Ladder, records: Records, name: str) -> Ladder:
     right = float((played.prediction == records.label).mean())
     shares = tuple(float(stage == last) for stage in range(records.stages))
     accuracy, count = (right, right, right), len(records)
-    point = Point(name, thresholds, tuple(sorted(ran)), 0.0, 0.0, None, None, count, accuracy, shares)
+    point = OperatingPoint(name, thresholds, tuple(sorted(ran)), 0.0, 0.0, None, None, count, accuracy, shares)
     return replace(ladder, points=(point,), certified=False)

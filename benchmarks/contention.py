@@ -47,7 +47,7 @@ from dynamic.data import stratified_halves
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import write_graphs
 from dynamic.policies.certification.replay import replay, shares
-from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.ladder import Ladder, OperatingPoint
 from dynamic.policies.scores import Combiner
 from dynamic.profiling.graph_profile import NOBODY
 
@@ -106,7 +106,7 @@ def resnet18(data: Path, folder: Path) -> Served:
     return Served(folder, inputs, NOISE, None)
 
 
-def quantile_points(ladder: Ladder, records: dynamic.Records) -> Iterator[Point]:
+def quantile_points(ladder: Ladder, records: dynamic.Records) -> Iterator[OperatingPoint]:
     """The reference, and points at which shares of 25% to 100% leave early, at all exits alike or at one alone."""
     combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
     last = len(ladder.backbone) - 1
@@ -130,7 +130,7 @@ def quantile_points(ladder: Ladder, records: dynamic.Records) -> Iterator[Point]
                 thresholds[stage] = float(np.quantile(there, 1 - share))
         stage = replay(records.logits, combiner, thresholds, ladder.backbone).stage
         deep = 0.9 - 0.1 * (1 - float(stage.mean()) / last)  # made up: the deeper the better
-        yield Point(
+        yield OperatingPoint(
             name,
             tuple(thresholds),
             (0,),

@@ -41,7 +41,7 @@ from scipy.stats import binomtest
 
 import dynamic
 from dynamic.data import ImageSet
-from dynamic.policies.certification.certificates import drift
+from dynamic.policies.certification import drift
 from dynamic.policies.certification.drift import DriftTest, score_bins
 from dynamic.policies.certification.replay import replay
 from dynamic.policies.certification.temperature import fit_temperatures

@@ -71,10 +71,10 @@ def costs(cascade: dynamic.Cascade, images: Any, name: str) -> Costs:
     return tuple(known[name]["body_ms"]), tuple(known[name]["head_ms"])
 
 
-def chooser(spent: Costs) -> Callable[[dynamic.Records], tuple[dynamic.Ladder, dynamic.Point]]:
+def chooser(spent: Costs) -> Callable[[dynamic.Records], tuple[dynamic.Ladder, dynamic.OperatingPoint]]:
     """The point certified for the target, or the reference where there is none."""
 
-    def choose(half: dynamic.Records) -> tuple[dynamic.Ladder, dynamic.Point]:
+    def choose(half: dynamic.Records) -> tuple[dynamic.Ladder, dynamic.OperatingPoint]:
         body, head = spent
         ladder = dynamic.certify(parted(half, SEARCH_SHARE), (TARGET,), body_cost=body, head_cost=head, score="margin")
         found = [p for p in ladder.points if p.target == TARGET] if ladder.certified else []

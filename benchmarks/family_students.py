@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.models.compress import cluster
 from dynamic.models.compress.distillation.distillation import mean_logits
-from dynamic.models.compress.packing.half_precision import rounded
+from dynamic.models.compress.packing.half_precision import to_half_precision
 from dynamic.models.compress.packing.packed_file import load_packed, save_packed
 
 TEACHERS, TEMPERATURE = ("resnet44", "resnet56"), 4.0
@@ -125,7 +125,9 @@ def main() -> None:
     figures = {}
     for width in options.students:
         network, facts = train(width, data, loader, folder, 2 if options.smoke else EPOCHS[width])
-        shared = rounded(cluster(network, torch.zeros(1, 3, 32, 32), CLUSTERS, reduce=True, latency=False).network)
+        shared = to_half_precision(
+            cluster(network, torch.zeros(1, 3, 32, 32), CLUSTERS, reduce=True, latency=False).network
+        )
         path = folder / file(width).name if options.smoke else file(width)
         facts["bytes"] = save_packed(shared, path)
         facts["accuracy on test images"] = {"trained": accuracy(network, test), "as kept": accuracy(shared, test)}

@@ -110,7 +110,7 @@ if sys.argv[2] == "unlimited":
     found["no limit"] = resident()
 run.budget = dynamic.Budget(memory_mb=found["limit"])
 result = run(np.zeros((1, 3, 64, 64), np.float32))
-found |= {"limited": resident(), "feasible": result.decision.feasible, "point": result.decision.point.point.name}
+found |= {"limited": resident(), "feasible": result.decision.feasible, "point": result.decision.point.name}
 print("answered", json.dumps(found), sep="\\n", flush=True)
 """
 PROCESSES = {

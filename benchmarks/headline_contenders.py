@@ -27,13 +27,13 @@ ROUTES = {"graph": "cascade, graph", "stages": "cascade, stages"}  # rows of the
 class Split:
     """One split of the images: what it chose, where the graphs with its temperatures lie, and what reports."""
 
-    point: dynamic.Point
+    point: dynamic.OperatingPoint
     folder: Path
     calibration: list[int]  # both shuffled
     report: list[int]
 
 
-Choose = Callable[[dynamic.Records], tuple[dynamic.Ladder, dynamic.Point]]  # from a calibration half
+Choose = Callable[[dynamic.Records], tuple[dynamic.Ladder, dynamic.OperatingPoint]]  # from a calibration half
 
 
 class Prepared:

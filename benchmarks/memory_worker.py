@@ -70,7 +70,7 @@ def serve(run: Any, job: dict[str, Any], base_mb: float) -> dict[str, Any]:
             except Exception as error:
                 failed[repr(error)[:200]] = failed.get(repr(error)[:200], 0) + 1
             else:
-                said = (decision.point.point.name, decision.gave_way)
+                said = (decision.point.name, decision.violated_limits)
                 if not points or points[-1][1:] != said:
                     points.append((time.perf_counter(), *said))
             number += 1

@@ -40,7 +40,7 @@ from dynamic.bundle.bundle import write
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
 from dynamic.policies.control.limits import RESERVE_MB
-from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.ladder import Ladder, OperatingPoint
 
 HERE = Path(__file__).resolve().parent
 SHAPE, CLASSES = (512,), 10
@@ -106,7 +106,7 @@ def make(folder: Path, weights_mb: Sequence[float], profile_s: float = 1.0) -> d
     return dynamic.load(folder).profile(batch=(1,), seconds=profile_s, threads=1, progress=False)
 
 
-def points(ladder: Ladder, count: int) -> Iterator[Point]:
+def points(ladder: Ladder, count: int) -> Iterator[OperatingPoint]:
     """Points by the networks they need; untrained ones are never sure, so an exit with a threshold keeps everybody."""
     last = count - 1
     for names, accuracy in POINTS.items():
@@ -119,7 +119,7 @@ def points(ladder: Ladder, count: int) -> Iterator[Point]:
         shares[max(names)] = 1.0
         drop = max(0.0, 0.9 - accuracy)
         name = "reference" if names == (last,) else "networks " + ", ".join(map(str, names))
-        yield Point(name, tuple(thresholds), names, drop, drop, None, None, 32, (accuracy,) * 3, tuple(shares))
+        yield OperatingPoint(name, tuple(thresholds), names, drop, drop, None, None, 32, (accuracy,) * 3, tuple(shares))
 
 
 def job(bundle: dynamic.Bundle, **more: Any) -> str:
@@ -164,7 +164,7 @@ def judged(found: dict[str, Any], holds: Sequence[Any]) -> dict[str, Any]:
                 "within_after_s": round(within[0] - start_s, 2) if within else None,
                 "over": limit_mb is not None and most is not None and most > limit_mb,
                 "points": [name for t, name, _ in found["points"] if start_s <= t < end_s],
-                "gave_way": sorted({g for t, _, gave in found["points"] if start_s <= t < end_s for g in gave}),
+                "violated_limits": sorted({g for t, _, gave in found["points"] if start_s <= t < end_s for g in gave}),
             }
         )
     judged_moves = sum(row["most_mb"] is not None and row["limit_mb"] is not None for row in rows)
@@ -281,7 +281,7 @@ def show(budget: dict[str, Any], group: dict[str, Any]) -> None:
         print(
             f"{row['for_s']:6.1f}{row['limit_mb'] or 'none':>10}{row['most_mb'] or '?':>9}"
             f"{'?' if row['within_after_s'] is None else row['within_after_s']:>10}   {' -> '.join(row['points'])}"
-            f"{'  OVER' if row['over'] else ''}{'  gave way' if row['gave_way'] else ''}"
+            f"{'  OVER' if row['over'] else ''}{'  gave way' if row['violated_limits'] else ''}"
         )
     print(f"{budget['moves_over']} of {budget['moves_judged']} moves over: {'met' if budget['met'] else 'missed'}")
     if not group["measured"]:

@@ -68,7 +68,7 @@ def contenders(cifar: Simulated) -> dict[str, tuple[str, Frontier, Policy]]:
     for name, frontier in cifar.alone.items():
         found[name] = ("network", frontier, FixedPolicy(name))
     for point in cifar.frontier.points:
-        found[f"point {point.point.name}"] = ("point", cifar.frontier, FixedPolicy(point.point.name))
+        found[f"point {point.name}"] = ("point", cifar.frontier, FixedPolicy(point.name))
     for name, limits in SINGLE.items():
         found[name] = ("single", cifar.frontier, BudgetPolicy(limits))
     found[COMPOSED] = ("composed", cifar.frontier, BudgetPolicy())
@@ -285,7 +285,7 @@ def main() -> None:
                 "contenders": {name: {"kind": kind} | summary(mine, name) for name, kind in kinds.items()},
             }
     points = [
-        {"name": p.point.name, "accuracy": round(p.point.accuracy[1], 4), "mean_ms": round(p.mean_ms[0], 3)}
+        {"name": p.name, "accuracy": round(p.accuracy.mid, 4), "mean_ms": round(p.mean_ms[0], 3)}
         for p in cifar.frontier.points
     ]
     facts = {"simulated": True, "seeds": options.seeds, "length_s": LENGTH_S, "tolerance": TOLERANCE}

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from common import progress, save, spread
 
-from dynamic.policies import Budget, BudgetPolicy, Combiner, Costs, Frontier, Ladder, Point, Policy, Records
+from dynamic.policies import Budget, BudgetPolicy, Combiner, Costs, Frontier, Ladder, OperatingPoint, Policy, Records
 from dynamic.policies.certification.certificates import replay
 from dynamic.policies.certification.replay import shares
 from dynamic.policies.control.fixed_policy import FixedPolicy
@@ -48,7 +48,9 @@ def made_up(count: int = 10_000, classes: int = 10) -> tuple[Frontier, Records]:
         todo = plan(np.array(thresholds, np.float32), BACKBONE)
         needed = {BACKBONE[stage] for stage in range(todo.deepest + 1) if todo.run[stage]}
         points.append(
-            Point(name, thresholds, tuple(sorted(needed)), 0.0, 0.0, None, None, count, (right, right, right), share)
+            OperatingPoint(
+                name, thresholds, tuple(sorted(needed)), 0.0, 0.0, None, None, count, (right, right, right), share
+            )
         )
     costs = Costs(
         machine="made up",

@@ -38,12 +38,12 @@ from common import progress, save
 import dynamic
 from dynamic.engines.memory import trim_memory
 from dynamic.engines.route_choice import CascadeEngine
-from dynamic.errors import BudgetError, DynamicError, EngineError, ShedError
+from dynamic.errors import DynamicError, EngineError, SettingError, ShedError
 from dynamic.policies import BudgetPolicy, Decision
 from dynamic.runtime import fallback
 
 SECONDS, QUEUE, FEATURES, MOST_GROWTH = 600, 64, 12, 0.02
-REST_S = 1.0  # of an engine that failed: so that it comes back many times
+COOL_DOWN_S = 1.0  # of an engine that failed: so that it comes back many times
 NOT_MEASURED = ("engine torch", "networks of hundreds of MB", "files that vanish", "a full disk", "a fork")
 
 
@@ -187,7 +187,7 @@ class Soak:
             self.run.budget = chance.choice([*self._budgets, dynamic.Budget()])
             if chance.random() < 0.01:
                 self.run.budget = dynamic.Budget(energy_mj=1.0)  # has no source: refused
-        except BudgetError:
+        except SettingError:
             self.faults.count["budget refused"] += 1
 
     def _swap(self, chance: random.Random) -> None:
@@ -259,7 +259,7 @@ def main() -> None:
         progress("building")
         subprocess.run([sys.executable, __file__, "--build", folder], check=True)
         bundles = [dynamic.load(Path(folder) / name) for name in "ab"]
-        fallback.REST_S = REST_S
+        fallback.COOL_DOWN_S = COOL_DOWN_S
         CascadeEngine.run = faults.engine(CascadeEngine.run)  # type: ignore[method-assign]
         CascadeEngine.prepare = faults.engine(CascadeEngine.prepare)  # type: ignore[method-assign]
         memory_mb, chance = psutil.Process().memory_info().rss / 1e6, faults.random

@@ -24,7 +24,7 @@ from dynamic.policies.decision import Decision as Decision
 from dynamic.policies.decision import Policy as Policy
 from dynamic.policies.frontier import Frontier as Frontier
 from dynamic.policies.ladder import Ladder as Ladder
-from dynamic.policies.ladder import Point as Point
+from dynamic.policies.ladder import OperatingPoint as OperatingPoint
 from dynamic.policies.records import Records as Records
 from dynamic.policies.snapshot import Snapshot as Snapshot
 from dynamic.runtime.decisions.decision_log import Change as Change

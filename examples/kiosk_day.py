@@ -26,7 +26,7 @@ from dynamic.simulate import Device, Faults, Line, Outage, Recorded, SimulationR
 OPENS, CLOSES = 8.0, 18.0
 HOUR_S = 3600.0
 BUDGET = Budget(latency_ms=200, temperature_c=80, battery_floor=0.1)
-WITHOUT_MAINS = replace(BUDGET, last_s=7 * HOUR_S)
+WITHOUT_MAINS = replace(BUDGET, battery_duration_s=7 * HOUR_S)
 EVENTS = {
     11.0: "the mains are lost, 62% in the battery: from now on it must last until 18:00",
     13.0: "the battery's sensor falls silent",

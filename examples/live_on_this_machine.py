@@ -76,7 +76,7 @@ def tell(second: int, busy: int, run: dynamic.Runtime, results: list[dynamic.Res
     last = results[-1].decision
     print(
         f"{second:4d} s  {busy:2d} started  load seen {load}  median {took[len(took) // 2]:6.2f} ms, longest "
-        f"{took[-1]:6.2f}, {late:2d} of {len(took)} late  {last.point.point.name}",
+        f"{took[-1]:6.2f}, {late:2d} of {len(took)} late  {last.point.name}",
         flush=True,
     )
 

@@ -28,7 +28,7 @@ _BUDGET: Json = {"percentile": 0.95, "on_drift": "safest", "priority": _PRIORITY
         "energy_mj",
         "memory_mb",
         "battery_floor",
-        "last_s",
+        "battery_duration_s",
         "temperature_c",
         "max_drop",
         "min_accuracy",
@@ -74,7 +74,7 @@ def decide(device: Json, asked: Json, snapshot: Json, state: Json) -> Json:
         state |= {"budget": budget, "current": None, "rest_s": _SHORTEST_S}
         state |= {"backed_s": -math.inf, "up_s": -math.inf, "too_much": math.inf}
         state |= {"needed": _SOONEST, "better": 0, "since": _SOONEST * _PREMATURE}
-    left, gave_way, lost_to = sift(device, budget, seen, state, wait=False)
+    left, violated_limits, lost_to = sift(device, budget, seen, state, wait=False)
     fastest = budget["max_drop"] is not None or budget["min_accuracy"] is not None
 
     def best(of: list[Json]) -> Json:
@@ -105,15 +105,15 @@ def decide(device: Json, asked: Json, snapshot: Json, state: Json) -> Json:
         state["since"] -= 1
     point = base
     if seen["waited_ms"] or seen["queue_length"]:  # for this request alone
-        left, gave_way, _ = sift(device, budget, seen, state, wait=True)
+        left, violated_limits, _ = sift(device, budget, seen, state, wait=True)
         point = base if base in left else best([p for p in left if {*p["backbones"]} <= state["resident"]] or left)
     resident = stay(device, budget, set(point["backbones"]), state)
     there = state["resident"] | set(point["backbones"]) if resident is None else resident
     if there != state["resident"] or (resident is None) != state["everything"]:
         state |= {"resident": there, "everything": resident is None, "loaded_s": state["time_s"]}
     state |= {"current": base, "point": point}
-    answer = {"point": point["name"], "feasible": not gave_way, "gave_way": gave_way}
-    return answer | {"resident": None if resident is None else sorted(resident)}
+    answer = {"point": point["name"], "feasible": not violated_limits, "violated_limits": violated_limits}
+    return answer | {"keep_loaded": None if resident is None else sorted(resident)}
 
 
 def look(device: Json, budget: Json, seen: Json, state: Json) -> None:
@@ -129,10 +129,10 @@ def look(device: Json, budget: Json, seen: Json, state: Json) -> None:
     if budget["memory_mb"] is not None and used_mb is not None and settled:
         networks = sum(device["memory_mb"][b] for b in state["resident"])
         state["excess_mb"] = max(used_mb - state["base_mb"] - networks, fades * state["excess_mb"], 0.0)
-    if budget["last_s"] is None:
+    if budget["battery_duration_s"] is None:
         state["pace"] = None
     elif battery is not None:
-        state["pace"] = pace(device, budget["last_s"], battery, seen["battery"] is not None, state)
+        state["pace"] = pace(device, budget["battery_duration_s"], battery, seen["battery"] is not None, state)
     if budget["temperature_c"] is None:
         state["cooling"] = None
     elif (now_c := seen["temperature_c"]) is not None:
@@ -142,14 +142,21 @@ def look(device: Json, budget: Json, seen: Json, state: Json) -> None:
         state["cooling"] = cool(before, now_s, now_c)
 
 
-def pace(device: Json, last_s: float, battery: float, fresh: bool, state: Json) -> Json:
+def pace(device: Json, battery_duration_s: float, battery: float, fresh: bool, state: Json) -> Json:
     now_s, kept, known = state["time_s"], state["pace"], dict[str, float | None](idle=None, per_effort=None)
     if state["battery_mwh"] and battery > 0:
         whole_mj = state["battery_mwh"] / battery * 3600
         known["idle"] = None if device["idle_mw"] is None else device["idle_mw"] / whole_mj
         known["per_effort"] = None if device["points"][0]["energy_mj"] is None else 1 / whole_mj
-    if kept is None or kept["last_s"] != last_s:
-        kept = {"last_s": last_s, "start_s": now_s, "edge": battery, "whole": False, "rate_hz": None, "sums": [0.0] * 5}
+    if kept is None or kept["battery_duration_s"] != battery_duration_s:
+        kept = {
+            "battery_duration_s": battery_duration_s,
+            "start_s": now_s,
+            "edge": battery,
+            "whole": False,
+            "rate_hz": None,
+            "sums": [0.0] * 5,
+        }
         kept |= {"edge_s": now_s, "rate_s": now_s, "time_s": now_s, "effort": state["effort"], "count": state["count"]}
         kept |= known | {"read_s": now_s}
     if state["plugged"]:
@@ -213,7 +220,7 @@ def crowd(device: Json, state: Json) -> float:
 
 def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tuple[list[Json], list[str], str]:
     """The points that the limits leave, one limit after another; which gave way; which ruled out the current one."""
-    left, gave_way, at = device["points"], list[str](), device["batch"].index(seen["rows"] or 1)
+    left, violated_limits, at = device["points"], list[str](), device["batch"].index(seen["rows"] or 1)
     lost_to = ""
     now, slow = state["current"], math.exp(state["mean"]) * crowd(device, state)
     spread = next((i for i, s in enumerate(device["spreads"]) if s >= math.sqrt(state["scatter"])), -1)
@@ -234,7 +241,7 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
     def keep(field: str | None, need: Any, most: float, spare: float = 1.0, beside: float | None = 0.0) -> bool:
         nonlocal left
         fits = [p for p in left if need(p) <= most and (now is None or need(p) <= max(most * spare, need(now)))]
-        gave_way.extend([field] if field and not fits else [])
+        violated_limits.extend([field] if field and not fits else [])
         left = fits or (least(need) if beside is None else nearest(need, beside))
         return bool(fits)
 
@@ -249,7 +256,7 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
             if (free_mb := state["memory_available_mb"]) is not None:
                 here = sum(device["memory_mb"][b] for b in state["resident"])
                 most = here + 1e-3 if (state["memory_pressure"] or 0.0) > _PRESSED else math.inf
-                field = None if "memory_mb" in gave_way else "memory_mb"
+                field = None if "memory_mb" in violated_limits else "memory_mb"
                 keep(field, memory_mb, min(free_mb - _RESERVE_MB + here, most), _SPARE, other)
         elif name == "deadline" and budget["deadline_ms"] is not None:
             most = (budget["deadline_ms"] - waited_ms) / slow
@@ -258,15 +265,17 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
         elif name == "battery" and state["battery"] is not None and not state["plugged"]:
             floor, kept = budget["battery_floor"], state["pace"]
             left = least(effort) if floor is not None and state["battery"] <= floor else left
-            if budget["last_s"] is not None and kept is not None and (line := drain(kept)) is not None:
-                end_s, charge = kept["start_s"] + kept["last_s"], kept["edge"] - (floor or 0.0)
-                aim_s = max(kept["start_s"] + kept["last_s"] * (1 + _AIM) - kept["edge_s"], 1.0)
+            if budget["battery_duration_s"] is not None and kept is not None and (line := drain(kept)) is not None:
+                end_s, charge = kept["start_s"] + kept["battery_duration_s"], kept["edge"] - (floor or 0.0)
+                aim_s = max(kept["start_s"] + kept["battery_duration_s"] * (1 + _AIM) - kept["edge_s"], 1.0)
                 spare, per_effort = charge / aim_s - line[0], line[1] * (kept["rate_hz"] or 0.0)
                 most = 0.0 if spare <= 0 else spare / per_effort if per_effort > 0 else math.inf
                 if not keep(None, effort, math.inf if state["time_s"] >= end_s else most, 0.98):
                     per_s = line[0] + per_effort * effort(left[0])
                     lasts_s = max(charge, 0.0) / per_s if per_s > 0 else math.inf
-                    gave_way.extend(["last_s"] if lasts_s < 0.95 * max(end_s - kept["edge_s"], 1.0) else [])
+                    violated_limits.extend(
+                        ["battery_duration_s"] if lasts_s < 0.95 * max(end_s - kept["edge_s"], 1.0) else []
+                    )
         elif name == "temperature" and budget["temperature_c"] is not None and state["cooling"] is not None:
             _, now_c, slope_c = state["cooling"]
             over = state["temperature_c"] > budget["temperature_c"]  # now, whatever the mean says
@@ -277,7 +286,7 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
                 keep(None, effort, low + share * (high - low) if share < 1.0 else math.inf, _SPARE)
             else:
                 left = least(effort)
-                gave_way.extend(["temperature_c"] if over or now_c > budget["temperature_c"] else [])
+                violated_limits.extend(["temperature_c"] if over or now_c > budget["temperature_c"] else [])
         elif name == "latency" and budget["latency_ms"] is not None:
             behind = (seen["queue_length"] or 0) if wait else 0
             if keep("latency_ms", ms, (budget["latency_ms"] - waited_ms) / slow, _SPARE) and behind:
@@ -296,7 +305,7 @@ def sift(device: Json, budget: Json, seen: Json, state: Json, wait: bool) -> tup
             if state["drift"] and budget["on_drift"] == "safest":
                 left = [min(left, key=lambda p: float(p["promised_drop"]))]  # of equals the first: the reference
         lost_to = lost_to or (name if now is not None and now not in left else "")
-    return left, gave_way, lost_to
+    return left, violated_limits, lost_to
 
 
 def stay(device: Json, budget: Json, needed: set[int], state: Json) -> set[int] | None:

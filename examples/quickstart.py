@@ -147,8 +147,8 @@ def stream(bundle: dynamic.Bundle, report: ImageSet, count: int) -> None:
             for image, label in zip(report.images[:count], report.labels[:count], strict=True):
                 result = run(image)
                 right += int(result.label[0]) == label
-                if result.decision.point.point.name != last:
-                    last, changes = result.decision.point.point.name, changes + 1
+                if result.decision.point.name != last:
+                    last, changes = result.decision.point.name, changes + 1
                     if changes <= 4:
                         print(f"    input {result.id}: {result.decision.reason}")
             more = f", {changes - 4} more changes of decision" if changes > 4 else ""

@@ -48,7 +48,7 @@ def main() -> None:
             decisions = [result.decision for result in results]
             print(f"\n{name}\n    {decisions[0].reason}")
             if not decisions[0].feasible:
-                print(f"    not met: {', '.join(decisions[0].gave_way)}")
+                print(f"    not met: {', '.join(decisions[0].violated_limits)}")
             changed = sum(a.point is not b.point for a, b in itertools.pairwise(decisions))
             spent_ms = sum(result.latency_ms for result in results) / len(results)
             print(f"    100 inputs: accuracy {right}%, {spent_ms:.2f} ms on average, {changed} more decisions")

@@ -60,7 +60,7 @@ class Answer:
     right: float | None = None
     certified: bool | None = None
     point: str | None = None
-    gave_way: tuple[str, ...] = ()
+    violated_limits: tuple[str, ...] = ()
     reason: str | None = None
 
 
@@ -108,7 +108,7 @@ class Largest(Policy):
 
     def decide(self, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: Any) -> tuple[Decision, Any]:
         """Always the same."""
-        return Decision(frontier.points[0], resident=frontier.points[0].backbones), state
+        return Decision(frontier.points[0], keep_loaded=frontier.points[0].backbones), state
 
 
 def frame_ms(bundle: dynamic.Bundle, images: ImageSet) -> float:
@@ -173,7 +173,7 @@ def _enter(log: Log, clock: Clock, hour: float, labels: NDArray[np.int64], futur
     else:
         result = future.result()
         decision, right = result.decision, float((result.label == labels).mean())
-        why = decision.point.point.name, decision.gave_way, decision.reason
+        why = decision.point.name, decision.violated_limits, decision.reason
         log.answers.append(Answer(hour, done, result.latency_ms, right, result.certified, *why))
 
 

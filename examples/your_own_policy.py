@@ -35,7 +35,7 @@ class NightAndDay(Policy):
         fitting = [point for point, ms in zip(frontier.points, p95_ms, strict=True) if ms <= limit_ms]
         if not fitting:
             return Decision(frontier.cheapest, False, ("latency_ms",), "by day, and too late for any"), state
-        best = max(fitting, key=lambda point: point.point.accuracy[1])
+        best = max(fitting, key=lambda point: point.accuracy.mid)
         return Decision(best, reason=f"by day the most accurate within {limit_ms:.3g} ms"), state
 
 

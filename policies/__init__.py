@@ -7,8 +7,8 @@ from dynamic.policies.certification.threshold_search import Search
 from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback, Policy
-from dynamic.policies.frontier import Frontier, FrontierPoint
-from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.frontier import CostedPoint, Frontier
+from dynamic.policies.ladder import Ladder, OperatingPoint
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 from dynamic.policies.snapshot import Snapshot
@@ -17,13 +17,13 @@ __all__ = [
     "Budget",
     "BudgetPolicy",
     "Combiner",
+    "CostedPoint",
     "Costs",
     "Decision",
     "Feedback",
     "Frontier",
-    "FrontierPoint",
     "Ladder",
-    "Point",
+    "OperatingPoint",
     "Policy",
     "Records",
     "Replay",

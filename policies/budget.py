@@ -12,7 +12,7 @@ ON_DRIFT = ("safest", "report")
 # what gives way last comes first
 PRIORITY = ("memory", "deadline", "battery", "temperature", "latency", "energy", "drop")
 
-_POSITIVE = ("latency_ms", "deadline_ms", "energy_mj", "memory_mb", "last_s", "cpu_ms")
+_POSITIVE = ("latency_ms", "deadline_ms", "energy_mj", "memory_mb", "battery_duration_s", "cpu_ms")
 _FRACTIONS = ("battery_floor", "max_drop", "min_accuracy")
 _COLDEST_C, _HOTTEST_C = -50.0, 150.0  # beyond these it is no temperature of a device, or not in degrees Celsius
 
@@ -25,11 +25,11 @@ class Budget:
     included; `deadline_ms` hard, of each request: a stage that would end later is not begun once an exit has answered,
     and the best answer so far stands, uncertified (a point with its early exits off is not cut before its first
     answer); `energy_mj` of an inference on average; `memory_mb` resident memory of this process (10^6 bytes);
-    `battery_floor` 0..1: at or below it, off the mains, only the cheapest point runs; `last_s`: so long from when the
-    policy first sees a budget with this `last_s`, the battery must not fall to the floor; `temperature_c`: inference
-    backs off before it is reached; `max_drop`: accuracy that may be given up against the reference for savings;
-    `min_accuracy` measured in calibration; `cpu_ms` of CPU time of an inference on
-    average, which every profile holds, where energy needs a meter. It has the priority of energy.
+    `battery_floor` 0..1: at or below it, off the mains, only the cheapest point runs; `battery_duration_s`: so long
+    from when the policy first sees a budget with this `battery_duration_s`, the battery must not fall to the floor;
+    `temperature_c`: inference backs off before it is reached; `max_drop`: accuracy that may be given up against the
+    reference for savings; `min_accuracy` measured in calibration; `cpu_ms` of CPU time of an inference on average,
+    which every profile holds, where energy needs a meter. It has the priority of energy.
 
     `on_drift`, once inputs no longer look like those of the calibration: "safest" gives up savings, and of what the
     other limits allow the point of the least promised drop runs; "report" only tells. `priority`: limits of which what
@@ -44,7 +44,7 @@ class Budget:
     energy_mj: float | None = None
     memory_mb: float | None = None
     battery_floor: float | None = None
-    last_s: float | None = None
+    battery_duration_s: float | None = None
     temperature_c: float | None = None
     max_drop: float | None = None
     min_accuracy: float | None = None

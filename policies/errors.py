@@ -7,7 +7,8 @@ DynamicError
 │   ├── ExitError        an exit that does not exist or carries no tensor
 │   └── LayoutError      where the channels are cannot be told: name it
 ├── InputError           an array of the wrong shape, dtype or count  (also a ValueError)
-├── BudgetError          a budget, threshold or setting out of range  (also a ValueError)
+├── SettingError         an argument or option out of its range       (also a ValueError)
+│   └── BudgetError      a budget that is out of range, or cannot be kept here
 ├── CalibrationError     records from which nothing can be learned
 ├── BundleError          a bundle or checkpoint that cannot be trusted
 │   ├── CorruptError     missing, truncated or altered
@@ -45,8 +46,12 @@ class InputError(DynamicError, ValueError):
     """An array or tensor of the wrong shape, dtype or class count."""
 
 
-class BudgetError(DynamicError, ValueError):
-    """A budget, threshold or setting outside its range."""
+class SettingError(DynamicError, ValueError):
+    """An argument or option outside its range, or one that does not go with another."""
+
+
+class BudgetError(SettingError):
+    """A budget with a limit outside its range, or one about which this device can say nothing."""
 
 
 class CalibrationError(DynamicError):

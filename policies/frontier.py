@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
-from dynamic.policies.ladder import Ladder, Point
-from dynamic.policies.rank import Rank
-from dynamic.policies.stage_plan import Plan, plan
+from dynamic.policies.fast_paths import Rank
+from dynamic.policies.ladder import Interval, Ladder, OperatingPoint
+from dynamic.policies.stage_plan import StagePlan, plan
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -25,7 +25,7 @@ _KEPT = 1000  # figures that a frontier remembers of each kind
 
 
 @dataclass(frozen=True, eq=False)
-class FrontierPoint:
+class CostedPoint:
     """An operating point and what it costs at each of the K batch sizes.
 
     `mean_ms`, `p95_ms`, `deep_ms` (every row as deep as the thresholds let one go), `cpu_ms`,
@@ -33,8 +33,8 @@ class FrontierPoint:
     its backbones.
     """
 
-    point: Point
-    plan: Plan
+    operating_point: OperatingPoint
+    plan: StagePlan
     mean_ms: tuple[float, ...]
     p95_ms: tuple[float, ...]
     deep_ms: tuple[float, ...]
@@ -42,17 +42,47 @@ class FrontierPoint:
     energy_mj: tuple[float, ...] | None
     memory_mb: float
 
+    @property
+    def name(self) -> str:
+        """The name of the operating point."""
+        return self.operating_point.name
+
+    @property
+    def accuracy(self) -> Interval:
+        """Its accuracy in calibration, or the agreement with the reference where there were no labels."""
+        return self.operating_point.accuracy
+
+    @property
+    def drop(self) -> float | None:
+        """Its signed accuracy drop to the reference in calibration. None without labels."""
+        return self.operating_point.drop
+
+    @property
+    def promised_drop(self) -> float:
+        """The drop that a budget may count on."""
+        return self.operating_point.promised_drop
+
+    @property
+    def bound(self) -> float | None:
+        """What its risk is at most. None where it is not certified."""
+        return self.operating_point.bound
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Shares `[S]` of inputs that exit at each stage."""
+        return self.operating_point.shares
+
     @cached_property
     def thresholds(self) -> NDArray[np.float32]:
         """The point's thresholds `[S-1]` as an engine takes them; read-only, since all requests are given this one."""
-        array = np.array(self.point.thresholds, np.float32)
+        array = np.array(self.operating_point.thresholds, np.float32)
         array.setflags(write=False)
         return array
 
     @cached_property
     def backbones(self) -> frozenset[int]:
         """The backbones that the point needs."""
-        return frozenset(self.point.backbones)
+        return frozenset(self.operating_point.backbones)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +96,12 @@ class Frontier:
 
     ladder: Ladder
     costs: Costs
-    points: tuple[FrontierPoint, ...]
+    points: tuple[CostedPoint, ...]
     # requests ask for the same few figures again and again; not of __init__, so that no copy with other costs has them
     _latency: dict[tuple[float | None, int, float], Rank] = field(default_factory=dict, init=False, repr=False)
     _held: dict[frozenset[int], int] = field(default_factory=dict, init=False, repr=False)
     _first: dict[int, Rank] = field(default_factory=dict, init=False, repr=False)
-    _path: dict[tuple[FrontierPoint, int, int], float] = field(default_factory=dict, init=False, repr=False)
+    _path: dict[tuple[CostedPoint, int, int], float] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, ladder: Ladder, costs: Costs) -> "Frontier":
@@ -90,7 +120,7 @@ class Frontier:
         return Frontier.of(self.ladder, costs)
 
     @cached_property
-    def cheapest(self) -> FrontierPoint:
+    def cheapest(self) -> CostedPoint:
         """The point of the least CPU time at the smallest batch."""
         return self.points[self.processor.first((1 << len(self.points)) - 1)]
 
@@ -109,9 +139,9 @@ class Frontier:
         if found is None:
             found = Rank(
                 [
-                    mean_ms(p.point, p.plan, self.costs, rows)
+                    mean_ms(p.operating_point, p.plan, self.costs, rows)
                     if percentile is None
-                    else percentile_ms(p.point, p.plan, self.costs, rows, percentile, wide)
+                    else percentile_ms(p.operating_point, p.plan, self.costs, rows, percentile, wide)
                     for p in self.points
                 ]
             )
@@ -144,13 +174,13 @@ class Frontier:
     @cached_property
     def drop(self) -> Rank:
         """Points by the drop that they promise not to exceed."""
-        return Rank([p.point.promised_drop for p in self.points])
+        return Rank([p.promised_drop for p in self.points])
 
     @cached_property
     def accuracy(self) -> Rank:
         """Points by accuracy, negated: the most accurate come first, of those as accurate the fastest."""
         ties = told_apart(self.mean.figures, self.costs.noise)
-        return Rank([-p.point.accuracy[1] for p in self.points], ties=ties)
+        return Rank([-p.accuracy.mid for p in self.points], ties=ties)
 
     @cached_property
     def mean(self) -> Rank:
@@ -169,11 +199,13 @@ class Frontier:
             _keep(self._held, resident, found)
         return found
 
-    def path_ms(self, point: FrontierPoint, depth: int, rows: int = 1) -> float:
+    def path_ms(self, point: CostedPoint, depth: int, rows: int = 1) -> float:
         """Expected time of a request of `rows` inputs whose deepest one left at stage `depth`."""
         found = self._path.get((point, depth, rows))
         if found is None:
-            there = (_sum_given_depth(point.point, rows, depth, _gets_to(s, depth))[1] for s in range(depth + 1))
+            there = (
+                _sum_given_depth(point.operating_point, rows, depth, _gets_to(s, depth))[1] for s in range(depth + 1)
+            )
             found = sum(_stage_ms(self.costs, point.plan, s, at) for s, at in enumerate(there)) + self.costs.at(
                 self.costs.call_ms, rows
             )
@@ -181,21 +213,21 @@ class Frontier:
         return found
 
 
-def mean_ms(point: Point, todo: Plan, costs: Costs, rows: int) -> float:
+def mean_ms(point: OperatingPoint, todo: StagePlan, costs: Costs, rows: int) -> float:
     """Mean latency: the chance that one of the rows gets to a stage, times what the rows expected there then take."""
     return sum(
         chance * _stage_ms(costs, todo, s, there) for s, (chance, there) in enumerate(_visits(point, rows)) if chance
     ) + costs.at(costs.call_ms, rows)
 
 
-def first_answer_ms(todo: Plan, costs: Costs, rows: int) -> float:
+def first_answer_ms(todo: StagePlan, costs: Costs, rows: int) -> float:
     """Time until the first exit that is on has answered for all rows."""
     first = todo.on.index(True)
     return sum(_stage_ms(costs, todo, s, rows) for s in range(first + 1)) + costs.at(costs.call_ms, rows)
 
 
 def percentile_ms(
-    point: Point, todo: Plan, costs: Costs, rows: int, percentile: float, request_spread: float = 0.0
+    point: OperatingPoint, todo: StagePlan, costs: Costs, rows: int, percentile: float, request_spread: float = 0.0
 ) -> float:
     """The latency that a share `percentile` of requests stays below.
 
@@ -236,7 +268,7 @@ def _keep(known: dict[K, V], key: K, value: V) -> None:
     known[key] = value
 
 
-def _visits(point: Point, rows: int) -> list[tuple[float, float]]:
+def _visits(point: OperatingPoint, rows: int) -> list[tuple[float, float]]:
     """By stage: the chance that one of `rows` inputs gets there, and how many do where one does."""
     chances = [1.0 - (1.0 - min(share, 1.0)) ** rows for share in _reach(point)]
     return [(c, rows * share / c if c else 0.0) for c, share in zip(chances, _reach(point), strict=True)]
@@ -247,7 +279,9 @@ def _gets_to(stage: int, depth: int) -> list[float]:
     return [float(at >= stage) for at in range(depth + 1)]
 
 
-def _sum_given_depth(point: Point, rows: int, depth: int, value: Sequence[float]) -> tuple[float, float, float]:
+def _sum_given_depth(
+    point: OperatingPoint, rows: int, depth: int, value: Sequence[float]
+) -> tuple[float, float, float]:
     """(chance that the deepest of `rows` independent inputs leaves at `depth`, mean, variance then of a sum over all).
 
     `value [depth + 1]`: what an input adds that leaves at each stage.
@@ -271,20 +305,20 @@ def _sum_given_depth(point: Point, rows: int, depth: int, value: Sequence[float]
     return 0.0, value[depth] + (rows - 1) * usual, 0.0
 
 
-def _stage_ms(costs: Costs, todo: Plan, stage: int, rows: float) -> float:
+def _stage_ms(costs: Costs, todo: StagePlan, stage: int, rows: float) -> float:
     if not todo.run[stage]:
         return 0.0
     whole = costs.at(costs.latency_ms[stage], rows)
     return whole if todo.on[stage] else max(whole - costs.at(costs.head_ms[stage], rows), 0.0)
 
 
-def _body_share(costs: Costs, todo: Plan, stage: int, rows: float) -> float:
+def _body_share(costs: Costs, todo: StagePlan, stage: int, rows: float) -> float:
     """The share of a stage's work that is done: without its head where that is off, by the time the head takes."""
     whole = costs.at(costs.latency_ms[stage], rows)
     return _stage_ms(costs, todo, stage, rows) / whole if whole > 0 else 1.0
 
 
-def _reach(point: Point) -> tuple[float, ...]:
+def _reach(point: OperatingPoint) -> tuple[float, ...]:
     """Share of inputs that get as far as each stage `[S]`."""
     reach, left = [], 1.0
     for share in point.shares:
@@ -293,7 +327,7 @@ def _reach(point: Point) -> tuple[float, ...]:
     return tuple(reach)
 
 
-def _cost(point: Point, ladder: Ladder, costs: Costs) -> FrontierPoint:
+def _cost(point: OperatingPoint, ladder: Ladder, costs: Costs) -> CostedPoint:
     todo = plan(np.array(point.thresholds, np.float32), ladder.backbone)
     none = (0.0,) * len(costs.batch)
     call_cpu_ms, call_mj = costs.call_cpu_ms or none, costs.call_mj or none
@@ -306,8 +340,8 @@ def _cost(point: Point, ladder: Ladder, costs: Costs) -> FrontierPoint:
             if todo.run[s] and chance
         )
 
-    return FrontierPoint(
-        point=point,
+    return CostedPoint(
+        operating_point=point,
         plan=todo,
         mean_ms=tuple(mean_ms(point, todo, costs, rows) for rows in costs.batch),
         p95_ms=tuple(percentile_ms(point, todo, costs, rows, 0.95) for rows in costs.batch),
@@ -328,9 +362,9 @@ def row_mb(costs: Costs, backbones: Collection[int]) -> float:
     return max((costs.row_mb[b] for b in backbones), default=0.0) if costs.row_mb else 0.0
 
 
-def _compared(points: Sequence[FrontierPoint], noise: float) -> list[list[float]]:
+def _compared(points: Sequence[CostedPoint], noise: float) -> list[list[float]]:
     """Every figure of every point so that less is better, those in time as far as they are told apart."""
-    columns = [[p.point.promised_drop for p in points], [-p.point.accuracy[1] for p in points]]
+    columns = [[p.promised_drop for p in points], [-p.accuracy.mid for p in points]]
     timed = [[*p.mean_ms, *p.p95_ms, *p.cpu_ms] for p in points]
     columns += [told_apart(list(column), noise) for column in zip(*timed, strict=True)]
     columns.append([p.memory_mb for p in points])

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynamic.policies.errors import CorruptError, SchemaError
 from dynamic.policies.scores import COMBINE, SCORES, ScoreBins
@@ -22,8 +22,16 @@ _SCORE_RANGES = {
 }
 
 
+class Interval(NamedTuple):
+    """A measured figure with its 95% interval."""
+
+    low: float
+    mid: float
+    high: float
+
+
 @dataclass(frozen=True)
-class Point:
+class OperatingPoint:
     """Which stages are allowed and when inputs leave them.
 
     `thresholds [S-1]` (an input leaves where `threshold < score`; inf: exit off); `backbones` it needs;
@@ -42,10 +50,13 @@ class Point:
     bound: float | None
     delta: float | None
     n: int
-    accuracy: tuple[float, float, float]
+    accuracy: Interval
     shares: tuple[float, ...]
     kind: str = "drop"
     drop: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "accuracy", Interval(*self.accuracy))
 
     @property
     def promised_drop(self) -> float:
@@ -108,7 +119,7 @@ class Ladder:
     combine: str
     backbone: tuple[int, ...]
     stage_names: tuple[str, ...]
-    points: tuple[Point, ...]
+    points: tuple[OperatingPoint, ...]
     fingerprint: str
     certified: bool
     certificate: Certificate | None = None
@@ -185,7 +196,7 @@ def _threshold(value: Any, name: str) -> float:
     return number(value, name, -math.inf, math.inf)
 
 
-def _rounded(value: Any, name: str) -> float:
+def _share(value: Any, name: str) -> float:
     """A fraction that was computed: rounding may leave it a little outside."""
     return number(value, name, -_ROUNDING, 1.0 + _ROUNDING)
 
@@ -209,12 +220,12 @@ def _bins(value: Any, name: str) -> ScoreBins:
     return ScoreBins(edges, items(data["counts"], f"{name}.counts", _count, len(edges) + 1))
 
 
-def _point(value: Any, name: str, stages: int) -> Point:
-    data = mapping(value, name, [f.name for f in fields(Point)])
-    low, mid, high = items(data["accuracy"], f"{name}.accuracy", _rounded, 3)
+def _point(value: Any, name: str, stages: int) -> OperatingPoint:
+    data = mapping(value, name, [f.name for f in fields(OperatingPoint)])
+    low, mid, high = items(data["accuracy"], f"{name}.accuracy", _share, 3)
     if not low - _ROUNDING <= mid <= high + _ROUNDING:
         raise ValueError(f"{name}.accuracy={[low, mid, high]} must rise")
-    point = Point(
+    point = OperatingPoint(
         name=text(data["name"], f"{name}.name"),
         thresholds=items(data["thresholds"], f"{name}.thresholds", _threshold, stages - 1),
         backbones=items(data["backbones"], f"{name}.backbones", _backbone),
@@ -223,8 +234,8 @@ def _point(value: Any, name: str, stages: int) -> Point:
         bound=maybe(data["bound"], f"{name}.bound", _change),
         delta=maybe(data["delta"], f"{name}.delta", _level),
         n=_count(data["n"], f"{name}.n"),
-        accuracy=(low, mid, high),
-        shares=items(data["shares"], f"{name}.shares", _rounded, stages),
+        accuracy=Interval(low, mid, high),
+        shares=items(data["shares"], f"{name}.shares", _share, stages),
         kind=word(data["kind"], f"{name}.kind", KINDS),
         drop=maybe(data["drop"], f"{name}.drop", _change),
     )

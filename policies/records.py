@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.errors import BudgetError, CalibrationError, CorruptError, InputError
+from dynamic.policies.errors import CalibrationError, CorruptError, InputError, SettingError
 from dynamic.policies.validation.array_files import read_arrays
 from dynamic.policies.validation.fields import items, number, text, whole
 
@@ -139,11 +139,11 @@ def split(
     """Part of each of `count` records: 0 search, 1 certify. By lot alone; a group is never split.
 
     Not by class: a class that a sample happens to hold too much of would then be too much in both parts, and the part
-    that certifies must not share the luck of the part that chose. Raises BudgetError where `search_share` is not in
+    that certifies must not share the luck of the part that chose. Raises SettingError where `search_share` is not in
     (0, 1].
     """
     if not 0 < search_share <= 1:
-        raise BudgetError(f"search_share={search_share} must lie in (0, 1]")
+        raise SettingError(f"search_share={search_share} must lie in (0, 1]")
     units = np.arange(count) if group is None else np.unique(group)
     chosen = np.random.default_rng(seed).permutation(units)[: max(1, round(len(units) * search_share))]
     part = np.full(count, CERTIFY, np.int8)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 
 Floats = NDArray[np.float32]
 
@@ -114,14 +114,14 @@ class Combiner:
     `score`: one of the functions above, of the answer's probabilities, or "patience": how many answers directly before
     this one gave the same class, in an unbroken run (Zhou et al. 2020, BERT Loses Patience).
 
-    Raises BudgetError on an unknown score or combination, or "backbones" without `backbone [S]`.
+    Raises SettingError on an unknown score or combination, or "backbones" without `backbone [S]`.
     """
 
     def __init__(
         self, temperature: tuple[float, ...], score: str, combine: str, backbone: tuple[int, ...] | None = None
     ) -> None:
         if score not in SCORES:
-            raise BudgetError(f"score={score!r} is not known; use one of {sorted(SCORES)}")
+            raise SettingError(f"score={score!r} is not known; use one of {sorted(SCORES)}")
         self._temperature = temperature
         self._score = _OF_ONE_ANSWER.get(score)
         self._group = groups(combine, backbone, len(temperature))
@@ -191,16 +191,16 @@ def _patience(state: Running, total: Floats) -> tuple[Floats, NDArray[np.intp]]:
 def groups(combine: str, backbone: tuple[int, ...] | None, stages: int) -> tuple[int, ...]:
     """The group of each stage `[S]`: of all that share one, the latest answers alone.
 
-    Raises BudgetError on an unknown combination, or "backbones" where `backbone [S]` is not known.
+    Raises SettingError on an unknown combination, or "backbones" where `backbone [S]` is not known.
     """
     if combine not in COMBINE:
-        raise BudgetError(f"combine={combine!r} is not known; use one of {COMBINE}")
+        raise SettingError(f"combine={combine!r} is not known; use one of {COMBINE}")
     if combine == "mean":
         return tuple(range(stages))
     if combine == "last":
         return (0,) * stages
     if backbone is None or len(backbone) != stages:
-        raise BudgetError(f"combine='backbones' needs the backbone of each of {stages} stages; it is {backbone}")
+        raise SettingError(f"combine='backbones' needs the backbone of each of {stages} stages; it is {backbone}")
     return tuple(backbone)
 
 

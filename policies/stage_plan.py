@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagePlan:
     """What a threshold vector asks for.
 
     `on [S]`: the exit is evaluated (its head run, its answer averaged in). `run [S]`: the stage's body is
@@ -24,19 +24,19 @@ class Plan:
 
 
 def check_thresholds(thresholds: NDArray[np.float32], stages: int) -> NDArray[np.float32]:
-    """The thresholds as float32 `[S-1]`; raises BudgetError on a wrong length or NaN."""
+    """The thresholds as float32 `[S-1]`; raises SettingError on a wrong length or NaN."""
     array = np.asarray(thresholds, dtype=np.float32)
     if array.shape != (stages - 1,):
-        raise BudgetError(f"thresholds have shape {array.shape}; {stages} stages need ({stages - 1},)")
+        raise SettingError(f"thresholds have shape {array.shape}; {stages} stages need ({stages - 1},)")
     if np.isnan(array).any():
-        raise BudgetError(f"thresholds {array.tolist()} hold NaN; use +inf to switch an exit off")
+        raise SettingError(f"thresholds {array.tolist()} hold NaN; use +inf to switch an exit off")
     return array
 
 
-def plan(thresholds: NDArray[np.float32], backbone: tuple[int, ...]) -> Plan:
+def plan(thresholds: NDArray[np.float32], backbone: tuple[int, ...]) -> StagePlan:
     """The plan of `thresholds [S-1]` for stages that belong to `backbone [S]`.
 
-    Raises BudgetError on a wrong length or NaN.
+    Raises SettingError on a wrong length or NaN.
     """
     array = check_thresholds(thresholds, len(backbone))
     on = (*(bool(t) for t in array != np.inf), True)
@@ -45,4 +45,4 @@ def plan(thresholds: NDArray[np.float32], backbone: tuple[int, ...]) -> Plan:
         for stage in range(len(on))
     )
     everybody = np.flatnonzero(array == -np.inf)
-    return Plan(on, run, int(everybody[0]) if len(everybody) else len(on) - 1)
+    return StagePlan(on, run, int(everybody[0]) if len(everybody) else len(on) - 1)

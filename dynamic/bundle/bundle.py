@@ -48,13 +48,13 @@ from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import (
-    BudgetError,
     BundleError,
     CorruptError,
     DynamicError,
     EngineError,
     InputError,
     SchemaError,
+    SettingError,
 )
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder
@@ -312,7 +312,7 @@ class Bundle:
         EngineError where the engine is unknown or not installed.
         """
         opened = self.open_unchecked(engine, precision, **options)
-        # without preload nothing runs before a runtime's first request, which checks (see `Serving.check`)
+        # without preload nothing runs before a runtime's first request, which checks (see `Deployment.check`)
         opened.agrees = self.preload and self.agrees(opened)
         return opened
 
@@ -468,7 +468,7 @@ class Bundle:
 
         `active_mw`: what this device draws while inference works, on top of `idle_mw`, if you know (milliwatts; a meter
         between charger and board tells). Energies then follow by the model power x time, and budgets may limit them.
-        Raises BudgetError where one of them is no positive number, and on `idle_mw` alone.
+        Raises SettingError where one of them is no positive number, and on `idle_mw` alone.
         """
         _check_powers(active_mw, idle_mw)  # before minutes are spent
         route = options.get("route")
@@ -690,9 +690,9 @@ def _stages(modules: Any, names: Sequence[str]) -> tuple[Any, ...] | None:
 def _check_powers(active_mw: float | None, idle_mw: float | None) -> None:
     for name, value in (("active_mw", active_mw), ("idle_mw", idle_mw)):
         if value is not None and not 0 < value < math.inf:
-            raise BudgetError(f"{name}={value!r} must be a positive number of milliwatts")
+            raise SettingError(f"{name}={value!r} must be a positive number of milliwatts")
     if idle_mw is not None and active_mw is None:
-        raise BudgetError(
+        raise SettingError(
             f"idle_mw={idle_mw!r} says nothing of an inference without active_mw: give both, active_mw on top of "
             "idle_mw, or neither"
         )

@@ -27,13 +27,13 @@ from typing import Any
 
 from dynamic.policies.budget import PRIORITY, Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy, BudgetState
-from dynamic.policies.control.limits import LEAST, TELLS, Sieve
+from dynamic.policies.control.limits import LEAST, TELLS, CandidateFilter
 from dynamic.policies.control.reasons import Note
 from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback
+from dynamic.policies.fast_paths import Rank, members
 from dynamic.policies.frontier import SPREADS, Frontier, told_apart
-from dynamic.policies.ladder import Ladder, Point
-from dynamic.policies.rank import Rank, members
+from dynamic.policies.ladder import Interval, Ladder, OperatingPoint
 from dynamic.policies.snapshot import Snapshot
 
 SCHEMA = 2
@@ -60,8 +60,8 @@ class _Kind:
 
 _WILD = _Kind(40, (), 0.25, 0.3, 0.7, (0.0, 0.1, 0.2, 1.0, 5.0, 20.0, -1.0))
 _WARM = _Kind(40, ("temperature_c",), 0.25, 0.05, 0.7, (0.0, 0.2, 0.7, 1.0, 3.0, 5.0, -1.0))
-_PACED = _Kind(40, ("last_s",), 0.06, 0.05, 0.7, (0.2, 0.2, 0.5, 0.7, 1.0, -0.3))
-_LONG = replace(_PACED, limits=("last_s", "latency_ms"), steps_s=(0.4, 20.0, 50.0, 80.0, -5.0))
+_PACED = _Kind(40, ("battery_duration_s",), 0.06, 0.05, 0.7, (0.2, 0.2, 0.5, 0.7, 1.0, -0.3))
+_LONG = replace(_PACED, limits=("battery_duration_s", "latency_ms"), steps_s=(0.4, 20.0, 50.0, 80.0, -5.0))
 _FULL = _Kind(120, ("memory_mb", "deadline_ms"), 0.02, 0.01, 0.1, (0.0, 0.1, 0.3, 1.0, 2.0, -0.5), steady=(24, 30, 44))
 _HEATED = replace(
     _FULL, limits=("temperature_c", "energy_mj"), steps_s=(0.0, 4.0, 8.0, 15.0, -3.0), steady=(25, 27, 36)
@@ -100,10 +100,10 @@ def figures(frontier: Frontier) -> dict[str, Any]:
         "spreads": list(SPREADS),
         "points": [
             {
-                "name": p.point.name,
-                "backbones": list(p.point.backbones),
-                "accuracy": p.point.accuracy[1],
-                "promised_drop": p.point.promised_drop,
+                "name": p.name,
+                "backbones": list(p.operating_point.backbones),
+                "accuracy": p.accuracy.mid,
+                "promised_drop": p.promised_drop,
                 "memory_mb": frontier.memory.figures[i],
                 "energy_mj": None if p.energy_mj is None else effort[i],
                 "cpu_ms": processor[i],
@@ -157,7 +157,7 @@ def to_text(data: dict[str, Any]) -> str:
     return f'{{"schema":{data["schema"]},"devices":{{\n{devices}\n}},"sequences":[\n{sequences}\n]}}\n'
 
 
-class _Close(Sieve):
+class _Close(CandidateFilter):
     """A sieve that tells whether another order of additions, or another language's exp, might keep other points.
 
     Figures that are compared as they were read, with no arithmetic before, may be equal to their limit.
@@ -243,7 +243,7 @@ def _sequence(frontier: Frontier, random: Random, kind: _Kind) -> Iterator[dict[
             )
         last, state, now = asked, after, new
         if random.random() < kind.feedback:
-            stage = random.choice([s for s, share in enumerate(decision.point.point.shares) if share > 0])
+            stage = random.choice([s for s, share in enumerate(decision.point.shares) if share > 0])
             rows, threads = snapshot.rows or 1, frontier.costs.threads
             expected_ms = frontier.path_ms(decision.point, stage, rows)
             # mostly near what is expected, now and then stalled, or too short for the clock
@@ -262,7 +262,7 @@ def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: 
     """Limits near what some point needs: far from it they would tell no two policies apart."""
     seen, rows, percentile = state.seen, snapshot.rows or 1, random.choice([0.95, 0.95, None])
 
-    points = [p.point for p in frontier.points]
+    points = [p.operating_point for p in frontier.points]
 
     def near(figures: Iterable[float]) -> float:
         far = random.uniform(1.0, 1.25) if kind.steady or random.random() < 0.6 else random.uniform(0.6, 2.5)
@@ -273,7 +273,7 @@ def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: 
         "latency_ms": near(frontier.latency_ms(percentile, rows, seen.spread)) * seen.slowdown,
         "deadline_ms": near(frontier.first_answer(rows).figures) * seen.slowdown,
         "memory_mb": (seen.base_mb or 80.0) + seen.excess_mb + near(p.memory_mb for p in frontier.points),
-        "last_s": sum(kind.steps_s) / len(kind.steps_s) * random.uniform(10.0, 150.0),
+        "battery_duration_s": sum(kind.steps_s) / len(kind.steps_s) * random.uniform(10.0, 150.0),
         "temperature_c": (60.0 if kind.steady else snapshot.temperature_c or 60.0) + random.uniform(-4.0, 8.0),
         "max_drop": random.choice([min(near(drops), 0.99), random.choice(drops)]),
         "battery_floor": max((snapshot.battery or 0.3) - random.choice([0.0, 0.0, 0.02, 0.2]), 0.0),
@@ -283,8 +283,10 @@ def _budget(frontier: Frontier, state: BudgetState, snapshot: Snapshot, random: 
     if "cpu_ms" in kind.limits:
         limits["cpu_ms"] = random.choice(frontier.effort.figures) * random.uniform(1.0, 1.25)
     chosen = {n: _short(v) for n, v in limits.items() if random.random() < (0.9 if n in kind.limits else kind.other)}
-    if state.budget and state.budget.last_s and random.random() < 0.6:  # a battery is paced over many requests
-        chosen["last_s"] = state.budget.last_s
+    if (
+        state.budget and state.budget.battery_duration_s and random.random() < 0.6
+    ):  # a battery is paced over many requests
+        chosen["battery_duration_s"] = state.budget.battery_duration_s
     return Budget(
         **chosen,
         percentile=percentile,
@@ -329,10 +331,10 @@ def _readings(frontier: Frontier, state: BudgetState, random: Random, kind: _Kin
 
 def _answer(decision: Decision) -> dict[str, Any]:
     return {
-        "point": decision.point.point.name,
+        "point": decision.point.name,
         "feasible": decision.feasible,
-        "gave_way": list(decision.gave_way),
-        "resident": None if decision.resident is None else sorted(decision.resident),
+        "violated_limits": list(decision.violated_limits),
+        "keep_loaded": None if decision.keep_loaded is None else sorted(decision.keep_loaded),
     }
 
 
@@ -379,9 +381,9 @@ def _point(
     risk: float,
     shares: tuple[float, ...],
     bound: float | None = None,
-) -> Point:
+) -> OperatingPoint:
     right = 0.95 - risk
-    return Point(
+    return OperatingPoint(
         name=name,
         thresholds=thresholds,
         backbones=backbones,
@@ -390,7 +392,7 @@ def _point(
         bound=bound,
         delta=None if bound is None else 0.1,
         n=1000,
-        accuracy=(right - 0.01, right, right + 0.01),
+        accuracy=Interval(right - 0.01, right, right + 0.01),
         shares=shares,
     )
 

@@ -6,7 +6,7 @@ from dynamic.bundle.contract import DeployedBundle
 from dynamic.policies.certification.certificates import shortage
 from dynamic.policies.costs import Costs
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.ladder import Ladder, OperatingPoint
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -37,8 +37,8 @@ def ladder_text(ladder: Ladder) -> str:
             point.name,
             certified_text(point),
             f"{point.risk:.4f}",
-            f"{point.accuracy[1]:.4f}",
-            f"{point.accuracy[0]:.4f}-{point.accuracy[2]:.4f}",
+            f"{point.accuracy.mid:.4f}",
+            f"{point.accuracy.low:.4f}-{point.accuracy.high:.4f}",
             " ".join(f"{share:4.0%}" for share in point.shares),
         )
         for point in ladder.points
@@ -48,7 +48,7 @@ def ladder_text(ladder: Ladder) -> str:
     return "\n".join([*lines, certificate_text(ladder)])
 
 
-def certified_text(point: Point) -> str:
+def certified_text(point: OperatingPoint) -> str:
     """What is certified of a point."""
     return "no" if point.bound is None else f"{point.kind} <= {point.bound:g}"
 
@@ -113,9 +113,9 @@ def points_text(frontier: Frontier) -> str:
     """What the points cost that are worth it on this machine, at the smallest batch, and what makes that doubtful."""
     points = (
         (
-            p.point.name,
-            certified_text(p.point),
-            f"{p.point.accuracy[1]:.4f}",
+            p.name,
+            certified_text(p.operating_point),
+            f"{p.accuracy.mid:.4f}",
             *(f"{ms:.3f}" for ms in (p.mean_ms[0], p.p95_ms[0], p.cpu_ms[0])),
             f"{p.memory_mb:.1f}",
         )

@@ -31,7 +31,7 @@ from dynamic.cli.options import (
 from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import find_pictures
 from dynamic.data.preprocessing import RGB, Gray
-from dynamic.errors import BudgetError, DynamicError, InputError
+from dynamic.errors import DynamicError, InputError, SettingError
 from dynamic.extras import with_remedy
 from dynamic.progress import track
 from dynamic.report.run_tables import left_out_text, run_text
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments)
     except (DynamicError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, BudgetError) else 1)
+        sys.exit(2 if isinstance(error, SettingError) else 1)
     except ModuleNotFoundError as error:
         line = str(with_remedy(error, "this command"))
         if "pip install" not in line:  # not of ours
@@ -136,9 +136,9 @@ def build(
     from dynamic.offline.networks.checkpoints import load_weights
 
     if weights and len(weights) != len(networks):
-        raise BudgetError(f"{len(weights)} --weights for {len(networks)} networks: give one for each, in order")
+        raise SettingError(f"{len(weights)} --weights for {len(networks)} networks: give one for each, in order")
     if exits is not None and train_data is None and train_split is None:
-        raise BudgetError("--exits needs --train-data or --train-split: exits must not train on the held-out images")
+        raise SettingError("--exits needs --train-data or --train-split: exits must not train on the held-out images")
     sizes = size("--resize", resize), size("--crop", crop)
     preprocess = dynamic.Preprocess.of(numbers("--mean", mean), numbers("--std", std), *sizes)
     made = [network_at(path) for path in networks]
@@ -288,7 +288,7 @@ def run(
                 "probability": float(result.probability[0]) if result.label[0] >= 0 else None,
                 "stage": stages[result.stage[0]],
                 "latency_ms": result.latency_ms,
-                "point": result.decision.point.point.name,
+                "point": result.decision.point.name,
                 "reason": result.decision.reason,
                 "certified": result.certified,
             }
@@ -296,7 +296,7 @@ def run(
                 print(json.dumps(row))
             elif not quiet:
                 if row["point"] != point:
-                    point = result.decision.point.point.name
+                    point = result.decision.point.name
                     print(f"# {row['reason']}")
                 answer = row["label"] if row["name"] is None else row["name"]
                 print(

@@ -12,7 +12,7 @@ import typer
 from dynamic.cli.doctor import examine
 from dynamic.monitoring.monitor import Monitor
 from dynamic.monitoring.traces import TraceWriter
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 from dynamic.profiling.machine import machine_name
 from dynamic.progress import track
 
@@ -25,7 +25,7 @@ def record(
     """Record what the sensors of this device say, a line whenever it is new, for `TraceMonitor` to replay."""
     for name, value in (("--seconds", seconds), ("--hz", hz)):
         if not 0 < value < math.inf:
-            raise BudgetError(f"{name} {value} must be a positive number")
+            raise SettingError(f"{name} {value} must be a positive number")
     # the monitor refreshes twice as often: rounds of the same length would now and then fall between each other
     count, interval_s = max(1, round(seconds * hz)), 1 / hz
     written, last, began = 0, None, time.monotonic()

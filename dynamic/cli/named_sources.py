@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from dynamic.data.labelled_images import ImageSet
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.engine_factory import is_there
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 
 
 def network_at(path: str) -> nn.Module:
     """What the factory at `package.module:factory` makes. The working folder is searched last, and only for it.
 
-    Raises BudgetError where `path` is not of that form, InputError where there is no such factory, or it gives
+    Raises SettingError where `path` is not of that form, InputError where there is no such factory, or it gives
     something else than a module.
     """
     module, _, name = path.partition(":")
     if not (module and name):
-        raise BudgetError(f"network {path!r}: give module:factory, such as dynamic.models:resnet20")
+        raise SettingError(f"network {path!r}: give module:factory, such as dynamic.models:resnet20")
     if os.getcwd() not in sys.path and not is_there(module.partition(".")[0]):
         sys.path.append(os.getcwd())  # last: no package that is installed is taken from there
     try:
@@ -42,12 +42,12 @@ def network_at(path: str) -> nn.Module:
 class ImageBatches:
     """A loader of `(inputs [B, C, H, W], labels [B])`: images in random order, preprocessed a batch at a time.
 
-    `limit`: only so many of them. Raises BudgetError where that is not at least 1.
+    `limit`: only so many of them. Raises SettingError where that is not at least 1.
     """
 
     def __init__(self, images: ImageSet, preprocess: Preprocess, seed: int, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
-            raise BudgetError(f"limit={limit} must be at least 1")
+            raise SettingError(f"limit={limit} must be at least 1")
         order = np.random.default_rng(seed).permutation(len(images))[:limit]
         self._parts = np.array_split(order, math.ceil(len(order) / 64))
         self._images, self._preprocess = images, preprocess
@@ -62,19 +62,19 @@ class ImageBatches:
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """`0.5,0.4` as numbers; raises BudgetError naming the `option` on anything else."""
+    """`0.5,0.4` as numbers; raises SettingError naming the `option` on anything else."""
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise BudgetError(f"{option} {text!r}: give numbers with commas between them, 0.485,0.456,0.406") from error
+        raise SettingError(f"{option} {text!r}: give numbers with commas between them, 0.485,0.456,0.406") from error
 
 
 def size(option: str, text: str | None) -> int | tuple[int, int] | None:
-    """`224`, or `224x320` as (height, width); raises BudgetError naming the `option` on anything else."""
+    """`224`, or `224x320` as (height, width); raises SettingError naming the `option` on anything else."""
     try:
         sizes = [] if text is None else [int(part) for part in text.split("x")]
     except ValueError:
         sizes = [0]
     if len(sizes) > 2 or any(side < 1 for side in sizes):
-        raise BudgetError(f"{option} {text!r}: give a whole number, 224, or HEIGHTxWIDTH, 224x320")
+        raise SettingError(f"{option} {text!r}: give a whole number, 224, or HEIGHTxWIDTH, 224x320")
     return None if not sizes else sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])

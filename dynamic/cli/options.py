@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 LatencyMs = Annotated[float | None, typer.Option(help="Milliseconds that a request may take, at the percentile.")]
 DeadlineMs = Annotated[
@@ -20,8 +20,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def fraction(percentile: str) -> float | None:
-    """A percentile as Budget takes it; raises BudgetError on what is neither a number nor 'mean'."""
+    """A percentile as Budget takes it; raises SettingError on what is neither a number nor 'mean'."""
     try:
         return None if percentile == "mean" else float(percentile)
     except ValueError as error:
-        raise BudgetError(f"--percentile {percentile!r}: give a fraction, 0.95, or 'mean'") from error
+        raise SettingError(f"--percentile {percentile!r}: give a fraction, 0.95, or 'mean'") from error

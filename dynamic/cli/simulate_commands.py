@@ -22,7 +22,7 @@ from dynamic.cli.options import (
 )
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.simulate.device_models import device as device_named
 from dynamic.simulate.device_models import devices
 from dynamic.simulate.scenario_library import SCENARIOS, scenario
@@ -59,7 +59,9 @@ def simulate(
     cpu_ms: CpuMs = None,
     memory_mb: MemoryMb = None,
     battery_floor: BatteryFloor = None,
-    last_s: Annotated[float | None, typer.Option(help="Seconds that the battery must last, above its floor.")] = None,
+    battery_duration_s: Annotated[
+        float | None, typer.Option(help="Seconds that the battery must last, above its floor.")
+    ] = None,
     temperature_c: Annotated[
         float | None, typer.Option(help="Degrees Celsius that the device must stay below.")
     ] = None,
@@ -81,7 +83,7 @@ def simulate(
         "cpu_ms": cpu_ms,
         "memory_mb": memory_mb,
         "battery_floor": battery_floor,
-        "last_s": last_s,
+        "battery_duration_s": battery_duration_s,
         "temperature_c": temperature_c,
         "max_drop": max_drop,
     }
@@ -89,7 +91,7 @@ def simulate(
     budget = Budget(percentile=fraction(percentile), **given)
     chosen = device_named(device)
     if scenario_name is not None and (rate_hz is not None or poisson):
-        raise BudgetError("--scenario brings its own requests: leave out --rate-hz and --poisson")
+        raise SettingError("--scenario brings its own requests: leave out --rate-hz and --poisson")
     requests: Workload = (Poisson if poisson else Constant)(
         1.0 if rate_hz is None else rate_hz, 3600.0 if duration_s is None else duration_s
     )

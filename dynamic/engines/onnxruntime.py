@@ -13,7 +13,7 @@ from dynamic.engines.contract import OUTPUTS, THRESHOLDS, Array, CascadeSpec, Ou
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, gives_back, trim_memory
 from dynamic.engines.model_files.graph_files import BundleFiles, Held
-from dynamic.policies.errors import BudgetError, EngineError
+from dynamic.policies.errors import EngineError, SettingError
 
 IDLE = ("sleep", "spin")
 _LOOK_S = 0.05  # between looks, which take some 3 us a file
@@ -40,9 +40,9 @@ class Sessions:
         held: Held | None = None,
     ) -> None:
         if idle not in IDLE:
-            raise BudgetError(f"idle={idle!r} is not known; use one of {IDLE}")
+            raise SettingError(f"idle={idle!r} is not known; use one of {IDLE}")
         if threads is not None and threads < 1:
-            raise BudgetError(f"threads={threads} must be at least 1")
+            raise SettingError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
         self._files, self._idle, self._rivals = BundleFiles(folder, hashes, held), idle, rivals
         self._open: dict[str, Any] = {}  # file -> session

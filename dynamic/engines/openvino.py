@@ -15,7 +15,7 @@ from dynamic.engines.contract import Array, CascadeSpec, Output, graph_file
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.engines.model_files.graph_files import BundleFiles, Held
-from dynamic.policies.errors import BudgetError, EngineError
+from dynamic.policies.errors import EngineError, SettingError
 
 
 def new_core() -> Any:
@@ -94,7 +94,7 @@ class Models:
         held: Held | None = None,
     ) -> None:
         if threads is not None and threads < 1:
-            raise BudgetError(f"threads={threads} must be at least 1")
+            raise SettingError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
         self._core: Any = None  # until it is wanted, in the process that wants it
         if precision == "bf16":

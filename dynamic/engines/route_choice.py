@@ -120,7 +120,7 @@ class CascadeEngine:
     ) -> Output:
         """Run `inputs` (each `[B, ...]`) under `thresholds [S-1]`; with a deadline, or `stagewise`, stage by stage.
 
-        Raises InputError on a wrong name, shape or dtype; BudgetError on thresholds of wrong length or NaN;
+        Raises InputError on a wrong name, shape or dtype; SettingError on thresholds of wrong length or NaN;
         EngineError when the library underneath fails.
         """
         if deadline_s is None and not stagewise and self.graph is not None:

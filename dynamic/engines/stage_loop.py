@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dynamic.engines.contract import Array, CascadeSpec, Executor, Expected, InputSpec, Output
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.scores import TINY, Combiner
-from dynamic.policies.stage_plan import Plan, check_thresholds, plan
+from dynamic.policies.stage_plan import StagePlan, check_thresholds, plan
 
 
 class StageEngine:
@@ -30,7 +30,7 @@ class StageEngine:
         self.spec = spec
         self._combiner = combiner
         self._clock = clock
-        self._plans: dict[bytes, Plan] = {}
+        self._plans: dict[bytes, StagePlan] = {}
 
     def run(
         self,
@@ -44,7 +44,7 @@ class StageEngine:
         `deadline_s` after the call, and once there is an answer, no further stage is begun; nor one from which the next
         answer is expected later than that: `expected_s [S]`, seconds from the start of a stage to the next answer, for
         one row and for all (between them linear: rows leave). Raises InputError on a wrong name, shape or dtype;
-        BudgetError on thresholds of wrong length or NaN.
+        SettingError on thresholds of wrong length or NaN.
         """
         began = self._clock() if deadline_s is not None else 0.0
         rows = check_inputs(inputs, self.spec.inputs)
@@ -107,8 +107,8 @@ class StageEngine:
             found.append(_check_logits(logits, rows, self.spec, stage))
         return np.stack(found, axis=1)
 
-    def plan(self, thresholds: NDArray[np.float32]) -> Plan:
-        """What these thresholds ask for; raises BudgetError on a wrong length or NaN."""
+    def plan(self, thresholds: NDArray[np.float32]) -> StagePlan:
+        """What these thresholds ask for; raises SettingError on a wrong length or NaN."""
         array = np.asarray(thresholds, np.float32)
         if array.ndim != 1:  # the same bytes as one that is known, perhaps
             check_thresholds(array, len(self.spec.stages))

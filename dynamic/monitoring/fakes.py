@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from dynamic.monitoring.traces import read_trace
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.snapshot import Snapshot
 
 
@@ -38,7 +38,7 @@ class TraceMonitor:
     either that one for good or, with `loop`, the first again. Their `time_s` stays the recorded one, and goes on rising
     when the trace is repeated. `clock` in seconds.
 
-    Raises CorruptError or SchemaError on a file that does not read (see `read_trace`), BudgetError on no snapshots,
+    Raises CorruptError or SchemaError on a file that does not read (see `read_trace`), SettingError on no snapshots,
     on times that fall, and on a `speed` that is no positive number.
     """
 
@@ -50,14 +50,14 @@ class TraceMonitor:
         loop: bool = False,
     ) -> None:
         if not 0 < speed < math.inf:
-            raise BudgetError(f"speed={speed} must be a positive number, 1 for as it was recorded")
+            raise SettingError(f"speed={speed} must be a positive number, 1 for as it was recorded")
         found = read_trace(Path(trace)).snapshots if isinstance(trace, str | Path) else tuple(trace)
         if not found:
-            raise BudgetError("a trace needs at least one snapshot")
+            raise SettingError("a trace needs at least one snapshot")
         self.snapshots: tuple[Snapshot, ...] = tuple(found)
         self._times_s = [snapshot.time_s - found[0].time_s for snapshot in found]
         if any(after < before for before, after in zip(self._times_s, self._times_s[1:], strict=False)):
-            raise BudgetError("the snapshots of a trace must be in order of time_s")
+            raise SettingError("the snapshots of a trace must be in order of time_s")
         # the last snapshot holds for as long as one does on average
         self._length_s = self._times_s[-1] * len(found) / (len(found) - 1) if len(found) > 1 else 0.0
         self._speed, self._clock, self._loop = speed, clock, loop and self._length_s > 0

@@ -12,7 +12,7 @@ from dynamic.monitoring.contract import Battery, SourceReport
 from dynamic.monitoring.fakes import FixedMonitor, TraceMonitor
 from dynamic.monitoring.sensor_loop import Watch
 from dynamic.monitoring.sources.system import sources
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.snapshot import Snapshot
 from dynamic.policies.validation.numbers import plain
 
@@ -37,7 +37,7 @@ class Monitor:
     temperature by more than 15 degrees, is believed at the third reading that says so. `time_s` of a snapshot is when
     the newest reading in it was taken.
 
-    Raises BudgetError where `interval_s` is not a positive number, or a source is no function.
+    Raises SettingError where `interval_s` is not a positive number, or a source is no function.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Monitor:
     ) -> None:
         interval_s = plain(interval_s)
         if not isinstance(interval_s, (int, float)) or not 0 < interval_s < math.inf:
-            raise BudgetError(f"interval_s={interval_s!r} must be a positive number of seconds, for instance 0.2")
+            raise SettingError(f"interval_s={interval_s!r} must be a positive number of seconds, for instance 0.2")
         given: dict[str, Callable[[], Any] | None] = {
             "cpu": cpu,
             "memory": memory,
@@ -74,7 +74,7 @@ class Monitor:
         self._functions = {name: function for name, function in given.items() if function is not None}
         for name, function in self._functions.items():
             if not callable(function):
-                raise BudgetError(f"{name}={function!r} must be a function without arguments that reads the sensor")
+                raise SettingError(f"{name}={function!r} must be a function without arguments that reads the sensor")
         self.interval_s = interval_s
         self.latest = Snapshot(time_s=time.monotonic())
         self._root = Path(root)

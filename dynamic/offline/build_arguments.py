@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from dynamic.engines.contract import CascadeSpec
 from dynamic.policies.certification.risks import RISKS, Risk
-from dynamic.policies.errors import BudgetError, CalibrationError, InputError
+from dynamic.policies.errors import CalibrationError, InputError, SettingError
 from dynamic.policies.validation.numbers import plain
 
 logger = logging.getLogger("dynamic")
 
 
 def check_split(groups: Any, search_share: float, seed: int) -> None:
-    """Raises BudgetError on a share or seed out of range, InputError on groups that are no numbers or strings [N]."""
+    """Raises SettingError on a share or seed out of range, InputError on groups that are no numbers or strings [N]."""
     search_share = plain(search_share)
     if isinstance(search_share, bool) or not isinstance(search_share, (int, float)) or not 0 < search_share <= 1:
-        raise BudgetError(f"search_share={search_share!r} must lie in (0, 1]: the share of records that choose")
+        raise SettingError(f"search_share={search_share!r} must lie in (0, 1]: the share of records that choose")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise BudgetError(f"seed={seed!r} must be a whole number from 0")
+        raise SettingError(f"seed={seed!r} must be a whole number from 0")
     if groups is None:
         return
     given = np.asarray(groups)

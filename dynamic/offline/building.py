@@ -73,7 +73,7 @@ def build(
 
     Stages and graphs are run at 1, 2 and 5 rows on the engine and compared with torch before anything is certified.
 
-    Raises CalibrationError, InputError, BudgetError or EngineError as those steps do; EngineError too where
+    Raises CalibrationError, InputError, SettingError or EngineError as those steps do; EngineError too where
     the exported graphs do not give torch's logits.
     """
     measure, _ = check_settings(max_drops, delta, risk, score)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dynamic.offline.batches import by_position, run_on
 from dynamic.offline.networks.module_modes import bare
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.scores import COMBINE
 
 
@@ -22,7 +22,7 @@ class Cascade(nn.Module):
     an exit is replaced by those behind it while networks vote; "mean" averages the answers of all stages run so far,
     "last" takes the latest stage's own. All networks take the same inputs and give the same classes in the same order.
 
-    Raises BudgetError on an unknown `combine`, InputError without networks or with names that repeat.
+    Raises SettingError on an unknown `combine`, InputError without networks or with names that repeat.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Cascade(nn.Module):
                 raise InputError(f"network {place} of the cascade is a {type(given).__name__}, no nn.Module{inside}")
         listed = [bare(network) for network in listed]
         if combine not in COMBINE:
-            raise BudgetError(f"combine={combine!r} is not known; use one of {COMBINE}")
+            raise SettingError(f"combine={combine!r} is not known; use one of {COMBINE}")
         self.networks = nn.ModuleList(listed)
         self.combine = combine
         self.names = tuple(names) if names is not None else _names(listed)

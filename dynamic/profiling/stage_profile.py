@@ -20,7 +20,7 @@ from dynamic.engines.route_choice import CascadeEngine
 from dynamic.engines.stage_loop import StageEngine
 from dynamic.monitoring.sources.cpu import OtherLoad
 from dynamic.policies.costs import BUSY, Costs
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
 from dynamic.profiling.graph_profile import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, measure_graph, uncertainty
 from dynamic.profiling.machine import machine_name
@@ -47,12 +47,12 @@ def profile(
     drift of the machine's speed falls on all alike. Medians and 95th percentiles are kept, of the way whose requests
     were faster on average over the stages they leave at. Where others use more than 15% of the processor meanwhile,
     all of it is repeated, up to twice, and the repetition with the least load counts. `folder`: the bundle, to measure
-    resident memory per backbone in processes of their own (None: left out). Raises BudgetError on batch sizes that are
+    resident memory per backbone in processes of their own (None: left out). Raises SettingError on batch sizes that are
     not rising.
     """
     sizes = tuple(plain(size) for size in batch)
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
-        raise BudgetError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
+        raise SettingError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
     columns, load = _measured_alone(
         lambda: [_faster(engine, rows, seconds, clock) for rows in track(sizes, "profiling", shown=progress)]
     )

@@ -44,7 +44,7 @@ class _Totals:
         return _Totals(tuple(stages), requests, inputs, certified, cut, latency_ms, waited_ms, points)
 
 
-class Tally:
+class RuntimeCounters:
     """Requests answered, counted one by one.
 
     Several threads need a lock to enter them. `statistics` takes none and waits for nobody, since a signal handler may

@@ -17,12 +17,12 @@ from dynamic.policies.control.limits import RESERVE_MB
 from dynamic.policies.control.remaining_time import ahead_ms
 from dynamic.policies.decision import Decision, Feedback, Policy
 from dynamic.policies.errors import BundleError, DynamicError, EngineError
-from dynamic.policies.frontier import Frontier, FrontierPoint
+from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.decisions.policy_guard import Guard
 from dynamic.runtime.drift.drift_watch import DriftWatch
 from dynamic.runtime.drift.streams import DriftOptions
-from dynamic.runtime.fallback import REST_S, Engines
+from dynamic.runtime.fallback import COOL_DOWN_S, FallbackEngines
 
 logger = logging.getLogger("dynamic")
 
@@ -30,7 +30,7 @@ Others = Sequence[tuple[str, Callable[[], Engine]]]
 _KEPT = 1000  # figures remembered, as many as a frontier does
 
 
-class Serving:
+class Deployment:
     """What belongs to one bundle and is exchanged as a whole. What changes in it is under the runtime's lock.
 
     `users`: how many requests run on it. Once it is `retired`, the last of them closes its engines. Both need no lock:
@@ -51,7 +51,7 @@ class Serving:
         drift: DriftOptions | None = None,
     ) -> None:
         self.bundle, self.frontier = bundle, frontier
-        self.engines = Engines(bundle.spec, engine, others, clock, engine_failed)
+        self.engines = FallbackEngines(bundle.spec, engine, others, clock, engine_failed)
         self._calibrated: dict[tuple[str, str], bool] = {}  # by engine and precision
         self._watched = partial(
             DriftWatch, bundle.ladder, drift_alpha, inputs=bundle.spec.inputs, options=drift
@@ -63,7 +63,7 @@ class Serving:
         self.watch = self._watched(elsewhere=elsewhere)
         self.guard = Guard(policy, policy_failed)
         self.decision: Decision | None = None  # the last
-        self.told: Feedback | None = None  # what the policy observed last
+        self.last_feedback: Feedback | None = None  # what the policy observed last
         self.retired = False
         self._checking = threading.RLock()
         self._threads: list[int] = []  # of the requests that run on it: a signal interrupts no append or removal
@@ -73,7 +73,7 @@ class Serving:
         self.lost: frozenset[int] = frozenset()  # backbones that do not load, with points left out for it
         self._lost_until = 0.0
         self._memory_mb = sum(frontier.costs.memory_mb)
-        self._ahead: dict[tuple[FrontierPoint, int], tuple[tuple[float, float], ...]] = {}
+        self._ahead: dict[tuple[CostedPoint, int], tuple[tuple[float, float], ...]] = {}
         self.rows = [0, 0]  # of the last request of one row, and of the last of more; 0 before any
 
     @property
@@ -102,7 +102,7 @@ class Serving:
                 return
             self.engines.close()
 
-    def load_as(self, other: "Serving", budget: Budget, snapshot: Snapshot) -> None:
+    def load_as(self, other: "Deployment", budget: Budget, snapshot: Snapshot) -> None:
         """Load what requests like those on another serving will need here, where there is memory for both.
 
         What does not load is left to the first request, which has other ways to go.
@@ -113,7 +113,7 @@ class Serving:
         for rows in filter(None, other.rows):
             stagewise = self.stagewise(decision, budget.deadline_ms is not None, snapshot, rows)
             try:
-                self.engines.first.prepare(decision.point.backbones, rows, decision.resident, stagewise)
+                self.engines.first.prepare(decision.point.backbones, rows, decision.keep_loaded, stagewise)
             except (EngineError, MemoryError) as error:
                 logger.warning("%s is not loaded before it is swapped in: %s", self.bundle.folder, error)
 
@@ -183,7 +183,7 @@ class Serving:
     def drift(
         self,
         engine: Engine,
-        point: FrontierPoint,
+        point: CostedPoint,
         stages: Sequence[int],
         output: Output,
         inputs: Mapping[str, Array],
@@ -197,18 +197,18 @@ class Serving:
             return self.watch.observe(point, stages, output, inputs, x)
         return bool(self.watch.found), False
 
-    def lose(self, backbones: frozenset[int]) -> bool:
+    def exclude_backbones(self, backbones: frozenset[int]) -> bool:
         """Leave out the points that need these backbones, for a while; whether that leaves others."""
         lost = self.lost | backbones
         points = tuple(point for point in self.whole.points if not point.backbones & lost)
         if not points or backbones <= self.lost:
             return False
-        self.lost, self._lost_until = lost, self._clock() + REST_S
+        self.lost, self._lost_until = lost, self._clock() + COOL_DOWN_S
         self.frontier = Frontier(self.whole.ladder, self.whole.costs, points)
         logger.warning("sub-models %s do not load: points that need them are left out", sorted(lost))
         return True
 
-    def look_again(self) -> None:
+    def restore_excluded(self) -> None:
         """Take all points up again where those left out have rested long enough."""
         if self._clock() >= self._lost_until:
             self.lost, self.frontier = frozenset(), self.whole
@@ -218,7 +218,7 @@ class Serving:
 
         Also where the single graph, which holds every backbone, would have to be loaded and memory is too short.
         """
-        if deadline or decision.resident is not None:
+        if deadline or decision.keep_loaded is not None:
             return True
         free_mb = snapshot.memory_available_mb
         return free_mb is not None and free_mb < self._memory_mb and not self.engines.first.ready(rows)
@@ -270,7 +270,7 @@ def opened(
 
 
 def others(bundle: DeployedBundle, engine: Engine, names: Sequence[str] | None) -> Others:
-    """Engines that may stand in for `engine`, by name (None: those installed), each with what opens it.
+    """FallbackEngines that may stand in for `engine`, by name (None: those installed), each with what opens it.
 
     Raises EngineError on an engine that does not exist.
     """

@@ -12,13 +12,13 @@ from typing import Any
 from dynamic.engines.contract import Array, CascadeSpec, Engine, Expected, Output
 from dynamic.engines.outputs import is_silent, is_whole, left_at
 from dynamic.policies.errors import DynamicError, EngineError
-from dynamic.policies.frontier import FrontierPoint
+from dynamic.policies.frontier import CostedPoint
 
 logger = logging.getLogger("dynamic")
 
-REST_S = 30.0  # what failed is tried again after so long: memory may have been short, or a file busy
+COOL_DOWN_S = 30.0  # what failed is tried again after so long: memory may have been short, or a file busy
 
-_Way = tuple[str | None, bool]  # engine, None for the first; stagewise
+_Route = tuple[str | None, bool]  # engine, None for the first; stagewise
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,11 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A request that goes more than the usual way; see `Engines.run`."""
+    """A request that goes more than the usual way; see `FallbackEngines.run`."""
 
     inputs: Mapping[str, Array]
     rows: int
-    point: FrontierPoint
+    point: CostedPoint
     resident: frozenset[int] | None
     stagewise: bool
     ends_s: float | None
@@ -67,7 +67,7 @@ class SubModelError(EngineError):
         self.backbones = backbones
 
 
-class Engines:
+class FallbackEngines:
     """The engine that was asked for, and others, opened when first wanted.
 
     A request goes the usual way; then stage by stage on the same engine; then to the next. A way that failed rests for
@@ -91,9 +91,9 @@ class Engines:
         self._others = tuple(others)
         self._opened: dict[str, Engine] = {}
         self._clock, self._failed = clock, failed
-        self._rests: dict[_Way, float] = {}  # until when
+        self._rests: dict[_Route, float] = {}  # until when
         self._silent_until = -math.inf  # rows without a finite answer are taken for the network's until then
-        self._told: set[_Way | frozenset[int]] = set()  # ways, and sub-models that did not load
+        self._told: set[_Route | frozenset[int]] = set()  # ways, and sub-models that did not load
         self.forget()
 
     def forget(self) -> Any:
@@ -105,7 +105,7 @@ class Engines:
         self,
         inputs: Mapping[str, Array],
         rows: int,
-        point: FrontierPoint,
+        point: CostedPoint,
         resident: frozenset[int] | None,
         stagewise: bool,
         ends_s: float | None = None,
@@ -131,7 +131,7 @@ class Engines:
                 failure = error
         work = _Work(inputs, rows, point, resident, stagewise, ends_s, expected_s, whole)
         if failure is not None and not isinstance(failure, _SilentError):
-            self._rest(None, stagewise, failure, work)
+            self._cool_down(None, stagewise, failure, work)
         return self._in_turn(work, failure)
 
     def _checked(
@@ -155,7 +155,7 @@ class Engines:
     def _in_turn(self, work: _Work, error: BaseException | None) -> Answer:
         """The answer of the first way that gives one; `error`: how the usual way failed."""
         now, failed = self._clock(), error is not None
-        silent: list[tuple[_Way, _SilentError]] = []
+        silent: list[tuple[_Route, _SilentError]] = []
         with self._lock:
             rests = self._rests = {way: until for way, until in self._rests.items() if until > now}
         others = [name for name, _ in self._others]
@@ -182,14 +182,14 @@ class Engines:
                 _raise_of_caller(failure)
                 error, failed = failure, True
                 if not isinstance(failure, _SilentError):
-                    self._rest(name, stagewise, failure, work)
+                    self._cool_down(name, stagewise, failure, work)
                     continue
                 silent.append(((name, stagewise), failure))
                 if now < self._silent_until:
                     break
             else:
                 for way, silence in silent:  # somebody can
-                    self._rest(*way, silence, work, loads=True)
+                    self._cool_down(*way, silence, work, loads=True)
                 self._give_back()
                 return answer
         if silent:
@@ -197,16 +197,16 @@ class Engines:
         text = str(error) if isinstance(error, DynamicError) else repr(error)
         raise EngineError(f"no engine answers, of {', '.join((self.first.name, *others))}: {text}") from error
 
-    def _unanswered(self, silent: list[tuple[_Way, _SilentError]], now: float) -> Answer:
+    def _unanswered(self, silent: list[tuple[_Route, _SilentError]], now: float) -> Answer:
         """The answer of the first of those that have none for some rows."""
         for _ in silent:
             self._failed()
         if now >= self._silent_until:
-            self._silent_until = now + REST_S
+            self._silent_until = now + COOL_DOWN_S
             logger.warning(
                 "no engine gives a finite answer to some inputs that are finite: they get label -1 and are not "
                 "certified. Only one engine is asked for %g s (counted in stats().engine_failures)",
-                REST_S,
+                COOL_DOWN_S,
             )
         self._give_back()
         return silent[0][1].answer
@@ -239,14 +239,16 @@ class Engines:
         for engine in engines:
             engine.close()
 
-    def _rest(self, name: str | None, stagewise: bool, error: BaseException, work: _Work, loads: bool = False) -> None:
+    def _cool_down(
+        self, name: str | None, stagewise: bool, error: BaseException, work: _Work, loads: bool = False
+    ) -> None:
         """Count and tell of a failure; the way rests, unless the fault is a sub-model's alone, which does not load."""
         self._failed()
         unsure = name is None and stagewise and not work.whole and not loads
         lost = self._missing(work) if unsure else frozenset()
         with self._lock:
             if not lost:
-                self._rests[name, stagewise] = self._clock() + REST_S
+                self._rests[name, stagewise] = self._clock() + COOL_DOWN_S
             what = lost or (name, stagewise)
             new = what not in self._told
             self._told.add(what)
@@ -257,7 +259,7 @@ class Engines:
                 name or self.first.name,
                 " stage by stage" if stagewise else "",
                 error if isinstance(error, DynamicError) else repr(error),
-                REST_S,
+                COOL_DOWN_S,
             )
         if lost:
             raise SubModelError(lost, error) from error

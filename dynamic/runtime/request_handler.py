@@ -14,11 +14,11 @@ from dynamic.policies.decision import Decision, Feedback
 from dynamic.policies.errors import ClosedError
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.batch_splitting import most_rows, run_split
-from dynamic.runtime.counters import Tally
+from dynamic.runtime.counters import RuntimeCounters
 from dynamic.runtime.decisions.decision_log import Announcer
 from dynamic.runtime.decisions.device_reading import RequestReading
-from dynamic.runtime.deployment import Serving
-from dynamic.runtime.drift.feedback_log import AnswerBook
+from dynamic.runtime.deployment import Deployment
+from dynamic.runtime.drift.feedback_log import FeedbackLog
 from dynamic.runtime.fallback import Answer, SubModelError
 from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import Result, answers, names_of
@@ -26,7 +26,7 @@ from dynamic.runtime.result import Result, answers, names_of
 _FEEDING_MS = 1.0  # less is not told to the policy, so that calls of cheap inputs share one snapshot
 
 
-class Answering:
+class RequestHandler:
     """Answers requests, from several threads at once, on the bundle that is at work when they begin.
 
     `waiting()`: how many requests wait; `servers`: how many that were submitted are served at once. `lock`: of tally
@@ -34,15 +34,15 @@ class Answering:
     own thread is in one. `inside`: threads that are in this runtime's code, once for each call.
     """
 
-    serving: Serving
+    serving: Deployment
     budget: Budget
 
     def __init__(
         self,
         read: RequestReading,
         announce: Announcer,
-        tally: Tally,
-        book: AnswerBook,
+        tally: RuntimeCounters,
+        book: FeedbackLog,
         waiting: Callable[[], int],
         servers: int,
         clock: Callable[[], float],
@@ -93,7 +93,7 @@ class Answering:
         finally:
             self.inside.remove(thread)
 
-    def _enter(self, thread: int) -> Serving:
+    def _enter(self, thread: int) -> Deployment:
         """The serving at work, entered. Raises ClosedError where there is none any more."""
         while True:
             serving = self.serving
@@ -103,7 +103,7 @@ class Answering:
             if serving is self.serving:  # else a swap has put another in its place
                 raise ClosedError(CLOSED)
 
-    def _answer(self, serving: Serving, x: Any, came: float, began: float, servers: int | None) -> Result:
+    def _answer(self, serving: Deployment, x: Any, came: float, began: float, servers: int | None) -> Result:
         inputs = named_inputs(serving.bundle, x)
         rows = len(next(iter(inputs.values())))
         serving.rows[rows > 1] = rows  # what a swap loads before the exchange
@@ -125,7 +125,7 @@ class Answering:
                 run = partial(
                     serving.engines.run,
                     point=decision.point,
-                    resident=decision.resident,
+                    resident=decision.keep_loaded,
                     stagewise=stagewise,
                     ends_s=ends_s,
                     expected_s=expected_s,
@@ -136,22 +136,22 @@ class Answering:
                 break
             except SubModelError as error:
                 with self.lock:
-                    whole = not serving.lose(error.backbones)
+                    whole = not serving.exclude_backbones(error.backbones)
         work_ms = (self._clock() - starts) * 1e3
         return self._result(serving, budget, decision, snapshot, answer, work_ms, came, began, inputs, x)
 
-    def _most_rows(self, serving: Serving, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
+    def _most_rows(self, serving: Deployment, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
         costs, point, first = serving.frontier.costs, decision.point, self._read.first
         before_mb = None if first is None else first.memory_process_mb  # without networks
-        return most_rows(costs, point.point.backbones, budget, snapshot, before_mb)
+        return most_rows(costs, point.operating_point.backbones, budget, snapshot, before_mb)
 
-    def _decide(self, serving: Serving, budget: Budget, snapshot: Snapshot) -> Decision:
+    def _decide(self, serving: Deployment, budget: Budget, snapshot: Snapshot) -> Decision:
         with self.lock:
             if serving.lost:
-                serving.look_again()
+                serving.restore_excluded()
             decision = serving.guard.decide(serving.frontier, budget, snapshot)
             last = serving.decision
-            if decision.passing and last is not None:  # for this request alone: what runs stays what it was
+            if decision.one_request_only and last is not None:  # for this request alone: what runs stays what it was
                 return decision
             serving.decision = decision
             changed = last is not None and last.point is not decision.point
@@ -162,7 +162,7 @@ class Answering:
 
     def _result(
         self,
-        serving: Serving,
+        serving: Deployment,
         budget: Budget,
         decision: Decision,
         snapshot: Snapshot,
@@ -189,19 +189,19 @@ class Answering:
         with self.lock:
             drift, drifts = serving.drift(engine, point, stages, output, inputs, x)
             if drifts or not answer.moved:
-                told = Feedback(point, deepest, rows, work_ms, expected_ms, engine.threads, snapshot, drift)
-                serving.told = told
-                serving.guard.observe(told)
+                feedback = Feedback(point, deepest, rows, work_ms, expected_ms, engine.threads, snapshot, drift)
+                serving.last_feedback = feedback
+                serving.guard.observe(feedback)
             certified = (
                 output.complete
                 and answer.whole
                 and not drift
                 and serving.certified(engine)
-                and covered(point.point, budget)
+                and covered(point.operating_point, budget)
                 and (read or serving.covers(inputs))
             )
-            self.tally.enter(point.point.name, stages, of, certified, output.complete, latency_ms, waited_ms)
-            number = self.book.enter(labels, point.point)
+            self.tally.enter(point.name, stages, of, certified, output.complete, latency_ms, waited_ms)
+            number = self.book.enter(labels, point.operating_point)
         if drifts:
             serving.watch.warn(budget.on_drift)
         return Result(

@@ -24,7 +24,7 @@ class Result:
     `certified`: whether the budget's own `max_drop` holds for this answer. Without a `max_drop`: whether the ladder's
     certificate covers it. Not so where the ladder is not certified, or was on another engine, precision, cascade or
     preprocessing (the fingerprint differs); where its point has no bound, or promises a larger drop than `max_drop`
-    (`decision.point.point.bound` says which it promises); where a deadline cut it short; while a sub-model is missing;
+    (`decision.point.bound` says which it promises); where a deadline cut it short; while a sub-model is missing;
     where a row has no finite answer; where inputs hold NaN or infinity and the calibration's did not; and once inputs
     have drifted from those of the calibration.
     """

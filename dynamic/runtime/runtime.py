@@ -21,18 +21,19 @@ from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.control.feasibility import check_budget
 from dynamic.policies.decision import Policy
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import BudgetError, InputError, SettingError
+from dynamic.policies.fast_paths import fast_replace
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.validation.numbers import plain
 from dynamic.progress import size_of, track
-from dynamic.runtime.counters import Tally
+from dynamic.runtime.counters import RuntimeCounters
 from dynamic.runtime.decisions.decision_log import Announcer, OnChange
-from dynamic.runtime.decisions.device_reading import HasLatest, RequestReading, begin, with_fields
+from dynamic.runtime.decisions.device_reading import HasLatest, RequestReading, begin
 from dynamic.runtime.decisions.unmeasured_limits import SensorCheck
-from dynamic.runtime.deployment import Others, Serving, check_successor, opened, others
-from dynamic.runtime.drift.feedback_log import AnswerBook, Label
+from dynamic.runtime.deployment import Deployment, Others, check_successor, opened, others
+from dynamic.runtime.drift.feedback_log import FeedbackLog, Label
 from dynamic.runtime.drift.streams import DriftOptions
-from dynamic.runtime.request_handler import Answering
+from dynamic.runtime.request_handler import RequestHandler
 from dynamic.runtime.requests.async_requests import answer, answers_of
 from dynamic.runtime.requests.input_copies import owned
 from dynamic.runtime.requests.interrupts import in_signal_handler
@@ -92,7 +93,7 @@ class Runtime:
         drift: DriftOptions | None = None,
     ) -> None:
         if drift is not None and not isinstance(drift, DriftOptions):
-            raise BudgetError(f"drift={drift!r} must be DriftOptions(...), or None for the usual ones")
+            raise SettingError(f"drift={drift!r} must be DriftOptions(...), or None for the usual ones")
         self._drift = drift
         self.monitor, self.policy, self._owns_monitor = monitor, policy, owns_monitor
         self._clock, self._drift_alpha = clock, drift_alpha
@@ -104,11 +105,11 @@ class Runtime:
         self._read.started = lambda: self._sensors.warn(self.budget)
         if not starts_monitor:
             _ = self._read.latest  # before any model is loaded
-        self._answering = Answering(
+        self._answering = RequestHandler(
             self._read,
             Announcer(on_change),
-            Tally(len(bundle.spec.stages)),
-            AnswerBook(bundle.spec.classes, bundle.classes),
+            RuntimeCounters(len(bundle.spec.stages)),
+            FeedbackLog(bundle.spec.classes, bundle.classes),
             lambda: len(self._waiting),
             workers,
             clock,
@@ -138,7 +139,7 @@ class Runtime:
         """Open the engine (its `options`: threads, idle, device, route), start the monitor, and decide by `policy`.
 
         Profiles where costs of that engine, and of a `route` that is given, are not at hand. For the rest see the
-        class. Raises EngineError where the engine cannot be had; BudgetError where `drift_alpha` is not in (0, 1),
+        class. Raises EngineError where the engine cannot be had; SettingError where `drift_alpha` is not in (0, 1),
         where `queue` or `workers` is not at least 1, and on a limit about which the costs say nothing.
         """
         watch = monitor if monitor is not None else Monitor()
@@ -289,7 +290,7 @@ class Runtime:
         self._sensors.warn(budget)
 
     @property
-    def serving(self) -> Serving:
+    def serving(self) -> Deployment:
         """What is at work now."""
         return self._answering.serving
 
@@ -366,10 +367,10 @@ class Runtime:
         with self._answering.held():
             serving = self.serving
             serving.watch.restart()
-            if serving.told is not None and serving.told.drift:
+            if serving.last_feedback is not None and serving.last_feedback.drift:
                 # not a request once more: it says nothing of the device, and nothing was spent
-                serving.told = replace(serving.told, drift=False, expected_ms=0.0, rows=0)
-                serving.guard.observe(serving.told)
+                serving.last_feedback = replace(serving.last_feedback, drift=False, expected_ms=0.0, rows=0)
+                serving.guard.observe(serving.last_feedback)
 
     def close(self, drain: bool = False, timeout_s: float | None = None) -> None:
         """Take no more requests, end those that run, and give memory back. Stops the monitor too, unless it was given.
@@ -383,11 +384,11 @@ class Runtime:
                 still wait then fail with ClosedError, and those that run end on their own.
 
         Raises:
-            BudgetError: Where `timeout_s` is no number of at least 0.
+            SettingError: Where `timeout_s` is no number of at least 0.
         """
         timeout_s = plain(timeout_s)
         if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and 0 <= timeout_s < math.inf):
-            raise BudgetError(
+            raise SettingError(
                 f"timeout_s={timeout_s!r} must be a number of seconds of at least 0, or None for no limit"
             )
         answering = self._answering
@@ -419,11 +420,11 @@ class Runtime:
         self._read.forget()
         return self._waiting.forget()
 
-    def _decide_first(self, fresh: Serving) -> None:
+    def _decide_first(self, fresh: Deployment) -> None:
         """Begin the policy's state for it, and let it say what the next request will need."""
         # the policy takes its first reading for memory without models: that is not the reading of now
         latest = self._read.latest
-        first = with_fields(latest, memory_process_mb=(self._read.first or latest).memory_process_mb)
+        first = fast_replace(latest, memory_process_mb=(self._read.first or latest).memory_process_mb)
         answering = self._answering
         with answering.held():  # no policy is asked twice at once
             answering.check_open()
@@ -432,7 +433,7 @@ class Runtime:
             fresh.guard.begin()
             fresh.decision = fresh.guard.decide(fresh.frontier, budget, first)
 
-    def _exchange(self, fresh: Serving) -> Serving:
+    def _exchange(self, fresh: Deployment) -> Deployment:
         """Put it to work, and return what was at work before."""
         answering = self._answering
         with answering.held():
@@ -451,7 +452,7 @@ class Runtime:
             answering.tally.begin(len(fresh.bundle.spec.stages))
             return old
 
-    def _serve(self, bundle: DeployedBundle, frontier: Frontier, engine: Engine, others: Others) -> Serving:
+    def _serve(self, bundle: DeployedBundle, frontier: Frontier, engine: Engine, others: Others) -> Deployment:
         answering = self._answering
 
         def engine_failed() -> None:
@@ -461,7 +462,7 @@ class Runtime:
         def policy_failed() -> None:  # it is asked under the lock
             answering.tally.policy_failures += 1
 
-        return Serving(
+        return Deployment(
             bundle,
             frontier,
             engine,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamic.policies.costs import Costs, Table
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.snapshot import Snapshot
 
 _NEEDED = ("relative_speed", "cores", "memory_mb", "battery_mwh", "idle_mw", "active_mw")
@@ -34,7 +34,7 @@ class Device:
     `battery_step` (0.01 whole percents, 0 exact), temperature in steps of `temperature_step_c`; fields of a Snapshot
     that are `absent` for good. `source`: for every figure that is given a public source, or "assumption".
 
-    Raises BudgetError on a figure out of range, or one without a source.
+    Raises SettingError on a figure out of range, or one without a source.
     """
 
     name: str
@@ -71,18 +71,20 @@ class Device:
             number = isinstance(value, (int, float)) and least <= value < math.inf
             if not number or (value == 0 and figure in _POSITIVE):
                 wanted = "a positive number" if figure in _POSITIVE else "a number, not negative"
-                raise BudgetError(f"{figure}={value!r} of device {self.name!r} must be {wanted}")
+                raise SettingError(f"{figure}={value!r} of device {self.name!r} must be {wanted}")
         steps = self.frequency_steps
         if not steps or steps[0] != 1 or steps[-1] <= 0 or any(a <= b for a, b in pairwise(steps)):
-            raise BudgetError(f"frequency_steps={steps} of device {self.name!r} must fall from 1, above 0")
+            raise SettingError(f"frequency_steps={steps} of device {self.name!r} must fall from 1, above 0")
         if (self.resistance_c_per_w is None) != (self.capacity_j_per_c is None):
-            raise BudgetError(f"device {self.name!r} needs both resistance_c_per_w and capacity_j_per_c, or neither")
+            raise SettingError(f"device {self.name!r} needs both resistance_c_per_w and capacity_j_per_c, or neither")
         if self.throttle_c is not None and self.resistance_c_per_w is None:
-            raise BudgetError(f"throttle_c of device {self.name!r} needs resistance_c_per_w and capacity_j_per_c")
+            raise SettingError(f"throttle_c of device {self.name!r} needs resistance_c_per_w and capacity_j_per_c")
         if unknown := sorted(set(self.absent) - set(Snapshot.__dataclass_fields__)):
-            raise BudgetError(f"device {self.name!r} lacks a sensor {unknown[0]!r}, which no snapshot has")
+            raise SettingError(f"device {self.name!r} lacks a sensor {unknown[0]!r}, which no snapshot has")
         if without := [figure for figure in self._given() if not self.source.get(figure)]:
-            raise BudgetError(f"device {self.name!r} names no source for {without}; give a public one, or 'assumption'")
+            raise SettingError(
+                f"device {self.name!r} names no source for {without}; give a public one, or 'assumption'"
+            )
 
     def _given(self) -> list[str]:
         """Figures that somebody gave, and that therefore need a source."""
@@ -118,11 +120,11 @@ class Device:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Device":
-        """What `to_json` gave; raises BudgetError on fields that are missing or unknown."""
+        """What `to_json` gave; raises SettingError on fields that are missing or unknown."""
         try:
             return cls(**data)
         except TypeError as error:
-            raise BudgetError(f"{dict(data)!r} is no device ({error}); it needs name, source, {_NEEDED}") from error
+            raise SettingError(f"{dict(data)!r} is no device ({error}); it needs name, source, {_NEEDED}") from error
 
 
 def devices() -> dict[str, Device]:
@@ -132,8 +134,8 @@ def devices() -> dict[str, Device]:
 
 
 def device(name: str) -> Device:
-    """One of `devices()`; raises BudgetError where there is none of that name."""
+    """One of `devices()`; raises SettingError where there is none of that name."""
     known = devices()
     if name not in known:
-        raise BudgetError(f"no device {name!r}; there are {sorted(known)}, or make a Device")
+        raise SettingError(f"no device {name!r}; there are {sorted(known)}, or make a Device")
     return known[name]

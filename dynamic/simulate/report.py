@@ -26,11 +26,11 @@ class SimulationReport:
     `requests` arrived; `answered` of them were, `shed` left the queue unanswered, the others came after the battery was
     empty. Of the answers (None where there are none): `accuracy` (None without labels); `latency_ms [answered]` from
     arrival to answer, queue included, with mean, median, p95, p99 and longest, and `mean_wait_ms` of it in the queue;
-    `late_share` over the budget's latency, `deadline_miss_share` over its deadline (None: no such limit);
-    `cut_share` ended early for a deadline; `uncertified_share`: those, and answers whose point has no bound or promises
-    a larger drop than `max_drop`; `infeasible_share` under a decision that met not every limit, `gave_way_shares` by
-    limit. `useful_share`: right, and in time for latency and deadline, of all that arrived.
-    `queue_longest` requests waiting.
+    `late_share` over the budget's latency, `deadline_miss_share` over its deadline (None: no such limit); `cut_share`
+    ended early for a deadline; `uncertified_share`: those, and answers whose point has no bound or promises a larger
+    drop than `max_drop`; `infeasible_share` under a decision that met not every limit, `violated_limit_shares` by
+    limit. `useful_share`: right, and in time for latency and deadline, of all that arrived. `queue_longest` requests
+    waiting.
 
     `energy_mj` of the whole device from `energy_source`, the sum of `idle_mj`, `screen_mj` and `inference_mj`, and
     `inference_mj_each` answer; `battery_left` 0..1, `hours` until the end, or until the battery was empty;
@@ -60,7 +60,7 @@ class SimulationReport:
     cut_share: float | None
     uncertified_share: float | None
     infeasible_share: float | None
-    gave_way_shares: dict[str, float]
+    violated_limit_shares: dict[str, float]
     queue_longest: int
     energy_mj: float
     energy_source: str
@@ -119,8 +119,8 @@ class SimulationReport:
             "simulated switches": f"{self.switches_per_hour:.3g} an hour, {self.loads} networks loaded",
         }
         if self.infeasible_share:
-            gave_way = ", ".join(f"{name} {share:.1%}" for name, share in self.gave_way_shares.items())
-            rows["simulated limits"] = f"not all met {self.infeasible_share:.1%}: {gave_way}"
+            violated_limits = ", ".join(f"{name} {share:.1%}" for name, share in self.violated_limit_shares.items())
+            rows["simulated limits"] = f"not all met {self.infeasible_share:.1%}: {violated_limits}"
         lines += [f"  {name:<19} {text}" for name, text in rows.items()]
         lines += [f"  simulated decision at {c.time_s:.3f} s: {c.reason}" for c in self.changes[:_SHOWN]]
         if len(self.changes) > _SHOWN:

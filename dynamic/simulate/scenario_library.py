@@ -6,7 +6,7 @@ from typing import Any
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.limits import RESERVE_MB
 from dynamic.policies.decision import Policy
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.records import Records
 from dynamic.simulate.device_models import Device
@@ -87,11 +87,11 @@ def scenarios(
 
 
 def scenario(name: str, device: Device, frontier: Frontier, duration_s: float | None = None, seed: int = 0) -> Scenario:
-    """One of `scenarios`; raises BudgetError where there is none of that name for this device."""
+    """One of `scenarios`; raises SettingError where there is none of that name for this device."""
     known = scenarios(device, frontier, duration_s, seed)
     if name not in known:
         lacks = ": the device lacks what it needs" if name in SCENARIOS else ""
-        raise BudgetError(f"no scenario {name!r} for {device.name!r}{lacks}; there are {list(known)}")
+        raise SettingError(f"no scenario {name!r} for {device.name!r}{lacks}; there are {list(known)}")
     return known[name]
 
 
@@ -147,7 +147,7 @@ class _Maker:
             "battery",
             "the battery starts at 30% and has to last to the end above its floor, which it does not at full accuracy",
             Poisson(self.rate_hz(share), duration_s),
-            Budget(battery_floor=max(round(floor, 4), 0.0), last_s=duration_s),
+            Budget(battery_floor=max(round(floor, 4), 0.0), battery_duration_s=duration_s),
             battery=start,
         )
 
@@ -212,7 +212,7 @@ class _Maker:
                 percentile=0.99,
                 deadline_ms=8 * self.p95_ms,
                 battery_floor=max(round(0.3 - used, 4), 0.0),
-                last_s=duration_s,
+                battery_duration_s=duration_s,
             ),
             background_load=Bursts(0.0, self.contending(2, 3, 4), on_s=10, off_s=60, seed=self.seed),
             memory_mb=self.squeeze(duration_s),

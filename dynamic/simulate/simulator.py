@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.decision import Policy
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.records import Records
 from dynamic.simulate.device_models import Device
@@ -28,7 +28,7 @@ class Stalls:
     """The scheduler's tail: while all cores are wanted, a share `chance` of requests waits `mean_ms` more.
 
     With less background load the chance is in proportion; what they wait is exponential. An assumption, not a
-    measurement: fit it to the device. Raises BudgetError on values out of range.
+    measurement: fit it to the device. Raises SettingError on values out of range.
     """
 
     chance: float
@@ -36,7 +36,7 @@ class Stalls:
 
     def __post_init__(self) -> None:
         if not (0 <= self.chance <= 1 and 0 <= self.mean_ms < float("inf")):
-            raise BudgetError(f"chance={self.chance}, mean_ms={self.mean_ms}: give a fraction and no negative time")
+            raise SettingError(f"chance={self.chance}, mean_ms={self.mean_ms}: give a fraction and no negative time")
 
 
 def simulate(
@@ -94,7 +94,7 @@ def simulate(
     The same seed gives the same report; other policies under the same seed meet the same requests and the same noise.
     `samples`: into how many stretches of time the report's series cut the run.
 
-    Raises InputError on records of another cascade, BudgetError on a setting out of range.
+    Raises InputError on records of another cascade, SettingError on a setting out of range.
     """
     if records.stages != len(frontier.ladder.backbone):
         raise InputError(
@@ -104,13 +104,13 @@ def simulate(
     if len(records) == 0:
         raise InputError("there are no records: nothing can be replayed")
     if not 0 < battery <= 1:
-        raise BudgetError(f"battery={battery} must be a fraction above 0, 1 for full")
+        raise SettingError(f"battery={battery} must be a fraction above 0, 1 for full")
     if decide not in DECIDE:
-        raise BudgetError(f"decide={decide!r} must be one of {DECIDE}")
+        raise SettingError(f"decide={decide!r} must be one of {DECIDE}")
     if not 0 <= noise < float("inf"):
-        raise BudgetError(f"noise={noise} must not be negative: 1 is as spread as profiled")
+        raise SettingError(f"noise={noise} must not be negative: 1 is as spread as profiled")
     if queue_limit is not None and queue_limit < 1:
-        raise BudgetError(f"queue_limit={queue_limit} must be at least 1, or None for no limit")
+        raise SettingError(f"queue_limit={queue_limit} must be at least 1, or None for no limit")
     here = frontier.recost(device.costs(frontier.costs))
     played = outcomes(here, records, noise)
     arrivals = np.random.default_rng(seed)
@@ -150,9 +150,9 @@ def simulate(
     )
     log = serve(here, played, requests, policy, env, rules)
     if not world.empty:
-        last_s = max(log.end_s[-1] if log.end_s else 0.0, workload.duration_s)
-        env.advance(last_s, log.end_s[-1] if log.end_s else 0.0, 0.0)
-        env.settle(last_s)
+        end_s = max(log.end_s[-1] if log.end_s else 0.0, workload.duration_s)
+        env.advance(end_s, log.end_s[-1] if log.end_s else 0.0, 0.0)
+        env.settle(end_s)
     report = summarize(log, device, env, tuple(played.values()), requests, records, frontier.ladder.certified)
     return replace(report, doubts=frontier.costs.doubts)
 

@@ -66,7 +66,7 @@ def summarize(
         cut_share=_mean(cut),
         uncertified_share=_mean(~sure),
         infeasible_share=log.infeasible / count if count else None,
-        gave_way_shares={name: times / max(count, 1) for name, times in sorted(log.gave_way.items())},
+        violated_limit_shares={name: times / max(count, 1) for name, times in sorted(log.violated_limits.items())},
         queue_longest=log.longest,
         energy_mj=world.used_mj,
         energy_source="model",
@@ -123,7 +123,7 @@ def _covered(
     budgets: Sequence[tuple[float, Budget]], start_s: Floats, outcomes: Sequence[Outcome], point: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Whether the certificate of the point that answered covers what the budget asked for `[answered]`."""
-    table = [[covered(outcome.point.point, budget) for outcome in outcomes] for _, budget in budgets]
+    table = [[covered(outcome.point.operating_point, budget) for outcome in outcomes] for _, budget in budgets]
     return np.array(table, bool)[_budget_of(budgets, start_s), point]
 
 
@@ -158,7 +158,7 @@ def _series(
     series: dict[str, list[float | None]] = {name: [row[i] for row in env.samples] for i, name in enumerate(SAMPLED)}
     edges = np.array([*(row[0] for row in env.samples), np.inf], np.float64)
     bounds = np.searchsorted(end_s, edges)
-    promised = np.array([outcome.point.point.accuracy[1] for outcome in outcomes])[point]
+    promised = np.array([outcome.point.accuracy.mid for outcome in outcomes])[point]
 
     def each(figure: Any) -> list[float | None]:
         return [float(figure(slice(a, b))) if b > a else None for a, b in pairwise(bounds.tolist())]

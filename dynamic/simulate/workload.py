@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 
 class Workload(Protocol):
@@ -72,7 +72,7 @@ class Bursty:
     def __post_init__(self) -> None:
         _check(busy_hz=self.busy_hz, quiet_s=self.quiet_s, busy_s=self.busy_s, duration_s=self.duration_s)
         if not 0 <= self.quiet_hz < math.inf:
-            raise BudgetError(f"quiet_hz={self.quiet_hz}: give a number that is not negative")
+            raise SettingError(f"quiet_hz={self.quiet_hz}: give a number that is not negative")
 
     def arrivals(self, random: np.random.Generator) -> NDArray[np.float64]:
         """Arrival times `[M]` in seconds."""
@@ -101,7 +101,7 @@ class Diurnal:
     def __post_init__(self) -> None:
         _check(mean_hz=self.mean_hz, duration_s=self.duration_s, period_s=self.period_s)
         if not 0 <= self.swing <= 1:
-            raise BudgetError(f"swing={self.swing} must be a fraction of the mean, 0 to 1")
+            raise SettingError(f"swing={self.swing} must be a fraction of the mean, 0 to 1")
 
     def arrivals(self, random: np.random.Generator) -> NDArray[np.float64]:
         """Arrival times `[M]` in seconds."""
@@ -128,9 +128,9 @@ class Schedule:
         times_s = self.times_s
         rising = all(a < b for a, b in pairwise(times_s))
         if not times_s or times_s[0] != 0 or not rising or times_s[-1] >= (self.period_s or self.duration_s):
-            raise BudgetError(f"times_s={times_s} must rise from 0 and stay below the period")
+            raise SettingError(f"times_s={times_s} must rise from 0 and stay below the period")
         if len(self.rates_hz) != len(times_s) or not all(0 <= rate < math.inf for rate in self.rates_hz):
-            raise BudgetError(f"rates_hz={self.rates_hz}: give {len(times_s)} numbers that are not negative")
+            raise SettingError(f"rates_hz={self.rates_hz}: give {len(times_s)} numbers that are not negative")
 
     def arrivals(self, random: np.random.Generator) -> NDArray[np.float64]:
         """Arrival times `[M]` in seconds."""
@@ -147,7 +147,7 @@ class Schedule:
 class Recorded:
     """Arrival times that somebody recorded, `[M]` in seconds from the start.
 
-    Raises BudgetError on times that do not rise, are negative, or lie beyond `duration_s` (None: just after the last).
+    Raises SettingError on times that do not rise, are negative, or lie beyond `duration_s` (None: just after the last).
     """
 
     times_s: NDArray[np.float64]
@@ -156,9 +156,9 @@ class Recorded:
     def __post_init__(self) -> None:
         times_s = np.asarray(self.times_s, np.float64)
         if times_s.ndim != 1 or not np.isfinite(times_s).all() or (np.diff(times_s) < 0).any():
-            raise BudgetError("times_s must be finite and rising, one for each request")
+            raise SettingError("times_s must be finite and rising, one for each request")
         if len(times_s) and (times_s[0] < 0 or times_s[-1] >= self.duration_s):
-            raise BudgetError(
+            raise SettingError(
                 f"times_s run from {times_s[0]:.6g} to {times_s[-1]:.6g} s: they must lie in [0, {self.duration_s:.6g})"
             )
 
@@ -179,7 +179,9 @@ class Recorded:
         try:
             times_s = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, ndmin=1)
         except (ValueError, EOFError) as error:
-            raise BudgetError(f"{path} does not read as arrival times ({error}): a number of seconds a line") from error
+            raise SettingError(
+                f"{path} does not read as arrival times ({error}): a number of seconds a line"
+            ) from error
         return cls(times_s, until_s)
 
 
@@ -191,4 +193,4 @@ def _poisson(rate_hz: float, start_s: float, end_s: float, random: np.random.Gen
 def _check(**figures: float) -> None:
     if not all(0 < value < math.inf for value in figures.values()):
         text = ", ".join(f"{name}={value}" for name, value in figures.items())
-        raise BudgetError(f"{text}: give positive numbers")
+        raise SettingError(f"{text}: give positive numbers")

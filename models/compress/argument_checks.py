@@ -7,7 +7,7 @@ from torch import nn
 
 from dynamic.offline.batches import Batch, named_tensors, taken_by
 from dynamic.offline.networks.module_modes import evaluating
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 
 def check_share(name: str, value: Any, meaning: str, where: str = "") -> float:
@@ -23,10 +23,10 @@ def check_share(name: str, value: Any, meaning: str, where: str = "") -> float:
         The share.
 
     Raises:
-        BudgetError: Where it is no number, or out of range.
+        SettingError: Where it is no number, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise BudgetError(f"{name}={value!r}{where} is not in (0, 1): {meaning}")
+        raise SettingError(f"{name}={value!r}{where} is not in (0, 1): {meaning}")
     return float(value)
 
 

@@ -20,7 +20,7 @@ from dynamic.offline.batches import Batch
 from dynamic.offline.networks.module_modes import view
 from dynamic.offline.networks.network_copies import deep_copy
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
-from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.policies.errors import InputError, SettingError, WrapError
 
 Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)
 
@@ -52,7 +52,7 @@ def slimmable(
     and Improved Training Techniques", section 3.3). A plain network of one width, for other engines:
     `net.extract(0.5)`.
 
-    Raises BudgetError on widths out of range, InputError on inputs that do not fit, WrapError on layers that cannot be
+    Raises SettingError on widths out of range, InputError on inputs that do not fit, WrapError on layers that cannot be
     treated, naming them, and on networks that cannot be made so narrow.
     """
     shares = _checked(widths, multiple)
@@ -93,9 +93,9 @@ class Slimmable(StagedNetwork):
         return [primary_logits(network(*args, **kwargs)) for network in self.networks]
 
     def at(self, width: float) -> nn.Module:
-        """The network of one width itself, sharing the weights. Raises BudgetError on a width that is not there."""
+        """The network of one width itself, sharing the weights. Raises SettingError on a width that is not there."""
         if width not in self.widths:
-            raise BudgetError(f"width {width} is not one of {self.widths}")
+            raise SettingError(f"width {width} is not one of {self.widths}")
         return self.networks[self.widths.index(width)]
 
     def extract(self, width: float) -> nn.Module:
@@ -325,10 +325,10 @@ def _filled(made: Plain, weight: Tensor, bias: Tensor | None, old: nn.Module) ->
 def _checked(widths: Sequence[float], multiple: int) -> tuple[float, ...]:
     numbers = not isinstance(widths, (str, bool)) and isinstance(widths, Iterable)
     if not numbers or not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in (*widths,)):
-        raise BudgetError(f"widths={widths!r}: give rising shares above 0, the last 1, such as (0.25, 0.5, 1.0)")
+        raise SettingError(f"widths={widths!r}: give rising shares above 0, the last 1, such as (0.25, 0.5, 1.0)")
     found = tuple(float(width) for width in widths)
     if not found or found != tuple(sorted(set(found))) or found[-1] != 1 or not found[0] > 0:
-        raise BudgetError(f"widths={found}: give rising shares above 0, the last 1")
+        raise SettingError(f"widths={found}: give rising shares above 0, the last 1")
     if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise BudgetError(f"multiple={multiple!r}: give a whole number from 1")
+        raise SettingError(f"multiple={multiple!r}: give a whole number from 1")
     return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dynamic.policies.certification.opinion_pool import belief
 from dynamic.policies.certification.replay import cost_to, predictions
 from dynamic.policies.certification.risks import Risk
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner, Running
 from dynamic.policies.stage_plan import plan
@@ -21,7 +21,7 @@ Losses = NDArray[Any]  # int8, or float32 where they are expected values
 
 
 @dataclass(frozen=True, eq=False)
-class Exit:
+class EvaluatedExit:
     """One exit, evaluated after those before it in its set.
 
     `score [N]` (NaN as -inf: never leaves), `loss [N]` of leaving here and its `square [N]`: int8 in {-1, 0, 1}, or
@@ -43,7 +43,7 @@ class Exit:
 class Exits:
     """One set of exits switched on: k of them and the last stage; `cost [k + 1]` of an input that leaves there."""
 
-    stages: tuple[Exit, ...]
+    stages: tuple[EvaluatedExit, ...]
     cost: Floats
 
     @cached_property
@@ -92,9 +92,9 @@ class Answers:
         self.head = records.head_macs if head is None else tuple(head)
         for name, cost in (("body_cost", self.body), ("head_cost", self.head)):
             if len(cost) != records.stages:
-                raise BudgetError(f"{name} has {len(cost)} entries for {records.stages} stages; give one for each")
+                raise SettingError(f"{name} has {len(cost)} entries for {records.stages} stages; give one for each")
             if not all(0 <= value < np.inf for value in cost):
-                raise BudgetError(f"{name} is {list(cost)}; costs are numbers of 0 or more, in any one unit")
+                raise SettingError(f"{name} is {list(cost)}; costs are numbers of 0 or more, in any one unit")
         self.count = len(records)
         self._backbone, self._combiner, self._risk = records.backbone, combiner, risk
         # class probabilities once for all sets of exits [S][N, C]; in memory class by class, which is many times as
@@ -107,7 +107,7 @@ class Answers:
         self._wanted = risk.wanted(records, self._chosen)  # [N]
         self._reference = _right(last, self._wanted)  # [N]
         self._belief = belief(self._probability, self._wanted) if expected and risk.needs_labels else None
-        self._path: list[tuple[Exit, Running]] = []  # the exits of the set asked for last
+        self._path: list[tuple[EvaluatedExit, Running]] = []  # the exits of the set asked for last
         self._sets: dict[tuple[int, ...], Exits] = {}
 
     @property
@@ -147,15 +147,15 @@ class Answers:
         self._sets.clear()
         self._probability.clear()
 
-    def _evaluate(self, stage: int) -> tuple[Exit, Running]:
+    def _evaluate(self, stage: int) -> tuple[EvaluatedExit, Running]:
         """A stage after those on the path."""
         state = self._path[-1][1] if self._path else self._combiner.start()
         answer, sure, after = self._combiner.merge(state, stage, self._probability[stage])
         score = np.where(np.isnan(sure), np.float32(-np.inf), sure)
         if self._belief is None:
             loss = self._risk.loss(_right(answer, self._wanted), self._reference)
-            return Exit(stage, score, loss, np.abs(loss)), after
-        return Exit(stage, score, *self._expected(predictions(answer), self._belief)), after
+            return EvaluatedExit(stage, score, loss, np.abs(loss)), after
+        return EvaluatedExit(stage, score, *self._expected(predictions(answer), self._belief)), after
 
     def _expected(self, chosen: NDArray[np.int64], belief: NDArray[np.float32]) -> tuple[Losses, Losses]:
         """(loss, its square) of answers `[N]` over what the label may be: theirs, the reference's, or another."""

@@ -28,8 +28,8 @@ from dynamic.policies.certification.replay import replay, shares
 from dynamic.policies.certification.risks import Evidence, Risk, Sample, risk_named, test_name
 from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.certification.threshold_search import QUANTILES, Candidate, Search
-from dynamic.policies.errors import BudgetError, CalibrationError
-from dynamic.policies.ladder import Certificate, Ladder, Missing, Point
+from dynamic.policies.errors import CalibrationError, SettingError
+from dynamic.policies.ladder import Certificate, Interval, Ladder, Missing, OperatingPoint
 from dynamic.policies.records import CERTIFY, SEARCH, Records, check_usable
 from dynamic.policies.scores import SCORES, Combiner
 from dynamic.policies.stage_plan import plan
@@ -77,7 +77,7 @@ def certify(
     point that measures below the reference; the ladder's `left_out` says so. Leaving out spends no guarantee, since all
     bounds hold at once.
 
-    Raises CalibrationError without records, a second class, or labels that the risk needs; BudgetError on a target or
+    Raises CalibrationError without records, a second class, or labels that the risk needs; SettingError on a target or
     delta or floor out of range, an unknown risk, score or combination.
     """
     max_drops, delta, floor, margin = plain_items(max_drops), plain(delta), plain(floor), plain(margin)
@@ -141,9 +141,9 @@ def _left_early(early: Candidate, stage_names: Sequence[str], floor: float | Non
     )
 
 
-def _excluded(point: Point, reference: Point, floor: float | None, most: float) -> str | None:
+def _excluded(point: OperatingPoint, reference: OperatingPoint, floor: float | None, most: float) -> str | None:
     """Why a measured point is no point of the ladder, or None where it is one."""
-    right = point.accuracy[1]
+    right = point.accuracy.mid
     if floor is not None and right < floor:
         return f"{point.name}: accuracy {right:.4f} is below the floor {floor:.4f}, left out"
     if floor is not None and point.target is None and point.bound is not None and point.bound > most:
@@ -155,12 +155,12 @@ def _excluded(point: Point, reference: Point, floor: float | None, most: float) 
 
 
 def check_settings(max_drops: Sequence[float] | None, delta: float, risk: str, score: str) -> tuple[Risk, list[float]]:
-    """(the risk, its targets once each, rising); raises BudgetError as `certify` does, before anything is run."""
+    """(the risk, its targets once each, rising); raises SettingError as `certify` does, before anything is run."""
     measure = risk_named(risk)
     if not _is_number(delta) or not 0 < delta < 1:
-        raise BudgetError(f"delta={delta!r} must be a number in (0, 1), e.g. 0.1")
+        raise SettingError(f"delta={delta!r} must be a number in (0, 1), e.g. 0.1")
     if score not in (*SCORES, AUTO):
-        raise BudgetError(f"score={score!r} is not known; use one of {sorted((*SCORES, AUTO))}")
+        raise SettingError(f"score={score!r} is not known; use one of {sorted((*SCORES, AUTO))}")
     return measure, _targets(max_drops, measure)
 
 
@@ -361,20 +361,20 @@ def _in_order(reference: _Chosen, others: Sequence[_Chosen]) -> list[_Chosen]:
 def _targets(given: Sequence[float] | None, risk: Risk) -> list[float]:
     """The targets once each, rising."""
     if isinstance(given, str) or not isinstance(given, (Iterable, NoneType)):
-        raise BudgetError(f"max_drops={given!r} must be a sequence of targets, such as ({given},)")
+        raise SettingError(f"max_drops={given!r} must be a sequence of targets, such as ({given},)")
     for target in given or ():
         if not _is_number(target):
-            raise BudgetError(f"max_drops holds {target!r}; a drop is a number in [0, 1), 0.01 for one point")
+            raise SettingError(f"max_drops holds {target!r}; a drop is a number in [0, 1), 0.01 for one point")
     targets = sorted(set(MAX_DROPS if given is None else given))
     if given is None and not risk.signed:
         targets = [target for target in targets if target > 0]
     if not targets:
-        raise BudgetError("max_drops is empty; give at least one, 0.01 for one point, or None for the usual five")
+        raise SettingError("max_drops is empty; give at least one, 0.01 for one point, or None for the usual five")
     for target in targets:
         if not 0 <= target < 1:
-            raise BudgetError(f"max_drops holds {target}; a drop is a fraction in [0, 1), 0.01 for one point")
+            raise SettingError(f"max_drops holds {target}; a drop is a fraction in [0, 1), 0.01 for one point")
         if target == 0 and not risk.signed:
-            raise BudgetError(
+            raise SettingError(
                 f"max_drops holds 0, and no data can show that {risk.name!r} never happens: give more than 0, or "
                 "risk='drop', of which what is gained elsewhere makes up for losses"
             )
@@ -383,7 +383,7 @@ def _targets(given: Sequence[float] | None, risk: Risk) -> list[float]:
 
 def _measure(
     records: Records, reference: NDArray[np.int64], combiner: Combiner, risk: Risk, chosen: _Chosen, delta: float
-) -> Point:
+) -> OperatingPoint:
     """The point as it did on `records`, of which the reference predicts `reference [N]`."""
     found = replay(records.logits, combiner, chosen.candidate.thresholds, records.backbone)
     wanted = risk.wanted(records, reference)
@@ -393,7 +393,7 @@ def _measure(
     todo = plan(np.array(chosen.candidate.thresholds, np.float32), records.backbone)
     needed = {b for s, b in enumerate(records.backbone) if todo.run[s] and s <= todo.deepest}
     drop = None if records.label is None else sample.mean((reference == records.label).astype(np.int8) - right)
-    return Point(
+    return OperatingPoint(
         name=chosen.name,
         thresholds=chosen.candidate.thresholds,
         backbones=tuple(sorted(needed)),
@@ -402,7 +402,7 @@ def _measure(
         bound=chosen.bound,
         delta=None if chosen.bound is None else delta,
         n=len(records),
-        accuracy=_interval(sample, right),
+        accuracy=Interval(*_interval(sample, right)),
         shares=shares(found.stage, records.stages),
         kind=risk.name,
         drop=drop,

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.records import CERTIFY, SEARCH, Records
 from dynamic.policies.scores import Combiner, ScoreBins
 from dynamic.policies.validation.numbers import plain
@@ -154,14 +154,14 @@ class DriftTest:
     calibration inputs, so that gains are not independent. Those of the k-th to come up alarm at k (k + 1) / alpha:
     the probabilities add up to `alpha`.
 
-    Once alarmed it does no work until `restart`. Threads that share one need a lock. Raises BudgetError where `alpha`
+    Once alarmed it does no work until `restart`. Threads that share one need a lock. Raises SettingError where `alpha`
     is not in (0, 1).
     """
 
     def __init__(self, scores: Sequence[ScoreBins], alpha: float = 0.01, seed: int = 0) -> None:
         alpha = plain(alpha)
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
-            raise BudgetError(f"alpha={alpha!r} must be a fraction in (0, 1), 0.01 for one false alarm in 100 streams")
+            raise SettingError(f"alpha={alpha!r} must be a fraction in (0, 1), 0.01 for one false alarm in 100 streams")
         self.alpha = alpha
         self.watching = any(bins.edges for bins in scores)
         self._bags = tuple(Bag(bins) for bins in scores)

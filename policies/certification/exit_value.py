@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dynamic.policies.certification.risks import RISKS
 from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.certification.threshold_search import Search
-from dynamic.policies.errors import BudgetError, CalibrationError
+from dynamic.policies.errors import CalibrationError, SettingError
 from dynamic.policies.records import SEARCH, Records
 from dynamic.policies.scores import Combiner
 
@@ -57,15 +57,15 @@ def choose_exits(
     whether its head runs or not (on engines some 30 microseconds): without it an exit that nobody takes costs nothing.
     `count`: at most so many stay, even if requests get dearer.
 
-    The records choose: use others to certify. Raises CalibrationError without records or labels, BudgetError on a
+    The records choose: use others to certify. Raises CalibrationError without records or labels, SettingError on a
     setting out of range.
     """
     if count is not None and count < 0:
-        raise BudgetError(f"count={count} exits cannot stay: give 0 or more, or None")
+        raise SettingError(f"count={count} exits cannot stay: give 0 or more, or None")
     if not 0 <= exit_cost < float("inf"):
-        raise BudgetError(f"exit_cost={exit_cost} must not be negative, in the unit of the costs")
+        raise SettingError(f"exit_cost={exit_cost} must not be negative, in the unit of the costs")
     if not max_drops:
-        raise BudgetError("max_drops is empty: give the accuracy that may be given up, e.g. (0.0, 0.01)")
+        raise SettingError("max_drops is empty: give the accuracy that may be given up, e.g. (0.0, 0.01)")
     searched = records.select(records.part == SEARCH)
     if not len(searched) or searched.label is None:
         raise CalibrationError(f"{len(searched)} labelled records to choose exits by: give labelled held-out inputs")

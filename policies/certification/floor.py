@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.records import Records
 from dynamic.policies.validation.numbers import plain
 
@@ -54,7 +54,7 @@ def floor_of(records: Records, floor: float | None) -> float | None:
     """The floor of accuracy (of agreement without labels): the one that is given, or the default; None: no floor.
 
     The default is halfway between chance and what the reference reaches on these records. There is none where the
-    reference itself is at chance. Raises BudgetError on a floor that is no fraction.
+    reference itself is at chance. Raises SettingError on a floor that is no fraction.
     """
     if floor is not None:
         check_floor(floor)
@@ -67,12 +67,12 @@ def floor_of(records: Records, floor: float | None) -> float | None:
 
 
 def check_floor(floor: float | None) -> None:
-    """Raises BudgetError on a floor that is no fraction."""
+    """Raises SettingError on a floor that is no fraction."""
     floor = plain(floor)
     if floor is None:
         return
     if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
-        raise BudgetError(
+        raise SettingError(
             f"floor={floor!r} must be an accuracy in [0, 1), 0.6 for 60%, 0 for no floor, or None for halfway between "
             "chance and the reference"
         )

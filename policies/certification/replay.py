@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.scores import Combiner
-from dynamic.policies.stage_plan import Plan, plan
+from dynamic.policies.stage_plan import StagePlan, plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ def replay(
 ) -> Replay:
     """Run recorded `logits [N, S, C]` under `thresholds [S-1]`.
 
-    Raises BudgetError on thresholds of wrong length or NaN.
+    Raises SettingError on thresholds of wrong length or NaN.
     """
     limits = np.asarray(thresholds, np.float32)
     todo = plan(limits, backbone)
@@ -53,7 +53,7 @@ def predictions(probability: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.where(np.isnan(probability).any(axis=1), -1, probability.argmax(axis=1)).astype(np.int64)
 
 
-def cost_to(todo: Plan, body: Sequence[float], head: Sequence[float]) -> NDArray[np.float64]:
+def cost_to(todo: StagePlan, body: Sequence[float], head: Sequence[float]) -> NDArray[np.float64]:
     """What an input has cost that leaves at each stage `[S]`: bodies run and heads evaluated until there."""
     return np.cumsum(
         [(body[s] if todo.run[s] else 0.0) + (head[s] if todo.on[s] else 0.0) for s in range(len(todo.on))]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.certification.bounds import betting_p, binomial_p, signed_p
-from dynamic.policies.errors import BudgetError, CalibrationError
+from dynamic.policies.errors import CalibrationError, SettingError
 from dynamic.policies.records import Records
 
 Losses = NDArray[np.int8]
@@ -75,9 +75,9 @@ RISKS = {
 
 
 def risk_named(name: str) -> Risk:
-    """The risk; raises BudgetError where there is none of that name."""
+    """The risk; raises SettingError where there is none of that name."""
     if not isinstance(name, str) or name not in RISKS:
-        raise BudgetError(f"risk={name!r} is not known; use one of {sorted(RISKS)}")
+        raise SettingError(f"risk={name!r} is not known; use one of {sorted(RISKS)}")
     return RISKS[name]
 
 

@@ -21,7 +21,7 @@ _LOOKS_S = 0.5  # between two looks at a battery that says what it said before
 
 
 @dataclass(frozen=True)
-class Drain:
+class DrainModel:
     """What is known of the drain: `idle` and `per_effort` where they are given, and weighted sums of what was seen.
 
     Of steps of the battery: their weight, the sums of effort a second (e), of the drain (d), and of their products.
@@ -35,10 +35,10 @@ class Drain:
     ee: float = 0.0
     ed: float = 0.0
 
-    def learn(self, effort_per_s: float, drain_per_s: float) -> "Drain":
+    def learn(self, effort_per_s: float, drain_per_s: float) -> "DrainModel":
         """Take one more step of the battery in."""
         e, d, old = effort_per_s, drain_per_s, _FORGET
-        return Drain(
+        return DrainModel(
             self.idle,
             self.per_effort,
             old * self.weight + 1.0,
@@ -71,8 +71,8 @@ class Drain:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How a battery that must last `last_s` is doing: it started at `start_s` and is looked at now, at `time_s`,
+class BatteryPacer:
+    """How a battery that must last `battery_duration_s` is doing: it started at `start_s` and is looked at now, at `time_s`,
     after it was last read at `read_s`.
 
     `edge_s`, `edge`, `edge_effort`: when the charge last fell a step, to what, and the effort spent until then;
@@ -80,7 +80,7 @@ class Pace:
     their rate `rate_hz`, and how many were answered by then.
     """
 
-    last_s: float
+    battery_duration_s: float
     start_s: float
     time_s: float
     read_s: float
@@ -91,18 +91,24 @@ class Pace:
     rate_count: int
     whole: bool = False
     rate_hz: float | None = None
-    drain: Drain = Drain()
+    drain: DrainModel = DrainModel()
 
     @classmethod
     def start(
-        cls, last_s: float, time_s: float, battery: float, effort: float, count: int, drain: Drain = Drain()
-    ) -> "Pace":
+        cls,
+        battery_duration_s: float,
+        time_s: float,
+        battery: float,
+        effort: float,
+        count: int,
+        drain: DrainModel = DrainModel(),
+    ) -> "BatteryPacer":
         """The battery, seen for the first time, at `battery` (0..1); `drain` holds what is given."""
-        return cls(last_s, time_s, time_s, time_s, time_s, battery, effort, time_s, count, drain=drain)
+        return cls(battery_duration_s, time_s, time_s, time_s, time_s, battery, effort, time_s, count, drain=drain)
 
-    def seen(
-        self, time_s: float, battery: float, effort: float, count: int, drain: Drain, fresh: bool = True
-    ) -> "Pace":
+    def with_reading(
+        self, time_s: float, battery: float, effort: float, count: int, drain: DrainModel, fresh: bool = True
+    ) -> "BatteryPacer":
         """The battery at `battery` (0..1) after `effort` and `count` requests in all; `drain` holds what is given.
 
         `fresh`: this was read, not remembered. Nothing is learned from a step that fell while nothing was read.
@@ -131,8 +137,8 @@ class Pace:
             weight = max(1 - math.exp(-passed_s / _RATE_S), passed_s / (time_s - self.start_s))
             rate_hz = now_hz if rate_hz is None else rate_hz + weight * (now_hz - rate_hz)
             rate_s, rate_count = time_s, count
-        return Pace(
-            self.last_s,
+        return BatteryPacer(
+            self.battery_duration_s,
             self.start_s,
             time_s,
             time_s if fresh else self.read_s,
@@ -146,7 +152,7 @@ class Pace:
             known,
         )
 
-    def charging(self, time_s: float, battery: float, effort: float) -> "Pace":
+    def charging(self, time_s: float, battery: float, effort: float) -> "BatteryPacer":
         """On the mains: the end that was asked for stays, and what was learned; nothing is drained."""
         back = min(time_s - self.time_s, 0.0)  # of a clock that was set back
         return replace(
@@ -163,12 +169,12 @@ class Pace:
 
     def left_s(self, aim: float = 0.0) -> float:
         """Seconds that the battery must still last, from its latest step on; `aim`: share of the time to add."""
-        return max(self.start_s + self.last_s * (1 + aim) - self.edge_s, 1.0)
+        return max(self.start_s + self.battery_duration_s * (1 + aim) - self.edge_s, 1.0)
 
     def ceiling(self, floor: float) -> float:
         """What an inference may take on average so that the charge stays above `floor` in time; inf: unknown."""
         line = self.drain.line
-        if line is None or self.time_s >= self.start_s + self.last_s:
+        if line is None or self.time_s >= self.start_s + self.battery_duration_s:
             return math.inf
         idle, per_effort = line
         spare = (self.edge - floor) / self.left_s(_AIM) - idle

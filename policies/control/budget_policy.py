@@ -3,18 +3,20 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar, cast
 
 from dynamic.policies.budget import PRIORITY, Budget
-from dynamic.policies.control.device_state import Situation
-from dynamic.policies.control.limits import LIMITS, SLOW, Limit, Sieve, active, stay
+from dynamic.policies.control.device_state import DeviceState
+from dynamic.policies.control.limits import LIMITS, SLOW, CandidateFilter, Limit, active, stay
 from dynamic.policies.control.reasons import Note, Reason
-from dynamic.policies.control.switching import Hold, Rest
-from dynamic.policies.decision import Decision, Feedback, Policy, decided
-from dynamic.policies.errors import BudgetError
-from dynamic.policies.frontier import Frontier
+from dynamic.policies.control.switching import Cooldown, SwitchDelay
+from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.errors import SettingError
+from dynamic.policies.fast_paths import fast_replace
+from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 
+_NO_DECISION = Decision(cast(CostedPoint, None))  # every field is replaced
 _LOADED: Note = ("a request that waits takes a point whose networks are loaded",)
 
 
@@ -25,19 +27,13 @@ class BudgetState:
     `rest`: what heat or a battery has forced is not undone before; `limits` that can bind under the `budget`.
     """
 
-    seen: Situation = field(default_factory=Situation)
+    seen: DeviceState = field(default_factory=DeviceState)
     current: int | None = None
-    hold: Hold = field(default_factory=Hold)
-    rest: Rest = field(default_factory=Rest)
+    hold: SwitchDelay = field(default_factory=SwitchDelay)
+    rest: Cooldown = field(default_factory=Cooldown)
     budget: Budget | None = None
     frontier: Frontier | None = None
     limits: tuple[Limit, ...] = ()
-
-    def but(self, **changes: Any) -> Self:
-        """This state with other values."""
-        made = object.__new__(type(self))
-        made.__dict__.update(self.__dict__, **changes)
-        return made
 
 
 class BudgetPolicy(Policy):
@@ -66,16 +62,16 @@ class BudgetPolicy(Policy):
     forced out again (up to 20). A request that has waited gets a faster point for itself alone, and a new budget is
     followed at once.
 
-    Raises BudgetError on a limit that does not exist.
+    Raises SettingError on a limit that does not exist.
     """
 
     def __init__(self, limits: Sequence[str] = PRIORITY) -> None:
         for name in limits:
             if name not in LIMITS:
-                raise BudgetError(f"limits name {name!r}, which is none of {PRIORITY}")
+                raise SettingError(f"limits name {name!r}, which is none of {PRIORITY}")
         self.limits = tuple(limits)
 
-    sieve: ClassVar[type[Sieve]] = Sieve
+    sieve: ClassVar[type[CandidateFilter]] = CandidateFilter
 
     def initial(self) -> BudgetState:
         """Nothing seen."""
@@ -88,8 +84,8 @@ class BudgetPolicy(Policy):
         seen = state.seen
         new = (budget is not state.budget and budget != state.budget) or frontier is not state.frontier
         if snapshot is not seen.snapshot or new:  # another budget asks other things of the same snapshot
-            seen = seen.seen(frontier, budget, snapshot)
-        current, hold, rest = (None, Hold(), Rest()) if new else (state.current, state.hold, state.rest)
+            seen = seen.with_snapshot(frontier, budget, snapshot)
+        current, hold, rest = (None, SwitchDelay(), Cooldown()) if new else (state.current, state.hold, state.rest)
         limits = active(budget, self.limits) if new else state.limits
         sieve = self._sift(limits, frontier, current, budget, seen, wait=False)
         rank = frontier.mean if _saves(budget) else frontier.accuracy
@@ -128,27 +124,28 @@ class BudgetPolicy(Policy):
             else:
                 left = sieve.left & frontier.effort.below(barred) or sieve.left
         chosen = frontier.points[point]
-        resident = stay(frontier, budget, seen, chosen.backbones) if "memory" in self.limits else None
-        there = seen.resident | chosen.backbones if resident is None else resident
-        if there != seen.resident or (resident is None) != seen.everything:
-            seen = seen.but(resident=there, everything=resident is None, loaded_s=seen.time_s)
-        decision = decided(
+        keep_loaded = stay(frontier, budget, seen, chosen.backbones) if "memory" in self.limits else None
+        there = seen.resident | chosen.backbones if keep_loaded is None else keep_loaded
+        if there != seen.resident or (keep_loaded is None) != seen.everything:
+            seen = fast_replace(seen, resident=there, everything=keep_loaded is None, loaded_s=seen.time_s)
+        decision = fast_replace(
+            _NO_DECISION,
             point=chosen,
-            feasible=not sieve.gave_way,
-            gave_way=tuple(sieve.gave_way),
+            feasible=not sieve.violated_limits,
+            violated_limits=tuple(sieve.violated_limits),
             reason=Reason(frontier, point, left, rank, sieve.notes, sieve.spared, budget, seen, held, rest, barred),
-            resident=resident,
+            keep_loaded=keep_loaded,
             slowdown=seen.slowdown,
-            passing=point != base,
+            one_request_only=point != base,
         )
-        return decision, state.but(
-            seen=seen, current=base, hold=hold, rest=rest, budget=budget, frontier=frontier, limits=limits
+        return decision, fast_replace(
+            state, seen=seen, current=base, hold=hold, rest=rest, budget=budget, frontier=frontier, limits=limits
         )
 
     def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
         """Take in what a request took, beyond what the load it ran under explains, and whether inputs have drifted."""
         effort = (feedback.point.energy_mj or feedback.point.cpu_ms)[0]
-        return state.but(seen=state.seen.answered(feedback, effort))
+        return fast_replace(state, seen=state.seen.with_feedback(feedback, effort))
 
     def _sift(
         self,
@@ -156,9 +153,9 @@ class BudgetPolicy(Policy):
         frontier: Frontier,
         current: int | None,
         budget: Budget,
-        seen: Situation,
+        seen: DeviceState,
         wait: bool,
-    ) -> Sieve:
+    ) -> CandidateFilter:
         sieve = self.sieve(frontier, current)
         for limit in limits:
             sieve.apply(limit, budget, seen, wait)

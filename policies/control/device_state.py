@@ -5,13 +5,14 @@ A sensor that falls silent changes nothing: what it said last stands, until it s
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.control.battery import Drain, Pace
+from dynamic.policies.control.battery import BatteryPacer, DrainModel
 from dynamic.policies.control.slowdown import Slowdown
 from dynamic.policies.control.thermal import Cooling
 from dynamic.policies.decision import Feedback
+from dynamic.policies.fast_paths import fast_replace
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.snapshot import Snapshot
 
@@ -25,7 +26,7 @@ _FADES = 0.9  # of memory that was seen beyond what was expected, with each read
 
 
 @dataclass(frozen=True)
-class Situation:
+class DeviceState:
     """Readings as in `Snapshot`; of the request about to run `rows`, `waited_ms`, `queue_length` and `servers`.
 
     `speed` of requests against their profile, `share`: how much longer their `threads` take by what others load;
@@ -61,7 +62,7 @@ class Situation:
     drift: bool = False
     effort: float = 0.0
     count: int = 0
-    pace: Pace | None = None
+    pace: BatteryPacer | None = None
     cooling: Cooling | None = None
 
     @property
@@ -74,15 +75,10 @@ class Situation:
         """Standard deviation of what single requests take, over what they should."""
         return self.speed.spread
 
-    def but(self, **changes: Any) -> Self:
-        """The same with other values: `dataclasses.replace` for every request, at a sixth of the time."""
-        made = object.__new__(type(self))
-        made.__dict__.update(self.__dict__, **changes)
-        return made
-
-    def seen(self, frontier: Frontier, budget: Budget, snapshot: Snapshot) -> Self:
+    def with_snapshot(self, frontier: Frontier, budget: Budget, snapshot: Snapshot) -> Self:
         """After a snapshot."""
-        now = self.but(
+        now = fast_replace(
+            self,
             time_s=snapshot.time_s,
             rows=snapshot.rows or 1,
             waited_ms=snapshot.waited_ms or 0.0,
@@ -107,26 +103,27 @@ class Situation:
             settled = still is not None and process_mb != still.memory_process_mb
             fades = _FADES if now.time_s > self.time_s else 1.0
             held["excess_mb"] = now._excess(frontier, process_mb, fades, settled)
-        if budget.last_s is None:
+        if budget.battery_duration_s is None:
             held["pace"] = None
         elif now.battery is not None:
-            held["pace"] = now._paced(frontier, budget.last_s, now.battery, snapshot.battery is not None)
+            held["pace"] = now._paced(frontier, budget.battery_duration_s, now.battery, snapshot.battery is not None)
         if budget.temperature_c is None:
             held["cooling"] = None
         elif now_c is not None:
             cooling = self.cooling or Cooling(snapshot.time_s, now_c)
             if still is not None and now_c != still.temperature_c and now_c > cooling.temperature_c:
                 cooling = Cooling(snapshot.time_s, now_c, cooling.slope_c)
-            held["cooling"] = cooling.seen(snapshot.time_s, now_c)
+            held["cooling"] = cooling.with_reading(snapshot.time_s, now_c)
         return now
 
-    def answered(self, feedback: Feedback, effort: float) -> Self:
+    def with_feedback(self, feedback: Feedback, effort: float) -> Self:
         """After a request: what it took beyond what its load explains, and whether inputs have drifted."""
         share, snapshot = self.share, feedback.snapshot
         if snapshot is not self.snapshot or feedback.threads != self.threads:  # of a request on another thread
             load, cores = known(snapshot.cpu_load, self.cpu_load), known(snapshot.cpu_cores, self.cpu_cores)
             share = fair_share(load, cores, known(snapshot.cpu_pressure, self.cpu_pressure), feedback.threads)
-        return self.but(
+        return fast_replace(
+            self,
             speed=self.speed.observe(feedback.latency_ms, feedback.expected_ms * share),
             drift=feedback.drift,
             effort=self.effort + effort * feedback.rows,
@@ -140,18 +137,18 @@ class Situation:
         networks = resident_mb(frontier, self.resident)
         return max(process_mb - self.base_mb - networks, fades * self.excess_mb, 0.0)
 
-    def _paced(self, frontier: Frontier, last_s: float, battery: float, fresh: bool) -> Pace:
+    def _paced(self, frontier: Frontier, battery_duration_s: float, battery: float, fresh: bool) -> BatteryPacer:
         pace, known_mj = self.pace, frontier.costs.energy_mj is not None
-        drain = Drain()
+        drain = DrainModel()
         if self.battery_mwh and battery > 0:
             whole_mj = self.battery_mwh / battery * 3600  # 1 mWh is 3,600 mJ
             idle_mw = frontier.costs.idle_mw
-            drain = Drain(None if idle_mw is None else idle_mw / whole_mj, 1 / whole_mj if known_mj else None)
-        if pace is None or pace.last_s != last_s:
-            pace = Pace.start(last_s, self.time_s, battery, self.effort, self.count, drain)
+            drain = DrainModel(None if idle_mw is None else idle_mw / whole_mj, 1 / whole_mj if known_mj else None)
+        if pace is None or pace.battery_duration_s != battery_duration_s:
+            pace = BatteryPacer.start(battery_duration_s, self.time_s, battery, self.effort, self.count, drain)
         if self.plugged:
             return pace.charging(self.time_s, battery, self.effort)
-        return pace.seen(self.time_s, battery, self.effort, self.count, drain, fresh)
+        return pace.with_reading(self.time_s, battery, self.effort, self.count, drain, fresh)
 
 
 def fair_share(cpu_load: float | None, cpu_cores: float | None, cpu_pressure: float | None, threads: int) -> float:

@@ -5,21 +5,21 @@ import math
 from dynamic.policies.budget import Budget
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.ladder import Point
+from dynamic.policies.ladder import OperatingPoint
 from dynamic.policies.snapshot import Snapshot
 
 # of a limit, the field of a snapshot that it follows
 FOLLOWS = {
     "memory_mb": "memory_process_mb",
     "battery_floor": "battery",
-    "last_s": "battery",
+    "battery_duration_s": "battery",
     "temperature_c": "temperature_c",
 }
 # and what is said where that is not measured, with the limit's value
 NO_SENSOR = {
     "memory_mb": "memory_mb={:g} has no sensor: the process's memory is not measured",
     "battery_floor": "battery_floor={:g} has no sensor: the battery is not measured",
-    "last_s": "last_s={:g} has no sensor: the battery is not measured",
+    "battery_duration_s": "battery_duration_s={:g} has no sensor: the battery is not measured",
     "temperature_c": "temperature_c={:g} has no sensor: the temperature is not measured",
 }
 
@@ -43,7 +43,8 @@ def unmeasured(budget: Budget, snapshot: Snapshot) -> tuple[str, ...]:
         snapshot: The newest readings.
 
     Returns:
-        Names of the budget's fields. A device on the mains needs no battery for `battery_floor` and `last_s`.
+        Names of the budget's fields. A device on the mains needs no battery for `battery_floor` and
+        `battery_duration_s`.
     """
     names = []
     for name, field in FOLLOWS.items():
@@ -54,7 +55,7 @@ def unmeasured(budget: Budget, snapshot: Snapshot) -> tuple[str, ...]:
     return tuple(names)
 
 
-def covered(point: Point, budget: Budget) -> bool:
+def covered(point: OperatingPoint, budget: Budget) -> bool:
     """Return whether the certificate of a point covers what the budget asks of its answers.
 
     Args:

@@ -4,7 +4,7 @@ from typing import Any
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.decision import Decision, Policy
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.snapshot import Snapshot
 
@@ -16,9 +16,9 @@ class FixedPolicy(Policy):
         self.point = point
 
     def decide(self, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: Any) -> tuple[Decision, Any]:
-        """The point; raises BudgetError where the frontier has none of that name."""
+        """The point; raises SettingError where the frontier has none of that name."""
         for point in frontier.points:
-            if point.point.name == self.point:
+            if point.name == self.point:
                 return Decision(point, reason=f"{self.point!r} always"), state
-        names = [p.point.name for p in frontier.points]
-        raise BudgetError(f"no point {self.point!r} on this frontier: it has {names}")
+        names = [p.name for p in frontier.points]
+        raise SettingError(f"no point {self.point!r} on this frontier: it has {names}")

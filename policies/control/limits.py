@@ -1,18 +1,18 @@
 """What each limit leaves of a frontier: one function a limit, in the names of `Budget.priority`.
 
-Each narrows a `Sieve`. None knows the others, nor the order they come in.
+Each narrows a `CandidateFilter`. None knows the others, nor the order they come in.
 """
 
 from collections.abc import Callable, Sequence
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.control.device_state import Situation, resident_mb
+from dynamic.policies.control.device_state import DeviceState, resident_mb
 from dynamic.policies.control.feasibility import NO_SENSOR
 from dynamic.policies.control.reasons import Note, formatted
 from dynamic.policies.control.reasons import worded as worded
 from dynamic.policies.control.thermal import AHEAD_S
+from dynamic.policies.fast_paths import Rank, members
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.rank import Rank, members
 
 TO_SPARE = 0.9  # of a limit: a dearer point than the current one must fit with this much
 RESERVE_MB = 32.0  # of available memory, that is left to others
@@ -26,24 +26,24 @@ _SURE = 0.95  # of the time asked for: who expects less says that a battery cann
 _WORTH = "points of up to {} stay, since less would cost more accuracy than it gains"
 
 
-class Sieve:
+class CandidateFilter:
     """Points that are `left` (bits, see `Rank`), while one limit after another is applied; and what was said of it.
 
     `current`: the point that runs (None: none yet). Where a limit fits no point that is left, it gives way: the points
     that come closest to it stay, accuracy considered.
     """
 
-    __slots__ = ("current", "frontier", "gave_way", "left", "lost_to", "notes", "spared")
+    __slots__ = ("current", "frontier", "left", "lost_to", "notes", "spared", "violated_limits")
 
     def __init__(self, frontier: Frontier, current: int | None) -> None:
         self.frontier, self.current = frontier, current
         self.left = (1 << len(frontier.points)) - 1
-        self.gave_way: list[str] = []
+        self.violated_limits: list[str] = []
         self.notes: list[Note] = []
         self.spared: list[tuple[int, float]] = []  # see `worded`
         self.lost_to: Limit | None = None  # what has ruled the current point out
 
-    def apply(self, limit: "Limit", budget: Budget, seen: Situation, wait: bool) -> None:
+    def apply(self, limit: "Limit", budget: Budget, seen: DeviceState, wait: bool) -> None:
         """Apply a limit; `wait`: count the time that this request has waited."""
         limit(self, budget, seen, wait)
         if self.lost_to is None and self.current is not None and not self.left >> self.current & 1:
@@ -79,7 +79,7 @@ class Sieve:
             return True
         worth = self.nearest(rank, beside)
         if field is not None:
-            self.gave_way.append(field)
+            self.violated_limits.append(field)
         if missed is not None:
             self.notes.append((missed[0], rank.figures[rank.first(self.left)], *missed[1:]))
             self.notes += [] if worth is None else [(_WORTH, worth)]
@@ -113,7 +113,7 @@ class Sieve:
         self.left = rank.least(self.left)
 
 
-def memory(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
+def memory(sieve: CandidateFilter, budget: Budget, seen: DeviceState, wait: bool) -> None:
     """The process's resident memory, and what the system has left for it."""
     rank = sieve.frontier.memory
     if budget.memory_mb is not None and seen.base_mb is None:
@@ -135,7 +135,7 @@ def memory(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     short = (seen.memory_pressure or 0.0) > _PRESSED
     if short:  # no more than there is now
         room = min(room, here + _ROUNDING_MB)
-    gives_way = None if "memory_mb" in sieve.gave_way else "memory_mb"
+    gives_way = None if "memory_mb" in sieve.violated_limits else "memory_mb"
     sieve.keep(
         gives_way,
         rank,
@@ -147,7 +147,7 @@ def memory(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     )
 
 
-def _free(seen: Situation, here: float, short: bool) -> str:
+def _free(seen: DeviceState, here: float, short: bool) -> str:
     """The memory that is free, in words; `here`: what loaded networks hold."""
     words = formatted("{} MB of memory are free, {} MB of which are for others", seen.memory_available_mb, RESERVE_MB)
     if here:
@@ -157,11 +157,11 @@ def _free(seen: Situation, here: float, short: bool) -> str:
     return words
 
 
-def _too_little(least_mb: float, seen: Situation, here: float, short: bool) -> str:
+def _too_little(least_mb: float, seen: DeviceState, here: float, short: bool) -> str:
     return formatted("{} MB of memory are needed, and {}: too little for any point", least_mb, _free(seen, here, short))
 
 
-def deadline(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
+def deadline(sieve: CandidateFilter, budget: Budget, seen: DeviceState, wait: bool) -> None:
     """An answer before the deadline; and of points that have one, those that are not cut where there are any."""
     if budget.deadline_ms is None:
         return
@@ -188,12 +188,12 @@ def deadline(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
         sieve.prefer(whole, left_ms / slowdown, ("not cut by deadline_ms {} ms", budget.deadline_ms))
 
 
-def battery(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
+def battery(sieve: CandidateFilter, budget: Budget, seen: DeviceState, wait: bool) -> None:
     """The floor, below which the cheapest point runs, and the charge that must last."""
     if seen.plugged:
         return
     if seen.battery is None:
-        limits = (("battery_floor", budget.battery_floor), ("last_s", budget.last_s))
+        limits = (("battery_floor", budget.battery_floor), ("battery_duration_s", budget.battery_duration_s))
         sieve.notes += [_unmeasured(name, value) for name, value in limits if value is not None]
         return
     rank = sieve.frontier.effort
@@ -202,10 +202,10 @@ def battery(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
         words = "battery {:share} is at or below the floor {:share}"
         sieve.notes.append((words, seen.battery, budget.battery_floor))
     pace, floor = seen.pace, budget.battery_floor or 0.0
-    if budget.last_s is None or pace is None:
+    if budget.battery_duration_s is None or pace is None:
         return
     passed_s = seen.time_s - pace.edge_s  # since the charge last fell a step: what lasts is counted from there
-    hours = (pace.start_s + pace.last_s - seen.time_s) / 3600
+    hours = (pace.start_s + pace.battery_duration_s - seen.time_s) / 3600
     lasting = "battery {:share} must last {:3} h more"
     most = pace.ceiling(floor)
     if sieve.keep(
@@ -219,20 +219,24 @@ def battery(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
     least = rank.figures[rank.first(sieve.left)]
     without_s, with_s = pace.lasts_s(floor, 0.0), pace.lasts_s(floor, least)
     if without_s < _SURE * pace.left_s():
-        sieve.gave_way.append("last_s")
+        sieve.violated_limits.append("battery_duration_s")
         words = (
-            "last_s: battery can last {:.1f} h even without inference, not {:.1f} h: lower the frame rate or the screen"
+            "battery_duration_s: battery can last {:.1f} h even without inference, not {:.1f} h: lower the frame rate "
+            "or the screen"
         )
         sieve.notes.append((words, max(without_s - passed_s, 0.0) / 3600, hours))
     elif with_s < _SURE * pace.left_s():
-        sieve.gave_way.append("last_s")
-        words = "last_s: battery lasts {:.1f} h at the cheapest point, not {:.1f} h: lower the frame rate or the screen"
+        sieve.violated_limits.append("battery_duration_s")
+        words = (
+            "battery_duration_s: battery lasts {:.1f} h at the cheapest point, not {:.1f} h: lower the frame rate "
+            "or the screen"
+        )
         sieve.notes.append((words, max(with_s - passed_s, 0.0) / 3600, hours))
     else:
         sieve.notes.append((lasting, seen.battery, hours))
 
 
-def temperature(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
+def temperature(sieve: CandidateFilter, budget: Budget, seen: DeviceState, wait: bool) -> None:
     """Less effort the closer the temperature is to its limit, the least at the limit."""
     if budget.temperature_c is None:
         return
@@ -253,13 +257,13 @@ def temperature(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> No
     sieve.closest(rank)
     sieve.notes.append(note)
     if over or now_c > limit_c:
-        sieve.gave_way.append("temperature_c")
+        sieve.violated_limits.append("temperature_c")
         mean_c = (now_c, " on average") if now_c > limit_c else (seen.temperature_c, "")
         words = "temperature_c: {:.1f} C{} is over {:.1f} C and gave way, this is the least effort there is"
         sieve.notes.append((words, *mean_c, limit_c))
 
 
-def _heat(seen: Situation, limit_c: float) -> str:
+def _heat(seen: DeviceState, limit_c: float) -> str:
     """What was measured, what is predicted, and which of them decides, in words."""
     assert seen.cooling is not None
     predicted_c = seen.cooling.ahead_c
@@ -275,7 +279,7 @@ def _heat(seen: Situation, limit_c: float) -> str:
     return formatted(words, measured_c, predicted_c, AHEAD_S, limit_c)
 
 
-def latency(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
+def latency(sieve: CandidateFilter, budget: Budget, seen: DeviceState, wait: bool) -> None:
     """Of a request from arrival to answer, and so that those behind it are answered in time too."""
     most = budget.latency_ms
     if most is None:
@@ -301,7 +305,7 @@ def latency(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
             sieve.notes.append(("{} wait behind it", behind))
 
 
-def energy(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
+def energy(sieve: CandidateFilter, budget: Budget, seen: DeviceState, wait: bool) -> None:
     """Energy, and CPU time, of an inference on average."""
     metered = sieve.frontier.costs.energy_mj is not None
     if budget.energy_mj is not None and metered:
@@ -322,7 +326,7 @@ def energy(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
         )
 
 
-def drop(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
+def drop(sieve: CandidateFilter, budget: Budget, seen: DeviceState, wait: bool) -> None:
     """Accuracy: what may be given up, what must stay, and where inputs have drifted no savings at all."""
     if budget.max_drop is not None:
         sieve.keep(
@@ -351,7 +355,7 @@ def drop(sieve: Sieve, budget: Budget, seen: Situation, wait: bool) -> None:
         sieve.notes.append((words,))
 
 
-def stay(frontier: Frontier, budget: Budget, seen: Situation, needed: frozenset[int]) -> frozenset[int] | None:
+def stay(frontier: Frontier, budget: Budget, seen: DeviceState, needed: frozenset[int]) -> frozenset[int] | None:
     """The backbones that may stay in memory beside those that are needed; None: all.
 
     Under `memory_mb` as many as fit, the smallest first; where the system is short of memory none.
@@ -384,7 +388,7 @@ def _unmeasured(name: str, value: float) -> Note:
     return NO_SENSOR[name], value
 
 
-Limit = Callable[[Sieve, Budget, Situation, bool], None]
+Limit = Callable[[CandidateFilter, Budget, DeviceState, bool], None]
 SLOW = frozenset({battery, temperature})  # control a store of charge or heat, and follow it down and up
 LIMITS: dict[str, Limit] = {
     "memory": memory,
@@ -399,7 +403,7 @@ LIMITS: dict[str, Limit] = {
 
 _ASKED = {
     "deadline": ("deadline_ms",),
-    "battery": ("battery_floor", "last_s"),
+    "battery": ("battery_floor", "battery_duration_s"),
     "temperature": ("temperature_c",),
     "latency": ("latency_ms",),
     "energy": ("energy_mj", "cpu_ms"),

@@ -6,10 +6,10 @@ from string import Formatter
 from typing import Any
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.control.device_state import Situation
-from dynamic.policies.control.switching import PAUSE_S, Hold, Rest
+from dynamic.policies.control.device_state import DeviceState
+from dynamic.policies.control.switching import PAUSE_S, Cooldown, SwitchDelay
+from dynamic.policies.fast_paths import Rank
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.rank import Rank
 
 Note = tuple[Any, ...]  # a template, or a function that gives the text, and its values
 
@@ -45,9 +45,9 @@ class Reason:
         notes: Sequence[Note],
         spared: Sequence[tuple[int, float]],
         budget: Budget,
-        seen: Situation,
-        hold: Hold | None,
-        rest: Rest,
+        seen: DeviceState,
+        hold: SwitchDelay | None,
+        rest: Cooldown,
         barred: float,
     ) -> None:
         self._frontier, self._place, self._candidates, self._rank = frontier, place, candidates, rank
@@ -56,9 +56,9 @@ class Reason:
 
     def __str__(self) -> str:
         frontier, seen = self._frontier, self._seen
-        point, first = frontier.points[self._place].point, self._rank.first(self._candidates)
+        point, first = frontier.points[self._place].operating_point, self._rank.first(self._candidates)
         best = (
-            f"{frontier.points[first].point.name!r} is the {self._kind(first)} of {self._candidates.bit_count()} of "
+            f"{frontier.points[first].name!r} is the {self._kind(first)} of {self._candidates.bit_count()} of "
             f"{len(frontier.points)} points: {self._why()}"
         )
         words = best if first == self._place else f"{point.name!r} stays: {best}, and {self._waits()}"
@@ -128,7 +128,7 @@ def plain(value: float, digits: int = 4) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _count(hold: Hold) -> str:
+def _count(hold: SwitchDelay) -> str:
     return f"{hold.better} of {hold.needed} decisions so far"
 
 

@@ -1,10 +1,10 @@
 """What lies ahead of a request that has come to a stage: how long until its next answer."""
 
 from dynamic.policies.costs import Costs
-from dynamic.policies.stage_plan import Plan
+from dynamic.policies.stage_plan import StagePlan
 
 
-def ahead_ms(costs: Costs, todo: Plan, rows: int) -> tuple[float, ...]:
+def ahead_ms(costs: Costs, todo: StagePlan, rows: int) -> tuple[float, ...]:
     """Time from the start of each stage to the end of the next whose exit is on `[S]`, for so many rows.
 
     Of the 95th percentiles: a deadline is hard, and by medians every second stage that is expected to end just at the

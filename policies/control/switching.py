@@ -12,42 +12,42 @@ _CALM = 32  # times as many without one, after which half is enough again
 
 
 @dataclass(frozen=True)
-class Hold:
+class SwitchDelay:
     """`needed` decisions in a row a better point must last; it has for `better`, and the last change is `since` ago."""
 
     needed: int = _SOONEST
     better: int = 0
     since: int = _SOONEST * _PREMATURE
 
-    def stay(self) -> "Hold":
+    def stay(self) -> "SwitchDelay":
         """The current point is the best."""
         if self.needed == _SOONEST and self.since >= _PREMATURE * _SOONEST and not self.better:
             return self  # nothing that may come depends on how long it has been
         since = self.since + 1
         if self.needed > _SOONEST and since >= _CALM * self.needed:
-            return Hold(self.needed // 2, 0, _PREMATURE * self.needed // 2)
-        return Hold(self.needed, 0, since)
+            return SwitchDelay(self.needed // 2, 0, _PREMATURE * self.needed // 2)
+        return SwitchDelay(self.needed, 0, since)
 
-    def wait(self) -> "Hold | None":
+    def wait(self) -> "SwitchDelay | None":
         """Another is better, while the current one will do: None where it has been so for long enough, to change."""
-        return None if self.better + 1 >= self.needed else Hold(self.needed, self.better + 1, self.since + 1)
+        return None if self.better + 1 >= self.needed else SwitchDelay(self.needed, self.better + 1, self.since + 1)
 
-    def changed(self) -> "Hold":
+    def changed(self) -> "SwitchDelay":
         """After a change to a better point."""
-        return Hold(self.needed, 0, 0)
+        return SwitchDelay(self.needed, 0, 0)
 
-    def forced(self, noisy: bool = True) -> "Hold":
+    def forced(self, noisy: bool = True) -> "SwitchDelay":
         """The current point will not do any more; `noisy`: what says so follows requests, and may be mistaken.
 
         What follows a temperature or a battery is part of their control: it comes back all the time, and should.
         """
         soon = noisy and self.since < _PREMATURE * self.needed
         needed = min(2 * self.needed, _LATEST) if soon else self.needed
-        return Hold(needed, 0, _PREMATURE * needed)
+        return SwitchDelay(needed, 0, _PREMATURE * needed)
 
 
 @dataclass(frozen=True)
-class Rest:
+class Cooldown:
     """After heat or a battery has made a cheaper point run, at `backed_s`, nothing dearer runs for a while.
 
     For `length_s` nothing of the `effort` or more that was too much. When a dearer point that was taken up, at `up_s`,
@@ -67,12 +67,12 @@ class Rest:
         """The effort that points must stay below."""
         return self.effort if 0 < time_s - self.backed_s < self.length_s else math.inf
 
-    def changed(self, time_s: float) -> "Rest":
+    def changed(self, time_s: float) -> "Cooldown":
         """After a change to a better point."""
-        return Rest(self.length_s, self.backed_s, time_s, self.effort)
+        return Cooldown(self.length_s, self.backed_s, time_s, self.effort)
 
-    def forced(self, time_s: float, effort: float) -> "Rest":
+    def forced(self, time_s: float, effort: float) -> "Cooldown":
         """After heat or a battery has ruled out a point of this effort."""
         soon = 0 <= time_s - self.up_s < _SOON * self.length_s
         longer = min(2 * self.length_s, _LONGEST_S) if soon else max(self.length_s / 2, _SHORTEST_S)
-        return Rest(longer, time_s, self.up_s, effort)
+        return Cooldown(longer, time_s, self.up_s, effort)

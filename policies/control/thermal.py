@@ -22,7 +22,7 @@ class Cooling:
     temperature_c: float
     slope_c: float = 0.0  # a second
 
-    def seen(self, time_s: float, temperature_c: float) -> "Cooling":
+    def with_reading(self, time_s: float, temperature_c: float) -> "Cooling":
         """After one more reading; those that follow at once are left out, and a clock that was set back starts anew."""
         passed_s = time_s - self.time_s
         if passed_s < 0:

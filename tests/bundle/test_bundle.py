@@ -17,13 +17,13 @@ import dynamic
 from dynamic.bundle.bundle import MANIFEST
 from dynamic.engines.openvino import computes_bf16
 from dynamic.errors import (
-    BudgetError,
     BundleError,
     CalibrationError,
     CorruptError,
     EngineError,
     InputError,
     SchemaError,
+    SettingError,
 )
 from dynamic.policies import Decision
 
@@ -125,7 +125,7 @@ def test_a_bundle_calibrated_on_openvino(networks: list[nn.Module], loader: Any,
 
 def test_a_bundle_prints_its_ladder(bundle: dynamic.Bundle) -> None:
     text, here = str(bundle).split("\n\n")
-    assert all(p.name in text and f"{p.accuracy[1]:.4f}"[:5] in text for p in bundle.ladder.points)
+    assert all(p.name in text and f"{p.accuracy.mid:.4f}"[:5] in text for p in bundle.ladder.points)
     assert ("cheapest" in text.splitlines()[-1]) == (max(bundle.ladder.points[-1].shares) == 1)
     assert here == "no costs for this machine yet: bundle.profile() measures them"
 
@@ -201,7 +201,7 @@ def test_powers_are_checked_before_anything_is_measured(
     bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch, powers: dict[str, float], message: str
 ) -> None:
     monkeypatch.setattr("dynamic.bundle.bundle.profile", lambda *_, **__: pytest.fail("measured"))
-    with pytest.raises(BudgetError, match=message):
+    with pytest.raises(SettingError, match=message):
         bundle.profile(**powers)  # type: ignore[arg-type]
 
 

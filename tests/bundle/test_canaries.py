@@ -27,7 +27,7 @@ from dynamic.engines.onnxruntime import OnnxRuntimeExecutor, OnnxRuntimeGraph
 from dynamic.errors import CorruptError, InputError
 from dynamic.monitoring.contract import Reading
 from dynamic.policies.errors import CalibrationError, EngineError
-from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.ladder import Ladder, OperatingPoint
 from dynamic.profiling.machine import instruction_sets
 
 INF = float("inf")
@@ -148,12 +148,12 @@ def test_noise_lies_within_the_example_and_is_the_same_again() -> None:
 # ---- what a difference moves
 
 
-def ladder(*points: Point) -> Ladder:
+def ladder(*points: OperatingPoint) -> Ladder:
     return Ladder((1.0, 1.0), "max_probability", "last", (0, 1), ("small", "large"), points, "f", True)
 
 
-def point(name: str, threshold: float, target: float | None, bound: float | None) -> Point:
-    return Point(name, (threshold,), (0, 1), target, 0.0, bound, 0.1, 9, (0.8, 0.9, 1.0), (0.5, 0.5))
+def point(name: str, threshold: float, target: float | None, bound: float | None) -> OperatingPoint:
+    return OperatingPoint(name, (threshold,), (0, 1), target, 0.0, bound, 0.1, 9, (0.8, 0.9, 1.0), (0.5, 0.5))
 
 
 REFERENCE = point("reference", INF, 0.0, 0.0)

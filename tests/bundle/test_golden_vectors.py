@@ -28,9 +28,9 @@ from dynamic.policies.control import battery, budget_policy, device_state, limit
 from dynamic.policies.control.budget_policy import BudgetPolicy, BudgetState
 from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback
+from dynamic.policies.fast_paths import Rank
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder
-from dynamic.policies.rank import Rank
 from dynamic.policies.snapshot import Snapshot
 
 BACKBONE = (0, 0, 1)
@@ -136,25 +136,25 @@ def test_every_limit_binds_and_gives_way(shelf: Path) -> None:
         if name == "made up":
             assert len(points) == 7
             assert min(points.values()) >= 2
-        assert all(c["decision"]["feasible"] == (not c["decision"]["gave_way"]) for c in own)
+        assert all(c["decision"]["feasible"] == (not c["decision"]["violated_limits"]) for c in own)
     assert Counter(c["feedback"]["drift"] for c in cases(shelf) if "feedback" in c)[True] > 50
     assert {budget.get("on_drift") for budget in budgets(shelf)} == {None, "report"}
     asked = Counter(field for budget in budgets(shelf) for field in budget)
     assert set(asked) == set(Budget.__dataclass_fields__)
-    gave_way = Counter(limit for c in cases(shelf) for limit in c["decision"]["gave_way"])
+    violated_limits = Counter(limit for c in cases(shelf) for limit in c["decision"]["violated_limits"])
     fields = (
         "memory_mb",
         "deadline_ms",
-        "last_s",
+        "battery_duration_s",
         "temperature_c",
         "latency_ms",
         "energy_mj",
         "max_drop",
         "min_accuracy",
     )
-    assert set(gave_way) == set(fields)
-    assert min(gave_way[field] for field in fields) >= 3
-    assert {type(c["decision"]["resident"]) for c in cases(shelf)} == {list, type(None)}
+    assert set(violated_limits) == set(fields)
+    assert min(violated_limits[field] for field in fields) >= 3
+    assert {type(c["decision"]["keep_loaded"]) for c in cases(shelf)} == {list, type(None)}
 
 
 def test_every_reading_is_missing_now_and_then(shelf: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_better_point_waits_for_16_requests_and_then_runs(shelf: Path) -> None
     turns = Counter[int]()
     for _, decision, before, after in replayed(shelf):
         if before.hold.better and after.hold == before.hold.changed() and after.current != before.current:
-            assert not decision.passing
+            assert not decision.one_request_only
             turns[before.hold.better + 1] += 1
     assert turns[16] >= 3
     assert turns[32] >= 1  # after one that came too early
@@ -242,7 +242,7 @@ def replayed(shelf: Path) -> Iterator[tuple[dict[str, Any], Decision, BudgetStat
             yield case, decision, before, state
             if "feedback" in case:
                 stage, rows = case["feedback"]["stage"], seen.rows or 1
-                figure = next(p for p in device["points"] if p["name"] == decision.point.point.name)
+                figure = next(p for p in device["points"] if p["name"] == decision.point.name)
                 expected_ms = figure["path_ms"][stage][device["batch"].index(rows)]
                 took_ms, drift = case["feedback"]["latency_ms"], case["feedback"]["drift"]
                 fed = Feedback(decision.point, stage, rows, took_ms, expected_ms, device["threads"], seen, drift)
@@ -268,12 +268,12 @@ def test_figures_are_all_that_the_policy_needs_and_every_branch_occurs(shelf: Pa
     finally:
         sys.settrace(before)
     for case, decision in decided:
-        resident = None if decision.resident is None else sorted(decision.resident)
+        resident = None if decision.keep_loaded is None else sorted(decision.keep_loaded)
         assert case["decision"] == {
-            "point": decision.point.point.name,
+            "point": decision.point.name,
             "feasible": decision.feasible,
-            "gave_way": list(decision.gave_way),
-            "resident": resident,
+            "violated_limits": list(decision.violated_limits),
+            "keep_loaded": resident,
         }
     missed = {
         linecache.getline(file, line).strip()
@@ -298,13 +298,13 @@ CANNOT_OCCUR = {
     # names of limits, which cases do not choose
     "for name in limits:",
     "if name not in LIMITS:",
-    'raise BudgetError(f"limits name {name!r}, which is none of {PRIORITY}")',
+    'raise SettingError(f"limits name {name!r}, which is none of {PRIORITY}")',
     "self.limits = tuple(limits)",
     # a limit that was not asked for, of a caller that does not look first; nothing known of a battery's drain
     "return",
     "return math.inf",
     # a thousand calm requests after a change that came too early
-    "return Hold(self.needed // 2, 0, _PREMATURE * self.needed // 2)",
+    "return SwitchDelay(self.needed // 2, 0, _PREMATURE * self.needed // 2)",
     # feedback on another request than the last
     "load, cores = known(snapshot.cpu_load, self.cpu_load), known(snapshot.cpu_cores, self.cpu_cores)",
     "share = fair_share(load, cores, known(snapshot.cpu_pressure, self.cpu_pressure), feedback.threads)",
@@ -351,7 +351,7 @@ def test_the_port_agrees_without_site_packages(shelf: Path, tmp_path: Path) -> N
     frontier = Frontier.of(LADDER, COSTS)
     budget = Budget(latency_ms=12, max_drop=0.05)
     own, _ = BudgetPolicy().decide(frontier, budget, Snapshot(0.0), BudgetPolicy().initial())
-    assert f" {own.point.point.name} {own.feasible} {list(own.gave_way)}" in chosen
+    assert f" {own.point.name} {own.feasible} {list(own.violated_limits)}" in chosen
 
 
 @pytest.mark.parametrize(("old", "new"), MUTATIONS)

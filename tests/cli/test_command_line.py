@@ -114,7 +114,7 @@ def test_build_is_the_library_s(desk: Desk) -> None:
     assert bundle.ladder == dynamic.certify(bundle.records, (0.01, 0.1), score="margin")
     assert len(bundle.records) == 480
     for point in bundle.ladder.points:
-        row = rf"^{re.escape(point.name)} .* {point.risk:.4f} .* {point.accuracy[1]:.4f} "
+        row = rf"^{re.escape(point.name)} .* {point.risk:.4f} .* {point.accuracy.mid:.4f} "
         assert re.search(row, desk.printed, re.MULTILINE), desk.printed
     assert str(desk.shelf) in desk.printed
     assert "certified" in desk.printed
@@ -146,7 +146,7 @@ def test_run_answers_as_the_library_does(desk: Desk) -> None:
     *rows, last = map(json.loads, out.splitlines())
     assert [row["file"] for row in rows] == [str(file) for file in files]
     assert [row["label"] for row in rows] == [int(result.label[0]) for result in own]
-    assert [row["point"] for row in rows] == [result.decision.point.point.name for result in own]
+    assert [row["point"] for row in rows] == [result.decision.point.name for result in own]
     assert rows[0]["probability"] == pytest.approx(float(own[0].probability[0]), rel=1e-5)
     assert last["summary"]["accuracy"] == pytest.approx(right)
     assert last["summary"]["known"] == len(files) == 100
@@ -154,8 +154,8 @@ def test_run_answers_as_the_library_does(desk: Desk) -> None:
     estimate = last["summary"]["feedback"]
     assert estimate["count"] == 100
     assert estimate["accuracy"] == pytest.approx(wilson(round(100 * right), 100))
-    points = [result.decision.point.point for result in own]
-    assert estimate["expected"] == pytest.approx(np.mean([point.accuracy[1] for point in points]))
+    points = [result.decision.point.operating_point for result in own]
+    assert estimate["expected"] == pytest.approx(np.mean([point.accuracy.mid for point in points]))
 
     code, out, _ = shell("run", desk.shelf, *files[:3], "--latency-ms", "0.000001", "--percentile", "mean")
     lines = out.splitlines()

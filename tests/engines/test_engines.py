@@ -14,7 +14,7 @@ from support.engine_cases import CLASSES, INF, WAYS, Case, Plain, check, four_st
 from torch import Tensor, nn
 
 from dynamic.engines.engine_factory import installed, open_engine
-from dynamic.errors import BudgetError, EngineError, InputError
+from dynamic.errors import EngineError, InputError, SettingError
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.onnx_export.whole_graph import write_graphs
 from dynamic.offline.staged_network import Stage, StagedNetwork
@@ -370,7 +370,7 @@ def test_wrong_inputs_are_named(case: Case, way: str, inputs: dict[str, Any], me
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("thresholds", [[0.5], [0.5, 0.5, np.nan], [0.1, 0.2, 0.3, 0.4], [[0.1, 0.2, 0.3]]])
 def test_wrong_thresholds_are_named(case: Case, way: str, thresholds: Any, rows: int) -> None:
-    with pytest.raises(BudgetError, match=r"thresholds.*(4 stages need \(3,\)|use \+inf)"):
+    with pytest.raises(SettingError, match=r"thresholds.*(4 stages need \(3,\)|use \+inf)"):
         case.shared(way).run(case.rows(slice(0, rows)), np.array(thresholds, np.float32))
 
 
@@ -393,9 +393,9 @@ def test_unknown_engine_or_option_is_named(case: Case) -> None:
         case.open("tensorrt/stages")
     with pytest.raises(EngineError, match="cores"):
         case.open("onnxruntime/stages", cores=3)
-    with pytest.raises(BudgetError, match="idle='nap' is not known"):
+    with pytest.raises(SettingError, match="idle='nap' is not known"):
         case.open("onnxruntime/stages", idle="nap")
-    with pytest.raises(BudgetError, match="threads=0 must be at least 1"):
+    with pytest.raises(SettingError, match="threads=0 must be at least 1"):
         case.open("openvino/graph", threads=0)
     with pytest.raises(EngineError, match=r"precision 'bf16' is not available.*f32"):
         case.open("onnxruntime/stages", precision="bf16")
@@ -461,7 +461,7 @@ def test_thresholds_of_another_shape_are_no_known_plan(case: Case, way: str) -> 
     for rows in (1, 5):
         opened.run(case.rows(slice(0, rows)), np.array([0.1, 0.2, 0.3], np.float32))
         for shape in ((1, 3), (3, 1)):
-            with pytest.raises(BudgetError, match=r"thresholds have shape \(\d, \d\); 4 stages need \(3,\)"):
+            with pytest.raises(SettingError, match=r"thresholds have shape \(\d, \d\); 4 stages need \(3,\)"):
                 opened.run(case.rows(slice(0, rows)), np.array([0.1, 0.2, 0.3], np.float32).reshape(shape))
 
 

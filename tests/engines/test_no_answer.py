@@ -16,7 +16,7 @@ from dynamic.engines.outputs import finite_rows, is_finite
 from dynamic.engines.stage_loop import StageEngine
 from dynamic.errors import EngineError, InputError
 from dynamic.policies.scores import Combiner
-from dynamic.runtime.fallback import REST_S
+from dynamic.runtime.fallback import COOL_DOWN_S
 from dynamic.runtime.runtime import Runtime
 
 NAN, INF = float("nan"), float("inf")
@@ -101,7 +101,7 @@ def test_the_next_engine_answers_where_one_gives_no_answer(bundle: dynamic.Bundl
     assert run.stats().engine_failures == 2, "the graph, the stages; then both rest"
     assert len(engine.calls) == 2
     engine.spoil = lambda output, _: output
-    clock.now += REST_S + 1
+    clock.now += COOL_DOWN_S + 1
     assert run(X).certified
     assert others[0].closed == 1
 
@@ -161,7 +161,7 @@ def test_finite_inputs_to_which_nobody_has_a_finite_answer(
     engine.spoil = lambda output, _: output
     assert run(X).certified, "nothing rests"
     engine.spoil = NO_OUTPUT[what]
-    clock.now += REST_S + 1
+    clock.now += COOL_DOWN_S + 1
     run(X)
     assert [len(other.calls) for other in others] == [2, 2], "asked again"
 

@@ -20,7 +20,7 @@ from dynamic.monitoring.contract import AbsentError, Reading, Source
 from dynamic.monitoring.monitor import Battery, FixedMonitor, Monitor
 from dynamic.monitoring.sensor_loop import Watch
 from dynamic.monitoring.sources.cpu import OtherLoad, usable_cores
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.snapshot import Snapshot
 
 INTERVAL_S = 0.02
@@ -173,7 +173,7 @@ def test_start_and_close_may_come_twice() -> None:
 
 @pytest.mark.parametrize("interval_s", [0, -1.0, float("nan"), float("inf")])
 def test_interval_is_positive(interval_s: float) -> None:
-    with pytest.raises(BudgetError, match="interval_s"):
+    with pytest.raises(SettingError, match="interval_s"):
         Monitor(interval_s)
 
 
@@ -291,7 +291,7 @@ def test_every_function_of_the_user_is_asked() -> None:
 
 
 def test_a_source_must_be_a_function() -> None:
-    with pytest.raises(BudgetError, match=r"power=2300"):
+    with pytest.raises(SettingError, match=r"power=2300"):
         Monitor(power=2300)  # type: ignore[arg-type]
 
 

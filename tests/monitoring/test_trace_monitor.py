@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.sensor_cases import Clock
 
-from dynamic.errors import BudgetError, CorruptError, SchemaError
+from dynamic.errors import CorruptError, SchemaError, SettingError
 from dynamic.monitoring.monitor import TraceMonitor
 from dynamic.monitoring.traces import TraceWriter, read_trace
 from dynamic.policies.snapshot import Snapshot
@@ -179,12 +179,12 @@ def test_close_keeps_and_start_begins_anew() -> None:
 
 @pytest.mark.parametrize("speed", [0, -1, float("nan"), float("inf")])
 def test_speed_is_positive(speed: float) -> None:
-    with pytest.raises(BudgetError, match="speed"):
+    with pytest.raises(SettingError, match="speed"):
         TraceMonitor(SNAPSHOTS, speed=speed)
 
 
 def test_snapshots_are_needed_in_order() -> None:
-    with pytest.raises(BudgetError, match="at least one"):
+    with pytest.raises(SettingError, match="at least one"):
         TraceMonitor([])
-    with pytest.raises(BudgetError, match="order"):
+    with pytest.raises(SettingError, match="order"):
         TraceMonitor(SNAPSHOTS[::-1])

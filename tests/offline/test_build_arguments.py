@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.errors import BudgetError, CalibrationError, EngineError, InputError
+from dynamic.errors import CalibrationError, EngineError, InputError, SettingError
 from dynamic.offline import building
 
 CLASSES = 4
@@ -65,15 +65,15 @@ class Seldom:
         ({"classes": [1, 2, 3, 4]}, InputError, "must be a list of names"),
         ({"groups": [[1, 2]]}, InputError, "groups are"),
         ({"groups": [None, 1]}, InputError, "groups are object"),
-        ({"search_share": 0}, BudgetError, "search_share=0 must lie in"),
-        ({"search_share": 1.5}, BudgetError, "search_share=1.5 must lie in"),
-        ({"seed": "0"}, BudgetError, "seed='0' must be a whole number"),
-        ({"floor": 1.2}, BudgetError, "floor=1.2 must be an accuracy"),
-        ({"delta": 2}, BudgetError, "delta=2"),
-        ({"risk": "loss"}, BudgetError, "loss"),
-        ({"score": "sure"}, BudgetError, "score='sure'"),
-        ({"combine": "all"}, BudgetError, "combine='all'"),
-        ({"max_drops": [2]}, BudgetError, "max_drops"),
+        ({"search_share": 0}, SettingError, "search_share=0 must lie in"),
+        ({"search_share": 1.5}, SettingError, "search_share=1.5 must lie in"),
+        ({"seed": "0"}, SettingError, "seed='0' must be a whole number"),
+        ({"floor": 1.2}, SettingError, "floor=1.2 must be an accuracy"),
+        ({"delta": 2}, SettingError, "delta=2"),
+        ({"risk": "loss"}, SettingError, "loss"),
+        ({"score": "sure"}, SettingError, "score='sure'"),
+        ({"combine": "all"}, SettingError, "combine='all'"),
+        ({"max_drops": [2]}, SettingError, "max_drops"),
         ({"engine": "tensorflow"}, EngineError, "'tensorflow' is not known"),
         ({"precision": "f16"}, EngineError, "'f16' is not available"),
     ],
@@ -120,11 +120,11 @@ def test_an_exit_at_chance_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert "'Reading-0' is right in" in caplog.text
     assert "it is at chance" in caplog.text
     assert "'Reading-1' is right" not in caplog.text
-    assert min(p.accuracy[1] for p in bundle.ladder.points) > 0.6
+    assert min(p.accuracy.mid for p in bundle.ladder.points) > 0.6
     assert "left out" in str(bundle)
     assert bundle.ladder.floor == pytest.approx(0.25 + 0.5 * 0.70, abs=0.03)
     lower = dynamic.recertify(bundle, floor=0)
-    assert min(p.accuracy[1] for p in lower.ladder.points) < 0.4
+    assert min(p.accuracy.mid for p in lower.ladder.points) < 0.4
     assert lower.ladder.points[0].accuracy[1] == pytest.approx(0.95, abs=0.03)
 
 

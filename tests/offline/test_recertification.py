@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.bundle.tables import ladder_text
-from dynamic.errors import BudgetError, CalibrationError, InputError
+from dynamic.errors import CalibrationError, InputError, SettingError
 from dynamic.policies import Decision
 
 COUNT, THREADS = 2400, 1
@@ -87,7 +87,7 @@ def test_a_certified_bundle_says_what_it_rests_on(bundle: dynamic.Bundle) -> Non
     with bundle.runtime(dynamic.Budget(max_drop=0.01), monitor=still(), drift_alpha=None, threads=THREADS) as run:
         result = run(inputs.numpy())
     assert result.certified
-    assert result.decision.point.point == point
+    assert result.decision.point.operating_point == point
     with torch.no_grad():
         alone = Deep()(inputs).argmax(1)
     drop = (alone == labels).float().mean().item() - (result.label == labels.numpy()).mean()
@@ -218,14 +218,14 @@ def test_settings_are_checked_before_anything_is_exported(settings: dict[str, An
         def __iter__(self) -> Any:
             raise AssertionError("the loader was read")
 
-    with pytest.raises(BudgetError, match=message):
+    with pytest.raises(SettingError, match=message):
         dynamic.build(cascade(), Untouched(), **settings)
 
 
 def test_a_budget_that_is_none(bundle: dynamic.Bundle) -> None:
-    with bundle.runtime(monitor=still(), threads=THREADS) as run, pytest.raises(BudgetError, match="budget=20"):
+    with bundle.runtime(monitor=still(), threads=THREADS) as run, pytest.raises(SettingError, match="budget=20"):
         run.budget = 20  # type: ignore[assignment]
-    with pytest.raises(BudgetError, match="budget=20"):
+    with pytest.raises(SettingError, match="budget=20"):
         bundle.runtime(20, monitor=still(), threads=THREADS)  # type: ignore[arg-type]
 
 

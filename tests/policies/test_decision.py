@@ -26,7 +26,7 @@ class Counted:
 
 def test_text_is_the_reason() -> None:
     assert Decision(POINT, True, (), "because").reason == "because"
-    assert Decision(point=POINT, feasible=True, gave_way=(), reason="because").reason == "because"
+    assert Decision(point=POINT, feasible=True, violated_limits=(), reason="because").reason == "because"
     assert Decision(POINT).reason == "no reason given"
 
 
@@ -44,7 +44,7 @@ def test_a_decision_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         decision.reason = "another"  # type: ignore[misc]
     other = replace(decision, feasible=True)
-    assert (other.feasible, other.gave_way, other.reason) == (True, ("latency_ms",), "1 time")
+    assert (other.feasible, other.violated_limits, other.reason) == (True, ("latency_ms",), "1 time")
     assert not decision.feasible
 
 

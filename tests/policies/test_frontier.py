@@ -13,7 +13,7 @@ from support.policy_cases import INF, make_costs, make_ladder, make_point
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
 from dynamic.policies.frontier import SPREADS, Frontier, first_answer_ms, mean_ms, percentile_ms
-from dynamic.policies.ladder import Point
+from dynamic.policies.ladder import OperatingPoint
 from dynamic.policies.stage_plan import plan
 
 BATCH = (1, 2, 4, 8, 16)
@@ -35,12 +35,12 @@ SKIP = make_point("skip", (INF, 0.8), (0.0, 0.6, 0.4), accuracy=0.88, risk=0.02,
 QUICK = make_point("quick", (-INF, INF), (1.0, 0.0, 0.0), target=None, accuracy=0.7, risk=0.2)
 
 
-def frontier(*points: Point, costs: Costs = COSTS) -> Frontier:
+def frontier(*points: OperatingPoint, costs: Costs = COSTS) -> Frontier:
     return Frontier.of(make_ladder(points, BACKBONE), costs)
 
 
 def names(found: Frontier) -> list[str]:
-    return [p.point.name for p in found.points]
+    return [p.name for p in found.points]
 
 
 def test_one_input_by_hand() -> None:
@@ -68,7 +68,7 @@ def test_three_inputs_by_hand() -> None:
 
 def test_percentile_of_one_path_is_that_of_a_normal() -> None:
     # variances add: the spreads of p95 are 1, 3 and 10 ms
-    quick, skip = (p.point for p in frontier(QUICK, SKIP).points)
+    quick, skip = (p.operating_point for p in frontier(QUICK, SKIP).points)
     todo = plan(np.array(quick.thresholds, np.float32), BACKBONE)
     for q in (0.05, 0.5, 0.95, 0.999):
         expected = 10.5 + norm.ppf(q) / norm.ppf(0.95)
@@ -128,7 +128,7 @@ def test_the_next_wider_spread_counts() -> None:
     assert found.latency_ms(0.95, 1) == found.latency_ms(0.95, 1, 0.0)
     for asked, counts in ((0.05, 0.1), (0.1, 0.1), (0.11, 0.2), (0.5, 0.65), (1.2, 1.3), (7.0, 1.3)):
         assert counts in SPREADS
-        expected = [percentile_ms(p.point, p.plan, COSTS, 1, 0.95, counts) for p in found.points]
+        expected = [percentile_ms(p.operating_point, p.plan, COSTS, 1, 0.95, counts) for p in found.points]
         assert found.latency_ms(0.95, 1, asked) == pytest.approx(expected)
     assert found.latency_ms(0.95, 1, 0.3)[0] == pytest.approx(50.5 * (1 + 0.3 * norm.ppf(0.95)), abs=1e-3)
     assert found.latency_ms(None, 1, 0.9) == found.latency_ms(None, 1)  # a mean is a mean
@@ -217,16 +217,16 @@ def test_recost_starts_from_the_ladder() -> None:
     assert names(found) == ["reference"]  # dearer and no better
     again = found.recost(cheap_start)
     assert names(again) == ["reference", "rival"]
-    assert again.points[1].point is rival
+    assert again.points[1].operating_point is rival
     assert again.points[1].mean_ms[0] == pytest.approx(1 + 0.5 * 100)
     assert again.costs is cheap_start
 
 
 def test_cheapest_is_by_cpu_time() -> None:
     found = frontier(REFERENCE, DEEP, QUICK)
-    assert found.cheapest.point is QUICK
+    assert found.cheapest.operating_point is QUICK
     costs = make_costs([[10], [20], [50]], cpu_ms=((90.0,), (0.0,), (10.0,)), memory_mb=(1.0, 1.0))
-    assert frontier(REFERENCE, DEEP, QUICK, costs=costs).cheapest.point is REFERENCE
+    assert frontier(REFERENCE, DEEP, QUICK, costs=costs).cheapest.operating_point is REFERENCE
 
 
 def test_latency_by_percentile_and_rows_is_that_of_the_points() -> None:

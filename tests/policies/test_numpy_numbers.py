@@ -11,7 +11,7 @@ from support.fitting_networks import ExitNet, digits_loader
 from support.runtime_cases import faked, shared_blobs
 
 import dynamic
-from dynamic.errors import BudgetError
+from dynamic.errors import SettingError
 
 
 @pytest.fixture(scope="module")
@@ -63,5 +63,5 @@ REFUSED: dict[str, Callable[[dynamic.Bundle], Any]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_such_number_is_refused(bundle: dynamic.Bundle, case: str) -> None:
-    with pytest.raises(BudgetError, match=r"=|holds"):
+    with pytest.raises(SettingError, match=r"=|holds"):
         REFUSED[case](bundle)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.policy_cases import learned, make_records, repeatable
 
-from dynamic.policies.errors import BudgetError, CalibrationError, CorruptError, InputError
+from dynamic.policies.errors import CalibrationError, CorruptError, InputError, SettingError
 from dynamic.policies.records import Records, check_usable, split
 
 LOGITS, LABEL = learned(20, 3)
@@ -138,7 +138,7 @@ def test_a_group_in_both_parts_is_refused() -> None:
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan")])
 def test_shares_out_of_range(share: float) -> None:
-    with pytest.raises(BudgetError, match="search_share"):
+    with pytest.raises(SettingError, match="search_share"):
         split(None, 10, share)
 
 

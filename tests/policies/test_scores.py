@@ -12,7 +12,7 @@ from scipy.special import softmax as scipy_softmax
 from scipy.stats import entropy
 from support.policy_cases import repeatable
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.scores import (
     COMBINE,
     SCORES,
@@ -234,9 +234,9 @@ def test_rows_that_stay_go_on_as_if_alone(combine: str, broken: bool, score: str
 
 
 def test_unknown_words_are_named() -> None:
-    with pytest.raises(BudgetError, match=r"'certainty'.*max_probability"):
+    with pytest.raises(SettingError, match=r"'certainty'.*max_probability"):
         Combiner((1.0,), "certainty", "mean")
-    with pytest.raises(BudgetError, match=r"'median'.*mean"):
+    with pytest.raises(SettingError, match=r"'median'.*mean"):
         Combiner((1.0,), "margin", "median")
-    with pytest.raises(BudgetError, match=r"'backbones' needs the backbone of each of 2"):
+    with pytest.raises(SettingError, match=r"'backbones' needs the backbone of each of 2"):
         Combiner((1.0, 1.0), "margin", "backbones")

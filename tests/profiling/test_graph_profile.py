@@ -8,7 +8,7 @@ from support.fake_graph import Fake, measured
 
 from dynamic.policies.costs import Costs
 from dynamic.policies.frontier import mean_ms
-from dynamic.policies.ladder import Point
+from dynamic.policies.ladder import OperatingPoint
 from dynamic.policies.stage_plan import plan
 from dynamic.profiling.graph_profile import GraphColumn
 
@@ -24,7 +24,9 @@ def predicted(fake: Fake, costs: Costs, thresholds: list[float]) -> float:
     limits, backbone = np.array(thresholds, np.float32), fake.spec.backbone
     todo = plan(limits, backbone)
     shares = tuple(float(s == todo.deepest) for s in range(len(backbone)))
-    return mean_ms(Point("", tuple(thresholds), (), None, 0.0, None, None, 1, (0, 0, 0), shares), todo, costs, 1)
+    return mean_ms(
+        OperatingPoint("", tuple(thresholds), (), None, 0.0, None, None, 1, (0, 0, 0), shares), todo, costs, 1
+    )
 
 
 def test_parts_as_worked_out_by_hand() -> None:

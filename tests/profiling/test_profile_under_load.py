@@ -42,19 +42,19 @@ def costs(*ms: float, noise: float = 0.0, **fields: Any) -> Costs:
 
 def names(frontier: Frontier) -> list[str]:
     """Of the points."""
-    return [p.point.name for p in frontier.points]
+    return [p.name for p in frontier.points]
 
 
 def test_noise_does_not_make_the_cheapest_point_dearer_than_the_reference() -> None:
     # 10.4, 10.2 and 10.0 ms within 5%: by compute the first is the cheapest
     loaded = Frontier.of(LADDER, costs(10.4, 10.2, 10.0, noise=0.05))
     assert names(loaded) == ["reference", "middle", "cheapest"]
-    assert loaded.cheapest.point.name == "cheapest"
+    assert loaded.cheapest.name == "cheapest"
     found, _ = BudgetPolicy().decide(loaded, Budget(max_drop=0.1), Snapshot(0), BudgetPolicy().initial())
-    assert found.point.point.name == "cheapest"
+    assert found.point.name == "cheapest"
     low = Budget(battery_floor=0.2)
     found, _ = BudgetPolicy().decide(loaded, low, Snapshot(0, battery=0.1), BudgetPolicy().initial())
-    assert found.point.point.name == "cheapest"
+    assert found.point.name == "cheapest"
     written = figures(loaded)["points"]
     assert sorted(written, key=lambda p: p["cpu_ms"])[0]["name"] == "cheapest"  # a port ranks alike
     assert sorted(written, key=lambda p: p["mean_ms"][0])[0]["name"] == "cheapest"
@@ -65,7 +65,7 @@ def test_noise_does_not_make_the_cheapest_point_dearer_than_the_reference() -> N
 def test_what_differs_by_more_than_the_noise_is_believed() -> None:
     slower = Frontier.of(LADDER, costs(12.0, 9.0, 10.0, noise=0.05))
     assert names(slower) == ["reference", "middle"]
-    assert Frontier.of(LADDER, costs(10.4, 9.0, 10.0)).cheapest.point.name == "middle"
+    assert Frontier.of(LADDER, costs(10.4, 9.0, 10.0)).cheapest.name == "middle"
     assert "cheapest" not in names(Frontier.of(LADDER, costs(10.4, 10.2, 10.0)))
 
 
@@ -74,7 +74,7 @@ def test_latency_limits_go_by_what_was_measured() -> None:
     found, _ = BudgetPolicy().decide(
         loaded, Budget(latency_ms=10.1, max_drop=0.1), Snapshot(0), BudgetPolicy().initial()
     )
-    assert (found.point.point.name, found.feasible) == ("reference", True)
+    assert (found.point.name, found.feasible) == ("reference", True)
 
 
 def test_uncertainty_by_hand() -> None:
@@ -98,13 +98,13 @@ def test_a_small_stage_that_scatters_does_not_blur_large_ones() -> None:
 def test_limits_compare_with_what_was_measured() -> None:
     """Noise orders points. It makes no point cheaper than it is."""
     loaded = Frontier.of(LADDER, costs(10.4, 10.2, 10.0, noise=0.05))
-    assert [p.point.name for p in loaded.points] == ["reference", "middle", "cheapest"]
+    assert [p.name for p in loaded.points] == ["reference", "middle", "cheapest"]
     for rank in (loaded.processor, loaded.effort, loaded.mean):
         assert rank.figures == (10.0, 10.2, 10.4)
         assert (rank.at_most(10.1), rank.at_most(10.2), rank.below(10.0)) == (0b001, 0b011, 0)
         assert rank.first(0b111) == 2, "the one of the least compute"
     found, _ = BudgetPolicy().decide(loaded, Budget(cpu_ms=10.1, max_drop=0.1), Snapshot(0), BudgetPolicy().initial())
-    assert (found.point.point.name, found.feasible) == ("reference", True)
+    assert (found.point.name, found.feasible) == ("reference", True)
     found, _ = BudgetPolicy().decide(
         loaded, Budget(latency_ms=100, max_drop=0.1), Snapshot(0), BudgetPolicy().initial()
     )

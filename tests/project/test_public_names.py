@@ -21,7 +21,7 @@ NAMES = [
     "Frontier",
     "Ladder",
     "Monitor",
-    "Point",
+    "OperatingPoint",
     "Policy",
     "Preprocess",
     "Records",

@@ -80,7 +80,7 @@ def test_one_row_must_fit_beside_the_networks() -> None:
     assert frontier.memory.figures == (40.0,)
     budget, snapshot = Budget(memory_mb=130), Snapshot(0, memory_process_mb=100.0)
     found, _ = BudgetPolicy().decide(frontier, budget, snapshot, BudgetPolicy().initial())
-    assert found.gave_way == ("memory_mb",)
+    assert found.violated_limits == ("memory_mb",)
 
 
 class Wide(nn.Module):

@@ -1,4 +1,4 @@
-"""Engines that fail, and networks that are not there: somebody answers, and says how sure that is."""
+"""FallbackEngines that fail, and networks that are not there: somebody answers, and says how sure that is."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from support.runtime_cases import Clock, Fake, Takes, X, broken, faked, monitor,
 import dynamic
 from dynamic.errors import EngineError
 from dynamic.policies import Feedback
-from dynamic.runtime.fallback import REST_S
+from dynamic.runtime.fallback import COOL_DOWN_S
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ class Watched(Takes):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.told: list[Feedback] = []
+        self.last_feedback: list[Feedback] = []
 
     def observe(self, state: Any, feedback: Feedback) -> Any:
-        self.told.append(feedback)
+        self.last_feedback.append(feedback)
         return state
 
 
@@ -59,11 +59,11 @@ def test_where_the_graph_fails_the_stages_answer(bundle: dynamic.Bundle, caplog:
     assert run.stats().engine_failures == 1, "it rests"
     (message,) = warnings(caplog)
     assert "engine onnxruntime failed: the graph is out of order" in message
-    clock.now += REST_S + 1
+    clock.now += COOL_DOWN_S + 1
     run(X)
     assert run.stats().engine_failures == 2, "tried again"
     engine.fails = lambda *_: None
-    clock.now += REST_S + 1
+    clock.now += COOL_DOWN_S + 1
     run(X), run(X)
     assert [c[0] for c in engine.calls[-2:]] == [False, False]
     assert len(warnings(caplog)) == 1
@@ -85,7 +85,7 @@ def test_the_next_engine_answers(bundle: dynamic.Bundle, same: bool) -> None:
     assert len(opened) == 1
     assert len(opened[0].calls) == 3
     # what another engine takes says nothing about the device, that it answered counts; the first request had failures
-    assert [(f.expected_ms, f.rows) for f in policy.told] == [(0.0, 1)] * 2
+    assert [(f.expected_ms, f.rows) for f in policy.last_feedback] == [(0.0, 1)] * 2
     assert run.stats().engine_failures == 2  # by its graph, by its stages
     run.close()
     assert (engine.closed, opened[0].closed) == (1, 1)
@@ -117,13 +117,15 @@ def test_once_nothing_rests_other_engines_are_closed_and_failures_told_anew(
         late = pool.submit(run, X)
         assert began.wait(30)
         holds, engine.fails = False, lambda *_: None
-        clock.now += REST_S + 1
+        clock.now += COOL_DOWN_S + 1
         run(X)
         assert opened[0].closed == 0, "a request runs on it"
         gate.set()
         assert late.result(30).label.tolist() == [0]
     assert opened[0].closed == 1
-    assert [f.expected_ms > 0 for f in policy.told] == [True, False], "the usual way again, and the one that was late"
+    assert [f.expected_ms > 0 for f in policy.last_feedback] == [True, False], (
+        "the usual way again, and the one that was late"
+    )
     engine.fails = running_breaks
     run(X)
     assert len(opened) == 2
@@ -185,16 +187,16 @@ def test_points_that_do_not_need_a_missing_network(bundle: dynamic.Bundle, caplo
     engine, other, clock = Fake(missing_large), Other(), Clock()
     run = faked(bundle, engine, others=[("openvino", lambda: other)], clock=clock)
     results = [run(X) for _ in range(3)]
-    assert [r.decision.point.point.name for r in results] == ["small"] * 3
+    assert [r.decision.point.name for r in results] == ["small"] * 3
     assert not any(r.certified for r in results)
     assert not other.calls
     assert [p.point.name for p in run.frontier.points] == ["small"]
     assert run.stats().engine_failures == 2  # the graph, and the stages of the reference; then no more
     assert any("sub-models [1] do not load" in w for w in warnings(caplog))
     engine.fails = lambda *_: None
-    clock.now += REST_S + 1
+    clock.now += COOL_DOWN_S + 1
     back = run(X)
-    assert (back.decision.point.point.name, back.certified) == ("reference", True)
+    assert (back.decision.point.name, back.certified) == ("reference", True)
     assert run.frontier is run.serving.whole
 
 
@@ -220,7 +222,7 @@ def test_files_that_vanish(bundle: dynamic.Bundle, tmp_path: Path, name: str) ->
         for gone in {name, "graph_single.onnx"}:
             (shelf.folder / gone).unlink()
         if name == "graph_single.onnx":
-            assert run(X).decision.point.point.name == reference.point.name
+            assert run(X).decision.point.name == reference.point.name
             assert run.stats().engine_failures == 1
         else:
             # the policy asks for what is no longer on the frontier: the guard takes the best that is left

@@ -9,7 +9,7 @@ import pytest
 from support.runtime_cases import monitor, shared_blobs
 
 import dynamic
-from dynamic.errors import BudgetError, InputError
+from dynamic.errors import InputError, SettingError
 from dynamic.policies import BudgetPolicy, Feedback
 from dynamic.policies.control.budget_policy import BudgetState
 
@@ -25,8 +25,8 @@ X = np.random.default_rng(0).standard_normal((16, 12)).astype(np.float32)
 def test_without_limits_the_most_accurate_point_runs(bundle: dynamic.Bundle) -> None:
     with bundle.runtime(monitor=monitor()) as run:
         decision = run(X[0]).decision
-    best = max(p.point.accuracy[1] for p in bundle.frontier.points)
-    assert decision.point.point.accuracy[1] == best
+    best = max(p.point.accuracy.mid for p in bundle.frontier.points)
+    assert decision.point.accuracy.mid == best
     assert decision.feasible
     assert "most accurate" in decision.reason
 
@@ -44,7 +44,7 @@ def test_the_budget_changes_at_any_time(bundle: dynamic.Bundle) -> None:
         back = run(X[0]).decision
     assert cheap.point.mean_ms[0] < dear.point.mean_ms[0]
     assert not nothing.feasible
-    assert nothing.gave_way == ("latency_ms",)
+    assert nothing.violated_limits == ("latency_ms",)
     assert "gave way" in nothing.reason
     assert back.point is dear.point
     assert run.stats().decision_changes >= 2
@@ -55,7 +55,9 @@ def test_a_low_battery_runs_the_cheapest_and_mains_do_not(bundle: dynamic.Bundle
     cheapest = min(bundle.frontier.points, key=lambda p: p.cpu_ms[0])
     for battery, plugged, low in ((0.9, False, False), (0.1, False, True), (0.1, True, False)):
         with bundle.runtime(budget, monitor=monitor(battery=battery, plugged=plugged)) as run:
-            assert (run(X[0]).decision.point is cheapest or run(X[0]).decision.point.point == cheapest.point) == low
+            assert (
+                run(X[0]).decision.point is cheapest or run(X[0]).decision.point.operating_point == cheapest.point
+            ) == low
 
 
 def test_memory_decides_what_is_loaded(bundle: dynamic.Bundle) -> None:
@@ -68,7 +70,7 @@ def test_memory_decides_what_is_loaded(bundle: dynamic.Bundle) -> None:
         assert run.engine.graph.ready(1) or 1 in run.engine.loaded()
         run.budget = dynamic.Budget(memory_mb=100.0 + large / 2)
         decision = run(X[0]).decision
-        assert decision.point.point.backbones == (0,)
+        assert decision.point.operating_point.backbones == (0,)
         assert run.engine.loaded() == {0}
         assert not run.engine.graph.ready(1)
         assert not run.engine.graph.ready(16)
@@ -86,7 +88,7 @@ def test_results_speak_of_every_row(bundle: dynamic.Bundle) -> None:
     assert single.label.tolist() == [batch.label[3]]
     assert single.id == batch.id + 1
     assert batch.latency_ms > 0
-    point = batch.decision.point.point
+    point = batch.decision.point.operating_point
     assert bundle.ladder.certified, "or the next line says little"
     assert batch.certified == (point.bound is not None)
 
@@ -112,12 +114,12 @@ def test_threads_and_changing_budgets(bundle: dynamic.Bundle) -> None:
         for budget in budgets:
             run.budget = budget
             result = run(X)
-            expected[result.decision.point.point.name] = result.label.tolist()
+            expected[result.decision.point.name] = result.label.tolist()
 
         def request(number: int) -> bool:
             run.budget = budgets[number % 3]
             result = run(X)
-            return result.label.tolist() == expected[result.decision.point.point.name]
+            return result.label.tolist() == expected[result.decision.point.name]
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(request, range(120)))
@@ -143,7 +145,7 @@ def test_a_monitor_that_was_given_goes_on(bundle: dynamic.Bundle) -> None:
     with bundle.runtime(monitor=watch) as run, bundle.runtime(monitor=watch) as other:
         other.close()
         run(X[0])
-    with pytest.raises(BudgetError):
+    with pytest.raises(SettingError):
         bundle.runtime(dynamic.Budget(energy_mj=5), monitor=watch)
     assert watch.closed == 0
 
@@ -180,7 +182,7 @@ def test_wrong_budgets(field: str, value: Any) -> None:
     if value == 1e9 and field in ("latency_ms", "memory_mb"):
         assert getattr(dynamic.Budget(**{field: value}), field) == 1e9
         return
-    with pytest.raises(BudgetError, match=field):
+    with pytest.raises(SettingError, match=field):
         dynamic.Budget(**{field: value})
 
 

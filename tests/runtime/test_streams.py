@@ -15,7 +15,7 @@ from support.runtime_cases import monitor, shared_blobs
 
 import dynamic
 from dynamic.engines.contract import InputSpec, Output
-from dynamic.errors import BudgetError
+from dynamic.errors import SettingError
 from dynamic.policies import BudgetPolicy
 from dynamic.policies.certification.drift import ScoreBins
 from dynamic.policies.ladder import Ladder
@@ -320,14 +320,14 @@ def test_one_of_each_group(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixt
 )
 def test_wrong_options(options: dict[str, Any]) -> None:
     (name,) = options
-    with pytest.raises(BudgetError, match=f"{name}=.* must be"):
+    with pytest.raises(SettingError, match=f"{name}=.* must be"):
         DriftOptions(**options)
 
 
 def test_pixels_need_images(bundle: dynamic.Bundle) -> None:
-    with pytest.raises(BudgetError, match=r"no input is an image .*\(12,\)"):
+    with pytest.raises(SettingError, match=r"no input is an image .*\(12,\)"):
         bundle.runtime(monitor=monitor(), drift=DriftOptions(only_changed=True))
-    with pytest.raises(BudgetError, match=r"drift=0\.01 must be DriftOptions"):
+    with pytest.raises(SettingError, match=r"drift=0\.01 must be DriftOptions"):
         bundle.runtime(monitor=monitor(), drift=0.01)
 
 

@@ -27,7 +27,7 @@ from support.runtime_cases import (
 )
 
 import dynamic
-from dynamic.errors import BudgetError, BundleError, EngineError
+from dynamic.errors import BundleError, EngineError, SettingError
 from dynamic.policies import Decision, Policy
 from dynamic.runtime.decisions.decision_log import Change
 from dynamic.runtime.requests.pauses import LONGEST_S, PAUSES, Spacing
@@ -175,7 +175,7 @@ def test_the_old_one_goes_on_where_the_new_one_cannot(bundle: dynamic.Bundle) ->
     costs = make_costs([[1], [10]], memory_mb=(5.0, 50.0), energy_mj=((1.0,), (2.0,)), energy_source="RAPL")
     run.swap(replace(with_ladder(bundle), costs=costs))
     run.budget = dynamic.Budget(energy_mj=5.0)
-    with pytest.raises(BudgetError, match="energy_mj=5 cannot be kept"):
+    with pytest.raises(SettingError, match="energy_mj=5 cannot be kept"):
         run.swap(with_ladder(bundle))
     assert [e.closed for e in opens.engines] == [0, 1]
     run(X)

@@ -151,9 +151,9 @@ def test_with_drift_and_overload_what_comes_first_wins(night: Any) -> None:
     # accuracy comes first: no savings, however late answers are and however many frames are given up
     careful = [answer for answer in answered if shop.CAREFUL + 0.1 < answer.done < shop.CLOSED]
     assert {answer.point for answer in careful} == {"reference"}
-    late = [answer for answer in careful if answer.gave_way]
+    late = [answer for answer in careful if answer.violated_limits]
     assert late
-    assert all(answer.gave_way == ("latency_ms",) for answer in late)
+    assert all(answer.violated_limits == ("latency_ms",) for answer in late)
     assert all("drifted" in answer.reason and "gave way" in answer.reason for answer in late)
     lost = [sum(a.latency_ms is None for a in night.between(hour, hour + 1)) for hour in (shop.DARK, shop.CAREFUL)]
     assert lost[0] < lost[1]
@@ -170,7 +170,7 @@ def test_a_policy_of_ones_own_is_one_method(given: Given) -> None:
     phone, requests = own.device("mid-range-phone"), own.Diurnal(mean_hz=0.1, duration_s=24 * own.HOUR_S)
     report = own.simulate(frontier, records, phone, requests, own.NightAndDay(), budget, plugged=1.0)
     night_only = [change for change in report.changes if "night" in change.reason]
-    assert {change.point for change in night_only} == {frontier.cheapest.point.name}
+    assert {change.operating_point for change in night_only} == {frontier.cheapest.name}
     assert [change.time_s // own.HOUR_S for change in night_only] == [0, 22]
     assert any("by day" in change.reason for change in report.changes)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from support.simulation_cases import COSTS, PLAIN, WARM
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.simulate import devices
 
 
@@ -33,7 +33,7 @@ def test_energies_and_idle_power_are_the_model_s() -> None:
 def test_what_is_given_needs_a_source() -> None:
     for name, value in (("screen_mw", 5.0), ("load_ms_per_mb", 1.0), ("absent", ("battery",)), ("battery_step", 0.01)):
         sources = {k: v for k, v in PLAIN.source.items() if k != name}
-        with pytest.raises(BudgetError, match=f"no source for \\['{name}'\\]"):
+        with pytest.raises(SettingError, match=f"no source for \\['{name}'\\]"):
             replace(PLAIN, source=sources, **{name: value})
         replace(PLAIN, source=sources)
 
@@ -50,5 +50,5 @@ def test_figures_are_checked() -> None:
         ({"absent": ("nose",)}, "'nose', which no snapshot has"),
         ({"resistance_c_per_w": None, "capacity_j_per_c": None, "throttle_c": 50.0}, "throttle_c"),
     ):
-        with pytest.raises(BudgetError, match=match):
+        with pytest.raises(SettingError, match=match):
             replace(WARM, **fields)  # type: ignore[arg-type]

@@ -151,7 +151,7 @@ def test_no_fixed_point_is_of_more_use() -> None:
 def test_the_battery_lasts_and_no_more_is_left_than_has_to_be() -> None:
     # 36 mWh are 129,600 mJ; of 68,000, 10,000 go for 100 s of idle, 10% kept are 12,960: some 30 mJ a request are left
     device = replace(PLAIN, battery_mwh=36)
-    budget = Budget(battery_floor=0.1, last_s=100.0)
+    budget = Budget(battery_floor=0.1, battery_duration_s=100.0)
     options: dict[str, Any] = {"device": device, "battery": 68_000 / 129_600}
     assert run(budget, Poisson(15, 100), point="last", **options).battery_left == 0
     report = run(budget, Poisson(15, 100), **options)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.simulate import Bursts, Line, Steps
 from dynamic.simulate.world.processes import demand, pieces
 
@@ -22,9 +22,9 @@ def test_steps_hold_until_the_next() -> None:
     assert steps.piece(2.0) == (10.0, 4.0)
     assert steps.piece(4.0) == (20.0, math.inf)
     for times, values in (((), ()), ((1.0,), (1.0, 2.0)), ((1.0, 1.0), (1.0, 2.0))):
-        with pytest.raises(BudgetError):
+        with pytest.raises(SettingError):
             Steps(times, values)
-        with pytest.raises(BudgetError):
+        with pytest.raises(SettingError):
             Line(times, values)
 
 
@@ -53,7 +53,7 @@ def test_bursts_are_the_same_in_whatever_order_they_are_asked_for() -> None:
 
 def test_bursts_check_themselves() -> None:
     for values in ((0.0, 1.0, 0.0, 1.0), (0.0, -1.0, 1.0, 1.0), (math.nan, 1.0, 1.0, 1.0)):
-        with pytest.raises(BudgetError):
+        with pytest.raises(SettingError):
             Bursts(*values)
 
 

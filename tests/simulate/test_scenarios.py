@@ -9,7 +9,7 @@ from support.simulation_cases import FRONTIER, PLAIN, RECORDS
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.control.fixed_policy import FixedPolicy
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.simulate import SCENARIOS, Scenario, device, devices, scenario, scenarios
 
 PHONE = device("mid-range-phone")
@@ -30,9 +30,9 @@ def test_every_device_has_those_that_it_can_be_in() -> None:
             assert report.answered > 0
             assert what.about
             assert what.workload.duration_s == pytest.approx(20)
-    with pytest.raises(BudgetError, match="lacks what it needs"):
+    with pytest.raises(SettingError, match="lacks what it needs"):
         scenario("battery", device("cloud-vm"), FRONTIER)
-    with pytest.raises(BudgetError, match="'storm'"):
+    with pytest.raises(SettingError, match="'storm'"):
         scenario("storm", PHONE, FRONTIER)
 
 

@@ -11,7 +11,7 @@ from support.simulation_cases import COSTS, FRONTIER, LADDER, PLAIN, RECORDS, WA
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.decision import Decision, Policy
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.frontier import Frontier
 from dynamic.simulate import Constant, Line, Poisson, Stalls, Steps, simulate
 
@@ -168,7 +168,7 @@ def test_stalls_come_as_often_as_the_load_says() -> None:
     assert whole.mean_latency_ms == pytest.approx(60 + 15, rel=0.05)
     assert none.latency_ms.max() == pytest.approx(40)
     assert whole.inference_mj == pytest.approx(8000 * 40)
-    with pytest.raises(BudgetError):
+    with pytest.raises(SettingError):
         Stalls(2.0, 1.0)
 
 
@@ -218,7 +218,7 @@ def test_decisions_at_the_monitor_s_rate() -> None:
     assert (len(every.snapshots), len(rarely.snapshots)) == (40, 10)
     assert len(rarely.feedback) == 40
     assert sorted({s.time_s for s in every.snapshots}) == [n / 5 for n in range(10)]
-    with pytest.raises(BudgetError, match="decide"):
+    with pytest.raises(SettingError, match="decide"):
         watched(Constant(20, 2), every, decide="never")
 
 
@@ -290,7 +290,7 @@ def test_other_policies_meet_the_same_luck() -> None:
 
 def test_settings_are_checked() -> None:
     for options in ({"queue_limit": 0}, {"noise": -1.0}, {"monitor_hz": 0}, {"battery": 1.1}):
-        with pytest.raises(BudgetError, match=next(iter(options))):
+        with pytest.raises(SettingError, match=next(iter(options))):
             serve(Constant(1, 1), **options)
 
 

@@ -10,9 +10,9 @@ from support.policy_cases import make_costs
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.ladder import Ladder, OperatingPoint
 from dynamic.policies.records import Records
 from dynamic.simulate import Constant, Device, Poisson, Recorded, SimulationReport, device, devices, simulate
 
@@ -51,8 +51,8 @@ RECORDS = Records(
 )
 
 
-def point(name: str, threshold: float, accuracy: float, share: float) -> Point:
-    return Point(
+def point(name: str, threshold: float, accuracy: float, share: float) -> OperatingPoint:
+    return OperatingPoint(
         name=name,
         thresholds=(threshold,),
         backbones=(0,),
@@ -203,9 +203,9 @@ def test_nothing_arrives() -> None:
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(BudgetError, match="battery"):
+    with pytest.raises(SettingError, match="battery"):
         run(Constant(10, 1), battery=0)
-    with pytest.raises(BudgetError, match="background_load"):
+    with pytest.raises(SettingError, match="background_load"):
         run(Constant(10, 1), background_load=-0.5)
     with pytest.raises(InputError, match="no records"):
         simulate(FRONTIER, RECORDS.select(np.array([], int)), DEVICE, Constant(1, 1), BudgetPolicy(), Budget())
@@ -233,9 +233,9 @@ def test_arrivals() -> None:
     assert abs(len(times) - 10_000) < 500
     assert np.diff(times).std() == pytest.approx(1 / 50, rel=0.1)
     for rate_hz, duration_s in ((0, 1), (1, 0), (-1, 1), (float("nan"), 1), (1, float("inf"))):
-        with pytest.raises(BudgetError):
+        with pytest.raises(SettingError):
             Constant(rate_hz, duration_s)
-        with pytest.raises(BudgetError):
+        with pytest.raises(SettingError):
             Poisson(rate_hz, duration_s)
 
 
@@ -248,16 +248,16 @@ def test_devices_that_come_along_name_their_sources() -> None:
         assert Device.from_json(json.loads(json.dumps(one.to_json()))) == one
         for source in one.source.values():
             assert "https://" in source or source.startswith("assumption")
-    with pytest.raises(BudgetError, match="raspberry-pi-5-power-bank"):
+    with pytest.raises(SettingError, match="raspberry-pi-5-power-bank"):
         device("toaster")
 
 
 def test_a_device_checks_itself() -> None:
-    with pytest.raises(BudgetError, match="idle_mw"):
+    with pytest.raises(SettingError, match="idle_mw"):
         replace(DEVICE, idle_mw=0)
-    with pytest.raises(BudgetError, match="source for \\['cores'\\]"):
+    with pytest.raises(SettingError, match="source for \\['cores'\\]"):
         replace(DEVICE, source={k: v for k, v in DEVICE.source.items() if k != "cores"})
-    with pytest.raises(BudgetError, match="is no device"):
+    with pytest.raises(SettingError, match="is no device"):
         Device.from_json({"name": "x"})
 
 

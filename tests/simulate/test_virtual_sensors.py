@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.simulation_cases import PLAIN, WARM
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.simulate import Device, Faults, Outage, Sensors
 from dynamic.simulate.world.device_world import World
 
@@ -53,7 +53,7 @@ def test_sensors_that_are_absent_or_fail() -> None:
     assert before["temperature_c"] is not None
     nothing = sensors(replace(PLAIN, battery_mwh=None)).read(0.0, 0.0, 100.0, 60.0)
     assert (nothing["battery"], nothing["battery_mwh"], nothing["plugged"], nothing["temperature_c"]) == (None,) * 4
-    with pytest.raises(BudgetError, match="sensor 'nose'"):
+    with pytest.raises(SettingError, match="sensor 'nose'"):
         sensors(PLAIN, faults=Faults(lambda t: ("nose",))).read(0.0, 0.0, 100.0, 60.0)
 
 
@@ -65,5 +65,5 @@ def test_noise_has_the_deviation_it_says() -> None:
     assert temperature.std() == pytest.approx(2, rel=0.05)
     assert load.std() == pytest.approx(0.05, rel=0.05)
     assert all(0 <= noisy.read(0.0, 0.01, 100.0, 60.0)["cpu_load"] <= 1 for _ in range(100))
-    with pytest.raises(BudgetError):
+    with pytest.raises(SettingError):
         Faults(cpu_load_sd=-1)

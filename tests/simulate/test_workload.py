@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.simulate import Bursty, Constant, Diurnal, Poisson, Recorded, Schedule
 
 
@@ -56,12 +56,12 @@ def test_recorded_times(tmp_path: Path) -> None:
     for name in ("times.npy", "times.txt"):
         assert Recorded.load(tmp_path / name, 10.0).arrivals(np.random.default_rng(0)).tolist() == array.tolist()
     (tmp_path / "bad.txt").write_text("soon\n")
-    with pytest.raises(BudgetError, match=r"bad\.txt"):
+    with pytest.raises(SettingError, match=r"bad\.txt"):
         Recorded.load(tmp_path / "bad.txt")
     for wrong in ([1.0, 0.5], [-1.0, 0.5], [np.nan]):
-        with pytest.raises(BudgetError):
+        with pytest.raises(SettingError):
             Recorded(np.array(wrong))
-    with pytest.raises(BudgetError, match="must lie in"):
+    with pytest.raises(SettingError, match="must lie in"):
         Recorded(array, 7.0)
 
 
@@ -74,7 +74,7 @@ def test_workloads_check_themselves() -> None:
         lambda: Schedule((0.0, 20.0), (1.0, 1.0), 10),
         lambda: Schedule((0.0,), (-1.0,), 10),
     ):
-        with pytest.raises(BudgetError):
+        with pytest.raises(SettingError):
             make()
 
 

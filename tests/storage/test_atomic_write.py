@@ -194,7 +194,7 @@ def test_images_are_read_without_a_home_directory(
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, np.float64, np.array])
 def test_a_budget_takes_numbers_of_numpy(kind: Any) -> None:
-    limits = ("latency_ms", "deadline_ms", "energy_mj", "memory_mb", "last_s", "temperature_c")
+    limits = ("latency_ms", "deadline_ms", "energy_mj", "memory_mb", "battery_duration_s", "temperature_c")
     budget = dynamic.Budget(**{name: kind(20) for name in limits})
     assert budget == dynamic.Budget(**dict.fromkeys(limits, 20))
     assert json.loads(json.dumps(budget.to_json()))["latency_ms"] == 20

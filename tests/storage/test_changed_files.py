@@ -31,7 +31,7 @@ class Words(nn.Module):
         return logits
 
 
-class Point:
+class OperatingPoint:
     """A policy that takes the point of one backbone alone: the last, or the first."""
 
     def __init__(self, last: bool) -> None:
@@ -91,7 +91,7 @@ def instead(path: Path, content: bytes) -> None:
 
 def runtime(path: Path, last: bool = True, engine: str | None = None, **options: Any) -> dynamic.Runtime:
     return dynamic.load(path).runtime(
-        monitor=dynamic.FixedMonitor(), policy=Point(last), engine=engine, drift_alpha=None, **options
+        monitor=dynamic.FixedMonitor(), policy=OperatingPoint(last), engine=engine, drift_alpha=None, **options
     )
 
 

@@ -9,7 +9,7 @@ from support.policy_cases import INF, make_costs, make_ladder, make_point
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy, BudgetState
 from dynamic.policies.decision import Decision, Feedback
-from dynamic.policies.frontier import Frontier, FrontierPoint
+from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 
 LADDER = make_ladder(
@@ -41,11 +41,11 @@ def after(*snapshots: Snapshot, budget: Budget | None = None) -> BudgetState:
 
 def name(decision: Decision) -> str:
     """Of the point."""
-    return decision.point.point.name
+    return decision.point.name
 
 
 def feedback(
-    latency_ms: float, expected_ms: float, drift: bool = False, point: FrontierPoint = FRONTIER.points[0], **seen: Any
+    latency_ms: float, expected_ms: float, drift: bool = False, point: CostedPoint = FRONTIER.points[0], **seen: Any
 ) -> Feedback:
     """A request of one input."""
     return Feedback(point, 2, 1, latency_ms, expected_ms, 2, Snapshot(0, **seen), drift)

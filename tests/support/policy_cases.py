@@ -8,7 +8,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from dynamic.policies.costs import Costs
-from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.ladder import Ladder, OperatingPoint
 from dynamic.policies.records import Records
 
 INF = float("inf")
@@ -55,7 +55,7 @@ def learned(
     return logits.astype(np.float32), label
 
 
-def make_point(name: str, thresholds: tuple[float, ...], shares: tuple[float, ...], **fields: Any) -> Point:
+def make_point(name: str, thresholds: tuple[float, ...], shares: tuple[float, ...], **fields: Any) -> OperatingPoint:
     """A point of one backbone that loses nothing and is right in 0.9 unless told otherwise."""
     accuracy = fields.pop("accuracy", 0.9)
     known: dict[str, Any] = {
@@ -67,10 +67,10 @@ def make_point(name: str, thresholds: tuple[float, ...], shares: tuple[float, ..
         "n": 100,
         "accuracy": (accuracy - 0.05, accuracy, accuracy + 0.05),
     }
-    return Point(name=name, thresholds=thresholds, shares=shares, **(known | fields))
+    return OperatingPoint(name=name, thresholds=thresholds, shares=shares, **(known | fields))
 
 
-def make_ladder(points: Sequence[Point], backbone: tuple[int, ...]) -> Ladder:
+def make_ladder(points: Sequence[OperatingPoint], backbone: tuple[int, ...]) -> Ladder:
     """An uncertified ladder of these points."""
     stages = len(backbone)
     return Ladder(

@@ -95,7 +95,7 @@ MUTATIONS = [
     ('"on_drift": "safest", ', '"on_drift": "report", '),
     ('for name in budget["priority"]:', "for name in _PRIORITY:"),
     ('[*budget["priority"], *(', "[*("),
-    ("gave_way.extend([field] if field and not fits else [])", ""),
+    ("violated_limits.extend([field] if field and not fits else [])", ""),
     ("if need(p) == min(map(need, left))", ""),
     ("need(p) <= most and", "need(p) < most and"),
     ('seen["rows"] or 1)', "1)"),
@@ -141,7 +141,7 @@ MUTATIONS = [
     ("0.02, 0.9, 3.0, 1800.0", "0.02, 0.9, 3.0, 100.0"),
     ('    if state["plugged"]:\n', "    if False:\n"),
     ('"edge_s": now_s, "edge": battery, "effort": state["effort"], "whole": False}', '"whole": False}'),
-    ('or kept["last_s"] != last_s', ""),
+    ('or kept["battery_duration_s"] != battery_duration_s', ""),
     (
         'for name in ("start_s", "edge_s", "rate_s", "time_s", "read_s")',
         'for name in ("edge_s", "rate_s", "time_s", "read_s")',
@@ -235,7 +235,7 @@ def _search(seeds: int) -> None:
     ports = [compile(mutated(*mutation), "port", "exec") for mutation in MUTATIONS]
     found: list[set[Any]] = [{m for m, port in enumerate(ports) if noticed(port, devices, s)} for s in sequences]
     for f, s in zip(found, sequences, strict=True):  # and each limit must give way
-        f |= {limit for case in s["cases"] for limit in case["decision"]["gave_way"]}
+        f |= {limit for case in s["cases"] for limit in case["decision"]["violated_limits"]}
     wanted = set().union(*found)
     for m, mutation in enumerate(MUTATIONS):
         if sum(m in f for f in found) < 3:

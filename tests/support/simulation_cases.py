@@ -9,7 +9,7 @@ from support.policy_cases import make_costs
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.ladder import Ladder, OperatingPoint
 from dynamic.policies.records import Records
 from dynamic.simulate import Device, SimulationReport, simulate
 
@@ -42,8 +42,8 @@ RECORDS = Records(
 )
 
 
-def _point(name: str, threshold: float, accuracy: float, share: float, backbones: tuple[int, ...]) -> Point:
-    return Point(
+def _point(name: str, threshold: float, accuracy: float, share: float, backbones: tuple[int, ...]) -> OperatingPoint:
+    return OperatingPoint(
         name=name,
         thresholds=(threshold,),
         backbones=backbones,

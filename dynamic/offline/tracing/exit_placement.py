@@ -51,7 +51,7 @@ def check_asked(exits: Exits, backbone: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Exit:
+class PlacedExit:
     """A place to leave: after `share` of the backbone's multiply-adds (0 to 1), reading a feature `[B, *shape]` whose
     channels are its dimension `channel`; `carry` tensors cross there.
     """
@@ -67,7 +67,7 @@ class Exit:
 class Placed:
     """Exits in order, with the nodes they read."""
 
-    exits: tuple[Exit, ...]
+    exits: tuple[PlacedExit, ...]
     nodes: tuple[fx.Node, ...]
 
 
@@ -221,7 +221,7 @@ class Placer:
             if channel is None:
                 raise self._layouts.explain(name, node)
             shape = self._observed.two[node].size[1:]
-            exits.append(Exit(name, self._at(node), shape, channel, len(self._cutter.carry(node))))
+            exits.append(PlacedExit(name, self._at(node), shape, channel, len(self._cutter.carry(node))))
         return Placed(tuple(exits), tuple(node for _, node in found))
 
     def _channel(self, name: str, node: fx.Node, layout: str | Mapping[str, str] | None) -> int | None:

@@ -17,7 +17,7 @@ from dynamic.offline.tracing.channel_layout import Layouts
 from dynamic.offline.tracing.dry_run import observe, rows
 from dynamic.offline.tracing.equality_check import CLOSE, changed_in_place, check_evaluation, check_training
 from dynamic.offline.tracing.exit_heads import Classifier, ExitHead, Head, Room
-from dynamic.offline.tracing.exit_placement import Exit, Exits, Placed, Placer, check_asked
+from dynamic.offline.tracing.exit_placement import Exits, Placed, PlacedExit, Placer, check_asked
 from dynamic.offline.tracing.graph_cut import Cutter
 from dynamic.offline.tracing.input_sizes import Sizes, checked
 from dynamic.offline.tracing.trace import Captured, capture_export, capture_fx, input_names
@@ -139,7 +139,7 @@ class ExitNetwork(StagedNetwork):
         self.heads = nn.ModuleList()
         self.constants = nn.Module()
         self._put_constants(captured)
-        self.exits: tuple[Exit, ...] = ()
+        self.exits: tuple[PlacedExit, ...] = ()
         self.tracer = captured.tracer
         self.trainable_backbone = False
         self.dropped: tuple[str, ...] = ()

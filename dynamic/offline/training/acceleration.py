@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,16 @@ class Acceleration:
     ) -> "Acceleration":
         """What was asked for; None: the network's own device, and each setting where it pays there.
 
-        Raises BudgetError on a device that torch does not have here.
+        Raises SettingError on a device that torch does not have here.
         """
         first = next(network.parameters(), None)
         try:
             where = torch.device(device or (first.device if first is not None else "cpu"))
             torch.empty(0, device=where)
         except (RuntimeError, AssertionError) as error:
-            raise BudgetError(f"device={device!r} cannot be used here ({error}); leave it out, or use 'cpu'") from error
+            raise SettingError(
+                f"device={device!r} cannot be used here ({error}); leave it out, or use 'cpu'"
+            ) from error
         fast = _fast_bf16(where) if bf16 is None else bf16
         # float32 convolutions gain nothing certain from channels-last; bf16 units need it
         return Acceleration(where, fast, fast if channels_last is None else channels_last)

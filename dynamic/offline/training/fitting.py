@@ -21,7 +21,7 @@ from dynamic.offline.training.joint_training import fit_all
 from dynamic.offline.training.losses import ExitLoss
 from dynamic.offline.training.settings import Settings
 from dynamic.policies.certification.floor import Level
-from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.policies.errors import InputError, SettingError, WrapError
 
 logger = logging.getLogger("dynamic")
 
@@ -144,7 +144,7 @@ def fit(
     On an error or interrupt the network keeps the weights of that moment and its train or eval flags come
     back; the checkpoint keeps the last whole epoch.
 
-    Raises BudgetError on a setting out of range and a loss that is not finite, InputError on data that do not
+    Raises SettingError on a setting out of range and a loss that is not finite, InputError on data that do not
     fit, WrapError where there is nothing to train or the backbone cannot be trained, CorruptError on a
     damaged checkpoint, BundleError on one of another network or other settings.
     """
@@ -153,9 +153,9 @@ def fit(
         mode, epochs, lr, weight_decay, optimizer, batch_size, memory_limit_mb, label_smoothing, seed
     )
     if penalty is not None and mode == "heads":
-        raise BudgetError("a penalty means nothing with mode='heads'; use mode='joint', or leave it")
+        raise SettingError("a penalty means nothing with mode='heads'; use mode='joint', or leave it")
     if teacher is not None and mode == "joint":
-        raise BudgetError("a teacher means nothing with mode='joint'; use mode='distill', or leave it")
+        raise SettingError("a teacher means nothing with mode='joint'; use mode='distill', or leave it")
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise InputError(
             f"teacher is a {type(teacher).__name__}; give a network, of several an Ensemble "
@@ -181,7 +181,7 @@ def fit(
             eval_loader = checked_loader(network, eval_loader)
         if mode == "heads":
             if exit_weights is not None:
-                raise BudgetError("exit_weights mean nothing with mode='heads', whose heads share no weight; leave it")
+                raise SettingError("exit_weights mean nothing with mode='heads', whose heads share no weight; leave it")
             loss = None if teacher is None else ExitLoss((1.0,), False, distill_share, temperature, label_smoothing)
             with _teaching(teacher, acceleration):
                 done = fit_heads(
@@ -243,7 +243,7 @@ def _exit_weights(given: Sequence[float] | None, exits: int) -> tuple[float, ...
     if given is None:
         return tuple((i + 1) / exits for i in range(exits))
     if len(given) != exits:
-        raise BudgetError(f"{len(given)} exit_weights for {exits} exits; give one each, the network's own included")
+        raise SettingError(f"{len(given)} exit_weights for {exits} exits; give one each, the network's own included")
     return tuple(float(w) for w in given)
 
 

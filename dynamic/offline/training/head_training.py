@@ -28,7 +28,7 @@ from dynamic.offline.training.losses import ExitLoss
 from dynamic.offline.training.settings import Settings
 from dynamic.offline.training.teacher import answer_of, check_apart, check_teacher
 from dynamic.offline.training.training_loop import History, Task, train
-from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.policies.errors import InputError, SettingError, WrapError
 from dynamic.progress import size_of
 
 
@@ -71,7 +71,7 @@ def fit_heads(
     heads = [stages[i].head for i in trained]
     names = tuple(stages[i].name for i in trained)
     if teacher is not None and cache:
-        raise BudgetError("heads learn from a teacher with cache=False only: its answers are not kept; give that")
+        raise SettingError("heads learn from a teacher with cache=False only: its answers are not kept; give that")
     if not cache:
         seen = _Seen(network, stages, trained, loader, settings, acceleration, teacher)
         state = _state(heads, trained)
@@ -138,7 +138,7 @@ class _Seen:
         teacher: nn.Module | None = None,
     ) -> None:
         if settings.batch_size is not None:
-            raise BudgetError(f"batch_size={settings.batch_size} is for cached features; the loader sets it here")
+            raise SettingError(f"batch_size={settings.batch_size} is for cached features; the loader sets it here")
         if isinstance(loader, Iterator):
             raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
         self._network, self._stages, self._trained = network, stages, trained

@@ -20,7 +20,7 @@ from dynamic.offline.training.losses import ExitLoss, GradientBalance
 from dynamic.offline.training.settings import Settings
 from dynamic.offline.training.teacher import answer_of, check_apart, check_teacher
 from dynamic.offline.training.training_loop import History, Task, train
-from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.policies.errors import InputError, SettingError, WrapError
 from dynamic.progress import size_of
 
 
@@ -39,7 +39,7 @@ def fit_all(
     """Train everything in `network` that is not frozen. `teacher`: another network, on the device already; `penalty`:
     called after each forward, added to the loss."""
     if settings.batch_size is not None:
-        raise BudgetError(f"batch_size={settings.batch_size} is for mode='heads'; the loader sets it here")
+        raise SettingError(f"batch_size={settings.batch_size} is for mode='heads'; the loader sets it here")
     if isinstance(loader, Iterator):
         raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
     if not any(p.requires_grad for p in network.parameters()):

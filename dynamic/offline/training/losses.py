@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamic.offline.staged_network import Stage
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 RAMP_START = 0.01  # Kaya et al. 2019, section 4
 RAMP_END = 0.5  # of the run: there the end, but our learning rate falls to 0, and full weight then comes too late
@@ -23,7 +23,7 @@ class ExitLoss:
     earlier exits' losses that comes from the last exit's answer softened by `temperature`, the rest from the
     labels (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2); 0 is labels alone. With the
     answer of a teacher, all exits learn from that one, the last too.
-    Raises BudgetError on a value out of range.
+    Raises SettingError on a value out of range.
     """
 
     weights: tuple[float, ...]
@@ -34,13 +34,13 @@ class ExitLoss:
 
     def __post_init__(self) -> None:
         if not self.weights or not all(0 <= w < float("inf") for w in self.weights) or not any(self.weights):
-            raise BudgetError(f"exit_weights={self.weights}: they have to be finite, not negative, not all 0")
+            raise SettingError(f"exit_weights={self.weights}: they have to be finite, not negative, not all 0")
         if not 0 <= self.distill <= 1:
-            raise BudgetError(f"distill_share={self.distill} is not in [0, 1]")
+            raise SettingError(f"distill_share={self.distill} is not in [0, 1]")
         if not 0 < self.temperature < float("inf"):
-            raise BudgetError(f"temperature={self.temperature} has to be positive")
+            raise SettingError(f"temperature={self.temperature} has to be positive")
         if not 0 <= self.label_smoothing < 1:
-            raise BudgetError(f"label_smoothing={self.label_smoothing} is not in [0, 1)")
+            raise SettingError(f"label_smoothing={self.label_smoothing} is not in [0, 1)")
 
     def weights_at(self, fraction: float) -> tuple[float, ...]:
         """The weights `[S]` when `fraction` (0 to 1) of the run is done."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
 
 MODES = ("heads", "joint", "distill")
@@ -39,12 +39,12 @@ class Settings:
         seed: int,
     ) -> "Settings":
         if mode not in MODES:
-            raise BudgetError(f"mode={mode!r} is not known; use one of {', '.join(MODES)}")
+            raise SettingError(f"mode={mode!r} is not known; use one of {', '.join(MODES)}")
         heads = mode == "heads"
         kind = optimizer or ("adamw" if heads else "sgd")
         usual = {"adamw": (3e-3, 1e-1), "sgd": (5e-2, 1e-4)}
         if kind not in usual:
-            raise BudgetError(f"optimizer={optimizer!r} is not known; use 'adamw' or 'sgd'")
+            raise SettingError(f"optimizer={optimizer!r} is not known; use 'adamw' or 'sgd'")
         found = Settings(
             mode,
             20 if epochs is None else plain(epochs),
@@ -58,21 +58,21 @@ class Settings:
         for name in ("epochs", "batch_size", "seed"):
             value = getattr(found, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise BudgetError(f"{name}={value!r} must be a whole number")
+                raise SettingError(f"{name}={value!r} must be a whole number")
         for name in ("lr", "weight_decay", "label_smoothing"):
             value = getattr(found, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise BudgetError(f"{name}={value!r} must be a number")
+                raise SettingError(f"{name}={value!r} must be a number")
         if found.epochs < 1:
-            raise BudgetError(f"epochs={epochs}: at least 1")
+            raise SettingError(f"epochs={epochs}: at least 1")
         if not 0 < found.lr < math.inf:
-            raise BudgetError(f"lr={lr} has to be positive and finite")
+            raise SettingError(f"lr={lr} has to be positive and finite")
         if not 0 <= found.weight_decay < math.inf:
-            raise BudgetError(f"weight_decay={weight_decay} has to be finite and not negative")
+            raise SettingError(f"weight_decay={weight_decay} has to be finite and not negative")
         if batch_size is not None and batch_size < 2:
-            raise BudgetError(f"batch_size={batch_size}: at least 2")
+            raise SettingError(f"batch_size={batch_size}: at least 2")
         if not memory_limit_mb > 0:
-            raise BudgetError(f"memory_limit_mb={memory_limit_mb} has to be positive; the default is 1024")
+            raise SettingError(f"memory_limit_mb={memory_limit_mb} has to be positive; the default is 1024")
         return found
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

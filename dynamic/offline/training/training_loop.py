@@ -12,7 +12,7 @@ from torch import Tensor
 from dynamic.offline.networks.checkpoints import Checkpoint
 from dynamic.offline.training.epoch_seeds import seeded
 from dynamic.offline.training.losses import GradientBalance
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 from dynamic.progress import track
 
 
@@ -82,7 +82,7 @@ def train(
 ) -> History:
     """Train until `epochs` are done, from where `checkpoint` stands; the learning rate falls as a cosine to 0.
 
-    Raises BudgetError where the loss is no longer finite, InputError where the inputs are not. Then, and
+    Raises SettingError where the loss is no longer finite, InputError where the inputs are not. Then, and
     when interrupted, the checkpoint holds the end of the last whole epoch.
     """
     sums = _Sums()
@@ -135,7 +135,7 @@ def _step(
             raise InputError(f"{where}: the inputs hold NaN or infinity; clean the data{kept}")
         if taught is not None and not bool(taught.isfinite().all()):
             raise InputError(f"{where}: the teacher's logits hold NaN or infinity; give another teacher{kept}")
-        raise BudgetError(f"{where}: the loss is {total.item()}; give a smaller lr, or autocast=False{kept}")
+        raise SettingError(f"{where}: the loss is {total.item()}; give a smaller lr, or autocast=False{kept}")
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     if task.balance is not None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from dynamic.policies.decision import Decision
-from dynamic.policies.frontier import FrontierPoint
+from dynamic.policies.frontier import CostedPoint
 from dynamic.policies.snapshot import Snapshot
 
 logger = logging.getLogger("dynamic")
@@ -19,14 +19,14 @@ class Change:
     """
 
     time_s: float
-    before: FrontierPoint | None
-    after: FrontierPoint
+    before: CostedPoint | None
+    after: CostedPoint
     decision: Decision
     snapshot: Snapshot
 
     def __str__(self) -> str:
-        before = "start" if self.before is None else self.before.point.name
-        return f"{before} -> {self.after.point.name}: {self.decision.reason}"
+        before = "start" if self.before is None else self.before.name
+        return f"{before} -> {self.after.name}: {self.decision.reason}"
 
 
 OnChange = Callable[[Change], object]
@@ -35,15 +35,15 @@ OnChange = Callable[[Change], object]
 class Announcer:
     """Tells of changes on logger "dynamic" and to a function, on the thread of the request that brought the change.
 
-    Log records carry `record.dynamic`: time_s, from, to, reason, gave_way, and the snapshot's known fields. A function
-    that raises is logged once and goes on being called.
+    Log records carry `record.dynamic`: time_s, from, to, reason, violated_limits, and the snapshot's known fields. A
+    function that raises is logged once and goes on being called.
     """
 
     def __init__(self, on_change: OnChange | None) -> None:
         self._on_change = on_change
         self._told = False
 
-    def __call__(self, before: FrontierPoint | None, decision: Decision, snapshot: Snapshot) -> None:
+    def __call__(self, before: CostedPoint | None, decision: Decision, snapshot: Snapshot) -> None:
         """Tell of one change."""
         try:
             if logger.isEnabledFor(logging.INFO):
@@ -58,15 +58,15 @@ class Announcer:
                 )
 
 
-def _log(before: FrontierPoint | None, decision: Decision, snapshot: Snapshot) -> None:
-    name = decision.point.point.name
+def _log(before: CostedPoint | None, decision: Decision, snapshot: Snapshot) -> None:
+    name = decision.point.name
     known = {field: value for field, value in asdict(snapshot).items() if value not in (None, ())}
     fields = {
         "time_s": known.pop("time_s"),
-        "from": None if before is None else before.point.name,
+        "from": None if before is None else before.name,
         "to": name,
         "reason": decision.reason,
-        "gave_way": decision.gave_way,
+        "violated_limits": decision.violated_limits,
         "snapshot": known,
     }
     logger.info("decision %s: %s", name, decision.reason, extra={"dynamic": fields})

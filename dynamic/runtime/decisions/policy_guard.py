@@ -7,7 +7,7 @@ from typing import Any
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.decision import Decision, Feedback, Policy
-from dynamic.policies.frontier import Frontier, FrontierPoint
+from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 
 logger = logging.getLogger("dynamic")
@@ -26,7 +26,7 @@ class Guard:
         self._state: Any = None
         self._last: Decision | None = None  # good on `_frontier`
         self._frontier: Frontier | None = None
-        self._points: frozenset[FrontierPoint] = frozenset()
+        self._points: frozenset[CostedPoint] = frozenset()
 
     def begin(self) -> None:
         """Take the policy's initial state; to be called first."""
@@ -49,12 +49,12 @@ class Guard:
                 raise ValueError(f"the point {decision.point!r:.80} is not one of the frontier it was given")
             if not 0 < decision.slowdown < math.inf:
                 raise ValueError(f"slowdown={decision.slowdown!r} must be a positive number, 1 for as profiled")
-            if decision.resident is not None and not isinstance(decision.resident, frozenset):
-                raise TypeError(f"resident={decision.resident!r} must be a frozenset of backbones, or None for all")
+            if decision.keep_loaded is not None and not isinstance(decision.keep_loaded, frozenset):
+                raise TypeError(f"resident={decision.keep_loaded!r} must be a frozenset of backbones, or None for all")
         except Exception as error:
             return self._instead(frontier, error)
         self._state = state
-        if not decision.passing:  # that is for one request alone
+        if not decision.one_request_only:  # that is for one request alone
             self._last = decision
         return decision
 
@@ -72,7 +72,7 @@ class Guard:
             reason = f"the policy failed before its first decision ({error!r}): the safest point runs"
             return Decision(frontier.points[0], feasible=False, reason=reason)
         reason = f"the policy failed ({error!r}): its last decision stands"
-        return Decision(last.point, last.feasible, last.gave_way, reason, last.resident, last.slowdown)
+        return Decision(last.point, last.feasible, last.violated_limits, reason, last.keep_loaded, last.slowdown)
 
     def _failed(self, what: str, error: Exception) -> None:
         self._count()

@@ -9,7 +9,7 @@ from typing import Any
 
 from dynamic.engines.contract import Array, InputSpec, Output
 from dynamic.policies.certification.drift import DriftTest
-from dynamic.policies.frontier import FrontierPoint
+from dynamic.policies.frontier import CostedPoint
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.scores import ScoreBins
 from dynamic.runtime.drift.streams import DriftOptions, Entry, Frames, Groups
@@ -42,7 +42,7 @@ class DriftWatch:
         watched = alpha is not None and not elsewhere
         options = options or DriftOptions()
         self.test = DriftTest(ladder.scores if watched else (), 0.01 if alpha is None else alpha)
-        self._entrances: dict[FrontierPoint, tuple[int, float]] = {}  # see `_entrance`
+        self._entrances: dict[CostedPoint, tuple[int, float]] = {}  # see `_entrance`
         self._ranks = tuple(_Ranks(bins) for bins in ladder.scores)
         self._frames = Frames(inputs, options.only_changed, self._rank)
         self._groups = Groups(options.groups)
@@ -69,7 +69,7 @@ class DriftWatch:
 
     def observe(
         self,
-        point: FrontierPoint,
+        point: CostedPoint,
         stages: Sequence[int],
         output: Output,
         inputs: Mapping[str, Array] | None = None,
@@ -152,7 +152,7 @@ class _Ranks:
         return self._sums[bisect_left(self._edges, threshold) + 1] / self._total
 
 
-def _entrance(point: FrontierPoint) -> tuple[int, float]:
+def _entrance(point: CostedPoint) -> tuple[int, float]:
     """The first stage whose exit is evaluated, and its threshold; -inf where it is the last."""
     first = point.plan.on.index(True)
     return first, float(point.thresholds[first]) if first < len(point.thresholds) else -math.inf

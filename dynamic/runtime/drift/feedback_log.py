@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from dynamic.policies.certification.certificates import wilson
 from dynamic.policies.errors import InputError
-from dynamic.policies.ladder import Point
+from dynamic.policies.ladder import OperatingPoint
 from dynamic.runtime.result import FeedbackEstimate
 
 KEPT = 10_000  # results whose answers are remembered
@@ -16,10 +16,10 @@ Label = int | str
 
 # a result's id, the labels [B] it answered with (None once the true ones have come), and at which point: one is made
 # for every request, so no dataclass
-_Answered = tuple[int, "array[int] | None", Point]
+_Answered = tuple[int, "array[int] | None", OperatingPoint]
 
 
-class AnswerBook:
+class FeedbackLog:
     """The answers of the latest results, and what is known of their accuracy. Not safe for several threads at once.
 
     `classes`: how many there are; `names` of them, where they are known.
@@ -33,7 +33,7 @@ class AnswerBook:
         # that a signal handler may read it at any moment
         self._counts: tuple[int, int, float | None] = (0, 0, 0.0)
 
-    def enter(self, labels: Sequence[int], point: Point) -> int:
+    def enter(self, labels: Sequence[int], point: OperatingPoint) -> int:
         """Keep the answers `labels [B]` (-1: none) that `point` gave, and give the result its id: 0, 1, 2..."""
         number = self._next
         self._kept[number % KEPT] = number, array("i", labels), point
@@ -54,7 +54,7 @@ class AnswerBook:
         if point.drop is None or expected is None:  # measured without labels: that is no accuracy
             expected = None
         else:
-            expected += len(right) * point.accuracy[1]
+            expected += len(right) * point.accuracy.mid
         self._counts = count + len(right), correct + sum(right), expected
 
     def estimate(self) -> FeedbackEstimate | None:
@@ -64,7 +64,7 @@ class AnswerBook:
             return None
         return FeedbackEstimate(count, wilson(correct, count), None if expected is None else expected / count)
 
-    def _find(self, result_id: int) -> tuple[int, "array[int]", Point]:
+    def _find(self, result_id: int) -> tuple[int, "array[int]", OperatingPoint]:
         try:
             number = operator.index(result_id)
         except TypeError as error:

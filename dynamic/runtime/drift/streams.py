@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, InputSpec
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
 
 logger = logging.getLogger("dynamic")
@@ -58,7 +58,7 @@ class DriftOptions:
             each group the first request is tested.
 
     Raises:
-        BudgetError: Where a value is not one of these.
+        SettingError: Where a value is not one of these.
 
     Example:
         ``bundle.runtime(budget, drift=DriftOptions(only_changed=True))``
@@ -72,11 +72,11 @@ class DriftOptions:
         object.__setattr__(self, "every", plain(self.every))
         object.__setattr__(self, "only_changed", plain(self.only_changed))
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise BudgetError(f"every={self.every!r} must be a whole number of at least 1: one of so many is tested")
+            raise SettingError(f"every={self.every!r} must be a whole number of at least 1: one of so many is tested")
         if self.only_changed is not None and not isinstance(self.only_changed, bool):
-            raise BudgetError(f"only_changed={self.only_changed!r} must be True, False, or None: the stream decides")
+            raise SettingError(f"only_changed={self.only_changed!r} must be True, False, or None: the stream decides")
         if self.groups is not None and not callable(self.groups):
-            raise BudgetError(f"groups={self.groups!r} must be a function that gives the group of an input")
+            raise SettingError(f"groups={self.groups!r} must be a function that gives the group of an input")
 
 
 # of an input: the first stage that was evaluated, its threshold, the stage it left at, its score there
@@ -136,7 +136,7 @@ class Frames:
     def __init__(self, inputs: Sequence[InputSpec], only_changed: bool | None, rank: Callable[[Entry], float]) -> None:
         self._name = next((spec.name for spec in inputs if _is_image(spec.shape)), None)
         if only_changed and self._name is None:
-            raise BudgetError(
+            raise SettingError(
                 f"only_changed=True compares pixels, and no input is an image (two sides of {_LEAST_SIDE} or more): "
                 f"{[spec.shape for spec in inputs]}. Give every= or groups= instead"
             )

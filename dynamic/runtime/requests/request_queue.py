@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
-from dynamic.policies.errors import BudgetError, ClosedError, EngineError, ShedError
+from dynamic.policies.errors import ClosedError, EngineError, SettingError, ShedError
 from dynamic.policies.validation.numbers import plain
 from dynamic.runtime.result import Result
 
@@ -24,8 +24,8 @@ class Waiting:
 
     Threads start with the first request. A request for which a worker is free does not wait, even before that worker
     has woken up. Where the queue is full, the oldest request in it is shed: it has waited longest, so that its answer
-    would be the latest of all. `ended` is called when the last worker has ended after `close`. Raises BudgetError where
-    a number is not at least 1.
+    would be the latest of all. `ended` is called when the last worker has ended after `close`. Raises SettingError
+    where a number is not at least 1.
 
     `close` takes no lock: a signal handler may call it while its own thread is inside `submit`.
     """
@@ -40,7 +40,7 @@ class Waiting:
         limit, workers = plain(limit), plain(workers)
         for name, value in (("queue", limit), ("workers", workers)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BudgetError(f"{name}={value!r} must be a whole number of at least 1")
+                raise SettingError(f"{name}={value!r} must be a whole number of at least 1")
         self._limit, self._most, self._work, self._ended = limit, workers, work, ended
         self.workers = workers
         self._closed = False

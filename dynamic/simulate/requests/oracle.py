@@ -49,9 +49,9 @@ class PlannedPoints(Policy):
         """The planned point; raises IndexError beyond the last request that was planned."""
         wait = bisect_left(self._waits_ms, snapshot.waited_ms or 0.0)
         point = frontier.points[self.points[state, wait]]
-        resident = point.backbones if self._tight[state] else None
+        keep_loaded = point.backbones if self._tight[state] else None
         reason = f"planned: {point.point.name!r}"
-        return Decision(point, reason=reason, resident=resident, slowdown=self._contention[state]), state + 1
+        return Decision(point, reason=reason, keep_loaded=keep_loaded, slowdown=self._contention[state]), state + 1
 
 
 def oracle(
@@ -81,10 +81,10 @@ def oracle(
     only what calibration measured: accuracy and shares by stage, and times as profiled with their spread.
 
     **Objective.** Over all requests, 1 - accuracy, and `penalty` for one that comes later than the tighter of the
-    budget's latency and deadline. Subject to: what is used on battery, that left above the floor at `last_s` (with what
-    is charged until then, as if it came at the start), and the budget's mean energy per inference; temperature half a
-    degree below the budget's limit and the throttling temperature. Memory, `cpu_ms`, `max_drop` and `min_accuracy` are
-    kept to as well.
+    budget's latency and deadline. Subject to: what is used on battery, that left above the floor at
+    `battery_duration_s` (with what is charged until then, as if it came at the start), and the budget's mean energy per
+    inference; temperature half a degree below the budget's limit and the throttling temperature. Memory, `cpu_ms`,
+    `max_drop` and `min_accuracy` are kept to as well.
 
     **Search.** First energy and heat, without a queue: a point for each of so many `slots` of time (see
     `planning.plan_slots`). Then the queue: for each request and each time it may have waited, the best of the points
@@ -111,7 +111,7 @@ def oracle(
     memory = pieces(device.memory_mb if memory_mb is None else memory_mb)
     free_mb = np.array([min(memory(t)[0], memory(t + slot_s * 0.999)[0]) for t in start_s])
     mains = np.array([bool(pieces(plugged)(t)[0]) for t in start_s])
-    until_s = min(budgets[0].last_s or _NO_LIMIT, workload.duration_s)
+    until_s = min(budgets[0].battery_duration_s or _NO_LIMIT, workload.duration_s)
     before = np.array(start_s) < until_s
     around = Slots(
         slot_s=slot_s,
@@ -161,8 +161,8 @@ def _allowed(here: Frontier, budgets: list[Budget], room_mb: Floats, process_mb:
     """
     sizes_mb = np.array([point.memory_mb for point in here.points])
     cpu_ms = np.array([point.cpu_ms[0] for point in here.points])
-    drop = np.array([point.point.promised_drop for point in here.points])
-    accuracy = np.array([point.point.accuracy[1] for point in here.points])
+    drop = np.array([point.promised_drop for point in here.points])
+    accuracy = np.array([point.accuracy.mid for point in here.points])
     rows = []
     for budget, room in zip(budgets, room_mb, strict=True):
         most_mb = room if budget.memory_mb is None else min(room, budget.memory_mb - process_mb)

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from dynamic.policies.certification.replay import predictions, replay
 from dynamic.policies.control.remaining_time import ahead_ms
-from dynamic.policies.frontier import ONE_SIDED_95, Frontier, FrontierPoint
+from dynamic.policies.frontier import ONE_SIDED_95, CostedPoint, Frontier
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
-from dynamic.policies.stage_plan import Plan
+from dynamic.policies.stage_plan import StagePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Outcome:
     whether the answer at `stage` is (None without labels).
     """
 
-    def __init__(self, costed: FrontierPoint, number: int, frontier: Frontier, records: Records, noise: float) -> None:
+    def __init__(self, costed: CostedPoint, number: int, frontier: Frontier, records: Records, noise: float) -> None:
         ladder, costs = frontier.ladder, frontier.costs
-        self.point, self.number, self.name = costed, number, costed.point.name
+        self.point, self.number, self.name = costed, number, costed.name
         self._records, self._backbone = records, ladder.backbone
         self._combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-        played = replay(records.logits, self._combiner, costed.point.thresholds, ladder.backbone)
+        played = replay(records.logits, self._combiner, costed.operating_point.thresholds, ladder.backbone)
         self.stages = played.stage
         self.stage: list[int] = played.stage.tolist()
         self.right = None if records.label is None else played.prediction == records.label
@@ -71,12 +71,12 @@ class Outcome:
         return found
 
 
-def outcomes(frontier: Frontier, records: Records, noise: float) -> dict[FrontierPoint, Outcome]:
+def outcomes(frontier: Frontier, records: Records, noise: float) -> dict[CostedPoint, Outcome]:
     """All points of a frontier."""
     return {point: Outcome(point, i, frontier, records, noise) for i, point in enumerate(frontier.points)}
 
 
-def _checks(path_ms: Sequence[float], todo: Plan, ahead: Sequence[float]) -> list[tuple[Check, ...]]:
+def _checks(path_ms: Sequence[float], todo: StagePlan, ahead: Sequence[float]) -> list[tuple[Check, ...]]:
     """For each stage, the checks before it and those of the stages before."""
     found: list[tuple[Check, ...]] = []
     so_far: tuple[Check, ...] = ()

@@ -14,7 +14,7 @@ from typing import Any
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback, Policy
-from dynamic.policies.frontier import Frontier, FrontierPoint
+from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 from dynamic.simulate.requests.outcomes import Check, Outcome
 from dynamic.simulate.world.environment import Environment
@@ -63,14 +63,14 @@ class Log:
     shed: int = 0
     longest: int = 0
     infeasible: int = 0
-    gave_way: Counter[str] = field(default_factory=Counter)
+    violated_limits: Counter[str] = field(default_factory=Counter)
     changes: list[tuple[float, str, str]] = field(default_factory=list)
     loads: int = 0
 
 
 def serve(
     here: Frontier,
-    outcomes: dict[FrontierPoint, Outcome],
+    outcomes: dict[CostedPoint, Outcome],
     requests: Requests,
     policy: Policy,
     env: Environment,
@@ -90,7 +90,7 @@ def serve(
     free_s = 0.0
     load, contention, resident, loading_ms = 0.0, 1.0, frozenset[int](), 0.0
     last: Decision | None = None
-    standing: FrontierPoint | None = None
+    standing: CostedPoint | None = None
     decision: Any = None
     outcome: Any = None
     snapshot: Any = None
@@ -128,9 +128,14 @@ def serve(
             snapshot = blank(Snapshot)
             snapshot.__dict__.update(env.reading, rows=1, waited_ms=(start_s - arrived_s) * 1e3, queue_length=waiting)
             decision, state = decide(here, env.budget, snapshot, state)
-            fills = graph and decision.resident is None and resident != every
+            fills = graph and decision.keep_loaded is None and resident != every
             fills = fills and _takes_graph(env.budget, snapshot, whole_mb)
-            if fills or last is None or decision.point is not last.point or decision.resident is not last.resident:
+            if (
+                fills
+                or last is None
+                or decision.point is not last.point
+                or decision.keep_loaded is not last.keep_loaded
+            ):
                 if last is None or decision.point is not last.point:
                     outcome = outcomes[decision.point]
                 needed = every if fills else outcome.point.backbones
@@ -141,16 +146,16 @@ def serve(
                     loading_ms = rules.load_ms_per_mb * sum(costs.memory_mb[b] for b in missing)
                     log.loads += len(missing)
                 resident = resident | needed
-                if decision.resident is not None:
-                    resident = resident & (decision.resident | needed)
+                if decision.keep_loaded is not None:
+                    resident = resident & (decision.keep_loaded | needed)
                 env.process_mb = rules.process_mb + sum(costs.memory_mb[b] for b in resident)
             last = decision
-            if decision.point is not standing and not decision.passing:
+            if decision.point is not standing and not decision.one_request_only:
                 standing = decision.point
                 log.changes.append((start_s, outcome.name, decision.reason))
         if not decision.feasible:
             log.infeasible += 1
-            log.gave_way.update(decision.gave_way)
+            log.violated_limits.update(decision.violated_limits)
         # the work
         if start_s >= load_until_s:
             load, load_until_s = load_piece(start_s)

@@ -28,7 +28,7 @@ class Service:
     @classmethod
     def of(cls, frontier: Frontier, outcomes: list[Outcome], device: Device) -> "Service":
         """`frontier` with the device's costs, `outcomes` in its order."""
-        shares = np.array([outcome.point.point.shares for outcome in outcomes])  # [P, S]
+        shares = np.array([outcome.point.shares for outcome in outcomes])  # [P, S]
         median_s = np.array([outcome.median_ms for outcome in outcomes]) / 1e3
         sigma = np.array([outcome.sigma for outcome in outcomes])
         noisy = bool((sigma > 0).any())
@@ -38,7 +38,7 @@ class Service:
         chance = chance / chance.sum(axis=1, keepdims=True)
         seen = chance.max(axis=0) > 0
         mean_s = (times_s * chance).sum(axis=1)
-        accuracy = np.array([point.point.accuracy[1] for point in frontier.points])
+        accuracy = np.array([point.accuracy.mid for point in frontier.points])
         return cls(times_s[:, seen], chance[:, seen], mean_s * device.active_mw, accuracy)
 
 

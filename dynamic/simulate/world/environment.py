@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.simulate.world.device_world import World
 from dynamic.simulate.world.processes import Value, pieces
 from dynamic.simulate.world.virtual_sensors import Sensors
@@ -49,7 +49,7 @@ class Environment:
         sample_s: float,
     ) -> None:
         if monitor_hz is not None and not 0 < monitor_hz < math.inf:
-            raise BudgetError(f"monitor_hz={monitor_hz} must be a positive number, or None to read for every request")
+            raise SettingError(f"monitor_hz={monitor_hz} must be a positive number, or None to read for every request")
         self.world, self._sensors = world, sensors
         self.load = _checked(pieces(around.background_load))
         self._ambient, self._plugged, self._memory = map(pieces, (around.ambient_c, around.plugged, around.memory_mb))
@@ -120,7 +120,7 @@ def _checked(load: Callable[[float], tuple[float, float]]) -> Callable[[float], 
     def piece(time_s: float) -> tuple[float, float]:
         found = load(time_s)
         if not 0 <= found[0] < math.inf:
-            raise BudgetError(
+            raise SettingError(
                 f"background_load={found[0]} at {time_s:.3g} s must not be negative: a share of the cores"
             )
         return found

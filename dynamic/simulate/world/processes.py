@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 Piece = tuple[float, float]
 
@@ -50,7 +50,7 @@ def demand(slowdown: float, threads: int, cores: float) -> float:
 class Steps:
     """`values[i]` from `times_s[i]` on; before the first time, `values[0]` too.
 
-    Raises BudgetError where they are not as many, or times do not rise.
+    Raises SettingError where they are not as many, or times do not rise.
     """
 
     times_s: tuple[float, ...]
@@ -74,7 +74,7 @@ class Steps:
 class Line:
     """Straight lines through `values[i]` at `times_s[i]`, level before and after: a heat wave that comes and goes.
 
-    Raises BudgetError where they are not as many, or times do not rise.
+    Raises SettingError where they are not as many, or times do not rise.
     """
 
     times_s: tuple[float, ...]
@@ -100,7 +100,7 @@ class Bursts:
     `high`: a level, or several of which each burst draws one. Lengths are exponential with these means, or all alike
     where `fixed`. The same `seed` gives the same bursts, in whatever order they are asked for.
 
-    Raises BudgetError on a length or level out of range.
+    Raises SettingError on a length or level out of range.
     """
 
     low: float
@@ -115,9 +115,9 @@ class Bursts:
 
     def __post_init__(self) -> None:
         if not (0 < self.on_s < math.inf and 0 < self.off_s < math.inf):
-            raise BudgetError(f"on_s={self.on_s}, off_s={self.off_s}: give positive numbers of seconds")
+            raise SettingError(f"on_s={self.on_s}, off_s={self.off_s}: give positive numbers of seconds")
         if not all(0 <= level < math.inf for level in (self.low, *self._high())):
-            raise BudgetError(f"low={self.low}, high={self.high}: give levels that are not negative")
+            raise SettingError(f"low={self.low}, high={self.high}: give levels that are not negative")
 
     def _high(self) -> tuple[float, ...]:
         return self.high if isinstance(self.high, tuple) else (self.high,)
@@ -148,6 +148,6 @@ class Bursts:
 
 def _check_times(times_s: tuple[float, ...], values: tuple[float, ...]) -> None:
     if not times_s or len(times_s) != len(values):
-        raise BudgetError(f"{len(times_s)} times for {len(values)} values: give one each, and at least one")
+        raise SettingError(f"{len(times_s)} times for {len(values)} values: give one each, and at least one")
     if any(a >= b for a, b in pairwise(times_s)):
-        raise BudgetError(f"times_s={times_s} must rise")
+        raise SettingError(f"times_s={times_s} must rise")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.snapshot import Snapshot
 from dynamic.simulate.device_models import Device
 from dynamic.simulate.world.device_world import World
@@ -32,7 +32,7 @@ class Faults:
     """What is wrong with the sensors.
 
     `missing(time_s)`: names of snapshot fields that have failed then. `temperature_sd_c` and `cpu_load_sd`: standard
-    deviations of normal noise on these readings. Raises BudgetError on one that is negative.
+    deviations of normal noise on these readings. Raises SettingError on one that is negative.
     """
 
     missing: Callable[[float], Collection[str]] | None = None
@@ -41,7 +41,7 @@ class Faults:
 
     def __post_init__(self) -> None:
         if not (self.temperature_sd_c >= 0 and self.cpu_load_sd >= 0):
-            raise BudgetError(
+            raise SettingError(
                 f"temperature_sd_c={self.temperature_sd_c}, cpu_load_sd={self.cpu_load_sd}: give no negative deviation"
             )
 
@@ -71,9 +71,9 @@ class Sensors:
         if temperature_c is not None:
             if faults.temperature_sd_c:
                 temperature_c += faults.temperature_sd_c * self._normal()
-            temperature_c = _rounded(temperature_c, device.temperature_step_c)
+            temperature_c = _to_step(temperature_c, device.temperature_step_c)
         if charge is not None:
-            charge = min(1.0, _rounded(charge, device.battery_step))
+            charge = min(1.0, _to_step(charge, device.battery_step))
         found: dict[str, Any] = {
             "time_s": time_s,
             "cpu_load": cpu_load,
@@ -97,7 +97,7 @@ class Sensors:
             names = tuple(sorted(faults.missing(time_s)))
             for name in names:
                 if name not in Snapshot.__dataclass_fields__:
-                    raise BudgetError(f"a sensor {name!r} is missing at {time_s:.3g} s, which no snapshot has")
+                    raise SettingError(f"a sensor {name!r} is missing at {time_s:.3g} s, which no snapshot has")
                 found[name] = None
             found["missing"] = names
         return found
@@ -108,5 +108,5 @@ class Sensors:
         return self._noise.pop()
 
 
-def _rounded(value: float, step: float) -> float:
+def _to_step(value: float, step: float) -> float:
     return round(value / step) * step if step else value

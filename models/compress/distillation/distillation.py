@@ -13,7 +13,7 @@ from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.offline.training.fitting import fit
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 
 
 class Ensemble(nn.Module):
@@ -22,7 +22,7 @@ class Ensemble(nn.Module):
     The arithmetic mean of the members' softened distributions (Hinton et al. 2015, "Distilling the Knowledge in a
     Neural Network", section 1: what a student of an ensemble is given); `temperature` has to be the one that the
     student is taught with. Members take the same inputs, in the same order; of one with exits, the last answers.
-    Raises InputError where there is no member, or one has other classes, BudgetError on a temperature out of range.
+    Raises InputError where there is no member, or one has other classes, SettingError on a temperature out of range.
     """
 
     def __init__(self, members: Sequence[nn.Module], temperature: float = 1.0) -> None:
@@ -30,7 +30,7 @@ class Ensemble(nn.Module):
         if not members:
             raise InputError("an ensemble of no networks; give at least one")
         if not 0 < temperature < float("inf"):
-            raise BudgetError(f"temperature={temperature} has to be positive")
+            raise SettingError(f"temperature={temperature} has to be positive")
         self.members = nn.ModuleList(members)
         # a buffer: the state tells ensembles of other temperatures apart
         self.register_buffer("temperature", torch.tensor(float(temperature)))
@@ -97,13 +97,13 @@ def distill(
     needs no teacher: `dynamic.fit(net, loader, mode="distill")`.
 
     The report's `before` is the teacher, all of an ensemble, since the student takes its place. Teachers come back as
-    they were. Raises what `fit` raises, InputError where teachers or hints do not fit, BudgetError on a setting out of
+    they were. Raises what `fit` raises, InputError where teachers or hints do not fit, SettingError on a setting out of
     range.
     """
     if not 0 <= share <= 1:
-        raise BudgetError(f"share={share} is not in [0, 1]: the part of the loss that comes from the teacher")
+        raise SettingError(f"share={share} is not in [0, 1]: the part of the loss that comes from the teacher")
     if "mode" in settings or "teacher" in settings or "penalty" in settings:
-        raise BudgetError("mode, teacher and penalty are set here; call dynamic.fit to choose them")
+        raise SettingError("mode, teacher and penalty are set here; call dynamic.fit to choose them")
     check_inputs(student, example_inputs)
     listed = [teachers] if isinstance(teachers, nn.Module) else list(teachers)
     teacher = listed[0] if len(listed) == 1 else Ensemble(listed, temperature)

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from dynamic.offline.batches import Batch, named_tensors, run_on
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.training.epoch_seeds import seeded
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 
 
 class Hints:
@@ -27,7 +27,7 @@ class Hints:
     and takes them out at the end. Their name tells layers and weight: a checkpoint of other hints is refused. They
     start at random, from `seed`; the global generators stay as they were.
 
-    Raises InputError on layers that do not exist, did not run or do not fit, BudgetError on a weight out of range.
+    Raises InputError on layers that do not exist, did not run or do not fit, SettingError on a weight out of range.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Hints:
         seed: int = 0,
     ) -> None:
         if not 0 < weight < float("inf"):
-            raise BudgetError(f"hint_weight={weight} has to be positive and finite; without hints, leave them out")
+            raise SettingError(f"hint_weight={weight} has to be positive and finite; without hints, leave them out")
         self.student, self.layers, self.weight = student, dict(layers), weight
         self._mine: dict[str, Tensor] = {}
         self._theirs: dict[str, Tensor] = {}

@@ -25,7 +25,7 @@ from dynamic.models.compress.layer_replacement import (
 )
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 
 
 def separate(
@@ -45,11 +45,11 @@ def separate(
     `report.facts["kept"]`: of each replaced layer, the share of the sum of its squared weights that is kept.
     Weights that several modules share stay as they are. Fewer multiply-adds are not always less time.
 
-    Raises BudgetError on a rank below 1, InputError on a name that does not exist or holds no convolution, inputs that
+    Raises SettingError on a rank below 1, InputError on a name that does not exist or holds no convolution, inputs that
     do not fit and weights that are not finite.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise BudgetError(f"rank={rank!r}: give a whole number from 1")
+        raise SettingError(f"rank={rank!r}: give a whole number from 1")
     check_names(network, skip, "skip")
     check_names(network, layers or (), "layers")
     made = copied(network)

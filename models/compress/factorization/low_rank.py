@@ -27,7 +27,7 @@ from dynamic.models.compress.layer_replacement import (
 )
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 
 KINDS = ("linear", "pointwise", "spatial")
 
@@ -58,8 +58,8 @@ def low_rank(
     the nonlinearity). `data`, `latency`: for the report. `report.facts["ranks"]`: rank, full rank and kept energy of
     each layer. Weights that several modules share stay as they are. Fewer multiply-adds are not always less time.
 
-    Raises BudgetError on an energy, rank or kind out of range, InputError on a name that does not exist, inputs that do
-    not fit and weights that are not finite, CalibrationError on calibration data without batches or with NaN.
+    Raises SettingError on an energy, rank or kind out of range, InputError on a name that does not exist, inputs that
+    do not fit and weights that are not finite, CalibrationError on calibration data without batches or with NaN.
     """
     _check(energy, rank, kinds)
     check_names(network, skip, "skip")
@@ -127,7 +127,7 @@ class Decomposition:
         return float(squares[:, :rank].sum()) / total if total else 1.0
 
     def rank_of(self, name: str, energy: float | None, rank: Rank | None, exact: bool) -> int:
-        """The rank to keep; BudgetError on one above the full, where it was given for this layer (`exact`)."""
+        """The rank to keep; SettingError on one above the full, where it was given for this layer (`exact`)."""
         if energy is not None:
             # the full rank keeps 1 up to rounding
             return next((r for r in range(1, self.full) if self.energy(r) >= energy), self.full)
@@ -135,7 +135,7 @@ class Decomposition:
         if isinstance(rank, float):
             return max(1, round(rank * self.full))
         if exact and rank > self.full:
-            raise BudgetError(f"rank={rank} for {name}, whose full rank is {self.full}; give at most that")
+            raise SettingError(f"rank={rank} for {name}, whose full rank is {self.full}; give at most that")
         return min(rank, self.full)
 
     def layers(self, rank: int) -> nn.Sequential:
@@ -231,13 +231,13 @@ def _thin(module: nn.Module) -> bool:
 
 def _check(energy: float | None, rank: Rank | Mapping[str, Rank] | None, kinds: Collection[str]) -> None:
     if (energy is None) == (rank is None):
-        raise BudgetError(f"energy={energy}, rank={rank}: give one of them")
+        raise SettingError(f"energy={energy}, rank={rank}: give one of them")
     if energy is not None and (isinstance(energy, bool) or not isinstance(energy, (int, float)) or not 0 < energy <= 1):
-        raise BudgetError(f"energy={energy} is not in (0, 1]")
+        raise SettingError(f"energy={energy} is not in (0, 1]")
     for one in rank.values() if isinstance(rank, Mapping) else [rank]:
         whole = isinstance(one, int) and not isinstance(one, bool) and one >= 1
         if one is not None and not whole and not (isinstance(one, float) and 0 < one <= 1):
-            raise BudgetError(f"rank={one!r}: give a whole number from 1, or a share (float) in (0, 1]")
+            raise SettingError(f"rank={one!r}: give a whole number from 1, or a share (float) in (0, 1]")
     unknown = [kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind not in KINDS]
     if unknown or isinstance(kinds, str):
-        raise BudgetError(f"kinds={kinds!r}: give some of {KINDS}")
+        raise SettingError(f"kinds={kinds!r}: give some of {KINDS}")

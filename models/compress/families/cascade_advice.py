@@ -8,7 +8,7 @@ from dynamic.bundle.bundle import Bundle
 from dynamic.policies.certification.risks import Sample
 from dynamic.policies.errors import CalibrationError
 from dynamic.policies.frontier import Frontier, mean_ms
-from dynamic.policies.ladder import Point
+from dynamic.policies.ladder import Interval, OperatingPoint
 from dynamic.policies.records import CERTIFY
 from dynamic.policies.stage_plan import plan
 
@@ -43,8 +43,8 @@ def networks_alone(bundle: Bundle) -> list[Alone]:
         thresholds = np.full(records.stages - 1, np.inf, np.float32)
         thresholds[stage : stage + 1] = -np.inf  # of the last, there is none
         shares = tuple(float(s == stage) for s in range(records.stages))
-        point = Point(
-            "", tuple(thresholds), (backbone,), None, 0.0, None, None, len(chosen), (0.0, accuracy, 1.0), shares
+        point = OperatingPoint(
+            "", tuple(thresholds), (backbone,), None, 0.0, None, None, len(chosen), Interval(0.0, accuracy, 1.0), shares
         )
         took = mean_ms(point, plan(thresholds, records.backbone), costs, costs.batch[0])
         found.append(Alone(records.stage_names[stage], accuracy, took, costs.memory_mb[backbone]))
@@ -59,16 +59,16 @@ def advice(bundle: Bundle) -> str:
     """
     alone = networks_alone(bundle)
     frontier: Frontier = bundle.frontier
-    count = frontier.points[0].point.n
+    count = frontier.points[0].operating_point.n
     lines = [
         f"the cascade beside its networks alone; accuracy of {count} calibration inputs, mean latency of one here:"
     ]
     lines += [f"  {a.name} alone: {a.accuracy:.4f}, {a.mean_ms:.3f} ms, {a.memory_mb:.1f} MB" for a in alone]
-    several = [p for p in frontier.points if max(p.point.shares) < 1]
+    several = [p for p in frontier.points if max(p.shares) < 1]
     for p in several:
-        accuracy, took = p.point.accuracy[1], p.mean_ms[0]
+        accuracy, took = p.accuracy.mid, p.mean_ms[0]
         rivals = [a for a in alone if a.accuracy >= accuracy]
-        what = f"  {p.point.name!r}: {accuracy:.4f}, {took:.3f} ms, {p.memory_mb:.1f} MB; "
+        what = f"  {p.name!r}: {accuracy:.4f}, {took:.3f} ms, {p.memory_mb:.1f} MB; "
         if not rivals:
             lines.append(f"{what}no network alone is as accurate")
             continue

@@ -25,7 +25,7 @@ from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder
 from dynamic.policies.certification.bounds import binomial_p
 from dynamic.policies.errors import InputError
-from dynamic.policies.ladder import Point
+from dynamic.policies.ladder import Interval, OperatingPoint
 from dynamic.policies.records import Records
 from dynamic.profiling.stage_profile import profile
 from dynamic.progress import size_of, track
@@ -61,8 +61,19 @@ class Entrant:
     def _write_bundle(self) -> None:
         """A bundle of the network alone around its graphs: what that process reads."""
         stages = len(self.spec.stages)
-        alone = Point("reference", (np.inf,) * (stages - 1), (0,), 0.0, 0.0, None, None, 0, (0.0, 0.0, 1.0),
-                      (0.0,) * (stages - 1) + (1.0,), drop=0.0)  # fmt: skip
+        alone = OperatingPoint(
+            "reference",
+            thresholds=(np.inf,) * (stages - 1),
+            backbones=(0,),
+            target=0.0,
+            risk=0.0,
+            bound=None,
+            delta=None,
+            n=0,
+            accuracy=Interval(0.0, 0.0, 1.0),
+            shares=(0.0,) * (stages - 1) + (1.0,),
+            drop=0.0,
+        )
         names = tuple(s.name for s in self.spec.stages)
         macs, heads = tuple(s.macs for s in self.spec.stages), tuple(s.head_macs for s in self.spec.stages)
         nothing = np.zeros((1, stages, self.spec.classes), np.float32)

@@ -26,7 +26,7 @@ from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_classes
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.policies.certification.floor import SHARE, Level, check_floor
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 from dynamic.progress import track
 
 BY = ("latency", "macs")
@@ -190,16 +190,17 @@ def family(
     another network or with other settings is refused (BundleError). Latency is of one input, networks taking turns;
     `memory`: measured too, each network in a process of its own.
 
-    Raises InputError on data, networks or means that do not fit and where no network but the first is left, BudgetError
-    on a setting out of range, CalibrationError on no data, EngineError where the engine cannot run `network`.
+    Raises InputError on data, networks or means that do not fit and where no network but the first is left,
+    SettingError on a setting out of range, CalibrationError on no data, EngineError where the engine cannot run
+    `network`.
     """
     wanted = checked_targets(targets)
     if by not in BY:
-        raise BudgetError(f"by={by!r} is not known; use one of {BY}")
+        raise SettingError(f"by={by!r} is not known; use one of {BY}")
     if not 0 <= sure < 1:
-        raise BudgetError(f"sure={sure} must lie in [0, 1); 0.5 drops what looks beaten, 0.95 what is nearly certain")
+        raise SettingError(f"sure={sure} must lie in [0, 1); 0.5 drops what looks beaten, 0.95 what is nearly certain")
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
-        raise BudgetError(f"epochs={epochs!r}: give a whole number, 0 for no fine-tuning")
+        raise SettingError(f"epochs={epochs!r}: give a whole number, 0 for no fine-tuning")
     check_engine(engine, precision)
     check_floor(floor)
     batches, example, _ = peek(data)
@@ -246,7 +247,7 @@ def _recipes(
     looked_at = few(loader)
     found = [recipe(m, looked_at) for m in means]
     if not targets and any(r.amounts for r in found):
-        raise BudgetError("targets is empty: give shares of the cost that may stay, e.g. (0.5, 0.25)")
+        raise SettingError("targets is empty: give shares of the cost that may stay, e.g. (0.5, 0.25)")
     return found
 
 

@@ -38,8 +38,8 @@ def draw(members: Sequence[Member], kept: Sequence[Member], ran_on: str, path: P
         # other inputs than the family's: the networks are drawn again as they did on these
         points = [(a.name, a.mean_ms, a.accuracy) for a in networks_alone(bundle)]
         _scatter(axes, points, "s", "tab:orange", "alone, calibration inputs", hollow=True, named=False)
-        several = [p for p in bundle.frontier.points if max(p.point.shares) < 1]
-        points = [(p.point.name, p.mean_ms[0], p.point.accuracy[1]) for p in several]
+        several = [p for p in bundle.frontier.points if max(p.shares) < 1]
+        points = [(p.name, p.mean_ms[0], p.accuracy.mid) for p in several]
         _scatter(axes, points, "o", "tab:orange", "cascade, calibration inputs")
         axes.plot([x for _, x, _ in points], [100 * y for _, _, y in points], color="tab:orange")
     axes.set(xlabel="latency of one input (ms)", ylabel="accuracy (%)", title=title)

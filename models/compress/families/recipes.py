@@ -11,7 +11,7 @@ from torch import nn
 
 from dynamic.models.compress.report import Compressed
 from dynamic.offline.batches import Batch
-from dynamic.policies.errors import BudgetError, DynamicError, InputError
+from dynamic.policies.errors import DynamicError, InputError, SettingError
 
 Amount = int | float
 
@@ -178,10 +178,10 @@ def _further(middle: int, count: int) -> list[int]:
 
 
 def checked_targets(targets: Sequence[float]) -> tuple[float, ...]:
-    """The targets from large to small, each once; raises BudgetError on one that is not in (0, 1)."""
+    """The targets from large to small, each once; raises SettingError on one that is not in (0, 1)."""
     wrong = [t for t in targets if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 < t < 1]
     if wrong:
-        raise BudgetError(f"targets holds {wrong[0]!r}; each is the share of the cost that may stay, between 0 and 1")
+        raise SettingError(f"targets holds {wrong[0]!r}; each is the share of the cost that may stay, between 0 and 1")
     return tuple(sorted({float(t) for t in targets}, reverse=True))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from dynamic.models.compress.argument_checks import check_inputs
 from dynamic.models.compress.compressible_weights import weights_of
-from dynamic.models.compress.packing.half_precision import rounded, simple_norms
+from dynamic.models.compress.packing.half_precision import simple_norms, to_half_precision
 from dynamic.models.compress.packing.packed_file import save_packed
 from dynamic.models.compress.packing.weight_clustering import cluster
 from dynamic.models.compress.pruning.weight_pruning import baked, prune_weights
@@ -20,7 +20,7 @@ from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import digest, read_tensors, write_tensors
 from dynamic.offline.training.fitting import fit
-from dynamic.policies.errors import BudgetError, BundleError
+from dynamic.policies.errors import BundleError, SettingError
 
 logger = logging.getLogger("dynamic")
 
@@ -53,15 +53,15 @@ def deep_compress(
     `steps`: (share of the weights that is 0, epochs of training at it), rising; SGD, `lr`. Then `cluster` with
     `cluster_epochs` and `cluster_lr`. `skip`: what neither step touches. `teacher` (None: `network`) gives
     `distill_share` of what is learned. At the end batch norms are made `simple_norms` and, with `half`, all numbers are
-    `rounded` to float16: the network given back holds exactly what `load_packed` reads from `path`.
+    `to_half_precision` to float16: the network given back holds exactly what `load_packed` reads from `path`.
 
     `folder` keeps every training: a run that was killed and is started again with the same arguments ends with the same
-    bits. `report.file_bytes` is the packed file's. Raises BudgetError on settings out of range, BundleError where
+    bits. `report.file_bytes` is the packed file's. Raises SettingError on settings out of range, BundleError where
     `folder` holds another run, CorruptError where it is damaged.
     """
     shares = [share for share, _ in steps]
     if not shares or shares != sorted(shares) or not all(0 < share < 1 for share in shares):
-        raise BudgetError(f"steps={steps}: shares between 0 and 1 that rise, with their epochs")
+        raise SettingError(f"steps={steps}: shares between 0 and 1 that rise, with their epochs")
     check_inputs(network, example_inputs)
     taught = copied(network) if teacher is None else teacher
     kept = None if folder is None else Path(folder)
@@ -112,7 +112,7 @@ def deep_compress(
     )
     made = simple_norms(clustered.network)
     if half:
-        made = rounded(made)
+        made = to_half_precision(made)
     with tempfile.TemporaryDirectory(prefix="dynamic-packed-") as spare:
         size = save_packed(made, Path(spare) / "packed" if path is None else path)
     weights, _ = weights_of(made)

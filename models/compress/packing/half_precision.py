@@ -30,7 +30,7 @@ def simple_norms(network: nn.Module) -> nn.Module:
     return made
 
 
-def rounded(network: nn.Module) -> nn.Module:
+def to_half_precision(network: nn.Module) -> nn.Module:
     """A copy with all of its float32 numbers rounded to those that float16 has; they stay float32 tensors.
 
     Raises InputError where one is too large for it.

@@ -49,7 +49,7 @@ def save_packed(network: nn.Module, path: str | Path) -> int:
     - Zeros and few values: the zeros before each weight (Han et al. 2016, "Deep Compression", section 2) and the
       weight's index in a table (section 3), both Huffman coded (section 5), with a code of its own for each tensor.
     - Zeros and many values: the same positions, and the values. All one value: that. Else all numbers in order.
-    - float32 numbers of which all are float16 numbers too are written as those (`rounded` makes them so).
+    - float32 numbers of which all are float16 numbers too are written as those (`to_half_precision` makes them so).
 
     Tensors that share memory are written once. -0.0 counts as a value, as bits are kept. Raises InputError on a
     dtype that the format does not have.

@@ -17,7 +17,7 @@ from dynamic.models.compress.pruning.weight_pruning import baked
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.training.fitting import fit
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 
 logger = logging.getLogger("dynamic")
 MOST = 1 << 16
@@ -51,10 +51,10 @@ def cluster(
     `save_packed`.
 
     A layer with fewer distinct weights than clusters raises InputError; with `reduce` it keeps those it has. Raises
-    BudgetError on a setting out of range.
+    SettingError on a setting out of range.
     """
     if (train_loader is None) != (epochs == 0):
-        raise BudgetError(f"epochs={epochs} and train_loader={train_loader!r}: give both, or neither")
+        raise SettingError(f"epochs={epochs} and train_loader={train_loader!r}: give both, or neither")
     plain = baked(network)  # masks that are on become zeros, which stay
     shared = copied(plain)
     left = share_values(shared, clusters, skip=skip, reduce=reduce)
@@ -93,13 +93,13 @@ def share_values(
     """Make the weights of `network`, in place, tables of trainable values: a parametrization of each weight as
     `SharedValues`. Gives the weights left alone and why; raises as `cluster` does."""
     if isinstance(clusters, bool) or not isinstance(clusters, (int, Mapping)):
-        raise BudgetError(f"clusters={clusters!r}: give a whole number, or one for each of {', '.join(KINDS)}")
+        raise SettingError(f"clusters={clusters!r}: give a whole number, or one for each of {', '.join(KINDS)}")
     numbers = dict.fromkeys(KINDS, clusters) if isinstance(clusters, int) else dict(clusters)
     if unknown := [kind for kind in numbers if kind not in KINDS]:
-        raise BudgetError(f"clusters for {unknown}; the kinds are {', '.join(KINDS)}")
+        raise SettingError(f"clusters for {unknown}; the kinds are {', '.join(KINDS)}")
     for kind, asked in numbers.items():
         if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked < MOST:
-            raise BudgetError(f"clusters={asked} for {kind}: from 1 to {MOST - 1}")
+            raise SettingError(f"clusters={asked} for {kind}: from 1 to {MOST - 1}")
     found, left = weights_of(network, skip)
     labels: list[tuple[Weight, Tensor]] = []
     for weight in found:  # all are checked before any is changed

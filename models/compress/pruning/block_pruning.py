@@ -24,7 +24,7 @@ from dynamic.offline.networks.feature_cache import checked_batches
 from dynamic.offline.networks.module_modes import evaluating, shallow, untouched
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.offline.tracing.trace import input_names
-from dynamic.policies.errors import BudgetError, InputError, TraceError, WrapError
+from dynamic.policies.errors import InputError, SettingError, TraceError, WrapError
 from dynamic.progress import track
 
 logger = logging.getLogger("dynamic")
@@ -77,7 +77,7 @@ def prune_blocks(
     Fine-tune afterwards (`dynamic.fit`). `data` scores branches and does nothing else; the report's accuracy is of
     `accuracy_data`, others.
 
-    Raises BudgetError on a count, or names in it, that do not fit, TraceError where torch.fx cannot trace the network,
+    Raises SettingError on a count, or names in it, that do not fit, TraceError where torch.fx cannot trace the network,
     WrapError where it has no such branch, InputError on bad data and names in `skip` of no module. Networks with exits:
     prune before wrapping.
     """
@@ -85,11 +85,11 @@ def prune_blocks(
         raise WrapError(f"this {type(network).__name__} has exits on its blocks; prune its backbone, then wrap that")
     kind = importance or ("norm" if data is None else "loss")
     if kind not in IMPORTANCES:
-        raise BudgetError(f"importance={importance!r} is not known; use one of {', '.join(IMPORTANCES)}")
+        raise SettingError(f"importance={importance!r} is not known; use one of {', '.join(IMPORTANCES)}")
     if kind == "loss" and data is None:
-        raise BudgetError("importance='loss' is measured on data: give data=, a loader of training images and labels")
+        raise SettingError("importance='loss' is measured on data: give data=, a loader of training images and labels")
     if isinstance(count, str) or not isinstance(count, (int, Iterable)) or isinstance(count, bool):
-        raise BudgetError(f"count={count!r}: give how many branches go, a whole number, or a list of their names")
+        raise SettingError(f"count={count!r}: give how many branches go, a whole number, or a list of their names")
     check_inputs(network, example_inputs)
     smaller = copied(network)
     everything = {b.name: b for b in branches(smaller, example_inputs)}
@@ -106,13 +106,13 @@ def prune_blocks(
     costs: dict[str, float] = {}
     if isinstance(count, int):
         if not 0 < count <= len(found):
-            raise BudgetError(f"count={count}: {len(found)} branches can go ({', '.join(found)}); give 1 to that many")
+            raise SettingError(f"count={count}: {len(found)} branches can go ({', '.join(found)}); give 1 to that many")
         score = _by_loss if kind == "loss" else _by_norm
         chosen = score(smaller, example_inputs, data, list(found.values()), count, costs, progress)
     else:
         wrong = [name for name in count if name not in found]
         if wrong or not count:
-            raise BudgetError(f"count={list(count)}: {wrong or 'nothing'} cannot go; these can: {', '.join(found)}")
+            raise SettingError(f"count={list(count)}: {wrong or 'nothing'} cannot go; these can: {', '.join(found)}")
         chosen = [found[name] for name in count]
     for branch in chosen:
         put(smaller, branch)

@@ -24,7 +24,7 @@ from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch, arguments, named_tensors, run_on
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
-from dynamic.policies.errors import BudgetError, DynamicError, InputError, WrapError
+from dynamic.policies.errors import DynamicError, InputError, SettingError, WrapError
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _ELEMENTWISE = (
@@ -62,7 +62,7 @@ def prune_channels(
 
     `data`, training images, scores channels and does nothing else; the report's accuracy is of `accuracy_data`, others.
 
-    Raises BudgetError on a setting out of range, WrapError where nothing can be pruned or Torch-Pruning cannot do it,
+    Raises SettingError on a setting out of range, WrapError where nothing can be pruned or Torch-Pruning cannot do it,
     InputError on bad data and names of no module. Networks with exits: prune before wrapping.
     """
     if isinstance(network, StagedNetwork):
@@ -88,7 +88,7 @@ def prune_channels(
             left[group.name] = "skipped, as asked"
         elif not wanted:
             left[group.name] = "no amount was given for it"
-        elif (keep := rounded(group.width, group.width * (1 - wanted[-1]), round_to)) >= group.width:
+        elif (keep := round_width(group.width, group.width * (1 - wanted[-1]), round_to)) >= group.width:
             left[group.name] = f"{group.width} channels are too few to give up a multiple of what engines like"
         else:
             chosen.append((group, keep))
@@ -134,11 +134,11 @@ def _checked(
     for name, share in shares.items():
         check_share("amount", share, "0.5 removes half of the channels", f" for {name}" if name else "")
     if importance not in IMPORTANCES:
-        raise BudgetError(f"importance={importance!r} is not known; use one of {', '.join(IMPORTANCES)}")
+        raise SettingError(f"importance={importance!r} is not known; use one of {', '.join(IMPORTANCES)}")
     if importance != "norm" and data is None:
-        raise BudgetError(f"importance={importance!r} is measured on data: give data=, a loader of inputs and labels")
+        raise SettingError(f"importance={importance!r} is measured on data: give data=, a loader of inputs and labels")
     if round_to is not None and round_to < 1:
-        raise BudgetError(f"round_to={round_to}: at least 1")
+        raise SettingError(f"round_to={round_to}: at least 1")
     known = {name for name, _ in network.named_modules()}
     unknown = [name for name in (*shares, *skip) if name not in known]
     if unknown:
@@ -155,7 +155,7 @@ def prunable(
     return {g.name: g.width for g in groups if not any(_inside(p.name, s) for p in g.makers for s in skip)}
 
 
-def rounded(width: int, wanted: float, round_to: int | None) -> int:
+def round_width(width: int, wanted: float, round_to: int | None) -> int:
     """How many of `width` channels stay where `wanted` are to."""
     step = round_to or (16 if width >= 32 else 8 if width >= 16 else 1)
     return max(step, step * round(wanted / step))
@@ -190,7 +190,7 @@ def _groups(network: nn.Module, named: Mapping[str, Tensor], stream: bool, left:
         if calls.get(module, 1) > 1 or any(uses[id(p)] > 1 for p in module.parameters(recurse=False))
     }
     if tokens and stream:
-        raise BudgetError(f"stream=True is for convolutional networks; {tokens[0]} works on tokens: leave stream out")
+        raise SettingError(f"stream=True is for convolutional networks; {tokens[0]} works on tokens: leave stream out")
     left |= recurrent(network)
     # Torch-Pruning follows reshaped tokens element by element, and on windowed attention fills the memory
     found = _mlps(network, shared, left) if tokens else _by_torch_pruning(network, named, stream, shared, left)

@@ -12,7 +12,7 @@ from torch import nn
 
 from dynamic.models.compress.argument_checks import check_inputs, check_share
 from dynamic.models.compress.pruning.block_pruning import prune_blocks
-from dynamic.models.compress.pruning.channel_pruning import prunable, prune_channels, rounded
+from dynamic.models.compress.pruning.channel_pruning import prunable, prune_channels, round_width
 from dynamic.models.compress.pruning.pruned_structure import restructured, structure
 from dynamic.models.compress.pruning.weight_pruning import baked, masks, prune_weights
 from dynamic.models.compress.report import Compressed, Measured, accuracy, copied, measure, report
@@ -20,7 +20,7 @@ from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import digest, read_tensors, write_tensors
 from dynamic.offline.staged_network import StagedNetwork
 from dynamic.offline.training.fitting import fit
-from dynamic.policies.errors import BudgetError, BundleError, InputError, WrapError
+from dynamic.policies.errors import BundleError, InputError, SettingError, WrapError
 from dynamic.progress import track
 
 logger = logging.getLogger("dynamic")
@@ -33,7 +33,7 @@ _UNSAID = ("data", "accuracy_data", "penalty", "progress")  # loaders and functi
 class Target:
     """When to stop: shares of the original's `nonzero` weights, multiply-adds `macs` and latency that are to be
     reached, all that are given, in (0, 1); and the largest `drop` in accuracy (a fraction) on `data`, which no
-    step may pass. Raises BudgetError on a share out of range, or where nothing is to be reached."""
+    step may pass. Raises SettingError on a share out of range, or where nothing is to be reached."""
 
     nonzero: float | None = None
     macs: float | None = None
@@ -48,7 +48,7 @@ class Target:
         if self.drop is not None and self.drop != 0:
             check_share("drop", self.drop, "the accuracy that may be lost, as a fraction, or 0")
         if all(value is None for value in vars(self).values()):
-            raise BudgetError("a Target of nothing; give one of nonzero, macs, latency, drop")
+            raise SettingError("a Target of nothing; give one of nonzero, macs, latency, drop")
 
     def met(self, before: Measured, after: Measured) -> bool:
         """Whether all shares are reached; never, where only a drop is given: then as much goes as it allows."""
@@ -110,7 +110,7 @@ def prune_until(
     again. What a step found is kept in `folder` and not timed again: a run that goes on decides as the run before it
     did, but another run may take a step more or less.
 
-    Raises BudgetError on settings out of range, WrapError on a network with exits (prune before wrapping) and where
+    Raises SettingError on settings out of range, WrapError on a network with exits (prune before wrapping) and where
     nothing is left to prune at the first step, InputError on options that are not JSON, BundleError where `folder`
     holds another run, CorruptError where it is damaged.
     """
@@ -119,15 +119,17 @@ def prune_until(
     share = _amount(how, amount)
     check_inputs(network, example_inputs)
     if steps < 1:
-        raise BudgetError(f"steps={steps}: at least 1")
+        raise SettingError(f"steps={steps}: at least 1")
     if epochs < 1:
-        raise BudgetError(f"epochs={epochs}: at least 1")
+        raise SettingError(f"epochs={epochs}: at least 1")
     if mode not in ("distill", "joint"):
-        raise BudgetError(f"mode={mode!r} is not known here; use 'distill' or 'joint'")
+        raise SettingError(f"mode={mode!r} is not known here; use 'distill' or 'joint'")
     if mode == "joint" and teacher is not None:
-        raise BudgetError("a teacher means nothing with mode='joint'; use mode='distill', or leave it")
+        raise SettingError("a teacher means nothing with mode='joint'; use mode='distill', or leave it")
     if target.drop is not None and data is None:
-        raise BudgetError(f"drop={target.drop} is measured on data: give data=, a loader of held-out inputs and labels")
+        raise SettingError(
+            f"drop={target.drop} is measured on data: give data=, a loader of held-out inputs and labels"
+        )
     taught = teacher if teacher is not None else copied(network) if mode == "distill" else None
     run = {
         "network": digest(network.state_dict()),
@@ -150,7 +152,7 @@ def prune_until(
         if pruned is None:
             try:
                 pruned = _pruned(how, network, now.network, example_inputs, share, number, options or {})
-            except (WrapError, BudgetError):
+            except (WrapError, SettingError):
                 if not now.history:
                     raise
                 break  # nothing is left to prune
@@ -215,12 +217,12 @@ def _amount(how: str | Method, amount: float | int | None) -> float | int:
     if how == "blocks":
         count = 1 if amount is None else amount
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise BudgetError(f"amount={amount!r} with how='blocks': how many go at each step, a whole number")
+            raise SettingError(f"amount={amount!r} with how='blocks': how many go at each step, a whole number")
         return count
     share = 0.2 if amount is None else amount
     if isinstance(how, str):
         if how not in ("channels", "weights"):
-            raise BudgetError(f"how={how!r} is not known; use 'channels', 'blocks', 'weights' or a function")
+            raise SettingError(f"how={how!r} is not known; use 'channels', 'blocks', 'weights' or a function")
         check_share("amount", share, "the share of what is left that goes at each step")
     return share
 
@@ -268,7 +270,7 @@ def _shares(
     # multiples that suit the first widths; once those are at their least, ones that suit what is left
     for base, stays in ((began, (1 - amount) ** (number + 1)), (widths, 1 - amount)):
         while stays * max(base.values(), default=0) > 0.5:  # below, every width is at its least
-            kept = {name: rounded(size, size * stays, options.get("round_to")) for name, size in base.items()}
+            kept = {name: round_width(size, size * stays, options.get("round_to")) for name, size in base.items()}
             shares = {name: 1 - kept[name] / width for name, width in widths.items() if kept[name] < width}
             if shares:
                 return shares

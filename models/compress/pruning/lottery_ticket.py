@@ -14,7 +14,7 @@ from dynamic.models.compress.report import Report, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import digest, put_weights, read_tensors, untied, write_tensors
 from dynamic.offline.training.epoch_seeds import seeded
-from dynamic.policies.errors import BudgetError, BundleError, InputError
+from dynamic.policies.errors import BundleError, InputError, SettingError
 from dynamic.progress import track
 
 
@@ -63,13 +63,13 @@ def lottery_ticket(
 
     `make_network` draws its weights from torch's generator, which is seeded by `seed` here, as each training is.
     `folder` keeps every training: a run that was killed goes on after the last. It cannot see what `train` and `warm`
-    do: tell it in `key`, such as "6 epochs, lr 0.05", and a folder with another key is refused. Raises BudgetError on a
-    setting out of range, InputError where all networks come with the same weights, BundleError on a folder of another
+    do: tell it in `key`, such as "6 epochs, lr 0.05", and a folder with another key is refused. Raises SettingError on
+    a setting out of range, InputError where all networks come with the same weights, BundleError on a folder of another
     run.
     """
     check_share("sparsity", sparsity, "0.8 leaves a fifth of the weights")
     if rounds < 1:
-        raise BudgetError(f"rounds={rounds}: at least 1")
+        raise SettingError(f"rounds={rounds}: at least 1")
     with seeded(seed, 0):
         first = make_network()
     with seeded(seed, 1):

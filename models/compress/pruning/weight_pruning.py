@@ -15,7 +15,7 @@ from dynamic.models.compress.argument_checks import check_share
 from dynamic.models.compress.layer_replacement import recurrent
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
-from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.policies.errors import InputError, SettingError, WrapError
 
 _PRUNED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SCOPES = ("global", "layer")
@@ -53,12 +53,12 @@ def prune_weights(
     `data` is for the report's accuracy and chooses nothing.
 
     Shared weights are masked once; left alone are weights shared with other kinds of layers, or not of floats. A
-    layer that lost all is listed in `facts`. Raises BudgetError on settings out of range, InputError on weights that
+    layer that lost all is listed in `facts`. Raises SettingError on settings out of range, InputError on weights that
     are not finite and names in `skip` of no module, WrapError where there is nothing to prune.
     """
     check_share("amount", amount, "0.5 removes half of the weights")
     if scope not in SCOPES:
-        raise BudgetError(f"scope={scope!r} is not known; use one of {', '.join(SCOPES)}")
+        raise SettingError(f"scope={scope!r} is not known; use one of {', '.join(SCOPES)}")
     known = {name for name, _ in network.named_modules()}
     if unknown := [name for name in skip if name not in known]:
         raise InputError(f"skip={unknown}: no such modules; see network.named_modules()")

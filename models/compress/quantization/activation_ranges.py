@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamic.models.compress.quantization.int8_arithmetic import Grid
-from dynamic.policies.errors import BudgetError, CalibrationError
+from dynamic.policies.errors import CalibrationError, SettingError
 
 CALIBRATION = ("minmax", "percentile", "mse")
 
@@ -42,9 +42,9 @@ class _Tally:
 
 
 def check_calibration(method: str) -> None:
-    """Raises BudgetError on an unknown method."""
+    """Raises SettingError on an unknown method."""
     if method not in CALIBRATION:
-        raise BudgetError(f"ranges={method!r} is not known; use one of {CALIBRATION}")
+        raise SettingError(f"ranges={method!r} is not known; use one of {CALIBRATION}")
 
 
 def grids(show: Passes, method: str, name_of: Callable[[Any], str]) -> dict[Any, Grid]:

@@ -49,7 +49,7 @@ class Grid:
         return self.scale * (low - self.zero_point), self.scale * (high - self.zero_point)
 
 
-def rounded(x: Tensor, grid: Sides) -> Tensor:
+def round_to_grid(x: Tensor, grid: Sides) -> Tensor:
     """`x` on a grid: nearest value, half to even, beyond the ends the ends."""
     scale, zero_point, signed = grid
     low, high, kind = (-128, 127, torch.int8) if signed else (0, 255, torch.uint8)
@@ -74,7 +74,7 @@ def convolution(
     """Convolution of `x [B, C, ...]` with `codes [K, C / groups, ...]`, rounded to a grid."""
     convolve = (F.conv1d, F.conv2d, F.conv3d)[codes.ndim - 3]
     weight, shift = _floats(codes, scales, zeros), _bias(bias, bias_scales, zeros)
-    return rounded(convolve(x, weight, shift, stride, padding, dilation, groups), grid)
+    return round_to_grid(convolve(x, weight, shift, stride, padding, dilation, groups), grid)
 
 
 def linear(
@@ -86,10 +86,10 @@ def linear(
 
 def total(a: Tensor, b: Tensor, grid: Sides) -> Tensor:
     """The sum, rounded to a grid; a grid from 0 rectifies."""
-    return rounded(a + b, grid)
+    return round_to_grid(a + b, grid)
 
 
-for _name in ("rounded", "convolution", "linear", "total"):
+for _name in ("round_to_grid", "convolution", "linear", "total"):
     fx.wrap(_name)
 
 
@@ -124,7 +124,7 @@ class Rounded(_Untrainable):
     def forward(self, x: Tensor) -> Tensor:
         """`[...]` -> the same shape."""
         self._check()
-        return rounded(x, self.grid.sides)
+        return round_to_grid(x, self.grid.sides)
 
     def get_extra_state(self) -> Tensor:
         """The grid, so that it is saved with the weights."""

@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dynamic.models.compress.quantization.activation_ranges import Seen
 from dynamic.models.compress.quantization.int8_arithmetic import Grid, Int8Conv, Int8Linear, Rounded, Total
-from dynamic.models.compress.quantization.int8_plan import CONVS, Plan
+from dynamic.models.compress.quantization.int8_plan import CONVS, Int8Plan
 from dynamic.models.compress.quantization.weight_codes import (
     WeightRange,
     saturating_channels,
@@ -107,7 +107,7 @@ class Rewriter:
     `saturating`: of each layer, the output channels whose sums can saturate on x86 processors without VNNI.
     """
 
-    def __init__(self, plan: Plan, found: Mapping[fx.Node, Grid], weight_range: WeightRange) -> None:
+    def __init__(self, plan: Int8Plan, found: Mapping[fx.Node, Grid], weight_range: WeightRange) -> None:
         self._plan, self._found, self._weight_range = plan, found, weight_range
         self.saturating: dict[str, int] = {}
         self._weights: dict[int, tuple[nn.Parameter, Tensor]] = {}  # shared ones stay shared

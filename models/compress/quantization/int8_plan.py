@@ -22,7 +22,7 @@ _MOVES = {
 }  # fmt: skip
 
 
-class Plan:
+class Int8Plan:
     """Reads the stages of a network in order, batch norms folded.
 
     `layers` and `sums`: operation -> the node that gives its result, rectified where only a rectifier reads it.

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from dynamic.models.compress.quantization.activation_ranges import Seen, check_calibration, grids
 from dynamic.models.compress.quantization.int8_graph import Rewriter, Watcher, float_stages
-from dynamic.models.compress.quantization.int8_plan import Plan
+from dynamic.models.compress.quantization.int8_plan import Int8Plan
 from dynamic.models.compress.quantization.sum_scales import without_ties
 from dynamic.models.compress.quantization.weight_codes import WeightRange, check_weight_range
 from dynamic.models.compress.report import Compressed, copied, report
@@ -68,7 +68,7 @@ def quantize(
     Raises:
         CalibrationError: the loader is empty, or values are not finite.
         InputError: weights that are not float32, no layer to quantize, or a name in `skip` that does not exist.
-        BudgetError: `ranges` or `weight_range` is not known.
+        SettingError: `ranges` or `weight_range` is not known.
         TraceError: torch.fx cannot follow the network.
 
     Example:
@@ -87,7 +87,7 @@ def quantize(
     with torch.no_grad(), evaluating(own), taken_by(own, named):
         run_on(own, named)
     stages = float_stages(own, example_inputs)
-    plan = Plan(skip)
+    plan = Int8Plan(skip)
     for stage in stages:
         plan.read(stage)
     if not plan.layers:

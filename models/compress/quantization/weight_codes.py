@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 WeightRange = Literal["portable", "seven_bits", "full"]
 
@@ -21,9 +21,9 @@ _SMALLEST_SCALE = 1e-12  # a channel of zeros gets it
 
 
 def check_weight_range(weight_range: str) -> None:
-    """Raises BudgetError on an unknown range."""
+    """Raises SettingError on an unknown range."""
     if weight_range not in get_args(WeightRange):
-        raise BudgetError(f"weight_range={weight_range!r} is not known. Use one of {get_args(WeightRange)}")
+        raise SettingError(f"weight_range={weight_range!r} is not known. Use one of {get_args(WeightRange)}")
 
 
 def weight_scales(weight: Tensor, weight_range: WeightRange) -> Tensor:

@@ -19,7 +19,7 @@ from dynamic.models.compress.compressible_weights import weights_of
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import put_weights, read_tensors, untied, write_tensors
-from dynamic.policies.errors import BudgetError, CorruptError, InputError
+from dynamic.policies.errors import CorruptError, InputError, SettingError
 
 BITS = range(2, 9)
 
@@ -72,13 +72,13 @@ def quantize_weights(
     weights or modules that stay as they are. `data`: a loader of `(inputs, labels)` for the report's accuracy.
     `report.after.file_bytes` is the file that `save_codes` writes.
 
-    Raises BudgetError on `bits` outside 2..8 and `group` below 1, InputError on a weight that is not finite, on names
+    Raises SettingError on `bits` outside 2..8 and `group` below 1, InputError on a weight that is not finite, on names
     in `skip` that do not exist, and where nothing is left to quantize.
     """
     if isinstance(bits, bool) or bits not in BITS:
-        raise BudgetError(f"bits={bits!r}: 2 to 8, whole")
+        raise SettingError(f"bits={bits!r}: 2 to 8, whole")
     if group is not None and (isinstance(group, bool) or not isinstance(group, int) or group < 1):
-        raise BudgetError(f"group={group!r}: a number of weights from 1, or None for one scale a channel")
+        raise SettingError(f"group={group!r}: a number of weights from 1, or None for one scale a channel")
     made = copied(network)
     weights, left = weights_of(made, skip)
     if not weights:
@@ -167,15 +167,15 @@ def _code(weight: Tensor, bits: int, group: int | None, axis: int) -> Coded:
     least = torch.full_like(reach, torch.inf)
     for share in _SHARES:
         scales = (reach * share / most).clamp(min=_SMALLEST).bfloat16()
-        error = (_rounded(padded, scales, most) * scales.float()[..., None] - padded).square().sum(2)
+        error = (_codes_of(padded, scales, most) * scales.float()[..., None] - padded).square().sum(2)
         best = scales if best is None else torch.where(error < least, scales, best)
         least = torch.minimum(least, error)
     assert best is not None
-    codes = _rounded(padded, best, most).view(channels, -1)[:, :columns].to(torch.int8).contiguous()
+    codes = _codes_of(padded, best, most).view(channels, -1)[:, :columns].to(torch.int8).contiguous()
     return Coded(codes, best, size, axis, tuple(weight.shape), weight.dtype)
 
 
-def _rounded(values: Tensor, scales: Tensor, most: int) -> Tensor:
+def _codes_of(values: Tensor, scales: Tensor, most: int) -> Tensor:
     return (values / scales.float()[..., None]).round().clamp(-most, most)
 
 

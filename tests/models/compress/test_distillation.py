@@ -15,7 +15,7 @@ import dynamic
 from dynamic.models import CifarResNet
 from dynamic.models.compress.distillation.distillation import Ensemble, distill
 from dynamic.models.compress.distillation.feature_hints import Hints
-from dynamic.policies.errors import BudgetError, BundleError, InputError, WrapError
+from dynamic.policies.errors import BundleError, InputError, SettingError, WrapError
 
 X = torch.zeros(2, 1, 8, 8)
 
@@ -111,7 +111,7 @@ def test_ensembles_that_do_not_fit() -> None:
         Ensemble([])
     with pytest.raises(InputError, match="no networks"):
         quick(plain(), [])
-    with pytest.raises(BudgetError, match="temperature=0"):
+    with pytest.raises(SettingError, match="temperature=0"):
         Ensemble([plain()], 0)
     with pytest.raises(InputError, match=r"give \[\[50, 10\], \[50, 7\]\]"):
         Ensemble([plain(), plain(classes=7)])(batch()[0][0])
@@ -347,7 +347,7 @@ def test_layers_that_no_hint_can_read() -> None:
     ],
 )
 def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(BudgetError, match=message):
+    with pytest.raises(SettingError, match=message):
         quick(plain(), plain(1), **options)
 
 

@@ -17,7 +17,7 @@ from dynamic.models.compress.pruning.block_pruning import _estimate
 from dynamic.models.compress.report import Measured, Report, measure
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.onnx_export.stage_graphs import export_stages
-from dynamic.policies.errors import BudgetError, ExitError, InputError, WrapError
+from dynamic.policies.errors import ExitError, InputError, SettingError, WrapError
 
 X = torch.zeros(2, 3, 8, 8)
 
@@ -166,7 +166,7 @@ WRONG = ["a", None, True, 1.5, [0.5]]
 def test_amounts_are_checked(words: str, method: Any, value: Any) -> None:
     if (words, value) == ("macs=", None) or (words == "count=" and isinstance(value, list)):
         pytest.skip("not asked for; names of no module")
-    with pytest.raises(BudgetError, match=words):
+    with pytest.raises(SettingError, match=words):
         method(trained()[0], value)
 
 

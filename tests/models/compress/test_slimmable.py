@@ -13,7 +13,7 @@ import dynamic
 from dynamic.models import CifarResNet
 from dynamic.models.compress.report import measure
 from dynamic.models.compress.slimmable import SlimConv2d, Slimmable, slimmable
-from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.policies.errors import InputError, SettingError, WrapError
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 WIDTHS = (0.25, 0.5, 1.0)
@@ -199,16 +199,16 @@ def test_the_network_is_not_touched() -> None:
     "widths", [(), (0.5,), (0.0, 1.0), (-0.5, 1.0), (0.5, 2.0), (1.0, 0.5), (0.5, 0.5, 1.0), (float("nan"), 1.0)]
 )
 def test_bad_widths(widths: tuple[float, ...]) -> None:
-    with pytest.raises(BudgetError, match="widths="):
+    with pytest.raises(SettingError, match="widths="):
         slimmable(small(), X, widths)
 
 
 def test_bad_input() -> None:
-    with pytest.raises(BudgetError, match="multiple=0"):
+    with pytest.raises(SettingError, match="multiple=0"):
         slimmable(small(), X, multiple=0)
     with pytest.raises(InputError, match="does not take example inputs"):
         slimmable(small(), X[:, :2])
-    with pytest.raises(BudgetError, match=r"width 0.3 is not one of \(0.25, 0.5, 1.0\)"):
+    with pytest.raises(SettingError, match=r"width 0.3 is not one of \(0.25, 0.5, 1.0\)"):
         slimmable(small(), X, WIDTHS).at(0.3)
     with pytest.raises(WrapError, match="has exits"):
         slimmable(slimmable(small(), X, WIDTHS), X)

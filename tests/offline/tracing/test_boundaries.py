@@ -60,7 +60,7 @@ def records(kind: str, count: int, stages: int, classes: int = CLASSES, labels: 
 @pytest.mark.parametrize("risk", ["drop", "harm", "disagreement", "error"])
 def test_a_network_that_is_always_right_builds_and_takes_its_own_accuracy_as_a_limit(risk: str) -> None:
     bundle = dynamic.build([Scaled(2.0), Scaled(4.0)], one_hot(), risk=risk)
-    assert {point.accuracy[1] for point in bundle.ladder.points} == {1.0}
+    assert {point.accuracy.mid for point in bundle.ladder.points} == {1.0}
     budget = dynamic.Budget(min_accuracy=1.0)
     assert dynamic.Budget.from_json(json.loads(json.dumps(budget.to_json()))) == budget
     with bundle.profile((1,), seconds=0.02, progress=False).runtime(budget, monitor=dynamic.FixedMonitor()) as run:
@@ -72,7 +72,7 @@ def test_a_network_that_is_always_right_builds_and_takes_its_own_accuracy_as_a_l
 def test_a_reference_agrees_with_itself_without_labels() -> None:
     inputs = one_hot()[0][0]
     bundle = dynamic.build(Scaled(4.0), [inputs], risk="disagreement")
-    assert [point.accuracy[1] for point in bundle.ladder.points] == [1.0]
+    assert [point.accuracy.mid for point in bundle.ladder.points] == [1.0]
 
 
 @pytest.mark.parametrize("kind", ["right", "wrong", "tied", "first wrong"])

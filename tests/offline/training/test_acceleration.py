@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dynamic.offline.training.acceleration import Acceleration
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 
 @pytest.mark.parametrize("amx", [True, False])
@@ -40,5 +40,5 @@ def test_images_alone_change_their_order() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_here() -> None:
-    with pytest.raises(BudgetError, match="device='cuda' cannot be used here"):
+    with pytest.raises(SettingError, match="device='cuda' cannot be used here"):
         Acceleration.choose(nn.Linear(1, 1), "cuda", None, None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.offline.networks.checkpoints import read_tensors
 from dynamic.offline.staged_network import Stage, StagedNetwork
-from dynamic.policies.errors import BudgetError, BundleError, CorruptError, DynamicError, InputError, WrapError
+from dynamic.policies.errors import BundleError, CorruptError, DynamicError, InputError, SettingError, WrapError
 
 QUICK: dict[str, dict[str, Any]] = {
     "heads": {"epochs": 3},
@@ -250,7 +250,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_network_untouched(tmp_path: Pat
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
-    with pytest.raises(BudgetError, match=r"epoch 1 of 2, step \d+: the loss is (nan|inf); give a smaller lr"):
+    with pytest.raises(SettingError, match=r"epoch 1 of 2, step \d+: the loss is (nan|inf); give a smaller lr"):
         dynamic.fit(ExitNet(), digits_loader(), "joint", epochs=2, lr=1e30)
     x, y, _, _ = digits()
     bad = x.clone()
@@ -293,7 +293,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
     ],
 )
 def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(BudgetError, match=re.escape(message)):
+    with pytest.raises(SettingError, match=re.escape(message)):
         dynamic.fit(ExitNet(), digits_loader(count=100), **options)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.policies.errors import BudgetError, BundleError, InputError, WrapError
+from dynamic.policies.errors import BundleError, InputError, SettingError, WrapError
 
 
 def plain(seed: int = 0, classes: int = 10) -> nn.Sequential:
@@ -102,7 +102,7 @@ def test_the_teacher_comes_back_as_it_was(channels_last: bool) -> None:
     assert [p.stride() for p in teacher.parameters()] == strides
     assert all(p.grad is None for p in teacher.parameters())
     assert not teacher.linear.weight.requires_grad
-    with pytest.raises(BudgetError, match="loss is"):
+    with pytest.raises(SettingError, match="loss is"):
         dynamic.fit(convolutional(), digits_loader(count=300), "distill", teacher=teacher, lr=1e30, **options)
     assert [m.training for m in teacher.modules()] == modes
 
@@ -248,11 +248,15 @@ def test_a_teacher_is_another_network() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"mode": "joint", "teacher": plain()}, BudgetError, "teacher means nothing with mode='joint'"),
-        ({"mode": "heads", "penalty": lambda: torch.zeros(())}, BudgetError, "penalty means nothing with mode='heads'"),
+        ({"mode": "joint", "teacher": plain()}, SettingError, "teacher means nothing with mode='joint'"),
+        (
+            {"mode": "heads", "penalty": lambda: torch.zeros(())},
+            SettingError,
+            "penalty means nothing with mode='heads'",
+        ),
         ({"mode": "heads"}, WrapError, r"Sequential without exits; call dynamic\.wrap"),
         ({"mode": "distill"}, WrapError, "has no exits to teach: give teacher="),
-        ({"mode": "joint", "exit_weights": [0.5, 1]}, BudgetError, "2 exit_weights for 1 exits"),
+        ({"mode": "joint", "exit_weights": [0.5, 1]}, SettingError, "2 exit_weights for 1 exits"),
     ],
 )
 def test_modes_and_what_they_need(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -291,7 +295,7 @@ def test_the_last_exit_teaches_heads_as_a_copy_of_it_does() -> None:
 
 def test_what_heads_cannot_learn_from(tmp_path: Path) -> None:
     network = ExitNet()
-    with pytest.raises(BudgetError, match="heads learn from a teacher with cache=False only"):
+    with pytest.raises(SettingError, match="heads learn from a teacher with cache=False only"):
         dynamic.fit(network, batch(), "heads", teacher=plain())
     with pytest.raises(InputError, match=r"the teacher shares .* with the network it teaches"):
         dynamic.fit(network, batch(), "heads", teacher=network, cache=False)

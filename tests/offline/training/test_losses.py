@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynamic.offline.staged_network import Stage
 from dynamic.offline.training.losses import ExitLoss, GradientBalance
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 
 def test_cross_entropy_of_each_exit() -> None:
@@ -68,7 +68,7 @@ def test_the_teacher_learns_from_labels_alone() -> None:
     ],
 )
 def test_out_of_range(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(BudgetError, match=message):
+    with pytest.raises(SettingError, match=message):
         ExitLoss(**{"weights": (1.0, 1.0), **options})
 
 

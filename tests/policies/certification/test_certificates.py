@@ -21,8 +21,8 @@ from dynamic.policies.certification.replay import cost_to, replay
 from dynamic.policies.certification.risks import RISKS
 from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.certification.threshold_search import Candidate, Search
-from dynamic.policies.errors import BudgetError, CalibrationError
-from dynamic.policies.ladder import Certificate, Ladder, Point
+from dynamic.policies.errors import CalibrationError, SettingError
+from dynamic.policies.ladder import Certificate, Ladder, OperatingPoint
 from dynamic.policies.records import Records
 from dynamic.policies.scores import SCORES, Combiner
 from dynamic.policies.stage_plan import plan
@@ -64,7 +64,7 @@ def cost_within(given: Records, target: float, delta: float = 0.1, **options: An
     return min(mean_cost(ladder, parts(given)[0], p.thresholds) for p in kept)
 
 
-def figures(point: Point) -> tuple[Any, ...]:
+def figures(point: OperatingPoint) -> tuple[Any, ...]:
     """But for rounding; of the most accurate thresholds those that tie in accuracy are the same."""
     found = [point.target or 0.0, point.risk, point.bound or 0.0, *point.accuracy]
     found += [] if point.name == "best" else [*point.thresholds, *point.shares]
@@ -82,7 +82,7 @@ def test_drops_are_measured_against_the_last_network_alone() -> None:
     for point in ladder.points:
         found = replay(held_out.logits, combiner(ladder), point.thresholds, BACKBONE)
         correct = found.prediction == held_out.label
-        assert point.accuracy[1] == pytest.approx(correct.mean())
+        assert point.accuracy.mid == pytest.approx(correct.mean())
         assert point.risk == pytest.approx(alone.mean() - correct.mean())
         assert point.drop == point.risk
         assert point.shares == pytest.approx([(found.stage == s).mean() for s in range(3)])
@@ -223,7 +223,7 @@ def test_without_a_second_part_the_first_measures() -> None:
     ],
 )
 def test_settings_that_make_no_sense(arguments: Any, message: str) -> None:
-    with pytest.raises(BudgetError, match=message):
+    with pytest.raises(SettingError, match=message):
         certify(records(), **arguments)
 
 
@@ -257,7 +257,7 @@ def test_labels_are_needed_by_all_risks_but_one(risk: str) -> None:
         agree = replay(held_out.logits, combiner(ladder), point.thresholds, BACKBONE).prediction == reference
         assert point.drop is None
         assert point.kind == "disagreement"
-        assert point.accuracy[1] == pytest.approx(agree.mean())
+        assert point.accuracy.mid == pytest.approx(agree.mean())
         assert point.risk == pytest.approx(1 - agree.mean())
     assert ladder.temperature == (1.0,) * 3
 
@@ -338,7 +338,7 @@ def test_other_scores_and_no_averaging(score: str, combine: str) -> None:
         held_out = parts(records(400))[1]
         exits = [held_out.logits[:, s].argmax(axis=1) == held_out.label for s in range(3)]
         cheapest = ladder.points[-1]
-        assert cheapest.accuracy[1] == pytest.approx(exits[0].mean())
+        assert cheapest.accuracy.mid == pytest.approx(exits[0].mean())
 
 
 def test_auto_takes_the_score_that_tells_most() -> None:
@@ -369,23 +369,23 @@ def test_one_stage_has_the_reference_alone() -> None:
 @pytest.mark.parametrize("drops", [(-0.01,), (1.0,), (0.0, math.nan), (5,)])
 @pytest.mark.parametrize("risk", sorted(RISKS))
 def test_drops_out_of_range(drops: tuple[float, ...], risk: str) -> None:
-    with pytest.raises(BudgetError, match="max_drops"):
+    with pytest.raises(SettingError, match="max_drops"):
         certify(records(40), drops, risk=risk)
 
 
 def test_what_can_never_be_shown_is_refused() -> None:
     for risk in ("harm", "disagreement", "error"):
-        with pytest.raises(BudgetError, match=f"no data can show that '{risk}' never happens"):
+        with pytest.raises(SettingError, match=f"no data can show that '{risk}' never happens"):
             certify(records(40), (0, 0.1), risk=risk)
         assert 0 not in [m.target for m in certificate_of(certify(records(40), risk=risk)).missing]
     for wrong in ({"risk": "loss"}, {"score": "luck"}, {"combine": "vote"}):
-        with pytest.raises(BudgetError, match=next(iter(wrong.values()))):
+        with pytest.raises(SettingError, match=next(iter(wrong.values()))):
             certify(records(40), **wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, math.nan])
 def test_delta_out_of_range(delta: float) -> None:
-    with pytest.raises(BudgetError, match="delta"):
+    with pytest.raises(SettingError, match="delta"):
         certify(records(40), delta=delta)
 
 

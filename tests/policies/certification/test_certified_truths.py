@@ -20,7 +20,7 @@ from dynamic.policies.certification.certificates import certify
 from dynamic.policies.certification.replay import replay
 from dynamic.policies.certification.risks import Evidence
 from dynamic.policies.errors import CalibrationError
-from dynamic.policies.ladder import Ladder, Point
+from dynamic.policies.ladder import Ladder, OperatingPoint
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 
@@ -53,7 +53,7 @@ class Population:
         taken = self.records.select(np.concatenate(rows))
         return replace(taken, group=number, part=(number >= round(search * count)).astype(np.int8))
 
-    def risk(self, ladder: Ladder, point: Point) -> float:
+    def risk(self, ladder: Ladder, point: OperatingPoint) -> float:
         """The true risk of the point, of a random record of a random group."""
         given, combiner = self.records, Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
         answer = replay(given.logits, combiner, point.thresholds, given.backbone).prediction

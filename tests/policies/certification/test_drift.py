@@ -12,7 +12,7 @@ from scipy.stats import kstest
 from support.policy_cases import learned, make_records
 
 from dynamic.policies.certification.drift import BINS, Bag, Bets, DriftTest, ScoreBins, score_bins
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.scores import Combiner
 
 INF, NAN = float("inf"), float("nan")
@@ -432,7 +432,7 @@ def test_one_bin_says_nothing() -> None:
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, NAN, INF, True, "0.1", None])
 def test_alpha_is_a_fraction(alpha: object) -> None:
-    with pytest.raises(BudgetError, match="alpha="):
+    with pytest.raises(SettingError, match="alpha="):
         DriftTest((), alpha=alpha)  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ import pytest
 from dynamic.policies.certification.exit_value import choose_exits, without
 from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.certification.threshold_search import Search
-from dynamic.policies.errors import BudgetError, CalibrationError
+from dynamic.policies.errors import CalibrationError, SettingError
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 
@@ -126,11 +126,11 @@ def test_bodies_are_merged_and_other_backbones_left_alone() -> None:
 
 
 def test_wrong_settings() -> None:
-    with pytest.raises(BudgetError, match="count=-1"):
+    with pytest.raises(SettingError, match="count=-1"):
         choose_exits(BY_HAND, count=-1)
-    with pytest.raises(BudgetError, match="exit_cost=nan"):
+    with pytest.raises(SettingError, match="exit_cost=nan"):
         choose_exits(BY_HAND, exit_cost=float("nan"))
-    with pytest.raises(BudgetError, match="max_drops is empty"):
+    with pytest.raises(SettingError, match="max_drops is empty"):
         choose_exits(BY_HAND, max_drops=())
     with pytest.raises(CalibrationError, match="0 labelled records"):
         choose_exits(BY_HAND.select(np.arange(0)))

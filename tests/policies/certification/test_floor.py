@@ -10,7 +10,7 @@ from support.policy_cases import make_records
 from dynamic.bundle.tables import ladder_text
 from dynamic.policies.certification.certificates import certify
 from dynamic.policies.certification.floor import floor_of, levels
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 
@@ -36,7 +36,7 @@ def networks(*accuracies: float, count: int = 3000, seed: int = 0, classes: int 
 
 def least(ladder: Ladder) -> float:
     """The lowest accuracy of any point."""
-    return min(point.accuracy[1] for point in ladder.points)
+    return min(point.accuracy.mid for point in ladder.points)
 
 
 def test_a_member_of_21_percent_is_no_point() -> None:
@@ -100,7 +100,7 @@ def test_where_the_reference_is_at_chance_there_is_no_floor() -> None:
 
 @pytest.mark.parametrize("floor", [-0.1, 1.0, 90, True, "half"])
 def test_a_floor_is_a_fraction(floor: Any) -> None:
-    with pytest.raises(BudgetError, match="must be an accuracy in"):
+    with pytest.raises(SettingError, match="must be an accuracy in"):
         certify(networks(0.8, 0.9, count=100), floor=floor)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from support.policy_cases import INF, learned
 
 from dynamic.policies.certification.replay import cost_to, predictions, replay, shares
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 from dynamic.policies.scores import COMBINE, SCORES, Combiner
 from dynamic.policies.stage_plan import plan
 
@@ -121,7 +121,7 @@ def test_a_score_on_the_threshold_stays() -> None:
 
 def test_wrong_thresholds_are_named() -> None:
     logits, _ = learned(5, 3)
-    with pytest.raises(BudgetError, match="need \\(2,\\)"):
+    with pytest.raises(SettingError, match="need \\(2,\\)"):
         replay(logits, Combiner((1.0,) * 3, "margin", "mean"), (0.5,), (0, 0, 0))
 
 

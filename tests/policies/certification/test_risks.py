@@ -14,7 +14,7 @@ from support.policy_cases import learned, make_records, repeatable
 from dynamic.policies.certification.bounds import betting_p, signed_p
 from dynamic.policies.certification.risks import RISKS, Evidence, Sample, risk_named
 from dynamic.policies.certification.risks import test_name as name_of_test
-from dynamic.policies.errors import BudgetError, CalibrationError
+from dynamic.policies.errors import CalibrationError, SettingError
 
 RIGHT = np.array([True, True, False, False])
 REFERENCE_RIGHT = np.array([True, False, True, False])
@@ -50,7 +50,7 @@ def test_what_is_told_of_each_risk_is_so() -> None:
 
 
 def test_an_unknown_risk_is_named() -> None:
-    with pytest.raises(BudgetError, match=r"risk='loss' is not known; use one of \['disagreement', 'drop'"):
+    with pytest.raises(SettingError, match=r"risk='loss' is not known; use one of \['disagreement', 'drop'"):
         risk_named("loss")
 
 

@@ -8,15 +8,15 @@ import pytest
 from support.budget_cases import COSTS, LADDER, POLICY, feedback, name, switches
 
 from dynamic.policies.budget import Budget
-from dynamic.policies.control.battery import Drain, Pace
+from dynamic.policies.control.battery import BatteryPacer, DrainModel
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.snapshot import Snapshot
 
 HOUR_S = 3600
 
 
-def learned(*steps: tuple[float, float], drain: Drain | None = None) -> Drain:
-    found = drain or Drain()
+def learned(*steps: tuple[float, float], drain: DrainModel | None = None) -> DrainModel:
+    found = drain or DrainModel()
     for effort_per_s, drain_per_s in steps:
         found = found.learn(effort_per_s, drain_per_s)
     return found
@@ -43,25 +43,25 @@ def test_where_all_was_as_busy_all_is_put_down_to_inference() -> None:
 
 
 def test_what_is_known_of_inference_leaves_the_rest_to_idle() -> None:
-    assert learned((2.0, 3.0), drain=Drain(per_effort=0.5)).line == pytest.approx((2.0, 0.5))
-    assert learned((2.0, 3.0), drain=Drain(per_effort=5.0)).line == pytest.approx((0.0, 5.0))
+    assert learned((2.0, 3.0), drain=DrainModel(per_effort=0.5)).line == pytest.approx((2.0, 0.5))
+    assert learned((2.0, 3.0), drain=DrainModel(per_effort=5.0)).line == pytest.approx((0.0, 5.0))
 
 
 def test_a_given_idle_power_counts_as_three_steps_and_is_forgotten() -> None:
-    assert Drain(idle=2.0, per_effort=0.5).line == pytest.approx((2.0, 0.5))
-    assert Drain(idle=2.0).line == pytest.approx((2.0, 0.0))
-    assert Drain().line is None
+    assert DrainModel(idle=2.0, per_effort=0.5).line == pytest.approx((2.0, 0.5))
+    assert DrainModel(idle=2.0).line == pytest.approx((2.0, 0.0))
+    assert DrainModel().line is None
     # one step that says 4: (3 * 0.9 * 2 + 4) / (3 * 0.9 + 1)
-    once = learned((2.0, 5.0), drain=Drain(idle=2.0, per_effort=0.5)).line
+    once = learned((2.0, 5.0), drain=DrainModel(idle=2.0, per_effort=0.5)).line
     assert once == pytest.approx((9.4 / 3.7, 0.5))
-    often = learned(*[(2.0, 5.0)] * 60, drain=Drain(idle=2.0, per_effort=0.5)).line
+    often = learned(*[(2.0, 5.0)] * 60, drain=DrainModel(idle=2.0, per_effort=0.5)).line
     assert often == pytest.approx((4.0, 0.5), rel=0.01)
 
 
-def paced(per_effort: float | None = 1e-6, idle: float | None = 1e-5) -> Pace:
+def paced(per_effort: float | None = 1e-6, idle: float | None = 1e-5) -> BatteryPacer:
     """Half a charge that must last 10,000 s, after 100 s with 1 request a second of effort 10."""
-    drain = Drain(idle, per_effort)
-    return Pace.start(10_000, 0, 0.5, 0, 0, drain).seen(100, 0.5, 1000, 100, drain)
+    drain = DrainModel(idle, per_effort)
+    return BatteryPacer.start(10_000, 0, 0.5, 0, 0, drain).with_reading(100, 0.5, 1000, 100, drain)
 
 
 def test_ceiling_by_hand() -> None:
@@ -78,51 +78,55 @@ def test_what_is_not_known_limits_nothing() -> None:
     unknown = paced(None, None)
     assert (unknown.ceiling(0.0), unknown.lasts_s(0.0, 1e9)) == (math.inf, math.inf)
     # no rate yet, but idle alone is too much: that is known at once
-    start = Pace.start(10_000, 0, 0.5, 0, 0, Drain(idle=1e-4, per_effort=1e-6))
+    start = BatteryPacer.start(10_000, 0, 0.5, 0, 0, DrainModel(idle=1e-4, per_effort=1e-6))
     assert start.rate_hz is None
     assert start.ceiling(0.0) == 0
-    assert Pace.start(10_000, 0, 0.5, 0, 0, Drain(idle=1e-5, per_effort=1e-6)).ceiling(0.0) == math.inf
+    assert BatteryPacer.start(10_000, 0, 0.5, 0, 0, DrainModel(idle=1e-5, per_effort=1e-6)).ceiling(0.0) == math.inf
 
 
 def test_when_the_time_is_over_nothing_is_held_back() -> None:
-    drain = Drain(1e-5, 1e-6)
-    pace = paced().seen(9_999, 0.1, 99_990, 9_999, drain)
+    drain = DrainModel(1e-5, 1e-6)
+    pace = paced().with_reading(9_999, 0.1, 99_990, 9_999, drain)
     assert pace.ceiling(0.0) < math.inf
-    assert pace.seen(10_000, 0.1, 100_000, 10_000, drain).ceiling(0.0) == math.inf
+    assert pace.with_reading(10_000, 0.1, 100_000, 10_000, drain).ceiling(0.0) == math.inf
 
 
 def test_between_steps_of_the_battery_what_was_lost_is_exact() -> None:
-    pace = Pace.start(10_000, 0, 0.5, 0, 0)
-    pace = pace.seen(30, 0.49, 100, 10, Drain())  # since when it was 0.50 is not known
+    pace = BatteryPacer.start(10_000, 0, 0.5, 0, 0)
+    pace = pace.with_reading(30, 0.49, 100, 10, DrainModel())  # since when it was 0.50 is not known
     assert (pace.drain.line, pace.edge_s) == (None, 30)
-    pace = pace.seen(100, 0.49, 700, 80, Drain())
-    pace = pace.seen(130, 0.48, 1100, 110, Drain())  # 0.01 and an effort of 1,000 in 100 s
+    pace = pace.with_reading(100, 0.49, 700, 80, DrainModel())
+    pace = pace.with_reading(130, 0.48, 1100, 110, DrainModel())  # 0.01 and an effort of 1,000 in 100 s
     assert pace.drain.line == pytest.approx((0.0, 0.01 / 1000))
     assert (pace.edge_s, pace.edge, pace.edge_effort) == (130, 0.48, 1100)
 
 
 def test_charged_in_between_a_step_says_nothing() -> None:
-    pace = Pace.start(10_000, 0, 0.5, 0, 0).seen(30, 0.49, 100, 10, Drain()).seen(60, 0.6, 200, 20, Drain())
+    pace = (
+        BatteryPacer.start(10_000, 0, 0.5, 0, 0)
+        .with_reading(30, 0.49, 100, 10, DrainModel())
+        .with_reading(60, 0.6, 200, 20, DrainModel())
+    )
     assert (pace.edge, pace.edge_s, pace.whole) == (0.6, 60, False)
-    pace = pace.seen(90, 0.59, 300, 30, Drain())
+    pace = pace.with_reading(90, 0.59, 300, 30, DrainModel())
     assert pace.drain.line is None
 
 
 def test_the_rate_is_a_mean_at_first_and_follows_later() -> None:
-    pace, count = Pace.start(1e6, 0, 0.5, 0, 0), 0
+    pace, count = BatteryPacer.start(1e6, 0, 0.5, 0, 0), 0
     for second in range(2, 200, 2):  # in turns 1 and 3 requests in two seconds
         count += 1 + second // 2 % 2 * 2
-        pace = pace.seen(second, 0.5, count, count, Drain())
+        pace = pace.with_reading(second, 0.5, count, count, DrainModel())
     assert pace.rate_hz == pytest.approx(1.0, rel=0.02)
     for second in range(200, 200 + 9000, 2):
         count += 10
-        pace = pace.seen(second, 0.5, count, count, Drain())
+        pace = pace.with_reading(second, 0.5, count, count, DrainModel())
     assert pace.rate_hz == pytest.approx(5.0, rel=0.02)
 
 
 def test_a_clock_that_is_set_back_takes_all_that_it_timed_along() -> None:
     pace = paced()
-    back = pace.seen(40, 0.5, 1010, 101, Drain(1e-5, 1e-6))
+    back = pace.with_reading(40, 0.5, 1010, 101, DrainModel(1e-5, 1e-6))
     assert (back.left_s(), back.ceiling(0.1)) == (pace.left_s(), pace.ceiling(0.1))
     assert back == replace(pace, time_s=40, start_s=-60, edge_s=-60, rate_s=40, read_s=40)
 
@@ -134,7 +138,7 @@ class Run:
     hours: float
     chosen: list[str]
     late: list[str]
-    gave_way: list[int]
+    violated_limits: list[int]
     reason: str
 
 
@@ -147,19 +151,19 @@ def run(seed: int, known: bool, idle_h: float = 7.0, full_h: float = 3.0, asked_
     hz, idle = 0.5, 0.5 / idle_h / HOUR_S
     whole = 200 * hz / (0.5 / full_h / HOUR_S - idle)  # effort that a full charge is worth
     costs = replace(COSTS, energy_mj=COSTS.cpu_ms, energy_source="meter", idle_mw=idle * whole) if known else COSTS
-    frontier, budget, state = Frontier.of(LADDER, costs), Budget(last_s=asked_h * HOUR_S), POLICY.initial()
+    frontier, budget, state = Frontier.of(LADDER, costs), Budget(battery_duration_s=asked_h * HOUR_S), POLICY.initial()
     charge, time_s, other, reason = 0.5, 0.0, 0.0, ""
     chosen: list[str] = []
-    gave_way: list[int] = []
+    violated_limits: list[int] = []
     late: list[str] = []
     while charge > 0:
         shown = math.floor(100 * charge + 1e-9) / 100
         seen = Snapshot(time_s, battery=shown, plugged=False, battery_mwh=shown * whole / 3600 if known else None)
         decision, state = POLICY.decide(frontier, budget, seen, state)
-        if decision.gave_way:
-            assert decision.gave_way == ("last_s",)
+        if decision.violated_limits:
+            assert decision.violated_limits == ("battery_duration_s",)
             reason = reason or decision.reason
-            gave_way.append(len(chosen))
+            violated_limits.append(len(chosen))
         chosen.append(name(decision))
         if time_s > asked_h * HOUR_S:
             late.append(name(decision))
@@ -170,7 +174,7 @@ def run(seed: int, known: bool, idle_h: float = 7.0, full_h: float = 3.0, asked_
         charge -= decision.point.cpu_ms[0] / whole * random.lognormal(-0.03, 0.25)
         charge -= idle * passed_s * math.exp(0.25 * other - 0.03)
         time_s += passed_s
-    return Run(time_s / HOUR_S, chosen, late, gave_way, reason)
+    return Run(time_s / HOUR_S, chosen, late, violated_limits, reason)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -186,13 +190,13 @@ def test_a_battery_lasts_as_long_as_asked_and_not_much_longer(seed: int, known: 
 def test_where_there_is_enough_nothing_is_saved(known: bool) -> None:
     found = run(0, known, asked_h=2.8)
     assert set(found.chosen[-1000:]) == {"reference"}
-    assert found.gave_way == []
+    assert found.violated_limits == []
     assert found.hours > 2.8
 
 
 def test_what_cannot_last_is_said_at_once_where_powers_are_known() -> None:
     found = run(0, True, idle_h=3.4, full_h=2.0)
-    assert found.gave_way[:100] == list(range(100))
+    assert found.violated_limits[:100] == list(range(100))
     assert "battery can last 3.4 h even without inference, not 5.0 h: lower the frame rate" in found.reason
     assert found.chosen.count("quick") == len(found.chosen)
     assert 3.0 < found.hours < 3.4
@@ -200,8 +204,8 @@ def test_what_cannot_last_is_said_at_once_where_powers_are_known() -> None:
 
 def test_what_cannot_last_is_said_once_it_is_seen_where_they_are_not() -> None:
     found = run(0, False, idle_h=3.4, full_h=2.0)
-    assert found.gave_way
-    assert found.gave_way[0] < 0.15 * len(found.chosen)
+    assert found.violated_limits
+    assert found.violated_limits[0] < 0.15 * len(found.chosen)
     assert found.chosen.count("quick") > 0.9 * len(found.chosen)
     assert 3.0 < found.hours < 3.4
 
@@ -214,7 +218,7 @@ def test_what_even_the_cheapest_point_uses_up() -> None:
     assert found.chosen.count("quick") > 0.95 * len(found.chosen)
 
 
-def pace_after(budget: Budget, *snapshots: Snapshot) -> Pace | None:
+def pace_after(budget: Budget, *snapshots: Snapshot) -> BatteryPacer | None:
     state = POLICY.initial()
     frontier = Frontier.of(LADDER, COSTS)
     for snapshot in snapshots:
@@ -224,38 +228,52 @@ def pace_after(budget: Budget, *snapshots: Snapshot) -> Pace | None:
 
 def test_on_the_mains_the_end_that_was_asked_for_stays() -> None:
     at = [Snapshot(s, battery=b, plugged=p) for s, b, p in ((0, 0.5, False), (1800, 0.4, True), (1900, 0.45, False))]
-    pace = pace_after(Budget(last_s=3600), *at)
+    pace = pace_after(Budget(battery_duration_s=3600), *at)
     assert pace is not None
     assert (pace.start_s, pace.edge_s, pace.edge) == (0, 1900, 0.45)
     assert pace.left_s() == 1700
 
 
 def test_charging_is_no_step_to_learn_from() -> None:
-    pace = Pace.start(3600, 0, 0.5, 0, 0).seen(90, 0.5, 9, 9, Drain()).seen(100, 0.49, 10, 10, Drain())
+    pace = (
+        BatteryPacer.start(3600, 0, 0.5, 0, 0)
+        .with_reading(90, 0.5, 9, 9, DrainModel())
+        .with_reading(100, 0.49, 10, 10, DrainModel())
+    )
     assert pace.whole
     charging = pace.charging(200, 0.6, 20)
     assert (charging.edge_s, charging.edge, charging.whole, charging.start_s) == (200, 0.6, False, 0)
-    assert charging.seen(300, 0.58, 30, 30, Drain()).drain == Drain()
+    assert charging.with_reading(300, 0.58, 30, 30, DrainModel()).drain == DrainModel()
     assert charging.charging(50, 0.6, 20).start_s == -150  # a clock that was set back
 
 
 def test_nothing_is_learned_from_a_step_that_fell_while_nothing_was_read() -> None:
-    pace = Pace.start(36_000, 0, 0.5, 0, 0).seen(90, 0.5, 9, 9, Drain()).seen(100, 0.49, 10, 10, Drain())
-    late = pace.seen(300, 0.49, 30, 30, Drain(), fresh=False).seen(310, 0.47, 31, 31, Drain())
-    assert (late.edge, late.whole, late.drain) == (0.47, False, Drain())
-    awake = pace.seen(300, 0.49, 30, 30, Drain()).seen(310, 0.48, 31, 31, Drain())
+    pace = (
+        BatteryPacer.start(36_000, 0, 0.5, 0, 0)
+        .with_reading(90, 0.5, 9, 9, DrainModel())
+        .with_reading(100, 0.49, 10, 10, DrainModel())
+    )
+    late = pace.with_reading(300, 0.49, 30, 30, DrainModel(), fresh=False).with_reading(310, 0.47, 31, 31, DrainModel())
+    assert (late.edge, late.whole, late.drain) == (0.47, False, DrainModel())
+    awake = pace.with_reading(300, 0.49, 30, 30, DrainModel()).with_reading(310, 0.48, 31, 31, DrainModel())
     assert (awake.edge, awake.whole, awake.drain.weight) == (0.48, True, 1)
     # asked once a minute, of a charge that falls every 7: good enough
-    seldom = pace.seen(460, 0.49, 30, 30, Drain()).seen(520, 0.48, 31, 31, Drain())
+    seldom = pace.with_reading(460, 0.49, 30, 30, DrainModel()).with_reading(520, 0.48, 31, 31, DrainModel())
     assert seldom.drain.weight == 1
 
 
 def test_a_budget_that_no_longer_asks_forgets_when_it_began() -> None:
     frontier, state = Frontier.of(LADDER, COSTS), POLICY.initial()
-    for time_s, budget in ((0, Budget(last_s=3600)), (10, Budget()), (7200, Budget(last_s=3600))):
+    for time_s, budget in (
+        (0, Budget(battery_duration_s=3600)),
+        (10, Budget()),
+        (7200, Budget(battery_duration_s=3600)),
+    ):
         _, state = POLICY.decide(frontier, budget, Snapshot(time_s, battery=0.5), state)
     assert state.seen.pace is not None
     assert state.seen.pace.start_s == 7200
-    _, state = POLICY.decide(frontier, Budget(last_s=3600, latency_ms=90), Snapshot(7300, battery=0.5), state)
+    _, state = POLICY.decide(
+        frontier, Budget(battery_duration_s=3600, latency_ms=90), Snapshot(7300, battery=0.5), state
+    )
     assert state.seen.pace is not None
     assert state.seen.pace.start_s == 7200

@@ -11,7 +11,8 @@ from support.policy_cases import INF, make_ladder, make_point
 
 from dynamic.policies.budget import PRIORITY, Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy, BudgetState
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
+from dynamic.policies.fast_paths import fast_replace
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.snapshot import Snapshot
 
@@ -23,7 +24,7 @@ def test_the_case_is_what_it_says() -> None:
 
 def test_without_limits_the_most_accurate() -> None:
     found = decide()
-    assert (name(found), found.feasible, found.gave_way) == ("reference", True, ())
+    assert (name(found), found.feasible, found.violated_limits) == ("reference", True, ())
     assert "most accurate" in found.reason
     assert "nothing rules it out" in found.reason
 
@@ -39,7 +40,7 @@ def test_a_drop_that_may_be_spent_is_spent(drop: float, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected", "gave_way"),
+    ("limit", "expected", "violated_limits"),
     [
         (100.1, "reference", ()),
         (99, "middle", ()),
@@ -47,9 +48,9 @@ def test_a_drop_that_may_be_spent_is_spent(drop: float, expected: str) -> None:
         (9, "quick", ("latency_ms",)),
     ],
 )
-def test_latency(limit: float, expected: str, gave_way: tuple[str, ...]) -> None:
+def test_latency(limit: float, expected: str, violated_limits: tuple[str, ...]) -> None:
     found = decide(Budget(latency_ms=limit))
-    assert (name(found), found.gave_way, found.feasible) == (expected, gave_way, not gave_way)
+    assert (name(found), found.violated_limits, found.feasible) == (expected, violated_limits, not violated_limits)
     assert ("latency_ms" in found.reason) == (limit < 100)
     if limit < 100:
         assert f"{limit:g} ms" in found.reason
@@ -94,7 +95,7 @@ def test_percentiles_are_of_requests_as_they_scatter() -> None:
     state = POLICY.initial()
     for took_ms in [140, 71] * 50:  # a factor of 1.4 either way: 0.34, around a mean that follows them
         state = POLICY.observe(state, feedback(took_ms, 100))
-    state = state.but(seen=state.seen.but(speed=replace(state.seen.speed, mean=0.0)))
+    state = fast_replace(state, seen=fast_replace(state.seen, speed=replace(state.seen.speed, mean=0.0)))
     assert 0.3 < state.seen.spread < 0.45
     assert name(decide(Budget(latency_ms=120), state)) == "middle"
     assert name(decide(Budget(latency_ms=120, percentile=None), state)) == "reference"
@@ -153,7 +154,7 @@ def test_memory_beyond_what_was_expected_counts_once_it_has_settled() -> None:
     found, state = POLICY.decide(FRONTIER, budget, Snapshot(0.5, memory_process_mb=390), state)
     assert name(found) == "reference"  # what loading takes for a moment
     found, state = POLICY.decide(FRONTIER, budget, Snapshot(2, memory_process_mb=330), state)
-    assert (name(found), found.resident) == ("middle", frozenset([0]))  # 30 more than 100 + 200
+    assert (name(found), found.keep_loaded) == ("middle", frozenset([0]))  # 30 more than 100 + 200
     assert "130 of which are not networks'" in found.reason
     for second in range(3, 30):
         found, state = POLICY.decide(FRONTIER, budget, Snapshot(second, memory_process_mb=150), state)
@@ -172,20 +173,20 @@ def test_what_is_resident() -> None:
 
 def test_battery_goes_before_the_drop() -> None:
     found = decide(Budget(battery_floor=0.2, max_drop=0.01), battery=0.1)
-    assert (name(found), found.gave_way, found.feasible) == ("quick", ("max_drop",), False)
+    assert (name(found), found.violated_limits, found.feasible) == ("quick", ("max_drop",), False)
 
 
 def test_all_that_gives_way_is_named() -> None:
     found = decide(Budget(memory_mb=40, latency_ms=5, max_drop=0), memory_process_mb=10, cpu_load=0, cpu_cores=2)
     assert name(found) == "quick"
-    assert found.gave_way == ("memory_mb", "latency_ms", "max_drop")
+    assert found.violated_limits == ("memory_mb", "latency_ms", "max_drop")
     assert not found.feasible
-    assert all(field in found.reason for field in found.gave_way)
+    assert all(field in found.reason for field in found.violated_limits)
     assert "\n" not in found.reason
 
 
 @pytest.mark.parametrize(
-    ("budget", "snapshot", "before", "expected", "gave_way"),
+    ("budget", "snapshot", "before", "expected", "violated_limits"),
     [
         (Budget(max_drop=0.1), {}, "quick", "reference", ()),
         (Budget(), {}, "reference", "reference", ()),
@@ -198,10 +199,10 @@ def test_all_that_gives_way_is_named() -> None:
     ],
 )
 def test_on_drift_the_least_promised_drop_of_what_other_limits_allow(
-    budget: Budget, snapshot: dict[str, Any], before: str, expected: str, gave_way: tuple[str, ...]
+    budget: Budget, snapshot: dict[str, Any], before: str, expected: str, violated_limits: tuple[str, ...]
 ) -> None:
     found = decide(budget, drifted(), **snapshot)
-    assert (name(found), found.gave_way, found.feasible) == (expected, gave_way, not gave_way)
+    assert (name(found), found.violated_limits, found.feasible) == (expected, violated_limits, not violated_limits)
     assert f"{expected!r} is the safest of" in found.reason
     assert "inputs have drifted from those of the calibration: " in found.reason
     reported = decide(replace(budget, on_drift="report"), drifted(), **snapshot)
@@ -219,7 +220,7 @@ def test_of_equally_safe_points_the_reference_is_first_however_accurate_others_w
         make_point("quick", (-INF, INF), (1.0, 0.0, 0.0), accuracy=0.85, bound=0.2),
     ]
     frontier = Frontier.of(make_ladder(points, (0, 0, 1)), COSTS)
-    assert [p.point.name for p in frontier.points] == [p.name for p in points]
+    assert [p.name for p in frontier.points] == [p.name for p in points]
 
     def chosen(budget: Budget, state: BudgetState) -> str:
         return name(POLICY.decide(frontier, budget, Snapshot(0, memory_process_mb=100), state)[0])
@@ -253,12 +254,12 @@ def test_on_drift_drop_that_gives_way_last_is_kept_under_overload() -> None:
     overload: dict[str, Any] = {"cpu_load": 1.0, "cpu_cores": 2}
     asked = Budget(latency_ms=60, max_drop=0.1)
     found = decide(asked, drifted(), **overload)
-    assert (name(found), found.gave_way) == ("quick", ())
+    assert (name(found), found.violated_limits) == ("quick", ())
     found = decide(replace(asked, priority=("drop",)), drifted(), **overload)
-    assert (name(found), found.gave_way) == ("reference", ("latency_ms",))
+    assert (name(found), found.violated_limits) == ("reference", ("latency_ms",))
     assert "100 ms as profiled, times 2, is over 60 ms" in found.reason
     found = decide(replace(asked, priority=("drop",), on_drift="report"), drifted(), **overload)
-    assert (name(found), found.gave_way) == ("quick", ())
+    assert (name(found), found.violated_limits) == ("quick", ())
 
 
 # what each leaves, by hand: nothing fits all of them, and few fit two
@@ -285,20 +286,24 @@ FIELD = {"memory": "memory_mb", "latency": "latency_ms", "energy": "energy_mj", 
 @pytest.mark.parametrize("order", list(permutations(["memory", "battery", "latency", "energy", "drop"]))[::5])
 def test_what_has_the_lowest_priority_gives_way(order: tuple[str, ...]) -> None:
     budget = Budget(**{k: v for limit in ASKED for k, v in ASKED[limit].items()}, priority=order)
-    left, gave_way = {0, 1, 2}, []
+    left, violated_limits = {0, 1, 2}, []
     for limit in order:
         if limit == "battery":  # the floor: the least effort of what is left
             left = {max(left)}
         elif left & ALLOWED[limit]:
             left = left & ALLOWED[limit]
         else:
-            gave_way.append(FIELD[limit])
+            violated_limits.append(FIELD[limit])
             least = min(FIGURES[limit][i] for i in left)
             left = {i for i in left if FIGURES[limit][i] == least}
     expected = ("reference", "middle", "quick")[min(left, key=LATENCY.__getitem__)]
     seen = Snapshot(0, battery=0.1, plugged=False, memory_process_mb=100)
     found, _ = POLICY.decide(METERED, budget, seen, POLICY.initial())
-    assert (name(found), found.gave_way, found.feasible) == (expected, tuple(gave_way), not gave_way)
+    assert (name(found), found.violated_limits, found.feasible) == (
+        expected,
+        tuple(violated_limits),
+        not violated_limits,
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,12 +323,12 @@ def test_a_policy_of_some_limits_leaves_the_others_out(limits: tuple[str, ...], 
     policy = BudgetPolicy(limits)
     found, _ = policy.decide(FRONTIER, budget, seen, policy.initial())
     assert name(found) == expected
-    assert found.gave_way == (("memory_mb",) if limits == ("memory",) else ())
-    assert (found.resident is None) == ("memory" not in limits)
+    assert found.violated_limits == (("memory_mb",) if limits == ("memory",) else ())
+    assert (found.keep_loaded is None) == ("memory" not in limits)
 
 
 def test_a_limit_that_does_not_exist() -> None:
-    with pytest.raises(BudgetError, match="'max_drop', which is none of"):
+    with pytest.raises(SettingError, match="'max_drop', which is none of"):
         BudgetPolicy(("latency", "max_drop"))
     assert BudgetPolicy().limits == PRIORITY
 
@@ -339,7 +344,7 @@ KNOWN: dict[str, Any] = {
 BUDGETS = [
     Budget(),
     Budget(latency_ms=110),
-    Budget(battery_floor=0.2, last_s=3600),
+    Budget(battery_floor=0.2, battery_duration_s=3600),
     Budget(memory_mb=200),
     Budget(max_drop=0.02, latency_ms=60, temperature_c=70),
 ]
@@ -353,7 +358,11 @@ def test_same_in_same_out(budget: Budget) -> None:
     POLICY.decide(FRONTIER, Budget(latency_ms=1), Snapshot(2), POLICY.initial())  # in between, another
     again, after_again = BudgetPolicy().decide(FRONTIER, budget, Snapshot(1, **KNOWN), state)
     assert name(first) == name(again)
-    assert (first.feasible, first.gave_way, first.reason) == (again.feasible, again.gave_way, again.reason)
+    assert (first.feasible, first.violated_limits, first.reason) == (
+        again.feasible,
+        again.violated_limits,
+        again.reason,
+    )
     assert after_first == after_again
     assert state == kept
 
@@ -376,7 +385,7 @@ def test_all_networks_stay_only_once_there_is_room_for_all() -> None:
     state, found = POLICY.initial(), []
     for free_mb in (1000.0, 10.0, 40.0, 120.0, 320.0, 40.0):
         decision, state = POLICY.decide(FRONTIER, Budget(), Snapshot(len(found), memory_available_mb=free_mb), state)
-        found.append(None if decision.resident is None else sorted(decision.resident))
+        found.append(None if decision.keep_loaded is None else sorted(decision.keep_loaded))
     assert found[0] is None
     assert all(kept == [0] for kept in found[1:4])  # the large one went, and does not come back for a request
     assert found[4:] == [None, None]

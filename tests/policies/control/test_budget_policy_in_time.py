@@ -30,7 +30,7 @@ BUDGETS = [
     Budget(),
     Budget(latency_ms=110),
     Budget(battery_floor=0.6),
-    Budget(last_s=3600, battery_floor=0.1),
+    Budget(battery_duration_s=3600, battery_floor=0.1),
     Budget(memory_mb=280),
     Budget(temperature_c=70),
     Budget(max_drop=0.02, latency_ms=60),
@@ -122,7 +122,7 @@ def test_a_clock_that_is_set_back_changes_nothing(budget: Budget) -> None:
     for number in range(100):
         time_s = 1e6 + number if number < 50 else number
         decision, state = POLICY.decide(FRONTIER, budget, Snapshot(time_s, **KNOWN), state)
-        names.append((name(decision), decision.gave_way))
+        names.append((name(decision), decision.violated_limits))
     assert len(set(names[20:])) == 1
 
 
@@ -146,7 +146,7 @@ def test_nonsense_of_sensors_still_gives_a_point(budget: Budget, readings: list[
     for number, reading in enumerate(readings):
         decision, state = POLICY.decide(FRONTIER, budget, Snapshot(number, **reading), state)
         assert decision.point in FRONTIER.points
-        assert decision.feasible == (not decision.gave_way)
+        assert decision.feasible == (not decision.violated_limits)
         state = POLICY.observe(state, feedback(100, 100, **{k: reading[k] for k in ("cpu_load", "cpu_cores")}))
 
 
@@ -190,15 +190,15 @@ def next_of(state: BudgetState, budget: Budget, **seen: Any) -> tuple[Decision, 
 def test_a_request_that_has_waited_gets_a_faster_point_for_itself_alone() -> None:
     budget = Budget(latency_ms=120)
     late, state = next_of(after(Snapshot(0), budget=budget), budget, waited_ms=50.0)
-    assert (name(late), late.gave_way) == ("middle", ())
+    assert (name(late), late.violated_limits) == ("middle", ())
     assert "at most 120 ms, 50 of which it has waited" in late.reason
     later, state = next_of(state, budget, waited_ms=90.0)
     assert name(later) == "quick"
     prompt, state = next_of(state, budget, waited_ms=0.0)
     assert name(prompt) == "reference"
-    assert (late.passing, later.passing, prompt.passing) == (True, True, False)
+    assert (late.one_request_only, later.one_request_only, prompt.one_request_only) == (True, True, False)
     too_late, state = next_of(state, budget, waited_ms=150.0)
-    assert (name(too_late), too_late.gave_way) == ("quick", ("latency_ms",))
+    assert (name(too_late), too_late.violated_limits) == ("quick", ("latency_ms",))
     assert name(next_of(state, budget)[0]) == "reference"
     assert state.hold.needed == 16
 

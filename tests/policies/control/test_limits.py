@@ -11,13 +11,13 @@ from support.budget_cases import COSTS, FRONTIER, LADDER
 from support.policy_cases import INF, make_costs, make_ladder, make_point, repeatable
 
 from dynamic.policies.budget import PRIORITY, Budget
-from dynamic.policies.control.battery import Drain, Pace
+from dynamic.policies.control.battery import BatteryPacer, DrainModel
 from dynamic.policies.control.budget_policy import BudgetPolicy
-from dynamic.policies.control.device_state import Situation
-from dynamic.policies.control.limits import LIMITS, Sieve, stay, worded
+from dynamic.policies.control.device_state import DeviceState
+from dynamic.policies.control.limits import LIMITS, CandidateFilter, stay, worded
 from dynamic.policies.control.thermal import Cooling
+from dynamic.policies.fast_paths import Rank, members
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.rank import Rank, members
 from dynamic.policies.snapshot import Snapshot
 
 NAMES = ("reference", "middle", "quick")
@@ -33,9 +33,9 @@ def sift(
     **seen: Any,
 ) -> tuple[list[str], list[str], str]:
     """What one limit leaves of the three points, what gives way, and what is said."""
-    sieve = Sieve(frontier, current)
-    LIMITS[limit](sieve, budget, Situation(**seen), wait)
-    return [NAMES[i] for i in members(sieve.left)], sieve.gave_way, worded(sieve.notes)
+    sieve = CandidateFilter(frontier, current)
+    LIMITS[limit](sieve, budget, DeviceState(**seen), wait)
+    return [NAMES[i] for i in members(sieve.left)], sieve.violated_limits, worded(sieve.notes)
 
 
 def test_every_limit_has_its_function() -> None:
@@ -68,7 +68,7 @@ def test_what_is_not_asked_for_limits_nothing(limit: str) -> None:
 def test_a_sieve_is_plain_filtering(
     figures: list[float], among: set[int], most: float, current: int | None, spare: float
 ) -> None:
-    sieve, rank = Sieve(FRONTIER, current), Rank(figures)
+    sieve, rank = CandidateFilter(FRONTIER, current), Rank(figures)
     sieve.left = sum(1 << i for i in among)
     fitted = sieve.keep("latency_ms", rank, most, ("kept",), ("missed {}",), spare)
     running = math.inf if current is None else figures[current]
@@ -76,7 +76,7 @@ def test_a_sieve_is_plain_filtering(
     least = min(figures[i] for i in among)
     assert fitted == bool(fitting)
     assert set(members(sieve.left)) == set(fitting or [i for i in among if figures[i] == least])
-    assert sieve.gave_way == ([] if fitting else ["latency_ms"])
+    assert sieve.violated_limits == ([] if fitting else ["latency_ms"])
     said = [("kept",)] if 0 < len(fitting) < len(among) else []
     assert sieve.notes == (said if fitting else [("missed {}", least)])
 
@@ -84,11 +84,11 @@ def test_a_sieve_is_plain_filtering(
 def test_memory_of_this_process() -> None:
     assert sift("memory", Budget(memory_mb=300), base_mb=100.0)[0] == list(NAMES)
     assert sift("memory", Budget(memory_mb=299), base_mb=100.0)[0] == ["middle", "quick"]
-    left, gave_way, said = sift("memory", Budget(memory_mb=300), base_mb=100.0, excess_mb=1.0)
-    assert (left, gave_way) == (["middle", "quick"], [])
+    left, violated_limits, said = sift("memory", Budget(memory_mb=300), base_mb=100.0, excess_mb=1.0)
+    assert (left, violated_limits) == (["middle", "quick"], [])
     assert said == "memory_mb at most 300 MB, 101 of which are not networks'"
-    left, gave_way, said = sift("memory", Budget(memory_mb=140), base_mb=100.0)
-    assert (left, gave_way) == (["middle", "quick"], ["memory_mb"])
+    left, violated_limits, said = sift("memory", Budget(memory_mb=140), base_mb=100.0)
+    assert (left, violated_limits) == (["middle", "quick"], ["memory_mb"])
     assert said == "memory_mb: 50 MB on top of 100 is over 140 MB and gave way"
     assert sift("memory", Budget(memory_mb=1))[0] == list(NAMES)  # what it takes is not known
 
@@ -101,8 +101,8 @@ def test_memory_that_is_free() -> None:
     assert sift("memory", Budget(), 1, memory_available_mb=255.0)[0] == list(NAMES)
     # what is resident could be given back
     assert sift("memory", Budget(), 0, memory_available_mb=32.0, resident=frozenset([1]))[0] == list(NAMES)
-    left, gave_way, said = sift("memory", Budget(), memory_available_mb=10.0)
-    assert (left, gave_way) == (["middle", "quick"], ["memory_mb"])
+    left, violated_limits, said = sift("memory", Budget(), memory_available_mb=10.0)
+    assert (left, violated_limits) == (["middle", "quick"], ["memory_mb"])
     assert (
         "50 MB of memory are needed, and 10 MB of memory are free, 32 MB of which are for others: too little for any"
         in said
@@ -118,20 +118,20 @@ def test_where_others_wait_for_memory_no_more_is_taken() -> None:
 
 def test_what_may_stay_in_memory() -> None:
     needed, both = frozenset([0]), frozenset([0, 1])
-    assert stay(FRONTIER, Budget(), Situation(resident=both), needed) is None
-    assert stay(FRONTIER, Budget(), Situation(resident=both, memory_available_mb=31.0), needed) == needed
-    short = Situation(resident=both, memory_available_mb=9e3, memory_pressure=0.5)
+    assert stay(FRONTIER, Budget(), DeviceState(resident=both), needed) is None
+    assert stay(FRONTIER, Budget(), DeviceState(resident=both, memory_available_mb=31.0), needed) == needed
+    short = DeviceState(resident=both, memory_available_mb=9e3, memory_pressure=0.5)
     assert stay(FRONTIER, Budget(), short, needed) == needed
-    assert stay(FRONTIER, Budget(memory_mb=350), Situation(resident=both, base_mb=100.0), needed) == both
-    assert stay(FRONTIER, Budget(memory_mb=349), Situation(resident=both, base_mb=100.0), needed) == needed
-    assert stay(FRONTIER, Budget(memory_mb=350), Situation(resident=both), needed) == needed
+    assert stay(FRONTIER, Budget(memory_mb=350), DeviceState(resident=both, base_mb=100.0), needed) == both
+    assert stay(FRONTIER, Budget(memory_mb=349), DeviceState(resident=both, base_mb=100.0), needed) == needed
+    assert stay(FRONTIER, Budget(memory_mb=350), DeviceState(resident=both), needed) == needed
 
 
 def test_a_deadline_is_met_by_points_that_are_not_cut() -> None:
     assert sift("deadline", Budget(deadline_ms=101))[0] == list(NAMES)
     assert sift("deadline", Budget(deadline_ms=99))[0] == ["middle", "quick"]
-    left, gave_way, said = sift("deadline", Budget(deadline_ms=5))
-    assert (left, gave_way) == (["quick"], ["deadline_ms"])
+    left, violated_limits, said = sift("deadline", Budget(deadline_ms=5))
+    assert (left, violated_limits) == (["quick"], ["deadline_ms"])
     assert "10 ms as profiled to a first answer is over 5 ms and gave way" in said
 
 
@@ -140,10 +140,10 @@ def test_a_point_that_a_deadline_cuts_runs_where_all_are_cut() -> None:
     early = replace(LADDER.points[1], thresholds=(0.5, -math.inf), shares=(0.2, 0.8, 0.0))
     late = replace(LADDER.points[0], thresholds=(math.inf, -math.inf), shares=(0.0, 1.0, 0.0), backbones=(0,))
     frontier = Frontier.of(replace(LADDER, points=(late, early)), COSTS)
-    sieve = Sieve(frontier, None)
-    LIMITS["deadline"](sieve, Budget(deadline_ms=30), Situation(), False)
-    assert [frontier.points[i].point for i in members(sieve.left)] == [early]
-    assert sieve.gave_way == []
+    sieve = CandidateFilter(frontier, None)
+    LIMITS["deadline"](sieve, Budget(deadline_ms=30), DeviceState(), False)
+    assert [frontier.points[i].operating_point for i in members(sieve.left)] == [early]
+    assert sieve.violated_limits == []
 
 
 def test_a_deadline_counts_from_arrival_for_the_request_that_waited() -> None:
@@ -161,27 +161,27 @@ def test_battery_floor(battery: float | None, plugged: bool | None, left: tuple[
 
 
 def test_battery_that_must_last() -> None:
-    def paced(idle: float, per_effort: float) -> Pace:
-        drain = Drain(idle, per_effort)
-        return Pace.start(10_000, 0, 0.5, 0, 0, drain).seen(100, 0.5, 10_000, 100, drain)
+    def paced(idle: float, per_effort: float) -> BatteryPacer:
+        drain = DrainModel(idle, per_effort)
+        return BatteryPacer.start(10_000, 0, 0.5, 0, 0, drain).with_reading(100, 0.5, 10_000, 100, drain)
 
     # 0.5 / 10,200 = 4.9e-5 a second at 1 request a second
     def lasting(idle: float, per_effort: float, **more: Any) -> tuple[list[str], list[str], str]:
-        return sift("battery", Budget(last_s=10_000, **more), battery=0.5, pace=paced(idle, per_effort))
+        return sift("battery", Budget(battery_duration_s=10_000, **more), battery=0.5, pace=paced(idle, per_effort))
 
     assert lasting(1e-5, 1.9e-7)[0] == list(NAMES)  # up to 205
-    left, gave_way, said = lasting(1e-5, 2e-7)  # up to 195
-    assert (left, gave_way, said) == (["middle", "quick"], [], "battery 50% must last 2.78 h more")
+    left, violated_limits, said = lasting(1e-5, 2e-7)  # up to 195
+    assert (left, violated_limits, said) == (["middle", "quick"], [], "battery 50% must last 2.78 h more")
     assert lasting(1e-5, 3.5e-7, battery_floor=0.1)[0] == ["quick"]  # 0.4 to spend: up to 83
     # the aim is 2% above: not met, but what was asked for is
     assert lasting(0.0, 0.5 / 10_100 / 20)[:2] == (["quick"], [])
-    left, gave_way, said = lasting(1e-5, 3e-6)
-    assert (left, gave_way) == (["quick"], ["last_s"])
+    left, violated_limits, said = lasting(1e-5, 3e-6)
+    assert (left, violated_limits) == (["quick"], ["battery_duration_s"])
     assert "battery lasts 2.0 h at the cheapest point, not 2.8 h" in said
-    left, gave_way, said = lasting(1e-4, 1e-9)
-    assert (left, gave_way) == (["quick"], ["last_s"])
+    left, violated_limits, said = lasting(1e-4, 1e-9)
+    assert (left, violated_limits) == (["quick"], ["battery_duration_s"])
     assert "battery can last 1.4 h even without inference, not 2.8 h" in said
-    plugged = sift("battery", Budget(last_s=10_000), battery=0.5, plugged=True, pace=paced(1e-4, 1e-9))
+    plugged = sift("battery", Budget(battery_duration_s=10_000), battery=0.5, plugged=True, pace=paced(1e-4, 1e-9))
     assert plugged[0] == list(NAMES)
 
 
@@ -211,8 +211,8 @@ def test_latency_from_arrival_to_answer() -> None:
     assert sift("latency", budget, share=1.1)[0] == ["middle", "quick"]
     assert sift("latency", budget, waited_ms=60.0)[0] == list(NAMES)
     assert sift("latency", budget, wait=True, waited_ms=60.0)[0] == ["quick"]
-    left, gave_way, said = sift("latency", budget, wait=True, waited_ms=95.0)
-    assert (left, gave_way) == (["quick"], ["latency_ms"])
+    left, violated_limits, said = sift("latency", budget, wait=True, waited_ms=95.0)
+    assert (left, violated_limits) == (["quick"], ["latency_ms"])
     assert said == "latency_ms 10 ms as profiled, times 1, after 95 ms of waiting, is over 101 ms and gave way"
 
 
@@ -221,8 +221,8 @@ def test_those_that_wait_behind_it_count() -> None:
     found = [sift("latency", budget, wait=True, queue_length=n)[0] for n in (1, 2, 3, 4, 30)]
     assert found == [list(NAMES), ["middle", "quick"], ["middle", "quick"], ["quick"], ["quick"]]
     assert sift("latency", budget, queue_length=30)[0] == list(NAMES)  # not for those after it
-    _, gave_way, said = sift("latency", budget, wait=True, queue_length=30)
-    assert (gave_way, said) == ([], "30 wait behind it")
+    _, violated_limits, said = sift("latency", budget, wait=True, queue_length=30)
+    assert (violated_limits, said) == ([], "30 wait behind it")
     # two at once: four wait for two turns
     twice = [sift("latency", budget, wait=True, queue_length=n, servers=2)[0] for n in (2, 4, 8)]
     assert twice == found[:1] + found[1:2] + found[3:4]
@@ -231,8 +231,8 @@ def test_those_that_wait_behind_it_count() -> None:
 def test_energy_of_an_inference() -> None:
     assert sift("energy", Budget(energy_mj=200), frontier=METERED)[0] == list(NAMES)
     assert sift("energy", Budget(energy_mj=199), frontier=METERED)[0] == ["middle", "quick"]
-    left, gave_way, said = sift("energy", Budget(energy_mj=19), frontier=METERED)
-    assert (left, gave_way, said) == (["quick"], ["energy_mj"], "energy_mj 20 mJ is over 19 mJ and gave way")
+    left, violated_limits, said = sift("energy", Budget(energy_mj=19), frontier=METERED)
+    assert (left, violated_limits, said) == (["quick"], ["energy_mj"], "energy_mj 20 mJ is over 19 mJ and gave way")
     assert sift("energy", Budget(energy_mj=19))[0] == list(NAMES)  # costs hold none: refused before it comes here
 
 
@@ -242,20 +242,20 @@ def test_accuracy() -> None:
     assert sift("drop", Budget(max_drop=0.01))[0] == ["reference", "middle"]
     assert sift("drop", Budget(min_accuracy=0.94))[0] == ["reference", "middle"]
     assert sift("drop", Budget(min_accuracy=0.941))[0] == ["reference"]
-    left, gave_way, said = sift("drop", Budget(min_accuracy=0.96))
-    assert (left, gave_way, said) == (
+    left, violated_limits, said = sift("drop", Budget(min_accuracy=0.96))
+    assert (left, violated_limits, said) == (
         ["reference"],
         ["min_accuracy"],
         "min_accuracy 0.95 is under 0.96 and gave way",
     )
-    left, gave_way, _ = sift("drop", Budget(max_drop=0.02, min_accuracy=0.96))
-    assert (left, gave_way) == (["reference"], ["min_accuracy"])
+    left, violated_limits, _ = sift("drop", Budget(max_drop=0.02, min_accuracy=0.96))
+    assert (left, violated_limits) == (["reference"], ["min_accuracy"])
 
 
 def test_drift_leaves_the_first_of_the_least_promised_drop() -> None:
     twins = replace(LADDER, points=(*LADDER.points[:1], replace(LADDER.points[1], target=0.0, risk=0.0)))
-    sieve = Sieve(Frontier.of(twins, COSTS), None)
-    LIMITS["drop"](sieve, Budget(), Situation(drift=True), False)
+    sieve = CandidateFilter(Frontier.of(twins, COSTS), None)
+    LIMITS["drop"](sieve, Budget(), DeviceState(drift=True), False)
     assert list(members(sieve.left)) == [0]
     assert sift("drop", Budget(on_drift="report"), drift=True)[0] == list(NAMES)
 
@@ -282,7 +282,7 @@ def beside(accuracies: tuple[float, ...], memory_mb: tuple[float, ...], ms: tupl
 def chosen(frontier: Frontier, budget: Budget, **readings: Any) -> tuple[str, bool]:
     """The point for the first request, and whether it is feasible."""
     found, _ = BudgetPolicy().decide(frontier, budget, Snapshot(0, **readings), BudgetPolicy().initial())
-    return found.point.point.name, found.feasible
+    return found.point.name, found.feasible
 
 
 def test_where_no_point_meets_a_limit_accuracy_weighs_against_what_is_gained() -> None:

@@ -126,12 +126,12 @@ def test_numbers_have_no_exponents(value: float, text: str) -> None:
 def check_claims(found: Decision, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: BudgetState) -> None:
     """Raises AssertionError on a claim that does not hold."""
     reason, seen, points = found.reason, state.seen, frontier.points
-    by_name = {p.point.name: i for i, p in enumerate(points)}
-    chosen = by_name[found.point.point.name]
+    by_name = {p.name: i for i, p in enumerate(points)}
+    chosen = by_name[found.point.name]
     claim = CLAIM.search(reason)
     held = re.match(r"'(\w+)' (is|stays)", reason)
     assert held, reason
-    assert held[1] == points[chosen].point.name, reason
+    assert held[1] == points[chosen].name, reason
     if claim:
         best, kind, smallest, left, of = claim.groups()
         assert int(of) == len(points)
@@ -150,7 +150,7 @@ def check_claims(found: Decision, frontier: Frontier, budget: Budget, snapshot: 
             assert int(left) == len(points), reason
     if "nothing rules it out" in reason:
         assert found.feasible, reason
-    for field in found.gave_way:
+    for field in found.violated_limits:
         assert field in reason or field.removesuffix("_mb").split("_")[0] in reason, (field, reason)
     predicted = re.search(r"predicted ([\d.e+-]+) ms, slowdown ([\d.]+)\)", reason)
     assert predicted, reason
@@ -198,7 +198,7 @@ def known_numbers(
     if seen.cooling is not None:
         given += [seen.cooling.temperature_c, seen.cooling.ahead_c]
     if seen.pace is not None:
-        left_s = seen.pace.start_s + seen.pace.last_s - seen.time_s
+        left_s = seen.pace.start_s + seen.pace.battery_duration_s - seen.time_s
         given += [left_s / 3600]
         passed_s = seen.time_s - seen.pace.edge_s
         efforts = [0.0, *frontier.effort.figures]
@@ -214,7 +214,7 @@ BUDGETS = st.builds(
     deadline_ms=st.none() | st.sampled_from([8.0, 60.0, 110.0]),
     memory_mb=st.none() | st.sampled_from([40.0, 160.3, 300.0]),
     battery_floor=st.none() | st.just(0.2),
-    last_s=st.none() | st.sampled_from([3600.0, 20_000.0]),
+    battery_duration_s=st.none() | st.sampled_from([3600.0, 20_000.0]),
     temperature_c=st.none() | st.just(70.0),
     max_drop=st.none() | st.sampled_from([0.0, 0.01, 0.5]),
     min_accuracy=st.none() | st.sampled_from([0.9, 0.97]),

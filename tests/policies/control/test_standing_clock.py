@@ -15,7 +15,7 @@ from dynamic.policies.snapshot import Snapshot
 
 FIRST, CHEAPEST = (
     name(POLICY.decide(FRONTIER, Budget(), Snapshot(0), POLICY.initial())[0]),
-    min(FRONTIER.points, key=lambda p: p.cpu_ms[0]).point.name,
+    min(FRONTIER.points, key=lambda p: p.cpu_ms[0]).name,
 )
 
 
@@ -37,7 +37,7 @@ def test_a_temperature_over_its_limit_rules_at_once() -> None:
     assert name(stream(budget)) == FIRST
     hot = stream(budget, temperature_c=75.0)
     assert name(hot) == CHEAPEST
-    assert hot.gave_way == ("temperature_c",)
+    assert hot.violated_limits == ("temperature_c",)
     assert "75.0 C are measured: that is over the limit of 70.0 C" in hot.reason
     assert "75.0 C on average is over 70.0 C" in hot.reason
 
@@ -99,15 +99,15 @@ def test_requests_of_one_snapshot_are_no_new_readings() -> None:
 
 def test_a_battery_that_must_last_another_time() -> None:
     stream = Stream(battery=0.5, battery_mwh=1000.0, plugged=False)
-    stream(Budget(last_s=3600))
-    stream(Budget(last_s=36_000))  # the same snapshot
+    stream(Budget(battery_duration_s=3600))
+    stream(Budget(battery_duration_s=36_000))  # the same snapshot
     pace = stream.state.seen.pace
     assert pace is not None
-    assert (pace.last_s, pace.start_s) == (36_000, 0.0)
+    assert (pace.battery_duration_s, pace.start_s) == (36_000, 0.0)
 
 
 def test_a_charge_that_falls_is_followed() -> None:
-    budget = Budget(last_s=36_000, battery_floor=0.1)
+    budget = Budget(battery_duration_s=36_000, battery_floor=0.1)
     stream = Stream(battery=0.9, battery_mwh=1000.0, plugged=False)
     stream(budget)
     stream(budget, battery=0.3)
@@ -126,7 +126,7 @@ def test_memory_that_is_over_its_limit_rules_at_once() -> None:
     assert name(stream(budget)) == FIRST
     held = sum(FRONTIER.costs.memory_mb)
     less = stream(budget, memory_process_mb=100.0 + held + memory_mb[-1])
-    assert less.gave_way == ("memory_mb",) or less.point.memory_mb < memory_mb[-1]
+    assert less.violated_limits == ("memory_mb",) or less.point.memory_mb < memory_mb[-1]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_trying_budgets_on_a_fixed_monitor(bundle: dynamic.Bundle) -> None:
     run = faked(bundle, monitor=watch, budget=Budget(temperature_c=70))
 
     def now() -> str:
-        return run(x).decision.point.point.name
+        return run(x).decision.point.name
 
     assert now() == "reference"
     watch.set(temperature_c=75.0)

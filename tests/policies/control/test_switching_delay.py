@@ -2,10 +2,10 @@
 
 import math
 
-from dynamic.policies.control.switching import Hold, Rest
+from dynamic.policies.control.switching import Cooldown, SwitchDelay
 
 
-def until_changed(hold: Hold) -> tuple[int, Hold]:
+def until_changed(hold: SwitchDelay) -> tuple[int, SwitchDelay]:
     """After how many decisions, of which all find another point better, the change is made; and what follows."""
     decisions = 1
     while (longer := hold.wait()) is not None:
@@ -13,18 +13,18 @@ def until_changed(hold: Hold) -> tuple[int, Hold]:
     return decisions, hold.changed()
 
 
-def stayed(hold: Hold, times: int) -> Hold:
+def stayed(hold: SwitchDelay, times: int) -> SwitchDelay:
     for _ in range(times):
         hold = hold.stay()
     return hold
 
 
 def test_sixteen_decisions_in_a_row() -> None:
-    assert until_changed(Hold())[0] == 16
+    assert until_changed(SwitchDelay())[0] == 16
 
 
 def test_one_that_does_not_find_it_better_starts_anew() -> None:
-    hold: Hold | None = Hold()
+    hold: SwitchDelay | None = SwitchDelay()
     for _ in range(15):
         assert hold is not None
         hold = hold.wait()
@@ -33,7 +33,7 @@ def test_one_that_does_not_find_it_better_starts_anew() -> None:
 
 
 def test_forced_back_at_once_it_takes_twice_as_long_up_to_4096() -> None:
-    hold, took = Hold(), []
+    hold, took = SwitchDelay(), []
     for _ in range(10):
         decisions, hold = until_changed(hold)
         took.append(decisions)
@@ -42,28 +42,28 @@ def test_forced_back_at_once_it_takes_twice_as_long_up_to_4096() -> None:
 
 
 def test_forced_back_eight_times_as_late_is_no_matter() -> None:
-    _, changed = until_changed(Hold())
+    _, changed = until_changed(SwitchDelay())
     assert until_changed(stayed(changed, 127).forced())[0] == 32
     assert until_changed(stayed(changed, 128).forced())[0] == 16
 
 
 def test_forced_twice_in_a_row_counts_once() -> None:
     # from the dearest to the middle, and on to the cheapest: one change was premature
-    _, changed = until_changed(Hold())
+    _, changed = until_changed(SwitchDelay())
     assert until_changed(changed.forced().forced())[0] == 32
 
 
 def test_forced_by_what_is_no_noise_it_takes_no_longer() -> None:
-    _, changed = until_changed(Hold())
+    _, changed = until_changed(SwitchDelay())
     assert until_changed(stayed(changed, 3).forced(noisy=False))[0] == 16
 
 
 def test_forced_when_nothing_was_changed_before_it_is_no_matter() -> None:
-    assert until_changed(Hold().forced())[0] == 16
+    assert until_changed(SwitchDelay().forced())[0] == 16
 
 
 def test_calm_halves_it() -> None:
-    _, changed = until_changed(Hold())
+    _, changed = until_changed(SwitchDelay())
     hold = changed.forced()
     assert hold.needed == 32
     # 8 * 32 have been counted when it is forced; 32 * 32 are needed
@@ -75,17 +75,17 @@ def test_calm_halves_it() -> None:
 
 
 def test_what_heat_forced_back_rests_twice_as_long_each_time() -> None:
-    rest, time_s, lengths = Rest(), 0.0, []
+    rest, time_s, lengths = Cooldown(), 0.0, []
     for _ in range(8):
         rest = rest.changed(time_s).forced(time_s + 10, effort=5.0)
         lengths.append(rest.length_s)
         time_s += 10 + rest.length_s
     assert lengths == [600, 1200, 1200, 1200, 1200, 1200, 1200, 1200]
-    assert Rest(1200, 0, 1000).forced(1000 + 4 * 1200, 5.0).length_s == 600  # it lasted
-    assert Rest(300, 0, 0).forced(5000, 5.0).length_s == 300
+    assert Cooldown(1200, 0, 1000).forced(1000 + 4 * 1200, 5.0).length_s == 600  # it lasted
+    assert Cooldown(300, 0, 0).forced(5000, 5.0).length_s == 300
 
 
 def test_a_rest_bars_all_for_half_a_minute_and_then_what_was_too_much() -> None:
-    rest = Rest().changed(0).forced(100, effort=5.0)
+    rest = Cooldown().changed(0).forced(100, effort=5.0)
     assert [rest.over(s) for s in (100, 100.2, 129, 130, 50)] == [True, False, False, True, True]
     assert [rest.most(s) for s in (101, 699, 700, 50)] == [5, 5, math.inf, math.inf]

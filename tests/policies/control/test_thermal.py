@@ -24,7 +24,7 @@ def test_where_it_is_going_counts() -> None:
 def test_one_reading_by_hand() -> None:
     # 10 s after: 1 - 1/e of the way, of the temperature and of the slope
     weight = 1 - math.exp(-1)
-    found = Cooling(5, 50).seen(15, 60)
+    found = Cooling(5, 50).with_reading(15, 60)
     assert found.time_s == 15
     assert found.temperature_c == pytest.approx(50 + 10 * weight)
     assert found.slope_c == pytest.approx(weight * weight)
@@ -35,22 +35,22 @@ def test_follows_a_ramp(every_s: float) -> None:
     state, time_s = Cooling(0, 20), 0.0
     while time_s < 200:
         time_s += every_s
-        state = state.seen(time_s, 20 + 0.1 * time_s)
+        state = state.with_reading(time_s, 20 + 0.1 * time_s)
     assert state.slope_c == pytest.approx(0.1, rel=0.01)
     assert 0 <= 20 + 0.1 * time_s - state.temperature_c < 0.1 * 10 + 0.01  # it lags by its time constant at most
 
 
 def test_readings_that_follow_at_once_are_one() -> None:
-    state = Cooling(0, 50).seen(2, 51)
-    assert state.seen(2.4, 90) is state
-    assert state.seen(2, 90) is state
+    state = Cooling(0, 50).with_reading(2, 51)
+    assert state.with_reading(2.4, 90) is state
+    assert state.with_reading(2, 90) is state
 
 
 def test_a_clock_that_is_set_back_changes_no_temperature() -> None:
-    state = Cooling(100, 50).seen(110, 55)
-    back = state.seen(3, 55)
+    state = Cooling(100, 50).with_reading(110, 55)
+    back = state.with_reading(3, 55)
     assert (back.temperature_c, back.slope_c, back.time_s) == (state.temperature_c, state.slope_c, 3)
-    assert back.seen(13, 55).temperature_c == state.seen(120, 55).temperature_c
+    assert back.with_reading(13, 55).temperature_c == state.with_reading(120, 55).temperature_c
 
 
 def heat(seconds: int, tau_s: float, warm_c: float, wave_s: float = math.inf) -> tuple[list[float], list[str]]:
@@ -103,14 +103,14 @@ def test_after_a_heat_wave_it_settles_again() -> None:
 def test_hot_from_the_start_the_cheapest_runs_until_it_has_cooled() -> None:
     budget, state = Budget(temperature_c=70), POLICY.initial()
     decision, state = POLICY.decide(FRONTIER, budget, Snapshot(0, temperature_c=80), state)
-    assert (name(decision), decision.gave_way) == ("quick", ("temperature_c",))
+    assert (name(decision), decision.violated_limits) == ("quick", ("temperature_c",))
     assert "80.0 C on average is over 70.0 C" in decision.reason
     names = []
     for second in range(1, 121):
         reading = Snapshot(second, temperature_c=30 + 50 * math.exp(-second / 60))
         decision, state = POLICY.decide(FRONTIER, budget, reading, state)
         names.append(name(decision))
-    assert decision.gave_way == ()
+    assert decision.violated_limits == ()
     assert names[0] == "quick"
     assert names[-1] == "reference"
     assert switches(names) <= 2

@@ -12,7 +12,7 @@ import pytest
 from support.runtime_cases import Fake, Takes, X, faked, monitor, shared_blobs
 
 import dynamic
-from dynamic.errors import BudgetError, ClosedError, EngineError, InputError, ShedError
+from dynamic.errors import ClosedError, EngineError, InputError, SettingError, ShedError
 from dynamic.policies import Decision
 from dynamic.progress import track
 
@@ -240,7 +240,7 @@ def test_a_callback_may_drain(bundle: dynamic.Bundle, engine: Gated) -> None:
 @pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("inf")])
 def test_how_long_closing_may_take_is_a_number(bundle: dynamic.Bundle, timeout_s: float) -> None:
     run = faked(bundle)
-    with pytest.raises(BudgetError, match=r"timeout_s=.* must be a number of seconds of at least 0"):
+    with pytest.raises(SettingError, match=r"timeout_s=.* must be a number of seconds of at least 0"):
         run.close(timeout_s=timeout_s)
     assert run(X).id == 0
     run.close()
@@ -305,7 +305,7 @@ def test_a_callback_may_close(bundle: dynamic.Bundle) -> None:
 @pytest.mark.parametrize("options", [{"queue": 0}, {"queue": 2.5}, {"workers": 0}, {"workers": True}], ids=str)
 def test_wrong_sizes(bundle: dynamic.Bundle, options: dict[str, Any]) -> None:
     (name,) = options
-    with pytest.raises(BudgetError, match=f"{name}=.* whole number of at least 1"):
+    with pytest.raises(SettingError, match=f"{name}=.* whole number of at least 1"):
         faked(bundle, **options)
 
 

@@ -11,7 +11,7 @@ from torchvision.models import mobilenet_v3_small, resnet18
 import dynamic
 from dynamic.models import CifarResNet
 from dynamic.models.compress.factorization.depthwise_separable import separate, separated
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -137,9 +137,9 @@ def test_shared_weights_stay_shared() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"rank": 0}, BudgetError, "rank=0"),
-        ({"rank": 1.0}, BudgetError, "rank=1.0"),
-        ({"rank": True}, BudgetError, "rank=True"),
+        ({"rank": 0}, SettingError, "rank=0"),
+        ({"rank": 1.0}, SettingError, "rank=1.0"),
+        ({"rank": True}, SettingError, "rank=True"),
         ({"skip": ["9"]}, InputError, "'9' is no module"),
         ({"layers": "2"}, InputError, "is a string"),
         ({"layers": ["6"]}, InputError, "'6' is no convolution and holds none"),

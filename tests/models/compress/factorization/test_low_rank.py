@@ -12,7 +12,7 @@ from torchvision.models.convnext import CNBlockConfig
 import dynamic
 from dynamic.models import CifarResNet
 from dynamic.models.compress.factorization.low_rank import decompose, low_rank
-from dynamic.policies.errors import BudgetError, CalibrationError, InputError
+from dynamic.policies.errors import CalibrationError, InputError, SettingError
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -141,20 +141,20 @@ def test_shares_names_kinds_and_skip() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({}, BudgetError, "give one of them"),
-        ({"rank": 2, "energy": 0.5}, BudgetError, "give one of them"),
-        ({"energy": 0.0}, BudgetError, r"energy=0.0 is not in \(0, 1\]"),
-        ({"energy": 1.5}, BudgetError, "energy=1.5"),
-        ({"energy": float("nan")}, BudgetError, "energy=nan"),
-        ({"rank": 0}, BudgetError, "rank=0"),
-        ({"rank": 1.5}, BudgetError, "rank=1.5"),
-        ({"rank": True}, BudgetError, "rank=True"),
-        ({"rank": "3"}, BudgetError, "rank='3'"),
-        ({"rank": {"linear": 11}}, BudgetError, "rank=11 for linear, whose full rank is 10"),
+        ({}, SettingError, "give one of them"),
+        ({"rank": 2, "energy": 0.5}, SettingError, "give one of them"),
+        ({"energy": 0.0}, SettingError, r"energy=0.0 is not in \(0, 1\]"),
+        ({"energy": 1.5}, SettingError, "energy=1.5"),
+        ({"energy": float("nan")}, SettingError, "energy=nan"),
+        ({"rank": 0}, SettingError, "rank=0"),
+        ({"rank": 1.5}, SettingError, "rank=1.5"),
+        ({"rank": True}, SettingError, "rank=True"),
+        ({"rank": "3"}, SettingError, "rank='3'"),
+        ({"rank": {"linear": 11}}, SettingError, "rank=11 for linear, whose full rank is 10"),
         ({"rank": {"line": 1}}, InputError, "'line' is no module"),
         ({"rank": 1, "skip": ["nowhere"]}, InputError, "'nowhere' is no module"),
         ({"rank": 1, "skip": "linear"}, InputError, "is a string"),
-        ({"rank": 1, "kinds": ("dense",)}, BudgetError, "kinds="),
+        ({"rank": 1, "kinds": ("dense",)}, SettingError, "kinds="),
         ({"rank": 1, "calibration_data": []}, CalibrationError, "no batch"),
     ],
 )

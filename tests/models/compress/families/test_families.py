@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.errors import (
-    BudgetError,
     BundleError,
     CalibrationError,
     CorruptError,
     DynamicError,
     EngineError,
     InputError,
+    SettingError,
     WrapError,
 )
 from dynamic.models import CifarResNet
@@ -29,7 +29,7 @@ from dynamic.models.compress.families.family import Family
 from dynamic.models.compress.families.recipes import Recipe
 from dynamic.models.compress.report import Compressed, Measured, Report
 from dynamic.policies.certification.replay import replay
-from dynamic.policies.ladder import Point
+from dynamic.policies.ladder import OperatingPoint
 
 NOTHING = Report("by hand", Measured(1, 1, 1, 1.0), Measured(1, 1, 1, 1.0))
 QUICK: dict[str, Any] = {"engine": "torch", "memory": False, "by": "macs", "progress": False}
@@ -149,8 +149,8 @@ def test_an_int8_network_and_f32_ones_are_one_bundle(profiled: dynamic.Bundle, t
     images, labels = batches("certify", 60)[0]
     with loaded.runtime(dynamic.Budget(max_drop=0.05), monitor=dynamic.FixedMonitor()) as run:
         results = [run(x[None].numpy()) for x in images[:60]]
-    point = results[0].decision.point.point
-    assert {result.decision.point.point.name for result in results} == {point.name}
+    point = results[0].decision.point.operating_point
+    assert {result.decision.point.name for result in results} == {point.name}
     # calibration saw the same images in the same order: only what lies at a tie may come out otherwise, one by one
     records = loaded.records
     expected = replay(records.logits[:60], loaded.combiner(), point.thresholds, records.backbone).prediction
@@ -170,7 +170,9 @@ def test_memory_of_each_network_reaches_the_policy(profiled: dynamic.Bundle) -> 
 def hand_made(profiled: dynamic.Bundle, accuracy: float) -> dynamic.Bundle:
     """Networks of 1, 2, 3 and 10 ms; beside the reference a point at which half leave at the first and half go on."""
     inf, last = float("inf"), profiled.ladder.points[0]
-    point = Point("half", (0.5, inf, inf), (0, 3), 0.1, 0.1, None, None, last.n, (0.0, accuracy, 1.0), (0.5, 0, 0, 0.5))
+    point = OperatingPoint(
+        "half", (0.5, inf, inf), (0, 3), 0.1, 0.1, None, None, last.n, (0.0, accuracy, 1.0), (0.5, 0, 0, 0.5)
+    )
     assert profiled.costs is not None
     nothing = ((0.0,),) * 4
     costs = replace(
@@ -402,13 +404,13 @@ def test_a_single_reading_of_the_data_is_enough() -> None:
 def test_bad_settings_are_named() -> None:
     data, net = batches("choose"), Slim(8)
     for wrong, error, said in (
-        ({"targets": (2.0,)}, BudgetError, "targets holds 2.0"),
-        ({"targets": ()}, BudgetError, "targets is empty"),
-        ({"by": "energy"}, BudgetError, "by='energy'"),
-        ({"sure": 1.0}, BudgetError, "sure=1.0"),
-        ({"sure": float("nan")}, BudgetError, "sure=nan"),
-        ({"epochs": -1}, BudgetError, "epochs=-1"),
-        ({"epochs": 1.5}, BudgetError, "epochs=1.5"),
+        ({"targets": (2.0,)}, SettingError, "targets holds 2.0"),
+        ({"targets": ()}, SettingError, "targets is empty"),
+        ({"by": "energy"}, SettingError, "by='energy'"),
+        ({"sure": 1.0}, SettingError, "sure=1.0"),
+        ({"sure": float("nan")}, SettingError, "sure=nan"),
+        ({"epochs": -1}, SettingError, "epochs=-1"),
+        ({"epochs": 1.5}, SettingError, "epochs=1.5"),
         ({"engine": "abacus"}, EngineError, "abacus"),
         ({"precision": "f8"}, EngineError, "f8"),
         ({"means": "thin"}, InputError, "give a list"),
@@ -436,7 +438,7 @@ def test_a_member_that_nobody_would_accept_is_not_in_the_cascade() -> None:
         Trained().eval(), batches("choose"), (), means=[], others={"untrained": Slim(2)}, floor=0, **QUICK
     )
     assert "below the floor" not in str(lower)
-    with pytest.raises(BudgetError, match="floor=7 must be an accuracy"):
+    with pytest.raises(SettingError, match="floor=7 must be an accuracy"):
         dynamic.family(Trained().eval(), batches("choose"), (), means=[], floor=7, **QUICK)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynamic.errors import BudgetError, InputError, WrapError
+from dynamic.errors import InputError, SettingError, WrapError
 from dynamic.models.compress.families.recipes import (
     MEANS,
     Recipe,
@@ -45,7 +45,7 @@ class Method:
     def __call__(self, network: nn.Module, inputs: Any, amount: int) -> Compressed:
         self.asked.append(amount)
         if amount > self.most:
-            raise BudgetError(f"amount={amount} is too much")
+            raise SettingError(f"amount={amount} is too much")
         if amount < self.least:
             raise WrapError(f"amount={amount} takes away nothing")
         return compressed(Sized(1 - amount / 10))
@@ -114,7 +114,7 @@ def test_a_target_beyond_all_amounts_is_not_reached() -> None:
 
 
 def test_a_method_that_accepts_nothing_says_why() -> None:
-    with pytest.raises(BudgetError, match="too much"):
+    with pytest.raises(SettingError, match="too much"):
         search(Method(most=0).recipe(), nn.Identity(), EXAMPLE, 0.5, cost, {})
 
 
@@ -168,7 +168,7 @@ def test_what_is_no_recipe_is_named() -> None:
 def test_targets_are_shares() -> None:
     assert checked_targets((0.25, 0.5, 0.25)) == (0.5, 0.25)
     for wrong in (0.0, 1.0, 1.5, -0.1, float("nan"), True, "half"):
-        with pytest.raises(BudgetError, match="targets holds"):
+        with pytest.raises(SettingError, match="targets holds"):
             checked_targets((0.5, wrong))  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from dynamic.models.compress.packing import deep_compression
 from dynamic.models.compress.packing.deep_compression import deep_compress
 from dynamic.models.compress.packing.packed_file import load_packed
 from dynamic.offline.networks.checkpoints import read_tensors, write_tensors
-from dynamic.policies.errors import BudgetError, BundleError, CorruptError
+from dynamic.policies.errors import BundleError, CorruptError, SettingError
 
 PICTURE = torch.zeros(1, 1, 8, 8)
 STEPS = ((0.5, 1), (0.8, 2))
@@ -126,5 +126,5 @@ def test_in_float32_and_without_training(trained: nn.Module) -> None:
 
 @pytest.mark.parametrize("steps", [(), ((0.8, 1), (0.5, 1)), ((1.0, 1),), ((0.0, 1),)])
 def test_bad_steps(trained: nn.Module, steps: Any) -> None:
-    with pytest.raises(BudgetError, match="shares between 0 and 1 that rise"):
+    with pytest.raises(SettingError, match="shares between 0 and 1 that rise"):
         run(trained, steps=steps)

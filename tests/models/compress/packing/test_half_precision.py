@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynamic.models.compress.packing.half_precision import rounded, simple_norms
+from dynamic.models.compress.packing.half_precision import simple_norms, to_half_precision
 from dynamic.policies.errors import InputError
 
 
@@ -42,7 +42,7 @@ def test_norms_compute_the_same() -> None:
 def test_rounded_numbers_are_those_of_float16() -> None:
     network = normed()
     network.register_buffer("whole", torch.tensor(3))
-    found = rounded(network)
+    found = to_half_precision(network)
     for name, tensor in found.state_dict().items():
         before = network.state_dict()[name]
         assert tensor.dtype == before.dtype
@@ -54,4 +54,4 @@ def test_what_float16_does_not_reach() -> None:
     network = nn.Linear(1, 1)
     network.weight.data.fill_(7e4)
     with pytest.raises(InputError, match=r"weight holds 7e\+04, float16 ends at 65504; keep it in float32"):
-        rounded(network)
+        to_half_precision(network)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.models import CifarResNet, save_weights
-from dynamic.models.compress.packing.half_precision import rounded
+from dynamic.models.compress.packing.half_precision import to_half_precision
 from dynamic.models.compress.packing.packed_file import _gaps, _positions, load_packed, save_packed, unpacked
 from dynamic.models.compress.packing.weight_clustering import cluster
 from dynamic.models.compress.pruning.weight_pruning import baked, prune_weights
@@ -51,7 +51,7 @@ def test_every_bit_comes_back(kind: str, tmp_path: Path) -> None:
         "pruned": lambda: baked(prune_weights(small(), PICTURE, 0.9, latency=False).network),
         "shared": lambda: cluster(small(), PICTURE, 4, latency=False).network,
         "pruned and shared": lambda: compressed(0.8, 4),
-        "half": lambda: rounded(compressed(0.8, 4)),
+        "half": lambda: to_half_precision(compressed(0.8, 4)),
     }
     network, other = made[kind](), small(1)
     size = save_packed(network, tmp_path / "net")
@@ -84,7 +84,7 @@ def test_sizes(tmp_path: Path) -> None:
 def test_half_the_bytes_where_no_bit_is_lost(tmp_path: Path) -> None:
     network = nn.Linear(64, 64)
     whole = save_packed(network, tmp_path / "whole")
-    half = save_packed(rounded(network), tmp_path / "half")
+    half = save_packed(to_half_precision(network), tmp_path / "half")
     assert whole - half == pytest.approx(2 * (64 * 64 + 64), abs=16)
 
 

@@ -16,7 +16,7 @@ from dynamic.models import CifarResNet
 from dynamic.models.compress.packing.weight_clustering import centroids, cluster, nearest, settle, share_values
 from dynamic.models.compress.pruning.weight_pruning import masks, prune_weights
 from dynamic.models.compress.report import copied
-from dynamic.policies.errors import BudgetError, InputError
+from dynamic.policies.errors import InputError, SettingError
 
 PICTURE = torch.zeros(2, 1, 8, 8)
 
@@ -208,11 +208,11 @@ def test_fewer_weights_than_clusters() -> None:
 
 def test_bad_settings() -> None:
     network, x = small(), PICTURE
-    with pytest.raises(BudgetError, match="clusters=0 for conv"):
+    with pytest.raises(SettingError, match="clusters=0 for conv"):
         cluster(network, x, 0)
-    with pytest.raises(BudgetError, match=r"clusters for \['dense'\]; the kinds are conv, linear"):
+    with pytest.raises(SettingError, match=r"clusters for \['dense'\]; the kinds are conv, linear"):
         cluster(network, x, {"dense": 4})
-    with pytest.raises(BudgetError, match="epochs=3 and train_loader=None"):
+    with pytest.raises(SettingError, match="epochs=3 and train_loader=None"):
         cluster(network, x, 4, epochs=3)
     with pytest.raises(InputError, match=r"skip=\['layer9'\]"):
         cluster(network, x, 4, skip=("layer9",))

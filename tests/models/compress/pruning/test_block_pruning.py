@@ -8,7 +8,7 @@ from torchvision import models
 import dynamic
 from dynamic.models import CifarResNet
 from dynamic.models.compress.pruning.block_pruning import Branch, branches, prune_blocks
-from dynamic.policies.errors import BudgetError, InputError, TraceError, WrapError
+from dynamic.policies.errors import InputError, SettingError, TraceError, WrapError
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -178,17 +178,17 @@ class Branching(nn.Module):
 
 def test_errors() -> None:
     x = torch.ones(2, 4)
-    with pytest.raises(BudgetError, match="3 branches can go"):
+    with pytest.raises(SettingError, match="3 branches can go"):
         prune_blocks(chain(), x, 4)
-    with pytest.raises(BudgetError, match="count=0"):
+    with pytest.raises(SettingError, match="count=0"):
         prune_blocks(chain(), x, 0)
-    with pytest.raises(BudgetError, match="cannot go"):
+    with pytest.raises(SettingError, match="cannot go"):
         prune_blocks(chain(), x, ["3"])
     with pytest.raises(InputError, match="no such modules"):
         prune_blocks(chain(), x, 1, skip=["nowhere"])
-    with pytest.raises(BudgetError, match="importance='age'"):
+    with pytest.raises(SettingError, match="importance='age'"):
         prune_blocks(chain(), x, 1, importance="age")
-    with pytest.raises(BudgetError, match="give data="):
+    with pytest.raises(SettingError, match="give data="):
         prune_blocks(chain(), x, 1, importance="loss")
     with pytest.raises(InputError, match="no batch"):
         prune_blocks(chain(), x, 1, data=[])

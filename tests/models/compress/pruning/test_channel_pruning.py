@@ -12,7 +12,7 @@ from torchvision import models
 import dynamic
 from dynamic.models import CifarResNet
 from dynamic.models.compress.pruning.channel_pruning import prunable, prune_channels
-from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.policies.errors import InputError, SettingError, WrapError
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 DATA = [(X, torch.tensor([1, 0]))]
@@ -234,15 +234,15 @@ def test_it_can_be_wrapped() -> None:
 def test_errors() -> None:
     net = plain()
     for amount in (0.0, 1.0, float("nan")):
-        with pytest.raises(BudgetError, match=r"not in \(0, 1\)"):
+        with pytest.raises(SettingError, match=r"not in \(0, 1\)"):
             prune_channels(net, ONE, amount)
-    with pytest.raises(BudgetError, match="for 0 is not in"):
+    with pytest.raises(SettingError, match="for 0 is not in"):
         prune_channels(net, ONE, {"0": 2.0})
-    with pytest.raises(BudgetError, match="importance='age'"):
+    with pytest.raises(SettingError, match="importance='age'"):
         prune_channels(net, ONE, 0.5, importance="age")
-    with pytest.raises(BudgetError, match="give data="):
+    with pytest.raises(SettingError, match="give data="):
         prune_channels(net, ONE, 0.5, importance="taylor")
-    with pytest.raises(BudgetError, match="round_to=0"):
+    with pytest.raises(SettingError, match="round_to=0"):
         prune_channels(net, ONE, 0.5, round_to=0)
     with pytest.raises(InputError, match="no such modules"):
         prune_channels(net, ONE, 0.5, skip=["9"])
@@ -254,7 +254,7 @@ def test_errors() -> None:
         prune_channels(net, ONE, {"2": 0.5})
     with pytest.raises(WrapError, match="too few"):
         prune_channels(net, ONE, 0.5, round_to=16)
-    with pytest.raises(BudgetError, match="works on tokens"):
+    with pytest.raises(SettingError, match="works on tokens"):
         prune_channels(vit(), X, 0.5, stream=True)
     with pytest.raises(WrapError, match="prune its backbone"):
         prune_channels(dynamic.wrap(CifarResNet(8), X, exits=1), X, 0.5)

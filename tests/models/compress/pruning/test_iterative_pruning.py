@@ -16,7 +16,7 @@ from dynamic.models.compress.pruning.channel_pruning import prune_channels
 from dynamic.models.compress.pruning.iterative_pruning import Target, prune_until
 from dynamic.models.compress.pruning.pruned_structure import restructured, structure
 from dynamic.models.compress.pruning.weight_pruning import masks, prune_weights
-from dynamic.policies.errors import BudgetError, BundleError, CorruptError, InputError, WrapError
+from dynamic.policies.errors import BundleError, CorruptError, InputError, SettingError, WrapError
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -226,18 +226,18 @@ def test_another_run_and_damaged_files_are_refused(tmp_path: Path) -> None:
 
 def test_errors() -> None:
     for bad in ({"macs": 1.0}, {"nonzero": 0.0}, {"latency": -1.0}, {"drop": 1.0}, {}):
-        with pytest.raises(BudgetError):
+        with pytest.raises(SettingError):
             Target(**bad)
-    with pytest.raises(BudgetError, match="how='magic'"):
+    with pytest.raises(SettingError, match="how='magic'"):
         run(how="magic")
     for name, value in (("steps", 0), ("epochs", 0), ("mode", "heads"), ("amount", 1.5)):
-        with pytest.raises(BudgetError, match=f"{name}="):
+        with pytest.raises(SettingError, match=f"{name}="):
             run(**{name: value})
-    with pytest.raises(BudgetError, match="whole number"):
+    with pytest.raises(SettingError, match="whole number"):
         run(how="blocks", amount=0.5)
-    with pytest.raises(BudgetError, match="give data="):
+    with pytest.raises(SettingError, match="give data="):
         run(target=Target(drop=0.1), data=None)
-    with pytest.raises(BudgetError, match="teacher means nothing"):
+    with pytest.raises(SettingError, match="teacher means nothing"):
         run(mode="joint", teacher=learned())
     with pytest.raises(WrapError, match="no channels"):
         prune_until(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), EXAMPLE, [], target=Target(macs=0.5))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.models import CifarResNet
 from dynamic.models.compress.pruning.lottery_ticket import Lottery, left_by, lottery_ticket
-from dynamic.policies.errors import BudgetError, BundleError, InputError
+from dynamic.policies.errors import BundleError, InputError, SettingError
 
 X = torch.zeros(1, 4)
 
@@ -133,9 +133,9 @@ def test_shares_that_are_left() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(BudgetError, match=r"sparsity=1\.0"):
+    with pytest.raises(SettingError, match=r"sparsity=1\.0"):
         drawn(lambda network: None, sparsity=1.0)
-    with pytest.raises(BudgetError, match="rounds=0: at least 1"):
+    with pytest.raises(SettingError, match="rounds=0: at least 1"):
         drawn(lambda network: None, rounds=0)
     kept = line()
     with pytest.raises(InputError, match="gives the same weights each time"):

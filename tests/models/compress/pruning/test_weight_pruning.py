@@ -10,7 +10,7 @@ from torch import nn
 import dynamic
 from dynamic.models import CifarResNet
 from dynamic.models.compress.pruning.weight_pruning import baked, masked, masks, prune_weights
-from dynamic.policies.errors import BudgetError, InputError, WrapError
+from dynamic.policies.errors import InputError, SettingError, WrapError
 
 
 def small() -> nn.Sequential:
@@ -168,12 +168,12 @@ def test_works_on_the_exits_as_on_the_backbone() -> None:
 
 @pytest.mark.parametrize("amount", [0.0, 1.0, -1.0, float("nan")])
 def test_amounts_out_of_range(amount: float) -> None:
-    with pytest.raises(BudgetError, match=r"not in \(0, 1\)"):
+    with pytest.raises(SettingError, match=r"not in \(0, 1\)"):
         prune_weights(small(), X, amount)
 
 
 def test_bad_settings_and_networks() -> None:
-    with pytest.raises(BudgetError, match="use one of global, layer"):
+    with pytest.raises(SettingError, match="use one of global, layer"):
         prune_weights(small(), X, 0.5, scope="row")
     with pytest.raises(InputError, match="no such modules"):
         prune_weights(small(), X, 0.5, skip=["7"])

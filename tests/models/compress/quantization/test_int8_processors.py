@@ -21,7 +21,7 @@ from dynamic.models.compress.quantization.static_int8 import quantize
 from dynamic.models.compress.quantization.sum_scales import without_ties
 from dynamic.models.compress.quantization.weight_codes import saturating_channels, weight_codes, weight_scales
 from dynamic.offline.onnx_export.stage_graphs import export_stages
-from dynamic.policies.errors import BudgetError
+from dynamic.policies.errors import SettingError
 
 
 def exact_sum(activations: NDArray[np.int64], weights: NDArray[np.int64]) -> int:
@@ -125,7 +125,7 @@ def test_an_engine_adds_exactly_or_saturates_and_portable_weights_only_exactly(
 
 
 def test_an_unknown_weight_range_is_refused() -> None:
-    with pytest.raises(BudgetError, match=r"weight_range='8 bits' is not known\. Use one of \('portable'"):
+    with pytest.raises(SettingError, match=r"weight_range='8 bits' is not known\. Use one of \('portable'"):
         quantize(Sum(), torch.ones(2, 64), [torch.ones(2, 64)], weight_range="8 bits")  # type: ignore[arg-type]
 
 

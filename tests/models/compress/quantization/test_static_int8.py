@@ -19,13 +19,20 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.models import CifarResNet, load_weights, save_weights
 from dynamic.models.compress.quantization.activation_ranges import grids
-from dynamic.models.compress.quantization.int8_arithmetic import Grid, Int8Conv, Int8Linear, Rounded, Total, rounded
+from dynamic.models.compress.quantization.int8_arithmetic import (
+    Grid,
+    Int8Conv,
+    Int8Linear,
+    Rounded,
+    Total,
+    round_to_grid,
+)
 from dynamic.models.compress.quantization.int8_graph import float_stages
 from dynamic.models.compress.quantization.static_int8 import QuantizedExits, quantize
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder
 from dynamic.offline.staged_network import StagedNetwork
-from dynamic.policies.errors import BudgetError, CalibrationError, EngineError, InputError, TraceError, WrapError
+from dynamic.policies.errors import CalibrationError, EngineError, InputError, SettingError, TraceError, WrapError
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(32, 3, 16, 16, generator=GENERATOR)
@@ -86,9 +93,9 @@ def widest_gap(values: np.ndarray) -> float:
 
 def test_rounding_by_hand() -> None:
     x = torch.tensor([-1.0, 0.25, 0.75, 1.25, 1.0, 200.0])
-    assert rounded(x, Grid(0.5, 0, False).sides).tolist() == [0, 0, 1, 1, 1, 127.5]  # half to even; the ends
-    assert rounded(x, Grid(0.5, 0, True).sides).tolist() == [-1, 0, 1, 1, 1, 63.5]
-    assert rounded(x, Grid(0.5, 2, False).sides).tolist() == [-1, 0, 1, 1, 1, 126.5]
+    assert round_to_grid(x, Grid(0.5, 0, False).sides).tolist() == [0, 0, 1, 1, 1, 127.5]  # half to even; the ends
+    assert round_to_grid(x, Grid(0.5, 0, True).sides).tolist() == [-1, 0, 1, 1, 1, 63.5]
+    assert round_to_grid(x, Grid(0.5, 2, False).sides).tolist() == [-1, 0, 1, 1, 1, 126.5]
     assert Grid(0.5, 2, False).values == (-1, 126.5)
 
 
@@ -146,7 +153,7 @@ def test_percentile_and_mse_cut_what_is_rare() -> None:
     assert percentile.values[1] == pytest.approx(1, abs=2 * 4 / 4096)
 
     def error(grid: Grid) -> float:
-        return float((rounded(with_outlier, grid.sides) - with_outlier).square().sum())
+        return float((round_to_grid(with_outlier, grid.sides) - with_outlier).square().sum())
 
     assert error(grids(show(with_outlier), "mse", str)["x"]) < min(error(whole), error(percentile))
 
@@ -154,7 +161,7 @@ def test_percentile_and_mse_cut_what_is_rare() -> None:
 def test_a_tensor_of_zeros_has_a_grid() -> None:
     grid = grids(show(torch.zeros(5)), "percentile", str)["x"]
     assert grid.scale > 0
-    assert rounded(torch.zeros(5), grid.sides).tolist() == [0] * 5
+    assert round_to_grid(torch.zeros(5), grid.sides).tolist() == [0] * 5
 
 
 # ---- networks
@@ -467,7 +474,7 @@ def test_data_without_use() -> None:
 
 def test_settings_and_networks_without_use() -> None:
     network = resnet()
-    with pytest.raises(BudgetError, match=r"ranges='median'"):
+    with pytest.raises(SettingError, match=r"ranges='median'"):
         int8(network, ranges="median")
     with pytest.raises(InputError, match=r"layer1\.0\.conv9.*layer1\.0\.conv"):
         int8(network, skip=["layer1.0.conv9"])

@@ -18,7 +18,7 @@ from dynamic.models.compress.quantization.weight_only import (
     quantize_weights,
     save_codes,
 )
-from dynamic.policies.errors import BudgetError, CorruptError, InputError
+from dynamic.policies.errors import CorruptError, InputError, SettingError
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -202,14 +202,14 @@ def test_what_is_left_alone() -> None:
 
 @pytest.mark.parametrize("bits", [1, 9, 4.5, True])
 def test_bits_out_of_range(bits: int) -> None:
-    with pytest.raises(BudgetError, match="2 to 8"):
+    with pytest.raises(SettingError, match="2 to 8"):
         compressed(resnet(), bits)
 
 
 def test_other_bad_input() -> None:
     network = resnet()
     for group in (0, -1, 1.5, True):
-        with pytest.raises(BudgetError, match="group"):
+        with pytest.raises(SettingError, match="group"):
             compressed(network, 4, group=group)
     with pytest.raises(InputError, match="layer9"):
         compressed(network, 4, skip=["layer9"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.policy_cases import repeatable
 
-from dynamic.policies.rank import Rank, members
+from dynamic.policies.fast_paths import Rank, members
 
 figures = st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0, math.inf]) | st.floats(-3, 3), min_size=1)
 

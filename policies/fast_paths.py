@@ -1,11 +1,21 @@
-"""Points by one figure, least first: a set of points is the bits of an integer, and a limit costs one search."""
+"""What makes a decision cheap: sets of points as bits of an integer, and copies of frozen values without checks."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def fast_replace(value: T, **changes: Any) -> T:
+    """A copy of a frozen dataclass with other fields, unchecked. `dataclasses.replace` takes 6 to 10 times as long."""
+    copy = object.__new__(type(value))
+    copy.__dict__.update(value.__dict__, **changes)
+    return copy
 
 
 class Rank:
-    """The points by a figure. Bit i of a set stands for point i.
+    """Points by one figure, least first. Bit i of a set stands for point i, and a limit costs one search.
 
     Args:
         figures: Of the points, as they were measured. Limits compare with these.
