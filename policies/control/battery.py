@@ -72,8 +72,9 @@ class DrainModel:
 
 @dataclass(frozen=True)
 class BatteryPacer:
-    """How a battery that must last `battery_duration_s` is doing: it started at `start_s` and is looked at now, at `time_s`,
-    after it was last read at `read_s`.
+    """How a battery that must last `battery_duration_s` is doing.
+
+    It started at `start_s` and is looked at now, at `time_s`, after it was last read at `read_s`.
 
     `edge_s`, `edge`, `edge_effort`: when the charge last fell a step, to what, and the effort spent until then;
     `whole`: whether that was a step, not the first reading. `rate_s`, `rate_count`: since when requests are counted for
