@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.frontier import CostedPoint, Frontier
@@ -68,6 +68,9 @@ class Policy(Protocol):
 
     A policy of one's own is a class with this one for its base and `decide` alone: without memory the state stays None.
     """
+
+    # False: a decision holds until a snapshot, the budget, the queue or 16 observations change something
+    decides_each_request: ClassVar[bool] = True
 
     def initial(self) -> Any:
         """The state before anything was seen."""

@@ -72,6 +72,7 @@ class BudgetPolicy(Policy):
         self.limits = tuple(limits)
 
     sieve: ClassVar[type[CandidateFilter]] = CandidateFilter
+    decides_each_request: ClassVar[bool] = False
 
     def initial(self) -> BudgetState:
         """Nothing seen."""

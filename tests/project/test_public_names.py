@@ -6,6 +6,7 @@ import sys
 import dynamic
 
 NAMES = [
+    "BatchResult",
     "Battery",
     "Budget",
     "BudgetPolicy",
@@ -23,12 +24,13 @@ NAMES = [
     "Monitor",
     "OperatingPoint",
     "Policy",
+    "Prediction",
     "Preprocess",
     "Records",
-    "Result",
     "Runtime",
     "ShedError",
     "Snapshot",
+    "Statistics",
     "TraceMonitor",
     "build",
     "calibrate",
