@@ -185,7 +185,7 @@ class RequestHandler:
         # engine or a way that was not profiled
         usual = answer.usual and not answer.moved
         read = serving.bundle.preprocess is not None and not isinstance(x, Mapping)  # from pixels, which are finite
-        expected_ms = serving.frontier.path_ms(point, deepest, rows) if usual else 0.0
+        expected_ms = serving.frontier.path_ms(point, deepest, rows=rows) if usual else 0.0
         with self.lock:
             drift, drifts = serving.drift(engine, point, stages, output, inputs, x)
             if drifts or not answer.moved:

@@ -1,7 +1,7 @@
-"""Files of arrays, `.npz`, read without trust: no pickle, no array larger than its file says, one error for all faults.
+"""Files of arrays, `.npz`, from an untrusted source: without pickle, within a limit of size, and with one error.
 
-zipfile, zlib and numpy raise a dozen kinds of errors on damaged files, and numpy takes memory for whatever shape a
-header names. So sizes are compared before anything is taken.
+zipfile, zlib and numpy raise a dozen kinds of errors on damaged files, and numpy allocates whatever shape a header
+names. So sizes are compared before memory is allocated.
 """
 
 import math
