@@ -24,7 +24,7 @@ class Budget:
     """The limits on time, memory, energy, heat and accuracy of inference.
 
     None means that there is no limit. Fractions lie in [0, 1], and both ends are included. Where no point meets all
-    limits, `priority` says which of them are violated.
+    limits, `priority` decides which of them are violated.
 
     Args:
         latency_ms: Of a request from its arrival to its answer, the wait in a queue included, at `percentile`.
@@ -34,7 +34,7 @@ class Budget:
         energy_mj: Energy of one inference on average. It needs costs with energy.
         memory_mb: Resident memory of this process, in units of 10^6 bytes.
         battery_floor: Charge from 0 to 1. At or below it, without mains power, only the cheapest point runs.
-        battery_duration_s: The battery must stay above `battery_floor` for so long. The time counts from the first
+        battery_duration_s: The battery must remain above `battery_floor` for so long. The time counts from the first
             decision with this value.
         temperature_c: Inference takes less effort before the device reaches this temperature.
         max_drop: Accuracy that may be lost against the reference, 0.01 for one percentage point. With it, the fastest

@@ -87,7 +87,7 @@ class Feedback:
 class Policy(Protocol):
     """Chooses a point of the frontier for each request. It has no memory but the state that it is given.
 
-    A policy of your own inherits from this class and defines `decide`. A policy without memory leaves the state None.
+    A policy of your own inherits from this class and defines `decide`. The state of a policy without memory is None.
 
     Example:
         >>> class Cheapest(dynamic.Policy):

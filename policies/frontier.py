@@ -102,7 +102,7 @@ class Frontier:
         """Return the latency of a request at every point.
 
         Args:
-            percentile: The share of requests that stays below it, such as 0.95. None: the mean.
+            percentile: The share of requests with at most this latency, such as 0.95. None: the mean.
             rows: Inputs in the request.
             spread: See `latency`.
 
@@ -122,7 +122,7 @@ class Frontier:
         """Return the points, ranked by the latency of a request.
 
         Args:
-            percentile: The share of requests that stays below it, such as 0.95. None: the mean.
+            percentile: The share of requests with at most this latency, such as 0.95. None: the mean.
             rows: Inputs in the request.
             spread: Standard deviation of the log ratio of observed to expected times. It counts where requests
                 scatter more than during the profile. The next larger of `SPREADS` is used.

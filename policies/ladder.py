@@ -152,8 +152,8 @@ class Ladder:
         stage_names: Names of the stages `[S]`.
         points: The operating points.
         fingerprint: What they were measured on.
-        certified: Whether any point but the reference has a bound. A ladder without one runs, and every result says
-            that it is not certified.
+        certified: Whether any point but the reference has a bound. A ladder without one runs, and no result is
+            certified then.
         certificate: What the bounds rest on. None: `certify` was not called.
         scores: Histogram of the scores of calibration inputs `[S]`, for the drift test. Empty: unknown.
         floor: The accuracy that every point reaches. None: there is no floor.

@@ -52,17 +52,21 @@ class Records:
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3 or self.logits.dtype != np.float32:
-            raise InputError(f"logits are {self.logits.dtype} {list(self.logits.shape)}; expected float32 [N, S, C]")
+            raise InputError(
+                f"logits are {self.logits.dtype} {list(self.logits.shape)}: they must be float32 [N, S, C]"
+            )
         count, stages, classes = self.logits.shape
         for name in ("label", "group", "part"):
             array = getattr(self, name)
             if array is not None and array.shape != (count,):
-                raise InputError(f"{name} has shape {list(array.shape)}; {count} inputs need [{count}]")
+                raise InputError(f"{name} has shape {list(array.shape)}: {count} inputs need [{count}]")
         for name in ("backbone", "macs", "head_macs", "stage_names"):
             if len(getattr(self, name)) != stages:
                 raise InputError(f"{name} has {len(getattr(self, name))} entries for {stages} stages")
         if self.label is not None and count and not (self.label.min() >= 0 and self.label.max() < classes):
-            raise InputError(f"labels run from {self.label.min()} to {self.label.max()}; expected 0 to {classes - 1}")
+            raise InputError(
+                f"labels run from {self.label.min()} to {self.label.max()}: {classes} classes have labels from 0 to {classes - 1}"
+            )
 
     def __len__(self) -> int:
         return len(self.logits)

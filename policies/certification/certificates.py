@@ -53,8 +53,8 @@ def certify(
     its bound, for all points at once. Temperatures, score and thresholds use part 0 of the records alone. Where records
     have groups, bounds are of the risk of a random input of a random group.
 
-    A target for which nothing cheaper than the reference was certified has no point, and the certificate says how many
-    records it needs. Where that is so of all targets, the ladder is not certified. Its points are then estimates.
+    A target for which nothing cheaper than the reference was certified has no point, and the certificate has the number
+    of records it needs. Where that is so of all targets, the ladder is not certified. Its points are then estimates.
 
     Args:
         records: Calibration records of both parts.
@@ -74,7 +74,7 @@ def certify(
             the reference. 0: no floor. Without labels it is the agreement with the reference.
 
     Returns:
-        The ladder. `certificate` says what its bounds rest on, and `left_out` which points it lacks.
+        The ladder. `certificate` is what its bounds rest on, and `left_out` lists the points that it lacks.
 
     Raises:
         CalibrationError: when there are no records, one class alone, no labels that the risk needs, or no certified

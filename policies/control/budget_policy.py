@@ -49,7 +49,7 @@ class BudgetPolicy(Policy):
 
     Limits are applied in the order of the budget's `priority`. Where no point meets a limit, it is violated. The points
     that come closest to it remain, and the decision names it. With `max_drop` or `min_accuracy` the fastest of the
-    remaining points runs, because the user has said what accuracy savings may cost. Without them the most accurate
+    remaining points runs, because the user accepts a loss of accuracy for savings. Without them the most accurate
     runs.
 
     After drift the drop of a point on the new inputs is unknown. Then the point of the least promised drop runs, unless
@@ -237,5 +237,5 @@ class BudgetPolicy(Policy):
 
 
 def _saves(budget: Budget) -> bool:
-    """Whether the user has said what accuracy savings may cost."""
+    """Whether the user accepts a loss of accuracy for savings."""
     return budget.max_drop is not None or budget.min_accuracy is not None

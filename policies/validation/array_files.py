@@ -51,10 +51,10 @@ def read_arrays(path: Path, what: str, remedy: str, most_bytes: int = MOST_BYTES
             raise ValueError("a name comes twice")
         return arrays
     except MemoryError as error:
-        raise CorruptError(f"{path} does not fit into memory; free some, or {remedy}") from error
+        raise CorruptError(f"{path} does not fit into memory: free some, or {remedy}") from error
     except Exception as error:  # zipfile alone raises RuntimeError, NotImplementedError, zlib.error and others
         reason = str(error) or type(error).__name__
-        raise CorruptError(f"{path} does not read as {what} ({reason:.200}); {remedy}") from error
+        raise CorruptError(f"{path} does not read as {what} ({reason:.200}): {remedy}") from error
 
 
 def _array(content: IO[bytes], size: int) -> NDArray[Any]:

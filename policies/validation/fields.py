@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
-MOST = 1e15  # of any measured figure: sums and products of some stay finite
+MOST = 1e15  # of any measured figure, so that sums and products of some are finite
 MOST_ITEMS = 1_000_000
 _MOST_LETTERS = 10_000
 T = TypeVar("T")

@@ -39,14 +39,14 @@ def test_select_takes_the_same_rows_of_everything() -> None:
     ("fields", "message"),
     [
         ({"logits": LOGITS.astype(float)}, "float64"),
-        ({"logits": LOGITS[:, 0]}, r"expected float32 \[N, S, C\]"),
+        ({"logits": LOGITS[:, 0]}, r"must be float32 \[N, S, C\]"),
         ({"label": LABEL[:5]}, "label has shape"),
         ({"group": np.zeros((20, 2))}, "group has shape"),
         ({"part": np.zeros(21, np.int8)}, r"part has shape \[21\]"),
         ({"backbone": (0, 1)}, "backbone has 2 entries for 3 stages"),
         ({"stage_names": ("a",)}, "stage_names"),
         ({"macs": (1.0,) * 4}, "macs"),
-        ({"label": LABEL + 1}, "labels run from 1 to 4; expected 0 to 3"),
+        ({"label": LABEL + 1}, "labels run from 1 to 4: 4 classes have labels from 0 to 3"),
         ({"label": LABEL - 1}, "labels run from -1"),
     ],
 )

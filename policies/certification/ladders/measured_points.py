@@ -1,4 +1,4 @@
-"""Points of a ladder as they are measured on records, and those that a ladder leaves out."""
+"""Points of a ladder as they are measured on records, and those that a ladder excludes."""
 
 import math
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ def measured_point(
 def why_excluded(
     point: OperatingPoint, reference: OperatingPoint, *, floor: float | None, risk_limit: float
 ) -> str | None:
-    """Why a ladder leaves a measured point out, or None where it does not."""
+    """The reason why a ladder excludes a measured point. None: it does not."""
     right = point.accuracy.mid
     if floor is not None and right < floor:
         return f"{point.name}: accuracy {right:.4f} is below the floor {floor:.4f}, left out"
