@@ -33,6 +33,10 @@ from dynamic.data.picture_files import find_pictures
 from dynamic.data.preprocessing import RGB, Gray
 from dynamic.errors import DynamicError, InputError, SettingError
 from dynamic.extras import with_remedy
+from dynamic.policies.budget import check_on_drift
+from dynamic.policies.certification.ladders.settings import check_score_choice
+from dynamic.policies.certification.risks import risk_named
+from dynamic.policies.scores import check_combination
 from dynamic.progress import track
 from dynamic.report.run_tables import left_out_text, run_text
 from dynamic.runtime.result import Prediction
@@ -152,15 +156,17 @@ def build(
         made[-1] = wrapped = dynamic.wrap(made[-1], next(iter(train))[0], exits=exits)
         print(dynamic.fit(wrapped, train, mode="heads", seed=seed))
     names = [path.rpartition(":")[2] for path in networks]
-    cascade = dynamic.Cascade(made, combine=combine, names=names if len(set(names)) == len(names) else None)
+    cascade = dynamic.Cascade(
+        made, combine=check_combination(combine), names=names if len(set(names)) == len(names) else None
+    )
     bundle = dynamic.build(
         cascade,
         held_out,
         engine,
         preprocess=preprocess,
         classes=images.classes,
-        score=score,
-        risk=risk,
+        score=check_score_choice(score),
+        risk=risk_named(risk).name,
         delta=delta,
         seed=seed,
         max_drops=max_drop or None,
@@ -181,9 +187,14 @@ def certify(
     score: Annotated[str | None, typer.Option(help="Another score, or 'auto'.")] = None,
 ) -> None:
     """Make another ladder of a bundle's records: other targets, risk or delta. To choose by the outcome voids it."""
-    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score, floor=floor).save(
-        out
-    )
+    bundle = dynamic.recertify(
+        dynamic.load(shelf),
+        max_drop or None,
+        delta,
+        risk=None if risk is None else risk_named(risk).name,
+        score=None if score is None else check_score_choice(score),
+        floor=floor,
+    ).save(out)
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
 
@@ -243,13 +254,13 @@ def run(
     Files that do not read, or do not fit, are left out and listed with the reason.
     """
     budget = dynamic.Budget(
-        latency_ms,
-        fraction(percentile),
-        deadline_ms,
+        latency_ms=latency_ms,
+        percentile=fraction(percentile),
+        deadline_ms=deadline_ms,
         memory_mb=memory_mb,
         battery_floor=battery_floor,
         max_drop=max_drop,
-        on_drift=on_drift,
+        on_drift=check_on_drift(on_drift),
         cpu_ms=cpu_ms,
     )
     bundle = dynamic.load(shelf)

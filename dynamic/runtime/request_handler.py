@@ -295,7 +295,7 @@ class RequestHandler:
         if run is None:
             return
         frontier = deployment.frontier
-        expected_ms = [frontier.path_ms(point, stage, 1) for stage in range(len(deployment.bundle.spec.stages))]
+        expected_ms = [frontier.path_ms(point, stage, rows=1) for stage in range(len(deployment.bundle.spec.stages))]
         certified = (
             deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.found
         )
@@ -323,7 +323,7 @@ class RequestHandler:
         # loading, and the first run after it, happen once and say nothing about how slow the device is. Nor does an
         # engine or a way that was not profiled
         usual = answer.usual and not answer.moved
-        expected_ms = deployment.frontier.path_ms(point, max(stages), len(stages)) if usual else 0.0
+        expected_ms = deployment.frontier.path_ms(point, max(stages), rows=len(stages)) if usual else 0.0
         pixels = deployment.bundle.preprocess is not None and not isinstance(x, Mapping)  # which are finite
         with self.lock:
             captured = deployment.capture(engine, inputs, x)

@@ -151,7 +151,7 @@ def test_a_restart_says_nothing_about_how_slow_the_device_is(bundle: dynamic.Bun
     for x in inputs(300, 0.0, 0.4):
         run(x)
     run.restart_drift()
-    before, after = seen[-2].seen, seen[-1].seen
+    before, after = seen[-2].device, seen[-1].device
     assert (before.drift, after.drift) == (True, False)
     assert after == fast_replace(before, drift=False)
     run.restart_drift()  # nothing new to tell
