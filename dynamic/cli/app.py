@@ -139,8 +139,9 @@ def build(
         raise SettingError(f"{len(weights)} --weights for {len(networks)} networks: give one for each, in order")
     if exits is not None and train_data is None and train_split is None:
         raise SettingError("--exits needs --train-data or --train-split: exits must not train on the held-out images")
-    sizes = size("--resize", resize), size("--crop", crop)
-    preprocess = dynamic.Preprocess.of(numbers("--mean", mean), numbers("--std", std), *sizes)
+    preprocess = dynamic.Preprocess.of(
+        numbers("--mean", mean), numbers("--std", std), resize=size("--resize", resize), crop=size("--crop", crop)
+    )
     made = [network_at(path) for path in networks]
     for network, file in zip(made, weights or (), strict=False):
         load_weights(network, file)

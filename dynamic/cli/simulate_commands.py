@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -25,7 +25,7 @@ from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.errors import SettingError
 from dynamic.simulate.device_models import device as device_named
 from dynamic.simulate.device_models import devices
-from dynamic.simulate.scenario_library import SCENARIOS, scenario
+from dynamic.simulate.scenario_library import SCENARIOS, ScenarioName, scenario
 from dynamic.simulate.simulator import simulate as simulate_on
 from dynamic.simulate.workload import Constant, Poisson, Workload
 
@@ -101,17 +101,19 @@ def simulate(
     own: dict[str, Any] = {"background_load": background_load, "battery": battery}
     options = {name: value for name, value in own.items() if value is not None} | {"seed": seed}
     if scenario_name is not None:
-        what = scenario(scenario_name, chosen, bundle.frontier, duration_s, seed)
+        what = scenario(
+            cast(ScenarioName, scenario_name), chosen, frontier=bundle.frontier, duration_s=duration_s, seed=seed
+        )
         assert isinstance(what.budget, Budget)
         budget, requests = replace(what.budget, percentile=budget.percentile, **given), what.workload
         options = what.surroundings() | options
     report = simulate_on(
         bundle.frontier,
         records if len(records) else bundle.records,
-        chosen,
-        requests,
-        BudgetPolicy(),
-        budget,
+        device=chosen,
+        workload=requests,
+        policy=BudgetPolicy(),
+        budget=budget,
         **options,
     )
     print(json.dumps(report.to_json()) if as_json else f"{report}\n{certificate_text(bundle.ladder)}")

@@ -30,9 +30,21 @@ _CIFAR10 = (
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N images of one size: `images [N, H, W, C]` uint8, `labels [N]` int64 into `classes`.
+    """N labelled images of one size.
 
-    Raises InputError where shapes, dtypes or labels do not fit.
+    Args:
+        images: Pixels `[N, H, W, C]`, uint8.
+        labels: Class of each image `[N]`, int64, an index into `classes`.
+        classes: Names of the classes.
+
+    Raises:
+        InputError: Shapes, dtypes or labels do not fit.
+
+    Example:
+        >>> images = np.zeros((2, 8, 8, 1), np.uint8)
+        >>> pair = dynamic.data.ImageSet(images, np.array([0, 1]), classes=("cat", "dog"))
+        >>> len(pair)
+        2
     """
 
     images: NDArray[np.uint8]
@@ -55,23 +67,58 @@ class ImageSet:
         return len(self.images)
 
     def select(self, which: NDArray[Any]) -> "ImageSet":
-        """The images at an index or mask over N."""
+        """Return some of the images.
+
+        Args:
+            which: Indices `[M]`, or a mask `[N]`.
+
+        Returns:
+            These images, with all classes.
+
+        Raises:
+            IndexError: An index is out of range, or the mask is of another length.
+
+        Example:
+            >>> digits = dynamic.data.digits()
+            >>> len(digits.select(digits.labels == 3))
+            183
+        """
         return ImageSet(self.images[which], self.labels[which], self.classes)
 
 
 def load_images(
-    path: str | Path, split: str | None = None, cache: bool = True, progress: bool | None = None
+    path: str | Path, split: str | None = None, *, cache: bool = True, progress: bool | None = None
 ) -> ImageSet:
-    """Every image of a folder or `.zip` of `<class>/<image>`, or of `<split>/<class>/<image>`, at any depth.
+    """Read every image of a data set in class folders.
 
-    Classes are numbered by name, images ordered by class and file name. Links are followed. Gray images have one
-    channel, all others three, RGB. `picture_decoding.read_picture` says how files are read. Nothing is unpacked.
-    `cache` keeps the decoded arrays in the user's cache folder ($XDG_CACHE_HOME or ~/.cache, dynamic-inference) until
-    the source changes.
+    The folder or `.zip` holds `<class>/<image>`, or `<split>/<class>/<image>`, at any depth. Classes are numbered by
+    name. Images come in the order of class and file name. Links are followed. Gray images have one channel, all others
+    have three, in the order RGB. A zip is not unpacked. `picture_decoding.read_picture` describes how a file is read.
 
-    Raises InputError where there is nothing at `path`, no class folders, one of them without images, several splits
-    and none named, files that do not read as images (all are named), or images of different sizes; DynamicError where
-    Pillow is not installed.
+    Args:
+        path: The folder or `.zip`.
+        split: Name of the folder above the class folders. None: there is one.
+        cache: Whether to store the decoded arrays in the user's cache folder until the source changes. The folder is
+            `dynamic-inference` in $XDG_CACHE_HOME or ~/.cache.
+        progress: Whether to show a progress bar. None: on a terminal.
+
+    Returns:
+        The images.
+
+    Raises:
+        InputError: There is nothing at `path`, or no class folder. A class has no image, a file does not read, or
+            images have several sizes. There are several splits, and none is named.
+        DynamicError: Pillow is not installed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> for name in ("cat", "dog"):
+        ...     Path("pets", name).mkdir(parents=True, exist_ok=True)
+        ...     Image.new("L", (8, 8)).save(Path("pets", name, "0.png"))
+        >>> pets = dynamic.data.load_images("pets", cache=False)
+        >>> pets.classes, pets.images.shape
+        (('cat', 'dog'), (2, 8, 8, 1))
     """
     try:
         source = Path(path).expanduser()
@@ -91,10 +138,19 @@ def load_images(
 
 
 def digits() -> ImageSet:
-    """scikit-learn's 1,797 handwritten digits, `[1797, 8, 8, 1]`, their 0..16 scaled to 0..255.
+    """Return scikit-learn's 1,797 handwritten digits, their values 0 to 16 scaled to 0 to 255.
 
-    Source: Alpaydin and Kaynak 1998, UCI optical recognition of handwritten digits, its test part. Raises
-    DynamicError where scikit-learn is not installed.
+    Source: Alpaydin and Kaynak 1998, UCI optical recognition of handwritten digits, its test part.
+
+    Returns:
+        Images `[1797, 8, 8, 1]` of 10 classes.
+
+    Raises:
+        DynamicError: scikit-learn is not installed.
+
+    Example:
+        >>> dynamic.data.digits().images.shape
+        (1797, 8, 8, 1)
     """
     try:
         from sklearn.datasets import load_digits
@@ -108,7 +164,23 @@ def digits() -> ImageSet:
 def stratified_halves(
     labels: NDArray[np.integer[Any]] | Sequence[int], seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Two halves of the indices of `labels [N]`, sorted; every class is halved, and the whole to within one."""
+    """Divide a data set into two halves at random. Every class is halved, and so is the whole, to within one.
+
+    Args:
+        labels: Class of each element `[N]`.
+        seed: Seed of the draw.
+
+    Returns:
+        Sorted indices of the first half and of the second.
+
+    Raises:
+        InputError: `labels` has another shape.
+
+    Example:
+        >>> first, second = dynamic.data.stratified_halves([0, 0, 0, 0, 1, 1])
+        >>> len(first), len(second)
+        (3, 3)
+    """
     array = np.asarray(labels)
     if array.ndim != 1:
         raise InputError(f"labels have shape {list(array.shape)}; expected [N]")
@@ -125,7 +197,7 @@ def stratified_halves(
 
 
 def _chosen(pictures: Sequence[Picture], split: str | None, source: Path) -> list[Picture]:
-    """The images of the split asked for, by class and name; every class folder of it has some."""
+    """Images of one split by class and name. Every class folder of it has some."""
     above = {p.place.parent.parent.as_posix() for p in pictures if len(p.place.parts) >= 2}
     if not above:
         raise InputError(f"{source} holds no images in class folders, <class>/<image>. {_CIFAR10}")
@@ -186,7 +258,7 @@ def _decode(source: Path, pictures: Sequence[Picture], split: str | None, progre
 
 
 def _cache_folder() -> Path | None:
-    """None for a user without a home directory, as containers have them: nothing is kept then."""
+    """The cache folder. None for a user without a home directory, as in containers: then nothing is stored."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
@@ -195,7 +267,7 @@ def _cache_folder() -> Path | None:
 
 
 def _state(source: Path, pictures: Sequence[Picture]) -> Iterator[str]:
-    """Lines that change when an image does."""
+    """Lines that change when an image changes."""
     if source.is_file():
         status = source.stat()
         yield f"{status.st_size} {status.st_mtime_ns}"

@@ -35,7 +35,7 @@ logger = logging.getLogger("dynamic")
 
 
 class PictureError(InputError):
-    """A picture that does not read; `name` says which, `reason` why."""
+    """A picture that does not read. `name` is the picture, `reason` the cause."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} does not read as an image ({reason}); remove it, or copy it again")
@@ -43,7 +43,7 @@ class PictureError(InputError):
 
 
 def is_picture(image: Any) -> TypeGuard["Image"]:
-    """Whether this is an image of Pillow. Pillow is not imported: where nobody did, nothing is an image of it."""
+    """Whether this is an image of Pillow. Pillow is not imported: where it is not loaded, there is no such image."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(image, pillow.Image)
 
@@ -81,13 +81,13 @@ def read_picture(content: bytes, name: str, channels: int | None = None) -> NDAr
 
 
 def picture_pixels(image: "Image") -> NDArray[np.uint8]:
-    """The pixels of an image of Pillow, as `read_picture` gives them for its file.
+    """The pixels of an image of Pillow, as `read_picture` returns them for its file.
 
     Args:
-        image: The image. It stays as it is.
+        image: The image. It is not changed.
 
     Returns:
-        `[H, W, C]`: C is 1 where the image is gray, 4 where its mode is RGBA, and else 3.
+        `[H, W, C]`: C is 1 for a gray image, 4 for mode RGBA, and else 3.
 
     Raises:
         PictureError: Its file is damaged, or its pixels have no fixed range.
@@ -99,7 +99,7 @@ def picture_pixels(image: "Image") -> NDArray[np.uint8]:
 
 
 def picture_shape(image: "Image") -> tuple[int, int, int]:
-    """The shape `[H, W, C]` that `picture_pixels` will give, without decoding the image."""
+    """The shape `[H, W, C]` of `picture_pixels`, without decoding the image."""
     turn = _TURNS.get(_orientation(image))
     height, width = image.height, image.width
     if turn is not None and turn[0] and getattr(image, "tag_v2", {}).get(_TIFF_WIDTH, width) == width:
@@ -109,9 +109,16 @@ def picture_shape(image: "Image") -> tuple[int, int, int]:
 
 
 def copy_picture(image: "Image") -> "Image":
-    """An image of the same pixels and turn, whatever is drawn on this one and whether its file is closed.
+    """A copy of an image with its pixels and orientation, independent of its file.
 
-    Raises what Pillow raises where its file is damaged.
+    Args:
+        image: The image.
+
+    Returns:
+        The copy.
+
+    Raises:
+        Exception: Whatever Pillow raises on a damaged file.
     """
     from PIL.Image import Exif
 
@@ -148,7 +155,7 @@ def _pixels(image: "Image", channels: int | None, alpha: bool) -> NDArray[np.uin
 
 
 def _eight_bits(image: "Image") -> "Image":
-    """Pillow's own conversion cuts everything above 255 off, so that 16 bits come out white."""
+    """An image of 8 bits a channel. Pillow's own conversion clips at 255, so that 16 bits become white."""
     from PIL import Image
 
     deep = image.mode in _DEEP or (image.mode == "I" and image.format in _SIXTEEN_BITS)

@@ -1,4 +1,4 @@
-"""Image files one by one, from files, folders and zips; building and running find and read them alike."""
+"""Image files one by one, from files, folders and zips. Building and running read them in the same way."""
 
 import logging
 import os
@@ -23,10 +23,13 @@ logger = logging.getLogger("dynamic")
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is read when asked.
+    """An image that is read on demand.
 
-    `folder` is the name of the folder it lies in, in data sets its class; `place` where it lies in the folder or zip
-    that was searched. A link has the folder that it lies in, not that of its target.
+    Args:
+        name: Name for messages.
+        folder: Name of the folder that holds it, in data sets its class. For a link, that of the link.
+        read: Returns the bytes of the file.
+        place: Path within the folder or zip that was searched.
     """
 
     name: str
@@ -35,9 +38,17 @@ class Picture:
     place: PurePosixPath
 
     def pixels(self, channels: int | None = None) -> NDArray[np.uint8]:
-        """`[H, W, channels]`, gray (1) or RGB (3); None: gray where the image is, else RGB. See `read_picture`.
+        """Read and decode the image. See `read_picture`.
 
-        Raises InputError where it does not read, DynamicError where Pillow is not installed.
+        Args:
+            channels: 1 for gray, 3 for RGB. None: gray for a gray image, else RGB.
+
+        Returns:
+            Pixels `[H, W, channels]`.
+
+        Raises:
+            InputError: The image does not read.
+            DynamicError: Pillow is not installed.
         """
         try:
             content = self.read()
@@ -51,9 +62,17 @@ class Picture:
 
 
 def find_pictures(paths: Iterable[Path], split: str | None = None) -> list[Picture]:
-    """Every image at these paths; of folders and zips all that lie in them, by name.
+    """Find every image at some paths.
 
-    `split`: only images of `<split>/<class>/<image>`. Raises InputError where a path does not exist or holds no image.
+    Args:
+        paths: Image files, folders and zips.
+        split: Name of the folder above the class folders. None: images of all folders.
+
+    Returns:
+        The images. Those of a folder or zip come by name.
+
+    Raises:
+        InputError: A path does not exist or holds no image.
     """
     found: list[Picture] = []
     for path in paths:
@@ -89,7 +108,7 @@ def pictures_in(source: Path) -> list[Picture]:
 
 
 def folders_in(source: Path, place: PurePosixPath) -> list[str]:
-    """Names of the folders at a place in a folder or zip, links that lead nowhere included."""
+    """Names of the folders at a place in a folder or zip, links without a target included."""
     if source.is_dir():
         entries = _entries(source / place)
         return [entry.name for entry in entries if _is_folder(entry) or _leads_nowhere(entry)]
@@ -108,7 +127,7 @@ def _folder(source: Path) -> Iterator[Picture]:
 
 
 def _walk(source: Path, place: PurePosixPath, above: frozenset[tuple[int, int]]) -> Iterator[PurePosixPath]:
-    """Places of images; `above`: device and inode of the folders on the way, as a link may lead back to one."""
+    """Places of images. `above` holds device and inode of the folders on the way, as a link may lead back to one."""
     status = (source / place).stat()
     key = status.st_dev, status.st_ino
     if key in above:

@@ -324,7 +324,7 @@ def test_a_battery_function_may_know_more(tree: Tree) -> None:
         return dict(source.read().fields)
 
     assert read(0.5) == {"battery": 0.5, "battery_mwh": None, "plugged": None}
-    assert read(Battery(0.5, True, 9000.0)) == {"battery": 0.5, "battery_mwh": 9000.0, "plugged": True}
+    assert read(Battery(0.5, True, energy_mwh=9000.0)) == {"battery": 0.5, "battery_mwh": 9000.0, "plugged": True}
     for wrong in (None, "full", SimpleNamespace(level=1)):
         with pytest.raises((TypeError, ValueError)):
             read(wrong)
