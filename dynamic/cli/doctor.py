@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ from dynamic.bundle.requirements import unmet_needs
 from dynamic.bundle.tables import table
 from dynamic.engines.engine_factory import ENGINES, PRECISIONS
 from dynamic.extras import remedy
-from dynamic.monitoring.contract import SourceReport
+from dynamic.monitoring.contract import SensorField, SourceReport
 from dynamic.monitoring.monitor import Monitor
 from dynamic.monitoring.sources.cpu import usable_cores
 from dynamic.monitoring.sources.limits import CpuLimit, Limit, MemoryLimit
@@ -23,7 +23,7 @@ from dynamic.policies.snapshot import Snapshot
 from dynamic.profiling.machine import machine_name
 
 # fields of a Snapshot that sensors tell, with their units
-UNITS = {
+UNITS: Mapping[SensorField, str] = {
     "cpu_load": "of the cores, by others",
     "cpu_cores": "cores",
     "cpu_pressure": "of the time",
@@ -67,7 +67,7 @@ class EngineState:
 class SensorState:
     """One field of the snapshot: its `value` and `origin`, or why there is none, with the remedy."""
 
-    field: str
+    field: SensorField
     value: float | bool | None
     unit: str
     origin: str | None
@@ -254,7 +254,8 @@ def _value(sensor: SensorState) -> str:
 def _engine(name: str) -> EngineState:
     if not _is_there(name):
         return EngineState(name, False, None, (), f"not installed: {_INSTALL[name]}")
-    precisions, problem = PRECISIONS[name], None
+    precisions: tuple[str, ...] = PRECISIONS[name]
+    problem = None
     try:
         if name in _CHECKS:
             precisions, problem = _CHECKS[name](precisions)
@@ -313,7 +314,7 @@ def _settled(report: SourceReport) -> bool:
     return all(value is not None for name, value in report.reading.fields.items() if name not in _SILENT_FOR_NOW)
 
 
-def _sensor(field: str, snapshot: Snapshot, reports: Sequence[SourceReport]) -> SensorState:
+def _sensor(field: SensorField, snapshot: Snapshot, reports: Sequence[SourceReport]) -> SensorState:
     value = getattr(snapshot, field)
     telling = [report for report in reports if field in report.fields]
     if value is not None:

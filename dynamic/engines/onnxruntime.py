@@ -13,9 +13,9 @@ from dynamic.engines.contract import OUTPUTS, THRESHOLDS, Array, CascadeSpec, Ou
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, gives_back, trim_memory
 from dynamic.engines.model_files.graph_files import BundleFiles, Held
-from dynamic.policies.errors import EngineError, SettingError
+from dynamic.engines.options import Idle
+from dynamic.policies.errors import EngineError
 
-IDLE = ("sleep", "spin")
 _LOOK_S = 0.05  # between looks, which take some 3 us a file
 
 
@@ -34,15 +34,11 @@ class Sessions:
         self,
         folder: Path,
         threads: int | None,
-        idle: str,
+        idle: Idle,
         rivals: bool,
         hashes: Mapping[str, str] | None = None,
         held: Held | None = None,
     ) -> None:
-        if idle not in IDLE:
-            raise SettingError(f"idle={idle!r} is not known; use one of {IDLE}")
-        if threads is not None and threads < 1:
-            raise SettingError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
         self._files, self._idle, self._rivals = BundleFiles(folder, hashes, held), idle, rivals
         self._open: dict[str, Any] = {}  # file -> session
@@ -139,7 +135,7 @@ class OnnxRuntimeExecutor:
         folder: Path,
         spec: CascadeSpec,
         threads: int | None = None,
-        idle: str = "sleep",
+        idle: Idle = "sleep",
         hashes: Mapping[str, str] | None = None,
         held: Held | None = None,
     ) -> None:
@@ -207,7 +203,7 @@ class OnnxRuntimeGraph:
         folder: Path,
         spec: CascadeSpec,
         threads: int | None = None,
-        idle: str = "sleep",
+        idle: Idle = "sleep",
         hashes: Mapping[str, str] | None = None,
         held: Held | None = None,
     ) -> None:

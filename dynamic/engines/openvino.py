@@ -15,7 +15,7 @@ from dynamic.engines.contract import Array, CascadeSpec, Output, graph_file
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.engines.model_files.graph_files import BundleFiles, Held
-from dynamic.policies.errors import EngineError, SettingError
+from dynamic.policies.errors import EngineError
 
 
 def new_core() -> Any:
@@ -93,8 +93,6 @@ class Models:
         hashes: Mapping[str, str] | None = None,
         held: Held | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise SettingError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
         self._core: Any = None  # until it is wanted, in the process that wants it
         if precision == "bf16":

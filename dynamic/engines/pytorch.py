@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynamic.engines.contract import Array, CascadeSpec
 from dynamic.engines.forking import forget_after_fork
-from dynamic.policies.errors import EngineError, SettingError
+from dynamic.policies.errors import EngineError
 
 
 class TorchExecutor:
@@ -36,8 +36,6 @@ class TorchExecutor:
         if len(stages) != len(spec.stages):
             raise EngineError(f"{len(stages)} torch stages given; the cascade has {len(spec.stages)}")
         if threads is not None:
-            if threads < 1:
-                raise SettingError(f"threads={threads} must be at least 1")
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads()
         try:

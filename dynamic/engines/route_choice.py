@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Executor, Expected, Graph, Output
 from dynamic.engines.memory import trim_memory
+from dynamic.engines.options import Route
 from dynamic.engines.stage_loop import StageEngine, check_inputs
 from dynamic.policies.errors import EngineError
 
-ROUTES = ("graph", "stages")
 _SPARE = 100  # requests by the graph, after which stages that none of them needed are given back
 
 
@@ -23,9 +23,7 @@ class CascadeEngine:
     stagewise, has a deadline, or for which only some backbones may stay in memory takes the stages.
     """
 
-    def __init__(self, stages: StageEngine, graph: Graph | None, route: str | None = None) -> None:
-        if route is not None and route not in ROUTES:
-            raise EngineError(f"route={route!r} is not known; use one of {ROUTES}, or None for the faster")
+    def __init__(self, stages: StageEngine, graph: Graph | None, route: Route | None = None) -> None:
         if route == "graph" and graph is None:
             raise EngineError(f"engine {stages.name!r} has no single graph here; use route='stages' or None")
         self.name, self.precision, self.threads = stages.name, stages.precision, stages.threads

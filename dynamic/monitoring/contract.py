@@ -2,7 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Literal
+
+# the fields of a Snapshot that sensors read
+SensorField = Literal[
+    "cpu_load",
+    "cpu_cores",
+    "cpu_pressure",
+    "memory_pressure",
+    "frequency_ratio",
+    "memory_available_mb",
+    "memory_process_mb",
+    "battery",
+    "battery_mwh",
+    "plugged",
+    "power_mw",
+    "temperature_c",
+    "throttled",
+]
 
 # what no device can be beyond; a value outside is refused
 LIMITS = {
