@@ -22,11 +22,11 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
         InputError: It is no array, for instance lists of different lengths, or a tensor that needs gradients. Or some
             of its values are masked.
     """
-    if type(value) is np.ndarray:  # first: it is what comes in nearly every request
+    if type(value) is np.ndarray:  # first: nearly every request has one
         array = value
     elif _is_masked(value):
         raise InputError(
-            f"{what} is a {type(value).__name__} with masked values, which a network cannot leave out: fill them "
+            f"{what} is a {type(value).__name__} with masked values, which a network cannot skip: fill them "
             "first, array.filled(value)"
         )
     else:
@@ -38,7 +38,7 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
             ) from error
         except Exception as error:  # of numpy, of torch, and of whatever else offers its values
             raise InputError(
-                f"{what} is a {type(value).__name__} that is no array ({error}); give a numpy array, "
+                f"{what} is a {type(value).__name__} that is no array ({error}): give a numpy array, "
                 "of a tensor tensor.detach().cpu().numpy(), of a bfloat16 one tensor.float() first"
             ) from error
     return array
@@ -62,7 +62,7 @@ def as_numbers(value: Any, what: str) -> NDArray[Any]:
         kind = "an array" if isinstance(value, np.ndarray) else f"a {type(value).__name__} that makes an array"
         holds = "Python objects" if array.dtype.kind == "O" else "text"
         raise InputError(
-            f"{what} is {kind} {list(array.shape)} of {holds}, not of numbers; give a numpy array of numbers, in which "
+            f"{what} is {kind} {list(array.shape)} of {holds}, not of numbers: give a numpy array of numbers, in which "
             "all rows are equally long and nothing is None"
         )
     return array

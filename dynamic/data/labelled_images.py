@@ -23,8 +23,8 @@ logger = logging.getLogger("dynamic")
 _READER = 2  # of pictures: what another one has decoded is decoded again
 _LISTED = 20  # broken images named in one message
 _CIFAR10 = (
-    'CIFAR-10, for one, comes with torchvision.datasets.CIFAR10("data", download=True); '
-    "save its images as <split>/<class>/<number>.png"
+    'CIFAR-10, for one, comes with torchvision.datasets.CIFAR10("data", download=True). '
+    "Save its images as <split>/<class>/<number>.png"
 )
 
 
@@ -53,10 +53,10 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            raise InputError(f"images are {self.images.dtype} {list(self.images.shape)}; expected uint8 [N, H, W, C]")
+            raise InputError(f"images are {self.images.dtype} {list(self.images.shape)}, expected uint8 [N, H, W, C]")
         if self.labels.shape != (len(self.images),) or self.labels.dtype != np.int64:
             raise InputError(
-                f"labels are {self.labels.dtype} {list(self.labels.shape)}; expected int64 [{len(self.images)}]"
+                f"labels are {self.labels.dtype} {list(self.labels.shape)}, expected int64 [{len(self.images)}]"
             )
         if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.classes)):
             raise InputError(
@@ -123,9 +123,11 @@ def load_images(
     try:
         source = Path(path).expanduser()
     except RuntimeError as error:  # no $HOME, and the user is not in the password file
-        raise InputError(f"{path}: this user has no home directory; give the whole path") from error
+        raise InputError(
+            f"{path} needs a home directory, and this user has no home directory: give the whole path"
+        ) from error
     if not source.exists():
-        raise InputError(f"{source} does not exist; give a folder or .zip of class folders. {_CIFAR10}")
+        raise InputError(f"{source} does not exist: give a folder or .zip of class folders. {_CIFAR10}")
     pictures = pictures_in(source)
     folder = _cache_folder() if cache else None
     kept = folder / f"images-{_key(source, _state(source, pictures), split)}.npz" if folder is not None else None
@@ -183,7 +185,7 @@ def stratified_halves(
     """
     array = np.asarray(labels)
     if array.ndim != 1:
-        raise InputError(f"labels have shape {list(array.shape)}; expected [N]")
+        raise InputError(f"labels have shape {list(array.shape)}, expected [N]")
     random = np.random.default_rng(seed)
     first: list[NDArray[np.int64]] = []
     extra = 1  # an odd class gives its extra member to either half in turn
@@ -205,7 +207,7 @@ def _chosen(pictures: Sequence[Picture], split: str | None, source: Path) -> lis
     if split is not None:
         above = {folder for folder in above if PurePosixPath(folder).name == split}
         if not above:
-            raise InputError(f"{source} has no split {split!r}; it has {[PurePosixPath(f).name or f for f in found]}")
+            raise InputError(f"{source} has no split {split!r}: it has {[PurePosixPath(f).name or f for f in found]}")
         found = sorted(above)
     if len(found) > 1:
         raise InputError(
@@ -216,10 +218,10 @@ def _chosen(pictures: Sequence[Picture], split: str | None, source: Path) -> lis
     chosen = [p for p in pictures if len(p.place.parts) >= 2 and p.place.parent.parent == place]
     classes = {p.place.parent.name for p in chosen}
     empty = [name for name in folders_in(source, place) if name not in classes]
-    if empty:  # left out, they would shift the numbers of the classes behind them
+    if empty:  # without them, the numbers of the following classes would shift
         raise InputError(
             f"{', '.join(str(source / place / name) for name in empty)}: a class folder without images, or a link "
-            "that leads nowhere; put images there, or remove it"
+            "without a target. Put images there, or remove it"
         )
     return sorted(chosen, key=lambda picture: (picture.place.parent.name, picture.place.as_posix()))
 
@@ -236,19 +238,19 @@ def _decode(source: Path, pictures: Sequence[Picture], split: str | None, progre
             broken.append((str(picture.place), error.reason))
     if len(broken) == 1:
         raise InputError(
-            f"{broken[0][0]} in {source} does not read as an image ({broken[0][1]}); remove it, or copy it again"
+            f"{broken[0][0]} in {source} does not read as an image ({broken[0][1]}): remove it, or copy it again"
         )
-    if broken:  # all of them at once: whoever removes them starts again only once
-        named = "; ".join(f"{place} ({reason})" for place, reason in broken[:_LISTED])
-        more = f"; and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
+    if broken:  # all of them at once, so that one correction is enough
+        named = ", ".join(f"{place} ({reason})" for place, reason in broken[:_LISTED])
+        more = f", and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
         raise InputError(
             f"{len(broken)} of {len(chosen)} files in {source} do not read as images: {named}{more}: "
             "remove them, or copy them again"
         )
     if len(sizes := sorted({image.shape[:2] for image in images})) > 1:
         raise InputError(
-            f"the images in {source} have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}; "
-            "one array needs one: resize them first, or read them with torchvision.datasets.ImageFolder"
+            f"the images in {source} have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}. "
+            "One array needs one size: resize them first, or read them with torchvision.datasets.ImageFolder"
         )
     if len({image.shape[2] for image in images}) > 1:  # gray ones among colours
         images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
@@ -289,7 +291,7 @@ def _key(source: Path, state: Iterable[str], split: str | None) -> str:
 
 def _read_cache(path: Path) -> ImageSet | None:
     try:
-        # opened here, because np.load leaves a file that does not read open
+        # opened here: np.load does not close a file that does not read
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return ImageSet(file["images"], file["labels"], tuple(file["classes"].tolist()))
     except (FileNotFoundError, NotADirectoryError):
@@ -305,4 +307,4 @@ def _write_cache(path: Path, found: ImageSet) -> None:
         with fresh_file(path) as partial, partial.open("wb") as file:
             np.savez(file, images=found.images, labels=found.labels, classes=np.array(found.classes, np.str_))
     except OSError as error:  # a full or read-only disk costs time, not the result
-        logger.warning("decoded images could not be kept in %s: %s", path.parent, error)
+        logger.warning("decoded images could not be stored in %s: %s", path.parent, error)

@@ -13,7 +13,7 @@ from dynamic.policies.errors import DynamicError, InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_PIXELS = 178_956_970  # what Pillow takes for a decompression bomb unless told otherwise: half a gigabyte as RGB
+MOST_PIXELS = 178_956_970  # Pillow's own limit of a decompression bomb: half a gigabyte as RGB
 
 _GRAY = ("1", "L", "LA", "La")
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -38,7 +38,7 @@ class PictureError(InputError):
     """A picture that does not read. `name` is the picture, `reason` the cause."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} does not read as an image ({reason}); remove it, or copy it again")
+        super().__init__(f"{name} does not read as an image ({reason}): remove it, or copy it again")
         self.name, self.reason = name, reason
 
 
@@ -74,9 +74,9 @@ def read_picture(content: bytes, name: str, channels: int | None = None) -> NDAr
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, and at most {MOST_PIXELS} are read")
             return _pixels(image, channels, alpha=False)
-    except UnidentifiedImageError as error:  # its message names a buffer of ours
-        raise PictureError(name, "no format that Pillow knows") from error
-    except Exception as error:  # on damaged files Pillow's plugins raise whatever they like
+    except UnidentifiedImageError as error:  # its message names an internal buffer
+        raise PictureError(name, "no format of Pillow") from error
+    except Exception as error:  # on damaged files Pillow's plugins raise any exception
         raise PictureError(name, str(error) or type(error).__name__) from error
 
 
@@ -103,7 +103,7 @@ def picture_shape(image: "Image") -> tuple[int, int, int]:
     turn = _TURNS.get(_orientation(image))
     height, width = image.height, image.width
     if turn is not None and turn[0] and getattr(image, "tag_v2", {}).get(_TIFF_WIDTH, width) == width:
-        height, width = width, height  # newer versions of Pillow say so for TIFF already
+        height, width = width, height  # newer versions of Pillow have turned a TIFF already
     gray = image.mode in (*_GRAY, *_DEEP, "I", "F")
     return height, width, 1 if gray else 4 if image.mode == "RGBA" else 3
 
@@ -124,7 +124,7 @@ def copy_picture(image: "Image") -> "Image":
 
     image.load()  # see _pixels
     copied = image.copy()
-    copied.format = image.format  # says how deep its pixels are; Pillow's own copy has none
+    copied.format = image.format  # it decides how deep pixels are, and Pillow's own copy has none
     if hasattr(image, "tag_v2"):  # of TIFF
         copied.tag_v2 = image.tag_v2  # type: ignore[attr-defined]
     if hasattr(image, "filename"):  # a group of the drift test may be found by it
@@ -175,6 +175,6 @@ def _depth(image: "Image") -> int:
 def _orientation(image: "Image") -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception as error:  # EXIF that is damaged says nothing; the pixels may be good
+    except Exception as error:  # EXIF may be damaged and the pixels good
         logger.debug("EXIF data of %s do not read (%s): taken as upright", image, error)
         return 1

@@ -55,7 +55,7 @@ class Picture:
         except PictureError:
             raise
         except FileNotFoundError as error:
-            raise PictureError(self.name, "it is not there, or a link that leads nowhere") from error
+            raise PictureError(self.name, "it does not exist, or is a link without a target") from error
         except Exception as error:  # zipfile raises RuntimeError for a password, zlib.error for damage, and others
             raise PictureError(self.name, str(error) or type(error).__name__) from error
         return read_picture(content, self.name, channels)
@@ -77,7 +77,7 @@ def find_pictures(paths: Iterable[Path], split: str | None = None) -> list[Pictu
     found: list[Picture] = []
     for path in paths:
         if not path.exists():
-            raise InputError(f"{path} does not exist; give image files, folders or zips")
+            raise InputError(f"{path} does not exist: give image files, folders or zips")
         if path.is_file() and not zipfile.is_zipfile(path):
             folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
             found.append(Picture(str(path), folder, partial(_content, path), PurePosixPath(path.name)))
@@ -86,7 +86,7 @@ def find_pictures(paths: Iterable[Path], split: str | None = None) -> list[Pictu
         chosen = [picture for picture in inside if split is None or picture.place.parent.parent.name == split]
         if not chosen:
             have = sorted({picture.place.parent.parent.name for picture in inside} - {""})
-            wanted = f" of split {split!r}; it has {have}" if inside else f"; they end in {', '.join(ENDINGS)}"
+            wanted = f" of split {split!r}: it has {have}" if inside else f": they end in {', '.join(ENDINGS)}"
             raise InputError(f"{path} holds no images{wanted}")
         found += chosen
     return found
@@ -131,7 +131,7 @@ def _walk(source: Path, place: PurePosixPath, above: frozenset[tuple[int, int]])
     status = (source / place).stat()
     key = status.st_dev, status.st_ino
     if key in above:
-        logger.warning("%s is a link to a folder above it and is left out", source / place)
+        logger.warning("%s is a link to a folder above it and is skipped", source / place)
         return
     for entry in _entries(source / place):
         inside = place / entry.name
@@ -140,7 +140,7 @@ def _walk(source: Path, place: PurePosixPath, above: frozenset[tuple[int, int]])
         elif inside.suffix.lower() in ENDINGS:
             yield inside
         elif _leads_nowhere(entry):
-            logger.warning("%s is a link that leads nowhere and is left out", source / inside)
+            logger.warning("%s is a link without a target and is skipped", source / inside)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -155,7 +155,7 @@ def _entries(folder: Path) -> "list[os.DirEntry[str]]":
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not _is_hidden(PurePosixPath(e.name))), key=lambda entry: entry.name)
     except OSError as error:
-        raise InputError(f"{folder} cannot be listed ({error.strerror}); grant the right to read it") from error
+        raise InputError(f"{folder} cannot be listed ({error.strerror}): grant the right to read it") from error
 
 
 def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
@@ -164,15 +164,15 @@ def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
 
 def _archive(source: Path) -> Iterator[Picture]:
     try:
-        archive = zipfile.ZipFile(source)  # stays open as long as a picture refers to it
+        archive = zipfile.ZipFile(source)  # open as long as a picture refers to it
     except zipfile.BadZipFile as error:
-        raise InputError(f"{source} is no zip that reads ({error}); give a folder or .zip of class folders") from error
+        raise InputError(f"{source} is no zip that reads ({error}): give a folder or .zip of class folders") from error
     for info in archive.infolist():
         place = PurePosixPath(info.filename)
         if _is_hidden(place):
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise InputError(f"{place} in {source} is a link; zip again with links followed, without --symlinks")
+            raise InputError(f"{place} in {source} is a link: zip again with links followed, without --symlinks")
         if place.suffix.lower() in ENDINGS and not info.is_dir():
             yield Picture(f"{source}/{place}", place.parent.name, partial(_member, archive, info), place)
 
@@ -180,7 +180,7 @@ def _archive(source: Path) -> Iterator[Picture]:
 def _content(path: Path) -> bytes:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise PictureError(str(path), "it is no file")  # whoever reads a pipe waits
+        raise PictureError(str(path), "it is no file")  # reading a pipe would wait
     _check_size(str(path), status.st_size)
     return path.read_bytes()
 

@@ -63,7 +63,7 @@ class Resize:
         _plain(self)
         _check_positive("Resize", self.size)
         if self.interpolation not in INTERPOLATIONS:
-            raise InputError(f"interpolation={self.interpolation!r} is not known; use one of {INTERPOLATIONS}")
+            raise InputError(f"interpolation={self.interpolation!r} is not known: use one of {INTERPOLATIONS}")
         if self.longest is not None and not (
             isinstance(self.size, int) and isinstance(self.longest, int) and self.size < self.longest <= MOST_RESIZED
         ):
@@ -393,11 +393,11 @@ class Normalize:
     def __post_init__(self) -> None:
         _plain(self)
         if not (len(self.mean) > 0 and len(self.std) in (1, len(self.mean))):
-            raise InputError(f"Normalize: {len(self.mean)} means and {len(self.std)} stds; give as many of each")
+            raise InputError(f"Normalize has {len(self.mean)} means and {len(self.std)} stds: give as many of each")
         with np.errstate(over="ignore", under="ignore"):  # as float32, which has a smaller range
             mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         if not np.isfinite(mean).all() or not (np.isfinite(std).all() and std.min() > 0):
-            raise InputError(f"Normalize: mean={self.mean}, std={self.std}; give finite means and positive stds")
+            raise InputError(f"Normalize(mean={self.mean}, std={self.std}): give finite means and positive stds")
 
     def check(self, channels: int) -> None:
         """Check the number of channels.
@@ -413,7 +413,7 @@ class Normalize:
         """
         if len(self.mean) not in (1, channels):
             raise InputError(
-                f"the images have {channels} channels, Normalize has {len(self.mean)} means; "
+                f"the images have {channels} channels, Normalize has {len(self.mean)} means: "
                 "convert the images, or put RGB() or Gray() before it"
             )
 
@@ -478,11 +478,11 @@ class Preprocess:
         ranks = []
         for step in self.steps:
             if type(step) not in _NAMES:
-                raise InputError(f"{step!r} is no preprocessing step; use {[k.__name__ for k in _NAMES]}")
+                raise InputError(f"{step!r} is no preprocessing step: use {[k.__name__ for k in _NAMES]}")
             ranks.append(1 if isinstance(step, Scale) else 2 if isinstance(step, Normalize) else 0)
         if ranks != sorted(ranks) or ranks.count(1) > 1:
             raise InputError(
-                f"steps {[_NAMES[type(s)] for s in self.steps]} are out of order; "
+                f"steps {[_NAMES[type(s)] for s in self.steps]} are out of order: "
                 "give image steps first, then at most one Scale, then Normalize"
             )
 
@@ -569,7 +569,7 @@ class Preprocess:
             return cls(tuple(steps))
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise CorruptError(
-                f"preprocessing {short(data)} does not read ({error}); build the bundle again"
+                f"preprocessing {short(data)} does not read ({error}): build the bundle again"
             ) from error
 
     def __call__(self, images: Any, shape: Sequence[int] | None = None) -> Floats:
@@ -655,7 +655,7 @@ class Preprocess:
                 height, width, channels = step.shape(height, width, channels)
         if (channels, height, width) != tuple(shape):
             raise InputError(
-                f"the image has shape {list(sizes)}, of which preprocessing makes {[channels, height, width]}; "
+                f"the image has shape {list(sizes)}, of which preprocessing makes {[channels, height, width]}, "
                 f"expected {list(shape)}: resize or crop it first, and give as many channels"
             )
 
@@ -688,7 +688,7 @@ def _sizes(image: Any) -> tuple[int, int, int] | None:
 def _array(image: Any) -> Pixels:
     if is_picture(image):
         if image.mode in _CONVERTED:
-            raise InputError(f'the image has PIL mode {image.mode!r}; give image.convert("RGB")')
+            raise InputError(f'the image has PIL mode {image.mode!r}: give image.convert("RGB")')
         return picture_pixels(image)
     if isinstance(image, (str, bytes, PurePath)):
         raise InputError(
@@ -698,14 +698,14 @@ def _array(image: Any) -> Pixels:
     if array.dtype != np.uint8:
         deep = "Of 16 bits give the upper 8, (array >> 8).astype(np.uint8). " if array.dtype == np.uint16 else ""
         raise InputError(
-            f"preprocessing takes uint8 images, 0 to 255, [H, W, C] or [B, H, W, C]; this is {array.dtype} "
+            f"preprocessing takes uint8 images, 0 to 255, [H, W, C] or [B, H, W, C]. This is {array.dtype} "
             f"{list(array.shape)}. {deep}Give inputs that are preprocessed already by name, as {{'input': array}}, "
             "or build the bundle with preprocess=None"
         )
     if array.ndim == 4 and len(array) == 0:
-        raise InputError(f"the batch has shape {list(array.shape)}: it is empty; give at least one image")
+        raise InputError(f"the batch has shape {list(array.shape)}: it is empty. Give at least one image")
     if array.size == 0:
-        raise InputError(f"the image has shape {list(array.shape)}: it is empty; give at least one pixel")
+        raise InputError(f"the image has shape {list(array.shape)}: it is empty. Give at least one pixel")
     return array
 
 
@@ -716,7 +716,7 @@ def _one_image(image: Any) -> Pixels:
         return array[..., None]
     if array.ndim != 3 or array.shape[2] not in _CHANNELS:
         raise InputError(
-            f"the image has shape {list(array.shape)}; expected [H, W] or [H, W, C] with C of {_CHANNELS}: "
+            f"the image has shape {list(array.shape)}, expected [H, W] or [H, W, C] with C of {_CHANNELS}: "
             "move the channels last, and give a batch of gray images as [B, H, W, 1]"
         )
     return array
@@ -725,7 +725,7 @@ def _one_image(image: Any) -> Pixels:
 def _checked_batch(array: Pixels) -> Pixels:
     if array.ndim != 4 or array.shape[3] not in _CHANNELS:
         raise InputError(
-            f"the images have shape {list(array.shape)}; expected [B, H, W, C] with C of {_CHANNELS}: "
+            f"the images have shape {list(array.shape)}, expected [B, H, W, C] with C of {_CHANNELS}: "
             "move the channels last"
         )
     return array
@@ -735,7 +735,7 @@ def _stacked(images: Sequence[Pixels]) -> Pixels:
     shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
         raise InputError(
-            f"the images come out of preprocessing as {[list(s) for s in shapes]}; one batch needs one size: "
+            f"the images come out of preprocessing as {[list(s) for s in shapes]}. One batch needs one size: "
             "add a CenterCrop, a Resize to (height, width) or RGB(), or give them one by one"
         )
     return np.stack(images)

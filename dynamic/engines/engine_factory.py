@@ -65,7 +65,7 @@ def _openvino(request: _Request) -> _Parts:
 def _torch(request: _Request) -> _Parts:
     if request.stages is None:
         raise EngineError(
-            "a bundle holds no torch modules; load it with them, dynamic.load(path, modules=cascade), "
+            "a bundle holds no torch modules: load it with them, dynamic.load(path, modules=cascade), "
             "or use engine='onnxruntime'"
         )
     from dynamic.engines.pytorch import TorchExecutor
@@ -105,7 +105,7 @@ def check_engine(name: str, precision: str) -> None:
     """
     _check_name(name)
     if precision not in PRECISIONS[name]:
-        raise EngineError(f"precision {precision!r} is not available on engine {name!r}; use one of {PRECISIONS[name]}")
+        raise EngineError(f"precision {precision!r} is not available on engine {name!r}: use one of {PRECISIONS[name]}")
 
 
 def engine_version(name: str) -> str:
@@ -132,7 +132,7 @@ def check_installed_engine(name: str) -> None:
 
 def _check_name(name: str) -> None:
     if name not in ENGINES:
-        raise EngineError(f"engine {name!r} is not known; use one of {sorted(ENGINES)}")
+        raise EngineError(f"engine {name!r} is not known: use one of {sorted(ENGINES)}")
 
 
 def is_there(package: str) -> bool:

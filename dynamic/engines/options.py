@@ -36,7 +36,7 @@ class CommonOptions:
             raise SettingError(f"threads={self.threads!r} must be at least 1, a whole number, or None for all cores")
         if self.route is not None and self.route not in get_args(Route):
             raise SettingError(
-                f"route={self.route!r} is not known; use one of {get_args(Route)}, or None for the faster"
+                f"route={self.route!r} is not known: use one of {get_args(Route)}, or None for the faster"
             )
 
     @property
@@ -69,7 +69,7 @@ class OnnxRuntimeOptions(CommonOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.idle not in get_args(Idle):
-            raise SettingError(f"idle={self.idle!r} is not known; use one of {get_args(Idle)}")
+            raise SettingError(f"idle={self.idle!r} is not known: use one of {get_args(Idle)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +145,11 @@ def engine_options(name: str, **keywords: Any) -> EngineOptions:
     """
     kind = next((kind for engine, kind in OPTIONS.items() if engine == name), None)
     if kind is None:
-        raise EngineError(f"engine {name!r} is not known; use one of {sorted(OPTIONS)}")
+        raise EngineError(f"engine {name!r} is not known: use one of {sorted(OPTIONS)}")
     names = sorted(field.name for field in fields(kind))
     for keyword in keywords:
         if keyword not in names:
-            raise SettingError(f"engine {name!r} has no option {keyword!r}; its options are {names}")
+            raise SettingError(f"engine {name!r} has no option {keyword!r}: its options are {names}")
     return kind(**keywords)
 
 

@@ -21,7 +21,7 @@ SensorField = Literal[
     "throttled",
 ]
 
-# what no device can be beyond; a value outside is refused
+# ranges of possible values: a value outside is rejected
 LIMITS = {
     "cpu_load": (0.0, 1.0),
     "cpu_cores": (0.0, 1e5),
@@ -34,7 +34,7 @@ LIMITS = {
     "battery_mwh": (0.0, 1e9),
     "power_mw": (0.0, 1e9),
     "temperature_c": (-50.0, 150.0),
-    # of which `merging` makes cpu_load and cpu_cores
+    # from which `reading_merge` computes cpu_load and cpu_cores
     "host_load": (0.0, 1.0),
     "quota_load": (0.0, 1.0),
     "quota_cores": (0.0, 1e5),

@@ -47,7 +47,7 @@ def believe(state: Believed, value: float, time_s: float, jump: float) -> Believ
         InputError: `value` is not finite.
     """
     if not math.isfinite(value):
-        raise InputError(f"a reading of {value} is no number: leave it out before it is weighed")
+        raise InputError(f"a reading of {value} is no number: exclude it first")
     if state.value is None or time_s - state.time_s >= _YOUNG_S or abs(value - state.value) <= jump + _ROUNDING:
         return Believed(value, time_s)
     doubted = (*state.doubted, value)[-_AGREEING:]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# of a field that two sources tell, what counts; of any other, what comes first
+# the rule for a field of two sources. For any other field the first source counts
 _RULES = {"memory_available_mb": min}
 
 

@@ -22,9 +22,9 @@ from dynamic.policies.snapshot import Snapshot
 
 logger = logging.getLogger("dynamic")
 
-_SLOW_S = 0.25  # whoever takes longer gets a thread of its own
-_KEEP_S, _KEEP_PERIODS, _KEEP_INTERVALS = 2.0, 3, 10  # an older reading, than the longest of these, is no reading
-_RETRY_S = 10.0  # what a machine does not have, it seldom gets
+_SLOW_S = 0.25  # a source that takes longer gets its own thread
+_KEEP_S, _KEEP_PERIODS, _KEEP_INTERVALS = 2.0, 3, 10  # a reading older than the longest of these does not count
+_RETRY_S = 10.0  # a sensor that is absent seldom appears
 _THREADS_S = 10.0  # after which a thread that could not be started is tried again
 _CLOSING_S = 0.25
 
@@ -36,11 +36,11 @@ class _State:
     keep_s: float
     reading: Reading | None = None  # the last good one
     read_at: float = 0.0
-    asked_at: float | None = None  # when it last answered, or failed; None: never
-    pause_s: float = 0.0  # how long not to ask it again from then on
+    asked_at: float | None = None  # when it last answered or failed. None: never
+    pause_s: float = 0.0  # how long it is not read again
     problem: str | None = NO_ANSWER
     failures: int = 0
-    hanging: bool = False  # said so
+    hanging: bool = False  # this was logged
     believed: dict[str, Believed] = field(default_factory=dict)
 
 
@@ -145,7 +145,7 @@ class Watch:
             if self._keeper is None:
                 try:
                     self._keeper = _thread(self._keep)
-                except RuntimeError as error:  # then nobody looks after those that hang
+                except RuntimeError as error:  # then hanging sources are not detected
                     problem = _no_thread(error)
             self._is_whole = not problem
         if problem:
@@ -163,7 +163,7 @@ class Watch:
     def _work(self, worker: _Worker) -> None:
         while not self._stop.is_set():
             for state in list(worker.states):
-                # others of this round may have been given to a new thread
+                # others of this round may have moved to a new thread
                 if state in worker.states and self._is_due(state):
                     worker.busy = state, self._clock()
                     self._read(state)
@@ -213,7 +213,7 @@ class Watch:
             other = _Worker(rest)
             try:
                 self._begin(other)
-            except RuntimeError:  # no more threads are to be had: the others have to wait for this one
+            except RuntimeError:  # no thread can be started: the others wait for this one
                 return
             self._workers.append(other)
             worker.states = [slow]
@@ -269,7 +269,7 @@ class Watch:
             is_news = bool(names) and problem not in self._reported
             self._reported.update((*names, problem) if once else names)
         if is_news:
-            logger.log(level, "the monitor goes on without %s: %s", ", ".join(names), problem)
+            logger.log(level, "the monitor continues without %s: %s", ", ".join(names), problem)
 
     def _report_left_out(self, source: str, left_out: Sequence[LeftOut]) -> None:
         """Log once what a source excludes."""
@@ -280,7 +280,7 @@ class Watch:
                 self._reported.add(key)
             if is_news:
                 level = logging.INFO if item.usual else logging.WARNING
-                logger.log(level, "the monitor goes on without %s of %s: %s", item.name, source, item.reason)
+                logger.log(level, "the monitor continues without %s of %s: %s", item.name, source, item.reason)
 
 
 def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:

@@ -107,7 +107,7 @@ def read_trace(path: Path) -> Trace:
                 break
             raise CorruptError(f"{path}, line {at} is no snapshot: {error}") from error
         if snapshots and snapshot.time_s < snapshots[-1].time_s:
-            raise CorruptError(f"{path}, line {at}: time_s falls to {snapshot.time_s}; traces cannot be joined")
+            raise CorruptError(f"{path}, line {at}: time_s falls to {snapshot.time_s}. Traces cannot be joined")
         snapshots.append(snapshot)
     if not snapshots:
         raise CorruptError(f"{path} holds no snapshot: record it for longer")
@@ -127,10 +127,10 @@ def _header(path: Path, line: str) -> Mapping[str, Any]:
         }
     except (ValueError, KeyError) as error:
         raise CorruptError(
-            f"{path} is no recorded trace ({error!r}); python -m dynamic record writes one, a header first"
+            f"{path} is no recorded trace ({error!r}): python -m dynamic record writes one, a header first"
         ) from error
     if schema > SCHEMA:
-        raise SchemaError(f"{path} has schema {schema}; this version reads up to {SCHEMA}: update dynamic-inference")
+        raise SchemaError(f"{path} has schema {schema}. This version reads up to {SCHEMA}: update dynamic-inference")
     return found
 
 

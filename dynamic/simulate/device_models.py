@@ -104,7 +104,7 @@ class Device:
             raise SettingError(f"device {self.name!r} lacks a sensor {unknown[0]!r}, which no snapshot has")
         if without := [figure for figure in self._given() if not self.source.get(figure)]:
             raise SettingError(
-                f"device {self.name!r} names no source for {without}; give a public one, or 'assumption'"
+                f"device {self.name!r} names no source for {without}: give a public one, or 'assumption'"
             )
 
     def _given(self) -> list[str]:
@@ -177,7 +177,7 @@ class Device:
         try:
             return cls(**data)
         except TypeError as error:
-            raise SettingError(f"{dict(data)!r} is no device ({error}); it needs name, source, {_NEEDED}") from error
+            raise SettingError(f"{dict(data)!r} is no device ({error}): it needs name, source, {_NEEDED}") from error
 
 
 def devices() -> dict[str, Device]:
@@ -215,5 +215,5 @@ def device(name: str) -> Device:
     """
     known = devices()
     if name not in known:
-        raise SettingError(f"no device {name!r}; there are {sorted(known)}, or make a Device")
+        raise SettingError(f"no device {name!r}: there are {sorted(known)}, or make a Device")
     return known[name]

@@ -167,7 +167,7 @@ class SimulationReport:
         lines += [f"  DOUBTFUL: {doubt}" for doubt in self.doubts]
         battery = "none" if self.battery_left is None else f"{self.battery_left:.1%} left after {self.hours:.3g} h"
         if self.hours_per_charge is not None:
-            battery += f"; a full one lasts {self.hours_per_charge:.3g} h like this"
+            battery += f", and a full one lasts {self.hours_per_charge:.3g} h like this"
         shed = f", shed {self.shed}" if self.shed else ""
         rows = {
             "simulated requests": f"{self.requests}, answered {self.answered}{shed}",

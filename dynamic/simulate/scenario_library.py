@@ -175,7 +175,7 @@ def scenario(
     known = scenarios(device, frontier, duration_s=duration_s, seed=seed)
     if name not in known:
         lacks = ": the device lacks what it needs" if name in SCENARIOS else ""
-        raise SettingError(f"no scenario {name!r} for {device.name!r}{lacks}; there are {list(known)}")
+        raise SettingError(f"no scenario {name!r} for {device.name!r}{lacks}: there are {list(known)}")
     return known[name]
 
 

@@ -285,7 +285,7 @@ class Schedule:
         times_s = self.times_s
         rising = all(a < b for a, b in pairwise(times_s))
         if not times_s or times_s[0] != 0 or not rising or times_s[-1] >= (self.period_s or self.duration_s):
-            raise SettingError(f"times_s={times_s} must rise from 0 and stay below the period")
+            raise SettingError(f"times_s={times_s} must rise from 0 and be below the period")
         if len(self.rates_hz) != len(times_s) or not all(0 <= rate < math.inf for rate in self.rates_hz):
             raise SettingError(f"rates_hz={self.rates_hz}: give {len(times_s)} numbers that are not negative")
 

@@ -30,11 +30,11 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         ("onnxruntime", {"threads": 0}, "threads=0 must be at least 1"),
         ("openvino", {"threads": 1.5}, "threads=1.5 must be at least 1, a whole number"),
         ("torch", {"threads": -2}, "threads=-2 must be at least 1"),
-        ("onnxruntime", {"idle": "nap"}, r"idle='nap' is not known; use one of \('sleep', 'spin'\)"),
-        ("openvino", {"route": "rail"}, r"route='rail' is not known; use one of \('graph', 'stages'\)"),
+        ("onnxruntime", {"idle": "nap"}, r"idle='nap' is not known: use one of \('sleep', 'spin'\)"),
+        ("openvino", {"route": "rail"}, r"route='rail' is not known: use one of \('graph', 'stages'\)"),
         ("torch", {"compile": "yes"}, "compile='yes' must be True or False"),
-        ("openvino", {"idle": "spin"}, r"'openvino' has no option 'idle'; its options are \['route', 'threads'\]"),
-        ("onnxruntime", {"device": "cpu"}, r"no option 'device'; its options are \['idle', 'route', 'threads'\]"),
+        ("openvino", {"idle": "spin"}, r"'openvino' has no option 'idle': its options are \['route', 'threads'\]"),
+        ("onnxruntime", {"device": "cpu"}, r"no option 'device': its options are \['idle', 'route', 'threads'\]"),
     ],
 )
 def test_an_option_that_does_not_exist_or_fit_is_named(name: str, keywords: dict[str, Any], message: str) -> None:

@@ -389,9 +389,9 @@ def test_thresholds_of_other_kinds_and_arrays_in_pieces(case: Case, way: str) ->
 
 
 def test_unknown_engine_or_option_is_named(case: Case) -> None:
-    with pytest.raises(EngineError, match=r"'tensorrt' is not known; use one of .*onnxruntime"):
+    with pytest.raises(EngineError, match=r"'tensorrt' is not known: use one of .*onnxruntime"):
         case.open("tensorrt/stages")
-    with pytest.raises(SettingError, match=r"'cores'; its options are \['idle', 'route', 'threads'\]"):
+    with pytest.raises(SettingError, match=r"'cores': its options are \['idle', 'route', 'threads'\]"):
         case.open("onnxruntime/stages", cores=3)
     with pytest.raises(SettingError, match="idle='nap' is not known"):
         case.open("onnxruntime/stages", idle="nap")

@@ -257,7 +257,7 @@ def test_load_of_others_by_hand(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_load_where_the_cores_are_not_listed(tree: Tree) -> None:
     tree({"proc/stat": "intr 5\n"})
-    with pytest.raises(ValueError, match="tells nothing of cores"):
+    with pytest.raises(ValueError, match="has no line for cores"):
         OtherLoad(tree.root)()
 
 

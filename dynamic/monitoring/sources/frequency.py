@@ -1,4 +1,4 @@
-"""How fast the cores run against the fastest they can."""
+"""The clock of the cores over its maximum."""
 
 import statistics
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ _MOST = 8  # of the groups of cores that are read: a server has hundreds, and ea
 
 
 class Frequency:
-    """`frequency_ratio`: the mean over the groups of cores that share a clock; from the kernel, or else by psutil.
+    """`frequency_ratio`: the mean over the groups of cores that share a clock, from the kernel or else from psutil.
 
-    A group that does not answer is left out. Raises AbsentError where neither knows, OSError or ValueError where no
-    group answers.
+    A group that does not answer is excluded. Raises AbsentError where neither source has a clock, OSError or ValueError
+    where no group answers.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -35,7 +35,7 @@ class Frequency:
             return Reading({"frequency_ratio": statistics.fmean(ratios)}, f"{len(ratios)} of cpufreq/policy*", left_out)
         known = from_psutil("cpu_freq") if self._root == Path("/") else None
         if known is None or not known.max:
-            raise AbsentError("the system does not tell the CPU's frequency: give Monitor(frequency=function)")
+            raise AbsentError("the system has no CPU frequency: give Monitor(frequency=function)")
         return Reading({"frequency_ratio": known.current / known.max}, "psutil")
 
     def _find(self) -> Answers["_Group"]:
@@ -56,7 +56,7 @@ class _Group:
         ratio = self.now.number() / self.fastest
         low, high = LIMITS["frequency_ratio"]
         if not low < ratio <= high:  # a core that runs has a clock
-            raise ValueError(f"{ratio:g} of the fastest cannot be")
+            raise ValueError(f"{ratio:g} of the maximum is impossible")
         return ratio
 
 
@@ -67,12 +67,12 @@ def _group(policy: Path) -> _Group | None:
         return None
     highest = fastest[0].number()
     if highest <= 0:
-        raise ValueError(f"a fastest clock of {highest} kHz cannot be")
+        raise ValueError(f"a maximum clock of {highest} kHz is impossible")
     return _Group(now[0], highest)
 
 
 def from_psutil(name: str) -> Any:
-    """What psutil tells under this name, or None where this system has no such thing."""
+    """The result of a function of psutil. None where this system does not have it."""
     try:
         return getattr(psutil, name)()
     except (AttributeError, NotImplementedError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The charge of all batteries together, without those that are none."""
+"""The charge of all real batteries together."""
 
 import sys
 import time
@@ -20,14 +20,14 @@ _STILL_S, _STILL_EMPTY_S = 7200.0, 900.0
 
 
 class BatteryLevel:
-    """`battery`, `battery_mwh` and `plugged`, of all batteries together.
+    """`battery`, `battery_mwh` and `plugged` of all batteries together.
 
-    A battery that does not answer, or says what cannot be, is left out. So is one that is none: an empty slot, or one
-    that is said to feed the device and does not change for two hours. Once the last battery is gone, the device is on
-    the mains.
+    A battery that does not answer, or has impossible values, is excluded. So is one that is no battery: an empty slot,
+    or one that is said to feed the device and does not change for two hours. Once the last battery is removed, the
+    device is on the mains.
 
-    On Linux from the kernel, elsewhere by psutil. Raises AbsentError where there is none, PermissionError and
-    ValueError where every battery is forbidden or says what cannot be.
+    The source is the kernel on Linux, else psutil. Raises AbsentError where there is no battery. Raises PermissionError
+    or ValueError where every battery is forbidden or has impossible values.
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,7 +46,7 @@ class BatteryLevel:
         if charges:
             self._is_known = True
             names = [name for name, _ in charges]
-            # the status of one whose charge is nonsense is not believed either
+            # a battery without a valid charge has no valid status either
             supplies = replace(supplies, batteries=tuple(b for b in supplies.batteries if b.name in names))
             left_out += (*(remark for _, charge in charges for remark in charge.remarks), *supplies.contradictions())
             fields = _together([charge for _, charge in charges]) | {"plugged": supplies.plugged()}
@@ -58,25 +58,25 @@ class BatteryLevel:
         if elsewhere is None:
             given = "give Monitor(battery=function)"
             raise AbsentError(
-                f"no battery that the system knows: {given}"
+                f"no battery on this system: {given}"
                 if not left_out
-                else f"no battery that can be believed ({'; '.join(map(str, left_out))}): {given}"
+                else f"no valid battery ({', '.join(map(str, left_out))}): {given}"
             )
         fields = {"battery": min(1.0, elsewhere.percent / 100), "battery_mwh": None, "plugged": elsewhere.power_plugged}
         return Reading(fields, "psutil")
 
     def _without_change(self, supplies: Supplies) -> dict[str, str]:
-        """Batteries that are none, and why.
+        """Batteries that are none, with the reason.
 
-        Of two batteries one may rest for hours: it is none only where it says Discharging, or where the other does not
-        change either.
+        Of two batteries one may be idle for hours. It is none only where it says Discharging, or where the other does
+        not change either.
         """
         now, on_mains = self._clock(), supplies.plugged() is True
         since, still = {}, {}
         for battery in supplies.batteries:
             try:
                 figures = battery.figures()
-            except OSError:  # reading its charge says why
+            except OSError:  # reading its charge reports why
                 continue
             before = self._since.get(battery.name)
             same = before is not None and before[0] == figures and before[1] <= now and not on_mains
@@ -87,14 +87,14 @@ class BatteryLevel:
         self._since = since
         every = len(still) == len(supplies.batteries)
         return {
-            battery.name: f"nothing that it shows has changed for {still_s / 3600:.2g} h, while it is said to be used"
+            battery.name: f"its figures have not changed for {still_s / 3600:.2g} h, while it is said to be in use"
             for battery, still_s in still.items()
             if every or battery.status() == "Discharging"
         }
 
 
 def _together(charges: Sequence[Charge]) -> dict[str, float | None]:
-    """Fields of several batteries: a large one counts for more, where the sizes of all are known."""
+    """Fields of several batteries. They are weighted by their size where all sizes are available."""
     energy = [charge.energy_mwh for charge in charges if charge.energy_mwh is not None]
     full = [charge.full_mwh for charge in charges if charge.full_mwh is not None]
     weights = full if len(full) == len(charges) else [1.0] * len(charges)

@@ -22,7 +22,7 @@ from dynamic.simulate.world.environment import Budgets
 from dynamic.simulate.world.processes import Value, pieces
 
 _NO_LIMIT = float("inf")
-_MARGIN_C = 0.5  # below the temperature limit: what inputs really take differs from what is expected
+_MARGIN_C = 0.5  # below the temperature limit: real times differ from expected ones
 
 
 class PlannedPoints(Policy):
@@ -42,7 +42,7 @@ class PlannedPoints(Policy):
         self, points: NDArray[np.int16], grid_s: Floats, contention: Floats, tight: NDArray[np.bool_], planned: Planned
     ) -> None:
         self.points, self.planned = points, planned
-        # a wait is rounded up to the next that is told apart: what is just in time there is so here
+        # a wait is rounded up to the grid: a request in time there is in time here
         self._waits_ms: list[float] = (grid_s[:-1] * 1e3 + 1e-6).tolist()
         self._contention: list[float] = contention.tolist()
         self._tight: list[bool] = tight.tolist()

@@ -118,7 +118,7 @@ def serve(
             behind += 1
         waiting = behind - number - 1
         if queue_limit is not None:
-            # of those that came while the server was busy, the latest stay
+            # of the requests that arrived while the server was busy, the latest remain
             over = waiting + (arrived_s <= free_s and number > 0) - queue_limit
             if over > 0:
                 log.shed += over
@@ -156,7 +156,7 @@ def serve(
                     outcome = outcomes[decision.point]
                 needed = every if fills else outcome.point.backbones
                 missing = needed - resident
-                # what is there when the first request comes was loaded before
+                # backbones of the first decision were loaded before
                 loading_ms = 0.0
                 if missing and last is not None:
                     loading_ms = rules.load_ms_per_mb * sum(costs.memory_mb[b] for b in missing)
