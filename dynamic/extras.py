@@ -33,10 +33,10 @@ def remedy(module: str, what: str) -> str | None:
     Returns:
         The line. None where no extra brings the module.
     """
-    known = EXTRAS.get(module.partition(".")[0])
-    if known is None:
+    entry = EXTRAS.get(module.partition(".")[0])
+    if entry is None:
         return None
-    package, extra = known
+    package, extra = entry
     return f'{what} needs {package}, which is not installed: pip install "dynamic-inference[{extra}]"'
 
 

@@ -52,13 +52,13 @@ def child_path(untrusted: tuple[str, ...] = ()) -> list[str]:
     """
     own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     working, data = os.path.realpath(os.getcwd()), [os.path.realpath(folder) for folder in untrusted]
-    kept = []
+    path = []
     for entry in dict.fromkeys(os.path.abspath(entry) for entry in sys.path if entry):
         place = os.path.realpath(entry)
         within = any(place == folder or place.startswith(folder + os.sep) for folder in data)
         if entry == own or not (place == working or within):
-            kept.append(entry)
-    return kept if own in kept else [*kept, own]  # an editable install is on no path
+            path.append(entry)
+    return path if own in path else [*path, own]  # an editable install is on no path
 
 
 leave_working_folder()

@@ -146,17 +146,17 @@ def build(
     preprocess = dynamic.Preprocess.of(
         numbers("--mean", mean), numbers("--std", std), resize=size("--resize", resize), crop=size("--crop", crop)
     )
-    made = [network_at(path) for path in networks]
-    for network, file in zip(made, weights or (), strict=False):
+    modules = [network_at(path) for path in networks]
+    for network, file in zip(modules, weights or (), strict=False):
         load_weights(network, file)
     images = load_images(data, split)
     held_out = ImageBatches(images, preprocess, seed, limit)
     if exits is not None:
         train = ImageBatches(load_images(train_data or data, train_split), preprocess, seed)
-        made[-1] = wrapped = dynamic.wrap(made[-1], next(iter(train))[0], exits=exits)
+        modules[-1] = wrapped = dynamic.wrap(modules[-1], next(iter(train))[0], exits=exits)
         print(dynamic.fit(wrapped, train, mode="heads", seed=seed))
     names = [path.rpartition(":")[2] for path in networks]
-    cascade = dynamic.Cascade(made, combine=combine, names=names if len(set(names)) == len(names) else None)
+    cascade = dynamic.Cascade(modules, combine=combine, names=names if len(set(names)) == len(names) else None)
     bundle = dynamic.build(
         cascade,
         held_out,
@@ -278,14 +278,14 @@ def run(
                         raise
                     raise InputError(f"{picture.name}: {error}") from error
                 continue
-            known = picture.folder if picture.folder in (bundle.classes or ()) else None
+            true_class = picture.folder if picture.folder in (bundle.classes or ()) else None
             latencies.append(result.latency_ms)
-            if known is not None:
-                right.append(result.name[0] == known)
-                runtime.feedback(result.id, known)
+            if true_class is not None:
+                right.append(result.name[0] == true_class)
+                runtime.feedback(result.id, true_class)
             row = {
                 "file": picture.name,
-                "class": known,
+                "class": true_class,
                 "label": int(result.label[0]),
                 "name": result.name[0],
                 "probability": float(result.probability[0]) if result.label[0] >= 0 else None,

@@ -239,16 +239,16 @@ def _shelf_text(state: ShelfState) -> str:
     return "\n".join([f"bundle {state.folder}: {verdict}", *(f"  {line}" for line in lines)])
 
 
-def diagnosis_text(found: Diagnosis) -> str:
+def diagnosis_text(diagnosis: Diagnosis) -> str:
     """The report as text."""
     engines = [
         (e.name, e.version or "-", ", ".join(e.precisions) or "-", "installed" if e.installed else "not installed")
-        for e in found.engines
+        for e in diagnosis.engines
     ]
     sensors = [
-        (s.field, _value(s), s.unit if s.value is not None else "", s.origin or "see below") for s in found.sensors
+        (s.field, _value(s), s.unit if s.value is not None else "", s.origin or "see below") for s in diagnosis.sensors
     ]
-    limits = found.limits
+    limits = diagnosis.limits
     read = "" if limits.problem is None else " that can be read"
     quota = f"no quota{read}" if limits.quota_cores is None else f"quota {limits.quota_cores:g} ({limits.quota_origin})"
     memory = (
@@ -256,7 +256,7 @@ def diagnosis_text(found: Diagnosis) -> str:
     )
     return "\n".join(
         [
-            f"{found.machine}, dynamic-inference {found.version or 'not installed'}",
+            f"{diagnosis.machine}, dynamic-inference {diagnosis.version or 'not installed'}",
             "",
             _columns(("engine", "version", "precisions", ""), engines),
             "",
@@ -266,8 +266,8 @@ def diagnosis_text(found: Diagnosis) -> str:
             f"memory: {memory}. Of that, {limits.reserve_mb:g} MB are reserved for others",
             *([] if limits.problem is None else [f"limits that could not be read: {limits.problem}"]),
             "",
-            *_listed("missing", found.missing, "nothing is missing"),
-            *_listed("not believed", found.not_believed, "every reading is believed"),
+            *_listed("missing", diagnosis.missing, "nothing is missing"),
+            *_listed("not believed", diagnosis.not_believed, "every reading is believed"),
         ]
     )
 

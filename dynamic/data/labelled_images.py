@@ -130,13 +130,13 @@ def load_images(
         raise InputError(f"{source} does not exist: give a folder or .zip of class folders. {_CIFAR10}")
     pictures = pictures_in(source)
     folder = _cache_folder() if cache else None
-    kept = folder / f"images-{_key(source, _state(source, pictures), split)}.npz" if folder is not None else None
-    if kept is not None and (found := _read_cache(kept)) is not None:
-        return found
-    found = _decode(source, pictures, split, progress)
-    if kept is not None:
-        _write_cache(kept, found)
-    return found
+    cache_file = folder / f"images-{_key(source, _state(source, pictures), split)}.npz" if folder is not None else None
+    if cache_file is not None and (images := _read_cache(cache_file)) is not None:
+        return images
+    images = _decode(source, pictures, split, progress)
+    if cache_file is not None:
+        _write_cache(cache_file, images)
+    return images
 
 
 def digits() -> ImageSet:
@@ -203,18 +203,18 @@ def _chosen(pictures: Sequence[Picture], split: str | None, source: Path) -> lis
     above = {p.place.parent.parent.as_posix() for p in pictures if len(p.place.parts) >= 2}
     if not above:
         raise InputError(f"{source} holds no images in class folders, <class>/<image>. {_CIFAR10}")
-    found = sorted(above)
+    parents = sorted(above)
     if split is not None:
         above = {folder for folder in above if PurePosixPath(folder).name == split}
         if not above:
-            raise InputError(f"{source} has no split {split!r}: it has {[PurePosixPath(f).name or f for f in found]}")
-        found = sorted(above)
-    if len(found) > 1:
+            raise InputError(f"{source} has no split {split!r}: it has {[PurePosixPath(f).name or f for f in parents]}")
+        parents = sorted(above)
+    if len(parents) > 1:
         raise InputError(
-            f"{source} holds class folders in {found}: name one, split={PurePosixPath(found[-1]).name!r}, "
+            f"{source} holds class folders in {parents}: name one, split={PurePosixPath(parents[-1]).name!r}, "
             "or give its folder alone"
         )
-    place = PurePosixPath(found[0])
+    place = PurePosixPath(parents[0])
     chosen = [p for p in pictures if len(p.place.parts) >= 2 and p.place.parent.parent == place]
     classes = {p.place.parent.name for p in chosen}
     empty = [name for name in folders_in(source, place) if name not in classes]
@@ -301,10 +301,10 @@ def _read_cache(path: Path) -> ImageSet | None:
         return None
 
 
-def _write_cache(path: Path, found: ImageSet) -> None:
+def _write_cache(path: Path, images: ImageSet) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with fresh_file(path) as partial, partial.open("wb") as file:
-            np.savez(file, images=found.images, labels=found.labels, classes=np.array(found.classes, np.str_))
+            np.savez(file, images=images.images, labels=images.labels, classes=np.array(images.classes, np.str_))
     except OSError as error:  # a full or read-only disk costs time, not the result
         logger.warning("decoded images could not be stored in %s: %s", path.parent, error)

@@ -74,13 +74,13 @@ def find_pictures(paths: Iterable[Path], split: str | None = None) -> list[Pictu
     Raises:
         InputError: A path does not exist or holds no image.
     """
-    found: list[Picture] = []
+    pictures: list[Picture] = []
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist: give image files, folders or zips")
         if path.is_file() and not zipfile.is_zipfile(path):
             folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
-            found.append(Picture(str(path), folder, partial(_content, path), PurePosixPath(path.name)))
+            pictures.append(Picture(str(path), folder, partial(_content, path), PurePosixPath(path.name)))
             continue
         inside = pictures_in(path)
         chosen = [picture for picture in inside if split is None or picture.place.parent.parent.name == split]
@@ -88,8 +88,8 @@ def find_pictures(paths: Iterable[Path], split: str | None = None) -> list[Pictu
             have = sorted({picture.place.parent.parent.name for picture in inside} - {""})
             wanted = f" of split {split!r}: it has {have}" if inside else f": they end in {', '.join(ENDINGS)}"
             raise InputError(f"{path} holds no images{wanted}")
-        found += chosen
-    return found
+        pictures += chosen
+    return pictures
 
 
 def pictures_in(source: Path) -> list[Picture]:

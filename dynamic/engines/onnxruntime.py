@@ -57,18 +57,18 @@ class Sessions:
 
     def __call__(self, file: str, what: str) -> Any:
         """The session of a file. Raises EngineError with `what` it is where it does not load."""
-        found = self._open.get(file)
-        if found is not None:
+        session = self._open.get(file)
+        if session is not None:
             now_s = time.monotonic()
             if now_s >= self._look_s:  # ONNX Runtime maps weights: overwriting them changes this session
                 self._look_s = now_s + _LOOK_S
                 self._look(file)
         else:
             with self._lock:
-                found = self._open.get(file)
-                if found is None:
-                    found = self._open[file] = self._load(file, what)
-        return found
+                session = self._open.get(file)
+                if session is None:
+                    session = self._open[file] = self._load(file, what)
+        return session
 
     def _look(self, file: str) -> None:
         """Drop a session whose files were overwritten in place, and raise EngineError."""
@@ -187,10 +187,10 @@ class OnnxRuntimeExecutor:
         gives = self._gives[stage]
         try:
             feed = dict(zip(self._takes[stage], carry, strict=True))
-            found = session.run(gives if head else gives[1:], feed, _run_options())
+            outputs = session.run(gives if head else gives[1:], feed, _run_options())
         except Exception as error:  # see Sessions
             raise EngineError(f"ONNX Runtime failed in stage {self._spec.stages[stage].name!r}: {error}") from error
-        return (found[0], found[1:]) if head else (None, found)
+        return (outputs[0], outputs[1:]) if head else (None, outputs)
 
     def keep(self, carry: list[Array], rows: NDArray[np.intp]) -> list[Array]:
         """The carry of these rows alone."""

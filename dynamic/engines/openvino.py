@@ -35,11 +35,11 @@ def new_core() -> Any:
     def load() -> None:
         nonlocal core, failure
         try:
-            made = openvino.Core()
+            new = openvino.Core()
             # a file that is mapped and overwritten in place would change the answers of a loaded model
-            made.set_property({"ENABLE_MMAP": "NO"})
-            made.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
-            core = made
+            new.set_property({"ENABLE_MMAP": "NO"})
+            new.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+            core = new
         except Exception as error:
             failure = error
 
@@ -115,7 +115,7 @@ class Models:
         self._files = BundleFiles(folder, hashes, held)
         self._compiled: dict[str, Any] = {}  # file -> compiled model
         self._lock = threading.RLock()
-        self._requests = threading.local()
+        self._local = threading.local()
         self._drops = 0  # how often models were dropped: then each thread checks its requests
         forget_after_fork(self)
 
@@ -164,8 +164,8 @@ class Models:
         A thread that used them drops its requests later.
         """
         with self._lock:
-            kept = {file: model for file, model in self._compiled.items() if not unwanted(file)}
-            dropped, self._compiled = len(self._compiled) > len(kept), kept
+            remaining = {file: model for file, model in self._compiled.items() if not unwanted(file)}
+            dropped, self._compiled = len(self._compiled) > len(remaining), remaining
             self._drops += dropped
         if dropped:
             self._own_requests()
@@ -174,22 +174,22 @@ class Models:
 
     def forget(self) -> Any:
         """All models, to be kept unused."""
-        lost = (self._core, self._compiled, self._requests)
+        lost = (self._core, self._compiled, self._local)
         self._core, self._compiled = None, {}  # a core starts threads: not while the process still forks
-        self._lock, self._requests = threading.RLock(), threading.local()
+        self._lock, self._local = threading.RLock(), threading.local()
         return lost
 
     def _own_requests(self) -> dict[str, tuple[Any, Any]]:
         """This thread's requests by file, each with its model. Those of dropped models are removed."""
         drops = self._drops  # before the check: a drop during it counts next time
-        found: dict[str, tuple[Any, Any]] = getattr(self._requests, "found", {})
-        found = {k: entry for k, entry in found.items() if self._compiled.get(k) is entry[0]}
-        self._requests.found, self._requests.drops = found, drops
-        return found
+        requests: dict[str, tuple[Any, Any]] = getattr(self._local, "by_file", {})
+        requests = {k: entry for k, entry in requests.items() if self._compiled.get(k) is entry[0]}
+        self._local.by_file, self._local.drops = requests, drops
+        return requests
 
     def _request(self, file: str, what: str) -> Any:
-        local = self._requests
-        own = local.found if getattr(local, "drops", -1) == self._drops else self._own_requests()
+        local = self._local
+        own = local.by_file if getattr(local, "drops", -1) == self._drops else self._own_requests()
         if file not in own:
             model = self.load(file, what)
             own[file] = (model, model.create_infer_request())
@@ -241,8 +241,8 @@ class OpenVinoExecutor:
         spec = self._spec.stages[stage]
         file = spec.graph if head else spec.body_graph
         assert file is not None, "the last stage of a backbone always runs its head"
-        found = self._models.run(file, f"stage {spec.name!r}", carry)
-        return (found[0].copy(), found[1:]) if head else (None, found)
+        outputs = self._models.run(file, f"stage {spec.name!r}", carry)
+        return (outputs[0].copy(), outputs[1:]) if head else (None, outputs)
 
     def keep(self, carry: list[Array], rows: NDArray[np.intp]) -> list[Array]:
         """The carry of these rows alone."""

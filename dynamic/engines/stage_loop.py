@@ -60,7 +60,7 @@ class StageEngine:
         rows = check_inputs(inputs, self.spec.inputs)
         todo, thresholds = self.plan(thresholds), np.asarray(thresholds, np.float32)
         executor, backbone, last = self.executor, self.spec.backbone, len(self.spec.stages) - 1
-        found = np.full((rows, self.spec.classes), np.nan, np.float32)  # probabilities [B, C]
+        probabilities = np.full((rows, self.spec.classes), np.nan, np.float32)  # [B, C]
         out_stage = np.full(rows, last, np.int64)  # [B]
         out_score = np.full(rows, np.nan, np.float32)  # [B]
         alive = np.arange(rows)  # rows of the request that are still in the batch
@@ -75,7 +75,7 @@ class StageEngine:
             if deadline_s is not None and answer is not None:
                 left_s = deadline_s - (self._clock() - began)
                 if left_s <= 0 or left_s < _expected(expected_s, stage, len(alive), rows):
-                    found[alive], out_stage[alive], out_score[alive] = answer, answered, score
+                    probabilities[alive], out_stage[alive], out_score[alive] = answer, answered, score
                     complete = False
                     break
             if backbone[stage] != current:  # another backbone starts from the input again
@@ -90,32 +90,32 @@ class StageEngine:
             answer, score, state = self._combiner.add(state, stage, checked)
             answered = stage
             if stage == last:
-                found[alive], out_score[alive] = answer, score
+                probabilities[alive], out_score[alive] = answer, score
                 break
             leaves = thresholds[stage] < score  # [B'], False for NaN
             if leaves.all():
-                found[alive], out_stage[alive], out_score[alive] = answer, stage, score
+                probabilities[alive], out_stage[alive], out_score[alive] = answer, stage, score
                 break
             if leaves.any():
                 gone, stay = alive[leaves], np.flatnonzero(~leaves)
-                found[gone], out_stage[gone], out_score[gone] = answer[leaves], stage, score[leaves]
+                probabilities[gone], out_stage[gone], out_score[gone] = answer[leaves], stage, score[leaves]
                 alive = alive[stay]
                 state = state.select(stay)
                 answer, score = answer[stay], score[stay]
                 if stage < last and backbone[stage + 1] == current:
                     carry = executor.keep(carry, stay)
-        return Output(np.log(np.maximum(found, TINY)), out_stage, out_score, complete)
+        return Output(np.log(np.maximum(probabilities, TINY)), out_stage, out_score, complete)
 
     def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
         """Raw logits of every stage `[B, S, C]`, without exits: for calibration."""
         rows = check_inputs(inputs, self.spec.inputs)
-        found, carry = [], None
+        stage_logits, carry = [], None
         for stage, belongs in enumerate(self.spec.backbone):
             if stage == 0 or belongs != self.spec.backbone[stage - 1]:
                 carry = self.executor.start(inputs)
             logits, carry = self.executor.step(stage, carry, True)
-            found.append(_check_logits(logits, rows, self.spec, stage))
-        return np.stack(found, axis=1)
+            stage_logits.append(_check_logits(logits, rows, self.spec, stage))
+        return np.stack(stage_logits, axis=1)
 
     def plan(self, thresholds: NDArray[np.float32]) -> StagePlan:
         """The stages that these thresholds run. Raises SettingError on a wrong length or NaN."""
@@ -123,12 +123,12 @@ class StageEngine:
         if array.ndim != 1:  # it may have the same bytes as another one
             check_thresholds(array, len(self.spec.stages))
         key = array.tobytes()
-        found = self._plans.get(key)
-        if found is None:
+        stage_plan = self._plans.get(key)
+        if stage_plan is None:
             if len(self._plans) > 1000:  # a caller that varies thresholds without end must not fill memory
                 self._plans.clear()
-            found = self._plans[key] = plan(thresholds, self.spec.backbone)
-        return found
+            stage_plan = self._plans[key] = plan(thresholds, self.spec.backbone)
+        return stage_plan
 
 
 def _check_logits(logits: NDArray[np.float32] | None, rows: int, spec: CascadeSpec, stage: int) -> NDArray[np.float32]:

@@ -89,19 +89,19 @@ class TraceMonitor:
     ) -> None:
         if not 0 < speed < math.inf:
             raise SettingError(f"speed={speed} must be a positive number, 1 for as it was recorded")
-        found = read_trace(Path(trace)).snapshots if isinstance(trace, str | Path) else tuple(trace)
-        if not found:
+        snapshots = read_trace(Path(trace)).snapshots if isinstance(trace, str | Path) else tuple(trace)
+        if not snapshots:
             raise SettingError("a trace needs at least one snapshot")
-        self.snapshots: tuple[Snapshot, ...] = tuple(found)
-        self._times_s = [snapshot.time_s - found[0].time_s for snapshot in found]
+        self.snapshots: tuple[Snapshot, ...] = tuple(snapshots)
+        self._times_s = [snapshot.time_s - snapshots[0].time_s for snapshot in snapshots]
         if any(after < before for before, after in zip(self._times_s, self._times_s[1:], strict=False)):
             raise SettingError("the snapshots of a trace must be in order of time_s")
         # the last snapshot holds for as long as one does on average
-        self._length_s = self._times_s[-1] * len(found) / (len(found) - 1) if len(found) > 1 else 0.0
+        self._length_s = self._times_s[-1] * len(snapshots) / (len(snapshots) - 1) if len(snapshots) > 1 else 0.0
         self._speed, self._clock, self._loop = speed, clock, loop and self._length_s > 0
         self._began: float | None = None
         self._stopped: Snapshot | None = None
-        self._kept: tuple[int, int, Snapshot] = (0, 0, self.snapshots[0])  # round, place, what was told for it
+        self._current: tuple[int, int, Snapshot] = (0, 0, self.snapshots[0])  # round, place, snapshot
 
     @property
     def latest(self) -> Snapshot:
@@ -116,13 +116,13 @@ class TraceMonitor:
             turn = int(elapsed_s // self._length_s)
             elapsed_s -= turn * self._length_s
         place = max(0, bisect_right(self._times_s, elapsed_s) - 1)
-        kept = self._kept
-        if kept[:2] != (turn, place):
+        current = self._current
+        if current[:2] != (turn, place):
             snapshot = self.snapshots[place]
             if turn:
                 snapshot = replace(snapshot, time_s=snapshot.time_s + turn * self._length_s)
-            kept = self._kept = (turn, place, snapshot)
-        return kept[2]
+            current = self._current = (turn, place, snapshot)
+        return current[2]
 
     def start(self) -> Self:
         """Begin at the first snapshot. Do nothing where the replay runs already."""

@@ -21,11 +21,11 @@ def merge(readings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for reading in readings:
         for name, value in reading.items():
-            known = fields.get(name)
-            if known is None:
+            first = fields.get(name)
+            if first is None:
                 fields[name] = value
             elif value is not None and name in _RULES:
-                fields[name] = _RULES[name](known, value)
+                fields[name] = _RULES[name](first, value)
     host_load, quota_load, quota_cores = (fields.pop(n, None) for n in ("host_load", "quota_load", "quota_cores"))
     cores = fields.get("cpu_cores")
     if fields.get("cpu_load") is None:

@@ -186,8 +186,8 @@ class Watch:
     def _read(self, state: _State) -> None:
         reading, problem, absent, unknown = None, "", False, False
         try:
-            found = state.source.read()
-            reading = sound(found)
+            raw_reading = state.source.read()
+            reading = sound(raw_reading)
         except Exception as error:  # whatever a user's function raises
             problem, absent = str(error) or repr(error), isinstance(error, AbsentError)
             unknown = isinstance(error, UnknownLimitError)

@@ -120,7 +120,7 @@ def _header(path: Path, line: str) -> Mapping[str, Any]:
         if header["kind"] != _KIND:
             raise ValueError("its first line is no header")
         schema = whole(header["schema"], "schema", 1)
-        found = {
+        values = {
             "machine": text(header["machine"], "machine"),
             "date": text(header["date"], "date"),
             "sources": texts(header["sources"], "sources"),
@@ -131,7 +131,7 @@ def _header(path: Path, line: str) -> Mapping[str, Any]:
         ) from error
     if schema > SCHEMA:
         raise SchemaError(f"{path} has schema {schema}. This version reads up to {SCHEMA}: update dynamic-inference")
-    return found
+    return values
 
 
 def _snapshot(data: Any) -> Snapshot:

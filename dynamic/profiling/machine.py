@@ -44,8 +44,8 @@ def instruction_sets(root: Path = Path("/")) -> tuple[str, ...]:
     try:
         lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
-        return tuple(str(name).lower() for name in found)
+        names = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+        return tuple(str(name).lower() for name in names)
     cores = [set(line.split()) for line in lines if line.partition(":")[0].strip() in ("flags", "Features")]
     common = set.intersection(*cores) if cores else set()  # cores may differ, and a thread runs on any
     return tuple(name for name in _INSTRUCTION_SETS if name in common)

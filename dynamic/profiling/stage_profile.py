@@ -69,7 +69,7 @@ def profile(
         lambda: [_faster(engine, rows, seconds, clock) for rows in track(sizes, "profiling", shown=progress)]
     )
     memory, row_mb, unmeasured = _memory(engine, folder)
-    found = Costs(
+    costs = Costs(
         machine=machine_name(),
         engine=engine.name,
         precision=engine.precision,
@@ -91,9 +91,9 @@ def profile(
         noise=columns[0].noise,  # points are ranked at the smallest batch
         load=load,
     )
-    for doubt in found.doubts:
+    for doubt in costs.doubts:
         logger.warning("%s", doubt)
-    return found
+    return costs
 
 
 def _measured_alone(measure: "Callable[[], list[_Measured]]") -> "tuple[list[_Measured], float | None]":
@@ -170,14 +170,14 @@ class _Measured(Protocol):
 
 
 def _faster(engine: CascadeEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Measured:
-    found: list[_Measured] = []
+    columns: list[_Measured] = []
     if engine.can("stages"):
-        found.append(_measure(engine.stages, rows, seconds, clock))
+        columns.append(_measure(engine.stages, rows, seconds, clock))
     if engine.can("graph"):
         assert engine.graph is not None
-        found.append(measure_graph(engine.graph, engine.spec, example_arrays(engine.spec, rows), seconds, clock))
+        columns.append(measure_graph(engine.graph, engine.spec, example_arrays(engine.spec, rows), seconds, clock))
     # the mean over the exit stages
-    return min(found, key=lambda column: statistics.fmean(itertools.accumulate(column.latency)) + column.call)
+    return min(columns, key=lambda column: statistics.fmean(itertools.accumulate(column.latency)) + column.call)
 
 
 class _Column:
@@ -211,8 +211,8 @@ class _Column:
         """Time of each stage inside a request over its time alone. Caches are colder there, and scores are computed."""
         alone = [statistics.median(x) for x in self.full]
         behind = sum(alone[1:])
-        found = statistics.median(self.staying) - self.call - alone[0]
-        return [1.0, *[min(2.0, max(0.5, found / behind)) if behind > 0 else 1.0] * (len(alone) - 1)]
+        inside = statistics.median(self.staying) - self.call - alone[0]
+        return [1.0, *[min(2.0, max(0.5, inside / behind)) if behind > 0 else 1.0] * (len(alone) - 1)]
 
     @property
     def latency(self) -> list[float]:
@@ -261,12 +261,12 @@ def _repeat(
             if not head and spec.stages[stage].body_graph is None:
                 continue
             cpu_began, began = time.process_time(), clock()
-            _, found = executor.step(stage, carry, head)
+            _, next_carry = executor.step(stage, carry, head)
             took = (clock() - began) * 1e3
             (column.full if head else column.body)[stage].append(took)
             if head:
                 column.processor[stage].append((time.process_time() - cpu_began) * 1e3)
-                after = found
+                after = next_carry
         carry = after
     for limit, times in ((-np.inf, column.leaving), (NOBODY, column.staying)):
         thresholds = np.full(len(spec.stages) - 1, limit, np.float32)
@@ -299,8 +299,8 @@ def _memory(engine: CascadeEngine, folder: Path | None) -> tuple[tuple[float, ..
     if folder is None or engine.name == "torch":
         return tuple(0.0 for _ in backbones), (), (f"resident memory on engine {engine.name!r}",)
     try:
-        found = [_resident_mb(folder, backbone, engine) for backbone in backbones]
-        return tuple(stays for _, stays in found), tuple(row for row, _ in found), ()
+        sizes_mb = [_resident_mb(folder, backbone, engine) for backbone in backbones]
+        return tuple(stays for _, stays in sizes_mb), tuple(row for row, _ in sizes_mb), ()
     except (OSError, subprocess.SubprocessError, ValueError):
         size = [(folder / "backbones" / f"{b}.weights").stat().st_size / 1e6 for b in backbones]
         return tuple(size), (), ("resident memory (the size of the weights is used instead)",)

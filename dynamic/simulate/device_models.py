@@ -110,8 +110,8 @@ class Device:
     def _given(self) -> list[str]:
         """Figures that were given, and that therefore need a source."""
         defaults = {f.name: f.default for f in fields(self)}
-        known = [name for name in defaults if name not in ("name", "source")]
-        return [n for n in known if getattr(self, n) != defaults[n] and getattr(self, n) is not None]
+        figures = [name for name in defaults if name not in ("name", "source")]
+        return [n for n in figures if getattr(self, n) != defaults[n] and getattr(self, n) is not None]
 
     def costs(self, costs: Costs) -> Costs:
         """Compute what profiling would measure on this device: times by its speed, energy by its power.
@@ -213,7 +213,7 @@ def device(name: str) -> Device:
         >>> dynamic.simulate.device("laptop").cores
         8
     """
-    known = devices()
-    if name not in known:
-        raise SettingError(f"no device {name!r}: there are {sorted(known)}, or make a Device")
-    return known[name]
+    presets = devices()
+    if name not in presets:
+        raise SettingError(f"no device {name!r}: there are {sorted(presets)}, or make a Device")
+    return presets[name]

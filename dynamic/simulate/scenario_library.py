@@ -138,15 +138,15 @@ def scenarios(
         >>> list(dynamic.simulate.scenarios(dynamic.simulate.device("cloud-vm"), frontier))
         ['steady', 'contention', 'memory']
     """
-    made = _Maker(device, frontier, duration_s, seed)
-    found = {"steady": made.steady(), "contention": made.contention(), "memory": made.memory()}
+    maker = _Maker(device, frontier, duration_s, seed)
+    possible = {"steady": maker.steady(), "contention": maker.contention(), "memory": maker.memory()}
     if device.battery_mwh is not None:
-        found["battery"] = made.battery()
+        possible["battery"] = maker.battery()
     if device.throttle_c is not None:
-        found["heat"] = made.heat()
-    if len(found) == len(SCENARIOS) - 1:
-        found["all"] = made.everything()
-    return {name: found[name] for name in SCENARIOS if name in found}
+        possible["heat"] = maker.heat()
+    if len(possible) == len(SCENARIOS) - 1:
+        possible["all"] = maker.everything()
+    return {name: possible[name] for name in SCENARIOS if name in possible}
 
 
 def scenario(
@@ -172,11 +172,11 @@ def scenario(
         >>> dynamic.simulate.scenario("battery", phone, frontier=frontier).battery
         0.3
     """
-    known = scenarios(device, frontier, duration_s=duration_s, seed=seed)
-    if name not in known:
+    possible = scenarios(device, frontier, duration_s=duration_s, seed=seed)
+    if name not in possible:
         lacks = ": the device lacks what it needs" if name in SCENARIOS else ""
-        raise SettingError(f"no scenario {name!r} for {device.name!r}{lacks}: there are {list(known)}")
-    return known[name]
+        raise SettingError(f"no scenario {name!r} for {device.name!r}{lacks}: there are {list(possible)}")
+    return possible[name]
 
 
 class _Maker:

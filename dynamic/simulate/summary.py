@@ -126,8 +126,8 @@ def _limits(budgets: Sequence[tuple[float, Budget]], start_s: Floats) -> tuple[F
     which = _budget_of(budgets, start_s)
 
     def limits(name: str) -> Floats:
-        found = [getattr(budget, name) for _, budget in budgets]
-        return np.array([np.nan if limit is None else limit for limit in found])[which]
+        values = [getattr(budget, name) for _, budget in budgets]
+        return np.array([np.nan if limit is None else limit for limit in values])[which]
 
     return limits("latency_ms"), limits("deadline_ms")
 

@@ -551,7 +551,7 @@ def test_a_drop_while_requests_are_looked_through_is_seen_next_time(tmp_path: Pa
             return found
 
     model = object()
-    models._compiled, models._requests.found = Dropping(a=model), {"a": (model, "its request")}
+    models._compiled, models._local.by_file = Dropping(a=model), {"a": (model, "its request")}
     assert models._own_requests() == {"a": (model, "its request")}
-    assert models._requests.drops != models._drops
+    assert models._local.drops != models._drops
     assert models._own_requests() == {}

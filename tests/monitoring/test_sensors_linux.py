@@ -11,7 +11,7 @@ import pytest
 from support.sensor_cases import V2_MOUNT, Clock, Tree, forbid
 
 from dynamic.monitoring.contract import AbsentError, Battery, checked
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile
 from dynamic.monitoring.sources.cpu import OtherLoad
 from dynamic.monitoring.sources.frequency import Frequency
 from dynamic.monitoring.sources.memory import Available, ProcessMemory
@@ -64,7 +64,7 @@ def test_searches_are_repeated_and_a_failed_one_is_not_kept() -> None:
             raise result
         return result
 
-    found = Found(search, 5.0, clock)
+    found = CachedSearch(search, 5.0, clock)
     with pytest.raises(ValueError, match="first"):
         found()
     assert [found(), found()] == [1, 1]

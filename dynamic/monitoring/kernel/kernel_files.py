@@ -59,20 +59,20 @@ class KernelFile:
         self.close()
 
 
-class Found(Generic[T]):
+class CachedSearch(Generic[T]):
     """The result of a search of the file tree, repeated after `every_s`: devices come and go, but not often."""
 
     def __init__(self, search: Callable[[], T], every_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._search, self._every_s, self._clock = search, every_s, clock
-        self._kept: tuple[float, T] | None = None  # when, what
+        self._result: tuple[float, T] | None = None  # when, what
 
     def __call__(self) -> T:
         """The result. Raises what the search raises, and then the next call searches again."""
         now = self._clock()
-        if self._kept is None or not 0 <= now - self._kept[0] < self._every_s:
-            self._kept = None
-            self._kept = (now, self._search())
-        return self._kept[1]
+        if self._result is None or not 0 <= now - self._result[0] < self._every_s:
+            self._result = None
+            self._result = (now, self._search())
+        return self._result[1]
 
 
 def integer(text: str, path: Path, base: int = 10) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from dynamic.monitoring.contract import LIMITS, AbsentError, Reading
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile, existing
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile, existing
 from dynamic.monitoring.kernel.members import Answers, ask
 
 _SEARCH_S = 60.0
@@ -25,18 +25,18 @@ class Frequency:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
-        self._found = Found(self._find, _SEARCH_S)
+        self._groups = CachedSearch(self._find, _SEARCH_S)
 
     def __call__(self) -> Reading:
-        groups = self._found()
+        groups = self._groups()
         answers = ask((name, group.ratio) for name, group in groups.values)
         if ratios := [ratio for _, ratio in answers.needed()]:
             left_out = (*groups.left_out, *answers.left_out)
             return Reading({"frequency_ratio": statistics.fmean(ratios)}, f"{len(ratios)} of cpufreq/policy*", left_out)
-        known = from_psutil("cpu_freq") if self._root == Path("/") else None
-        if known is None or not known.max:
+        clock = from_psutil("cpu_freq") if self._root == Path("/") else None
+        if clock is None or not clock.max:
             raise AbsentError("the system has no CPU frequency: give Monitor(frequency=function)")
-        return Reading({"frequency_ratio": known.current / known.max}, "psutil")
+        return Reading({"frequency_ratio": clock.current / clock.max}, "psutil")
 
     def _find(self) -> Answers["_Group"]:
         policies = sorted((self._root / "sys/devices/system/cpu/cpufreq").glob("policy*"))

@@ -10,7 +10,7 @@ from typing import TypeVar
 from dynamic.monitoring.contract import LIMITS, LeftOut, Reading, UnknownLimitError
 from dynamic.monitoring.kernel.cgroup import Hierarchy, hierarchy, undetermined
 from dynamic.monitoring.kernel.group_statistics import droppable_bytes, entries
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile, integer, word
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile, integer, word
 from dynamic.monitoring.kernel.members import Answers, ask
 
 _SEARCH_S = 5.0  # limits are changed by hand, if at all
@@ -36,10 +36,10 @@ class MemoryLimit:
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
-        self._found = Found(lambda: _memory_levels(root), _SEARCH_S, clock)
+        self._levels = CachedSearch(lambda: _memory_levels(root), _SEARCH_S, clock)
 
     def __call__(self) -> Reading:
-        levels = self._found()
+        levels = self._levels()
         answers = ask((str(level.limit.path), level.room) for _, level in levels.needed())
         left_out = (*levels.left_out, *answers.left_out)
         rooms = [(room, path) for path, room in answers.needed()]
@@ -50,7 +50,7 @@ class MemoryLimit:
 
     def tightest(self) -> Limit | None:
         """The smallest limit in bytes. None without any."""
-        return min((level.limit for _, level in self._found().needed()), key=lambda limit: limit.amount, default=None)
+        return min((level.limit for _, level in self._levels().needed()), key=lambda limit: limit.amount, default=None)
 
 
 class CpuLimit:
@@ -68,12 +68,12 @@ class CpuLimit:
         own_s: Callable[[], float] = time.process_time,
     ) -> None:
         self._clock, self._own_s = clock, own_s
-        self._found = Found(lambda: _cpu_levels(root), _SEARCH_S, clock)
+        self._levels = CachedSearch(lambda: _cpu_levels(root), _SEARCH_S, clock)
         self._before: tuple[Path, float, float, float] | None = None  # whose, and clock, group and own seconds
         self._load: float | None = None
 
     def __call__(self) -> Reading:
-        levels = self._found()
+        levels = self._levels()
         if not levels.needed():
             return Reading({}, "no CPU quota", levels.left_out)
         tightest = min((level for _, level in levels.values), key=lambda level: level.limit.amount)
@@ -86,7 +86,7 @@ class CpuLimit:
 
     def tightest(self) -> Limit | None:
         """The smallest quota in cores. None without any."""
-        return min((level.limit for _, level in self._found().needed()), key=lambda limit: limit.amount, default=None)
+        return min((level.limit for _, level in self._levels().needed()), key=lambda limit: limit.amount, default=None)
 
     def _others(self, level: "_CpuLevel") -> float | None:
         used_s = level.used_s()

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dynamic.monitoring.contract import LIMITS, AbsentError, LeftOut, Reading
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile, existing, is_there, word
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile, existing, is_there, word
 from dynamic.monitoring.kernel.mains import find_supplies
 from dynamic.monitoring.kernel.members import Answers, ask
 
@@ -32,8 +32,8 @@ class Power:
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
-        self._supplies = Found(lambda: find_supplies(root), _SEARCH_S, clock)
-        self._meters = Found(lambda: _find_meters(root), 6 * _SEARCH_S, clock)
+        self._supplies = CachedSearch(lambda: find_supplies(root), _SEARCH_S, clock)
+        self._meters = CachedSearch(lambda: _find_meters(root), 6 * _SEARCH_S, clock)
         self._rapl = Rapl(root, clock)
 
     def __call__(self) -> Reading:
@@ -68,7 +68,7 @@ class Rapl:
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._zones = Found(lambda: _find_zones(root), 6 * _SEARCH_S, clock)
+        self._zones = CachedSearch(lambda: _find_zones(root), 6 * _SEARCH_S, clock)
         self._before: dict[str, int] = {}  # uJ by zone
         self._read_at = 0.0
         self._power_mw: float | None = None

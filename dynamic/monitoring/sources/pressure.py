@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dynamic.monitoring.contract import AbsentError, Reading
 from dynamic.monitoring.kernel.cgroup import hierarchy
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile, existing
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile, existing
 from dynamic.monitoring.kernel.members import ask
 
 _SEARCH_S = 60.0
@@ -21,10 +21,10 @@ class Pressure:
 
     def __init__(self, resource: str, root: Path = Path("/")) -> None:
         self._resource, self._root = resource, root
-        self._found = Found(self._find, _SEARCH_S)
+        self._files = CachedSearch(self._find, _SEARCH_S)
 
     def __call__(self) -> Reading:
-        answers = ask((str(file.path), partial(_some, file)) for file in self._found())
+        answers = ask((str(file.path), partial(_some, file)) for file in self._files())
         values = [(value, origin) for origin, value in answers.needed()]
         if not values:
             raise AbsentError("the kernel counts no pressure (boot it with psi=1)")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynamic.monitoring.contract import AbsentError, LeftOut, Reading
-from dynamic.monitoring.kernel.kernel_files import Found
+from dynamic.monitoring.kernel.kernel_files import CachedSearch
 from dynamic.monitoring.kernel.mains import Supplies, find_supplies
 from dynamic.monitoring.kernel.members import ask
 from dynamic.monitoring.kernel.power_supply import Charge
@@ -32,26 +32,26 @@ class BatteryLevel:
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
         self._root, self._clock = root, clock
-        self._found = Found(lambda: find_supplies(root), _SEARCH_S, clock)
+        self._supplies = CachedSearch(lambda: find_supplies(root), _SEARCH_S, clock)
         self._since: dict[str, tuple[tuple[str | None, ...], float]] = {}  # by battery: figures, and when they changed
-        self._is_known = False  # whether there has been a charge to read
+        self._has_read_charge = False  # whether there has been a charge to read
 
     def __call__(self) -> Reading:
-        supplies = self._found()
+        supplies = self._supplies()
         none = self._without_change(supplies)
         supplies = replace(supplies, batteries=tuple(b for b in supplies.batteries if b.name not in none))
         answers = ask((battery.name, battery.charge) for battery in supplies.batteries)
         left_out = (*supplies.left_out, *(LeftOut(name, why) for name, why in none.items()), *answers.left_out)
         charges = answers.needed()
         if charges:
-            self._is_known = True
+            self._has_read_charge = True
             names = [name for name, _ in charges]
             # a battery without a valid charge has no valid status either
             supplies = replace(supplies, batteries=tuple(b for b in supplies.batteries if b.name in names))
             left_out += (*(remark for _, charge in charges for remark in charge.remarks), *supplies.contradictions())
             fields = _together([charge for _, charge in charges]) | {"plugged": supplies.plugged()}
             return Reading(fields, "power_supply " + ", ".join(names), left_out)
-        if self._is_known:  # what runs without a battery runs on the mains
+        if self._has_read_charge:  # what runs without a battery runs on the mains
             fields = {"battery": None, "battery_mwh": None, "plugged": True}
             return Reading(fields, "power_supply, without a battery by now", left_out)
         elsewhere = from_psutil("sensors_battery") if sys.platform != "linux" and self._root == Path("/") else None

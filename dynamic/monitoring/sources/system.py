@@ -97,7 +97,7 @@ def _users(name: str, function: Callable[[], Any]) -> Source:
     return Source(name, read, (field,), apart=True)
 
 
-def _battery(found: float | Battery) -> Reading:
-    battery = found if isinstance(found, Battery) else Battery(float(found))
+def _battery(level: float | Battery) -> Reading:
+    battery = level if isinstance(level, Battery) else Battery(float(level))
     fields = {"battery": float(battery.level), "battery_mwh": battery.energy_mwh, "plugged": battery.plugged}
     return Reading(fields, "the user's function")

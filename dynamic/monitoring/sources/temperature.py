@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from dynamic.monitoring.contract import AbsentError, LeftOut, Reading
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile, existing, word
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile, existing, word
 from dynamic.monitoring.kernel.members import Answers, ask
 from dynamic.monitoring.sources.frequency import from_psutil
 
@@ -63,10 +63,10 @@ class Temperature:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
-        self._found = Found(self._find, _SEARCH_S)
+        self._sensors = CachedSearch(self._find, _SEARCH_S)
 
     def __call__(self) -> Reading:
-        groups, left_out = self._found()
+        groups, left_out = self._sensors()
         error: OSError | ValueError | None = None
         for group in groups:  # the best first: the next only where it has no valid value
             answers = ask((name, sensor.temperature_c) for name, sensor in group)

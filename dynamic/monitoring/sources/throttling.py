@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dynamic.monitoring.contract import AbsentError, Reading
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile, existing, integer
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile, existing, integer
 from dynamic.monitoring.kernel.members import ask
 
 _HOLD_S = 1.0  # counters grow in steps: throttling continues so long after the last one
@@ -50,10 +50,10 @@ class Throttling:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = root
-        self._counters = Found(self._find_counters, _SEARCH_S, clock)
-        self._firmware = Found(self._find_firmware, _SEARCH_S, clock)
+        self._counters = CachedSearch(self._find_counters, _SEARCH_S, clock)
+        self._firmware = CachedSearch(self._find_firmware, _SEARCH_S, clock)
         self._command = vcgencmd
-        self._asked = Found(self._ask, _ASK_S, clock)
+        self._asked = CachedSearch(self._ask, _ASK_S, clock)
         self._clock = clock
         self._grown: dict[str, Growth] = {}  # by counter
 

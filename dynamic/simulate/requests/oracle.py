@@ -196,9 +196,9 @@ def _energy(world: World, device: Device, budget: Budget, slots: Slots, charging
     """Millijoules that inference may use in the slots that count."""
     most_mj = _NO_LIMIT
     if world.left_mj is not None and world.full_mj is not None:
-        kept_mj = (budget.battery_floor or 0.0) * world.full_mj
+        floor_mj = (budget.battery_floor or 0.0) * world.full_mj
         base_mj = world.power_mw * slots.slot_s * float(slots.counted.sum())
-        most_mj = max(0.0, world.left_mj + device.charging_mw * charging_s - kept_mj - base_mj)
+        most_mj = max(0.0, world.left_mj + device.charging_mw * charging_s - floor_mj - base_mj)
     if budget.energy_mj is not None:
         most_mj = min(most_mj, budget.energy_mj * float(slots.arrivals[slots.counted].sum()))
     return most_mj

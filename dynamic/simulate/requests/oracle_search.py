@@ -58,9 +58,9 @@ def plan_slots(service: Service, slots: Slots, most_mj: float, heat: Heat | None
         return enough
     for _ in range(_HALVINGS):
         price = (low + high) / 2
-        found = at(price)
-        if found.energy_mj <= most_mj:
-            high, enough = price, found
+        plan = at(price)
+        if plan.energy_mj <= most_mj:
+            high, enough = price, plan
         else:
             low = price
     return _spliced(enough, low, high, service, slots, most_mj, heat)
@@ -122,9 +122,9 @@ def _spliced(
     fits, over = 0, count
     while over - fits > 1:
         middle = (fits + over) // 2
-        found = walk(np.where(np.arange(count) < middle, low, high), service, slots, heat)
-        if found.energy_mj <= most_mj:
-            fits, enough = middle, found
+        plan = walk(np.where(np.arange(count) < middle, low, high), service, slots, heat)
+        if plan.energy_mj <= most_mj:
+            fits, enough = middle, plan
         else:
             over = middle
     return enough

@@ -77,8 +77,8 @@ class Outcome:
             for number in self.on:
                 answer, _, state = self._combiner.add(state, number, records.logits[:, number])
                 self._answers[:, number] = predictions(answer) == records.label
-        found: NDArray[np.bool_] = self._answers[record, stage]
-        return found
+        right: NDArray[np.bool_] = self._answers[record, stage]
+        return right
 
 
 def outcomes(frontier: Frontier, records: Records, noise: float) -> dict[CostedPoint, Outcome]:
@@ -88,16 +88,16 @@ def outcomes(frontier: Frontier, records: Records, noise: float) -> dict[CostedP
 
 def _checks(path_ms: Sequence[float], todo: StagePlan, ahead: Sequence[float]) -> list[tuple[Check, ...]]:
     """For each stage, the checks until its answer, those of the stages before included."""
-    found: list[tuple[Check, ...]] = []
+    checks: list[tuple[Check, ...]] = []
     so_far: tuple[Check, ...] = ()
     answered = -1
     for stage in range(len(path_ms)):
         if todo.run[stage] and answered >= 0:
             so_far = (*so_far, Check(answered, path_ms[stage - 1], ahead[stage]))
-        found.append(so_far)
+        checks.append(so_far)
         if todo.on[stage]:
             answered = stage
-    return found
+    return checks
 
 
 def _lognormal(

@@ -39,7 +39,7 @@ def best_points(
         Point for each request and wait `[M, G]`.
     """
     count = len(allowed)
-    found = np.empty((count, len(grid_s)), np.int16)
+    points = np.empty((count, len(grid_s)), np.int16)
     ahead = np.zeros(len(grid_s))  # what all later requests cost, by the wait of the first of them
     gaps_s = np.append(np.diff(arrival_s), np.inf)
     wrong = 1 - service.accuracy  # [P]
@@ -49,8 +49,8 @@ def best_points(
         later = np.interp(np.maximum(done_s - gaps_s[i], 0.0), grid_s, ahead) if np.isfinite(gaps_s[i]) else 0.0
         cost = ((penalty * (done_s > limit_s[i]) + later) * service.chance).sum(axis=2) + wrong  # [G, P]
         cost[:, ~allowed[i]] = np.inf
-        found[i] = cost.argmin(axis=1)
-        ahead = cost[rows, found[i]]
+        points[i] = cost.argmin(axis=1)
+        ahead = cost[rows, points[i]]
         # only differences count, and the sum must not lose its digits over a million requests
         ahead = ahead - ahead[0]
-    return found
+    return points

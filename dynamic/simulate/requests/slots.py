@@ -41,10 +41,10 @@ class Service:
         times_s = (median_s[..., None] * np.exp(sigma[..., None] * nodes)).reshape(len(outcomes), -1)
         chance = (shares[..., None] * weights).reshape(len(outcomes), -1)
         chance = chance / chance.sum(axis=1, keepdims=True)
-        seen = chance.max(axis=0) > 0
+        possible = chance.max(axis=0) > 0
         mean_s = (times_s * chance).sum(axis=1)
         accuracy = np.array([point.accuracy.mid for point in frontier.points])
-        return cls(times_s[:, seen], chance[:, seen], mean_s * device.active_mw, accuracy)
+        return cls(times_s[:, possible], chance[:, possible], mean_s * device.active_mw, accuracy)
 
 
 @dataclass(frozen=True, eq=False)

@@ -202,19 +202,19 @@ class Environment:
         self.ticks_over_memory += self.process_mb > (self.free_mb if limit_mb is None else min(limit_mb, self.free_mb))
         if now_s >= self._next_sample_s:
             self._next_sample_s += self._sample_s
-            seen = (world.temperature_c, world.ambient_c, world.frequency, world.battery, world.power_mw, self.queue)
-            self.samples.append((now_s, self.load(now_s)[0], *seen))
+            state = (world.temperature_c, world.ambient_c, world.frequency, world.battery, world.power_mw, self.queue)
+            self.samples.append((now_s, self.load(now_s)[0], *state))
         self._ticks += 1
         self.next_s = self._ticks / self._hz
 
 
 def _checked(load: Callable[[float], tuple[float, float]]) -> Callable[[float], tuple[float, float]]:
     def piece(time_s: float) -> tuple[float, float]:
-        found = load(time_s)
-        if not 0 <= found[0] < math.inf:
+        value = load(time_s)
+        if not 0 <= value[0] < math.inf:
             raise SettingError(
-                f"background_load={found[0]} at {time_s:.3g} s must not be negative: a share of the cores"
+                f"background_load={value[0]} at {time_s:.3g} s must not be negative: a share of the cores"
             )
-        return found
+        return value
 
     return piece

@@ -150,7 +150,7 @@ class Sensors:
             temperature_c = _to_step(temperature_c, device.temperature_step_c)
         if charge is not None:
             charge = min(1.0, _to_step(charge, device.battery_step))
-        found: dict[str, Any] = {
+        reading: dict[str, Any] = {
             "time_s": time_s,
             "cpu_load": cpu_load,
             "cpu_cores": float(device.cores),
@@ -168,15 +168,15 @@ class Sensors:
             "missing": (),
         }
         for name in self._absent:
-            found[name] = None
+            reading[name] = None
         if faults.missing is not None:
             names = tuple(sorted(faults.missing(time_s)))
             for name in names:
                 if name not in Snapshot.__dataclass_fields__:
                     raise SettingError(f"a sensor {name!r} is missing at {time_s:.3g} s, which no snapshot has")
-                found[name] = None
-            found["missing"] = names
-        return found
+                reading[name] = None
+            reading["missing"] = names
+        return reading
 
     def _normal(self) -> float:
         if not self._noise:
