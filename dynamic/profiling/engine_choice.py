@@ -69,9 +69,9 @@ class Choice:
 
 def check_precision(precision: str) -> None:
     """Raise EngineError where no installed engine that "auto" may choose has this precision."""
-    known = {name: PRECISIONS[name] for name in _candidates()}
-    if not any(precision in found for found in known.values()):
-        raise EngineError(f"precision {precision!r} is on no engine that engine='auto' can take here: {known}")
+    available = {name: PRECISIONS[name] for name in _candidates()}
+    if not any(precision in precisions for precisions in available.values()):
+        raise EngineError(f"precision {precision!r} is on no engine that engine='auto' can take here: {available}")
 
 
 def choose(
@@ -160,19 +160,19 @@ def chosen(
     precision = {name: precision_on(name) for name in _candidates()}
     path = folder / CHOICES / _file(threads, precision)
     try:
-        found = Choice.from_json(unseal(read_json(path, folder), f"{CHOICES}/{path.name}"))
-        if found.threads != threads:
-            raise ValueError(f"it is of {found.threads} threads")
-        if found.precision.get(found.engine) == precision.get(found.engine, ""):
-            return found
+        choice = Choice.from_json(unseal(read_json(path, folder), f"{CHOICES}/{path.name}"))
+        if choice.threads != threads:
+            raise ValueError(f"it is of {choice.threads} threads")
+        if choice.precision.get(choice.engine) == precision.get(choice.engine, ""):
+            return choice
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
         logger.warning("%s does not read (%s): measuring again", path, error)
-    found = choose(folder, spec, combiner, precision_on, threads, hashes=hashes)
+    choice = choose(folder, spec, combiner, precision_on, threads, hashes=hashes)
     if keep:
-        _keep(found, path)
-    return found
+        _keep(choice, path)
+    return choice
 
 
 def _candidates() -> tuple[str, ...]:
