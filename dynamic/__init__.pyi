@@ -1,6 +1,9 @@
 from dynamic.bundle.bundle import Bundle as Bundle
 from dynamic.bundle.bundle import load as load
 from dynamic.data.preprocessing import Preprocess as Preprocess
+from dynamic.engines.options import OnnxRuntimeOptions as OnnxRuntimeOptions
+from dynamic.engines.options import OpenVinoOptions as OpenVinoOptions
+from dynamic.engines.options import TorchOptions as TorchOptions
 from dynamic.errors import DynamicError as DynamicError
 from dynamic.errors import DynamicWarning as DynamicWarning
 from dynamic.errors import ShedError as ShedError
