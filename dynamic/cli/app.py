@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -151,15 +151,16 @@ def build(
         made[-1] = wrapped = dynamic.wrap(made[-1], next(iter(train))[0], exits=exits)
         print(dynamic.fit(wrapped, train, mode="heads", seed=seed))
     names = [path.rpartition(":")[2] for path in networks]
-    cascade = dynamic.Cascade(made, combine=combine, names=names if len(set(names)) == len(names) else None)
+    # words are checked where they are used: typer before 0.19 takes no Literal types
+    cascade = dynamic.Cascade(made, cast(Any, combine), names=names if len(set(names)) == len(names) else None)
     bundle = dynamic.build(
         cascade,
         held_out,
-        engine,
+        engine=cast(Any, engine),
         preprocess=preprocess,
         classes=images.classes,
-        score=score,
-        risk=risk,
+        score=cast(Any, score),
+        risk=cast(Any, risk),
         delta=delta,
         seed=seed,
         max_drops=max_drop or None,
@@ -180,9 +181,8 @@ def certify(
     score: Annotated[str | None, typer.Option(help="Another score, or 'auto'.")] = None,
 ) -> None:
     """Make another ladder of a bundle's records: other targets, risk or delta. To choose by the outcome voids it."""
-    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score, floor=floor).save(
-        out
-    )
+    words: dict[str, Any] = {"risk": risk, "score": score}
+    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta=delta, floor=floor, **words).save(out)
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
 
@@ -215,7 +215,7 @@ def export(
     point: Annotated[str | None, typer.Option(help="Only what this point uses, 'drop 0.01' for instance.")] = None,
 ) -> None:
     """Write the whole cascade as one ONNX file that runs without this library."""
-    print(dynamic.export(dynamic.load(shelf), out, batch, point=point))
+    print(dynamic.export(dynamic.load(shelf), out, batch=cast(Any, batch), point=point))
 
 
 @app.command()

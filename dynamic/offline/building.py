@@ -25,6 +25,7 @@ from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.onnx_export.parity import check_parity
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
+from dynamic.offline.option_words import Combine, EngineChoice, Precision, RiskName, Score
 from dynamic.offline.recertification import TemporaryBundle, warn_uncertified
 from dynamic.offline.torchvision_transforms import from_transforms
 from dynamic.policies.certification.certificates import certify, check_settings
@@ -38,16 +39,17 @@ logger = logging.getLogger("dynamic")
 
 def build(
     networks: Cascade | nn.Module | Sequence[nn.Module],
-    held_out_loader: Iterable[Any],
-    engine: str = "onnxruntime",
-    precision: str = "f32",
+    calibration_loader: Iterable[Any],
+    *,
+    engine: EngineChoice = "onnxruntime",
+    precision: Precision = "f32",
     delta: float = 0.1,
     max_drops: Sequence[float] | None = None,
     preprocess: Any = None,
     classes: Sequence[str] | None = None,
-    combine: str = "backbones",
-    score: str = "max_probability",
-    risk: str = "drop",
+    combine: Combine = "backbones",
+    score: Score = "max_probability",
+    risk: RiskName = "drop",
     groups: NDArray[Any] | Sequence[Any] | None = None,
     search_share: float = SEARCH_SHARE,
     seed: int = 0,
@@ -58,7 +60,7 @@ def build(
 ) -> Bundle:
     """A bundle from networks for the same task, plain or wrapped, smallest first.
 
-    `held_out_loader` yields `(inputs, labels [B])` that no network was trained on, preprocessed as in training.
+    `calibration_loader` yields `(inputs, labels [B])` that no network was trained on, preprocessed as in training.
     `engine`: the one that will run; "auto" takes the fastest of those installed here that have `precision` (torch,
     which a bundle holds no modules for, left out). "torch" needs no export; `load` is then given the modules.
     `preprocess`: the torchvision transforms (or `dynamic.Preprocess`) that made those inputs from images, so that the
@@ -87,13 +89,14 @@ def build(
     check_canary_word(canaries)
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
-    batches, example, labels = peek(held_out_loader)
+    batches, example, labels = peek(calibration_loader)
     check_first(cascade, example, labels)
     plain = describe(cascade, example)
     check_classes(classes, plain)
     check_canary_inputs(canaries, cascade, plain)
     check_labels_for(measure, labels)
     warn_order(plain, cascade.names)
+    engine_name: str = engine
     owner = TemporaryBundle()
     folder = owner.path
     with evaluating(cascade):
@@ -102,8 +105,8 @@ def build(
         if exported:
             write_graphs(folder, spec, plain_ladder(spec, cascade.combine))  # written again once temperatures are known
         if engine == AUTO:
-            engine = chosen(folder, spec, plain_combiner(spec), lambda _: precision, keep=True).engine
-        opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
+            engine_name = chosen(folder, spec, plain_combiner(spec), lambda _: precision, keep=True).engine
+        opened = open_engine(engine_name, folder, spec, plain_combiner(spec), stages, precision)
         try:
             check_parity(cascade, opened, spec, example)
             sample = Reservoir(seed=seed)
@@ -122,11 +125,11 @@ def build(
         if level.at_chance:
             logger.warning("%s: it is at chance, train it (dynamic.fit) or leave it out", level)
     if exported:
-        write_graphs(folder, spec, ladder, engine, precision)
+        write_graphs(folder, spec, ladder, engine_name, precision)
     (folder / "weights").mkdir()
     for name, network in zip(cascade.names, cascade.networks, strict=True):
         _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")
-    write(folder, spec, ladder, records, engine, precision, cascade.fingerprint(), classes, shipped, identity)
+    write(folder, spec, ladder, records, engine_name, precision, cascade.fingerprint(), classes, shipped, identity)
     return replace(read(folder, verify=False, modules=cascade), _owner=owner)
 
 

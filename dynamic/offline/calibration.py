@@ -31,6 +31,7 @@ from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import last_logits
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
+from dynamic.offline.option_words import EngineName, Precision
 from dynamic.offline.torchvision_transforms import from_transforms
 from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.records import SEARCH_SHARE, Records
@@ -39,10 +40,11 @@ from dynamic.progress import size_of, track
 
 
 def calibrate(
-    cascade: Cascade | nn.Module | Sequence[nn.Module],
-    loader: Iterable[Any],
-    engine: str = "onnxruntime",
-    precision: str = "f32",
+    networks: Cascade | nn.Module | Sequence[nn.Module],
+    calibration_loader: Iterable[Any],
+    *,
+    engine: EngineName = "onnxruntime",
+    precision: Precision = "f32",
     groups: NDArray[Any] | Sequence[Any] | None = None,
     preprocess: Any = None,
     search_share: float = SEARCH_SHARE,
@@ -60,15 +62,15 @@ def calibrate(
     EngineError where the engine cannot run the cascade.
     """
     check_engine(engine, precision)
-    whole = cascade if isinstance(cascade, Cascade) else Cascade(cascade)
-    batches, example, labels = peek(loader)
-    check_first(whole, example, labels)
-    with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(whole):
-        spec = describe(whole, example) if engine == "torch" else export_stages(whole, Path(folder), example)
-        stages = whole.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
+    cascade = networks if isinstance(networks, Cascade) else Cascade(networks)
+    batches, example, labels = peek(calibration_loader)
+    check_first(cascade, example, labels)
+    with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(cascade):
+        spec = describe(cascade, example) if engine == "torch" else export_stages(cascade, Path(folder), example)
+        stages = cascade.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
         opened = open_engine(engine, Path(folder), spec, plain_combiner(spec), stages, precision)
         try:
-            return collect(whole, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress)
+            return collect(cascade, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress)
         finally:
             opened.close()
 

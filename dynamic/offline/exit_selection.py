@@ -9,6 +9,7 @@ from torch import nn
 from dynamic.offline.batches import Batch
 from dynamic.offline.calibration import calibrate
 from dynamic.offline.cascade import Cascade
+from dynamic.offline.option_words import EngineName
 from dynamic.offline.tracing.channel_layout import LAYOUTS
 from dynamic.offline.tracing.wrap_network import ExitNetwork, wrap
 from dynamic.policies.certification.exit_value import Choice, choose_exits
@@ -29,12 +30,12 @@ class Selected:
 def select_exits(
     network: ExitNetwork,
     example_inputs: Batch,
-    loader: Iterable[Any],
     *,
+    selection_loader: Iterable[Any],
     count: int | None = None,
     max_drops: Sequence[float] = (0.0, 0.005, 0.01),
     exit_cost: float = 0.0,
-    engine: str = "torch",
+    engine: EngineName = "torch",
     progress: bool | None = None,
 ) -> Selected:
     """The exits of `network` that pay, by the multiply-adds of a request with and without them (see `choose_exits`).
@@ -48,7 +49,7 @@ def select_exits(
     Raises ExitError where no exit pays: the plain network is the better choice then; and as `calibrate` does.
     """
     cascade = Cascade(network, names=("network",))
-    records = calibrate(cascade, loader, engine=engine, search_share=1.0, progress=progress)
+    records = calibrate(cascade, selection_loader, engine=engine, search_share=1.0, progress=progress)
     choice = choose_exits(records, count=count, max_drops=max_drops, exit_cost=exit_cost)
     names = tuple(name.removeprefix("network@") for name in choice.kept)
     if not names:
@@ -56,10 +57,10 @@ def select_exits(
             f"none of the exits {[e.name for e in network.exits]} makes requests cheaper at drops {list(max_drops)}; "
             "use the plain network, other places, or better heads"
         )
-    return Selected(keep_exits(network, example_inputs, names), choice)
+    return Selected(keep_exits(network, example_inputs, names=names), choice)
 
 
-def keep_exits(network: ExitNetwork, example_inputs: Batch, names: Sequence[str]) -> ExitNetwork:
+def keep_exits(network: ExitNetwork, example_inputs: Batch, *, names: Sequence[str]) -> ExitNetwork:
     """`network` with some of its exits only; backbone and heads are the same modules.
 
     Raises ExitError on a name that is none of its exits, or no name.
@@ -70,7 +71,11 @@ def keep_exits(network: ExitNetwork, example_inputs: Batch, names: Sequence[str]
     heads: Iterator[nn.Module] = (h for h, e in zip(network.heads, network.exits, strict=True) if e.name in names)
     layout = {e.name: _layout(e.shape, e.channel) for e in network.exits if e.name in names}
     fewer = wrap(
-        network.backbone, example_inputs, [n for n in known if n in names], layout=layout, head=lambda *_: next(heads)
+        network.backbone,
+        example_inputs,
+        exits=[n for n in known if n in names],
+        layout=layout,
+        head=lambda *_: next(heads),
     )
     fewer.training = network.training  # of the whole alone: backbone and heads are in the modes they were in
     return fewer

@@ -12,6 +12,7 @@ from dynamic.bundle.canaries.canary_set import CANARIES, Canaries
 from dynamic.bundle.canaries.check import run_canaries
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.offline.onnx_export.whole_graph import write_graphs
+from dynamic.offline.option_words import RiskName, Score
 from dynamic.policies.certification.certificates import certify, shortage
 from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.ladder import Ladder
@@ -27,11 +28,11 @@ logger = logging.getLogger("dynamic")
 def recertify(
     bundle: Bundle,
     max_drops: Sequence[float] | None = None,
-    delta: float | None = None,
     *,
+    delta: float | None = None,
     records: Records | None = None,
-    risk: str | None = None,
-    score: str | None = None,
+    risk: RiskName | None = None,
+    score: Score | None = None,
     strict: bool = False,
     floor: float | None = None,
 ) -> Bundle:
@@ -57,13 +58,13 @@ def recertify(
             f"{bundle.engine!r} ({bundle.precision})"
         )
     old = bundle.ladder
-    known = old.certificate
-    delta = delta if delta is not None else 0.1 if known is None else known.delta
-    risk = risk if risk is not None else "drop" if known is None else known.risk
+    before = old.certificate
+    delta = delta if delta is not None else 0.1 if before is None else before.delta
+    measure = risk if risk is not None else "drop" if before is None else before.risk
     elsewhere = given.made_on is not None and given.made_on != bundle.records.made_on
     canaries, identity = _measured_here(bundle, given) if elsewhere else (None, bundle.calibrated_on)
     ladder = certify(
-        given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict, floor=floor
+        given, max_drops, delta, risk=measure, combine=old.combine, score=score or old.score, strict=strict, floor=floor
     )
     warn_uncertified(ladder)
     owner = TemporaryBundle()

@@ -14,6 +14,7 @@ NAMES = [
     "Change",
     "Costs",
     "Decision",
+    "DistillationConfig",
     "DriftOptions",
     "DynamicError",
     "DynamicWarning",
@@ -29,7 +30,9 @@ NAMES = [
     "Runtime",
     "ShedError",
     "Snapshot",
+    "Statistics",
     "TraceMonitor",
+    "TrainingConfig",
     "build",
     "calibrate",
     "certify",
@@ -38,6 +41,7 @@ NAMES = [
     "fit",
     "load",
     "recertify",
+    "select_exits",
     "wrap",
 ]
 

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamic.offline.batches import Batch, labelled_batches, named_tensors, run_on, taken_by
+from dynamic.offline.networks.acceleration import Acceleration
 from dynamic.offline.networks.row_independence import check_classes, check_rows
 from dynamic.offline.staged_network import Stage
-from dynamic.offline.training.acceleration import Acceleration
 from dynamic.policies.errors import InputError
-from dynamic.progress import size_of, track
 from dynamic.storage.atomic_write import disk_errors
 from dynamic.storage.temporary_files import TemporaryFolder
 
@@ -61,11 +60,11 @@ def extracted(
     network: nn.Module,
     stages: Sequence[Stage],
     trained: Sequence[int],
-    loader: Iterable[Any],
+    batches: Iterable[tuple[Batch, NDArray[np.int64]]],
     acceleration: Acceleration,
+    *,
     memory_limit_mb: float,
     cache_dir: str | Path | None,
-    shown: bool | None = None,
 ) -> Iterator[FeatureCache]:
     """Run the bodies of `stages`, all of `network`'s, once on every batch and keep what the `trained` heads read.
 
@@ -77,10 +76,9 @@ def extracted(
     used = list(stores.values())
     labels: list[NDArray[np.int64]] = []
     classes: int | None = None
-    total = size_of(loader)
     with ExitStack() as owned:
         folder: Path | None = None
-        for inputs, found in track(checked_batches(loader, None), "features", total, shown):
+        for inputs, found in batches:
             with torch.no_grad(), acceleration.autocast():
                 named = {name: acceleration.place(t) for name, t in named_tensors(network, inputs).items()}
                 carry = tuple(named.values())

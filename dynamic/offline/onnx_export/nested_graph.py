@@ -23,8 +23,6 @@ from dynamic.offline.onnx_export.graph_inlining import StageGraph, fold_factor, 
 from dynamic.offline.onnx_export.if_nodes import Body, Branch
 from dynamic.policies.scores import PATIENCE, TINY, groups
 
-BATCH = ("single", "dynamic")
-
 _NOT_YET = -1  # the stage of a row that has not left
 _NO_ANSWER = -1.0  # its `same` before the first answer: one more is 0
 _KINDS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT)  # of an ending

@@ -15,8 +15,9 @@ from onnx import external_data_helper
 from dynamic.bundle.bundle import Bundle, has_graphs
 from dynamic.data.preprocessing import Normalize, Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
-from dynamic.offline.onnx_export.nested_graph import BATCH, Nest
+from dynamic.offline.onnx_export.nested_graph import Nest
 from dynamic.offline.onnx_export.reserved_names import check_names
+from dynamic.offline.option_words import RowCount, check_word
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.storage.atomic_write import disk_errors
@@ -37,8 +38,8 @@ _MOST_BYTES = 1_800_000_000  # of weights inside the file: protobuf ends at 2 Gi
 def export(
     source: Bundle | Cascade | nn.Module | Sequence[nn.Module],
     path: str | Path,
-    batch: str = "dynamic",
     *,
+    batch: RowCount = "dynamic",
     point: str | None = None,
     example_inputs: Batch | None = None,
     ladder: Ladder | None = None,
@@ -70,8 +71,7 @@ def export(
     inputs, an input whose name the graph uses itself, or preprocessing for another number of channels; EngineError
     where a stage cannot be exported.
     """
-    if batch not in BATCH:
-        raise InputError(f"batch={batch!r} is not known; use one of {BATCH}")
+    check_word("batch", batch, RowCount, InputError)
     target = Path(path)
     if target.suffix.lower() not in _SUFFIXES:
         raise InputError(

@@ -32,8 +32,8 @@ _FIX = (
 def wrap(
     backbone: nn.Module,
     example_inputs: Batch,
-    exits: Exits = 3,
     *,
+    exits: Exits = 3,
     layout: str | Mapping[str, str] | None = None,
     classifier: Classifier | None = None,
     head: Head | None = None,

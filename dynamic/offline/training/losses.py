@@ -36,7 +36,7 @@ class ExitLoss:
         if not self.weights or not all(0 <= w < float("inf") for w in self.weights) or not any(self.weights):
             raise SettingError(f"exit_weights={self.weights}: they have to be finite, not negative, not all 0")
         if not 0 <= self.distill <= 1:
-            raise SettingError(f"distill_share={self.distill} is not in [0, 1]")
+            raise SettingError(f"share={self.distill} is not in [0, 1]")
         if not 0 < self.temperature < float("inf"):
             raise SettingError(f"temperature={self.temperature} has to be positive")
         if not 0 <= self.label_smoothing < 1:

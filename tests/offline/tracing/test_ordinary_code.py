@@ -235,7 +235,7 @@ def test_one_logit_with_a_sigmoid_is_named_by_all() -> None:
     loader = [(PICTURES, LABELS % 2)]
     work: list[Callable[[], object]] = [
         lambda: dynamic.wrap(network, PICTURES[:2], exits=["1"]),
-        lambda: dynamic.fit(network, loader, "joint", epochs=1),
+        lambda: dynamic.fit(network, loader, mode="joint", epochs=1),
         lambda: dynamic.calibrate(network, loader),
         lambda: dynamic.build(network, loader),
         lambda: dynamic.build(network, loader, risk="disagreement", engine="torch"),
@@ -385,4 +385,4 @@ def test_random_numbers_in_evaluation_mode_are_named() -> None:
     network = Noisy(lambda layer: layer).eval()
     with pytest.raises(InputError, match="draws random numbers there"):
         dynamic.build(network, [(PICTURES, LABELS)])
-    assert dynamic.fit(network, [(PICTURES, LABELS)], "joint", epochs=1).epochs == 1
+    assert dynamic.fit(network, [(PICTURES, LABELS)], mode="joint", epochs=1).epochs == 1

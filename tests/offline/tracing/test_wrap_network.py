@@ -406,7 +406,7 @@ def test_what_fx_cannot_follow_is_exported_for_evaluation_only() -> None:
     loader = [(x, torch.tensor([0, 1, 2, 0, 1]))]
     dynamic.fit(net, loader, epochs=1)
     with pytest.raises(WrapError, match="heads"):
-        dynamic.fit(net, loader, "joint", epochs=1)
+        dynamic.fit(net, loader, mode="joint", epochs=1)
     with pytest.raises(WrapError, match="heads"):
         net.train()(x)
 

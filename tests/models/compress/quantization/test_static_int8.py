@@ -391,7 +391,9 @@ def test_the_last_layer_is_in_integers_under_a_temperature(tmp_path: Path, class
     cascade = dynamic.Cascade([small, reference])
     spec = describe(cascade, X[:2])
     ladder = replace(plain_ladder(spec, "mean"), temperature=(temperature, 1.0))
-    path = dynamic.export(cascade, tmp_path / "c.onnx", "single", example_inputs=X[:2], ladder=ladder, progress=False)
+    path = dynamic.export(
+        cascade, tmp_path / "c.onnx", batch="single", example_inputs=X[:2], ladder=ladder, progress=False
+    )
     session, ran = optimized(path)
     assert ran["QGemm"] == 1
     assert ran["Gemm"] == 1  # the float network's

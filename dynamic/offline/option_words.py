@@ -1,0 +1,32 @@
+"""Options that are words: their types, and the check that reads its words from them."""
+
+from typing import Any, Literal, get_args
+
+from dynamic.policies.errors import DynamicError, SettingError
+
+Mode = Literal["heads", "joint", "distill"]
+Optimizer = Literal["adamw", "sgd"]
+Combine = Literal["backbones", "mean", "last"]
+Score = Literal["max_probability", "margin", "negative_entropy", "patience", "auto"]
+RiskName = Literal["drop", "harm", "disagreement", "error"]
+EngineName = Literal["onnxruntime", "openvino", "torch"]
+EngineChoice = Literal["onnxruntime", "openvino", "torch", "auto"]
+Precision = Literal["f32", "bf16"]
+RowCount = Literal["dynamic", "single"]
+
+
+def check_word(name: str, value: object, words: Any, error: type[DynamicError] = SettingError) -> None:
+    """Check an option that is a word.
+
+    Args:
+        name: The option.
+        value: What the user gave.
+        words: The `Literal` type of the option.
+        error: What is raised.
+
+    Raises:
+        DynamicError: The value is none of the words. Its class is `error`.
+    """
+    known_words = get_args(words)
+    if not isinstance(value, str) or value not in known_words:
+        raise error(f"{name}={value!r} is not known; use one of {', '.join(known_words)}")
