@@ -51,15 +51,34 @@ def calibrate(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Records:
-    """Run held-out data through every stage on the engine and precision that will ship.
+    """Run held-out data through every stage, on the engine and precision that will ship.
 
-    `loader` yields `(inputs, labels [B])` (or inputs alone), preprocessed as in training. `groups [N]`: what
-    belongs together (patient, camera-day); a group is never split between search and certification. `preprocess`
-    only enters the fingerprint. `search_share` of the records choose thresholds, the others certify them (a quarter and
-    three quarters: of the shares tried, with 1,000 to 5,000 images, about the one whose certified points cost least).
+    Args:
+        networks: For the same task, plain or wrapped, the smallest first.
+        calibration_loader: Batches of `(inputs, labels [B])`, or of inputs alone, preprocessed as in training. No
+            network was trained on them and nothing was chosen with them.
+        engine: What will run the stages.
+        precision: Its arithmetic. "bf16" needs OpenVINO.
+        groups: A number or string for each input `[N]`, equal for inputs that belong together, such as those of one
+            patient. A group is never split between search and certification.
+        preprocess: What made the inputs from images. It enters the fingerprint and is not applied.
+        search_share: Share of the records that chooses thresholds. The rest certifies. Of the shares tried with 1,000
+            to 5,000 images, a quarter gave certified points of about the least cost.
+        seed: Of the division into search and certification.
+        progress: Whether a progress bar is shown. None: in a terminal.
 
-    Raises CalibrationError on an empty or one-class set, InputError on wrong shapes, labels or classes,
-    EngineError where the engine cannot run the cascade.
+    Returns:
+        The logits of every stage for every input, with labels and fingerprint.
+
+    Raises:
+        CalibrationError: There are no data, or no second class.
+        InputError: Shapes, labels or classes do not fit.
+        EngineError: The engine cannot run the cascade.
+
+    Example:
+        >>> records = dynamic.calibrate([small, large], calibration_loader, engine="torch", progress=False)
+        >>> records.logits.shape
+        (600, 2, 4)
     """
     check_engine(engine, precision)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks)

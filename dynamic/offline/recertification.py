@@ -36,14 +36,36 @@ def recertify(
     strict: bool = False,
     floor: float | None = None,
 ) -> Bundle:
-    """The bundle with another ladder: other targets, delta, risk or score, or newer `records` of the same cascade.
+    """Make another ladder for a bundle: other targets, delta, risk or score, or newer records.
 
-    Delta, risk and score are those of before unless given; `records` come from `calibrate`, where the networks are, or
-    from `bundle.calibrate` on the device. Then this has to be called there, and the canaries are measured again.
-    Nothing is exported or calibrated again; costs that were measured here stay. Looking at the same records under one
-    choice of targets and then another, and keeping what looks best, spends the guarantee: decide first. Saved it
-    is, like what `build` gives, with `save`. The remaining arguments are those of `certify`, whose errors it raises;
-    CalibrationError too where `records` are of another cascade, preprocessing, engine or precision than the bundle's.
+    Nothing is exported or calibrated again, and costs that were measured on this machine remain. To compare ladders of
+    the same records and keep the best spends the guarantee, so decide first.
+
+    Args:
+        bundle: As `build` or `load` returns it.
+        max_drops: Targets. None: 0, 0.005, 0.01, 0.02 and 0.05, without 0 unless the risk is "drop".
+        delta: Chance that a bound is wrong. None: as before.
+        records: Of the same cascade, from `calibrate` where the networks are, or from `bundle.calibrate` on the
+            device. Records of another machine have to be certified there, and the canaries are measured again. None:
+            the bundle's own.
+        risk: What is bounded. None: as before.
+        score: Confidence that is compared with thresholds. None: as before.
+        strict: Whether an error is raised where nothing can be certified.
+        floor: Least accuracy of a point, as for `certify`.
+
+    Returns:
+        The bundle with the new ladder, in a temporary folder until `save` is called.
+
+    Raises:
+        CalibrationError: The records are of another cascade, preprocessing, engine or precision, or were made on
+            another machine, or nothing can be certified and `strict` is set.
+        InputError: An argument is no bundle, or no records.
+        SettingError: A number is out of range, or a word is unknown.
+
+    Example:
+        >>> other = dynamic.recertify(bundle, (0.1,), delta=0.2)
+        >>> other.ladder.certificate.delta
+        0.2
     """
     if not isinstance(bundle, Bundle) or not isinstance(records, (Records, NoneType)):
         raise InputError(

@@ -72,10 +72,11 @@ def check_fresh(networks: Iterable[nn.Module], hashes: Iterable[str], allow_reus
     for network in networks:
         reused = given & hashes_of(network)
         if reused:
+            kind = type(getattr(network, "backbone", network)).__name__
             raise CalibrationError(
-                f"{len(reused)} of {len(given)} calibration batches trained or chose "
-                f"{type(getattr(network, 'backbone', network)).__name__}, so they cannot certify it: give "
-                "other held-out data, or allow_reuse=True where the certificate does not matter"
+                f"a calibration batch trained or chose {kind}, and such data certify nothing ({len(reused)} of "
+                f"{len(given)} batches compared). Give other held-out data, or allow_reuse=True where the certificate "
+                "does not matter"
             )
 
 

@@ -47,29 +47,40 @@ def export(
     classes: Sequence[str] | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Write the whole cascade as one ONNX file that any ONNX Runtime or OpenVINO runs, without this library.
+    """Write the whole cascade as one ONNX file that ONNX Runtime and OpenVINO run without this library.
 
-    Inputs: the cascade's own (`input`, or the names of the network's arguments) and `thresholds [S-1]`, float32: an
-    input leaves at a stage when `threshold < score`; -inf lets everybody leave, +inf switches the exit off, so that it
-    costs nothing (a network whose exits are all off is not run). Outputs: `logits [B, C]`, logarithms of the answer's
-    probabilities; `stage [B]` int64; `score [B]`. `batch`: "single" for one input at a time, the fastest for that, or
-    "dynamic" for any number, those that are done leaving the batch inside the graph. A cascade of one stage has no
-    input `thresholds`.
+    Inputs of the graph are the cascade's own (`input`, or the names of the network's arguments) and
+    `thresholds [S-1]`, float32. An input exits at a stage when `threshold < score`. With -inf every input exits, with
+    +inf the exit is off and costs nothing. A network whose exits are all off is not run. A cascade of one stage has no
+    thresholds. Outputs are `logits [B, C]` (logarithms of the answer's probabilities), `stage [B]` (int64) and
+    `score [B]`. The metadata of the file describes all this, see docs/graph.md.
 
-    `point`: the name of one of the ladder's points (`print(bundle)` shows them). The file then holds what that point
-    uses and no more: no network that it does not run, no exit that it switches off, nothing behind a stage where
-    everybody leaves. It is smaller. The numbers of stages stay, and so does `thresholds`: give that point's. Those of
-    exits in the file may be changed, but +inf does not switch one off there: it is run, and nobody leaves. Where
-    everybody leaves, a score that is not a number leaves too: the file has nothing behind.
+    Args:
+        source: A bundle, which brings temperatures, score, preprocessing, class names and ladder. Or networks.
+        path: The file to write, with the suffix .onnx or none.
+        batch: "dynamic" for any number of inputs, which leave the batch inside the graph as they exit. "single" for
+            one input at a time, which is faster for that.
+        point: Name of an operating point. The file then holds only what that point uses, and is smaller. Numbers of
+            stages and `thresholds` are as before. An exit in the file is not switched off by +inf, and where every
+            input exits, one with a score of NaN exits too. None: the whole cascade.
+        example_inputs: A batch as the networks take it, always needed for networks and never for a bundle.
+        ladder: Of networks. None: temperature 1 and maximum probability.
+        preprocess: Of networks, as in `build`. The graph then takes images as bytes `[B, H, W, C]`, resized and
+            cropped already, and scales and normalizes them.
+        classes: Of networks, names in label order.
+        progress: Whether a progress bar is shown. None: in a terminal.
 
-    A bundle brings temperatures, score, preprocessing, class names and its ladder along. A cascade is given them:
-    `ladder` (without one: temperature 1, maximum probability), `preprocess` and `classes` as in `build`, and always
-    `example_inputs`. With preprocessing, `input` takes images as bytes `[B, H, W, C]`, already resized and cropped;
-    scaling and normalization are inside. The file's metadata says all this (see docs/graph.md).
+    Returns:
+        The path.
 
-    Raises InputError on an unknown `batch` or `point`, a path that ends in another suffix than .onnx, missing example
-    inputs, an input whose name the graph uses itself, or preprocessing for another number of channels; EngineError
-    where a stage cannot be exported.
+    Raises:
+        InputError: A word or a point is unknown, the suffix is another, example inputs are missing, an input has a
+            name that the graph uses, or the preprocessing is for another number of channels.
+        EngineError: A stage cannot be exported, or the file cannot be written.
+
+    Example:
+        >>> dynamic.export(bundle, "model.onnx", batch="single").name
+        'model.onnx'
     """
     check_word("batch", batch, RowCount, InputError)
     target = Path(path)

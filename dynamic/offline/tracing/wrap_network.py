@@ -38,26 +38,41 @@ def wrap(
     classifier: Classifier | None = None,
     head: Head | None = None,
 ) -> "ExitNetwork":
-    """Cut `backbone` into stages and put an exit head on each; `dynamic.fit` trains them.
+    """Cut a network into stages and put an exit head on each. `dynamic.fit` trains the heads.
 
-    `example_inputs`: a tensor `[B, ...]`, a tuple (`*args`) or a dict (`**kwargs`; what has a default may be left out,
-    and "labels" are). `exits`: how many, at equal shares
-    of compute and preferably where little has to be handed on; or fractions of compute, rising; or names of modules
-    whose result is read. Traced with torch.fx, or with torch.export where that cannot (or where only that finds the
-    named modules): then the backbone is for evaluation only and heads alone can be trained.
+    The network is traced with torch.fx, or with torch.export where that fails or where only that has the named modules.
+    After torch.export the backbone is for evaluation only, and heads alone can be trained.
 
-    `layout`: only where it cannot be told which dimension of a feature holds the channels: "BCHW", "BHWC", "BND" or
-    "BCN", for all exits or by exit name. `classifier(width, classes)`: makes what classifies a pooled feature
-    `[B, width]`; None: batch norm, a hidden layer where there is room, and a linear one (see `ExitHead`).
-    `head(shape, channel, classes)`, instead, makes the whole head from the feature's shape without the batch and its
-    dimension, from 1, of the channels: `dynamic.models.ConvHead` for networks whose exits are trained together with
-    them.
+    The backbone is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns with
+    DynamicWarning where outputs beside the logits are dropped, and where only torch.export captures the network.
 
-    `backbone` is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns
-    with DynamicWarning where outputs beside the logits are dropped, and where only torch.export captures it.
+    Args:
+        backbone: The trained network.
+        example_inputs: A tensor `[B, ...]`, a tuple (`*args`) or a dict (`**kwargs`). A dict may omit arguments that
+            have defaults, and its labels are ignored.
+        exits: How many, at about equal shares of compute and where the carry is small. Or fractions of compute,
+            rising, or names of modules whose results the heads read.
+        layout: Which dimension of a feature holds the channels, where the graph does not show it: "BCHW", "BHWC",
+            "BND" or "BCN", for all exits or by exit name.
+        classifier: A function `(width, classes)` that makes what classifies a pooled feature `[B, width]`. None: batch
+            norm, a hidden layer where there is room, and a linear layer.
+        head: A function `(shape, channel, classes)` that makes the whole head, instead of a classifier. It gets the
+            feature's shape without the batch and the dimension of its channels, from 1. `dynamic.models.ConvHead` is
+            for exits that are trained together with the backbone.
 
-    Raises TraceError where neither tracer captures the network (naming module and line), ExitError on exits that do
-    not exist or carry no tensor, LayoutError where a layout has to be given, InputError on inputs that do not fit.
+    Returns:
+        A module whose forward gives the logits of every exit, the backbone's own last.
+
+    Raises:
+        TraceError: Neither tracer captures the network. The message names the module and the line.
+        ExitError: An exit does not exist or carries no tensor.
+        LayoutError: A layout has to be given.
+        InputError: The inputs do not fit.
+
+    Example:
+        >>> net = dynamic.wrap(large, torch.zeros(1, 12), exits=["1"])
+        >>> [tuple(logits.shape) for logits in net(torch.zeros(2, 12))]
+        [(2, 4), (2, 4)]
     """
     if not isinstance(backbone, nn.Module):
         raise InputError(f"wrap takes a torch.nn.Module; this is a {type(backbone).__name__}")
