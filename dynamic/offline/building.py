@@ -188,12 +188,12 @@ def _exported(
 
 def _save_weights(network: nn.Module, path: Path) -> None:
     # safetensors refuses tensors that share memory: tied weights are written once under their first name
-    seen: set[int] = set()
+    addresses: set[int] = set()
     tensors = {}
     for name, tensor in network.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():
+        if tensor.data_ptr() in addresses and tensor.numel():
             continue
-        seen.add(tensor.data_ptr())
+        addresses.add(tensor.data_ptr())
         tensors[name] = tensor.detach().cpu().contiguous()
     write_whole(tensors, path)
 

@@ -100,7 +100,7 @@ def plain_combiner(spec: CascadeSpec) -> Combiner:
 
 
 def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch, NDArray[np.int64] | None]:
-    """(the loader, inputs and labels of its first batch); raises CalibrationError where it is empty.
+    """(the loader, inputs and labels of its first batch). Raises CalibrationError where it is empty.
 
     Nothing is lost that can be read only once: an iterator is kept as a list, and of a loader the first reading goes
     on behind the first batch.
@@ -113,7 +113,7 @@ def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch, NDArray[np.int64]
     for item in iterator:
         inputs, labels = read_batch(item)
         return _Peeked(loader, chain([item], iterator)), inputs, labels
-    raise CalibrationError("the held-out loader is empty; give batches of (inputs, labels)")
+    raise CalibrationError("the held-out loader is empty. Give batches of (inputs, labels)")
 
 
 class _Peeked:
@@ -174,10 +174,10 @@ def collect(
         recorder.add(engine.all_logits(arrays), labels)
         if sample is not None:
             sample.add(arrays)
-    made_for = fingerprint(cascade.fingerprint(), _json(preprocess), engine.name, engine.precision)
-    return recorder.records(made_for, groups, search_share, seed, engine)
+    own_fingerprint = fingerprint(cascade.fingerprint(), _json(preprocess), engine.name, engine.precision)
+    return recorder.records(own_fingerprint, groups, search_share, seed, engine)
 
 
 def _json(preprocess: Any) -> Any:
-    found = from_transforms(preprocess)
-    return None if found is None else found.to_json()
+    steps = from_transforms(preprocess)
+    return None if steps is None else steps.to_json()

@@ -49,7 +49,7 @@ class Cascade(nn.Module):
             raise InputError("a cascade needs at least one network")
         for place, given in enumerate(listed):
             if not isinstance(given, nn.Module):
-                inside = "; give its .network" if isinstance(getattr(given, "network", None), nn.Module) else ""
+                inside = ". Give its .network" if isinstance(getattr(given, "network", None), nn.Module) else ""
                 raise InputError(f"network {place} of the cascade is a {type(given).__name__}, no nn.Module{inside}")
         listed = [bare(network) for network in listed]
         check_word("combine", combine, Combine)

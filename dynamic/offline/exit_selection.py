@@ -86,8 +86,8 @@ def select_exits(
     names = tuple(name.removeprefix("network@") for name in choice.kept)
     if not names:
         raise ExitError(
-            f"none of the exits {[e.name for e in network.exits]} makes requests cheaper at drops {list(max_drops)}; "
-            "use the plain network, other places, or better heads"
+            f"none of the exits {[e.name for e in network.exits]} makes requests cheaper at drops {list(max_drops)}. "
+            "Use the plain network, other places, or better heads"
         )
     selected = keep_exits(network, example_inputs, names=names)
     remember(selected, hashes)
@@ -110,7 +110,7 @@ def keep_exits(network: ExitNetwork, example_inputs: Batch, *, names: Sequence[s
     """
     own_names = [e.name for e in network.exits]
     if not names or (unknown := [name for name in names if name not in own_names]):
-        raise ExitError(f"exits {list(names) if not names else unknown} cannot be kept; the network has {own_names}")
+        raise ExitError(f"exits {list(names) if not names else unknown} cannot be kept. The network has {own_names}")
     heads: Iterator[nn.Module] = (h for h, e in zip(network.heads, network.exits, strict=True) if e.name in names)
     layout = {e.name: _layout(e.shape, e.channel) for e in network.exits if e.name in names}
     fewer = wrap(

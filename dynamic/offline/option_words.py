@@ -27,6 +27,6 @@ def check_word(name: str, value: object, words: Any, error: type[DynamicError] =
     Raises:
         DynamicError: The value is none of the words. Its class is `error`.
     """
-    known_words = get_args(words)
-    if not isinstance(value, str) or value not in known_words:
-        raise error(f"{name}={value!r} is not known; use one of {', '.join(known_words)}")
+    options = get_args(words)
+    if not isinstance(value, str) or value not in options:
+        raise error(f"{name}={value!r} is not known. Use one of {', '.join(options)}")

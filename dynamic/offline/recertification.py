@@ -69,14 +69,14 @@ def recertify(
     """
     if not isinstance(bundle, Bundle) or not isinstance(records, (Records, NoneType)):
         raise InputError(
-            f"recertify takes a bundle (dynamic.load) and records (dynamic.calibrate, or None for the bundle's own); "
-            f"it was given {type(bundle).__name__} and {type(records).__name__}"
+            f"recertify takes a bundle (dynamic.load) and records (dynamic.calibrate, or None for the bundle's own). "
+            f"It was given {type(bundle).__name__} and {type(records).__name__}"
         )
     given = bundle.records if records is None else records
     if given.fingerprint != bundle.ladder.fingerprint:
         raise CalibrationError(
             f"records have the fingerprint {given.fingerprint[:12]}, the bundle {bundle.ladder.fingerprint[:12]}: "
-            f"they are of another cascade, preprocessing, engine or precision; calibrate this cascade on engine "
+            f"they are of another cascade, preprocessing, engine or precision. Calibrate this cascade on engine "
             f"{bundle.engine!r} ({bundle.precision})"
         )
     old = bundle.ladder
@@ -110,15 +110,15 @@ def recertify(
         bundle.preprocess,
         identity,
     )
-    made = read(folder, verify=False)
+    fresh = read(folder, verify=False)
     return replace(
         bundle,
         folder=folder,
         ladder=ladder,
-        hashes=made.hashes,
+        hashes=fresh.hashes,
         calibrated_on=identity,
         _owner=owner,
-        _held=made._held,
+        _held=fresh._held,
     )
 
 

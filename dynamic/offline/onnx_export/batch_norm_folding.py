@@ -13,7 +13,7 @@ from dynamic.offline.onnx_export.node_names import read
 def fold_norms(graph: onnx.GraphProto) -> None:
     """Fold each BatchNormalization of `[B, D]` that only a Gemm with constant weights reads into that Gemm, in place.
 
-    W (a x + c) + b = (W a) x + (W c + b), with a = scale / sqrt(variance + epsilon) and c = bias - a mean.
+    `W (a x + c) + b = (W a) x + (W c + b)`, with `a = scale / sqrt(variance + epsilon)` and `c = bias - a mean`.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     outputs = {output.name for output in graph.output}

@@ -1,4 +1,4 @@
-"""Whether what ships says what torch says: every stage and both graphs, at 1, 2 and 5 rows."""
+"""Whether the graphs that ship give torch's logits: every stage and both graphs, at 1, 2 and 5 rows."""
 
 from collections.abc import Iterator, Mapping
 
@@ -25,7 +25,7 @@ _REMEDY = "use engine='torch', or report the network"
 
 
 def check_parity(cascade: Cascade, engine: CascadeEngine, spec: CascadeSpec, example: Batch) -> None:
-    """Run the cascade at 1, 2 and 5 rows on the engine that ships and on torch; `cascade` is in evaluation mode.
+    """Run the cascade at 1, 2 and 5 rows on the engine that ships and on torch. `cascade` is in evaluation mode.
 
     Raises EngineError naming the stage, or the graph, that does not run or gives other logits.
     """

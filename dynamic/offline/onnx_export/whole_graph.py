@@ -74,7 +74,7 @@ def export(
         The path.
 
     Raises:
-        InputError: A word or a point is unknown, the suffix is another, example inputs are missing, an input has a
+        InputError: A word or a point is unknown, or the suffix is another. Example inputs are missing, an input has a
             name that the graph uses, or the preprocessing is for another number of channels.
         EngineError: A stage cannot be exported, or the file cannot be written.
 
@@ -110,8 +110,8 @@ def export(
     shipped = from_transforms(preprocess)
     with TemporaryDirectory(prefix="dynamic-") as folder:
         spec = export_stages(cascade, Path(folder), example_inputs, progress)
-        known = _only(ladder or plain_ladder(spec, cascade.combine), point)
-        _write(target, Path(folder), spec, known, batch, _Facts(shipped, classes), point is not None)
+        own_ladder = _only(ladder or plain_ladder(spec, cascade.combine), point)
+        _write(target, Path(folder), spec, own_ladder, batch, _Facts(shipped, classes), point is not None)
     return target
 
 
@@ -119,10 +119,10 @@ def _only(ladder: Ladder, point: str | None) -> Ladder:
     """The ladder with that point alone."""
     if point is None:
         return ladder
-    found = [p for p in ladder.points if p.name == point]
-    if not found:
-        raise InputError(f"point={point!r} is not on this ladder; it has {[p.name for p in ladder.points]}")
-    return replace(ladder, points=tuple(found))
+    points = [p for p in ladder.points if p.name == point]
+    if not points:
+        raise InputError(f"point={point!r} is not on this ladder. It has {[p.name for p in ladder.points]}")
+    return replace(ladder, points=tuple(points))
 
 
 def plain_ladder(spec: CascadeSpec, combine: str) -> Ladder:
@@ -146,7 +146,7 @@ def write_graphs(
     engine: str | None = None,
     precision: str | None = None,
 ) -> None:
-    """Write a bundle's graphs beside the stages' own, whose weights they share; they take what the network takes.
+    """Write a bundle's graphs beside the stages' own, whose weights they share. Their inputs are those of the network.
 
     `engine`, `precision`: of the calibration. Raises InputError on an input whose name the graphs use themselves.
     """
@@ -174,7 +174,7 @@ def _nest(
         raise InputError(f"the ladder is of {len(ladder.temperature)} stages, the cascade has {len(spec.stages)}")
     check_names(i.name for i in spec.inputs)
     if preprocess is not None and (len(spec.inputs) != 1 or len(spec.inputs[0].shape) != 3):
-        raise InputError("preprocessing goes into a graph that takes one image [C, H, W]; export with preprocess=None")
+        raise InputError("preprocessing goes into a graph that takes one image [C, H, W]. Export with preprocess=None")
     for step in preprocess.steps if preprocess is not None else ():
         if isinstance(step, Normalize):
             step.check(spec.inputs[0].shape[0])
@@ -191,7 +191,7 @@ def _write(
     facts: _Facts,
     only: bool,
 ) -> None:
-    """The graph with its weights in it; beside it, in `<name>.data`, where one file could not hold them."""
+    """Write the graph with its weights inside, or in `<name>.data` beside it where one file cannot hold them."""
     if facts.classes is not None and len(facts.classes) != spec.classes:
         raise InputError(f"{len(facts.classes)} class names for {spec.classes} classes: give one for each, in order")
     model = _described(_nest(folder, spec, ladder, batch, facts.preprocess, only), spec, ladder, facts)
@@ -211,7 +211,7 @@ def _write(
 
 
 def _described(model: onnx.ModelProto, spec: CascadeSpec, ladder: Ladder, facts: _Facts) -> onnx.ModelProto:
-    """The model with metadata: what its numbers mean to whoever finds the file alone."""
+    """The model with metadata: what its numbers mean, for a reader of the file alone."""
     model.producer_name = "dynamic-inference"
     points = {point["name"]: point["thresholds"] for point in ladder.to_json()["points"]}
     metadata = {

@@ -34,7 +34,7 @@ def reads_shape(node: fx.Node) -> bool:
 
 
 class Cutter:
-    """What crosses each cut of a traced network; a cut is named by the node after which it comes."""
+    """What crosses each cut of a traced network. A cut is named by the node before it."""
 
     def __init__(self, graph: fx.Graph, observed: Observed) -> None:
         self.graph = graph
@@ -61,7 +61,7 @@ class Cutter:
         return ((after, None), *sorted(alive, key=lambda v: (self.index[v[0]], v[1] or 0)))
 
     def obstacle(self, after: fx.Node) -> fx.Node | None:
-        """The first value without rows that would have to cross a cut `after` this node; None where it can be made."""
+        """The first value without rows that would have to cross a cut `after` this node. None: it can be made."""
         for node, part in self.carry(after):
             two, three = self.observed.two[node], self.observed.three[node]
             if part is not None:
@@ -75,15 +75,15 @@ class Cutter:
 
         `clone`: for each piece, the entries of its carry that it must copy first since it changes them in place.
         """
-        found, start = [], 0
+        graphs, start = [], 0
         carried: tuple[Value, ...] = ()
         for number, cut in enumerate([*cuts, None]):
             last = cut is None
             stop = len(self.nodes) - 1 if cut is None else self.index[cut] + 1
             hands_on = self.carry(cut) if cut is not None else ()
-            found.append(self._piece(start, stop, carried, hands_on, last, clone.get(number, set())))
+            graphs.append(self._piece(start, stop, carried, hands_on, last, clone.get(number, set())))
             start, carried = stop, hands_on
-        return found
+        return graphs
 
     def _piece(
         self,
@@ -106,8 +106,8 @@ class Cutter:
                 entries.append((node, value))
             else:
                 parts.setdefault(node, {})[part] = value
-        for node, found in parts.items():  # parts nobody needs are never read
-            env[node] = tuple(found.get(i) for i in range(max(found) + 1))
+        for node, values in parts.items():  # parts nobody needs are never read
+            env[node] = tuple(values.get(i) for i in range(max(values) + 1))
         resolve = self._resolver(graph, env, entries)
         for node in self.nodes[start:stop]:
             # checks of shapes are left out: engines check their inputs, and a stage knows its carry
@@ -131,7 +131,7 @@ class Cutter:
             if node in env:
                 return env[node]
             if self.is_data(node):
-                raise ExitError(f"{node.name!r} would have to be carried across an exit; choose another place")
+                raise ExitError(f"{node.name!r} would have to be carried across an exit. Choose another place")
             if reads_shape(node) and self.is_data(node.args[0]) and node.args[0] not in env:  # type: ignore[arg-type]
                 env[node] = self._shape_elsewhere(graph, node, entries)
             else:
@@ -175,14 +175,14 @@ class Cutter:
     def _needed_by(self, node: fx.Node) -> frozenset[Value]:
         """The data that a node reads, also through what would be computed again."""
         if node not in self._needs:
-            found: set[Value] = set()
+            needs: set[Value] = set()
             if not (reads_shape(node) and not self.is_data(node)):
                 for arg in node.all_input_nodes:
                     if self.is_data(arg) or arg in self._mutated:
-                        found.update(self._parts_read(arg, node))
+                        needs.update(self._parts_read(arg, node))
                     else:
-                        found.update(self._needed_by(arg))
-            self._needs[node] = frozenset(found)
+                        needs.update(self._needed_by(arg))
+            self._needs[node] = frozenset(needs)
         return self._needs[node]
 
     def _parts_read(self, value: fx.Node, by: fx.Node) -> Iterable[Value]:

@@ -52,7 +52,7 @@ def cost_macs(module: nn.Module, args: tuple[Tensor, ...]) -> float:
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-adds for one input, and the operators that ran without being counted; `rounded`: with int8 weights."""
+    """Multiply-adds for one input, and the operators that ran without being counted. `rounded`: with int8 weights."""
 
     total: float
     not_counted: tuple[str, ...]
@@ -66,18 +66,18 @@ def count_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, An
     """
     given = kwargs or {}
     batch = next((len(a) for a in (*args, *given.values()) if isinstance(a, Tensor) and a.ndim), 1)
-    counter, seen = Counter(), _Operators()
+    counter, operators = Counter(), _Operators()
     try:
-        with counting(counter), seen:
+        with counting(counter), operators:
             module(*args, **given)
     except Exception as error:  # an operator that knows no dispatch mode may raise anything
         with torch.no_grad():
             module(*args, **given)  # where the network itself is at fault, its own error comes
         name, reason = type(module).__name__, (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning("the multiply-adds of %s are counted in part only: %s", name, reason)
-        seen.uncounted.add(f"{name} in part: {reason}")
+        operators.uncounted.add(f"{name} in part: {reason}")
     macs = counter.get_total_flops() / 2 / batch
-    return Macs(macs, tuple(sorted(seen.uncounted | counter.failed)), seen.rounded / 2 / batch)
+    return Macs(macs, tuple(sorted(operators.uncounted | counter.failed)), operators.rounded / 2 / batch)
 
 
 class Counter(FlopCounterMode):

@@ -81,11 +81,11 @@ class TrainingConfig:
             check_whole("batch_size", self.batch_size, 2)
         check_number("memory_limit_mb", self.memory_limit_mb)
         if not self.memory_limit_mb > 0:
-            raise SettingError(f"memory_limit_mb={self.memory_limit_mb} has to be positive; the default is 1024")
+            raise SettingError(f"memory_limit_mb={self.memory_limit_mb} has to be positive. The default is 1024")
         if self.exit_weights is not None:
             object.__setattr__(self, "exit_weights", _weights(self.exit_weights))
         if self.penalty is not None and not callable(self.penalty):
-            raise SettingError(f"penalty is a {type(self.penalty).__name__}; give a function that returns a tensor")
+            raise SettingError(f"penalty is a {type(self.penalty).__name__}. Give a function that returns a tensor")
         for name in ("rescale_gradients", "cache"):
             _check_flag(name, getattr(self, name))
         for name in ("ramp", "autocast", "channels_last"):
@@ -126,7 +126,7 @@ class DistillationConfig:
         object.__setattr__(self, "temperature", plain(self.temperature))
         if self.teacher is not None and not isinstance(self.teacher, nn.Module):
             raise InputError(
-                f"teacher is a {type(self.teacher).__name__}; give a network, of several an Ensemble "
+                f"teacher is a {type(self.teacher).__name__}. Give a network, of several an Ensemble "
                 f"(dynamic.models.compress.distillation.distillation)"
             )
         check_number("share", self.share)

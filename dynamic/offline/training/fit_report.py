@@ -7,11 +7,27 @@ from dynamic.policies.certification.floor import Level
 
 @dataclass(frozen=True)
 class FitReport:
-    """What training did. `loss` and `accuracy` `[S]` of the trained `exits` are means over the last epoch, on
-    training data, while the weights moved: no estimate of accuracy on new data. `history_loss` and
-    `history_accuracy` are those of each epoch `[epochs, S]`. `resumed` epochs came from the checkpoint.
-    `features_mb` is 0 where none were kept. `held_out`: how often each exit of the network is right on `eval_loader`,
-    beside chance; empty without one.
+    """What a training run did.
+
+    Losses and accuracies are means over an epoch, on training data, while the weights moved. They are no estimate of
+    accuracy on new data.
+
+    Args:
+        mode: What was trained.
+        exits: The exits that were trained.
+        loss: Of each, in the last epoch `[S]`.
+        accuracy: Of each, in the last epoch `[S]`.
+        history_loss: Of each epoch `[epochs, S]`.
+        history_accuracy: Of each epoch `[epochs, S]`.
+        epochs: How many, those of the checkpoint included.
+        resumed: How many came from the checkpoint.
+        seconds: Duration of the call.
+        device: Where it ran.
+        bf16: Whether forward ran in bf16.
+        channels_last: Whether images were in channels-last order.
+        features_mb: Size of the cached features, 0 without a cache.
+        features_on_disk: Whether they were in files.
+        held_out: Accuracy of each exit of the network on `eval_loader`, beside chance. Empty without a loader.
     """
 
     mode: str
@@ -34,14 +50,14 @@ class FitReport:
         how = f"{self.device}, {'bf16' if self.bf16 else 'f32'}{', channels last' if self.channels_last else ''}"
         head = f"{self.mode}: {self.epochs} epochs ({self.resumed} resumed), {self.seconds:.1f} s on {how}"
         if self.features_mb:
-            head += f"; features {self.features_mb:.1f} MB {'on disk' if self.features_on_disk else 'in memory'}"
+            head += f", features {self.features_mb:.1f} MB {'on disk' if self.features_on_disk else 'in memory'}"
         rows = zip(self.exits, self.loss, self.accuracy, strict=True)
-        known = {level.stage: level for level in self.held_out}
+        levels = {level.stage: level for level in self.held_out}
         lines = [
-            f"  {name}: loss {x:.4f}, {_held_out(known.pop(name, None))}training accuracy {a:.4f}"
+            f"  {name}: loss {x:.4f}, {_held_out(levels.pop(name, None))}training accuracy {a:.4f}"
             for name, x, a in rows
         ]
-        lines += [f"  {name}: not trained, {_held_out(level).removesuffix(', ')}" for name, level in known.items()]
+        lines += [f"  {name}: not trained, {_held_out(level).removesuffix(', ')}" for name, level in levels.items()]
         if not self.held_out:
             lines.append(
                 "  training accuracy is of data that exits learned from: give eval_loader for held-out accuracy"

@@ -139,15 +139,15 @@ def _trainable(
     """The network as one of exits. Raises SettingError, WrapError or InputError where the mode cannot train it."""
     teacher = distillation.teacher
     if training.penalty is not None and mode == "heads":
-        raise SettingError("a penalty means nothing with mode='heads'; use mode='joint', or leave it")
+        raise SettingError("a penalty means nothing with mode='heads'. Use mode='joint', or leave it")
     if training.exit_weights is not None and mode == "heads":
-        raise SettingError("exit_weights mean nothing with mode='heads', whose heads share no weight; leave it")
+        raise SettingError("exit_weights mean nothing with mode='heads', whose heads share no weight. Leave it")
     if teacher is not None and mode == "joint":
-        raise SettingError("a teacher means nothing with mode='joint'; use mode='distill', or leave it")
+        raise SettingError("a teacher means nothing with mode='joint'. Use mode='distill', or leave it")
     if not isinstance(network, StagedNetwork):
         kind = type(network).__name__
         if mode == "heads":
-            raise WrapError(f"fit got a {kind} without exits; call dynamic.wrap on it first")
+            raise WrapError(f"fit got a {kind} without exits. Call dynamic.wrap on it first")
         if mode == "distill" and teacher is None:
             raise WrapError(
                 f"this {kind} has no exits to teach: give distillation=DistillationConfig(teacher=...), "
@@ -157,7 +157,7 @@ def _trainable(
     if mode != "heads" and not getattr(network, "trainable_backbone", True):
         raise WrapError(
             f"the backbone of this {type(network).__name__} was captured for evaluation only, so mode={mode!r} "
-            f"cannot train it; use mode='heads'"
+            f"cannot train it. Use mode='heads'"
         )
     check_halves(network)
     if teacher is not None:
@@ -193,7 +193,7 @@ def _exit_weights(given: Sequence[float] | None, exits: int) -> tuple[float, ...
     if given is None:
         return tuple((i + 1) / exits for i in range(exits))
     if len(given) != exits:
-        raise SettingError(f"{len(given)} exit_weights for {exits} exits; give one each, the network's own included")
+        raise SettingError(f"{len(given)} exit_weights for {exits} exits. Give one each, the network's own included")
     return tuple(float(w) for w in given)
 
 
@@ -214,7 +214,7 @@ class _Plain(StagedNetwork):
 
 @contextmanager
 def _teaching(teacher: nn.Module | None, acceleration: Acceleration) -> Iterator[None]:
-    """A teacher on the device and in evaluation mode; as it was afterwards."""
+    """A teacher on the device and in evaluation mode. Afterwards it is as before."""
     if teacher is None:
         yield
         return
@@ -224,7 +224,7 @@ def _teaching(teacher: nn.Module | None, acceleration: Acceleration) -> Iterator
 
 @contextmanager
 def _placed(network: nn.Module, acceleration: Acceleration) -> Iterator[None]:
-    """The network on the device and in the memory order of training; back where it was afterwards."""
+    """The network on the device and in the memory order of training. Afterwards it is as before."""
     first = next(network.parameters(), None)
     before = acceleration.device if first is None else first.device
     network.to(acceleration.device)

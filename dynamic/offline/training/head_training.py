@@ -65,14 +65,14 @@ def fit_heads(run: TrainingRun, loss: ExitLoss | None, teacher: nn.Module | None
     trained = [i for i, stage in enumerate(stages) if any(p.requires_grad for p in stage.head.parameters())]
     if not trained:
         raise WrapError(
-            f"this {type(network).__name__} has no exit head with trainable parameters; add exits with "
+            f"this {type(network).__name__} has no exit head with trainable parameters. Add exits with "
             f"dynamic.wrap, or use mode='joint'"
         )
     heads = [stages[i].head for i in trained]
     names = tuple(stages[i].name for i in trained)
     if teacher is not None and run.training.cache:
         raise SettingError(
-            "heads learn from a teacher with cache=False only: its answers are not kept; give "
+            "heads learn from a teacher with cache=False only: its answers are not kept. Give "
             "training=TrainingConfig(cache=False)"
         )
     if not run.training.cache:
@@ -138,16 +138,16 @@ class _CachedFeatures:
 
 
 class _ComputedFeatures:
-    """Batches of features that the frozen backbone computes as they are needed; the loader sets their size."""
+    """Batches of features that the frozen backbone computes as they are needed. The loader sets their size."""
 
     def __init__(
         self, run: TrainingRun, stages: Sequence[Stage], trained: Sequence[int], teacher: nn.Module | None
     ) -> None:
         network, loader = run.network, run.loader
         if run.settings.batch_size is not None:
-            raise SettingError(f"batch_size={run.settings.batch_size} is for cached features; the loader sets it here")
+            raise SettingError(f"batch_size={run.settings.batch_size} is for cached features. The loader sets it here")
         if isinstance(loader, Iterator):
-            raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
+            raise InputError("the loader is an iterator, used up once read. Give a DataLoader or a list of batches")
         self._network, self._stages, self._trained = network, stages, trained
         self.loader, self._acceleration, self._used_batches = loader, run.acceleration, run.used_batches
         self.steps = size_of(loader) or None

@@ -38,11 +38,11 @@ def fit_all(run: TrainingRun, loss: ExitLoss, teacher: nn.Module | None) -> Hist
     """
     network, loader, settings, acceleration = run.network, run.loader, run.settings, run.acceleration
     if settings.batch_size is not None:
-        raise SettingError(f"batch_size={settings.batch_size} is for mode='heads'; the loader sets it here")
+        raise SettingError(f"batch_size={settings.batch_size} is for mode='heads'. The loader sets it here")
     if isinstance(loader, Iterator):
-        raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
+        raise InputError("the loader is an iterator, used up once read. Give a DataLoader or a list of batches")
     if not any(p.requires_grad for p in network.parameters()):
-        raise WrapError("every parameter is frozen (requires_grad=False); set requires_grad_(True) on some")
+        raise WrapError("every parameter is frozen (requires_grad=False). Set requires_grad_(True) on some")
     stages = network.exit_stages
     classes = 0
     singles = Singles([network])
@@ -79,7 +79,7 @@ def fit_all(run: TrainingRun, loss: ExitLoss, teacher: nn.Module | None) -> Hist
     with evaluating(network), seeded(settings.seed, -1, loader):
         tensors, labels = next(batches(), (None, None))
         if tensors is None or labels is None:
-            raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
+            raise InputError("the loader gave no batch. It is empty, or an iterator that was already used up")
         named = dict(zip(names, tensors, strict=True))
         with torch.no_grad(), taken_by(network, named):
             classes = check_logits(forward([t[:2] for t in tensors]), len(stages), labels.cpu().numpy())

@@ -23,7 +23,7 @@ def check_apart(teacher: nn.Module, taught: Sequence[nn.Module]) -> None:
     shared += [name or type(m).__name__ for name, m in teacher.named_modules() if id(m) in modules]
     if shared:
         raise InputError(
-            f"the teacher shares {shared[0]} with the network it teaches; give a copy of it (copy.deepcopy), or let "
+            f"the teacher shares {shared[0]} with the network it teaches. Give a copy of it (copy.deepcopy), or let "
             f"the last exit teach: mode='distill' without a teacher, mode='heads' with teacher=network.backbone"
         )
 
@@ -32,6 +32,6 @@ def check_teacher(logits: Tensor, rows: int, classes: int) -> None:
     """Raises InputError where a teacher does not tell the same classes apart."""
     if logits.shape != (rows, classes):
         raise InputError(
-            f"the teacher gives {list(logits.shape)} for {rows} inputs; expected [{rows}, {classes}], what the network "
+            f"the teacher gives {list(logits.shape)} for {rows} inputs, expected [{rows}, {classes}], what the network "
             f"gives"
         )
