@@ -195,15 +195,15 @@ def refused(work: Callable[[], object], match: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("labels", "match"),
     [
-        (["cat"] * COUNT, r"labels are a list such as 'cat'; expected class indices.*number the classes from 0"),
-        ([None] * COUNT, r"labels are a list such as None; expected class indices"),
+        (["cat"] * COUNT, r"labels are a list such as 'cat', expected class indices.*number the classes from 0"),
+        ([None] * COUNT, r"labels are a list such as None, expected class indices"),
         (Y.float(), r"labels are torch\.float32 of shape \[90\].*call labels\.long\(\)"),
         (Y > 0, r"labels are torch\.bool of shape \[90\]"),
         (torch.rand(COUNT, CLASSES), r"shape \[90, 3\] and not one-hot"),
         (torch.ones(COUNT, CLASSES), r"shape \[90, 3\] and not one-hot"),
         (torch.zeros(COUNT, 2, 2).long(), r"shape \[90, 2, 2\]"),
         (torch.tensor(1), r"shape \[\].*put a data set of single inputs in a DataLoader"),
-        (Y + 1, r"labels run from 1 to 3; the (network|cascade) has 3 classes"),
+        (Y + 1, r"labels run from 1 to 3. The (network|cascade) has 3 classes"),
         (Y - 1, r"labels run from -1 to 1"),
         (Y[:-1], r"90 inputs and 89 labels"),
     ],
@@ -226,13 +226,13 @@ def test_labels_that_are_none(labels: Any, match: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("batch", "match"),
     [
-        ((["a", "b"], Y[:2]), r"input '.*' is a str; give a tensor"),
-        ((None, Y[:2]), r"inputs are a NoneType; give a tensor, a tuple or a dict"),
-        (({"input": "text"}, Y[:2]), r"input 'input' is a str; give a tensor"),
+        ((["a", "b"], Y[:2]), r"input '.*' is a str. Give a tensor"),
+        ((None, Y[:2]), r"inputs are a NoneType. Give a tensor, a tuple or a dict"),
+        (({"input": "text"}, Y[:2]), r"input 'input' is a str. Give a tensor"),
         (({"pixels": X[:2]}, Y[:2]), r"forward takes no 'pixels', it takes \['input'\]"),
         (({}, Y[:2]), r"a batch holds no input"),
-        (({"input": X[:2], "labels": Y[:2]}, Y[:2]), r"labels among its inputs too; give them once"),
-        ({"input": X[:2], "labels": Y[:2], "label": Y[:2]}, r"labels under \['labels', 'label'\]; give them once"),
+        (({"input": X[:2], "labels": Y[:2]}, Y[:2]), r"labels among its inputs too. Give them once"),
+        ({"input": X[:2], "labels": Y[:2], "label": Y[:2]}, r"labels under \['labels', 'label'\]. Give them once"),
         (((X[:2], X[:2]), Y[:2]), r"Sequential does not run on the inputs given"),
         ((X[:2, :5], Y[:2]), r"Sequential does not run on .*\[2, 5\]"),
     ],
@@ -260,7 +260,7 @@ def test_what_is_no_loader(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None
         lambda: dynamic.build(network(), loader),
         lambda: quantize(network(), X[:2], loader, latency=False),
     ):
-        refused(work, r"is no loader; give batches", monkeypatch)
+        refused(work, r"is no loader. Give batches", monkeypatch)
 
 
 def test_data_sets_that_are_in_no_loader(monkeypatch: pytest.MonkeyPatch) -> None:

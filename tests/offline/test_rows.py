@@ -83,7 +83,7 @@ def test_a_network_that_loses_the_batch_of_one_row_is_refused_before_any_work(
         "torch": lambda: dynamic.build(network, data(), engine="torch"),
         "fit": lambda: dynamic.fit(network, data(), mode="joint", epochs=1),
     }
-    with pytest.raises(InputError, match=r"gives \[3\] for one row; expected \[1, C\].*flatten\(1\)"):
+    with pytest.raises(InputError, match=r"gives \[3\] for one row, expected \[1, C\].*flatten\(1\)"):
         work[where]()
     assert not list(tmp_path.iterdir())
 

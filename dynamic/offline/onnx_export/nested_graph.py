@@ -284,7 +284,7 @@ class Nest:
     # ---- answers
 
     def _answer(self, body: Body, stage: StageGraph, s: int, state: _State) -> tuple[str, str]:
-        """(sum of probabilities with this stage's `[B, C]`, score `[B]`). Both are NaN where the logits are not finite."""
+        """(sum of probabilities with this stage's `[B, C]`, score `[B]`). Both are NaN unless the logits are finite."""
         logits = stage.logits
         scale = 1 / self.temperature[s]
         folded = fold_factor(stage.head, stage.initializers, logits, scale)

@@ -192,7 +192,7 @@ def test_a_file_of_one_point_is_smaller_and_says_so(bundle: dynamic.Bundle, tmp_
     for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert list(metadata(alone)["points"]) == ["reference"]
-    with pytest.raises(InputError, match=r"point='mine' is not on this ladder; it has \['reference'"):
+    with pytest.raises(InputError, match=r"point='mine' is not on this ladder. It has \['reference'"):
         dynamic.export(bundle, tmp_path / "none.onnx", point="mine")
     assert not (tmp_path / "none.onnx").exists()
 
@@ -284,10 +284,10 @@ X = torch.zeros(1, 1, 8, 8)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": "triple", "example_inputs": X}, r"batch='triple' is not known; use one of \('single', 'dynamic'\)"),
+        ({"batch": "triple", "example_inputs": X}, r"batch='triple' is not known. Use one of dynamic, single"),
         ({}, "example_inputs=..., a batch as its networks take it"),
         ({"example_inputs": X, "classes": ("a", "b")}, "2 class names for 4 classes: give one for each"),
-        ({"example_inputs": "x"}, "inputs are a str; give a tensor"),
+        ({"example_inputs": "x"}, "inputs are a str. Give a tensor"),
         ({"example_inputs": X, "preprocess": "resize"}, "resize"),
     ],
 )
@@ -334,7 +334,7 @@ def test_a_ladder_of_another_cascade_and_preprocessing_of_no_image(case: Case, t
     network = nn.Linear(64, CLASSES)
     with pytest.raises(InputError, match="ladder is of 4 stages, the cascade has 1"):
         dynamic.export(network, tmp_path / "c.onnx", example_inputs=x, ladder=case.ladder)
-    with pytest.raises(InputError, match=r"one image \[C, H, W\]; export with preprocess=None"):
+    with pytest.raises(InputError, match=r"one image \[C, H, W\]\. Export with preprocess=None"):
         dynamic.export(network, tmp_path / "c.onnx", example_inputs=x, preprocess=PREPROCESS)
     assert list(tmp_path.iterdir()) == []
 

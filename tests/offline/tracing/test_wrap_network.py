@@ -488,7 +488,7 @@ def test_bad_exits(exits: Any, message: str) -> None:
 
 
 def test_what_is_no_network() -> None:
-    with pytest.raises(InputError, match=r"takes a torch\.nn\.Module; this is a function"):
+    with pytest.raises(InputError, match=r"takes a torch\.nn\.Module. This is a function"):
         dynamic.wrap(lambda x: x, torch.zeros(2, 3))  # type: ignore[arg-type]
 
 

@@ -270,7 +270,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_network_untouched(tmp_path: Pat
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
-    with pytest.raises(SettingError, match=r"epoch 1 of 2, step \d+: the loss is (nan|inf); give a smaller lr"):
+    with pytest.raises(SettingError, match=r"epoch 1 of 2, step \d+: the loss is (nan|inf). Give a smaller lr"):
         dynamic.fit(ExitNet(), digits_loader(), mode="joint", epochs=2, lr=1e30)
     x, y, _, _ = digits()
     bad = x.clone()
@@ -292,7 +292,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "head"}, "'head' is not known; use one of heads, joint, distill"),
+        ({"mode": "head"}, "'head' is not known. Use one of heads, joint, distill"),
         ({"memory_limit_mb": 0}, "memory_limit_mb=0"),
         ({"memory_limit_mb": float("nan")}, "memory_limit_mb=nan"),
         ({"epochs": 0}, "epochs=0"),
@@ -323,8 +323,8 @@ def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
     [
         (lambda x, y: [], "gave no batch"),
         (lambda x, y: [x], "without labels"),
-        (lambda x, y: [(x, y + 1)], "labels run from 1 to 10; the network has 10 classes"),
-        (lambda x, y: [(x, y), (x, y + 1)], "labels run from 1 to 10; the network has 10 classes"),
+        (lambda x, y: [(x, y + 1)], "labels run from 1 to 10. The network has 10 classes"),
+        (lambda x, y: [(x, y), (x, y + 1)], "labels run from 1 to 10. The network has 10 classes"),
         (lambda x, y: [(x, y - 1)], "labels run from -1 to 8"),
         (lambda x, y: [(x, y.float())], "class indices"),
         (lambda x, y: [(x, nn.functional.one_hot(y) + 1)], "class indices"),

@@ -248,10 +248,10 @@ class Broken(nn.Module):
 @pytest.mark.parametrize(
     ("teacher", "error", "message"),
     [
-        (plain(classes=7), InputError, r"teacher gives \[2, 7\] for 2 inputs; expected \[2, 10\]"),
+        (plain(classes=7), InputError, r"teacher gives \[2, 7\] for 2 inputs, expected \[2, 10\]"),
         (Short(), InputError, r"teacher gives \[1, 10\] for 2 inputs"),
         (Broken(), InputError, "epoch 1 of 1, step 1: the teacher's logits hold NaN"),
-        ([plain()], InputError, "teacher is a list; give a network, of several an Ensemble"),
+        ([plain()], InputError, "teacher is a list. Give a network, of several an Ensemble"),
     ],
 )
 def test_teachers_that_do_not_fit(teacher: Any, error: type[Exception], message: str) -> None:
@@ -263,7 +263,7 @@ def test_teachers_that_do_not_fit(teacher: Any, error: type[Exception], message:
 
 def test_a_teacher_is_another_network() -> None:
     network, part = ExitNet(), plain()
-    with pytest.raises(InputError, match=r"shares conv1\.weight with the network it teaches; give a copy"):
+    with pytest.raises(InputError, match=r"shares conv1\.weight with the network it teaches. Give a copy"):
         dynamic.fit(
             network,
             batch(),
@@ -295,7 +295,7 @@ def test_a_teacher_is_another_network() -> None:
             SettingError,
             "penalty means nothing with mode='heads'",
         ),
-        ({"mode": "heads"}, WrapError, r"Sequential without exits; call dynamic\.wrap"),
+        ({"mode": "heads"}, WrapError, r"Sequential without exits. Call dynamic\.wrap"),
         ({"mode": "distill"}, WrapError, "has no exits to teach: give distillation="),
         ({"mode": "joint", "exit_weights": [0.5, 1]}, SettingError, "2 exit_weights for 1 exits"),
     ],
@@ -344,7 +344,7 @@ def test_what_heads_cannot_learn_from(tmp_path: Path) -> None:
             training=dynamic.TrainingConfig(cache=False),
             distillation=dynamic.DistillationConfig(teacher=network),
         )
-    with pytest.raises(InputError, match=r"the teacher gives \[2, 7\] for 2 inputs; expected \[2, 10\]"):
+    with pytest.raises(InputError, match=r"the teacher gives \[2, 7\] for 2 inputs, expected \[2, 10\]"):
         dynamic.fit(
             network,
             batch(),

@@ -170,8 +170,8 @@ def test_settings_and_loaders_that_do_not_fit() -> None:
     [
         (lambda x, y: [], "gave no batch"),
         (lambda x, y: [x], "without labels"),
-        (lambda x, y: [(x, y + 1)], "labels run from 1 to 10; the network has 10 classes"),
-        (lambda x, y: [(x, y), (x, y + 1)], "labels run from 1 to 10; the network has 10 classes"),
+        (lambda x, y: [(x, y + 1)], "labels run from 1 to 10. The network has 10 classes"),
+        (lambda x, y: [(x, y), (x, y + 1)], "labels run from 1 to 10. The network has 10 classes"),
         (lambda x, y: [(x, y - 1)], "labels run from -1 to 8"),
         (lambda x, y: [(x, y[:-1])], "20 inputs and 19 labels"),
         (lambda x, y: [(x * float("nan"), y)], "inputs hold NaN"),
