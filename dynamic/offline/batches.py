@@ -117,7 +117,7 @@ def _in_order(network: nn.Module, given: Mapping[str, Any], sizes: Sizes | None)
 
 @contextmanager
 def taken_by(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Around a run of `network` on these: where torch fails inside, InputError says on what inputs, and how."""
+    """Around a run of `network` on these: where torch fails inside, InputError names the inputs and the reason."""
     try:
         yield
     except (DynamicError, torch.OutOfMemoryError):
@@ -126,9 +126,10 @@ def taken_by(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None
         kinds = [f"{name} {str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in tensors.items()]
         raw = any(t.dtype == torch.uint8 for t in tensors.values())
         hint = ", that is, after preprocessing: a Preprocess can be called on uint8 images" if raw else ""
-        kind, said = type(getattr(network, "backbone", network)).__name__, str(error).strip() or repr(error)
+        kind = type(getattr(network, "backbone", network)).__name__
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(
-            f"{kind} does not run on the inputs given, {', '.join(kinds)}: {said.splitlines()[0]}. Give batches as its "
+            f"{kind} does not run on the inputs given, {', '.join(kinds)}: {reason}. Give batches as its "
             f"forward takes them{hint}"
         ) from error
 

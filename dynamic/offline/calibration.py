@@ -1,4 +1,4 @@
-"""Records: what every stage says about held-out data, through the engine that ships."""
+"""Records: the logits of every stage for held-out data, from the engine that ships."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence

@@ -91,7 +91,7 @@ def recertify(
     warn_uncertified(ladder)
     owner = TemporaryBundle()
     folder = owner.path
-    # costs of other machines go: each lies there with the frontier of the old ladder
+    # costs of other machines are removed: each is stored with the frontier of the old ladder
     with disk_errors("the bundle", folder):
         bundle.copy_to(folder, rooms=(CHOICES,))
     if canaries is not None:

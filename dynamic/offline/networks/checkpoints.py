@@ -148,7 +148,7 @@ def _order_header(file: BinaryIO) -> None:
     header = json.loads(file.read(size))
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    if len(text) <= size:  # else the library escapes what json does not, and the file stays as it is
+    if len(text) <= size:  # else the library escapes what json does not, and the file is not changed
         file.seek(8)
         file.write(text.ljust(size))
 

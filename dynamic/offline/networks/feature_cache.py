@@ -41,7 +41,7 @@ class FeatureCache:
         return features, torch.from_numpy(self.labels[index])
 
     def order(self) -> str:
-        """Hash of the labels in order: tells whether a loader gave the same inputs in the same order."""
+        """Hash of the labels in order, equal where a loader gave the same inputs in the same order."""
         return hashlib.sha256(self.labels.tobytes()).hexdigest()
 
 

@@ -42,7 +42,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
             part.__dict__.clear()
             part.__dict__.update(attributes)
             for name, members in registered.items():
-                part.__dict__[name].clear()  # the dictionary itself stays: views share it
+                part.__dict__[name].clear()  # the same dictionary, since views share it
                 part.__dict__[name].update(members)
         with torch.no_grad():
             for buffer, value in buffers:

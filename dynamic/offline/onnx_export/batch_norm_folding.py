@@ -54,7 +54,7 @@ def fold_norms(graph: onnx.GraphProto) -> None:
 
 
 def _foldable(graph: onnx.GraphProto, layer: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
-    """Whether the layer has weights, and a bias if any, of its own, plain: nobody else reads them or is given them."""
+    """Whether weights and bias of the layer are plain, and neither read by another node nor outputs themselves."""
     if any(a.name in ("alpha", "beta") and a.f != 1 for a in layer.attribute):
         return False
     if any(a.name == "transA" and a.i for a in layer.attribute):

@@ -1,7 +1,7 @@
 """The whole cascade as one ONNX graph, made of the stages' own graphs with `If` between them.
 
 Inputs are the cascade's own and `thresholds [S-1]`. Outputs are `logits [B, C]`, `stage [B]` (int64), `score [B]`. What
-comes after an exit stands in the branch of an `If` that is taken only where inputs stay. Weights lie in the branch that
+comes after an exit is in the branch of an `If` that runs only where inputs continue. Weights are in the branch that
 uses them: engines fuse and lay out only constants of the same graph.
 
 The stages of a backbone lie inside each other. Backbones follow each other, so that one can be entered from any exit of
@@ -30,7 +30,7 @@ _KINDS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT)  # of an endi
 
 @dataclass(frozen=True)
 class _State:
-    """What the stages before have said, by name (see `policies.scores.Running`).
+    """The results of the stages before, by name (see `policies.scores.Running`).
 
     `total`: sum of probabilities `[B, C]` of all groups of stages so far. `before`: without the current group.
     `same [B]`: with score "patience", the score of the latest answer. None: nothing yet, or not needed.
@@ -57,8 +57,8 @@ class _State:
 class _Ending:
     """What a nest yields, by name: `total [B, C]`, `stage [B]`, `score [B]`.
 
-    In the end `total` is the answer's probabilities. What a backbone hands on is a sum of probabilities as in `_State`,
-    of rows that stay not always guarded (`_guards_later`), and with score "patience" their `score` is `same` there.
+    In the end `total` is the answer's probabilities. A backbone passes on a sum of probabilities, as in `_State`.
+    For rows that continue it is not always guarded (`_guards_later`). With "patience" their `score` is `same` there.
     """
 
     total: str
@@ -97,7 +97,7 @@ class Nest:
 
     @property
     def _last(self) -> int:
-        """The stage that nobody goes beyond."""
+        """The stage at which every input has exited."""
         leaves = (s for s, limit in enumerate(self.only or ()) if limit == -np.inf)
         return next(leaves, len(self.spec.stages) - 1)
 
@@ -107,8 +107,8 @@ class Nest:
         return [s for s in range(self._last + 1) if self.only is None or s == self._last or self.only[s] < np.inf]
 
     @property
-    def _asks(self) -> bool:
-        """Whether the graph asks which exits are on: of one point it is known."""
+    def _tests_exits(self) -> bool:
+        """Whether the graph tests which exits are on. For one point that is fixed."""
         return self.only is None
 
     @property
@@ -158,7 +158,7 @@ class Nest:
             return self._stage(body, first, inputs, state)
         if not exits:
             return self._backbone(body, own[-1] + 1, inputs, state)
-        if self._asks:
+        if self._tests_exits:
             run, skip = body.inside("run"), body.inside("skip")
             ran = self._stage(run, first, inputs, state)
             total = state.total or self._filled(skip, inputs[0], self._nothing, self.spec.classes)
@@ -199,7 +199,7 @@ class Nest:
             return self._stage(body, s + 1, stage.carry, state)
         later = [k for k in self._present if k > s and of[k] == of[s]]
         ends = not later  # of its backbone: never gets here with its exit off
-        if ends or not self._asks:
+        if ends or not self._tests_exits:
             raw, score = self._answer(body, stage, s, state)
         else:
             on, off = body.inside("on"), body.inside("off")
@@ -215,11 +215,11 @@ class Nest:
         to_the_end = of[s] == of[self._last]
 
         def here(inner: Body) -> _Ending:
-            if to_the_end:  # whoever does not leave goes on
+            if to_the_end:  # inputs that do not exit continue
                 answer = self._answered(inner, raw, state.before is not None)
                 return _Ending(answer, self._filled(inner, score, s), score)
-            stays = inner.constant([_NOT_YET], np.int64)
-            at = inner.add("Where", leaves, inner.constant([s], np.int64), stays)
+            not_yet = inner.constant([_NOT_YET], np.int64)
+            at = inner.add("Where", leaves, inner.constant([s], np.int64), not_yet)
             bare = self._guards_later([k for k in self._present if of[k] == of[s]])
             own_total = raw if bare else self._guarded(inner, raw, score, total)
             return _Ending(own_total, at, self._same(inner, score, state) or score)
@@ -229,7 +229,7 @@ class Nest:
         return self._onward(
             body,
             leaves,
-            None if to_the_end or not self._asks else self._any_on(body, later),
+            None if to_the_end or not self._tests_exits else self._any_on(body, later),
             here=here,
             carry=stage.carry,
             after=lambda inner: _State(
@@ -239,7 +239,7 @@ class Nest:
         )
 
     def _guards_later(self, exits: Sequence[int]) -> bool:
-        """Whether what a backbone with these exits gives is guarded only where an input goes on.
+        """Whether what a backbone with these exits gives is guarded only where an input continues.
 
         An input that exits has a finite answer, and operations between the layers are what an exit costs. Behind a
         single exit the answer from before the backbone holds. Of a batch some rows may exit and others not.

@@ -88,14 +88,14 @@ def _check_graph(
 
 
 def _thresholds(own: StageEngine, inputs: Mapping[str, Array], gap: float) -> Iterator[NDArray[np.float32]]:
-    """Thresholds `[S-1]`: nobody exits early, everybody does, and some do where scores lie further apart than `gap`."""
+    """Thresholds `[S-1]` by which no input exits early, every input does, or some do, with a `gap` between scores."""
     exits = len(own.spec.stages) - 1
     yield np.full(exits, np.inf, np.float32)
     if not exits:
         return
-    everybody = np.full(exits, -np.inf, np.float32)
-    yield everybody
-    scores = np.sort(own.run(inputs, everybody).score)
+    everyone_exits = np.full(exits, -np.inf, np.float32)
+    yield everyone_exits
+    scores = np.sort(own.run(inputs, everyone_exits).score)
     gaps = np.diff(scores)
     if len(gaps) and gaps.max() > gap:
         some = np.full(exits, np.inf, np.float32)

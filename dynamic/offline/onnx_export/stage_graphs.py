@@ -33,7 +33,7 @@ from dynamic.policies.errors import EngineError, InputError
 from dynamic.progress import track
 from dynamic.storage.atomic_write import disk_errors
 
-_EMBEDDED_BYTES = 256  # smaller constants stay in the graph: engines read shapes and axes from them
+_EMBEDDED_BYTES = 256  # smaller constants are in the graph itself: engines read shapes and axes from them
 _ALIGNMENT = 4096  # of each weight in its file, so that engines can map it
 
 
@@ -107,7 +107,7 @@ def _walk(
             if stage_logits and logits.shape[1] != stage_logits[0].shape[1]:
                 raise InputError(
                     f"stage {stage.name!r} has {logits.shape[1]} classes, the stages before it "
-                    f"{stage_logits[0].shape[1]}: all networks of a cascade tell the same classes apart"
+                    f"{stage_logits[0].shape[1]}: all networks of a cascade need the same classes"
                 )
             stem = f"backbones/{belongs}_{number}"
             spec = StageSpec(
@@ -187,7 +187,7 @@ class _WeightFile:
         self._at: dict[bytes, tuple[int, int]] = {}
 
     def move(self, model: onnx.ModelProto) -> None:
-        """Replace the large initializers of `model` by references into the file. Steps of int8 stay (see inlining)."""
+        """Replace the large initializers of a model by references into the file. Steps of int8 are not moved."""
         steps = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
         with self._path.open("ab") as file:
             for tensor in model.graph.initializer:

@@ -73,12 +73,12 @@ class Layouts:
         return by_size if by_size is not None else by_graph
 
     def explain(self, name: str, node: fx.Node) -> LayoutError:
-        """The error to raise where `channel` says None."""
+        """The error to raise where `channel` returns None."""
         size = self._size(node)
         shape = "no tensor" if size is None else f"[B, {', '.join(map(str, size[1:]))}]"
         fitting = [k for k in LAYOUTS if size is not None and len(k) == len(size)]
         return LayoutError(
-            f"exit {name!r} reads {shape}, and which dimension holds the channels cannot be told from the graph or "
+            f"exit {name!r} reads {shape}, and which dimension holds the channels cannot be read from the graph or "
             f"from another input size: give layout={{{name!r}: one of {fitting}}}"
         )
 

@@ -61,7 +61,7 @@ def observe(root: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor]) -> O
     try:
         with counting(first.counter):
             first.run(*two)
-    except Exception as uncounted:  # an operator that knows no dispatch mode may raise anything
+    except Exception as uncounted:  # an operator that supports no dispatch mode may raise anything
         first = _Recorder(root, graph)
         try:
             with torch.no_grad():
@@ -114,7 +114,7 @@ def _at_another_size(root: nn.Module, graph: fx.Graph, two: list[Tensor]) -> dic
         try:
             with torch.no_grad():
                 recorder.run(*changed)
-        except Exception:  # a network that takes one size says so in its own way
+        except Exception:  # a network that takes one size raises errors of its own
             continue
         return recorder.values
     return None

@@ -20,7 +20,7 @@ Exits = int | Sequence[float] | Sequence[str]
 
 _LEAST_SHARE = 0.02  # of compute before the first exit, between exits and after the last
 # what is given away, of the distance between exits, for
-_TENSORS = 0.4  # one tensor less in the carry: each is bound, compacted and handed on by itself
+_TENSORS = 0.4  # one tensor less in the carry: each is bound, compacted and passed by itself
 _WIDTH = 0.05  # half as many numbers in the carry
 _BLOCK = 0.15  # the end of a block, whose features are richer than those inside
 
@@ -134,7 +134,7 @@ class Placer:
         obstacle = self._cutter.obstacle(node)
         if obstacle is not None:
             raise ExitError(
-                f"exit {name!r} lies where {obstacle.name!r} has to be handed on, "
+                f"exit {name!r} lies where {obstacle.name!r} has to be passed on, "
                 f"{_kind(self._observed.two[obstacle])} without the batch as first dimension. Choose {self._near(node)}"
             )
 

@@ -55,7 +55,7 @@ class Cutter:
         return self._data[node]
 
     def carry(self, after: fx.Node) -> tuple[Value, ...]:
-        """Tensors that a cut `after` this node hands on, the node's own first, then in the graph's order."""
+        """Tensors that cross a cut `after` this node, the node's own first, then in the graph's order."""
         at = self.index[after]
         alive = [v for v, last in self._last_use.items() if self.index[v[0]] <= at < last and v[0] is not after]
         return ((after, None), *sorted(alive, key=lambda v: (self.index[v[0]], v[1] or 0)))
@@ -80,9 +80,9 @@ class Cutter:
         for number, cut in enumerate([*cuts, None]):
             last = cut is None
             stop = len(self.nodes) - 1 if cut is None else self.index[cut] + 1
-            hands_on = self.carry(cut) if cut is not None else ()
-            graphs.append(self._piece(start, stop, carried, hands_on, last, clone.get(number, set())))
-            start, carried = stop, hands_on
+            carry_out = self.carry(cut) if cut is not None else ()
+            graphs.append(self._piece(start, stop, carried, carry_out, last, clone.get(number, set())))
+            start, carried = stop, carry_out
         return graphs
 
     def _piece(
@@ -90,7 +90,7 @@ class Cutter:
         start: int,
         stop: int,
         carried: tuple[Value, ...],
-        hands_on: tuple[Value, ...],
+        carry_out: tuple[Value, ...],
         last: bool,
         clone: set[int],
     ) -> fx.Graph:
@@ -106,11 +106,11 @@ class Cutter:
                 entries.append((node, value))
             else:
                 parts.setdefault(node, {})[part] = value
-        for node, values in parts.items():  # parts nobody needs are never read
+        for node, values in parts.items():  # parts that are not needed are never read
             env[node] = tuple(values.get(i) for i in range(max(values) + 1))
         resolve = self._resolver(graph, env, entries)
         for node in self.nodes[start:stop]:
-            # checks of shapes are left out: engines check their inputs, and a stage knows its carry
+            # checks of shapes are left out: engines check their inputs, and a carry has the right shapes
             if node.op == "placeholder" or self.is_data(node) or node in self._mutated or node in self._writes:
                 env[node] = _copied(graph, node, resolve)
             if node.op == "placeholder" and len(graph.find_nodes(op="placeholder")) - 1 in clone:
@@ -118,7 +118,7 @@ class Cutter:
         if last:
             graph.output((resolve(self.nodes[-1].args[0]),))
         else:
-            graph.output(tuple(_part(graph, env[node], part) for node, part in hands_on))
+            graph.output(tuple(_part(graph, env[node], part) for node, part in carry_out))
         graph.lint()
         return graph
 
@@ -162,7 +162,7 @@ class Cutter:
             for d in range(len(shapes[0].size)):
                 if [s.size[d] for s in shapes] == values:
                     return graph.call_method("size", (inside, d))
-        raise ExitError(f"a size that was {values} in dry runs cannot be told from what crosses the exit")
+        raise ExitError(f"a size that was {values} in dry runs cannot be computed from what crosses the exit")
 
     @cached_property
     def _last_use(self) -> dict[Value, int]:

@@ -106,7 +106,7 @@ def _agreements(
         tensors = [_resized(tensor, shape) for tensor, shape in zip(inputs, sizes, strict=True)]
         try:
             expected = own([t.clone() for t in tensors])
-        except Exception:  # a network that takes one size says so in its own way
+        except Exception:  # a network that takes one size raises errors of its own
             continue
         most = limit * max(1.0, float(expected.abs().max()))
         yield all(_agrees(run, tensors, expected, most) for run in others)

@@ -150,7 +150,7 @@ def _mutates(node: fx.Node) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export logs whole graphs before it raises. The error says what a user needs."""
+    """torch.export logs whole graphs before it raises. The error holds what a user needs."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.fx", "torch._dynamo", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -240,7 +240,7 @@ def _output(graph: fx.Graph) -> fx.Node:
 def _primary(output: Any) -> tuple[Any, dict[str, fx.Node]]:
     """(the logits, the other tensors by name) of what a network returned (see `primary_logits`)."""
     if isinstance(output, fx.Node) and output.op == "call_function" and isinstance(output.target, type):
-        # a dataclass or named tuple, which fx builds anew
+        # a dataclass or named tuple, which fx builds again
         fields = getattr(output.target, "_fields", None) or getattr(output.target, "__dataclass_fields__", None) or ()
         output = dict(zip(fields, output.args, strict=False)) | dict(output.kwargs)
         if "logits" not in output:
@@ -283,7 +283,7 @@ def _remove_only_for(graph: fx.Graph, dropped: Any) -> None:
 
 
 def _remove_unused(graph: fx.Graph) -> None:
-    """Erase what nobody uses (torch.export's graphs are functional: nothing in them acts by side effect)."""
+    """Erase what is not used (torch.export's graphs are functional: nothing in them acts by side effect)."""
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op in ("call_function", "get_attr"):
             graph.erase_node(node)

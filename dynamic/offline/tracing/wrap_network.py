@@ -237,7 +237,7 @@ class ExitNetwork(StagedNetwork):
         self._evaluate = _function(_with_heads(captured.graph, placed.nodes, self._cloned))
         stages = self.exit_stages
         check_evaluation(self.backbone, self._own_logits, self._last_logits, stages, example, self.tracer == "fx")
-        if self.tracer == "fx":  # torch.export writes sizes into its graph, whatever a trial says
+        if self.tracer == "fx":  # torch.export writes sizes into its graph, whatever a trial gives
             self.traced_sizes = self._checked_sizes(stages, example)
         return placed.nodes
 

@@ -34,7 +34,7 @@ class TrainingConfig:
         cache: Whether mode "heads" computes features once and keeps them. False: the loader is read and the backbone
             is run in every epoch, for heads that read large features, as `ConvHead` and `BlockHead` do.
         cache_dir: Folder for features beyond `memory_limit_mb`. None: the system's temporary folder.
-        memory_limit_mb: Size of the features that stay in memory.
+        memory_limit_mb: The most that features take in memory. Beyond it they are in files.
         device: Where training runs. None: where the network's first parameter is.
         autocast: Whether forward runs in bf16. None: where the processor gains from it.
         channels_last: Whether images lie in channels-last order. None: as `autocast`.

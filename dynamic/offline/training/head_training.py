@@ -1,4 +1,4 @@
-"""Training exit heads on a frozen backbone, whose features are computed once, or anew for every epoch."""
+"""Training exit heads on a frozen backbone, whose features are computed once, or in every epoch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack

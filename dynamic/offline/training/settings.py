@@ -23,7 +23,7 @@ _RATES = {"adamw": (3e-3, 1e-1), "sgd": (5e-2, 1e-4)}  # learning rate and weigh
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for, with defaults filled in. A checkpoint compares these fields."""
+    """What the user set, with defaults filled in. A checkpoint compares these fields."""
 
     mode: Mode
     epochs: int

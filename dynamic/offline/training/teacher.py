@@ -1,4 +1,4 @@
-"""What a teacher has to be, and what it says."""
+"""Checks of a teacher, and its logits."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ def answer_of(teacher: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_apart(teacher: nn.Module, taught: Sequence[nn.Module]) -> None:
-    """Raises InputError where a teacher would change while it teaches: it shares what trains with what is `taught`."""
+    """Raises InputError where a teacher would change while it teaches, since it shares what trains with `taught`."""
     trained = {id(p) for part in taught for p in part.parameters() if p.requires_grad}
     modules = {id(m) for part in taught for m in part.modules()}
     shared = [name for name, p in teacher.named_parameters() if id(p) in trained]
@@ -29,7 +29,7 @@ def check_apart(teacher: nn.Module, taught: Sequence[nn.Module]) -> None:
 
 
 def check_teacher(logits: Tensor, rows: int, classes: int) -> None:
-    """Raises InputError where a teacher does not tell the same classes apart."""
+    """Raises InputError where a teacher has other classes than the network."""
     if logits.shape != (rows, classes):
         raise InputError(
             f"the teacher gives {list(logits.shape)} for {rows} inputs, expected [{rows}, {classes}], what the network "

@@ -129,7 +129,7 @@ def _step(
         total = total + task.penalty()
     if not math.isfinite(total.item()):
         remark = "" if checkpoint.path is None else f" ({checkpoint.path} holds the epoch before)"
-        # heads get the teacher's answer among their inputs: it is asked about below
+        # heads get the teacher's answer among their inputs: it is checked below
         own = [x for x in inputs if x is not taught and x.is_floating_point()]
         if not all(bool(x.isfinite().all()) for x in own):
             raise InputError(f"{where}: the inputs hold NaN or infinity. Clean the data{remark}")
