@@ -37,7 +37,7 @@ def test_what_is_kept_answers_as_before() -> None:
 @pytest.mark.parametrize("names", [[], ["9"]])
 def test_exits_that_are_not_there(names: list[str]) -> None:
     net = dynamic.wrap(network(), torch.randn(2, 3, 16, 16), exits=["1"])
-    with pytest.raises(ExitError, match=r"the network has \['1'\]"):
+    with pytest.raises(ExitError, match=r"The network has \['1'\]"):
         keep_exits(net, torch.randn(2, 3, 16, 16), names=names)
 
 
@@ -88,7 +88,7 @@ def test_where_no_exit_pays_this_is_said() -> None:
     labels = torch.arange(40) % 4
     images = labels.float()[:, None, None, None].expand(40, 1, 4, 4).contiguous()
     net = dynamic.wrap(Echo(), images[:2], exits=["first"], head=lambda *_: Knows(all_sure=False)).eval()
-    with pytest.raises(ExitError, match="use the plain network"):
+    with pytest.raises(ExitError, match="Use the plain network"):
         select_exits(
             net, images[:2], selection_loader=[(images, labels)], max_drops=(0.0,), exit_cost=1e9, progress=False
         )

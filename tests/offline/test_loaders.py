@@ -96,7 +96,7 @@ def test_a_stream_without_a_length() -> None:
         assert dynamic.fit(net, loader, mode=mode, epochs=2).epochs == 2
     dynamic.fit(net, loader, epochs=2, training=dynamic.TrainingConfig(cache=False))
     assert rows(dynamic.calibrate(net, loader)) == COUNT
-    assert dynamic.build(net, loader).records.label is not None
+    assert dynamic.build(net, loader, allow_reuse=True).records.label is not None
     assert quantize(network(), X[:2], loader, latency=False, accuracy_data=loader).report.after.accuracy is not None
 
 
@@ -118,7 +118,7 @@ def test_labels_inside_a_dict(kind: Any) -> None:
         plain, loader, mode="distill", epochs=1, distillation=dynamic.DistillationConfig(teacher=Words().eval())
     )
     assert rows(dynamic.calibrate([plain, net], loader)) == COUNT
-    bundle = dynamic.build([plain, net], loader)
+    bundle = dynamic.build([plain, net], loader, allow_reuse=True)
     assert [i.name for i in bundle.spec.inputs] == ["input_ids", "attention_mask"]
     assert rows(bundle.records) == COUNT
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_inputs_of_another_float_type_are_those_of_the_network(kind: Any) -> Non
     records = dynamic.calibrate(net, loader)
     with torch.no_grad():
         np.testing.assert_allclose(records.logits[:, -1], net.eval()(expected)[-1], rtol=0, atol=1e-5)
-    assert dynamic.build(net, loader).spec.inputs[0].dtype == "float32"
+    assert dynamic.build(net, loader, allow_reuse=True).spec.inputs[0].dtype == "float32"
     assert quantize(network(), inputs[:2], loader, latency=False, accuracy_data=loader).report.after.accuracy
 
 
@@ -286,7 +286,7 @@ def test_networks_in_another_float_type_train_and_are_named_where_an_engine_is_a
     work: list[Callable[[], object]] = [
         lambda: dynamic.calibrate(net, loader),
         lambda: dynamic.calibrate(network().to(kind), loader, engine="torch"),
-        lambda: dynamic.build([network(), net], loader),
+        lambda: dynamic.build([network(), net], loader, allow_reuse=True),
         lambda: quantize(network().to(kind), X[:2], loader, latency=False),
     ]
     for run in work:

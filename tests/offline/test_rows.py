@@ -168,7 +168,7 @@ def test_a_last_batch_of_one_is_left_out_where_batch_norm_needs_two(
     fit(network, data(81), mode=mode, epochs=2, **options)  # batches of 40, 40 and 1
     fit(expected, data(81)[:2], mode=mode, epochs=2, **options)
     assert [r.message for r in caplog.records] == [
-        "a batch of one input is left out: batch norm needs two or more; see drop_last=True"
+        "a batch of one input is left out: batch norm needs two or more. See drop_last=True"
     ]
     for own, other in zip(network.state_dict().values(), expected.state_dict().values(), strict=True):
         assert own.isfinite().all()

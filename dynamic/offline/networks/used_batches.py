@@ -11,10 +11,16 @@ Labels = TypeVar("Labels")
 
 
 class UsedBatches:
-    """Hashes of the first whole reading of a loader, and of what was read before it."""
+    """Hashes of the first whole reading of a loader, and of what was read before it.
+
+    Attributes:
+        hashes: Of the batches.
+        is_training: Whether weights may have changed. Before that the batches were only read.
+    """
 
     def __init__(self) -> None:
         self.hashes: set[str] = set()
+        self.is_training = False
         self._complete = False
 
     def watch(self, batches: Iterable[tuple[Batch, Labels]]) -> Iterator[tuple[Batch, Labels]]:

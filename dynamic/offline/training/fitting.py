@@ -110,7 +110,8 @@ def fit(
             used_batches.complete(train_loader, seed)
             held_out = () if eval_loader is None else held_out_levels(network, eval_loader)
     finally:
-        _remember(network, mode, used_batches)
+        if used_batches.is_training:
+            _remember(network, mode, used_batches)
     for level in held_out:
         if level.at_chance:
             logger.warning("%s: it is at chance after training", level)

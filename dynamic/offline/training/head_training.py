@@ -83,6 +83,7 @@ def fit_heads(run: TrainingRun, loss: ExitLoss | None, teacher: nn.Module | None
             conditions |= {"teacher": digest(teacher.state_dict()), "distill": loss.distill}
             conditions |= {"temperature": loss.temperature}
         checkpoint = Checkpoint(run.checkpoint, conditions)
+        run.used_batches.is_training = True
         return HeadFit(names, _train(heads, state, computed, settings, checkpoint, run.progress, loss), 0.0, False)
     with ExitStack() as owned:
         with seeded(settings.seed, -1, run.loader):
@@ -100,6 +101,7 @@ def fit_heads(run: TrainingRun, loss: ExitLoss | None, teacher: nn.Module | None
             )
         state = _state(heads, trained)
         checkpoint = Checkpoint(run.checkpoint, _conditions(network, state, features.order(), settings, acceleration))
+        run.used_batches.is_training = True
         cached = _CachedFeatures(features, heads, settings, acceleration)
         history = _train(heads, state, cached, settings, checkpoint, run.progress)
         return HeadFit(names, history, features.size_mb, features.on_disk)

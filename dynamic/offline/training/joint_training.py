@@ -99,6 +99,7 @@ def fit_all(run: TrainingRun, loss: ExitLoss, teacher: nn.Module | None) -> Hist
             **({} if teacher is None else {"teacher": digest(teacher.state_dict())}),
         },
     )
+    run.used_batches.is_training = True
     network.train()
     task = Task(
         batches,

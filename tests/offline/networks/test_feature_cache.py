@@ -75,7 +75,7 @@ def test_inputs_of_several_sizes() -> None:
     mixed = [(x[:4], y[:4]), (x[:4, :, :4, :4], y[:4])]
     with features(ExitNet(PooledHead), mixed) as cache:  # pooled, they are all alike
         assert cache.features[0].shape == (8, 8)
-    with pytest.raises(InputError, match=r"\[8, 4, 4\] after \[8, 8, 8\].*resize"), features(ExitNet(WholeHead), mixed):
+    with pytest.raises(InputError, match=r"\[8, 4, 4\] after \[8, 8, 8\].*Resize"), features(ExitNet(WholeHead), mixed):
         pass
 
 

@@ -13,7 +13,7 @@ from support.fitting_networks import ExitNet, digits, digits_loader
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.errors import CalibrationError
+from dynamic.errors import CalibrationError, InputError
 from dynamic.offline.networks.network_copies import deep_copy
 from dynamic.offline.networks.used_data import batch_hash, check_fresh, hashes_of, remember
 
@@ -94,6 +94,14 @@ def test_an_interrupted_and_a_finished_run_record_too(tmp_path: Path) -> None:
     resumed = plain()
     assert dynamic.fit(resumed, train, mode="joint", epochs=1, checkpoint=path).resumed == 1
     assert hashes_of(resumed) == hashes(train)
+
+
+def test_data_on_which_nothing_was_trained_are_not_recorded() -> None:
+    train, _ = parts()
+    network = plain()
+    with pytest.raises(InputError, match="labels run from 100"):
+        dynamic.fit(network, [(train[0][0], train[0][1] + 100)], mode="joint", epochs=1)
+    assert hashes_of(network) == frozenset()
 
 
 def test_build_refuses_what_trained_a_network() -> None:

@@ -224,7 +224,7 @@ def test_they_wrap_build_and_learn(name: str) -> None:
     dynamic.fit(net, loader, epochs=1)
     with torch.no_grad():
         assert torch.equal(net.eval()(PICTURES)[-1], network(PICTURES))
-    assert len(dynamic.build(net, loader).spec.stages) == 2
+    assert len(dynamic.build(net, loader, allow_reuse=True).spec.stages) == 2
     student = distill(used(name), PICTURES[:2], network, loader, epochs=1, latency=False).network
     assert student(PICTURES).shape == (60, 3)
 
@@ -294,7 +294,7 @@ class Bessel(nn.Module):
 
 def test_engine_torch_needs_no_export(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     network, loader = Bessel().eval(), [(PICTURES, LABELS)]
-    with pytest.raises(EngineError, match="use engine='torch'"):
+    with pytest.raises(EngineError, match="Use engine='torch'"):
         dynamic.build(network, loader)
     caplog.set_level(logging.WARNING, "dynamic")
     net = dynamic.wrap(network, PICTURES[:2], exits=["one"])

@@ -504,7 +504,7 @@ def test_bad_places_and_inputs() -> None:
         dynamic.wrap(dynamic.wrap(resnet(), X), X)
     with pytest.raises(InputError, match="B > 0"):
         dynamic.wrap(resnet(), X[:0])
-    with pytest.raises(InputError, match=r"ResNet does not run on .*input float32 \[2, 5, 3, 3\]: .* give batches"):
+    with pytest.raises(InputError, match=r"ResNet does not run on .*input float32 \[2, 5, 3, 3\]: .* Give batches"):
         dynamic.wrap(resnet(), torch.zeros(2, 5, 3, 3))
     with pytest.raises(InputError, match=r"logits \[2, C\]"):
         dynamic.wrap(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)), X, exits=1)

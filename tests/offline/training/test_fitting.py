@@ -303,7 +303,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
         ({"optimizer": "adam"}, "'adam' is not known"),
         ({"batch_size": 1}, "batch_size=1"),
         ({"exit_weights": [1, 1, 1]}, "mode='heads'"),
-        ({"mode": "joint", "batch_size": 64}, "the loader sets it"),
+        ({"mode": "joint", "batch_size": 64}, "The loader sets it"),
         ({"mode": "joint", "exit_weights": [1, 1]}, "2 exit_weights for 3 exits"),
         ({"mode": "joint", "exit_weights": [1, -1, 1]}, "not negative"),
         ({"mode": "joint", "exit_weights": [0, 0, 0]}, "not all 0"),
@@ -383,14 +383,14 @@ def test_nothing_to_train() -> None:
         dynamic.fit(frozen, digits_loader(count=100))
     with pytest.raises(WrapError, match="requires_grad"):
         dynamic.fit(frozen, digits_loader(count=100), mode="joint")
-    with pytest.raises(WrapError, match=r"call dynamic\.wrap"):
+    with pytest.raises(WrapError, match=r"Call dynamic\.wrap"):
         dynamic.fit(nn.Linear(2, 2), digits_loader(count=100))
 
 
 def test_a_backbone_that_cannot_be_trained() -> None:
     network = ExitNet()
     network.trainable_backbone = False
-    with pytest.raises(WrapError, match="use mode='heads'"):
+    with pytest.raises(WrapError, match="Use mode='heads'"):
         dynamic.fit(network, digits_loader(count=100), mode="joint")
     dynamic.fit(network, digits_loader(count=100), epochs=1)
 
