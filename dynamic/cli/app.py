@@ -167,7 +167,7 @@ def build(
     bundle = dynamic.build(
         cascade,
         held_out,
-        engine,
+        engine=cast(Any, engine),
         preprocess=preprocess,
         classes=images.classes,
         score=check_score_choice(score),
@@ -195,7 +195,7 @@ def certify(
     bundle = dynamic.recertify(
         dynamic.load(shelf),
         max_drop or None,
-        delta,
+        delta=delta,
         risk=None if risk is None else risk_named(risk).name,
         score=None if score is None else check_score_choice(score),
         floor=floor,
@@ -232,7 +232,7 @@ def export(
     point: Annotated[str | None, typer.Option(help="Only what this point uses, 'drop 0.01' for instance.")] = None,
 ) -> None:
     """Write the whole cascade as one ONNX file that runs without this library."""
-    print(dynamic.export(dynamic.load(shelf), out, batch, point=point))
+    print(dynamic.export(dynamic.load(shelf), out, batch=cast(Any, batch), point=point))
 
 
 @app.command()
