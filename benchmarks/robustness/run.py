@@ -18,13 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-if str(ROOT) not in sys.path:  # `python benchmarks/robustness/run.py`
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks.common import RESULTS, _version  # noqa: E402
-from dynamic.profiling.machine import machine_name  # noqa: E402
-from dynamic.storage.atomic_write import replace_text  # noqa: E402
+from benchmarks.harness.common import RESULTS, _version
+from dynamic.profiling.machine import machine_name
+from dynamic.storage.atomic_write import replace_text
 
 Counts = dict[str, Any]
 
@@ -64,7 +60,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--only", nargs="*", choices=[section.name for section in SECTIONS])
     parser.add_argument("--again", action="store_true", help="sections that are done too")
-    parser.add_argument("--results", type=Path, default=RESULTS / "robustness.json")
+    parser.add_argument("--results", type=Path, default=RESULTS / "robustness" / "robustness.json")
     options = parser.parse_args()
     done = earlier(options.results)
     wrong = []

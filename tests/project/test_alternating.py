@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # scripts, no package
-
-from alternating import Contender, Process, WorkerDiedError, alternate, row_of, winners, workers
-from alternating_worker import UNSPLIT, Job, Setting, Worker
+from benchmarks.harness.alternating import Contender, Process, WorkerDiedError, alternate, row_of, winners, workers
+from benchmarks.harness.alternating_worker import UNSPLIT, Job, Setting, Worker
 
 
 def doubles(folder: Path, setting: Setting, name: str = "network") -> Contender:
