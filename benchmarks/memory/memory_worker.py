@@ -1,6 +1,6 @@
 """The process behind `real_memory.py`: a runtime whose resident memory is watched while requests run.
 
-    python -m benchmarks.memory.memory_worker JOB
+`real_memory.py` starts it: python -m benchmarks.memory.memory_worker JOB, the job as JSON.
 
 The job as JSON: `folder` of the bundle, `moves` of (requests, `memory_mb` of the budget on top of what the process has
 before any network is loaded, or null for no limit); `rate_hz` (null: one request after the other); `until_stopped`: or

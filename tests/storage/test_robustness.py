@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.robustness import run
+import benchmarks.robustness.__main__ as run
 
 ROOT = Path(__file__).resolve().parents[2]
 
