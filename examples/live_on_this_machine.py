@@ -115,8 +115,8 @@ def main() -> None:
     print(f"{len(bundle.frontier.points)} operating points; answers within {limit_ms:.2f} ms, 95 in 100\n")
 
     def changed(change: Change) -> None:
-        before = "begin with" if change.before is None else f"{change.before.point.name} ->"
-        print(f"        {before} {change.after.point.name}\n        because {change.decision.reason}", flush=True)
+        before = "begin with" if change.before is None else f"{change.before.name} ->"
+        print(f"        {before} {change.after.name}\n        because {change.decision.reason}", flush=True)
 
     budget = dynamic.Budget(latency_ms=limit_ms)
     try:

@@ -69,9 +69,9 @@ def contenders(bundle: dynamic.Bundle, names: list[str]) -> list[Row]:
             limits[stage] = -np.inf
         rows.append(Row(name, limits, static=True))
     rows += [
-        Row(f"cascade, {p.point.name}", np.array(p.point.thresholds, np.float32), static=False)
+        Row(f"cascade, {p.name}", np.array(p.thresholds, np.float32), static=False)
         for p in bundle.frontier.points
-        if max(p.point.shares) < 1
+        if max(p.shares) < 1
     ]
     return rows
 

@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def seed() -> None:
     """Set the global generators: what a test or a fixture draws depends on nothing that ran before it."""
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002: libraries draw from it
+    np.random.seed(0)  # noqa: NPY002
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
 

@@ -119,7 +119,7 @@ def test_what_comes_before_the_engine_is_not_its_work(bundle: dynamic.Bundle) ->
 
 def test_a_point_with_one_exit_is_never_cut_before_it(bundle: dynamic.Bundle) -> None:
     # on the real engine, and long past the deadline
-    policy = Takes(bundle.frontier.points[0].point.name)
+    policy = Takes(bundle.frontier.points[0].name)
     with bundle.runtime(dynamic.Budget(deadline_ms=1e-6), policy=policy, monitor=dynamic.FixedMonitor()) as run:
         result = run(X)
     assert np.isfinite(result.logits).all()

@@ -167,7 +167,7 @@ def test_the_decision_says_what_stays(bundle: dynamic.Bundle) -> None:
 
 def test_networks_go_and_come_back_with_the_decision(bundle: dynamic.Bundle) -> None:
     reference = bundle.frontier.points[0]
-    policy = Takes(reference.point.name)
+    policy = Takes(reference.name)
     with bundle.runtime(policy=policy, monitor=monitor()) as run:
         whole = run(X)
         assert run.engine.ready(1) or run.engine.loaded() == reference.backbones  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def test_changes_are_told(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixtu
     policy.name, policy.changes = "small", {"violated_limits": ("latency_ms",), "feasible": False}
     run(X), run(X)
     first, second = found
-    assert (first.before, first.after.point.name) == (None, "reference")
+    assert (first.before, first.after.name) == (None, "reference")
     assert second.before is first.after
     assert (second.after, second.decision.violated_limits) == (run.frontier.points[2], ("latency_ms",))
     assert second.snapshot.battery == 0.5
@@ -270,7 +270,7 @@ def test_all_wait_for_the_monitor_that_one_starts() -> None:
 
         def start(self) -> None:
             started.set()
-            assert slow.wait(30)
+            assert slow.wait(120)
             self.latest = Snapshot(1.0, memory_process_mb=50.0)
 
         def close(self) -> None:
@@ -279,13 +279,13 @@ def test_all_wait_for_the_monitor_that_one_starts() -> None:
     read, seen = RequestReading(Slow(), starts=True), []
     threads = [threading.Thread(target=lambda: seen.append(read(1, 0.0, 0, None))) for _ in range(3)]
     threads[0].start()
-    assert started.wait(30)
+    assert started.wait(120)
     for thread in threads[1:]:
         thread.start()
     assert not seen
     slow.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert [snapshot.memory_process_mb for snapshot in seen] == [50.0] * 3
     assert read.first is not None
     assert read.first.memory_process_mb == 50.0

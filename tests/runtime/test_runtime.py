@@ -25,7 +25,7 @@ X = np.random.default_rng(0).standard_normal((16, 12)).astype(np.float32)
 def test_without_limits_the_most_accurate_point_runs(bundle: dynamic.Bundle) -> None:
     with bundle.runtime(monitor=monitor()) as run:
         decision = run(X[0]).decision
-    best = max(p.point.accuracy.mid for p in bundle.frontier.points)
+    best = max(p.accuracy.mid for p in bundle.frontier.points)
     assert decision.point.accuracy.mid == best
     assert decision.feasible
     assert "most accurate" in decision.reason
