@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import numpy as np
 import pytest
+from support.export_registry import share_registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,12 +39,14 @@ def seed() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup() -> Iterator[None]:
+    share_registry()
     seed()
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Iterator[None]:
+    share_registry()
     seed()
     return (yield)
 

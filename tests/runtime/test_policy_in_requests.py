@@ -92,7 +92,7 @@ def test_what_stands_in_is_a_decision_for_all_requests(bundle: dynamic.Bundle) -
     run = faked(bundle, policy=Turns(*turns, raises))
     decisions = [run(X).decision for _ in range(3)]
     assert [d.point.name for d in decisions] == ["quick", "small", "quick"]
-    assert (decisions[2].slowdown, decisions[2].passing) == (3.0, False)
+    assert (decisions[2].slowdown, decisions[2].one_request_only) == (3.0, False)
 
 
 def test_before_any_decision_the_reference_runs(bundle: dynamic.Bundle) -> None:

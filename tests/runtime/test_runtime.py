@@ -56,7 +56,7 @@ def test_a_low_battery_runs_the_cheapest_and_mains_do_not(bundle: dynamic.Bundle
     for battery, plugged, low in ((0.9, False, False), (0.1, False, True), (0.1, True, False)):
         with bundle.runtime(budget, monitor=monitor(battery=battery, plugged=plugged)) as run:
             assert (
-                run(X[0]).decision.point is cheapest or run(X[0]).decision.point.operating_point == cheapest.point
+                run(X[0]).decision.point is cheapest or run(X[0]).decision.point.operating_point == cheapest.operating_point
             ) == low
 
 

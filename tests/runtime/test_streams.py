@@ -335,7 +335,7 @@ def test_pixels_need_images(bundle: dynamic.Bundle) -> None:
 def test_images_of_any_layout(bundle: dynamic.Bundle, shape: tuple[int, ...]) -> None:
     ladder: Ladder = replace(bundle.ladder, scores=(ScoreBins((0.5,), (10, 10)),) * 2)
     watch = DriftWatch(ladder, 0.01, False, (InputSpec("x", shape, "uint8"),))
-    point = replace(bundle.frontier.points[0], point=QUICK)
+    point = replace(bundle.frontier.points[0], operating_point=QUICK)
     random = np.random.default_rng(0)
     image = random.integers(50, 200, shape)
     for _ in range(200):
