@@ -83,17 +83,17 @@ def answers(run: Any, inputs: Any, asked: dict[str, Any], queued: bool, pauses: 
     waiting: list[tuple[dict[str, Any], Future[Any]]] = []
 
     def note(what: dict[str, Any], result: Any) -> None:
-        point, stage = result.decision.point, int(result.stage[0])
-        last = len(point.thresholds)
+        point, stage = result.decision.point, result.stage
+        last = len(point.operating_point.thresholds)
         found.append(
             Answer(
                 **what,
                 latency_ms=what["late_ms"] + result.latency_ms,
                 work_ms=result.latency_ms - result.waited_ms,
                 stage=stage,
-                label=int(result.label[0]),
+                label=result.label,
                 point=point.name,
-                cut=stage < last and not point.thresholds[stage] < float(result.score[0]),
+                cut=stage < last and not point.operating_point.thresholds[stage] < result.score,
                 slowdown=result.decision.slowdown,
                 load=run.monitor.latest.cpu_load,
                 pause_ms=pauses.ms,

@@ -108,7 +108,7 @@ def resnet18(data: Path, folder: Path) -> Served:
 
 def quantile_points(ladder: Ladder, records: dynamic.Records) -> Iterator[OperatingPoint]:
     """The reference, and points at which shares of 25% to 100% leave early, at all exits alike or at one alone."""
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
+    combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
     last = len(ladder.backbone) - 1
     wanted: dict[str, list[float]] = {"reference": [0.0] * last}  # share of those who get there that leaves
     wanted |= {f"{share:.0%} at each": [share] * last for share in (0.25, 0.5, 0.75)}
@@ -123,12 +123,12 @@ def quantile_points(ladder: Ladder, records: dynamic.Records) -> Iterator[Operat
                 played = replay(
                     records.logits,
                     combiner,
-                    [*thresholds[:stage], -float("inf"), *[0.0] * (last - stage - 1)],
-                    ladder.backbone,
+                    thresholds=[*thresholds[:stage], -float("inf"), *[0.0] * (last - stage - 1)],
+                    backbone=ladder.backbone,
                 )
                 there = played.score[played.stage == stage]
                 thresholds[stage] = float(np.quantile(there, 1 - share))
-        stage = replay(records.logits, combiner, thresholds, ladder.backbone).stage
+        stage = replay(records.logits, combiner, thresholds=thresholds, backbone=ladder.backbone).stage
         deep = 0.9 - 0.1 * (1 - float(stage.mean()) / last)  # made up: the deeper the better
         yield OperatingPoint(
             name,

@@ -99,7 +99,7 @@ def without_engine(run: Any, images: ImageSet, rows: int, calls: int) -> dict[st
     ready = [{"input": cifar.PREPROCESS(images.images[at : at + rows])} for at in batches]
     inputs, thresholds = ready[0], run(ready[0]).decision.point.thresholds
     outputs = cycle([run.engine.run(given, thresholds) for given in ready])
-    engines, engine = run.serving.engines, run.engine
+    engines, engine = run.deployment.engines, run.engine
     engines.first = Ready(outputs, engine.name, engine.precision)
     took = take_turns([Contender("runtime", lambda _: run(inputs))], range(calls), warm=1)["runtime"]
     engines.first = engine

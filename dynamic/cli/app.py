@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -33,8 +33,13 @@ from dynamic.data.picture_files import find_pictures
 from dynamic.data.preprocessing import RGB, Gray
 from dynamic.errors import DynamicError, InputError, SettingError
 from dynamic.extras import with_remedy
+from dynamic.policies.budget import check_on_drift
+from dynamic.policies.certification.ladders.settings import check_score_choice
+from dynamic.policies.certification.risks import risk_named
+from dynamic.policies.scores import check_combination
 from dynamic.progress import track
 from dynamic.report.run_tables import left_out_text, run_text
+from dynamic.runtime.result import Prediction
 
 app = typer.Typer(
     help="Adaptive inference: spend on each input what it needs and no more than the device can spare.",
@@ -151,15 +156,17 @@ def build(
         made[-1] = wrapped = dynamic.wrap(made[-1], next(iter(train))[0], exits=exits)
         print(dynamic.fit(wrapped, train, mode="heads", seed=seed))
     names = [path.rpartition(":")[2] for path in networks]
-    cascade = dynamic.Cascade(made, combine=combine, names=names if len(set(names)) == len(names) else None)
+    cascade = dynamic.Cascade(
+        made, combine=check_combination(combine), names=names if len(set(names)) == len(names) else None
+    )
     bundle = dynamic.build(
         cascade,
         held_out,
         engine,
         preprocess=preprocess,
         classes=images.classes,
-        score=score,
-        risk=risk,
+        score=check_score_choice(score),
+        risk=risk_named(risk).name,
         delta=delta,
         seed=seed,
         max_drops=max_drop or None,
@@ -180,9 +187,14 @@ def certify(
     score: Annotated[str | None, typer.Option(help="Another score, or 'auto'.")] = None,
 ) -> None:
     """Make another ladder of a bundle's records: other targets, risk or delta. To choose by the outcome voids it."""
-    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score, floor=floor).save(
-        out
-    )
+    bundle = dynamic.recertify(
+        dynamic.load(shelf),
+        max_drop or None,
+        delta,
+        risk=None if risk is None else risk_named(risk).name,
+        score=None if score is None else check_score_choice(score),
+        floor=floor,
+    ).save(out)
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
 
@@ -242,13 +254,13 @@ def run(
     Files that do not read, or do not fit, are left out and listed with the reason.
     """
     budget = dynamic.Budget(
-        latency_ms,
-        fraction(percentile),
-        deadline_ms,
+        latency_ms=latency_ms,
+        percentile=fraction(percentile),
+        deadline_ms=deadline_ms,
         memory_mb=memory_mb,
         battery_floor=battery_floor,
         max_drop=max_drop,
-        on_drift=on_drift,
+        on_drift=check_on_drift(on_drift),
         cpu_ms=cpu_ms,
     )
     bundle = dynamic.load(shelf)
@@ -267,7 +279,7 @@ def run(
     with bundle.runtime(budget, engine=engine, **_given(threads=threads, idle=idle)) as runtime:
         for picture in track(pictures, "inference", len(pictures), shown):
             try:
-                result = runtime(picture.pixels(channels))
+                result = cast(Prediction, runtime(picture.pixels(channels)))  # one picture gives one
             except InputError as error:
                 left_out.append((picture.name, error.reason if isinstance(error, PictureError) else str(error)))
                 if len(left_out) == len(pictures):  # nothing was answered
@@ -278,15 +290,15 @@ def run(
             known = picture.folder if picture.folder in (bundle.classes or ()) else None
             latencies.append(result.latency_ms)
             if known is not None:
-                right.append(result.name[0] == known)
+                right.append(result.name == known)
                 runtime.feedback(result.id, known)
             row = {
                 "file": picture.name,
                 "class": known,
-                "label": int(result.label[0]),
-                "name": result.name[0],
-                "probability": float(result.probability[0]) if result.label[0] >= 0 else None,
-                "stage": stages[result.stage[0]],
+                "label": result.label,
+                "name": result.name,
+                "probability": result.probability if result.label >= 0 else None,
+                "stage": stages[result.stage],
                 "latency_ms": result.latency_ms,
                 "point": result.decision.point.name,
                 "reason": result.decision.reason,
@@ -299,9 +311,7 @@ def run(
                     point = result.decision.point.name
                     print(f"# {row['reason']}")
                 answer = row["label"] if row["name"] is None else row["name"]
-                print(
-                    f"{row['file']}  {answer}  {result.probability[0]:.3f}  {row['stage']}  {result.latency_ms:.2f} ms"
-                )
+                print(f"{row['file']}  {answer}  {result.probability:.3f}  {row['stage']}  {result.latency_ms:.2f} ms")
         stats = runtime.stats()
     if as_json:
         accuracy = float(np.mean(right)) if right else None

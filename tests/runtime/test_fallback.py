@@ -145,7 +145,7 @@ def test_where_all_fail_it_is_said(bundle: dynamic.Bundle) -> None:
         with pytest.raises(EngineError, match="no engine answers, of onnxruntime, openvino, torch: "):
             run(X)
     assert run.stats().requests == 0
-    assert run.serving.users == 0
+    assert run.deployment.users == 0
     other.fails = lambda *_: None
     assert not run(X).certified
     before = run.stats().engine_failures
@@ -197,7 +197,7 @@ def test_points_that_do_not_need_a_missing_network(bundle: dynamic.Bundle, caplo
     clock.now += COOL_DOWN_S + 1
     back = run(X)
     assert (back.decision.point.name, back.certified) == ("reference", True)
-    assert run.frontier is run.serving.whole
+    assert run.frontier is run.deployment.whole
 
 
 def test_where_every_point_needs_it_the_next_engine_answers(bundle: dynamic.Bundle) -> None:
@@ -237,6 +237,6 @@ def test_engines_that_are_installed_stand_in(bundle: dynamic.Bundle, monkeypatch
         monkeypatch.setattr(run.engine, "run", broken)
         result = run(X)
         assert not result.certified
-        assert list(run.serving.engines._opened) == ["openvino"], "no torch: the bundle has no modules"
+        assert list(run.deployment.engines._opened) == ["openvino"], "no torch: the bundle has no modules"
     with pytest.raises(EngineError, match="'onxruntime' is not known"):
         bundle.runtime(monitor=monitor(), fallback=("onxruntime",))

@@ -137,7 +137,7 @@ def test_an_interrupt_is_none_of_its_faults(bundle: dynamic.Bundle) -> None:
     run = faked(bundle, policy=Turns(interrupted))
     with pytest.raises(KeyboardInterrupt):
         run(X)
-    assert run.serving.users == 0
+    assert run.deployment.users == 0
 
 
 def test_a_policy_of_ones_own_is_one_method(bundle: dynamic.Bundle) -> None:
@@ -247,17 +247,17 @@ def test_a_limit_about_which_the_costs_say_nothing(bundle: dynamic.Bundle) -> No
 def test_a_snapshot_is_made_once_while_nothing_changes() -> None:
     watch = monitor(battery=0.5, missing=("cpu",))
     read = RequestReading(watch)
-    first = read(1, 0.0, 0, None)
-    assert first is read(1, 0.0, 0, None)
+    first = read.of_request(read.latest, 1, 0.0, 0, None)
+    assert first is read.of_request(read.latest, 1, 0.0, 0, None)
     assert first == replace(watch.latest, rows=1, waited_ms=0.0, queue_length=0)
     assert watch.latest.rows is None
     for changed in ((2, 0.0, 0, None), (1, 3.5, 0, None), (1, 0.0, 4, None), (1, 0.0, 0, 2)):
-        made = read(*changed)
+        made = read.of_request(read.latest, *changed)
         names = ("rows", "waited_ms", "queue_length", "servers")
         assert made == replace(watch.latest, **dict(zip(names, changed, strict=True)))
-    again = read(1, 0.0, 0, None)
+    again = read.of_request(read.latest, 1, 0.0, 0, None)
     watch.set(battery=0.4)
-    assert read(1, 0.0, 0, None).battery == 0.4
+    assert read.of_request(read.latest, 1, 0.0, 0, None).battery == 0.4
     assert again.battery == 0.5
     assert fast_replace(again, memory_process_mb=7.0) == replace(again, memory_process_mb=7.0)
 
@@ -277,7 +277,9 @@ def test_all_wait_for_the_monitor_that_one_starts() -> None:
             pass
 
     read, seen = RequestReading(Slow(), starts=True), []
-    threads = [threading.Thread(target=lambda: seen.append(read(1, 0.0, 0, None))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: seen.append(read.of_request(read.latest, 1, 0.0, 0, None))) for _ in range(3)
+    ]
     threads[0].start()
     assert started.wait(120)
     for thread in threads[1:]:
@@ -294,11 +296,11 @@ def test_all_wait_for_the_monitor_that_one_starts() -> None:
 def test_a_monitor_that_raises_fails_no_request(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixture) -> None:
     class Flaky:
         def __init__(self, *told: Any) -> None:
-            self.last_feedback = list(told)
+            self.told = list(told)
 
         @property
         def latest(self) -> Any:
-            found = self.last_feedback.pop(0)
+            found = self.told.pop(0)
             if isinstance(found, Exception):
                 raise found
             return found

@@ -155,7 +155,9 @@ def test_an_int8_network_and_f32_ones_are_one_bundle(profiled: dynamic.Bundle, t
     assert {result.decision.point.name for result in results} == {point.name}
     # calibration saw the same images in the same order: only what lies at a tie may come out otherwise, one by one
     records = loaded.records
-    expected = replay(records.logits[:60], loaded.combiner(), point.thresholds, records.backbone).prediction
+    expected = replay(
+        records.logits[:60], loaded.combiner(), thresholds=point.thresholds, backbone=records.backbone
+    ).prediction
     assert (np.array([int(result.label[0]) for result in results]) == expected).mean() >= 0.95
     assert records.label is not None
     assert (records.label[:60] == labels[:60].numpy()).all()
@@ -165,7 +167,7 @@ def test_memory_of_each_network_reaches_the_policy(profiled: dynamic.Bundle) -> 
     assert profiled.costs is not None
     costed = replace(profiled, costs=replace(profiled.costs, memory_mb=(1.0, 2.0, 4.0, 8.0)))
     for point in costed.frontier.points:
-        assert point.memory_mb == sum((1.0, 2.0, 4.0, 8.0)[b] for b in point.backbones)
+        assert point.memory_mb == sum((1.0, 2.0, 4.0, 8.0)[b] for b in point.operating_point.backbones)
     assert costed.frontier.points[0].memory_mb == 8.0  # the reference, alone
 
 
