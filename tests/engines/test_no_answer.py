@@ -225,7 +225,7 @@ def test_no_real_engine_certifies_inputs_that_are_not_finite(bundle: dynamic.Bun
     pytest.importorskip(engine)
     options: Any = {"engine": engine, "threads": 1, "route": route}
     fast = bundle.profile(batch=(1,), seconds=0.02, **options)
-    with Runtime.of(fast, dynamic.Budget(), monitor=monitor(), drift_alpha=None, fallback=(), **options) as run:
+    with Runtime(fast, dynamic.Budget(), monitor=monitor(), drift_alpha=None, fallback=(), **options) as run:
         for value in (NAN, INF, -INF):
             x = np.zeros((3, 12), np.float32)
             x[1, 5] = value
