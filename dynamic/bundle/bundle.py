@@ -92,9 +92,29 @@ logger = logging.getLogger("dynamic")
 class Bundle:
     """A cascade with everything needed to run it under a budget.
 
-    Made by `dynamic.build` or `dynamic.load`; nothing in it changes once made: `profile` gives another
-    bundle. `costs` are this machine's, or None before `profile`; `forced`: the route that `profile` was given for them.
-    `calibrated_on`: the engine and machine of the calibration.
+    `dynamic.build` and `dynamic.load` make bundles. Nothing in one changes once it is made: `profile` gives another.
+
+    Args:
+        folder: The folder that it was read from.
+        spec: Inputs, stages in their order, and the number of classes.
+        ladder: The certified operating points.
+        engine: The engine of the calibration.
+        precision: The precision of the calibration.
+        cascade: The fingerprint of the networks.
+        classes: Class names in label order. None: they have none.
+        preprocess: What makes inputs from images. None: inputs arrive ready.
+        costs: What stages cost on this machine. None: it is not profiled yet.
+        modules: The torch modules that engine "torch" runs. None: there are none.
+        modules_cascade: The fingerprint of these modules. None: it is not known.
+        forced: The route that the costs are of, where one was given.
+        calibrated_on: The engine and machine of the calibration. None: they are not known.
+        hashes: SHA-256 of every file that the manifest lists, by name.
+        preload: Whether a runtime may start threads before its first request.
+
+    Example:
+        >>> bundle = dynamic.load("shelf")
+        >>> bundle.engine, bundle.classes
+        ('onnxruntime', ('a', 'b', 'c', 'd'))
     """
 
     folder: Path
@@ -157,9 +177,24 @@ class Bundle:
         return Frontier.of(self.ladder, self.costs)
 
     def costs_on(self, engine: str, precision: str, threads: int, route: str | None = None) -> Costs | None:
-        """What stages cost on this machine in this way, measured now or earlier; None where it never was.
+        """What stages cost on this machine with an engine, measured now or earlier.
 
-        `route`: costs of this route at every batch size; None: of the faster one, never of one that was given.
+        Args:
+            engine: Its name.
+            precision: "f32" or "bf16".
+            threads: Threads of the engine.
+            route: Costs of this route at every batch size. None: of the faster one, never of one that was given.
+
+        Returns:
+            The costs. None where they were never measured.
+
+        Raises:
+            Nothing: a file that does not read is logged, and counts as none.
+
+        Example:
+            >>> costs = bundle.costs
+            >>> bundle.costs_on(costs.engine, costs.precision, costs.threads) == costs
+            True
         """
         known = self.costs
         ours = known is not None and (known.engine, known.precision, known.threads) == (engine, precision, threads)
@@ -169,7 +204,21 @@ class Bundle:
         return kept if kept is not None and _all_of(kept, route) else None
 
     def precision_on(self, engine: str) -> str:
-        """What `engine` computes in: the precision that was calibrated on the bundle's own engine, f32 on others."""
+        """The precision that an engine computes in.
+
+        Args:
+            engine: Its name.
+
+        Returns:
+            The calibrated precision on the calibrated engine, "f32" on others.
+
+        Raises:
+            Nothing: the name is not checked.
+
+        Example:
+            >>> bundle.precision_on("openvino")
+            'f32'
+        """
         return self.precision if engine == self.engine else "f32"
 
     def check_files(self, *names: str, folder: Path | None = None) -> None:
@@ -181,6 +230,9 @@ class Bundle:
 
         Raises:
             CorruptError: A file is missing or was altered.
+
+        Example:
+            >>> bundle.check_files("ladder.json")
         """
         if folder is None:
             with self.files(*(names or self.hashes)):
@@ -220,6 +272,11 @@ class Bundle:
 
         Raises:
             CorruptError: A file is missing or was altered.
+
+        Example:
+            >>> with bundle.files("ladder.json") as folder:
+            ...     (folder / "ladder.json").is_file()
+            True
         """
         held, place = self._held, self.place
         if place is not None:
@@ -244,7 +301,21 @@ class Bundle:
         return self.folder if self._held is None else self._held.place()
 
     def size_of(self, name: str) -> int:
-        """Bytes of a file, also once another bundle lies in its folder."""
+        """The size of a file of this version, also once another bundle lies in its folder.
+
+        Args:
+            name: Its name in the bundle.
+
+        Returns:
+            Bytes.
+
+        Raises:
+            OSError: There is no such file.
+
+        Example:
+            >>> bundle.size_of("ladder.json") > 100
+            True
+        """
         try:
             return (self.folder / name).stat().st_size
         except OSError:
@@ -257,11 +328,18 @@ class Bundle:
 
         Args:
             folder: The folder to copy into. It exists.
-            rooms: Of what machines added, what to copy. Links and files of other kinds stay behind.
+            rooms: Of what machines added, what to copy. Links and files of other kinds are not copied.
 
         Raises:
             CorruptError: A file is missing or was altered after this bundle was loaded.
             OSError: The disk refused.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     bundle.copy_to(pathlib.Path(folder))
+            ...     dynamic.load(folder).engine
+            'onnxruntime'
         """
         held = self._held
         while True:
@@ -303,9 +381,21 @@ class Bundle:
         )
 
     def fingerprint(self, engine: str, precision: str) -> str:
-        """The fingerprint of this cascade and preprocessing on an engine; the ladder's where nothing changed.
+        """The fingerprint of this cascade and its preprocessing on an engine: what a certificate belongs to.
 
-        Engine "torch" runs the modules that were given, whose weights are other ones, perhaps, than the bundle's.
+        Args:
+            engine: Its name. Engine "torch" runs the modules that were given, which may have other weights.
+            precision: "f32" or "bf16".
+
+        Returns:
+            The fingerprint. It is that of the ladder where nothing changed.
+
+        Raises:
+            Nothing: the names are not checked.
+
+        Example:
+            >>> bundle.fingerprint("onnxruntime", "f32") == bundle.ladder.fingerprint
+            True
         """
         cascade = self.cascade if engine != "torch" else self.modules_cascade or "unknown modules"
         return fingerprint(cascade, _preprocess_json(self.preprocess), engine, precision)
@@ -451,7 +541,7 @@ class Bundle:
             opened.close()
 
     def agrees(self, opened: CascadeEngine) -> bool:
-        """Whether an open engine answers as in calibration. Runs its canaries where they never ran on this machine.
+        """Whether an open engine answers as in calibration. Its canaries run where they never ran on this machine.
 
         Args:
             opened: The engine. One with another fingerprint has nothing to agree with, and is certified by nothing.
@@ -461,6 +551,12 @@ class Bundle:
 
         Raises:
             CorruptError: The canaries do not read.
+
+        Example:
+            >>> engine = bundle.open()
+            >>> bundle.agrees(engine)
+            True
+            >>> engine.close()
         """
         if self.ladder.fingerprint != self.fingerprint(opened.name, opened.precision):
             return True
@@ -481,23 +577,28 @@ class Bundle:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Records:
-        """Records of this bundle's stages on this machine, for `dynamic.recertify`. It needs no torch.
+        """Records of the stages of this bundle on this machine, for `dynamic.recertify`. It needs no torch.
 
         Args:
-            loader: batches of `(inputs, labels)`, the inputs as `run` takes them.
-            engine: its name. None: the one that was calibrated.
+            loader: Batches of `(inputs, labels)`, the inputs as `run` takes them.
+            engine: Its name. None: the one that was calibrated.
             precision: "f32" or "bf16". None: the one that was calibrated.
-            groups: `[N]`, what belongs together, such as a video. A group is never split.
-            seed: of the lot that divides records into those that choose and those that certify.
-            progress: a progress bar on stderr. None: where that is a terminal.
+            groups: `[N]`, what belongs together, such as a video. A group is never divided.
+            seed: Of the lot that divides records into those that choose and those that certify.
+            progress: Show a progress bar on stderr. None: where that is a terminal.
 
         Returns:
             The records, which say on which engine and machine they were made.
 
         Raises:
-            CalibrationError: no inputs, or labels of one class.
-            InputError: inputs or labels that do not fit the bundle.
-            EngineError: the engine is unknown, not installed, or fails.
+            CalibrationError: There are no inputs, or labels of one class.
+            InputError: Inputs or labels do not fit the bundle.
+            EngineError: The engine is unknown, not installed, or fails.
+
+        Example:
+            >>> records = bundle.calibrate([(inputs, labels)], progress=False)
+            >>> len(records)
+            600
         """
         return calibrate_here(
             self, loader, engine=engine, precision=precision, groups=groups, seed=seed, progress=progress
@@ -517,15 +618,35 @@ class Bundle:
         route: Route | None = None,
         options: EngineOptions | None = None,
     ) -> "Bundle":
-        """Measure every stage on this machine and return the bundle with these costs.
+        """Measure every stage on this machine.
 
-        Takes about `seconds` for each batch size and way to run it. A bundle that was saved or loaded keeps the
-        figures in its folder, one file a machine and engine, so that the next `load` finds them; not without `keep`,
-        nor where `route` is among the options: figures of one route alone stay with the bundle returned, for it.
+        It takes about `seconds` for each batch size and way to run it. A bundle that was saved or loaded keeps the
+        figures in its folder, one file for each machine and engine, so that the next `load` reads them.
 
-        `active_mw`: what this device draws while inference works, on top of `idle_mw`, if you know (milliwatts; a meter
-        between charger and board tells). Energies then follow by the model power x time, and budgets may limit them.
-        Raises SettingError where one of them is no positive number, and on `idle_mw` alone.
+        Args:
+            batch: Batch sizes `[K]`, rising.
+            seconds: How long each batch size is measured in each way.
+            engine: Its name, as for `open`. None: the one that was calibrated.
+            progress: Show a progress bar on stderr. None: where that is a terminal.
+            active_mw: What this device draws while inference works, on top of `idle_mw`, in milliwatts, if you know.
+                Then energy is power times time, and budgets may limit it. None: there is no energy without a meter.
+            idle_mw: What this device draws while it waits, in milliwatts.
+            keep: Keep the figures in the folder of the bundle. Figures of a `route` that is given are never kept.
+            threads: Threads of the engine. None: one for each core that this process may use.
+            route: "graph" or "stages" for every request that may take it. None: whichever is measured faster.
+            options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
+
+        Returns:
+            The bundle with these costs.
+
+        Raises:
+            SettingError: A power is no positive number, `idle_mw` is given alone, or a batch size is below 1.
+            EngineError: The engine is unknown, not installed, or fails.
+
+        Example:
+            >>> here = bundle.profile(batch=(1,), seconds=0.05, progress=False)
+            >>> len(here.costs.latency_ms)
+            2
         """
         _check_powers(active_mw, idle_mw)  # before minutes are spent
         keywords = keywords_of(options, threads, route)
@@ -610,7 +731,22 @@ class Bundle:
         )
 
     def with_costs(self, costs: Costs, forced: str | None) -> "Bundle":
-        """This bundle with other costs. `forced`: the route that they are of, where one was given."""
+        """This bundle with other costs.
+
+        Args:
+            costs: The costs.
+            forced: The route that they are of, where one was given.
+
+        Returns:
+            The bundle.
+
+        Raises:
+            Nothing: whether the costs fit is checked when the frontier is read.
+
+        Example:
+            >>> bundle.with_costs(costs, None).costs == costs
+            True
+        """
         return replace(self, costs=costs, forced=forced)
 
     def preloaded(self) -> "Bundle":
@@ -618,10 +754,24 @@ class Bundle:
         return replace(self, preload=True)
 
     def save(self, path: str | Path) -> "Bundle":
-        """Write the bundle to the folder `path`, replacing a bundle that lies there; gives the saved bundle.
+        """Write the bundle to a folder. A bundle that lies there is replaced.
 
-        The folder appears whole or not at all. Where `path` is a mounted volume, the files are put into it, and the
-        manifest comes last. Raises BundleError where something else lies at `path`, DiskError where the disk refuses.
+        The folder appears whole or not at all. Where it is a mounted volume, the files are put into it, and the
+        manifest last.
+
+        Args:
+            path: The folder.
+
+        Returns:
+            The saved bundle.
+
+        Raises:
+            BundleError: Something else lies at `path`.
+            DiskError: The disk refuses.
+
+        Example:
+            >>> bundle.save("copy").folder.name
+            'copy'
         """
         target = Path(path).resolve()
         if target.exists() and not holds_bundle(target) and (not target.is_dir() or not is_empty(target)):
@@ -712,13 +862,26 @@ def write(
 def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bundle:
     """Load a bundle, check every file against the manifest, and check that what any input may need is installed.
 
-    `preload=False`: for a server that forks after loading. A runtime of this bundle then starts no thread, opens no
-    sensor, imports no engine and runs no canaries before its first request, which comes in the child.
+    A missing engine is logged as a warning. Costs that were measured on this machine earlier are read too.
 
-    `modules`: the cascade (or its stages, which are never called certified) to run on engine "torch". Costs measured on
-    this machine earlier are taken up. Raises CorruptError on anything missing, cut short or altered, SchemaError on a
-    bundle of a newer version, BundleError where there is none, DynamicError where its preprocessing resizes and Pillow
-    is not installed. A missing engine is logged as a warning.
+    Args:
+        path: The folder of the bundle.
+        modules: The cascade to run on engine "torch", or its stages, which are never certified. None: no torch.
+        preload: False for a server that forks after loading. A runtime of this bundle then starts no thread, opens no
+            sensor, imports no engine and runs no canaries before its first request, which comes in the child.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        BundleError: There is no bundle, or it cannot be read.
+        CorruptError: A file is missing, cut short or altered.
+        SchemaError: A newer version wrote it.
+        DynamicError: Its preprocessing resizes, and Pillow is not installed.
+
+    Example:
+        >>> dynamic.load("shelf").spec.classes
+        4
     """
     try:
         bundle = replace(read(Path(path), verify=True, modules=modules), preload=preload)

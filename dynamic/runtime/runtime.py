@@ -265,23 +265,54 @@ class Runtime:
         forget_after_fork(self)
 
     def __call__(self, x: Any) -> Result:
-        """Answer one input or a batch, as the bundle's preprocessing expects it.
+        """Answer one input or a batch.
 
-        Raises InputError on a wrong shape or dtype, EngineError when every engine fails, ClosedError after `close`.
+        Args:
+            x: One input without a batch dimension, a batch, or a mapping of inputs `[B, ...]` by name. With
+                preprocessing: an image, a list of images, or uint8 `[B, H, W, C]`.
+
+        Returns:
+            A `Prediction` for one input, a `BatchResult` for a batch.
+
+        Raises:
+            InputError: A shape or type does not fit.
+            EngineError: Every engine fails.
+            ClosedError: The runtime is closed.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     one, batch = run(x), run(inputs[:8])
+            >>> one.label in range(4), len(batch)
+            (True, 8)
         """
         return self._handler(x)
 
     def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
-        """Answer one item after another, with a progress bar on a terminal."""
+        """Answer one item after another, with a progress bar on a terminal.
+
+        Args:
+            items: Inputs, as for `run(x)`.
+            progress: Show the bar. None: where stderr is a terminal.
+
+        Yields:
+            The answer to each.
+
+        Raises:
+            InputError: An item does not fit.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     len([answer.label for answer in run.map(inputs[:5])])
+            5
+        """
         with closing(track(items, "inference", size_of(items), progress)) as shown:
             for item in shown:
                 yield self(item)
 
     def submit(self, x: Any, *, copy: bool = True) -> "Future[Result]":
-        """Answer an input when its turn comes, as `run(x)` would: `.result()` waits for it.
+        """Answer an input when its turn comes, as `run(x)` would. `.result()` waits for it.
 
-        Where `queue` requests wait already, the one that has waited longest is given up for it: its future raises
-        ShedError.
+        Where `queue` requests wait already, the one that has waited longest is shed: its future raises ShedError.
 
         Args:
             x: One input or a batch, as for `run(x)`.
@@ -296,7 +327,9 @@ class Runtime:
             EngineError: No worker can be started.
 
         Example:
-            ``future = run.submit(camera.read(buffer))``
+            >>> with bundle.runtime() as run:
+            ...     run.submit(x).result().label in range(4)
+            True
         """
         return self._submit(x, self._clock(), copy)
 
@@ -318,38 +351,52 @@ class Runtime:
             return x
 
     def arun(self, x: Any, *, copy: bool = True) -> Coroutine[Any, Any, Result]:
-        """Answer an input for an asyncio server: a worker answers it, and the event loop goes on meanwhile.
+        """Answer an input for an asyncio server. A worker answers it, and the event loop continues meanwhile.
 
         Args:
             x: One input or a batch, as for `run(x)`.
-            copy: Copy what `x` holds when this is called, not when it is awaited; see `submit`.
+            copy: Copy what `x` holds when this is called, not when it is awaited. See `submit`.
 
         Returns:
-            A coroutine of the result. Where the task that awaits it is cancelled, a request that still waits is given
-            up.
+            A coroutine of the result. Where the task that awaits it is cancelled, a request that still waits is
+            dropped.
 
         Raises:
-            ShedError: Too many requests wait, see `submit`.
+            ShedError: Too many requests wait.
             ClosedError: The runtime is closed, or closes before the request has its turn.
-            InputError, EngineError: As for `run(x)`.
+            InputError: The input does not fit.
+            EngineError: Every engine fails.
 
         Example:
-            ``result = await run.arun(image)``
+            >>> import asyncio
+            >>> with bundle.runtime() as run:
+            ...     asyncio.run(run.arun(x)).label in range(4)
+            True
         """
         return answer(partial(self.submit, copy=False), self._owned(x) if copy else x)
 
     def amap(self, items: Iterable[Any] | AsyncIterable[Any], *, copy: bool = True) -> AsyncIterator[Result]:
         """Answer one item after another, in their order, without blocking the event loop.
 
+        It keeps every worker busy and never fills the queue.
+
         Args:
             items: Inputs. An ordinary iterable is read on another thread, since a camera makes its reader wait.
             copy: Copy each item as it is read, so that one buffer may hold all of them in turn. See `submit`.
 
         Returns:
-            An asynchronous iterator of results. It keeps every worker busy and never fills the queue.
+            An asynchronous iterator of results.
+
+        Raises:
+            InputError: An item does not fit.
 
         Example:
-            ``async for result in run.amap(camera): ...``
+            >>> import asyncio
+            >>> async def labels(run):
+            ...     return [answer.label async for answer in run.amap(inputs[:5])]
+            >>> with bundle.runtime() as run:
+            ...     len(asyncio.run(labels(run)))
+            5
         """
         return answers_of(partial(self.submit, copy=copy), items, self._waiting.workers)
 
@@ -402,17 +449,27 @@ class Runtime:
         return self.deployment.engines.first
 
     def swap(self, bundle: DeployedBundle) -> None:
-        """Put another bundle to work while requests run: those that have begun end on the old one.
+        """Put another bundle to work while requests run. Those that have begun end on the old one.
 
         The engine is opened as the first one was, and what the next request needs is loaded before the exchange, so
-        that no request waits for it. Both bundles are then in memory for a moment. Where that is more than the budget
-        or the device has left, the first request loads it as ever. Swaps in a row pause for up to a second between each
-        other: three times what the last one took, so that requests keep most of the device.
+        that no request waits for it. Both bundles are in memory for a moment. Where that is more than the budget or the
+        device has left, the first request loads it. Swaps in a row pause for up to a second between each other: three
+        times what the last one took, so that requests get most of the device.
 
-        Where costs are missing it is profiled beside the requests that run, and such figures are not kept: call
-        `profile` before. The policy's state and the drift test begin anew. Raises BundleError where inputs or classes
-        differ, EngineError where the engine cannot be had, BudgetError where the budget has a limit about which its
-        costs say nothing: the old one then goes on.
+        Where costs are missing, the bundle is profiled beside the requests that run, and such figures are not kept.
+        Call `profile` before. The state of the policy and the drift test begin anew.
+
+        Args:
+            bundle: The other bundle.
+
+        Raises:
+            BundleError: Its inputs or classes differ.
+            EngineError: The engine does not open.
+            BudgetError: The budget has a limit about which its costs say nothing. The old bundle then continues.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     run.swap(dynamic.load("shelf"))
         """
         self._handler.check_open()
         with self._swapping, self._spacing.action():
@@ -447,12 +504,24 @@ class Runtime:
         )
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
-        """Hand in the true label of the result with this `id`, from any thread: `stats` then estimates accuracy.
+        """Hand in the true label of a result, from any thread. `stats` then estimates the accuracy.
 
-        `label`: a class's number, or its name where the bundle has names; for a batch `[B]` of them. The answers of the
-        latest 10,000 results are kept. Raises InputError where the result is unknown, too old, or has its label already
-        (it counts once, and the first label stands); where there are more labels than rows or fewer; and on a label
-        that is no class. Nothing is counted then.
+        The answers of the latest 10,000 results are kept. A label counts once.
+
+        Args:
+            result_id: The `id` of the result.
+            label: The number of the class, or its name where the bundle has names. For a batch `[B]` of them.
+
+        Raises:
+            InputError: The result is unknown, too old, or has its label already. Or there are more or fewer labels than
+                rows, or a label is no class. Nothing is counted then.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     answer = run(x)
+            ...     run.feedback(answer.id, int(labels[0]))
+            ...     run.stats().feedback.count
+            1
         """
         with self._handler.held():
             self._handler.learn()
@@ -475,18 +544,25 @@ class Runtime:
                 deployment.guard.observe(deployment.last_feedback)
 
     def close(self, drain: bool = False, timeout_s: float | None = None) -> None:
-        """Take no more requests, end those that run, and give memory back. Stops the monitor too, unless it was given.
+        """Take no more requests, end those that run, and free the memory. Stops the monitor too, unless it was given.
 
         In a signal handler, and in a callback during a request, it only marks the runtime as closed and returns at
         once. Whoever holds the last request then finishes the work.
 
         Args:
             drain: Answer requests that wait in the queue first. Otherwise whoever waits for them gets ClosedError.
-            timeout_s: How long to wait for requests that run or wait. None is as long as they take. Requests that
-                still wait then fail with ClosedError, and those that run end on their own.
+            timeout_s: How long to wait for requests that run or wait. None: as long as they take. Requests that still
+                wait then fail with ClosedError, and those that run end on their own.
 
         Raises:
-            SettingError: Where `timeout_s` is no number of at least 0.
+            SettingError: `timeout_s` is no number of at least 0.
+
+        Example:
+            >>> run = bundle.runtime()
+            >>> future = run.submit(x)
+            >>> run.close(drain=True)
+            >>> future.done()
+            True
         """
         timeout_s = plain(timeout_s)
         if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and 0 <= timeout_s < math.inf):
