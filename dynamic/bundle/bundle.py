@@ -171,7 +171,7 @@ class Bundle:
 
     @property
     def frontier(self) -> Frontier:
-        """The ladder with this machine's costs; raises BundleError before `profile`."""
+        """The ladder with the costs of this machine. Raises BundleError before `profile`."""
         if self.costs is None:
             raise BundleError("this bundle has no costs for this machine yet: call bundle.profile() first")
         return Frontier.of(self.ladder, self.costs)
@@ -913,7 +913,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
 
 
 def _version(base: Path) -> tuple[int, ...] | None:
-    """What tells a folder and its manifest from those that take their place; None where there is none."""
+    """What distinguishes a folder and its manifest from those that replace them. None where there is none."""
     try:
         own, manifest = base.stat(), (base / MANIFEST).stat()
     except OSError:
@@ -1095,7 +1095,7 @@ def _check_weights(folder: Path, name: str, facts: Facts) -> None:
 
 
 def check_hash(folder: Path, name: str, sha256: str | None) -> None:
-    """Raises CorruptError where a file of a bundle is missing, lies outside or has another hash; None is no hash."""
+    """Raises CorruptError where a file is missing, lies outside or has another hash. None: no hash."""
     path = folder / name
     if not path.is_file():
         raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")

@@ -1,4 +1,4 @@
-"""One bundle at work: its frontier, engines, policy state and drift test; a swap puts another in its place."""
+"""One bundle at work: its frontier, engines, policy state and drift test. A swap replaces it."""
 
 import logging
 import threading
@@ -36,7 +36,7 @@ class Deployment:
     """What belongs to one bundle and is exchanged as a whole. What changes in it is under the runtime's lock.
 
     `users`: how many requests run on it. Once it is `retired`, the last of them closes its engines. Both need no lock:
-    a request enters before it looks whether the serving is retired, and who retires it looks for requests afterwards.
+    a request enters before it reads `retired`, and who retires it looks for requests afterwards.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class Deployment:
         return len(self._threads)
 
     def enter(self, thread: int) -> bool:
-        """Let a request of this thread in. False where the serving is retired: it then has to leave again."""
+        """Let a request of this thread in. False where it is retired: the request then has to leave again."""
         self._threads.append(thread)
         return not self.retired
 
     def leave(self, thread: int) -> None:
-        """End a request of this thread, and close the engines where it was the last on a retired serving."""
+        """End a request of this thread, and close the engines where it was the last on a retired deployment."""
         self._threads.remove(thread)
         if self.retired:
             self.retire()
@@ -199,7 +199,7 @@ class Deployment:
         return bool(self.watch.found), False
 
     def exclude_backbones(self, backbones: frozenset[int]) -> bool:
-        """Leave out the points that need these backbones, for a while; whether that leaves others."""
+        """Exclude the points that need these backbones, for a while. Returns whether others remain."""
         lost = self.lost | backbones
         points = tuple(point for point in self.whole.points if not point.backbones & lost)
         if not points or backbones <= self.lost:
@@ -210,7 +210,7 @@ class Deployment:
         return True
 
     def restore_excluded(self) -> None:
-        """Take all points up again where those left out have rested long enough."""
+        """Restore all points where those excluded have been so for long enough."""
         if self._clock() >= self._lost_until:
             self.lost, self.frontier = frozenset(), self.whole
 

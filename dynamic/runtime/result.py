@@ -68,7 +68,7 @@ class Prediction(_Answer):
     - The operating point has no bound, or promises a larger drop than `max_drop` (see `decision.point.bound`).
     - A deadline ended the request early, or a sub-model does not load.
     - The answer is not finite, or the input holds NaN or infinity and those of the calibration did not.
-    - Inputs have drifted from those of the calibration. That is noticed some 16 requests later at most.
+    - Inputs have drifted from those of the calibration. That is noticed some 24 requests later at most.
 
     Args:
         id: The number of the request, for `Runtime.feedback`.
@@ -227,10 +227,12 @@ def _in_words(label: int, name: str | None, probability: float, stage: int) -> s
 
 @dataclass(frozen=True)
 class FeedbackEstimate:
-    """How many of the answers were right whose labels were handed in: the answers to `count` inputs.
+    """How many of the answers were right whose labels were handed in.
 
-    `accuracy`: with its 95% interval (Wilson 1927); `expected`: what the ladder measured at the points that
-    gave these answers, mean over inputs (None where it was measured without labels).
+    Args:
+        count: Inputs with a label.
+        accuracy: Of these answers, with its 95% interval (Wilson 1927).
+        expected: What the ladder measured at the points that gave them, mean over inputs. None without labels there.
     """
 
     count: int
@@ -240,31 +242,31 @@ class FeedbackEstimate:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a runtime did so far.
+    """What a runtime has done so far.
 
-    A bundle that is swapped in starts `drift` again, and `stage_shares` where its number of stages differs.
+    A bundle that is swapped in begins `drift` anew, and `stage_shares` where it has another number of stages.
 
     Args:
-        requests: How many were answered.
-        inputs: How many inputs these had.
-        stage_shares: Share of inputs that each stage answered `[S]`.
-        point_shares: Share of inputs by operating point.
-        decision_changes: How often the operating point changed.
-        certified_share: Share of requests whose result is `certified`, each under the budget of its moment.
+        requests: Requests answered.
+        inputs: Their inputs.
+        stage_shares: `[S]`, the share of inputs that exited at each stage.
+        point_shares: The share of requests of each operating point, by name.
+        decision_changes: How often the point changed.
+        certified_share: Of requests, each under the budget of that moment.
         mean_latency_ms: From arrival to answer.
-        drift: Whether inputs have drifted from those of the calibration. None: drift is not tested.
-        feedback: What the labels that were given show. None: there were none.
-        deadline_cuts: Requests that a deadline cut short.
-        mean_waited_ms: In the queue.
-        shed: Requests that were refused because too many waited.
-        queue_longest: The most requests that waited at once.
-        engine_failures: How often an engine failed.
-        policy_failures: How often a policy failed.
+        drift: Whether inputs have drifted from those of the calibration. None: they are not watched.
+        feedback: What labels that were handed in show. None: there were none.
+        deadline_cuts: Requests that a deadline ended early.
+        mean_waited_ms: The mean time in the queue.
+        shed: Requests dropped because too many waited.
+        queue_longest: As many as ever waited at once.
+        engine_failures: How often an engine failed, whoever answered instead.
+        policy_failures: How often the policy failed.
         limits_without_sensor: A sentence for each limit of the budget that nothing on this device measures now.
         near_duplicates: Inputs that were not tested for drift, since they repeated a scene.
 
     Example:
-        >>> with bundle.runtime(monitor=dynamic.FixedMonitor()) as run:
+        >>> with bundle.runtime() as run:
         ...     answer = run(x)
         ...     run.stats().requests
         1
@@ -312,5 +314,5 @@ def _answers_of_some(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], ND
 
 
 def names_of(classes: Sequence[str] | None, labels: Iterable[int]) -> tuple[str | None, ...]:
-    """Class names of `labels`; None where there are none, or for the label -1 (no finite answer)."""
+    """Class names of `labels`. None where there are none, or for the label -1 (no finite answer)."""
     return tuple(classes[label] if classes is not None and label >= 0 else None for label in labels)

@@ -57,8 +57,8 @@ class Runtime:
     When a sensor or the monitor fails, its last good reading holds. When an engine fails, the next of `fallback`
     answers.
 
-    Networks are loaded by the first request. Where the bundle was loaded with `preload=False`, the first request also
-    imports the engine, runs the canaries and starts the monitor, so that a process may open a runtime and fork.
+    Networks are loaded by the first request. With `load(preload=False)` the first request also imports the engine, runs
+    the canaries and starts the monitor, so that a process may open a runtime and fork.
 
     Inputs are watched for drift by their score at the first exit that is evaluated. No labels are needed. Once they no
     longer look like those of the calibration, a warning is logged, results are not certified any more, and
@@ -402,10 +402,10 @@ class Runtime:
 
     @property
     def budget(self) -> Budget:
-        """The limits that the next request is decided under; to be set at any time, from any thread.
+        """The limits of the next decision. It may be set at any time, from any thread.
 
         Setting anything else raises BudgetError, as does a limit about which the costs say nothing. A limit that no
-        sensor of this device can follow is warned of, once.
+        sensor of this device can follow gives a warning, once.
         """
         return self._handler.budget
 
@@ -591,7 +591,7 @@ class Runtime:
         self.close()
 
     def forget(self) -> Any:
-        """What a forked child must not take from its parent; see `dynamic.engines.forking`."""
+        """What a forked child must not take from its parent (see `dynamic.engines.forking`)."""
         self._swapping = threading.RLock()
         self._handler.forget()
         self.deployment.forget()
