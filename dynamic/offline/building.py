@@ -102,7 +102,9 @@ def build(
         if exported:
             write_graphs(folder, spec, plain_ladder(spec, cascade.combine))  # written again once temperatures are known
         if engine == AUTO:
-            engine = chosen(folder, spec, plain_combiner(spec), lambda _: precision, keep=True).engine
+            engine = chosen(
+                folder, spec, plain_combiner(spec), lambda _: precision, keep=True, cascade=cascade.fingerprint()
+            ).engine
         opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
         try:
             check_parity(cascade, opened, spec, example)

@@ -1,9 +1,7 @@
 """Records: what every stage says about held-out data, through the engine that ships."""
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +34,7 @@ from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.records import SEARCH_SHARE, Records
 from dynamic.policies.scores import Combiner
 from dynamic.progress import size_of, track
+from dynamic.storage.temporary_files import TemporaryFolder
 
 
 def calibrate(
@@ -63,10 +62,10 @@ def calibrate(
     whole = cascade if isinstance(cascade, Cascade) else Cascade(cascade)
     batches, example, labels = peek(loader)
     check_first(whole, example, labels)
-    with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(whole):
-        spec = describe(whole, example) if engine == "torch" else export_stages(whole, Path(folder), example)
+    with TemporaryFolder("calibration") as folder, evaluating(whole):
+        spec = describe(whole, example) if engine == "torch" else export_stages(whole, folder, example)
         stages = whole.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
-        opened = open_engine(engine, Path(folder), spec, plain_combiner(spec), stages, precision)
+        opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
         try:
             return collect(whole, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress)
         finally:

@@ -18,7 +18,7 @@ from dynamic.profiling.graph_profile import measure_graph
 from dynamic.profiling.machine import machine_key, machine_name
 from dynamic.profiling.stage_profile import example_arrays
 from dynamic.storage.atomic_write import make_room, replace_text
-from dynamic.storage.json_files import read_json, seal, unseal
+from dynamic.storage.json_files import MEASURED_BYTES, read_json, seal, unseal
 
 AUTO = "auto"
 CHOICES = "choices"  # of a bundle's folder: one file a machine, number of threads and precision
@@ -114,11 +114,13 @@ def chosen(
     combiner: Combiner,
     precision_on: Callable[[str], str],
     keep: bool,
+    cascade: str,
     hashes: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Choice:
     """The choice that was made on this machine earlier, or now; `keep` it in the folder where that can be written.
 
+    `cascade`: the fingerprint of the cascade in the folder, as a choice that was made for another does not count.
     `options`: `threads`, and `route`, which does not enter since the single graph is measured. Raises EngineError on
     any other, as they are of one engine alone.
     """
@@ -131,10 +133,12 @@ def chosen(
     precision = {name: precision_on(name) for name in _candidates()}
     path = folder / CHOICES / _file(threads, precision)
     try:
-        found = Choice.from_json(unseal(read_json(path, folder), f"{CHOICES}/{path.name}"))
+        found = Choice.from_json(unseal(read_json(path, folder, most_bytes=MEASURED_BYTES), _subject(path, cascade)))
         if found.threads != threads:
             raise ValueError(f"it is of {found.threads} threads")
-        if found.precision.get(found.engine) == precision.get(found.engine, ""):
+        if found.engine not in precision:  # it may be one that was installed then
+            logger.info("%s has chosen engine %s, which is not installed: measuring again", path, found.engine)
+        elif found.precision.get(found.engine) == precision[found.engine]:
             return found
     except FileNotFoundError:
         pass
@@ -142,8 +146,13 @@ def chosen(
         logger.warning("%s does not read (%s): measuring again", path, error)
     found = choose(folder, spec, combiner, precision_on, threads, hashes=hashes)
     if keep:
-        _keep(found, path)
+        _keep(found, path, cascade)
     return found
+
+
+def _subject(path: Path, cascade: str) -> str:
+    """What a file of a choice is about: another bundle's does not fit."""
+    return f"{CHOICES}/{path.name} of {cascade}"
 
 
 def _candidates() -> tuple[str, ...]:
@@ -154,9 +163,9 @@ def _file(threads: int | None, precision: Mapping[str, str]) -> str:
     return f"{machine_key()}-{threads or 'all'}-{'-'.join(sorted(set(precision.values())))}.json"
 
 
-def _keep(choice: Choice, path: Path) -> None:
+def _keep(choice: Choice, path: Path, cascade: str) -> None:
     try:
-        content = seal(asdict(choice), f"{CHOICES}/{path.name}")
+        content = seal(asdict(choice), _subject(path, cascade))
         replace_text(make_room(path.parent.parent, CHOICES) / path.name, json.dumps(content, indent=1))
     except OSError as error:
         logger.warning("the choice of engine could not be kept in %s: %s", path.parent, error)

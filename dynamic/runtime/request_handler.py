@@ -176,10 +176,12 @@ class RequestHandler:
         """The result, once everybody who learns from it has."""
         ended = self._clock()
         latency_ms, waited_ms = (ended - came) * 1e3, (began - came) * 1e3
-        output, engine, point = answer.output, answer.engine, decision.point
+        output, point = answer.output, decision.point
+        # of several engines, one that was not calibrated decides
+        engine = next((engine for engine in answer.engines if not serving.calibrated(engine)), answer.engine)
         stages = answer.stages  # [B]
         rows, deepest, of = len(stages), max(stages), len(serving.bundle.spec.stages)
-        label, probability = answers(output.logits, answer.whole or None)
+        label, probability = answers(output.logits, answer.is_answered or None)
         labels = label.tolist()
         # loading, and the first run after it, happen once and say nothing about how slow the device is; nor does an
         # engine or a way that was not profiled
@@ -194,7 +196,8 @@ class RequestHandler:
                 serving.guard.observe(feedback)
             certified = (
                 output.complete
-                and answer.whole
+                and answer.is_answered
+                and not answer.ignores_deadline
                 and not drift
                 and serving.certified(engine)
                 and covered(point.operating_point, budget)

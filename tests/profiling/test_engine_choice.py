@@ -72,7 +72,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, **broken: Exception) -> None:
 
 
 def choice(case: Case, precision_on: Callable[[str], str] = f32, keep: bool = True, **options: Any) -> Choice:
-    return chosen(case.folder, case.spec, case.combiner, precision_on, keep, **options)
+    return chosen(case.folder, case.spec, case.combiner, precision_on, keep, "a cascade", **options)
 
 
 def test_the_least_figure_wins(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

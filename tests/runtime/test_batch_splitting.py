@@ -62,7 +62,7 @@ def test_parts_make_the_whole(rows: int) -> None:
         assert len(x) == count
         sizes.append(count)
         output = Output(x.astype(np.float32), x[:, 0].astype(np.int64), x[:, 1].astype(np.float32), count < 4)
-        return Answer(output, None, moved=len(sizes) == 1, usual=True, stages=x[:, 0].tolist(), whole=True)  # type: ignore[arg-type]
+        return Answer(output, (None,), moved=len(sizes) == 1, usual=True, stages=x[:, 0].tolist(), is_answered=True)  # type: ignore[arg-type]
 
     x = np.arange(2 * rows).reshape(rows, 2)
     answer = run_split(run, {"x": x}, rows, 4)

@@ -190,7 +190,7 @@ def test_points_that_do_not_need_a_missing_network(bundle: dynamic.Bundle, caplo
     assert [r.decision.point.name for r in results] == ["small"] * 3
     assert not any(r.certified for r in results)
     assert not other.calls
-    assert [p.point.name for p in run.frontier.points] == ["small"]
+    assert [p.operating_point.name for p in run.frontier.points] == ["small"]
     assert run.stats().engine_failures == 2  # the graph, and the stages of the reference; then no more
     assert any("sub-models [1] do not load" in w for w in warnings(caplog))
     engine.fails = lambda *_: None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.storage_cases import ALL, INPUTS, built, linux, logits, names, root
+from support.storage_cases import ALL, INPUTS, linux, logits, names, root
 from torch import nn
 
 import dynamic
@@ -19,11 +19,6 @@ from dynamic.errors import CorruptError
 from dynamic.models import save_weights
 from dynamic.storage import folder_exchange
 from dynamic.storage.atomic_write import keep_text, replace_text
-
-
-@pytest.fixture(scope="module")
-def one() -> Bundle:
-    return built(0)
 
 
 def test_only_listed_files_and_what_machines_measured_are_saved(one: Bundle, tmp_path: Path) -> None:

@@ -11,30 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.storage_cases import ALL, INPUTS, built, forked, linux, logits, names
+from support.storage_cases import ALL, INPUTS, forked, linux, logits, names
 
 import dynamic
 from dynamic.bundle.bundle import Bundle
-from dynamic.storage import file_locks, versioned_folder
+from dynamic.storage import file_locks
 from dynamic.storage.file_locks import one_writer
-
-
-@pytest.fixture(scope="module")
-def one() -> Bundle:
-    return built(0)
-
-
-@pytest.fixture(scope="module")
-def other() -> Bundle:
-    return built(1)
-
-
-@pytest.fixture(params=["exchange", "rename"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With and without a kernel that exchanges folders."""
-    if request.param == "rename":
-        monkeypatch.setattr(versioned_folder, "exchange", lambda one, other: False)
-    return str(request.param)
 
 
 def test_writers_and_readers_of_one_shelf(one: Bundle, other: Bundle, tmp_path: Path, way: str) -> None:
