@@ -26,8 +26,12 @@ def leave_working_folder() -> None:
     is_module = _runs_own_module()
     if is_module and not sys.flags.safe_path and sys.path and sys.path[0] == os.getcwd():
         del sys.path[0]
-    if (is_module or _runs_own_script()) and not sys.flags.ignore_environment:
-        _leave_empty_parts()
+    if sys.flags.ignore_environment:
+        return
+    if is_module:
+        _leave_empty_parts(0)
+    elif _runs_own_script():
+        _leave_empty_parts(0 if sys.flags.safe_path else 1)
 
 
 def _runs_own_module() -> bool:
@@ -44,15 +48,17 @@ def _runs_own_script() -> bool:
     return bool(sys.argv) and os.path.basename(sys.argv[0]) in _SCRIPTS
 
 
-def _leave_empty_parts() -> None:
-    """Take the working folder off the path where only an empty part of PYTHONPATH means it."""
+def _leave_empty_parts(start: int) -> None:
+    """Take the working folder off the path from an entry on, where only an empty part of PYTHONPATH means it.
+
+    The first entry is the folder of the script, where there is one.
+    """
     parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if len(parts) < 2 or all(parts):  # a variable that is empty as a whole means nothing
         return
     working = os.getcwd()
     if working not in [os.path.abspath(part) for part in parts if part]:
-        first = sys.path[:1] if not sys.flags.safe_path else []  # of the script, if that lies in the working folder
-        sys.path[len(first) :] = [entry for entry in sys.path[len(first) :] if entry != working]
+        sys.path[start:] = [entry for entry in sys.path[start:] if entry != working]
 
 
 def child_command(module: str, *arguments: str, untrusted: tuple[str, ...] = ()) -> list[str]:

@@ -74,6 +74,46 @@ def test_the_working_folder_leaves_the_path_for_our_own_modules_alone(
     assert sys.path == (["/elsewhere"] if leaves else [os.getcwd(), "/elsewhere"])
 
 
+@pytest.mark.parametrize(
+    ("variable", "leaves"),
+    [
+        (":/elsewhere", True),
+        ("/elsewhere:", True),
+        ("/elsewhere::/other", True),
+        ("", False),
+        ("/elsewhere", False),
+        (".:/elsewhere", False),
+        (":.", False),
+        ("WORKING::/elsewhere", False),
+    ],
+)
+@pytest.mark.parametrize("start", ["module", "script", "user"])
+def test_an_empty_part_of_the_python_path_is_no_place_to_import_from(
+    variable: str, leaves: bool, start: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    working = os.getcwd()
+    argv = {"module": ["-m", "doctor"], "script": ["/usr/bin/dynamic", "doctor"], "user": ["serve.py"]}[start]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "dynamic", "doctor"])
+    monkeypatch.setenv("PYTHONPATH", variable.replace("WORKING", working))
+    first = working if start == "module" else "/usr/bin"
+    monkeypatch.setattr(sys, "path", [first, working, "/elsewhere"])
+    safe_path.leave_working_folder()
+    kept = [] if start == "module" else [first]
+    assert sys.path == ([*kept, "/elsewhere"] if leaves and start != "user" else [*kept, working, "/elsewhere"])
+
+
+@pytest.mark.parametrize("variable", [":", "/nowhere:"])
+def test_a_command_with_an_empty_part_in_the_python_path_runs_nothing_planted(tmp_path: Path, variable: str) -> None:
+    (tmp_path / "psutil.py").write_text("open('ran', 'w').close()")
+    root = Path(safe_path.__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{variable}{os.pathsep}{root}"}
+    command = [sys.executable, "-m", "dynamic", "doctor"]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_network_that_is_named_is_found_and_nothing_installed_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "own_nets.py").write_text("from torch import nn\ndef small(): return nn.Identity()\n")
     (tmp_path / "torch_pruning.py").write_text("raise SystemExit('planted')\n")

@@ -207,10 +207,12 @@ def _most_unpacked(spec: CascadeSpec) -> int:
 def _checked(parts: Mapping[str, Array], spec: InputSpec) -> Mapping[str, Array]:
     """The parts of an input, before they are unpacked into more. Raises ValueError where they are of other shapes."""
     array = parts["values"] if "values" in parts else parts["codes"]
-    if array.shape[1:] != spec.shape or len(array) > MOST:
+    if array.shape[1:] != spec.shape:
         raise ValueError(
-            f"{spec.name!r:.80} has the shape {list(array.shape)}, not [N, *{list(spec.shape)}], N <= {MOST}"
+            f"input {spec.name!r:.80} has shape {list(array.shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
         )
+    if len(array) > MOST:
+        raise ValueError(f"input {spec.name!r:.80} has {len(array)} rows, the limit is {MOST}")
     return parts
 
 
