@@ -67,7 +67,7 @@ class _Work:
 
 
 class _SilentError(EngineError):
-    """An engine gave no finite answer to finite inputs; `answer` is what it gave, `rows` those that lack one."""
+    """An engine gave no finite answer to finite inputs. `answer` is what it gave, `rows` those that lack one."""
 
     def __init__(self, answer: Answer, rows: NDArray[np.intp]) -> None:
         super().__init__("it gives logits or scores that are not finite for inputs that are")
@@ -85,9 +85,9 @@ class SubModelError(EngineError):
 class FallbackEngines:
     """The engine that was asked for, and others, opened when first wanted.
 
-    A request goes the usual way; then stage by stage on the same engine; then to the next. A way that failed rests for
-    a while and is logged once, until it works again; where all rest they are tried again, since nothing is lost by it.
-    The others are closed once nothing rests any more.
+    A request goes the usual way, then stage by stage on the same engine, then to the next engine. A way that failed is
+    skipped for a while, and logged once until it works again. Where all are skipped they are tried again, since nothing
+    is lost by it. The other engines are closed once nothing is skipped any more.
 
     Whatever an engine raises is its failure, but for errors that say that the request is wrong. So are outputs of wrong
     shapes, and logits that are not finite for a row of finite inputs. Only such rows are asked of the next way. Where
@@ -133,9 +133,22 @@ class FallbackEngines:
     ) -> Answer:
         """Answer a request.
 
-        `ends_s`: the deadline on the clock; for the rest see `Engine`. Raises EngineError where no engine answers;
-        SubModelError, unless the `whole` cascade is wanted, where backbones that the request needs do not load on the
-        first engine.
+        Args:
+            inputs: By name, each `[B, ...]`.
+            rows: B.
+            point: The operating point.
+            resident: Backbones that may be in memory beside those needed. None: all.
+            stagewise: Whether the request has to go stage by stage.
+            ends_s: The deadline on the clock. None: there is none.
+            expected_s: Seconds from each stage to the next answer.
+            whole: Whether points that need a backbone that does not load cannot be left out.
+
+        Returns:
+            The answer, from one engine or several.
+
+        Raises:
+            EngineError: No engine answers.
+            SubModelError: Backbones that the request needs do not load on the first engine, unless `whole`.
         """
         failure: BaseException | None = None
         if not self._rests:
@@ -172,7 +185,7 @@ class FallbackEngines:
             engine.close()
 
     def _in_turn(self, work: _Work, error: BaseException | None) -> Answer:
-        """The answer of the first way that gives one; `error`: how the usual way failed."""
+        """The answer of the first way that gives one. `error` is how the usual way failed."""
         now, failed = self._clock(), error is not None
         silent: list[tuple[_Route, _SilentError]] = []
         outdone = 0  # so many of these: for a row at least, a later way had an answer
@@ -285,7 +298,7 @@ class FallbackEngines:
     def _cool_down(
         self, name: str | None, stagewise: bool, error: BaseException, work: _Work, loads: bool = False
     ) -> None:
-        """Count and tell of a failure; the way rests, unless the fault is a sub-model's alone, which does not load."""
+        """Count and log a failure. The way is skipped for a while, unless a sub-model alone does not load."""
         self._failed()
         unsure = name is None and stagewise and not work.whole and not loads
         lost = self._missing(work) if unsure else frozenset()

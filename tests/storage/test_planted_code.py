@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from dynamic import safe_path
+from dynamic.bundle.bundle import MANIFEST
 from dynamic.cli.named_sources import network_at
 from dynamic.errors import InputError
 from dynamic.monitoring.sources.throttling import pi_command
+from dynamic.storage.versioned_folder import standing
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"))  # scripts, no package
 from altered import make_shelf
@@ -160,6 +162,11 @@ def test_a_bundle_is_signed_and_verified_as_the_docs_say(tmp_path: Path) -> None
     assert shell(sign.replace("ssh-keygen -t", "ssh-keygen -q -N '' -t")) == 0
     public = (tmp_path / "maker.pub").read_text().rsplit(" ", 1)[0]
     (tmp_path / "allowed_signers").write_text(f'maker@example.org namespaces="dynamic-bundle" {public}\n')
+    (tmp_path / "shelf" / ".bundle.ready").mkdir()
+    (tmp_path / "shelf" / ".bundle.ready" / "bundle.json").write_text('{"of": "somebody else"}')
+    (tmp_path / "shelf" / "costs").mkdir()
     assert shell(verify) == 0
+    assert sorted(path.name for path in (tmp_path / "checked").iterdir()) == ["bundle.json"]
+    assert standing(tmp_path / "checked", MANIFEST) == tmp_path / "checked", "what was verified is what is loaded"
     (tmp_path / "shelf" / "bundle.json").write_text("{} ")
     assert shell(verify) != 0
