@@ -64,9 +64,8 @@ class Records:
             if len(getattr(self, name)) != stages:
                 raise InputError(f"{name} has {len(getattr(self, name))} entries for {stages} stages")
         if self.label is not None and count and not (self.label.min() >= 0 and self.label.max() < classes):
-            raise InputError(
-                f"labels run from {self.label.min()} to {self.label.max()}: {classes} classes have labels from 0 to {classes - 1}"
-            )
+            low, high = self.label.min(), self.label.max()
+            raise InputError(f"labels run from {low} to {high}: {classes} classes have labels from 0 to {classes - 1}")
 
     def __len__(self) -> int:
         return len(self.logits)
