@@ -219,7 +219,7 @@ def run(
     served: Served, budget: dynamic.Budget, settings: argparse.Namespace, options: dict[str, Any]
 ) -> dict[str, list[Answer]]:
     """Every contender's answers under the same load."""
-    points = {POLICY: None, CHEAPEST: served.bundle.frontier.cheapest.point.name, REFERENCE: "reference"}
+    points = {POLICY: None, CHEAPEST: served.bundle.frontier.cheapest.name, REFERENCE: "reference"}
     seconds = settings.seconds * (len(points) if settings.turns == "cycles" else 1)
     load = levels(seconds, settings.step)
     times_s = schedule(settings.turns, load[-1][0], settings.step, list(points))
@@ -300,7 +300,7 @@ def measure(served: Served, settings: argparse.Namespace) -> dict[str, Any]:
         "all_deep_p95_ms": round(deep_ms, 2),
         "load_while_unloaded": round(statistics.median(a.load or 0.0 for a in deep), 3),  # not quiet: run it again
         "deadline_ms": round(deadline_ms, 2),
-        "profiled_ms": {p.point.name: round(p.mean_ms[0], 2) for p in bundle.frontier.points},
+        "profiled_ms": {p.name: round(p.mean_ms[0], 2) for p in bundle.frontier.points},
         "contenders": rows,
         "points_above_cheapest": round(above, 2),
         "met": above <= GOAL_POINTS,

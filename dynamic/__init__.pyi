@@ -29,7 +29,9 @@ from dynamic.policies.records import Records as Records
 from dynamic.policies.snapshot import Snapshot as Snapshot
 from dynamic.runtime.decisions.decision_log import Change as Change
 from dynamic.runtime.drift.streams import DriftOptions as DriftOptions
-from dynamic.runtime.result import Result as Result
+from dynamic.runtime.result import BatchResult as BatchResult
+from dynamic.runtime.result import Prediction as Prediction
+from dynamic.runtime.result import Statistics as Statistics
 from dynamic.runtime.runtime import Runtime as Runtime
 
 from . import errors as errors

@@ -41,8 +41,8 @@ def main() -> None:
         budget, around = what.budget, what.surroundings()
         assert isinstance(budget, Budget)
         ways: dict[str, tuple[Policy, Budget]] = {
-            "last network alone": (FixedPolicy(bundle.frontier.points[0].point.name), budget),
-            "cheapest point": (FixedPolicy(bundle.frontier.cheapest.point.name), budget),
+            "last network alone": (FixedPolicy(bundle.frontier.points[0].name), budget),
+            "cheapest point": (FixedPolicy(bundle.frontier.cheapest.name), budget),
             "budget policy": (BudgetPolicy(), budget),
             f"and max_drop {MAX_DROP:g}": (BudgetPolicy(), replace(budget, max_drop=MAX_DROP)),
             "knows the future": (oracle(bundle.frontier, records, device, what.workload, budget, **around), budget),

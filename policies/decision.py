@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.frontier import CostedPoint, Frontier
@@ -88,6 +88,8 @@ class Policy(Protocol):
     """Chooses a point of the frontier for each request. It has no memory but the state that it is given.
 
     A policy of your own inherits from this class and defines `decide`. The state of a policy without memory is None.
+    With `decides_each_request = False` a runtime repeats a decision until the readings, the budget or the queue change,
+    or 16 requests were observed.
 
     Example:
         >>> class Cheapest(dynamic.Policy):
@@ -98,6 +100,8 @@ class Policy(Protocol):
         >>> decision.point is frontier.cheapest
         True
     """
+
+    decides_each_request: ClassVar[bool] = True
 
     def initial(self) -> Any:
         """The state before the first request."""

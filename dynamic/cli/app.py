@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -39,6 +39,7 @@ from dynamic.policies.certification.risks import risk_named
 from dynamic.policies.scores import check_combination
 from dynamic.progress import track
 from dynamic.report.run_tables import left_out_text, run_text
+from dynamic.runtime.result import Prediction
 
 app = typer.Typer(
     help="Adaptive inference: spend on each input what it needs and no more than the device can spare.",
@@ -278,7 +279,7 @@ def run(
     with bundle.runtime(budget, engine=engine, **_given(threads=threads, idle=idle)) as runtime:
         for picture in track(pictures, "inference", len(pictures), shown):
             try:
-                result = runtime(picture.pixels(channels))
+                result = cast(Prediction, runtime(picture.pixels(channels)))  # one picture gives one
             except InputError as error:
                 left_out.append((picture.name, error.reason if isinstance(error, PictureError) else str(error)))
                 if len(left_out) == len(pictures):  # nothing was answered
@@ -289,15 +290,15 @@ def run(
             known = picture.folder if picture.folder in (bundle.classes or ()) else None
             latencies.append(result.latency_ms)
             if known is not None:
-                right.append(result.name[0] == known)
+                right.append(result.name == known)
                 runtime.feedback(result.id, known)
             row = {
                 "file": picture.name,
                 "class": known,
-                "label": int(result.label[0]),
-                "name": result.name[0],
-                "probability": float(result.probability[0]) if result.label[0] >= 0 else None,
-                "stage": stages[result.stage[0]],
+                "label": result.label,
+                "name": result.name,
+                "probability": result.probability if result.label >= 0 else None,
+                "stage": stages[result.stage],
                 "latency_ms": result.latency_ms,
                 "point": result.decision.point.name,
                 "reason": result.decision.reason,
@@ -310,9 +311,7 @@ def run(
                     point = result.decision.point.name
                     print(f"# {row['reason']}")
                 answer = row["label"] if row["name"] is None else row["name"]
-                print(
-                    f"{row['file']}  {answer}  {result.probability[0]:.3f}  {row['stage']}  {result.latency_ms:.2f} ms"
-                )
+                print(f"{row['file']}  {answer}  {result.probability:.3f}  {row['stage']}  {result.latency_ms:.2f} ms")
         stats = runtime.stats()
     if as_json:
         accuracy = float(np.mean(right)) if right else None

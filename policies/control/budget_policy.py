@@ -84,6 +84,7 @@ class BudgetPolicy(Policy):
         self.limits = tuple(limits)
 
     candidate_filter: ClassVar[type[CandidateFilter]] = CandidateFilter
+    decides_each_request: ClassVar[bool] = False
 
     def initial(self) -> BudgetState:
         """The state before the first request."""

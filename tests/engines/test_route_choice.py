@@ -259,7 +259,7 @@ class Deep(Policy):
     """Always takes the point named "deep"."""
 
     def decide(self, frontier: Any, budget: Any, snapshot: Any, state: None) -> tuple[Decision, None]:
-        (point,) = (p for p in frontier.points if p.point.name == "deep")
+        (point,) = (p for p in frontier.points if p.name == "deep")
         return Decision(point, True, (), "always"), None
 
 

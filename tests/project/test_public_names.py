@@ -9,6 +9,7 @@ import pytest
 import dynamic
 
 NAMES = [
+    "BatchResult",
     "Battery",
     "Budget",
     "BudgetPolicy",
@@ -26,12 +27,13 @@ NAMES = [
     "Monitor",
     "OperatingPoint",
     "Policy",
+    "Prediction",
     "Preprocess",
     "Records",
-    "Result",
     "Runtime",
     "ShedError",
     "Snapshot",
+    "Statistics",
     "TraceMonitor",
     "build",
     "calibrate",

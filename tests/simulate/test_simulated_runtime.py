@@ -29,7 +29,7 @@ class Watching(Policy):
     def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> tuple[Decision, Any]:
         name = self.choose(len(self.snapshots))
         self.snapshots.append(snapshot)
-        point = next(p for p in frontier.points if p.point.name == name)
+        point = next(p for p in frontier.points if p.name == name)
         fields = {k: v(point) if callable(v) else v for k, v in self.fields.items()}
         return Decision(point, reason="told to", **fields), state
 

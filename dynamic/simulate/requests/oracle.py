@@ -50,7 +50,7 @@ class PlannedPoints(Policy):
         wait = bisect_left(self._waits_ms, snapshot.waited_ms or 0.0)
         point = frontier.points[self.points[state, wait]]
         keep_loaded = point.backbones if self._tight[state] else None
-        reason = f"planned: {point.point.name!r}"
+        reason = f"planned: {point.name!r}"
         return Decision(point, reason=reason, keep_loaded=keep_loaded, slowdown=self._contention[state]), state + 1
 
 

@@ -165,7 +165,7 @@ def test_memory_of_each_network_reaches_the_policy(profiled: dynamic.Bundle) -> 
     assert profiled.costs is not None
     costed = replace(profiled, costs=replace(profiled.costs, memory_mb=(1.0, 2.0, 4.0, 8.0)))
     for point in costed.frontier.points:
-        assert point.memory_mb == sum((1.0, 2.0, 4.0, 8.0)[b] for b in point.point.backbones)
+        assert point.memory_mb == sum((1.0, 2.0, 4.0, 8.0)[b] for b in point.operating_point.backbones)
     assert costed.frontier.points[0].memory_mb == 8.0  # the reference, alone
 
 
