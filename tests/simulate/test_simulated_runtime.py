@@ -174,7 +174,7 @@ def test_stalls_come_as_often_as_the_load_says() -> None:
 
 def test_a_network_that_is_not_there_takes_time_to_load() -> None:
     device = replace(PLAIN, load_ms_per_mb=1.0)
-    policy = Watching(lambda n: ("last", "first")[n % 2], resident=lambda point: point.backbones)
+    policy = Watching(lambda n: ("last", "first")[n % 2], keep_loaded=lambda point: point.backbones)
     report = watched(Constant(5, 0.8), policy, device=device, monitor_hz=None)
     # the first one's is there; then 20 + 50, 40 + 80, 20 + 50
     assert report.latency_ms.tolist() == pytest.approx([40, 70, 120, 70])
@@ -203,7 +203,7 @@ def test_the_single_graph_holds_every_network() -> None:
     stages = Frontier.of(LADDER, replace(COSTS, batch=(1,), route=("stages",)))
     assert play(Watching(lambda n: "last"), frontier=stages)[1] == [60, 140, 140, 140]
     assert play(Watching(lambda n: "last"), Budget(deadline_ms=100))[1] == [60, 140, 140, 140]
-    assert play(Watching(lambda n: "last", resident=lambda point: point.backbones))[1] == [60, 140, 140, 140]
+    assert play(Watching(lambda n: "last", keep_loaded=lambda point: point.backbones))[1] == [60, 140, 140, 140]
     assert play(Watching(lambda n: "last"), memory_mb=180)[1] == [60, 140, 140, 140]
     # once there is room for what the graph needs, the other 50 MB are loaded, though nothing else changes
     report, held = play(Watching(lambda n: "last"), memory_mb=Steps((0.0, 0.3), (180, 1000)))
