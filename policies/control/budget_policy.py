@@ -33,6 +33,7 @@ class BudgetState:
         budget: The budget of the last decision.
         frontier: The frontier of the last decision.
         limits: The limits that can bind under this budget.
+        requests: Requests that ran since the last decision.
     """
 
     device: DeviceState = field(default_factory=DeviceState)
@@ -42,6 +43,7 @@ class BudgetState:
     budget: Budget | None = None
     frontier: Frontier | None = None
     limits: tuple[Limit, ...] = ()
+    requests: int = 0
 
 
 class BudgetPolicy(Policy):
@@ -59,10 +61,10 @@ class BudgetPolicy(Policy):
     processes: with b busy cores of c, and t threads, b + t threads share c cores. The other factor is what requests
     took beyond that. Where requests scatter more than during the profile, percentiles include this scatter.
 
-    A point that a limit excludes is replaced at once. A better point runs after 16 decisions in a row, and after twice
-    as many where the last change was soon forced back, up to 4,096. A point that heat or a battery has excluded is
-    skipped for 5 minutes, and for twice as long where it is soon excluded again, up to 20 minutes. A request that has
-    waited gets a faster point for itself alone. A new budget is applied at once.
+    A point that a limit excludes is replaced at once. A better point runs after it was better for 16 requests, and
+    after twice as many where the last change was soon forced back, up to 4,096. A point that heat or a battery has
+    excluded is skipped for 5 minutes, and for twice as long where it is soon excluded again, up to 20 minutes. A
+    request that has waited gets a faster point for itself alone. A new budget is applied at once.
 
     Args:
         limits: Names of the limits that count, as in `Budget.priority`. ("latency", "deadline") decides by time alone.
@@ -122,6 +124,7 @@ class BudgetPolicy(Policy):
         if new:
             current, switch_delay, cooldown = None, SwitchDelay(), Cooldown()
         limits = active(budget, self.limits) if new else state.limits
+        requests = max(state.requests, 1)  # a decision that nobody asked for again stands for one
         candidates = self._filter(limits, frontier, current, budget, device, wait=False)
         rank = frontier.mean if _saves(budget) else frontier.accuracy
         points, effort_limit, waiting = candidates.points, math.inf, None
@@ -133,7 +136,7 @@ class BudgetPolicy(Policy):
         if current is None:
             base = best
         elif best == current:
-            base, switch_delay = best, switch_delay.confirm()
+            base, switch_delay = best, switch_delay.confirm(requests)
         elif not candidates.points >> current & 1:
             slow = candidates.excluded_by in SLOW
             base, switch_delay = best, switch_delay.after_exclusion(noisy=not slow)
@@ -142,7 +145,7 @@ class BudgetPolicy(Policy):
         elif not cooldown.is_over(device.time_s):
             base = current
         else:
-            longer = switch_delay.wait()
+            longer = switch_delay.wait(requests)
             if longer is None:
                 base, switch_delay = best, switch_delay.after_change()
                 cooldown = cooldown.after_change(device.time_s)
@@ -198,6 +201,7 @@ class BudgetPolicy(Policy):
             budget=budget,
             frontier=frontier,
             limits=limits,
+            requests=0,
         )
 
     def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
@@ -220,7 +224,7 @@ class BudgetPolicy(Policy):
             True
         """
         effort = (feedback.point.energy_mj or feedback.point.cpu_ms)[0]
-        return fast_replace(state, device=state.device.with_feedback(feedback, effort))
+        return fast_replace(state, device=state.device.with_feedback(feedback, effort), requests=state.requests + 1)
 
     def _filter(
         self,

@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass
 
-_SOONEST, _LATEST = 16, 4096  # decisions for which a point must be better before it runs
+_SOONEST, _LATEST = 16, 4096  # requests for which a point must be better before it runs
 _PREMATURE = 8  # times as many: a change that is forced back within them was too early
 PAUSE_S = 30.0  # in which no more expensive point runs
 _SHORTEST_S, _LONGEST_S = 300.0, 1200.0  # of a cooldown
 _SOON = 4  # cooldowns: a change that is forced back within them was too early
-_CALM = 32  # times as many decisions without a change, after which the delay is halved
+_CALM = 32  # times as many requests without a change, after which the delay is halved
 
 
 @dataclass(frozen=True)
@@ -16,27 +16,31 @@ class SwitchDelay:
     """How long a better point must remain better before it runs.
 
     Args:
-        needed: Decisions in a row.
-        better: Decisions in a row so far.
-        since: Decisions since the last change.
+        needed: Requests in a row.
+        better: Requests in a row so far.
+        since: Requests since the last change.
     """
 
     needed: int = _SOONEST
     better: int = 0
     since: int = _SOONEST * _PREMATURE
 
-    def confirm(self) -> "SwitchDelay":
-        """After a decision in which the current point is the best."""
+    def confirm(self, requests: int = 1) -> "SwitchDelay":
+        """After a decision in which the current point is the best. `requests` have run since the last one."""
         if self.needed == _SOONEST and self.since >= _PREMATURE * _SOONEST and not self.better:
             return self  # the exact number has no further effect
-        since = self.since + 1
+        since = self.since + requests
         if self.needed > _SOONEST and since >= _CALM * self.needed:
             return SwitchDelay(self.needed // 2, 0, _PREMATURE * self.needed // 2)
         return SwitchDelay(self.needed, 0, since)
 
-    def wait(self) -> "SwitchDelay | None":
-        """After a decision in which another point is better and the current one is allowed. None: change now."""
-        return None if self.better + 1 >= self.needed else SwitchDelay(self.needed, self.better + 1, self.since + 1)
+    def wait(self, requests: int = 1) -> "SwitchDelay | None":
+        """After a decision in which another point is better and the current one is allowed. None: change now.
+
+        `requests` have run since the last decision.
+        """
+        better = self.better + requests
+        return None if better >= self.needed else SwitchDelay(self.needed, better, self.since + requests)
 
     def after_change(self) -> "SwitchDelay":
         """After a change to a better point."""
