@@ -280,7 +280,7 @@ def show(budget: dict[str, Any], group: dict[str, Any]) -> None:
         print(
             f"{row['for_s']:6.1f}{row['limit_mb'] or 'none':>10}{row['most_mb'] or '?':>9}"
             f"{'?' if row['within_after_s'] is None else row['within_after_s']:>10}   {' -> '.join(row['points'])}"
-            f"{'  OVER' if row['over'] else ''}{'  gave way' if row['violated_limits'] else ''}"
+            f"{'  OVER' if row['over'] else ''}{'  violated' if row['violated_limits'] else ''}"
         )
     print(f"{budget['moves_over']} of {budget['moves_judged']} moves over: {'met' if budget['met'] else 'missed'}")
     if not group["measured"]:

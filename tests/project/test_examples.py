@@ -134,7 +134,7 @@ def test_shop_server_gives_up_frames_and_fails_none(quickstart: str, folder: Pat
     assert sum(int(sent) for sent, _ in rows) == answered + given_up - 1  # one before the day began
     assert waited <= may
     assert after_mb == pytest.approx(before_mb, rel=0.1)
-    assert "inputs have drifted" in printed
+    assert "Inputs have drifted" in printed
     assert (folder / "out" / "shop_server.png").read_bytes().startswith(b"\x89PNG")
 
 
