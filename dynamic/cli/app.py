@@ -28,9 +28,9 @@ from dynamic.cli.options import (
     Percentile,
     fraction,
 )
+from dynamic.data.image_steps import RGB, Gray
 from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import find_pictures
-from dynamic.data.preprocessing import RGB, Gray
 from dynamic.errors import DynamicError, InputError, SettingError
 from dynamic.extras import with_remedy
 from dynamic.progress import track
