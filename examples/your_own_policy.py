@@ -79,7 +79,7 @@ def on_the_runtime(bundle: dynamic.Bundle, images: Any, policy: Policy, budget: 
         for changes in readings:
             monitor.set(**changes)
             results = [run(image) for image in images.images[:100]]
-            right = sum(result.label[0] == label for result, label in zip(results, images.labels, strict=False))
+            right = sum(result.label == label for result, label in zip(results, images.labels, strict=False))
             print(f"{type(policy).__name__:14} {len(results)} answers, {right} right: {results[-1].decision.reason}")
         print(f"{'':14} {run.stats().policy_failures} failures of the policy, 0 of {run.stats().requests} requests")
 

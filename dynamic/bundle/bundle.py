@@ -44,6 +44,7 @@ from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, open_engine
 from dynamic.engines.model_files.external_data import external_files
+from dynamic.engines.options import EngineOptions, Route, keywords_of
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
@@ -71,6 +72,10 @@ from dynamic.storage.open_files import HeldFiles
 from dynamic.storage.versioned_folder import is_empty, put_folder, standing
 
 if TYPE_CHECKING:
+    from dynamic.policies.decision import Policy
+    from dynamic.runtime.decisions.decision_log import OnChange
+    from dynamic.runtime.decisions.device_reading import HasLatest
+    from dynamic.runtime.drift.streams import DriftOptions
     from dynamic.runtime.runtime import Runtime  # which knows bundles by their contract
 
 SCHEMA = 1
@@ -293,7 +298,9 @@ class Bundle:
 
     def combiner(self) -> Combiner:
         """How stages' logits become answers and scores."""
-        return Combiner(self.ladder.temperature, self.ladder.score, self.ladder.combine, self.ladder.backbone)
+        return Combiner(
+            self.ladder.temperature, self.ladder.score, combine=self.ladder.combine, backbone=self.ladder.backbone
+        )
 
     def fingerprint(self, engine: str, precision: str) -> str:
         """The fingerprint of this cascade and preprocessing on an engine; the ladder's where nothing changed.
@@ -303,22 +310,66 @@ class Bundle:
         cascade = self.cascade if engine != "torch" else self.modules_cascade or "unknown modules"
         return fingerprint(cascade, _preprocess_json(self.preprocess), engine, precision)
 
-    def open(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine:
-        """An engine for this cascade (None: the one it was calibrated on); options are the engine's own.
+    def open(
+        self,
+        engine: str | None = None,
+        precision: str | None = None,
+        *,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
+    ) -> CascadeEngine:
+        """Open an engine for this cascade, and run its canaries where they never ran on this machine.
 
-        "auto": the fastest of those installed, each in the precision it would run in, measured on this machine once;
-        of the options it takes `threads` and `route`. Without `threads` there is one for each core this process may
-        run on, or that a container's quota leaves; on engine "torch" as many as torch has been set to. Raises
-        EngineError where the engine is unknown or not installed.
+        Args:
+            engine: "onnxruntime", "openvino", "torch", or "auto": the fastest of those installed, each in the precision
+                it would run in, measured on this machine once. None: the one that was calibrated.
+            precision: "f32" or "bf16". None: the calibrated one on the calibrated engine, "f32" on others.
+            threads: Threads of the engine. None: one for each core that this process may use, or that a container's
+                quota leaves. On engine "torch" as many as torch has been set to.
+            route: "graph" or "stages" for every request that may take it. None: whichever was measured faster.
+            options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
+
+        Returns:
+            The engine. Its `agrees` says whether it answers as in calibration.
+
+        Raises:
+            EngineError: The engine is unknown, not installed, or does not load.
+            SettingError: An option is out of range, or the engine has no such option.
+
+        Example:
+            >>> engine = bundle.open(threads=1)
+            >>> engine.name, engine.threads
+            ('onnxruntime', 1)
+            >>> engine.close()
         """
-        opened = self.open_unchecked(engine, precision, **options)
+        return self._open(engine, precision, keywords_of(options, threads, route))
+
+    def _open(self, engine: str | None, precision: str | None, keywords: dict[str, Any]) -> CascadeEngine:
+        opened = self._open_unchecked(engine, precision, keywords)
         # without preload nothing runs before a runtime's first request, which checks (see `Deployment.check`)
         opened.agrees = self.preload and self.agrees(opened)
         return opened
 
-    def open_unchecked(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine:
-        """`open`, without running the canaries."""
+    def open_unchecked(self, engine: str | None = None, precision: str | None = None) -> CascadeEngine:
+        """Open an engine without running its canaries.
 
+        Args:
+            engine: Its name, as for `open`. None: the one that was calibrated.
+            precision: "f32" or "bf16". None: the calibrated one on the calibrated engine, "f32" on others.
+
+        Returns:
+            The engine.
+
+        Raises:
+            EngineError: The engine is unknown, not installed, or does not load.
+
+        Example:
+            >>> bundle.open_unchecked().close()
+        """
+        return self._open_unchecked(engine, precision, {})
+
+    def _open_unchecked(self, engine: str | None, precision: str | None, options: dict[str, Any]) -> CascadeEngine:
         def precision_on(name: str) -> str:
             return precision or self.precision_on(name)
 
@@ -364,18 +415,22 @@ class Bundle:
         engine: str | None = None,
         precision: str | None = None,
         *,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
         again: bool = False,
         progress: bool | None = None,
-        **options: Any,
     ) -> CanaryReport | None:
         """Whether an engine on this machine answers as it did in calibration.
 
         Args:
-            engine: its name. None: the one that was calibrated.
+            engine: Its name, as for `open`. None: the one that was calibrated.
             precision: "f32" or "bf16". None: the one that was calibrated.
-            again: run the canaries although they ran before under the same engine, version, threads and processor.
-            progress: a progress bar on stderr. None: where that is a terminal.
-            **options: of the engine, as `open` takes them.
+            threads: Threads of the engine. None: one for each core that this process may use.
+            route: "graph" or "stages" for every request that may take it. None: whichever was measured faster.
+            options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
+            again: Run the canaries although they ran before under the same engine, version, threads and processor.
+            progress: Show a progress bar on stderr. None: where that is a terminal.
 
         Returns:
             The report, or None in a bundle without canaries.
@@ -389,7 +444,7 @@ class Bundle:
             >>> report.agrees  # doctest: +SKIP
             True
         """
-        opened = self.open_unchecked(engine, precision, **options)
+        opened = self._open_unchecked(engine, precision, keywords_of(options, threads, route))
         try:
             return canary_report(self, opened, again=again, progress=progress)
         finally:
@@ -458,7 +513,9 @@ class Bundle:
         active_mw: float | None = None,
         idle_mw: float | None = None,
         keep: bool = True,
-        **options: Any,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
     ) -> "Bundle":
         """Measure every stage on this machine and return the bundle with these costs.
 
@@ -471,8 +528,9 @@ class Bundle:
         Raises SettingError where one of them is no positive number, and on `idle_mw` alone.
         """
         _check_powers(active_mw, idle_mw)  # before minutes are spent
-        route = options.get("route")
-        opened = self.open(engine, **options)
+        keywords = keywords_of(options, threads, route)
+        forced = keywords.get("route")
+        opened = self._open(engine, None, keywords)
         try:
             with self._lying() as folder:
                 costs = profile(opened, folder, batch, seconds, progress=progress)
@@ -480,15 +538,76 @@ class Bundle:
                 costs = costs.powered(active_mw, idle_mw)
         finally:
             opened.close()
-        if keep and self._owner is None and route is None:
+        if keep and self._owner is None and forced is None:
             self._keep(costs)
-        return replace(self, costs=costs, forced=route)
+        return replace(self, costs=costs, forced=forced)
 
-    def runtime(self, budget: Budget | None = None, **options: Any) -> "Runtime":
-        """A runtime under `budget`; see `dynamic.Runtime` for the options. Profiles where costs are missing."""
+    def runtime(
+        self,
+        budget: Budget | None = None,
+        *,
+        engine: str | None = None,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
+        monitor: "HasLatest | None" = None,
+        policy: "Policy | None" = None,
+        drift_alpha: float | None = 0.01,
+        drift: "DriftOptions | None" = None,
+        queue: int = 64,
+        workers: int = 1,
+        on_change: "OnChange | None" = None,
+        fallback: Sequence[str] | None = None,
+    ) -> "Runtime":
+        """Put this bundle to work under a budget.
+
+        Args:
+            budget: The limits. None: none, so that the most accurate point runs.
+            engine: "onnxruntime", "openvino", "torch", or "auto" for the fastest here. None: the calibrated one.
+            threads: Threads of the engine. None: one for each core that this process may use.
+            route: "graph" or "stages" for every request that may take it. None: whichever was measured faster.
+            options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
+            monitor: Reads the device. None: a `dynamic.Monitor` that closes with the runtime.
+            policy: Chooses the operating point. None: `dynamic.BudgetPolicy()`.
+            drift_alpha: The probability of a false alarm of drift. None: inputs are not watched.
+            drift: Which inputs the drift test counts. None: the usual ones.
+            queue: How many inputs may wait. One more and the oldest is shed.
+            workers: How many threads answer inputs that were submitted.
+            on_change: Called with a `dynamic.Change` when the decision changes.
+            fallback: The engines that answer when the first fails. None: those installed.
+
+        Returns:
+            The runtime. Use it in a `with` block, or close it.
+
+        Raises:
+            EngineError: The engine is unknown, not installed, or does not load.
+            SettingError: An argument is out of range.
+            BudgetError: The budget has a limit about which the costs say nothing.
+
+        Example:
+            >>> with bundle.runtime(dynamic.Budget(max_drop=0.01)) as run:
+            ...     answer = run(x)
+            >>> answer.name in bundle.classes
+            True
+        """
         from dynamic.runtime.runtime import Runtime
 
-        return Runtime.of(self, budget or Budget(), **options)
+        return Runtime(
+            self,
+            budget,
+            engine=engine,
+            threads=threads,
+            route=route,
+            options=options,
+            monitor=monitor,
+            policy=policy,
+            drift_alpha=drift_alpha,
+            drift=drift,
+            queue=queue,
+            workers=workers,
+            on_change=on_change,
+            fallback=fallback,
+        )
 
     def with_costs(self, costs: Costs, forced: str | None) -> "Bundle":
         """This bundle with other costs. `forced`: the route that they are of, where one was given."""

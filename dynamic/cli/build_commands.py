@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -12,6 +12,9 @@ import dynamic
 from dynamic.bundle.tables import ladder_text
 from dynamic.cli.options import Shelf
 from dynamic.errors import SettingError
+from dynamic.policies.certification.ladders.settings import check_score_choice
+from dynamic.policies.certification.risks import risk_named
+from dynamic.policies.scores import check_combination
 
 Targets = Annotated[
     list[float] | None, typer.Option("--max-drop", help="Certify a point for this much of the risk, once for each.")
@@ -83,15 +86,17 @@ def build(
         modules[-1] = wrapped = dynamic.wrap(modules[-1], next(iter(train))[0], exits=exits)
         print(dynamic.fit(wrapped, train, mode="heads", seed=seed))
     names = [path.rpartition(":")[2] for path in networks]
-    cascade = dynamic.Cascade(modules, combine=combine, names=names if len(set(names)) == len(names) else None)
+    cascade = dynamic.Cascade(
+        modules, combine=check_combination(combine), names=names if len(set(names)) == len(names) else None
+    )
     bundle = dynamic.build(
         cascade,
         held_out,
-        engine,
+        engine=cast(Any, engine),
         preprocess=preprocess,
         classes=images.classes,
-        score=score,
-        risk=risk,
+        score=check_score_choice(score),
+        risk=risk_named(risk).name,
         delta=delta,
         seed=seed,
         max_drops=max_drop or None,
@@ -111,9 +116,14 @@ def certify(
     score: Annotated[str | None, typer.Option(help="Another score, or 'auto'.")] = None,
 ) -> None:
     """Make another ladder from a bundle's records: other targets, risk or delta. A choice by the outcome voids it."""
-    bundle = dynamic.recertify(dynamic.load(shelf), max_drop or None, delta, risk=risk, score=score, floor=floor).save(
-        out
-    )
+    bundle = dynamic.recertify(
+        dynamic.load(shelf),
+        max_drop or None,
+        delta=delta,
+        risk=None if risk is None else risk_named(risk).name,
+        score=None if score is None else check_score_choice(score),
+        floor=floor,
+    ).save(out)
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
 
@@ -125,7 +135,7 @@ def export(
     point: Annotated[str | None, typer.Option(help="Only what this point uses, 'drop 0.01' for instance.")] = None,
 ) -> None:
     """Write the whole cascade as one ONNX file that runs without this library."""
-    print(dynamic.export(dynamic.load(shelf), out, batch, point=point))
+    print(dynamic.export(dynamic.load(shelf), out, batch=cast(Any, batch), point=point))
 
 
 def register(app: typer.Typer) -> None:

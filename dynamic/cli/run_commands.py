@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -30,8 +30,10 @@ from dynamic.data.image_steps import RGB, Gray
 from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import find_pictures
 from dynamic.errors import InputError
+from dynamic.policies.budget import check_on_drift
 from dynamic.progress import track
 from dynamic.report.run_tables import left_out_text, run_text
+from dynamic.runtime.result import Prediction
 
 OnDrift = Annotated[
     str,
@@ -55,7 +57,7 @@ def profile(
     idle_mw: Annotated[float | None, typer.Option(help="Milliwatts drawn all the time.")] = None,
 ) -> None:
     """Measure the costs of every stage on this machine, and store them in the bundle."""
-    given = _given(threads=threads, idle=idle, active_mw=active_mw, idle_mw=idle_mw)
+    given = _given(threads=threads, options=_idle_options(idle), active_mw=active_mw, idle_mw=idle_mw)
     bundle = dynamic.load(shelf).profile(batch or (1, 8, 64), seconds, engine, **given)
     assert bundle.costs is not None
     print(costs_text(bundle, bundle.costs))
@@ -84,13 +86,13 @@ def run(
     Files that do not read, or do not fit, are skipped and listed with the reason.
     """
     budget = dynamic.Budget(
-        latency_ms,
-        fraction(percentile),
-        deadline_ms,
+        latency_ms=latency_ms,
+        percentile=fraction(percentile),
+        deadline_ms=deadline_ms,
         memory_mb=memory_mb,
         battery_floor=battery_floor,
         max_drop=max_drop,
-        on_drift=on_drift,
+        on_drift=check_on_drift(on_drift),
         cpu_ms=cpu_ms,
     )
     bundle = dynamic.load(shelf)
@@ -104,10 +106,10 @@ def run(
     left_out: list[tuple[str, str]] = []  # file, why
     point = ""
     shown = None if quiet or not sys.stdout.isatty() else False  # a bar would break the lines
-    with bundle.runtime(budget, engine=engine, **_given(threads=threads, idle=idle)) as runtime:
+    with bundle.runtime(budget, engine=engine, **_given(threads=threads, options=_idle_options(idle))) as runtime:
         for picture in track(pictures, "inference", len(pictures), shown):
             try:
-                result = runtime(picture.pixels(channels))
+                result = cast(Prediction, runtime(picture.pixels(channels)))  # one picture gives one
             except InputError as error:
                 left_out.append((picture.name, error.reason if isinstance(error, PictureError) else str(error)))
                 if len(left_out) == len(pictures):  # nothing was answered
@@ -118,15 +120,15 @@ def run(
             true_class = picture.folder if picture.folder in (bundle.classes or ()) else None
             latencies.append(result.latency_ms)
             if true_class is not None:
-                right.append(result.name[0] == true_class)
+                right.append(result.name == true_class)
                 runtime.feedback(result.id, true_class)
             row = {
                 "file": picture.name,
                 "class": true_class,
-                "label": int(result.label[0]),
-                "name": result.name[0],
-                "probability": float(result.probability[0]) if result.label[0] >= 0 else None,
-                "stage": stages[result.stage[0]],
+                "label": result.label,
+                "name": result.name,
+                "probability": result.probability if result.label >= 0 else None,
+                "stage": stages[result.stage],
                 "latency_ms": result.latency_ms,
                 "point": result.decision.point.name,
                 "reason": result.decision.reason,
@@ -139,9 +141,7 @@ def run(
                     point = result.decision.point.name
                     print(f"# {row['reason']}")
                 answer = row["label"] if row["name"] is None else row["name"]
-                print(
-                    f"{row['file']}  {answer}  {result.probability[0]:.3f}  {row['stage']}  {result.latency_ms:.2f} ms"
-                )
+                print(f"{row['file']}  {answer}  {result.probability:.3f}  {row['stage']}  {result.latency_ms:.2f} ms")
         stats = runtime.stats()
     if as_json:
         accuracy = float(np.mean(right)) if right else None
@@ -154,6 +154,11 @@ def run(
         if left_out:
             print(left_out_text(left_out, len(pictures)))
         print(certificate_text(bundle.ladder))
+
+
+def _idle_options(idle: str | None) -> "dynamic.OnnxRuntimeOptions | None":
+    """Options of ONNX Runtime, the only engine with a choice of what idle threads do."""
+    return None if idle is None else dynamic.OnnxRuntimeOptions(idle=cast(Any, idle))
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One engine with two routes: the single graph, or stage by stage, whichever was faster for this number of rows."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,6 +132,28 @@ class CascadeEngine:
                 self.stages.plan(thresholds)  # checks them
                 return self.graph.run(inputs, np.ascontiguousarray(thresholds, np.float32), rows)
         return self.stages.run(inputs, thresholds, deadline_s, expected_s)
+
+    def bind(
+        self, backbones: frozenset[int], thresholds: NDArray[np.float32], rows: int
+    ) -> Callable[[Mapping[str, Array]], Output] | None:
+        """A function for requests that repeat the last one: it takes checked inputs and makes no choice again.
+
+        Args:
+            backbones: The backbones that the operating point needs.
+            thresholds: `[S-1]`, of the operating point.
+            rows: How many rows each request has.
+
+        Returns:
+            The function, or None where such a request has more to do: something is to be loaded or unloaded.
+        """
+        if self._unneeded is not None:
+            return None
+        self.stages.plan(thresholds)  # checks them
+        limits = np.ascontiguousarray(thresholds, np.float32)
+        if self.route(rows) == "graph":
+            graph = self.graph
+            return partial(graph.run, thresholds=limits, rows=rows) if graph is not None and graph.ready(rows) else None
+        return partial(self.stages.run, thresholds=limits) if backbones <= self.loaded() else None
 
     def run_graph(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32]) -> Output:
         """Run `inputs` under `thresholds [S-1]` by the single graph, whichever route was measured faster."""

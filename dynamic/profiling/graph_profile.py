@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Graph
-from dynamic.policies.frontier import ONE_SIDED_95
+from dynamic.policies.costing.latency import ONE_SIDED_95
 
 NOBODY = np.float32(3e38)  # a threshold above every score that still evaluates the exit
 

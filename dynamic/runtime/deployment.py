@@ -4,12 +4,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from dynamic.bundle.contract import DeployedBundle
 from dynamic.engines.contract import Array, Engine, Output
 from dynamic.engines.engine_factory import check_engine, installed
+from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.outputs import is_finite
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.budget import Budget
@@ -20,7 +22,7 @@ from dynamic.policies.errors import BundleError, DynamicError, EngineError
 from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.decisions.policy_guard import Guard
-from dynamic.runtime.drift.drift_watch import DriftWatch
+from dynamic.runtime.drift.drift_watch import Captured, DriftWatch
 from dynamic.runtime.drift.streams import DriftOptions
 from dynamic.runtime.fallback import COOL_DOWN_S, FallbackEngines
 
@@ -180,21 +182,20 @@ class Deployment:
             return False
         return canaries is not None and not all(map(is_finite, canaries.inputs.values()))
 
-    def drift(
-        self,
-        engine: Engine,
-        point: CostedPoint,
-        stages: Sequence[int],
-        output: Output,
-        inputs: Mapping[str, Array],
-        x: Any,
-    ) -> tuple[bool, bool]:
-        """Whether inputs have drifted, and whether this output is the first to say so.
+    def watches(self, engine: Engine) -> bool:
+        """Whether inputs are tested for drift. Scores of an engine that was not calibrated show nothing of them."""
+        return self.watch.found is False and self.calibrated(engine)
 
-        Scores of another engine than the calibration's say nothing of the inputs.
-        """
-        if self.calibrated(engine):
-            return self.watch.observe(point, stages, output, inputs, x)
+    def capture(self, engine: Engine, inputs: Mapping[str, Array], x: Any) -> Captured | None:
+        """What the drift test needs of the inputs of a request. None where it is not tested."""
+        return self.watch.capture(inputs, x) if self.watches(engine) else None
+
+    def drift(
+        self, engine: Engine, point: CostedPoint, stages: Sequence[int], output: Output, captured: Captured | None
+    ) -> tuple[bool, bool]:
+        """Whether inputs have drifted, and whether this output is the first to show it."""
+        if captured is not None and self.watches(engine):
+            return self.watch.observe(point, stages, output.score.tolist(), captured)
         return bool(self.watch.found), False
 
     def exclude_backbones(self, backbones: frozenset[int]) -> bool:
@@ -237,18 +238,31 @@ class Deployment:
         return tuple((one * by, every * by) for one, every in found)
 
 
-def opened(
-    bundle: DeployedBundle, engine: str | None, options: Mapping[str, Any], keep: bool
-) -> tuple[DeployedBundle, Engine]:
-    """A bundle with the costs of the engine that it is opened on; profiled where they are not at hand.
+@dataclass(frozen=True)
+class EngineRequest:
+    """The engine that the user asked for, and its options."""
+
+    engine: str | None = None
+    threads: int | None = None
+    route: Route | None = None
+    options: EngineOptions | None = None
+
+    @property
+    def forced_route(self) -> Route | None:
+        """The route that every request takes, wherever it was given."""
+        return self.route if self.options is None else self.route or self.options.route
+
+
+def opened(bundle: DeployedBundle, given: EngineRequest, keep: bool) -> tuple[DeployedBundle, Engine]:
+    """A bundle with the costs of the engine that it is opened on. It is profiled where they are missing.
 
     `keep` them in the bundle's folder: not where requests run meanwhile, which makes them too high. Raises EngineError
     where the engine cannot be had.
     """
-    made = bundle.open(engine, **options)
+    engine = bundle.open(given.engine, threads=given.threads, route=given.route, options=given.options)
     try:
-        how = (made.name, made.precision, made.threads)
-        route = options.get("route")
+        how = (engine.name, engine.precision, engine.threads)
+        route = given.forced_route
         costs = bundle.costs_on(*how, route)
         if costs is None:
             if keep:
@@ -256,17 +270,19 @@ def opened(
             else:
                 logger.warning(
                     "no costs of %s, %s, %d threads here: profiling while requests run, so the figures are too high "
-                    "and not kept; call profile() on a bundle before it is swapped in",
+                    "and not kept. Call profile() on a bundle before it is swapped in",
                     *how,
                 )
-            costs = bundle.profile(engine=made.name, keep=keep, **options).costs
+            costs = bundle.profile(
+                engine=engine.name, keep=keep, threads=given.threads, route=given.route, options=given.options
+            ).costs
             assert costs is not None
         if costs.route:  # it was opened before they were known
-            made.follow(costs.batch, costs.route)
+            engine.follow(costs.batch, costs.route)
     except BaseException:
-        made.close()  # nobody else will
+        engine.close()  # nobody else will
         raise
-    return bundle.with_costs(costs, route), made
+    return bundle.with_costs(costs, route), engine
 
 
 def others(bundle: DeployedBundle, engine: Engine, names: Sequence[str] | None) -> Others:

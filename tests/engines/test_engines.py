@@ -125,7 +125,7 @@ def test_replay_of_the_records_says_what_the_engine_does(
     case = ruled(score, "mean")
     opened, limits = case.shared(way), np.array(thresholds, np.float32)
     output = opened.run(case.inputs, limits)
-    found = replay(opened.all_logits(case.inputs), case.combiner, limits, case.spec.backbone)
+    found = replay(opened.all_logits(case.inputs), case.combiner, thresholds=limits, backbone=case.spec.backbone)
     assert found.stage.tolist() == output.stage.tolist()
     assert found.prediction.tolist() == output.logits.argmax(1).tolist()
 

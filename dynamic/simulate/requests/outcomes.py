@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from dynamic.policies.certification.replay import predictions, replay
 from dynamic.policies.control.remaining_time import ahead_ms
-from dynamic.policies.frontier import ONE_SIDED_95, CostedPoint, Frontier
+from dynamic.policies.costing.latency import ONE_SIDED_95
+from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 from dynamic.policies.stage_plan import StagePlan
@@ -43,13 +44,15 @@ class Outcome:
         ladder, costs = frontier.ladder, frontier.costs
         self.point, self.number, self.name = costed, number, costed.name
         self._records, self._backbone = records, ladder.backbone
-        self._combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-        played = replay(records.logits, self._combiner, costed.operating_point.thresholds, ladder.backbone)
+        self._combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
+        played = replay(
+            records.logits, self._combiner, thresholds=costed.operating_point.thresholds, backbone=ladder.backbone
+        )
         self.stages = played.stage
         self.stage: list[int] = played.stage.tolist()
         self.right = None if records.label is None else played.prediction == records.label
         self.on = [stage for stage, on in enumerate(costed.plan.on) if on]
-        self.path_ms = [frontier.path_ms(costed, stage, 1) for stage in range(records.stages)]
+        self.path_ms = [frontier.path_ms(costed, stage, rows=1) for stage in range(records.stages)]
         self.checks = _checks(self.path_ms, costed.plan, ahead_ms(costs, costed.plan, 1))
         self.longest_ahead_ms = [max((c.ahead_ms for c in checks), default=-math.inf) for checks in self.checks]
         spread = [
