@@ -14,9 +14,9 @@ from dynamic.engines.engine_factory import PRECISIONS, installed, open_engine
 from dynamic.policies.errors import EngineError
 from dynamic.policies.scores import Combiner
 from dynamic.policies.validation.fields import mapping, maybe, number, short, text, texts, whole
+from dynamic.profiling.example_inputs import example_arrays
 from dynamic.profiling.graph_profile import measure_graph
 from dynamic.profiling.machine import machine_key, machine_name
-from dynamic.profiling.stage_profile import example_arrays
 from dynamic.storage.atomic_write import make_room, replace_text
 from dynamic.storage.json_files import MEASURED_BYTES, read_json, seal, unseal
 

@@ -12,7 +12,8 @@ import onnx
 from onnx import external_data_helper
 
 from dynamic.bundle.bundle import Bundle, has_graphs
-from dynamic.data.preprocessing import Normalize, Preprocess
+from dynamic.data.number_steps import Normalize
+from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
 from dynamic.offline.onnx_export.nested_graph import Nest
 from dynamic.offline.onnx_export.reserved_names import check_names
