@@ -145,7 +145,7 @@ def moving(
 
 
 def judged(found: dict[str, Any], holds: Sequence[Any]) -> dict[str, Any]:
-    """How far resident memory went over each limit from a second after the move on."""
+    """How far resident memory went over each limit, from a second and ten requests after the move on."""
     times_s, resident_mb = np.array(found["sampled_s"]), np.array(found["resident_mb"])
     ends_s = [m["time_s"] for m in found["moves"]] + [times_s[-1]]
     rows = []
