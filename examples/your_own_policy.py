@@ -55,7 +55,15 @@ def on_the_simulator(bundle: dynamic.Bundle, budget: Budget) -> None:
     requests = Diurnal(mean_hz=1.0, duration_s=24 * HOUR_S)
     print(f"SIMULATED mid-range phone on its charger, {requests.mean_hz:g} requests a second, midnight to midnight")
     for policy in (NightAndDay(), BudgetPolicy()):
-        report = simulate(bundle.frontier, records, device("mid-range-phone"), requests, policy, budget, plugged=1.0)
+        report = simulate(
+            bundle.frontier,
+            records,
+            device=device("mid-range-phone"),
+            workload=requests,
+            policy=policy,
+            budget=budget,
+            plugged=1.0,
+        )
         points = ", ".join(f"{name} {share:.0%}" for name, share in report.point_shares.items())
         print(
             f"{type(policy).__name__:14} accuracy {report.accuracy:.2%}, p95 {report.p95_latency_ms:.2f} ms, "

@@ -98,7 +98,14 @@ def train(data: Path, passes: int, epochs: int, checkpoint: str | None) -> None:
     torch.manual_seed(0)
     net = first_network(data)
     loader = Augmented(cifar.images(data, "train"), passes, size=50)
-    report = dynamic.fit(net, loader, mode="heads", epochs=epochs, checkpoint=checkpoint, memory_limit_mb=6000)
+    report = dynamic.fit(
+        net,
+        loader,
+        mode="heads",
+        epochs=epochs,
+        checkpoint=checkpoint,
+        training=dynamic.TrainingConfig(memory_limit_mb=6000),
+    )
     progress(str(report))
     save_weights(copy.deepcopy(net.heads).half(), HEADS)  # half the size, and what is evaluated from here on
 

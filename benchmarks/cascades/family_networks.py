@@ -70,13 +70,23 @@ def train(data: Path, passes: int, epochs: int) -> None:
     """Train heads at all candidates on the frozen student, choose exits on images held back, and keep what pays."""
     learn, choosing, _ = training(data)
     net = wrapped(kept(32), CANDIDATES)
-    progress(str(dynamic.fit(net, Augmented(learn, passes), mode="heads", epochs=epochs, memory_limit_mb=6000)))
+    progress(
+        str(
+            dynamic.fit(
+                net,
+                Augmented(learn, passes),
+                mode="heads",
+                epochs=epochs,
+                training=dynamic.TrainingConfig(memory_limit_mb=6000),
+            )
+        )
+    )
     # shifted and mirrored: on the images as they are the backbone is surer than on any that it does not know
     loader = list(Augmented(choosing, 1))
     HEADS.unlink(missing_ok=True)
     names, removed = [], []
     try:
-        found = select_exits(net.eval(), EXAMPLE, loader, exit_cost=EXIT_COST, progress=False)
+        found = select_exits(net.eval(), EXAMPLE, selection_loader=loader, exit_cost=EXIT_COST, progress=False)
     except ExitError as error:  # none pays
         progress(str(error))
     else:

@@ -32,7 +32,7 @@ TEACHERS, TEMPERATURE = ("resnet44", "resnet56"), 4.0
 COPIES = 24
 EPOCHS = {16: 80, 32: 32}  # by width
 CLUSTERS = 128
-SETTINGS = {"lr": 0.1, "weight_decay": 5e-4, "optimizer": "sgd", "distill_share": 0.9}
+LR, WEIGHT_DECAY, SHARE = 0.1, 5e-4, 0.9
 
 
 def convolution(width: int, out: int) -> nn.Sequential:
@@ -93,12 +93,14 @@ def train(width: int, data: Path, loader: Copies, folder: Path, epochs: int) -> 
         Numbered(network),
         loader,
         mode="distill",
-        teacher=Kept(mean_logits(logits, TEMPERATURE)),
         epochs=epochs,
-        temperature=TEMPERATURE,
         checkpoint=folder / f"student-{width}.safetensors",
+        lr=LR,
+        training=dynamic.TrainingConfig(weight_decay=WEIGHT_DECAY, optimizer="sgd"),
+        distillation=dynamic.DistillationConfig(
+            teacher=Kept(mean_logits(logits, TEMPERATURE)), share=SHARE, temperature=TEMPERATURE
+        ),
         progress=True,
-        **SETTINGS,
     )
     shares = [round(row[0], 4) for row in report.history_accuracy]
     return network.eval(), {"epochs": epochs, "training accuracy": shares}
@@ -134,9 +136,9 @@ def main() -> None:
         figures[f"student{width}"] = facts
         progress(f"{path}: {facts}")
     if not options.smoke and len(figures) == len(EPOCHS):
-        print(
-            save("cascades/family_students", {"teachers": TEACHERS, "copies": COPIES, **SETTINGS, "students": figures})
-        )
+        settings = {"lr": LR, "weight_decay": WEIGHT_DECAY, "optimizer": "sgd", "distill_share": SHARE}
+        content = {"teachers": TEACHERS, "copies": COPIES, **settings, "students": figures}
+        print(save("cascades/family_students", content))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,12 @@ def trained(options: argparse.Namespace) -> ExitNetwork:
         return net
     loader = Augmented(cifar.images(data, "train"), options.passes)
     report = dynamic.fit(
-        net, loader, mode="heads", epochs=options.epochs, checkpoint=options.checkpoint, memory_limit_mb=4000
+        net,
+        loader,
+        mode="heads",
+        epochs=options.epochs,
+        checkpoint=options.checkpoint,
+        training=dynamic.TrainingConfig(memory_limit_mb=4000),
     )
     progress(str(report))
     WEIGHTS.mkdir(exist_ok=True)

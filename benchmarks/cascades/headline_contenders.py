@@ -66,7 +66,7 @@ class Prepared:
     def records(self, engine: str, precision: str) -> dynamic.Records:
         """What every stage says about every image on this engine."""
         batches = cifar.batches(self.images, size=1)  # as it is timed: batches round otherwise, in bf16 visibly
-        return dynamic.calibrate(self.cascade, batches, engine, precision, preprocess=cifar.PREPROCESS)
+        return dynamic.calibrate(self.cascade, batches, engine=engine, precision=precision, preprocess=cifar.PREPROCESS)
 
     def split(self, seed: int, records: dynamic.Records) -> Split:
         """Choose the operating point on one half of the images, and write the graph that has its temperatures."""

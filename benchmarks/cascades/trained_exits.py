@@ -82,12 +82,20 @@ def train(data: Path, mode: str, options: argparse.Namespace) -> None:
     checkpoint = ROOT / "out" / f"trained_exits_{mode}{'_smoke' if options.smoke else ''}.ckpt"
     if mode in FIXED:
         loader = Augmented(images, 1, size=128)
-        how: dict[str, Any] = {"weight_decay": 0.01}
+        lr, distillation = None, None
+        training = dynamic.TrainingConfig(weight_decay=0.01, cache=False)
         if mode == "blocks":
-            how = {"optimizer": "sgd", "lr": options.lr, "weight_decay": 5e-4}
-            how |= {"teacher": net.backbone, "temperature": 4.0, "distill_share": 0.9}
+            lr, training = options.lr, dynamic.TrainingConfig(optimizer="sgd", weight_decay=5e-4, cache=False)
+            distillation = dynamic.DistillationConfig(teacher=net.backbone, share=0.9, temperature=4.0)
         report = dynamic.fit(
-            net, loader, mode="heads", epochs=options.epochs, cache=False, checkpoint=checkpoint, **how
+            net,
+            loader,
+            mode="heads",
+            epochs=options.epochs,
+            lr=lr,
+            training=training,
+            distillation=distillation,
+            checkpoint=checkpoint,
         )
         progress(str(report))
         if not options.smoke:
@@ -96,7 +104,9 @@ def train(data: Path, mode: str, options: argparse.Namespace) -> None:
     if not checkpoint.is_file():
         # heads that know nothing would spoil the backbone in the first steps
         loader = Augmented(cifar.images(data, "train").select(few), 1, size=128)
-        progress(str(dynamic.fit(net, loader, mode="heads", epochs=4, memory_limit_mb=3000)))
+        progress(
+            str(dynamic.fit(net, loader, mode="heads", epochs=4, training=dynamic.TrainingConfig(memory_limit_mb=3000)))
+        )
     loader = Augmented(images, 1, size=128)
     report = dynamic.fit(
         net,
@@ -104,10 +114,9 @@ def train(data: Path, mode: str, options: argparse.Namespace) -> None:
         mode=mode,
         epochs=options.epochs,
         lr=options.lr,
-        # less for early exits, or ramped up, they had learned too little when the rate was low (tried: 12 epochs, 0.01)
-        exit_weights=[1.0] * (len(EXITS) + 1),
-        ramp=False,
         checkpoint=checkpoint,
+        # less for early exits, or ramped up, they had learned too little when the rate was low (tried: 12 epochs, 0.01)
+        training=dynamic.TrainingConfig(exit_weights=[1.0] * (len(EXITS) + 1), ramp=False),
     )
     progress(str(report))
     if not options.smoke:

@@ -142,12 +142,10 @@ def train(name: str, original: nn.Module, data: Path, settings: Settings) -> Non
         made,
         Part(cifar.images(data, "train"), -(-settings.images // BATCH)),
         mode="distill",
-        teacher=original,
         epochs=settings.epochs,
         lr=settings.lr,
-        temperature=4.0,
-        distill_share=0.9,
         checkpoint=settings.folder / f"{stem(name)}.checkpoint",
+        distillation=dynamic.DistillationConfig(teacher=original, temperature=4.0, share=0.9),
     )
     save_weights(made, settings.folder / f"{stem(name)}.safetensors")
     after = right(made, test)

@@ -109,14 +109,11 @@ def trained(options: argparse.Namespace, network: nn.Module, data: Path) -> tupl
             small,
             Augmented(images, 1, options.batch),
             mode="distill",
-            teacher=teacher,
             epochs=epochs,
             lr=lr,
-            weight_decay=5e-4,
-            optimizer="sgd",
-            temperature=TEMPERATURE,
-            distill_share=0.9,
             checkpoint=folder / f"{file}.safetensors",
+            training=dynamic.TrainingConfig(weight_decay=5e-4, optimizer="sgd"),
+            distillation=dynamic.DistillationConfig(teacher=teacher, temperature=TEMPERATURE, share=0.9),
             progress=True,
         )
         progress(str(report))

@@ -30,8 +30,8 @@ from benchmarks.harness.common import ROOT, add_data_option, data_folder, progre
 from dynamic.data import ImageSet
 from dynamic.models import CifarResNet
 from dynamic.models.compress.distillation.distillation import mean_logits
+from dynamic.offline.networks.acceleration import Acceleration
 from dynamic.offline.networks.checkpoints import read_tensors, write_tensors
-from dynamic.offline.training.acceleration import Acceleration
 from dynamic.progress import track
 
 ARMS: dict[str, tuple[str, ...]] = {"alone": (), "resnet56": ("resnet56",), "ensemble": cifar.NAMES}
@@ -134,15 +134,24 @@ def run(
         return
     torch.manual_seed(seed)
     student = Numbered(CifarResNet(20))
-    options: dict[str, Any] = {**SETTINGS, "epochs": epochs}
+    distillation = None
     if names := ARMS[arm]:
         logits = torch.stack([said(name, data, loader, folder).float() for name in names])
-        teacher = Kept(mean_logits(logits, options["temperature"]))
-        how: dict[str, Any] = {"mode": "distill", "teacher": teacher, **options}
-    else:
-        how = {"mode": "joint", **{k: v for k, v in options.items() if k not in ("temperature", "distill_share")}}
+        temperature, share = SETTINGS["temperature"], SETTINGS["distill_share"]
+        teacher = Kept(mean_logits(logits, temperature))
+        distillation = dynamic.DistillationConfig(teacher=teacher, share=share, temperature=temperature)
     progress(f"{arm}, seed {seed}")
-    report = dynamic.fit(student, loader, seed=seed, checkpoint=folder / f"{arm}-{seed}.safetensors", **how)
+    report = dynamic.fit(
+        student,
+        loader,
+        mode="joint" if distillation is None else "distill",
+        epochs=epochs,
+        lr=SETTINGS["lr"],
+        training=dynamic.TrainingConfig(weight_decay=SETTINGS["weight_decay"]),
+        distillation=distillation,
+        checkpoint=folder / f"{arm}-{seed}.safetensors",
+        seed=seed,
+    )
     found = {
         "settings": settings,
         "arm": arm,

@@ -40,7 +40,16 @@ class SmallNetwork(nn.Sequential):
 
 def train(network: nn.Module, loader: Augmented, epochs: int, seed: int) -> None:
     """The same recipe for all: SGD, falling rate."""
-    dynamic.fit(network, loader, mode="joint", epochs=epochs, lr=0.05, weight_decay=5e-4, seed=seed, progress=False)
+    dynamic.fit(
+        network,
+        loader,
+        mode="joint",
+        epochs=epochs,
+        lr=0.05,
+        seed=seed,
+        training=dynamic.TrainingConfig(weight_decay=5e-4),
+        progress=False,
+    )
 
 
 def drawn(

@@ -91,7 +91,14 @@ def main() -> None:
             load = Bursts(0.2, (1.0, 2.0), on_s=10, off_s=30)
             began = time.perf_counter()
             report = simulate(
-                frontier, records, phone, workload, policies[name], budget, background_load=load, decide=decide
+                frontier,
+                records,
+                device=phone,
+                workload=workload,
+                policy=policies[name],
+                budget=budget,
+                background_load=load,
+                decide=decide,
             )
             took_us[name, decide].append((time.perf_counter() - began) / report.requests * 1e6)
         progress(f"repeat {repeat + 1} of {options.repeats}")

@@ -4,12 +4,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from dynamic.bundle.contract import DeployedBundle
 from dynamic.engines.contract import Array, Engine, Output
 from dynamic.engines.engine_factory import check_engine, installed
+from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.outputs import is_finite
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.budget import Budget
@@ -236,18 +238,31 @@ class Deployment:
         return tuple((one * by, every * by) for one, every in found)
 
 
-def opened(
-    bundle: DeployedBundle, engine: str | None, options: Mapping[str, Any], keep: bool
-) -> tuple[DeployedBundle, Engine]:
-    """A bundle with the costs of the engine that it is opened on; profiled where they are not at hand.
+@dataclass(frozen=True)
+class EngineRequest:
+    """The engine that the user asked for, and its options."""
+
+    engine: str | None = None
+    threads: int | None = None
+    route: Route | None = None
+    options: EngineOptions | None = None
+
+    @property
+    def forced_route(self) -> Route | None:
+        """The route that every request takes, wherever it was given."""
+        return self.route if self.options is None else self.route or self.options.route
+
+
+def opened(bundle: DeployedBundle, given: EngineRequest, keep: bool) -> tuple[DeployedBundle, Engine]:
+    """A bundle with the costs of the engine that it is opened on. It is profiled where they are missing.
 
     `keep` them in the bundle's folder: not where requests run meanwhile, which makes them too high. Raises EngineError
     where the engine cannot be had.
     """
-    made = bundle.open(engine, **options)
+    engine = bundle.open(given.engine, threads=given.threads, route=given.route, options=given.options)
     try:
-        how = (made.name, made.precision, made.threads)
-        route = options.get("route")
+        how = (engine.name, engine.precision, engine.threads)
+        route = given.forced_route
         costs = bundle.costs_on(*how, route)
         if costs is None:
             if keep:
@@ -255,17 +270,19 @@ def opened(
             else:
                 logger.warning(
                     "no costs of %s, %s, %d threads here: profiling while requests run, so the figures are too high "
-                    "and not kept; call profile() on a bundle before it is swapped in",
+                    "and not kept. Call profile() on a bundle before it is swapped in",
                     *how,
                 )
-            costs = bundle.profile(engine=made.name, keep=keep, **options).costs
+            costs = bundle.profile(
+                engine=engine.name, keep=keep, threads=given.threads, route=given.route, options=given.options
+            ).costs
             assert costs is not None
         if costs.route:  # it was opened before they were known
-            made.follow(costs.batch, costs.route)
+            engine.follow(costs.batch, costs.route)
     except BaseException:
-        made.close()  # nobody else will
+        engine.close()  # nobody else will
         raise
-    return bundle.with_costs(costs, route), made
+    return bundle.with_costs(costs, route), engine
 
 
 def others(bundle: DeployedBundle, engine: Engine, names: Sequence[str] | None) -> Others:

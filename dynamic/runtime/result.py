@@ -240,16 +240,34 @@ class FeedbackEstimate:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a runtime has done so far: requests answered, their inputs, share of inputs by stage and operating point.
+    """What a runtime did so far.
 
-    `certified_share` of requests whose result is `certified`, each under the budget of that moment. `drift`: whether
-    inputs have drifted from those of the calibration (None: they are not watched); `feedback`: what
-    labels that were handed in say (None: there were none). `deadline_cuts`: requests that a deadline cut short;
-    `mean_waited_ms` in the queue; `shed`: requests given up because too many waited, `queue_longest`: as many as ever
-    waited at once. `engine_failures`, `policy_failures`: how often one failed, whoever answered in its place.
-    `limits_without_sensor`: a sentence for each limit of the budget that nothing on this device measures now.
-    `near_duplicates`: inputs that were not tested for drift, since they repeated a scene. A bundle that is swapped in
-    begins `drift` anew, and `stage_shares` where it has more stages or fewer.
+    A bundle that is swapped in starts `drift` again, and `stage_shares` where its number of stages differs.
+
+    Args:
+        requests: How many were answered.
+        inputs: How many inputs these had.
+        stage_shares: Share of inputs that each stage answered `[S]`.
+        point_shares: Share of inputs by operating point.
+        decision_changes: How often the operating point changed.
+        certified_share: Share of requests whose result is `certified`, each under the budget of its moment.
+        mean_latency_ms: From arrival to answer.
+        drift: Whether inputs have drifted from those of the calibration. None: drift is not tested.
+        feedback: What the labels that were given show. None: there were none.
+        deadline_cuts: Requests that a deadline cut short.
+        mean_waited_ms: In the queue.
+        shed: Requests that were refused because too many waited.
+        queue_longest: The most requests that waited at once.
+        engine_failures: How often an engine failed.
+        policy_failures: How often a policy failed.
+        limits_without_sensor: A sentence for each limit of the budget that nothing on this device measures now.
+        near_duplicates: Inputs that were not tested for drift, since they repeated a scene.
+
+    Example:
+        >>> with bundle.runtime(monitor=dynamic.FixedMonitor()) as run:
+        ...     answer = run(x)
+        ...     run.stats().requests
+        1
     """
 
     requests: int

@@ -65,7 +65,7 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Opener]:
         if bundle.folder not in made:
             options: Any = {"engine": engine, "threads": 1, "route": route}
             fast = bundle.profile(batch=(1,), seconds=0.02, **options)  # costs that are missing take seconds
-            made[bundle.folder] = Runtime.of(
+            made[bundle.folder] = Runtime(
                 fast, dynamic.Budget(), monitor=monitor(), drift_alpha=None, fallback=(), **options
             )
         return made[bundle.folder]

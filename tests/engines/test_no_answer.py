@@ -225,7 +225,7 @@ def test_no_real_engine_certifies_inputs_that_are_not_finite(bundle: dynamic.Bun
     pytest.importorskip(engine)
     options: Any = {"engine": engine, "threads": 1, "route": route}
     fast = bundle.profile(batch=(1,), seconds=0.02, **options)
-    with Runtime.of(fast, dynamic.Budget(), monitor=monitor(), drift_alpha=None, fallback=(), **options) as run:
+    with Runtime(fast, dynamic.Budget(), monitor=monitor(), drift_alpha=None, fallback=(), **options) as run:
         for value in (NAN, INF, -INF):
             x = np.zeros((3, 12), np.float32)
             x[1, 5] = value
@@ -261,9 +261,9 @@ def test_a_stage_of_another_shape_answers_nobody(rows: int, spoil: Callable[...,
     spec = CascadeSpec((InputSpec("x", (2,), "float32"),), stages, 4)
     engine = StageEngine(Steps(spoil), spec, Combiner((1.0, 1.0), "max_probability", combine="last"))
     x = {"x": np.zeros((rows, 2), np.float32)}
-    with pytest.raises(EngineError, match=r"stage 'a' gave .*; expected \[\d, 4\]"):
+    with pytest.raises(EngineError, match=r"stage 'a' gave .*, expected \[\d, 4\]"):
         engine.run(x, np.zeros(1, np.float32))
-    with pytest.raises(EngineError, match=r"stage 'a' gave .*; expected \[\d, 4\]"):
+    with pytest.raises(EngineError, match=r"stage 'a' gave .*, expected \[\d, 4\]"):
         engine.all_logits(x)
 
 

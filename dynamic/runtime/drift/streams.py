@@ -46,22 +46,22 @@ _FAR = 1e36  # sum of squares of pixels: float32 ends at 3.4e38
 
 @dataclass(frozen=True)
 class DriftOptions:
-    """What the drift test may take for a new input, where inputs are not independent of each other.
+    """What the drift test takes for a new input, where inputs are not independent of each other.
 
     Args:
-        every: Of so many inputs one is tested, for streams in which inputs far apart have nothing to do with each
-            other.
-        only_changed: Test an input only where it shows a scene that was not seen before, and watch scenes that stay by
-            what they looked like earlier. None: this is chosen where successive inputs are near-duplicates, with a
-            warning. False: never.
-        groups: The group of a request, from the input as `run(x)` takes it: the visit, the patient, the recording. Of
-            each group the first request is tested.
+        every: Of so many inputs one is tested, for streams in which only inputs far apart are independent.
+        only_changed: Test an input only where it shows a scene that is new, and compare scenes with what they looked
+            like earlier. None: this is chosen where successive inputs are near-duplicates, with a warning. False:
+            never.
+        groups: Gives the group of a request, from the input as `run(x)` takes it: the visit, the patient, the
+            recording. Of each group the first request is tested.
 
     Raises:
-        SettingError: Where a value is not one of these.
+        SettingError: A value is not one of these.
 
     Example:
-        ``bundle.runtime(budget, drift=DriftOptions(only_changed=True))``
+        >>> with bundle.runtime(drift=dynamic.DriftOptions(every=10)) as run:
+        ...     answer = run(x)
     """
 
     every: int = 1

@@ -74,7 +74,7 @@ class Family:
 
     def cascade(self, combine: Combination = "backbones") -> Cascade:
         """What `dynamic.build` takes: the members kept, the fastest first, the reference last."""
-        return Cascade([m.network for m in self.kept], combine, [m.name for m in self.kept])
+        return Cascade([m.network for m in self.kept], combine, names=[m.name for m in self.kept])
 
     def chart(self, path: str | Path, bundle: Bundle | None = None) -> Path:
         """Draw accuracy against latency; `bundle`, profiled: also the points of the cascade that was built.

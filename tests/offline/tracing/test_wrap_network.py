@@ -435,7 +435,7 @@ def test_what_fx_cannot_follow_is_exported_for_evaluation_only() -> None:
     loader = [(x, torch.tensor([0, 1, 2, 0, 1]))]
     dynamic.fit(net, loader, epochs=1)
     with pytest.raises(WrapError, match="heads"):
-        dynamic.fit(net, loader, "joint", epochs=1)
+        dynamic.fit(net, loader, mode="joint", epochs=1)
     with pytest.raises(WrapError, match="heads"):
         net.train()(x)
 
@@ -517,7 +517,7 @@ def test_bad_exits(exits: Any, message: str) -> None:
 
 
 def test_what_is_no_network() -> None:
-    with pytest.raises(InputError, match=r"takes a torch\.nn\.Module; this is a function"):
+    with pytest.raises(InputError, match=r"takes a torch\.nn\.Module. This is a function"):
         dynamic.wrap(lambda x: x, torch.zeros(2, 3))  # type: ignore[arg-type]
 
 
@@ -533,7 +533,7 @@ def test_bad_places_and_inputs() -> None:
         dynamic.wrap(dynamic.wrap(resnet(), X), X)
     with pytest.raises(InputError, match="B > 0"):
         dynamic.wrap(resnet(), X[:0])
-    with pytest.raises(InputError, match=r"ResNet does not run on .*input float32 \[2, 5, 3, 3\]: .* give batches"):
+    with pytest.raises(InputError, match=r"ResNet does not run on .*input float32 \[2, 5, 3, 3\]: .* Give batches"):
         dynamic.wrap(resnet(), torch.zeros(2, 5, 3, 3))
     with pytest.raises(InputError, match=r"logits \[2, C\]"):
         dynamic.wrap(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)), X, exits=1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynamic.offline.training.acceleration import Acceleration
+from dynamic.offline.networks.acceleration import Acceleration
 from dynamic.policies.errors import SettingError
 
 

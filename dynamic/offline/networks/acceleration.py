@@ -1,4 +1,4 @@
-"""Whether bf16 and channels-last memory pay: told by the processor, not timed, so that runs repeat exactly."""
+"""Whether bf16 and channels-last memory save time: read from the processor, not timed, so that runs repeat exactly."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dynamic.policies.errors import SettingError
 
 @dataclass(frozen=True)
 class Acceleration:
-    """How forward and backward run on `device`; weights and their updates stay float32."""
+    """How forward and backward run on `device`. Weights and their updates are float32."""
 
     device: torch.device
     bf16: bool
@@ -21,7 +21,7 @@ class Acceleration:
     def choose(
         network: nn.Module, device: torch.device | str | None, bf16: bool | None, channels_last: bool | None
     ) -> "Acceleration":
-        """What was asked for; None: the network's own device, and each setting where it pays there.
+        """What the user set. None: the network's own device, and each setting where it saves time there.
 
         Raises SettingError on a device that torch does not have here.
         """
@@ -31,10 +31,10 @@ class Acceleration:
             torch.empty(0, device=where)
         except (RuntimeError, AssertionError) as error:
             raise SettingError(
-                f"device={device!r} cannot be used here ({error}); leave it out, or use 'cpu'"
+                f"device={device!r} cannot be used here ({error}). Leave it out, or use 'cpu'"
             ) from error
         fast = _fast_bf16(where) if bf16 is None else bf16
-        # float32 convolutions gain nothing certain from channels-last; bf16 units need it
+        # float32 convolutions gain nothing certain from channels-last, and bf16 units need it
         return Acceleration(where, fast, fast if channels_last is None else channels_last)
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -42,7 +42,7 @@ class Acceleration:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device; images `[B, C, H, W]` in channels-last order where that is on."""
+        """A tensor on the device, with images `[B, C, H, W]` in channels-last order where that is on."""
         moved = tensor.to(self.device, non_blocking=True)
         if self.channels_last and moved.ndim == 4:
             moved = moved.contiguous(memory_format=torch.channels_last)
@@ -55,7 +55,7 @@ def _fast_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     # AVX-512 without bf16 instructions emulates them, slower than float32
-    found = (
+    has_bf16 = (
         getattr(torch.cpu, "_is_amx_tile_supported", bool)() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     )
-    return bool(found)
+    return bool(has_bf16)
