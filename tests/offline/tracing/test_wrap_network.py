@@ -445,7 +445,7 @@ def test_a_network_that_neither_tracer_captures() -> None:
         dynamic.wrap(Undecided(), torch.randn(2, 4), exits=1)
     text = str(raised.value)
     assert "module 'inner' of Undecided" in text
-    assert "test_wrapping.py line" in text
+    assert "test_wrap_network.py line" in text
     assert "if x.sum() > 0" in text
     assert "torch.where" in text
 
