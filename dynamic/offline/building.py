@@ -15,6 +15,7 @@ from dynamic.bundle.canaries.canary_set import CANARIES, Reservoir
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, check_installed_engine, open_engine
+from dynamic.engines.options import Precision
 from dynamic.offline.batches import Batch
 from dynamic.offline.build_arguments import check_classes, check_labels_for, check_split, warn_order
 from dynamic.offline.calibration import check_first, collect, peek, plain_combiner
@@ -27,13 +28,16 @@ from dynamic.offline.networks.used_data import batch_hash, check_fresh
 from dynamic.offline.onnx_export.parity import check_parity
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
-from dynamic.offline.option_words import Combine, EngineChoice, Precision, RiskName, Score
+from dynamic.offline.option_words import EngineChoice
 from dynamic.offline.recertification import TemporaryBundle, warn_uncertified
 from dynamic.offline.torchvision_transforms import from_transforms
 from dynamic.policies.certification.certificates import certify, check_settings
 from dynamic.policies.certification.floor import check_floor, levels
+from dynamic.policies.certification.ladders.settings import ScoreChoice
 from dynamic.policies.errors import EngineError, InputError
+from dynamic.policies.ladder import RiskName
 from dynamic.policies.records import SEARCH_SHARE
+from dynamic.policies.scores import Combination
 from dynamic.profiling.engine_choice import AUTO, check_precision, chosen
 
 logger = logging.getLogger("dynamic")
@@ -49,8 +53,8 @@ def build(
     max_drops: Sequence[float] | None = None,
     preprocess: Any = None,
     classes: Sequence[str] | None = None,
-    combine: Combine = "backbones",
-    score: Score = "max_probability",
+    combine: Combination = "backbones",
+    score: ScoreChoice = "max_probability",
     risk: RiskName = "drop",
     groups: NDArray[Any] | Sequence[Any] | None = None,
     search_share: float = SEARCH_SHARE,
@@ -113,7 +117,7 @@ def build(
         >>> [stage.name for stage in bundle.spec.stages]
         ['Sequential-0', 'Sequential-1']
     """
-    measure, _ = check_settings(max_drops, delta, risk, score)
+    measure, _ = check_settings(max_drops, delta, risk=risk, score=score)
     check_floor(floor)
     check_split(groups, search_share, seed)
     if engine == AUTO:
@@ -156,7 +160,7 @@ def build(
         finally:
             opened.close()
     ladder = certify(
-        records, max_drops, delta, risk=risk, combine=cascade.combine, score=score, strict=strict, floor=floor
+        records, max_drops, delta=delta, risk=risk, combine=cascade.combine, score=score, strict=strict, floor=floor
     )
     warn_uncertified(ladder)
     for level in levels(records):

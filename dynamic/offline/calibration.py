@@ -16,6 +16,7 @@ from dynamic.bundle.fingerprint import fingerprint
 from dynamic.bundle.record_writer import Recorder
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, open_engine
+from dynamic.engines.options import EngineName, Precision
 from dynamic.engines.stage_loop import StageEngine
 from dynamic.offline.batches import (
     Batch,
@@ -31,7 +32,6 @@ from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import last_logits
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
-from dynamic.offline.option_words import EngineName, Precision
 from dynamic.offline.torchvision_transforms import from_transforms
 from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.records import SEARCH_SHARE, Records
@@ -96,7 +96,7 @@ def calibrate(
 
 def plain_combiner(spec: CascadeSpec) -> Combiner:
     """A combiner for engines that only give raw logits: temperature 1, each stage for itself."""
-    return Combiner((1.0,) * len(spec.stages), "max_probability", "last")
+    return Combiner((1.0,) * len(spec.stages), "max_probability", combine="last")
 
 
 def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch, NDArray[np.int64] | None]:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from dynamic.offline.batches import by_position, run_on
 from dynamic.offline.networks.module_modes import bare
-from dynamic.offline.option_words import Combine, check_word
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
 from dynamic.policies.errors import InputError
+from dynamic.policies.scores import Combination, check_combination
 
 
 class Cascade(nn.Module):
@@ -39,7 +39,7 @@ class Cascade(nn.Module):
     def __init__(
         self,
         networks: nn.Module | Sequence[nn.Module],
-        combine: Combine = "backbones",
+        combine: Combination = "backbones",
         *,
         names: Sequence[str] | None = None,
     ) -> None:
@@ -52,9 +52,8 @@ class Cascade(nn.Module):
                 inside = ". Give its .network" if isinstance(getattr(given, "network", None), nn.Module) else ""
                 raise InputError(f"network {place} of the cascade is a {type(given).__name__}, no nn.Module{inside}")
         listed = [bare(network) for network in listed]
-        check_word("combine", combine, Combine)
         self.networks = nn.ModuleList(listed)
-        self.combine = combine
+        self.combine = check_combination(combine)
         self.names = tuple(names) if names is not None else _names(listed)
         if len(set(self.names)) != len(listed):
             raise InputError(f"names {self.names} for {len(listed)} networks: give one each, all different")

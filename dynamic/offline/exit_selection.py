@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from dynamic.engines.options import EngineName
 from dynamic.offline.batches import Batch
 from dynamic.offline.calibration import calibrate, peek
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.used_batches import ObservedLoader
 from dynamic.offline.networks.used_data import batch_hash, hashes_of, remember
-from dynamic.offline.option_words import EngineName
 from dynamic.offline.tracing.channel_layout import LAYOUTS
 from dynamic.offline.tracing.wrap_network import ExitNetwork, wrap
 from dynamic.policies.certification.exit_value import Choice, choose_exits
@@ -83,7 +83,7 @@ def select_exits(
     cascade = Cascade(network, names=("network",))
     records = calibrate(cascade, observed, engine=engine, search_share=1.0, progress=progress)
     choice = choose_exits(records, count=count, max_drops=max_drops, exit_cost=exit_cost)
-    names = tuple(name.removeprefix("network@") for name in choice.kept)
+    names = tuple(name.removeprefix("network@") for name in choice.exits)
     if not names:
         raise ExitError(
             f"none of the exits {[e.name for e in network.exits]} makes requests cheaper at drops {list(max_drops)}. "

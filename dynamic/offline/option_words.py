@@ -2,16 +2,12 @@
 
 from typing import Any, Literal, get_args
 
+from dynamic.engines.options import EngineName
 from dynamic.policies.errors import DynamicError, SettingError
 
 Mode = Literal["heads", "joint", "distill"]
 Optimizer = Literal["adamw", "sgd"]
-Combine = Literal["backbones", "mean", "last"]
-Score = Literal["max_probability", "margin", "negative_entropy", "patience", "auto"]
-RiskName = Literal["drop", "harm", "disagreement", "error"]
-EngineName = Literal["onnxruntime", "openvino", "torch"]
-EngineChoice = Literal["onnxruntime", "openvino", "torch", "auto"]
-Precision = Literal["f32", "bf16"]
+EngineChoice = Literal[EngineName, "auto"]
 RowCount = Literal["dynamic", "single"]
 
 

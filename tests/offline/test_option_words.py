@@ -5,22 +5,24 @@ from typing import Any, get_args
 import pytest
 
 from dynamic.engines.engine_factory import ENGINES, PRECISIONS
+from dynamic.engines.options import EngineName, Precision
 from dynamic.errors import InputError, SettingError
 from dynamic.offline import option_words as words
-from dynamic.policies.certification.certificates import AUTO
+from dynamic.policies.certification.ladders.settings import AUTO, ScoreChoice
 from dynamic.policies.certification.risks import RISKS
-from dynamic.policies.scores import COMBINE, SCORES
+from dynamic.policies.ladder import RiskName
+from dynamic.policies.scores import COMBINE, SCORES, Combination
 
 
 @pytest.mark.parametrize(
     ("literal", "known"),
     [
-        (words.Combine, COMBINE),
-        (words.Score, (*SCORES, AUTO)),
-        (words.RiskName, RISKS),
-        (words.EngineName, ENGINES),
+        (Combination, COMBINE),
+        (ScoreChoice, (*SCORES, AUTO)),
+        (RiskName, RISKS),
+        (EngineName, ENGINES),
         (words.EngineChoice, (*ENGINES, "auto")),
-        (words.Precision, {precision for precisions in PRECISIONS.values() for precision in precisions}),
+        (Precision, {precision for precisions in PRECISIONS.values() for precision in precisions}),
     ],
 )
 def test_types_hold_the_words_that_are_known(literal: Any, known: Any) -> None:

@@ -21,7 +21,7 @@ from dynamic.data.preprocessing import Normalize, Preprocess, Scale
 from dynamic.engines.contract import THRESHOLDS, CascadeSpec, InputSpec
 from dynamic.offline.onnx_export.graph_inlining import StageGraph, fold_factor, inline, load_stage
 from dynamic.offline.onnx_export.if_nodes import Body, Branch
-from dynamic.policies.scores import PATIENCE, TINY, groups
+from dynamic.policies.scores import PATIENCE, TINY, Combination, groups
 
 _NOT_YET = -1  # the stage of a row that has not left
 _NO_ANSWER = -1.0  # its `same` before the first answer: one more is 0
@@ -84,7 +84,7 @@ class Nest:
     spec: CascadeSpec
     temperature: Sequence[float]
     score: str
-    combine: str
+    combine: Combination
     batch: str
     preprocess: Preprocess | None = None
     only: Sequence[float] | None = None

@@ -31,7 +31,7 @@ FLOPS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
 
 
 # a multiply-add of 8 bits beside one of 32: ResNet-18, 20 and 56 took 0.30 to 0.64 of the time on ONNX Runtime and
-# OpenVINO (benchmarks/compress_int8.py)
+# OpenVINO (benchmarks/compress/compress_int8.py)
 _ROUNDED_COST = 0.5
 
 

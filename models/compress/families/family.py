@@ -24,10 +24,10 @@ from dynamic.offline.calibration import peek
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_classes
-from dynamic.offline.option_words import Combine
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.policies.certification.floor import SHARE, Level, check_floor
 from dynamic.policies.errors import InputError, SettingError
+from dynamic.policies.scores import Combination
 from dynamic.progress import track
 
 BY = ("latency", "macs")
@@ -72,7 +72,7 @@ class Family:
         found = [m.memory_mb for m in self.kept if m.memory_mb is not None]
         return sum(found) if len(found) == len(self.kept) else None
 
-    def cascade(self, combine: Combine = "backbones") -> Cascade:
+    def cascade(self, combine: Combination = "backbones") -> Cascade:
         """What `dynamic.build` takes: the members kept, the fastest first, the reference last."""
         return Cascade([m.network for m in self.kept], combine, names=[m.name for m in self.kept])
 

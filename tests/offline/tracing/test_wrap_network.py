@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,32 +11,60 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.densenet import DenseNet
+from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConvConfig
+from torchvision.models.maxvit import MaxVit
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+from torchvision.models.vision_transformer import VisionTransformer
 
 import dynamic
 from dynamic.errors import DynamicWarning, ExitError, InputError, LayoutError, TraceError, WrapError
 from dynamic.models import CifarResNet
 
-# the smallest network of each torchvision family, on images as small as it takes
-FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
-    "alexnet": (64, {}),
-    "convnext_tiny": (64, {}),
-    "densenet121": (64, {}),
-    "efficientnet_b0": (64, {}),
-    "efficientnet_v2_s": (64, {}),
-    "googlenet": (64, {"init_weights": False}),
-    "inception_v3": (96, {"init_weights": False}),
-    "maxvit_t": (224, {}),
-    "mnasnet0_5": (64, {}),
-    "mobilenet_v2": (64, {}),
-    "mobilenet_v3_small": (64, {}),
-    "regnet_x_400mf": (64, {}),
-    "resnet18": (64, {}),
-    "resnext50_32x4d": (64, {}),
-    "shufflenet_v2_x0_5": (64, {}),
-    "squeezenet1_1": (64, {}),
-    "swin_t": (64, {}),
-    "swin_v2_t": (64, {}),
-    "vit_b_16": (64, {"image_size": 64}),
+
+def model(name: str, **options: Any) -> Callable[[], nn.Module]:
+    """The network of that name, with random weights."""
+    return lambda: torchvision.models.get_model(name, weights=None, num_classes=7, **options)
+
+
+def swin(**options: Any) -> Callable[[], nn.Module]:
+    """A Swin transformer of three groups of two blocks."""
+    return lambda: SwinTransformer([4, 4], 16, [2, 2, 2], [1, 2, 4], [4, 4], num_classes=7, **options)
+
+
+def efficientnet_v2() -> nn.Module:
+    """Blocks of both kinds, with and without a residual, instead of 40."""
+    blocks = [
+        FusedMBConvConfig(1, 3, 1, 24, 24, 2),
+        FusedMBConvConfig(4, 3, 2, 24, 48, 2),
+        MBConvConfig(4, 3, 2, 48, 64, 2),
+        MBConvConfig(6, 3, 1, 64, 80, 2),
+    ]
+    return EfficientNet(blocks, 0.2, num_classes=7, last_channel=128)
+
+
+# the smallest network of each torchvision family, on images as small as it takes. Families whose smallest is large have
+# the same blocks, fewer of them: `benchmarks/wrapping/wrap_torchvision.py` takes all networks whole
+FAMILIES: dict[str, tuple[int, Callable[[], nn.Module]]] = {
+    "alexnet": (64, model("alexnet")),
+    "convnext_tiny": (64, model("convnext_tiny")),
+    "densenet": (64, lambda: DenseNet(8, (3, 3, 3, 2), 16, num_classes=7)),
+    "efficientnet_b0": (64, model("efficientnet_b0")),
+    "efficientnet_v2": (64, efficientnet_v2),
+    "googlenet": (64, model("googlenet", init_weights=False)),
+    "inception_v3": (96, model("inception_v3", init_weights=False)),
+    "maxvit": (64, lambda: MaxVit((64, 64), 8, 2, [8, 16, 16], [1, 1, 1], 8, 0.1, num_classes=7)),
+    "mnasnet0_5": (64, model("mnasnet0_5")),
+    "mobilenet_v2": (64, model("mobilenet_v2")),
+    "mobilenet_v3_small": (64, model("mobilenet_v3_small")),
+    "regnet_x_400mf": (64, model("regnet_x_400mf")),
+    "resnet18": (64, model("resnet18")),
+    "resnext50_32x4d": (64, model("resnext50_32x4d")),
+    "shufflenet_v2_x0_5": (64, model("shufflenet_v2_x0_5")),
+    "squeezenet1_1": (64, model("squeezenet1_1")),
+    "swin": (64, swin()),
+    "swin_v2": (64, swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)),
+    "vit": (64, lambda: VisionTransformer(64, 16, 4, 2, 32, 64, num_classes=7)),
 }
 
 
@@ -55,9 +84,9 @@ def leaf_calls(network: nn.Module) -> tuple[list[str], list[Any]]:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.filterwarnings("ignore::dynamic.errors.DynamicWarning")
 def test_every_family_wraps_stops_and_exports(name: str) -> None:
-    size, options = FAMILIES[name]
+    size, make = FAMILIES[name]
     torch.manual_seed(0)
-    backbone = torchvision.models.get_model(name, weights=None, num_classes=7, **options).eval()
+    backbone = make().eval()
     net = dynamic.wrap(backbone, torch.randn(1, 3, size, size), exits=3).eval()
     x = torch.randn(2, 3, size, size)
     seen, hooks = leaf_calls(backbone)
