@@ -128,7 +128,7 @@ def _only(ladder: Ladder, point: str | None) -> Ladder:
 
 
 def plain_ladder(spec: CascadeSpec, combine: Combination) -> Ladder:
-    """A ladder without points, for a cascade that nothing is known of: temperature 1, maximum probability."""
+    """A ladder without points, for a cascade without calibration: temperature 1, maximum probability."""
     return Ladder(
         temperature=(1.0,) * len(spec.stages),
         score="max_probability",
@@ -161,7 +161,7 @@ def write_graphs(
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the graph's numbers depend on, beside cascade and ladder: where it is known."""
+    """What the graph's numbers depend on, beside cascade and ladder, where that is given."""
 
     preprocess: Preprocess | None = None
     classes: Sequence[str] | None = None
