@@ -1,6 +1,9 @@
 from dynamic.bundle.bundle import Bundle as Bundle
 from dynamic.bundle.bundle import load as load
 from dynamic.data.preprocessing import Preprocess as Preprocess
+from dynamic.engines.options import OnnxRuntimeOptions as OnnxRuntimeOptions
+from dynamic.engines.options import OpenVinoOptions as OpenVinoOptions
+from dynamic.engines.options import TorchOptions as TorchOptions
 from dynamic.errors import DynamicError as DynamicError
 from dynamic.errors import DynamicWarning as DynamicWarning
 from dynamic.errors import ShedError as ShedError
@@ -12,9 +15,12 @@ from dynamic.monitoring.monitor import Monitor as Monitor
 from dynamic.offline.building import build as build
 from dynamic.offline.calibration import calibrate as calibrate
 from dynamic.offline.cascade import Cascade as Cascade
+from dynamic.offline.exit_selection import select_exits as select_exits
 from dynamic.offline.onnx_export.whole_graph import export as export
 from dynamic.offline.recertification import recertify as recertify
 from dynamic.offline.tracing.wrap_network import wrap as wrap
+from dynamic.offline.training.configs import DistillationConfig as DistillationConfig
+from dynamic.offline.training.configs import TrainingConfig as TrainingConfig
 from dynamic.offline.training.fitting import fit as fit
 from dynamic.policies.budget import Budget as Budget
 from dynamic.policies.certification.certificates import certify as certify
@@ -29,7 +35,9 @@ from dynamic.policies.records import Records as Records
 from dynamic.policies.snapshot import Snapshot as Snapshot
 from dynamic.runtime.decisions.decision_log import Change as Change
 from dynamic.runtime.drift.streams import DriftOptions as DriftOptions
-from dynamic.runtime.result import Result as Result
+from dynamic.runtime.result import BatchResult as BatchResult
+from dynamic.runtime.result import Prediction as Prediction
+from dynamic.runtime.result import Statistics as Statistics
 from dynamic.runtime.runtime import Runtime as Runtime
 
 from . import errors as errors

@@ -40,16 +40,18 @@ def main() -> None:
     """The whole way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=9, help="of training; a third as many of fine-tuning")
+    parser.add_argument("--width", type=int, default=32, help="channels of the large network")
+    parser.add_argument("--targets", type=float, nargs="+", default=(0.5, 0.25), help="shares of its latency")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for bundle and picture")
     options = parser.parse_args()
     train, calibrate, choose = digits_bundle.split()
     loader = batches(train)
-    large, small = (trained(*shape, loader, options.epochs) for shape in ((14, 32), (8, 8)))
+    large, small = (trained(*shape, loader, options.epochs) for shape in ((14, options.width), (8, 8)))
 
     family = dynamic.family(
         large,
         batches(choose),
-        targets=(0.5, 0.25),  # of its latency
+        targets=options.targets,
         means=("prune_blocks", "quantize"),
         train_loader=loader,
         epochs=max(1, options.epochs // 3),
@@ -66,9 +68,7 @@ def main() -> None:
     print(f"\npicture: {family.chart(options.out / 'family.png', bundle)}")
 
     with bundle.runtime(dynamic.Budget(max_drop=0.02)) as run:
-        right = sum(
-            int(run(image).label[0] == label) for image, label in zip(choose.images, choose.labels, strict=True)
-        )
+        right = sum(int(run(image).label == label) for image, label in zip(choose.images, choose.labels, strict=True))
         print(f"{right / len(choose):.1%} of the images that chose, at {run(choose.images[0]).decision.reason}")
 
 

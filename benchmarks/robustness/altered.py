@@ -1,6 +1,6 @@
 """Altered bundles: each must be refused in words, measured again, or answer exactly as before.
 
-    python benchmarks/robustness/altered.py --count 5000
+    python -m benchmarks.robustness.altered --count 5000
 
 A small bundle is built and profiled. Each attempt copies it, alters the copy in one way, as it lies or with the
 manifest hashed again, loads it and answers inputs under a budget. In a third of the attempts the copy is loaded before
@@ -30,10 +30,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parent))
-from alterations import AS_IT_LIES, HASHED_AGAIN, Alteration, flip, hash_again
-
 import dynamic
+from benchmarks.robustness.alterations import AS_IT_LIES, HASHED_AGAIN, Alteration, flip, hash_again
 from dynamic.errors import DynamicError
 
 CLASSES, SIDE = 4, 8
@@ -95,7 +93,9 @@ def answer(bundle: dynamic.Bundle, images: Any) -> Answer:
     monitor = dynamic.FixedMonitor(dynamic.Snapshot(time_s=0.0))
     with bundle.runtime(dynamic.Budget(max_drop=MAX_DROP), monitor=monitor, fallback=(), threads=1) as run:
         result = run(images)
-    return Answer(result.decision.point.operating_point.thresholds, tuple(result.label.tolist()), result.certified)
+    return Answer(
+        result.decision.point.operating_point.thresholds, tuple(np.atleast_1d(result.label).tolist()), result.certified
+    )
 
 
 def outcome(shelf: Path, expected: Answer, costs: Any, images: Any, loaded: dynamic.Bundle | None = None) -> str:

@@ -120,6 +120,19 @@ class FallbackEngines:
         self._lock = threading.RLock()
         self._users: Counter[str] = Counter()  # requests on each engine that was opened
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether a way is skipped now since it failed."""
+        return bool(self._rests)
+
+    def bind(
+        self, backbones: frozenset[int], thresholds: NDArray[np.float32], rows: int
+    ) -> Callable[[Mapping[str, Array]], Output] | None:
+        """See `CascadeEngine.bind`. None for an engine that has no such function."""
+        bind = getattr(self.first, "bind", None)
+        function: Callable[[Mapping[str, Array]], Output] | None = bind and bind(backbones, thresholds, rows)
+        return function
+
     def run(
         self,
         inputs: Mapping[str, Array],

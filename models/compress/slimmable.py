@@ -20,6 +20,7 @@ from dynamic.offline.batches import Batch
 from dynamic.offline.networks.module_modes import view
 from dynamic.offline.networks.network_copies import deep_copy
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
+from dynamic.offline.training.configs import TrainingConfig
 from dynamic.policies.errors import InputError, SettingError, WrapError
 
 Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)
@@ -46,7 +47,7 @@ def slimmable(
 
     Narrow widths know nothing before training. The losses of all are summed in
 
-        dynamic.fit(net, loader, mode="joint", **net.summed)
+        dynamic.fit(net, loader, mode="joint", training=net.summed)
 
     and with mode="distill" the narrow ones learn from the full one (Yu and Huang 2019, "Universally Slimmable Networks
     and Improved Training Techniques", section 3.3). A plain network of one width, for other engines:
@@ -105,9 +106,9 @@ class Slimmable(StagedNetwork):
         return made
 
     @property
-    def summed(self) -> dict[str, Any]:
-        """Options of `dynamic.fit` with which the loss is the plain sum over widths (algorithm 1)."""
-        return {"exit_weights": (1.0,) * len(self.widths), "ramp": False, "rescale_gradients": False}
+    def summed(self) -> TrainingConfig:
+        """The `training` of `dynamic.fit` with which the loss is the plain sum over widths (algorithm 1)."""
+        return TrainingConfig(exit_weights=(1.0,) * len(self.widths), ramp=False, rescale_gradients=False)
 
     @property
     def backbone(self) -> nn.Module:

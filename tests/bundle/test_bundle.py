@@ -139,7 +139,7 @@ def test_a_profiled_bundle_prints_what_its_points_cost_here(shelf: Path) -> None
     assert all(said in line for said, line in zip(bundle.costs.doubts, doubts, strict=True))
     assert head.split() == ["point", "certified", "accuracy", "mean", "ms", "p95", "ms", "CPU-ms", "MB"]
     for row, point in zip(rows, bundle.frontier.points, strict=True):
-        assert row.startswith(point.point.name)
+        assert row.startswith(point.name)
         assert row.split()[-4] == f"{point.mean_ms[0]:.3f}"
 
 
@@ -186,7 +186,7 @@ def test_costs_are_kept_for_this_machine(shelf: Path) -> None:
     assert costs.batch == (1, 8)
     assert all(value > 0 for row in costs.latency_ms for value in row)
     assert "energy" in costs.not_measured
-    assert dynamic.load(shelf).frontier.points[0].point.name == "reference"
+    assert dynamic.load(shelf).frontier.points[0].name == "reference"
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_inputs_that_a_network_does_not_take_are_named() -> None:
     network = nn.Sequential(first, nn.Flatten(), nn.Linear(4 * 64, 10))
     # it fails in the last stage, behind the exit
     for given in (network, dynamic.wrap(network, torch.zeros(2, 1, 8, 8), exits=["0"])):
-        with pytest.raises(InputError, match=r"Sequential does not run on .* float32 \[\d, 1, 6, 6\]: .* give batches"):
+        with pytest.raises(InputError, match=r"Sequential does not run on .* float32 \[\d, 1, 6, 6\]: .* Give batches"):
             dynamic.build(given, [(torch.zeros(4, 1, 6, 6), torch.arange(4))], progress=False)
 
 

@@ -26,7 +26,7 @@ from dynamic.runtime.requests.interrupts import in_signal_handler
 from dynamic.runtime.runtime import Runtime
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signal")
-LIMIT_S = 20
+LIMIT_S = 120
 FOLDER = str(Path(dynamic.__file__).parent)
 BUDGETS = dynamic.Budget(), dynamic.Budget(max_drop=0.3)
 
@@ -180,7 +180,7 @@ def test_300_signals_during_requests_beside_workers(bundle: dynamic.Bundle) -> N
                 time.sleep(0.001)
 
         others = [threading.Thread(target=send)]
-        futures: list[Future[dynamic.Result]] = []
+        futures: list[Future[dynamic.BatchResult]] = []
         others[0].start()
         requests = 0
         while len(counts) < 300:

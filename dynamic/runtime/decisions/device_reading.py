@@ -16,10 +16,10 @@ class HasLatest(Protocol):
 
     @property
     def latest(self) -> Snapshot:
-        """The newest snapshot; reading it must not block."""
+        """The newest snapshot. Reading it must not block."""
 
     def start(self) -> Any:
-        """Begin to refresh; in a forked child, begin anew."""
+        """Begin to refresh. In a forked child, begin again."""
 
     def close(self) -> None:
         """Stop refreshing."""
@@ -45,9 +45,12 @@ def begin(monitor: HasLatest) -> None:
 class RequestReading:
     """Snapshots for requests: the same object until something changes.
 
-    `starts`: the monitor is started when it is first read, and not before. `started` is called after that. A monitor
-    that raises, or gives no snapshot, is logged once, and what it said last stands. `first`: the first snapshot that
-    was read, None before.
+    A monitor that raises, or gives no snapshot, is logged once, and its last good snapshot holds. `started` is called
+    after the monitor was started. `first`: the first snapshot that was read, None before.
+
+    Args:
+        monitor: The monitor.
+        starts: Start the monitor when it is first read, and not before.
     """
 
     def __init__(self, monitor: HasLatest, starts: bool = False) -> None:
@@ -101,9 +104,11 @@ class RequestReading:
             self._starts = False
             return True
 
-    def __call__(self, rows: int, waited_ms: float, queue_length: int, servers: int | None) -> Snapshot:
-        """The latest, for a request of so many rows that has waited; others wait behind it for so many `servers`."""
-        latest, known = self.latest, self._known
+    def of_request(
+        self, latest: Snapshot, rows: int, waited_ms: float, queue_length: int, servers: int | None
+    ) -> Snapshot:
+        """A snapshot for a request of so many rows that has waited. Others wait behind it for so many `servers`."""
+        known = self._known
         if known is not None and known[0] is latest:
             made = known[1]
             same = made.rows == rows and made.waited_ms == waited_ms

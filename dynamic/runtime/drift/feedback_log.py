@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from dynamic.policies.certification.certificates import wilson
 from dynamic.policies.errors import InputError
-from dynamic.policies.ladder import OperatingPoint
+from dynamic.policies.ladder import Interval, OperatingPoint
 from dynamic.runtime.result import FeedbackEstimate
 
 KEPT = 10_000  # results whose answers are remembered
@@ -20,9 +20,11 @@ _Answered = tuple[int, "array[int] | None", OperatingPoint]
 
 
 class FeedbackLog:
-    """The answers of the latest results, and what is known of their accuracy. Not safe for several threads at once.
+    """The answers of the latest results, and how often they were right. Not safe for several threads at once.
 
-    `classes`: how many there are; `names` of them, where they are known.
+    Args:
+        classes: How many classes there are.
+        names: Their names. None: they have none.
     """
 
     def __init__(self, classes: int, names: Sequence[str] | None) -> None:
@@ -33,15 +35,13 @@ class FeedbackLog:
         # that a signal handler may read it at any moment
         self._counts: tuple[int, int, float | None] = (0, 0, 0.0)
 
-    def enter(self, labels: Sequence[int], point: OperatingPoint) -> int:
-        """Keep the answers `labels [B]` (-1: none) that `point` gave, and give the result its id: 0, 1, 2..."""
-        number = self._next
+    def enter(self, number: int, labels: Sequence[int], point: OperatingPoint) -> None:
+        """Keep the answers `labels [B]` (-1: none) that `point` gave in the request of this number."""
         self._kept[number % KEPT] = number, array("i", labels), point
-        self._next = number + 1
-        return number
+        self._next = max(self._next, number + 1)
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
-        """Count the answers of a result, given the true `label [B]`; see `Runtime.feedback`."""
+        """Count the answers of a result, given the true `label [B]` (see `Runtime.feedback`)."""
         number, answers, point = self._find(result_id)
         wanted = _listed(label)
         if len(wanted) != len(answers):
@@ -58,11 +58,12 @@ class FeedbackLog:
         self._counts = count + len(right), correct + sum(right), expected
 
     def estimate(self) -> FeedbackEstimate | None:
-        """How often answers were right whose labels came; None before any."""
+        """How often answers were right whose labels came. None before any."""
         count, correct, expected = self._counts
         if not count:
             return None
-        return FeedbackEstimate(count, wilson(correct, count), None if expected is None else expected / count)
+        mean = None if expected is None else expected / count
+        return FeedbackEstimate(count, Interval(*wilson(correct, count)), mean)
 
     def _find(self, result_id: int) -> tuple[int, "array[int]", OperatingPoint]:
         try:

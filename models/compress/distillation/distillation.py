@@ -12,6 +12,7 @@ from dynamic.models.compress.distillation.feature_hints import Hints
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
+from dynamic.offline.training.configs import fit_arguments
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import InputError, SettingError
 
@@ -109,10 +110,7 @@ def distill(
     teacher = listed[0] if len(listed) == 1 else Ensemble(listed, temperature)
     made = copied(student)
     with Hints(made, teacher, hints or {}, hint_weight, example_inputs, settings.get("seed", 0)) as hinted:
-        fitted = fit(
-            made,
-            train_loader,
-            "distill",
+        options = dict(
             teacher=teacher,
             penalty=hinted if hints else None,
             epochs=epochs,
@@ -122,6 +120,7 @@ def distill(
             progress=progress,
             **settings,
         )
+        fitted = fit(made, train_loader, mode="distill", **fit_arguments(options))
     facts = {
         "teachers": len(listed),
         "temperature": temperature,

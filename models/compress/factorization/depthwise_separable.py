@@ -3,7 +3,7 @@
 The kernels start as the least-squares approximation of the original: W[o, i] ~ sum_r p[o, i, r] d[i, r], for each input
 channel i the truncated singular value decomposition of its kernels, `[O, h * w]` (Guo et al. 2018, "Network
 Decoupling", section 3: a convolution is a sum of depthwise separable ones). Then fine-tune:
-`dynamic.fit(made, loader, mode="distill", teacher=network)`.
+`dynamic.fit(made, loader, mode="distill", distillation=DistillationConfig(teacher=network))`.
 """
 
 from collections.abc import Collection, Iterable

@@ -27,6 +27,7 @@ from dynamic.offline.networks.row_independence import check_classes
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.policies.certification.floor import SHARE, Level, check_floor
 from dynamic.policies.errors import InputError, SettingError
+from dynamic.policies.scores import Combination
 from dynamic.progress import track
 
 BY = ("latency", "macs")
@@ -71,9 +72,9 @@ class Family:
         found = [m.memory_mb for m in self.kept if m.memory_mb is not None]
         return sum(found) if len(found) == len(self.kept) else None
 
-    def cascade(self, combine: str = "backbones") -> Cascade:
+    def cascade(self, combine: Combination = "backbones") -> Cascade:
         """What `dynamic.build` takes: the members kept, the fastest first, the reference last."""
-        return Cascade([m.network for m in self.kept], combine, [m.name for m in self.kept])
+        return Cascade([m.network for m in self.kept], combine, names=[m.name for m in self.kept])
 
     def chart(self, path: str | Path, bundle: Bundle | None = None) -> Path:
         """Draw accuracy against latency; `bundle`, profiled: also the points of the cascade that was built.

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from dynamic.models.compress.pruning.weight_pruning import baked, prune_weights
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import digest, read_tensors, write_tensors
+from dynamic.offline.training.configs import DistillationConfig, TrainingConfig
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import BundleError, SettingError
+from dynamic.storage.temporary_files import TemporaryFolder
 
 logger = logging.getLogger("dynamic")
 
@@ -81,12 +82,10 @@ def deep_compress(
                 masked,
                 train_loader,
                 mode="distill",
-                teacher=taught,
                 epochs=epochs,
                 lr=lr,
-                optimizer="sgd",
-                distill_share=distill_share,
-                temperature=temperature,
+                training=TrainingConfig(optimizer="sgd"),
+                distillation=DistillationConfig(teacher=taught, share=distill_share, temperature=temperature),
                 seed=seed + number,
                 checkpoint=None if kept is None else kept / f"prune-{number}.safetensors",
                 progress=progress,
@@ -113,7 +112,7 @@ def deep_compress(
     made = simple_norms(clustered.network)
     if half:
         made = to_half_precision(made)
-    with tempfile.TemporaryDirectory(prefix="dynamic-packed-") as spare:
+    with TemporaryFolder("packed") as spare:
         size = save_packed(made, Path(spare) / "packed" if path is None else path)
     weights, _ = weights_of(made)
     facts = {

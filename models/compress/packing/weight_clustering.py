@@ -16,6 +16,7 @@ from dynamic.models.compress.compressible_weights import KINDS, Weight, weights_
 from dynamic.models.compress.pruning.weight_pruning import baked
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
+from dynamic.offline.training.configs import DistillationConfig, TrainingConfig
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import InputError, SettingError
 
@@ -64,13 +65,10 @@ def cluster(
             shared,
             train_loader,
             mode="distill",
-            teacher=taught,
-            distill_share=distill_share,
-            temperature=temperature,
             epochs=epochs,
             lr=lr,
-            optimizer="adamw",
-            weight_decay=0.0,
+            training=TrainingConfig(optimizer="adamw", weight_decay=0.0),
+            distillation=DistillationConfig(teacher=taught, share=distill_share, temperature=temperature),
             seed=seed,
             checkpoint=checkpoint,
             progress=progress,

@@ -19,6 +19,7 @@ from dynamic.models.compress.report import Compressed, Measured, accuracy, copie
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import digest, read_tensors, write_tensors
 from dynamic.offline.staged_network import StagedNetwork
+from dynamic.offline.training.configs import fit_arguments
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import BundleError, InputError, SettingError, WrapError
 from dynamic.progress import track
@@ -158,7 +159,7 @@ def prune_until(
                 break  # nothing is left to prune
             kept.keep_pruned(number, pruned)
         how_fit = {"checkpoint": kept.path(number, "fit"), "progress": progress, **(fitting or {})}
-        fit(pruned, train_loader, mode=mode, teacher=taught, epochs=epochs, **how_fit)
+        fit(pruned, train_loader, **fit_arguments(dict(mode=mode, teacher=taught, epochs=epochs, **how_fit)))
         plain = baked(pruned)
         before, after = measure([whole, plain], example_inputs, latency=target.latency is not None)
         after = after if data is None else replace(after, accuracy=accuracy(plain, data))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 from sklearn.cluster import KMeans
-from support.fitting_networks import digits, digits_loader
+from support.fitting_networks import digits, digits_loader, fit
 from torch import Tensor, nn
 
 import dynamic
@@ -108,7 +108,7 @@ def test_training_keeps_the_values_shared(fast: bool) -> None:
     untrained = copied(network)
     settle(shared, untrained)
     options: dict[str, Any] = {"autocast": fast, "channels_last": fast, "progress": False}
-    dynamic.fit(shared, digits_loader(), mode="joint", epochs=2, lr=1e-3, optimizer="adamw", **options)
+    fit(shared, digits_loader(), mode="joint", epochs=2, lr=1e-3, optimizer="adamw", **options)
     trained = copied(network)
     settle(shared, trained)
     assert [n for n, _ in trained.named_parameters()] == [n for n, _ in network.named_parameters()]
