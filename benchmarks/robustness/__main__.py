@@ -5,10 +5,10 @@
     python -m benchmarks.robustness --only kills writers  # these alone
     python -m benchmarks.robustness --again               # sections that are done too
 
-Figures are saved after each section. A run that was interrupted continues where it was.
-A section is one file with a function `(seed, amount) -> counts`. It stands in `SECTIONS` with what it counts by. With
-each section stand the machine and the versions that it ran on. One that ran on others, or with other settings, is run
-again. A section of `part` takes minutes, so it is saved after each such part (its function takes `first` too).
+Figures are saved after each section, with the machine and the versions that it ran on. A run that was interrupted
+continues where it was. A section of other settings, another machine or other versions is run again.
+A section is one file with a function `(seed, amount) -> counts`. It stands in `SECTIONS` with what it counts by. One of
+`part` takes minutes, so it is saved after each such part (its function takes `first` too).
 """
 
 import argparse
@@ -145,7 +145,7 @@ def earlier(path: Path) -> dict[str, Any]:
 
 
 def save(path: Path, sections: dict[str, Any]) -> None:
-    """Write the sections with the command. Each has its machine and versions."""
+    """Write the sections with the command. Each has its machine and versions, the file those of the last run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(
         path, json.dumps({"command": "python -m benchmarks.robustness", "sections": sections}, indent=1) + "\n"

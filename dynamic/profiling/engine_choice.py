@@ -143,6 +143,7 @@ def chosen(
         combiner: The rule by which stages make scores and answers.
         precision_on: The precision of an engine, by its name.
         keep: Whether to store a new choice in the folder, where it can be written.
+        cascade: The fingerprint of the cascade in the folder. A choice that was made for another one does not count.
         hashes: As for `open_engine`.
         cascade: The fingerprint of the cascade. A choice that was made for another does not count.
         options: `threads`, and `route`, which has no effect since the single graph is measured.

@@ -321,7 +321,7 @@ class RequestHandler:
         """What a request showed, once everybody who learns from it has."""
         output, point, stages = answer.output, decision.point, answer.stages
         # of several engines, one that was not calibrated decides
-        engine = next((one for one in answer.engines if not deployment.calibrated(one)), answer.engine)
+        engine = next((engine for engine in answer.engines if not deployment.calibrated(engine)), answer.engine)
         # loading, and the first run after it, happen once and say nothing about how slow the device is. Nor does an
         # engine or a way that was not profiled
         usual = answer.usual and not answer.moved
