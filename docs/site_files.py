@@ -3,8 +3,8 @@
 Pages link to files of the repository, such as examples and results, as they are in a clone. The site gets a copy of
 each under `repository/`. `benchmarks/README.md`, `CHANGELOG.md` and `CONTRIBUTING.md` become pages there.
 
-Two packages, `policies/` and `models/`, are installed inside `dynamic`. mkdocstrings reads the files without importing
-them, so it gets a folder with links in which the package is whole.
+`policies/` and `models/` are installed inside `dynamic`. mkdocstrings reads files without importing them, so it gets a
+copy in which the package is whole. There the section `Example:` has the plural that its parser knows.
 """
 
 import re
@@ -20,6 +20,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("benchmarks/README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
+EXAMPLE = re.compile(r"\bExample:$", re.MULTILINE)
 _package: tempfile.TemporaryDirectory[str] | None = None
 
 
@@ -29,12 +30,12 @@ def on_config(config: MkDocsConfig) -> None:
     global _package
     _package = _package or tempfile.TemporaryDirectory(prefix="dynamic-site-")
     folder = Path(_package.name)
-    rooms = {path.name: path for path in (ROOT / "dynamic").iterdir()}
-    rooms |= {name: ROOT / name for name in ("policies", "models")}
-    (folder / "dynamic").mkdir(exist_ok=True)
-    for name, path in rooms.items():
-        if not (folder / "dynamic" / name).exists():
-            (folder / "dynamic" / name).symlink_to(path)
+    for source, place in ((ROOT / "dynamic", ""), (ROOT / "policies", "policies"), (ROOT / "models", "models")):
+        for path in source.rglob("*.py*"):
+            if path.suffix in (".py", ".pyi"):
+                copy = folder / "dynamic" / place / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_text(EXAMPLE.sub("Examples:", path.read_text("utf-8")), "utf-8")
     plugin = config.plugins["mkdocstrings"]
     plugin.config.handlers = {"python": {**plugin.config.handlers["python"], "paths": [str(folder)]}}
 

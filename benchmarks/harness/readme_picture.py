@@ -3,7 +3,7 @@
     python -m benchmarks.harness.readme_picture
 
 It reads `results/cascades/family_cascade.json` (a processor with VNNI) and `family_cascade_avx2.json` (the same
-machine, limited to AVX2), engine ONNX Runtime. Both axes are relative to ResNet-56 in float32 on the same requests and images.
+machine, limited to AVX2), engine ONNX Runtime. Both axes are relative to ResNet-56 in float32, on the same requests.
 Static networks were timed on the first split. Small circles are the splits of the cascade, the large one is their mean.
 """
 

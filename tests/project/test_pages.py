@@ -9,6 +9,7 @@ in an HTML comment before it:
 
 import contextlib
 import io
+import json
 import re
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
 from pathlib import Path
@@ -73,3 +74,66 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_python_of_a_page_runs(path: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Page(path, namespace(shared, tmp_path)).run()
+
+
+FENCE = re.compile(r"^(?P<fence>`{3,}).*?^(?P=fence)$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of the headings of a page, as mkdocs and git hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"], ids=page_name)
+def test_links_of_a_page_lead_somewhere(path: Path) -> None:
+    broken = []
+    for target, anchor in LINK.findall(FENCE.sub("", path.read_text("utf-8"))):
+        file = (path.parent / target).resolve() if target else path
+        if not file.is_file() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            broken.append(f"{target}#{anchor}")
+    assert broken == []
+
+
+def test_few_blocks_are_compiled_only() -> None:
+    count = sum(len(re.findall(r"<!-- compiled only: ", path.read_text("utf-8"))) for path in PAGES)
+    assert count <= NOT_RUN
+
+
+def test_the_readme_is_short_and_has_the_test_command() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) < 150
+    assert re.search(r"<!-- tests -->\n```bash\n.*pytest.*\n```", text)
+
+
+def figure(name: str, *keys: str) -> Any:
+    value = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+    for key in keys:
+        value = value[key]
+    return value
+
+
+ENGINE = ("engines", "onnxruntime f32")
+INT8 = (*ENGINE, "fastest_static", "as_accurate_as_resnet56", "ratio")
+TORCH, ALONE = ("rows", "bundle, torch"), ("rows", "bundle, single graph, ONNX Runtime")
+OWN_TIME = ("engines", "onnxruntime", "of_medians_us")
+IN_README = [  # words of README.md, the figure they quote, its rounding
+    ("**{}** of the latency of ResNet-56 in float32, **", figure("cascades/family_cascade", *ENGINE, "ratio"), ".3f"),
+    ("float32, **{}** of that in int8", figure("cascades/family_cascade", *INT8), ".3f"),
+    ("**{}** and **", figure("cascades/family_cascade_avx2", *ENGINE, "ratio"), ".3f"),
+    ("and **{}** of them", figure("cascades/family_cascade_avx2", *INT8), ".3f"),
+    ("measured {} points above ResNet-56", 100 * figure("cascades/family_cascade", *ENGINE, "gain"), ".1f"),
+    ("measured {} points above ResNet-56", 100 * figure("cascades/family_cascade_avx2", *ENGINE, "gain"), ".1f"),
+    ("**{} MB** resident", figure("memory/footprint", *ALONE, "resident_mb", "median"), ".0f"),
+    ("resident, {} s from start", figure("memory/footprint", *ALONE, "first_answer_s", "median"), ".2f"),
+    ("In torch {} MB", figure("memory/footprint", *TORCH, "resident_mb", "median"), ".0f"),
+    ("{} of the mean latency on ONNX Runtime at", figure("cascades/headline", *ENGINE, "ratio"), ".3f"),
+    ("adds [{} ms]", figure("runtime/overhead", *OWN_TIME) / 1000, ".1f"),
+    ("exits on your own network. {} torchvision", figure("wrapping/wrap_torchvision", "passing"), "d"),
+]
+
+
+@pytest.mark.parametrize(("words", "value", "rounding"), IN_README, ids=[words for words, *_ in IN_README])
+def test_figures_of_the_readme_stand_in_results(words: str, value: float, rounding: str) -> None:
+    assert words.format(format(value, rounding)) in (ROOT / "README.md").read_text("utf-8")

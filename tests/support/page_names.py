@@ -1,15 +1,14 @@
 """What a code block of README.md or docs/ may use without making it.
 
 `np`, `torch`, `nn`, `dynamic`. `small`, `large`: networks trained on 8 x 8 pictures of digits. `network` and `backbone`
-are `large`. `example_inputs [1, 1, 8, 8]`. `train_loader`, `calibration_loader`, `selection_loader`, `eval_loader`: lists
-of batches of different pictures. `preprocess`, `classes`. `images`, `image`: pictures as a camera gives them, uint8.
+are `large`. `example_inputs [1, 1, 8, 8]`. `preprocess`, `classes`. `train_loader`, `calibration_loader`,
+`selection_loader`, `eval_loader`: lists of batches of different pictures. `images`, `image`: uint8, as of a camera.
 `labels`: their classes. `bundle`: of both networks, profiled. It lies in "shelf", also in "shelf-2". `records` of it.
 The current folder is a temporary one of the page.
 """
 
 import functools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,7 @@ def _made(folder: Path) -> dict[str, Any]:
     preprocess = dynamic.Preprocess.of()
     x, y = torch.from_numpy(preprocess(images)), torch.from_numpy(labels)
     small, large = (
-        _trained(CifarResNet(depth, in_channels=1, width=width), x[:600], y[:600])
-        for depth, width in ((8, 4), (14, 12))
+        _trained(CifarResNet(depth, in_channels=1, width=width), x[:600], y[:600]) for depth, width in ((8, 4), (8, 14))
     )
     loaders = {
         "train_loader": _batches(x, y, 0, 600),
@@ -63,12 +61,12 @@ def _made(folder: Path) -> dict[str, Any]:
     bundle = dynamic.build(
         dynamic.Cascade([small, large], names=("small", "large")),
         loaders["calibration_loader"],
-        max_drops=(0.02,),
+        max_drops=(0.05,),
         preprocess=preprocess,
         classes=pictures.classes,
         progress=False,
     )
-    bundle.save(folder / "shelf").profile(batch=(1, 8), seconds=0.1, progress=False)
+    bundle.save(folder / "shelf").profile(batch=(1, 8), seconds=0.05, progress=False)
     torch.set_num_threads(threads)
     return loaders | {
         "np": np,
@@ -95,8 +93,3 @@ def namespace(shared: Path, own: Path) -> dict[str, Any]:
         shutil.copytree(shared / "shelf", own / name)
     bundle = dynamic.load(own / "shelf")
     return {**names, "bundle": bundle, "records": bundle.records, "frontier": bundle.frontier}
-
-
-def frames(count: int, image: Any) -> Iterator[Any]:
-    """A camera that ends."""
-    yield from (image for _ in range(count))
