@@ -17,12 +17,16 @@ from typing import Any
 
 import pytest
 from support.page_names import namespace
+from support.public_names import public
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = 8  # blocks in all: a camera, a server that does not end, another machine
+HELPERS = {"dynamic.DynamicError", "dynamic.DynamicWarning", "dynamic.models.with_remedy"} | {
+    f"dynamic.models.compress.{name}" for name in ("baked", "masks", "measure")
+}
 COMPILED = re.compile(r"<!-- compiled only: \S[^>]*-->\s*\Z")
 OUTPUT = re.compile(r"<!-- output -->\s*\Z")
 
@@ -74,6 +78,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_python_of_a_page_runs(path: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Page(path, namespace(shared, tmp_path)).run()
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
+    named = set(re.findall(r"^\| `(\w+Error)` \|", text, re.MULTILINE))
+    expected = {one.name for one in public() if one.owner is None} - HELPERS
+    assert {name for name in expected - shown if name.rpartition(".")[2] not in named} == set()
+    assert shown - expected == set()
 
 
 FENCE = re.compile(r"^(?P<fence>`{3,}).*?^(?P=fence)$", re.MULTILINE | re.DOTALL)

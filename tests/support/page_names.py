@@ -2,9 +2,9 @@
 
 `np`, `torch`, `nn`, `dynamic`. `small`, `large`: networks trained on 8 x 8 pictures of digits. `network` and `backbone`
 are `large`. `example_inputs [1, 1, 8, 8]`. `preprocess`, `classes`. `train_loader`, `calibration_loader`,
-`selection_loader`, `eval_loader`: lists of batches of different pictures. `images`, `image`: uint8, as of a camera.
-`labels`: their classes. `bundle`: of both networks, profiled. It lies in "shelf", also in "shelf-2". `records` of it.
-The current folder is a temporary one of the page.
+`selection_loader`, `eval_loader`: lists of batches of different pictures. `image`, `images` and their `labels`, and
+`labelled_batches`: pictures as a camera gives them, uint8. `bundle`: of both networks, profiled, with its `records` and
+`frontier`. It lies in "shelf", also in "shelf-2". The current folder is a temporary one of the page.
 """
 
 import functools
@@ -83,6 +83,7 @@ def _made(folder: Path) -> dict[str, Any]:
         "images": list(images[1500:1520]),
         "image": images[1500],
         "labels": labels[1500:1520],
+        "labelled_batches": [(images[1500:], labels[1500:])],
     }
 
 
