@@ -13,9 +13,9 @@ import pytest
 import dynamic
 from benchmarks.robustness.alterations import hash_again
 from benchmarks.robustness.altered import altered, answer, make_images, make_shelf
-from dynamic.bundle.bundle import MANIFEST, _manifest_hash
 from dynamic.bundle.canaries.check import kept_report, labels_limit
 from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.bundle.manifest import MANIFEST, manifest_hash
 from dynamic.errors import BundleError, CorruptError
 from dynamic.profiling import engine_choice
 from dynamic.profiling.engine_choice import Choice
@@ -355,7 +355,7 @@ def test_a_file_without_a_hash_is_refused(shelf: Path, digest: Any) -> None:
     data = json.loads((shelf / MANIFEST).read_text(encoding="utf-8"))
     data["files"]["records.npz"]["sha256"] = digest
     del data["sha256"]
-    (shelf / MANIFEST).write_text(json.dumps(data | {"sha256": _manifest_hash(data)}), encoding="utf-8")
+    (shelf / MANIFEST).write_text(json.dumps(data | {"sha256": manifest_hash(data)}), encoding="utf-8")
     with pytest.raises(CorruptError, match="sha256"):
         dynamic.load(shelf)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dynamic.bundle.bundle import write
+from dynamic.bundle.bundle_writer import write
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import open_engine
 from dynamic.engines.route_choice import CascadeEngine
