@@ -145,11 +145,11 @@ def assert_again(shelf: Path, folder: str, caplog: pytest.LogCaptureFixture, mis
     elif folder == "choices":
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine_choice, "choose", lambda *_, **__: Choice("", 1, {}, "onnxruntime", {}, {}))
-            bundle.open_unchecked("auto", threads=1).close()
+            bundle._open_unchecked("auto", None, {"threads": 1}).close()
         assert "measuring again" in caplog.text
     else:
         name = only(shelf / folder).name
-        opened = bundle.open_unchecked(threads=1)
+        opened = bundle._open_unchecked(None, None, {"threads": 1})
         assert kept_report(shelf, name, EngineIdentity.of(opened), labels_limit(bundle.ladder)) is None
         assert "The canaries run again" in caplog.text
 
