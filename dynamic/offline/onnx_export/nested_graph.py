@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from dynamic.data.preprocessing import Normalize, Preprocess, Scale
+from dynamic.data.number_steps import Normalize, Scale
+from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import THRESHOLDS, CascadeSpec, InputSpec
 from dynamic.offline.onnx_export.graph_inlining import StageGraph, fold_factor, inline, load_stage
 from dynamic.offline.onnx_export.if_nodes import Body, Branch

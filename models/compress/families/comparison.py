@@ -1,6 +1,5 @@
 """Networks beside each other on one engine: what each has right, how long it takes, what memory it holds."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from dynamic.policies.ladder import Interval, OperatingPoint
 from dynamic.policies.records import Records
 from dynamic.profiling.stage_profile import profile
 from dynamic.progress import size_of, track
+from dynamic.storage.temporary_files import TemporaryFolder
 
 Rights = NDArray[np.bool_]
 
@@ -86,7 +86,7 @@ class Entrant:
 def entered(network: nn.Module, example_inputs: Batch, engine: str, precision: str) -> Iterator[Entrant]:
     """Open a network on an engine, in evaluation mode. Raises EngineError where that cannot run it."""
     cascade = Cascade(network)
-    with tempfile.TemporaryDirectory(prefix="dynamic-family-") as made, evaluating(cascade):
+    with TemporaryFolder("family") as made, evaluating(cascade):
         folder = Path(made)
         if engine == "torch":
             spec = describe(cascade, example_inputs)

@@ -4,7 +4,6 @@ The network computes in float with the weights that the file holds, so that ever
 report says.
 """
 
-import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import put_weights, read_tensors, untied, write_tensors
 from dynamic.policies.errors import CorruptError, InputError, SettingError
+from dynamic.storage.temporary_files import TemporaryFolder
 
 BITS = range(2, 9)
 
@@ -95,7 +95,7 @@ def quantize_weights(
             weight.value.copy_(found.value)
     facts = {"bits": bits, "group": group, "relative_error": errors}
     result = WeightsCompressed(made, None, bits, coded)  # type: ignore[arg-type]  # measured below
-    with tempfile.TemporaryDirectory(prefix="dynamic-codes-") as folder:
+    with TemporaryFolder("codes") as folder:
         size_bytes = save_codes(result, Path(folder) / "weights.safetensors")
     told = report(
         f"int{bits} weights",
