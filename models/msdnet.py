@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
 
 import torch
@@ -28,6 +28,7 @@ class MSDNetShape:
 
     steps: tuple[int, ...]
     channels: int = 16
+    _: KW_ONLY
     growth: int = 6
     factors: tuple[int, ...] = (1, 2, 4)
     bottlenecks: tuple[int, ...] = (1, 2, 4)
@@ -145,7 +146,7 @@ class MSDNet(StagedNetwork):
     logits. For other image sizes give other `factors`: the classifier divides the coarsest scale by 8.
     """
 
-    def __init__(self, shape: MSDNetShape, classes: int = 100, in_channels: int = 3) -> None:
+    def __init__(self, shape: MSDNetShape, classes: int = 100, *, in_channels: int = 3) -> None:
         super().__init__()
         if classes < 1 or in_channels < 1:
             raise InputError(f"classes={classes}, in_channels={in_channels}: both have to be at least 1")

@@ -14,7 +14,7 @@ class BasicBlock(nn.Module):
     on each side.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, channels: int, *, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -43,7 +43,7 @@ class CifarResNet(nn.Module):
     Raises InputError where `depth` is not 8, 14, 20, ...
     """
 
-    def __init__(self, depth: int, classes: int = 10, in_channels: int = 3, width: int = 16) -> None:
+    def __init__(self, depth: int, classes: int = 10, *, in_channels: int = 3, width: int = 16) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
@@ -69,7 +69,7 @@ class CifarResNet(nn.Module):
 
 
 def _group(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_channels, channels, stride)
+    first = BasicBlock(in_channels, channels, stride=stride)
     return nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(blocks - 1)))
 
 

@@ -1,6 +1,7 @@
 """Checks of arguments that every method makes before it works."""
 
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -28,6 +29,36 @@ def check_share(name: str, value: Any, meaning: str, where: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise SettingError(f"{name}={value!r}{where} is not in (0, 1): {meaning}")
     return float(value)
+
+
+def check_word(name: str, value: Any, words: Any) -> None:
+    """Check an option that is a word.
+
+    Args:
+        name: Of the argument.
+        value: What was given for it.
+        words: The `Literal` of all that may be given.
+
+    Raises:
+        SettingError: It is none of them.
+    """
+    choices = get_args(words)
+    if not isinstance(value, str) or value not in choices:
+        raise SettingError(f"{name}={value!r} is no choice here: use one of {', '.join(map(repr, choices))}")
+
+
+def check_fit_options(fit_options: Mapping[str, Any] | None, own: Collection[str]) -> None:
+    """Check that no option of `dynamic.fit` is one that the caller sets.
+
+    Args:
+        fit_options: What the user gave.
+        own: The names that the caller sets.
+
+    Raises:
+        SettingError: One of them is given.
+    """
+    if both := sorted({*(fit_options or {})} & {*own}):
+        raise SettingError(f"fit_options={both} are set here: use the argument of that name, or call dynamic.fit")
 
 
 def check_inputs(network: nn.Module, example_inputs: Batch) -> None:

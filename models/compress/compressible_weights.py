@@ -2,14 +2,19 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from dynamic.policies.errors import InputError
 
-_KINDS: dict[str, tuple[type[nn.Module], ...]] = {"conv": (_ConvNd,), "linear": (nn.Linear, nn.MultiheadAttention)}
-KINDS = tuple(_KINDS)
+WeightKind = Literal["conv", "linear"]
+KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
+_KINDS: dict[WeightKind, tuple[type[nn.Module], ...]] = {
+    "conv": (_ConvNd,),
+    "linear": (nn.Linear, nn.MultiheadAttention),
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Weight:
     """A weight by its first name. `places`: the modules it lies in, with its attribute there, several where shared."""
 
     name: str
-    kind: str
+    kind: WeightKind
     places: tuple[tuple[nn.Module, str], ...]
 
     @property
@@ -34,7 +39,8 @@ def weights_of(network: nn.Module, skip: Collection[str] = ()) -> tuple[list[Wei
 
     Raises InputError where a name in `skip` is none.
     """
-    kinds: dict[int, str] = {}
+    kinds: dict[int, WeightKind | None] = {}
+    classes: dict[int, str] = {}
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[int, str] = {}
     for prefix, module in network.named_modules():
@@ -43,8 +49,10 @@ def weights_of(network: nn.Module, skip: Collection[str] = ()) -> tuple[list[Wei
                 continue
             names.setdefault(id(weight), f"{prefix}.{attribute}" if prefix else attribute)
             places.setdefault(id(weight), []).append((module, attribute))
-            kind = next((kind for kind, types in _KINDS.items() if isinstance(module, types)), type(module).__name__)
-            kinds.setdefault(id(weight), kind)
+            kinds.setdefault(
+                id(weight), next((kind for kind, types in _KINDS.items() if isinstance(module, types)), None)
+            )
+            classes.setdefault(id(weight), type(module).__name__)
     known = {*names.values(), *(name for name, _ in network.named_modules())}
     if unknown := [name for name in skip if name not in known]:
         raise InputError(
@@ -54,9 +62,9 @@ def weights_of(network: nn.Module, skip: Collection[str] = ()) -> tuple[list[Wei
     for key, name in names.items():
         if any(name == s or name.startswith(f"{s}.") for s in skip):
             left[name] = "skipped as asked"
-        elif kinds[key] not in _KINDS:
-            left[name] = f"{kinds[key]} is no convolution and no linear layer"
-        elif not (weight := Weight(name, kinds[key], tuple(places[key]))).value.is_floating_point():
+        elif (kind := kinds[key]) is None:
+            left[name] = f"{classes[key]} is no convolution and no linear layer"
+        elif not (weight := Weight(name, kind, tuple(places[key]))).value.is_floating_point():
             left[name] = f"its numbers are {weight.value.dtype}"
         else:
             found.append(weight)

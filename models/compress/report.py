@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from dynamic.offline.networks.float_types import other_floats
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.network_copies import deep_copy, plain
 from dynamic.offline.networks.row_independence import last_logits
+from dynamic.offline.networks.used_data import hashes_of, remember
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.tracing.multiply_adds import count_macs
 from dynamic.policies.certification.floor import Level
@@ -55,6 +56,7 @@ class Measured:
 
     parameters: int
     nonzero: int
+    _: KW_ONLY
     file_bytes: int
     macs: float
     latency_ms: float | None = None
@@ -81,6 +83,7 @@ class Report:
 
     method: str
     before: Measured
+    _: KW_ONLY
     after: Measured
     left_alone: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -155,8 +158,9 @@ class Compressed:
 
 def copied(network: nn.Module, *, computed: bool = True) -> nn.Module:
     """A deep copy; without `computed`, weights that are computed, under `weight_norm` or a mask, are ordinary ones."""
-    made = deep_copy(network)
-    return made if computed else plain(made)
+    duplicate = deep_copy(network)
+    remember(duplicate, hashes_of(network))
+    return duplicate if computed else plain(duplicate)
 
 
 def report(
@@ -164,7 +168,7 @@ def report(
     before: nn.Module,
     after: nn.Module,
     example_inputs: Batch,
-    data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     *,
     latency: bool = True,
     file_bytes: int | None = None,
@@ -179,10 +183,19 @@ def report(
     `data`: a loader of `(inputs, labels)` for accuracy; `file_bytes` of the packed file, where the method makes one.
     For `usual_drop`, `notes` and `same_work` see `Report`.
     """
-    first, second = measure([before, after], example_inputs, data, latency=latency)
+    first, second = measure([before, after], example_inputs, eval_loader=eval_loader, latency=latency)
     if file_bytes is not None:
         second = replace(second, file_bytes=file_bytes)
-    told = Report(method, first, second, dict(left_alone or {}), dict(facts or {}), usual_drop, tuple(notes), same_work)
+    told = Report(
+        method,
+        first,
+        after=second,
+        left_alone=dict(left_alone or {}),
+        facts=dict(facts or {}),
+        usual_drop=usual_drop,
+        notes=tuple(notes),
+        same_work=same_work,
+    )
     for warning in told.warnings:
         logger.warning("%s: %s", method, warning)
     return told
@@ -191,8 +204,8 @@ def report(
 def measure(
     networks: Sequence[nn.Module],
     example_inputs: Batch,
-    data: Iterable[Any] | None = None,
     *,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
     engine: str = "onnxruntime",
     precision: str = "f32",
@@ -207,7 +220,7 @@ def measure(
     timed = _latencies(networks, example_inputs, engine, precision) if latency else [_Timed()] * len(networks)
     found = []
     for network, took in zip(networks, timed, strict=True):
-        rights = None if data is None else _rights(network, data)
+        rights = None if eval_loader is None else _rights(network, eval_loader)
         with evaluating(network):
             macs = count_macs(network, *arguments(network, one)).total
         tensors = untied(network.state_dict())
@@ -216,22 +229,22 @@ def measure(
             Measured(
                 sum(p.numel() for p in weights.values()),
                 sum(int(p.count_nonzero()) for p in weights.values()),
-                sum(t.numel() * t.element_size() for t in tensors.values()),
-                macs,
-                took.latency_ms,
-                None if rights is None else rights.right / rights.count,
-                None if rights is None else rights.commonest / rights.count,
-                None if rights is None else rights.count,
-                took.spread_ms,
-                took.exported_bytes,
+                file_bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
+                macs=macs,
+                latency_ms=took.latency_ms,
+                accuracy=None if rights is None else rights.right / rights.count,
+                chance=None if rights is None else rights.commonest / rights.count,
+                inputs=None if rights is None else rights.count,
+                latency_spread_ms=took.spread_ms,
+                exported_bytes=took.exported_bytes,
             )
         )
     return found
 
 
-def accuracy(network: nn.Module, data: Iterable[Any]) -> float:
+def accuracy(network: nn.Module, eval_loader: Iterable[Any]) -> float:
     """Share of `data` that the network's own (last) answer has right. Raises InputError on an empty loader."""
-    rights = _rights(network, data)
+    rights = _rights(network, eval_loader)
     return rights.right / rights.count
 
 
@@ -244,10 +257,10 @@ class _Rights:
     commonest: int
 
 
-def _rights(network: nn.Module, data: Iterable[Any]) -> _Rights:
+def _rights(network: nn.Module, loader: Iterable[Any]) -> _Rights:
     right, count, seen = 0, 0, Counter[int]()
     with evaluating(network), torch.no_grad():
-        for inputs, labels in checked_batches(data, None):
+        for inputs, labels in checked_batches(loader, None):
             logits = last_logits(network, named_tensors(network, inputs))
             right += int((logits.argmax(1).numpy(force=True) == labels).sum())
             count += len(labels)

@@ -19,6 +19,7 @@ from dynamic.models.resnet import BasicBlock
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.module_modes import view
 from dynamic.offline.networks.network_copies import deep_copy
+from dynamic.offline.networks.used_data import hashes_of, remember
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
 from dynamic.policies.errors import InputError, SettingError, WrapError
 
@@ -32,15 +33,16 @@ _REMEDY = "give a function from width to network instead, or leave it as it is"
 def slimmable(
     network: nn.Module | Callable[[float], nn.Module],
     example_inputs: Batch,
-    widths: Sequence[float] = WIDTHS,
     *,
-    multiple: int = 1,
+    widths: Sequence[float] = WIDTHS,
+    round_to: int = 1,
 ) -> "Slimmable":
     """A copy of `network` that answers at each of the `widths`, rising shares of its channels, the last 1.
 
-    Channels are rounded to a `multiple` (engines like 8 or 16), the classes stay. Convolutions of groups keep their
-    channels a group and lose groups. Made for convolutional networks of Conv2d, Linear and batch norms, residual or
-    not, whose code takes channel counts from its inputs, and for `CifarResNet`; for others give a function that makes
+    Channels are rounded to multiples of `round_to` (engines like 8 or 16), the classes stay. Convolutions of groups
+    keep their channels a group and lose groups. Made for convolutional networks of Conv2d, Linear and batch norms,
+    residual or not, whose code takes channel counts from its inputs, and for `CifarResNet`; for others give
+    a function that makes
     the network of a width: `lambda width: CifarResNet(20, width=round(16 * width))`. Its networks may have other
     norms too, and start from the weights of the widest.
 
@@ -55,14 +57,14 @@ def slimmable(
     Raises SettingError on widths out of range, InputError on inputs that do not fit, WrapError on layers that cannot be
     treated, naming them, and on networks that cannot be made so narrow.
     """
-    shares = _checked(widths, multiple)
+    shares = _checked(widths, round_to)
     if isinstance(network, StagedNetwork):
         raise WrapError(f"this {type(network).__name__} has exits; give the plain network, and put exits on an extract")
     if isinstance(network, nn.Module):
         full = copied(network)
         check_layers(full, (_BatchNorm,))
         classes = _classes(full, example_inputs)
-        trees = [thinned(full, example_inputs, share, multiple) for share in shares[:-1]]
+        trees = [thinned(full, example_inputs, share, round_to) for share in shares[:-1]]
     else:
         full, trees = network(shares[-1]), [network(share) for share in shares[:-1]]
         for tree in (*trees, full):
@@ -101,6 +103,7 @@ class Slimmable(StagedNetwork):
     def extract(self, width: float) -> nn.Module:
         """A plain network of one width that shares nothing."""
         made = deep_copy(self.at(width))
+        remember(made, hashes_of(self))
         swap(made, {m: m.plain() for m in made.modules() if isinstance(m, (SlimConv2d, SlimLinear))})
         return made
 
@@ -182,7 +185,7 @@ class SlimLinear(nn.Linear):
         return weight, None if self.bias is None else self.bias[: self.out_features]
 
 
-def thinned(network: nn.Module, example_inputs: Batch, width: float, multiple: int) -> nn.Module:
+def thinned(network: nn.Module, example_inputs: Batch, width: float, round_to: int) -> nn.Module:
     """A copy with the leading channels of each layer, cut as the example passes: layers take what comes in."""
     made = copied(network)
     last = _last_layer(network, example_inputs)
@@ -190,7 +193,7 @@ def thinned(network: nn.Module, example_inputs: Batch, width: float, multiple: i
     done: set[nn.Module] = set()
 
     def channels(full: int) -> int:
-        return min(full, max(1, math.floor(full * width / multiple + 0.5)) * multiple)
+        return min(full, max(1, math.floor(full * width / round_to + 0.5)) * round_to)
 
     def cut(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if module in done:
@@ -204,7 +207,7 @@ def thinned(network: nn.Module, example_inputs: Batch, width: float, multiple: i
             if module.groups > 1 and x.shape[1] % each:
                 raise WrapError(
                     f"{names[module]} has groups of {each} channels and would be given {x.shape[1]} at width "
-                    f"{width:g}; give widths or a multiple that leave whole groups"
+                    f"{width:g}; give widths, or a round_to, that leave whole groups"
                 )
             groups = 1 if module.groups == 1 else x.shape[1] // each
             outs = (
@@ -322,13 +325,13 @@ def _filled(made: Plain, weight: Tensor, bias: Tensor | None, old: nn.Module) ->
     return made
 
 
-def _checked(widths: Sequence[float], multiple: int) -> tuple[float, ...]:
+def _checked(widths: Sequence[float], round_to: int) -> tuple[float, ...]:
     numbers = not isinstance(widths, (str, bool)) and isinstance(widths, Iterable)
     if not numbers or not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in (*widths,)):
         raise SettingError(f"widths={widths!r}: give rising shares above 0, the last 1, such as (0.25, 0.5, 1.0)")
     found = tuple(float(width) for width in widths)
     if not found or found != tuple(sorted(set(found))) or found[-1] != 1 or not found[0] > 0:
         raise SettingError(f"widths={found}: give rising shares above 0, the last 1")
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise SettingError(f"multiple={multiple!r}: give a whole number from 1")
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise SettingError(f"round_to={round_to!r}: give a whole number from 1")
     return found

@@ -7,13 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamic.models.compress.argument_checks import check_inputs
+from dynamic.models.compress.argument_checks import check_fit_options, check_inputs
 from dynamic.models.compress.distillation.feature_hints import Hints
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import InputError, SettingError
+
+_OWN = (
+    "mode", "teacher", "penalty", "epochs", "temperature", "distill_share", "seed", "checkpoint", "progress",
+)  # fmt: skip
 
 
 class Ensemble(nn.Module):
@@ -63,21 +67,22 @@ def mean_logits(logits: Tensor, temperature: Tensor | float) -> Tensor:
 
 
 def distill(
-    student: nn.Module,
+    network: nn.Module,
     example_inputs: Batch,
-    teachers: nn.Module | Sequence[nn.Module],
-    train_loader: Iterable[Any],
     *,
+    teacher: nn.Module | Sequence[nn.Module],
+    train_loader: Iterable[Any],
     epochs: int = 20,
     temperature: float = 4.0,
-    share: float = 0.9,
+    distill_share: float = 0.9,
     hints: Mapping[str, str] | None = None,
     hint_weight: float = 1.0,
-    data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
+    seed: int = 0,
+    fit_options: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
     latency: bool = True,
-    **settings: Any,
 ) -> Compressed:
     """A copy of `student`, trained by `dynamic.fit(mode="distill")` on a loader of `(inputs, labels [B])`.
 
@@ -100,36 +105,39 @@ def distill(
     they were. Raises what `fit` raises, InputError where teachers or hints do not fit, SettingError on a setting out of
     range.
     """
-    if not 0 <= share <= 1:
-        raise SettingError(f"share={share} is not in [0, 1]: the part of the loss that comes from the teacher")
-    if "mode" in settings or "teacher" in settings or "penalty" in settings:
-        raise SettingError("mode, teacher and penalty are set here; call dynamic.fit to choose them")
-    check_inputs(student, example_inputs)
-    listed = [teachers] if isinstance(teachers, nn.Module) else list(teachers)
-    teacher = listed[0] if len(listed) == 1 else Ensemble(listed, temperature)
-    made = copied(student)
-    with Hints(made, teacher, hints or {}, hint_weight, example_inputs, settings.get("seed", 0)) as hinted:
-        fitted = fit(
-            made,
+    if not 0 <= distill_share <= 1:
+        raise SettingError(f"distill_share={distill_share} is not in [0, 1]: the share of the loss from the teacher")
+    check_fit_options(fit_options, _OWN)
+    check_inputs(network, example_inputs)
+    teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+    whole = teachers[0] if len(teachers) == 1 else Ensemble(teachers, temperature)
+    student = copied(network)
+    with Hints(student, whole, hints or {}, hint_weight, example_inputs, seed) as hinted:
+        training = fit(
+            student,
             train_loader,
-            "distill",
-            teacher=teacher,
+            mode="distill",
+            teacher=whole,
             penalty=hinted if hints else None,
             epochs=epochs,
             temperature=temperature,
-            distill_share=share,
+            distill_share=distill_share,
+            seed=seed,
             checkpoint=checkpoint,
             progress=progress,
-            **settings,
+            **(fit_options or {}),
         )
     facts = {
-        "teachers": len(listed),
+        "teachers": len(teachers),
         "temperature": temperature,
-        "share": share,
+        "distill_share": distill_share,
         "hints": dict(hints or {}),
-        "epochs": fitted.epochs,
-        "resumed": fitted.resumed,
-        "training_loss": list(fitted.loss),
-        "training_accuracy": list(fitted.accuracy),
+        "epochs": training.epochs,
+        "resumed": training.resumed,
+        "training_loss": list(training.loss),
+        "training_accuracy": list(training.accuracy),
     }
-    return Compressed(made, report("distillation", teacher, made, example_inputs, data, latency=latency, facts=facts))
+    return Compressed(
+        student,
+        report("distillation", whole, student, example_inputs, eval_loader, latency=latency, facts=facts),
+    )

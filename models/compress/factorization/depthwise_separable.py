@@ -35,7 +35,7 @@ def separate(
     layers: Collection[str] | None = None,
     skip: Collection[str] = (),
     rank: int = 1,
-    data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> Compressed:
     """A copy of `network` whose k x k convolutions are depthwise and then 1x1, where that saves multiply-adds.
@@ -77,7 +77,7 @@ def separate(
     left |= recurrent(made)
     swap(made, chosen)
     told = report(
-        "separate", network, made, example_inputs, data, latency=latency, left_alone=left, facts={"kept": kept}
+        "separate", network, made, example_inputs, eval_loader, latency=latency, left_alone=left, facts={"kept": kept}
     )
     return Compressed(made, told)
 

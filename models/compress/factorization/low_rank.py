@@ -8,11 +8,12 @@ Networks with Low-rank Regularization", theorem 1).
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from dynamic.models.compress.argument_checks import check_word
 from dynamic.models.compress.factorization.input_moments import Moments, moments
 from dynamic.models.compress.layer_replacement import (
     Layer,
@@ -29,7 +30,8 @@ from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.policies.errors import InputError, SettingError
 
-KINDS = ("linear", "pointwise", "spatial")
+Kind = Literal["linear", "pointwise", "spatial"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Rank = int | float
 """A rank (int), or a share of the full one (float in (0, 1])."""
@@ -41,10 +43,10 @@ def low_rank(
     *,
     energy: float | None = None,
     rank: Rank | Mapping[str, Rank] | None = None,
-    kinds: Collection[str] = KINDS,
+    kinds: Collection[Kind] = KINDS,
     skip: Collection[str] = (),
-    calibration_data: Iterable[Any] | None = None,
-    data: Iterable[Any] | None = None,
+    calibration_loader: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> Compressed:
     """A copy of `network` with thin layers where they save multiply-adds.
@@ -72,7 +74,7 @@ def low_rank(
     facts: dict[str, Any] = {}
     layers = observed(made, example_inputs, (nn.Linear, nn.modules.conv._ConvNd))
     thin = [layer.module for layer in layers if _thin(layer.module)]
-    seen = None if calibration_data is None else moments(made, calibration_data, thin)
+    seen = None if calibration_loader is None else moments(made, calibration_loader, thin)
     for layer in layers:
         why = "skipped" if inside(layer.name, skip) else untreatable(layer, (nn.Linear, nn.Conv2d), held)
         if why is None and _kind(layer.module) not in kinds:
@@ -97,7 +99,7 @@ def low_rank(
     left |= recurrent(made)
     swap(made, chosen)
     told = report(
-        "low_rank", network, made, example_inputs, data, latency=latency, left_alone=left, facts={"ranks": facts}
+        "low_rank", network, made, example_inputs, eval_loader, latency=latency, left_alone=left, facts={"ranks": facts}
     )
     return Compressed(made, told)
 
@@ -219,7 +221,7 @@ def _convolutions(old: nn.Conv2d, first: Tensor, second: Tensor) -> nn.Sequentia
     return nn.Sequential(across, along)
 
 
-def _kind(module: nn.Module) -> str:
+def _kind(module: nn.Module) -> Kind:
     if isinstance(module, nn.Linear):
         return "linear"
     return "pointwise" if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) else "spatial"
@@ -229,7 +231,7 @@ def _thin(module: nn.Module) -> bool:
     return _kind(module) != "spatial"
 
 
-def _check(energy: float | None, rank: Rank | Mapping[str, Rank] | None, kinds: Collection[str]) -> None:
+def _check(energy: float | None, rank: Rank | Mapping[str, Rank] | None, kinds: Collection[Kind]) -> None:
     if (energy is None) == (rank is None):
         raise SettingError(f"energy={energy}, rank={rank}: give one of them")
     if energy is not None and (isinstance(energy, bool) or not isinstance(energy, (int, float)) or not 0 < energy <= 1):
@@ -238,6 +240,7 @@ def _check(energy: float | None, rank: Rank | Mapping[str, Rank] | None, kinds: 
         whole = isinstance(one, int) and not isinstance(one, bool) and one >= 1
         if one is not None and not whole and not (isinstance(one, float) and 0 < one <= 1):
             raise SettingError(f"rank={one!r}: give a whole number from 1, or a share (float) in (0, 1]")
-    unknown = [kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind not in KINDS]
-    if unknown or isinstance(kinds, str):
-        raise SettingError(f"kinds={kinds!r}: give some of {KINDS}")
+    if isinstance(kinds, str):
+        raise SettingError(f"kinds={kinds!r} is one word: give a list of some of {KINDS}")
+    for kind in kinds:
+        check_word("kinds", kind, Kind)

@@ -1,7 +1,7 @@
 """Several sub-models of one network, measured beside each other, and the cascade of those worth keeping."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,26 @@ from torch import Tensor, nn
 from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.tables import table
 from dynamic.engines.engine_factory import check_engine
+from dynamic.models.compress.argument_checks import check_fit_options, check_word
 from dynamic.models.compress.families.cascade_advice import advice
 from dynamic.models.compress.families.comparison import no_less_accurate, tensors_mb
 from dynamic.models.compress.families.family_chart import draw
 from dynamic.models.compress.families.measured_networks import OTHER, REFERENCE, SUB_MODEL, Member, judge, measured
 from dynamic.models.compress.families.member_training import Maker, few
-from dynamic.models.compress.families.recipes import Recipe, as_named, checked_targets, class_name, recipe
+from dynamic.models.compress.families.recipes import Cost, Recipe, as_named, checked_targets, class_name, recipe
 from dynamic.models.compress.report import Compressed, Report
 from dynamic.offline.batches import Batch, labelled_batches, named_tensors, run_on
 from dynamic.offline.calibration import peek
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_classes
+from dynamic.offline.networks.used_data import RecordedLoader, remember
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.policies.certification.floor import SHARE, Level, check_floor
 from dynamic.policies.errors import InputError, SettingError
 from dynamic.progress import track
 
-BY = ("latency", "macs")
-DEFAULT_MEANS = ("quantize", "prune_channels", "prune_blocks", "low_rank")
+DEFAULT_METHODS = ("quantize", "prune_channels", "prune_blocks", "low_rank")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Family:
 
     members: tuple[Member, ...]
     engine: str
+    _: KW_ONLY
     precision: str
     failed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -73,7 +75,7 @@ class Family:
 
     def cascade(self, combine: str = "backbones") -> Cascade:
         """What `dynamic.build` takes: the members kept, the fastest first, the reference last."""
-        return Cascade([m.network for m in self.kept], combine, [m.name for m in self.kept])
+        return Cascade([m.network for m in self.kept], combine=combine, names=[m.name for m in self.kept])
 
     def chart(self, path: str | Path, bundle: Bundle | None = None) -> Path:
         """Draw accuracy against latency; `bundle`, profiled: also the points of the cascade that was built.
@@ -129,7 +131,7 @@ class Family:
             if m.beaten is not None:
                 b = m.beaten
                 yield (
-                    f"{m.name}: {b.by} is no less accurate (chance {b.sure:.0%}) and was faster in {b.slower} of "
+                    f"{m.name}: {b.by} is no less accurate (chance {b.confidence:.0%}) and was faster in {b.slower} of "
                     f"{b.turns} turns"
                 )
         yield from self.notes
@@ -147,21 +149,21 @@ class Family:
 
 def family(
     network: nn.Module,
-    data: Iterable[Any],
-    targets: Sequence[float] = (0.5, 0.25),
+    selection_loader: Iterable[Any],
     *,
+    targets: Sequence[float] = (0.5, 0.25),
     train_loader: Iterable[Any] | None = None,
-    means: Sequence[str | Callable[..., Compressed] | Recipe] = DEFAULT_MEANS,
+    methods: Sequence[str | Callable[..., Compressed] | Recipe] = DEFAULT_METHODS,
     others: Mapping[str, nn.Module] | Sequence[nn.Module] = (),
     engine: str = "onnxruntime",
     precision: str = "f32",
-    by: str = "latency",
+    cost: Cost = "latency",
     epochs: int = 5,
-    fitting: Mapping[str, Any] | None = None,
-    sure: float = 0.5,
+    fit_options: Mapping[str, Any] | None = None,
+    min_confidence: float = 0.5,
     keep_small: bool = False,
     memory: bool = True,
-    checkpoint_dir: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool | None = None,
     floor: float | None = None,
 ) -> Family:
@@ -195,24 +197,26 @@ def family(
     `network`.
     """
     wanted = checked_targets(targets)
-    if by not in BY:
-        raise SettingError(f"by={by!r} is not known; use one of {BY}")
-    if not 0 <= sure < 1:
-        raise SettingError(f"sure={sure} must lie in [0, 1); 0.5 drops what looks beaten, 0.95 what is nearly certain")
+    check_word("cost", cost, Cost)
+    if not 0 <= min_confidence < 1:
+        raise SettingError(
+            f"min_confidence={min_confidence} is not in [0, 1): 0.5 drops what looks beaten, 0.95 what surely is"
+        )
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
         raise SettingError(f"epochs={epochs!r}: give a whole number, 0 for no fine-tuning")
+    check_fit_options(fit_options, ("mode", "teacher", "epochs", "checkpoint", "progress"))
     check_engine(engine, precision)
     check_floor(floor)
-    batches, example, _ = peek(data)
-    recipes = _recipes(means, wanted, batches if train_loader is None else train_loader)
+    batches, example, _ = peek(selection_loader)
+    recipes = _recipes(methods, wanted, batches if train_loader is None else train_loader)
     given = as_named(others)
     classes = _classes(network, example, class_name(network))
     for name, other in given:
         _check_same(other, example, name, classes)
-    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    settings = {"lr": 0.01, "epochs": epochs, "progress": progress} | dict(fitting or {})
+    folder = None if checkpoint is None else Path(checkpoint)
+    settings = {"lr": 0.01, "epochs": epochs, "progress": progress} | dict(fit_options or {})
     maker = Maker(network, example, wanted, train_loader if epochs else None, settings, folder)
-    with maker.costing(by, engine, precision):
+    with maker.costing(cost, engine, precision):
         for one in track(recipes, "making sub-models", len(recipes), progress):
             maker.make(one)
     for name, compressed in maker.made:
@@ -220,14 +224,20 @@ def family(
     listed: list[tuple[str, str, nn.Module, Report | None]] = [(REFERENCE, class_name(network), network, None)]
     listed += [(OTHER, name, other, None) for name, other in given]
     listed += [(SUB_MODEL, name, c.network, c.report) for name, c in maker.made]
-    members = measured(listed, batches, example, engine, precision, memory, maker.failed, progress)
+    recorded = RecordedLoader(batches)
+    members = measured(listed, recorded, example, engine, precision, memory, maker.failed, progress)
     if len(members) == 1:
         reasons = [*(f"{name}: {reason}" for name, reason in maker.failed.items()), *maker.notes]
-        why = "; ".join(reasons) or "no means and no others"
+        why = "; ".join(reasons) or "no methods and no others"
         raise InputError(f"there is no network beside {class_name(network)}: {why}")
-    judged = judge(members, sure, keep_small)
+    for member in members:
+        if member.role != REFERENCE:  # the reference is in the cascade whatever the data say
+            remember(member.network, recorded.hashes, on_network=member.role == SUB_MODEL)
+    judged = judge(members, min_confidence, keep_small)
     least = _floor(floor, judged[-1], batches)
-    return Family(tuple(judged), engine, precision, dict(maker.failed), tuple(maker.notes), least)
+    return Family(
+        tuple(judged), engine, precision=precision, failed=dict(maker.failed), notes=tuple(maker.notes), floor=least
+    )
 
 
 def _floor(floor: float | None, reference: Member, data: Iterable[Any]) -> float | None:
@@ -240,12 +250,12 @@ def _floor(floor: float | None, reference: Member, data: Iterable[Any]) -> float
 
 
 def _recipes(
-    means: Sequence[str | Callable[..., Compressed] | Recipe], targets: tuple[float, ...], loader: Iterable[Any]
+    methods: Sequence[str | Callable[..., Compressed] | Recipe], targets: tuple[float, ...], loader: Iterable[Any]
 ) -> list[Recipe]:
-    if isinstance(means, str):
-        raise InputError(f"means={means!r} is one name; give a list of them")
+    if isinstance(methods, str):
+        raise InputError(f"methods={methods!r} is one name: give a list of them")
     looked_at = few(loader)
-    found = [recipe(m, looked_at) for m in means]
+    found = [recipe(m, looked_at) for m in methods]
     if not targets and any(r.amounts for r in found):
         raise SettingError("targets is empty: give shares of the cost that may stay, e.g. (0.5, 0.25)")
     return found

@@ -27,12 +27,15 @@ REFERENCE, SUB_MODEL, OTHER = "reference", "sub-model", "other"
 class Beaten:
     """A network is beaten `by` one that is no less accurate and faster.
 
-    `sure`: the chance that the other is at least as accurate, from the inputs that only one of the two has right (0.5:
-    as good as equal). `slower`: in how many of `turns` this one took longer.
+    Args:
+        by: The name of the other.
+        confidence: The chance that the other is at least as accurate. 0.5: as good as equal.
+        slower: In how many turns this one took longer.
+        turns: How many turns there were.
     """
 
     by: str
-    sure: float
+    confidence: float
     slower: int
     turns: int
 
@@ -66,7 +69,7 @@ class Member:
         return float(np.median(self.turns_ms))
 
 
-def judge(members: Sequence[Member], sure: float = 0.5, keep_small: bool = False) -> list[Member]:
+def judge(members: Sequence[Member], min_confidence: float = 0.5, keep_small: bool = False) -> list[Member]:
     """The members, the first being the reference, from fast to slow and that last, with what beats each.
 
     A member is beaten only by one that is itself not beaten, the most accurate of those that beat it.
@@ -79,8 +82,8 @@ def judge(members: Sequence[Member], sure: float = 0.5, keep_small: bool = False
             for other, found in rivals
             if other.accuracy >= member.accuracy
             and other.latency_ms < member.latency_ms
-            and found.sure >= sure
-            and found.slower >= max(sure, _CLEARLY) * found.turns
+            and found.confidence >= min_confidence
+            and found.slower >= max(min_confidence, _CLEARLY) * found.turns
             and not (keep_small and (member.memory_mb or 0.0) < (other.memory_mb or 0.0))
         ]
         if beating:

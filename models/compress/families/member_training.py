@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dynamic.models.compress.families.comparison import entered, in_turns_ms
-from dynamic.models.compress.families.recipes import Amount, Made, Recipe, class_name, numbered, search
+from dynamic.models.compress.families.recipes import Amount, Cost, Made, Recipe, class_name, numbered, search
 from dynamic.models.compress.report import Compressed
 from dynamic.offline.batches import Batch, arguments, named_tensors
 from dynamic.offline.networks.checkpoints import digest
@@ -53,14 +53,14 @@ class Maker:
         self._slack = 0.0
 
     @contextmanager
-    def costing(self, by: str, engine: str, precision: str) -> Iterator[None]:
+    def costing(self, cost: Cost, engine: str, precision: str) -> Iterator[None]:
         """Within it there is a measure of the share of the cost that a network takes."""
         if self._folder is not None:
             tensors = {n: t for n, t in self._network.state_dict().items() if isinstance(t, torch.Tensor)}
             shapes = {n: list(t.shape[1:]) for n, t in named_tensors(self._network, self._example).items()}
-            self._run = {"network": f"{class_name(self._network)} {digest(tensors)}", "inputs": shapes, "by": by,
+            self._run = {"network": f"{class_name(self._network)} {digest(tensors)}", "inputs": shapes, "cost": cost,
                          "engine": engine, "precision": precision}  # fmt: skip
-        if by == "macs":
+        if cost == "macs":
             whole = _macs(self._network, self._example)
             self._share = lambda candidate: _macs(candidate, self._example) / whole
             yield
@@ -122,7 +122,14 @@ class Maker:
     def _finish(self, recipe: Recipe, name: str, made: Compressed) -> Compressed:
         if self._loader is not None and recipe.tune:
             checkpoint = None if self._folder is None else self._folder / f"{name}.checkpoint"
-            fit(made.network, self._loader, "distill", teacher=self._network, checkpoint=checkpoint, **self._settings)
+            fit(
+                made.network,
+                self._loader,
+                mode="distill",
+                teacher=self._network,
+                checkpoint=checkpoint,
+                **self._settings,
+            )
         return made if recipe.then is None else recipe.then.make(made.network, self._example, None)
 
 
@@ -138,7 +145,7 @@ def _read(path: Path, run: Mapping[str, Any]) -> Amount | None:
     changed = [name for name in run if before.get(name) != run[name]]
     if changed:
         told = ", ".join(f"{n}={str(before.get(n))[:40]} (now {str(run[n])[:40]})" for n in changed)
-        raise BundleError(f"{path} was chosen with {told}; call family as that run did, or give another checkpoint_dir")
+        raise BundleError(f"{path} was chosen with {told}; call family as that run did, or give another checkpoint")
     return amount
 
 

@@ -3,17 +3,20 @@
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from torch import nn
 
+from dynamic.models.compress.argument_checks import check_word
 from dynamic.models.compress.report import Compressed
 from dynamic.offline.batches import Batch
 from dynamic.policies.errors import DynamicError, InputError, SettingError
 
 Amount = int | float
+Cost = Literal["latency", "macs"]
+MethodName = Literal["quantize", "prune_channels", "prune_blocks", "low_rank", "separate"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Recipe:
 
     name: str
     make: Callable[[nn.Module, Batch, Any], Compressed]
+    _: KW_ONLY
     amounts: tuple[Amount, ...] = ()
     tune: bool = True
     then: "Recipe | None" = None
@@ -40,65 +44,63 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """A method of this folder: its module, what its amount is called, the amounts to try, what its data is called."""
+class _Method:
+    """A method of `compress`: the name of its amount, the amounts to try, the name of its loader, other options."""
 
-    module: str
     amount: str | None = None
     amounts: tuple[Amount, ...] = ()
-    data: str | None = None
+    loader: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     tune: bool = True
 
 
 _SHARES = tuple(step / 20 for step in range(1, 20))  # of channels, or of a full rank
 # counts of blocks beyond what there is are refused; what removing each costs in loss takes many passes, norms take one
-_KNOWN = {
-    "quantize": _Known("quantization", data="data", tune=False),
-    "prune_channels": _Known("channels", "amount", _SHARES),
-    "prune_blocks": _Known("blocks", "count", tuple(range(1, 65)), "data", {"importance": "norm"}),
-    "low_rank": _Known("lowrank", "rank", _SHARES[::-1], "calibration_data"),
-    "separate": _Known("separable", "rank", (4, 3, 2, 1)),
+_METHODS: dict[MethodName, _Method] = {
+    "quantize": _Method(loader="calibration_loader", tune=False),
+    "prune_channels": _Method("amount", _SHARES),
+    "prune_blocks": _Method("count", tuple(range(1, 65)), "selection_loader", {"importance": "norm"}),
+    "low_rank": _Method("rank", _SHARES[::-1], "calibration_loader"),
+    "separate": _Method("rank", (4, 3, 2, 1)),
 }
-MEANS = tuple(_KNOWN)
 
 
-def recipe(means: str | Callable[..., Compressed] | Recipe, data: Iterable[Any]) -> Recipe:
+def recipe(method: str | Callable[..., Compressed] | Recipe, loader: Iterable[Any]) -> Recipe:
     """The recipe of a name, of a `(network, example_inputs) -> Compressed`, or the one given.
 
-    "prune_channels+quantize" prunes, fine-tunes and then quantizes. `data`: batches for methods that look at inputs.
+    "prune_channels+quantize" prunes, fine-tunes and then quantizes. `loader`: batches for methods that look at inputs.
     Raises InputError on what is none of these.
     """
-    if isinstance(means, Recipe):
-        return means
-    if isinstance(means, str):
-        first, *rest = means.split("+")
-        made = _named(first, data)
+    if isinstance(method, Recipe):
+        return method
+    if isinstance(method, str):
+        first, *rest = method.split("+")
+        whole = _named(first, loader)
         for name in rest:
-            made = replace(made, name=means, then=_named(name, data))
+            whole = replace(whole, name=method, then=_named(name, loader))
         if len(rest) > 1:
-            raise InputError(f"means {means!r} has {len(rest) + 1} steps; two are the most")
-        return made
-    if not callable(means):
-        raise InputError(f"means holds a {type(means).__name__}; give names of {MEANS}, functions, or recipes")
-    function = means
+            raise InputError(f"methods holds {method!r}, which has {len(rest) + 1} steps: give two at most")
+        return whole
+    if not callable(method):
+        names = ", ".join(get_args(MethodName))
+        raise InputError(f"methods holds a {type(method).__name__}: give functions, recipes or names ({names})")
+    function = method
     return Recipe(_name_of(function), lambda network, inputs, _: function(network, inputs))
 
 
-def _named(name: str, data: Iterable[Any]) -> Recipe:
-    known = _KNOWN.get(name)
-    if known is None:
-        raise InputError(f"means {name!r} is not known; use one of {MEANS}, or a function")
+def _named(name: str, loader: Iterable[Any]) -> Recipe:
+    check_word("methods", name, MethodName)
+    method = _METHODS[cast(MethodName, name)]
 
     def make(network: nn.Module, inputs: Batch, amount: Amount | None) -> Compressed:
-        # imported once wanted: each may need a library of its own
-        method = getattr(importlib.import_module(f"dynamic.models.compress.{known.module}"), name)
-        asked = {} if known.amount is None else {known.amount: amount}
-        given = {} if known.data is None else {known.data: data}
-        found: Compressed = method(network, inputs, latency=False, **asked, **given, **known.options)
-        return found
+        # by name when used: the package imports this file
+        function = getattr(importlib.import_module("dynamic.models.compress"), name)
+        amounts = {} if method.amount is None else {method.amount: amount}
+        loaders = {} if method.loader is None else {method.loader: loader}
+        compressed: Compressed = function(network, inputs, latency=False, **amounts, **loaders, **method.options)
+        return compressed
 
-    return Recipe(name, make, known.amounts, known.tune)
+    return Recipe(name, make, amounts=method.amounts, tune=method.tune)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

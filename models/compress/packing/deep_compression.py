@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dynamic.models.compress.argument_checks import check_inputs
-from dynamic.models.compress.compressible_weights import weights_of
+from dynamic.models.compress.compressible_weights import WeightKind, weights_of
 from dynamic.models.compress.packing.half_precision import simple_norms, to_half_precision
 from dynamic.models.compress.packing.packed_file import save_packed
 from dynamic.models.compress.packing.weight_clustering import cluster
@@ -28,10 +28,10 @@ logger = logging.getLogger("dynamic")
 def deep_compress(
     network: nn.Module,
     example_inputs: Batch,
-    train_loader: Iterable[Any],
     *,
+    train_loader: Iterable[Any],
     steps: Sequence[tuple[float, int]] = ((0.5, 1), (0.7, 1), (0.8, 5)),
-    clusters: int | Mapping[str, int] = 16,
+    clusters: int | Mapping[WeightKind, int] = 16,
     cluster_epochs: int = 2,
     skip: Collection[str] = (),
     lr: float = 0.02,
@@ -41,10 +41,10 @@ def deep_compress(
     temperature: float = 3.0,
     half: bool = True,
     path: str | Path | None = None,
-    folder: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     seed: int = 0,
     progress: bool | None = None,
-    data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> Compressed:
     """Prune the weights of least magnitude over the whole network, train the rest, let the rest of each layer share
@@ -64,7 +64,7 @@ def deep_compress(
         raise SettingError(f"steps={steps}: shares between 0 and 1 that rise, with their epochs")
     check_inputs(network, example_inputs)
     taught = copied(network) if teacher is None else teacher
-    kept = None if folder is None else Path(folder)
+    kept = None if checkpoint is None else Path(checkpoint)
     if kept is not None:
         run = {
             "network": digest(network.state_dict()), "teacher": digest(taught.state_dict()), "steps": steps,
@@ -75,7 +75,7 @@ def deep_compress(
         _check_run(kept / "run.safetensors", run)
     found = network
     for number, (share, epochs) in enumerate(steps):
-        masked = prune_weights(found, example_inputs, share, skip=tuple(skip), latency=False).network
+        masked = prune_weights(found, example_inputs, amount=share, skip=tuple(skip), latency=False).network
         if epochs:
             done = fit(
                 masked,
@@ -96,7 +96,7 @@ def deep_compress(
     clustered = cluster(
         found,
         example_inputs,
-        clusters,
+        clusters=clusters,
         skip=skip,
         reduce=True,
         train_loader=train_loader if cluster_epochs else None,
@@ -124,7 +124,7 @@ def deep_compress(
     return Compressed(
         made,
         report(
-            "deep compression", network, made, example_inputs, data,
+            "deep compression", network, made, example_inputs, eval_loader,
             latency=latency, file_bytes=size, left_alone=left, facts=facts, same_work=True,
         ),
     )  # fmt: skip
@@ -139,9 +139,11 @@ def _check_run(path: Path, run: Mapping[str, Any]) -> None:
         return
     _, facts = read_tensors(path)
     if facts.get("kind") != "deep compression":
-        raise BundleError(f"{path} is no run of deep_compress; give another folder")
+        raise BundleError(f"{path} is no run of deep_compress; give another checkpoint")
     theirs = facts["run"]
     changed = [name for name in sorted({*theirs, *now}) if theirs.get(name) != now.get(name)]
     if changed:
         told = ", ".join(f"{n}={theirs.get(n)} (now {now.get(n)})" for n in changed)
-        raise BundleError(f"{path} is of a run with {told}; call deep_compress as that run did, or give another folder")
+        raise BundleError(
+            f"{path} is of a run with {told}; call deep_compress as that run did, or give another checkpoint"
+        )

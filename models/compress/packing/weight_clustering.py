@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from dynamic.models.compress.compressible_weights import KINDS, Weight, weights_of
+from dynamic.models.compress.argument_checks import check_word
+from dynamic.models.compress.compressible_weights import KINDS, Weight, WeightKind, weights_of
 from dynamic.models.compress.pruning.weight_pruning import baked
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
@@ -26,8 +27,8 @@ MOST = 1 << 16
 def cluster(
     network: nn.Module,
     example_inputs: Batch,
-    clusters: int | Mapping[str, int] = 16,
     *,
+    clusters: int | Mapping[WeightKind, int] = 16,
     skip: Collection[str] = (),
     reduce: bool = False,
     train_loader: Iterable[Any] | None = None,
@@ -39,7 +40,7 @@ def cluster(
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
-    data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> Compressed:
     """A copy of `network` whose weights take `clusters` values a layer (Han et al. 2016, "Deep Compression", sec. 3).
@@ -82,21 +83,33 @@ def cluster(
     facts = {"clusters": {name: int(part.index.max()) for name, part in tables.items() if name in names}}
     before = baked(network)
     told = report(
-        "cluster", before, plain, example_inputs, data, latency=latency, left_alone=left, facts=facts, same_work=True
+        "cluster",
+        before,
+        plain,
+        example_inputs,
+        eval_loader,
+        latency=latency,
+        left_alone=left,
+        facts=facts,
+        same_work=True,
     )
     return Compressed(plain, told)
 
 
 def share_values(
-    network: nn.Module, clusters: int | Mapping[str, int] = 16, *, skip: Collection[str] = (), reduce: bool = False
+    network: nn.Module,
+    clusters: int | Mapping[WeightKind, int] = 16,
+    *,
+    skip: Collection[str] = (),
+    reduce: bool = False,
 ) -> dict[str, str]:
     """Make the weights of `network`, in place, tables of trainable values: a parametrization of each weight as
     `SharedValues`. Gives the weights left alone and why; raises as `cluster` does."""
     if isinstance(clusters, bool) or not isinstance(clusters, (int, Mapping)):
         raise SettingError(f"clusters={clusters!r}: give a whole number, or one for each of {', '.join(KINDS)}")
     numbers = dict.fromkeys(KINDS, clusters) if isinstance(clusters, int) else dict(clusters)
-    if unknown := [kind for kind in numbers if kind not in KINDS]:
-        raise SettingError(f"clusters for {unknown}; the kinds are {', '.join(KINDS)}")
+    for kind in numbers:
+        check_word("clusters", kind, WeightKind)
     for kind, asked in numbers.items():
         if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked < MOST:
             raise SettingError(f"clusters={asked} for {kind}: from 1 to {MOST - 1}")

@@ -11,17 +11,18 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from dynamic.models.compress.argument_checks import check_inputs
+from dynamic.models.compress.argument_checks import check_inputs, check_word
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch, named_tensors, run_on
 from dynamic.offline.networks.feature_cache import checked_batches
 from dynamic.offline.networks.module_modes import evaluating, shallow, untouched
+from dynamic.offline.networks.used_data import RecordedLoader, remember
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.offline.tracing.trace import input_names
 from dynamic.policies.errors import InputError, SettingError, TraceError, WrapError
@@ -29,7 +30,7 @@ from dynamic.progress import track
 
 logger = logging.getLogger("dynamic")
 
-IMPORTANCES = ("loss", "norm")
+BlockImportance = Literal["loss", "norm"]
 _LONG_S = 30.0  # from which on an estimate is logged
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -58,12 +59,12 @@ INSTEAD: dict[str, Callable[[], nn.Module]] = {"identity": nn.Identity, "relu": 
 def prune_blocks(
     network: nn.Module,
     example_inputs: Batch,
-    count: int | Sequence[str],
     *,
-    data: Iterable[Any] | None = None,
-    importance: str | None = None,
+    count: int | Sequence[str],
+    selection_loader: Iterable[Any] | None = None,
+    importance: BlockImportance | None = None,
     skip: Sequence[str] = (),
-    accuracy_data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
     progress: bool | None = None,
 ) -> Compressed:
@@ -83,11 +84,10 @@ def prune_blocks(
     """
     if isinstance(network, StagedNetwork):
         raise WrapError(f"this {type(network).__name__} has exits on its blocks; prune its backbone, then wrap that")
-    kind = importance or ("norm" if data is None else "loss")
-    if kind not in IMPORTANCES:
-        raise SettingError(f"importance={importance!r} is not known; use one of {', '.join(IMPORTANCES)}")
-    if kind == "loss" and data is None:
-        raise SettingError("importance='loss' is measured on data: give data=, a loader of training images and labels")
+    kind = ("norm" if selection_loader is None else "loss") if importance is None else importance
+    check_word("importance", kind, BlockImportance)
+    if kind == "loss" and selection_loader is None:
+        raise SettingError("importance='loss' is measured on data: give selection_loader=, training images and labels")
     if isinstance(count, str) or not isinstance(count, (int, Iterable)) or isinstance(count, bool):
         raise SettingError(f"count={count!r}: give how many branches go, a whole number, or a list of their names")
     check_inputs(network, example_inputs)
@@ -108,7 +108,9 @@ def prune_blocks(
         if not 0 < count <= len(found):
             raise SettingError(f"count={count}: {len(found)} branches can go ({', '.join(found)}); give 1 to that many")
         score = _by_loss if kind == "loss" else _by_norm
-        chosen = score(smaller, example_inputs, data, list(found.values()), count, costs, progress)
+        recorded = None if selection_loader is None else RecordedLoader(selection_loader)
+        chosen = score(smaller, example_inputs, recorded, list(found.values()), count, costs, progress)
+        remember(smaller, () if recorded is None else recorded.hashes)
     else:
         wrong = [name for name in count if name not in found]
         if wrong or not count:
@@ -125,7 +127,7 @@ def prune_blocks(
             network,
             smaller,
             example_inputs,
-            accuracy_data,
+            eval_loader,
             latency=latency,
             left_alone={name: "skipped, as asked" for name in everything if name not in found},
             facts={"removed": {b.name: b.instead for b in chosen}, "importance": kind, "costs": costs},
@@ -269,7 +271,7 @@ def _watched(network: nn.Module, hooks: dict[str, Callable[..., None]], tensors:
 def _by_norm(
     network: nn.Module,
     example_inputs: Batch,
-    data: Iterable[Any] | None,
+    loader: Iterable[Any] | None,
     found: Sequence[Branch],
     count: int,
     costs: dict[str, float],
@@ -284,7 +286,7 @@ def _by_norm(
 
         return hook
 
-    batches = [example_inputs] if data is None else [inputs for inputs, _ in _listed(data)]
+    batches = [example_inputs] if loader is None else [inputs for inputs, _ in _listed(loader)]
     for inputs in track(batches, "branches", len(batches), progress):
         _watched(network, {b.name: look(b) for b in found}, named_tensors(network, inputs))
     costs.update({name: sum(values) / len(values) for name, values in sums.items()})
@@ -294,14 +296,14 @@ def _by_norm(
 def _by_loss(
     network: nn.Module,
     example_inputs: Batch,
-    data: Iterable[Any] | None,
+    loader: Iterable[Any] | None,
     found: Sequence[Branch],
     count: int,
     costs: dict[str, float],
     progress: bool | None,
 ) -> list[Branch]:
-    assert data is not None
-    batches, left, chosen = _listed(data), list(found), list[Branch]()
+    assert loader is not None
+    batches, left, chosen = _listed(loader), list(found), list[Branch]()
     taken: list[tuple[Branch, nn.Module]] = []
     passes = sum(len(found) - i for i in range(count))
     bar = track(range(passes), "branches", passes, progress)
@@ -354,8 +356,8 @@ def _loss(network: nn.Module, batches: Sequence[tuple[Batch, Tensor]]) -> float:
     return total / count
 
 
-def _listed(data: Iterable[Any]) -> list[tuple[Batch, Tensor]]:
-    batches = [(inputs, torch.from_numpy(labels)) for inputs, labels in checked_batches(data, None)]
+def _listed(loader: Iterable[Any]) -> list[tuple[Batch, Tensor]]:
+    batches = [(inputs, torch.from_numpy(labels)) for inputs, labels in checked_batches(loader, None)]
     if not batches:
         raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
     return batches

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamic.models.compress.argument_checks import check_inputs, check_share
+from dynamic.models.compress.argument_checks import check_inputs, check_share, check_word
 from dynamic.models.compress.layer_replacement import recurrent
-from dynamic.models.compress.pruning.channel_scores import IMPORTANCES, Group, Part, scores
+from dynamic.models.compress.pruning.channel_scores import ChannelImportance, Group, Part, scores
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch, arguments, named_tensors, run_on
 from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.networks.used_data import RecordedLoader, remember
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.policies.errors import DynamicError, InputError, SettingError, WrapError
 
@@ -36,14 +37,14 @@ _ELEMENTWISE = (
 def prune_channels(
     network: nn.Module,
     example_inputs: Batch,
-    amount: float | Mapping[str, float],
     *,
-    importance: str = "norm",
-    data: Iterable[Any] | None = None,
+    amount: float | Mapping[str, float],
+    importance: ChannelImportance = "norm",
+    selection_loader: Iterable[Any] | None = None,
     round_to: int | None = None,
     stream: bool = False,
     skip: Sequence[str] = (),
-    accuracy_data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> Compressed:
     """`network` with a share `amount` of the channels of each layer gone, those that matter least.
@@ -69,7 +70,7 @@ def prune_channels(
         raise WrapError(
             f"this {type(network).__name__} has exits that read its channels; prune its backbone, then wrap"
         )
-    shares = _checked(network, amount, importance, data, round_to, skip)
+    shares = _checked(network, amount, importance, selection_loader, round_to, skip)
     check_inputs(network, example_inputs)
     smaller = copied(network, computed=False)
     named = named_tensors(smaller, example_inputs)
@@ -94,7 +95,8 @@ def prune_channels(
             chosen.append((group, keep))
     if not chosen:
         raise WrapError(f"{type(network).__name__} has no channels that can go: {left or 'no such layers'}")
-    rated = scores(smaller, [group for group, _ in chosen], importance, data, named)
+    recorded = None if selection_loader is None else RecordedLoader(selection_loader)
+    rated = scores(smaller, [group for group, _ in chosen], importance, recorded, named)
     widths = {}
     for (group, keep), score in zip(chosen, rated, strict=True):
         gone = score.argsort(stable=True)[: group.width - keep].sort().values.tolist()
@@ -107,6 +109,7 @@ def prune_channels(
         parameter.requires_grad_(trains[name])
         parameter.grad = None
     _check_runs(network, smaller, named)
+    remember(smaller, () if recorded is None else recorded.hashes)
     return Compressed(
         smaller,
         report(
@@ -114,7 +117,7 @@ def prune_channels(
             network,
             smaller,
             example_inputs,
-            accuracy_data,
+            eval_loader,
             latency=latency,
             left_alone=left,
             facts={"widths": widths},
@@ -125,18 +128,17 @@ def prune_channels(
 def _checked(
     network: nn.Module,
     amount: float | Mapping[str, float],
-    importance: str,
-    data: Iterable[Any] | None,
+    importance: ChannelImportance,
+    selection_loader: Iterable[Any] | None,
     round_to: int | None,
     skip: Sequence[str],
 ) -> dict[str, float]:
     shares = dict(amount) if isinstance(amount, Mapping) else {"": amount}
     for name, share in shares.items():
         check_share("amount", share, "0.5 removes half of the channels", f" for {name}" if name else "")
-    if importance not in IMPORTANCES:
-        raise SettingError(f"importance={importance!r} is not known; use one of {', '.join(IMPORTANCES)}")
-    if importance != "norm" and data is None:
-        raise SettingError(f"importance={importance!r} is measured on data: give data=, a loader of inputs and labels")
+    check_word("importance", importance, ChannelImportance)
+    if importance != "norm" and selection_loader is None:
+        raise SettingError(f"importance={importance!r} is measured on data: give selection_loader=, inputs and labels")
     if round_to is not None and round_to < 1:
         raise SettingError(f"round_to={round_to}: at least 1")
     known = {name for name, _ in network.named_modules()}

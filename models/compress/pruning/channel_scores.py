@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.staged_network import primary_logits
 from dynamic.policies.errors import InputError
 
-IMPORTANCES = ("norm", "activation", "taylor")
+ChannelImportance = Literal["norm", "activation", "taylor"]
 _NEAR_ZERO = 0.05  # of a layer's root mean square: exact zeros of ReLU, and the flat part of GELU and its kin
 
 
@@ -44,8 +44,8 @@ class Group:
 def scores(
     network: nn.Module,
     groups: Sequence[Group],
-    importance: str,
-    data: Iterable[Any] | None,
+    importance: ChannelImportance,
+    loader: Iterable[Any] | None,
     named: Mapping[str, Tensor],
 ) -> list[Tensor]:
     """The importance of each channel `[width]` of each group, more is better.
@@ -55,8 +55,8 @@ def scores(
     if importance == "norm":
         found = [_norm(group) for group in groups]
     else:
-        assert data is not None
-        found = (_activation if importance == "activation" else _taylor)(network, groups, data)
+        assert loader is not None
+        found = (_activation if importance == "activation" else _taylor)(network, groups, loader)
     for group, score in zip(groups, found, strict=True):
         if not bool(score.isfinite().all()):
             raise InputError(
@@ -86,7 +86,7 @@ def _norm(group: Group) -> Tensor:
     return total
 
 
-def _activation(network: nn.Module, groups: Sequence[Group], data: Iterable[Any]) -> list[Tensor]:
+def _activation(network: nn.Module, groups: Sequence[Group], loader: Iterable[Any]) -> list[Tensor]:
     """One minus the average percentage of zeros, of what the next layer reads: Hu et al. 2016, eq. 1."""
     far = [torch.zeros(group.width) for group in groups]
     rows = [0] * len(groups)
@@ -111,7 +111,7 @@ def _activation(network: nn.Module, groups: Sequence[Group], data: Iterable[Any]
         handles.append(part.module.register_forward_pre_hook(hook))
     try:
         with evaluating(network), torch.no_grad():
-            for inputs, _ in checked_batches(data, None):
+            for inputs, _ in checked_batches(loader, None):
                 run_on(network, named_tensors(network, inputs))
     finally:
         for handle in handles:
@@ -120,7 +120,7 @@ def _activation(network: nn.Module, groups: Sequence[Group], data: Iterable[Any]
     return [total / max(1, count) for total, count in zip(far, rows, strict=True)]
 
 
-def _taylor(network: nn.Module, groups: Sequence[Group], data: Iterable[Any]) -> list[Tensor]:
+def _taylor(network: nn.Module, groups: Sequence[Group], loader: Iterable[Any]) -> list[Tensor]:
     """Squared sum of gradient times weight of what scales a channel: its batch norm, or else the layer that makes it
     (Molchanov et al. 2019, eq. 8; section 3.2 for batch norm), summed over batches, in evaluation mode."""
     found = [torch.zeros(group.width) for group in groups]
@@ -131,7 +131,7 @@ def _taylor(network: nn.Module, groups: Sequence[Group], data: Iterable[Any]) ->
         for parameter in network.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         with evaluating(network), torch.enable_grad():
-            for inputs, labels in checked_batches(data, None):
+            for inputs, labels in checked_batches(loader, None):
                 any_batch = True
                 network.zero_grad(set_to_none=True)
                 logits = primary_logits(run_on(network, named_tensors(network, inputs)))

@@ -3,14 +3,14 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from dynamic.models.compress.argument_checks import check_inputs, check_share
+from dynamic.models.compress.argument_checks import check_fit_options, check_inputs, check_share, check_word
 from dynamic.models.compress.pruning.block_pruning import prune_blocks
 from dynamic.models.compress.pruning.channel_pruning import prunable, prune_channels, round_width
 from dynamic.models.compress.pruning.pruned_structure import restructured, structure
@@ -18,6 +18,7 @@ from dynamic.models.compress.pruning.weight_pruning import baked, masks, prune_w
 from dynamic.models.compress.report import Compressed, Measured, accuracy, copied, measure, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import digest, read_tensors, write_tensors
+from dynamic.offline.networks.used_data import RecordedLoader, hashes_of, remember
 from dynamic.offline.staged_network import StagedNetwork
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import BundleError, InputError, SettingError, WrapError
@@ -26,7 +27,14 @@ from dynamic.progress import track
 logger = logging.getLogger("dynamic")
 
 Method = Callable[..., Compressed]
-_UNSAID = ("data", "accuracy_data", "penalty", "progress")  # loaders and functions, which have no text of their own
+Structure = Literal["channels", "blocks", "weights"]
+TuningMode = Literal["distill", "joint"]
+_UNSAID = (
+    "selection_loader",
+    "eval_loader",
+    "penalty",
+    "progress",
+)  # loaders and functions, which have no text of their own
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Target:
 
     nonzero: float | None = None
     macs: float | None = None
+    _: KW_ONLY
     latency: float | None = None
     drop: float | None = None
 
@@ -72,19 +81,20 @@ class _Step:
 def prune_until(
     network: nn.Module,
     example_inputs: Batch,
-    train_loader: Iterable[Any],
     *,
+    train_loader: Iterable[Any],
     target: Target,
-    how: str | Method = "channels",
+    how: Structure | Method = "channels",
     amount: float | int | None = None,
     steps: int = 10,
     epochs: int = 2,
-    mode: str = "distill",
+    mode: TuningMode = "distill",
     teacher: nn.Module | None = None,
-    data: Iterable[Any] | None = None,
-    folder: str | Path | None = None,
-    options: Mapping[str, Any] | None = None,
-    fitting: Mapping[str, Any] | None = None,
+    selection_loader: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    fit_options: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
     latency: bool = True,
     progress: bool | None = None,
 ) -> Compressed:
@@ -122,13 +132,13 @@ def prune_until(
         raise SettingError(f"steps={steps}: at least 1")
     if epochs < 1:
         raise SettingError(f"epochs={epochs}: at least 1")
-    if mode not in ("distill", "joint"):
-        raise SettingError(f"mode={mode!r} is not known here; use 'distill' or 'joint'")
+    check_word("mode", mode, TuningMode)
+    check_fit_options(fit_options, ("mode", "teacher", "epochs", "checkpoint"))
     if mode == "joint" and teacher is not None:
         raise SettingError("a teacher means nothing with mode='joint'; use mode='distill', or leave it")
-    if target.drop is not None and data is None:
+    if target.drop is not None and selection_loader is None:
         raise SettingError(
-            f"drop={target.drop} is measured on data: give data=, a loader of held-out inputs and labels"
+            f"drop={target.drop} is measured on data: give selection_loader=, held-out inputs and labels"
         )
     taught = teacher if teacher is not None else copied(network) if mode == "distill" else None
     run = {
@@ -136,12 +146,13 @@ def prune_until(
         "how": how if isinstance(how, str) else getattr(how, "__qualname__", type(how).__name__),
         "amount": share, "epochs": epochs, "mode": mode, "target": asdict(target),
         "teacher": None if teacher is None else digest(teacher.state_dict()),
-        "options": _told("options", options, folder is not None),
-        "fitting": _told("fitting", fitting, folder is not None),
+        "method_options": _as_json("method_options", method_options, checkpoint is not None),
+        "fit_options": _as_json("fit_options", fit_options, checkpoint is not None),
     }  # fmt: skip
-    kept = _Folder(None if folder is None else Path(folder), network, run)
+    kept = _Folder(None if checkpoint is None else Path(checkpoint), network, run)
     whole = baked(network)
-    first = None if data is None else accuracy(whole, data)
+    recorded = None if selection_loader is None else RecordedLoader(selection_loader)
+    first = None if recorded is None else accuracy(whole, recorded)
     now = kept.latest(steps)
     bar = track(range(now.number, steps), "pruning", steps - now.number, progress)
     done = bool(now.history) and now.history[-1]["ends"]
@@ -151,17 +162,18 @@ def prune_until(
         pruned = kept.pruned(number)
         if pruned is None:
             try:
-                pruned = _pruned(how, network, now.network, example_inputs, share, number, options or {})
+                pruned = _pruned(how, network, now.network, example_inputs, share, number, method_options or {})
             except (WrapError, SettingError):
                 if not now.history:
                     raise
                 break  # nothing is left to prune
             kept.keep_pruned(number, pruned)
-        how_fit = {"checkpoint": kept.path(number, "fit"), "progress": progress, **(fitting or {})}
+        how_fit = {"checkpoint": kept.path(number, "fit"), "progress": progress, **(fit_options or {})}
         fit(pruned, train_loader, mode=mode, teacher=taught, epochs=epochs, **how_fit)
         plain = baked(pruned)
         before, after = measure([whole, plain], example_inputs, latency=target.latency is not None)
-        after = after if data is None else replace(after, accuracy=accuracy(plain, data))
+        if selection_loader is not None:
+            after = replace(after, accuracy=accuracy(plain, selection_loader))
         lost = None if first is None or after.accuracy is None else first - after.accuracy
         passed = target.drop is not None and lost is not None and lost > target.drop
         met = not passed and target.met(before, after)
@@ -171,6 +183,7 @@ def prune_until(
         kept.keep(now)
         done = passed or met
     bar.close()
+    remember(now.network, () if recorded is None else recorded.hashes)
     return Compressed(
         now.network,
         report(
@@ -178,7 +191,7 @@ def prune_until(
             network,
             baked(now.network),
             example_inputs,
-            data,
+            selection_loader if eval_loader is None else eval_loader,
             latency=latency,
             facts={"met": bool(now.history) and now.history[-1]["met"], "steps": list(now.history)},
             notes=_shortfall(target, whole, now, example_inputs, len(now.history) < steps and not done, how),
@@ -187,7 +200,7 @@ def prune_until(
 
 
 def _shortfall(
-    target: Target, whole: nn.Module, now: _Step, example_inputs: Batch, stuck: bool, how: str | Method
+    target: Target, whole: nn.Module, now: _Step, example_inputs: Batch, stuck: bool, how: Structure | Method
 ) -> tuple[str, ...]:
     """What is left where the target was not met, and why the run ended."""
     wanted = {"nonzero": target.nonzero, "macs": target.macs, "latency_ms": target.latency}
@@ -207,13 +220,17 @@ def _shortfall(
     elif stuck:
         why = "nothing more can go"
         if how == "channels":
-            why += ": widths are rounded to multiples that engines like, options={'round_to': 1} takes single channels"
+            why += (
+                ": widths are multiples that engines like, and method_options={'round_to': 1} removes single channels"
+            )
     note = f"the target was not met: {left}; {why}"
     logger.warning("prune_until: %s", note)
     return (note,)
 
 
-def _amount(how: str | Method, amount: float | int | None) -> float | int:
+def _amount(how: Structure | Method, amount: float | int | None) -> float | int:
+    if isinstance(how, str):
+        check_word("how", how, Structure)
     if how == "blocks":
         count = 1 if amount is None else amount
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -221,14 +238,12 @@ def _amount(how: str | Method, amount: float | int | None) -> float | int:
         return count
     share = 0.2 if amount is None else amount
     if isinstance(how, str):
-        if how not in ("channels", "weights"):
-            raise SettingError(f"how={how!r} is not known; use 'channels', 'blocks', 'weights' or a function")
         check_share("amount", share, "the share of what is left that goes at each step")
     return share
 
 
 def _pruned(
-    how: str | Method,
+    how: Structure | Method,
     first: nn.Module,
     network: nn.Module,
     example_inputs: Batch,
@@ -238,17 +253,19 @@ def _pruned(
 ) -> nn.Module:
     """What step `number`, from 0, makes of `network`, which came from `first`."""
     if not isinstance(how, str):
-        return how(network, example_inputs, amount, latency=False, **options).network
+        return how(network, example_inputs, amount=amount, latency=False, **options).network
     if how == "blocks":
         assert isinstance(amount, int)
-        return prune_blocks(network, example_inputs, amount, latency=False, **options).network
+        return prune_blocks(network, example_inputs, count=amount, latency=False, **options).network
     if how == "weights":
         held = list(masks(network).values())
         size = sum(mask.numel() for mask in held)
         gone = 1 - sum(int(mask.sum()) for mask in held) / size if size else 0.0
-        return prune_weights(network, example_inputs, gone + (1 - gone) * amount, latency=False, **options).network
+        return prune_weights(
+            network, example_inputs, amount=gone + (1 - gone) * amount, latency=False, **options
+        ).network
     shares = _shares(first, network, example_inputs, amount, number, options)
-    return prune_channels(network, example_inputs, shares or amount, latency=False, **options).network
+    return prune_channels(network, example_inputs, amount=shares or amount, latency=False, **options).network
 
 
 def _shares(
@@ -278,7 +295,7 @@ def _shares(
     return {}
 
 
-def _told(what: str, given: Mapping[str, Any] | None, needed: bool) -> dict[str, Any]:
+def _as_json(what: str, given: Mapping[str, Any] | None, needed: bool) -> dict[str, Any]:
     """Settings as JSON gives them back."""
     found: dict[str, Any] = {}
     for name, value in (given or {}).items():
@@ -291,7 +308,7 @@ def _told(what: str, given: Mapping[str, Any] | None, needed: bool) -> dict[str,
             if needed:
                 raise InputError(
                     f"{what}[{name!r}] is a {type(value).__name__}, which JSON cannot hold: a run that goes on could "
-                    "not tell whether it is the same; give numbers, text or lists, or leave folder out"
+                    "not tell whether it is the same; give numbers, text or lists, or leave checkpoint out"
                 ) from error
     return found
 
@@ -335,19 +352,23 @@ class _Folder:
         names = {name: p.requires_grad for name, p in network.named_parameters()}
         frozen = [name for name, trains in names.items() if not trains]
         facts = {"run": self.run, "structure": structure(self.network, network), "history": history, "frozen": frozen}
+        facts["used_data"] = sorted(hashes_of(network))
         tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}  # shared ones stand alone
         write_tensors(path, tensors, {"kind": "pruning step", **facts})
 
     def _read(self, path: Path) -> tuple[nn.Module, dict[str, Any]]:
         tensors, facts = read_tensors(path)
         if facts.get("kind") != "pruning step":
-            raise BundleError(f"{path} is no step of a pruning run; give another folder")
+            raise BundleError(f"{path} is no step of a pruning run; give another checkpoint")
         changed = [name for name in sorted(self.run) if facts["run"].get(name) != self.run[name]]
         if changed:
             told = ", ".join(f"{n}={_short(facts['run'].get(n))} (now {_short(self.run[n])})" for n in changed)
-            raise BundleError(f"{path} was made with {told}; call prune_until as that run did, or give another folder")
+            raise BundleError(
+                f"{path} was made with {told}; call prune_until as that run did, or give another checkpoint"
+            )
         network = restructured(self.network, facts["structure"])
         network.load_state_dict(tensors)
+        remember(network, facts.get("used_data", ()))
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in facts["frozen"])
         return network, facts

@@ -1,7 +1,7 @@
 """Lottery tickets: a sparse network that, trained from its own first weights, does what the whole network does."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Lottery:
 
     dense: nn.Module
     ticket: nn.Module
+    _: KW_ONLY
     control: nn.Module
     start: nn.Module
     masks: Mapping[str, Tensor]
@@ -37,17 +38,17 @@ class Lottery:
 def lottery_ticket(
     make_network: Callable[[], nn.Module],
     example_inputs: Batch,
-    train: Callable[[nn.Module], object],
     *,
+    train: Callable[[nn.Module], object],
     sparsity: float = 0.8,
     rounds: int = 3,
     warm: Callable[[nn.Module], object] | None = None,
     skip: Collection[str] = (),
     seed: int = 0,
-    folder: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     key: str = "",
     progress: bool | None = None,
-    data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> Lottery:
     """Iterative magnitude pruning with rewinding (Frankle and Carbin 2019, "The Lottery Ticket Hypothesis", sec. 1).
@@ -86,11 +87,11 @@ def lottery_ticket(
     ) -> nn.Module:
         """A copy of `begin` trained under masks; from the folder where it is there."""
         number, plain = next(steps), copied(begin)
-        path = None if folder is None else Path(folder) / f"{name}.safetensors"
+        path = None if checkpoint is None else Path(checkpoint) / f"{name}.safetensors"
         if path is not None and path.exists():
             tensors, theirs = read_tensors(path)
             if theirs != {"schema": theirs.get("schema"), **header}:
-                raise BundleError(f"{path} is of another run, {theirs.get('settings')}; give another folder")
+                raise BundleError(f"{path} is of another run, {theirs.get('settings')}; give another checkpoint")
             put_weights(plain, tensors, path)
             return plain
         if works:
@@ -110,13 +111,13 @@ def lottery_ticket(
         if not number:
             dense = trained
         share = 1 - (1 - sparsity) ** ((number + 1) / rounds)
-        found = masks(prune_weights(trained, example_inputs, share, skip=tuple(skip), latency=False).network)
+        found = masks(prune_weights(trained, example_inputs, amount=share, skip=tuple(skip), latency=False).network)
     ticket = done("ticket", start, found, train)
     control = done("control", other, found, *([train] if warm is None else [warm, train]))
     next(steps, None)  # ends the bar
     facts = {"left": left_by(found)}
-    told = report("lottery ticket", dense, ticket, example_inputs, data, latency=latency, facts=facts)
-    return Lottery(dense, ticket, control, start, found, told)
+    told = report("lottery ticket", dense, ticket, example_inputs, eval_loader, latency=latency, facts=facts)
+    return Lottery(dense, ticket, control=control, start=start, masks=found, report=told)
 
 
 def left_by(masks: Mapping[str, Tensor]) -> dict[str, float]:

@@ -5,20 +5,20 @@ it faster is `prune_channels` and `prune_blocks`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dynamic.models.compress.argument_checks import check_share
+from dynamic.models.compress.argument_checks import check_share, check_word
 from dynamic.models.compress.layer_replacement import recurrent
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
-from dynamic.policies.errors import InputError, SettingError, WrapError
+from dynamic.policies.errors import InputError, WrapError
 
 _PRUNED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-SCOPES = ("global", "layer")
+Scope = Literal["global", "layer"]
 
 
 class Mask(nn.Module):
@@ -38,11 +38,11 @@ class Mask(nn.Module):
 def prune_weights(
     network: nn.Module,
     example_inputs: Batch,
-    amount: float,
     *,
-    scope: str = "global",
+    amount: float,
+    scope: Scope = "global",
     skip: Sequence[str] = (),
-    data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> Compressed:
     """`network` with the share `amount` of its convolutions' and linear layers' weights at zero, the smallest.
@@ -57,8 +57,7 @@ def prune_weights(
     are not finite and names in `skip` of no module, WrapError where there is nothing to prune.
     """
     check_share("amount", amount, "0.5 removes half of the weights")
-    if scope not in SCOPES:
-        raise SettingError(f"scope={scope!r} is not known; use one of {', '.join(SCOPES)}")
+    check_word("scope", scope, Scope)
     known = {name for name, _ in network.named_modules()}
     if unknown := [name for name in skip if name not in known]:
         raise InputError(f"skip={unknown}: no such modules; see network.named_modules()")
@@ -90,7 +89,7 @@ def prune_weights(
             baked(network),
             baked(smaller),
             example_inputs,
-            data,
+            eval_loader,
             latency=latency,
             left_alone=left,
             facts={"sparsity": sparsity, "emptied": [name for name, share in sparsity.items() if share == 1]},

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamic.models.compress.quantization.int8_arithmetic import Grid
-from dynamic.policies.errors import CalibrationError, SettingError
+from dynamic.policies.errors import CalibrationError
 
-CALIBRATION = ("minmax", "percentile", "mse")
+RangeMethod = Literal["minmax", "percentile", "mse"]
 
 _BINS = 4096
 _TAIL = 5e-5  # of the values beyond either end, with "percentile"
@@ -41,13 +41,7 @@ class _Tally:
         self.counts = counts if self.counts is None else self.counts + counts
 
 
-def check_calibration(method: str) -> None:
-    """Raises SettingError on an unknown method."""
-    if method not in CALIBRATION:
-        raise SettingError(f"ranges={method!r} is not known; use one of {CALIBRATION}")
-
-
-def grids(show: Passes, method: str, name_of: Callable[[Any], str]) -> dict[Any, Grid]:
+def grids(show: Passes, method: RangeMethod, name_of: Callable[[Any], str]) -> dict[Any, Grid]:
     """The grid of every tensor that `show` shows, by its key.
 
     "minmax": the whole range. "percentile": without 0.005% of the values at either end. "mse": the range, cut on both
@@ -82,7 +76,7 @@ def grids(show: Passes, method: str, name_of: Callable[[Any], str]) -> dict[Any,
     return {key: _grid(*_ends(tally, method)) for key, tally in tallies.items()}
 
 
-def _ends(tally: _Tally, method: str) -> tuple[float, float]:
+def _ends(tally: _Tally, method: RangeMethod) -> tuple[float, float]:
     if tally.counts is None:
         return tally.low, tally.high
     edges = np.linspace(tally.low, tally.high, _BINS + 1)

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dynamic.models.compress.quantization.activation_ranges import Seen, check_calibration, grids
+from dynamic.models.compress.argument_checks import check_word
+from dynamic.models.compress.quantization.activation_ranges import RangeMethod, Seen, grids
 from dynamic.models.compress.quantization.int8_graph import Rewriter, Watcher, float_stages
 from dynamic.models.compress.quantization.int8_plan import Int8Plan
 from dynamic.models.compress.quantization.sum_scales import without_ties
-from dynamic.models.compress.quantization.weight_codes import WeightRange, check_weight_range
+from dynamic.models.compress.quantization.weight_codes import WeightRange
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch, labelled_batches, named_tensors, run_on, taken_by
 from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating, view
+from dynamic.offline.networks.used_data import hashes_of, remember
 from dynamic.offline.staged_network import Stage, StagedNetwork
 from dynamic.policies.errors import InputError
 
@@ -30,13 +32,13 @@ from dynamic.policies.errors import InputError
 def quantize(
     network: nn.Module,
     example_inputs: Batch,
-    data: Iterable[Any],
     *,
+    calibration_loader: Iterable[Any],
     skip: Collection[str] = (),
-    ranges: str = "percentile",
+    ranges: RangeMethod = "percentile",
     weight_range: WeightRange = "portable",
     latency: bool = True,
-    accuracy_data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
 ) -> Compressed:
     """An int8 copy of `network` for inference: convolutions, linear layers and the sums between them.
 
@@ -50,8 +52,8 @@ def quantize(
     Args:
         network: any that torch.fx can follow, in float32. It is not changed.
         example_inputs: a batch as the network takes it.
-        data: a loader of inputs, or of `(inputs, labels)`, read twice. A few hundred inputs of the kind that the
-            network will see are enough, training images too.
+        calibration_loader: inputs, or `(inputs, labels)`, read twice. A few hundred inputs of the kind that the network
+            will see are enough, training images too.
         skip: names of modules that stay float, with everything inside.
         ranges: how the range of a tensor is found: "percentile", "minmax" or "mse", see `ranges.grids`.
         weight_range: how many of the 8 bits weights use. "portable": as many as give the same sums on every processor,
@@ -59,7 +61,7 @@ def quantize(
             and AMX on x86, and ARM. On other x86 processors engines add pairs in 16 bits, and such a network answers
             otherwise there. Bundles carry canaries that notice it.
         latency: whether the report times both networks on ONNX Runtime.
-        accuracy_data: a loader of `(inputs, labels)` on which the report measures accuracy.
+        eval_loader: a loader of `(inputs, labels)` on which the report measures accuracy.
 
     Returns:
         The network and a report. `report.facts["saturating_channels"]`: by layer, the output channels whose sums can
@@ -74,12 +76,12 @@ def quantize(
     Example:
         >>> from torch import nn
         >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-        >>> small = quantize(network, torch.randn(2, 4), [torch.randn(64, 4)], latency=False)
+        >>> small = quantize(network, torch.randn(2, 4), calibration_loader=[torch.randn(64, 4)], latency=False)
         >>> small.report.facts["layers"], small.report.facts["saturating_channels"]
         (2, {})
     """
-    check_calibration(ranges)
-    check_weight_range(weight_range)
+    check_word("ranges", ranges, RangeMethod)
+    check_word("weight_range", weight_range, WeightRange)
     _check(network, skip)
     with evaluating(network):
         own = copied(network, computed=False)
@@ -98,7 +100,7 @@ def quantize(
 
     def show(seen: Seen) -> int:
         count = 0
-        for inputs, _ in labelled_batches(data):
+        for inputs, _ in labelled_batches(calibration_loader):
             carry: Any = tuple(named_tensors(network, inputs).values())
             count += len(carry[0])
             for stage in stages:
@@ -119,6 +121,7 @@ def quantize(
         result = QuantizedExits(bodies, [stage.head for stage in exits], [stage.name for stage in exits])
         result.traced_sizes = own.traced_sizes
     result.eval()
+    remember(result, hashes_of(network))
     facts = {
         "calibration": ranges,
         "layers": len(plan.layers),
@@ -132,7 +135,7 @@ def quantize(
         network,
         result,
         example_inputs,
-        accuracy_data,
+        eval_loader,
         latency=latency,
         left_alone=plan.left_alone,
         facts=facts,

@@ -7,23 +7,15 @@ two of its weights can saturate, whichever they are: with activation codes up to
 positive codes is at most 128 (255 * 128 = 32640), and that of its two least negative codes is at least -128.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
-
-from dynamic.policies.errors import SettingError
 
 WeightRange = Literal["portable", "seven_bits", "full"]
 
 _LARGEST_PAIR = 128  # 32767 // 255: of two weight codes of one sign
 _SMALLEST_SCALE = 1e-12  # a channel of zeros gets it
-
-
-def check_weight_range(weight_range: str) -> None:
-    """Raises SettingError on an unknown range."""
-    if weight_range not in get_args(WeightRange):
-        raise SettingError(f"weight_range={weight_range!r} is not known. Use one of {get_args(WeightRange)}")
 
 
 def weight_scales(weight: Tensor, weight_range: WeightRange) -> Tensor:

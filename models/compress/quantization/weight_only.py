@@ -58,11 +58,11 @@ class WeightsCompressed(Compressed):
 def quantize_weights(
     network: nn.Module,
     example_inputs: Batch,
-    bits: int = 4,
     *,
+    bits: int = 4,
     group: int | None = None,
     skip: Collection[str] = (),
-    data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> WeightsCompressed:
     """A copy of `network` whose kernels and matrices hold `2^bits - 1` values an output channel.
@@ -102,7 +102,7 @@ def quantize_weights(
         network,
         made,
         example_inputs,
-        data,
+        eval_loader,
         latency=latency,
         file_bytes=size_bytes,
         left_alone=left,
