@@ -24,7 +24,7 @@ def check_share(name: str, value: Any, meaning: str, where: str = "") -> float:
         The share.
 
     Raises:
-        SettingError: Where it is no number, or out of range.
+        SettingError: The value is no number, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise SettingError(f"{name}={value!r}{where} is not in (0, 1): {meaning}")
@@ -65,11 +65,11 @@ def check_inputs(network: nn.Module, example_inputs: Batch) -> None:
     """Run the network once on two rows.
 
     Args:
-        network: It stays as it is.
+        network: It does not change.
         example_inputs: A batch as its forward takes it.
 
     Raises:
-        InputError: Where the network does not take such inputs.
+        InputError: The network does not take such inputs.
     """
     two = {name: tensor[:2] for name, tensor in named_tensors(network, example_inputs).items()}
     first = next(network.parameters(), None)

@@ -1,4 +1,4 @@
-"""The weights that compression treats: kernels of convolutions and matrices of linear layers, shared ones once."""
+"""The weights that compression treats: of convolutions and linear layers. Shared weights count once."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _KINDS: dict[WeightKind, tuple[type[nn.Module], ...]] = {
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight by its first name. `places`: the modules it lies in, with its attribute there, several where shared."""
+    """A weight under its first name. `places`: the modules that hold it, with its attribute there."""
 
     name: str
     kind: WeightKind
@@ -27,17 +27,24 @@ class Weight:
 
     @property
     def value(self) -> Tensor:
-        """As the layer sees it."""
+        """The weight as the layer uses it."""
         module, attribute = self.places[0]
-        found: Tensor = getattr(module, attribute)
-        return found
+        value: Tensor = getattr(module, attribute)
+        return value
 
 
 def weights_of(network: nn.Module, skip: Collection[str] = ()) -> tuple[list[Weight], dict[str, str]]:
-    """The weights of `network`, and those left alone with the reason. `skip`: names of weights, or of modules with
-    all that they hold.
+    """The weights of a network that can be compressed, and the others with the reason.
 
-    Raises InputError where a name in `skip` is none.
+    Args:
+        network: The network.
+        skip: Names of weights to leave alone, or of modules with all that they hold.
+
+    Returns:
+        The weights, and for each weight left alone why.
+
+    Raises:
+        InputError: A name in `skip` does not exist.
     """
     kinds: dict[int, WeightKind | None] = {}
     classes: dict[int, str] = {}
@@ -53,19 +60,19 @@ def weights_of(network: nn.Module, skip: Collection[str] = ()) -> tuple[list[Wei
                 id(weight), next((kind for kind, types in _KINDS.items() if isinstance(module, types)), None)
             )
             classes.setdefault(id(weight), type(module).__name__)
-    known = {*names.values(), *(name for name, _ in network.named_modules())}
-    if unknown := [name for name in skip if name not in known]:
+    valid = {*names.values(), *(name for name, _ in network.named_modules())}
+    if unknown := [name for name in skip if name not in valid]:
         raise InputError(
-            f"skip={unknown} are no weights or modules of this {type(network).__name__}; see named_modules()"
+            f"skip={unknown} are no weights or modules of this {type(network).__name__}: see named_modules()"
         )
-    found, left = [], {}
+    weights, left_alone = [], {}
     for key, name in names.items():
         if any(name == s or name.startswith(f"{s}.") for s in skip):
-            left[name] = "skipped as asked"
+            left_alone[name] = "in skip"
         elif (kind := kinds[key]) is None:
-            left[name] = f"{classes[key]} is no convolution and no linear layer"
+            left_alone[name] = f"{classes[key]} is neither a convolution nor a linear layer"
         elif not (weight := Weight(name, kind, tuple(places[key]))).value.is_floating_point():
-            left[name] = f"its numbers are {weight.value.dtype}"
+            left_alone[name] = f"its numbers are {weight.value.dtype}"
         else:
-            found.append(weight)
-    return found, left
+            weights.append(weight)
+    return weights, left_alone

@@ -1,4 +1,4 @@
-"""Which batches chose a network. What chose must not certify.
+"""Which batches trained or chose a network. They must not certify it.
 
 A method that chooses by data writes the hashes of its batches on the networks that it returns. `build` compares them
 with the batches that it calibrates and certifies with. A hash is of one whole batch: the same inputs in other batches
@@ -13,9 +13,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from dynamic.offline.batches import LABELS, check_loader, read_batch
+from dynamic.offline.batches import check_loader, read_batch
 from dynamic.policies.errors import CalibrationError
 
 _ATTRIBUTE = "_dynamic_used_data"
@@ -23,13 +24,11 @@ _beside: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
 def batch_hash(batch: Any) -> str:
-    """SHA-256 over the input arrays of a batch, labels aside.
-
-    A tensor, a tuple and a dict of the same arrays have the same hash. So do 64-bit floats and the 32-bit floats that
-    they are rounded to.
+    """SHA-256 over the bytes, types and shapes of the input arrays of a batch.
 
     Args:
-        batch: The inputs as a loader gives them: an array, a tensor, a tuple or a dict of those.
+        batch: Inputs without labels: an array, a tensor, a tuple or a dict of those. A dict counts in the order of its
+            names.
 
     Returns:
         64 hexadecimal digits.
@@ -39,24 +38,31 @@ def batch_hash(batch: Any) -> str:
 
     Example:
         >>> x = torch.arange(6.0).reshape(2, 3)
-        >>> batch_hash(x) == batch_hash((x.double(),)) == batch_hash({"input": x.numpy()})
+        >>> batch_hash(x) == batch_hash((x,)) == batch_hash({"input": x.numpy()})
         True
     """
-    if isinstance(batch, Mapping):
-        parts = [value for name, value in batch.items() if value is not None and name not in LABELS]
-    else:
-        parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
-    return hashlib.sha256("".join(sorted(map(_array_hash, parts))).encode()).hexdigest()
-
-
-def _array_hash(value: Any) -> str:
-    tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
-    if tensor.is_floating_point():
-        tensor = tensor.float()
-    array = tensor.contiguous().numpy()
-    digest = hashlib.sha256(f"{array.dtype}{list(array.shape)}".encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
+    digest = hashlib.sha256()
+    for array in _arrays(batch):
+        digest.update(f"|{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _arrays(batch: Any) -> Iterator[NDArray[Any]]:
+    if isinstance(batch, Tensor):
+        tensor = batch.detach().cpu()
+        yield (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    elif isinstance(batch, Mapping):
+        for name in sorted(batch):
+            yield from _arrays(batch[name])
+    elif isinstance(batch, (tuple, list)):
+        for part in batch:
+            yield from _arrays(part)
+    elif batch is not None:
+        array = np.asarray(batch)
+        if array.dtype.hasobject:
+            raise TypeError(f"a batch holds a {type(batch).__name__}: give arrays or tensors")
+        yield array
 
 
 class RecordedLoader:
@@ -89,11 +95,11 @@ class RecordedLoader:
 
 
 def remember(network: nn.Module, loader_hashes: Iterable[str], *, on_network: bool = True) -> None:
-    """Note that batches chose a network. What was noted before stays.
+    """Note that batches trained or chose a network. Earlier notes remain.
 
     Args:
-        network: The network that was chosen.
-        loader_hashes: `batch_hash` of each batch that chose it.
+        network: What was trained or chosen.
+        loader_hashes: `batch_hash` of each of these batches.
         on_network: Whether the note is an attribute of the network, which its copies keep. False for a network of the
             user, which is not changed. The note then lies beside it for as long as the network exists.
 
@@ -120,13 +126,13 @@ def remember(network: nn.Module, loader_hashes: Iterable[str], *, on_network: bo
 
 
 def hashes_of(network: nn.Module) -> frozenset[str]:
-    """The batches that chose a network, or a network inside it.
+    """The batches that trained or chose a network, or a network inside it.
 
     Args:
         network: Any module. A wrapped network, a cascade and a compiled network hold the networks inside.
 
     Returns:
-        The hashes, empty where no data chose.
+        The hashes, empty where there are none.
 
     Raises:
         AttributeError: `network` is no module.
@@ -141,14 +147,14 @@ def hashes_of(network: nn.Module) -> frozenset[str]:
 
 
 def _own(module: nn.Module) -> frozenset[str]:
-    noted: frozenset[str] = vars(module).get(_ATTRIBUTE, frozenset())
+    hashes: frozenset[str] = vars(module).get(_ATTRIBUTE, frozenset())
     if isinstance(module, fx.GraphModule):
-        noted |= module.meta.get(_ATTRIBUTE, frozenset())
-    return noted | _beside.get(module, frozenset())
+        hashes |= module.meta.get(_ATTRIBUTE, frozenset())
+    return hashes | _beside.get(module, frozenset())
 
 
-def check_fresh(networks: Iterable[nn.Module], loader_hashes: Iterable[str], *, allow_reuse: bool = False) -> None:
-    """Check that no batch that chose one of the networks is among others, which certify.
+def check_fresh(networks: Iterable[nn.Module], loader_hashes: Iterable[str], allow_reuse: bool = False) -> None:
+    """Check that no batch that trained or chose one of the networks is among others, which certify.
 
     Args:
         networks: The networks of a cascade.
@@ -167,11 +173,12 @@ def check_fresh(networks: Iterable[nn.Module], loader_hashes: Iterable[str], *, 
     if allow_reuse:
         return
     fresh = frozenset(loader_hashes)
-    chosen = [(network, fresh & hashes_of(network)) for network in networks]
-    same = frozenset[str]().union(*(hashes for _, hashes in chosen))
+    reused = [(network, fresh & hashes_of(network)) for network in networks]
+    same = frozenset[str]().union(*(hashes for _, hashes in reused))
     if same:
-        names = ", ".join(dict.fromkeys(type(network).__name__ for network, hashes in chosen if hashes))
+        kinds = [type(getattr(network, "backbone", network)).__name__ for network, hashes in reused if hashes]
         raise CalibrationError(
-            f"{len(same)} of {len(fresh)} batches also chose networks ({names}), and what chose must not certify: "
-            "give other images, or allow_reuse=True for a bundle whose certificates are void"
+            f"a calibration batch trained or chose {', '.join(dict.fromkeys(kinds))}, and such data certify nothing "
+            f"({len(same)} of {len(fresh)} batches are the same): give other images, or allow_reuse=True where the "
+            "certificate does not matter"
         )

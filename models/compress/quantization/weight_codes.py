@@ -3,8 +3,8 @@
 x86 processors without VNNI multiply an unsigned activation code by a signed weight code and add two such products in
 16 bits (`vpmaddubsw`). A sum outside -32768 to 32767 is cut off there. With VNNI or AMX, and on ARM, sums have 32 bits.
 Which products meet in a pair depends on the engine, its memory layout and its kernel. So a channel is safe only if no
-two of its weights can saturate, whichever they are: with activation codes up to 255, the sum of its two largest
-positive codes is at most 128 (255 * 128 = 32640), and that of its two least negative codes is at least -128.
+two of its weights can saturate. Activation codes reach 255. So the sum of its two largest positive codes must be at
+most 128 (255 * 128 = 32640), and that of its two least negative codes at least -128.
 """
 
 from typing import Literal

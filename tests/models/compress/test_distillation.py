@@ -214,8 +214,8 @@ def test_what_is_changed_in_place_behind_a_hint_is_not_seen() -> None:
     with Hints(layers, other, {"1": "1"}, 1.0, X) as hints:
         other(x)
         layers(x)
-        assert (hints._theirs["1"] < 0).any()
-        assert (hints._mine["1"] < 0).any()
+        assert (hints._teacher_features["1"] < 0).any()
+        assert (hints._student_features["1"] < 0).any()
 
 
 def test_hints_bring_features_closer() -> None:
@@ -248,7 +248,7 @@ def test_hints_to_a_member_and_from_inside_a_wrapped_student() -> None:
     teachers = [convolutional(1, 8), plain()]
     made = quick(student, teachers, hints={"backbone.layer2.0.conv2": "members.0.layer2.0.conv2"})
     assert len(made.network(X)) == 2
-    with pytest.raises(InputError, match=r"'backbone\.layer2' of the student did not run by itself"):
+    with pytest.raises(InputError, match=r"'backbone\.layer2' of the student did not run as a module"):
         quick(student, teachers, hints={"backbone.layer2": "members.0.layer2"})
     assert not any(m._forward_hooks for m in teachers[0].modules())
 
@@ -316,8 +316,8 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("hints", "message"),
     [
-        ({"layer9": "1"}, "student has no layer 'layer9'; it has conv1"),
-        ({"conv1": "7"}, "teacher has no layer '7'; it has 0, 1"),
+        ({"layer9": "1"}, "student has no layer 'layer9': name one, such as conv1"),
+        ({"conv1": "7"}, "teacher has no layer '7': name one, such as 0, 1"),
         ({"layer1.0.conv9": "1"}, "student has no layer 'layer1.0.conv9'"),
         ({"layer1": "1"}, r"'layer1' -> '1': features \[2, 4, 8, 8\] and \[2, 64\] do not fit"),
     ],

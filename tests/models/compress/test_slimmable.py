@@ -118,7 +118,7 @@ def test_groups_stay_whole() -> None:
 
     net = slimmable(network(), X, widths=(0.5, 1.0))
     assert (net.at(0.5)[1].groups, net.at(0.5)[1].in_channels, net.at(0.5)[1].out_channels) == (1, 4, 8)
-    with pytest.raises(WrapError, match="1 has groups of 4 channels and would be given 2"):
+    with pytest.raises(WrapError, match="1 has groups of 4 channels and would get 2"):
         slimmable(network(), X, widths=(0.25, 1.0))
 
 
@@ -208,11 +208,11 @@ def test_bad_input() -> None:
         slimmable(small(), X, round_to=0)
     with pytest.raises(InputError, match="does not take example inputs"):
         slimmable(small(), X[:, :2])
-    with pytest.raises(SettingError, match=r"width 0.3 is not one of \(0.25, 0.5, 1.0\)"):
+    with pytest.raises(SettingError, match=r"width 0.3 is none of \(0.25, 0.5, 1.0\)"):
         slimmable(small(), X, widths=WIDTHS).at(0.3)
     with pytest.raises(WrapError, match="has exits"):
         slimmable(slimmable(small(), X, widths=WIDTHS), X)
-    with pytest.raises(InputError, match=r"expected logits \[B, C\]"):
+    with pytest.raises(InputError, match=r"logits \[B, C\] are needed"):
         slimmable(nn.Conv2d(3, 4, 1), X)
 
 
@@ -220,7 +220,7 @@ def test_layers_that_cannot_be_narrowed_are_named() -> None:
     with pytest.raises(WrapError, match=r"ln_1 \(LayerNorm\)"):
         slimmable(VisionTransformer(32, 16, 1, 2, 16, 16), torch.randn(1, 3, 32, 32))
     network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Unflatten(1, (8, 1)), nn.Flatten(), nn.Linear(512, 5))
-    with pytest.raises(WrapError, match=r"cannot be made 0\.5 wide"):
+    with pytest.raises(WrapError, match=r"does not run at width 0\.5"):
         slimmable(network, X, widths=(0.5, 1.0))
 
 

@@ -116,7 +116,7 @@ def test_rank_layers_and_skip() -> None:
     made = separate(small(), X, layers=["2"], latency=False)
     assert made.report.left_alone == {}
     made = separate(small(), X, skip=["2"], latency=False)
-    assert made.report.left_alone["2"] == "skipped"
+    assert made.report.left_alone["2"] == "in skip"
     assert list(made.report.facts["kept"]) == ["0"]
 
 

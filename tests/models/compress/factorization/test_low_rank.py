@@ -132,17 +132,17 @@ def test_shares_names_kinds_and_skip() -> None:
     ranks = {"linear": 2, "spatial": 0.34}
     made = low_rank(Small(), X, rank=ranks, latency=False)
     assert {n: row["rank"] for n, row in made.report.facts["ranks"].items()} == {"spatial": 3, "linear": 2}
-    assert made.report.left_alone == {"pointwise": "no rank was given for it"}
+    assert made.report.left_alone == {"pointwise": "rank does not name it"}
     made = low_rank(Small(), X, rank=2, kinds=("linear", "spatial"), skip=["linear"], latency=False)
     assert list(made.report.facts["ranks"]) == ["spatial"]
-    assert made.report.left_alone == {"pointwise": "pointwise layers were not asked for", "linear": "skipped"}
+    assert made.report.left_alone == {"pointwise": "pointwise layers are not in kinds", "linear": "in skip"}
 
 
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({}, SettingError, "give one of them"),
-        ({"rank": 2, "energy": 0.5}, SettingError, "give one of them"),
+        ({}, SettingError, "give one of the two"),
+        ({"rank": 2, "energy": 0.5}, SettingError, "give one of the two"),
         ({"energy": 0.0}, SettingError, r"energy=0.0 is not in \(0, 1\]"),
         ({"energy": 1.5}, SettingError, "energy=1.5"),
         ({"energy": float("nan")}, SettingError, "energy=nan"),
@@ -251,7 +251,7 @@ def test_calibration_of_strided_groups() -> None:
     )
     errors = [float((made[0](x) - network[0](x)).detach().norm()) for made in (plain, aware)]
     assert errors[1] < errors[0]
-    with pytest.raises(CalibrationError, match="0 is given NaN"):
+    with pytest.raises(CalibrationError, match="0 gets NaN"):
         low_rank(network, x, rank=2, calibration_loader=[x * float("nan")], latency=False)
 
 

@@ -102,7 +102,7 @@ def test_the_cascade_is_of_what_is_kept_and_faster() -> None:
         member("a", "1100000000", 1.0, 1.5),
         member("slow", "1111110000", 6.0, 9.0),
     )
-    assert [m.name for m in found.kept] == ["a", "b", "reference"]
+    assert [m.name for m in found.cascade_members] == ["a", "b", "reference"]
     assert found.memory_mb == 7.5
     assert found.cascade().names == ("a", "b", "reference")
     assert found.cascade("mean").combine == "mean"
@@ -123,7 +123,7 @@ def test_a_network_alone_that_is_better_is_said_to_be() -> None:
     text = str(family(member("a", "1111110000", 1.0)))
     assert "a alone is no less accurate than reference (chance 75%) and takes 0.25 of its time: ship it" in text
     text = str(family(member("a", "1100000000", 6.0)))
-    assert "nothing is worth running before reference" in text
+    assert "no network is useful before reference" in text
 
 
 def test_shared_weights_count_once_on_torch() -> None:

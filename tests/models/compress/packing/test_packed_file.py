@@ -181,7 +181,7 @@ def test_codes_that_do_not_fit_their_header(tmp_path: Path) -> None:
 
 def test_other_files_and_networks(tmp_path: Path) -> None:
     save_weights(small(), tmp_path / "plain")
-    with pytest.raises(InputError, match="no packed network; read it with load_weights"):
+    with pytest.raises(InputError, match="no packed network: read it with load_weights"):
         load_packed(small(), tmp_path / "plain")
     save_packed(small(), tmp_path / "net")
     with pytest.raises(InputError, match="has shape"):
@@ -193,7 +193,7 @@ def test_other_files_and_networks(tmp_path: Path) -> None:
 def test_a_dtype_without_a_code(tmp_path: Path) -> None:
     network = nn.Linear(2, 2)
     network.register_buffer("wave", torch.zeros(2, dtype=torch.complex64))
-    with pytest.raises(InputError, match=r"wave is torch\.complex64; a packed file holds float64"):
+    with pytest.raises(InputError, match=r"wave is torch\.complex64: a packed file holds float64"):
         save_packed(network, tmp_path / "net")
     assert list(tmp_path.iterdir()) == []
 

@@ -190,9 +190,9 @@ def test_torchvision(name: str) -> None:
 def test_what_is_left_alone() -> None:
     network = nn.ModuleDict({"words": nn.Embedding(9, 4), "one": nn.Linear(4, 8), "two": nn.Linear(8, 8)})
     left = share_values(network, {"linear": 2}, skip=("two",))
-    assert left == {"words.weight": "Embedding is no convolution and no linear layer", "two.weight": "skipped as asked"}
+    assert left == {"words.weight": "Embedding is neither a convolution nor a linear layer", "two.weight": "in skip"}
     conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2))
-    assert share_values(conv, {"linear": 2}) == {"0.weight": "no number of clusters was given for conv"}
+    assert share_values(conv, {"linear": 2}) == {"0.weight": "clusters does not name conv"}
     zero = nn.Sequential(nn.Linear(2, 2))
     nn.init.zeros_(zero[0].weight)
     assert share_values(zero, 2, reduce=True) == {"0.weight": "all its weights are 0"}

@@ -148,7 +148,7 @@ def test_loss_leaves_out_what_is_missed_least_one_after_another() -> None:
 def test_skip_keeps_modules() -> None:
     done = prune_blocks(chain(), torch.ones(2, 4), count=1, skip=["1"], latency=False)
     assert list(done.report.facts["removed"]) == ["0"]
-    assert done.report.left_alone == {"1": "skipped, as asked"}
+    assert done.report.left_alone == {"1": "in skip"}
 
 
 def test_it_can_be_wrapped_and_trained() -> None:

@@ -194,7 +194,7 @@ def test_shared_layers_grouped_convolutions_and_skipped_ones_are_left_alone() ->
     with pytest.raises(WrapError, match="grouped"):
         prune_channels(grouped, torch.ones(2, 4, 3, 3), amount=0.5, latency=False)
     done = prune_channels(CifarResNet(8), X, amount=0.5, skip=["layer1"], latency=False)
-    assert done.report.left_alone["layer1.0.conv1"] == "skipped, as asked"
+    assert done.report.left_alone["layer1.0.conv1"] == "in skip"
     assert "layer1.0.conv1" not in done.report.facts["widths"]
 
 

@@ -135,8 +135,8 @@ def test_shares_that_are_left() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(SettingError, match=r"sparsity=1\.0"):
         drawn(lambda network: None, sparsity=1.0)
-    with pytest.raises(SettingError, match="rounds=0: at least 1"):
+    with pytest.raises(SettingError, match="rounds=0: give at least 1"):
         drawn(lambda network: None, rounds=0)
     kept = line()
-    with pytest.raises(InputError, match="gives the same weights each time"):
+    with pytest.raises(InputError, match="returns the same weights each time"):
         lottery_ticket(lambda: kept, X, train=lambda network: None)

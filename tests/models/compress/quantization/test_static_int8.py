@@ -486,9 +486,9 @@ def test_settings_and_networks_without_use() -> None:
         int8(resnet().half())
     with pytest.raises(InputError, match="int8"):
         int8(int8(network))
-    with pytest.raises(InputError, match="no layer"):
+    with pytest.raises(InputError, match="no Conv or Linear"):
         quantize(nn.Sequential(nn.ReLU()), torch.zeros(2, 3), calibration_loader=[torch.zeros(2, 3)], latency=False)
-    with pytest.raises(InputError, match="no layer"):
+    with pytest.raises(InputError, match="no Conv or Linear"):
         int8(network, skip=["conv1", "layer1", "layer2", "layer3", "linear"])
 
 
