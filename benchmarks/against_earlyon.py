@@ -84,7 +84,7 @@ class Rule:
     def outcome(self, records: dynamic.Records, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(label [N], stage [N]) that it gives on recorded logits, `rows` at a time."""
         if not self.together or rows == 1:
-            found = replay(records.logits, self.combiner, self.limits, records.backbone)
+            found = replay(records.logits, self.combiner, thresholds=self.limits, backbone=records.backbone)
             return found.prediction, found.stage
         stage = np.full(len(records), records.stages - 1)
         for start in range(0, len(records), rows):
@@ -146,7 +146,7 @@ def peer_rule(model: Any, inputs: torch.Tensor, label: NDArray[np.int64], drop: 
     limits[~np.array(config.enabled_exits)] = np.inf
     temperature = tuple(float(config.temperatures[name]) for name in config.head_names)
     score = "max_probability" if sure else "negative_entropy"
-    return Rule(Combiner(temperature, score, "last"), limits, together=True)
+    return Rule(Combiner(temperature, score, combine="last"), limits, together=True)
 
 
 def our_rule(calibration: dynamic.Records, drop: float, options: dict[str, Any]) -> Rule:
@@ -154,7 +154,7 @@ def our_rule(calibration: dynamic.Records, drop: float, options: dict[str, Any])
     ladder = dynamic.certify(replace(calibration, part=np.zeros(len(calibration), np.int8)), (drop,), **options)
     point = [p for p in ladder.points if p.target == drop or p is ladder.points[0]][-1]
     return Rule(
-        Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone),
+        Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone),
         np.array(point.thresholds, np.float32),
     )
 
@@ -236,7 +236,7 @@ def ways(full: nn.Module, model: Any, net: ExitNetwork, rules: dict[str, Rule], 
                     listed[name, kind, label] = (plain if name == FULL else peer, before)
                     continue
                 limits = rule.limits[:0] if name == FULL else rule.limits
-                combiner = Combiner((1.0,), "max_probability", "last") if name == FULL else rule.combiner
+                combiner = Combiner((1.0,), "max_probability", combine="last") if name == FULL else rule.combiner
                 engine = open_engine(kind, folder / part, specs[part], combiner, cascades[part].stages, **given)
                 engine.load(specs[part].backbones)
                 listed[name, kind, label] = (ours(engine, limits), before)

@@ -81,7 +81,7 @@ def read_spec(folder: Path) -> tuple[CascadeSpec, Combiner]:
     spec, ladder = data["spec"], Ladder.from_json(data["ladder"])
     inputs = tuple(InputSpec(**i | {"shape": tuple(i["shape"])}) for i in spec["inputs"])
     stages = tuple(StageSpec(**s) for s in spec["stages"])
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
+    combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
     return CascadeSpec(inputs, stages, spec["classes"]), combiner
 
 

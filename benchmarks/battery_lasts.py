@@ -100,7 +100,7 @@ def variants(frontier: Frontier) -> dict[str, Variant]:
     nearly, _ = made_up(frontier, IDLE_H, blind=True)
     hungry, hungry_hz = made_up(frontier, TOO_SHORT_H, blind=False)
     whole_s = LONGEST_H * 3600
-    evening = Schedule((0.0, 3600.0, 14_400.0), (rate_hz / 2, 1.5 * rate_hz, rate_hz / 2), whole_s)
+    evening = Schedule((0.0, 3600.0, 14_400.0), (rate_hz / 2, 1.5 * rate_hz, rate_hz / 2), duration_s=whole_s)
     return {
         "known": Variant(device, BudgetPolicy(), Poisson(rate_hz, whole_s)),
         "unknown": Variant(nearly, Blind(BudgetPolicy()), Poisson(rate_hz, whole_s)),
@@ -115,7 +115,9 @@ def run(frontier: Frontier, cifar: Simulated, given: Variant, policy: Policy, se
     # what never changes may be decided less often
     decide = "monitor" if isinstance(policy, FixedPolicy) else "request"
     options = {"seed": seed, "battery": START, "monitor_hz": 1.0, "decide": decide}
-    return simulate(frontier, cifar.records, given.device, given.workload, policy, budget, **options)
+    return simulate(
+        frontier, cifar.records, device=given.device, workload=given.workload, policy=policy, budget=budget, **options
+    )
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

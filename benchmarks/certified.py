@@ -68,12 +68,12 @@ class Population:
     def __init__(
         self, records: dynamic.Records, combiner: Combiner, body: Sequence[float], head: Sequence[float]
     ) -> None:
-        self._answers = Answers(records, combiner, RISKS["drop"], body, head)
+        self._answers = Answers(records, combiner, RISKS["drop"], body=body, head=head)
         self._backbone, self._costs = records.backbone, (body, head)
 
     def truth(self, thresholds: Sequence[float]) -> tuple[float, float]:
         """(risk, cost)."""
-        stage, loss = self._answers.leaving(thresholds)
+        stage, loss = self._answers.exits_under(thresholds)
         cost = cost_to(plan(np.array(thresholds, np.float32), self._backbone), *self._costs)
         return float(loss.mean()), float(cost[stage].mean())
 
@@ -85,8 +85,8 @@ def draw(cascade: str, count: int, seed: int, share: float) -> dict[str, Any]:
     taken = records.select(random.integers(len(records), size=count))
     sample = replace(taken, part=split(None, count, share, seed))
     costs = {"body_cost": body, "head_cost": head}
-    ladder = certify(sample, (0.0, *TARGETS, 0.05), DELTA, score=SCORE, **costs)
-    combiner = Combiner(ladder.temperature, SCORE, ladder.combine, ladder.backbone)
+    ladder = certify(sample, (0.0, *TARGETS, 0.05), delta=DELTA, score=SCORE, **costs)
+    combiner = Combiner(ladder.temperature, SCORE, combine=ladder.combine, backbone=ladder.backbone)
     population = Population(records, combiner, body, head)
     alone = population.truth([math.inf] * (records.stages - 1))
     found: dict[str, Any] = {
@@ -96,13 +96,13 @@ def draw(cascade: str, count: int, seed: int, share: float) -> dict[str, Any]:
         "points": len(ladder.points) if ladder.certified else 1,
     }
     for target in TARGETS:
-        single = certify(sample, (target,), DELTA, score=SCORE, **costs)
+        single = certify(sample, (target,), delta=DELTA, score=SCORE, **costs)
         point = next((p for p in single.points if single.certified and p.target == target), None)
         found[f"certified {target:g}"] = (*alone, 0) if point is None else (*population.truth(point.thresholds), 1)
     whole = everything(taken)
     temperature = fit_temperatures(whole)
-    plain = Combiner(temperature, SCORE, "backbones", records.backbone)
-    population, search = Population(records, plain, body, head), Search(whole, plain, body, head)
+    plain = Combiner(temperature, SCORE, combine="backbones", backbone=records.backbone)
+    population, search = Population(records, plain, body, head), Search(whole, plain, body=body, head=head)
     for target in TARGETS:
         candidate = search.cheapest(target)
         assert candidate is not None
@@ -140,7 +140,12 @@ def references(cascade: str, counts: Sequence[int]) -> dict[str, float]:
     """Costs that know the population: the oracle's by target, and the floor's by target and number of images."""
     records, body, head = _shared[cascade]
     whole = everything(records)
-    search = Search(whole, Combiner(fit_temperatures(whole), SCORE, "backbones", records.backbone), body, head)
+    search = Search(
+        whole,
+        Combiner(fit_temperatures(whole), SCORE, combine="backbones", backbone=records.backbone),
+        body=body,
+        head=head,
+    )
     found = {}
     for target in TARGETS:
         asked = {f"oracle {target:g}": 0.0}

@@ -143,8 +143,8 @@ def outcomes(
     records: dynamic.Records, ladder: dynamic.Ladder, point: dynamic.OperatingPoint
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """(gain in {-1, 0, 1}, compute as a share of the last network's) of every record `[N]`."""
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-    found = replay(records.logits, combiner, point.thresholds, records.backbone)
+    combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
+    found = replay(records.logits, combiner, thresholds=point.thresholds, backbone=records.backbone)
     todo = plan(np.array(point.thresholds, np.float32), records.backbone)
     compute = cost_to(todo, records.macs, records.head_macs)[found.stage] / (records.macs[-1] + records.head_macs[-1])
     reference = records.logits[:, -1].argmax(axis=1) == records.label
@@ -265,7 +265,10 @@ class Timing:
         self.alone = dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
         self.cascade = dynamic.Cascade(cifar.networks(data, HEADLINE), names=HEADLINE)
         self.combiner = Combiner(
-            chosen.ladder.temperature, chosen.ladder.score, chosen.ladder.combine, chosen.ladder.backbone
+            chosen.ladder.temperature,
+            chosen.ladder.score,
+            combine=chosen.ladder.combine,
+            backbone=chosen.ladder.backbone,
         )
         self.folder = folder
         example = torch.from_numpy(inputs[:2])
@@ -425,11 +428,15 @@ def same_answers(data: Path, records: dynamic.Records, chosen: Chosen, count: in
     report = np.random.default_rng(0).permutation(report)[:count]
     inputs = cifar.PREPROCESS(cifar.images(data, "test").images[report])
     cascade = dynamic.Cascade(cifar.networks(data, HEADLINE), names=HEADLINE)
-    combiner = Combiner(chosen.ladder.temperature, chosen.ladder.score, chosen.ladder.combine, chosen.ladder.backbone)
+    combiner = Combiner(
+        chosen.ladder.temperature, chosen.ladder.score, combine=chosen.ladder.combine, backbone=chosen.ladder.backbone
+    )
     spec = describe(cascade, torch.from_numpy(inputs[:2]))
     engine = open_engine("torch", Path(), spec, combiner, cascade.stages)
     limits = np.array(chosen.point.thresholds, np.float32)
-    wanted = replay(stages_of(records, HEADLINE).logits[report], combiner, limits, tuple(range(len(HEADLINE))))
+    wanted = replay(
+        stages_of(records, HEADLINE).logits[report], combiner, thresholds=limits, backbone=tuple(range(len(HEADLINE)))
+    )
     same = 0
     for start in range(0, count, 100):
         output = engine.run({"input": inputs[start : start + 100]}, limits)

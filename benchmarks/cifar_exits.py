@@ -134,8 +134,8 @@ def _drop_0(
 def report(records: dynamic.Records, ladder: dynamic.Ladder, point: dynamic.OperatingPoint) -> tuple[float, float, Any]:
     """(accuracy minus ResNet-56's, mean cost as a share of ResNet-56's, share that leaves at each stage) of a half."""
     assert records.label is not None
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-    found = replay(records.logits, combiner, point.thresholds, records.backbone)
+    combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
+    found = replay(records.logits, combiner, thresholds=point.thresholds, backbone=records.backbone)
     cost = cost_to(plan(np.array(point.thresholds, np.float32), records.backbone), *costs(records))[found.stage]
     reference = records.logits[:, -1].argmax(axis=1) == records.label
     gain = float((found.prediction == records.label).mean() - reference.mean())

@@ -85,8 +85,8 @@ def only(ladder: Ladder, records: Records, name: str) -> Ladder:
     """The same cascade with one point: that network alone, unaveraged, accuracy measured on `records`."""
     last = records.stage_names.index(name)
     thresholds = tuple(ALL if stage == last else OFF for stage in range(records.stages - 1))
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-    played = replay(records.logits, combiner, thresholds, records.backbone)
+    combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
+    played = replay(records.logits, combiner, thresholds=thresholds, backbone=records.backbone)
     todo = plan(np.array(thresholds, np.float32), records.backbone)
     ran = {records.backbone[stage] for stage in range(todo.deepest + 1) if todo.run[stage]}
     assert ran == {records.backbone[last]}

@@ -108,7 +108,7 @@ def resnet18(data: Path, folder: Path) -> Served:
 
 def quantile_points(ladder: Ladder, records: dynamic.Records) -> Iterator[OperatingPoint]:
     """The reference, and points at which shares of 25% to 100% leave early, at all exits alike or at one alone."""
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
+    combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
     last = len(ladder.backbone) - 1
     wanted: dict[str, list[float]] = {"reference": [0.0] * last}  # share of those who get there that leaves
     wanted |= {f"{share:.0%} at each": [share] * last for share in (0.25, 0.5, 0.75)}
@@ -123,12 +123,12 @@ def quantile_points(ladder: Ladder, records: dynamic.Records) -> Iterator[Operat
                 played = replay(
                     records.logits,
                     combiner,
-                    [*thresholds[:stage], -float("inf"), *[0.0] * (last - stage - 1)],
-                    ladder.backbone,
+                    thresholds=[*thresholds[:stage], -float("inf"), *[0.0] * (last - stage - 1)],
+                    backbone=ladder.backbone,
                 )
                 there = played.score[played.stage == stage]
                 thresholds[stage] = float(np.quantile(there, 1 - share))
-        stage = replay(records.logits, combiner, thresholds, ladder.backbone).stage
+        stage = replay(records.logits, combiner, thresholds=thresholds, backbone=ladder.backbone).stage
         deep = 0.9 - 0.1 * (1 - float(stage.mean()) / last)  # made up: the deeper the better
         yield OperatingPoint(
             name,
@@ -219,7 +219,7 @@ def run(
     served: Served, budget: dynamic.Budget, settings: argparse.Namespace, options: dict[str, Any]
 ) -> dict[str, list[Answer]]:
     """Every contender's answers under the same load."""
-    points = {POLICY: None, CHEAPEST: served.bundle.frontier.cheapest.point.name, REFERENCE: "reference"}
+    points = {POLICY: None, CHEAPEST: served.bundle.frontier.cheapest.name, REFERENCE: "reference"}
     seconds = settings.seconds * (len(points) if settings.turns == "cycles" else 1)
     load = levels(seconds, settings.step)
     times_s = schedule(settings.turns, load[-1][0], settings.step, list(points))
@@ -300,7 +300,7 @@ def measure(served: Served, settings: argparse.Namespace) -> dict[str, Any]:
         "all_deep_p95_ms": round(deep_ms, 2),
         "load_while_unloaded": round(statistics.median(a.load or 0.0 for a in deep), 3),  # not quiet: run it again
         "deadline_ms": round(deadline_ms, 2),
-        "profiled_ms": {p.point.name: round(p.mean_ms[0], 2) for p in bundle.frontier.points},
+        "profiled_ms": {p.name: round(p.mean_ms[0], 2) for p in bundle.frontier.points},
         "contenders": rows,
         "points_above_cheapest": round(above, 2),
         "met": above <= GOAL_POINTS,

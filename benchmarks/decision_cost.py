@@ -83,7 +83,7 @@ class Steps:
         stage = work(decision.point)
         t3 = clock()
         point = decision.point
-        expected_ms = self._frontier.path_ms(point, stage, 1)
+        expected_ms = self._frontier.path_ms(point, stage, rows=1)
         told = Feedback(point, stage, 1, 1.05 * expected_ms, expected_ms, self._threads, snapshot, False)
         self._guard.observe(told)
         t4 = clock()

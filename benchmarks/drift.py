@@ -121,7 +121,7 @@ class Watched:
     @classmethod
     def of(cls, records: dynamic.Records, combiner: Combiner, thresholds: Sequence[float]) -> "Watched":
         """Of all records under `thresholds [S-1]`."""
-        found = replay(records.logits, combiner, thresholds, records.backbone)
+        found = replay(records.logits, combiner, thresholds=thresholds, backbone=records.backbone)
         limits = (*thresholds, -np.inf)
         first = next(stage for stage, limit in enumerate(limits) if limit != np.inf)
         return cls(first, limits[first], found.stage.tolist(), found.score.tolist())
@@ -145,7 +145,7 @@ def with_parts(records: dynamic.Records, seed: int) -> dynamic.Records:
 
 def fitted(records: dynamic.Records) -> Combiner:
     """Margins at the temperatures of the part that chooses."""
-    return Combiner(fit_temperatures(records), "margin", "backbones", records.backbone)
+    return Combiner(fit_temperatures(records), "margin", combine="backbones", backbone=records.backbone)
 
 
 def searched(records: dynamic.Records, combiner: Combiner) -> Search:
@@ -338,7 +338,12 @@ def shifts(
 
 def accuracy_of(records: dynamic.Records, combiner: Combiner, thresholds: Sequence[float]) -> float:
     """Share of right answers."""
-    return float((replay(records.logits, combiner, thresholds, records.backbone).prediction == records.label).mean())
+    return float(
+        (
+            replay(records.logits, combiner, thresholds=thresholds, backbone=records.backbone).prediction
+            == records.label
+        ).mean()
+    )
 
 
 def show(figures: Mapping[str, Any]) -> None:

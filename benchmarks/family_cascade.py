@@ -89,8 +89,8 @@ def modelled(records: dynamic.Records, spent: Costs) -> dict[str, Any]:
     for seed in range(SPLITS):
         half, other = halves(records, seed)
         ladder, point = chooser(spent)(half)
-        combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-        found = replay(other.logits, combiner, point.thresholds, records.backbone)
+        combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
+        found = replay(other.logits, combiner, thresholds=point.thresholds, backbone=records.backbone)
         todo = plan(np.array(point.thresholds, np.float32), records.backbone)
         ms = cost_to(todo, *spent)[found.stage].mean() / spent[0][-1]
         assert other.label is not None

@@ -81,7 +81,7 @@ def train(data: Path, passes: int, epochs: int) -> None:
         progress(str(error))
     else:
         progress(str(found))
-        names, removed = [exit_.name for exit_ in found.network.exits], [vars(step) for step in found.choice.removed]
+        names, removed = [exit_.name for exit_ in found.network.exits], [vars(step) for step in found.choice.removals]
         save_weights(copy.deepcopy(found.network.heads).half(), HEADS)
     about = {"student": fingerprint(), "candidates": CANDIDATES, "kept": names, "removed": removed}
     CHOICE.write_text(json.dumps(about, indent=1) + "\n")

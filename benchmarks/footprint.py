@@ -48,7 +48,7 @@ import numpy as np
 import dynamic
 folder = sys.argv[1]
 run = dynamic.load(folder + "/shelf").runtime({how})
-label = int(run(np.load(folder + "/image.npy")).label[0])
+label = run(np.load(folder + "/image.npy")).label
 """
 _SESSION = """
 import sys
@@ -93,7 +93,7 @@ for depth in (20, 32, 56):
 names = ["resnet20", "resnet32", "resnet56"]
 bundle = dynamic.load(folder + "/shelf", modules=dynamic.Cascade(networks, names=names))
 run = bundle.runtime(dynamic.Budget(max_drop=0.01), engine="torch")
-label = int(run(np.load(folder + "/image.npy")).label[0])
+label = run(np.load(folder + "/image.npy")).label
 """
 # no limit, then one that the smaller network alone meets; or, with "limited", that limit from the start
 _GIVEN_BACK = """

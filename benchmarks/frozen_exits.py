@@ -97,8 +97,8 @@ def evaluate(
     ladder = dynamic.certify(calibration, (drop,))
     point = next((p for p in ladder.points if p.target == drop), ladder.points[0])
     report = records.select(other)
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-    found = replay(report.logits, combiner, point.thresholds, records.backbone)
+    combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
+    found = replay(report.logits, combiner, thresholds=point.thresholds, backbone=records.backbone)
     todo = plan(np.array(point.thresholds, np.float32), records.backbone)
     own = report.logits[:, -1].argmax(1) == report.label if reference is None else reference[other]
     cost = cost_to(todo, records.macs, records.head_macs)[found.stage]

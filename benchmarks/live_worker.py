@@ -83,17 +83,17 @@ def answers(run: Any, inputs: Any, asked: dict[str, Any], queued: bool, pauses: 
     waiting: list[tuple[dict[str, Any], Future[Any]]] = []
 
     def note(what: dict[str, Any], result: Any) -> None:
-        point, stage = result.decision.point, int(result.stage[0])
-        last = len(point.point.thresholds)
+        point, stage = result.decision.point, result.stage
+        last = len(point.operating_point.thresholds)
         found.append(
             Answer(
                 **what,
                 latency_ms=what["late_ms"] + result.latency_ms,
                 work_ms=result.latency_ms - result.waited_ms,
                 stage=stage,
-                label=int(result.label[0]),
-                point=point.point.name,
-                cut=stage < last and not point.point.thresholds[stage] < float(result.score[0]),
+                label=result.label,
+                point=point.name,
+                cut=stage < last and not point.operating_point.thresholds[stage] < result.score,
                 slowdown=result.decision.slowdown,
                 load=run.monitor.latest.cpu_load,
                 pause_ms=pauses.ms,
@@ -136,7 +136,7 @@ def main() -> None:
     with dynamic.load(job.folder).runtime(policy=policy, drift_alpha=None, **job.options) as run:
         for _ in range(20):  # what is loaded and allocated once is no part of a run
             run(inputs[0])
-        print(json.dumps({"threads": run.engine.threads, "points": [p.point.name for p in run.frontier.points]}))
+        print(json.dumps({"threads": run.engine.threads, "points": [p.name for p in run.frontier.points]}))
         sys.stdout.flush()
         for line in sys.stdin:
             asked = json.loads(line)

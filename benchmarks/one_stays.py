@@ -151,7 +151,7 @@ def measure(
 ) -> dict[str, Any]:
     """Every setting and route of one engine, taking turns; raises EngineError where this machine has it not."""
     name, _, precision = kind.partition(" ")
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
+    combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
     random = np.random.default_rng(0)
     inputs = {i.name: random.standard_normal((ROWS, *i.shape)).astype(np.float32) for i in spec.inputs}
     before, engines, contenders = torch.get_num_threads(), [], []

@@ -77,7 +77,7 @@ def measure(run: Any, images: ImageSet, calls: int) -> dict[str, Any]:
 
     def through_runtime(inputs: Any) -> None:
         if (now := run(inputs).decision.point) is not point:
-            raise SystemExit(f"the decision went from {point.point.name!r} to {now.point.name!r}: run it again")
+            raise SystemExit(f"the decision went from {point.name!r} to {now.point.name!r}: run it again")
 
     contenders = [
         Contender("engine", lambda i: run.engine.run(ready[i], point.thresholds)),
@@ -86,7 +86,7 @@ def measure(run: Any, images: ImageSet, calls: int) -> dict[str, Any]:
     took = take_turns(contenders, [number % len(ready) for number in range(calls)])
     us = {name: [ms * 1e3 for ms in values] for name, values in took.items()}
     return {
-        "point": point.point.name,
+        "point": point.name,
         **{f"{name}_us": spread(values, 1) for name, values in us.items()},
         "of_medians_us": round(statistics.median(us["runtime"]) - statistics.median(us["engine"]), 1),
         "difference_us": spread([ours - bare for ours, bare in zip(us["runtime"], us["engine"], strict=True)], 1),
@@ -99,7 +99,7 @@ def without_engine(run: Any, images: ImageSet, rows: int, calls: int) -> dict[st
     ready = [{"input": cifar.PREPROCESS(images.images[at : at + rows])} for at in batches]
     inputs, thresholds = ready[0], run(ready[0]).decision.point.thresholds
     outputs = cycle([run.engine.run(given, thresholds) for given in ready])
-    engines, engine = run.serving.engines, run.engine
+    engines, engine = run.deployment.engines, run.engine
     engines.first = Ready(outputs, engine.name, engine.precision)
     took = take_turns([Contender("runtime", lambda _: run(inputs))], range(calls), warm=1)["runtime"]
     engines.first = engine

@@ -74,7 +74,7 @@ def export(stages: int, folder: Path) -> tuple[Any, Ladder, dict[str, float]]:
 
 def run(name: str, folder: Path, spec: Any, ladder: Ladder, times: float) -> tuple[dict[str, Any], dict[str, float]]:
     """(ms by batch size, route and depth; seconds to load by route) of one engine."""
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
+    combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
     last = len(spec.stages) - 1
     depths = {"full": np.full(last, NOBODY, np.float32), "first": np.full(last, -np.inf, np.float32)}
     loading: dict[str, list[float]] = {}

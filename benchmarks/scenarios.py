@@ -79,17 +79,19 @@ def play(task: tuple[str, str, int]) -> dict[str, dict[str, Any]]:
     """One scenario on one device under one seed: figures of every contender."""
     where, what, seed = task
     cifar, here = _shared[0], device(where)
-    chosen = scenarios(here, cifar.frontier, LENGTH_S.get(what), seed)[what]
+    chosen = scenarios(here, cifar.frontier, duration_s=LENGTH_S.get(what), seed=seed)[what]
     budget, around = chosen.budget, chosen.surroundings()
     assert isinstance(budget, Budget)
     found = {}
     for name, (_, frontier, policy) in contenders(cifar).items():
         # what never changes may be decided less often
         decide = "monitor" if isinstance(policy, FixedPolicy) else "request"
-        report = chosen.run(frontier, cifar.records, here, policy, seed=seed, decide=decide)
+        report = chosen.run(frontier, cifar.records, device=here, policy=policy, seed=seed, decide=decide)
         found[name] = figures(report, chosen)
-    planned = oracle(cifar.frontier, cifar.records, here, chosen.workload, budget, seed=seed, **around)
-    found[ORACLE] = figures(chosen.run(cifar.frontier, cifar.records, here, planned, seed=seed), chosen)
+    planned = oracle(
+        cifar.frontier, cifar.records, device=here, workload=chosen.workload, budget=budget, seed=seed, **around
+    )
+    found[ORACLE] = figures(chosen.run(cifar.frontier, cifar.records, device=here, policy=planned, seed=seed), chosen)
     return found
 
 

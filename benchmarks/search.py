@@ -23,7 +23,8 @@ import numpy as np
 from common import progress, save
 
 from dynamic.policies import Combiner, Records, Search, certify
-from dynamic.policies.certification.certificates import _ERRORS, _FINE, MAX_DROPS
+from dynamic.policies.certification.ladders.settings import MAX_DROPS
+from dynamic.policies.certification.ladders.walks import FINE_QUANTILES, STANDARD_ERRORS
 from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.records import SEARCH, split
 from dynamic.profiling.machine import machine_name
@@ -76,8 +77,8 @@ def timed(work: Callable[[], object], runs: int) -> dict[str, list[float]]:
 
 def ask_path(search: Search) -> None:
     """What `certify` asks of a search before it certifies."""
-    search.path(_ERRORS)
-    search.most_accurate(_ERRORS)
+    search.path(STANDARD_ERRORS)
+    search.most_accurate(STANDARD_ERRORS)
     search.least_cost()
 
 
@@ -93,10 +94,10 @@ def measure(count: int, classes: int, runs: int) -> dict[str, Any]:
     """`certify` and its parts on the same records."""
     records = made_up(count, classes)
     chosen = records.select(records.part == SEARCH)
-    combiner = Combiner(fit_temperatures(records), "max_probability", "backbones", records.backbone)
+    combiner = Combiner(fit_temperatures(records), "max_probability", combine="backbones", backbone=records.backbone)
 
     def expecting() -> Search:
-        return Search(chosen, combiner, quantiles=_FINE, expected=True)
+        return Search(chosen, combiner, quantiles=FINE_QUANTILES, expected=True)
 
     work: dict[str, Callable[[], object]] = {
         f"certify, {count} records, {len(TARGETS)} targets": lambda: certify(records, TARGETS),

@@ -16,8 +16,7 @@ import numpy as np
 from common import progress, save, spread
 
 from dynamic.policies import Budget, BudgetPolicy, Combiner, Costs, Frontier, Ladder, OperatingPoint, Policy, Records
-from dynamic.policies.certification.certificates import replay
-from dynamic.policies.certification.replay import shares
+from dynamic.policies.certification.replay import replay, shares
 from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.stage_plan import plan
 from dynamic.simulate import Bursts, Poisson, device, simulate
@@ -40,10 +39,10 @@ def made_up(count: int = 10_000, classes: int = 10) -> tuple[Frontier, Records]:
     vectors |= {f"all exits {t}": (t, t, t) for t in (0.99, 0.95, 0.9, 0.8, 0.6)}
     vectors |= {f"networks {t}": (OFF, t, OFF) for t in (0.95, 0.9, 0.8, 0.6)}
     vectors |= {"small with exit": (0.8, ALL, OFF), "small": (OFF, ALL, OFF), "first exit": (ALL, OFF, OFF)}
-    combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, BACKBONE)
+    combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=BACKBONE)
     points = []
     for name, thresholds in vectors.items():
-        played = replay(logits, combiner, thresholds, BACKBONE)
+        played = replay(logits, combiner, thresholds=thresholds, backbone=BACKBONE)
         right, share = float((played.prediction == label).mean()), shares(played.stage, 4)
         todo = plan(np.array(thresholds, np.float32), BACKBONE)
         needed = {BACKBONE[stage] for stage in range(todo.deepest + 1) if todo.run[stage]}
@@ -92,7 +91,14 @@ def main() -> None:
             load = Bursts(0.2, (1.0, 2.0), on_s=10, off_s=30)
             began = time.perf_counter()
             report = simulate(
-                frontier, records, phone, workload, policies[name], budget, background_load=load, decide=decide
+                frontier,
+                records,
+                device=phone,
+                workload=workload,
+                policy=policies[name],
+                budget=budget,
+                background_load=load,
+                decide=decide,
             )
             took_us[name, decide].append((time.perf_counter() - began) / report.requests * 1e6)
         progress(f"repeat {repeat + 1} of {options.repeats}")

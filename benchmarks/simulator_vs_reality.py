@@ -65,7 +65,16 @@ def this_machine(threads: int) -> Device:
     memory_mb = psutil.virtual_memory().available / 1e6
     source = {"memory_mb": "psutil", "cores": "affinity", "relative_speed": "profiled here"}
     source |= {"idle_mw": "assumption", "active_mw": "assumption"}
-    return Device("this machine", 1.0, available_cores(), memory_mb, None, 1000.0, 1000.0, source)
+    return Device(
+        "this machine",
+        relative_speed=1.0,
+        cores=available_cores(),
+        memory_mb=memory_mb,
+        battery_mwh=None,
+        idle_mw=1000.0,
+        active_mw=1000.0,
+        source=source,
+    )
 
 
 def overhead_ms(answers: Sequence[Answer], report: Any) -> float:
@@ -195,7 +204,7 @@ def main() -> None:
     frontier, records = profiled(), recorded(data, served)
     device = this_machine(frontier.costs.threads)
     rate_hz = options.used * 1e3 / frontier.points[0].mean_ms[0]
-    trace = Bursty(0.4 * rate_hz, 1.6 * rate_hz, 4.0, 4.0, options.seconds)
+    trace = Bursty(0.4 * rate_hz, 1.6 * rate_hz, quiet_s=4.0, busy_s=4.0, duration_s=options.seconds)
     times_s = trace.arrivals(np.random.default_rng(SEED))
     items = order(len(times_s), len(records))
     steps = max(2, round(options.seconds / options.step))
@@ -217,7 +226,15 @@ def main() -> None:
         """As the machine is now: profiled, and what a request without limits takes beside that."""
         now = profiled()
         answers = live(served, dynamic.Budget(), first.tolist(), items[: len(first)], [(0.0, 0)], given)
-        report = simulate(now, records, device, Recorded(first, FIRST_S), BudgetPolicy(), dynamic.Budget(), seed=SEED)
+        report = simulate(
+            now,
+            records,
+            device=device,
+            workload=Recorded(first, FIRST_S),
+            policy=BudgetPolicy(),
+            budget=dynamic.Budget(),
+            seed=SEED,
+        )
         source = device.source | {"overhead_ms": "a run", "wake_ms": "a run"}
         found = replace(device, overhead_ms=overhead_ms(answers, report), wake_ms=wake_ms(answers), source=source)
         progress(f"a request takes {found.overhead_ms:.3f} ms beside its stages, waking up {found.wake_ms:.3f} ms")
@@ -231,10 +248,10 @@ def main() -> None:
             report = simulate(
                 now,
                 records,
-                here,
-                Recorded(times_s, options.seconds),
-                BudgetPolicy(),
-                budget,
+                device=here,
+                workload=Recorded(times_s, options.seconds),
+                policy=BudgetPolicy(),
+                budget=budget,
                 seed=SEED,
                 background_load=simulated_load,
                 queue_limit=QUEUE,

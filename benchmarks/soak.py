@@ -279,7 +279,7 @@ def main() -> None:
             queue=QUEUE,
             workers=2,
             threads=1,
-            on_change=lambda change: changes.update([change.after.point.name]),
+            on_change=lambda change: changes.update([change.after.name]),
         )
         soak = Soak(run, bundles, faults, memory_mb)
         with run:

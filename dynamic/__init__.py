@@ -1,7 +1,7 @@
 """Adaptive inference: spend on each input what it needs and no more than the device can spare.
 
-Names are loaded when first used, so that loading and running a bundle never imports torch;
-the list of public names stands in ``__init__.pyi``.
+Names are loaded on first use, so that loading and running a bundle never imports torch. The list of public names is
+in ``__init__.pyi``.
 """
 
 # first: it takes the working folder off the path, which could answer the imports below

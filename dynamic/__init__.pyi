@@ -1,6 +1,9 @@
 from dynamic.bundle.bundle import Bundle as Bundle
 from dynamic.bundle.bundle import load as load
 from dynamic.data.preprocessing import Preprocess as Preprocess
+from dynamic.engines.options import OnnxRuntimeOptions as OnnxRuntimeOptions
+from dynamic.engines.options import OpenVinoOptions as OpenVinoOptions
+from dynamic.engines.options import TorchOptions as TorchOptions
 from dynamic.errors import DynamicError as DynamicError
 from dynamic.errors import DynamicWarning as DynamicWarning
 from dynamic.errors import ShedError as ShedError
@@ -29,7 +32,9 @@ from dynamic.policies.records import Records as Records
 from dynamic.policies.snapshot import Snapshot as Snapshot
 from dynamic.runtime.decisions.decision_log import Change as Change
 from dynamic.runtime.drift.streams import DriftOptions as DriftOptions
-from dynamic.runtime.result import Result as Result
+from dynamic.runtime.result import BatchResult as BatchResult
+from dynamic.runtime.result import Prediction as Prediction
+from dynamic.runtime.result import Statistics as Statistics
 from dynamic.runtime.runtime import Runtime as Runtime
 
 from . import errors as errors

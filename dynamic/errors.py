@@ -1,4 +1,4 @@
-"""The exception tree (see `dynamic.policies.errors`), under the name users look for it."""
+"""All errors of this library under one name. `dynamic.policies.errors` holds their tree."""
 
 from dynamic.policies.errors import (
     BudgetError,

@@ -1,4 +1,4 @@
-"""Which extra brings a package, so that a missing one is named in one line."""
+"""The extra that brings a package, so that the message for a missing one names it."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -24,28 +24,28 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 
 def remedy(module: str, what: str) -> str | None:
-    """One line that says what is missing and how it is installed.
+    """One line that names a missing package and how to install it.
 
     Args:
-        module: The name of a module that could not be imported.
-        what: What needs it.
+        module: Name of a module that could not be imported.
+        what: The feature that needs it.
 
     Returns:
-        The line, or None where no extra brings the module.
+        The line. None where no extra brings the module.
     """
-    known = EXTRAS.get(module.partition(".")[0])
-    if known is None:
+    entry = EXTRAS.get(module.partition(".")[0])
+    if entry is None:
         return None
-    package, extra = known
+    package, extra = entry
     return f'{what} needs {package}, which is not installed: pip install "dynamic-inference[{extra}]"'
 
 
 def with_remedy(error: ModuleNotFoundError, what: str) -> ModuleNotFoundError:
-    """The error of an import, with the remedy where one is known.
+    """The error of an import, with a remedy where there is one.
 
     Args:
-        error: What the import raised.
-        what: What needs the module.
+        error: The error of the import.
+        what: The feature that needs the module.
 
     Returns:
         An error with one line of words, or the same error.

@@ -1,4 +1,4 @@
-"""Progress with rate and remaining time where someone is watching; silence elsewhere."""
+"""Progress with rate and remaining time on a terminal, and nothing elsewhere."""
 
 import sys
 from collections.abc import Generator, Iterable, Sized
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def size_of(items: Iterable[object]) -> int | None:
-    """How many items there are, where they can be counted."""
+    """The number of items, where they can be counted."""
     try:
         return len(items) if isinstance(items, Sized) else None
     except (TypeError, NotImplementedError):  # a DataLoader has a length, its stream of data none
@@ -18,9 +18,18 @@ def size_of(items: Iterable[object]) -> int | None:
 def track(
     items: Iterable[T], label: str, total: int | None = None, shown: bool | None = None
 ) -> Generator[T, None, None]:
-    """Iterate with a progress bar on a terminal's stderr (`shown`: True always, False never).
+    """Iterate with a progress bar.
 
-    tqdm draws it and is an extra on the device: without it the items just pass.
+    tqdm draws it and is an extra on the device. Without it there is no bar.
+
+    Args:
+        items: The items.
+        label: Text before the bar.
+        total: Number of items. None: their length, if they have one.
+        shown: Whether to show the bar. None: where stderr is a terminal.
+
+    Yields:
+        The items.
     """
     if shown is None:
         shown = sys.stderr.isatty()

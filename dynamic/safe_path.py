@@ -1,7 +1,7 @@
-"""The working folder is no place to import from: a bundle that was downloaded may hold a `psutil.py`.
+"""Nothing is imported from the working folder: a bundle that was downloaded may hold a `psutil.py`.
 
-`python -m dynamic` puts the working folder first on the path. It is taken out before anything else is imported.
-Whoever starts Python otherwise (`python -m pytest`, a notebook) has chosen the path, and it stays.
+`python -m dynamic` puts the working folder first on the path. It is removed before anything else is imported. Other
+ways to start Python (`python -m pytest`, a notebook) keep the path that the user chose.
 """
 
 # nothing else is imported here: the working folder could answer it
@@ -17,7 +17,7 @@ _CHILD = (
 
 
 def leave_working_folder() -> None:
-    """Take the working folder off the path where `python -m` runs a module of this package."""
+    """Remove the working folder from the path where `python -m` runs a module of this package."""
     if sys.argv[:1] != ["-m"] or sys.flags.safe_path:  # "-m": Python looks for the module right now
         return
     word = sys.orig_argv[-len(sys.argv)] if len(sys.orig_argv) >= len(sys.argv) else ""
@@ -27,11 +27,11 @@ def leave_working_folder() -> None:
 
 
 def child_command(module: str, *arguments: str, untrusted: tuple[str, ...] = ()) -> list[str]:
-    """The command of a child process that runs a module of this package and imports what this process imports.
+    """The command of a child process that runs a module of this package with the imports of this process.
 
     Args:
         module: The module.
-        arguments: What it gets.
+        arguments: Its arguments.
         untrusted: Folders of data. Nothing is imported from them or from the working folder.
 
     Returns:
@@ -45,20 +45,20 @@ def child_path(untrusted: tuple[str, ...] = ()) -> list[str]:
     """The path of this process without the working folder and folders of data.
 
     Args:
-        untrusted: Folders to leave out with all that lies in them, such as the bundle that is measured.
+        untrusted: Folders to exclude with everything in them, such as the bundle that is measured.
 
     Returns:
-        Absolute folders and zips. The one that this package came from stays.
+        Absolute folders and zips. The folder of this package is always among them.
     """
     own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     working, data = os.path.realpath(os.getcwd()), [os.path.realpath(folder) for folder in untrusted]
-    kept = []
+    path = []
     for entry in dict.fromkeys(os.path.abspath(entry) for entry in sys.path if entry):
         place = os.path.realpath(entry)
         within = any(place == folder or place.startswith(folder + os.sep) for folder in data)
         if entry == own or not (place == working or within):
-            kept.append(entry)
-    return kept if own in kept else [*kept, own]  # an editable install is on no path
+            path.append(entry)
+    return path if own in path else [*path, own]  # an editable install is on no path
 
 
 leave_working_folder()

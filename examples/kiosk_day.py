@@ -169,14 +169,14 @@ def live(frontier: Frontier, records: Records, policy: Policy | None = None, see
     here, mains_s = kiosk(), seconds(11)
     assert here.battery_mwh is not None
     arrival_s = frames(visits(seed))
-    outage = Outage(seconds(13), seconds(13 + 5 / 60), ("battery",))
+    outage = Outage(seconds(13), seconds(13 + 5 / 60), names=("battery",))
     report = simulate(
         frontier.recost(costs(records)),
         records,
-        here,
-        Recorded(arrival_s, seconds(CLOSES)),
-        policy or BudgetPolicy(),
-        lambda time_s: BUDGET if time_s < mains_s else WITHOUT_MAINS,
+        device=here,
+        workload=Recorded(arrival_s, seconds(CLOSES)),
+        policy=policy or BudgetPolicy(),
+        budget=lambda time_s: BUDGET if time_s < mains_s else WITHOUT_MAINS,
         seed=seed,
         # so that it is at 62% when the mains are lost
         battery=0.62 - here.charging_mw * mains_s / 3600 / here.battery_mwh,

@@ -67,7 +67,7 @@ def warm(bundle: dynamic.Bundle, images: Any) -> float:
     return statistics.quantiles(took[10:], n=20)[-1]
 
 
-def tell(second: int, busy: int, run: dynamic.Runtime, results: list[dynamic.Result], limit_ms: float) -> None:
+def tell(second: int, busy: int, run: dynamic.Runtime, results: list[dynamic.Prediction], limit_ms: float) -> None:
     """A line on what happened in a second."""
     took = sorted(result.latency_ms for result in results)
     late = sum(ms > limit_ms for ms in took)
@@ -90,14 +90,14 @@ def serve(run: dynamic.Runtime, images: Any, seconds: float, load: Load, limit_m
     plan = [(0.0, 0), (0.2, cores), (0.45, 2 * cores), (0.7, 0)]  # from this part of the time on
     stream = itertools.cycle(zip(images.images, images.labels, strict=True))
     right = count = 0
-    results: list[dynamic.Result] = []
+    results: list[dynamic.Prediction] = []
     began = time.perf_counter()
     second = 1
     while (now := time.perf_counter() - began) < seconds:
         load.set([busy for part, busy in plan if now >= part * seconds][-1])
         image, label = next(stream)
         results.append(run(image))
-        right, count = right + int(results[-1].label[0] == label), count + 1
+        right, count = right + int(results[-1].label == label), count + 1
         if time.perf_counter() - began >= second:
             tell(second, len(load), run, results, limit_ms)
             results, second = [], int(time.perf_counter() - began) + 1
@@ -115,8 +115,8 @@ def main() -> None:
     print(f"{len(bundle.frontier.points)} operating points; answers within {limit_ms:.2f} ms, 95 in 100\n")
 
     def changed(change: Change) -> None:
-        before = "begin with" if change.before is None else f"{change.before.point.name} ->"
-        print(f"        {before} {change.after.point.name}\n        because {change.decision.reason}", flush=True)
+        before = "begin with" if change.before is None else f"{change.before.name} ->"
+        print(f"        {before} {change.after.name}\n        because {change.decision.reason}", flush=True)
 
     budget = dynamic.Budget(latency_ms=limit_ms)
     try:

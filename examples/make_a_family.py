@@ -66,9 +66,7 @@ def main() -> None:
     print(f"\npicture: {family.chart(options.out / 'family.png', bundle)}")
 
     with bundle.runtime(dynamic.Budget(max_drop=0.02)) as run:
-        right = sum(
-            int(run(image).label[0] == label) for image, label in zip(choose.images, choose.labels, strict=True)
-        )
+        right = sum(int(run(image).label == label) for image, label in zip(choose.images, choose.labels, strict=True))
         print(f"{right / len(choose):.1%} of the images that chose, at {run(choose.images[0]).decision.reason}")
 
 

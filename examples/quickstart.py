@@ -69,9 +69,9 @@ def contenders(bundle: dynamic.Bundle, names: list[str]) -> list[Row]:
             limits[stage] = -np.inf
         rows.append(Row(name, limits, static=True))
     rows += [
-        Row(f"cascade, {p.point.name}", np.array(p.point.thresholds, np.float32), static=False)
+        Row(f"cascade, {p.name}", np.array(p.operating_point.thresholds, np.float32), static=False)
         for p in bundle.frontier.points
-        if max(p.point.shares) < 1
+        if max(p.shares) < 1
     ]
     return rows
 
@@ -146,7 +146,7 @@ def stream(bundle: dynamic.Bundle, report: ImageSet, count: int) -> None:
             last, right, changes = "", 0, 0
             for image, label in zip(report.images[:count], report.labels[:count], strict=True):
                 result = run(image)
-                right += int(result.label[0]) == label
+                right += result.label == label
                 if result.decision.point.name != last:
                     last, changes = result.decision.point.name, changes + 1
                     if changes <= 4:

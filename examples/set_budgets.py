@@ -44,7 +44,7 @@ def main() -> None:
             results, right = [], 0
             for image, label in itertools.islice(stream, 100):
                 results.append(run(image))
-                right += int(results[-1].label[0] == label)
+                right += int(results[-1].label == label)
             decisions = [result.decision for result in results]
             print(f"\n{name}\n    {decisions[0].reason}")
             if not decisions[0].feasible:

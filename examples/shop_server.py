@@ -32,11 +32,11 @@ import psutil
 from numpy.typing import NDArray
 
 import dynamic
+from dynamic import Prediction, Statistics
 from dynamic.data import ImageSet
 from dynamic.errors import ShedError
 from dynamic.policies import Budget, Decision, Frontier, Policy, Snapshot
 from dynamic.runtime.decisions.decision_log import Change
-from dynamic.runtime.result import Result, Statistics
 
 OPENS, RUSH, DARK, CAREFUL, CLOSED, SWAP, ENDS = 12, 17, 21, 22, 23, 27, 30  # hours; 27 is three in the morning
 EVENTS = {
@@ -141,7 +141,7 @@ def live(
             clock.begin()
             watching = aside.submit(_watch, log, clock)
             swapping: Future[None] | None = None
-            futures: list[Future[Result]] = []
+            futures: list[Future[Prediction]] = []
             hour = float(OPENS)
             while hour < ENDS:
                 clock.wait(hour)
@@ -164,7 +164,7 @@ def live(
     return log
 
 
-def _enter(log: Log, clock: Clock, hour: float, labels: NDArray[np.int64], future: "Future[Result]") -> None:
+def _enter(log: Log, clock: Clock, hour: float, labels: NDArray[np.int64], future: "Future[Prediction]") -> None:
     error, done = future.exception(), clock()
     if isinstance(error, ShedError):
         log.answers.append(Answer(hour, done))

@@ -33,7 +33,7 @@ def main() -> None:
     records = bundle.records.select(bundle.records.part == 1)
     found: Reports = {}
     for device in devices().values():
-        known = scenarios(device, bundle.frontier, options.seconds)
+        known = scenarios(device, bundle.frontier, duration_s=options.seconds)
         if options.scenario not in known:
             print(f"no {options.scenario!r} on {device.name}: it lacks what that takes")
             continue
@@ -41,14 +41,18 @@ def main() -> None:
         budget, around = what.budget, what.surroundings()
         assert isinstance(budget, Budget)
         ways: dict[str, tuple[Policy, Budget]] = {
-            "last network alone": (FixedPolicy(bundle.frontier.points[0].point.name), budget),
-            "cheapest point": (FixedPolicy(bundle.frontier.cheapest.point.name), budget),
+            "last network alone": (FixedPolicy(bundle.frontier.points[0].name), budget),
+            "cheapest point": (FixedPolicy(bundle.frontier.cheapest.name), budget),
             "budget policy": (BudgetPolicy(), budget),
             f"and max_drop {MAX_DROP:g}": (BudgetPolicy(), replace(budget, max_drop=MAX_DROP)),
-            "knows the future": (oracle(bundle.frontier, records, device, what.workload, budget, **around), budget),
+            "knows the future": (
+                oracle(bundle.frontier, records, device=device, workload=what.workload, budget=budget, **around),
+                budget,
+            ),
         }
         found[device.name] = {
-            name: what.run(bundle.frontier, records, device, policy, limits) for name, (policy, limits) in ways.items()
+            name: what.run(bundle.frontier, records, device=device, policy=policy, budget=limits)
+            for name, (policy, limits) in ways.items()
         }
         print_table(device.name, what, found[device.name])
     draw(found, options.scenario, PICTURE)

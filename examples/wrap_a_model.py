@@ -60,7 +60,7 @@ def main() -> None:
     bundle = dynamic.load("out/mine")
     with bundle.runtime(dynamic.Budget(max_drop=0.02)) as run:
         results = [run(image) for image in report.images]
-    right = sum(int(result.label[0] == label) for result, label in zip(results, report.labels, strict=True))
+    right = sum(int(result.label == label) for result, label in zip(results, report.labels, strict=True))
     print(f"\n{right / len(results):.1%} right; {results[-1].decision.reason}")
     leaving = zip([*(e.name for e in net.exits), "the end"], run.stats().stage_shares, strict=True)
     print(", ".join(f"{share:.0%} leave at {name}" for name, share in leaving))

@@ -55,7 +55,15 @@ def on_the_simulator(bundle: dynamic.Bundle, budget: Budget) -> None:
     requests = Diurnal(mean_hz=1.0, duration_s=24 * HOUR_S)
     print(f"SIMULATED mid-range phone on its charger, {requests.mean_hz:g} requests a second, midnight to midnight")
     for policy in (NightAndDay(), BudgetPolicy()):
-        report = simulate(bundle.frontier, records, device("mid-range-phone"), requests, policy, budget, plugged=1.0)
+        report = simulate(
+            bundle.frontier,
+            records,
+            device=device("mid-range-phone"),
+            workload=requests,
+            policy=policy,
+            budget=budget,
+            plugged=1.0,
+        )
         points = ", ".join(f"{name} {share:.0%}" for name, share in report.point_shares.items())
         print(
             f"{type(policy).__name__:14} accuracy {report.accuracy:.2%}, p95 {report.p95_latency_ms:.2f} ms, "
@@ -71,7 +79,7 @@ def on_the_runtime(bundle: dynamic.Bundle, images: Any, policy: Policy, budget: 
         for changes in readings:
             monitor.set(**changes)
             results = [run(image) for image in images.images[:100]]
-            right = sum(result.label[0] == label for result, label in zip(results, images.labels, strict=False))
+            right = sum(result.label == label for result, label in zip(results, images.labels, strict=False))
             print(f"{type(policy).__name__:14} {len(results)} answers, {right} right: {results[-1].decision.reason}")
         print(f"{'':14} {run.stats().policy_failures} failures of the policy, 0 of {run.stats().requests} requests")
 

@@ -10,26 +10,48 @@ from dynamic.policies.errors import CorruptError, InputError, SchemaError
 from dynamic.policies.validation.fields import MOST, items, mapping, maybe, number, text, whole
 
 SCHEMA = 1
-_MOST_ROWS = 2**31  # of a batch
-BUSY = 0.15  # of the processor that others use: from here on a profile is doubtful
-_NOISY = 0.2  # of a figure, that repeats leave uncertain
+_MOST_ROWS = 2**31  # in a batch
+BUSY = 0.15  # share of the processor that others use, above which a profile is doubtful
+_NOISY = 0.2  # uncertainty of a figure after repeats, above which a profile is doubtful
 Table = tuple[tuple[float, ...], ...]  # [S][K]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """S stages at K batch sizes, and B backbones.
+    """What each stage of a cascade costs on one machine, at several batch sizes.
 
-    `batch [K]` rising; `latency_ms [S][K]`: median of a stage alone, head included, for that many rows;
-    `latency_p95_ms`, `head_ms`, `cpu_ms` (CPU time, mean) likewise; `call_ms [K]`: overhead of a request;
-    `energy_mj [S][K]` or None, from `energy_source`; `memory_mb [B]` resident (10^6 bytes); `idle_mw`;
-    `not_measured`: what is missing; `route [K]`: which way the engine goes for so many rows, "graph" (the whole cascade
-    in one call) or "stages", the faster of the two where both were measured. Figures are of that way.
+    S is the number of stages, K of batch sizes, B of backbones. `Bundle.profile` measures them.
 
-    `call_cpu_ms`, `call_mj` `[K]`: CPU time and energy of that overhead (empty: not measured, or in the first stage).
-    `row_mb [B]`: memory that one row more takes while a backbone runs (empty: not measured). `noise`: how far repeats
-    leave a figure uncertain, a fraction: what differs by less is not told apart. `load`: the share of the processor
-    that others used meanwhile (None: not known).
+    Args:
+        machine: The machine, in words.
+        engine: The engine that ran.
+        precision: Of its arithmetic, such as "f32".
+        threads: Threads of the engine.
+        batch: Batch sizes `[K]` in rising order.
+        latency_ms: Median latency `[S][K]` of a stage alone, head included, for so many rows.
+        latency_p95_ms: Its 95th percentile `[S][K]`.
+        head_ms: Median latency `[S][K]` of the head alone.
+        call_ms: Overhead of a request `[K]`.
+        cpu_ms: Mean CPU time `[S][K]`.
+        energy_mj: Mean energy `[S][K]`. None: not measured.
+        energy_source: Where energies come from. None: nowhere.
+        memory_mb: Resident memory of each backbone `[B]`, in units of 10^6 bytes.
+        idle_mw: Power of the idle device. None: not measured.
+        not_measured: What these costs lack, in words.
+        route: How the engine runs so many rows `[K]`: "graph" is the whole cascade in one call, "stages" is stage by
+            stage. It is the faster one, and the figures belong to it. Empty: the engine has only its stages.
+        call_cpu_ms: CPU time of the overhead `[K]`. Empty: not measured, or part of the first stage.
+        call_mj: Energy of the overhead `[K]`. Empty: not measured, or part of the first stage.
+        row_mb: Memory `[B]` of one more row while a backbone runs. Empty: not measured.
+        noise: Uncertainty of a figure after repeats, a fraction. Points that differ by less are ranked by compute.
+        load: Share of the processor that other processes used during the profile. None: not measured.
+
+    Raises:
+        InputError: when a shape does not fit, or a figure is negative, infinite or NaN.
+
+    Example:
+        >>> costs.batch, len(costs.latency_ms)
+        ((1, 8), 2)
     """
 
     machine: str
@@ -56,7 +78,7 @@ class Costs:
 
     def __post_init__(self) -> None:
         if not self.batch or any(a >= b for a, b in zip(self.batch, self.batch[1:], strict=False)):
-            raise InputError(f"batch={self.batch} must be rising batch sizes")
+            raise InputError(f"batch={self.batch} must be batch sizes in rising order")
         if not 1 <= self.batch[0] <= self.batch[-1] <= _MOST_ROWS:
             raise InputError(f"batch={self.batch} must be whole numbers from 1 to {_MOST_ROWS}")
         if len(self.call_ms) != len(self.batch):
@@ -68,7 +90,7 @@ class Costs:
         if self.row_mb and len(self.row_mb) != len(self.memory_mb):
             raise InputError(f"row_mb has {len(self.row_mb)} entries for {len(self.memory_mb)} backbones")
         if not 0 <= self.noise < math.inf:
-            raise InputError(f"noise={self.noise} must be a fraction from 0, 0.05 for figures within 5%")
+            raise InputError(f"noise={self.noise} must be a fraction of 0 or more, 0.05 for figures within 5%")
         for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms", "energy_mj"):
             table = getattr(self, name)
             if table is None and name == "energy_mj":
@@ -78,7 +100,7 @@ class Costs:
         self._check_figures()
 
     def _check_figures(self) -> None:
-        """Raises InputError on a figure that no device has: NaN, infinite, negative."""
+        """Raise InputError on a figure that no device has: NaN, infinite, negative."""
         tables = (self.latency_ms, self.latency_p95_ms, self.head_ms, self.cpu_ms, self.energy_mj or ())
         rows = [row for table in tables for row in table]
         rows += [self.call_ms, self.call_cpu_ms, self.call_mj, self.memory_mb, self.row_mb]
@@ -86,28 +108,46 @@ class Costs:
         for row in rows:
             for figure in row:
                 if not 0 <= figure <= MOST:
-                    raise InputError(f"a figure of {figure!r:.40} is no cost, they are from 0 to {MOST:g}")
+                    raise InputError(
+                        f"a figure of {figure!r:.40} is no cost, costs are from 0 to {MOST:g}: profile again"
+                    )
         if not set(self.route) <= {"graph", "stages"}:
             raise InputError(f"route={self.route} must be 'graph' or 'stages' for each batch size")
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What makes these figures doubtful, a sentence for each doubt."""
+        """What makes these figures doubtful, one message for each doubt."""
         words = []
         if self.load is not None and self.load > BUSY:
             words.append(
-                f"others used {self.load:.0%} of the processor while this was profiled: figures are too high; profile "
-                "again on an idle machine"
+                f"others used {self.load:.0%} of the processor while this was profiled, so figures are too high. "
+                "Profile again on an idle machine"
             )
         if self.noise > _NOISY:
             words.append(
-                f"repeats leave figures uncertain by {self.noise:.0%}: points that differ by less are ranked by their "
-                "compute; profile again with more seconds"
+                f"repeats leave figures uncertain by {self.noise:.0%}. Points that differ by less are ranked by their "
+                "compute. Profile again with more seconds"
             )
         return tuple(words)
 
     def at(self, row: Sequence[float], rows: float) -> float:
-        """A row of a table at `rows` inputs: linear between batch sizes and beyond the last, flat below the first."""
+        """Return one row of a table, interpolated at a number of inputs.
+
+        Args:
+            row: Figures `[K]` by batch size.
+            rows: Inputs in the request. It may lie between batch sizes.
+
+        Returns:
+            The figure. It is linear between batch sizes and beyond the last, and constant below the first.
+
+        Raises:
+            IndexError: when the row is shorter than `batch`.
+
+        Example:
+            >>> from dataclasses import replace
+            >>> replace(costs, batch=(1, 9)).at((10.0, 50.0), 5)
+            30.0
+        """
         batch = self.batch
         if len(batch) == 1:
             return row[0] * max(rows / batch[0], 1.0)
@@ -118,29 +158,56 @@ class Costs:
         return max(row[i - 1] + slope * (rows - batch[i - 1]), 0.0)
 
     def powered(self, active_mw: float, idle_mw: float | None = None) -> "Costs":
-        """These costs with energies by the model that inference draws `active_mw` for as long as it takes.
+        """Return these costs with energies from the power of the device.
 
-        `active_mw`: on top of `idle_mw`, what the device draws all the time; in milliwatts, off a meter or a data
-        sheet. Raises InputError on a figure that is not positive.
+        Args:
+            active_mw: Power that inference adds to `idle_mw`, in milliwatts, from a meter or a data sheet.
+            idle_mw: Power of the idle device. None: not measured.
+
+        Returns:
+            Costs whose energy is `active_mw` times latency.
+
+        Raises:
+            InputError: when a power is not a positive number.
+
+        Example:
+            >>> modelled = costs.powered(active_mw=2000.0, idle_mw=500.0)
+            >>> modelled.energy_source, modelled.energy_mj[0][0] == 2 * costs.latency_ms[0][0]
+            ('model', True)
         """
         for name, value in (("active_mw", active_mw), ("idle_mw", idle_mw)):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name}={value!r} must be a positive number of milliwatts")
         energy_mj = tuple(tuple(ms * active_mw / 1e3 for ms in row) for row in self.latency_ms)
         call_mj = tuple(ms * active_mw / 1e3 for ms in self.call_ms)
-        known = {"energy"} | ({"idle power"} if idle_mw is not None else set())
-        missing = tuple(what for what in self.not_measured if what not in known)
+        given = {"energy"} | ({"idle power"} if idle_mw is not None else set())
+        missing = tuple(what for what in self.not_measured if what not in given)
         return replace(
             self, energy_mj=energy_mj, call_mj=call_mj, energy_source="model", idle_mw=idle_mw, not_measured=missing
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """All fields as plain JSON types."""
         return asdict(self) | {"schema": SCHEMA}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Costs":
-        """What `to_json` gave; raises SchemaError on a newer schema, CorruptError on anything that does not read."""
+        """The costs that `to_json` described.
+
+        Args:
+            data: The mapping from the file.
+
+        Returns:
+            The costs.
+
+        Raises:
+            SchemaError: when a newer version of the library wrote them.
+            CorruptError: when a field is missing or does not read.
+
+        Example:
+            >>> dynamic.Costs.from_json(costs.to_json()) == costs
+            True
+        """
         try:
             given = mapping(data, "costs", ["schema", *cls.__dataclass_fields__])
             schema = whole(given["schema"], "schema", 1)

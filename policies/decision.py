@@ -1,8 +1,8 @@
-"""The contract of a policy: pure, state in and state out."""
+"""The contract of a policy: a pure function from frontier, budget, snapshot and state to a decision."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.frontier import CostedPoint, Frontier
@@ -10,14 +10,14 @@ from dynamic.policies.snapshot import Snapshot
 
 
 class Sentence:
-    """A field given as text, or as an object whose `str` is the text: few are ever read, so words wait until one is."""
+    """A field of text, or of an object whose `str` is the text. The text is built when it is first read."""
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
         self._name = name
 
     def __get__(self, instance: Any, owner: type[Any]) -> str:
         if instance is None:
-            return "no reason given"  # the default that a dataclass finds
+            return "no reason given"  # the default value of the dataclass field
         words = instance.__dict__[self._name] = str(instance.__dict__[self._name])
         return words
 
@@ -29,10 +29,19 @@ class Sentence:
 class Decision:
     """The operating point for the next request.
 
-    `feasible`: it meets every limit; `violated_limits`: names of the budget's fields that it does not; `reason`: one
-    sentence, or an object whose `str` is one. `keep_loaded`: backbones that may stay in memory, the point's own always
-    (None: all that are there). `slowdown`: how much longer than profiled requests are expected to take now.
-    `one_request_only`: this point is for this request alone, since it has waited, and no change of what runs.
+    Args:
+        point: The point that runs.
+        feasible: Whether it meets every limit of the budget.
+        violated_limits: Names of the budget's fields that it does not meet.
+        reason: Why this point runs, in words. An object whose `str` is the text is turned into text when it is read.
+        keep_loaded: Backbones that may remain in memory. Those of the point always do. None: all that are loaded.
+        slowdown: How much longer than profiled a request is expected to take now.
+        one_request_only: Whether the point is for this request alone, because it has waited.
+
+    Example:
+        >>> decision = dynamic.Decision(frontier.cheapest, reason="the cheapest point")
+        >>> decision.feasible, decision.reason
+        (True, 'the cheapest point')
     """
 
     point: CostedPoint
@@ -46,11 +55,23 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """What a request of `rows` inputs took: `latency_ms` against `expected_ms` for the stage it got to.
+    """What one request took, for the policy to learn from.
 
-    `latency_ms` is of the work alone, without the wait in a queue. `expected_ms` is 0 where what it took says nothing,
-    as where a network had to be loaded. `threads`: what the engine asks of the processor. `drift`: whether inputs no
-    longer look like those of the calibration.
+    Args:
+        point: The point that ran.
+        stage: The stage of the deepest exit.
+        rows: Inputs in the request.
+        latency_ms: Time of the work alone, without the wait in a queue.
+        expected_ms: Time that the profile predicts for this stage. 0 where the measured time has no meaning, such as
+            after a network was loaded.
+        threads: Threads of the engine.
+        snapshot: The readings that the request ran under.
+        drift: Whether inputs differ from those of the calibration.
+
+    Example:
+        >>> feedback = dynamic.policies.Feedback(frontier.cheapest, 0, 1, 12.0, 10.0, 2, dynamic.Snapshot(0.0))
+        >>> feedback.latency_ms / feedback.expected_ms
+        1.2
     """
 
     point: CostedPoint
@@ -64,19 +85,67 @@ class Feedback:
 
 
 class Policy(Protocol):
-    """Chooses a point of the frontier for each request; keeps nothing between calls but the state it is given.
+    """Chooses a point of the frontier for each request. It has no memory but the state that it is given.
 
-    A policy of one's own is a class with this one for its base and `decide` alone: without memory the state stays None.
+    A policy of your own inherits from this class and defines `decide`. The state of a policy without memory is None.
+
+    Example:
+        >>> class Cheapest(dynamic.Policy):
+        ...     def decide(self, frontier, budget, snapshot, state):
+        ...         return dynamic.Decision(frontier.cheapest, reason="always the cheapest"), state
+        >>> policy = Cheapest()
+        >>> decision, state = policy.decide(frontier, dynamic.Budget(), dynamic.Snapshot(0.0), policy.initial())
+        >>> decision.point is frontier.cheapest
+        True
     """
 
+    # False: a decision holds until a snapshot, the budget, the queue or 16 observations change something
+    decides_each_request: ClassVar[bool] = True
+
     def initial(self) -> Any:
-        """The state before anything was seen."""
+        """The state before the first request."""
         return None
 
     @abstractmethod
     def decide(self, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: Any) -> tuple[Decision, Any]:
-        """The decision and the state after it."""
+        """Choose the point for the next request.
+
+        Args:
+            frontier: The points and their costs on this device.
+            budget: The user's limits.
+            snapshot: The newest readings, and the request that is about to run.
+            state: The state after the last call.
+
+        Returns:
+            The decision, and the state after it. The same arguments always give the same result.
+
+        Raises:
+            Exception: of any kind. A runtime then logs it and repeats the last good decision.
+
+        Example:
+            >>> policy = dynamic.BudgetPolicy()
+            >>> decision, state = policy.decide(frontier, dynamic.Budget(), dynamic.Snapshot(0.0), policy.initial())
+            >>> decision.feasible
+            True
+        """
 
     def observe(self, state: Any, feedback: Feedback) -> Any:
-        """The state after a request was answered."""
+        """Learn from a request that was answered.
+
+        Args:
+            state: The state after the last call.
+            feedback: What the request took.
+
+        Returns:
+            The state after it. Without a definition of your own it is the same one.
+
+        Raises:
+            Exception: of any kind. A runtime then logs it and continues with the last good state.
+
+        Example:
+            >>> policy = dynamic.policies.FixedPolicy("reference")
+            >>> feedback = dynamic.policies.Feedback(frontier.cheapest, 0, 1, 12.0, 10.0, 2, dynamic.Snapshot(0.0))
+            >>> policy.observe(None, feedback) is None
+            True
+        """
         return state

@@ -1,22 +1,22 @@
-"""Everything this library raises on a user's mistake, and the one warning it gives.
+"""The errors that this library raises on a user's mistake, and its one warning.
 
 ```
 DynamicError
 ├── WrapError            the network cannot be cut
 │   ├── TraceError       neither tracer captures it
 │   ├── ExitError        an exit that does not exist or carries no tensor
-│   └── LayoutError      where the channels are cannot be told: name it
+│   └── LayoutError      the channel dimension is ambiguous: name it
 ├── InputError           an array of the wrong shape, dtype or count  (also a ValueError)
 ├── SettingError         an argument or option out of its range       (also a ValueError)
-│   └── BudgetError      a budget that is out of range, or cannot be kept here
-├── CalibrationError     records from which nothing can be learned
-├── BundleError          a bundle or checkpoint that cannot be trusted
+│   └── BudgetError      a limit out of range, or one that cannot be checked here
+├── CalibrationError     records that do not suffice for a calibration
+├── BundleError          a bundle or checkpoint that does not pass its checks
 │   ├── CorruptError     missing, truncated or altered
 │   ├── SchemaError      written by a newer version
-│   └── DiskError        a disk that is full, or refuses  (also an OSError)
+│   └── DiskError        a disk that is full, or refuses a write  (also an OSError)
 ├── EngineError          an engine that is not installed, or failed
-├── ShedError            a request given up because too many wait
-└── ClosedError          a runtime used after it was closed
+├── ShedError            a request that was dropped because too many wait
+└── ClosedError          a runtime that is used after it was closed
 ```
 Every message names the value, what was expected, and the remedy.
 """
@@ -35,11 +35,11 @@ class TraceError(WrapError):
 
 
 class ExitError(WrapError):
-    """An exit that does not exist, comes twice, or has no tensor to read."""
+    """An exit that does not exist, is given twice, or has no tensor to read."""
 
 
 class LayoutError(WrapError):
-    """The channel dimension of a feature cannot be told apart; the user has to name it."""
+    """The channel dimension of a feature is ambiguous. The user has to name it."""
 
 
 class InputError(DynamicError, ValueError):
@@ -47,19 +47,19 @@ class InputError(DynamicError, ValueError):
 
 
 class SettingError(DynamicError, ValueError):
-    """An argument or option outside its range, or one that does not go with another."""
+    """An argument or option outside its range, or one that excludes another."""
 
 
 class BudgetError(SettingError):
-    """A budget with a limit outside its range, or one about which this device can say nothing."""
+    """A budget with a limit outside its range, or one that cannot be checked on this device."""
 
 
 class CalibrationError(DynamicError):
-    """Calibration data from which nothing can be learned."""
+    """Calibration data that do not suffice for a calibration."""
 
 
 class BundleError(DynamicError):
-    """A bundle or checkpoint that cannot be trusted."""
+    """A bundle or checkpoint that does not pass its checks."""
 
 
 class CorruptError(BundleError):
@@ -71,7 +71,7 @@ class SchemaError(BundleError):
 
 
 class DiskError(BundleError, OSError):
-    """A disk that is full, or that refuses to be written to."""
+    """A disk that is full, or that refuses a write."""
 
 
 class EngineError(DynamicError):
@@ -79,12 +79,12 @@ class EngineError(DynamicError):
 
 
 class ShedError(DynamicError):
-    """A request that was given up, unanswered, for newer ones: more arrive than are answered."""
+    """A request that was dropped without an answer, because more requests arrive than are answered."""
 
 
 class ClosedError(DynamicError):
-    """A runtime that was closed and is used."""
+    """A runtime that is used after it was closed."""
 
 
 class DynamicWarning(UserWarning):
-    """Something was decided for the user that the user may want to know."""
+    """A decision that was made for the user and that the user may want to change."""

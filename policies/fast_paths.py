@@ -15,12 +15,12 @@ def fast_replace(value: T, **changes: Any) -> T:
 
 
 class Rank:
-    """Points by one figure, least first. Bit i of a set stands for point i, and a limit costs one search.
+    """Points by one figure, the least first. Bit i of a set stands for point i, so a limit costs one search.
 
     Args:
-        figures: Of the points, as they were measured. Limits compare with these.
-        ties: Put points in order whose figures are equal.
-        order: Figures by which points are put in order instead, where measured ones are not told apart.
+        figures: One figure for each point, as measured. Limits compare with these.
+        ties: A second figure that ranks points whose first figures are equal.
+        order: Figures that rank the points instead, where measured ones cannot be distinguished.
     """
 
     __slots__ = ("_keys", "_order", "_sets", "_sorted", "figures")
@@ -42,32 +42,32 @@ class Rank:
         for i in by_figure:
             self._sets.append(self._sets[-1] | 1 << i)
 
-    def at_most(self, most: float) -> int:
-        """The points whose figure is at most so much."""
-        return self._sets[bisect_right(self._sorted, most)]
+    def at_most(self, limit: float) -> int:
+        """The points whose figure is at most the limit."""
+        return self._sets[bisect_right(self._sorted, limit)]
 
-    def below(self, most: float) -> int:
-        """The points whose figure is less."""
-        return self._sets[bisect_left(self._sorted, most)]
+    def below(self, limit: float) -> int:
+        """The points whose figure is less than the limit."""
+        return self._sets[bisect_left(self._sorted, limit)]
 
-    def first(self, left: int) -> int:
-        """The point of least figure in a set that is not empty, as they are ordered."""
+    def first(self, points: int) -> int:
+        """The point of least rank in a set that is not empty."""
         for i in self._order:
-            if left >> i & 1:
+            if points >> i & 1:
                 return i
         raise ValueError("an empty set has no first point")
 
-    def least(self, left: int) -> int:
-        """The points of least figure in a set that is not empty, as they are ordered. Equals stay together."""
-        least = self._keys[self.first(left)]
-        return sum(1 << i for i in members(left) if self._keys[i] == least)
+    def least(self, points: int) -> int:
+        """The points of least rank in a set that is not empty. Equals belong together."""
+        least = self._keys[self.first(points)]
+        return sum(1 << i for i in members(points) if self._keys[i] == least)
 
 
-def members(left: int) -> Iterator[int]:
+def members(points: int) -> Iterator[int]:
     """The points of a set, in order."""
     place = 0
-    while left:
-        if left & 1:
+    while points:
+        if points & 1:
             yield place
-        left >>= 1
+        points >>= 1
         place += 1

@@ -1,20 +1,21 @@
-"""Operating points from the reference to the cheapest. A ladder knows accuracy and no device."""
+"""Operating points from the reference to the cheapest. A ladder holds accuracies, and no costs of a device."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from dynamic.policies.errors import CorruptError, SchemaError
-from dynamic.policies.scores import COMBINE, SCORES, ScoreBins
+from dynamic.policies.scores import Combination, Score, ScoreBins, check_combination, check_score
 from dynamic.policies.validation.fields import flag, fraction, items, mapping, maybe, number, text, whole, word
 
 SCHEMA = 1
-KINDS = ("drop", "harm", "disagreement", "error")  # of risks, see `dynamic.policies.certification.risks`
+RiskName = Literal["drop", "harm", "disagreement", "error"]  # see `dynamic.policies.certification.risks`
+KINDS: tuple[RiskName, ...] = get_args(RiskName)
 _MOST_STAGES = 1000
 _ROUNDING = 1e-9
 # float32 rounds scores, so a threshold may lie a little outside
-_SCORE_RANGES = {
+_SCORE_RANGES: dict[Score, tuple[float, float]] = {
     "max_probability": (-1e-3, 1.001),
     "margin": (-1e-3, 1.001),
     "negative_entropy": (-100.0, 1e-3),
@@ -23,7 +24,17 @@ _SCORE_RANGES = {
 
 
 class Interval(NamedTuple):
-    """A measured figure with its 95% interval."""
+    """A measured figure with its 95% interval.
+
+    Args:
+        low: Lower end.
+        mid: The measured figure.
+        high: Upper end.
+
+    Example:
+        >>> ladder.points[0].accuracy.low <= ladder.points[0].accuracy.mid
+        True
+    """
 
     low: float
     mid: float
@@ -32,14 +43,29 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Which stages are allowed and when inputs leave them.
+    """Which stages may run, and at which scores inputs exit.
 
-    `thresholds [S-1]` (an input leaves where `threshold < score`; inf: exit off); `backbones` it needs;
-    `target`: the risk it was chosen for (0 for the reference; None: for none); `risk`: as measured on `n` records that
-    thresholds were not chosen on, of the `kind` that is bounded (see `certification/risks.py`); `bound`: what the risk
-    is at most, with all other bounds of the ladder, with probability 1 - `delta` (None: not certified); `drop`: signed
-    accuracy drop to the reference on the same records (None without labels); `accuracy` (low, mid, high) there, 95%
-    interval, or agreement with the reference where there are no labels; `shares [S]` of inputs leaving at each stage.
+    Figures are measured on `n` records that did not choose the thresholds.
+
+    Args:
+        name: Such as "reference", "drop 0.01" or "cheapest".
+        thresholds: An input exits where `threshold < score` `[S-1]`. Infinity switches the exit off.
+        backbones: Numbers of the backbones that it needs.
+        target: The risk that it was chosen for, 0 for the reference. None: for no target.
+        risk: The measured risk, of the `kind`.
+        bound: Upper bound of the risk. All bounds of a ladder hold at once, with probability 1 - `delta`. None: not
+            certified.
+        delta: The probability that a bound of the ladder is wrong. None: not certified.
+        n: Records that it was measured on.
+        accuracy: Accuracy with its 95% interval. Without labels it is the agreement with the reference.
+        shares: Shares of inputs that exit at each stage `[S]`.
+        kind: The risk: "drop", "harm", "disagreement" or "error".
+        drop: Signed accuracy drop to the reference on these records. None: without labels.
+
+    Example:
+        >>> point = ladder.points[0]
+        >>> point.name, point.target, point.promised_drop
+        ('reference', 0.0, 0.0)
     """
 
     name: str
@@ -52,7 +78,7 @@ class OperatingPoint:
     n: int
     accuracy: Interval
     shares: tuple[float, ...]
-    kind: str = "drop"
+    kind: RiskName = "drop"
     drop: float | None = None
 
     def __post_init__(self) -> None:
@@ -60,10 +86,10 @@ class OperatingPoint:
 
     @property
     def promised_drop(self) -> float:
-        """The drop that a budget may count on: the bound where there is one, else at least what was measured.
+        """The drop that a budget may count on: the bound, or at least the measured risk where there is none.
 
-        Harm and disagreement are never less than the drop, so that a bound on them bounds it. One on errors does not:
-        then nothing short of everything (1) is promised but by the reference, where no exit is on.
+        Harm and disagreement are never less than the drop, so a bound on them also bounds the drop. A bound on errors
+        does not. Then the reference promises 0 and any other point 1.
         """
         if self.kind == "error":
             return 0.0 if all(threshold == math.inf for threshold in self.thresholds) else 1.0
@@ -74,9 +100,12 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Missing:
-    """A target that nothing was certified for: the `risk` measured of the first thresholds that could be (None: none).
+    """A target for which no point was certified.
 
-    `needed`: certifying records, or groups, that would do if that risk were the true one (None: no number would).
+    Args:
+        target: The risk that was asked for.
+        risk: Measured risk of the first thresholds that more records could certify. None: there are none.
+        needed: Certifying records, or groups, that suffice if that risk is the true one. None: no number does.
     """
 
     target: float
@@ -86,14 +115,22 @@ class Missing:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What the ladder's bounds rest on: void where anything of it, or of the ladder's fingerprint, changes.
+    """What the bounds of a ladder rest on. It is void when the ladder or its fingerprint changes.
 
-    With probability at least 1 - `delta` over the draw of the calibration data, the `risk` of every point with a bound
-    is at most that bound. `test`: where the p-values come from; `images` that certified (in `groups`, if they come in
-    groups), after `search_images` had chosen; the `date`, ISO; targets that are `missing`.
+    With probability at least 1 - `delta` over the draw of the calibration data, all bounds hold at once.
+
+    Args:
+        risk: What is bounded.
+        delta: The probability that a bound is wrong.
+        test: The test that gives the p-values, in words.
+        images: Records that certified.
+        groups: Groups that these records form. None: they are independent.
+        search_images: Records that chose the thresholds.
+        date: ISO date.
+        missing: Targets without a certified point.
     """
 
-    risk: str
+    risk: RiskName
     delta: float
     test: str
     images: int
@@ -105,18 +142,31 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Operating points of one cascade, the reference first, then from dear to cheap.
+    """Operating points of one cascade: the reference first, then from expensive to cheap.
 
-    `temperature [S]`, `score` and `combine` say how logits become answers; `backbone [S]`; `fingerprint`: what
-    it was measured on. `certified`: whether any point but the reference has a bound; an uncertified ladder runs, and
-    every result says so. `certificate`: what the bounds rest on (None: nobody tried). `scores [S]`: what calibration
-    inputs scored at each stage where it is the first evaluated, to notice drift by (empty: unknown). `floor`: the
-    accuracy that every point keeps (None: no floor); `left_out`: what is no point, and why.
+    Args:
+        temperature: Logits are divided by it `[S]`.
+        score: Confidence of an answer, see `Combiner`.
+        combine: How answers of stages are combined, see `Combiner`.
+        backbone: Number of the backbone of each stage `[S]`.
+        stage_names: Names of the stages `[S]`.
+        points: The operating points.
+        fingerprint: What they were measured on.
+        certified: Whether any point but the reference has a bound. A ladder without one runs, and no result is
+            certified then.
+        certificate: What the bounds rest on. None: `certify` was not called.
+        scores: Histogram of the scores of calibration inputs `[S]`, for the drift test. Empty: unknown.
+        floor: The accuracy that every point reaches. None: there is no floor.
+        left_out: Points that the ladder lacks, with the reason, in words.
+
+    Example:
+        >>> ladder.points[0].name, ladder.score
+        ('reference', 'max_probability')
     """
 
     temperature: tuple[float, ...]
-    score: str
-    combine: str
+    score: Score
+    combine: Combination
     backbone: tuple[int, ...]
     stage_names: tuple[str, ...]
     points: tuple[OperatingPoint, ...]
@@ -128,7 +178,7 @@ class Ladder:
     left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; infinite thresholds as "inf" and "-inf"."""
+        """All fields as plain JSON types. Infinite thresholds are "inf" and "-inf"."""
         data = asdict(self) | {"schema": SCHEMA}
         for point in data["points"]:
             point["thresholds"] = [_number(t) for t in point["thresholds"]]
@@ -138,7 +188,22 @@ class Ladder:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Ladder":
-        """What `to_json` gave; raises SchemaError on a newer schema, CorruptError on anything that does not read."""
+        """The ladder that `to_json` described.
+
+        Args:
+            data: The mapping from the file.
+
+        Returns:
+            The ladder.
+
+        Raises:
+            SchemaError: when a newer version of the library wrote it.
+            CorruptError: when a field is missing, does not read or contradicts another.
+
+        Example:
+            >>> dynamic.Ladder.from_json(ladder.to_json()) == ladder
+            True
+        """
         try:
             schema = whole(data["schema"], "schema", 1)
             if schema > SCHEMA:
@@ -149,8 +214,8 @@ class Ladder:
             stages = len(names)
             ladder = cls(
                 temperature=items(data["temperature"], "temperature", _temperature, stages),
-                score=word(data["score"], "score", SCORES),
-                combine=word(data["combine"], "combine", COMBINE),
+                score=check_score(text(data["score"], "score")),
+                combine=check_combination(text(data["combine"], "combine")),
                 backbone=items(data["backbone"], "backbone", _backbone, stages),
                 stage_names=names,
                 points=items(data["points"], "points", lambda value, name: _point(value, name, stages)),
@@ -165,21 +230,21 @@ class Ladder:
             return ladder
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-            raise CorruptError(f"the ladder does not read ({reason}); build the bundle again") from error
+            raise CorruptError(f"the ladder does not read ({reason}): build the bundle again") from error
 
 
 def _check_points(ladder: Ladder) -> None:
-    """Raises ValueError where points contradict each other or the stages."""
+    """Raise ValueError where points contradict each other or the stages."""
     if not ladder.points:
         raise ValueError("points has 0 entries, the reference is always one")
-    known, (low, high) = set(ladder.backbone), _SCORE_RANGES[ladder.score]
+    backbones, (low, high) = set(ladder.backbone), _SCORE_RANGES[ladder.score]
     for point in ladder.points:
         if any(math.isfinite(limit) and not low <= limit <= high for limit in point.thresholds):
             raise ValueError(
                 f"point {point.name!r:.80} has thresholds {point.thresholds}, scores run from {low} to {high}"
             )
-        if not point.backbones or not known.issuperset(point.backbones):
-            raise ValueError(f"point {point.name!r} needs backbones {point.backbones}, there are {sorted(known)}")
+        if not point.backbones or not backbones.issuperset(point.backbones):
+            raise ValueError(f"point {point.name!r} needs backbones {point.backbones}, there are {sorted(backbones)}")
     if ladder.certified and all(point.bound is None for point in ladder.points):
         raise ValueError("certified=True, and no point has a bound")
 
@@ -197,7 +262,7 @@ def _threshold(value: Any, name: str) -> float:
 
 
 def _share(value: Any, name: str) -> float:
-    """A fraction that was computed: rounding may leave it a little outside."""
+    """A fraction that was computed. Rounding may put it a little outside of [0, 1]."""
     return number(value, name, -_ROUNDING, 1.0 + _ROUNDING)
 
 
@@ -206,12 +271,16 @@ def _count(value: Any, name: str) -> int:
 
 
 def _change(value: Any, name: str) -> float:
-    """A risk or a drop: at most everything, either way."""
+    """A risk or a drop, from -1 to 1."""
     return number(value, name, -1.0 - _ROUNDING, 1.0 + _ROUNDING)
 
 
 def _level(value: Any, name: str) -> float:
     return number(value, name, 1e-12, 1.0)
+
+
+def _kind(value: Any, name: str) -> RiskName:
+    return cast(RiskName, word(value, name, KINDS))
 
 
 def _bins(value: Any, name: str) -> ScoreBins:
@@ -236,7 +305,7 @@ def _point(value: Any, name: str, stages: int) -> OperatingPoint:
         n=_count(data["n"], f"{name}.n"),
         accuracy=Interval(low, mid, high),
         shares=items(data["shares"], f"{name}.shares", _share, stages),
-        kind=word(data["kind"], f"{name}.kind", KINDS),
+        kind=_kind(data["kind"], f"{name}.kind"),
         drop=maybe(data["drop"], f"{name}.drop", _change),
     )
     if not abs(sum(point.shares) - 1) < 1e-6:
@@ -247,7 +316,7 @@ def _point(value: Any, name: str, stages: int) -> OperatingPoint:
 def _certificate(value: Any, name: str) -> Certificate:
     data = mapping(value, name, [f.name for f in fields(Certificate)])
     return Certificate(
-        risk=word(data["risk"], f"{name}.risk", KINDS),
+        risk=_kind(data["risk"], f"{name}.risk"),
         delta=_level(data["delta"], f"{name}.delta"),
         test=text(data["test"], f"{name}.test"),
         images=_count(data["images"], f"{name}.images"),
@@ -268,5 +337,5 @@ def _missing(value: Any, name: str) -> Missing:
 
 
 def _number(value: float) -> float | str:
-    """A float as JSON has it: infinite ones as text."""
+    """A float as JSON has it. Infinite ones are text."""
     return value if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""Calibration records: what every stage said about every held-out input."""
+"""Calibration records: the logits of every stage for every held-out input."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +12,31 @@ from dynamic.policies.validation.array_files import read_arrays
 from dynamic.policies.validation.fields import items, number, text, whole
 
 SEARCH, CERTIFY = 0, 1
-SEARCH_SHARE = 0.25  # of a calibration set: about what makes the cheapest certified point (benchmarks/certified.py)
+SEARCH_SHARE = 0.25  # of a calibration set. It gives about the cheapest certified point (benchmarks/certified.py)
 
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """N inputs through S stages of C classes.
+    """The logits of N calibration inputs at S stages of C classes, and what certificates need beside them.
 
-    `logits [N, S, C]` float32, each stage's own, raw; `label [N]` int64 or None; `group [N]` or None; `part [N]` (0
-    search, 1 certify); `backbone [S]`; `macs [S]` and `head_macs [S]`: multiply-adds (of int8 at half) of a stage's
-    body and head for one input; `fingerprint` of cascade, preprocessing, engine and precision; `made_on`: the engine
-    and machine that they were made on, as JSON, None where that is not known.
+    Args:
+        logits: Raw logits of each stage alone `[N, S, C]`, float32.
+        label: Labels `[N]`. None: there are none.
+        group: Inputs with the same value belong together `[N]`, such as frames of one video. None: all are independent.
+        part: 0 for records that choose thresholds, 1 for records that certify `[N]`.
+        backbone: Number of the backbone of each stage `[S]`.
+        macs: Multiply-adds of the body of each stage for one input `[S]`. Those of int8 count half.
+        head_macs: The same of the heads `[S]`.
+        stage_names: Names of the stages `[S]`.
+        fingerprint: Of cascade, preprocessing, engine and precision.
+        made_on: Engine and machine that computed the logits, as JSON. None: unknown.
 
-    Raises InputError on shapes or labels that do not fit.
+    Raises:
+        InputError: when shapes, types or labels do not fit.
+
+    Example:
+        >>> records.stages, records.logits.shape[1:]
+        (2, (2, 4))
     """
 
     logits: NDArray[np.float32]
@@ -40,28 +52,46 @@ class Records:
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3 or self.logits.dtype != np.float32:
-            raise InputError(f"logits are {self.logits.dtype} {list(self.logits.shape)}; expected float32 [N, S, C]")
+            raise InputError(
+                f"logits are {self.logits.dtype} {list(self.logits.shape)}: they must be float32 [N, S, C]"
+            )
         count, stages, classes = self.logits.shape
         for name in ("label", "group", "part"):
             array = getattr(self, name)
             if array is not None and array.shape != (count,):
-                raise InputError(f"{name} has shape {list(array.shape)}; {count} inputs need [{count}]")
+                raise InputError(f"{name} has shape {list(array.shape)}: {count} inputs need [{count}]")
         for name in ("backbone", "macs", "head_macs", "stage_names"):
             if len(getattr(self, name)) != stages:
                 raise InputError(f"{name} has {len(getattr(self, name))} entries for {stages} stages")
         if self.label is not None and count and not (self.label.min() >= 0 and self.label.max() < classes):
-            raise InputError(f"labels run from {self.label.min()} to {self.label.max()}; expected 0 to {classes - 1}")
+            low, high = self.label.min(), self.label.max()
+            raise InputError(f"labels run from {low} to {high}: {classes} classes have labels from 0 to {classes - 1}")
 
     def __len__(self) -> int:
         return len(self.logits)
 
     @property
     def stages(self) -> int:
-        """S."""
+        """Number of stages."""
         return int(self.logits.shape[1])
 
     def select(self, which: NDArray[Any]) -> "Records":
-        """The records at an index or mask over N."""
+        """Return some of the records.
+
+        Args:
+            which: An index, a mask or a slice over N.
+
+        Returns:
+            New records of these inputs.
+
+        Raises:
+            IndexError: when an index is out of range.
+
+        Example:
+            >>> certifying = records.select(records.part == 1)
+            >>> len(certifying) < len(records)
+            True
+        """
         return Records(
             self.logits[which],
             None if self.label is None else self.label[which],
@@ -76,7 +106,20 @@ class Records:
         )
 
     def save(self, path: Path) -> None:
-        """Write as `.npz` without pickle."""
+        """Write the records as `.npz`, without pickle.
+
+        Args:
+            path: The file. It is replaced.
+
+        Raises:
+            OSError: when the file cannot be written.
+
+        Example:
+            >>> from pathlib import Path
+            >>> records.save(Path("records.npz"))
+            >>> len(dynamic.Records.load(Path("records.npz"))) == len(records)
+            True
+        """
         arrays: dict[str, Any] = {
             "logits": self.logits,
             "part": self.part,
@@ -97,7 +140,23 @@ class Records:
 
     @classmethod
     def load(cls, path: Path) -> "Records":
-        """Read what `save` wrote; raises CorruptError on anything missing or damaged."""
+        """Read the records that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The records.
+
+        Raises:
+            CorruptError: when something is missing or damaged.
+
+        Example:
+            >>> from pathlib import Path
+            >>> records.save(Path("again.npz"))
+            >>> dynamic.Records.load(Path("again.npz")).stage_names == records.stage_names
+            True
+        """
         arrays = read_arrays(path, "records", "calibrate again")
         try:
             if unknown := sorted(set(arrays) - set(cls.__dataclass_fields__)):
@@ -124,9 +183,9 @@ class Records:
                 made_on=None if made_on is None else text(made_on.item(), "made_on"),
             )
         except KeyError as error:
-            raise CorruptError(f"{path} lacks {error}, so it holds no records; calibrate again") from error
+            raise CorruptError(f"{path} lacks {error}, so it holds no records: calibrate again") from error
         except ValueError as error:
-            raise CorruptError(f"{path} does not read as records ({error}); calibrate again") from error
+            raise CorruptError(f"{path} does not read as records ({error}): calibrate again") from error
 
 
 def _macs(value: Any, name: str) -> float:
@@ -134,16 +193,27 @@ def _macs(value: Any, name: str) -> float:
 
 
 def split(
-    group: NDArray[Any] | None, count: int, search_share: float = SEARCH_SHARE, seed: int = 0
+    group: NDArray[Any] | None, count: int, *, search_share: float = SEARCH_SHARE, seed: int = 0
 ) -> NDArray[np.int8]:
-    """Part of each of `count` records: 0 search, 1 certify. By lot alone; a group is never split.
+    """Draw the part of each record: 0 for search, 1 for certification. A group is never split.
 
-    Not by class: a class that a sample happens to hold too much of would then be too much in both parts, and the part
-    that certifies must not share the luck of the part that chose. Raises SettingError where `search_share` is not in
-    (0, 1].
+    The draw ignores classes. A class that is too frequent in a sample would otherwise be too frequent in both parts,
+    and the part that certifies must be independent of the part that chose.
+
+    Args:
+        group: Group of each record `[N]`, or None.
+        count: N.
+        search_share: Share of records, or of groups, that choose.
+        seed: Of the draw.
+
+    Returns:
+        The parts `[N]`.
+
+    Raises:
+        SettingError: when `search_share` is not in (0, 1].
     """
     if not 0 < search_share <= 1:
-        raise SettingError(f"search_share={search_share} must lie in (0, 1]")
+        raise SettingError(f"search_share={search_share} must lie in (0, 1], 0.25 for a quarter")
     units = np.arange(count) if group is None else np.unique(group)
     chosen = np.random.default_rng(seed).permutation(units)[: max(1, round(len(units) * search_share))]
     part = np.full(count, CERTIFY, np.int8)
@@ -152,27 +222,32 @@ def split(
 
 
 def check_usable(records: Records) -> None:
-    """Raises CalibrationError where nothing can be learned.
+    """Raise CalibrationError where a ladder cannot be built on these records.
 
-    That is: no records, logits of one class, labels of one class only (of all, or of the search part), groups that
-    leave nothing to measure on or lie in both parts, a stage without one finite answer. Single answers that are not
-    finite do no harm: they do not leave there.
+    Single answers that are not finite do no harm: these inputs do not exit there.
+
+    Args:
+        records: All records of a calibration.
+
+    Raises:
+        CalibrationError: when there are no records, one class alone, groups that cannot be split or lie in both parts,
+            or a stage without any finite answer.
     """
     if len(records) == 0:
-        raise CalibrationError("the calibration set is empty; give held-out inputs with labels")
+        raise CalibrationError("the calibration set is empty: give held-out inputs with labels")
     if records.logits.shape[2] < 2:
         raise CalibrationError(
-            f"the logits have {records.logits.shape[2]} class, and a score compares at least 2; give networks with a "
+            f"the logits have {records.logits.shape[2]} class, and a score compares at least 2: give networks with a "
             "logit for each class"
         )
     if records.label is not None and len(np.unique(records.label)) < 2:
         raise CalibrationError(
-            f"all {len(records)} calibration labels are class {records.label[0]}; give held-out inputs of every class"
+            f"all {len(records)} calibration labels are class {records.label[0]}: give held-out inputs of every class"
         )
     search = records.part == SEARCH
     if not np.isin(records.part, (SEARCH, CERTIFY)).all():
-        found = sorted(set(records.part.tolist()))
-        raise CalibrationError(f"part holds {found}; it must be {SEARCH} (search) or {CERTIFY} (certify)")
+        parts = sorted(set(records.part.tolist()))
+        raise CalibrationError(f"part holds {parts}: it must be {SEARCH} (search) or {CERTIFY} (certify)")
     if records.label is not None and search.any() and len(np.unique(records.label[search])) < 2:
         remedy = "more groups, or groups that do not follow the classes"
         raise CalibrationError(
@@ -181,25 +256,25 @@ def check_usable(records: Records) -> None:
         )
     if records.group is not None and search.all():
         raise CalibrationError(
-            f"{len(np.unique(records.group))} groups cannot be split: all choose thresholds, and none is left to "
-            "measure what was chosen; give more groups"
+            f"{len(np.unique(records.group))} groups cannot be split: all of them choose thresholds, and none can "
+            "certify. Give more groups"
         )
     if records.group is not None:
         both = np.intersect1d(records.group[search], records.group[~search])
         if len(both):
             raise CalibrationError(
-                f"group {both[0]} lies in both parts of the records ({len(both)} groups do): what certifies must not "
-                "have chosen; part records with dynamic.policies.records.split"
+                f"group {both[0]} lies in both parts of the records ({len(both)} groups do): records that certify must "
+                "be independent of those that choose. Draw parts with dynamic.policies.records.split"
             )
     for stage, name in enumerate(records.stage_names):
         if np.isfinite(records.logits[:, stage]).all(axis=1).any():
             continue
         if stage == records.stages - 1:
             raise CalibrationError(
-                f"the last stage, {name!r}, gives NaN or infinity for all {len(records)} records: there is no "
-                "reference to measure drops against; check its weights and the preprocessing"
+                f"the last stage, {name!r}, gives NaN or infinity for all {len(records)} records, so there is no "
+                "reference to measure drops against: check its weights and the preprocessing"
             )
         raise CalibrationError(
-            f"stage {name!r} gives NaN or infinity for all {len(records)} records: nothing would ever leave there; "
-            "check its weights, the preprocessing and the precision, or take the exit out of the cascade"
+            f"stage {name!r} gives NaN or infinity for all {len(records)} records, so no input would exit there: "
+            "check its weights, the preprocessing and the precision, or remove the exit from the cascade"
         )

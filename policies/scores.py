@@ -1,12 +1,12 @@
-"""How sure an answer is, and how the answers of several stages become one.
+"""How confident an answer is, and how the answers of several stages are combined.
 
-One truth for the engines' loop, for threshold search and for replay.
+The loop of the engines, threshold search and replay all use these functions.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ TINY = np.float32(1e-30)  # keeps the logarithm of a probability finite
 
 
 def softmax(logits: NDArray[Any], temperature: float = 1.0) -> Floats:
-    """Probabilities `[..., C]` of logits divided by `temperature` (Guo et al. 2017, eq. 9); NaN where not finite."""
-    # rows lie together: a sum over classes then rounds the same way whatever the memory layout of what was given
+    """Probabilities `[..., C]` of logits divided by `temperature` (Guo et al. 2017, eq. 9). NaN where not finite."""
+    # in C order a sum over classes rounds the same way, whatever the memory layout of the logits
     scaled: Floats = np.multiply(logits, np.float32(1.0 / temperature), order="C")
     with np.errstate(invalid="ignore"):  # inf - inf: the row becomes NaN, as documented
         scaled -= scaled.max(axis=-1, keepdims=True)
@@ -46,25 +46,35 @@ def negative_entropy(probability: Floats) -> Floats:
     return terms.sum(axis=-1)  # type: ignore[no-any-return]
 
 
+Score = Literal["max_probability", "margin", "negative_entropy", "patience"]
+Combination = Literal["mean", "last", "backbones"]
+SCORES: tuple[Score, ...] = get_args(Score)
+COMBINE: tuple[Combination, ...] = get_args(Combination)
+PATIENCE: Score = "patience"
+
 _OF_ONE_ANSWER: dict[str, Callable[[Floats], Floats]] = {
     "max_probability": max_probability,
     "margin": margin,
     "negative_entropy": negative_entropy,
 }
-PATIENCE = "patience"
-SCORES = (*_OF_ONE_ANSWER, PATIENCE)
-COMBINE = ("mean", "last", "backbones")
 
 
 @dataclass(frozen=True)
 class Running:
-    """What is known of the rows still in the batch.
+    """The answers so far of the rows that have not exited.
 
-    Stages come in groups, of which each gives one answer, that of its latest stage (see `Combiner`). `total [B, C]`:
-    sum of the answers' probabilities, that of the current `group` included; `before [B, C]`: the sum without it.
-    `answers`, `answers_before`: how many are in them; `count [B]`, `count_before [B]`: the same by row, once rows
-    differ. With score "patience", `label [B]` of the latest answer and `same [B]`, how many answers directly before it
-    had that label (-1: there is no answer yet).
+    Stages form groups. Each group gives one answer, that of its latest stage (see `Combiner`).
+
+    Args:
+        total: Sum of the probabilities of all answers `[B, C]`, that of the current group included.
+        before: The sum without the current group `[B, C]`.
+        answers: How many answers `total` holds.
+        answers_before: How many `before` holds.
+        count: The number of answers by row `[B]`, once rows differ.
+        count_before: The same without the current group `[B]`.
+        group: The current group. -1: none yet.
+        label: Label of the latest answer `[B]`, for score "patience".
+        same: How many answers directly before it had that label `[B]`. -1: there is no answer yet.
     """
 
     total: Floats | None = None
@@ -78,7 +88,7 @@ class Running:
     same: Floats | None = None
 
     def select(self, rows: NDArray[np.intp]) -> "Running":
-        """The same for these rows alone."""
+        """The same for some rows alone."""
 
         def some(array: NDArray[Any] | None) -> NDArray[Any] | None:
             return None if array is None else array[rows]
@@ -96,54 +106,121 @@ class Running:
         )
 
     def enter(self, group: int) -> "Running":
-        """The same at a stage of `group`: the answer of a group that is over stands."""
+        """The same at a stage of `group`. The answer of an earlier group is final."""
         if group == self.group:
             return self
         return replace(self, before=self.total, answers_before=self.answers, count_before=self.count, group=group)
 
 
 class Combiner:
-    """Turns each stage's raw logits into answers and scores.
+    """Turns the raw logits of each stage into answers and scores.
 
-    Logits are divided by the stage's temperature. `combine`: "mean" averages the probabilities of the stages evaluated
-    so far; "last" takes the latest stage's own; "backbones" averages over the backbones so far the latest answer of
-    each, so that an exit is replaced by those behind it while networks vote. Where a stage's logits give no finite
-    probabilities, the row gets score NaN there (so it does not leave) and that stage is left out: the answer of the
-    stages before stands.
+    Where the logits of a stage give no finite probabilities, the score of the row is NaN, so it does not exit there.
+    The answer of the stages before counts then.
 
-    `score`: one of the functions above, of the answer's probabilities, or "patience": how many answers directly before
-    this one gave the same class, in an unbroken run (Zhou et al. 2020, BERT Loses Patience).
+    Args:
+        temperature: Logits are divided by it `[S]`.
+        score: Confidence of an answer. "max_probability", "margin" and "negative_entropy" are of its probabilities.
+            "patience" is how many answers directly before it gave the same class (Zhou et al. 2020).
+        combine: "mean" averages the probabilities of the stages so far. "last" is the latest stage alone. "backbones"
+            averages the latest answer of each backbone, so that an exit is replaced by the next one.
+        backbone: Number of the backbone of each stage `[S]`. "backbones" needs it.
 
-    Raises SettingError on an unknown score or combination, or "backbones" without `backbone [S]`.
+    Raises:
+        SettingError: when the score or combination is unknown, or "backbones" has no `backbone`.
+
+    Example:
+        >>> combiner = dynamic.policies.Combiner((1.0, 1.0), "max_probability", combine="last")
+        >>> logits = np.zeros((1, 4), np.float32)
+        >>> answer, score, state = combiner.add(combiner.start(), 0, logits)
+        >>> answer.tolist(), score.tolist()
+        ([[0.25, 0.25, 0.25, 0.25]], [0.25])
     """
 
     def __init__(
-        self, temperature: tuple[float, ...], score: str, combine: str, backbone: tuple[int, ...] | None = None
+        self,
+        temperature: tuple[float, ...],
+        score: Score,
+        *,
+        combine: Combination,
+        backbone: tuple[int, ...] | None = None,
     ) -> None:
-        if score not in SCORES:
-            raise SettingError(f"score={score!r} is not known; use one of {sorted(SCORES)}")
+        check_score(score)
         self._temperature = temperature
         self._score = _OF_ONE_ANSWER.get(score)
         self._group = groups(combine, backbone, len(temperature))
 
     def start(self) -> Running:
-        """Nothing evaluated yet."""
+        """The state before the first stage."""
         return Running()
 
     def add(self, state: Running, stage: int, logits: Floats) -> tuple[Floats, Floats, Running]:
-        """Take in a stage's raw `logits [B, C]`: (the answer's probabilities `[B, C]`, score `[B]`, new state)."""
+        """Combine the answers so far with the logits of a stage.
+
+        Args:
+            state: The answers so far.
+            stage: The number of the stage.
+            logits: Its raw logits `[B, C]`.
+
+        Returns:
+            The probabilities of the answer `[B, C]`, its score `[B]`, and the new state.
+
+        Raises:
+            IndexError: when there is no such stage.
+
+        Example:
+            >>> combiner = dynamic.policies.Combiner((1.0, 1.0), "margin", combine="mean")
+            >>> answer, score, state = combiner.add(combiner.start(), 0, np.zeros((2, 3), np.float32))
+            >>> score.tolist()
+            [0.0, 0.0]
+        """
         return self.merge(state, stage, self.probability(stage, logits))
 
     def probability(self, stage: int, logits: Floats) -> Floats:
-        """The stage's own probabilities `[B, C]`; NaN where its logits give none."""
+        """Return the probabilities of one stage alone.
+
+        Args:
+            stage: The number of the stage.
+            logits: Its raw logits `[B, C]`.
+
+        Returns:
+            Probabilities `[B, C]`, NaN where the logits are not finite.
+
+        Raises:
+            IndexError: when there is no such stage.
+
+        Example:
+            >>> combiner = dynamic.policies.Combiner((2.0,), "margin", combine="last")
+            >>> combiner.probability(0, np.zeros((1, 2), np.float32)).tolist()
+            [[0.5, 0.5]]
+        """
         return softmax(logits, self._temperature[stage])
 
     def merge(self, state: Running, stage: int, probability: Floats) -> tuple[Floats, Floats, Running]:
-        """Take in a stage's probabilities `[B, C]`: (the answer's `[B, C]`, score `[B]`, new state)."""
+        """Combine the answers so far with the probabilities of a stage.
+
+        Args:
+            state: The answers so far.
+            stage: The number of the stage.
+            probability: Its probabilities `[B, C]`.
+
+        Returns:
+            The probabilities of the answer `[B, C]`, its score `[B]`, and the new state.
+
+        Raises:
+            IndexError: when there is no such stage.
+
+        Example:
+            >>> combiner = dynamic.policies.Combiner((1.0, 1.0), "max_probability", combine="mean")
+            >>> first = np.array([[1.0, 0.0]], np.float32)
+            >>> _, _, state = combiner.merge(combiner.start(), 0, first)
+            >>> combiner.merge(state, 1, np.array([[0.5, 0.5]], np.float32))[0].tolist()
+            [[0.75, 0.25]]
+        """
         group = self._group[stage]
         if state.count is not None or math.isnan(probability.sum()):
             return self._merge_by_row(state.enter(group), probability)
-        # this is overhead of every request: what `enter` gives, but not made for its own sake
+        # overhead of every request: the same as `enter`, without the object
         new = group != state.group
         before, answers = (state.total, state.answers) if new else (state.before, state.answers_before)
         total = probability if before is None else before + probability
@@ -170,9 +247,9 @@ class Combiner:
         if self._score is not None:
             score[good] = self._score(answer[good])
         else:
-            told, label = _patience(state, total)  # of a row that is not good as before: its total is
-            score[good] = told[good]
-            same = np.where(good, told, np.float32(-1) if state.same is None else state.same)
+            patience, label = _patience(state, total)  # a row that is not finite has the same total as before
+            score[good] = patience[good]
+            same = np.where(good, patience, np.float32(-1) if state.same is None else state.same)
         answers = state.answers_before + 1
         after = replace(
             state, total=total, answers=answers, count=count, count_before=had_before, label=label, same=same
@@ -182,34 +259,61 @@ class Combiner:
 
 def _patience(state: Running, total: Floats) -> tuple[Floats, NDArray[np.intp]]:
     """(score "patience" `[B]`, label `[B]`) of the answer whose sum is `total [B, C]`, after those in `state`."""
-    label = total.argmax(axis=1)  # the average's own, but not rounded once more
+    label = total.argmax(axis=1)  # the same as of the average, without its rounding
     if state.same is None:
         return np.zeros(len(label), np.float32), label
     return (state.same + 1) * (label == state.label), label
 
 
-def groups(combine: str, backbone: tuple[int, ...] | None, stages: int) -> tuple[int, ...]:
-    """The group of each stage `[S]`: of all that share one, the latest answers alone.
+def check_score(score: str) -> Score:
+    """The score. Raises SettingError where there is none of that name."""
+    if score not in SCORES:
+        raise SettingError(f"score={score!r} is unknown: use one of {sorted(SCORES)}")
+    return score
 
-    Raises SettingError on an unknown combination, or "backbones" where `backbone [S]` is not known.
-    """
+
+def check_combination(combine: str) -> Combination:
+    """The combination. Raises SettingError where there is none of that name."""
     if combine not in COMBINE:
-        raise SettingError(f"combine={combine!r} is not known; use one of {COMBINE}")
+        raise SettingError(f"combine={combine!r} is unknown: use one of {COMBINE}")
+    return combine
+
+
+def groups(combine: Combination, backbone: tuple[int, ...] | None, stages: int) -> tuple[int, ...]:
+    """The group of each stage `[S]`. Of all stages of a group, the latest answer counts.
+
+    Args:
+        combine: How answers are combined.
+        backbone: Number of the backbone of each stage `[S]`.
+        stages: S.
+
+    Returns:
+        The numbers of the groups.
+
+    Raises:
+        SettingError: when the combination is unknown, or "backbones" has no `backbone`.
+    """
+    check_combination(combine)
     if combine == "mean":
         return tuple(range(stages))
     if combine == "last":
         return (0,) * stages
     if backbone is None or len(backbone) != stages:
-        raise SettingError(f"combine='backbones' needs the backbone of each of {stages} stages; it is {backbone}")
+        raise SettingError(f"combine='backbones' needs the backbone of each of {stages} stages, it is {backbone}")
     return tuple(backbone)
 
 
 @dataclass(frozen=True)
 class ScoreBins:
-    """What calibration inputs scored at a stage that is the first to be evaluated.
+    """A histogram of the scores of calibration inputs at a stage that is the first to be evaluated.
 
-    `edges [E]`, rising; `counts [E + 1]`: calibration inputs by bin, bin b holding `edges[b - 1] < score <= edges[b]`;
-    NaN lies in the lowest. Raises InputError where edges do not rise or counts do not fit them.
+    Args:
+        edges: Edges of the bins in rising order `[E]`.
+        counts: Calibration inputs by bin `[E + 1]`. Bin b holds `edges[b - 1] < score <= edges[b]`. NaN belongs to the
+            lowest bin.
+
+    Raises:
+        InputError: when the edges do not rise or the counts do not fit.
     """
 
     edges: tuple[float, ...]
@@ -219,4 +323,4 @@ class ScoreBins:
         if not all(low < high for low, high in zip(self.edges, self.edges[1:], strict=False)):
             raise InputError(f"edges {self.edges} of score bins must rise")
         if len(self.counts) != len(self.edges) + 1 or min(self.counts) < 0:
-            raise InputError(f"{len(self.edges)} edges need {len(self.edges) + 1} counts, none negative: {self.counts}")
+            raise InputError(f"{len(self.edges)} edges need {len(self.edges) + 1} counts of 0 or more: {self.counts}")

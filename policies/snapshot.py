@@ -1,21 +1,39 @@
-"""What the device looks like now, and what waits to be answered."""
+"""What the device looks like now, and which requests wait."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One reading of every sensor; None is unknown, never "full" or "idle".
+    """One reading of every sensor, and the request that is about to run.
 
-    `time_s` monotonic, when it was read; `cpu_load` 0..1: what *other* processes use of the cores this process may use;
-    `cpu_cores` it may use, a fraction where a quota says so; `cpu_pressure` and `memory_pressure` 0..1: share of the
-    time in which something waited for them; `frequency_ratio` to the maximum; memory in MB (10^6 bytes),
-    `memory_available_mb` what this process may still take; `battery` 0..1, `battery_mwh` left in it; `power_mw` that
-    the device draws; `throttled`: the hardware slows itself down; `missing`: names of sources that
-    failed.
+    None means unknown. It never means "full" or "idle".
 
-    Of the request about to run: its `rows`, and how long it has waited, `waited_ms`; `queue_length`: requests that
-    wait behind it, of which `servers` are served at once (None: one).
+    Args:
+        time_s: When the sensors were read, on a monotonic clock.
+        cpu_load: Share of the cores that *other* processes use, 0 to 1.
+        cpu_cores: Cores that this process may use. A quota makes it a fraction.
+        cpu_pressure: Share of the time in which something waited for the processor, 0 to 1.
+        memory_pressure: Share of the time in which something waited for memory, 0 to 1.
+        frequency_ratio: Clock frequency over its maximum.
+        memory_available_mb: Memory that this process may still take, in units of 10^6 bytes.
+        memory_process_mb: Resident memory of this process.
+        battery: Charge, 0 to 1.
+        battery_mwh: Energy left in the battery.
+        plugged: Whether the device has mains power.
+        power_mw: Power that the device takes.
+        temperature_c: Temperature of the device.
+        throttled: Whether the hardware slows itself down.
+        missing: Names of the sources that failed.
+        rows: Inputs in the request that is about to run.
+        waited_ms: How long this request has waited.
+        queue_length: Requests that wait behind this one.
+        servers: How many requests are served at once. None: one.
+
+    Example:
+        >>> snapshot = dynamic.Snapshot(0.0, cpu_load=0.5, cpu_cores=4)
+        >>> snapshot.cpu_load, snapshot.battery
+        (0.5, None)
     """
 
     time_s: float

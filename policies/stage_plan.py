@@ -1,4 +1,4 @@
-"""Which stages run under given thresholds: one truth for engines, costs, search and replay."""
+"""Which stages run under given thresholds. Engines, costs, search and replay all use this one function."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,16 @@ from dynamic.policies.errors import SettingError
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a threshold vector asks for.
+    """The stages and exits that a vector of thresholds needs.
 
-    `on [S]`: the exit is evaluated (its head run, its answer averaged in). `run [S]`: the stage's body is
-    run. A stage with its exit off still runs when a later exit of its backbone is on; a backbone with all
-    exits off is not run. The last exit is always on. `deepest`: the stage at which every input has left: the first
-    with threshold -inf, else the last (only an input with NaN logits goes beyond it).
+    A stage whose exit is off still runs when a later exit of its backbone is on. A backbone whose exits are all off
+    does not run. The last exit is always on.
+
+    Args:
+        on: Whether each exit is evaluated `[S]`. Its head runs, and its answer counts.
+        run: Whether the body of each stage runs `[S]`.
+        deepest: The stage at which every input has exited: the first with threshold -inf, else the last. Only an input
+            with NaN logits goes beyond it.
     """
 
     on: tuple[bool, ...]
@@ -24,19 +28,38 @@ class StagePlan:
 
 
 def check_thresholds(thresholds: NDArray[np.float32], stages: int) -> NDArray[np.float32]:
-    """The thresholds as float32 `[S-1]`; raises SettingError on a wrong length or NaN."""
+    """The thresholds as float32 `[S-1]`.
+
+    Args:
+        thresholds: One for each stage but the last.
+        stages: S.
+
+    Returns:
+        The array.
+
+    Raises:
+        SettingError: when the length is wrong or a threshold is NaN.
+    """
     array = np.asarray(thresholds, dtype=np.float32)
     if array.shape != (stages - 1,):
-        raise SettingError(f"thresholds have shape {array.shape}; {stages} stages need ({stages - 1},)")
+        raise SettingError(f"thresholds have shape {array.shape}, {stages} stages need ({stages - 1},)")
     if np.isnan(array).any():
-        raise SettingError(f"thresholds {array.tolist()} hold NaN; use +inf to switch an exit off")
+        raise SettingError(f"thresholds {array.tolist()} contain NaN: use +inf to switch an exit off")
     return array
 
 
 def plan(thresholds: NDArray[np.float32], backbone: tuple[int, ...]) -> StagePlan:
-    """The plan of `thresholds [S-1]` for stages that belong to `backbone [S]`.
+    """The plan of thresholds for the stages of a cascade.
 
-    Raises SettingError on a wrong length or NaN.
+    Args:
+        thresholds: One for each stage but the last `[S-1]`.
+        backbone: Number of the backbone of each stage `[S]`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        SettingError: when the length is wrong or a threshold is NaN.
     """
     array = check_thresholds(thresholds, len(backbone))
     on = (*(bool(t) for t in array != np.inf), True)

@@ -90,7 +90,9 @@ def answer(bundle: dynamic.Bundle, images: Any) -> Answer:
     monitor = dynamic.FixedMonitor(dynamic.Snapshot(time_s=0.0))
     with bundle.runtime(dynamic.Budget(max_drop=MAX_DROP), monitor=monitor, fallback=(), threads=1) as run:
         result = run(images)
-    return Answer(result.decision.point.operating_point.thresholds, tuple(result.label.tolist()), result.certified)
+    return Answer(
+        result.decision.point.operating_point.thresholds, tuple(np.atleast_1d(result.label).tolist()), result.certified
+    )
 
 
 def outcome(shelf: Path, expected: Answer, costs: Any, images: Any) -> str:

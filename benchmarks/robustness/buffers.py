@@ -52,7 +52,7 @@ def buffers(seed: int, count: float, side: int = LARGE) -> dict[str, Any]:
                 futures.append(run.submit(buffer))
             buffer[...] = 0
             for label, future in zip(labels, futures, strict=True):
-                right += future.result(LIMIT_S).label.tolist() == [label]
+                right += np.atleast_1d(future.result(LIMIT_S).label).tolist() == [label]
         peaks = {how: peak(bundle.folder, how, side) for how in HOWS}
     return {
         "submitted": len(labels),

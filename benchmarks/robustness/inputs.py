@@ -262,12 +262,13 @@ def _try(
         return
     counts["answered"] += 1
     counts["certified"] += result.certified
-    answered = (result.label >= 0) & np.isfinite(result.probability)
+    answered = (np.atleast_1d(result.label) >= 0) & np.isfinite(np.atleast_1d(result.probability))
     counts["certified_without_answer"] += result.certified and not answered.all()
     counts["certified_not_finite"] += result.certified and is_not_finite(value)
-    if labels is not None and (result.label.tolist() != labels or not answered.all()):
+    given = np.atleast_1d(result.label).tolist()
+    if labels is not None and (given != labels or not answered.all()):
         counts["wrong_answers"] += 1
-        errors.append(f"{how}: {result.label.tolist()} instead of {labels}")
+        errors.append(f"{how}: {given} instead of {labels}")
 
 
 if __name__ == "__main__":

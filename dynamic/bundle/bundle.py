@@ -293,7 +293,9 @@ class Bundle:
 
     def combiner(self) -> Combiner:
         """How stages' logits become answers and scores."""
-        return Combiner(self.ladder.temperature, self.ladder.score, self.ladder.combine, self.ladder.backbone)
+        return Combiner(
+            self.ladder.temperature, self.ladder.score, combine=self.ladder.combine, backbone=self.ladder.backbone
+        )
 
     def fingerprint(self, engine: str, precision: str) -> str:
         """The fingerprint of this cascade and preprocessing on an engine; the ladder's where nothing changed.

@@ -29,7 +29,7 @@ def calibrate_here(
     recorder = Recorder(bundle.spec)
     try:
         for inputs, labels in track(_pairs(loader), "calibrating", size_of(loader), progress):
-            recorder.add(opened.all_logits(named_inputs(bundle, inputs)), labels)
+            recorder.add(opened.all_logits(named_inputs(bundle, inputs)[0]), labels)
         fingerprint = bundle.fingerprint(opened.name, opened.precision)
         return recorder.records(fingerprint, groups, SEARCH_SHARE, seed, opened)
     finally:

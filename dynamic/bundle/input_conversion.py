@@ -15,16 +15,19 @@ from dynamic.policies.errors import InputError
 _DEEPEST = 32  # of lists in lists, which may hold themselves
 
 
-def named_inputs(bundle: DeployedBundle, x: Any) -> Mapping[str, Array]:
-    """The inputs by name, each `[B, ...]`: a mapping as it is, anything else as the bundle's preprocessing expects it.
+def named_inputs(bundle: DeployedBundle, x: Any) -> tuple[Mapping[str, Array], bool]:
+    """The inputs by name, each `[B, ...]`, and whether `x` is one input without a batch dimension.
 
-    Shapes and types are checked before anything is converted or copied. Values are copied only where they do not lie in
-    memory in order. Raises InputError on what does not fit.
+    A mapping is taken as it is, anything else as the bundle's preprocessing expects it. Shapes and types are checked
+    before anything is converted or copied. Values are copied only where they do not lie in memory in order. Raises
+    InputError on what does not fit.
     """
+    inputs = bundle.spec.inputs
     if bundle.preprocess is not None and not isinstance(x, Mapping):
-        (first, *_) = bundle.spec.inputs
-        return {first.name: bundle.preprocess(x, first.shape)}
-    return {name: _in_order(array) for name, array in _views(bundle.spec.inputs, x).items()}
+        images = bundle.preprocess(x, inputs[0].shape)
+        return {inputs[0].name: images}, len(images) == 1 and _is_one_image(x)
+    views, single = _views(inputs, x)
+    return {name: _in_order(array) for name, array in views.items()}, single
 
 
 def check_shapes(bundle: DeployedBundle, x: Any) -> None:
@@ -35,8 +38,17 @@ def check_shapes(bundle: DeployedBundle, x: Any) -> None:
         _views(bundle.spec.inputs, x)
 
 
-def _views(spec: tuple[InputSpec, ...], x: Any) -> Mapping[str, Array]:
-    """Inputs without preprocessing, checked."""
+def _is_one_image(x: Any) -> bool:
+    """Whether `x` is an image, not a batch of one."""
+    if isinstance(x, (list, tuple)) or is_picture(x):
+        return is_picture(x)
+    shape = getattr(x, "shape", None)
+    return len(as_numbers(x, "the input").shape if shape is None else shape) < 4
+
+
+def _views(spec: tuple[InputSpec, ...], x: Any) -> tuple[Mapping[str, Array], bool]:
+    """Inputs without preprocessing, checked, and whether they are one without a batch dimension."""
+    single = False
     if isinstance(x, Mapping):
         shapes = {i.name: i.shape for i in spec}
         named = {name: _numbers(value, f"input {name!r}", shapes.get(name, ())) for name, value in x.items()}
@@ -47,9 +59,10 @@ def _views(spec: tuple[InputSpec, ...], x: Any) -> Mapping[str, Array]:
     else:
         first = spec[0]
         array = np.atleast_1d(_numbers(x, "the input", first.shape))
-        named = {first.name: array[None] if array.ndim == len(first.shape) else array}
+        single = array.ndim == len(first.shape)
+        named = {first.name: array[None] if single else array}
     check_inputs(named, spec)
-    return named
+    return named, single
 
 
 def _numbers(value: Any, what: str, shape: tuple[int, ...]) -> Array:

@@ -60,7 +60,7 @@ class Recorder:
             logits=np.concatenate(self._logits) if self._logits else empty,
             label=np.concatenate(known) if known else None,
             group=group,
-            part=split(group, count, search_share, seed),
+            part=split(group, count, search_share=search_share, seed=seed),
             backbone=spec.backbone,
             macs=tuple(s.macs for s in spec.stages),
             head_macs=tuple(s.head_macs for s in spec.stages),

@@ -10,10 +10,10 @@ from dynamic.extras import remedy
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `doctor`, or say what the command needs.
+    """Run `doctor`, or print what the command needs.
 
     Args:
-        arguments: What stands behind `python -m dynamic`.
+        arguments: The arguments after `python -m dynamic`.
 
     Returns:
         The exit code.

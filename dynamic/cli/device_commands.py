@@ -1,4 +1,4 @@
-"""`python -m dynamic record|doctor`: what this device's sensors say, over time and now. Neither imports torch."""
+"""`python -m dynamic record|doctor`: the sensors of this device, over time and now. Neither imports torch."""
 
 import math
 import time
@@ -18,11 +18,11 @@ from dynamic.progress import track
 
 
 def record(
-    out: Annotated[Path, typer.Argument(help="File to write; one that is there is replaced.", show_default=False)],
-    seconds: Annotated[float, typer.Option(help="How long; Ctrl-C ends it earlier.")] = 60.0,
+    out: Annotated[Path, typer.Argument(help="File to write. An existing one is replaced.", show_default=False)],
+    seconds: Annotated[float, typer.Option(help="How long. Ctrl-C ends it earlier.")] = 60.0,
     hz: Annotated[float, typer.Option(help="Snapshots a second.")] = 5.0,
 ) -> None:
-    """Record what the sensors of this device say, a line whenever it is new, for `TraceMonitor` to replay."""
+    """Record the sensors of this device, a line for every new snapshot, for `TraceMonitor` to replay."""
     for name, value in (("--seconds", seconds), ("--hz", hz)):
         if not 0 < value < math.inf:
             raise SettingError(f"{name} {value} must be a positive number")
@@ -53,10 +53,10 @@ def doctor(
         Path, typer.Option(help="Folder whose proc and sys are read in place of this machine's, copied from another.")
     ] = Path("/"),
 ) -> None:
-    """Say what this machine offers: engines, sensors, limits, what is missing and what to do, what was not believed.
+    """Report what this machine has: engines, sensors and limits, what is missing and the remedy, what is not believed.
 
-    With a bundle's folder, also whether that bundle answers every input here, and as in calibration. The exit code is 1
-    where it does not answer.
+    With a bundle's folder, also report whether that bundle answers every input here, and as in calibration. The exit
+    code is 1 where it does not answer.
     """
     if not root.is_dir():
         raise InputError(f"--root {root} is no folder: give one that holds proc and sys of a device")

@@ -1,8 +1,8 @@
-"""What this machine offers: engines, sensors and limits, and what to do about what is missing."""
+"""A report on this machine: engines, sensors and limits, and remedies for what is missing."""
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ from dynamic.bundle.requirements import unmet_needs
 from dynamic.bundle.tables import table
 from dynamic.engines.engine_factory import ENGINES, PRECISIONS
 from dynamic.extras import remedy
-from dynamic.monitoring.contract import SourceReport
+from dynamic.monitoring.contract import SensorField, SourceReport
 from dynamic.monitoring.monitor import Monitor
 from dynamic.monitoring.sources.cpu import usable_cores
 from dynamic.monitoring.sources.limits import CpuLimit, Limit, MemoryLimit
@@ -22,8 +22,8 @@ from dynamic.policies.errors import DynamicError
 from dynamic.policies.snapshot import Snapshot
 from dynamic.profiling.machine import machine_name
 
-# fields of a Snapshot that sensors tell, with their units
-UNITS = {
+# fields of a Snapshot that sensors read, with their units
+UNITS: Mapping[SensorField, str] = {
     "cpu_load": "of the cores, by others",
     "cpu_cores": "cores",
     "cpu_pressure": "of the time",
@@ -44,17 +44,25 @@ _INSTALL = {
     "openvino": "pip install 'dynamic-inference[openvino]'",
     "torch": "pip install 'dynamic-inference[build]', to build bundles, or to run one with its modules",
 }
-_PACKAGES = {  # beside engines: what needs them
+_PACKAGES = {  # beside engines, and the feature that needs them
     "typer": "the shell, apart from doctor,",
     "PIL": "reading pictures, and preprocessing that resizes,",
 }
-_FIRST_S, _PATIENCE_S = 0.1, 2.5  # power and throttling are told by two readings a second apart
-_SILENT_FOR_NOW = ("plugged", "battery_mwh")  # that a battery need not know
+_FIRST_S, _PATIENCE_S = 0.1, 2.5  # power and throttling need two readings a second apart
+_SILENT_FOR_NOW = ("plugged", "battery_mwh")  # which a battery may lack
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """Whether an engine is `installed`, and what it computes in here; the `problem` with its remedy, if any."""
+    """The state of an engine.
+
+    Args:
+        name: The engine.
+        installed: Whether its library is installed.
+        version: Version of the library.
+        precisions: Precisions that it has here.
+        problem: What is wrong, with the remedy. None: nothing.
+    """
 
     name: str
     installed: bool
@@ -65,9 +73,17 @@ class EngineState:
 
 @dataclass(frozen=True)
 class SensorState:
-    """One field of the snapshot: its `value` and `origin`, or why there is none, with the remedy."""
+    """One field of the snapshot.
 
-    field: str
+    Args:
+        field: The field.
+        value: Its value. None: there is none.
+        unit: Its unit.
+        origin: Where the value comes from.
+        problem: Why there is no value, with the remedy.
+    """
+
+    field: SensorField
     value: float | bool | None
     unit: str
     origin: str | None
@@ -76,9 +92,16 @@ class SensorState:
 
 @dataclass(frozen=True)
 class Limits:
-    """`cores` by affinity, and by the quota of a container; its memory limit in MB; None: unlimited.
+    """Cores and memory that this process may use. None: unlimited.
 
-    `reserve_mb` of available memory is left to others. `problem`: why limits could not be read.
+    Args:
+        cores: Cores by affinity.
+        quota_cores: Cores by the quota of a container.
+        quota_origin: The file of the quota.
+        memory_mb: Memory limit of a container in 10^6 bytes.
+        memory_origin: The file of the limit.
+        reserve_mb: Available memory that is left to others.
+        problem: Why limits could not be read.
     """
 
     cores: int
@@ -92,9 +115,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything of one machine. `missing`: a sentence for each thing that is not there, with the remedy.
+    """The report on one machine.
 
-    `not_believed`: a sentence for each reading, battery, counter or level of a container that was left out, and why.
+    Args:
+        machine: The machine.
+        version: Version of this library.
+        engines: The engines.
+        sensors: The sensors.
+        limits: Cores and memory.
+        missing: A sentence for each thing that is missing, with the remedy.
+        not_believed: A sentence for each reading, battery, counter or level of a container that is excluded, and why.
     """
 
     machine: str
@@ -107,9 +137,14 @@ class Diagnosis:
 
 
 def diagnose(root: Path = Path("/"), patience_s: float | None = None) -> Diagnosis:
-    """Look at everything. It takes as long as sensors need to answer, at most `patience_s` (None: 2.5 s).
+    """Examine this machine. torch is located and not loaded.
 
-    `root` of the file tree that kernel files are read from. torch is looked for and not loaded.
+    Args:
+        root: The file tree that kernel files are read from.
+        patience_s: Longest time to wait for sensors. None: 2.5 s.
+
+    Returns:
+        The report.
     """
     engines = tuple(_engine(name) for name in ENGINES)
     snapshot, reports = _read(root, _PATIENCE_S if patience_s is None else patience_s)
@@ -134,10 +169,14 @@ def diagnose(root: Path = Path("/"), patience_s: float | None = None) -> Diagnos
 
 @dataclass(frozen=True)
 class ShelfState:
-    """A bundle on this machine.
+    """The state of a bundle on this machine.
 
-    `problems`: what keeps it from answering every input, with the remedy. `hints`: what else is worth doing. `agrees`:
-    whether it answers as in calibration, by the canaries that `canaries` reports on. None where there are none.
+    Args:
+        folder: The bundle's folder.
+        problems: Reasons why it cannot answer every input, with the remedy.
+        hints: What else is worth doing.
+        agrees: Whether it answers as in calibration, by its canaries. None where there are none.
+        canaries: Report of the canaries.
     """
 
     folder: str
@@ -154,7 +193,7 @@ def check_shelf(folder: Path) -> ShelfState:
         folder: The bundle's folder.
 
     Returns:
-        What was found; a folder that holds no valid bundle is a problem.
+        The state. A folder that holds no valid bundle is a problem.
     """
     try:
         bundle = read(folder, verify=True)
@@ -176,11 +215,11 @@ def check_shelf(folder: Path) -> ShelfState:
 
 
 def examine(shelf: Path | None, as_json: bool, root: Path = Path("/")) -> tuple[str, int]:
-    """What `python -m dynamic doctor` prints, and its exit code.
+    """The output of `python -m dynamic doctor`, and its exit code.
 
     Args:
-        shelf: A bundle's folder to be checked too, or None.
-        as_json: Whether to give JSON.
+        shelf: The folder of a bundle to check too, or None.
+        as_json: Whether to return JSON.
         root: The file tree that kernel files are read from.
 
     Returns:
@@ -200,16 +239,16 @@ def _shelf_text(state: ShelfState) -> str:
     return "\n".join([f"bundle {state.folder}: {verdict}", *(f"  {line}" for line in lines)])
 
 
-def diagnosis_text(found: Diagnosis) -> str:
-    """For people."""
+def diagnosis_text(diagnosis: Diagnosis) -> str:
+    """The report as text."""
     engines = [
         (e.name, e.version or "-", ", ".join(e.precisions) or "-", "installed" if e.installed else "not installed")
-        for e in found.engines
+        for e in diagnosis.engines
     ]
     sensors = [
-        (s.field, _value(s), s.unit if s.value is not None else "", s.origin or "see below") for s in found.sensors
+        (s.field, _value(s), s.unit if s.value is not None else "", s.origin or "see below") for s in diagnosis.sensors
     ]
-    limits = found.limits
+    limits = diagnosis.limits
     read = "" if limits.problem is None else " that can be read"
     quota = f"no quota{read}" if limits.quota_cores is None else f"quota {limits.quota_cores:g} ({limits.quota_origin})"
     memory = (
@@ -217,18 +256,18 @@ def diagnosis_text(found: Diagnosis) -> str:
     )
     return "\n".join(
         [
-            f"{found.machine}; dynamic-inference {found.version or 'not installed'}",
+            f"{diagnosis.machine}, dynamic-inference {diagnosis.version or 'not installed'}",
             "",
             _columns(("engine", "version", "precisions", ""), engines),
             "",
             _columns(("sensor", "now", "", "from"), sensors),
             "",
             f"cores: {limits.cores} by affinity, {quota}",
-            f"memory: {memory}; of what is available, {limits.reserve_mb:g} MB are left to others",
+            f"memory: {memory}. Of that, {limits.reserve_mb:g} MB are reserved for others",
             *([] if limits.problem is None else [f"limits that could not be read: {limits.problem}"]),
             "",
-            *_listed("missing", found.missing, "nothing is missing"),
-            *_listed("not believed", found.not_believed, "every reading is believed"),
+            *_listed("missing", diagnosis.missing, "nothing is missing"),
+            *_listed("not believed", diagnosis.not_believed, "every reading is believed"),
         ]
     )
 
@@ -238,7 +277,7 @@ def _listed(title: str, lines: Sequence[str], none: str) -> list[str]:
 
 
 def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """As `table`, but the last column is words, and words stand to the left."""
+    """As `table`, but the last column and all words are aligned to the left."""
     widest = max(len(row[-1]) for row in (head, *rows))
     return table((*head[:-1], head[-1].ljust(widest)), [(*row[:-1], row[-1].ljust(widest)) for row in rows])
 
@@ -254,11 +293,12 @@ def _value(sensor: SensorState) -> str:
 def _engine(name: str) -> EngineState:
     if not _is_there(name):
         return EngineState(name, False, None, (), f"not installed: {_INSTALL[name]}")
-    precisions, problem = PRECISIONS[name], None
+    precisions: tuple[str, ...] = PRECISIONS[name]
+    problem = None
     try:
         if name in _CHECKS:
             precisions, problem = _CHECKS[name](precisions)
-    except Exception as error:  # an installation that is broken raises whatever it likes
+    except Exception as error:  # a broken installation raises any exception
         precisions, problem = (), f"installed, but does not load ({error}): {_INSTALL[name]}"
     return EngineState(name, True, _version(name), precisions, problem)
 
@@ -307,20 +347,20 @@ def _read(root: Path, patience_s: float) -> tuple[Snapshot, tuple[SourceReport, 
 
 
 def _settled(report: SourceReport) -> bool:
-    """Whether a source has said all it will."""
+    """Whether a source has answered or failed."""
     if report.reading is None:
         return report.failures > 0
     return all(value is not None for name, value in report.reading.fields.items() if name not in _SILENT_FOR_NOW)
 
 
-def _sensor(field: str, snapshot: Snapshot, reports: Sequence[SourceReport]) -> SensorState:
+def _sensor(field: SensorField, snapshot: Snapshot, reports: Sequence[SourceReport]) -> SensorState:
     value = getattr(snapshot, field)
     telling = [report for report in reports if field in report.fields]
     if value is not None:
         origins = [r.reading.origin for r in telling if r.reading is not None and r.reading.fields]
         return SensorState(field, value, UNITS[field], ", ".join(origins), None)
     problems = [report.problem for report in telling if report.problem]
-    return SensorState(field, None, UNITS[field], None, "; ".join(problems) or "its source does not tell")
+    return SensorState(field, None, UNITS[field], None, ", ".join(problems) or "its source has no value")
 
 
 def _limits(root: Path) -> Limits:
@@ -341,5 +381,5 @@ def _limits(root: Path) -> Limits:
         memory_mb=None if memory is None else memory.amount / 1e6,
         memory_origin=None if memory is None else str(memory.path),
         reserve_mb=RESERVE_MB,
-        problem="; ".join(dict.fromkeys(problems)) or None,
+        problem=", ".join(dict.fromkeys(problems)) or None,
     )

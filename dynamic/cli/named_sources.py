@@ -1,4 +1,4 @@
-"""Networks, images and sizes as a shell user names them."""
+"""Networks, images and sizes by the names of a shell user."""
 
 import importlib
 import math
@@ -17,10 +17,17 @@ from dynamic.policies.errors import InputError, SettingError
 
 
 def network_at(path: str) -> nn.Module:
-    """What the factory at `package.module:factory` makes. The working folder is searched last, and only for it.
+    """The network of a factory. The working folder is searched last, and only for it.
 
-    Raises SettingError where `path` is not of that form, InputError where there is no such factory, or it gives
-    something else than a module.
+    Args:
+        path: The factory, `package.module:factory`.
+
+    Returns:
+        The network.
+
+    Raises:
+        SettingError: `path` is not of that form.
+        InputError: There is no such factory, or it returns no module.
     """
     module, _, name = path.partition(":")
     if not (module and name):
@@ -42,7 +49,14 @@ def network_at(path: str) -> nn.Module:
 class ImageBatches:
     """A loader of `(inputs [B, C, H, W], labels [B])`: images in random order, preprocessed a batch at a time.
 
-    `limit`: only so many of them. Raises SettingError where that is not at least 1.
+    Args:
+        images: The images.
+        preprocess: Their preprocessing.
+        seed: Seed of the order.
+        limit: Number of images to use, at least 1. None: all.
+
+    Raises:
+        SettingError: `limit` is below 1.
     """
 
     def __init__(self, images: ImageSet, preprocess: Preprocess, seed: int, limit: int | None = None) -> None:
@@ -62,7 +76,7 @@ class ImageBatches:
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """`0.5,0.4` as numbers; raises SettingError naming the `option` on anything else."""
+    """`0.5,0.4` as numbers. Raises SettingError with the `option` on anything else."""
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -70,7 +84,7 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 
 def size(option: str, text: str | None) -> int | tuple[int, int] | None:
-    """`224`, or `224x320` as (height, width); raises SettingError naming the `option` on anything else."""
+    """`224`, or `224x320` as (height, width). Raises SettingError with the `option` on anything else."""
     try:
         sizes = [] if text is None else [int(part) for part in text.split("x")]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Options that several commands have, with their help."""
+"""Options of several commands, with their help."""
 
 from typing import Annotated
 
@@ -9,18 +9,18 @@ from dynamic.policies.errors import SettingError
 LatencyMs = Annotated[float | None, typer.Option(help="Milliseconds that a request may take, at the percentile.")]
 DeadlineMs = Annotated[
     float | None,
-    typer.Option(help="Milliseconds of each request; once an exit has answered, no stage begins that would end later."),
+    typer.Option(help="Milliseconds of each request. Once an exit has answered, no stage begins that would end later."),
 ]
 Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: a fraction, or 'mean'.")]
 MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]
 CpuMs = Annotated[float | None, typer.Option(help="Milliseconds of CPU time of an inference, on average.")]
-BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, from which on only the cheapest point runs.")]
-MaxDrop = Annotated[float | None, typer.Option(help="Accuracy that may be given up for savings, 0.01 for one point.")]
+BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, below which only the cheapest point runs.")]
+MaxDrop = Annotated[float | None, typer.Option(help="Accuracy that may be lost for savings, 0.01 for one point.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def fraction(percentile: str) -> float | None:
-    """A percentile as Budget takes it; raises SettingError on what is neither a number nor 'mean'."""
+    """A percentile for Budget. Raises SettingError on what is neither a number nor 'mean'."""
     try:
         return None if percentile == "mean" else float(percentile)
     except ValueError as error:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -25,7 +25,7 @@ from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.errors import SettingError
 from dynamic.simulate.device_models import device as device_named
 from dynamic.simulate.device_models import devices
-from dynamic.simulate.scenario_library import SCENARIOS, scenario
+from dynamic.simulate.scenario_library import SCENARIOS, ScenarioName, scenario
 from dynamic.simulate.simulator import simulate as simulate_on
 from dynamic.simulate.workload import Constant, Poisson, Workload
 
@@ -40,17 +40,17 @@ def _list_devices(wanted: bool) -> None:
 
 def simulate(
     shelf: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
-    device: Annotated[str, typer.Option(help="A simulated device; --list names them.")],
+    device: Annotated[str, typer.Option(help="A simulated device. --list names them.")],
     rate_hz: Annotated[float | None, typer.Option(help="Requests a second. [1]")] = None,
-    duration_s: Annotated[float | None, typer.Option(help="Seconds to simulate. [3600; a scenario's own]")] = None,
+    duration_s: Annotated[float | None, typer.Option(help="Seconds to simulate. [3600, or a scenario's own]")] = None,
     poisson: Annotated[bool, typer.Option("--poisson", help="Requests at random times instead of equal ones.")] = False,
     background_load: Annotated[
-        float | None, typer.Option(help="Share of the cores that others want; above 1 they queue. [0]")
+        float | None, typer.Option(help="Cores that others demand, as a share of all. Above 1 they queue. [0]")
     ] = None,
     battery: Annotated[float | None, typer.Option(help="Charge at the start, 0 to 1. [1]")] = None,
     scenario_name: Annotated[
         str | None,
-        typer.Option("--scenario", help=f"What goes on, scaled to the device: {', '.join(SCENARIOS)}."),
+        typer.Option("--scenario", help=f"The situation, scaled to the device: {', '.join(SCENARIOS)}."),
     ] = None,
     latency_ms: LatencyMs = None,
     percentile: Percentile = "0.95",
@@ -63,7 +63,7 @@ def simulate(
         float | None, typer.Option(help="Seconds that the battery must last, above its floor.")
     ] = None,
     temperature_c: Annotated[
-        float | None, typer.Option(help="Degrees Celsius that the device must stay below.")
+        float | None, typer.Option(help="Upper limit of the temperature in degrees Celsius.")
     ] = None,
     max_drop: MaxDrop = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and of the order of the inputs.")] = 0,
@@ -72,9 +72,9 @@ def simulate(
         bool, typer.Option("--list", is_eager=True, callback=_list_devices, help="List the devices and exit.")
     ] = False,
 ) -> None:
-    """Serve recorded inputs on a simulated device: its times are scaled from this machine's, the rest is a model.
+    """Run recorded inputs on a simulated device. Its times are scaled from this machine's, the rest is a model.
 
-    A scenario brings its requests, surroundings and limits; limits that are given replace its own.
+    A scenario has its own requests, surroundings and limits. Limits that are given replace them.
     """
     limits = {
         "latency_ms": latency_ms,
@@ -91,7 +91,7 @@ def simulate(
     budget = Budget(percentile=fraction(percentile), **given)
     chosen = device_named(device)
     if scenario_name is not None and (rate_hz is not None or poisson):
-        raise SettingError("--scenario brings its own requests: leave out --rate-hz and --poisson")
+        raise SettingError("--scenario has its own requests: omit --rate-hz and --poisson")
     requests: Workload = (Poisson if poisson else Constant)(
         1.0 if rate_hz is None else rate_hz, 3600.0 if duration_s is None else duration_s
     )
@@ -101,17 +101,19 @@ def simulate(
     own: dict[str, Any] = {"background_load": background_load, "battery": battery}
     options = {name: value for name, value in own.items() if value is not None} | {"seed": seed}
     if scenario_name is not None:
-        what = scenario(scenario_name, chosen, bundle.frontier, duration_s, seed)
+        what = scenario(
+            cast(ScenarioName, scenario_name), chosen, frontier=bundle.frontier, duration_s=duration_s, seed=seed
+        )
         assert isinstance(what.budget, Budget)
         budget, requests = replace(what.budget, percentile=budget.percentile, **given), what.workload
         options = what.surroundings() | options
     report = simulate_on(
         bundle.frontier,
         records if len(records) else bundle.records,
-        chosen,
-        requests,
-        BudgetPolicy(),
-        budget,
+        device=chosen,
+        workload=requests,
+        policy=BudgetPolicy(),
+        budget=budget,
         **options,
     )
     print(json.dumps(report.to_json()) if as_json else f"{report}\n{certificate_text(bundle.ladder)}")

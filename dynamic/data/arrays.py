@@ -1,4 +1,4 @@
-"""Arrays of what a user hands in, with words where there is none."""
+"""Arrays of a user's inputs, with an error in words where there is none."""
 
 from typing import Any
 
@@ -9,24 +9,24 @@ from dynamic.policies.errors import InputError
 
 
 def as_array(value: Any, what: str) -> NDArray[Any]:
-    """What was handed in as an array of numpy.
+    """Convert an input to a numpy array.
 
     Args:
-        value: An array, a tensor on the CPU, whatever offers DLPack there, or lists of numbers.
-        what: What messages call it.
+        value: An array, a tensor on the CPU, an object with DLPack there, or lists of numbers.
+        what: Name of the input for messages.
 
     Returns:
         The array, as a view where that is possible.
 
     Raises:
-        InputError: It is no array, for instance lists of different lengths, a tensor that needs gradients or one that
-            has no values, or some of its values are masked.
+        InputError: It is no array, for instance lists of different lengths, or a tensor that needs gradients. Or some
+            of its values are masked.
     """
-    if type(value) is np.ndarray:  # first: it is what comes in nearly every request
+    if type(value) is np.ndarray:  # first: nearly every request has one
         array = value
     elif _is_masked(value):
         raise InputError(
-            f"{what} is a {type(value).__name__} with masked values, which a network cannot leave out: fill them "
+            f"{what} is a {type(value).__name__} with masked values, which a network cannot skip: fill them "
             "first, array.filled(value)"
         )
     else:
@@ -38,18 +38,18 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
             ) from error
         except Exception as error:  # of numpy, of torch, and of whatever else offers its values
             raise InputError(
-                f"{what} is a {type(value).__name__} that is no array ({error}); give a numpy array, "
+                f"{what} is a {type(value).__name__} that is no array ({error}): give a numpy array, "
                 "of a tensor tensor.detach().cpu().numpy(), of a bfloat16 one tensor.float() first"
             ) from error
     return array
 
 
 def as_numbers(value: Any, what: str) -> NDArray[Any]:
-    """What was handed in as an array of numbers. See `as_array`.
+    """Convert an input to a numpy array of numbers. See `as_array`.
 
     Args:
         value: As for `as_array`.
-        what: What messages call it.
+        what: Name of the input for messages.
 
     Returns:
         The array, as a view where that is possible.
@@ -62,21 +62,21 @@ def as_numbers(value: Any, what: str) -> NDArray[Any]:
         kind = "an array" if isinstance(value, np.ndarray) else f"a {type(value).__name__} that makes an array"
         holds = "Python objects" if array.dtype.kind == "O" else "text"
         raise InputError(
-            f"{what} is {kind} {list(array.shape)} of {holds}, not of numbers; give a numpy array of numbers, in which "
+            f"{what} is {kind} {list(array.shape)} of {holds}, not of numbers: give a numpy array of numbers, in which "
             "all rows are equally long and nothing is None"
         )
     return array
 
 
 def _exported(value: Any) -> Any:
-    """What numpy takes: DLPack where a value offers nothing else."""
+    """The value, or its array by DLPack where it offers nothing else."""
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         return np.from_dlpack(value)
     return value
 
 
 def _is_masked(value: Any) -> bool:
-    """Whether some values are masked, also in lists of arrays. Numpy would give what lies beneath."""
+    """Whether some values are masked, also in lists of arrays. Numpy would use the values beneath the mask."""
     if isinstance(value, np.ma.MaskedArray):
         return bool(np.ma.is_masked(value))
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple, np.ndarray)):

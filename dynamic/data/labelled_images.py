@@ -23,16 +23,28 @@ logger = logging.getLogger("dynamic")
 _READER = 2  # of pictures: what another one has decoded is decoded again
 _LISTED = 20  # broken images named in one message
 _CIFAR10 = (
-    'CIFAR-10, for one, comes with torchvision.datasets.CIFAR10("data", download=True); '
-    "save its images as <split>/<class>/<number>.png"
+    'CIFAR-10, for one, comes with torchvision.datasets.CIFAR10("data", download=True). '
+    "Save its images as <split>/<class>/<number>.png"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N images of one size: `images [N, H, W, C]` uint8, `labels [N]` int64 into `classes`.
+    """N labelled images of one size.
 
-    Raises InputError where shapes, dtypes or labels do not fit.
+    Args:
+        images: Pixels `[N, H, W, C]`, uint8.
+        labels: Class of each image `[N]`, int64, an index into `classes`.
+        classes: Names of the classes.
+
+    Raises:
+        InputError: Shapes, dtypes or labels do not fit.
+
+    Example:
+        >>> images = np.zeros((2, 8, 8, 1), np.uint8)
+        >>> pair = dynamic.data.ImageSet(images, np.array([0, 1]), classes=("cat", "dog"))
+        >>> len(pair)
+        2
     """
 
     images: NDArray[np.uint8]
@@ -41,10 +53,10 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            raise InputError(f"images are {self.images.dtype} {list(self.images.shape)}; expected uint8 [N, H, W, C]")
+            raise InputError(f"images are {self.images.dtype} {list(self.images.shape)}, expected uint8 [N, H, W, C]")
         if self.labels.shape != (len(self.images),) or self.labels.dtype != np.int64:
             raise InputError(
-                f"labels are {self.labels.dtype} {list(self.labels.shape)}; expected int64 [{len(self.images)}]"
+                f"labels are {self.labels.dtype} {list(self.labels.shape)}, expected int64 [{len(self.images)}]"
             )
         if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.classes)):
             raise InputError(
@@ -55,46 +67,92 @@ class ImageSet:
         return len(self.images)
 
     def select(self, which: NDArray[Any]) -> "ImageSet":
-        """The images at an index or mask over N."""
+        """Return some of the images.
+
+        Args:
+            which: Indices `[M]`, or a mask `[N]`.
+
+        Returns:
+            These images, with all classes.
+
+        Raises:
+            IndexError: An index is out of range, or the mask is of another length.
+
+        Example:
+            >>> digits = dynamic.data.digits()
+            >>> len(digits.select(digits.labels == 3))
+            183
+        """
         return ImageSet(self.images[which], self.labels[which], self.classes)
 
 
 def load_images(
-    path: str | Path, split: str | None = None, cache: bool = True, progress: bool | None = None
+    path: str | Path, split: str | None = None, *, cache: bool = True, progress: bool | None = None
 ) -> ImageSet:
-    """Every image of a folder or `.zip` of `<class>/<image>`, or of `<split>/<class>/<image>`, at any depth.
+    """Read every image of a data set in class folders.
 
-    Classes are numbered by name, images ordered by class and file name. Links are followed. Gray images have one
-    channel, all others three, RGB. `picture_decoding.read_picture` says how files are read. Nothing is unpacked.
-    `cache` keeps the decoded arrays in the user's cache folder ($XDG_CACHE_HOME or ~/.cache, dynamic-inference) until
-    the source changes.
+    The folder or `.zip` holds `<class>/<image>`, or `<split>/<class>/<image>`, at any depth. Classes are numbered by
+    name. Images come in the order of class and file name. Links are followed. Gray images have one channel, all others
+    have three, in the order RGB. A zip is not unpacked. `picture_decoding.read_picture` describes how a file is read.
 
-    Raises InputError where there is nothing at `path`, no class folders, one of them without images, several splits
-    and none named, files that do not read as images (all are named), or images of different sizes; DynamicError where
-    Pillow is not installed.
+    Args:
+        path: The folder or `.zip`.
+        split: Name of the folder above the class folders. None: there is one.
+        cache: Whether to store the decoded arrays in the user's cache folder until the source changes. The folder is
+            `dynamic-inference` in $XDG_CACHE_HOME or ~/.cache.
+        progress: Whether to show a progress bar. None: on a terminal.
+
+    Returns:
+        The images.
+
+    Raises:
+        InputError: There is nothing at `path`, or no class folder. A class has no image, a file does not read, or
+            images have several sizes. There are several splits, and none is named.
+        DynamicError: Pillow is not installed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> for name in ("cat", "dog"):
+        ...     Path("pets", name).mkdir(parents=True, exist_ok=True)
+        ...     Image.new("L", (8, 8)).save(Path("pets", name, "0.png"))
+        >>> pets = dynamic.data.load_images("pets", cache=False)
+        >>> pets.classes, pets.images.shape
+        (('cat', 'dog'), (2, 8, 8, 1))
     """
     try:
         source = Path(path).expanduser()
     except RuntimeError as error:  # no $HOME, and the user is not in the password file
-        raise InputError(f"{path}: this user has no home directory; give the whole path") from error
+        raise InputError(
+            f"{path} needs a home directory, and this user has no home directory: give the whole path"
+        ) from error
     if not source.exists():
-        raise InputError(f"{source} does not exist; give a folder or .zip of class folders. {_CIFAR10}")
+        raise InputError(f"{source} does not exist: give a folder or .zip of class folders. {_CIFAR10}")
     pictures = pictures_in(source)
     folder = _cache_folder() if cache else None
-    kept = folder / f"images-{_key(source, _state(source, pictures), split)}.npz" if folder is not None else None
-    if kept is not None and (found := _read_cache(kept)) is not None:
-        return found
-    found = _decode(source, pictures, split, progress)
-    if kept is not None:
-        _write_cache(kept, found)
-    return found
+    cache_file = folder / f"images-{_key(source, _state(source, pictures), split)}.npz" if folder is not None else None
+    if cache_file is not None and (images := _read_cache(cache_file)) is not None:
+        return images
+    images = _decode(source, pictures, split, progress)
+    if cache_file is not None:
+        _write_cache(cache_file, images)
+    return images
 
 
 def digits() -> ImageSet:
-    """scikit-learn's 1,797 handwritten digits, `[1797, 8, 8, 1]`, their 0..16 scaled to 0..255.
+    """Return scikit-learn's 1,797 handwritten digits, their values 0 to 16 scaled to 0 to 255.
 
-    Source: Alpaydin and Kaynak 1998, UCI optical recognition of handwritten digits, its test part. Raises
-    DynamicError where scikit-learn is not installed.
+    Source: Alpaydin and Kaynak 1998, UCI optical recognition of handwritten digits, its test part.
+
+    Returns:
+        Images `[1797, 8, 8, 1]` of 10 classes.
+
+    Raises:
+        DynamicError: scikit-learn is not installed.
+
+    Example:
+        >>> dynamic.data.digits().images.shape
+        (1797, 8, 8, 1)
     """
     try:
         from sklearn.datasets import load_digits
@@ -108,10 +166,26 @@ def digits() -> ImageSet:
 def stratified_halves(
     labels: NDArray[np.integer[Any]] | Sequence[int], seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Two halves of the indices of `labels [N]`, sorted; every class is halved, and the whole to within one."""
+    """Divide a data set into two halves at random. Every class is halved, and so is the whole, to within one.
+
+    Args:
+        labels: Class of each element `[N]`.
+        seed: Seed of the draw.
+
+    Returns:
+        Sorted indices of the first half and of the second.
+
+    Raises:
+        InputError: `labels` has another shape.
+
+    Example:
+        >>> first, second = dynamic.data.stratified_halves([0, 0, 0, 0, 1, 1])
+        >>> len(first), len(second)
+        (3, 3)
+    """
     array = np.asarray(labels)
     if array.ndim != 1:
-        raise InputError(f"labels have shape {list(array.shape)}; expected [N]")
+        raise InputError(f"labels have shape {list(array.shape)}, expected [N]")
     random = np.random.default_rng(seed)
     first: list[NDArray[np.int64]] = []
     extra = 1  # an odd class gives its extra member to either half in turn
@@ -125,29 +199,29 @@ def stratified_halves(
 
 
 def _chosen(pictures: Sequence[Picture], split: str | None, source: Path) -> list[Picture]:
-    """The images of the split asked for, by class and name; every class folder of it has some."""
+    """Images of one split by class and name. Every class folder of it has some."""
     above = {p.place.parent.parent.as_posix() for p in pictures if len(p.place.parts) >= 2}
     if not above:
         raise InputError(f"{source} holds no images in class folders, <class>/<image>. {_CIFAR10}")
-    found = sorted(above)
+    parents = sorted(above)
     if split is not None:
         above = {folder for folder in above if PurePosixPath(folder).name == split}
         if not above:
-            raise InputError(f"{source} has no split {split!r}; it has {[PurePosixPath(f).name or f for f in found]}")
-        found = sorted(above)
-    if len(found) > 1:
+            raise InputError(f"{source} has no split {split!r}: it has {[PurePosixPath(f).name or f for f in parents]}")
+        parents = sorted(above)
+    if len(parents) > 1:
         raise InputError(
-            f"{source} holds class folders in {found}: name one, split={PurePosixPath(found[-1]).name!r}, "
+            f"{source} holds class folders in {parents}: name one, split={PurePosixPath(parents[-1]).name!r}, "
             "or give its folder alone"
         )
-    place = PurePosixPath(found[0])
+    place = PurePosixPath(parents[0])
     chosen = [p for p in pictures if len(p.place.parts) >= 2 and p.place.parent.parent == place]
     classes = {p.place.parent.name for p in chosen}
     empty = [name for name in folders_in(source, place) if name not in classes]
-    if empty:  # left out, they would shift the numbers of the classes behind them
+    if empty:  # without them, the numbers of the following classes would shift
         raise InputError(
             f"{', '.join(str(source / place / name) for name in empty)}: a class folder without images, or a link "
-            "that leads nowhere; put images there, or remove it"
+            "without a target. Put images there, or remove it"
         )
     return sorted(chosen, key=lambda picture: (picture.place.parent.name, picture.place.as_posix()))
 
@@ -164,19 +238,19 @@ def _decode(source: Path, pictures: Sequence[Picture], split: str | None, progre
             broken.append((str(picture.place), error.reason))
     if len(broken) == 1:
         raise InputError(
-            f"{broken[0][0]} in {source} does not read as an image ({broken[0][1]}); remove it, or copy it again"
+            f"{broken[0][0]} in {source} does not read as an image ({broken[0][1]}): remove it, or copy it again"
         )
-    if broken:  # all of them at once: whoever removes them starts again only once
-        named = "; ".join(f"{place} ({reason})" for place, reason in broken[:_LISTED])
-        more = f"; and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
+    if broken:  # all of them at once, so that one correction is enough
+        named = ", ".join(f"{place} ({reason})" for place, reason in broken[:_LISTED])
+        more = f", and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
         raise InputError(
             f"{len(broken)} of {len(chosen)} files in {source} do not read as images: {named}{more}: "
             "remove them, or copy them again"
         )
     if len(sizes := sorted({image.shape[:2] for image in images})) > 1:
         raise InputError(
-            f"the images in {source} have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}; "
-            "one array needs one: resize them first, or read them with torchvision.datasets.ImageFolder"
+            f"the images in {source} have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}. "
+            "One array needs one size: resize them first, or read them with torchvision.datasets.ImageFolder"
         )
     if len({image.shape[2] for image in images}) > 1:  # gray ones among colours
         images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
@@ -186,7 +260,7 @@ def _decode(source: Path, pictures: Sequence[Picture], split: str | None, progre
 
 
 def _cache_folder() -> Path | None:
-    """None for a user without a home directory, as containers have them: nothing is kept then."""
+    """The cache folder. None for a user without a home directory, as in containers: then nothing is stored."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
@@ -195,7 +269,7 @@ def _cache_folder() -> Path | None:
 
 
 def _state(source: Path, pictures: Sequence[Picture]) -> Iterator[str]:
-    """Lines that change when an image does."""
+    """Lines that change when an image changes."""
     if source.is_file():
         status = source.stat()
         yield f"{status.st_size} {status.st_mtime_ns}"
@@ -217,7 +291,7 @@ def _key(source: Path, state: Iterable[str], split: str | None) -> str:
 
 def _read_cache(path: Path) -> ImageSet | None:
     try:
-        # opened here, because np.load leaves a file that does not read open
+        # opened here: np.load does not close a file that does not read
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return ImageSet(file["images"], file["labels"], tuple(file["classes"].tolist()))
     except (FileNotFoundError, NotADirectoryError):
@@ -227,10 +301,10 @@ def _read_cache(path: Path) -> ImageSet | None:
         return None
 
 
-def _write_cache(path: Path, found: ImageSet) -> None:
+def _write_cache(path: Path, images: ImageSet) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with fresh_file(path) as partial, partial.open("wb") as file:
-            np.savez(file, images=found.images, labels=found.labels, classes=np.array(found.classes, np.str_))
+            np.savez(file, images=images.images, labels=images.labels, classes=np.array(images.classes, np.str_))
     except OSError as error:  # a full or read-only disk costs time, not the result
-        logger.warning("decoded images could not be kept in %s: %s", path.parent, error)
+        logger.warning("decoded images could not be stored in %s: %s", path.parent, error)

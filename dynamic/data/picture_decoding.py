@@ -13,7 +13,7 @@ from dynamic.policies.errors import DynamicError, InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_PIXELS = 178_956_970  # what Pillow takes for a decompression bomb unless told otherwise: half a gigabyte as RGB
+MOST_PIXELS = 178_956_970  # Pillow's own limit of a decompression bomb: half a gigabyte as RGB
 
 _GRAY = ("1", "L", "LA", "La")
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -35,15 +35,15 @@ logger = logging.getLogger("dynamic")
 
 
 class PictureError(InputError):
-    """A picture that does not read; `name` says which, `reason` why."""
+    """A picture that does not read. `name` is the picture, `reason` the cause."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} does not read as an image ({reason}); remove it, or copy it again")
+        super().__init__(f"{name} does not read as an image ({reason}): remove it, or copy it again")
         self.name, self.reason = name, reason
 
 
 def is_picture(image: Any) -> TypeGuard["Image"]:
-    """Whether this is an image of Pillow. Pillow is not imported: where nobody did, nothing is an image of it."""
+    """Whether this is an image of Pillow. Pillow is not imported: where it is not loaded, there is no such image."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(image, pillow.Image)
 
@@ -74,20 +74,20 @@ def read_picture(content: bytes, name: str, channels: int | None = None) -> NDAr
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, and at most {MOST_PIXELS} are read")
             return _pixels(image, channels, alpha=False)
-    except UnidentifiedImageError as error:  # its message names a buffer of ours
-        raise PictureError(name, "no format that Pillow knows") from error
-    except Exception as error:  # on damaged files Pillow's plugins raise whatever they like
+    except UnidentifiedImageError as error:  # its message names an internal buffer
+        raise PictureError(name, "no format of Pillow") from error
+    except Exception as error:  # on damaged files Pillow's plugins raise any exception
         raise PictureError(name, str(error) or type(error).__name__) from error
 
 
 def picture_pixels(image: "Image") -> NDArray[np.uint8]:
-    """The pixels of an image of Pillow, as `read_picture` gives them for its file.
+    """The pixels of an image of Pillow, as `read_picture` returns them for its file.
 
     Args:
-        image: The image. It stays as it is.
+        image: The image. It is not changed.
 
     Returns:
-        `[H, W, C]`: C is 1 where the image is gray, 4 where its mode is RGBA, and else 3.
+        `[H, W, C]`: C is 1 for a gray image, 4 for mode RGBA, and else 3.
 
     Raises:
         PictureError: Its file is damaged, or its pixels have no fixed range.
@@ -99,25 +99,32 @@ def picture_pixels(image: "Image") -> NDArray[np.uint8]:
 
 
 def picture_shape(image: "Image") -> tuple[int, int, int]:
-    """The shape `[H, W, C]` that `picture_pixels` will give, without decoding the image."""
+    """The shape `[H, W, C]` of `picture_pixels`, without decoding the image."""
     turn = _TURNS.get(_orientation(image))
     height, width = image.height, image.width
     if turn is not None and turn[0] and getattr(image, "tag_v2", {}).get(_TIFF_WIDTH, width) == width:
-        height, width = width, height  # newer versions of Pillow say so for TIFF already
+        height, width = width, height  # newer versions of Pillow have turned a TIFF already
     gray = image.mode in (*_GRAY, *_DEEP, "I", "F")
     return height, width, 1 if gray else 4 if image.mode == "RGBA" else 3
 
 
 def copy_picture(image: "Image") -> "Image":
-    """An image of the same pixels and turn, whatever is drawn on this one and whether its file is closed.
+    """A copy of an image with its pixels and orientation, independent of its file.
 
-    Raises what Pillow raises where its file is damaged.
+    Args:
+        image: The image.
+
+    Returns:
+        The copy.
+
+    Raises:
+        Exception: Whatever Pillow raises on a damaged file.
     """
     from PIL.Image import Exif
 
     image.load()  # see _pixels
     copied = image.copy()
-    copied.format = image.format  # says how deep its pixels are; Pillow's own copy has none
+    copied.format = image.format  # it decides how deep pixels are, and Pillow's own copy has none
     if hasattr(image, "tag_v2"):  # of TIFF
         copied.tag_v2 = image.tag_v2  # type: ignore[attr-defined]
     if hasattr(image, "filename"):  # a group of the drift test may be found by it
@@ -148,7 +155,7 @@ def _pixels(image: "Image", channels: int | None, alpha: bool) -> NDArray[np.uin
 
 
 def _eight_bits(image: "Image") -> "Image":
-    """Pillow's own conversion cuts everything above 255 off, so that 16 bits come out white."""
+    """An image of 8 bits a channel. Pillow's own conversion clips at 255, so that 16 bits become white."""
     from PIL import Image
 
     deep = image.mode in _DEEP or (image.mode == "I" and image.format in _SIXTEEN_BITS)
@@ -168,6 +175,6 @@ def _depth(image: "Image") -> int:
 def _orientation(image: "Image") -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception as error:  # EXIF that is damaged says nothing; the pixels may be good
+    except Exception as error:  # EXIF may be damaged and the pixels good
         logger.debug("EXIF data of %s do not read (%s): taken as upright", image, error)
         return 1

@@ -1,4 +1,4 @@
-"""Image files one by one, from files, folders and zips; building and running find and read them alike."""
+"""Image files one by one, from files, folders and zips. Building and running read them in the same way."""
 
 import logging
 import os
@@ -23,10 +23,13 @@ logger = logging.getLogger("dynamic")
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is read when asked.
+    """An image that is read on demand.
 
-    `folder` is the name of the folder it lies in, in data sets its class; `place` where it lies in the folder or zip
-    that was searched. A link has the folder that it lies in, not that of its target.
+    Args:
+        name: Name for messages.
+        folder: Name of the folder that holds it, in data sets its class. For a link, that of the link.
+        read: Returns the bytes of the file.
+        place: Path within the folder or zip that was searched.
     """
 
     name: str
@@ -35,42 +38,58 @@ class Picture:
     place: PurePosixPath
 
     def pixels(self, channels: int | None = None) -> NDArray[np.uint8]:
-        """`[H, W, channels]`, gray (1) or RGB (3); None: gray where the image is, else RGB. See `read_picture`.
+        """Read and decode the image. See `read_picture`.
 
-        Raises InputError where it does not read, DynamicError where Pillow is not installed.
+        Args:
+            channels: 1 for gray, 3 for RGB. None: gray for a gray image, else RGB.
+
+        Returns:
+            Pixels `[H, W, channels]`.
+
+        Raises:
+            InputError: The image does not read.
+            DynamicError: Pillow is not installed.
         """
         try:
             content = self.read()
         except PictureError:
             raise
         except FileNotFoundError as error:
-            raise PictureError(self.name, "it is not there, or a link that leads nowhere") from error
+            raise PictureError(self.name, "it does not exist, or is a link without a target") from error
         except Exception as error:  # zipfile raises RuntimeError for a password, zlib.error for damage, and others
             raise PictureError(self.name, str(error) or type(error).__name__) from error
         return read_picture(content, self.name, channels)
 
 
 def find_pictures(paths: Iterable[Path], split: str | None = None) -> list[Picture]:
-    """Every image at these paths; of folders and zips all that lie in them, by name.
+    """Find every image at some paths.
 
-    `split`: only images of `<split>/<class>/<image>`. Raises InputError where a path does not exist or holds no image.
+    Args:
+        paths: Image files, folders and zips.
+        split: Name of the folder above the class folders. None: images of all folders.
+
+    Returns:
+        The images. Those of a folder or zip come by name.
+
+    Raises:
+        InputError: A path does not exist or holds no image.
     """
-    found: list[Picture] = []
+    pictures: list[Picture] = []
     for path in paths:
         if not path.exists():
-            raise InputError(f"{path} does not exist; give image files, folders or zips")
+            raise InputError(f"{path} does not exist: give image files, folders or zips")
         if path.is_file() and not zipfile.is_zipfile(path):
             folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
-            found.append(Picture(str(path), folder, partial(_content, path), PurePosixPath(path.name)))
+            pictures.append(Picture(str(path), folder, partial(_content, path), PurePosixPath(path.name)))
             continue
         inside = pictures_in(path)
         chosen = [picture for picture in inside if split is None or picture.place.parent.parent.name == split]
         if not chosen:
             have = sorted({picture.place.parent.parent.name for picture in inside} - {""})
-            wanted = f" of split {split!r}; it has {have}" if inside else f"; they end in {', '.join(ENDINGS)}"
+            wanted = f" of split {split!r}: it has {have}" if inside else f": they end in {', '.join(ENDINGS)}"
             raise InputError(f"{path} holds no images{wanted}")
-        found += chosen
-    return found
+        pictures += chosen
+    return pictures
 
 
 def pictures_in(source: Path) -> list[Picture]:
@@ -89,7 +108,7 @@ def pictures_in(source: Path) -> list[Picture]:
 
 
 def folders_in(source: Path, place: PurePosixPath) -> list[str]:
-    """Names of the folders at a place in a folder or zip, links that lead nowhere included."""
+    """Names of the folders at a place in a folder or zip, links without a target included."""
     if source.is_dir():
         entries = _entries(source / place)
         return [entry.name for entry in entries if _is_folder(entry) or _leads_nowhere(entry)]
@@ -108,11 +127,11 @@ def _folder(source: Path) -> Iterator[Picture]:
 
 
 def _walk(source: Path, place: PurePosixPath, above: frozenset[tuple[int, int]]) -> Iterator[PurePosixPath]:
-    """Places of images; `above`: device and inode of the folders on the way, as a link may lead back to one."""
+    """Places of images. `above` holds device and inode of the folders on the way, as a link may lead back to one."""
     status = (source / place).stat()
     key = status.st_dev, status.st_ino
     if key in above:
-        logger.warning("%s is a link to a folder above it and is left out", source / place)
+        logger.warning("%s is a link to a folder above it and is skipped", source / place)
         return
     for entry in _entries(source / place):
         inside = place / entry.name
@@ -121,7 +140,7 @@ def _walk(source: Path, place: PurePosixPath, above: frozenset[tuple[int, int]])
         elif inside.suffix.lower() in ENDINGS:
             yield inside
         elif _leads_nowhere(entry):
-            logger.warning("%s is a link that leads nowhere and is left out", source / inside)
+            logger.warning("%s is a link without a target and is skipped", source / inside)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -136,7 +155,7 @@ def _entries(folder: Path) -> "list[os.DirEntry[str]]":
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not _is_hidden(PurePosixPath(e.name))), key=lambda entry: entry.name)
     except OSError as error:
-        raise InputError(f"{folder} cannot be listed ({error.strerror}); grant the right to read it") from error
+        raise InputError(f"{folder} cannot be listed ({error.strerror}): grant the right to read it") from error
 
 
 def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
@@ -145,15 +164,15 @@ def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
 
 def _archive(source: Path) -> Iterator[Picture]:
     try:
-        archive = zipfile.ZipFile(source)  # stays open as long as a picture refers to it
+        archive = zipfile.ZipFile(source)  # open as long as a picture refers to it
     except zipfile.BadZipFile as error:
-        raise InputError(f"{source} is no zip that reads ({error}); give a folder or .zip of class folders") from error
+        raise InputError(f"{source} is no zip that reads ({error}): give a folder or .zip of class folders") from error
     for info in archive.infolist():
         place = PurePosixPath(info.filename)
         if _is_hidden(place):
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise InputError(f"{place} in {source} is a link; zip again with links followed, without --symlinks")
+            raise InputError(f"{place} in {source} is a link: zip again with links followed, without --symlinks")
         if place.suffix.lower() in ENDINGS and not info.is_dir():
             yield Picture(f"{source}/{place}", place.parent.name, partial(_member, archive, info), place)
 
@@ -161,7 +180,7 @@ def _archive(source: Path) -> Iterator[Picture]:
 def _content(path: Path) -> bytes:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise PictureError(str(path), "it is no file")  # whoever reads a pipe waits
+        raise PictureError(str(path), "it is no file")  # reading a pipe would wait
     _check_size(str(path), status.st_size)
     return path.read_bytes()
 

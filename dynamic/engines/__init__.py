@@ -1,1 +1,1 @@
-"""What executes stages. The contract stands in `contract.py`; one file per engine."""
+"""Engines execute stages. `contract.py` holds the contract, and each engine has a file."""

@@ -1,8 +1,8 @@
-"""The contract between whatever executes stages and everything above it.
+"""The contract between engines and everything above them.
 
-An engine is the stage loop (`loop.StageEngine`) over an **executor**, the only part that knows the library
-underneath. An executor runs one stage at a time on an opaque carry and takes rows out of a carry; it never
-sees thresholds, scores or policies.
+An engine is the stage loop (`stage_loop.StageEngine`) over an **executor**, the only part that uses the library below.
+An executor runs one stage at a time on an opaque carry, and selects rows of a carry. It has no thresholds, scores or
+policies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,13 @@ Carry = Any  # the executor's own: a list of numpy arrays, of torch tensors, ...
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of the cascade; `shape` is without the batch dimension."""
+    """One input of the cascade.
+
+    Args:
+        name: Name of the input.
+        shape: Shape without the batch dimension.
+        dtype: Name of the dtype.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -33,10 +39,17 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage as the engines need to know it.
+    """One stage, as engines need it. Files are relative to the bundle.
 
-    `graph` holds body and head; `body_graph` the body alone, for an exit that is switched off (None for the
-    last stage of a backbone, which is never run without its logits). Both are relative to the bundle.
+    Args:
+        name: Name of the stage.
+        backbone: Index of its backbone.
+        carry: Number of tensors that the next stage needs.
+        graph: File of body and head.
+        body_graph: File of the body alone, for an exit that is off. None for the last stage of a backbone, which always
+            runs its head.
+        macs: Multiply-adds of the body.
+        head_macs: Multiply-adds of the head.
     """
 
     name: str
@@ -50,7 +63,13 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class CascadeSpec:
-    """What every engine knows of a cascade: inputs, stages in order, and the number of classes."""
+    """A cascade, as engines need it.
+
+    Args:
+        inputs: The inputs.
+        stages: The stages in order.
+        classes: Number of classes.
+    """
 
     inputs: tuple[InputSpec, ...]
     stages: tuple[StageSpec, ...]
@@ -69,11 +88,15 @@ class CascadeSpec:
 
 @dataclass(frozen=True)
 class Output:
-    """What a request yields: answers `logits [B, C]`, the `stage [B]` each left at, its `score [B]`.
+    """The output of a request.
 
-    The logits are the logarithms of the answer's probabilities, after temperature and averaging. A row for
-    which no stage gave finite ones has NaN logits. `complete`: no deadline cut it short; rows that were cut short have
-    the stage that answered last.
+    Args:
+        logits: Logarithms of the answers' probabilities `[B, C]`, after temperature and averaging. NaN for a row to
+            which no stage gave finite logits.
+        stage: Stage at which each row exits `[B]`.
+        score: Score of each row there `[B]`.
+        complete: False where a deadline cut the request short. Rows that were cut short have the last stage that
+            answered.
     """
 
     logits: NDArray[np.float32]
@@ -85,7 +108,7 @@ class Output:
 class Executor(Protocol):
     """Runs single stages. Safe to call from several threads.
 
-    A carry is good until the same thread runs that stage again: it may lie in the executor's own buffers.
+    A carry is valid until the same thread runs that stage again: it may be in the executor's own buffers.
     """
 
     name: str
@@ -93,55 +116,55 @@ class Executor(Protocol):
     threads: int
 
     def load(self, backbones: Sequence[int]) -> None:
-        """Make these backbones ready to run; does nothing for those that are."""
+        """Load these backbones. Do nothing for those that are loaded."""
 
     def unload(self, backbones: Sequence[int]) -> bool:
-        """Give the memory of these backbones back, where there is any; whether there was.
+        """Free the memory of these backbones. Returns whether there was any.
 
         A request in flight still finishes, and loads again what it lacks.
         """
 
     def loaded(self) -> frozenset[int]:
-        """The backbones that are ready."""
+        """The backbones that are loaded."""
 
     def start(self, inputs: Mapping[str, Array]) -> Carry:
-        """The inputs as the carry of a backbone's first stage."""
+        """The inputs as the carry of the first stage of a backbone."""
 
     def step(self, stage: int, carry: Carry, head: bool) -> tuple[NDArray[np.float32] | None, Carry]:
-        """Run one stage: (logits [B, C] or None without its head, the carry of the next stage)."""
+        """Run one stage. Returns logits `[B, C]`, None without its head, and the carry of the next stage."""
 
     def keep(self, carry: Carry, rows: NDArray[np.intp]) -> Carry:
         """The carry of these rows alone."""
 
     def close(self) -> None:
-        """Give everything back. Running afterwards loads again."""
+        """Free everything. A later run loads again."""
 
 
 def graph_file(rows: int) -> str:
-    """The file of the whole cascade's graph for so many rows."""
+    """The file of the whole cascade's graph for a number of rows."""
     return SINGLE_GRAPH if rows == 1 else GRAPH
 
 
 class Graph(Protocol):
-    """Runs the whole cascade in one call. Safe to call from several threads; outputs own their arrays."""
+    """Runs the whole cascade in one call. Safe to call from several threads. Outputs own their arrays."""
 
     def ready(self, rows: int) -> bool:
-        """Whether what it takes for so many rows is there."""
+        """Whether the graph for this number of rows is loaded."""
 
     def load(self, rows: int) -> None:
-        """Make it ready for so many rows."""
+        """Load the graph for this number of rows."""
 
     def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], rows: int) -> Output:
-        """Run inputs of so many rows, already checked, as are `thresholds [S-1]`."""
+        """Run inputs of this number of rows. Inputs and `thresholds [S-1]` are checked already."""
 
     def close(self) -> bool:
-        """Give everything back, where there is anything; whether there was."""
+        """Free everything. Returns whether there was anything."""
 
 
 class Engine(Protocol):
-    """Runs inputs through a cascade. Safe to call from several threads; outputs own their arrays.
+    """Runs inputs through a cascade. Safe to call from several threads. Outputs own their arrays.
 
-    `agrees`: whether it answers as in calibration, by the bundle's canaries. Nothing is certified where it is False.
+    `agrees` is whether it answers as in calibration, by the bundle's canaries. Where it is False, nothing is certified.
     """
 
     name: str
@@ -150,16 +173,25 @@ class Engine(Protocol):
     agrees: bool
 
     def ready(self, rows: int) -> bool:
-        """Whether the single graph for so many rows is loaded."""
+        """Whether the single graph for this number of rows is loaded."""
 
     def prepare(
         self, backbones: frozenset[int], rows: int, resident: frozenset[int] | None = None, stagewise: bool = False
     ) -> bool:
-        """Make ready what a request of so many rows needs; whether anything had to be loaded or unloaded.
+        """Load what a request needs.
 
-        `resident`: backbones that may stay beside those needed (None: all). The others are given back, and so is the
-        single graph, which holds every one. `stagewise`: the request goes stage by stage whatever was measured; one of
-        which `resident` is given always does. Raises EngineError where something does not load.
+        Args:
+            backbones: Backbones that the request may run.
+            rows: Its number of rows.
+            resident: Backbones that may remain loaded beside these. All others are unloaded, and so is the single
+                graph, which holds every backbone. None: all may remain.
+            stagewise: Whether the request runs stage by stage whatever was measured. With `resident` it always does.
+
+        Returns:
+            Whether anything was loaded or unloaded.
+
+        Raises:
+            EngineError: Something does not load.
         """
 
     def run(
@@ -170,12 +202,21 @@ class Engine(Protocol):
         stagewise: bool = False,
         expected_s: Expected | None = None,
     ) -> Output:
-        """Run until `threshold < score` or the last allowed stage; in a batch, rows that are done leave it.
+        """Run stages until `threshold < score` or the last allowed stage. In a batch, rows that exit leave it.
 
-        `deadline_s`: once an exit has answered, no stage is begun later than that, nor one from which the next answer
-        is expected later (`expected_s`), and the best answer so far stands. `stagewise`: as for `prepare`; with a
-        deadline a request always goes so. What is not loaded any more is loaded again.
+        What is no longer loaded is loaded again.
+
+        Args:
+            inputs: Inputs by name, each `[B, ...]`.
+            thresholds: Thresholds `[S-1]`.
+            deadline_s: Seconds after which, once there is an answer, no stage begins. Nor does a stage begin whose next
+                answer is expected later. The best answer so far is returned. None: no deadline.
+            stagewise: Whether to run stage by stage, as for `prepare`. With a deadline the request always does.
+            expected_s: Expected seconds from the start of each stage to the next answer.
+
+        Returns:
+            The output.
         """
 
     def close(self) -> None:
-        """Give everything back. Running afterwards loads again."""
+        """Free everything. A later run loads again."""

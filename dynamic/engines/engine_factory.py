@@ -1,80 +1,115 @@
-"""From an engine's name to a running engine. Libraries are imported only for the engine asked for."""
+"""From the name of an engine to a running engine. A library is imported only for the engine that uses it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dynamic.engines.contract import GRAPH, CascadeSpec, Executor, Graph
 from dynamic.engines.model_files.graph_files import Held
+from dynamic.engines.options import (
+    EngineName,
+    EngineOptions,
+    OnnxRuntimeOptions,
+    OpenVinoOptions,
+    Precision,
+    TorchOptions,
+    check_options,
+    engine_options,
+)
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.engines.stage_loop import StageEngine
-from dynamic.policies.errors import EngineError
+from dynamic.policies.errors import EngineError, SettingError
 from dynamic.policies.scores import Combiner
-from dynamic.policies.validation.numbers import plain
 
 
 @dataclass(frozen=True)
-class _Made:
-    """What an engine consists of: stages one by one, and the whole cascade where it has that."""
+class _Parts:
+    """The parts of an engine: single stages, and the whole cascade where it has that."""
 
     executor: Executor
     graph: Callable[[], Graph] | None = None
 
 
-def _onnxruntime(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **options: Any) -> _Made:
+@dataclass(frozen=True)
+class _Request:
+    """What an engine is opened for. See `open_engine`."""
+
+    folder: Path
+    spec: CascadeSpec
+    stages: Sequence[Any] | None
+    precision: str
+    options: EngineOptions
+    hashes: Mapping[str, str] | None
+    held: Held | None
+
+
+def _onnxruntime(request: _Request) -> _Parts:
     from dynamic.engines.onnxruntime import OnnxRuntimeExecutor, OnnxRuntimeGraph
 
-    return _Made(OnnxRuntimeExecutor(folder, spec, **options), lambda: OnnxRuntimeGraph(folder, spec, **options))
+    assert isinstance(request.options, OnnxRuntimeOptions)
+    given = (request.folder, request.spec, request.options.threads, request.options.idle, request.hashes, request.held)
+    return _Parts(OnnxRuntimeExecutor(*given), lambda: OnnxRuntimeGraph(*given))
 
 
-def _torch(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **options: Any) -> _Made:
-    if stages is None:
+def _openvino(request: _Request) -> _Parts:
+    from dynamic.engines.openvino import OpenVinoExecutor, OpenVinoGraph
+
+    assert isinstance(request.options, OpenVinoOptions)
+    given = (request.folder, request.spec, request.options.threads, request.precision, request.hashes, request.held)
+    return _Parts(OpenVinoExecutor(*given), lambda: OpenVinoGraph(*given))
+
+
+def _torch(request: _Request) -> _Parts:
+    if request.stages is None:
         raise EngineError(
-            "a bundle holds no torch modules; load it with them, dynamic.load(path, modules=cascade), "
+            "a bundle holds no torch modules: load it with them, dynamic.load(path, modules=cascade), "
             "or use engine='onnxruntime'"
         )
     from dynamic.engines.pytorch import TorchExecutor
 
-    return _Made(TorchExecutor(stages, spec, **options))
-
-
-def _openvino(folder: Path, spec: CascadeSpec, stages: Sequence[Any] | None, **options: Any) -> _Made:
-    from dynamic.engines.openvino import OpenVinoExecutor, OpenVinoGraph
-
-    return _Made(OpenVinoExecutor(folder, spec, **options), lambda: OpenVinoGraph(folder, spec, **options))
+    options = request.options
+    assert isinstance(options, TorchOptions)
+    executor = TorchExecutor(request.stages, request.spec, options.device or "cpu", options.compile, options.threads)
+    return _Parts(executor)
 
 
 @dataclass(frozen=True)
 class _Engine:
-    make: Callable[..., _Made]
-    precisions: tuple[str, ...]
+    make: Callable[[_Request], _Parts]
+    precisions: tuple[Precision, ...]
     package: str
     extra: str  # what pip installs it with
 
 
-_ENGINES = {
+_ENGINES: Mapping[str, _Engine] = {
     "onnxruntime": _Engine(_onnxruntime, ("f32",), "onnxruntime", "dynamic-inference"),
     "openvino": _Engine(_openvino, ("f32", "bf16"), "openvino", "dynamic-inference[openvino]"),
     "torch": _Engine(_torch, ("f32",), "torch", "dynamic-inference[build]"),
 }
-ENGINES = tuple(_ENGINES)
-_ARITHMETIC = ("compile", "device")  # options of engine "torch" under which other kernels run
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 PRECISIONS = {name: engine.precisions for name, engine in _ENGINES.items()}
 
 
 def check_engine(name: str, precision: str) -> None:
-    """Raises EngineError on an engine or precision that does not exist."""
-    if name not in _ENGINES:
-        raise EngineError(f"engine {name!r} is not known; use one of {sorted(_ENGINES)}")
+    """Check an engine and a precision.
+
+    Args:
+        name: The engine.
+        precision: The precision.
+
+    Raises:
+        EngineError: The engine does not exist, or does not have this precision.
+    """
+    _check_name(name)
     if precision not in PRECISIONS[name]:
-        raise EngineError(f"precision {precision!r} is not available on engine {name!r}; use one of {PRECISIONS[name]}")
+        raise EngineError(f"precision {precision!r} is not available on engine {name!r}: use one of {PRECISIONS[name]}")
 
 
 def engine_version(name: str) -> str:
-    """The version of an engine's library, which is imported for it. "unknown" where that fails, as the engine will."""
+    """The version of an engine's library, which is imported for it. "unknown" where the import fails."""
     try:
         return str(import_module(_ENGINES[name].package).__version__)
     except ImportError:
@@ -82,28 +117,32 @@ def engine_version(name: str) -> str:
 
 
 def check_installed_engine(name: str) -> None:
-    """Check that the library of an engine is there.
+    """Check that the library of an engine is installed.
 
     Args:
         name: The engine.
 
     Raises:
-        EngineError: It is unknown or not installed; the message says how to install it.
+        EngineError: It is unknown or not installed. The message names the command that installs it.
     """
-    if name not in _ENGINES:
-        raise EngineError(f"engine {name!r} is not known; use one of {sorted(_ENGINES)}")
+    _check_name(name)
     if not is_there(_ENGINES[name].package):
-        raise _not_installed(name)
+        raise EngineError(f"engine {name!r} is not installed: pip install '{_ENGINES[name].extra}'")
+
+
+def _check_name(name: str) -> None:
+    if name not in ENGINES:
+        raise EngineError(f"engine {name!r} is not known: use one of {sorted(ENGINES)}")
 
 
 def is_there(package: str) -> bool:
-    """Whether a package can be found.
+    """Whether a package is installed. It is not loaded.
 
     Args:
         package: Its name as it is imported.
 
     Returns:
-        Whether it is installed; it is not loaded.
+        Whether Python finds it.
     """
     try:
         return find_spec(package) is not None
@@ -111,12 +150,8 @@ def is_there(package: str) -> bool:
         return False
 
 
-def _not_installed(name: str) -> EngineError:
-    return EngineError(f"engine {name!r} is not installed: pip install '{_ENGINES[name].extra}'")
-
-
 def installed() -> tuple[str, ...]:
-    """The engines whose library is there."""
+    """The engines whose library is installed."""
     return tuple(name for name, engine in _ENGINES.items() if is_there(engine.package))
 
 
@@ -128,34 +163,45 @@ def open_engine(
     stages: Sequence[Any] | None = None,
     precision: str = "f32",
     *,
-    route: str | None = None,
+    options: EngineOptions | None = None,
     hashes: Mapping[str, str] | None = None,
     held: Held | None = None,
-    **options: Any,
+    **keywords: Any,
 ) -> CascadeEngine:
-    """The engine `name` for the graphs under `folder`, or for the torch `stages`.
+    """Open an engine.
 
-    `route`: see `CascadeEngine`. `hashes`: SHA-256 of the files in `folder` by name, checked whenever one is loaded
-    (None: not checked). `held`: the same files, kept open for when another bundle lies in `folder`. `options` are the
-    engine's own: `threads` and `idle` for "onnxruntime", `threads` for "openvino", `device` and `compile` for "torch".
-    No library is imported and no file opened before the first request, but for engine "torch", whose modules are there
-    already, and precision "bf16". Raises EngineError on
-    an unknown engine, precision or option, or an engine that is not installed.
+    No library is imported and no file opened before the first request, but for engine "torch", whose modules are
+    there already, and precision "bf16".
+
+    Args:
+        name: The engine, one of `EngineName`.
+        folder: The folder with the graphs of the cascade.
+        spec: The cascade.
+        combiner: The rule by which stages make scores and answers.
+        stages: The torch modules of the stages, for engine "torch".
+        precision: One of `Precision`.
+        options: Options of the engine. None: those in `keywords`.
+        hashes: SHA-256 of the files in `folder` by name, checked whenever one is loaded. None: nothing is checked.
+        held: The same files, open, for when another bundle lies in `folder`.
+        keywords: Options of the engine by name, in place of `options`.
+
+    Returns:
+        The engine.
+
+    Raises:
+        EngineError: The engine or precision is unknown, or the engine is not installed or does not start.
+        SettingError: The engine has no such option, or an option is out of range.
     """
     check_engine(name, precision)
-    options = {option: plain(value) for option, value in options.items()}
-    engine = _ENGINES[name]
+    if options is None:
+        options = engine_options(name, **keywords)
+    elif keywords:
+        raise SettingError(f"options={options!r:.200} and {sorted(keywords)} are given: give one or the other")
+    check_options(name, options)
     check_installed_engine(name)
-    if len(engine.precisions) > 1:
-        options["precision"] = precision
-    if name != "torch":  # its modules are in memory
-        options["hashes"], options["held"] = hashes, held
-    try:
-        made = engine.make(folder, spec, stages, **options)
-    except TypeError as error:
-        raise EngineError(f"engine {name!r}: {error}") from error
+    parts = _ENGINES[name].make(_Request(folder, spec, stages, precision, options, hashes, held))
     moved = held is not None and held.place() != folder and GRAPH in (hashes or ())
-    graph = made.graph() if made.graph is not None and (moved or (folder / GRAPH).is_file()) else None
-    stages_engine = StageEngine(made.executor, spec, combiner)
-    stages_engine.options = {name: str(options[name]) for name in _ARITHMETIC if options.get(name)}
-    return CascadeEngine(stages_engine, graph, route)
+    graph = parts.graph() if parts.graph is not None and (moved or (folder / GRAPH).is_file()) else None
+    stage_engine = StageEngine(parts.executor, spec, combiner)
+    stage_engine.options = options.arithmetic
+    return CascadeEngine(stage_engine, graph, options.route)

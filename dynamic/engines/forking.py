@@ -1,7 +1,7 @@
-"""What an engine does in a forked child: everything made by the parent is forgotten, and made anew when wanted.
+"""Engines in a forked child: everything of the parent is dropped, and made again on demand.
 
-Threads do not survive a fork, so a session of the parent would wait in the child for workers that are not there. What
-is forgotten is kept alive, unused: to destroy it would wait for the same workers.
+Threads do not survive a fork. A session of the parent would wait in the child for workers that do not exist. What is
+dropped remains in memory, unused: its destruction would wait for the same workers.
 """
 
 import logging
@@ -16,10 +16,10 @@ _LIBRARIES = ("onnxruntime", "openvino")  # of engines, in C++, with threads and
 
 
 class Forgets(Protocol):
-    """Holds what does not survive a fork."""
+    """Holds objects that do not survive a fork."""
 
     def forget(self) -> Any:
-        """Drop it without destroying it: give it back."""
+        """Drop them without destroying them, and return them."""
 
 
 _holders: "weakref.WeakSet[Forgets]" = weakref.WeakSet()
@@ -28,12 +28,12 @@ _warned = False
 
 
 def forget_after_fork(holder: Forgets) -> None:
-    """Call `holder.forget()` in every child that this process forks, for as long as the holder lives."""
+    """Call `holder.forget()` in every child that this process forks, for as long as the holder exists."""
     _holders.add(holder)
 
 
 def _before_fork() -> None:
-    """Warn once where a child may not end."""
+    """Warn once where a child may hang at its end."""
     global _warned
     loaded = [name for name in _LIBRARIES if sys.modules.get(name) is not None]
     if _warned or not loaded or not _holders or _ends_by_itself():
@@ -48,7 +48,7 @@ def _before_fork() -> None:
 
 
 def _ends_by_itself() -> bool:
-    """Whether `multiprocessing` forks: its children end by os._exit. OpenVINO's telemetry does so at its first use."""
+    """Whether `multiprocessing` forks: its children end by os._exit. OpenVINO's telemetry forks so at its first use."""
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back

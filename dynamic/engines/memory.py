@@ -1,4 +1,4 @@
-"""What every engine asks of the system: cores to use, and memory to give back."""
+"""Resources of the system that every engine uses: cores, and memory to return."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity mask where the system has one."""
+    """Number of cores that this process may use: its affinity mask where the system has one."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a sandbox may refuse the call
             return len(os.sched_getaffinity(0))
@@ -22,9 +22,9 @@ _runs = threading.local()
 
 @contextlib.contextmanager
 def giving_back() -> Iterator[None]:
-    """Inside the block, runs of this thread hand what they took back to the system, and the next take it anew.
+    """Inside the block, runs of this thread return their memory to the system afterwards.
 
-    An engine keeps what its largest run took for the next one. Where memory is so short that a batch is split, this
+    An engine keeps the memory of its largest run for the next one. Where memory is so short that a batch is split, this
     would count as used for ever.
     """
     _runs.give_back = True
@@ -35,16 +35,16 @@ def giving_back() -> Iterator[None]:
 
 
 def gives_back() -> bool:
-    """Whether a run of this thread hands back what it took."""
+    """Whether runs of this thread return their memory."""
     return getattr(_runs, "give_back", False)
 
 
 def trim_memory(collect: bool = True) -> None:
-    """Hand freed memory back to the system: glibc keeps it in its arenas otherwise (173 to 656 MB seen).
+    """Return freed memory to the system. Otherwise glibc keeps it in its arenas (173 to 656 MB measured).
 
     Args:
-        collect: Free what lies in reference cycles first. That stops every thread, 15 ms in a process that has loaded
-            little more than an engine. Sessions and compiled models lie in none.
+        collect: Free what is in reference cycles first. This stops every thread, 15 ms in a process that has loaded
+            little more than an engine. Sessions and compiled models are in none.
     """
     if collect:
         gc.collect()

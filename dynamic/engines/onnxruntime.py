@@ -13,40 +13,42 @@ from dynamic.engines.contract import OUTPUTS, THRESHOLDS, Array, CascadeSpec, Ou
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, gives_back, trim_memory
 from dynamic.engines.model_files.graph_files import BundleFiles, Held
-from dynamic.policies.errors import EngineError, SettingError
+from dynamic.engines.options import Idle
+from dynamic.policies.errors import EngineError
 
-IDLE = ("sleep", "spin")
-_LOOK_S = 0.05  # between looks, which take some 3 us a file
+_LOOK_S = 0.05  # between checks, which take some 3 us a file
 
 
 class Sessions:
-    """Inference sessions by file, created when first wanted, in the process that wants them.
+    """Inference sessions by file, created on demand in the process that needs them.
 
-    `threads`: of each operator (None: the cores this process may use). `idle`: what worker threads do when there is
-    nothing to do: "sleep" at once, or "spin" for a while first. That answers sooner where requests follow each other
-    and cores are free. `rivals`: several sessions serve one request, each with threads of its own. ONNX Runtime's
-    spinning goes on for milliseconds, then against the threads of the next stage, so there they spin for some
-    microseconds and never longer than their session runs: ResNet-20, 32 and 56 stage by stage on two cores took 1.74 ms
-    a request with its own spinning, 1.06 sleeping, 0.73 like that.
+    ONNX Runtime's own spinning continues for milliseconds, then against the threads of the next stage. Where several
+    sessions serve one request, threads therefore spin for microseconds and never longer than their session runs.
+    ResNet-20, 32 and 56 stage by stage on two cores took 1.74 ms a request with its own spinning, 1.06 sleeping, 0.73
+    like that.
+
+    Args:
+        folder: The folder of the files.
+        threads: Threads of each operator. None: the cores that this process may use.
+        idle: See `OnnxRuntimeOptions`.
+        rivals: Whether several sessions, each with its own threads, serve one request.
+        hashes: SHA-256 of the files, checked whenever one is loaded. None: not checked.
+        held: The same files, open.
     """
 
     def __init__(
         self,
         folder: Path,
         threads: int | None,
-        idle: str,
+        idle: Idle,
         rivals: bool,
         hashes: Mapping[str, str] | None = None,
         held: Held | None = None,
     ) -> None:
-        if idle not in IDLE:
-            raise SettingError(f"idle={idle!r} is not known; use one of {IDLE}")
-        if threads is not None and threads < 1:
-            raise SettingError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
         self._files, self._idle, self._rivals = BundleFiles(folder, hashes, held), idle, rivals
         self._open: dict[str, Any] = {}  # file -> session
-        self._look_s = 0.0  # when to look whether files of a session were overwritten
+        self._look_s = 0.0  # when to check again for overwritten files
         self._lock = threading.RLock()
         forget_after_fork(self)
 
@@ -54,19 +56,19 @@ class Sessions:
         return file in self._open
 
     def __call__(self, file: str, what: str) -> Any:
-        """The session of a file; raises EngineError naming `what` it is where it does not load."""
-        found = self._open.get(file)
-        if found is not None:
+        """The session of a file. Raises EngineError with `what` it is where it does not load."""
+        session = self._open.get(file)
+        if session is not None:
             now_s = time.monotonic()
-            if now_s >= self._look_s:  # ONNX Runtime maps weights: who overwrites them changes this session
+            if now_s >= self._look_s:  # ONNX Runtime maps weights: overwriting them changes this session
                 self._look_s = now_s + _LOOK_S
                 self._look(file)
         else:
             with self._lock:
-                found = self._open.get(file)
-                if found is None:
-                    found = self._open[file] = self._load(file, what)
-        return found
+                session = self._open.get(file)
+                if session is None:
+                    session = self._open[file] = self._load(file, what)
+        return session
 
     def _look(self, file: str) -> None:
         """Drop a session whose files were overwritten in place, and raise EngineError."""
@@ -77,7 +79,7 @@ class Sessions:
             raise
 
     def drop(self, unwanted: Callable[[str], bool]) -> bool:
-        """Drop sessions by file and return the freed memory to the system; whether there were any."""
+        """Drop sessions by file and return the freed memory to the system. Returns whether there were any."""
         with self._lock:
             before = len(self._open)
             self._open = {file: session for file, session in list(self._open.items()) if not unwanted(file)}
@@ -87,7 +89,7 @@ class Sessions:
         return dropped
 
     def forget(self) -> Any:
-        """All of them, to be kept and not used."""
+        """All sessions, to be kept unused."""
         lost, self._open, self._lock = self._open, {}, threading.RLock()
         return lost
 
@@ -118,7 +120,7 @@ class Sessions:
 
 
 def _run_options() -> Any:
-    """None, or options by which a run ends without the memory that it took."""
+    """Options by which a run ends without the memory that it took, or None."""
     if not gives_back():
         return None
     import onnxruntime
@@ -129,7 +131,7 @@ def _run_options() -> Any:
 
 
 class OnnxRuntimeExecutor:
-    """Stages as ONNX Runtime sessions; for the options see `Sessions`."""
+    """Stages as ONNX Runtime sessions. See `Sessions` for the options."""
 
     name = "onnxruntime"
     precision = "f32"
@@ -139,7 +141,7 @@ class OnnxRuntimeExecutor:
         folder: Path,
         spec: CascadeSpec,
         threads: int | None = None,
-        idle: str = "sleep",
+        idle: Idle = "sleep",
         hashes: Mapping[str, str] | None = None,
         held: Held | None = None,
     ) -> None:
@@ -162,7 +164,7 @@ class OnnxRuntimeExecutor:
                 self._sessions(stage.graph, f"stage {stage.name!r}")
 
     def unload(self, backbones: Sequence[int]) -> bool:
-        """Drop the sessions of these backbones and return the freed memory to the system; whether there were any."""
+        """Drop the sessions of these backbones and free their memory. Returns whether there were any."""
         files = {
             f for stage in self._spec.stages if stage.backbone in backbones for f in (stage.graph, stage.body_graph)
         }
@@ -178,17 +180,17 @@ class OnnxRuntimeExecutor:
         return [inputs[spec.name] for spec in self._spec.inputs]
 
     def step(self, stage: int, carry: list[Array], head: bool) -> tuple[NDArray[np.float32] | None, list[Array]]:
-        """Run one stage; raises EngineError naming the stage when ONNX Runtime fails."""
+        """Run one stage. Raises EngineError with the stage's name where ONNX Runtime fails."""
         file = self._files[stage][head]
         assert file is not None, "the last stage of a backbone always runs its head"
         session = self._sessions(file, f"stage {self._spec.stages[stage].name!r}")
         gives = self._gives[stage]
         try:
             feed = dict(zip(self._takes[stage], carry, strict=True))
-            found = session.run(gives if head else gives[1:], feed, _run_options())
+            outputs = session.run(gives if head else gives[1:], feed, _run_options())
         except Exception as error:  # see Sessions
             raise EngineError(f"ONNX Runtime failed in stage {self._spec.stages[stage].name!r}: {error}") from error
-        return (found[0], found[1:]) if head else (None, found)
+        return (outputs[0], outputs[1:]) if head else (None, outputs)
 
     def keep(self, carry: list[Array], rows: NDArray[np.intp]) -> list[Array]:
         """The carry of these rows alone."""
@@ -200,29 +202,29 @@ class OnnxRuntimeExecutor:
 
 
 class OnnxRuntimeGraph:
-    """The whole cascade as one session for single inputs and one for batches; for the options see `Sessions`."""
+    """The whole cascade as one session for single inputs and one for batches. See `Sessions` for the options."""
 
     def __init__(
         self,
         folder: Path,
         spec: CascadeSpec,
         threads: int | None = None,
-        idle: str = "sleep",
+        idle: Idle = "sleep",
         hashes: Mapping[str, str] | None = None,
         held: Held | None = None,
     ) -> None:
         self._sessions = Sessions(folder, threads, idle, rivals=False, hashes=hashes, held=held)
 
     def ready(self, rows: int) -> bool:
-        """Whether the session for so many rows is there."""
+        """Whether the session for this number of rows is loaded."""
         return graph_file(rows) in self._sessions
 
     def load(self, rows: int) -> None:
-        """Create the session for so many rows."""
+        """Create the session for this number of rows."""
         self._sessions(graph_file(rows), "the cascade")
 
     def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], rows: int) -> Output:
-        """Run the cascade; raises EngineError when ONNX Runtime fails."""
+        """Run the cascade. Raises EngineError where ONNX Runtime fails."""
         session = self._sessions(graph_file(rows), "the cascade")
         feed = dict(inputs)
         if len(thresholds):
@@ -233,5 +235,5 @@ class OnnxRuntimeGraph:
             raise EngineError(f"ONNX Runtime failed in the cascade's graph: {error}") from error
 
     def close(self) -> bool:
-        """Drop the sessions; whether there were any."""
+        """Drop the sessions. Returns whether there were any."""
         return self._sessions.drop(lambda _: True)

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: one compiled model a stage, or one for the whole cascade; bf16 where the processor has it."""
+"""OpenVINO on the CPU: one compiled model a stage, or one for the whole cascade, in bf16 where the processor has it."""
 
 import contextlib
 import functools
@@ -15,31 +15,31 @@ from dynamic.engines.contract import Array, CascadeSpec, Output, graph_file
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.memory import available_cores, trim_memory
 from dynamic.engines.model_files.graph_files import BundleFiles, Held
-from dynamic.policies.errors import EngineError, SettingError
+from dynamic.policies.errors import EngineError
 
 
 def new_core() -> Any:
     """An `openvino.Core` whose CPU plugin is loaded. It may be destroyed on any thread, in any order.
 
-    The plugin gives the thread that loads it an alternate signal stack. The thread that destroys the core gets back
-    the stack that was there before, which may be freed memory by then: the next signal, Ctrl-C for one, then ends the
-    process (OpenVINO 2026.4). So it is loaded on a thread that ends right away.
+    The plugin gives the thread that loads it an alternate signal stack. The thread that destroys the core gets the
+    stack that was there before, which may be freed memory by then. The next signal, Ctrl-C for one, then ends the
+    process (OpenVINO 2026.4). So the plugin is loaded on a thread that ends right away.
 
     Raises EngineError where OpenVINO does not load, or no thread can be started.
     """
     import openvino
 
     core: Any = None
-    failure: Exception | str = "it does not say why"
+    failure: Exception | str = "without a reason"
 
     def load() -> None:
         nonlocal core, failure
         try:
-            made = openvino.Core()
+            new = openvino.Core()
             # a file that is mapped and overwritten in place would change the answers of a loaded model
-            made.set_property({"ENABLE_MMAP": "NO"})
-            made.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
-            core = made
+            new.set_property({"ENABLE_MMAP": "NO"})
+            new.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+            core = new
         except Exception as error:
             failure = error
 
@@ -47,7 +47,7 @@ def new_core() -> Any:
         thread = threading.Thread(target=load, name="dynamic-openvino-core")
         thread.start()
         thread.join()
-    except RuntimeError as error:  # no more threads are to be had
+    except RuntimeError as error:  # no thread can be started
         failure = error
     if core is None:
         raise EngineError(f"OpenVINO does not start: {failure}")
@@ -72,17 +72,24 @@ def _clear_before_forks() -> None:
 
 
 def _clear() -> None:
-    with contextlib.suppress(Exception):  # the fork happens, with or without it
+    with contextlib.suppress(Exception):  # the fork happens anyway
         new_core()
 
 
 class Models:
-    """Compiled models by file, made when first wanted; each thread has inference requests of its own.
+    """Compiled models by file, made on demand. Each thread has its own inference requests.
 
-    `threads` of each inference (None: the cores this process may use). `precision` "f32", or "bf16" where the
-    processor has it: scores and labels then differ from f32, so a bundle is calibrated on the precision that ships.
+    In bf16 scores and labels differ from f32, so a bundle is calibrated on the precision that ships.
 
-    Raises EngineError on bf16 where the processor has none.
+    Args:
+        folder: The folder of the files.
+        threads: Threads of each inference. None: the cores that this process may use.
+        precision: "f32", or "bf16" where the processor has it.
+        hashes: SHA-256 of the files, checked whenever one is loaded. None: not checked.
+        held: The same files, open.
+
+    Raises:
+        EngineError: The processor does not compute in bf16.
     """
 
     def __init__(
@@ -93,14 +100,12 @@ class Models:
         hashes: Mapping[str, str] | None = None,
         held: Held | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise SettingError(f"threads={threads} must be at least 1")
         self.threads = threads or available_cores()
-        self._core: Any = None  # until it is wanted, in the process that wants it
+        self._core: Any = None  # until it is needed, in the process that needs it
         if precision == "bf16":
             self._core = new_core()
             if not computes_bf16(self._core):
-                raise EngineError("this processor does not compute in bf16; use precision='f32'")
+                raise EngineError("this processor does not compute in bf16: use precision='f32'")
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
@@ -110,17 +115,17 @@ class Models:
         self._files = BundleFiles(folder, hashes, held)
         self._compiled: dict[str, Any] = {}  # file -> compiled model
         self._lock = threading.RLock()
-        self._requests = threading.local()
-        self._drops = 0  # how often models were dropped: tells each thread when to look through its requests
+        self._local = threading.local()
+        self._drops = 0  # how often models were dropped: then each thread checks its requests
         forget_after_fork(self)
 
     def __contains__(self, file: str) -> bool:
         return file in self._compiled
 
     def run(self, file: str, what: str, arrays: Sequence[Array]) -> list[Array]:
-        """Outputs of one inference. They belong to this thread's request: its next inference of the file writes them.
+        """Outputs of one inference. They belong to this thread's request, whose next inference overwrites them.
 
-        Inputs are read where they lie. Raises EngineError naming `what` the file is when OpenVINO fails.
+        Inputs are not copied. Raises EngineError with `what` the file is where OpenVINO fails.
         """
         request = self._request(file, what)
         try:
@@ -135,7 +140,7 @@ class Models:
             raise EngineError(f"OpenVINO failed in {what}: {error}") from error
 
     def load(self, file: str, what: str) -> Any:
-        """The compiled model of a file; raises EngineError naming `what` it is where it does not load."""
+        """The compiled model of a file. Raises EngineError with `what` it is where it does not load."""
         with self._lock:
             if file not in self._compiled:
                 try:
@@ -154,13 +159,13 @@ class Models:
             return self._compiled[file]
 
     def drop(self, unwanted: Callable[[str], bool]) -> bool:
-        """Drop models by file and return the freed memory; whether there were any.
+        """Drop models by file and return the freed memory. Returns whether there were any.
 
-        A thread that used them gives its requests back later.
+        A thread that used them drops its requests later.
         """
         with self._lock:
-            kept = {file: model for file, model in self._compiled.items() if not unwanted(file)}
-            dropped, self._compiled = len(self._compiled) > len(kept), kept
+            remaining = {file: model for file, model in self._compiled.items() if not unwanted(file)}
+            dropped, self._compiled = len(self._compiled) > len(remaining), remaining
             self._drops += dropped
         if dropped:
             self._own_requests()
@@ -168,23 +173,23 @@ class Models:
         return dropped
 
     def forget(self) -> Any:
-        """All of them, to be kept and not used."""
-        lost = (self._core, self._compiled, self._requests)
+        """All models, to be kept unused."""
+        lost = (self._core, self._compiled, self._local)
         self._core, self._compiled = None, {}  # a core starts threads: not while the process still forks
-        self._lock, self._requests = threading.RLock(), threading.local()
+        self._lock, self._local = threading.RLock(), threading.local()
         return lost
 
     def _own_requests(self) -> dict[str, tuple[Any, Any]]:
-        """This thread's requests by file, with the model each is of; those of dropped models go."""
-        drops = self._drops  # before the look: a drop during it is then seen next time
-        found: dict[str, tuple[Any, Any]] = getattr(self._requests, "found", {})
-        found = {k: entry for k, entry in found.items() if self._compiled.get(k) is entry[0]}
-        self._requests.found, self._requests.drops = found, drops
-        return found
+        """This thread's requests by file, each with its model. Those of dropped models are removed."""
+        drops = self._drops  # before the check: a drop during it counts next time
+        requests: dict[str, tuple[Any, Any]] = getattr(self._local, "by_file", {})
+        requests = {k: entry for k, entry in requests.items() if self._compiled.get(k) is entry[0]}
+        self._local.by_file, self._local.drops = requests, drops
+        return requests
 
     def _request(self, file: str, what: str) -> Any:
-        local = self._requests
-        own = local.found if getattr(local, "drops", -1) == self._drops else self._own_requests()
+        local = self._local
+        own = local.by_file if getattr(local, "drops", -1) == self._drops else self._own_requests()
         if file not in own:
             model = self.load(file, what)
             own[file] = (model, model.create_infer_request())
@@ -192,7 +197,7 @@ class Models:
 
 
 class OpenVinoExecutor:
-    """Stages as OpenVINO models; for the options see `Models`."""
+    """Stages as OpenVINO models. See `Models` for the options."""
 
     name = "openvino"
 
@@ -216,7 +221,7 @@ class OpenVinoExecutor:
                 self._models.load(stage.graph, f"stage {stage.name!r}")
 
     def unload(self, backbones: Sequence[int]) -> bool:
-        """Drop the models of these backbones and return the freed memory to the system; whether there were any."""
+        """Drop the models of these backbones and free their memory. Returns whether there were any."""
         files = {
             f for stage in self._spec.stages if stage.backbone in backbones for f in (stage.graph, stage.body_graph)
         }
@@ -232,12 +237,12 @@ class OpenVinoExecutor:
         return [np.ascontiguousarray(inputs[spec.name]) for spec in self._spec.inputs]
 
     def step(self, stage: int, carry: list[Array], head: bool) -> tuple[NDArray[np.float32] | None, list[Array]]:
-        """Run one stage; raises EngineError naming the stage when OpenVINO fails."""
+        """Run one stage. Raises EngineError with the stage's name where OpenVINO fails."""
         spec = self._spec.stages[stage]
         file = spec.graph if head else spec.body_graph
         assert file is not None, "the last stage of a backbone always runs its head"
-        found = self._models.run(file, f"stage {spec.name!r}", carry)
-        return (found[0].copy(), found[1:]) if head else (None, found)
+        outputs = self._models.run(file, f"stage {spec.name!r}", carry)
+        return (outputs[0].copy(), outputs[1:]) if head else (None, outputs)
 
     def keep(self, carry: list[Array], rows: NDArray[np.intp]) -> list[Array]:
         """The carry of these rows alone."""
@@ -249,7 +254,7 @@ class OpenVinoExecutor:
 
 
 class OpenVinoGraph:
-    """The whole cascade as one model for single inputs and one for batches; for the options see `Models`."""
+    """The whole cascade as one model for single inputs and one for batches. See `Models` for the options."""
 
     def __init__(
         self,
@@ -264,15 +269,15 @@ class OpenVinoGraph:
         self._names = [i.name for i in spec.inputs]
 
     def ready(self, rows: int) -> bool:
-        """Whether the model for so many rows is there."""
+        """Whether the model for this number of rows is loaded."""
         return graph_file(rows) in self._models
 
     def load(self, rows: int) -> None:
-        """Compile the model for so many rows."""
+        """Compile the model for this number of rows."""
         self._models.load(graph_file(rows), "the cascade")
 
     def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], rows: int) -> Output:
-        """Run the cascade; raises EngineError when OpenVINO fails."""
+        """Run the cascade. Raises EngineError where OpenVINO fails."""
         arrays = [np.ascontiguousarray(inputs[name]) for name in self._names]
         if len(thresholds):
             arrays.append(thresholds)
@@ -280,5 +285,5 @@ class OpenVinoGraph:
         return Output(logits.copy(), stage.copy(), score.copy())
 
     def close(self) -> bool:
-        """Drop the models; whether there were any."""
+        """Drop the models. Returns whether there were any."""
         return self._models.drop(lambda _: True)

@@ -1,4 +1,4 @@
-"""Whether what an engine returned is an answer: of the right shapes, and of numbers."""
+"""Checks that the output of an engine is an answer: of the right shapes, and of numbers."""
 
 import math
 from collections.abc import Mapping
@@ -9,22 +9,22 @@ from numpy.typing import NDArray
 from dynamic.engines.contract import Array, CascadeSpec, Output
 from dynamic.policies.errors import EngineError
 
-_SMALL = 8192  # values: their dot product takes 1 us where isfinite takes 2, and stays on one thread
+_SMALL = 8192  # values: their dot product takes 1 us where isfinite takes 2, on one thread
 
 
 def left_at(output: Output, rows: int, spec: CascadeSpec) -> list[int]:
-    """The stages that the rows of an output left at.
+    """The exit stages of the rows of an output.
 
     Args:
-        output: What an engine returned.
-        rows: How many rows it was asked.
-        spec: The cascade that it runs.
+        output: The output of an engine.
+        rows: Number of rows of the request.
+        spec: The cascade.
 
     Returns:
         The stages `[B]`.
 
     Raises:
-        EngineError: It is no output of so many rows, classes and stages.
+        EngineError: It is no output of this number of rows, classes and stages.
     """
     try:
         logits, stage, score = output.logits, output.stage, output.score
@@ -36,7 +36,7 @@ def left_at(output: Output, rows: int, spec: CascadeSpec) -> list[int]:
     except AttributeError:  # nothing, or something else
         pass
     raise EngineError(
-        f"the engine returned {_text(output)}; expected logits [{rows}, {spec.classes}], scores [{rows}] and stages "
+        f"the engine returned {_text(output)}, expected logits [{rows}, {spec.classes}], scores [{rows}] and stages "
         f"[{rows}] from 0 to {len(spec.stages) - 1}: repair the engine, or name another with engine="
     )
 
@@ -59,13 +59,13 @@ def finite_rows(array: Array) -> NDArray[np.bool_]:
 
 
 def is_whole(output: Output) -> bool:
-    """Whether every row has an answer to which the stage that it left at contributed."""
+    """Whether every row has an answer from finite logits of its exit stage."""
     # a score is NaN where the stage's own logits were not finite
     return is_finite(output.logits) and not any(score != score for score in output.score.tolist())
 
 
 def is_silent(output: Output, inputs: Mapping[str, Array]) -> bool:
-    """Whether a row of finite inputs is among those for which an output is not whole."""
+    """Whether an output is not whole for a row of finite inputs."""
     asked = np.logical_and.reduce([finite_rows(array) for array in inputs.values()])
     return bool((asked & ~(finite_rows(output.logits) & ~np.isnan(output.score))).any())
 

@@ -1,4 +1,4 @@
-"""torch, eager or compiled, on the CPU or a CUDA device: the reference, and the engine where nothing was exported."""
+"""torch, eager or compiled, on the CPU or a CUDA device: the reference, and the engine of networks without export."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,16 +10,14 @@ from torch import Tensor, nn
 
 from dynamic.engines.contract import Array, CascadeSpec
 from dynamic.engines.forking import forget_after_fork
-from dynamic.policies.errors import EngineError, SettingError
+from dynamic.policies.errors import EngineError
 
 
 class TorchExecutor:
-    """Stages as torch modules, each with `body` and `head`, under inference mode.
+    """Stages as torch modules, each with `body` and `head`, under inference mode. See `TorchOptions` for the options.
 
-    `device`: "cpu", or "cuda" where there is one; the modules must lie there. `compile`: through torch.compile, which
-    needs a C++ compiler on the CPU; the first requests of one row and of several take seconds to minutes. `threads`:
-    torch has one number for the whole process, and this sets it. A forked child computes on one, and eagerly: it has
-    none of the parent's threads, and OpenMP would wait for them (on the CPU; CUDA survives no fork).
+    A forked child computes eagerly on one thread: it has none of the parent's threads, and OpenMP would wait for them.
+    This holds for the CPU. CUDA survives no fork.
     """
 
     name = "torch"
@@ -34,10 +32,8 @@ class TorchExecutor:
         threads: int | None = None,
     ) -> None:
         if len(stages) != len(spec.stages):
-            raise EngineError(f"{len(stages)} torch stages given; the cascade has {len(spec.stages)}")
+            raise EngineError(f"{len(stages)} torch stages given: the cascade has {len(spec.stages)}")
         if threads is not None:
-            if threads < 1:
-                raise SettingError(f"threads={threads} must be at least 1")
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads()
         try:
@@ -54,14 +50,14 @@ class TorchExecutor:
         forget_after_fork(self)
 
     def load(self, backbones: Sequence[int]) -> None:
-        """The modules are the caller's and stay in memory: nothing to do."""
+        """Do nothing: the modules are the caller's and remain in memory."""
 
     def unload(self, backbones: Sequence[int]) -> bool:
-        """The modules are the caller's and stay in memory: nothing to do."""
+        """Do nothing: the modules are the caller's and remain in memory."""
         return False
 
     def loaded(self) -> frozenset[int]:
-        """All of them, always."""
+        """All backbones, always."""
         return frozenset(self._backbones)
 
     def start(self, inputs: Mapping[str, Array]) -> tuple[Tensor, ...]:
@@ -71,7 +67,7 @@ class TorchExecutor:
     def step(
         self, stage: int, carry: tuple[Tensor, ...], head: bool
     ) -> tuple[NDArray[np.float32] | None, tuple[Tensor, ...]]:
-        """Run one stage; raises EngineError naming the stage when torch fails."""
+        """Run one stage. Raises EngineError with the stage's name where torch fails."""
         body, classify = self._stages[stage]
         try:
             with torch.inference_mode():
@@ -88,16 +84,16 @@ class TorchExecutor:
             return tuple(tensor.index_select(0, index) for tensor in carry)
 
     def forget(self) -> Any:
-        """The threads, and compiled code, into which their number is written."""
+        """Reset the threads, and compiled code, which contains their number."""
         torch.set_num_threads(1)
         self.threads = 1
         lost, self._stages = self._stages, list(self._modules)
         return lost
 
     def close(self) -> None:
-        """Nothing is held that is not the caller's."""
+        """Do nothing: every module is the caller's."""
 
 
 def _ready(module: nn.Module, compiled: bool) -> Callable[..., Any]:
-    # rows leave batches, so their number is left open; torch compiles anew for one row all the same
+    # the number of rows is free, since rows exit. torch still compiles again for one row
     return torch.compile(module, dynamic=None) if compiled and not isinstance(module, nn.Identity) else module

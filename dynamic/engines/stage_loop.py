@@ -13,7 +13,7 @@ from dynamic.policies.stage_plan import StagePlan, check_thresholds, plan
 
 
 class StageEngine:
-    """Runs a cascade stage by stage on an executor; rows that are done leave the batch."""
+    """Runs a cascade stage by stage on an executor. Rows that exit leave the batch."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class StageEngine:
         self.name = executor.name
         self.precision = executor.precision
         self.threads = executor.threads
-        self.options: Mapping[str, str] = {}  # what was given and changes arithmetic, such as the device
+        self.options: Mapping[str, str] = {}  # options that change arithmetic, such as the device
         self.executor = executor
         self.spec = spec
         self._combiner = combiner
@@ -39,18 +39,28 @@ class StageEngine:
         deadline_s: float | None = None,
         expected_s: Expected | None = None,
     ) -> Output:
-        """Run `inputs` (each `[B, ...]`) under `thresholds [S-1]`.
+        """Run inputs under thresholds.
 
-        `deadline_s` after the call, and once there is an answer, no further stage is begun; nor one from which the next
-        answer is expected later than that: `expected_s [S]`, seconds from the start of a stage to the next answer, for
-        one row and for all (between them linear: rows leave). Raises InputError on a wrong name, shape or dtype;
-        SettingError on thresholds of wrong length or NaN.
+        Args:
+            inputs: Inputs by name, each `[B, ...]`.
+            thresholds: Thresholds `[S-1]`.
+            deadline_s: Seconds after which, once there is an answer, no stage begins. Nor does a stage begin whose next
+                answer is expected later. None: no deadline.
+            expected_s: Expected seconds from the start of each stage to the next answer `[S]`, for one row and for all.
+                Between them the estimate is linear.
+
+        Returns:
+            The output.
+
+        Raises:
+            InputError: An input has a wrong name, shape or dtype.
+            SettingError: The thresholds are of wrong length or NaN.
         """
         began = self._clock() if deadline_s is not None else 0.0
         rows = check_inputs(inputs, self.spec.inputs)
         todo, thresholds = self.plan(thresholds), np.asarray(thresholds, np.float32)
         executor, backbone, last = self.executor, self.spec.backbone, len(self.spec.stages) - 1
-        found = np.full((rows, self.spec.classes), np.nan, np.float32)  # probabilities [B, C]
+        probabilities = np.full((rows, self.spec.classes), np.nan, np.float32)  # [B, C]
         out_stage = np.full(rows, last, np.int64)  # [B]
         out_score = np.full(rows, np.nan, np.float32)  # [B]
         alive = np.arange(rows)  # rows of the request that are still in the batch
@@ -65,7 +75,7 @@ class StageEngine:
             if deadline_s is not None and answer is not None:
                 left_s = deadline_s - (self._clock() - began)
                 if left_s <= 0 or left_s < _expected(expected_s, stage, len(alive), rows):
-                    found[alive], out_stage[alive], out_score[alive] = answer, answered, score
+                    probabilities[alive], out_stage[alive], out_score[alive] = answer, answered, score
                     complete = False
                     break
             if backbone[stage] != current:  # another backbone starts from the input again
@@ -80,54 +90,54 @@ class StageEngine:
             answer, score, state = self._combiner.add(state, stage, checked)
             answered = stage
             if stage == last:
-                found[alive], out_score[alive] = answer, score
+                probabilities[alive], out_score[alive] = answer, score
                 break
             leaves = thresholds[stage] < score  # [B'], False for NaN
             if leaves.all():
-                found[alive], out_stage[alive], out_score[alive] = answer, stage, score
+                probabilities[alive], out_stage[alive], out_score[alive] = answer, stage, score
                 break
             if leaves.any():
                 gone, stay = alive[leaves], np.flatnonzero(~leaves)
-                found[gone], out_stage[gone], out_score[gone] = answer[leaves], stage, score[leaves]
+                probabilities[gone], out_stage[gone], out_score[gone] = answer[leaves], stage, score[leaves]
                 alive = alive[stay]
                 state = state.select(stay)
                 answer, score = answer[stay], score[stay]
                 if stage < last and backbone[stage + 1] == current:
                     carry = executor.keep(carry, stay)
-        return Output(np.log(np.maximum(found, TINY)), out_stage, out_score, complete)
+        return Output(np.log(np.maximum(probabilities, TINY)), out_stage, out_score, complete)
 
     def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
-        """Every stage's own raw logits `[B, S, C]`, nobody leaving: for calibration."""
+        """Raw logits of every stage `[B, S, C]`, without exits: for calibration."""
         rows = check_inputs(inputs, self.spec.inputs)
-        found, carry = [], None
+        stage_logits, carry = [], None
         for stage, belongs in enumerate(self.spec.backbone):
             if stage == 0 or belongs != self.spec.backbone[stage - 1]:
                 carry = self.executor.start(inputs)
             logits, carry = self.executor.step(stage, carry, True)
-            found.append(_check_logits(logits, rows, self.spec, stage))
-        return np.stack(found, axis=1)
+            stage_logits.append(_check_logits(logits, rows, self.spec, stage))
+        return np.stack(stage_logits, axis=1)
 
     def plan(self, thresholds: NDArray[np.float32]) -> StagePlan:
-        """What these thresholds ask for; raises SettingError on a wrong length or NaN."""
+        """The stages that these thresholds run. Raises SettingError on a wrong length or NaN."""
         array = np.asarray(thresholds, np.float32)
-        if array.ndim != 1:  # the same bytes as one that is known, perhaps
+        if array.ndim != 1:  # it may have the same bytes as another one
             check_thresholds(array, len(self.spec.stages))
         key = array.tobytes()
-        found = self._plans.get(key)
-        if found is None:
+        stage_plan = self._plans.get(key)
+        if stage_plan is None:
             if len(self._plans) > 1000:  # a caller that varies thresholds without end must not fill memory
                 self._plans.clear()
-            found = self._plans[key] = plan(thresholds, self.spec.backbone)
-        return found
+            stage_plan = self._plans[key] = plan(thresholds, self.spec.backbone)
+        return stage_plan
 
 
 def _check_logits(logits: NDArray[np.float32] | None, rows: int, spec: CascadeSpec, stage: int) -> NDArray[np.float32]:
-    """The logits. Raises EngineError on another shape: one row would be taken for the answer of all."""
+    """The logits. Raises EngineError on another shape: one row would count as the answer of all."""
     shape = getattr(logits, "shape", None)
     if logits is None or shape != (rows, spec.classes):
         given = "nothing" if shape is None else f"logits {list(shape)}"
         raise EngineError(
-            f"stage {spec.stages[stage].name!r} gave {given}; expected "
+            f"stage {spec.stages[stage].name!r} gave {given}, expected "
             f"[{rows}, {spec.classes}]: export its network with a free batch dimension and these classes"
         )
     return logits
@@ -141,22 +151,22 @@ def _expected(expected_s: Expected | None, stage: int, alive: int, rows: int) ->
 
 
 def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int:
-    """The number of rows; raises InputError on a wrong name, shape, dtype or batch."""
+    """The number of rows. Raises InputError on a wrong name, shape, dtype or batch."""
     rows = -1
     if len(inputs) != len(specs) or not all(spec.name in inputs for spec in specs):
         names = sorted(spec.name for spec in specs)
-        raise InputError(f"inputs are {sorted(inputs, key=str)}; this cascade takes {names}")
+        raise InputError(f"inputs are {sorted(inputs, key=str)}: this cascade takes {names}")
     for spec in specs:
         array = inputs[spec.name]
         shape = array.shape
         if not shape or shape[1:] != spec.shape:
             raise InputError(
-                f"input {spec.name!r} has shape {list(shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
+                f"input {spec.name!r} has shape {list(shape)}, expected [B, {', '.join(map(str, spec.shape))}]"
             )
         if array.dtype != spec.dtype:
-            raise InputError(f"input {spec.name!r} is {array.dtype}; expected {spec.dtype}: convert it first")
+            raise InputError(f"input {spec.name!r} is {array.dtype}, expected {spec.dtype}: convert it first")
         if shape[0] == 0:
-            raise InputError(f"input {spec.name!r} is an empty batch; give at least one row")
+            raise InputError(f"input {spec.name!r} is an empty batch: give at least one row")
         if rows not in (-1, shape[0]):
             raise InputError(f"input {spec.name!r} has {shape[0]} rows, another input {rows}")
         rows = shape[0]

@@ -1,10 +1,27 @@
-"""The contract of sources: one is called now and then, and tells a few fields of a Snapshot, or raises."""
+"""The contract of sources: a function that reads a few fields of a `Snapshot`, or raises."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
-# what no device can be beyond; a value outside is refused
+# the fields of a Snapshot that sensors read
+SensorField = Literal[
+    "cpu_load",
+    "cpu_cores",
+    "cpu_pressure",
+    "memory_pressure",
+    "frequency_ratio",
+    "memory_available_mb",
+    "memory_process_mb",
+    "battery",
+    "battery_mwh",
+    "plugged",
+    "power_mw",
+    "temperature_c",
+    "throttled",
+]
+
+# ranges of possible values: a value outside is rejected
 LIMITS = {
     "cpu_load": (0.0, 1.0),
     "cpu_cores": (0.0, 1e5),
@@ -17,7 +34,7 @@ LIMITS = {
     "battery_mwh": (0.0, 1e9),
     "power_mw": (0.0, 1e9),
     "temperature_c": (-50.0, 150.0),
-    # of which `merging` makes cpu_load and cpu_cores
+    # from which `reading_merge` computes cpu_load and cpu_cores
     "host_load": (0.0, 1.0),
     "quota_load": (0.0, 1.0),
     "quota_cores": (0.0, 1e5),
@@ -27,30 +44,40 @@ NO_ANSWER = "no answer yet"  # the problem of a source that was not read so far
 
 
 class AbsentError(Exception):
-    """This machine has no such sensor, or keeps it from this user; the message names the remedy."""
+    """This machine has no such sensor, or denies it to this user. The message names the remedy."""
 
 
 class UnknownLimitError(ValueError):
-    """A container may have limits that cannot be determined. The message says why and names the remedy."""
+    """A container may have limits that cannot be determined. The message names the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Battery:
-    """For a battery function that knows more than the charge.
+    """The result of a battery function that has more than the charge.
 
-    `level` 0..1; `plugged`: whether on the mains; `energy_mwh` left in it.
+    Args:
+        level: Charge, 0 to 1.
+        plugged: Whether the device is on the mains. None: unknown.
+        energy_mwh: Energy in the battery, in milliwatt hours. None: unknown.
+
+    Example:
+        >>> monitor = dynamic.Monitor(battery=lambda: dynamic.Battery(0.8, plugged=False, energy_mwh=14_000))
     """
 
     level: float
     plugged: bool | None = None
+    _: KW_ONLY
     energy_mwh: float | None = None
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A member of a source that does not count: its `name` (a battery, a file) and the `reason`.
+    """A member of a source that is excluded.
 
-    `usual`: so it is on sound hardware, and nobody needs a warning.
+    Args:
+        name: The member: a battery, a file.
+        reason: Why it is excluded.
+        usual: Whether this is normal on sound hardware and needs no warning.
     """
 
     name: str
@@ -63,9 +90,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Reading:
-    """Fields of a Snapshot, None where it cannot be told now, and `origin`: where they came from, in words.
+    """The result of a source.
 
-    `left_out`: members of the source that were not believed, or did not answer, while others did.
+    Args:
+        fields: Values by field of `Snapshot`. None: unknown for now.
+        origin: Where the values come from, in words.
+        left_out: Members of the source that are excluded.
     """
 
     fields: Mapping[str, Any]
@@ -75,10 +105,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Source:
-    """`read` tells `fields`; it is called once in `period_s`, though never more often than the monitor refreshes.
+    """A source of readings, called once in each period, though not more often than the monitor refreshes.
 
-    `read` raises AbsentError where there is nothing to read, and anything at all where that fails. `apart`: it may
-    take its time, so it gets a thread of its own from the start.
+    Args:
+        name: Its name in `Snapshot.missing`.
+        read: Reads the fields. Raises AbsentError where there is no sensor, and anything else where reading fails.
+        fields: The fields that it reads.
+        period_s: Seconds between two calls.
+        apart: Whether it may be slow and has its own thread from the start.
     """
 
     name: str
@@ -90,7 +124,15 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """How a source is doing: the `reading` that counts now, or the `problem`; how often it has failed so far."""
+    """The state of a source.
+
+    Args:
+        name: The source.
+        fields: The fields that it reads.
+        reading: The current reading. None: there is none.
+        problem: Why there is no reading. None where there is one.
+        failures: Number of failures so far.
+    """
 
     name: str
     fields: tuple[str, ...]
@@ -100,22 +142,22 @@ class SourceReport:
 
 
 def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields as plain numbers; raises ValueError on a value that cannot be."""
+    """The fields as plain numbers. Raises ValueError on an impossible value."""
     return {name: None if value is None else _plain(name, value) for name, value in fields.items()}
 
 
 def sound(reading: Reading) -> Reading:
-    """The reading with plain numbers: a field that cannot be is None and left out, while others are believed.
+    """Exclude impossible values from a reading.
 
     Args:
-        reading: What a source read.
+        reading: The reading of a source.
 
     Returns:
-        A reading whose fields are in range.
+        A reading of plain numbers. Impossible fields are None and in `left_out`.
 
     Raises:
-        ValueError: Nothing is left to believe.
-        TypeError: Nothing is left to believe, since a value is no number.
+        ValueError: No field is left.
+        TypeError: No field is left, since a value is no number.
     """
     fields: dict[str, Any] = {}
     bad: list[tuple[LeftOut, Exception]] = []
@@ -131,7 +173,7 @@ def sound(reading: Reading) -> Reading:
 
 
 def _plain(name: str, value: Any) -> float | bool:
-    """A field's value as a number or a flag. Raises ValueError where it cannot be."""
+    """The value of a field as a number or a flag. Raises ValueError on an impossible one."""
     if name in FLAGS:
         if value not in (True, False):
             raise ValueError(f"{name}={value!r} must be True or False")

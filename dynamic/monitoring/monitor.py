@@ -1,4 +1,4 @@
-"""What the device looks like now, refreshed in the background: reading it costs one attribute access."""
+"""The state of the device, refreshed in the background: reading it costs one attribute access."""
 
 import math
 import os
@@ -20,33 +20,50 @@ __all__ = ["Battery", "FixedMonitor", "Monitor", "TraceMonitor"]
 
 
 class Monitor:
-    """Watches the device from daemon threads; `latest` is the newest snapshot and never blocks.
+    """Read the sensors of the device in daemon threads. `latest` is the newest snapshot, and access never blocks.
 
-    Functions to use instead of what the machine has: `cpu()` -> load by other processes, 0..1, of the cores this one
-    may use; `memory()` -> MB (10^6 bytes) that this process may still take; `process()` -> MB it holds; `battery()` ->
-    charge 0..1 or a `Battery`; `temperature()` -> degrees Celsius; `power()` -> mW that the device draws;
-    `frequency()` -> ratio to the maximum; `throttled()` -> True or False; `cpu_pressure()`, `memory_pressure()` ->
-    share of time, 0..1. Each has a thread of its own, so that a slow one holds up nobody. In a container its own limits
-    count. `root`: of the file tree whose proc/ and sys/ are read.
+    A function replaces the sensor of the machine. Each function has its own thread, so that a slow one delays no other.
+    In a container its limits count.
 
-    A source that is absent, raises or returns nonsense is logged once on logger "dynamic" and left out (None in the
-    snapshot, its name in `missing`) until it works. The others go on. Of a source with several members (batteries,
-    cores, counters, levels of a container) one that fails or says what cannot be is left out alone, and logged once.
-    `sources()` names it. A source that does not answer is left out once its last reading is 2 s old (three times its
-    period where that is longer: batteries are read every 2 s). A battery that jumps by more than 5 points, or a
-    temperature by more than 15 degrees, is believed at the third reading that says so. `time_s` of a snapshot is when
-    the newest reading in it was taken.
+    A source that is absent, raises or returns an impossible value is logged once on logger "dynamic". Its fields are
+    None and its name is in `missing` until it works. A source that does not answer is excluded once its last reading is
+    2 s old, or three of its periods if they are longer. A source may have several members: batteries, cores, counters,
+    levels of a container. A member that fails is excluded alone, and `sources()` names it.
 
-    Raises SettingError where `interval_s` is not a positive number, or a source is no function.
+    A battery that jumps by more than 5 points, or a temperature by more than 15 degrees, counts from the third equal
+    reading on. The `time_s` of a snapshot is the time of its newest reading.
+
+    Args:
+        interval_s: Seconds between refreshes, above 0.
+        cpu: Load of other processes on the cores that this process may use, 0 to 1.
+        memory: Memory that this process may still take, in 10^6 bytes.
+        battery: Charge, 0 to 1, or a `Battery`.
+        process: Memory of this process in 10^6 bytes.
+        temperature: Temperature in degrees Celsius.
+        power: Power that the device draws, in milliwatts.
+        frequency: Clock over its maximum.
+        throttled: Whether the hardware lowers its clock.
+        cpu_pressure: Share of time in which work waits for a core, 0 to 1.
+        memory_pressure: Share of time in which work waits for memory, 0 to 1.
+        root: Folder whose proc/ and sys/ are read.
+
+    Raises:
+        SettingError: `interval_s` is not a positive number, or a sensor is no function.
+
+    Example:
+        >>> with dynamic.Monitor(battery=lambda: 0.42, root="/nothing") as monitor:
+        ...     names = [source.name for source in monitor.sources()]
+        >>> "battery" in names
+        True
     """
 
     def __init__(
         self,
         interval_s: float = 0.2,
+        *,
         cpu: Callable[[], float] | None = None,
         memory: Callable[[], float] | None = None,
         battery: Callable[[], float | Battery] | None = None,
-        *,
         process: Callable[[], float] | None = None,
         temperature: Callable[[], float] | None = None,
         power: Callable[[], float] | None = None,
@@ -84,10 +101,10 @@ class Monitor:
         self._left: list[Watch] = []
 
     def start(self) -> Self:
-        """Begin to refresh; waits for the first reading, but no longer than the interval.
+        """Begin to refresh. Wait for the first reading, but no longer than the interval.
 
-        Does nothing where it runs already, but to start threads that could not be started before: their sources are
-        missing until then. Threads do not survive a fork: call it again in the child.
+        A monitor that runs only starts the threads that could not be started before. Threads do not survive a fork:
+        call it again in the child.
         """
         if self._watch is not None:
             if self._pid == os.getpid():
@@ -101,7 +118,7 @@ class Monitor:
         return self
 
     def close(self) -> None:
-        """Stop refreshing; `latest` keeps the last reading. A later `start` begins anew."""
+        """Stop. `latest` keeps the last reading. A later `start` begins again."""
         watch, self._watch = self._watch, None
         if watch is None:
             return
@@ -111,7 +128,7 @@ class Monitor:
             self._leave(watch)
 
     def sources(self) -> tuple[SourceReport, ...]:
-        """Where every reading comes from, or why there is none; empty unless it runs."""
+        """Return the origin of every reading, or the reason why there is none. Empty unless the monitor runs."""
         watch = self._watch
         return () if watch is None or self._pid != os.getpid() else watch.reports()
 
@@ -124,7 +141,7 @@ class Monitor:
         self.close()
 
     def _leave(self, parents: Watch) -> None:
-        """Keep what a fork copied, and touch nothing of it: a thread that is not here may hold any lock in it."""
+        """Keep what a fork copied, and touch nothing of it: a thread of the parent may hold any lock in it."""
         self._left.append(parents)
 
     def _set(self, snapshot: Snapshot) -> None:

@@ -1,4 +1,4 @@
-"""Which readings of a sensor to believe: a charge or a temperature cannot jump, but what reads it can."""
+"""Plausibility of readings: a charge or a temperature cannot jump, but the sensor of it can."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,9 +15,12 @@ _ROUNDING = 1e-9  # a step of exactly 5 points is no jump
 
 @dataclass(frozen=True)
 class Believed:
-    """The `value` believed of a sensor and when it was read; None before the first.
+    """The accepted value of a sensor.
 
-    `doubted`: what it has said since, if that was a jump.
+    Args:
+        value: The value. None before the first reading.
+        time_s: When it was read.
+        doubted: Later readings that were too far from it.
     """
 
     value: float | None = None
@@ -26,15 +29,25 @@ class Believed:
 
 
 def believe(state: Believed, value: float, time_s: float, jump: float) -> Believed:
-    """What to believe after another reading, at `time_s` (monotonic).
+    """The accepted value after another reading.
 
-    A value further than `jump` from the one believed, where that is younger than 10 s, is doubted, and the old one
-    stands, until three readings in a row lie within `jump` of each other.
+    A reading further than `jump` from an accepted value of the last 10 s is doubted. The old value holds until three
+    readings in a row lie within `jump` of each other.
 
-    Raises InputError where `value` is not finite.
+    Args:
+        state: The accepted value so far.
+        value: The new reading.
+        time_s: Its time, monotonic.
+        jump: Largest plausible change.
+
+    Returns:
+        The new state.
+
+    Raises:
+        InputError: `value` is not finite.
     """
     if not math.isfinite(value):
-        raise InputError(f"a reading of {value} is no number: leave it out before it is weighed")
+        raise InputError(f"a reading of {value} is no number: exclude it first")
     if state.value is None or time_s - state.time_s >= _YOUNG_S or abs(value - state.value) <= jump + _ROUNDING:
         return Believed(value, time_s)
     doubted = (*state.doubted, value)[-_AGREEING:]

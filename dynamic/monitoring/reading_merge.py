@@ -1,22 +1,31 @@
-"""One set of fields out of what several sources say."""
+"""One set of fields from the readings of several sources."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# of a field that two sources tell, what counts; of any other, what comes first
+# the rule for a field of two sources. For any other field the first source counts
 _RULES = {"memory_available_mb": min}
 
 
 def merge(readings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Fields of a Snapshot: a container's limits taken into account, a user's own `cpu_load` as it is."""
+    """Merge readings into fields of a `Snapshot`.
+
+    Limits of a container are included. A user's own `cpu_load` has precedence.
+
+    Args:
+        readings: Fields of each source.
+
+    Returns:
+        Values by field.
+    """
     fields: dict[str, Any] = {}
     for reading in readings:
         for name, value in reading.items():
-            known = fields.get(name)
-            if known is None:
+            first = fields.get(name)
+            if first is None:
                 fields[name] = value
             elif value is not None and name in _RULES:
-                fields[name] = _RULES[name](known, value)
+                fields[name] = _RULES[name](first, value)
     host_load, quota_load, quota_cores = (fields.pop(n, None) for n in ("host_load", "quota_load", "quota_cores"))
     cores = fields.get("cpu_cores")
     if fields.get("cpu_load") is None:
@@ -29,10 +38,18 @@ def merge(readings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def shared_load(
     cores: float | None, host_load: float | None, quota_cores: float | None, quota_load: float | None
 ) -> float | None:
-    """Share, 0..1, that others leave this process less of what it may use: of its `cores`, or of a tighter quota.
+    """Share of this process's cores, or of a tighter quota, that others use.
 
-    `host_load` of the cores by all others; `quota_load` of the quota by others of the same group. With 4 cores and a
-    quota of 1, others may keep 3 cores busy and take nothing. None where nothing is known.
+    With 4 cores and a quota of 1, others may keep 3 cores busy and take nothing.
+
+    Args:
+        cores: Cores that this process may use.
+        host_load: Share of these cores used by others, 0 to 1.
+        quota_cores: Quota in cores. None: no quota.
+        quota_load: Share of the quota used by others of the same group, 0 to 1.
+
+    Returns:
+        The share, 0 to 1. None where it is unknown.
     """
     if quota_cores is None or quota_cores <= 0 or (cores is not None and cores <= quota_cores):
         return host_load

@@ -1,4 +1,4 @@
-"""Reads sources in the background, each as often as it needs, none held up by another."""
+"""The threads that read sources in the background, each at its own period, without delaying each other."""
 
 import logging
 import threading
@@ -22,9 +22,9 @@ from dynamic.policies.snapshot import Snapshot
 
 logger = logging.getLogger("dynamic")
 
-_SLOW_S = 0.25  # whoever takes longer gets a thread of its own
-_KEEP_S, _KEEP_PERIODS, _KEEP_INTERVALS = 2.0, 3, 10  # an older reading, than the longest of these, is no reading
-_RETRY_S = 10.0  # what a machine does not have, it seldom gets
+_SLOW_S = 0.25  # a source that takes longer gets its own thread
+_KEEP_S, _KEEP_PERIODS, _KEEP_INTERVALS = 2.0, 3, 10  # a reading older than the longest of these does not count
+_RETRY_S = 10.0  # a sensor that is absent seldom appears
 _THREADS_S = 10.0  # after which a thread that could not be started is tried again
 _CLOSING_S = 0.25
 
@@ -36,16 +36,16 @@ class _State:
     keep_s: float
     reading: Reading | None = None  # the last good one
     read_at: float = 0.0
-    asked_at: float | None = None  # when it last answered, or failed; None: never
-    pause_s: float = 0.0  # how long not to ask it again from then on
+    asked_at: float | None = None  # when it last answered or failed. None: never
+    pause_s: float = 0.0  # how long it is not read again
     problem: str | None = NO_ANSWER
     failures: int = 0
-    hanging: bool = False  # said so
+    hanging: bool = False  # this was logged
     believed: dict[str, Believed] = field(default_factory=dict)
 
 
 class _Worker:
-    """A thread's share of the sources; the last of them that it began to read, and when, or None between."""
+    """A thread and its sources. `busy` is the source that it reads and since when, or None between two sources."""
 
     def __init__(self, states: list[_State]) -> None:
         self.states = states
@@ -55,11 +55,18 @@ class _Worker:
 
 
 class Watch:
-    """Threads from `start` to `stop`: one for all quick sources, one for each that is slow or the user's.
+    """Threads from `start` to `stop`: one for all quick sources, one for each source that is slow or the user's.
 
-    One more looks after them. Where a source has taken longer than 0.25 s it keeps its thread, hanging or not, and
-    the others go on in a new one. `publish` is called with every new Snapshot, under a lock, and never again once
-    `stop` has returned. `reported`: names of sources that need not be told of any more; more are added.
+    One more thread supervises them. A source that takes longer than 0.25 s keeps its thread, whether it hangs or not,
+    and the others continue in a new one. `publish` is called with every new snapshot, under a lock, and never after
+    `stop` has returned.
+
+    Args:
+        sources: The sources.
+        interval_s: Seconds between refreshes.
+        publish: Receives every new snapshot.
+        reported: Names of sources whose problem was logged. More are added.
+        clock: Time in seconds.
     """
 
     def __init__(
@@ -83,17 +90,17 @@ class Watch:
         self._tried_at, self._is_whole = 0.0, True  # whether all threads run
 
     def start(self) -> None:
-        """Begin. Waits until every source was read once, but no longer than the interval.
+        """Begin. Wait until every source was read once, but no longer than the interval.
 
-        Sources whose thread cannot be started are missing until it can: it is tried again every 10 s, where any thread
-        runs, and with every other call.
+        A source whose thread cannot be started is missing. Starting is retried every 10 s where any thread runs, and
+        with every call.
         """
         end = self._clock() + self._interval_s
         for worker in self._begin_missing():
             worker.ready.wait(max(0.0, end - self._clock()))
 
     def stop(self) -> None:
-        """End. A thread that is inside a source which does not return ends when that does, and is heard no more."""
+        """End. A thread inside a source that hangs ends when the source returns. Its reading is ignored."""
         with self._lock:
             self._stop.set()
             workers = list(self._workers)
@@ -103,7 +110,7 @@ class Watch:
                 thread.join(max(0.0, end - time.monotonic()))
 
     def reports(self) -> tuple[SourceReport, ...]:
-        """How every source is doing."""
+        """The state of every source."""
         with self._lock:
             fresh = self._fresh(self._clock())
             return tuple(
@@ -118,7 +125,7 @@ class Watch:
             )
 
     def _begin_missing(self) -> list[_Worker]:
-        """Start the threads that do not run. Gives the workers that have one now."""
+        """Start the threads that do not run. Returns the workers that now have a thread."""
         started, problem = [], ""
         with self._starting:
             self._tried_at = self._clock()
@@ -138,7 +145,7 @@ class Watch:
             if self._keeper is None:
                 try:
                     self._keeper = _thread(self._keep)
-                except RuntimeError as error:  # then nobody looks after those that hang
+                except RuntimeError as error:  # then hanging sources are not detected
                     problem = _no_thread(error)
             self._is_whole = not problem
         if problem:
@@ -146,7 +153,7 @@ class Watch:
         return started
 
     def _try_again(self) -> None:
-        """Start threads that could not be started, where that was tried long enough ago."""
+        """Retry to start threads after a pause."""
         if not self._is_whole and self._clock() - self._tried_at >= _THREADS_S:
             self._begin_missing()
 
@@ -156,7 +163,7 @@ class Watch:
     def _work(self, worker: _Worker) -> None:
         while not self._stop.is_set():
             for state in list(worker.states):
-                # others of this round may have been given to a new thread
+                # others of this round may have moved to a new thread
                 if state in worker.states and self._is_due(state):
                     worker.busy = state, self._clock()
                     self._read(state)
@@ -179,8 +186,8 @@ class Watch:
     def _read(self, state: _State) -> None:
         reading, problem, absent, unknown = None, "", False, False
         try:
-            found = state.source.read()
-            reading = sound(found)
+            raw_reading = state.source.read()
+            reading = sound(raw_reading)
         except Exception as error:  # whatever a user's function raises
             problem, absent = str(error) or repr(error), isinstance(error, AbsentError)
             unknown = isinstance(error, UnknownLimitError)
@@ -198,7 +205,7 @@ class Watch:
             self._report_left_out(state.source.name, reading.left_out)
 
     def _set_apart(self, worker: _Worker, slow: _State) -> None:
-        """The worker keeps what is slow; the rest of its share goes to a new one."""
+        """The worker keeps the slow source. The rest of its sources move to a new worker."""
         with self._lock:
             rest = [state for state in worker.states if state is not slow]
             if not rest or slow not in worker.states or self._stop.is_set():
@@ -206,13 +213,13 @@ class Watch:
             other = _Worker(rest)
             try:
                 self._begin(other)
-            except RuntimeError:  # no more threads are to be had: the others have to wait for this one
+            except RuntimeError:  # no thread can be started: the others wait for this one
                 return
             self._workers.append(other)
             worker.states = [slow]
 
     def _keep(self) -> None:
-        """Look for sources that hang, and let what is too old fall out of the snapshot."""
+        """Detect sources that hang, and exclude readings that are too old."""
         pause_s = min(2 * self._interval_s, 2 * _SLOW_S)  # to wake up is most of what this costs
         published = self._clock()
         while not self._stop.wait(pause_s):
@@ -256,16 +263,16 @@ class Watch:
         return [s for s in self._states if s.reading is not None and now - s.read_at <= s.keep_s]
 
     def _report(self, states: Sequence[_State], problem: str, level: int, once: bool = False) -> None:
-        """Log a problem once for each source, or `once` for all that have the same."""
+        """Log a problem once for each source, or once for all sources that have the same."""
         with self._lock:
             names = [state.source.name for state in states if state.source.name not in self._reported]
             is_news = bool(names) and problem not in self._reported
             self._reported.update((*names, problem) if once else names)
         if is_news:
-            logger.log(level, "the monitor goes on without %s: %s", ", ".join(names), problem)
+            logger.log(level, "the monitor continues without %s: %s", ", ".join(names), problem)
 
     def _report_left_out(self, source: str, left_out: Sequence[LeftOut]) -> None:
-        """Log once what a source leaves out."""
+        """Log once what a source excludes."""
         for item in left_out:
             key = f"{source}/{item.name}"
             with self._lock:
@@ -273,7 +280,7 @@ class Watch:
                 self._reported.add(key)
             if is_news:
                 level = logging.INFO if item.usual else logging.WARNING
-                logger.log(level, "the monitor goes on without %s of %s: %s", item.name, source, item.reason)
+                logger.log(level, "the monitor continues without %s of %s: %s", item.name, source, item.reason)
 
 
 def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
@@ -294,7 +301,7 @@ def _times(source: Source, interval_s: float) -> tuple[float, float]:
 
 
 def _believable(state: _State, reading: Reading, now: float) -> Reading:
-    """The reading with what is believed in place of what cannot be."""
+    """The reading with accepted values in place of implausible ones."""
     fields = dict(reading.fields)
     for name, jump in JUMPS.items():
         value = fields.get(name)

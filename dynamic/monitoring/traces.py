@@ -1,4 +1,4 @@
-"""Recorded snapshots in a file: JSON lines, a header first, then one snapshot a line."""
+"""Files of recorded snapshots: JSON lines, a header first, then one snapshot a line."""
 
 import json
 import logging
@@ -32,7 +32,14 @@ logger = logging.getLogger("dynamic")
 
 @dataclass(frozen=True)
 class Trace:
-    """`machine` in words, `date` (ISO 8601, UTC) of the first snapshot, and where every source read."""
+    """A recorded trace.
+
+    Args:
+        machine: The machine, in words.
+        date: Date of the first snapshot (ISO 8601, UTC).
+        sources: Origin of the readings, by source.
+        snapshots: The snapshots in order.
+    """
 
     machine: str
     date: str
@@ -41,9 +48,15 @@ class Trace:
 
 
 class TraceWriter:
-    """Writes a header at once, then a line for each snapshot, on the disk when `add` returns control to the system.
+    """Write a trace. The header is written at once, and every snapshot when it is added.
 
-    Whatever ends the recording, an empty battery included, what was added stands in the file.
+    The file therefore holds every added snapshot however the recording ends, an empty battery included.
+
+    Args:
+        file: A text file that is open for writing.
+        machine: The machine, in words.
+        date: Date of the first snapshot (ISO 8601, UTC).
+        sources: Origin of the readings, by source.
     """
 
     def __init__(self, file: TextIO, machine: str, date: str, sources: Mapping[str, str]) -> None:
@@ -52,7 +65,7 @@ class TraceWriter:
         self._line(header)
 
     def add(self, snapshot: Snapshot) -> None:
-        """Append one; fields that are None are left out."""
+        """Append a snapshot without its fields that are None."""
         fields = {name: plain(value) for name, value in asdict(snapshot).items()}
         self._line({name: value for name, value in fields.items() if value is not None and value != ()})
 
@@ -62,10 +75,20 @@ class TraceWriter:
 
 
 def read_trace(path: Path) -> Trace:
-    """What `TraceWriter` wrote. A last line that was cut short is left out with a warning on logger "dynamic".
+    """Read what `TraceWriter` wrote.
 
-    Raises CorruptError, naming the line, on anything else that is no snapshot; SchemaError where a newer version of
-    this library wrote it; OSError where it cannot be read.
+    A last line that was cut short is skipped with a warning on logger "dynamic".
+
+    Args:
+        path: The file.
+
+    Returns:
+        The trace.
+
+    Raises:
+        CorruptError: Another line is no snapshot. The message names it.
+        SchemaError: A newer version of this library wrote the file.
+        OSError: The file cannot be read.
     """
     try:
         content = read_bytes(path, None, _MOST_BYTES).decode("utf-8")
@@ -84,7 +107,7 @@ def read_trace(path: Path) -> Trace:
                 break
             raise CorruptError(f"{path}, line {at} is no snapshot: {error}") from error
         if snapshots and snapshot.time_s < snapshots[-1].time_s:
-            raise CorruptError(f"{path}, line {at}: time_s falls to {snapshot.time_s}; traces cannot be joined")
+            raise CorruptError(f"{path}, line {at}: time_s falls to {snapshot.time_s}. Traces cannot be joined")
         snapshots.append(snapshot)
     if not snapshots:
         raise CorruptError(f"{path} holds no snapshot: record it for longer")
@@ -97,18 +120,18 @@ def _header(path: Path, line: str) -> Mapping[str, Any]:
         if header["kind"] != _KIND:
             raise ValueError("its first line is no header")
         schema = whole(header["schema"], "schema", 1)
-        found = {
+        values = {
             "machine": text(header["machine"], "machine"),
             "date": text(header["date"], "date"),
             "sources": texts(header["sources"], "sources"),
         }
     except (ValueError, KeyError) as error:
         raise CorruptError(
-            f"{path} is no recorded trace ({error!r}); python -m dynamic record writes one, a header first"
+            f"{path} is no recorded trace ({error!r}): python -m dynamic record writes one, a header first"
         ) from error
     if schema > SCHEMA:
-        raise SchemaError(f"{path} has schema {schema}; this version reads up to {SCHEMA}: update dynamic-inference")
-    return found
+        raise SchemaError(f"{path} has schema {schema}. This version reads up to {SCHEMA}: update dynamic-inference")
+    return values
 
 
 def _snapshot(data: Any) -> Snapshot:

@@ -29,8 +29,11 @@ from dynamic.offline.recertification import TemporaryBundle, warn_uncertified
 from dynamic.offline.torchvision_transforms import from_transforms
 from dynamic.policies.certification.certificates import certify, check_settings
 from dynamic.policies.certification.floor import check_floor, levels
+from dynamic.policies.certification.ladders.settings import ScoreChoice
 from dynamic.policies.errors import EngineError, InputError
+from dynamic.policies.ladder import RiskName
 from dynamic.policies.records import SEARCH_SHARE
+from dynamic.policies.scores import Combination
 from dynamic.profiling.engine_choice import AUTO, check_precision, chosen
 
 logger = logging.getLogger("dynamic")
@@ -45,9 +48,9 @@ def build(
     max_drops: Sequence[float] | None = None,
     preprocess: Any = None,
     classes: Sequence[str] | None = None,
-    combine: str = "backbones",
-    score: str = "max_probability",
-    risk: str = "drop",
+    combine: Combination = "backbones",
+    score: ScoreChoice = "max_probability",
+    risk: RiskName = "drop",
     groups: NDArray[Any] | Sequence[Any] | None = None,
     search_share: float = SEARCH_SHARE,
     seed: int = 0,
@@ -76,7 +79,7 @@ def build(
     Raises CalibrationError, InputError, SettingError or EngineError as those steps do; EngineError too where
     the exported graphs do not give torch's logits.
     """
-    measure, _ = check_settings(max_drops, delta, risk, score)
+    measure, _ = check_settings(max_drops, delta, risk=risk, score=score)
     check_floor(floor)
     check_split(groups, search_share, seed)
     if engine == AUTO:
@@ -115,7 +118,7 @@ def build(
         finally:
             opened.close()
     ladder = certify(
-        records, max_drops, delta, risk=risk, combine=cascade.combine, score=score, strict=strict, floor=floor
+        records, max_drops, delta=delta, risk=risk, combine=cascade.combine, score=score, strict=strict, floor=floor
     )
     warn_uncertified(ladder)
     for level in levels(records):

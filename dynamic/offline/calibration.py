@@ -75,7 +75,7 @@ def calibrate(
 
 def plain_combiner(spec: CascadeSpec) -> Combiner:
     """A combiner for engines that only give raw logits: temperature 1, each stage for itself."""
-    return Combiner((1.0,) * len(spec.stages), "max_probability", "last")
+    return Combiner((1.0,) * len(spec.stages), "max_probability", combine="last")
 
 
 def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch, NDArray[np.int64] | None]:

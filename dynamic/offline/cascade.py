@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from dynamic.offline.batches import by_position, run_on
 from dynamic.offline.networks.module_modes import bare
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
-from dynamic.policies.errors import InputError, SettingError
-from dynamic.policies.scores import COMBINE
+from dynamic.policies.errors import InputError
+from dynamic.policies.scores import Combination, check_combination
 
 
 class Cascade(nn.Module):
@@ -28,7 +28,7 @@ class Cascade(nn.Module):
     def __init__(
         self,
         networks: nn.Module | Sequence[nn.Module],
-        combine: str = "backbones",
+        combine: Combination = "backbones",
         names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
@@ -40,10 +40,8 @@ class Cascade(nn.Module):
                 inside = "; give its .network" if isinstance(getattr(given, "network", None), nn.Module) else ""
                 raise InputError(f"network {place} of the cascade is a {type(given).__name__}, no nn.Module{inside}")
         listed = [bare(network) for network in listed]
-        if combine not in COMBINE:
-            raise SettingError(f"combine={combine!r} is not known; use one of {COMBINE}")
         self.networks = nn.ModuleList(listed)
-        self.combine = combine
+        self.combine = check_combination(combine)
         self.names = tuple(names) if names is not None else _names(listed)
         if len(set(self.names)) != len(listed):
             raise InputError(f"names {self.names} for {len(listed)} networks: give one each, all different")

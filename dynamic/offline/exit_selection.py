@@ -50,7 +50,7 @@ def select_exits(
     cascade = Cascade(network, names=("network",))
     records = calibrate(cascade, loader, engine=engine, search_share=1.0, progress=progress)
     choice = choose_exits(records, count=count, max_drops=max_drops, exit_cost=exit_cost)
-    names = tuple(name.removeprefix("network@") for name in choice.kept)
+    names = tuple(name.removeprefix("network@") for name in choice.exits)
     if not names:
         raise ExitError(
             f"none of the exits {[e.name for e in network.exits]} makes requests cheaper at drops {list(max_drops)}; "

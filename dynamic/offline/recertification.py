@@ -13,8 +13,9 @@ from dynamic.bundle.canaries.check import run_canaries
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.offline.onnx_export.whole_graph import write_graphs
 from dynamic.policies.certification.certificates import certify, shortage
+from dynamic.policies.certification.ladders.settings import ScoreChoice
 from dynamic.policies.errors import CalibrationError, InputError
-from dynamic.policies.ladder import Ladder
+from dynamic.policies.ladder import Ladder, RiskName
 from dynamic.policies.records import Records
 from dynamic.profiling.engine_choice import CHOICES
 from dynamic.storage.atomic_write import disk_errors
@@ -30,8 +31,8 @@ def recertify(
     delta: float | None = None,
     *,
     records: Records | None = None,
-    risk: str | None = None,
-    score: str | None = None,
+    risk: RiskName | None = None,
+    score: ScoreChoice | None = None,
     strict: bool = False,
     floor: float | None = None,
 ) -> Bundle:
@@ -63,7 +64,14 @@ def recertify(
     elsewhere = given.made_on is not None and given.made_on != bundle.records.made_on
     canaries, identity = _measured_here(bundle, given) if elsewhere else (None, bundle.calibrated_on)
     ladder = certify(
-        given, max_drops, delta, risk=risk, combine=old.combine, score=score or old.score, strict=strict, floor=floor
+        given,
+        max_drops,
+        delta=delta,
+        risk=risk,
+        combine=old.combine,
+        score=score or old.score,
+        strict=strict,
+        floor=floor,
     )
     warn_uncertified(ladder)
     owner = TemporaryBundle()

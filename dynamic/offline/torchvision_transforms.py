@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
-from dynamic.data.preprocessing import RGB, CenterCrop, Gray, Normalize, Preprocess, Resize, Scale, Step
+from dynamic.data.preprocessing import RGB, CenterCrop, Gray, Interpolation, Normalize, Preprocess, Resize, Scale, Step
 from dynamic.policies.errors import InputError
 
 _TO_TENSOR = (v1.PILToTensor, v2.PILToTensor, v2.ToImage, v2.ToPureTensor)
@@ -98,7 +98,7 @@ def _pixel_step(t: Any) -> Step:
     if isinstance(t, (v1.Resize, v2.Resize)):
         if t.size is None:
             raise InputError(f"{t} has no size; give the shorter side or (height, width)")
-        return Resize(_resize_size(t.size), _interpolation(t.interpolation), t.max_size)
+        return Resize(_resize_size(t.size), _interpolation(t.interpolation), longest=t.max_size)
     if isinstance(t, (v1.Grayscale, v2.Grayscale)):
         return Gray(t.num_output_channels)
     if isinstance(t, v2.RGB):
@@ -144,9 +144,9 @@ def _pair(size: Any) -> tuple[int, int]:
     return (found, found) if isinstance(found, int) else found
 
 
-def _interpolation(mode: Any) -> str:
+def _interpolation(mode: Any) -> Interpolation:
     """Our name of torchvision's mode, string or Pillow constant."""
     found = _PILLOW.get(mode) if isinstance(mode, int) else str(getattr(mode, "value", mode))
     if found is None:
         raise InputError(f"interpolation {mode!r} is not known; give a torchvision InterpolationMode")
-    return found.removesuffix("-exact")  # on PIL images both of torchvision's nearest are Pillow's
+    return cast(Interpolation, found.removesuffix("-exact"))  # on PIL images both of torchvision's nearest are Pillow's

@@ -1,4 +1,4 @@
-"""`engine="auto"`: the installed engines run the cascade itself for a moment, and the fastest is taken."""
+"""`engine="auto"`: the installed engines run the cascade itself for a moment, and the fastest is chosen."""
 
 import json
 import logging
@@ -31,10 +31,15 @@ logger = logging.getLogger("dynamic")
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine taken on one machine, and what each took for one input, in ms: the mean over the stages to leave at.
+    """The engine that was chosen on a machine.
 
-    `threads` that were asked for; `precision` that each engine was to run in; `failed`: engines that could not run the
-    cascade, with the reason.
+    Args:
+        machine: The machine.
+        threads: The requested number of threads. None: all cores.
+        precision: Precision of each engine.
+        engine: The chosen engine.
+        latency_ms: Time of each engine for one input, the mean over the exit stages.
+        failed: Engines that could not run the cascade, with the reason.
     """
 
     machine: str
@@ -46,7 +51,7 @@ class Choice:
 
     @classmethod
     def from_json(cls, data: Any) -> "Choice":
-        """What `asdict` gave. Raises ValueError on anything else."""
+        """Read the result of `asdict`. Raises ValueError on anything else."""
         fields = mapping(data, "choice", cls.__dataclass_fields__)
         latencies = mapping(fields["latency_ms"], "latency_ms")
         choice = cls(
@@ -63,10 +68,10 @@ class Choice:
 
 
 def check_precision(precision: str) -> None:
-    """Raises EngineError where no installed engine that "auto" may take has this precision."""
-    known = {name: PRECISIONS[name] for name in _candidates()}
-    if not any(precision in found for found in known.values()):
-        raise EngineError(f"precision {precision!r} is on no engine that engine='auto' can take here: {known}")
+    """Raise EngineError where no installed engine that "auto" may choose has this precision."""
+    available = {name: PRECISIONS[name] for name in _candidates()}
+    if not any(precision in precisions for precisions in available.values()):
+        raise EngineError(f"precision {precision!r} is on no engine that engine='auto' can take here: {available}")
 
 
 def choose(
@@ -78,10 +83,22 @@ def choose(
     clock: Callable[[], float] = time.perf_counter,
     hashes: Mapping[str, str] | None = None,
 ) -> Choice:
-    """Measure the installed engines that run without torch on the single graph in `folder`.
+    """Measure the installed engines that run without torch on the single graph in a folder.
 
-    `precision_on(name)`: what an engine is to compute in. `hashes`: as for `open_engine`. Raises EngineError where
-    none of them can run it.
+    Args:
+        folder: The folder of the graph.
+        spec: The cascade.
+        combiner: The rule by which stages make scores and answers.
+        precision_on: The precision of an engine, by its name.
+        threads: Threads of each engine. None: all cores.
+        clock: Time in seconds.
+        hashes: As for `open_engine`.
+
+    Returns:
+        The choice.
+
+    Raises:
+        EngineError: No engine can run the cascade.
     """
     inputs, names = example_arrays(spec, 1), _candidates()
     precision = {name: precision_on(name) for name in names}
@@ -117,10 +134,22 @@ def chosen(
     hashes: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Choice:
-    """The choice that was made on this machine earlier, or now; `keep` it in the folder where that can be written.
+    """The choice that was made on this machine earlier, or now.
 
-    `options`: `threads`, and `route`, which does not enter since the single graph is measured. Raises EngineError on
-    any other, as they are of one engine alone.
+    Args:
+        folder: The folder of the bundle.
+        spec: The cascade.
+        combiner: The rule by which stages make scores and answers.
+        precision_on: The precision of an engine, by its name.
+        keep: Whether to store a new choice in the folder, where it can be written.
+        hashes: As for `open_engine`.
+        options: `threads`, and `route`, which has no effect since the single graph is measured.
+
+    Returns:
+        The choice.
+
+    Raises:
+        EngineError: There is another option, or no engine can run the cascade.
     """
     for name in options:
         if name not in _OPTIONS:
@@ -131,19 +160,19 @@ def chosen(
     precision = {name: precision_on(name) for name in _candidates()}
     path = folder / CHOICES / _file(threads, precision)
     try:
-        found = Choice.from_json(unseal(read_json(path, folder), f"{CHOICES}/{path.name}"))
-        if found.threads != threads:
-            raise ValueError(f"it is of {found.threads} threads")
-        if found.precision.get(found.engine) == precision.get(found.engine, ""):
-            return found
+        choice = Choice.from_json(unseal(read_json(path, folder), f"{CHOICES}/{path.name}"))
+        if choice.threads != threads:
+            raise ValueError(f"it is of {choice.threads} threads")
+        if choice.precision.get(choice.engine) == precision.get(choice.engine, ""):
+            return choice
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
         logger.warning("%s does not read (%s): measuring again", path, error)
-    found = choose(folder, spec, combiner, precision_on, threads, hashes=hashes)
+    choice = choose(folder, spec, combiner, precision_on, threads, hashes=hashes)
     if keep:
-        _keep(found, path)
-    return found
+        _keep(choice, path)
+    return choice
 
 
 def _candidates() -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""MB that a process grows by for a backbone.
+"""Memory of a backbone: growth of a process in 10^6 bytes.
 
     python -m dynamic.profiling.footprint BUNDLE BACKBONE THREADS ENGINE PRECISION
 
-Two numbers: what one row more takes while the backbone runs, and what stays once it has run.
+It prints two numbers: memory of one more row while the backbone runs, and memory that remains afterwards.
 """
 
 import sys
@@ -40,7 +40,7 @@ _WARM = {"onnxruntime": _warm_onnxruntime, "openvino": _warm_openvino}
 
 
 def main(folder: str, backbone: str, threads: str, name: str, precision: str) -> None:
-    """Load one backbone of a bundle, run it, and print what a row takes meanwhile, and what stays, in 10^6 bytes."""
+    """Load one backbone of a bundle, run it, and print memory of a row and memory that remains, in 10^6 bytes."""
     from dynamic.bundle.bundle import read
     from dynamic.engines.engine_factory import open_engine
     from dynamic.engines.memory import trim_memory
@@ -81,7 +81,7 @@ def main(folder: str, backbone: str, threads: str, name: str, precision: str) ->
 
 
 def _grows(work: Callable[[], None]) -> float:
-    """Bytes by which resident memory grows at most while this runs."""
+    """Largest growth of resident memory while this runs, in bytes."""
     process = psutil.Process()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): forget the peak so far

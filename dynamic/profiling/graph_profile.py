@@ -1,4 +1,4 @@
-"""What each stage costs inside the single graph: only whole requests can be measured there."""
+"""Costs of each stage inside the single graph, where only whole requests can be measured."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Graph
-from dynamic.policies.frontier import ONE_SIDED_95
+from dynamic.policies.costing.latency import ONE_SIDED_95
 
 NOBODY = np.float32(3e38)  # a threshold above every score that still evaluates the exit
 
@@ -34,9 +34,11 @@ def uncertainty(times: Sequence[float]) -> float:
 
 
 class GraphColumn:
-    """For one batch size, in ms: requests that leave at each stage `[S][repeats]`, and all the way with exits off.
+    """Times for one batch size in ms: of requests that exit at each stage `[S][repeats]`, and of all stages with exits
+    off.
 
-    `backbone [S]`: the network that each stage belongs to.
+    Args:
+        backbone: Backbone of each stage `[S]`.
     """
 
     route = "graph"
@@ -50,9 +52,9 @@ class GraphColumn:
 
     @property
     def call(self) -> float:
-        """What the last backbone alone takes more than its stages; no more than a request that leaves at the first.
+        """Time of the last backbone alone beyond its stages, at most that of a request that exits at the first stage.
 
-        Where all stages are of one backbone, it stays in the first stage, which then always runs.
+        Where all stages are of one backbone, it is part of the first stage, which then always runs.
         """
         added = self._added
         own = [s for s, b in enumerate(self._backbone) if b == self._backbone[-1]]
@@ -61,35 +63,35 @@ class GraphColumn:
 
     @property
     def latency(self) -> list[float]:
-        """Median more than that of requests that leave one stage earlier; of the first, more than the call."""
+        """Median time beyond that of requests that exit one stage earlier. For the first stage, beyond the call."""
         first, *others = self._added
         return [first - self.call, *others]
 
     @property
     def latency_p95(self) -> list[float]:
-        """A stage's median, and the spread that it adds: variances of stages add up."""
+        """A stage's median, and the spread that it adds: variances of stages are added."""
         spread = [(float(np.percentile(times, 95)) - statistics.median(times)) / ONE_SIDED_95 for times in self.leaving]
         variance = _steps([s * s for s in spread])
         return [middle + ONE_SIDED_95 * float(np.sqrt(v)) for middle, v in zip(self.latency, variance, strict=True)]
 
     @property
     def head(self) -> list[float]:
-        """What the whole way takes more than with this exit off; never more than its stage."""
+        """Time of all stages beyond that with this exit off, at most the time of its stage."""
         return self._heads(self.latency)
 
     @property
     def call_cpu(self) -> float:
-        """CPU time of the call: it is in the first stage."""
+        """CPU time of the call: it is part of the first stage."""
         return 0.0
 
     @property
     def noise(self) -> float:
-        """How far repeats leave the time of a request uncertain that takes every stage, a fraction."""
+        """Uncertainty of the time of a request that runs every stage, a fraction."""
         return uncertainty(self.leaving[-1])
 
     @property
     def cpu(self) -> list[float]:
-        """CPU time, mean, more than that of requests that leave one stage earlier; the call's is in the first stage."""
+        """Mean CPU time beyond that of requests that exit one stage earlier. The call is part of the first stage."""
         return _steps([statistics.fmean(times) for times in self.processor])
 
     @property
@@ -107,7 +109,7 @@ class GraphColumn:
 def measure_graph(
     graph: Graph, spec: CascadeSpec, inputs: Mapping[str, Array], seconds: float, clock: Callable[[], float]
 ) -> GraphColumn:
-    """Measure requests of `inputs` for about `seconds`, those that leave at different stages taking turns."""
+    """Measure requests for about `seconds`. Requests that exit at different stages alternate."""
     column = GraphColumn(spec.backbone)
     for _ in range(WARM_UP):
         _repeat(graph, spec, inputs, GraphColumn(spec.backbone), clock)
@@ -145,6 +147,6 @@ def _repeat(
 
 
 def _steps(totals: list[float]) -> list[float]:
-    """Totals by depth to what each stage adds; noise must not make a stage cost less than nothing."""
+    """The part that each stage adds, from totals by depth. Noise must not make it negative."""
     rising = list(itertools.accumulate(totals, max))
     return [rising[0], *(b - a for a, b in itertools.pairwise(rising))]

@@ -1,4 +1,4 @@
-"""Which machine this is, in words: costs measured on one are not another's."""
+"""The name of this machine: costs measured on one are not those of another."""
 
 import functools
 import hashlib
@@ -35,31 +35,31 @@ def instruction_sets(root: Path = Path("/")) -> tuple[str, ...]:
     """The vector instructions of this processor by which engines choose their kernels.
 
     Args:
-        root: of the file tree that `/proc/cpuinfo` is read from.
+        root: The file tree that `/proc/cpuinfo` is read from.
 
     Returns:
-        Linux's names in a fixed order, such as `("avx2", "avx512f", "avx512_vnni")`. Where there is no
-        `/proc/cpuinfo`, the names that numpy gives to what it found.
+        Linux's names in a fixed order, such as `("avx2", "avx512f", "avx512_vnni")`. Without `/proc/cpuinfo`, numpy's
+        names.
     """
     try:
         lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
-        return tuple(str(name).lower() for name in found)
+        names = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+        return tuple(str(name).lower() for name in names)
     cores = [set(line.split()) for line in lines if line.partition(":")[0].strip() in ("flags", "Features")]
     common = set.intersection(*cores) if cores else set()  # cores may differ, and a thread runs on any
     return tuple(name for name in _INSTRUCTION_SETS if name in common)
 
 
 def quota_threads(root: Path = Path("/")) -> int | None:
-    """Threads that a container's CPU quota leaves, where that is fewer than the cores it may run on; else None.
+    """Threads under the CPU quota of a container. None unless they are fewer than the usable cores.
 
-    Engines start a thread for each core that they see: under a quota of two cores on a machine of 64 those would run
-    for a moment and then stand still, all of them, until the next period.
+    Engines start a thread for each core of the machine. Under a quota of two cores on a machine of 64 those would run
+    for a moment, and then all stand still until the next period.
     """
     try:
         limit = CpuLimit(root).tightest()
-    except (OSError, ValueError):  # files that are forbidden or damaged: the monitor tells
+    except (OSError, ValueError):  # files that are forbidden or damaged: the monitor reports them
         return None
     if limit is None:
         return None

@@ -1,6 +1,6 @@
-"""What each stage costs on this machine: time, CPU time and memory, measured through the engine that runs.
+"""Costs of each stage on this machine: time, CPU time and memory, measured through the engine that runs.
 
-Where the engine has the whole cascade as one graph, both ways are measured, and the faster one is kept by batch size.
+Where the engine has the whole cascade as one graph, both routes are measured, and the faster counts by batch size.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from dynamic.safe_path import child_command
 
 logger = logging.getLogger("dynamic.profiling.stage_profile")
 
-ATTEMPTS = 3  # to measure while nobody else uses the processor
+ATTEMPTS = 3  # to measure while no other process uses the processor
 
 
 def profile(
@@ -40,15 +40,27 @@ def profile(
     clock: Callable[[], float] = time.perf_counter,
     progress: bool | None = None,
 ) -> Costs:
-    """Costs of every stage, for each batch size, `seconds` spent on each way to run it.
+    """Measure the costs of every stage.
 
-    Stage by stage, each is measured alone. In the single graph, requests that leave at each stage are measured, and a
-    stage costs what they take more than those that leave one earlier. Everything takes turns within a repeat, so that
-    drift of the machine's speed falls on all alike. Medians and 95th percentiles are kept, of the way whose requests
-    were faster on average over the stages they leave at. Where others use more than 15% of the processor meanwhile,
-    all of it is repeated, up to twice, and the repetition with the least load counts. `folder`: the bundle, to measure
-    resident memory per backbone in processes of their own (None: left out). Raises SettingError on batch sizes that are
-    not rising.
+    Stage by stage, each is measured alone. In the single graph, requests that exit at each stage are measured. A stage
+    costs the difference to requests that exit one stage earlier. Everything alternates within a repeat, so that drift
+    of the machine's speed affects all alike. The route counts whose requests are faster on average over their exit
+    stages. Where others use more than 15% of the processor meanwhile, everything is repeated, up to twice. The
+    repetition with the least load counts.
+
+    Args:
+        engine: The engine.
+        folder: The bundle, to measure resident memory of each backbone in separate processes. None: not measured.
+        batch: Batch sizes, rising.
+        seconds: Time for each batch size and route.
+        clock: Time in seconds.
+        progress: Whether to show a progress bar. None: on a terminal.
+
+    Returns:
+        The costs: medians and 95th percentiles.
+
+    Raises:
+        SettingError: Batch sizes do not rise.
     """
     sizes = tuple(plain(size) for size in batch)
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
@@ -57,7 +69,7 @@ def profile(
         lambda: [_faster(engine, rows, seconds, clock) for rows in track(sizes, "profiling", shown=progress)]
     )
     memory, row_mb, unmeasured = _memory(engine, folder)
-    found = Costs(
+    costs = Costs(
         machine=machine_name(),
         engine=engine.name,
         precision=engine.precision,
@@ -79,13 +91,13 @@ def profile(
         noise=columns[0].noise,  # points are ranked at the smallest batch
         load=load,
     )
-    for doubt in found.doubts:
+    for doubt in costs.doubts:
         logger.warning("%s", doubt)
-    return found
+    return costs
 
 
 def _measured_alone(measure: "Callable[[], list[_Measured]]") -> "tuple[list[_Measured], float | None]":
-    """What `measure` gives, and the load of others meanwhile: the calmest of up to `ATTEMPTS`."""
+    """The result of `measure` and the load of others meanwhile: that of least load of up to `ATTEMPTS`."""
     calmest: tuple[list[_Measured], float | None] | None = None
     for attempt in range(ATTEMPTS):
         others = _OthersDuring()
@@ -96,24 +108,24 @@ def _measured_alone(measure: "Callable[[], list[_Measured]]") -> "tuple[list[_Me
         if load is None or load <= BUSY:
             break
         if attempt < ATTEMPTS - 1:
-            logger.info("others used %.0f%% of the processor: the profile is repeated", 100 * load)
+            logger.info("other processes used %.0f%% of the processor: the profile is repeated", 100 * load)
     assert calmest is not None
     return calmest
 
 
 class _OthersDuring:
-    """What other processes take of the processor, from now on until it is asked for."""
+    """Use of the processor by other processes, from now on."""
 
     def __init__(self) -> None:
         self._source: OtherLoad | None = None
         try:
             self._source = OtherLoad()
             self._source()
-        except (OSError, ValueError):  # a system that does not say
+        except (OSError, ValueError):  # a system without these figures
             self._source = None
 
     def load(self) -> float | None:
-        """0..1 of the cores this process may use; None where the system does not say."""
+        """Share of the cores that this process may use, 0 to 1. None where the system does not report it."""
         if self._source is None:
             return None
         try:
@@ -124,7 +136,7 @@ class _OthersDuring:
 
 
 class _Measured(Protocol):
-    """Figures of one way to run one batch size, in ms: by stage `[S]`, and of a request."""
+    """Figures of one route for one batch size in ms: by stage `[S]`, and of a request."""
 
     route: str
 
@@ -138,15 +150,15 @@ class _Measured(Protocol):
 
     @property
     def head(self) -> list[float]:
-        """What the head takes of it."""
+        """Part of the head."""
 
     @property
     def cpu(self) -> list[float]:
-        """CPU time, mean."""
+        """Mean CPU time."""
 
     @property
     def call(self) -> float:
-        """What a request takes beyond its stages."""
+        """Time of a request beyond its stages."""
 
     @property
     def call_cpu(self) -> float:
@@ -154,22 +166,22 @@ class _Measured(Protocol):
 
     @property
     def noise(self) -> float:
-        """How far repeats leave the time of a request uncertain that takes every stage, a fraction."""
+        """Uncertainty of the time of a request that runs every stage, a fraction."""
 
 
 def _faster(engine: CascadeEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Measured:
-    found: list[_Measured] = []
+    columns: list[_Measured] = []
     if engine.can("stages"):
-        found.append(_measure(engine.stages, rows, seconds, clock))
+        columns.append(_measure(engine.stages, rows, seconds, clock))
     if engine.can("graph"):
         assert engine.graph is not None
-        found.append(measure_graph(engine.graph, engine.spec, example_arrays(engine.spec, rows), seconds, clock))
-    # the mean over the stages that a request may leave at
-    return min(found, key=lambda column: statistics.fmean(itertools.accumulate(column.latency)) + column.call)
+        columns.append(measure_graph(engine.graph, engine.spec, example_arrays(engine.spec, rows), seconds, clock))
+    # the mean over the exit stages
+    return min(columns, key=lambda column: statistics.fmean(itertools.accumulate(column.latency)) + column.call)
 
 
 class _Column:
-    """Stage by stage, for one batch size: per stage `[S][repeats]` in ms, and of whole requests."""
+    """Stage by stage, for one batch size: times of each stage `[S][repeats]` in ms, and of whole requests."""
 
     route = "stages"
 
@@ -177,13 +189,13 @@ class _Column:
         self.full: list[list[float]] = [[] for _ in range(stages)]
         self.body: list[list[float]] = [[] for _ in range(stages)]
         self.processor: list[list[float]] = [[] for _ in range(stages)]
-        self.leaving: list[float] = []  # requests of which every row leaves at the first stage
-        self.staying: list[float] = []  # requests that go through all stages
+        self.leaving: list[float] = []  # requests that exit at the first stage
+        self.staying: list[float] = []  # requests that run all stages
         self.leaving_cpu: list[float] = []
 
     @property
     def call(self) -> float:
-        """What a request takes beyond its first stage when all of it leaves there."""
+        """Time of a request beyond its first stage when all of it exits there."""
         return max(0.0, statistics.median(self.leaving) - statistics.median(self.full[0]))
 
     @property
@@ -196,11 +208,11 @@ class _Column:
 
     @property
     def scale(self) -> list[float]:
-        """Per stage: what it takes inside a request, against alone (caches are colder, and scores are taken)."""
+        """Time of each stage inside a request over its time alone. Caches are colder there, and scores are computed."""
         alone = [statistics.median(x) for x in self.full]
         behind = sum(alone[1:])
-        found = statistics.median(self.staying) - self.call - alone[0]
-        return [1.0, *[min(2.0, max(0.5, found / behind)) if behind > 0 else 1.0] * (len(alone) - 1)]
+        inside = statistics.median(self.staying) - self.call - alone[0]
+        return [1.0, *[min(2.0, max(0.5, inside / behind)) if behind > 0 else 1.0] * (len(alone) - 1)]
 
     @property
     def latency(self) -> list[float]:
@@ -238,7 +250,7 @@ def _measure(engine: StageEngine, rows: int, seconds: float, clock: Callable[[],
 def _repeat(
     engine: StageEngine, inputs: dict[str, Array], column: _Column, clock: Callable[[], float], repeat: int
 ) -> None:
-    """Every stage without and with its head, in turns first, and two whole requests."""
+    """Every stage without and with its head, in alternating order, and two whole requests."""
     executor, spec = engine.executor, engine.spec
     carry = None
     for stage, belongs in enumerate(spec.backbone):
@@ -249,12 +261,12 @@ def _repeat(
             if not head and spec.stages[stage].body_graph is None:
                 continue
             cpu_began, began = time.process_time(), clock()
-            _, found = executor.step(stage, carry, head)
+            _, next_carry = executor.step(stage, carry, head)
             took = (clock() - began) * 1e3
             (column.full if head else column.body)[stage].append(took)
             if head:
                 column.processor[stage].append((time.process_time() - cpu_began) * 1e3)
-                after = found
+                after = next_carry
         carry = after
     for limit, times in ((-np.inf, column.leaving), (NOBODY, column.staying)):
         thresholds = np.full(len(spec.stages) - 1, limit, np.float32)
@@ -282,20 +294,20 @@ def _rows(columns: list[_Measured], take: Callable[[_Measured], list[float]]) ->
 
 
 def _memory(engine: CascadeEngine, folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
-    """(MB per backbone, MB per row while a backbone runs, what could not be measured)."""
+    """MB of each backbone, MB of a row while a backbone runs, and what could not be measured."""
     backbones = engine.spec.backbones
     if folder is None or engine.name == "torch":
         return tuple(0.0 for _ in backbones), (), (f"resident memory on engine {engine.name!r}",)
     try:
-        found = [_resident_mb(folder, backbone, engine) for backbone in backbones]
-        return tuple(stays for _, stays in found), tuple(row for row, _ in found), ()
+        sizes_mb = [_resident_mb(folder, backbone, engine) for backbone in backbones]
+        return tuple(stays for _, stays in sizes_mb), tuple(row for row, _ in sizes_mb), ()
     except (OSError, subprocess.SubprocessError, ValueError):
         size = [(folder / "backbones" / f"{b}.weights").stat().st_size / 1e6 for b in backbones]
-        return tuple(size), (), ("resident memory (the size of the weights stands in)",)
+        return tuple(size), (), ("resident memory (the size of the weights is used instead)",)
 
 
 def _resident_mb(folder: Path, backbone: int, engine: CascadeEngine) -> tuple[float, float]:
-    """What a fresh process grows by for each row while it runs one backbone, and once it has."""
+    """Growth of a fresh process for each row while it runs one backbone, and after it has."""
     asked = [os.path.abspath(folder), str(backbone), str(engine.threads), engine.name, engine.precision]
     done = subprocess.run(
         child_command("dynamic.profiling.footprint", *asked, untrusted=(str(folder),)),

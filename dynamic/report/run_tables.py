@@ -1,4 +1,4 @@
-"""Runs as text for a shell user."""
+"""Reports of runs as text for a shell user."""
 
 from collections.abc import Sequence
 
@@ -14,18 +14,28 @@ _DRIFT = {
 
 
 def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[bool], stages: Sequence[str]) -> str:
-    """What a run came to; `right`: of each input whose class is known, whether the answer was it."""
-    accuracy = f"accuracy {np.mean(right):.4f} of {len(right)} whose class is known" if right else "no classes known"
+    """The report of a run.
+
+    Args:
+        stats: Statistics of the runtime.
+        latency_ms: Latency of each input.
+        right: Correctness of each input whose class is given.
+        stages: Names of the stages.
+
+    Returns:
+        The text.
+    """
+    accuracy = f"accuracy {np.mean(right):.4f} of {len(right)} whose class is given" if right else "no classes given"
     p50, p95 = np.percentile(latency_ms, [50, 95])
     left = ", ".join(f"{name} {share:.1%}" for name, share in zip(stages, stats.stage_shares, strict=True))
     points = ", ".join(f"{name!r} {share:.1%}" for name, share in stats.point_shares.items())
     return "\n".join(
         [
             f"{stats.inputs} images, {accuracy}",
-            f"latency mean {stats.mean_latency_ms:.2f} ms, median {p50:.2f} ms, p95 {p95:.2f} ms; "
+            f"latency mean {stats.mean_latency_ms:.2f} ms, median {p50:.2f} ms, p95 {p95:.2f} ms, "
             f"the first took {latency_ms[0]:.2f} ms, loading included",
-            f"leaving at {left}",
-            f"points {points}; {stats.decision_changes} changes of decision; "
+            f"exits at {left}",
+            f"points {points}, {stats.decision_changes} changes of decision, "
             f"certified answers {stats.certified_share:.0%}",
             _DRIFT[stats.drift],
             *([] if stats.feedback is None else [feedback_text(stats.feedback)]),
@@ -35,13 +45,13 @@ def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[boo
 
 
 def left_out_text(left_out: Sequence[tuple[str, str]], count: int) -> str:
-    """Which of `count` images were not answered, and why."""
+    """The images that were not answered, with the reasons."""
     lines = (f"  {name}: {reason}" for name, reason in left_out)
-    return "\n".join([f"{len(left_out)} of {count} images were left out:", *lines])
+    return "\n".join([f"{len(left_out)} of {count} images were skipped:", *lines])
 
 
 def feedback_text(feedback: FeedbackEstimate) -> str:
-    """What labels that were handed in say."""
+    """Accuracy by the labels of feedback."""
     low, mid, high = feedback.accuracy
     expected = "unknown" if feedback.expected is None else f"{feedback.expected:.4f}"
-    return f"accuracy {mid:.4f} ({low:.4f} to {high:.4f}) by {feedback.count} labels handed in; expected {expected}"
+    return f"accuracy {mid:.4f} ({low:.4f} to {high:.4f}) by {feedback.count} labels of feedback, expected {expected}"

@@ -9,8 +9,8 @@ from dynamic.engines.contract import Array, Output
 from dynamic.engines.memory import giving_back
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.limits import RESERVE_MB
+from dynamic.policies.costing.costed_point import row_mb
 from dynamic.policies.costs import Costs
-from dynamic.policies.frontier import row_mb
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.fallback import Answer
 

@@ -3,13 +3,23 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from dynamic.runtime.result import FeedbackEstimate, Statistics
 
 _FOLDED = 256  # requests whose entries are summed up at once: 0.1 us a request, where summing up each takes 1 us
 
-# of a request: point, stages [B], stages of its cascade, certified, complete, latency_ms, waited_ms
-_Entry = tuple[str, Sequence[int], int, bool, bool, float, float]
+
+class Entry(NamedTuple):
+    """What is counted of one request."""
+
+    point: str
+    stages: Sequence[int]  # [B], where its rows exited
+    stage_count: int  # of its cascade
+    certified: bool
+    complete: bool
+    latency_ms: float
+    waited_ms: float
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class _Totals:
     waited_ms: float = 0.0
     points: Mapping[str, int] = field(default_factory=dict)
 
-    def plus(self, entries: Sequence[_Entry]) -> "_Totals":
+    def plus(self, entries: Sequence[Entry]) -> "_Totals":
         """These sums with more requests."""
         stages, points = list(self.stages), Counter(self.points)
         requests, inputs, certified, cut = self.requests, self.inputs, self.certified, self.cut
@@ -53,29 +63,20 @@ class RuntimeCounters:
 
     def __init__(self, stages: int) -> None:
         self.changes = self.engine_failures = self.policy_failures = 0
-        self._counts: tuple[_Totals, list[_Entry]] = (_Totals((0,) * stages), [])  # with what came after the sums
+        # the sums, what came after them, and the numbers of the requests that were entered last
+        self._counts: tuple[_Totals, list[Entry], frozenset[int]] = (_Totals((0,) * stages), [], frozenset())
 
-    def enter(
-        self,
-        point: str,
-        stages: Sequence[int],
-        of: int,
-        certified: bool,
-        complete: bool,
-        latency_ms: float,
-        waited_ms: float,
-    ) -> None:
-        """Count a request whose inputs left at `stages [B]`, `of` so many that its cascade has."""
-        totals, entries = self._counts
-        entries.append((point, stages, of, certified, complete, latency_ms, waited_ms))
-        if len(entries) >= _FOLDED:
-            self._counts = totals.plus(entries), []
+    def enter(self, entries: Sequence[Entry], ids: frozenset[int]) -> None:
+        """Count requests, which have these numbers."""
+        totals, before, _ = self._counts
+        every = [*before, *entries]
+        self._counts = (totals.plus(every), [], ids) if len(every) >= _FOLDED else (totals, every, ids)
 
     def begin(self, count: int) -> None:
         """From now on there are so many stages: where that is another number, their counts begin anew."""
-        totals, entries = self._counts
+        totals, entries, ids = self._counts
         if count != len(totals.stages):
-            self._counts = replace(totals.plus(entries), stages=(0,) * count), []
+            self._counts = replace(totals.plus(entries), stages=(0,) * count), [], ids
 
     def statistics(
         self,
@@ -85,10 +86,11 @@ class RuntimeCounters:
         queue_longest: int,
         limits_without_sensor: tuple[str, ...] = (),
         near_duplicates: int = 0,
+        waiting: Sequence[tuple[int, Entry]] = (),
     ) -> Statistics:
-        """All of it, with what others know."""
-        before, entries = self._counts
-        totals = before.plus(entries[:])  # a copy: another thread may append
+        """All of it, with what others know. `waiting`: requests, by number, that are entered later."""
+        before, entries, ids = self._counts
+        totals = before.plus([*entries, *(entry for number, entry in waiting if number not in ids)])
         requests, counted = max(totals.requests, 1), max(sum(totals.stages), 1)
         return Statistics(
             requests=totals.requests,

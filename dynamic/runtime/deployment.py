@@ -20,7 +20,7 @@ from dynamic.policies.errors import BundleError, DynamicError, EngineError
 from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.decisions.policy_guard import Guard
-from dynamic.runtime.drift.drift_watch import DriftWatch
+from dynamic.runtime.drift.drift_watch import Captured, DriftWatch
 from dynamic.runtime.drift.streams import DriftOptions
 from dynamic.runtime.fallback import COOL_DOWN_S, FallbackEngines
 
@@ -180,21 +180,20 @@ class Deployment:
             return False
         return canaries is not None and not all(map(is_finite, canaries.inputs.values()))
 
-    def drift(
-        self,
-        engine: Engine,
-        point: CostedPoint,
-        stages: Sequence[int],
-        output: Output,
-        inputs: Mapping[str, Array],
-        x: Any,
-    ) -> tuple[bool, bool]:
-        """Whether inputs have drifted, and whether this output is the first to say so.
+    def watches(self, engine: Engine) -> bool:
+        """Whether inputs are tested for drift. Scores of an engine that was not calibrated show nothing of them."""
+        return self.watch.found is False and self.calibrated(engine)
 
-        Scores of another engine than the calibration's say nothing of the inputs.
-        """
-        if self.calibrated(engine):
-            return self.watch.observe(point, stages, output, inputs, x)
+    def capture(self, engine: Engine, inputs: Mapping[str, Array], x: Any) -> Captured | None:
+        """What the drift test needs of the inputs of a request. None where it is not tested."""
+        return self.watch.capture(inputs, x) if self.watches(engine) else None
+
+    def drift(
+        self, engine: Engine, point: CostedPoint, stages: Sequence[int], output: Output, captured: Captured | None
+    ) -> tuple[bool, bool]:
+        """Whether inputs have drifted, and whether this output is the first to show it."""
+        if captured is not None and self.watches(engine):
+            return self.watch.observe(point, stages, output.score.tolist(), captured)
         return bool(self.watch.found), False
 
     def exclude_backbones(self, backbones: frozenset[int]) -> bool:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dynamic.engines.contract import Array, CascadeSpec, Engine, Expected, Output
 from dynamic.engines.outputs import is_silent, is_whole, left_at
 from dynamic.policies.errors import DynamicError, EngineError
@@ -100,6 +103,19 @@ class FallbackEngines:
         """A lock that the parent held, perhaps, is no lock in a forked child."""
         self._lock = threading.RLock()
         self._users: Counter[str] = Counter()  # requests on each engine that was opened
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether a way is skipped now since it failed."""
+        return bool(self._rests)
+
+    def bind(
+        self, backbones: frozenset[int], thresholds: NDArray[np.float32], rows: int
+    ) -> Callable[[Mapping[str, Array]], Output] | None:
+        """See `CascadeEngine.bind`. None for an engine that has no such function."""
+        bind = getattr(self.first, "bind", None)
+        function: Callable[[Mapping[str, Array]], Output] | None = bind and bind(backbones, thresholds, rows)
+        return function
 
     def run(
         self,

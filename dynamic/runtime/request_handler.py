@@ -1,10 +1,18 @@
-"""One request from arrival to result: the decision, the engine, and everybody who learns from it."""
+"""One request from arrival to result: it decides, runs and learns.
+
+The short way comes first: while nothing has changed since the last decision (see `RequestPlan`), a request checks its
+input, calls the engine, appends one observation and returns. Everything else goes the long way, under the lock where
+it changes something.
+"""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
+
+import numpy as np
 
 from dynamic.bundle.input_conversion import named_inputs
 from dynamic.engines.contract import Array
@@ -20,42 +28,57 @@ from dynamic.runtime.decisions.device_reading import RequestReading
 from dynamic.runtime.deployment import Deployment
 from dynamic.runtime.drift.feedback_log import FeedbackLog
 from dynamic.runtime.fallback import Answer, SubModelError
+from dynamic.runtime.request_plan import MOST_OBSERVATIONS, Observation, RequestPlan
 from dynamic.runtime.requests.request_queue import CLOSED
-from dynamic.runtime.result import Result, answers, names_of
+from dynamic.runtime.result import BatchResult, Prediction, Result, answers
 
-_FEEDING_MS = 1.0  # less is not told to the policy, so that calls of cheap inputs share one snapshot
+_FEEDING_MS = 1.0  # conversion of inputs that takes less is no wait for the policy: such requests share one snapshot
 
 
 class RequestHandler:
-    """Answers requests, from several threads at once, on the bundle that is at work when they begin.
+    """Answers requests, from several threads at once, on the deployment at work when they begin.
 
-    `waiting()`: how many requests wait; `servers`: how many that were submitted are served at once. `lock`: of tally
-    and answers, and of what changes in a serving. It is reentrant, since a signal handler may run a request while its
-    own thread is in one. `inside`: threads that are in this runtime's code, once for each call.
+    `plan`: what requests repeat, None where the next one decides. `lock`: of counters, feedback and observations, and
+    of what changes in a deployment. It is reentrant, since a signal handler may run a request while its own thread is
+    in one. `inside`: threads that are in this runtime's code, once for each call.
+
+    Args:
+        read: Reads the monitor.
+        announce: Logs changes of the decision.
+        counters: Counts requests.
+        feedback_log: Keeps answers until their labels come.
+        waiting: Gives how many requests wait.
+        servers: How many requests that were submitted are answered at once.
+        clock: Seconds.
     """
 
-    serving: Deployment
+    deployment: Deployment
     budget: Budget
 
     def __init__(
         self,
         read: RequestReading,
         announce: Announcer,
-        tally: RuntimeCounters,
-        book: FeedbackLog,
+        counters: RuntimeCounters,
+        feedback_log: FeedbackLog,
         waiting: Callable[[], int],
         servers: int,
         clock: Callable[[], float],
     ) -> None:
         self._read, self._announce, self._clock = read, announce, clock
         self._waiting, self._servers = waiting, servers
-        self.tally, self.book = tally, book
+        self.counters, self.feedback_log = counters, feedback_log
         self.closed = False
+        self.plan: RequestPlan | None = None
+        self.observations: list[Observation] = []  # that the policy has not seen: appended without a lock
+        self._ids = count()
+        self._learns = False
         self.forget()
 
     def forget(self) -> None:
         """A lock that the parent held, perhaps, is no lock in a forked child."""
         self.lock = threading.RLock()
+        self._learns = False
         # the thread that forks is the only one in a child
         self.inside: list[int] = [thread for thread in getattr(self, "inside", ()) if thread == threading.get_ident()]
 
@@ -76,54 +99,113 @@ class RequestHandler:
             raise ClosedError(CLOSED)
 
     def __call__(self, x: Any, came: float | None = None) -> Result:
-        """Answer an input that came at `came` and has waited for its turn since; None: it comes now."""
+        """Answer an input that came at `came` and has waited for its turn since. None: it comes now."""
         began = self._clock()
-        servers = None if came is None else self._servers
-        if came is None:
-            self.check_open()
-            came = began
         thread = threading.get_ident()
         self.inside.append(thread)
         try:
-            serving = self._enter(thread)
+            plan = self.plan
+            if plan is not None and came is None and plan.budget is self.budget and not self.closed:
+                result = self._repeat(plan, x, began, thread)
+                if result is not None:
+                    return result
+            if came is None:
+                self.check_open()
+            deployment = self._enter(thread)
             try:
-                return self._answer(serving, x, came, began, servers)
+                return self._answer(deployment, x, came, began)
             finally:
-                serving.leave(thread)
+                deployment.leave(thread)
         finally:
             self.inside.remove(thread)
 
+    def _repeat(self, plan: RequestPlan, x: Any, began: float, thread: int) -> Result | None:
+        """The answer under a plan. None where it does not hold for this request, which then goes the long way."""
+        deployment, observations = plan.deployment, self.observations
+        if self._read.latest is not plan.latest or len(observations) >= MOST_OBSERVATIONS:
+            return None
+        try:
+            if not deployment.enter(thread):
+                return None
+            ready = plan.inputs(x)
+            inputs, single = ready or named_inputs(deployment.bundle, x)
+            starts = self._clock()
+            if ready is None and ((starts - began) * 1e3 > _FEEDING_MS or len(next(iter(inputs.values()))) != 1):
+                return None
+            try:
+                output = plan.run(inputs)
+            except Exception:  # the long way tries again, and has other ways to answer
+                self.plan = None
+                return None
+            ended = self._clock()
+            stage = plan.stage(output)
+            if stage < 0:
+                self.plan = None
+                return None
+            work_ms, latency_ms = (ended - starts) * 1e3, (ended - began) * 1e3
+            certified = plan.certified and plan.covers(inputs)
+            number = next(self._ids)
+            captured = deployment.watch.capture(inputs) if plan.watches else None
+            observations.append(
+                Observation(
+                    number,
+                    deployment,
+                    plan.decision,
+                    (stage,),
+                    output,
+                    captured,
+                    plan.engine,
+                    plan.snapshot,
+                    work_ms,
+                    plan.expected_ms[stage],
+                    True,
+                    True,
+                    certified,
+                    latency_ms,
+                    0.0,
+                )
+            )
+            if plan.is_slow(work_ms, stage):
+                self.plan = None
+            kind = Prediction if single else BatchResult
+            return kind(number, output, plan.names, latency_ms, plan.decision, certified)
+        finally:
+            deployment.leave(thread)
+
     def _enter(self, thread: int) -> Deployment:
-        """The serving at work, entered. Raises ClosedError where there is none any more."""
+        """The deployment at work, entered. Raises ClosedError where there is none any more."""
         while True:
-            serving = self.serving
-            if serving.enter(thread):
-                return serving
-            serving.leave(thread)
-            if serving is self.serving:  # else a swap has put another in its place
+            deployment = self.deployment
+            if deployment.enter(thread):
+                return deployment
+            deployment.leave(thread)
+            if deployment is self.deployment:  # else a swap has put another in its place
                 raise ClosedError(CLOSED)
 
-    def _answer(self, serving: Deployment, x: Any, came: float, began: float, servers: int | None) -> Result:
-        inputs = named_inputs(serving.bundle, x)
+    def _answer(self, deployment: Deployment, x: Any, came: float | None, began: float) -> Result:
+        """The answer of a request that goes the long way."""
+        inputs, single = named_inputs(deployment.bundle, x)
         rows = len(next(iter(inputs.values())))
-        serving.rows[rows > 1] = rows  # what a swap loads before the exchange
+        deployment.rows[rows > 1] = rows  # what a swap loads before the exchange
         budget = self.budget
-        waited_ms, feeding_ms = (began - came) * 1e3, (self._clock() - began) * 1e3
+        arrival = began if came is None else came
+        waited_ms, feeding_ms = (began - arrival) * 1e3, (self._clock() - began) * 1e3
         if feeding_ms > _FEEDING_MS:  # preprocessing is no work of the engine, but time that has passed
             waited_ms += feeding_ms
-        snapshot = self._read(rows, waited_ms, self._waiting(), servers)
-        if serving.unchecked is not None:  # after the first reading, which is of memory without networks
-            serving.check()
-        ends_s = None if budget.deadline_ms is None else came + budget.deadline_ms / 1e3
+        latest, servers = self._read.latest, None if came is None else self._servers
+        snapshot = self._read.of_request(latest, rows, waited_ms, self._waiting(), servers)
+        if deployment.unchecked is not None:  # after the first reading, which is of memory without networks
+            deployment.check()
+        ends_s = None if budget.deadline_ms is None else arrival + budget.deadline_ms / 1e3
         whole = False
         while True:
-            decision = self._decide(serving, budget, snapshot)
-            stagewise = serving.stagewise(decision, ends_s is not None, snapshot, rows)
-            expected_s = None if ends_s is None else serving.expected_s(decision, rows)
+            decision = self._decide(deployment, budget, snapshot)
+            stagewise = deployment.stagewise(decision, ends_s is not None, snapshot, rows)
+            expected_s = None if ends_s is None else deployment.expected_s(decision, rows)
             starts = self._clock()  # what comes before is the same however slow the engine is
             try:
                 run = partial(
-                    serving.engines.run,
+                    deployment.engines.run,
                     point=decision.point,
                     resident=decision.keep_loaded,
                     stagewise=stagewise,
@@ -131,89 +213,188 @@ class RequestHandler:
                     expected_s=expected_s,
                     whole=whole,
                 )
-                most = rows if rows == 1 else self._most_rows(serving, decision, budget, snapshot)
+                most = rows if rows == 1 else self._most_rows(deployment, decision, budget, snapshot)
                 answer = run(inputs, rows) if rows <= most else run_split(run, inputs, rows, most)
                 break
             except SubModelError as error:
                 with self.lock:
-                    whole = not serving.exclude_backbones(error.backbones)
-        work_ms = (self._clock() - starts) * 1e3
-        return self._result(serving, budget, decision, snapshot, answer, work_ms, came, began, inputs, x)
+                    whole = not deployment.exclude_backbones(error.backbones)
+                    self.plan = None
+        ended = self._clock()
+        observation = self._observed(
+            deployment,
+            budget,
+            decision,
+            snapshot,
+            answer,
+            inputs,
+            x,
+            work_ms=(ended - starts) * 1e3,
+            latency_ms=(ended - arrival) * 1e3,
+            waited_ms=(began - arrival) * 1e3,
+        )
+        if rows == 1 and waited_ms == 0.0 and ends_s is None and not stagewise:
+            self._plan_next(deployment, budget, latest, snapshot, decision, answer)
+        kind = Prediction if single else BatchResult
+        classes = deployment.bundle.classes
+        return kind(
+            observation.id,
+            answer.output,
+            classes,
+            observation.latency_ms,
+            decision,
+            observation.certified,
+            observation.waited_ms,
+        )
 
-    def _most_rows(self, serving: Deployment, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
-        costs, point, first = serving.frontier.costs, decision.point, self._read.first
+    def _most_rows(self, deployment: Deployment, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
+        costs, point, first = deployment.frontier.costs, decision.point, self._read.first
         before_mb = None if first is None else first.memory_process_mb  # without networks
         return most_rows(costs, point.operating_point.backbones, budget, snapshot, before_mb)
 
-    def _decide(self, serving: Deployment, budget: Budget, snapshot: Snapshot) -> Decision:
+    def _decide(self, deployment: Deployment, budget: Budget, snapshot: Snapshot) -> Decision:
         with self.lock:
-            if serving.lost:
-                serving.restore_excluded()
-            decision = serving.guard.decide(serving.frontier, budget, snapshot)
-            last = serving.decision
-            if decision.one_request_only and last is not None:  # for this request alone: what runs stays what it was
+            self.plan = None
+            self.learn()
+            if deployment.lost:
+                deployment.restore_excluded()
+            decision = deployment.guard.decide(deployment.frontier, budget, snapshot)
+            last = deployment.decision
+            if decision.one_request_only and last is not None:  # what runs for the others stays what it was
                 return decision
-            serving.decision = decision
+            deployment.decision = decision
             changed = last is not None and last.point is not decision.point
-            self.tally.changes += changed
+            self.counters.changes += changed
         if last is None or changed:
             self._announce(None if last is None else last.point, decision, snapshot)
         return decision
 
-    def _result(
+    def _plan_next(
         self,
-        serving: Deployment,
+        deployment: Deployment,
+        budget: Budget,
+        latest: Snapshot,
+        snapshot: Snapshot,
+        decision: Decision,
+        answer: Answer,
+    ) -> None:
+        """Let the next requests repeat this one, where its decision holds until something changes."""
+        engine, point = deployment.engines.first, decision.point
+        usual = answer.engine is engine and answer.usual and not answer.moved and answer.whole
+        if (
+            not usual
+            or self.closed
+            or decision.one_request_only
+            or deployment.guard.decides_each_request
+            or deployment.lost
+            or deployment.engines.has_failures
+            or deployment.watch.groups_requests
+        ):
+            return
+        run = deployment.engines.bind(point.backbones, point.thresholds, 1)
+        if run is None:
+            return
+        frontier = deployment.frontier
+        expected_ms = [frontier.path_ms(point, stage, rows=1) for stage in range(len(deployment.bundle.spec.stages))]
+        certified = (
+            deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.found
+        )
+        with self.lock:
+            if deployment is self.deployment and budget is self.budget and decision is deployment.decision:
+                self.plan = RequestPlan(
+                    deployment, budget, latest, snapshot, decision, engine, run, certified, expected_ms
+                )
+
+    def _observed(
+        self,
+        deployment: Deployment,
         budget: Budget,
         decision: Decision,
         snapshot: Snapshot,
         answer: Answer,
-        work_ms: float,
-        came: float,
-        began: float,
         inputs: Mapping[str, Array],
         x: Any,
-    ) -> Result:
-        """The result, once everybody who learns from it has."""
-        ended = self._clock()
-        latency_ms, waited_ms = (ended - came) * 1e3, (began - came) * 1e3
-        output, engine, point = answer.output, answer.engine, decision.point
-        stages = answer.stages  # [B]
-        rows, deepest, of = len(stages), max(stages), len(serving.bundle.spec.stages)
-        label, probability = answers(output.logits, answer.whole or None)
-        labels = label.tolist()
-        # loading, and the first run after it, happen once and say nothing about how slow the device is; nor does an
+        work_ms: float,
+        latency_ms: float,
+        waited_ms: float,
+    ) -> Observation:
+        """What a request showed, once everybody who learns from it has."""
+        output, engine, point, stages = answer.output, answer.engine, decision.point, answer.stages
+        # loading, and the first run after it, happen once and say nothing about how slow the device is. Nor does an
         # engine or a way that was not profiled
         usual = answer.usual and not answer.moved
-        read = serving.bundle.preprocess is not None and not isinstance(x, Mapping)  # from pixels, which are finite
-        expected_ms = serving.frontier.path_ms(point, deepest, rows) if usual else 0.0
+        expected_ms = deployment.frontier.path_ms(point, max(stages), rows=len(stages)) if usual else 0.0
+        pixels = deployment.bundle.preprocess is not None and not isinstance(x, Mapping)  # which are finite
         with self.lock:
-            drift, drifts = serving.drift(engine, point, stages, output, inputs, x)
-            if drifts or not answer.moved:
-                feedback = Feedback(point, deepest, rows, work_ms, expected_ms, engine.threads, snapshot, drift)
-                serving.last_feedback = feedback
-                serving.guard.observe(feedback)
+            captured = deployment.capture(engine, inputs, x)
             certified = (
                 output.complete
                 and answer.whole
-                and not drift
-                and serving.certified(engine)
+                and deployment.certified(engine)
                 and covered(point.operating_point, budget)
-                and (read or serving.covers(inputs))
+                and (pixels or deployment.covers(inputs))
             )
-            self.tally.enter(point.name, stages, of, certified, output.complete, latency_ms, waited_ms)
-            number = self.book.enter(labels, point.operating_point)
-        if drifts:
-            serving.watch.warn(budget.on_drift)
-        return Result(
-            id=number,
-            logits=output.logits,
-            label=label,
-            name=names_of(serving.bundle.classes, labels),
-            probability=probability,
-            stage=output.stage,
-            score=output.score,
-            latency_ms=latency_ms,
-            decision=decision,
-            certified=certified,
-            waited_ms=waited_ms,
-        )
+            observation = Observation(
+                next(self._ids),
+                deployment,
+                decision,
+                stages,
+                output,
+                captured,
+                engine,
+                snapshot,
+                work_ms,
+                expected_ms,
+                not answer.moved,
+                False,
+                certified,
+                latency_ms,
+                waited_ms,
+            )
+            self.observations.append(observation)
+            self.learn()
+            drifted = bool(deployment.watch.found)
+        return observation._replace(certified=False) if drifted else observation
+
+    def learn(self) -> None:
+        """Give the observations that wait to the drift test, the policy, the feedback log and the counters.
+
+        To be called under the lock. A call inside another, by a signal handler, does nothing.
+        """
+        if self._learns:
+            return
+        self._learns = True
+        try:
+            batch = self.observations[:]  # other threads append meanwhile
+            if not batch:
+                return
+            labels = answers(np.concatenate([one.output.logits for one in batch]))[0].tolist()
+            entries, alarmed, row = [], None, 0
+            for one in batch:
+                deployment, point, rows = one.deployment, one.decision.point, len(one.stages)
+                drift, is_first = deployment.drift(one.engine, point, one.stages, one.output, one.captured)
+                if is_first:
+                    alarmed = deployment
+                if is_first or one.learns:
+                    feedback = Feedback(
+                        point,
+                        max(one.stages),
+                        rows,
+                        one.work_ms,
+                        one.expected_ms,
+                        one.engine.threads,
+                        one.snapshot,
+                        drift,
+                    )
+                    deployment.last_feedback = feedback
+                    deployment.guard.observe(feedback)
+                self.feedback_log.enter(one.id, labels[row : row + rows], point.operating_point)
+                entries.append(one.entry(one.certified and (one.repeated or not drift)))
+                row += rows
+            self.counters.enter(entries, frozenset(one.id for one in batch))
+            del self.observations[: len(batch)]
+        finally:
+            self._learns = False
+        if alarmed is not None:
+            self.plan = None
+            alarmed.watch.warn(self.budget.on_drift)

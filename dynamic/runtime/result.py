@@ -1,69 +1,240 @@
 """What a request yields."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.engines.contract import Output
 from dynamic.engines.outputs import finite_rows, is_finite
 from dynamic.policies.decision import Decision
+from dynamic.policies.ladder import Interval
 
 _SHOWN = 10  # inputs of a batch that are printed
 
 
-@dataclass(frozen=True)
-class Result:
-    """Answers of one request of B inputs; `id`, to hand in their labels by (`Runtime.feedback`).
+class _Answer:
+    """What one request yields. Fields that most callers never read are worked out when they are read."""
 
-    `logits [B, C]` (softmax gives probabilities), `label [B]` (-1 where no stage gave a finite answer), `name`
-    and `probability` of each label, `stage [B]` each answer came from, its `score [B]`; `latency_ms` from arrival
-    to answer, preprocessing included, and `waited_ms` in a queue (`Runtime.submit`), which is part of it; the
-    `decision` it ran under.
+    __slots__ = (
+        "_classes",
+        "_label",
+        "_output",
+        "_probability",
+        "certified",
+        "decision",
+        "id",
+        "latency_ms",
+        "waited_ms",
+    )
 
-    `certified`: whether the budget's own `max_drop` holds for this answer. Without a `max_drop`: whether the ladder's
-    certificate covers it. Not so where the ladder is not certified, or was on another engine, precision, cascade or
-    preprocessing (the fingerprint differs); where its point has no bound, or promises a larger drop than `max_drop`
-    (`decision.point.bound` says which it promises); where a deadline cut it short; while a sub-model is missing;
-    where a row has no finite answer; where inputs hold NaN or infinity and the calibration's did not; and once inputs
-    have drifted from those of the calibration.
-    """
+    def __init__(
+        self,
+        id: int,
+        output: Output,
+        classes: Sequence[str] | None,
+        latency_ms: float,
+        decision: Decision,
+        certified: bool,
+        waited_ms: float = 0.0,
+    ) -> None:
+        self.id, self._output, self._classes = id, output, classes
+        self.latency_ms, self.waited_ms = latency_ms, waited_ms
+        self.decision, self.certified = decision, certified
+        self._label: NDArray[np.int64] | None = None
 
-    id: int
-    logits: NDArray[np.float32]
-    label: NDArray[np.int64]
-    name: tuple[str | None, ...]
-    probability: NDArray[np.float32]
-    stage: NDArray[np.int64]
-    score: NDArray[np.float32]
-    latency_ms: float
-    decision: Decision
-    certified: bool
-    waited_ms: float = 0.0
+    def _answers(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The labels `[B]` and their probabilities `[B]`."""
+        if self._label is None:
+            label, self._probability = answers(self._output.logits)
+            self._label = label
+        return self._label, self._probability
 
-    def __str__(self) -> str:
-        count, shown = len(self.label), slice(_SHOWN)
-        rows = zip(self.label[shown], self.name[shown], self.probability[shown], self.stage[shown], strict=True)
-        lines = [
-            "no finite answer" if label < 0 else f"{name or label}, probability {probability:.3f}, stage {stage}"
-            for label, name, probability, stage in rows
-        ]
-        lines += [f"... {count - _SHOWN} more"] * (count > _SHOWN)
+    def _request(self) -> str:
+        """What is known of the whole request, in words."""
         waited = f", {self.waited_ms:.3f} of them waiting" if self.waited_ms else ""
         covered = "certified" if self.certified else "not certified"
-        return "\n".join([*lines, f"{self.latency_ms:.3f} ms{waited}; {covered}; {self.decision.reason}"])
+        return f"{self.latency_ms:.3f} ms{waited}; {covered}; {self.decision.reason}"
+
+
+class Prediction(_Answer):
+    """The answer to one input.
+
+    It is certified where the budget's own `max_drop` holds for it. Without a `max_drop`, it is where the certificate of
+    the ladder covers it. It is not certified in these cases:
+
+    - The ladder is not certified, or was measured on another engine, precision, cascade or preprocessing.
+    - The operating point has no bound, or promises a larger drop than `max_drop` (see `decision.point.bound`).
+    - A deadline ended the request early, or a sub-model does not load.
+    - The answer is not finite, or the input holds NaN or infinity and those of the calibration did not.
+    - Inputs have drifted from those of the calibration. That is noticed some 16 requests later at most.
+
+    Args:
+        id: The number of the request, for `Runtime.feedback`.
+        output: What the engine returned, one row.
+        classes: The names of the classes. None: they have none.
+        latency_ms: From arrival to answer, preprocessing included.
+        decision: The decision that the request ran under.
+        certified: Whether a certificate holds for this answer.
+        waited_ms: The part of `latency_ms` in the queue.
+
+    Example:
+        >>> with bundle.runtime() as run:
+        ...     answer = run(x)
+        >>> answer.label in range(4), answer.name in "abcd", answer.stage in (0, 1)
+        (True, True, True)
+    """
+
+    __slots__ = ()
+
+    @property
+    def label(self) -> int:
+        """The number of the class. -1 where no stage gave a finite answer."""
+        return int(self._answers()[0][0])
+
+    @property
+    def name(self) -> str | None:
+        """The name of the class. None where classes have no names, or without an answer."""
+        return names_of(self._classes, (self.label,))[0]
+
+    @property
+    def probability(self) -> float:
+        """The probability of the label."""
+        return float(self._answers()[1][0])
+
+    @property
+    def stage(self) -> int:
+        """The stage that the answer came from."""
+        return int(self._output.stage[0])
+
+    @property
+    def score(self) -> float:
+        """The confidence of that stage, as thresholds are compared with it."""
+        return float(self._output.score[0])
+
+    @property
+    def log_probs(self) -> NDArray[np.float32]:
+        """Logarithms `[C]` of the probabilities of all classes."""
+        row: NDArray[np.float32] = self._output.logits[0]
+        return row
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """The probabilities `[C]` of all classes."""
+        return np.exp(self.log_probs)
+
+    def __str__(self) -> str:
+        return f"{_in_words(self.label, self.name, self.probability, self.stage)}\n{self._request()}"
+
+    def __repr__(self) -> str:
+        return f"Prediction(label={self.label}, name={self.name!r}, probability={self.probability:.3f})"
+
+
+class BatchResult(_Answer):
+    """The answers to a batch of B inputs. Iterating over it gives a `Prediction` for each row.
+
+    `id`, `latency_ms`, `waited_ms`, `decision` and `certified` are of the whole request. For the last see `Prediction`.
+
+    Args:
+        id: The number of the request, for `Runtime.feedback`.
+        output: What the engine returned, B rows.
+        classes: The names of the classes. None: they have none.
+        latency_ms: From arrival to answer, preprocessing included.
+        decision: The decision that the request ran under.
+        certified: Whether a certificate holds for all of these answers.
+        waited_ms: The part of `latency_ms` in the queue.
+
+    Example:
+        >>> with bundle.runtime() as run:
+        ...     batch = run(inputs[:3])
+        >>> len(batch), batch.label.shape, batch.log_probs.shape
+        (3, (3,), (3, 4))
+        >>> [answer.name for answer in batch] == list(batch.name)
+        True
+    """
+
+    __slots__ = ()
+
+    @property
+    def label(self) -> NDArray[np.int64]:
+        """The numbers of the classes `[B]`. -1 where no stage gave a finite answer."""
+        return self._answers()[0]
+
+    @property
+    def name(self) -> tuple[str | None, ...]:
+        """The names of the classes, one for each row."""
+        return names_of(self._classes, self.label.tolist())
+
+    @property
+    def probability(self) -> NDArray[np.float32]:
+        """The probabilities `[B]` of the labels."""
+        return self._answers()[1]
+
+    @property
+    def stage(self) -> NDArray[np.int64]:
+        """The stages `[B]` that the answers came from."""
+        return self._output.stage
+
+    @property
+    def score(self) -> NDArray[np.float32]:
+        """The confidences `[B]` of these stages, as thresholds are compared with them."""
+        return self._output.score
+
+    @property
+    def log_probs(self) -> NDArray[np.float32]:
+        """Logarithms `[B, C]` of the probabilities of all classes."""
+        return self._output.logits
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """The probabilities `[B, C]` of all classes."""
+        return np.exp(self.log_probs)
+
+    def __len__(self) -> int:
+        return len(self._output.logits)
+
+    def __getitem__(self, row: int) -> Prediction:
+        row = range(len(self))[row]
+        output = self._output
+        one = Output(
+            output.logits[row : row + 1], output.stage[row : row + 1], output.score[row : row + 1], output.complete
+        )
+        return Prediction(self.id, one, self._classes, self.latency_ms, self.decision, self.certified, self.waited_ms)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return (self[row] for row in range(len(self)))
+
+    def __str__(self) -> str:
+        count, shown = len(self), slice(_SHOWN)
+        rows = zip(self.label[shown], self.name[shown], self.probability[shown], self.stage[shown], strict=True)
+        lines = [_in_words(*row) for row in rows]
+        lines += [f"... {count - _SHOWN} more"] * (count > _SHOWN)
+        return "\n".join([*lines, self._request()])
+
+    def __repr__(self) -> str:
+        return f"BatchResult({len(self)} inputs)"
+
+
+Result = Prediction | BatchResult  # of a request: one input, or a batch
+
+
+def _in_words(label: int, name: str | None, probability: float, stage: int) -> str:
+    if label < 0:
+        return "no finite answer"
+    return f"{name or label}, probability {probability:.3f}, stage {stage}"
 
 
 @dataclass(frozen=True)
 class FeedbackEstimate:
     """How many of the answers were right whose labels were handed in: the answers to `count` inputs.
 
-    `accuracy` (low, mid, high), 95% interval (Wilson 1927); `expected`: what the ladder measured at the points that
+    `accuracy`: with its 95% interval (Wilson 1927); `expected`: what the ladder measured at the points that
     gave these answers, mean over inputs (None where it was measured without labels).
     """
 
     count: int
-    accuracy: tuple[float, float, float]
+    accuracy: Interval
     expected: float | None
 
 

@@ -105,7 +105,7 @@ class Runtime:
         self._read.started = lambda: self._sensors.warn(self.budget)
         if not starts_monitor:
             _ = self._read.latest  # before any model is loaded
-        self._answering = RequestHandler(
+        self._handler = RequestHandler(
             self._read,
             Announcer(on_change),
             RuntimeCounters(len(bundle.spec.stages)),
@@ -114,9 +114,9 @@ class Runtime:
             workers,
             clock,
         )
-        self._waiting = Waiting(queue, workers, self._answering, self._retire)
-        self._answering.serving = self._serve(bundle, frontier, engine, others)
-        self.serving.guard.begin()
+        self._waiting = Waiting(queue, workers, self._handler, self._retire)
+        self._handler.deployment = self._serve(bundle, frontier, engine, others)
+        self.deployment.guard.begin()
         self.budget = budget  # checked by the setter
         forget_after_fork(self)
 
@@ -177,7 +177,7 @@ class Runtime:
 
         Raises InputError on a wrong shape or dtype, EngineError when every engine fails, ClosedError after `close`.
         """
-        return self._answering(x)
+        return self._handler(x)
 
     def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
         """Answer one item after another, with a progress bar on a terminal."""
@@ -210,12 +210,12 @@ class Runtime:
 
     def _submit(self, x: Any, came: float, copy: bool) -> "Future[Result]":
         thread = threading.get_ident()
-        self._answering.inside.append(thread)
+        self._handler.inside.append(thread)
         try:
-            self._answering.check_open()
+            self._handler.check_open()
             return self._waiting.submit(self._owned(x) if copy else x, came)
         finally:
-            self._answering.inside.remove(thread)
+            self._handler.inside.remove(thread)
 
     def _owned(self, x: Any) -> Any:
         """A copy. What will be refused for its shape or type is not copied: it may be huge."""
@@ -268,46 +268,46 @@ class Runtime:
         Setting anything else raises BudgetError, as does a limit about which the costs say nothing. A limit that no
         sensor of this device can follow is warned of, once.
         """
-        return self._answering.budget
+        return self._handler.budget
 
     @budget.setter
     def budget(self, budget: Budget) -> None:
         if not isinstance(budget, Budget):
             raise BudgetError(f"budget={budget!r} must be a dynamic.Budget, such as Budget(latency_ms=20)")
-        answering = self._answering
-        before: Budget | None = getattr(answering, "budget", None)
+        handler = self._handler
+        before: Budget | None = getattr(handler, "budget", None)
         while True:  # no lock: a signal handler may set it while its own thread holds that
-            serving = self.serving
+            deployment = self.deployment
             try:
-                check_budget(budget, serving.whole)
+                check_budget(budget, deployment.whole)
             except BudgetError:
-                if before is not None and answering.budget is budget:  # stored, and then a swap came between
-                    answering.budget = before
+                if before is not None and handler.budget is budget:  # stored, and then a swap came between
+                    handler.budget = before
                 raise
-            answering.budget = budget
-            if serving is self.serving:
+            handler.budget = budget
+            if deployment is self.deployment:
                 break
         self._sensors.warn(budget)
 
     @property
-    def serving(self) -> Deployment:
+    def deployment(self) -> Deployment:
         """What is at work now."""
-        return self._answering.serving
+        return self._handler.deployment
 
     @property
     def bundle(self) -> DeployedBundle:
         """The bundle at work."""
-        return self.serving.bundle
+        return self.deployment.bundle
 
     @property
     def frontier(self) -> Frontier:
         """What the policy chooses from: without points whose sub-models do not load."""
-        return self.serving.frontier
+        return self.deployment.frontier
 
     @property
     def engine(self) -> Engine:
         """The engine that was asked for."""
-        return self.serving.engines.first
+        return self.deployment.engines.first
 
     def swap(self, bundle: DeployedBundle) -> None:
         """Put another bundle to work while requests run: those that have begun end on the old one.
@@ -322,29 +322,36 @@ class Runtime:
         differ, EngineError where the engine cannot be had, BudgetError where the budget has a limit about which its
         costs say nothing: the old one then goes on.
         """
-        self._answering.check_open()
+        self._handler.check_open()
         with self._swapping, self._spacing.action():
             check_successor(self.bundle, bundle)
             made, engine, rest = self._open(bundle)
             try:
                 fresh = self._serve(made, made.frontier, engine, rest)
                 self._decide_first(fresh)
-                fresh.load_as(self.serving, self.budget, self._read.latest)
+                fresh.load_as(self.deployment, self.budget, self._read.latest)
                 old = self._exchange(fresh)
             except BaseException:
                 engine.close()
                 raise
         old.retire()
-        if self._answering.closed:  # in the meantime, by a signal handler perhaps
-            self.serving.retire()
+        if self._handler.closed:  # in the meantime, by a signal handler perhaps
+            self.deployment.retire()
         logger.info("bundle %s is at work now, %s before", made.folder, old.bundle.folder)
 
     def stats(self) -> Statistics:
         """What has been done so far. It waits for nobody: any thread and any signal handler may ask."""
-        answering, waiting, watch = self._answering, self._waiting, self.serving.watch
+        handler, waiting, watch = self._handler, self._waiting, self.deployment.watch
         lines = self._sensors.lines(self.budget)
-        return answering.tally.statistics(
-            watch.found, answering.book.estimate(), waiting.shed, waiting.longest, lines, watch.near_duplicates
+        waits = [(one.id, one.entry(one.certified)) for one in handler.observations[:]]
+        return handler.counters.statistics(
+            watch.found,
+            handler.feedback_log.estimate(),
+            waiting.shed,
+            waiting.longest,
+            lines,
+            watch.near_duplicates,
+            waits,
         )
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
@@ -355,8 +362,9 @@ class Runtime:
         (it counts once, and the first label stands); where there are more labels than rows or fewer; and on a label
         that is no class. Nothing is counted then.
         """
-        with self._answering.held():
-            self._answering.book.feedback(result_id, label)
+        with self._handler.held():
+            self._handler.learn()
+            self._handler.feedback_log.feedback(result_id, label)
 
     def restart_drift(self) -> None:
         """Watch inputs anew, after an alarm or before one: the next request is decided as if there had been none.
@@ -364,13 +372,15 @@ class Runtime:
         Inputs seen so far count as known: what comes is compared with them too. So inputs that have changed for good
         alarm less and less, and are as little covered by the certificate as before: calibrate again with such inputs.
         """
-        with self._answering.held():
-            serving = self.serving
-            serving.watch.restart()
-            if serving.last_feedback is not None and serving.last_feedback.drift:
+        with self._handler.held():
+            self._handler.learn()
+            self._handler.plan = None
+            deployment = self.deployment
+            deployment.watch.restart()
+            if deployment.last_feedback is not None and deployment.last_feedback.drift:
                 # not a request once more: it says nothing of the device, and nothing was spent
-                serving.last_feedback = replace(serving.last_feedback, drift=False, expected_ms=0.0, rows=0)
-                serving.guard.observe(serving.last_feedback)
+                deployment.last_feedback = replace(deployment.last_feedback, drift=False, expected_ms=0.0, rows=0)
+                deployment.guard.observe(deployment.last_feedback)
 
     def close(self, drain: bool = False, timeout_s: float | None = None) -> None:
         """Take no more requests, end those that run, and give memory back. Stops the monitor too, unless it was given.
@@ -391,10 +401,10 @@ class Runtime:
             raise SettingError(
                 f"timeout_s={timeout_s!r} must be a number of seconds of at least 0, or None for no limit"
             )
-        answering = self._answering
-        answering.closed = True
+        handler = self._handler
+        handler.closed, handler.plan = True, None
         # what the interrupted thread holds, a worker may need: to wait for workers then is to wait for oneself
-        wait = threading.get_ident() not in answering.inside and not in_signal_handler()
+        wait = threading.get_ident() not in handler.inside and not in_signal_handler()
         if self._waiting.close(drain, timeout_s, wait):  # else the last worker does it
             self._retire()
         if self._owns_monitor:
@@ -402,7 +412,7 @@ class Runtime:
 
     def _retire(self) -> None:
         """Close the engines once no request runs, now that none can come."""
-        self.serving.retire()
+        self.deployment.retire()
 
     def __enter__(self) -> Self:
         return self
@@ -415,8 +425,8 @@ class Runtime:
     def forget(self) -> Any:
         """What a forked child must not take from its parent; see `dynamic.engines.forking`."""
         self._swapping = threading.RLock()
-        self._answering.forget()
-        self.serving.forget()
+        self._handler.forget()
+        self.deployment.forget()
         self._read.forget()
         return self._waiting.forget()
 
@@ -425,42 +435,44 @@ class Runtime:
         # the policy takes its first reading for memory without models: that is not the reading of now
         latest = self._read.latest
         first = fast_replace(latest, memory_process_mb=(self._read.first or latest).memory_process_mb)
-        answering = self._answering
-        with answering.held():  # no policy is asked twice at once
-            answering.check_open()
-            budget = answering.budget
+        handler = self._handler
+        with handler.held():  # no policy is asked twice at once
+            handler.check_open()
+            budget = handler.budget
             check_budget(budget, fresh.whole)
             fresh.guard.begin()
             fresh.decision = fresh.guard.decide(fresh.frontier, budget, first)
 
     def _exchange(self, fresh: Deployment) -> Deployment:
         """Put it to work, and return what was at work before."""
-        answering = self._answering
-        with answering.held():
-            answering.check_open()
-            budget = answering.budget
+        handler = self._handler
+        with handler.held():
+            handler.check_open()
+            budget = handler.budget
             check_budget(budget, fresh.whole)
-            old = answering.serving
+            handler.learn()
+            handler.plan = None
+            old = handler.deployment
             fresh.decision = old.decision  # so that the change is told
-            answering.serving = fresh
-            if answering.budget is not budget:  # set meanwhile, without a lock
+            handler.deployment = fresh
+            if handler.budget is not budget:  # set meanwhile, without a lock
                 try:
-                    check_budget(answering.budget, fresh.whole)
+                    check_budget(handler.budget, fresh.whole)
                 except BudgetError:
-                    answering.serving = old
+                    handler.deployment = old
                     raise
-            answering.tally.begin(len(fresh.bundle.spec.stages))
+            handler.counters.begin(len(fresh.bundle.spec.stages))
             return old
 
     def _serve(self, bundle: DeployedBundle, frontier: Frontier, engine: Engine, others: Others) -> Deployment:
-        answering = self._answering
+        handler = self._handler
 
         def engine_failed() -> None:
-            with answering.lock:
-                answering.tally.engine_failures += 1
+            with handler.lock:
+                handler.counters.engine_failures += 1
 
         def policy_failed() -> None:  # it is asked under the lock
-            answering.tally.policy_failures += 1
+            handler.counters.policy_failures += 1
 
         return Deployment(
             bundle,

@@ -1,4 +1,4 @@
-"""Simulated devices: they stand in for the monitor and the clock, and the policies do not know."""
+"""Simulated devices: they replace the monitor and the clock, and policies run on them unchanged."""
 
 from dynamic.simulate.device_models import Device, device, devices
 from dynamic.simulate.report import SimulatedChange, SimulationReport

@@ -1,9 +1,9 @@
-"""Devices that are simulated, with where each of their figures comes from."""
+"""Simulated devices, each figure with its source."""
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,44 @@ _MAY_BE_NONE = ("battery_mwh", "resistance_c_per_w", "capacity_j_per_c", "thrott
 
 @dataclass(frozen=True)
 class Device:
-    """A device in the figures that a simulation needs.
+    """The figures of a device that a simulation needs.
 
-    `relative_speed` to the machine that the costs were measured on; `memory_mb` free for applications before anything
-    is loaded; `battery_mwh` of a full battery (None: it has none). Power: `idle_mw` drawn all the time, `screen_mw` on
-    top of that where a screen is on, `active_mw` on top while inference runs at full clock, `charging_mw` into the
-    battery on the mains. `frequency_steps`: ratios to the maximum, falling from 1. Heat: `resistance_c_per_w` (degrees
-    that a watt ends above `ambient_c`) and `capacity_j_per_c`; from `throttle_c` on the clock goes down a step at a
-    time, and up again below that less `hysteresis_c` (None: it never gets too warm). `load_ms_per_mb` to load a
-    backbone; `overhead_ms` that a request takes beside its stages as they were profiled: preprocessing, caches that
-    grew cold; `wake_ms` from a request's arrival until a worker that sleeps begins with it. Sensors: charge in steps of
-    `battery_step` (0.01 whole percents, 0 exact), temperature in steps of `temperature_step_c`; fields of a Snapshot
-    that are `absent` for good. `source`: for every figure that is given a public source, or "assumption".
+    Args:
+        name: Name for reports.
+        relative_speed: Speed over that of the machine on which costs were measured, above 0.
+        cores: Number of cores.
+        memory_mb: Memory in 10^6 bytes that is free for applications before anything is loaded.
+        battery_mwh: Energy of a full battery in milliwatt hours. None: no battery.
+        idle_mw: Power drawn all the time, in milliwatts.
+        active_mw: Additional power while inference runs at the full clock.
+        source: For every figure that is given, a public source or "assumption".
+        screen_mw: Additional power of a screen that is on.
+        charging_mw: Power into the battery on the mains.
+        frequency_steps: Clock over the maximum, falling from 1.
+        resistance_c_per_w: Degrees above `ambient_c` that a watt leads to in the end. None: no model of heat.
+        capacity_j_per_c: Heat capacity in joules per degree. None: no model of heat.
+        throttle_c: Temperature from which on the clock falls by a step at a time. None: it never does.
+        hysteresis_c: Degrees below `throttle_c` at which the clock rises again.
+        ambient_c: Ambient temperature in degrees Celsius.
+        load_ms_per_mb: Time to load a backbone, for each 10^6 bytes.
+        overhead_ms: Time of a request beside its stages as profiled: preprocessing, cold caches.
+        wake_ms: Time from the arrival of a request until a worker that sleeps begins with it.
+        battery_step: Resolution of the charge. 0.01 is whole percents, 0 is exact.
+        temperature_step_c: Resolution of the temperature. 0 is exact.
+        absent: Fields of `Snapshot` that this device never has.
 
-    Raises SettingError on a figure out of range, or one without a source.
+    Raises:
+        SettingError: A figure is out of range or has no source, or `absent` names a field that no snapshot has.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> phone = dynamic.simulate.device("mid-range-phone")
+        >>> replace(phone, ambient_c=38.0).ambient_c
+        38.0
     """
 
     name: str
+    _: KW_ONLY
     relative_speed: float
     cores: int
     memory_mb: float
@@ -83,19 +104,36 @@ class Device:
             raise SettingError(f"device {self.name!r} lacks a sensor {unknown[0]!r}, which no snapshot has")
         if without := [figure for figure in self._given() if not self.source.get(figure)]:
             raise SettingError(
-                f"device {self.name!r} names no source for {without}; give a public one, or 'assumption'"
+                f"device {self.name!r} names no source for {without}: give a public one, or 'assumption'"
             )
 
     def _given(self) -> list[str]:
-        """Figures that somebody gave, and that therefore need a source."""
+        """Figures that were given, and that therefore need a source."""
         defaults = {f.name: f.default for f in fields(self)}
-        known = [name for name in defaults if name not in ("name", "source")]
-        return [n for n in known if getattr(self, n) != defaults[n] and getattr(self, n) is not None]
+        figures = [name for name in defaults if name not in ("name", "source")]
+        return [n for n in figures if getattr(self, n) != defaults[n] and getattr(self, n) is not None]
 
     def costs(self, costs: Costs) -> Costs:
-        """What profiling would give on this device: times divided by its speed, energy by the model.
+        """Compute what profiling would measure on this device: times by its speed, energy by its power.
 
-        Energy of a stage, and of the overhead of a call, is its time times `active_mw`.
+        The energy of a stage, and of the overhead of a call, is its time times `active_mw`.
+
+        Args:
+            costs: Costs measured on another machine.
+
+        Returns:
+            The costs on this device.
+
+        Raises:
+            AttributeError: `costs` is None: profile the bundle first.
+
+        Example:
+            >>> vm = dynamic.simulate.device("cloud-vm")
+            >>> there = vm.costs(costs)
+            >>> there.machine
+            'simulated cloud machine with 2 virtual CPUs'
+            >>> round(there.latency_ms[0][0] / costs.latency_ms[0][0], 2)  # relative_speed is 0.8
+            1.25
         """
 
         def slower(table: Table) -> Table:
@@ -115,27 +153,67 @@ class Device:
         return here.powered(self.active_mw, self.idle_mw + self.screen_mw)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the figures as plain JSON types."""
         return asdict(replace(self, source=dict(self.source)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Device":
-        """What `to_json` gave; raises SettingError on fields that are missing or unknown."""
+        """Read what `to_json` returned.
+
+        Args:
+            data: Figures by name.
+
+        Returns:
+            The device.
+
+        Raises:
+            SettingError: A figure is missing, unknown or out of range.
+
+        Example:
+            >>> laptop = dynamic.simulate.device("laptop")
+            >>> dynamic.simulate.Device.from_json(laptop.to_json()) == laptop
+            True
+        """
         try:
             return cls(**data)
         except TypeError as error:
-            raise SettingError(f"{dict(data)!r} is no device ({error}); it needs name, source, {_NEEDED}") from error
+            raise SettingError(f"{dict(data)!r} is no device ({error}): it needs name, source, {_NEEDED}") from error
 
 
 def devices() -> dict[str, Device]:
-    """The devices that come with the library, by short name."""
+    """Return the devices that come with the library.
+
+    Returns:
+        Devices by short name.
+
+    Raises:
+        OSError: The file of the devices is missing: install the library again.
+
+    Example:
+        >>> sorted(dynamic.simulate.devices())
+        ['cloud-vm', 'jetson-orin-nano', 'laptop', 'mid-range-phone', 'raspberry-pi-5-power-bank']
+    """
     text = Path(__file__).with_name("devices.json").read_text(encoding="utf-8")
     return {name: Device.from_json(data) for name, data in json.loads(text).items()}
 
 
 def device(name: str) -> Device:
-    """One of `devices()`; raises SettingError where there is none of that name."""
-    known = devices()
-    if name not in known:
-        raise SettingError(f"no device {name!r}; there are {sorted(known)}, or make a Device")
-    return known[name]
+    """Return one of the devices that come with the library.
+
+    Args:
+        name: Its short name, a key of `devices()`.
+
+    Returns:
+        The device.
+
+    Raises:
+        SettingError: There is no device of this name.
+
+    Example:
+        >>> dynamic.simulate.device("laptop").cores
+        8
+    """
+    presets = devices()
+    if name not in presets:
+        raise SettingError(f"no device {name!r}: there are {sorted(presets)}, or make a Device")
+    return presets[name]

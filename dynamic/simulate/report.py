@@ -1,4 +1,4 @@
-"""What a simulation found."""
+"""Results of a simulation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,17 @@ _ARRAYS = ("latency_ms", "changes", "series")
 
 @dataclass(frozen=True)
 class SimulatedChange:
-    """From `time_s` on the policy chose `point`, for this `reason`."""
+    """A change of the operating point.
+
+    Args:
+        time_s: Time of the change in seconds.
+        point: Name of the new operating point.
+        reason: Reason of the policy, in words.
+
+    Example:
+        >>> dynamic.simulate.SimulatedChange(12.0, "drop 0.01", "latency").point
+        'drop 0.01'
+    """
 
     time_s: float
     point: str
@@ -21,26 +31,62 @@ class SimulatedChange:
 
 @dataclass(frozen=True, eq=False)
 class SimulationReport:
-    """A simulated run: nothing here was measured on the device that it names.
+    """Results of a simulated run. Nothing in it was measured on the device that it names.
 
-    `requests` arrived; `answered` of them were, `shed` left the queue unanswered, the others came after the battery was
-    empty. Of the answers (None where there are none): `accuracy` (None without labels); `latency_ms [answered]` from
-    arrival to answer, queue included, with mean, median, p95, p99 and longest, and `mean_wait_ms` of it in the queue;
-    `late_share` over the budget's latency, `deadline_miss_share` over its deadline (None: no such limit); `cut_share`
-    ended early for a deadline; `uncertified_share`: those, and answers whose point has no bound or promises a larger
-    drop than `max_drop`; `infeasible_share` under a decision that met not every limit, `violated_limit_shares` by
-    limit. `useful_share`: right, and in time for latency and deadline, of all that arrived. `queue_longest` requests
-    waiting.
+    Figures of answers are None where nothing was answered. Figures over time are None where the model has none.
 
-    `energy_mj` of the whole device from `energy_source`, the sum of `idle_mj`, `screen_mj` and `inference_mj`, and
-    `inference_mj_each` answer; `battery_left` 0..1, `hours` until the end, or until the battery was empty;
-    `hours_per_charge`: how long a full battery lasts like this (None: no battery). `temperature_max_c` (None: no model
-    of it), `throttled_share` of the time, `memory_over_share` of the time in which the process held more than its
-    budget or than there was. `changes` of the decision and `switches_per_hour`, `loads` of backbones while serving,
-    `stage_shares [S]` of answers by stage and `point_shares` by point.
+    Args:
+        device: Name of the device.
+        requests: Number of requests that arrived.
+        answered: Number of answers. Requests that were neither answered nor shed came after the battery was empty.
+        shed: Number of requests that left the queue unanswered.
+        accuracy: Accuracy of the answers, 0 to 1. None without labels.
+        useful_share: Share of all requests answered rightly and within latency and deadline. None without labels.
+        mean_latency_ms: Mean latency from arrival to answer, queue included.
+        median_latency_ms: Median latency.
+        p95_latency_ms: 95th percentile of latency.
+        p99_latency_ms: 99th percentile of latency.
+        longest_latency_ms: Longest latency.
+        mean_wait_ms: Mean time in the queue.
+        late_share: Share of answers over the budget's latency. None: no such limit.
+        deadline_miss_share: Share of answers after the budget's deadline. None: no such limit.
+        cut_share: Share of answers that a deadline cut short.
+        uncertified_share: Share of answers that were cut short, or whose point has no bound within `max_drop`.
+        infeasible_share: Share of answers under a decision that violated a limit.
+        violated_limit_shares: The same share for each limit, by its name.
+        queue_longest: Largest number of waiting requests.
+        energy_mj: Energy of the whole device in millijoules.
+        energy_source: Source of the energy, here "model".
+        idle_mj: Part of the energy drawn all the time.
+        screen_mj: Part of the energy of the screen.
+        inference_mj: Part of the energy of inference.
+        inference_mj_each: Energy of inference for each answer.
+        battery_left: Charge at the end, 0 to 1. None: no battery.
+        hours: Length of the run in hours, until the end or an empty battery.
+        hours_per_charge: Hours that a full battery lasts at this power. None: no battery.
+        temperature_max_c: Highest temperature in degrees Celsius. None: no model of heat.
+        throttled_share: Share of the time with a lowered clock.
+        memory_over_share: Share of the time in which the process exceeded its memory budget, or the free memory.
+        changes: Changes of the operating point, the first at the start.
+        switches_per_hour: Changes an hour.
+        loads: Number of backbones loaded while serving.
+        stage_shares: Share of answers by stage `[S]`.
+        point_shares: Share of answers by name of the operating point.
+        latency_ms: Latency of each answer `[answered]`.
+        series: Figures over time for pictures, lists of equal length. See `dynamic.simulate.summary`.
+        doubts: Reasons to doubt the costs behind all figures. See `Costs.doubts`.
 
-    `doubts`: why the costs that all of this comes from are doubtful, see `Costs.doubts`.
-    `series`: figures over time for pictures, each a list of the same length; see `dynamic.simulate.summary`.
+    Example:
+        >>> report = dynamic.simulate.simulate(
+        ...     bundle.frontier,
+        ...     records,
+        ...     device=dynamic.simulate.device("laptop"),
+        ...     workload=dynamic.simulate.Constant(rate_hz=2, duration_s=30),
+        ...     policy=dynamic.BudgetPolicy(),
+        ...     budget=dynamic.Budget(),
+        ... )
+        >>> report.requests, report.shed
+        (60, 0)
     """
 
     device: str
@@ -84,7 +130,29 @@ class SimulationReport:
     doubts: tuple[str, ...] = ()
 
     def to_json(self, series: bool = False) -> dict[str, Any]:
-        """Plain JSON types, without the latency of each request; marked as simulated."""
+        """Return plain JSON types, marked as simulated, without the latency of each request.
+
+        Args:
+            series: Whether to include the figures over time.
+
+        Returns:
+            Figures by name.
+
+        Raises:
+            Nothing: every figure has a JSON type.
+
+        Example:
+            >>> report = dynamic.simulate.simulate(
+            ...     bundle.frontier,
+            ...     records,
+            ...     device=dynamic.simulate.device("laptop"),
+            ...     workload=dynamic.simulate.Constant(rate_hz=2, duration_s=30),
+            ...     policy=dynamic.BudgetPolicy(),
+            ...     budget=dynamic.Budget(),
+            ... )
+            >>> report.to_json()["simulated"]
+            True
+        """
         data = {k: v for k, v in vars(self).items() if k not in _ARRAYS}
         changes = [vars(change).copy() for change in self.changes]
         data = (
@@ -99,7 +167,7 @@ class SimulationReport:
         lines += [f"  DOUBTFUL: {doubt}" for doubt in self.doubts]
         battery = "none" if self.battery_left is None else f"{self.battery_left:.1%} left after {self.hours:.3g} h"
         if self.hours_per_charge is not None:
-            battery += f"; a full one lasts {self.hours_per_charge:.3g} h like this"
+            battery += f", and a full one lasts {self.hours_per_charge:.3g} h like this"
         shed = f", shed {self.shed}" if self.shed else ""
         rows = {
             "simulated requests": f"{self.requests}, answered {self.answered}{shed}",

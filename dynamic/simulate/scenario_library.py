@@ -1,7 +1,7 @@
-"""Situations with a name, scaled to a device and a frontier so that their limits bind: for benchmarks and examples."""
+"""Named scenarios for benchmarks and examples, scaled to a device and a frontier so that their limits bind."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Literal, get_args
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.limits import RESERVE_MB
@@ -17,19 +17,44 @@ from dynamic.simulate.world.environment import Budgets
 from dynamic.simulate.world.processes import Bursts, Line, Steps, Value, demand
 from dynamic.simulate.world.virtual_sensors import Faults, Outage
 
-SCENARIOS = ("steady", "contention", "battery", "heat", "memory", "all")
+ScenarioName = Literal["steady", "contention", "battery", "heat", "memory", "all"]
+SCENARIOS: tuple[ScenarioName, ...] = get_args(ScenarioName)
 _PROCESS_MB = 60.0  # before any network is loaded
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What `simulate` takes beside the frontier, the records, the device and the policy; `about`: one sentence.
+    """The arguments of `simulate` for one situation, without frontier, records, device and policy.
 
-    The `budget` is what makes a situation hard: `run` takes another one all the same.
+    Args:
+        name: Short name.
+        about: One sentence on the situation.
+        workload: The requests.
+        budget: The limits that make the situation hard, or a function of the time in seconds to them.
+        background_load: Cores that others demand, as a share of the cores. A number or a function of time.
+        ambient_c: Ambient temperature in degrees Celsius, a number or a function of time. None: that of the device.
+        plugged: 0 on battery, else on the mains. A number or a function of time.
+        memory_mb: Memory for applications in 10^6 bytes, a number or a function of time. None: that of the device.
+        battery: Charge at the start, above 0, at most 1.
+        temperature_c: Temperature at the start. None: that of the idle device after a long time.
+        faults: Faults of the sensors. None: none.
+        process_mb: Resident memory of the process before a network is loaded, in 10^6 bytes.
+
+    Example:
+        >>> rush = dynamic.simulate.Scenario(
+        ...     "rush",
+        ...     "many requests beside a busy process",
+        ...     workload=dynamic.simulate.Poisson(rate_hz=50, duration_s=60),
+        ...     budget=dynamic.Budget(latency_ms=20),
+        ...     background_load=0.8,
+        ... )
+        >>> rush.workload.duration_s
+        60
     """
 
     name: str
     about: str
+    _: KW_ONLY
     workload: Workload
     budget: Budgets
     background_load: Value = 0.0
@@ -45,16 +70,40 @@ class Scenario:
         self,
         frontier: Frontier,
         records: Records,
+        *,
         device: Device,
         policy: Policy,
         budget: Budgets | None = None,
         **options: Any,
     ) -> SimulationReport:
-        """Simulate it; `options` as `simulate` takes them, before the scenario's own."""
+        """Simulate the scenario.
+
+        Args:
+            frontier: Operating points with costs of any machine. They are scaled to the device.
+            records: Records on which thresholds were not chosen.
+            device: The device.
+            policy: The policy.
+            budget: Another budget than that of the scenario. None: its own.
+            options: Further arguments of `simulate`. They replace those of the scenario.
+
+        Returns:
+            The report.
+
+        Raises:
+            InputError: The records are empty or of another cascade.
+            SettingError: An option is out of range.
+
+        Example:
+            >>> laptop = dynamic.simulate.device("laptop")
+            >>> steady = dynamic.simulate.scenario("steady", laptop, frontier=frontier, duration_s=1.0)
+            >>> report = steady.run(frontier, records, device=laptop, policy=dynamic.BudgetPolicy())
+            >>> report.answered == report.requests
+            True
+        """
         return simulate(
             frontier,
             records,
-            device,
+            device=device,
             policy=policy,
             workload=self.workload,
             budget=self.budget if budget is None else budget,
@@ -62,37 +111,72 @@ class Scenario:
         )
 
     def surroundings(self) -> dict[str, Any]:
-        """The keyword arguments of `simulate` that are the scenario's."""
+        """Return the keyword arguments of `simulate` that belong to the scenario."""
         apart = ("name", "about", "workload", "budget")
         return {name: value for name, value in vars(self).items() if name not in apart}
 
 
 def scenarios(
-    device: Device, frontier: Frontier, duration_s: float | None = None, seed: int = 0
+    device: Device, frontier: Frontier, *, duration_s: float | None = None, seed: int = 0
 ) -> dict[str, Scenario]:
-    """All of `SCENARIOS` that this device can be in: one without a battery does not run it down.
+    """Make all scenarios that a device can be in. A device without a battery has none on it.
 
-    `frontier` with any costs, they are scaled to the device. `duration_s` None: as long as each takes to show what it
-    is about, minutes to hours; given, time runs in proportion (the battery's floor is then what it gets to).
+    Args:
+        device: The device.
+        frontier: Operating points with costs of any machine. They are scaled to the device.
+        duration_s: Length of each scenario in seconds. Changes are then scaled to it, and so is the battery's floor.
+            None: as long as each situation needs, minutes to hours.
+        seed: Seed of the background load.
+
+    Returns:
+        Scenarios by name, in the order of `SCENARIOS`.
+
+    Raises:
+        AttributeError: `frontier` has no costs: profile the bundle first.
+
+    Example:
+        >>> list(dynamic.simulate.scenarios(dynamic.simulate.device("cloud-vm"), frontier))
+        ['steady', 'contention', 'memory']
     """
-    made = _Maker(device, frontier, duration_s, seed)
-    found = {"steady": made.steady(), "contention": made.contention(), "memory": made.memory()}
+    maker = _Maker(device, frontier, duration_s, seed)
+    possible = {"steady": maker.steady(), "contention": maker.contention(), "memory": maker.memory()}
     if device.battery_mwh is not None:
-        found["battery"] = made.battery()
+        possible["battery"] = maker.battery()
     if device.throttle_c is not None:
-        found["heat"] = made.heat()
-    if len(found) == len(SCENARIOS) - 1:
-        found["all"] = made.everything()
-    return {name: found[name] for name in SCENARIOS if name in found}
+        possible["heat"] = maker.heat()
+    if len(possible) == len(SCENARIOS) - 1:
+        possible["all"] = maker.everything()
+    return {name: possible[name] for name in SCENARIOS if name in possible}
 
 
-def scenario(name: str, device: Device, frontier: Frontier, duration_s: float | None = None, seed: int = 0) -> Scenario:
-    """One of `scenarios`; raises SettingError where there is none of that name for this device."""
-    known = scenarios(device, frontier, duration_s, seed)
-    if name not in known:
+def scenario(
+    name: ScenarioName, device: Device, *, frontier: Frontier, duration_s: float | None = None, seed: int = 0
+) -> Scenario:
+    """Make one of the scenarios that a device can be in.
+
+    Args:
+        name: One of `SCENARIOS`.
+        device: The device.
+        frontier: Operating points with costs of any machine. They are scaled to the device.
+        duration_s: Length of the scenario in seconds. None: as long as it needs. See `scenarios`.
+        seed: Seed of the background load.
+
+    Returns:
+        The scenario.
+
+    Raises:
+        SettingError: There is no scenario of this name, or this device cannot be in it.
+
+    Example:
+        >>> phone = dynamic.simulate.device("mid-range-phone")
+        >>> dynamic.simulate.scenario("battery", phone, frontier=frontier).battery
+        0.3
+    """
+    possible = scenarios(device, frontier, duration_s=duration_s, seed=seed)
+    if name not in possible:
         lacks = ": the device lacks what it needs" if name in SCENARIOS else ""
-        raise SettingError(f"no scenario {name!r} for {device.name!r}{lacks}; there are {list(known)}")
-    return known[name]
+        raise SettingError(f"no scenario {name!r} for {device.name!r}{lacks}: there are {list(possible)}")
+    return possible[name]
 
 
 class _Maker:
@@ -105,11 +189,11 @@ class _Maker:
         self.least_p95_ms = min(point.p95_ms[0] for point in self.here.points)
 
     def rate_hz(self, share: float) -> float:
-        """Requests that keep the reference busy for this share of the time, alone on the device."""
+        """Requests a second that keep the reference busy for this share of the time, alone on the device."""
         return share * 1e3 / self.mean_ms
 
     def middle_mw(self, share: float) -> float:
-        """Power halfway between that of the reference and of the fastest point, at the reference's `share`."""
+        """Power halfway between the reference and the fastest point, where the reference is busy for this `share`."""
         active_mw = self.device.active_mw * share * (1 + self.least_ms / self.mean_ms) / 2
         return self.device.idle_mw + self.device.screen_mw + active_mw
 
@@ -121,23 +205,23 @@ class _Maker:
         return Scenario(
             "steady",
             "Poisson arrivals that keep the reference busy 40% of the time, nothing else going on",
-            Poisson(self.rate_hz(0.4), self.given_s or 600.0),
-            Budget(latency_ms=4 * self.mean_ms, percentile=0.99),
+            workload=Poisson(self.rate_hz(0.4), self.given_s or 600.0),
+            budget=Budget(latency_ms=4 * self.mean_ms, percentile=0.99),
         )
 
     def contention(self) -> Scenario:
-        """Slowed down by 4, the point of the least p95 is in time and the reference is not."""
+        """At a slowdown of 4, the point of the least p95 is in time and the reference is late."""
         limit_ms = 4 * (self.p95_ms + self.least_p95_ms) / 2
         return Scenario(
             "contention",
             "other processes come in bursts of 20 s on average and slow inference down by 2, 3 or 4",
-            Poisson(self.rate_hz(0.2), self.given_s or 600.0),
-            Budget(latency_ms=limit_ms, percentile=0.99, deadline_ms=1.5 * limit_ms),
+            workload=Poisson(self.rate_hz(0.2), self.given_s or 600.0),
+            budget=Budget(latency_ms=limit_ms, percentile=0.99, deadline_ms=1.5 * limit_ms),
             background_load=Bursts(0.0, self.contending(2, 3, 4), on_s=20, off_s=30, seed=self.seed),
         )
 
     def battery(self) -> Scenario:
-        """The battery lasts that long halfway between the reference and the fastest point."""
+        """Halfway between the reference and the fastest point, the battery lasts exactly until the end."""
         assert self.device.battery_mwh is not None
         share, start, floor = 0.6, 0.3, 0.1
         lasts_s = (start - floor) * self.device.battery_mwh * 3600 / self.middle_mw(share)
@@ -146,13 +230,13 @@ class _Maker:
         return Scenario(
             "battery",
             "the battery starts at 30% and has to last to the end above its floor, which it does not at full accuracy",
-            Poisson(self.rate_hz(share), duration_s),
-            Budget(battery_floor=max(round(floor, 4), 0.0), battery_duration_s=duration_s),
+            workload=Poisson(self.rate_hz(share), duration_s),
+            budget=Budget(battery_floor=max(round(floor, 4), 0.0), battery_duration_s=duration_s),
             battery=start,
         )
 
     def heat(self) -> Scenario:
-        """The reference ends above the throttling temperature at the peak, the fastest point below."""
+        """At the peak, the reference ends above the throttling temperature and the fastest point below."""
         device, share = self.device, 0.6
         assert device.resistance_c_per_w is not None
         assert device.capacity_j_per_c is not None
@@ -169,8 +253,8 @@ class _Maker:
         return Scenario(
             "heat",
             f"it gets {peak_c:.0f} C warm outside, where the device throttles at full accuracy",
-            Poisson(self.rate_hz(share), duration_s),
-            Budget(temperature_c=device.throttle_c),
+            workload=Poisson(self.rate_hz(share), duration_s),
+            budget=Budget(temperature_c=device.throttle_c),
             ambient_c=ambient_c,
             temperature_c=device.throttle_c - 1 if short else None,
         )
@@ -181,31 +265,31 @@ class _Maker:
         return Scenario(
             "memory",
             f"another program leaves {squeeze.values[1]:.0f} MB for the middle third of the time",
-            Poisson(self.rate_hz(0.3), duration_s),
-            Budget(latency_ms=4 * self.mean_ms, percentile=0.99),
+            workload=Poisson(self.rate_hz(0.3), duration_s),
+            budget=Budget(latency_ms=4 * self.mean_ms, percentile=0.99),
             memory_mb=squeeze,
         )
 
     def squeeze(self, duration_s: float) -> Steps:
-        """Room for more than the smallest backbone and less than all of them."""
+        """Memory for more than the smallest backbone and less than all of them."""
         sizes_mb = self.here.costs.memory_mb
         tight_mb = _PROCESS_MB + RESERVE_MB + (min(sizes_mb) + sum(sizes_mb)) / 2
         full_mb = max(self.device.memory_mb, 2 * tight_mb)
         return Steps((0.0, duration_s / 3, 2 * duration_s / 3), (full_mb, tight_mb, full_mb))
 
     def everything(self) -> Scenario:
-        """Over the length of the heat wave."""
+        """All situations together, over the length of the heat wave."""
         heat = self.heat()
         duration_s = heat.workload.duration_s
         assert self.device.battery_mwh is not None
         assert isinstance(heat.budget, Budget)
-        outage = Outage(0.45 * duration_s, 0.55 * duration_s, ("battery", "battery_mwh", "temperature_c"))
+        outage = Outage(0.45 * duration_s, 0.55 * duration_s, names=("battery", "battery_mwh", "temperature_c"))
         used = self.middle_mw(0.4) * duration_s / (self.device.battery_mwh * 3600)
         return replace(
             heat,
             name="all",
             about="bursts of requests and of other processes, heat, a low battery, little memory, failing sensors",
-            workload=Bursty(self.rate_hz(0.2), self.rate_hz(0.8), 20.0, 10.0, duration_s),
+            workload=Bursty(self.rate_hz(0.2), self.rate_hz(0.8), quiet_s=20.0, busy_s=10.0, duration_s=duration_s),
             budget=replace(
                 heat.budget,
                 latency_ms=4 * self.p95_ms,

@@ -1,6 +1,7 @@
-"""A policy at work on a simulated device: recorded answers, simulated time, battery and heat, the real decisions."""
+"""A policy on a simulated device: recorded answers, simulated time, battery and heat, real decisions."""
 
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +21,25 @@ from dynamic.simulate.world.environment import Budgets, Environment, Surrounding
 from dynamic.simulate.world.processes import Value, pieces
 from dynamic.simulate.world.virtual_sensors import Faults, Sensors
 
-DECIDE = ("request", "monitor")
+Decide = Literal["request", "monitor"]
+DECIDE: tuple[Decide, ...] = get_args(Decide)
 
 
 @dataclass(frozen=True)
 class Stalls:
-    """The scheduler's tail: while all cores are wanted, a share `chance` of requests waits `mean_ms` more.
+    """Delays by the scheduler, on top of contention. An assumption, not a measurement: fit it to the device.
 
-    With less background load the chance is in proportion; what they wait is exponential. An assumption, not a
-    measurement: fit it to the device. Raises SettingError on values out of range.
+    Args:
+        chance: Share of requests that are delayed while all cores are in demand, 0 to 1. With less background load
+            the share is in proportion.
+        mean_ms: Mean delay in milliseconds, not negative. Delays are exponential.
+
+    Raises:
+        SettingError: A value is out of range.
+
+    Example:
+        >>> dynamic.simulate.Stalls(chance=0.02, mean_ms=30).mean_ms
+        30
     """
 
     chance: float
@@ -42,11 +53,11 @@ class Stalls:
 def simulate(
     frontier: Frontier,
     records: Records,
+    *,
     device: Device,
     workload: Workload,
     policy: Policy,
     budget: Budgets,
-    *,
     seed: int = 0,
     background_load: Value = 0.0,
     battery: float = 1.0,
@@ -60,41 +71,76 @@ def simulate(
     noise: float = 1.0,
     stalls: Stalls | None = None,
     monitor_hz: float | None = 5.0,
-    decide: str = "request",
+    decide: Decide = "request",
     queue_limit: int | None = None,
     samples: int = 200,
 ) -> SimulationReport:
-    """Let `policy` serve `workload` on `device` under `budget`, one request of one input at a time, first come first.
+    """Simulate a policy on a device: one request of one input at a time, first come first served.
 
-    **Answers.** Every request is one of `records` (each once, in random order, before any comes again), with the scores
-    and the correctness that were recorded: give records that the thresholds were not chosen on,
-    `records.select(records.part == 1)`.
+    **Answers.** Every request is one of the records. Each record comes once, in random order, before any comes again.
+    Its scores and its correctness were recorded.
 
-    **Time.** A request that finds nobody before it waits the device's `wake_ms`. It takes the time of the path to the
-    stage that it leaves at, as if profiled on the device, and the device's `overhead_ms`, divided by the clock's ratio
-    to its maximum, times (b + t) / c where the b cores that `background_load` wants (a share of the c there are; above
-    1 where more wants to run) and the t threads of inference want more than there are; `noise` times as spread as
-    profiled (0: not at all); `stalls` on top. Load and clock are those when it starts. Where the budget has a deadline,
-    the rule of engines holds: once there is an answer, no stage is begun after the deadline, nor one from which the
-    next answer is expected later, by 95th percentiles times the decision's slowdown. `queue_limit`: so many wait, and
-    one more sends the one that has waited longest away (None: all wait). A backbone that is not in memory takes the
-    device's `load_ms_per_mb`; those of the first decision are there already. All are held where the costs' route of one
-    row is "graph", unless there is a deadline, the decision limits what may stay, or too little memory is free.
+    **Time.** A request takes the profiled time of the path to its stage, scaled to the device, and `overhead_ms`. This
+    is divided by the clock's ratio to its maximum and multiplied by the contention at the start. Contention is max(1,
+    (b + t) / c): b cores demanded by others, t threads of inference, c cores. A request that arrives at an idle device
+    also waits `wake_ms`. A backbone that is not in memory is loaded first. Backbones of the first decision are there
+    already. All are in memory where the costs choose route "graph" for one row. A deadline, a limit on memory or too
+    little free memory excludes that.
 
-    **The device.** The battery starts at `battery` (0..1). It gives the idle power all the time, that of the `screen`
-    where that is on, and the active power while inference works: a request that others slow down works no longer, it
-    waits. What the background load draws is not counted. `plugged`, `ambient_c` (None: the device's), `memory_mb` free
-    for applications (None: the device's) and the budget may be functions of time, looked at five times a second.
-    `temperature_c` at the start (None: as if it had idled). `process_mb`: resident memory before any network is loaded.
+    **Deadlines** follow the rule of the engines. After the first answer, no stage begins that is late already. Nor does
+    one whose next answer is expected late, by 95th percentiles times the slowdown of the decision.
 
-    **What the policy sees** is what sensors said at the last of `monitor_hz` readings a second (None: read anew for
-    every request), spoilt by `faults`, with the wait of the request itself. It decides on every "request", or once for
-    every reading where `decide` is "monitor".
+    **The device.** It draws idle power all the time, that of the screen where it is on, and active power while
+    inference works. Others that slow a request down make it wait, not work. The power of background load is not
+    modelled.
 
-    The same seed gives the same report; other policies under the same seed meet the same requests and the same noise.
-    `samples`: into how many stretches of time the report's series cut the run.
+    **The policy** sees the last reading of the sensors and the wait of the request. The same seed gives the same
+    report. Other policies under the same seed meet the same requests with the same noise.
 
-    Raises InputError on records of another cascade, SettingError on a setting out of range.
+    Args:
+        frontier: Operating points with costs of any machine. They are scaled to the device.
+        records: Records on which thresholds were not chosen: `records.select(records.part == 1)`.
+        device: The device.
+        workload: The requests.
+        policy: The policy.
+        budget: The budget, or a function of the time in seconds to one, called five times a second.
+        seed: Seed of arrivals, order of records, noise and stalls.
+        background_load: Cores that others demand, as a share of the cores. Above 1 they queue. A number or a function
+            of the time in seconds.
+        battery: Charge at the start, above 0, at most 1.
+        process_mb: Resident memory before a network is loaded, in 10^6 bytes.
+        ambient_c: Ambient temperature in degrees Celsius, a number or a function of time. None: that of the device.
+        temperature_c: Temperature at the start. None: that of the idle device after a long time.
+        plugged: 0 on battery, else on the mains. A number or a function of time.
+        memory_mb: Memory for applications in 10^6 bytes, a number or a function of time. None: that of the device.
+        screen: Whether the screen is on.
+        faults: Faults of the sensors. None: none.
+        noise: Spread of times over the profiled spread. 0: no noise.
+        stalls: Delays by the scheduler. None: none.
+        monitor_hz: Readings of the sensors a second. None: one for every request.
+        decide: "request" for a decision at every request, "monitor" for one after every reading.
+        queue_limit: Number of requests that may wait. One more sheds the oldest. None: no limit.
+        samples: Number of samples in the report's series.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The records are empty or of another cascade.
+        SettingError: A setting is out of range.
+
+    Example:
+        >>> report = dynamic.simulate.simulate(
+        ...     bundle.frontier,
+        ...     records,
+        ...     device=dynamic.simulate.device("mid-range-phone"),
+        ...     workload=dynamic.simulate.Poisson(rate_hz=20, duration_s=60),
+        ...     policy=dynamic.BudgetPolicy(),
+        ...     budget=dynamic.Budget(latency_ms=80),
+        ...     background_load=0.3,
+        ... )
+        >>> report.answered == report.requests
+        True
     """
     if records.stages != len(frontier.ladder.backbone):
         raise InputError(
@@ -130,11 +176,11 @@ def simulate(
     world = World(device, battery, pieces(ambient)(0.0)[0], temperature_c, screen)
     env = Environment(
         world,
-        Sensors(device, world, here.costs.threads, faults, sensing),
-        Surroundings(background_load, ambient, plugged, memory),
-        budget,
-        monitor_hz,
-        max(workload.duration_s / max(samples, 1), 1e-9),
+        Sensors(device, world, threads=here.costs.threads, faults=faults, random=sensing),
+        around=Surroundings(background_load, ambient, plugged, memory),
+        budget=budget,
+        monitor_hz=monitor_hz,
+        sample_s=max(workload.duration_s / max(samples, 1), 1e-9),
     )
     env.process_mb = process_mb
     rules = Rules(
@@ -151,13 +197,13 @@ def simulate(
     log = serve(here, played, requests, policy, env, rules)
     if not world.empty:
         end_s = max(log.end_s[-1] if log.end_s else 0.0, workload.duration_s)
-        env.advance(end_s, log.end_s[-1] if log.end_s else 0.0, 0.0)
+        env.advance(end_s, log.end_s[-1] if log.end_s else 0.0, power_mw=0.0)
         env.settle(end_s)
     report = summarize(log, device, env, tuple(played.values()), requests, records, frontier.ladder.certified)
     return replace(report, doubts=frontier.costs.doubts)
 
 
 def _shuffled(requests: int, records: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """A record for each request: every one once before any comes again."""
+    """A record for each request. Every record comes once before any comes again."""
     rounds = [random.permutation(records) for _ in range(-(-requests // records))]
     return np.concatenate([*rounds, np.empty(0, np.int64)]).astype(np.int64)[:requests]

@@ -1,4 +1,4 @@
-"""The loop's lists become a report."""
+"""The report of a simulation from the lists of its loop."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -28,7 +28,20 @@ def summarize(
     records: Records,
     certified: bool,
 ) -> SimulationReport:
-    """What the loop's lists say. `outcomes` in the order of the frontier; `certified`: whether the ladder is."""
+    """Compute the report.
+
+    Args:
+        log: The lists of the loop.
+        device: The device.
+        env: Its state at the end, and samples over time.
+        outcomes: Outcomes by point, in the order of the frontier.
+        requests: The requests.
+        records: The records that they replayed.
+        certified: Whether the ladder is certified.
+
+    Returns:
+        The report.
+    """
     served = np.array(log.served, np.int64)
     start_s, end_s = np.array(log.start_s, np.float64), np.array(log.end_s, np.float64)
     arrival_s, record = np.array(requests.arrival_s, np.float64), np.array(requests.record, np.int64)
@@ -109,12 +122,12 @@ def _right(
 
 
 def _limits(budgets: Sequence[tuple[float, Budget]], start_s: Floats) -> tuple[Floats, Floats]:
-    """(latency, deadline) `[answered]` of the budget that each request began under; NaN where there is none."""
+    """Latency and deadline `[answered]` of the budget at the start of each request. NaN where it has none."""
     which = _budget_of(budgets, start_s)
 
     def limits(name: str) -> Floats:
-        found = [getattr(budget, name) for _, budget in budgets]
-        return np.array([np.nan if limit is None else limit for limit in found])[which]
+        values = [getattr(budget, name) for _, budget in budgets]
+        return np.array([np.nan if limit is None else limit for limit in values])[which]
 
     return limits("latency_ms"), limits("deadline_ms")
 
@@ -122,13 +135,13 @@ def _limits(budgets: Sequence[tuple[float, Budget]], start_s: Floats) -> tuple[F
 def _covered(
     budgets: Sequence[tuple[float, Budget]], start_s: Floats, outcomes: Sequence[Outcome], point: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Whether the certificate of the point that answered covers what the budget asked for `[answered]`."""
+    """Whether the certificate of the point that answered covers the budget `[answered]`."""
     table = [[covered(outcome.point.operating_point, budget) for outcome in outcomes] for _, budget in budgets]
     return np.array(table, bool)[_budget_of(budgets, start_s), point]
 
 
 def _budget_of(budgets: Sequence[tuple[float, Budget]], start_s: Floats) -> NDArray[np.intp]:
-    """The number of the budget that each request began under `[answered]`."""
+    """Index of the budget at the start of each request `[answered]`."""
     return np.searchsorted([time_s for time_s, _ in budgets], start_s, side="right") - 1
 
 
@@ -150,10 +163,10 @@ def _series(
     outcomes: Sequence[Outcome],
     arrival_s: Floats,
 ) -> Mapping[str, list[float | None]]:
-    """What the device was like at each sample, and of the requests between it and the next.
+    """State of the device at each sample, and figures of the requests until the next.
 
-    Beside the names in `SAMPLED`: `arrived`, `answered`, and of the answers `mean_latency_ms`, `p95_latency_ms`,
-    `accuracy`, and `point_accuracy`: what calibration measured of the points that were chosen (None: no answers).
+    Beside the names in `SAMPLED`: `arrived`, `answered`, and of the answers `mean_latency_ms`, `p95_latency_ms` and
+    `accuracy`. `point_accuracy` is the accuracy of the chosen points in calibration. None: no answers.
     """
     series: dict[str, list[float | None]] = {name: [row[i] for row in env.samples] for i, name in enumerate(SAMPLED)}
     edges = np.array([*(row[0] for row in env.samples), np.inf], np.float64)

@@ -1,4 +1,4 @@
-"""What every set of exits would have answered on some records, and what that would have lost and cost."""
+"""The answers of every set of exits on some records, with their losses and costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,13 @@ Losses = NDArray[Any]  # int8, or float32 where they are expected values
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedExit:
-    """One exit, evaluated after those before it in its set.
+    """One exit of a set, evaluated after the earlier ones.
 
-    `score [N]` (NaN as -inf: never leaves), `loss [N]` of leaving here and its `square [N]`: int8 in {-1, 0, 1}, or
-    float32 where they are expected values.
+    Args:
+        stage: Its number.
+        score: Score of each record there `[N]`. NaN is -inf, so it never exits.
+        loss: Loss of an exit here `[N]`: int8 in {-1, 0, 1}, or float32 for expected values.
+        square: Its square `[N]`.
     """
 
     stage: int
@@ -34,49 +37,63 @@ class EvaluatedExit:
     square: Losses
 
     @cached_property
-    def surest_first(self) -> NDArray[np.intp]:
-        """Records in the order in which a falling threshold lets them go `[N]`."""
+    def most_confident_first(self) -> NDArray[np.intp]:
+        """Records in the order in which they exit under a falling threshold `[N]`."""
         return np.argsort(-self.score, kind="stable")
 
 
 @dataclass(frozen=True, eq=False)
 class Exits:
-    """One set of exits switched on: k of them and the last stage; `cost [k + 1]` of an input that leaves there."""
+    """A set of k exits that are on, and the last stage.
+
+    Args:
+        stages: The exits in order, and the last stage.
+        cost: Cost of an input that exits at each of them `[k + 1]`.
+    """
 
     stages: tuple[EvaluatedExit, ...]
     cost: Floats
 
     @cached_property
     def loss(self) -> Losses:
-        """`[k + 1, N]`."""
+        """Losses `[k + 1, N]`."""
         return np.stack([stage.loss for stage in self.stages])
 
     @cached_property
     def square(self) -> Losses:
-        """`[k + 1, N]`."""
+        """Squares of the losses `[k + 1, N]`."""
         return np.stack([stage.square for stage in self.stages])
 
-    def left_at(self, limits: Sequence[float]) -> NDArray[np.intp]:
-        """The number of the exit, of this set, that each record leaves at under `limits [k]`: `[N]`."""
-        passed = np.zeros(len(self.stages[0].score), np.int8)  # how many exits a record has not left at
-        stays = np.ones(len(passed), bool)
+    def exit_numbers(self, limits: Sequence[float]) -> NDArray[np.intp]:
+        """Number, in this set, of the exit of each record under thresholds `limits [k]`: `[N]`."""
+        passed = np.zeros(len(self.stages[0].score), np.int8)  # exits that a record has passed
+        continues = np.ones(len(passed), bool)
         for limit, stage in zip(limits, self.stages, strict=False):
-            stays &= stage.score <= np.float32(limit)
-            passed += stays
+            continues &= stage.score <= np.float32(limit)
+            passed += continues
         return passed.astype(np.intp)
 
-    def lost_at(self, at: NDArray[np.intp]) -> tuple[Losses, Losses]:
-        """(loss [N], its square [N]) of each record where it leaves at exit `at [N]`."""
+    def losses_at(self, at: NDArray[np.intp]) -> tuple[Losses, Losses]:
+        """(loss `[N]`, its square `[N]`) of each record that exits at number `at [N]`."""
         where = at * len(at) + np.arange(len(at))
         return self.loss.ravel().take(where), self.square.ravel().take(where)
 
 
 class Answers:
-    """Evaluates sets of exits on `records`, of which it may ask for labels as the `risk` needs them.
+    """Evaluates sets of exits on records.
 
-    `body`, `head`: cost of each stage's body and head `[S]`, in any one unit; multiply-adds unless given. `expected`:
-    losses are expected values under what all stages together hold of the input (see `belief`): as good as that is, they
-    tell thresholds apart that the labels of a few hundred inputs cannot.
+    Args:
+        records: N records.
+        combiner: How logits become answers and scores.
+        risk: What is measured. It may need labels.
+        body: Cost of the body of each stage `[S]`, in any one unit. None: multiply-adds.
+        head: Cost of the head of each stage `[S]`, in the same unit. None: multiply-adds.
+        expected: Whether losses are expected values under what all stages together predict (see `belief`). They
+            distinguish thresholds that the labels of a few hundred inputs cannot.
+
+    Raises:
+        SettingError: when costs are not S numbers of 0 or more.
+        CalibrationError: when the risk needs labels and there are none.
     """
 
     def __init__(
@@ -84,6 +101,7 @@ class Answers:
         records: Records,
         combiner: Combiner,
         risk: Risk,
+        *,
         body: Sequence[float] | None = None,
         head: Sequence[float] | None = None,
         expected: bool = False,
@@ -92,33 +110,32 @@ class Answers:
         self.head = records.head_macs if head is None else tuple(head)
         for name, cost in (("body_cost", self.body), ("head_cost", self.head)):
             if len(cost) != records.stages:
-                raise SettingError(f"{name} has {len(cost)} entries for {records.stages} stages; give one for each")
+                raise SettingError(f"{name} has {len(cost)} entries for {records.stages} stages: give one for each")
             if not all(0 <= value < np.inf for value in cost):
-                raise SettingError(f"{name} is {list(cost)}; costs are numbers of 0 or more, in any one unit")
+                raise SettingError(f"{name} is {list(cost)}: costs are numbers of 0 or more, in any one unit")
         self.count = len(records)
         self._backbone, self._combiner, self._risk = records.backbone, combiner, risk
-        # class probabilities once for all sets of exits [S][N, C]; in memory class by class, which is many times as
-        # fast to take the largest of, and the same to the last bit
+        # probabilities for all sets of exits [S][N, C]. In memory class by class the maximum is many times as fast
         self._probability = [
             np.asfortranarray(combiner.probability(s, records.logits[:, s])) for s in range(records.stages)
         ]
         last = combiner.merge(combiner.start(), records.stages - 1, self._probability[-1])[0]
         self._chosen = predictions(last)  # [N], by the reference
-        self._wanted = risk.wanted(records, self._chosen)  # [N]
-        self._reference = _right(last, self._wanted)  # [N]
-        self._belief = belief(self._probability, self._wanted) if expected and risk.needs_labels else None
-        self._path: list[tuple[EvaluatedExit, Running]] = []  # the exits of the set asked for last
+        self._correct = risk.correct_answers(records, self._chosen)  # [N]
+        self._reference = _right(last, self._correct)  # [N]
+        self._belief = belief(self._probability, self._correct) if expected and risk.needs_labels else None
+        self._path: list[tuple[EvaluatedExit, Running]] = []  # the exits of the latest set
         self._sets: dict[tuple[int, ...], Exits] = {}
 
     @property
     def stages(self) -> int:
-        """S."""
+        """Number of stages."""
         return len(self._backbone)
 
     def exits(self, chosen: tuple[int, ...]) -> Exits:
-        """Evaluate `chosen` in order, keeping what the set asked for last has in common with it.
+        """Evaluate the exits of a set in order. What it has in common with the latest set is reused.
 
-        Only one path of states is held: with many classes each is as large as a stage's probabilities.
+        Only one path of states is in memory. With many classes a state is as large as the probabilities of a stage.
         """
         common = 0
         while common < min(len(chosen), len(self._path)) and self._path[common][0].stage == chosen[common]:
@@ -132,17 +149,17 @@ class Answers:
         stages = (*(exit_ for exit_, _ in self._path), self._evaluate(last)[0])
         return Exits(stages, cost[[*chosen, last]])
 
-    def leaving(self, thresholds: Sequence[float]) -> tuple[NDArray[np.intp], Losses]:
-        """(stage that each record leaves at [N], its loss there [N]) under `thresholds [S-1]`."""
+    def exits_under(self, thresholds: Sequence[float]) -> tuple[NDArray[np.intp], Losses]:
+        """(stage at which each record exits `[N]`, its loss there `[N]`) under `thresholds [S-1]`."""
         chosen = tuple(s for s, limit in enumerate(thresholds) if limit != np.inf)
         if chosen not in self._sets:
             self._sets[chosen] = self.exits(chosen)
         exits = self._sets[chosen]
-        at = exits.left_at([thresholds[s] for s in chosen])
-        return np.array([*chosen, self.stages - 1])[at], exits.lost_at(at)[0]
+        at = exits.exit_numbers([thresholds[s] for s in chosen])
+        return np.array([*chosen, self.stages - 1])[at], exits.losses_at(at)[0]
 
-    def forget(self) -> None:
-        """Give back what evaluating takes; nothing can be asked afterwards."""
+    def clear(self) -> None:
+        """Free the memory of the evaluation. Nothing can be evaluated afterwards."""
         self._path.clear()
         self._sets.clear()
         self._probability.clear()
@@ -150,15 +167,15 @@ class Answers:
     def _evaluate(self, stage: int) -> tuple[EvaluatedExit, Running]:
         """A stage after those on the path."""
         state = self._path[-1][1] if self._path else self._combiner.start()
-        answer, sure, after = self._combiner.merge(state, stage, self._probability[stage])
-        score = np.where(np.isnan(sure), np.float32(-np.inf), sure)
+        answer, confidence, after = self._combiner.merge(state, stage, self._probability[stage])
+        score = np.where(np.isnan(confidence), np.float32(-np.inf), confidence)
         if self._belief is None:
-            loss = self._risk.loss(_right(answer, self._wanted), self._reference)
+            loss = self._risk.loss(_right(answer, self._correct), self._reference)
             return EvaluatedExit(stage, score, loss, np.abs(loss)), after
         return EvaluatedExit(stage, score, *self._expected(predictions(answer), self._belief)), after
 
     def _expected(self, chosen: NDArray[np.int64], belief: NDArray[np.float32]) -> tuple[Losses, Losses]:
-        """(loss, its square) of answers `[N]` over what the label may be: theirs, the reference's, or another."""
+        """(loss, its square) of answers `[N]`, expected over the label: this answer, the reference's, or another."""
         same, rows = chosen == self._chosen, np.arange(len(chosen))
         own = np.where(chosen < 0, np.float32(0.0), belief[rows, chosen])
         other = np.where(same | (self._chosen < 0), np.float32(0.0), belief[rows, self._chosen])
@@ -171,9 +188,9 @@ class Answers:
         return np.asarray(loss, np.float32), np.asarray(square, np.float32)
 
 
-def _right(answer: NDArray[np.float32], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where the prediction is the one wanted `[N]` (-1: none)."""
+def _right(answer: NDArray[np.float32], correct: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where the prediction is the correct one `[N]`. -1: there is no prediction."""
     likeliest = answer == answer.max(axis=1, keepdims=True)
-    if np.count_nonzero(likeliest) == len(wanted) and not np.isnan(answer.sum()) and wanted.min() >= 0:  # no ties
-        return np.asarray(likeliest[np.arange(len(wanted)), wanted])
-    return np.asarray(predictions(answer) == wanted)
+    if np.count_nonzero(likeliest) == len(correct) and not np.isnan(answer.sum()) and correct.min() >= 0:  # no ties
+        return np.asarray(likeliest[np.arange(len(correct)), correct])
+    return np.asarray(predictions(answer) == correct)

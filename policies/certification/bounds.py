@@ -1,4 +1,4 @@
-"""p-values for "the mean loss is above a target", good at every sample size: no limit theorem is leaned on.
+"""p-values for "the mean loss is above a target" that are valid at every sample size, without a limit theorem.
 
 A p-value p is valid: where the mean is at or above the target, P(p <= level) <= level. Each falls as the target rises,
 so the smallest target with p <= level is an upper confidence bound (see `upper_bound`).
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _FRACTIONS = 0.5 ** np.arange(10)  # of the largest bet: every loss that matters has one within a factor of 1.4
-_TILTS = np.geomspace(1e-4, 8.0, 200)  # of the exponential bound; the least of valid bounds is valid
+_TILTS = np.geomspace(1e-4, 8.0, 200)  # of the exponential bound. The least of valid bounds is valid
 _FAR = 10.0  # standard deviations beyond which a binomial is not summed
-_LEFT_OUT = 1e-19  # more than what lies there, on both sides and of two binomials together
-_ROUNDING = 1e-9  # relative: more than products and sums of the terms within lose
+_LEFT_OUT = 1e-19  # more than the probability there, on both sides and of two binomials together
+_ROUNDING = 1e-9  # relative, more than the error of products and sums of the other terms
 
 
 def binomial_p(events: int, count: int, target: float) -> float:
@@ -39,21 +39,31 @@ def largest_share(events: int, count: int, level: float) -> float:
 
 
 def signed_p(lost: int, gained: int, count: int, target: float, spare: float) -> float:
-    """Of `count` losses in {-1, 0, 1}, `lost` of them 1 and `gained` -1, for a mean of at least `target` in [0, 1).
+    """The p-value for a mean of at least `target` in [0, 1), of losses in {-1, 0, 1}.
 
-    How often a loss is not 0 is a nuisance; the p-value is maximized over what its confidence bound at `spare` allows,
-    and `spare` is added (Berger, Boos 1994, Theorem 2.1), so it is never below that. The maximum lies at the bound
-    itself: with q that share and S the sum of losses, d/dq P_q(S <= s) = n/2 (f(s + 1) - f(s)) for f the probabilities
-    of n - 1 losses; for q <= (1 + target^2) / 2 they are those of a sum of independent Bernoullis, whose mode is within
-    1 of its mean (Darroch 1964), so they rise below (n - 1) target - 1. For larger q the exponential bound is taken,
+    How often a loss is not 0 is a nuisance parameter q. The p-value is maximized over the confidence set of q at level
+    `spare`, and `spare` is added, so it is never below that (Berger, Boos 1994, Theorem 2.1). The maximum lies at the
+    upper bound of q. With S the sum of losses, d/dq P_q(S <= s) = n/2 (f(s + 1) - f(s)), where f has the probabilities
+    of n - 1 losses. For q <= (1 + target^2) / 2 they are those of a sum of independent Bernoullis. Its mode is within 1
+    of its mean (Darroch 1964), so they rise below (n - 1) target - 1. For a larger q the exponential bound is used,
     which rises with q everywhere.
+
+    Args:
+        lost: Losses of 1.
+        gained: Losses of -1.
+        count: All losses.
+        target: The mean under the hypothesis.
+        spare: Level of the confidence set.
+
+    Returns:
+        The p-value.
     """
     total = lost - gained
     most = largest_share(lost + gained, count, spare)
     if most < target:
         return spare
     if total > (count - 1) * target - 2:
-        return 1.0  # the mean measured is the target, or above it
+        return 1.0  # the measured mean is at or above the target
     if most <= (1 + target**2) / 2:
         # P(-1) + P(0) z + P(1) z^2 = (1 - plus + plus z)(minus + (1 - minus) z): S is the difference of two binomials
         root = math.sqrt(max(1 + target**2 - 2 * most, 0.0))
@@ -66,11 +76,18 @@ def signed_p(lost: int, gained: int, count: int, target: float, spare: float) ->
 
 
 def betting_p(losses: Floats, target: float, times: float = 1.0) -> float:
-    """Of independent `losses [N]`, each at most 1, for a mean of at least `target` in [0, 1).
+    """The p-value for a mean of at least `target` in [0, 1), of independent losses.
 
-    1 over the wealth of somebody who bets against that mean (Waudby-Smith, Ramdas 2024, Theorem 1, with the method of
-    mixtures over constant bets, so that the order of the losses does not matter). `times`: as if each loss had been
-    seen so many times.
+    It is 1 over the wealth of a bettor against that mean (Waudby-Smith, Ramdas 2024, Theorem 1). The bets are a mixture
+    over constant ones, so that the order of the losses does not matter.
+
+    Args:
+        losses: Losses `[N]`, each at most 1.
+        target: The mean under the hypothesis.
+        times: As if each loss had occurred so many times.
+
+    Returns:
+        The p-value.
     """
     stake = np.multiply.outer(_FRACTIONS, (target - losses) / (1 - target))  # [bets, N], at least -1
     with np.errstate(divide="ignore"):
@@ -82,7 +99,7 @@ def betting_p(losses: Floats, target: float, times: float = 1.0) -> float:
 
 
 def upper_bound(p_value: Callable[[float], float], level: float, low: float = 0.0, high: float = 1.0) -> float:
-    """The least target in [low, high] with `p_value(target) <= level`, rounded up; `high` where there is none below."""
+    """The least target in [low, high] with `p_value(target) <= level`, rounded up. It is `high` where there is none."""
     for _ in range(40):
         middle = 0.5 * (low + high)
         if p_value(middle) <= level:
@@ -101,7 +118,7 @@ def _rounded_up(tail: float) -> float:
 def _binomial(count: int, share: float) -> tuple[int, Floats]:
     """(first, probabilities of first, first + 1, ...) as far as they matter.
 
-    From ratios of neighbours, the mode outwards: differences of logarithms of factorials lose 1e-7 at a million.
+    They come from ratios of neighbours, from the mode outwards. Logarithms of factorials lose 1e-7 at a million.
     """
     far = _FAR * math.sqrt(count * share * (1 - share)) + 3 * _FAR
     first, last = max(0, int(count * share - far)), min(count, int(count * share + far) + 1)

@@ -1,15 +1,16 @@
-"""Whether inputs still look like those of the calibration, told without labels: a conformal test martingale.
+"""A test, without labels, of whether inputs still look like those of the calibration: a conformal test martingale.
 
-Each input is ranked by its score, at the first exit that is evaluated, among the calibration inputs and all inputs
-before it; the rank, ties broken by chance, is its p-value. While inputs are exchangeable with those of the calibration,
-p-values are independent and uniform, whatever the scores are like, and nothing can be won by betting against that:
-money grows a hundredfold with a probability of one in a hundred. The input then joins the bag it was ranked in, because
-the calibration is a sample: were it taken for the truth, fine enough bets would win on every long stream.
+Each input is ranked by its score at the first exit that is evaluated. It is ranked among the calibration inputs and all
+inputs before it. The rank, with ties broken by chance, is its p-value. While inputs are exchangeable with those of the
+calibration, p-values are independent and uniform, whatever the scores are. Bets against that cannot win: the wealth of
+a bettor grows a hundredfold with a probability of one in a hundred. The input then joins the bag in which it was
+ranked, because the calibration is a sample. If it were taken for the true distribution, fine bets would win on every
+long stream.
 
-Sources: Vovk, Nouretdinov and Gammerman 2003 (Testing exchangeability on-line): the martingale. Volkhonskiy et al. 2017
-(Inductive conformal martingales for change-point detection): how to score is fixed beforehand, by the search part. Vovk
-et al. 2021 (Retrain or not retrain: conformal test martingales for change-point detection): watching a deployed model.
-Ville 1939: what a gain proves.
+Sources: Vovk, Nouretdinov and Gammerman 2003 (Testing exchangeability on-line) for the martingale. Volkhonskiy et al.
+2017 (Inductive conformal martingales for change-point detection): the score is fixed beforehand, by the search part.
+Vovk et al. 2021 (Retrain or not retrain: conformal test martingales for change-point detection) for deployed models.
+Ville 1939 for the probability of a false alarm.
 """
 
 import math
@@ -30,11 +31,18 @@ WAVES = 2
 
 
 def score_bins(records: Records, combiner: Combiner) -> tuple[ScoreBins, ...]:
-    """For each stage `[S]`, what the records score there where it is the first to be evaluated.
+    """A histogram of scores for each stage, where it is the first to be evaluated.
 
-    Edges are quantiles of the search part, and the certify part is counted, so that bins know nothing of what is
-    counted in them. Of a group one record is counted, by lot: those of one group are alike. Where either part is empty
-    all records stand in for it, and what `DriftTest` says of false alarms holds only nearly.
+    Edges are quantiles of the search part, and the certifying part is counted, so edges are independent of counts. Of
+    each group one random record is counted, because records of a group are alike. Where a part is empty, all records
+    replace it, and the rate of false alarms of `DriftTest` is only approximate.
+
+    Args:
+        records: Calibration records.
+        combiner: How logits become scores.
+
+    Returns:
+        The histograms `[S]`.
     """
     everything = np.ones(len(records), bool)
     search, certify = (p if p.any() else everything for p in (records.part == SEARCH, records.part == CERTIFY))
@@ -42,40 +50,49 @@ def score_bins(records: Records, combiner: Combiner) -> tuple[ScoreBins, ...]:
     if records.group is not None:
         counted = np.random.default_rng(0).permutation(counted)
         counted = counted[np.unique(records.group[counted], return_index=True)[1]]
-    found = []
+    bins = []
     for stage in range(records.stages):
         score = combiner.add(combiner.start(), stage, records.logits[:, stage])[1]
         score = np.where(np.isnan(score), -np.inf, score)
         ordered = np.sort(score[search])
         edges = np.unique(ordered[np.arange(1, BINS) * len(ordered) // BINS])
-        edges = edges[edges < ordered[-1]]  # nothing would lie above
+        edges = edges[edges < ordered[-1]]  # no score lies above
         counts = np.bincount(np.searchsorted(edges, score[counted], side="left"), minlength=len(edges) + 1)
-        found.append(ScoreBins(tuple(edges.tolist()), tuple(counts.tolist())))
-    return tuple(found)
+        bins.append(ScoreBins(tuple(edges.tolist()), tuple(counts.tolist())))
+    return tuple(bins)
 
 
 class Bag:
-    """Inputs that one stage was the first to score, and the rank of each newcomer among them.
+    """Inputs that one stage was the first to score, and the rank of each new one among them.
 
-    Of an input that left at this stage its bin is known; of one that went on, only that it lies no higher than the
-    threshold's, the cut. Calibration inputs are known everywhere. So there is a bag for each cut that ever was, which
-    holds what is known down to it: bins up to the next cut above, and one number for everything below. Ties among the
-    latter are broken by the rank in the bag below, which is uniform given all that the bag above knows, as chance
-    itself would be: p-values stay independent and uniform however cuts change from input to input, and none loses
-    resolution by another's cut.
+    The bin of an input that exited at this stage is known. Of an input that continued, only an upper limit is known:
+    the bin of the threshold, the cut. Calibration inputs are known everywhere. So each cut that ever occurred has a
+    bag. It holds the bins up to the next cut above, and one number for everything below. Ties in that number are broken
+    by the rank in the bag below. That rank is uniform given the bag above, as a random number is. So p-values are
+    independent and uniform however cuts change from input to input, and no cut reduces the resolution of another.
+
+    Args:
+        bins: Scores of the calibration inputs.
     """
 
     def __init__(self, bins: ScoreBins) -> None:
         self._edges = bins.edges
-        self._count = list(bins.counts)  # by bin, of those known down to the next cut below
+        self._count = list(bins.counts)  # by bin, of inputs that are known down to the next cut below
         self._cuts: list[int] = []  # rising
-        self._below: list[int] = []  # by cut: those in its bin or lower, of all that are known down to it
-        self._above: list[int] = []  # by cut: those above it, up to the next: a sum of counts
+        self._below: list[int] = []  # by cut: inputs in its bin or lower, of all that are known down to it
+        self._above: list[int] = []  # by cut: inputs above it, up to the next cut, a sum of counts
 
-    def rank(self, threshold: float, left: bool, score: float, chance: float) -> float | None:
-        """The p-value of an input, near 0 for the surest, and take it in; None where nothing can be told of any.
+    def rank(self, threshold: float, exits: bool, score: float, chance: float) -> float | None:
+        """Add an input, and return its p-value.
 
-        `chance`: uniform on [0, 1); it breaks ties.
+        Args:
+            threshold: Of the exit.
+            exits: Whether the input exits here.
+            score: Its score, which counts only where it exits.
+            chance: Uniform on [0, 1). It breaks ties.
+
+        Returns:
+            The p-value, near 0 for the most confident. None: the threshold is above all scores.
         """
         edges, count, cuts, below, above = self._edges, self._count, self._cuts, self._below, self._above
         cut = bisect_left(edges, threshold)
@@ -85,7 +102,7 @@ class Bag:
         if at == len(cuts) or cuts[at] != cut:
             self._divide(at, cut)
         p = chance
-        own = bisect_left(edges, score) if left else cut
+        own = bisect_left(edges, score) if exits else cut
         if own > cut:
             at = bisect_left(cuts, own)
             higher = sum(count[own + 1 : (cuts[at] if at < len(cuts) else len(edges)) + 1])
@@ -98,7 +115,7 @@ class Bag:
         return p
 
     def _divide(self, at: int, cut: int) -> None:
-        """Enter a cut as number `at`. All that are known on both sides of it are known down to the cut below."""
+        """Insert a cut as number `at`. Inputs that are known on both sides of it are known down to the cut below."""
         low = self._cuts[at - 1] + 1 if at else 0
         high = self._cuts[at] if at < len(self._cuts) else len(self._edges)
         under, over = sum(self._count[low : cut + 1]), sum(self._count[cut + 1 : high + 1])
@@ -111,51 +128,55 @@ class Bag:
 
 
 class Bets:
-    """Money put on p-values not being uniform: a martingale that starts at 1 while they are.
+    """Bets that p-values are not uniform. While they are, the wealth is a martingale that starts at 1.
 
-    A mixture over densities `1 + e cos(j pi p)` and over the time from which to bet: after t p-values the share
-    1 / log2(t + 2) has not been staked yet. Whenever a change comes, some of the money is fresh, so that the delay
-    grows as the logarithm of the quiet stretch before it.
+    The bets are a mixture over densities `1 + e cos(j pi p)` and over the time at which betting starts. After t
+    p-values the share 1 / log2(t + 2) is not staked yet. So some wealth is fresh whenever a change occurs, and the
+    delay of the alarm grows as the logarithm of the time before the change.
     """
 
     def __init__(self) -> None:
-        self.money = 1.0
+        self.wealth = 1.0
         self._stakes = [0.0] * (WAVES * len(STRENGTHS))
         self._idle = 1.0
-        self._seen = 0
+        self._count = 0
 
     def bet(self, p: float) -> float:
-        """The money after one more p-value."""
-        self._seen += 1
-        before, self._idle = self._idle, 1.0 / math.log2(self._seen + 2)
+        """Return the wealth after one more p-value."""
+        self._count += 1
+        before, self._idle = self._idle, 1.0 / math.log2(self._count + 2)
         fresh = before - self._idle
         one = math.cos(math.pi * p)
         two = 2.0 * one * one - 1.0  # of twice the angle
         densities = [1.0 + e * wave for wave in (one, two) for e in STRENGTHS]
         self._stakes = [(stake + fresh) * density for stake, density in zip(self._stakes, densities, strict=True)]
-        self.money = sum(self._stakes) / len(densities) + self._idle
-        return self.money
+        self.wealth = sum(self._stakes) / len(densities) + self._idle
+        return self.wealth
 
 
 class DriftTest:
-    """A sequential test of whether inputs are exchangeable with those of the calibration, fed one input at a time.
+    """A sequential test of whether inputs are exchangeable with those of the calibration. It gets one input at a time.
 
-    `scores [S]`: the ladder's; where they are unknown, or all alike, nothing is `watching`.
+    Without drift the probability of any alarm is at most `alpha`, on a stream of any length (Ville 1939). After a
+    `restart` the same holds again. So at most that share of runs ends in a false alarm, and their mean length is above
+    1 / alpha.
 
-    Without drift the probability that it ever alarms is at most `alpha`, on a stream of any length (Ville 1939). After
-    a `restart` the same holds again, whatever was before: of runs that begin with one, at most that share ends in a
-    false alarm, so that their mean length is more than 1 / alpha. "Without drift" means that inputs are exchangeable
-    with each other and with the calibration's, and that thresholds are not chosen by looking at scores (by load,
-    battery or temperature they may be; those of a ladder are, on the same records, and latencies follow depth: no
-    effect of either could be measured). Correlated inputs, such as video, bursts or one user at a time, in the stream
-    or in the calibration set, void all of it.
+    "Without drift" means two things. Inputs are exchangeable with each other and with those of the calibration. And
+    thresholds do not depend on scores, while they may depend on load, battery or temperature. The thresholds of a
+    ladder depend on the same records, and latencies on depth. No effect of either could be measured. Correlated inputs
+    void the promise, in the stream or in the calibration set: video, bursts, or one user at a time.
 
-    Each stage that comes to be the first one evaluated has bets of its own: bags of different stages hold the same
-    calibration inputs, so that gains are not independent. Those of the k-th to come up alarm at k (k + 1) / alpha:
-    the probabilities add up to `alpha`.
+    Each stage that is the first to be evaluated has bets of its own. Bags of different stages hold the same calibration
+    inputs, so their gains are not independent. The k-th stage alarms at k (k + 1) / alpha, and the probabilities add up
+    to `alpha`. After an alarm the test does nothing until `restart`. Threads that share a test need a lock.
 
-    Once alarmed it does no work until `restart`. Threads that share one need a lock. Raises SettingError where `alpha`
-    is not in (0, 1).
+    Args:
+        scores: Histograms of the ladder `[S]`. Where they are unknown, or all scores are equal, `watching` is False.
+        alpha: The probability of a false alarm.
+        seed: Of the random numbers that break ties.
+
+    Raises:
+        SettingError: when `alpha` is not in (0, 1).
     """
 
     def __init__(self, scores: Sequence[ScoreBins], alpha: float = 0.01, seed: int = 0) -> None:
@@ -165,26 +186,33 @@ class DriftTest:
         self.alpha = alpha
         self.watching = any(bins.edges for bins in scores)
         self._bags = tuple(Bag(bins) for bins in scores)
-        # not the numbers that a simulation draws its scores from with the same seed
+        # other numbers than those of a simulation with the same seed
         self._chance = random.Random(f"drift {seed}").random
         self.restart()
 
     def restart(self) -> None:
-        """Bet anew. Inputs seen so far stay in their bags: those to come are compared with them too."""
+        """Start the bets again. Earlier inputs remain in their bags, so later ones are compared with them too."""
         self.alarm = False
-        self.inputs = 0  # since then
-        self.latest = 0.5  # what the last bet has grown to, in money of which 1 / alpha alarms
+        self.inputs = 0  # since the restart
+        self.latest = 0.5  # wealth after the last bet. 1 / alpha raises the alarm
         self._bets: dict[int, tuple[Bets, int]] = {}  # by stage, with k (k + 1)
 
     @property
     def evidence(self) -> float:
-        """How far the bets have grown, in money of which 1 / alpha alarms."""
-        return max((bets.money / share for bets, share in self._bets.values()), default=0.5)
+        """The largest wealth of a bet. 1 / alpha raises the alarm."""
+        return max((bets.wealth / share for bets, share in self._bets.values()), default=0.5)
 
     def observe(self, first_stage: int, threshold: float, stage: int, score: float) -> bool:
-        """Take in an input that left at `stage` with `score`: whether there is an alarm, now or since before.
+        """Add an input, and return whether there is an alarm.
 
-        `first_stage`: the first whose exit was evaluated, with its `threshold` (-inf where it is the last of all).
+        Args:
+            first_stage: The first stage whose exit was evaluated.
+            threshold: Of that exit. -inf where it is the last stage.
+            stage: The stage at which the input exited.
+            score: Its score there.
+
+        Returns:
+            Whether there is an alarm, new or old.
         """
         if self.alarm or not self.watching:
             return self.alarm

@@ -1,4 +1,4 @@
-"""Which exits pay: those whose absence makes the same accuracy dearer."""
+"""Which exits reduce the cost of the same accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,18 @@ from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.certification.threshold_search import Search
 from dynamic.policies.errors import CalibrationError, SettingError
 from dynamic.policies.records import SEARCH, Records
-from dynamic.policies.scores import Combiner
+from dynamic.policies.scores import Combination, Combiner, Score
 
 
 @dataclass(frozen=True)
 class Step:
-    """An exit that was taken away, and what requests cost on average with it and without."""
+    """The removal of one exit.
+
+    Args:
+        exit: Its name.
+        before: Mean cost of a request with it.
+        after: Mean cost of a request without it.
+    """
 
     exit: str
     before: float
@@ -22,19 +28,24 @@ class Step:
 
 @dataclass(frozen=True)
 class Choice:
-    """`kept`: names of the exits that stay, in order; `cost` of a request then, in the unit of the costs, the mean over
-    the drops asked for; `removed`: the others, in the order in which they went."""
+    """The exits that remain, and those that were removed.
 
-    kept: tuple[str, ...]
+    Args:
+        exits: Names of the exits that remain, in order.
+        cost: Mean cost of a request with them, over the drops, in the unit of the costs.
+        removals: The other exits, in the order of their removal.
+    """
+
+    exits: tuple[str, ...]
     cost: float
-    removed: tuple[Step, ...]
+    removals: tuple[Step, ...]
 
     def __str__(self) -> str:
         lines = [
-            f"{s.exit} removed: a request costs {s.after:.4g} without it, {s.before:.4g} with it" for s in self.removed
+            f"{s.exit} removed: a request costs {s.after:.4g} without it, {s.before:.4g} with it" for s in self.removals
         ]
         return "\n".join(
-            [*lines, f"kept: {', '.join(self.kept) or 'none'}; a request costs {self.cost:.4g} on average"]
+            [*lines, f"exits: {', '.join(self.exits) or 'none'}. A request costs {self.cost:.4g} on average"]
         )
 
 
@@ -46,41 +57,55 @@ def choose_exits(
     body_cost: Sequence[float] | None = None,
     head_cost: Sequence[float] | None = None,
     exit_cost: float = 0.0,
-    combine: str = "backbones",
-    score: str = "max_probability",
+    combine: Combination = "backbones",
+    score: Score = "max_probability",
 ) -> Choice:
-    """Take away one exit after the other, the one least missed first, while requests get no dearer by it.
+    """Remove one exit after the other while requests get no more expensive.
 
-    A request costs the mean over `max_drops` of the cheapest thresholds that lose no more on the searching part of the
-    records (all of them, where none certify), the reference where none do. Costs `[S]` of bodies and heads are
-    multiply-adds unless given; `exit_cost`, in the same unit, is what an exit costs every request that goes past it,
-    whether its head runs or not (on engines some 30 microseconds): without it an exit that nobody takes costs nothing.
-    `count`: at most so many stay, even if requests get dearer.
+    A request costs the mean over `max_drops` of the cheapest thresholds that lose no more on the search part of the
+    records. It costs the reference where no thresholds do. The records choose, so other records must certify.
 
-    The records choose: use others to certify. Raises CalibrationError without records or labels, SettingError on a
-    setting out of range.
+    Args:
+        records: Records with labels.
+        count: At most so many exits remain, even where requests become more expensive. None: no such limit.
+        max_drops: Accuracy that may be lost.
+        body_cost: Cost of the body of each stage `[S]`. None: multiply-adds.
+        head_cost: Cost of the head of each stage `[S]`. None: multiply-adds.
+        exit_cost: What an exit costs every request that passes it, whether its head runs or not, in the same unit.
+            On engines it is about 30 microseconds. With 0, an exit that no input uses costs nothing.
+        combine: How answers of stages are combined.
+        score: Confidence of an answer.
+
+    Returns:
+        The choice.
+
+    Raises:
+        CalibrationError: when there are no records or no labels.
+        SettingError: when a setting is out of range.
     """
     if count is not None and count < 0:
-        raise SettingError(f"count={count} exits cannot stay: give 0 or more, or None")
+        raise SettingError(f"count={count} exits cannot remain: give 0 or more, or None")
     if not 0 <= exit_cost < float("inf"):
         raise SettingError(f"exit_cost={exit_cost} must not be negative, in the unit of the costs")
     if not max_drops:
         raise SettingError("max_drops is empty: give the accuracy that may be given up, e.g. (0.0, 0.01)")
-    searched = records.select(records.part == SEARCH)
-    if not len(searched) or searched.label is None:
-        raise CalibrationError(f"{len(searched)} labelled records to choose exits by: give labelled held-out inputs")
+    search_records = records.select(records.part == SEARCH)
+    if not len(search_records) or search_records.label is None:
+        raise CalibrationError(
+            f"{len(search_records)} labelled records to choose exits by: give labelled held-out inputs"
+        )
     body = tuple(records.macs if body_cost is None else body_cost)
     head = tuple(records.head_macs if head_cost is None else head_cost)
 
     def cost(gone: frozenset[int]) -> float:
-        left, bodies, heads = without(searched, gone, body, head)
-        combiner = Combiner(fit_temperatures(left), score, combine, left.backbone)
-        # whoever runs what lies behind an exit has gone past it
-        behind = [s > 0 and _is_exit(left, s - 1) for s in range(left.stages)]
-        paid = [body + exit_cost * past for body, past in zip(bodies, behind, strict=True)]
-        search = Search(left, combiner, paid, heads, risk=RISKS["drop"])
-        found = [search.cheapest(drop) or search.reference for drop in max_drops]
-        return sum(c.cost for c in found) / len(found)
+        remaining, bodies, heads = without(search_records, gone, body=body, head=head)
+        combiner = Combiner(fit_temperatures(remaining), score, combine=combine, backbone=remaining.backbone)
+        # an input that runs the stage after an exit has passed the exit
+        behind = [s > 0 and _is_exit(remaining, s - 1) for s in range(remaining.stages)]
+        costs = [body + exit_cost * past for body, past in zip(bodies, behind, strict=True)]
+        search = Search(remaining, combiner, body=costs, head=heads, risk=RISKS["drop"])
+        candidates = [search.cheapest(drop) or search.reference for drop in max_drops]
+        return sum(c.cost for c in candidates) / len(candidates)
 
     gone: frozenset[int] = frozenset()
     now, steps = cost(gone), []
@@ -95,30 +120,32 @@ def choose_exits(
 
 
 def without(
-    records: Records, gone: frozenset[int], body: Sequence[float], head: Sequence[float]
+    records: Records, gone: frozenset[int], *, body: Sequence[float], head: Sequence[float]
 ) -> tuple[Records, tuple[float, ...], tuple[float, ...]]:
-    """(records, costs of bodies `[S']`, of heads `[S']`) of the cascade without the exits of these stages, whose bodies
-    are part of the next stage then."""
-    kept = [s for s in range(records.stages) if s not in gone]
-    starts = [0, *(s + 1 for s in kept[:-1])]
+    """(records, costs of bodies `[S']`, of heads `[S']`) of the cascade without the exits of some stages.
+
+    The body of such a stage becomes part of the next one.
+    """
+    numbers = [s for s in range(records.stages) if s not in gone]
+    starts = [0, *(s + 1 for s in numbers[:-1])]
 
     def merged(costs: Sequence[float]) -> tuple[float, ...]:
-        return tuple(sum(costs[first : last + 1]) for first, last in zip(starts, kept, strict=True))
+        return tuple(sum(costs[first : last + 1]) for first, last in zip(starts, numbers, strict=True))
 
-    left = Records(
-        records.logits[:, kept],
+    remaining = Records(
+        records.logits[:, numbers],
         records.label,
         records.group,
         records.part,
-        tuple(records.backbone[s] for s in kept),
+        tuple(records.backbone[s] for s in numbers),
         merged(records.macs),
-        tuple(records.head_macs[s] for s in kept),
-        tuple(records.stage_names[s] for s in kept),
+        tuple(records.head_macs[s] for s in numbers),
+        tuple(records.stage_names[s] for s in numbers),
         f"{records.fingerprint} without exits {sorted(gone)}",
     )
-    return left, merged(body), tuple(head[s] for s in kept)
+    return remaining, merged(body), tuple(head[s] for s in numbers)
 
 
 def _is_exit(records: Records, stage: int) -> bool:
-    """Whether a stage has another of the same backbone behind it."""
+    """Whether the next stage belongs to the same backbone."""
     return records.backbone[stage] == records.backbone[stage + 1]

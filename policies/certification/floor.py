@@ -1,4 +1,4 @@
-"""The least accuracy that a point of a ladder may have, and stages that know nothing."""
+"""The least accuracy that a point of a ladder may have, and stages that are no better than chance."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +10,20 @@ from dynamic.policies.errors import SettingError
 from dynamic.policies.records import Records
 from dynamic.policies.validation.numbers import plain
 
-SHARE = 0.5  # of what the reference knows beyond chance: what a point must keep unless another floor is given
-_CLEAR = 2.0  # standard errors above chance: less is no knowledge
+SHARE = 0.5  # of the accuracy of the reference beyond chance. The default floor requires it of every point
+_CLEAR = 2.0  # standard errors above chance, below which a stage counts as chance
 
 
 @dataclass(frozen=True)
 class Level:
-    """How often a stage is `right` alone, beside `chance`: always answering with the commonest class."""
+    """How often a stage alone is right.
+
+    Args:
+        stage: Name of the stage.
+        right: Share of right answers.
+        chance: Share of the most common class.
+        count: Inputs.
+    """
 
     stage: str
     right: float
@@ -37,37 +44,45 @@ class Level:
 
 
 def levels(records: Records) -> tuple[Level, ...]:
-    """The level of every stage; agreement with the last stage where records have no labels."""
+    """The level of every stage. Without labels it is the agreement with the last stage."""
     answers = _answers(records)  # [N, S]
-    wanted = records.label if records.label is not None else answers[:, -1]
-    count = len(wanted)
+    correct = records.label if records.label is not None else answers[:, -1]
+    count = len(correct)
     if not count:
         return ()
-    chance = float(np.bincount(wanted).max()) / count
+    chance = float(np.bincount(correct).max()) / count
     return tuple(
-        Level(name, float((answers[:, stage] == wanted).mean()), chance, count)
+        Level(name, float((answers[:, stage] == correct).mean()), chance, count)
         for stage, name in enumerate(records.stage_names)
     )
 
 
 def floor_of(records: Records, floor: float | None) -> float | None:
-    """The floor of accuracy (of agreement without labels): the one that is given, or the default; None: no floor.
+    """The floor of accuracy, or of agreement without labels.
 
-    The default is halfway between chance and what the reference reaches on these records. There is none where the
-    reference itself is at chance. Raises SettingError on a floor that is no fraction.
+    Args:
+        records: Records that choose.
+        floor: The floor that the user gives. 0: no floor. None: halfway between chance and the reference, or no floor
+            where the reference itself is at chance.
+
+    Returns:
+        The floor. None: there is no floor.
+
+    Raises:
+        SettingError: when the floor is not a fraction.
     """
     if floor is not None:
         check_floor(floor)
         return floor or None
-    known = levels(records)
-    if not known or known[-1].at_chance:
+    stages = levels(records)
+    if not stages or stages[-1].at_chance:
         return None
-    reference = known[-1]
+    reference = stages[-1]
     return reference.chance + SHARE * (reference.right - reference.chance)
 
 
 def check_floor(floor: float | None) -> None:
-    """Raises SettingError on a floor that is no fraction."""
+    """Raise SettingError on a floor that is not a fraction."""
     floor = plain(floor)
     if floor is None:
         return

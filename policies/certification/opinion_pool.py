@@ -1,4 +1,4 @@
-"""What all stages together hold of an input: a logarithmic opinion pool, weighted by what each has shown to know."""
+"""What all stages together predict for an input: a logarithmic opinion pool with weights fitted to the labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +10,17 @@ from dynamic.policies.scores import softmax
 
 Floats = NDArray[np.float32]
 
-_MOST = 2000  # records that weights are fitted on: there are as many weights as stages
+_MOST = 2000  # records that the weights are fitted on. There are only as many weights as stages
 _ROUNDS = 25
-_RIDGE = 1e-3  # pulls weights that the records leave open to equal ones
-_LOWEST = -30.0  # of a logarithm: a probability of 0 must not rule a class out for good
+_RIDGE = 1e-3  # moves weights that the records do not determine to equal ones
+_LOWEST = -30.0  # of a logarithm, so that a probability of 0 does not exclude a class
 
 
 def belief(probability: Sequence[Floats], label: NDArray[np.int64]) -> Floats:
-    """Probabilities of the label `[N, C]` from those of the stages `[S][N, C]`; rows without a finite one are uniform.
+    """Probabilities of the label `[N, C]` from those of the stages `[S][N, C]`. A row without finite ones is uniform.
 
-    Proportional to the product of p_s ** w_s (Genest and Zidek 1986, the logarithmic pool), with weights `[S]` of the
-    greatest likelihood: convex, solved by damped Newton steps.
+    They are proportional to the product of p_s ** w_s (Genest and Zidek 1986, the logarithmic pool). The weights `[S]`
+    maximize the likelihood, which is a convex problem that damped Newton steps solve.
     """
     logs = [np.nan_to_num(np.maximum(np.log(np.maximum(p, 1e-30)), _LOWEST), nan=0.0) for p in probability]
     few = slice(None, None, max(1, len(label) // _MOST))

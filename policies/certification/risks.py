@@ -1,4 +1,4 @@
-"""What can be certified: losses of an answer beside the reference's, and how their mean is bounded."""
+"""What can be certified: losses of an answer, compared with the reference, and bounds of their mean."""
 
 import math
 from collections.abc import Callable
@@ -11,33 +11,46 @@ from numpy.typing import NDArray
 
 from dynamic.policies.certification.bounds import betting_p, binomial_p, signed_p
 from dynamic.policies.errors import CalibrationError, SettingError
+from dynamic.policies.ladder import RiskName
 from dynamic.policies.records import Records
 
 Losses = NDArray[np.int8]
 Rights = NDArray[np.bool_]
 
-_SPARE = 0.025  # of the level: what a signed loss's nuisance may cost (Berger and Boos's beta)
+_SPARE = 0.025  # of the level, for the nuisance parameter of a signed loss (beta of Berger and Boos)
 
 
 @dataclass(frozen=True)
 class Risk:
     """The mean of a loss in {-1, 0, 1}.
 
-    `loss(right, reference_right)`, each `[N]`: whether an answer, and the reference's, is the one wanted: the label, or
-    the reference's own where the risk needs no labels. `signed`: the loss can be -1. `of_reference`: the reference
-    itself can lose.
+    Args:
+        name: Of the risk.
+        loss: Losses `[N]` from two arrays `[N]`: whether an answer is correct, and whether the reference's is. The
+            correct answer is the label, or that of the reference where no labels are needed.
+        signed: Whether the loss can be -1.
+        needs_labels: Whether labels are needed.
+        of_reference: Whether the reference itself can have a loss.
     """
 
-    name: str
+    name: RiskName
     loss: Callable[[Rights, Rights], Losses]
     signed: bool = False
     needs_labels: bool = True
     of_reference: bool = False
 
-    def wanted(self, records: Records, reference: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The answer wanted of each record `[N]`, `reference [N]` being the reference's.
+    def correct_answers(self, records: Records, reference: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The correct answer of each record.
 
-        Raises CalibrationError where labels are needed and missing.
+        Args:
+            records: N records.
+            reference: Predictions of the reference `[N]`.
+
+        Returns:
+            Labels, or these predictions where no labels are needed `[N]`.
+
+        Raises:
+            CalibrationError: when labels are needed and missing.
         """
         if not self.needs_labels:
             return reference
@@ -62,10 +75,10 @@ def _wrong(right: Rights, reference_right: Rights) -> Losses:
     return (~right).astype(np.int8)
 
 
-RISKS = {
-    # accuracy lost to the reference, what max_drop means: right answers of the reference minus right answers
+RISKS: dict[RiskName, Risk] = {
+    # accuracy lost to the reference, as in max_drop: right answers of the reference minus right answers
     "drop": Risk("drop", _drop, signed=True),
-    # the reference right and the answer given wrong
+    # the reference is right and the answer is wrong
     "harm": Risk("harm", _harm),
     # another answer than the reference's
     "disagreement": Risk("disagreement", _wrong, needs_labels=False),
@@ -75,18 +88,22 @@ RISKS = {
 
 
 def risk_named(name: str) -> Risk:
-    """The risk; raises SettingError where there is none of that name."""
+    """The risk of a name. Raises SettingError where there is none."""
     if not isinstance(name, str) or name not in RISKS:
-        raise SettingError(f"risk={name!r} is not known; use one of {sorted(RISKS)}")
+        raise SettingError(f"risk={name!r} is unknown: use one of {sorted(RISKS)}")
     return RISKS[name]
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """The records that certify: how many, and which belong together.
+    """The records that certify.
 
-    With groups, the risk is that of a random input of a random group: every group counts the same, and groups, not
-    inputs, are what must have been drawn independently.
+    With groups, the risk is that of a random input of a random group. Every group counts the same, and the groups must
+    be drawn independently instead of the inputs.
+
+    Args:
+        count: Number of records N.
+        group: Group of each record `[N]`. None: records are independent.
     """
 
     count: int
@@ -94,7 +111,7 @@ class Sample:
 
     @cached_property
     def _group(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """(number of the group of each record [N], records in each group [G])."""
+        """(number of the group of each record `[N]`, records in each group `[G]`)."""
         _, number, size = np.unique(np.asarray(self.group), return_inverse=True, return_counts=True)
         return number.reshape(-1), size
 
@@ -117,7 +134,13 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a sample says of the risk of one choice of thresholds: p-values for "it is above a target"."""
+    """p-values for "the risk of these thresholds is above a target", from a sample.
+
+    Args:
+        risk: What is measured.
+        sample: The records.
+        losses: Their losses under the thresholds `[N]`.
+    """
 
     risk: Risk
     sample: Sample
@@ -125,7 +148,7 @@ class Evidence:
 
     @cached_property
     def mean(self) -> float:
-        """The risk measured."""
+        """The measured risk."""
         return self.sample.mean(self.losses)
 
     @cached_property
@@ -137,9 +160,15 @@ class Evidence:
         return self.sample.unit_means(self.losses)
 
     def p_value(self, target: float, level: float, times: float = 1.0) -> float:
-        """To be compared with `level`: what is rejected at a level is at every larger one, as `certify` needs.
+        """A p-value to compare with `level`. What is rejected at a level is rejected at every larger one.
 
-        `times`: as if the same had been seen so many times as often.
+        Args:
+            target: The risk under the hypothesis.
+            level: The level of the test.
+            times: As if each record had occurred so many times.
+
+        Returns:
+            The p-value.
         """
         if self.sample.group is not None:
             return betting_p(self._means, target, times)
@@ -150,7 +179,7 @@ class Evidence:
         return binomial_p(lost, count, target)
 
     def needed(self, target: float, level: float) -> int | None:
-        """So many units would do if what was measured were the true risk; None where no number would."""
+        """Units that suffice if the measured risk is the true one. None: no number does."""
         if not self.sample.units or self.mean >= target:
             return None
         enough = 1
@@ -166,7 +195,7 @@ class Evidence:
 
 
 def test_name(risk: Risk, grouped: bool) -> str:
-    """Where the p-values come from, in words."""
+    """The test that gives the p-values, in words."""
     if grouped:
         return "betting on groups (Waudby-Smith and Ramdas 2024)"
     if risk.signed:

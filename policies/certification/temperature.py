@@ -1,4 +1,4 @@
-"""Temperature scaling: probabilities that mean what they say (Guo et al. 2017)."""
+"""Temperature scaling, which calibrates probabilities (Guo et al. 2017)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ _STEPS = 60
 def fit_temperature(logits: NDArray[np.float32], label: NDArray[np.int64]) -> float:
     """The temperature in [0.05, 20] that minimizes the negative log likelihood of `label [N]` (section 4.2).
 
-    The loss is convex in 1 / T; its slope is bisected. Rows of `logits [N, C]` that are not finite
-    are left out; 1.0 where none is left.
+    The loss is convex in 1 / T, so its slope is bisected. Rows of `logits [N, C]` that are not finite are ignored. The
+    temperature is 1.0 where no row is finite.
     """
     good = np.isfinite(logits).all(axis=1)
     z, y = logits[good].astype(np.float64), label[good]
@@ -43,7 +43,7 @@ def fit_temperature(logits: NDArray[np.float32], label: NDArray[np.int64]) -> fl
 
 
 def fit_temperatures(records: Records) -> tuple[float, ...]:
-    """A temperature for each stage `[S]`, from the search part alone; 1.0 without labels."""
+    """A temperature for each stage `[S]`, from the search part alone. It is 1.0 without labels."""
     if records.label is None:
         return (1.0,) * records.stages
     search = records.part == 0

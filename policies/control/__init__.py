@@ -1,1 +1,1 @@
-"""The budget policy: what each limit leaves of a frontier on this device, and the choice among the rest."""
+"""The budget policy: the points of a frontier that each limit allows on this device, and the choice among them."""

@@ -1,30 +1,37 @@
-"""Pacing a battery: what an inference may take so that the charge lasts as long as was asked.
+"""Pacing of a battery: the effort that an inference may take so that the charge lasts for a given time.
 
-The drain is taken as `idle + per_effort * effort a second`, in battery fractions a second. Where costs and sensors know
-energies and the charge in mWh both are known from the start; where not they are fitted by least squares to what the
-battery lost between its own steps (a charge is often told in whole points: between two of its changes what was lost is
-exact). What may be spent is worked out anew all the time from what is left of charge and time, so that errors do not
-add up: a horizon that recedes, as in model predictive control.
+The drain is modelled as `idle + per_effort * effort a second`, in battery fractions a second. Where costs have energies
+and the sensors report the charge in mWh, both terms are given from the start. Otherwise least squares fits them to what
+the battery lost between its own steps. A charge is often reported in whole percents, and the loss between two of its
+changes is exact. The allowed effort is computed again and again from the remaining charge and time, so that errors do
+not add up. This is a receding horizon, as in model predictive control.
 """
 
 import math
 from dataclasses import dataclass, replace
 
-_STEP = 0.01  # of the charge: what a battery must lose before that says something
-_AIM = 0.02  # of the time asked for, that is aimed at beyond it
-_FORGET = 0.9  # weight of what was learned before, with each step of the battery
+_STEP = 0.01  # loss of charge that is large enough to learn from
+_AIM = 0.02  # share of the time asked for that is added as a margin
+_FORGET = 0.9  # weight of earlier steps with each step of the battery
 _GIVEN = 3.0  # steps of the battery that a given idle power counts for at first
 _RATE_S = 1800.0  # horizon over which the rate of requests is averaged
-_EVERY_S = 2.0  # how often it is worked out
-_GAP_S, _GAP = 30.0, 0.2  # without a reading, and as a share of the step: then nobody knows when the charge fell
-_LOOKS_S = 0.5  # between two looks at a battery that says what it said before
+_EVERY_S = 2.0  # between two updates of the rate
+_GAP_S, _GAP = 30.0, 0.2  # without a reading, and as a share of the step: longer, and the time of a step is unknown
+_LEAST_S = 0.5  # between two readings of the same charge
 
 
 @dataclass(frozen=True)
 class DrainModel:
-    """What is known of the drain: `idle` and `per_effort` where they are given, and weighted sums of what was seen.
+    """A linear model of the drain, from weighted sums over steps of the battery.
 
-    Of steps of the battery: their weight, the sums of effort a second (e), of the drain (d), and of their products.
+    Args:
+        idle: Drain without inference, in battery fractions a second. None: it is fitted.
+        per_effort: Drain of one unit of effort. None: it is fitted.
+        weight: Sum of weights of the steps.
+        e: Weighted sum of the effort a second.
+        d: Weighted sum of the drain a second.
+        ee: Weighted sum of e times e.
+        ed: Weighted sum of e times d.
     """
 
     idle: float | None = None
@@ -36,7 +43,7 @@ class DrainModel:
     ed: float = 0.0
 
     def learn(self, effort_per_s: float, drain_per_s: float) -> "DrainModel":
-        """Take one more step of the battery in."""
+        """The model after one more step of the battery."""
         e, d, old = effort_per_s, drain_per_s, _FORGET
         return DrainModel(
             self.idle,
@@ -50,11 +57,11 @@ class DrainModel:
 
     @property
     def line(self) -> tuple[float, float] | None:
-        """(idle, per effort), in battery fractions a second; None where nothing is known yet.
+        """(idle, per effort), in battery fractions a second. None: there are no data yet.
 
-        A given idle power counts as some steps without inference, and is forgotten as steps are. Where all that was
-        seen was as busy, the two cannot be told apart, and all is put down to inference: then what saving saves is
-        overrated at first, and what spending costs never underrated.
+        A given idle power counts as some steps without inference, and its weight decays as that of steps does. Where
+        all steps were equally busy, the two terms cannot be separated, and inference gets the whole drain. Savings are
+        then overestimated at first, and the cost of inference is never underestimated.
         """
         given = 0.0 if self.idle is None else _GIVEN * (1 - (1 - _FORGET) * self.weight)
         weight = self.weight + given
@@ -72,13 +79,21 @@ class DrainModel:
 
 @dataclass(frozen=True)
 class BatteryPacer:
-    """How a battery that must last `battery_duration_s` is doing.
+    """A battery that must last for `battery_duration_s`.
 
-    It started at `start_s` and is looked at now, at `time_s`, after it was last read at `read_s`.
-
-    `edge_s`, `edge`, `edge_effort`: when the charge last fell a step, to what, and the effort spent until then;
-    `whole`: whether that was a step, not the first reading. `rate_s`, `rate_count`: since when requests are counted for
-    their rate `rate_hz`, and how many were answered by then.
+    Args:
+        battery_duration_s: How long it must last.
+        start_s: When this time began.
+        time_s: When the state was last updated.
+        read_s: When the battery was last read.
+        edge_s: When the charge last fell by a step.
+        edge: The charge then.
+        edge_effort: Effort of all requests until then.
+        rate_s: When the current count of requests began.
+        rate_count: Requests until then.
+        whole: Whether the last edge ended a whole step. The first reading does not.
+        rate_hz: Rate of requests.
+        drain: Model of the drain.
     """
 
     battery_duration_s: float
@@ -104,32 +119,41 @@ class BatteryPacer:
         count: int,
         drain: DrainModel = DrainModel(),
     ) -> "BatteryPacer":
-        """The battery, seen for the first time, at `battery` (0..1); `drain` holds what is given."""
+        """The state after the first reading, with the charge `battery`. `drain` holds the terms that are given."""
         return cls(battery_duration_s, time_s, time_s, time_s, time_s, battery, effort, time_s, count, drain=drain)
 
     def with_reading(
         self, time_s: float, battery: float, effort: float, count: int, drain: DrainModel, fresh: bool = True
     ) -> "BatteryPacer":
-        """The battery at `battery` (0..1) after `effort` and `count` requests in all; `drain` holds what is given.
+        """The state after one more reading.
 
-        `fresh`: this was read, not remembered. Nothing is learned from a step that fell while nothing was read.
+        Args:
+            time_s: When it was read.
+            battery: The charge, 0 to 1.
+            effort: Effort of all requests so far.
+            count: Inputs of all requests so far.
+            drain: The terms of the drain that are given.
+            fresh: Whether the sensor answered. A step during a gap without readings teaches nothing.
+
+        Returns:
+            The new state.
         """
-        if time_s < self.time_s:  # a clock that was set back: all that was timed by it moves with it
+        if time_s < self.time_s:  # a clock that was set back: all its times move with it
             back = time_s - self.time_s
             moved = {name: getattr(self, name) + back for name in ("start_s", "edge_s", "rate_s", "time_s", "read_s")}
             return replace(self, **moved)
-        if time_s - self.time_s < _LOOKS_S and battery == self.edge:
+        if time_s - self.time_s < _LEAST_S and battery == self.edge:
             return self
-        known = replace(self.drain, idle=drain.idle, per_effort=drain.per_effort)
+        model = replace(self.drain, idle=drain.idle, per_effort=drain.per_effort)
         edge_s, edge, edge_effort, whole = self.edge_s, self.edge, self.edge_effort, self.whole
         if battery > edge + _STEP / 2:  # charged in between
             edge_s, edge, edge_effort, whole = time_s, battery, effort, False
         elif battery <= edge - _STEP + 1e-9:
             passed_s = time_s - edge_s
-            # a clock that stands says nothing of the drain, and the charge has fallen all the same
+            # where the clock stands still, the charge has fallen and the drain is unknown
             exact = passed_s > 0 and time_s - self.read_s <= max(_GAP_S, _GAP * passed_s)
             if whole and exact:
-                known = known.learn((effort - edge_effort) / passed_s, (edge - battery) / passed_s)
+                model = model.learn((effort - edge_effort) / passed_s, (edge - battery) / passed_s)
             edge_s, edge, edge_effort, whole = time_s, battery, effort, exact
         rate_s, rate_count, rate_hz = self.rate_s, self.rate_count, self.rate_hz
         passed_s = time_s - rate_s
@@ -150,11 +174,11 @@ class BatteryPacer:
             rate_count,
             whole,
             rate_hz,
-            known,
+            model,
         )
 
     def charging(self, time_s: float, battery: float, effort: float) -> "BatteryPacer":
-        """On the mains: the end that was asked for stays, and what was learned; nothing is drained."""
+        """The state while the device has mains power. The end of the time and the model of the drain do not change."""
         back = min(time_s - self.time_s, 0.0)  # of a clock that was set back
         return replace(
             self,
@@ -168,24 +192,24 @@ class BatteryPacer:
             whole=False,
         )
 
-    def left_s(self, aim: float = 0.0) -> float:
-        """Seconds that the battery must still last, from its latest step on; `aim`: share of the time to add."""
+    def remaining_s(self, aim: float = 0.0) -> float:
+        """Seconds from its latest step that the battery must still last. `aim` is a share of the time to add."""
         return max(self.start_s + self.battery_duration_s * (1 + aim) - self.edge_s, 1.0)
 
-    def ceiling(self, floor: float) -> float:
-        """What an inference may take on average so that the charge stays above `floor` in time; inf: unknown."""
+    def effort_limit(self, floor: float) -> float:
+        """Effort of an inference on average with which the charge remains above `floor`. Infinite: unknown."""
         line = self.drain.line
         if line is None or self.time_s >= self.start_s + self.battery_duration_s:
             return math.inf
         idle, per_effort = line
-        spare = (self.edge - floor) / self.left_s(_AIM) - idle
+        spare = (self.edge - floor) / self.remaining_s(_AIM) - idle
         if spare <= 0:
             return 0.0
         per_unit = per_effort * (self.rate_hz or 0.0)
         return spare / per_unit if per_unit > 0 else math.inf
 
     def lasts_s(self, floor: float, effort: float) -> float:
-        """How long the charge lasts from its latest step on where inferences take so much; inf: unknown."""
+        """How long the charge lasts from its latest step with inferences of this effort. Infinite: unknown."""
         line = self.drain.line
         if line is None:
             return math.inf

@@ -1,13 +1,14 @@
-"""The default policy: what the limits of a budget leave of the frontier on this device now, and the best of that."""
+"""The default policy: the best of the points that the limits of a budget allow on this device now."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
-from dynamic.policies.budget import PRIORITY, Budget
+from dynamic.policies.budget import PRIORITY, Budget, LimitName
 from dynamic.policies.control.device_state import DeviceState
-from dynamic.policies.control.limits import LIMITS, SLOW, CandidateFilter, Limit, active, stay
+from dynamic.policies.control.limits import LIMITS, SLOW, active, backbones_in_memory
+from dynamic.policies.control.limits.candidate_filter import CandidateFilter, Limit
 from dynamic.policies.control.reasons import Note, Reason
 from dynamic.policies.control.switching import Cooldown, SwitchDelay
 from dynamic.policies.decision import Decision, Feedback, Policy
@@ -17,151 +18,229 @@ from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 
 _NO_DECISION = Decision(cast(CostedPoint, None))  # every field is replaced
-_LOADED: Note = ("a request that waits takes a point whose networks are loaded",)
+_LOADED: Note = ("A request that waits uses a point whose networks are loaded",)
 
 
 @dataclass(frozen=True)
 class BudgetState:
-    """What is known of the device (`seen`), the point that runs, and how long a better one must last to replace it.
+    """The state of a `BudgetPolicy` between two decisions.
 
-    `rest`: what heat or a battery has forced is not undone before; `limits` that can bind under the `budget`.
+    Args:
+        device: Readings, and what is derived from them.
+        current: Number of the point that runs. None: none yet.
+        switch_delay: How long a better point must remain better.
+        cooldown: A time without expensive points, after heat or a battery has excluded one.
+        budget: The budget of the last decision.
+        frontier: The frontier of the last decision.
+        limits: The limits that can bind under this budget.
+        requests: Requests that ran since the last decision.
     """
 
-    seen: DeviceState = field(default_factory=DeviceState)
+    device: DeviceState = field(default_factory=DeviceState)
     current: int | None = None
-    hold: SwitchDelay = field(default_factory=SwitchDelay)
-    rest: Cooldown = field(default_factory=Cooldown)
+    switch_delay: SwitchDelay = field(default_factory=SwitchDelay)
+    cooldown: Cooldown = field(default_factory=Cooldown)
     budget: Budget | None = None
     frontier: Frontier | None = None
     limits: tuple[Limit, ...] = ()
+    requests: int = 0
 
 
 class BudgetPolicy(Policy):
-    """Limits are applied in the order of the budget's `priority`; those not among `limits` are left out.
+    """Applies the limits of the budget, and runs the best of the points that they allow.
 
-    A limit that nothing left can meet gives way: what comes closest to it stays, and the decision names it.
-    With `max_drop` or `min_accuracy` given, the fastest point that is left runs (the user has said what accuracy
-    savings may cost); without them the most accurate.
+    Limits are applied in the order of the budget's `priority`. Where no point meets a limit, it is violated. The points
+    that come closest to it remain, and the decision names it. With `max_drop` or `min_accuracy` the fastest of the
+    remaining points runs, because the user accepts a loss of accuracy for savings. Without them the most accurate
+    runs.
 
-    `limits=("drop",)` decides by accuracy alone, whatever the device does; ("latency", "deadline") by time alone,
-    ("memory",), ("battery",), ("temperature",) and ("energy",) likewise.
+    After drift the drop of a point on the new inputs is unknown. Then the point of the least promised drop runs, unless
+    the budget has `on_drift="report"`.
 
-    Where inputs have drifted from those of the calibration, what a point loses on them is not known: unless the budget
-    says `on_drift="report"`, the point of the least promised drop runs. Of equals it is the first: the reference, whose
-    drop is 0 whatever the inputs are, where the other limits allow it.
+    The latency of a point is the profiled one times a slowdown. One factor of the slowdown is the load of other
+    processes: with b busy cores of c, and t threads, b + t threads share c cores. The other factor is what requests
+    took beyond that. Where requests scatter more than during the profile, percentiles include this scatter.
 
-    Latency is the profiled one times a slowdown: the fair share that other processes' load leaves
-    (busy cores b of c, t threads wanted: b + t in place of t), times what requests took beyond that. Where requests
-    scatter more than when they were profiled, percentiles are taken of that scatter. Memory is that of the process
-    before any network was loaded, and what it was seen to take beyond that, plus the backbones of a point.
+    A point that a limit excludes is replaced at once. A better point runs after it was better for 16 requests, and
+    after twice as many where the last change was soon forced back, up to 4,096. A point that heat or a battery has
+    excluded is skipped for 5 minutes, and for twice as long where it is soon excluded again, up to 20 minutes. A
+    request that has waited gets a faster point for itself alone. A new budget is applied at once.
 
-    What forces a change is followed at once, a load or a temperature within some ten requests. A change to a better
-    point that nothing forces must be better for 16 requests in a row, and twice as many each time that such a change
-    was soon forced back by what follows single requests (up to 4,096), so that noise makes few changes in any thousand
-    requests. What heat or a battery has forced out rests for 5 minutes, and twice as long each time that it is soon
-    forced out again (up to 20). A request that has waited gets a faster point for itself alone, and a new budget is
-    followed at once.
+    Args:
+        limits: Names of the limits that count, as in `Budget.priority`. ("latency", "deadline") decides by time alone.
 
-    Raises SettingError on a limit that does not exist.
+    Raises:
+        SettingError: when there is no limit of a name.
+
+    Example:
+        >>> policy = dynamic.BudgetPolicy(limits=("drop",))
+        >>> decision, _ = policy.decide(frontier, dynamic.Budget(), dynamic.Snapshot(0.0), policy.initial())
+        >>> decision.feasible, "most accurate" in decision.reason
+        (True, True)
     """
 
-    def __init__(self, limits: Sequence[str] = PRIORITY) -> None:
+    def __init__(self, limits: Sequence[LimitName] = PRIORITY) -> None:
         for name in limits:
             if name not in LIMITS:
                 raise SettingError(f"limits name {name!r}, which is none of {PRIORITY}")
         self.limits = tuple(limits)
 
-    sieve: ClassVar[type[CandidateFilter]] = CandidateFilter
+    candidate_filter: ClassVar[type[CandidateFilter]] = CandidateFilter
+    decides_each_request: ClassVar[bool] = False
 
     def initial(self) -> BudgetState:
-        """Nothing seen."""
+        """The state before the first request."""
         return BudgetState()
 
     def decide(
         self, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: BudgetState
     ) -> tuple[Decision, BudgetState]:
-        """The point for the next request, with the reason; see the class."""
-        seen = state.seen
+        """Choose the point for the next request.
+
+        Args:
+            frontier: The points and their costs on this device.
+            budget: The user's limits.
+            snapshot: The newest readings, and the request that is about to run.
+            state: The state after the last call.
+
+        Returns:
+            The decision with its reason, and the state after it.
+
+        Raises:
+            AttributeError: when the state is of another policy.
+
+        Example:
+            >>> policy = dynamic.BudgetPolicy()
+            >>> tight = dynamic.Budget(latency_ms=1e-6)
+            >>> decision, state = policy.decide(frontier, tight, dynamic.Snapshot(0.0), policy.initial())
+            >>> decision.feasible, decision.violated_limits
+            (False, ('latency_ms',))
+        """
+        device = state.device
         new = (budget is not state.budget and budget != state.budget) or frontier is not state.frontier
-        if snapshot is not seen.snapshot or new:  # another budget asks other things of the same snapshot
-            seen = seen.with_snapshot(frontier, budget, snapshot)
-        current, hold, rest = (None, SwitchDelay(), Cooldown()) if new else (state.current, state.hold, state.rest)
+        if snapshot is not device.snapshot or new:  # another budget uses other readings of the same snapshot
+            device = device.with_snapshot(frontier, budget, snapshot)
+        current, switch_delay, cooldown = state.current, state.switch_delay, state.cooldown
+        if new:
+            current, switch_delay, cooldown = None, SwitchDelay(), Cooldown()
         limits = active(budget, self.limits) if new else state.limits
-        sieve = self._sift(limits, frontier, current, budget, seen, wait=False)
+        requests = max(state.requests, 1)  # a decision that nobody asked for again stands for one
+        candidates = self._filter(limits, frontier, current, budget, device, wait=False)
         rank = frontier.mean if _saves(budget) else frontier.accuracy
-        left, barred, held = sieve.left, math.inf, None
+        points, effort_limit, waiting = candidates.points, math.inf, None
         if current is not None:
-            most = rest.most(seen.time_s)
-            left = left & frontier.effort.below(most) or left
-            barred = most if left != sieve.left else math.inf
-        best = rank.first(left)
+            most = cooldown.effort_limit(device.time_s)
+            points = points & frontier.effort.below(most) or points
+            effort_limit = most if points != candidates.points else math.inf
+        best = rank.first(points)
         if current is None:
             base = best
         elif best == current:
-            base, hold = best, hold.stay()
-        elif not sieve.left >> current & 1:
-            slow = sieve.lost_to in SLOW
-            base, hold = best, hold.forced(noisy=not slow)
+            base, switch_delay = best, switch_delay.confirm(requests)
+        elif not candidates.points >> current & 1:
+            slow = candidates.excluded_by in SLOW
+            base, switch_delay = best, switch_delay.after_exclusion(noisy=not slow)
             if slow:
-                rest = rest.forced(seen.time_s, frontier.effort.figures[current])
-        elif not rest.over(seen.time_s):
+                cooldown = cooldown.after_exclusion(device.time_s, frontier.effort.figures[current])
+        elif not cooldown.is_over(device.time_s):
             base = current
         else:
-            longer = hold.wait()
+            longer = switch_delay.wait(requests)
             if longer is None:
-                base, hold, rest = best, hold.changed(), rest.changed(seen.time_s)
+                base, switch_delay = best, switch_delay.after_change()
+                cooldown = cooldown.after_change(device.time_s)
             else:
-                base, hold = current, longer
-                held = hold
+                base, switch_delay = current, longer
+                waiting = switch_delay
         point = base
-        if seen.waited_ms or seen.queue_length:
-            sieve = self._sift(limits, frontier, current, budget, seen, wait=True)
-            if not sieve.left >> base & 1:
-                # to load a network for one request would make all those behind it wait
-                left, barred = sieve.left & frontier.held(seen.resident) or sieve.left, math.inf
-                sieve.notes += [_LOADED] if left != sieve.left else []
-                point = rank.first(left)
+        if device.waited_ms or device.queue_length:
+            candidates = self._filter(limits, frontier, current, budget, device, wait=True)
+            if not candidates.points >> base & 1:
+                # to load a network for one request would delay all requests behind it
+                points, effort_limit = candidates.points & frontier.within(device.resident), math.inf
+                points = points or candidates.points
+                candidates.notes += [_LOADED] if points != candidates.points else []
+                point = rank.first(points)
             else:
-                left = sieve.left & frontier.effort.below(barred) or sieve.left
+                points = candidates.points & frontier.effort.below(effort_limit) or candidates.points
         chosen = frontier.points[point]
-        keep_loaded = stay(frontier, budget, seen, chosen.backbones) if "memory" in self.limits else None
-        there = seen.resident | chosen.backbones if keep_loaded is None else keep_loaded
-        if there != seen.resident or (keep_loaded is None) != seen.everything:
-            seen = fast_replace(seen, resident=there, everything=keep_loaded is None, loaded_s=seen.time_s)
+        keep_loaded = None
+        if "memory" in self.limits:
+            keep_loaded = backbones_in_memory(frontier, budget, device, chosen.backbones)
+        resident = device.resident | chosen.backbones if keep_loaded is None else keep_loaded
+        if resident != device.resident or (keep_loaded is None) != device.everything:
+            device = fast_replace(device, resident=resident, everything=keep_loaded is None, loaded_s=device.time_s)
         decision = fast_replace(
             _NO_DECISION,
             point=chosen,
-            feasible=not sieve.violated_limits,
-            violated_limits=tuple(sieve.violated_limits),
-            reason=Reason(frontier, point, left, rank, sieve.notes, sieve.spared, budget, seen, held, rest, barred),
+            feasible=not candidates.violated_limits,
+            violated_limits=tuple(candidates.violated_limits),
+            reason=Reason(
+                frontier,
+                point,
+                points,
+                rank,
+                candidates.notes,
+                candidates.upgrade_notes,
+                budget,
+                device,
+                waiting,
+                cooldown,
+                effort_limit,
+            ),
             keep_loaded=keep_loaded,
-            slowdown=seen.slowdown,
+            slowdown=device.slowdown,
             one_request_only=point != base,
         )
         return decision, fast_replace(
-            state, seen=seen, current=base, hold=hold, rest=rest, budget=budget, frontier=frontier, limits=limits
+            state,
+            device=device,
+            current=base,
+            switch_delay=switch_delay,
+            cooldown=cooldown,
+            budget=budget,
+            frontier=frontier,
+            limits=limits,
+            requests=0,
         )
 
     def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
-        """Take in what a request took, beyond what the load it ran under explains, and whether inputs have drifted."""
-        effort = (feedback.point.energy_mj or feedback.point.cpu_ms)[0]
-        return fast_replace(state, seen=state.seen.with_feedback(feedback, effort))
+        """Learn from a request: its time beyond what the load explains, its effort, and drift.
 
-    def _sift(
+        Args:
+            state: The state after the last call.
+            feedback: What the request took.
+
+        Returns:
+            The state after it.
+
+        Raises:
+            AttributeError: when the state is of another policy.
+
+        Example:
+            >>> policy = dynamic.BudgetPolicy()
+            >>> slow = dynamic.policies.Feedback(frontier.points[0], 1, 1, 20.0, 10.0, 1, dynamic.Snapshot(0.0))
+            >>> policy.observe(policy.initial(), slow).device.slowdown > 1
+            True
+        """
+        effort = (feedback.point.energy_mj or feedback.point.cpu_ms)[0]
+        return fast_replace(state, device=state.device.with_feedback(feedback, effort), requests=state.requests + 1)
+
+    def _filter(
         self,
         limits: Sequence[Limit],
         frontier: Frontier,
         current: int | None,
         budget: Budget,
-        seen: DeviceState,
+        device: DeviceState,
         wait: bool,
     ) -> CandidateFilter:
-        sieve = self.sieve(frontier, current)
+        candidates = self.candidate_filter(frontier, current)
         for limit in limits:
-            sieve.apply(limit, budget, seen, wait)
-        return sieve
+            candidates.apply(limit, budget, device, wait)
+        return candidates
 
 
 def _saves(budget: Budget) -> bool:
-    """Whether the user has said what accuracy savings may cost."""
+    """Whether the user accepts a loss of accuracy for savings."""
     return budget.max_drop is not None or budget.min_accuracy is not None

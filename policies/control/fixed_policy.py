@@ -1,4 +1,4 @@
-"""The policy that never changes its mind: what others are compared with."""
+"""A policy that always chooses the same point. Other policies are compared with it."""
 
 from typing import Any
 
@@ -10,15 +10,43 @@ from dynamic.policies.snapshot import Snapshot
 
 
 class FixedPolicy(Policy):
-    """Always the point of this name, whatever the budget and the device."""
+    """Runs the point of one name, whatever the budget and the device are.
+
+    Args:
+        point: Name of the point, such as "reference" or "cheapest".
+
+    Example:
+        >>> policy = dynamic.policies.FixedPolicy("reference")
+        >>> policy.point
+        'reference'
+    """
 
     def __init__(self, point: str) -> None:
         self.point = point
 
     def decide(self, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: Any) -> tuple[Decision, Any]:
-        """The point; raises SettingError where the frontier has none of that name."""
+        """Choose the point of that name.
+
+        Args:
+            frontier: The points and their costs on this device.
+            budget: Has no influence.
+            snapshot: Has no influence.
+            state: Has no influence.
+
+        Returns:
+            The decision, and the state as it was.
+
+        Raises:
+            SettingError: when the frontier has no point of that name.
+
+        Example:
+            >>> policy = dynamic.policies.FixedPolicy("reference")
+            >>> decision, _ = policy.decide(frontier, dynamic.Budget(), dynamic.Snapshot(0.0), None)
+            >>> decision.point.name, decision.reason
+            ('reference', "'reference' always runs")
+        """
         for point in frontier.points:
             if point.name == self.point:
-                return Decision(point, reason=f"{self.point!r} always"), state
+                return Decision(point, reason=f"{self.point!r} always runs"), state
         names = [p.name for p in frontier.points]
-        raise SettingError(f"no point {self.point!r} on this frontier: it has {names}")
+        raise SettingError(f"no point {self.point!r} on this frontier, it has {names}: use one of these names")

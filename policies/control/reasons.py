@@ -1,4 +1,4 @@
-"""A decision in words: which point runs, why, and what the numbers are. Words are made only when they are read."""
+"""A decision in words: which point runs, why, and with which figures. The text is built only when it is read."""
 
 import math
 from collections.abc import Sequence
@@ -11,29 +11,38 @@ from dynamic.policies.control.switching import PAUSE_S, Cooldown, SwitchDelay
 from dynamic.policies.fast_paths import Rank
 from dynamic.policies.frontier import Frontier
 
-Note = tuple[Any, ...]  # a template, or a function that gives the text, and its values
+Note = tuple[Any, ...]  # a template, or a function that returns the text, and its values
 
 
 class Reason:
     """Why a point runs.
 
-    `candidates` (bits, see `Rank`): the points that the choice was among; `rank`: the order of the choice. `notes`:
-    what the limits have excluded; `spared`: see `worded`. `hold` is given where the point runs only because a change
-    waits. `barred`: the effort from which on points rest (inf: none).
+    Args:
+        frontier: The points and their costs.
+        place: Number of the point that runs.
+        candidates: The points that the limits allow, as bits (see `Rank`).
+        rank: The order of the choice.
+        notes: What the limits have excluded.
+        upgrade_notes: See `worded`.
+        budget: The user's limits.
+        device: The readings.
+        switch_delay: The delay of a change that waits. None: no change waits.
+        cooldown: The time without expensive points.
+        effort_limit: The effort from which on points are skipped. Infinite: none are.
     """
 
     __slots__ = (
-        "_barred",
         "_budget",
         "_candidates",
+        "_cooldown",
+        "_device",
+        "_effort_limit",
         "_frontier",
-        "_hold",
         "_notes",
         "_place",
         "_rank",
-        "_rest",
-        "_seen",
-        "_spared",
+        "_switch_delay",
+        "_upgrade_notes",
     )
 
     def __init__(
@@ -43,37 +52,37 @@ class Reason:
         candidates: int,
         rank: Rank,
         notes: Sequence[Note],
-        spared: Sequence[tuple[int, float]],
+        upgrade_notes: Sequence[tuple[int, float]],
         budget: Budget,
-        seen: DeviceState,
-        hold: SwitchDelay | None,
-        rest: Cooldown,
-        barred: float,
+        device: DeviceState,
+        switch_delay: SwitchDelay | None,
+        cooldown: Cooldown,
+        effort_limit: float,
     ) -> None:
         self._frontier, self._place, self._candidates, self._rank = frontier, place, candidates, rank
-        self._notes, self._spared, self._budget, self._seen = notes, spared, budget, seen
-        self._hold, self._rest, self._barred = hold, rest, barred
+        self._notes, self._upgrade_notes, self._budget, self._device = notes, upgrade_notes, budget, device
+        self._switch_delay, self._cooldown, self._effort_limit = switch_delay, cooldown, effort_limit
 
     def __str__(self) -> str:
-        frontier, seen = self._frontier, self._seen
+        frontier, device = self._frontier, self._device
         point, first = frontier.points[self._place].operating_point, self._rank.first(self._candidates)
         best = (
             f"{frontier.points[first].name!r} is the {self._kind(first)} of {self._candidates.bit_count()} of "
-            f"{len(frontier.points)} points: {self._why()}"
+            f"{len(frontier.points)} points. {self._why()}"
         )
-        words = best if first == self._place else f"{point.name!r} stays: {best}, and {self._waits()}"
-        latency = frontier.latency(self._budget.percentile, seen.rows, seen.spread)
-        certified = "not certified, " if point.bound is None else ""
-        predicted = plain(latency.figures[self._place] * seen.slowdown, 3)
-        return f"{words} ({certified}predicted {predicted} ms, slowdown {seen.slowdown:.2f})"
+        words = best if first == self._place else f"{point.name!r} continues: {best}. {self._waits()}"
+        latency = frontier.latency(self._budget.percentile, device.rows, spread=device.spread)
+        predicted = plain(latency.figures[self._place] * device.slowdown, 3)
+        certified = "It is not certified. " if point.bound is None else ""
+        return f"{words}. {certified}The predicted latency is {predicted} ms, slowdown {device.slowdown:.2f}"
 
     def _kind(self, first: int) -> str:
-        frontier, seen = self._frontier, self._seen
-        if seen.drift and self._budget.on_drift == "safest":
+        frontier, device = self._frontier, self._device
+        if device.drift and self._budget.on_drift == "safest":
             return "safest"
         if self._rank is frontier.accuracy:
             return "most accurate"
-        mean = frontier.latency(None, seen.rows)
+        mean = frontier.latency(None, device.rows)
         least, noise = mean.figures[mean.first(self._candidates)], frontier.costs.noise
         if mean.figures[first] <= least:
             return "fastest"
@@ -82,36 +91,45 @@ class Reason:
         return "fastest at the smallest batch"
 
     def _why(self) -> str:
-        said = [worded(self._notes, self._spared)] if self._notes else []
-        if math.isfinite(self._barred):
+        sentences = [worded(self._notes, self._upgrade_notes)] if self._notes else []
+        if math.isfinite(self._effort_limit):
             metered = self._frontier.costs.energy_mj is not None
-            said.append(
-                f"points of {plain(self._barred)} {'mJ' if metered else 'CPU-ms'} or more rest "
-                f"{plain(self._rest.length_s)} s after heat or a battery excluded one"
+            sentences.append(
+                f"Points of {plain(self._effort_limit)} {'mJ' if metered else 'CPU-ms'} or more are skipped for "
+                f"{plain(self._cooldown.length_s)} s after heat or a battery excluded one"
             )
-        return "; ".join(said) or "nothing rules it out"
+        return ". ".join(sentences) or "No limit excludes a point"
 
     def _waits(self) -> str:
-        ago_s = self._seen.time_s - self._rest.backed_s
-        if not self._rest.over(self._seen.time_s):
+        ago_s = self._device.time_s - self._cooldown.start_s
+        if not self._cooldown.is_over(self._device.time_s):
             return (
-                f"no better point runs before {plain(PAUSE_S)} s after heat or a battery forced one ({ago_s:.0f} s ago)"
+                f"No better point runs within {plain(PAUSE_S)} s after heat or a battery excluded one ({ago_s:.0f} s "
+                "ago)"
             )
-        if self._hold is not None:
-            return f"a change waits until that has been so in {self._hold.needed} decisions: {_count(self._hold)}"
-        return "one request that waits changes nothing for the others"
+        if self._switch_delay is not None:
+            delay = self._switch_delay
+            return f"A change needs {delay.needed} such decisions in a row, {delay.better} of {delay.needed} so far"
+        return "One request that waits does not change the point of the others"
 
 
-def worded(notes: Sequence[Note], spared: Sequence[tuple[int, float]] = ()) -> str:
+def worded(notes: Sequence[Note], upgrade_notes: Sequence[tuple[int, float]] = ()) -> str:
     """What limits have excluded, as text.
 
-    `spared`: the notes whose limit excluded a point only since it is more expensive than the current one, and the share
-    of the limit that such a point must meet.
+    Args:
+        notes: Templates or functions, with their values.
+        upgrade_notes: Numbers of the notes whose limit excluded a point only because it is more expensive than the
+            current one. Each has the share of the limit that such a point must fit into.
+
+    Returns:
+        Sentences without the last full stop.
     """
-    said = [template(*values) if callable(template) else formatted(template, *values) for template, *values in notes]
-    for number, spare in spared:
-        said[number] += f", a more expensive point than the current one at most {plain(spare)} of that"
-    return "; ".join(said)
+    sentences = [
+        template(*values) if callable(template) else formatted(template, *values) for template, *values in notes
+    ]
+    for number, share in upgrade_notes:
+        sentences[number] += f", and {plain(share)} of that for a more expensive point than the current one"
+    return ". ".join(sentences)
 
 
 def formatted(template: str, *values: Any) -> str:
@@ -126,10 +144,6 @@ def plain(value: float, digits: int = 4) -> str:
     places = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
     text = f"{value:.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _count(hold: SwitchDelay) -> str:
-    return f"{hold.better} of {hold.needed} decisions so far"
 
 
 class _Formatter(Formatter):

@@ -1,24 +1,32 @@
-"""What lies ahead of a request that has come to a stage: how long until its next answer."""
+"""How long a request at some stage still takes until its next answer."""
 
 from dynamic.policies.costs import Costs
 from dynamic.policies.stage_plan import StagePlan
 
 
-def ahead_ms(costs: Costs, todo: StagePlan, rows: int) -> tuple[float, ...]:
-    """Time from the start of each stage to the end of the next whose exit is on `[S]`, for so many rows.
+def ahead_ms(costs: Costs, stages: StagePlan, rows: int) -> tuple[float, ...]:
+    """Time from the start of each stage to the end of the next stage whose exit is on.
 
-    Of the 95th percentiles: a deadline is hard, and by medians every second stage that is expected to end just at the
-    deadline would end after it. They are summed where exits are off, which is more than the 95th percentile of the
-    sum: cut too soon, a request has a less certain answer; too late, it has missed.
+    It uses 95th percentiles because a deadline is hard. By medians, half of the stages that are expected to end at the
+    deadline would end after it. Percentiles are summed where exits are off, which is more than the percentile of the
+    sum. A request that is cut too early has a less certain answer. One that is cut too late misses its deadline.
+
+    Args:
+        costs: What each stage costs.
+        stages: The stages that run.
+        rows: Inputs in the request.
+
+    Returns:
+        The times `[S]` in milliseconds.
     """
-    found: list[float] = []
+    times: list[float] = []
     after = 0.0
-    for stage in reversed(range(len(todo.on))):
+    for stage in reversed(range(len(stages.on))):
         own = 0.0
-        if todo.run[stage]:
+        if stages.run[stage]:
             own = costs.at(costs.latency_p95_ms[stage], rows)
-            if not todo.on[stage]:
+            if not stages.on[stage]:
                 own = max(own - costs.at(costs.head_ms[stage], rows), 0.0)
-        after = own if todo.on[stage] else own + after
-        found.append(after)
-    return tuple(reversed(found))
+        after = own if stages.on[stage] else own + after
+        times.append(after)
+    return tuple(reversed(times))

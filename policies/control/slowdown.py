@@ -1,27 +1,31 @@
-"""How much slower than profiled the device is now, and how far single requests are off that.
+"""How much slower than profiled the device is now, and how far single requests differ from that.
 
 ALERT (Wan et al., USENIX ATC 2020, section 3.3) filters the ratio of observed to expected time by a scalar Kalman
-filter and promises percentiles from its variance; the logarithm of the ratio keeps estimates positive and treats twice
-as slow and twice as fast alike. The variance of single requests is followed on its own: a Kalman filter's is of the
-mean, and falls however much requests scatter.
+filter and derives percentiles from its variance. Here the filter uses the logarithm of the ratio. It keeps estimates
+positive, and twice as slow and twice as fast count alike. The variance of single requests is estimated separately. A
+Kalman filter's variance is of the mean, and it falls however much requests scatter.
 """
 
 import math
 from dataclasses import dataclass
 
 _DRIFT = 0.001  # variance that the true log ratio gains from one request to the next
-_NOISE = 0.09  # variance of one observation: a request is off its expectation by about 30%
-_FARTHEST = 2.0  # standard deviations: a stall moves the mean by no more than a surprise of that size
-_RUN = 4  # requests in a row that are off by more than the noise, all to one side: then the device has changed
+_NOISE = 0.09  # variance of one observation: a request differs from its expectation by about 30%
+_FARTHEST = 2.0  # standard deviations by which one observation moves the mean at most
+_RUN = 4  # requests in a row beyond the noise, all to one side, after which the device has changed
 _WEIGHT = 1 / 32  # of one request in the scatter
-_LARGEST = 2.0  # of a log ratio in the scatter: one request 7 times too slow must not rule for minutes
+_LARGEST = 2.0  # of a log ratio in the scatter: one request that is 7 times too slow must not count for minutes
 
 
 @dataclass(frozen=True)
 class Slowdown:
-    """Estimated mean and variance of log(observed / expected); `scatter`: variance of single requests around it.
+    """An estimate of log(observed / expected) time.
 
-    `run`: how many requests in a row were off by more than the noise, all too slow (above 0) or too fast (below).
+    Args:
+        mean: Its mean.
+        variance: Variance of the mean.
+        scatter: Variance of single requests around the mean.
+        run: Requests in a row beyond the noise. Above 0 all were too slow, below 0 too fast.
     """
 
     mean: float = 0.0
@@ -40,16 +44,16 @@ class Slowdown:
         return math.sqrt(self.scatter)
 
     def observe(self, observed_ms: float, expected_ms: float) -> "Slowdown":
-        """The estimate after one more request; one without an expectation changes nothing.
+        """The estimate after one more request. Without an expected time it does not change.
 
-        The innovation is clipped (Huber 1964): one request that the system stalled must not look like a slow device,
-        while several in a row do: then the mean is as uncertain as at the start, and follows at once. In between it is
-        known well and stays where it is, so that decisions near a limit do not follow noise.
+        The innovation is clipped (Huber 1964), because one stalled request does not make a slow device. Several in a
+        row do. The mean is then as uncertain as at the start, so it follows at once. Otherwise it is well known, and
+        decisions near a limit do not follow noise.
         """
         if not (0 < observed_ms < math.inf and 0 < expected_ms < math.inf):
             return self
         off = math.log(observed_ms / expected_ms) - self.mean
-        noise = max(_NOISE, self.scatter)  # as single requests are seen to be off
+        noise = max(_NOISE, self.scatter)  # as large as single requests scatter
         side = 0 if off * off <= noise else 1 if off > 0 else -1
         run = self.run + side if side * self.run > 0 else side
         variance = (self.variance if abs(run) < _RUN else max(self.variance, noise)) + _DRIFT

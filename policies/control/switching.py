@@ -1,45 +1,56 @@
-"""A change that nothing forces waits until it has been better for a while, and longer after each that was premature."""
+"""Delays before a change of the point that no limit forces. A change that was too early makes the next delay longer."""
 
 import math
 from dataclasses import dataclass
 
-_SOONEST, _LATEST = 16, 4096  # decisions that a better point must last
-_PREMATURE = 8  # times as many within which a change forced back shows that the one before came too early
-PAUSE_S = 30.0  # in which nothing dearer runs
-_SHORTEST_S, _LONGEST_S = 300.0, 1200.0  # of a rest
-_SOON = 4  # rests within which a change that is forced back came too early
-_CALM = 32  # times as many without one, after which half is enough again
+_SOONEST, _LATEST = 16, 4096  # requests for which a point must be better before it runs
+_PREMATURE = 8  # times as many: a change that is forced back within them was too early
+PAUSE_S = 30.0  # in which no more expensive point runs
+_SHORTEST_S, _LONGEST_S = 300.0, 1200.0  # of a cooldown
+_SOON = 4  # cooldowns: a change that is forced back within them was too early
+_CALM = 32  # times as many requests without a change, after which the delay is halved
 
 
 @dataclass(frozen=True)
 class SwitchDelay:
-    """`needed` decisions in a row a better point must last; it has for `better`, and the last change is `since` ago."""
+    """How long a better point must remain better before it runs.
+
+    Args:
+        needed: Requests in a row.
+        better: Requests in a row so far.
+        since: Requests since the last change.
+    """
 
     needed: int = _SOONEST
     better: int = 0
     since: int = _SOONEST * _PREMATURE
 
-    def stay(self) -> "SwitchDelay":
-        """The current point is the best."""
+    def confirm(self, requests: int = 1) -> "SwitchDelay":
+        """After a decision in which the current point is the best. `requests` have run since the last one."""
         if self.needed == _SOONEST and self.since >= _PREMATURE * _SOONEST and not self.better:
-            return self  # nothing that may come depends on how long it has been
-        since = self.since + 1
+            return self  # the exact number has no further effect
+        since = self.since + requests
         if self.needed > _SOONEST and since >= _CALM * self.needed:
             return SwitchDelay(self.needed // 2, 0, _PREMATURE * self.needed // 2)
         return SwitchDelay(self.needed, 0, since)
 
-    def wait(self) -> "SwitchDelay | None":
-        """Another is better, while the current one will do: None where it has been so for long enough, to change."""
-        return None if self.better + 1 >= self.needed else SwitchDelay(self.needed, self.better + 1, self.since + 1)
+    def wait(self, requests: int = 1) -> "SwitchDelay | None":
+        """After a decision in which another point is better and the current one is allowed. None: change now.
 
-    def changed(self) -> "SwitchDelay":
+        `requests` have run since the last decision.
+        """
+        better = self.better + requests
+        return None if better >= self.needed else SwitchDelay(self.needed, better, self.since + requests)
+
+    def after_change(self) -> "SwitchDelay":
         """After a change to a better point."""
         return SwitchDelay(self.needed, 0, 0)
 
-    def forced(self, noisy: bool = True) -> "SwitchDelay":
-        """The current point will not do any more; `noisy`: what says so follows requests, and may be mistaken.
+    def after_exclusion(self, noisy: bool = True) -> "SwitchDelay":
+        """After a limit has excluded the current point.
 
-        What follows a temperature or a battery is part of their control: it comes back all the time, and should.
+        A `noisy` limit follows single requests and may be wrong, so the next delay may become longer. Temperature and
+        battery are controlled, so a change back is normal there.
         """
         soon = noisy and self.since < _PREMATURE * self.needed
         needed = min(2 * self.needed, _LATEST) if soon else self.needed
@@ -48,31 +59,36 @@ class SwitchDelay:
 
 @dataclass(frozen=True)
 class Cooldown:
-    """After heat or a battery has made a cheaper point run, at `backed_s`, nothing dearer runs for a while.
+    """A time without expensive points, after heat or a battery has excluded one.
 
-    For `length_s` nothing of the `effort` or more that was too much. When a dearer point that was taken up, at `up_s`,
-    is soon forced back, it would be again and again: each time it then rests twice as long, so that changes stay few.
+    An expensive point that runs again and is soon excluded again doubles the next cooldown, so that changes are few.
+
+    Args:
+        length_s: For so long no point of `effort` or more runs.
+        start_s: When a point was excluded.
+        upgrade_s: When a more expensive point last began to run.
+        effort: Effort of the point that was excluded.
     """
 
     length_s: float = _SHORTEST_S
-    backed_s: float = -math.inf
-    up_s: float = -math.inf
+    start_s: float = -math.inf
+    upgrade_s: float = -math.inf
     effort: float = math.inf
 
-    def over(self, time_s: float) -> bool:
-        """Whether any dearer point may run; a clock that stands, or was set back, says nothing."""
-        return not 0 < time_s - self.backed_s < PAUSE_S
+    def is_over(self, time_s: float) -> bool:
+        """Whether any more expensive point may run. A clock that stands still, or was set back, starts no pause."""
+        return not 0 < time_s - self.start_s < PAUSE_S
 
-    def most(self, time_s: float) -> float:
-        """The effort that points must stay below."""
-        return self.effort if 0 < time_s - self.backed_s < self.length_s else math.inf
+    def effort_limit(self, time_s: float) -> float:
+        """The effort that points must be below. Infinite: there is no limit."""
+        return self.effort if 0 < time_s - self.start_s < self.length_s else math.inf
 
-    def changed(self, time_s: float) -> "Cooldown":
+    def after_change(self, time_s: float) -> "Cooldown":
         """After a change to a better point."""
-        return Cooldown(self.length_s, self.backed_s, time_s, self.effort)
+        return Cooldown(self.length_s, self.start_s, time_s, self.effort)
 
-    def forced(self, time_s: float, effort: float) -> "Cooldown":
-        """After heat or a battery has ruled out a point of this effort."""
-        soon = 0 <= time_s - self.up_s < _SOON * self.length_s
+    def after_exclusion(self, time_s: float, effort: float) -> "Cooldown":
+        """After heat or a battery has excluded a point of this effort."""
+        soon = 0 <= time_s - self.upgrade_s < _SOON * self.length_s
         longer = min(2 * self.length_s, _LONGEST_S) if soon else max(self.length_s / 2, _SHORTEST_S)
-        return Cooldown(longer, time_s, self.up_s, effort)
+        return Cooldown(longer, time_s, self.upgrade_s, effort)

@@ -1,29 +1,38 @@
-"""Backing off before the hardware throttles: what an inference may take, from temperature and its rate of change.
+"""Less effort before the hardware throttles, from the temperature and its rate of change.
 
-A device warms and cools with a time constant of a minute or more, so what is given is proportional: everything while
-the temperature that is ahead stays `_BAND_C` below the limit, the cheapest point at the limit, evenly in between. With
-the rate of change in it (a PD controller) it settles inside the band instead of swinging through it.
+A device warms and cools with a time constant of a minute or more, so the control is proportional. Every point may run
+while the predicted temperature is `_BAND_C` below the limit, and only the cheapest one at the limit. In between the
+effort falls evenly. The rate of change makes it a PD controller, which settles inside the band.
 """
 
 import math
 from dataclasses import dataclass
 
 _BAND_C = 4.0
-AHEAD_S = 20.0  # how far ahead the temperature is looked at
-_SMOOTH_S = 10.0  # time constant over which readings are averaged, and their slope
-_LEAST_S = 0.5  # between two readings that a slope is taken from
+AHEAD_S = 20.0  # how far ahead the temperature is predicted
+_SMOOTH_S = 10.0  # time constant over which readings and their slope are averaged
+_LEAST_S = 0.5  # between two readings that give a slope
 
 
 @dataclass(frozen=True)
 class Cooling:
-    """Temperature and its slope, smoothed, at `time_s`."""
+    """A smoothed temperature and its slope.
+
+    Args:
+        time_s: When they were updated.
+        temperature_c: The temperature.
+        slope_c: Degrees a second.
+    """
 
     time_s: float
     temperature_c: float
-    slope_c: float = 0.0  # a second
+    slope_c: float = 0.0
 
     def with_reading(self, time_s: float, temperature_c: float) -> "Cooling":
-        """After one more reading; those that follow at once are left out, and a clock that was set back starts anew."""
+        """After one more reading.
+
+        A reading within half a second is ignored. Where the clock was set back, only the time changes.
+        """
         passed_s = time_s - self.time_s
         if passed_s < 0:
             return Cooling(time_s, self.temperature_c, self.slope_c)
@@ -36,9 +45,9 @@ class Cooling:
 
     @property
     def ahead_c(self) -> float:
-        """The temperature that is predicted, `AHEAD_S` from now."""
+        """The temperature that is predicted for `AHEAD_S` from now."""
         return self.temperature_c + AHEAD_S * self.slope_c
 
     def share(self, limit_c: float) -> float:
-        """How much of what there is between the cheapest and the dearest point may be used, 0 to 1."""
+        """Share of the range from the cheapest to the most expensive point that may be used, 0 to 1."""
         return min(1.0, max(0.0, (limit_c - self.ahead_c) / _BAND_C))

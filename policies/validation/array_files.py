@@ -1,7 +1,7 @@
-"""Files of arrays, `.npz`, read without trust: no pickle, no array larger than its file says, one error for all faults.
+"""Files of arrays, `.npz`, from an untrusted source: without pickle, within a limit of size, and with one error.
 
-zipfile, zlib and numpy raise a dozen kinds of errors on damaged files, and numpy takes memory for whatever shape a
-header names. So sizes are compared before anything is taken.
+zipfile, zlib and numpy raise a dozen kinds of errors on damaged files, and numpy allocates whatever shape a header
+names. So sizes are compared before memory is allocated.
 """
 
 import math
@@ -51,10 +51,10 @@ def read_arrays(path: Path, what: str, remedy: str, most_bytes: int = MOST_BYTES
             raise ValueError("a name comes twice")
         return arrays
     except MemoryError as error:
-        raise CorruptError(f"{path} does not fit into memory; free some, or {remedy}") from error
+        raise CorruptError(f"{path} does not fit into memory: free some, or {remedy}") from error
     except Exception as error:  # zipfile alone raises RuntimeError, NotImplementedError, zlib.error and others
         reason = str(error) or type(error).__name__
-        raise CorruptError(f"{path} does not read as {what} ({reason:.200}); {remedy}") from error
+        raise CorruptError(f"{path} does not read as {what} ({reason:.200}): {remedy}") from error
 
 
 def _array(content: IO[bytes], size: int) -> NDArray[Any]:

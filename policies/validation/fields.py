@@ -1,15 +1,15 @@
-"""Values that were read from a file, checked one by one: type, range and length.
+"""Checks of values that were read from a file: type, range and length.
 
 A file may hold anything: NaN, 10**400, a list where a number belongs. Each function returns the value as Python's own
-type or raises ValueError with its name, what it is and what it must be. Whoever reads a file turns that into the error
-of that file.
+type, or raises ValueError with its name, what it is and what it must be. The reader of a file turns that into the
+error of that file.
 """
 
 import math
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
-MOST = 1e15  # of any measured figure: sums and products of some stay finite
+MOST = 1e15  # of any measured figure, so that sums and products of some are finite
 MOST_ITEMS = 1_000_000
 _MOST_LETTERS = 10_000
 T = TypeVar("T")
@@ -73,10 +73,10 @@ def text(value: Any, name: str, most: int = _MOST_LETTERS) -> str:
     return value
 
 
-def word(value: Any, name: str, known: Collection[str]) -> str:
-    """One of the words `known`. Raises ValueError on anything else."""
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name}={short(value)} must be one of {sorted(known)}")
+def word(value: Any, name: str, words: Collection[str]) -> str:
+    """One of some words. Raises ValueError on anything else."""
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f"{name}={short(value)} must be one of {sorted(words)}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Numbers of numpy as Python's own: settings are compared, hashed and written as JSON."""
+"""Numbers of numpy as Python's own, because settings are compared, hashed and written as JSON."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def plain(value: Any) -> Any:
         value: A number of numpy, an array without dimensions, or anything else.
 
     Returns:
-        Python's own number; anything else as it is.
+        Python's own number. Anything else is returned unchanged.
     """
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
@@ -20,7 +20,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_items(values: Any) -> Any:
-    """The same for each item of a tuple, list or array, as a tuple; for anything else as `plain`.
+    """The items of a tuple, list or array without numpy's types, as a tuple. Anything else as in `plain`.
 
     Args:
         values: A setting that may hold several.

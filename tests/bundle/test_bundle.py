@@ -139,7 +139,7 @@ def test_a_profiled_bundle_prints_what_its_points_cost_here(shelf: Path) -> None
     assert all(said in line for said, line in zip(bundle.costs.doubts, doubts, strict=True))
     assert head.split() == ["point", "certified", "accuracy", "mean", "ms", "p95", "ms", "CPU-ms", "MB"]
     for row, point in zip(rows, bundle.frontier.points, strict=True):
-        assert row.startswith(point.point.name)
+        assert row.startswith(point.name)
         assert row.split()[-4] == f"{point.mean_ms[0]:.3f}"
 
 
@@ -186,7 +186,7 @@ def test_costs_are_kept_for_this_machine(shelf: Path) -> None:
     assert costs.batch == (1, 8)
     assert all(value > 0 for row in costs.latency_ms for value in row)
     assert "energy" in costs.not_measured
-    assert dynamic.load(shelf).frontier.points[0].point.name == "reference"
+    assert dynamic.load(shelf).frontier.points[0].name == "reference"
 
 
 @pytest.mark.parametrize(

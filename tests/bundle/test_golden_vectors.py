@@ -24,7 +24,8 @@ from dynamic.bundle.golden_vectors import figures, golden, to_text
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.policies.budget import Budget
 from dynamic.policies.certification.certificates import certify
-from dynamic.policies.control import battery, budget_policy, device_state, limits, slowdown, switching, thermal
+from dynamic.policies.control import battery, budget_policy, device_state, slowdown, switching, thermal
+from dynamic.policies.control import limits as limit_functions
 from dynamic.policies.control.budget_policy import BudgetPolicy, BudgetState
 from dynamic.policies.costs import Costs
 from dynamic.policies.decision import Decision, Feedback
@@ -182,9 +183,13 @@ def test_requests_wait_and_a_clock_is_set_back(shelf: Path) -> None:
 def test_a_better_point_waits_for_16_requests_and_then_runs(shelf: Path) -> None:
     turns = Counter[int]()
     for _, decision, before, after in replayed(shelf):
-        if before.hold.better and after.hold == before.hold.changed() and after.current != before.current:
+        if (
+            before.switch_delay.better
+            and after.switch_delay == before.switch_delay.after_change()
+            and after.current != before.current
+        ):
             assert not decision.one_request_only
-            turns[before.hold.better + 1] += 1
+            turns[before.switch_delay.better + 1] += 1
     assert turns[16] >= 3
     assert turns[32] >= 1  # after one that came too early
     assert set(turns) == {16, 32}
@@ -201,7 +206,8 @@ def stand_in(device: dict[str, Any]) -> Any:
     def point(p: dict[str, Any]) -> Any:
         certified = SimpleNamespace(name=p["name"], bound=None)  # for words alone
         return SimpleNamespace(
-            point=certified,
+            name=p["name"],
+            operating_point=certified,
             backbones=frozenset(p["backbones"]),
             energy_mj=None if p["energy_mj"] is None else (p["energy_mj"],),
             cpu_ms=(p["cpu_ms"],),
@@ -225,7 +231,7 @@ def stand_in(device: dict[str, Any]) -> Any:
         drop=Rank([p["promised_drop"] for p in points]),
         accuracy=Rank([-p["accuracy"] for p in points], ties=mean_ms),
         mean=Rank(mean_ms),
-        held=lambda resident: sum(1 << i for i, p in enumerate(points) if set(p["backbones"]) <= resident),
+        within=lambda resident: sum(1 << i for i, p in enumerate(points) if set(p["backbones"]) <= resident),
     )
 
 
@@ -250,8 +256,10 @@ def replayed(shelf: Path) -> Iterator[tuple[dict[str, Any], Decision, BudgetStat
 
 
 def test_figures_are_all_that_the_policy_needs_and_every_branch_occurs(shelf: Path) -> None:
-    rooms = (budget_policy, thermal, switching, limits, battery, device_state, slowdown)
-    ran, before = {str(room.__file__): set[int]() for room in rooms}, sys.gettrace()
+    rooms = (budget_policy, thermal, switching, battery, device_state, slowdown)
+    files = [str(room.__file__) for room in rooms]
+    files += [str(path) for path in Path(str(limit_functions.__file__)).parent.glob("*.py")]
+    ran, before = {file: set[int]() for file in files}, sys.gettrace()
 
     def trace(frame: Any, event: str, _: Any) -> Any:
         found = ran.get(frame.f_code.co_filename)
@@ -281,7 +289,7 @@ def test_figures_are_all_that_the_policy_needs_and_every_branch_occurs(shelf: Pa
         for line in set(lines(compile(Path(file).read_text(encoding="utf-8"), file, "exec"))) - found
     }
     assert missed <= CANNOT_OCCUR
-    for words in ("too little for any point", "floor", "fastest", "most accurate", "safest", "have drifted"):
+    for words in ("MB are needed", "floor", "fastest", "most accurate", "safest", "have drifted"):
         assert words in reasons
     for words in (
         "must last",
@@ -300,14 +308,14 @@ CANNOT_OCCUR = {
     "if name not in LIMITS:",
     'raise SettingError(f"limits name {name!r}, which is none of {PRIORITY}")',
     "self.limits = tuple(limits)",
-    # a limit that was not asked for, of a caller that does not look first; nothing known of a battery's drain
+    # a limit that the budget lacks, which `active` excludes, and a battery without a drain
     "return",
     "return math.inf",
     # a thousand calm requests after a change that came too early
     "return SwitchDelay(self.needed // 2, 0, _PREMATURE * self.needed // 2)",
     # feedback on another request than the last
-    "load, cores = known(snapshot.cpu_load, self.cpu_load), known(snapshot.cpu_cores, self.cpu_cores)",
-    "share = fair_share(load, cores, known(snapshot.cpu_pressure, self.cpu_pressure), feedback.threads)",
+    "load, cores = newest(snapshot.cpu_load, self.cpu_load), newest(snapshot.cpu_cores, self.cpu_cores)",
+    "contention = fair_share(load, cores, newest(snapshot.cpu_pressure, self.cpu_pressure), feedback.threads)",
 }
 
 
@@ -374,7 +382,7 @@ def test_no_case_hangs_on_rounding(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = PORT.read_text(encoding="utf-8")
-    slow = 'math.exp(state["mean"]) * crowd(device, state)'
+    slow = 'math.exp(state["mean"]) * contention(device, state)'
     assert text.count(slow) == 1
     (tmp_path / "port.py").write_text(text.replace(slow, f"{slow} * {by!r}"), encoding="utf-8")
     assert answered(tmp_path / "port.py", shelf, monkeypatch, capsys) == (1000, 1000)

@@ -143,7 +143,7 @@ def test_doctor_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (sensors["battery"].value, sensors["battery"].origin) == (0.42, "power_supply BAT0")
     assert sensors["memory_available_mb"].value == 200
     assert sensors["memory_available_mb"].origin == f"{tmp_path}/proc/meminfo, {tmp_path}/{group}/memory.max"
-    assert sensors["battery_mwh"].problem == "its source does not tell"
+    assert sensors["battery_mwh"].problem == "its source has no value"
     assert sensors["temperature_c"].problem is not None
     assert (found.limits.quota_cores, found.limits.memory_mb, found.limits.problem) == (0.5, 300, None)
     assert any(line.startswith("temperature: ") and "Monitor(temperature=function)" in line for line in found.missing)

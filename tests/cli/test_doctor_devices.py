@@ -62,7 +62,7 @@ def test_a_raspberry_pi(doctor: Doctor, tmp_path: Path) -> None:
     assert readings["frequency_ratio"] == pytest.approx(1500 / 1800)
     assert readings["memory_available_mb"] == 3072
     assert absent(diagnosis) == {"battery", "power", "cpu_pressure", "memory_pressure"}
-    assert "no battery that can be believed (hat: has no charge and no voltage: an empty slot)" in text
+    assert "no valid battery (hat: has no charge and no voltage: an empty slot)" in text
     assert "psi=1" in text
     assert diagnosis["not_believed"] == []
     assert "every reading is believed" in text
@@ -79,7 +79,7 @@ def test_a_laptop_with_two_batteries(doctor: Doctor) -> None:
     assert absent(diagnosis) == set()
     assert "nothing is missing" in text or "missing:\n  engine" in text
     for words in (
-        "battery: BAT0: capacity -1% cannot be",
+        "battery: BAT0: capacity -1% is impossible",
         "battery: ucsi-source-psy-USBC000:001: online=1, while the battery says Discharging",
         "frequency: policy2:",
         "Tctl",

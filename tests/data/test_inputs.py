@@ -153,7 +153,7 @@ def test_right_answers_from_any_memory(opened: Any, vectors: dynamic.Bundle, tmp
         next(run.map([given])),
         run.submit(given).result(30),
     ):
-        np.testing.assert_allclose(result.logits, truth.logits, atol=1e-5)
+        np.testing.assert_allclose(result.log_probs, truth.log_probs, atol=1e-5)
 
 
 @pytest.mark.parametrize("what", [*RIGHT, "big-endian", "pictures", "a list"])
@@ -167,7 +167,7 @@ def test_right_answers_from_any_pixels(opened: Any, pictures: dynamic.Bundle, tm
     truth = run(PIXELS)
     given = more[what]() if what in more else RIGHT[what](PIXELS, tmp_path)
     for result in (run(given), next(run.map([given])), run.submit(given).result(30)):
-        np.testing.assert_allclose(result.logits, truth.logits, atol=1e-5)
+        np.testing.assert_allclose(result.log_probs, truth.log_probs, atol=1e-5)
 
 
 WRONG: dict[str, Callable[[np.ndarray[Any, Any]], Any]] = {

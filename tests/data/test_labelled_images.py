@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing(
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(load_images(folder, "train")) == 3
-    assert "could not be kept" in caplog.text
+    assert "could not be stored" in caplog.text
 
 
 def test_cache_lies_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_errors_name_the_remedy(folder: Path, tmp_path: Path) -> None:
         load_images(tmp_path / "nothing.zip")
     with pytest.raises(InputError, match="split='train'"):
         load_images(folder)
-    with pytest.raises(InputError, match=r"no split 'val'; it has \['test', 'train'\]"):
+    with pytest.raises(InputError, match=r"no split 'val': it has \['test', 'train'\]"):
         load_images(folder, "val")
     write(tmp_path / "flat/a.png", pixels(0))
     with pytest.raises(InputError, match="no images in class folders"):

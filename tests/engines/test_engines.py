@@ -125,7 +125,7 @@ def test_replay_of_the_records_says_what_the_engine_does(
     case = ruled(score, "mean")
     opened, limits = case.shared(way), np.array(thresholds, np.float32)
     output = opened.run(case.inputs, limits)
-    found = replay(opened.all_logits(case.inputs), case.combiner, limits, case.spec.backbone)
+    found = replay(opened.all_logits(case.inputs), case.combiner, thresholds=limits, backbone=case.spec.backbone)
     assert found.stage.tolist() == output.stage.tolist()
     assert found.prediction.tolist() == output.logits.argmax(1).tolist()
 
@@ -389,9 +389,9 @@ def test_thresholds_of_other_kinds_and_arrays_in_pieces(case: Case, way: str) ->
 
 
 def test_unknown_engine_or_option_is_named(case: Case) -> None:
-    with pytest.raises(EngineError, match=r"'tensorrt' is not known; use one of .*onnxruntime"):
+    with pytest.raises(EngineError, match=r"'tensorrt' is not known: use one of .*onnxruntime"):
         case.open("tensorrt/stages")
-    with pytest.raises(EngineError, match="cores"):
+    with pytest.raises(SettingError, match=r"'cores': its options are \['idle', 'route', 'threads'\]"):
         case.open("onnxruntime/stages", cores=3)
     with pytest.raises(SettingError, match="idle='nap' is not known"):
         case.open("onnxruntime/stages", idle="nap")
@@ -551,7 +551,7 @@ def test_a_drop_while_requests_are_looked_through_is_seen_next_time(tmp_path: Pa
             return found
 
     model = object()
-    models._compiled, models._requests.found = Dropping(a=model), {"a": (model, "its request")}
+    models._compiled, models._local.by_file = Dropping(a=model), {"a": (model, "its request")}
     assert models._own_requests() == {"a": (model, "its request")}
-    assert models._requests.drops != models._drops
+    assert models._local.drops != models._drops
     assert models._own_requests() == {}

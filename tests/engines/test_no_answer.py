@@ -259,11 +259,11 @@ class Steps(Executor):
 def test_a_stage_of_another_shape_answers_nobody(rows: int, spoil: Callable[..., Any]) -> None:
     stages = tuple(StageSpec(name, 0, 1, "", None, 1.0, 1.0) for name in "ab")
     spec = CascadeSpec((InputSpec("x", (2,), "float32"),), stages, 4)
-    engine = StageEngine(Steps(spoil), spec, Combiner((1.0, 1.0), "max_probability", "last"))
+    engine = StageEngine(Steps(spoil), spec, Combiner((1.0, 1.0), "max_probability", combine="last"))
     x = {"x": np.zeros((rows, 2), np.float32)}
-    with pytest.raises(EngineError, match=r"stage 'a' gave .*; expected \[\d, 4\]"):
+    with pytest.raises(EngineError, match=r"stage 'a' gave .*, expected \[\d, 4\]"):
         engine.run(x, np.zeros(1, np.float32))
-    with pytest.raises(EngineError, match=r"stage 'a' gave .*; expected \[\d, 4\]"):
+    with pytest.raises(EngineError, match=r"stage 'a' gave .*, expected \[\d, 4\]"):
         engine.all_logits(x)
 
 

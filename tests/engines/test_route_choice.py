@@ -15,7 +15,7 @@ from support.engine_cases import CLASSES, INF, WAYS, Case, Plain, TwoExits, chec
 import dynamic
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.engines.stage_loop import StageEngine
-from dynamic.errors import CorruptError, EngineError
+from dynamic.errors import CorruptError, EngineError, SettingError
 from dynamic.offline.cascade import Cascade
 from dynamic.policies import Decision, Policy
 
@@ -59,9 +59,9 @@ def test_the_way_that_was_measured_faster(case: Case) -> None:
 
 
 def test_a_way_that_is_not_there_is_named(case: Case, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"route='rail' is not known; use one of \('graph', 'stages'\)"):
+    with pytest.raises(SettingError, match=r"route='rail' is not known: use one of \('graph', 'stages'\)"):
         case.open("onnxruntime/rail")
-    with pytest.raises(EngineError, match="'torch' has no single graph here; use route='stages'"):
+    with pytest.raises(EngineError, match="'torch' has no single graph here: use route='stages'"):
         case.open("torch/graph")
     with pytest.raises(EngineError, match="'onnxruntime' has no single graph"):
         replace(case, folder=tmp_path).open("onnxruntime/graph")
@@ -259,7 +259,7 @@ class Deep(Policy):
     """Always takes the point named "deep"."""
 
     def decide(self, frontier: Any, budget: Any, snapshot: Any, state: None) -> tuple[Decision, None]:
-        (point,) = (p for p in frontier.points if p.point.name == "deep")
+        (point,) = (p for p in frontier.points if p.name == "deep")
         return Decision(point, True, (), "always"), None
 
 

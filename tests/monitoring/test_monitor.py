@@ -341,7 +341,7 @@ def test_what_is_forbidden_is_left_out(
         assert monitor.latest.battery == 0.42
         assert wait_until(lambda: next(r for r in monitor.sources() if r.name == "memory_limit").failures >= 3)
     assert [record.getMessage() for record in caplog.records].count(
-        "the monitor goes on without memory_limit: [Errno 13] Permission denied: "
+        "the monitor continues without memory_limit: [Errno 13] Permission denied: "
         f"'{container.root / 'sys/fs/cgroup/box/memory.max'}'"
     ) == 1
     assert len(caplog.records) == 1
@@ -354,7 +354,7 @@ def test_a_machine_without_anything(tmp_path: Path) -> None:
             *("battery", "cpu_pressure", "frequency", "memory_pressure", "power", "temperature", "throttled"),
         )
         problems = {report.name: report.problem for report in monitor.sources()}
-    assert problems["battery"] == "no battery that the system knows: give Monitor(battery=function)"
+    assert problems["battery"] == "no battery on this system: give Monitor(battery=function)"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -453,7 +453,7 @@ def test_a_source_that_takes_too_long_is_missing_once_its_reading_is_stale(caplo
                 assert wait_until(lambda: desk.latest.power_mw == 5.0)
             finally:
                 release.set()
-    assert [r.getMessage() for r in caplog.records] == ["the monitor goes on without power: no answer for 2 s"]
+    assert [r.getMessage() for r in caplog.records] == ["the monitor continues without power: no answer for 2 s"]
 
 
 def test_nonsense_counts_as_failures_and_absence_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -470,8 +470,8 @@ def test_nonsense_counts_as_failures_and_absence_is_no_warning(caplog: pytest.Lo
     assert desk.latest.missing == ("frequency", "power")
     told = sorted((record.levelname, record.getMessage()) for record in caplog.records)
     assert told == [
-        ("INFO", "the monitor goes on without frequency: no fan"),
-        ("WARNING", "the monitor goes on without power: power_mw=-5 is not between 0 and 1e+09"),
+        ("INFO", "the monitor continues without frequency: no fan"),
+        ("WARNING", "the monitor continues without power: power_mw=-5 is not between 0 and 1e+09"),
     ]
 
 
@@ -483,7 +483,7 @@ def test_two_sources_that_fail_in_the_same_words_are_both_logged(caplog: pytest.
     with caplog.at_level(logging.WARNING, "dynamic"), desk:
         assert wait_until(lambda: all(r.failures >= 3 for r in desk.watch.reports()))
     told = sorted(record.getMessage() for record in caplog.records)
-    assert told == [f"the monitor goes on without {name}: cannot read" for name in ("frequency", "power")]
+    assert told == [f"the monitor continues without {name}: cannot read" for name in ("frequency", "power")]
 
 
 def test_a_jump_of_the_battery_is_believed_the_third_time() -> None:

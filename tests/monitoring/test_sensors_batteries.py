@@ -81,7 +81,7 @@ def test_a_battery_that_never_changes_is_none(tree: Tree, level: int, still_s: i
     clock.now += 2
     reading = source()
     assert reading.fields == {"battery": None, "battery_mwh": None, "plugged": True}
-    assert "battery: nothing that it shows has changed" in reasons(reading)
+    assert "battery: its figures have not changed" in reasons(reading)
     tree(supply("battery", "Battery", status="Discharging", capacity=40))
     assert source().fields == {"battery": 0.4, "battery_mwh": None, "plugged": False}  # it is one after all
 

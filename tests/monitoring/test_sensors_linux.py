@@ -11,7 +11,7 @@ import pytest
 from support.sensor_cases import V2_MOUNT, Clock, Tree, forbid
 
 from dynamic.monitoring.contract import AbsentError, Battery, checked
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile
 from dynamic.monitoring.sources.cpu import OtherLoad
 from dynamic.monitoring.sources.frequency import Frequency
 from dynamic.monitoring.sources.memory import Available, ProcessMemory
@@ -64,7 +64,7 @@ def test_searches_are_repeated_and_a_failed_one_is_not_kept() -> None:
             raise result
         return result
 
-    found = Found(search, 5.0, clock)
+    found = CachedSearch(search, 5.0, clock)
     with pytest.raises(ValueError, match="first"):
         found()
     assert [found(), found()] == [1, 1]
@@ -257,7 +257,7 @@ def test_load_of_others_by_hand(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_load_where_the_cores_are_not_listed(tree: Tree) -> None:
     tree({"proc/stat": "intr 5\n"})
-    with pytest.raises(ValueError, match="tells nothing of cores"):
+    with pytest.raises(ValueError, match="has no line for cores"):
         OtherLoad(tree.root)()
 
 
@@ -324,7 +324,7 @@ def test_a_battery_function_may_know_more(tree: Tree) -> None:
         return dict(source.read().fields)
 
     assert read(0.5) == {"battery": 0.5, "battery_mwh": None, "plugged": None}
-    assert read(Battery(0.5, True, 9000.0)) == {"battery": 0.5, "battery_mwh": 9000.0, "plugged": True}
+    assert read(Battery(0.5, True, energy_mwh=9000.0)) == {"battery": 0.5, "battery_mwh": 9000.0, "plugged": True}
     for wrong in (None, "full", SimpleNamespace(level=1)):
         with pytest.raises((TypeError, ValueError)):
             read(wrong)

@@ -103,9 +103,9 @@ def test_limits_that_priority_does_not_name_follow(given: Any, order: tuple[str,
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("drop", "must be a tuple of limits"),
-        (None, "must be a tuple of limits"),
-        ({"drop"}, "must be a tuple of limits"),
+        ("drop", "must be a tuple of names"),
+        (None, "must be a tuple of names"),
+        ({"drop"}, "must be a tuple of names"),
         (("max_drop",), "names 'max_drop', which is none of the limits"),
         (("drop", 3), "names 3, which is none of the limits"),
         (("drop", "memory", "drop"), "names a limit twice"),

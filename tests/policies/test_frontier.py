@@ -10,9 +10,10 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from support.policy_cases import INF, make_costs, make_ladder, make_point
 
+from dynamic.policies.costing.latency import first_answer_ms, mean_ms, percentile_ms
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
-from dynamic.policies.frontier import SPREADS, Frontier, first_answer_ms, mean_ms, percentile_ms
+from dynamic.policies.frontier import SPREADS, Frontier
 from dynamic.policies.ladder import OperatingPoint
 from dynamic.policies.stage_plan import plan
 
@@ -125,13 +126,13 @@ def test_percentile_of_requests_that_scatter(spread: float, percentile: float) -
 
 def test_the_next_wider_spread_counts() -> None:
     found = frontier(REFERENCE, DEEP)
-    assert found.latency_ms(0.95, 1) == found.latency_ms(0.95, 1, 0.0)
+    assert found.latency_ms(0.95, 1) == found.latency_ms(0.95, 1, spread=0.0)
     for asked, counts in ((0.05, 0.1), (0.1, 0.1), (0.11, 0.2), (0.5, 0.65), (1.2, 1.3), (7.0, 1.3)):
         assert counts in SPREADS
         expected = [percentile_ms(p.operating_point, p.plan, COSTS, 1, 0.95, counts) for p in found.points]
-        assert found.latency_ms(0.95, 1, asked) == pytest.approx(expected)
-    assert found.latency_ms(0.95, 1, 0.3)[0] == pytest.approx(50.5 * (1 + 0.3 * norm.ppf(0.95)), abs=1e-3)
-    assert found.latency_ms(None, 1, 0.9) == found.latency_ms(None, 1)  # a mean is a mean
+        assert found.latency_ms(0.95, 1, spread=asked) == pytest.approx(expected)
+    assert found.latency_ms(0.95, 1, spread=0.3)[0] == pytest.approx(50.5 * (1 + 0.3 * norm.ppf(0.95)), abs=1e-3)
+    assert found.latency_ms(None, 1, spread=0.9) == found.latency_ms(None, 1)  # a mean is a mean
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -154,7 +155,7 @@ def test_points_by_effort_memory_drop_accuracy_and_mean() -> None:
     assert found.accuracy.figures == (-0.9, -0.92, -0.88, -0.7)
     assert found.mean.figures == tuple(p.mean_ms[0] for p in found.points)
     sets = (frozenset[int](), {0}, {1}, {0, 1})  # which points need no more than these backbones
-    assert [found.held(frozenset(have)) for have in sets] == [0b0000, 0b1000, 0b0001, 0b1111]
+    assert [found.within(frozenset(have)) for have in sets] == [0b0000, 0b1000, 0b0001, 0b1111]
 
 
 def test_of_points_as_accurate_the_fastest_comes_first() -> None:
@@ -183,14 +184,16 @@ def test_path_of_a_batch_by_its_deepest_row(rows: int) -> None:
     for deepest in range(4):
         drawn = took[depth.max(axis=1) == deepest]
         assert len(drawn) > 50
-        assert found.path_ms(found.points[0], deepest, rows) == pytest.approx(drawn.mean(), rel=0.02)
+        assert found.path_ms(found.points[0], deepest, rows=rows) == pytest.approx(drawn.mean(), rel=0.02)
 
 
 def test_a_depth_that_was_never_seen_still_has_a_time() -> None:
     found = frontier(REFERENCE, QUICK)
     quick = found.points[1]
-    assert found.path_ms(quick, 2, 1) == pytest.approx(10 + 50 + 0.5)  # a row of NaN goes on; stage 1 leads nowhere
-    assert found.path_ms(quick, 2, 3) == pytest.approx(12 + 50 + 0.7)  # it alone does
+    assert found.path_ms(quick, 2, rows=1) == pytest.approx(
+        10 + 50 + 0.5
+    )  # a row of NaN goes on; stage 1 leads nowhere
+    assert found.path_ms(quick, 2, rows=3) == pytest.approx(12 + 50 + 0.7)  # it alone does
 
 
 def test_beaten_points_are_dropped() -> None:
@@ -250,20 +253,22 @@ def test_remembered_times_are_of_these_costs_alone() -> None:
     twice = replace(COSTS, latency_ms=tuple(tuple(2 * v for v in row) for row in COSTS.latency_ms))
     for each in (found, found, found.recost(twice), replace(found, costs=twice), found):
         factor = 2 if each.costs is twice else 1
-        assert each.path_ms(each.points[1], 2, 1) == pytest.approx(factor * 80 + 0.5)
+        assert each.path_ms(each.points[1], 2, rows=1) == pytest.approx(factor * 80 + 0.5)
         assert each.latency_ms(None, 1)[0] == pytest.approx(factor * 50 + 0.5)
     # another frontier's point is costed here for itself
-    assert found.path_ms(frontier(REFERENCE, SKIP).points[1], 2, 1) == pytest.approx(79.5)
+    assert found.path_ms(frontier(REFERENCE, SKIP).points[1], 2, rows=1) == pytest.approx(79.5)
 
 
 def test_what_is_remembered_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamic.policies.frontier._KEPT", 3)
+    monkeypatch.setattr("dynamic.policies.frontier._CACHE_SIZE", 3)
     found = frontier(REFERENCE)
-    times = [(found.path_ms(found.points[0], 2, rows), found.latency_ms(None, rows)) for rows in range(1, 9)]
+    times = [(found.path_ms(found.points[0], 2, rows=rows), found.latency_ms(None, rows)) for rows in range(1, 9)]
     for rows in range(1, 9):
         found.first_answer(rows)
     assert max(len(found._path), len(found._latency), len(found._first)) <= 3
-    assert times == [(found.path_ms(found.points[0], 2, rows), found.latency_ms(None, rows)) for rows in range(1, 9)]
+    assert times == [
+        (found.path_ms(found.points[0], 2, rows=rows), found.latency_ms(None, rows)) for rows in range(1, 9)
+    ]
 
 
 def test_what_an_engine_is_given_of_a_point() -> None:

@@ -39,14 +39,14 @@ def test_select_takes_the_same_rows_of_everything() -> None:
     ("fields", "message"),
     [
         ({"logits": LOGITS.astype(float)}, "float64"),
-        ({"logits": LOGITS[:, 0]}, r"expected float32 \[N, S, C\]"),
+        ({"logits": LOGITS[:, 0]}, r"must be float32 \[N, S, C\]"),
         ({"label": LABEL[:5]}, "label has shape"),
         ({"group": np.zeros((20, 2))}, "group has shape"),
         ({"part": np.zeros(21, np.int8)}, r"part has shape \[21\]"),
         ({"backbone": (0, 1)}, "backbone has 2 entries for 3 stages"),
         ({"stage_names": ("a",)}, "stage_names"),
         ({"macs": (1.0,) * 4}, "macs"),
-        ({"label": LABEL + 1}, "labels run from 1 to 4; expected 0 to 3"),
+        ({"label": LABEL + 1}, "labels run from 1 to 4: 4 classes have labels from 0 to 3"),
         ({"label": LABEL - 1}, "labels run from -1"),
     ],
 )
@@ -99,14 +99,14 @@ def test_split_by_hand() -> None:
     part = split(None, 111, search_share=0.3)
     assert int((part == 0).sum()) == 33
     assert set(part.tolist()) == {0, 1}
-    assert split(None, 111, 1.0).tolist() == [0] * 111
+    assert split(None, 111, search_share=1.0).tolist() == [0] * 111
     assert int((split(None, 40) == 0).sum()) == 10, "a quarter chooses"
     assert len(split(None, 0)) == 0
 
 
 def test_parts_do_not_share_their_luck() -> None:
     # of 20 inputs of a class among 100, the search part gets as many as chance gives it, not always 5
-    of_the_class = [int((split(None, 100, 0.25, seed)[:20] == 0).sum()) for seed in range(400)]
+    of_the_class = [int((split(None, 100, search_share=0.25, seed=seed)[:20] == 0).sum()) for seed in range(400)]
     variance = 25 * 0.2 * 0.8 * (100 - 25) / (100 - 1)  # hypergeometric
     assert np.var(of_the_class) == pytest.approx(variance, rel=0.25)
 
@@ -121,7 +121,7 @@ def test_split_is_by_seed_and_mixes() -> None:
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.floats(0.05, 1), st.integers(0, 99))
 def test_groups_stay_together(groups: list[int], share: float, seed: int) -> None:
     group = np.array(groups)
-    part = split(group, len(group), share, seed)
+    part = split(group, len(group), search_share=share, seed=seed)
     sides = {g: set(part[group == g].tolist()) for g in groups}
     assert all(len(side) == 1 for side in sides.values())
     searching = sum(side == {0} for side in sides.values())
@@ -139,7 +139,7 @@ def test_a_group_in_both_parts_is_refused() -> None:
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan")])
 def test_shares_out_of_range(share: float) -> None:
     with pytest.raises(SettingError, match="search_share"):
-        split(None, 10, share)
+        split(None, 10, search_share=share)
 
 
 def test_what_teaches_nothing() -> None:

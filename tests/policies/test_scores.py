@@ -34,7 +34,7 @@ BACKBONE = (0, 1, 1, 2)
 def combiner(
     combine: str, stages: int = 3, score: str = "max_probability", backbone: tuple[int, ...] = BACKBONE
 ) -> Combiner:
-    return Combiner((1.0,) * stages, score, combine, backbone[:stages])
+    return Combiner((1.0,) * stages, score, combine=combine, backbone=backbone[:stages])
 
 
 def run(one: Combiner, logits: Iterable[NDArray[np.float32]]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -100,7 +100,7 @@ def test_backbones_average_the_latest_answer_of_each() -> None:
     # two exits of one network, one network alone, and two exits of a third
     own = [[0.8, 0.2], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5], [0.1, 0.9]]
     logits = np.log(np.array(own, np.float32))[:, None]
-    found = run(Combiner((1.0,) * 5, "max_probability", "backbones", (0, 0, 1, 2, 2)), logits)
+    found = run(Combiner((1.0,) * 5, "max_probability", combine="backbones", backbone=(0, 0, 1, 2, 2)), logits)
     expected = [0.8, 0.6, (0.6 + 0.2) / 2, (0.6 + 0.2 + 0.5) / 3, (0.6 + 0.2 + 0.1) / 3]
     np.testing.assert_allclose([answer[0, 0] for answer, _ in found], expected, rtol=1e-5)
     assert [float(score[0]) for _, score in found] == pytest.approx([max(e, 1 - e) for e in expected], rel=1e-5)
@@ -111,7 +111,7 @@ def test_backbones_fall_back_on_the_exit_before_a_broken_one() -> None:
     logits = np.repeat(np.log(np.array(own, np.float32))[:, None], 2, axis=1)  # two rows
     logits[1, 0] = NAN  # the second exit of the first network, for the first row
     logits[3, 1] = NAN  # the last network, for the second row
-    found = run(Combiner((1.0,) * 4, "max_probability", "backbones", (0, 0, 1, 2)), logits)
+    found = run(Combiner((1.0,) * 4, "max_probability", combine="backbones", backbone=(0, 0, 1, 2)), logits)
     answers = [answer[:, 0].tolist() for answer, _ in found]
     expected = [[0.8, 0.8], [0.8, 0.6], [(0.8 + 0.2) / 2, (0.6 + 0.2) / 2], [(0.8 + 0.2 + 0.1) / 3, (0.6 + 0.2) / 2]]
     np.testing.assert_allclose(answers, expected, rtol=1e-5)
@@ -160,7 +160,7 @@ def test_patience_by_hand(combine: str) -> None:
 
 
 def test_each_stage_has_its_own_temperature() -> None:
-    one = Combiner((1.0, 2.0), "margin", "last")
+    one = Combiner((1.0, 2.0), "margin", combine="last")
     logits = np.array([[[3.0, 1.0]], [[3.0, 1.0]]], np.float32)
     (_, sharp), (_, flat) = run(one, logits)
     # the margin of two classes is tanh of half the scaled difference
@@ -235,8 +235,8 @@ def test_rows_that_stay_go_on_as_if_alone(combine: str, broken: bool, score: str
 
 def test_unknown_words_are_named() -> None:
     with pytest.raises(SettingError, match=r"'certainty'.*max_probability"):
-        Combiner((1.0,), "certainty", "mean")
+        Combiner((1.0,), "certainty", combine="mean")
     with pytest.raises(SettingError, match=r"'median'.*mean"):
-        Combiner((1.0,), "margin", "median")
+        Combiner((1.0,), "margin", combine="median")
     with pytest.raises(SettingError, match=r"'backbones' needs the backbone of each of 2"):
-        Combiner((1.0, 1.0), "margin", "backbones")
+        Combiner((1.0, 1.0), "margin", combine="backbones")

@@ -53,9 +53,9 @@ def test_a_body_runs_where_a_later_head_of_its_network_does(data: st.DataObject)
 
 
 def test_wrong_thresholds_are_named() -> None:
-    with pytest.raises(SettingError, match=r"\(1,\); 3 stages need \(2,\)"):
+    with pytest.raises(SettingError, match=r"\(1,\), 3 stages need \(2,\)"):
         plan(np.array([0.5], np.float32), (0, 0, 0))
-    with pytest.raises(SettingError, match="NaN; use \\+inf"):
+    with pytest.raises(SettingError, match="NaN: use \\+inf"):
         plan(np.array([0.5, np.nan], np.float32), (0, 0, 0))
     with pytest.raises(SettingError, match="shape"):
         check_thresholds(np.zeros((2, 1), np.float32), 3)

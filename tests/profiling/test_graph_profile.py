@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support.fake_graph import Fake, measured
 
+from dynamic.policies.costing.latency import mean_ms
 from dynamic.policies.costs import Costs
-from dynamic.policies.frontier import mean_ms
 from dynamic.policies.ladder import OperatingPoint
 from dynamic.policies.stage_plan import plan
 from dynamic.profiling.graph_profile import GraphColumn

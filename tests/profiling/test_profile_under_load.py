@@ -190,7 +190,9 @@ def test_noise_is_a_fraction(noise: float) -> None:
 
 def test_a_simulation_says_what_its_costs_are_worth() -> None:
     def report(frontier: Frontier) -> SimulationReport:
-        return simulate(frontier, RECORDS, PLAIN, Constant(10, 0.4), FixedPolicy("last"), Budget())
+        return simulate(
+            frontier, RECORDS, device=PLAIN, workload=Constant(10, 0.4), policy=FixedPolicy("last"), budget=Budget()
+        )
 
     doubtful = FRONTIER.recost(replace(FRONTIER.costs, load=0.5))
     assert "DOUBTFUL: others used 50% of the processor" in str(report(doubtful))

@@ -64,7 +64,7 @@ def test_quickstart_says_why_it_decides(quickstart: str) -> None:
     reasons = dict(zip(steps[::2], steps[1::2], strict=True))
     assert list(reasons)[:2] == ["no limit", "two points of accuracy may go"]
     assert "most accurate" in reasons["no limit"]
-    assert "gave way" in reasons["tighter than anything"]
+    assert "is violated" in reasons["tighter than anything"]
     assert "battery 15% is at or below the floor 20%" in reasons["battery at 15%, floor 20%"]
     assert all(re.search(r"accuracy \d+\.\d% over 200 inputs", text) for text in reasons.values())
 

@@ -1,11 +1,15 @@
 """The public names are a promise: a change of this list is a change for users."""
 
+import importlib
 import subprocess
 import sys
+
+import pytest
 
 import dynamic
 
 NAMES = [
+    "BatchResult",
     "Battery",
     "Budget",
     "BudgetPolicy",
@@ -21,14 +25,18 @@ NAMES = [
     "Frontier",
     "Ladder",
     "Monitor",
+    "OnnxRuntimeOptions",
+    "OpenVinoOptions",
     "OperatingPoint",
     "Policy",
+    "Prediction",
     "Preprocess",
     "Records",
-    "Result",
     "Runtime",
     "ShedError",
     "Snapshot",
+    "Statistics",
+    "TorchOptions",
     "TraceMonitor",
     "build",
     "calibrate",
@@ -40,10 +48,82 @@ NAMES = [
     "recertify",
     "wrap",
 ]
+ROOMS = {
+    "dynamic.policies": [
+        "Budget",
+        "BudgetPolicy",
+        "Combiner",
+        "CostedPoint",
+        "Costs",
+        "Decision",
+        "Feedback",
+        "FixedPolicy",
+        "Frontier",
+        "Interval",
+        "Ladder",
+        "OperatingPoint",
+        "Policy",
+        "Records",
+        "Replay",
+        "Search",
+        "Snapshot",
+        "certify",
+        "replay",
+    ],
+    "dynamic.simulate": [
+        "SCENARIOS",
+        "Bursts",
+        "Bursty",
+        "Constant",
+        "Device",
+        "Diurnal",
+        "Environment",
+        "Faults",
+        "Line",
+        "Outage",
+        "Poisson",
+        "Process",
+        "Recorded",
+        "Scenario",
+        "Schedule",
+        "Sensors",
+        "SimulatedChange",
+        "SimulationReport",
+        "Stalls",
+        "Steps",
+        "Workload",
+        "device",
+        "devices",
+        "oracle",
+        "scenario",
+        "scenarios",
+        "simulate",
+    ],
+    "dynamic.data": [
+        "RGB",
+        "CenterCrop",
+        "Gray",
+        "ImageSet",
+        "Normalize",
+        "Preprocess",
+        "Resize",
+        "Scale",
+        "digits",
+        "load_images",
+        "stratified_halves",
+    ],
+}
 
 
 def test_public_names() -> None:
     assert dynamic.__all__ == NAMES
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_names_of_a_room(room: str) -> None:
+    module = importlib.import_module(room)
+    assert module.__all__ == ROOMS[room]
+    assert all(hasattr(module, name) for name in ROOMS[room])
 
 
 def test_every_name_loads() -> None:

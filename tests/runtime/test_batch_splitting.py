@@ -136,7 +136,7 @@ def test_a_large_batch_is_answered_in_parts_and_alike(bundle: dynamic.Bundle) ->
     assert len(sizes) > 1
     assert sum(sizes) == 1000
     assert max(sizes) * bundle.costs.row_mb[0] <= 100.0
-    np.testing.assert_allclose(parts.logits, whole.logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(parts.log_probs, whole.log_probs, rtol=1e-4, atol=1e-4)
     assert parts.label.tolist() == whole.label.tolist()
 
 

@@ -68,10 +68,10 @@ def test_the_engine_is_told_what_is_left_and_what_to_expect(bundle: dynamic.Bund
 def test_the_wait_counts(bundle: dynamic.Bundle) -> None:
     engine, clock = Fake(), Clock()
     run = faked(bundle, engine, dynamic.Budget(deadline_ms=50.0), policy=Takes("quick"), clock=clock)
-    result = run._answering(X, clock.now - 0.040)  # as a worker answers what came 40 ms ago
+    result = run._handler(X, clock.now - 0.040)  # as a worker answers what came 40 ms ago
     assert engine.calls[-1][1] == pytest.approx(0.010)
     assert result.certified
-    late = run._answering(X, clock.now - 0.060)
+    late = run._handler(X, clock.now - 0.060)
     assert engine.calls[-1][1] == pytest.approx(-0.010)
     assert not late.certified, "the engine says that it was cut"
     assert (result.waited_ms, late.waited_ms) == pytest.approx((40.0, 60.0))
@@ -109,7 +109,7 @@ def test_what_comes_before_the_engine_is_not_its_work(bundle: dynamic.Bundle) ->
     policy = Watched("quick")
     run = faked(bundle, Fake(works), policy=policy, clock=clock, on_change=listen, workers=2)
     first, quick = run(Slow(4)), run(Slow(0.5))
-    queued = run._answering(Slow(4), clock.now - 0.040)
+    queued = run._handler(Slow(4), clock.now - 0.040)
     assert [f.latency_ms for f in told] == pytest.approx([6] * 3)
     assert [f.snapshot.waited_ms for f in told] == pytest.approx([4, 0, 44])
     assert [f.snapshot.servers for f in told] == [None, None, 2]
@@ -119,7 +119,7 @@ def test_what_comes_before_the_engine_is_not_its_work(bundle: dynamic.Bundle) ->
 
 def test_a_point_with_one_exit_is_never_cut_before_it(bundle: dynamic.Bundle) -> None:
     # on the real engine, and long past the deadline
-    policy = Takes(bundle.frontier.points[0].point.name)
+    policy = Takes(bundle.frontier.points[0].name)
     with bundle.runtime(dynamic.Budget(deadline_ms=1e-6), policy=policy, monitor=dynamic.FixedMonitor()) as run:
         result = run(X)
-    assert np.isfinite(result.logits).all()
+    assert np.isfinite(result.log_probs).all()

@@ -90,7 +90,7 @@ def inputs(count: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> ND
     return made
 
 
-def names(results: list[dynamic.Result]) -> list[str]:
+def names(results: list[dynamic.BatchResult]) -> list[str]:
     return [result.decision.point.name for result in results]
 
 
@@ -151,7 +151,7 @@ def test_a_restart_says_nothing_about_how_slow_the_device_is(bundle: dynamic.Bun
     for x in inputs(300, 0.0, 0.4):
         run(x)
     run.restart_drift()
-    before, after = seen[-2].seen, seen[-1].seen
+    before, after = seen[-2].device, seen[-1].device
     assert (before.drift, after.drift) == (True, False)
     assert after == fast_replace(before, drift=False)
     run.restart_drift()  # nothing new to tell
@@ -321,7 +321,7 @@ def test_certified_is_about_the_drop_that_was_asked_for(bundle: dynamic.Bundle) 
 # labels
 
 
-def answered(run: Runtime, *label: int) -> dynamic.Result:
+def answered(run: Runtime, *label: int) -> dynamic.BatchResult:
     """The result of a batch that is answered so."""
     batch = inputs(len(label))
     batch[:, 2] = label
@@ -440,7 +440,7 @@ def test_a_label_counts_once_and_for_a_result_that_is_known(
         run.feedback(number, 0)
         with pytest.raises(InputError, match=f"result {number} has its label already"):
             run.feedback(number, 1)
-    with pytest.raises(InputError, match=r"a Result is no result's id: give result\.id"):
+    with pytest.raises(InputError, match=r"a BatchResult is no result's id: give result\.id"):
         run.feedback(answered(run, 0), 0)  # type: ignore[arg-type]
     found = run.stats().feedback
     assert found is not None

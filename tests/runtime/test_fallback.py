@@ -145,7 +145,7 @@ def test_where_all_fail_it_is_said(bundle: dynamic.Bundle) -> None:
         with pytest.raises(EngineError, match="no engine answers, of onnxruntime, openvino, torch: "):
             run(X)
     assert run.stats().requests == 0
-    assert run.serving.users == 0
+    assert run.deployment.users == 0
     other.fails = lambda *_: None
     assert not run(X).certified
     before = run.stats().engine_failures
@@ -190,14 +190,14 @@ def test_points_that_do_not_need_a_missing_network(bundle: dynamic.Bundle, caplo
     assert [r.decision.point.name for r in results] == ["small"] * 3
     assert not any(r.certified for r in results)
     assert not other.calls
-    assert [p.point.name for p in run.frontier.points] == ["small"]
+    assert [p.name for p in run.frontier.points] == ["small"]
     assert run.stats().engine_failures == 2  # the graph, and the stages of the reference; then no more
     assert any("sub-models [1] do not load" in w for w in warnings(caplog))
     engine.fails = lambda *_: None
     clock.now += COOL_DOWN_S + 1
     back = run(X)
     assert (back.decision.point.name, back.certified) == ("reference", True)
-    assert run.frontier is run.serving.whole
+    assert run.frontier is run.deployment.whole
 
 
 def test_where_every_point_needs_it_the_next_engine_answers(bundle: dynamic.Bundle) -> None:
@@ -217,12 +217,12 @@ def test_files_that_vanish(bundle: dynamic.Bundle, tmp_path: Path, name: str) ->
     shelf = dynamic.load(bundle.save(tmp_path / "shelf").folder)
     reference = shelf.frontier.points[0]
     assert reference.backbones == {1}
-    policy = Takes(reference.point.name)
+    policy = Takes(reference.name)
     with shelf.runtime(monitor=monitor(), policy=policy, route="graph", fallback=()) as run:
         for gone in {name, "graph_single.onnx"}:
             (shelf.folder / gone).unlink()
         if name == "graph_single.onnx":
-            assert run(X).decision.point.name == reference.point.name
+            assert run(X).decision.point.name == reference.name
             assert run.stats().engine_failures == 1
         else:
             # the policy asks for what is no longer on the frontier: the guard takes the best that is left
@@ -237,6 +237,6 @@ def test_engines_that_are_installed_stand_in(bundle: dynamic.Bundle, monkeypatch
         monkeypatch.setattr(run.engine, "run", broken)
         result = run(X)
         assert not result.certified
-        assert list(run.serving.engines._opened) == ["openvino"], "no torch: the bundle has no modules"
+        assert list(run.deployment.engines._opened) == ["openvino"], "no torch: the bundle has no modules"
     with pytest.raises(EngineError, match="'onxruntime' is not known"):
         bundle.runtime(monitor=monitor(), fallback=("onxruntime",))

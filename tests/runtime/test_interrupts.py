@@ -180,7 +180,7 @@ def test_300_signals_during_requests_beside_workers(bundle: dynamic.Bundle) -> N
                 time.sleep(0.001)
 
         others = [threading.Thread(target=send)]
-        futures: list[Future[dynamic.Result]] = []
+        futures: list[Future[dynamic.BatchResult]] = []
         others[0].start()
         requests = 0
         while len(counts) < 300:

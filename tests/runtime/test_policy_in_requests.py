@@ -92,7 +92,7 @@ def test_what_stands_in_is_a_decision_for_all_requests(bundle: dynamic.Bundle) -
     run = faked(bundle, policy=Turns(*turns, raises))
     decisions = [run(X).decision for _ in range(3)]
     assert [d.point.name for d in decisions] == ["quick", "small", "quick"]
-    assert (decisions[2].slowdown, decisions[2].passing) == (3.0, False)
+    assert (decisions[2].slowdown, decisions[2].one_request_only) == (3.0, False)
 
 
 def test_before_any_decision_the_reference_runs(bundle: dynamic.Bundle) -> None:
@@ -137,7 +137,7 @@ def test_an_interrupt_is_none_of_its_faults(bundle: dynamic.Bundle) -> None:
     run = faked(bundle, policy=Turns(interrupted))
     with pytest.raises(KeyboardInterrupt):
         run(X)
-    assert run.serving.users == 0
+    assert run.deployment.users == 0
 
 
 def test_a_policy_of_ones_own_is_one_method(bundle: dynamic.Bundle) -> None:
@@ -167,7 +167,7 @@ def test_the_decision_says_what_stays(bundle: dynamic.Bundle) -> None:
 
 def test_networks_go_and_come_back_with_the_decision(bundle: dynamic.Bundle) -> None:
     reference = bundle.frontier.points[0]
-    policy = Takes(reference.point.name)
+    policy = Takes(reference.name)
     with bundle.runtime(policy=policy, monitor=monitor()) as run:
         whole = run(X)
         assert run.engine.ready(1) or run.engine.loaded() == reference.backbones  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def test_changes_are_told(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixtu
     policy.name, policy.changes = "small", {"violated_limits": ("latency_ms",), "feasible": False}
     run(X), run(X)
     first, second = found
-    assert (first.before, first.after.point.name) == (None, "reference")
+    assert (first.before, first.after.name) == (None, "reference")
     assert second.before is first.after
     assert (second.after, second.decision.violated_limits) == (run.frontier.points[2], ("latency_ms",))
     assert second.snapshot.battery == 0.5
@@ -247,17 +247,17 @@ def test_a_limit_about_which_the_costs_say_nothing(bundle: dynamic.Bundle) -> No
 def test_a_snapshot_is_made_once_while_nothing_changes() -> None:
     watch = monitor(battery=0.5, missing=("cpu",))
     read = RequestReading(watch)
-    first = read(1, 0.0, 0, None)
-    assert first is read(1, 0.0, 0, None)
+    first = read.of_request(read.latest, 1, 0.0, 0, None)
+    assert first is read.of_request(read.latest, 1, 0.0, 0, None)
     assert first == replace(watch.latest, rows=1, waited_ms=0.0, queue_length=0)
     assert watch.latest.rows is None
     for changed in ((2, 0.0, 0, None), (1, 3.5, 0, None), (1, 0.0, 4, None), (1, 0.0, 0, 2)):
-        made = read(*changed)
+        made = read.of_request(read.latest, *changed)
         names = ("rows", "waited_ms", "queue_length", "servers")
         assert made == replace(watch.latest, **dict(zip(names, changed, strict=True)))
-    again = read(1, 0.0, 0, None)
+    again = read.of_request(read.latest, 1, 0.0, 0, None)
     watch.set(battery=0.4)
-    assert read(1, 0.0, 0, None).battery == 0.4
+    assert read.of_request(read.latest, 1, 0.0, 0, None).battery == 0.4
     assert again.battery == 0.5
     assert fast_replace(again, memory_process_mb=7.0) == replace(again, memory_process_mb=7.0)
 
@@ -277,7 +277,9 @@ def test_all_wait_for_the_monitor_that_one_starts() -> None:
             pass
 
     read, seen = RequestReading(Slow(), starts=True), []
-    threads = [threading.Thread(target=lambda: seen.append(read(1, 0.0, 0, None))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: seen.append(read.of_request(read.latest, 1, 0.0, 0, None))) for _ in range(3)
+    ]
     threads[0].start()
     assert started.wait(30)
     for thread in threads[1:]:
@@ -294,11 +296,11 @@ def test_all_wait_for_the_monitor_that_one_starts() -> None:
 def test_a_monitor_that_raises_fails_no_request(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixture) -> None:
     class Flaky:
         def __init__(self, *told: Any) -> None:
-            self.last_feedback = list(told)
+            self.told = list(told)
 
         @property
         def latest(self) -> Any:
-            found = self.last_feedback.pop(0)
+            found = self.told.pop(0)
             if isinstance(found, Exception):
                 raise found
             return found

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from support.policy_cases import make_costs, make_ladder, make_point
 
+from dynamic.engines.contract import Output
 from dynamic.policies.decision import Decision
 from dynamic.policies.frontier import Frontier
-from dynamic.runtime.result import Result, answers
+from dynamic.runtime.result import BatchResult, answers
 
 
 def test_probabilities_by_hand() -> None:
@@ -50,20 +51,30 @@ def test_finite_logits_whose_sum_is_not() -> None:
 def test_a_result_is_told_in_words() -> None:
     only = Frontier.of(make_ladder([make_point("reference", (), (1.0,))], (0,)), make_costs([[1.0]])).points[0]
     count = 12
-    result = Result(
-        3,
-        np.zeros((count, 3), np.float32),
-        np.array([2, -1, 1] + [0] * (count - 3)),
-        ("cat", None, None) + ("dog",) * (count - 3),
-        np.full(count, 0.75, np.float32),
-        np.array([0, 1, 1] + [0] * (count - 3)),
-        np.zeros(count, np.float32),
-        1.5,
-        Decision(only, reason="reference fits"),
-        certified=False,
-        waited_ms=0.25,
-    )
+    probability = np.full((count, 3), 0.125, np.float32)
+    probability[np.arange(count), [2, 0, 1] + [0] * (count - 3)] = 0.75
+    logits = np.log(probability)
+    logits[1] = np.nan
+    output = Output(logits, np.array([0, 1, 1] + [0] * (count - 3)), np.zeros(count, np.float32))
+    result = BatchResult(3, output, ("dog", "bird", "cat"), 1.5, Decision(only, reason="reference fits"), False, 0.25)
     shown = str(result).splitlines()
-    assert shown[:3] == ["cat, probability 0.750, stage 0", "no finite answer", "1, probability 0.750, stage 1"]
+    assert shown[:3] == ["cat, probability 0.750, stage 0", "no finite answer", "bird, probability 0.750, stage 1"]
     assert shown[-2:] == ["... 2 more", "1.500 ms, 0.250 of them waiting; not certified; reference fits"]
     assert len(shown) == 12
+
+
+def test_a_batch_gives_a_prediction_for_each_row() -> None:
+    only = Frontier.of(make_ladder([make_point("reference", (), (1.0,))], (0,)), make_costs([[1.0]])).points[0]
+    logits = np.log(np.array([[0.25, 0.75], [0.9, 0.1]], np.float32))
+    output = Output(logits, np.array([1, 0]), np.array([0.75, 0.9], np.float32))
+    batch = BatchResult(3, output, ("cat", "dog"), 1.5, Decision(only), certified=True)
+    first, second = batch
+    assert (first.label, first.name, first.stage, first.id) == (1, "dog", 1, 3)
+    assert (second.label, second.name, second.stage) == (0, "cat", 0)
+    assert (type(first.label), type(first.stage), type(first.score)) == (int, int, float)
+    assert first.probability == pytest.approx(0.75)
+    assert first.probabilities.tolist() == pytest.approx([0.25, 0.75])
+    assert batch[-1].name == "cat"
+    assert len(batch) == 2
+    with pytest.raises(IndexError):
+        batch[2]

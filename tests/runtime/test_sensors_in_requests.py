@@ -46,7 +46,7 @@ def test_a_limit_without_its_sensor_is_said(
         answer = run(X)
         assert name in answer.decision.reason
         assert "no sensor" in answer.decision.reason
-        assert "nothing rules it out" not in answer.decision.reason
+        assert "No limit excludes a point" not in answer.decision.reason
         (line,) = run.stats().limits_without_sensor
         assert name in line
         run.budget = dynamic.Budget(**limit, max_drop=0.5)  # the same again is no news

@@ -124,7 +124,7 @@ def test_a_frame_of_no_usual_numbers_spoils_no_later_one(
     stream = Stream(bundle, drift=DriftOptions(only_changed=only_changed))
     for _ in range(30):
         stream(scene(0), 0)
-    frames = stream.run._answering.serving.watch._frames
+    frames = stream.run._handler.deployment.watch._frames
     pixels = np.full(256 if frames.camera else 64, broken, np.float32)
     assert len(frames.take(pixels, 0, 1, (0, 0.5, 0, 0.9), True)) == 1
     before = stream.run.stats().near_duplicates
@@ -147,14 +147,15 @@ def test_a_picture_of_one_colour_is_a_scene(bundle: dynamic.Bundle, level: float
 def test_a_static_camera_of_100_000_frames(bundle: dynamic.Bundle) -> None:
     """The watch alone, as the runtime calls it. By day light comes and goes by a fifth."""
     stream = Stream(bundle)
-    watch, point = stream.run.serving.watch, stream.run.frontier.points[1]
+    watch, point = stream.run.deployment.watch, stream.run.frontier.points[1]
     random, image = np.random.default_rng(1), scene(1)
     light = 1 + 0.2 * np.sin(np.arange(200) / 30).astype(np.float32)
     pool = [{"input": light[i] * frame_of(image, random)[None]} for i in range(200)]
     scores = np.float32(score(image, 1)) + 0.02 * random.standard_normal((1000, 1)).astype(np.float32)
     outputs = [Output(np.zeros((1, 4), np.float32), np.zeros(1, np.int64), found) for found in scores]
     for i in range(100_000):
-        watch.observe(point, [0], outputs[i % 1000], pool[i % 200])
+        captured = watch.capture(pool[i % 200])
+        watch.observe(point, [0], outputs[i % 1000].score.tolist(), captured)
     assert watch.found is False
     assert watch.near_duplicates > 99_000
 
@@ -245,7 +246,7 @@ def test_independent_inputs_are_all_tested(bundle: dynamic.Bundle, caplog: pytes
     stream = Stream(bundle)
     for seed in range(500, 900):
         assert not stream(scene(seed), seed)
-    watch = stream.run.serving.watch
+    watch = stream.run.deployment.watch
     assert (watch.near_duplicates, watch.test.inputs) == (0, 400)
     assert not caplog.records
     noticed = next(seed for seed in range(2000, 2400) if stream(blur(scene(seed)), seed))
@@ -257,7 +258,7 @@ def test_a_few_repetitions_are_tested_too(bundle: dynamic.Bundle) -> None:
     stream = Stream(bundle)
     for seed in range(600, 800):
         stream(scene(seed - (seed % 10 == 9)), seed)  # one of ten is like the one before
-    watch = stream.run.serving.watch
+    watch = stream.run.deployment.watch
     for seed in range(800, 820):
         stream(scene(seed), seed)
     assert (watch.near_duplicates, watch.test.inputs) == (0, 220)
@@ -296,7 +297,7 @@ def test_one_of_so_many_inputs(bundle: dynamic.Bundle) -> None:
     stream = Stream(bundle, drift=DriftOptions(every=10))
     for seed in range(100):
         stream(scene(seed), seed)
-    assert stream.run.serving.watch.test.inputs == 10
+    assert stream.run.deployment.watch.test.inputs == 10
 
 
 def test_one_of_each_group(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixture) -> None:
@@ -305,11 +306,11 @@ def test_one_of_each_group(bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixt
     for visit in range(50):
         for seed in range(4):
             stream(scene(4 * visit + seed), 4 * visit + seed)
-    assert stream.run.serving.watch.test.inputs == 50
+    assert stream.run.deployment.watch.test.inputs == 50
     wrong = Stream(bundle, drift=DriftOptions(groups=lambda x: x["visit"]))
     for seed in range(5):
         wrong(scene(seed), seed)
-    assert wrong.run.serving.watch.test.inputs == 0
+    assert wrong.run.deployment.watch.test.inputs == 0
     assert caplog.text.count("logged once") == 1
 
 
@@ -335,11 +336,11 @@ def test_pixels_need_images(bundle: dynamic.Bundle) -> None:
 def test_images_of_any_layout(bundle: dynamic.Bundle, shape: tuple[int, ...]) -> None:
     ladder: Ladder = replace(bundle.ladder, scores=(ScoreBins((0.5,), (10, 10)),) * 2)
     watch = DriftWatch(ladder, 0.01, False, (InputSpec("x", shape, "uint8"),))
-    point = replace(bundle.frontier.points[0], point=QUICK)
+    point = replace(bundle.frontier.points[0], operating_point=QUICK)
     random = np.random.default_rng(0)
     image = random.integers(50, 200, shape)
     for _ in range(200):
         frame = (image + random.integers(-3, 4, shape)).astype(np.uint8)
         output = Output(np.zeros((1, 4), np.float32), np.zeros(1, np.int64), np.full(1, 0.9, np.float32))
-        watch.observe(point, [0], output, {"x": frame[None]})
+        watch.observe(point, [0], output.score.tolist(), watch.capture({"x": frame[None]}))
     assert (watch.found, watch.near_duplicates) == (False, 198)

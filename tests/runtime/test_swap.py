@@ -82,7 +82,7 @@ def test_the_next_request_runs_on_the_new_bundle(bundle: dynamic.Bundle) -> None
     run.feedback(first.id, 0), run.feedback(second.id, 1)  # labels of results before it are still taken
     stats = run.stats()
     assert (stats.requests, stats.inputs, stats.stage_shares) == (2, 2, (0.0, 1.0))
-    assert [c.before and c.before.point.name for c in found] == [None, "reference"]
+    assert [c.before and c.before.name for c in found] == [None, "reference"]
     assert stats.feedback is not None
     assert stats.feedback.count == 2
     run.swap(three_stages(bundle))
@@ -111,7 +111,7 @@ def test_requests_in_flight_end_on_the_old_one(bundle: dynamic.Bundle) -> None:
     opens, engine = Opens(), Fake(pause)
     run = faked(bundle, engine, opener=opens, policy=Last())
     with ThreadPoolExecutor(2) as pool:
-        flying: list[Future[dynamic.Result]] = [pool.submit(run, X) for _ in range(2)]
+        flying: list[Future[dynamic.BatchResult]] = [pool.submit(run, X) for _ in range(2)]
         for _ in range(2):
             assert began.acquire(timeout=LIMIT_S)
         run.swap(three_stages(bundle))
@@ -194,7 +194,7 @@ def test_swaps_while_threads_hammer(bundle: dynamic.Bundle) -> None:
     run = faked(bundle, engine, opener=opens, queue=1000)
     bundles = [with_ladder(bundle), three_stages(bundle)]
 
-    def hammer(number: int) -> list[dynamic.Result]:
+    def hammer(number: int) -> list[dynamic.BatchResult]:
         return [(run(X) if i % 2 else run.submit(X).result(LIMIT_S)) for i in range(60)]  # a closed fake raises
 
     with ThreadPoolExecutor(9) as pool:
@@ -322,7 +322,7 @@ def test_a_forked_child_answers_and_starts_workers_anew(bundle: dynamic.Bundle) 
     x = np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)
     with bundle.runtime(monitor=watch, drift_alpha=None, threads=1) as run:
         before = [run(x).label.tolist(), run.submit(x).result(LIMIT_S).label.tolist()]
-        held = run._answering.lock, run._waiting._changed
+        held = run._handler.lock, run._waiting._changed
         held[0].acquire(), held[1].acquire()  # as if other threads were at work when the process forks
 
         def work() -> Any:

@@ -116,17 +116,17 @@ def test_a_ladder_may_have_more_points_than_a_byte_counts() -> None:
     frontier = Frontier.of(replace(LADDER, points=points), COSTS)
     assert len(frontier.points) == 200
     for budget in (Budget(energy_mj=1.0), Budget(energy_mj=1.0, latency_ms=100)):
-        policy = oracle(frontier, RECORDS, ENDLESS, Constant(1, 4), budget)
+        policy = oracle(frontier, RECORDS, device=ENDLESS, workload=Constant(1, 4), budget=budget)
         assert (policy.points == 199).all()
-        report = simulate(frontier, RECORDS, ENDLESS, Constant(1, 4), policy, budget)
+        report = simulate(frontier, RECORDS, device=ENDLESS, workload=Constant(1, 4), policy=policy, budget=budget)
         assert report.point_shares == {"199": 1.0}
 
 
 def run(budget: Budget, workload: Any, device: Any = ENDLESS, point: str | None = None, **options: Any) -> Any:
     policy: Any = FixedPolicy(point) if point else None
     if policy is None:
-        policy = oracle(FRONTIER, RECORDS, device, workload, budget, **options)
-    return simulate(FRONTIER, RECORDS, device, workload, policy, budget, **options)
+        policy = oracle(FRONTIER, RECORDS, device=device, workload=workload, budget=budget, **options)
+    return simulate(FRONTIER, RECORDS, device=device, workload=workload, policy=policy, budget=budget, **options)
 
 
 def test_it_knows_what_is_to_come() -> None:

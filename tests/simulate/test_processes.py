@@ -41,20 +41,20 @@ def test_bursts_of_fixed_lengths() -> None:
 
 
 def test_bursts_are_the_same_in_whatever_order_they_are_asked_for() -> None:
-    forward, backward = (Bursts(0.0, (1.0, 2.0, 3.0), 20, 30, seed=4) for _ in range(2))
+    forward, backward = (Bursts(0.0, (1.0, 2.0, 3.0), on_s=20, off_s=30, seed=4) for _ in range(2))
     times = np.linspace(0, 40_000, 4001)
     there = [forward(t) for t in times]
     assert there == [backward(t) for t in times[::-1]][::-1]
     assert {0.0, 1.0, 2.0, 3.0} == set(there)
     # on for 20 of 50 seconds; 800 pairs of lengths, each as spread as it is long: 1.7% standard deviation
     assert np.mean(np.array(there) > 0) == pytest.approx(0.4, abs=0.05)
-    assert forward != Bursts(0.0, (1.0, 2.0, 3.0), 20, 30, seed=5)
+    assert forward != Bursts(0.0, (1.0, 2.0, 3.0), on_s=20, off_s=30, seed=5)
 
 
 def test_bursts_check_themselves() -> None:
     for values in ((0.0, 1.0, 0.0, 1.0), (0.0, -1.0, 1.0, 1.0), (math.nan, 1.0, 1.0, 1.0)):
         with pytest.raises(SettingError):
-            Bursts(*values)
+            Bursts(values[0], values[1], on_s=values[2], off_s=values[3])
 
 
 def test_the_demand_for_a_slowdown() -> None:

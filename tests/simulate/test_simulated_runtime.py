@@ -29,7 +29,7 @@ class Watching(Policy):
     def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> tuple[Decision, Any]:
         name = self.choose(len(self.snapshots))
         self.snapshots.append(snapshot)
-        point = next(p for p in frontier.points if p.point.name == name)
+        point = next(p for p in frontier.points if p.name == name)
         fields = {k: v(point) if callable(v) else v for k, v in self.fields.items()}
         return Decision(point, reason="told to", **fields), state
 
@@ -39,7 +39,9 @@ class Watching(Policy):
 
 
 def watched(workload: Any, policy: Watching, budget: Any = None, device: Any = PLAIN, **options: Any) -> Any:
-    return simulate(FRONTIER, RECORDS, device, workload, policy, budget or Budget(), **options)
+    return simulate(
+        FRONTIER, RECORDS, device=device, workload=workload, policy=policy, budget=budget or Budget(), **options
+    )
 
 
 def test_the_wait_is_that_of_pollaczek_and_khinchine() -> None:
@@ -93,7 +95,9 @@ def test_a_cut_goes_by_95th_percentiles_as_engines_do() -> None:
 
     def play(deadline_ms: float, **options: Any) -> Any:
         policy, budget = FixedPolicy("quick"), Budget(deadline_ms=deadline_ms)
-        return simulate(wide, RECORDS, PLAIN, Constant(5, 0.8), policy, budget, noise=0, **options)
+        return simulate(
+            wide, RECORDS, device=PLAIN, workload=Constant(5, 0.8), policy=policy, budget=budget, noise=0, **options
+        )
 
     assert play(65).latency_ms.tolist() == pytest.approx([20] * 4)
     assert play(65).cut_share == play(71.9).cut_share == 0.5
@@ -126,7 +130,9 @@ def test_a_cut_between_two_answers_has_taken_the_time_till_there() -> None:
         policy = Watching(lambda n: "quick")
         budget, load = Budget(deadline_ms=deadline_ms), 1.5
         frontier = Frontier.of(ladder, costs)
-        report = simulate(frontier, records, PLAIN, Constant(1, 1), policy, budget, background_load=load)
+        report = simulate(
+            frontier, records, device=PLAIN, workload=Constant(1, 1), policy=policy, budget=budget, background_load=load
+        )
         (told,) = policy.feedback
         return report.latency_ms[0], told.stage, told.expected_ms
 
@@ -149,13 +155,19 @@ def test_others_slow_it_down_and_it_works_no_longer() -> None:
 def test_noise_is_as_wide_as_profiled() -> None:
     noisy = replace(COSTS, latency_p95_ms=((26.0,), (52.0,)))
     frontier = Frontier.of(LADDER, noisy)
-    report = simulate(frontier, RECORDS, ENDLESS, Constant(5, 4000), FixedPolicy("last"), Budget())
+    report = simulate(
+        frontier, RECORDS, device=ENDLESS, workload=Constant(5, 4000), policy=FixedPolicy("last"), budget=Budget()
+    )
     assert report.median_latency_ms == pytest.approx(40, rel=0.01)
     assert report.p95_latency_ms == pytest.approx(52, rel=0.01)
-    still = simulate(frontier, RECORDS, ENDLESS, Constant(5, 4), FixedPolicy("last"), Budget(), noise=0)
+    still = simulate(
+        frontier, RECORDS, device=ENDLESS, workload=Constant(5, 4), policy=FixedPolicy("last"), budget=Budget(), noise=0
+    )
     assert still.latency_ms.tolist() == pytest.approx([40] * 20)
     # a sum of independent times spreads less than its parts: sd 20 r and 40 r, together 44.7 r instead of 60 r
-    both = simulate(frontier, RECORDS, ENDLESS, Constant(5, 4000), FixedPolicy("both"), Budget()).latency_ms
+    both = simulate(
+        frontier, RECORDS, device=ENDLESS, workload=Constant(5, 4000), policy=FixedPolicy("both"), budget=Budget()
+    ).latency_ms
     assert both.std() / both.mean() == pytest.approx(0.161 * np.hypot(20, 40) / 60, rel=0.05)
 
 
@@ -174,7 +186,7 @@ def test_stalls_come_as_often_as_the_load_says() -> None:
 
 def test_a_network_that_is_not_there_takes_time_to_load() -> None:
     device = replace(PLAIN, load_ms_per_mb=1.0)
-    policy = Watching(lambda n: ("last", "first")[n % 2], resident=lambda point: point.backbones)
+    policy = Watching(lambda n: ("last", "first")[n % 2], keep_loaded=lambda point: point.backbones)
     report = watched(Constant(5, 0.8), policy, device=device, monitor_hz=None)
     # the first one's is there; then 20 + 50, 40 + 80, 20 + 50
     assert report.latency_ms.tolist() == pytest.approx([40, 70, 120, 70])
@@ -192,7 +204,15 @@ def test_the_single_graph_holds_every_network() -> None:
 
     def play(policy: Watching, budget: Budget | None = None, frontier: Frontier = graph, **options: Any) -> Any:
         options = {"monitor_hz": None} | options
-        report = simulate(frontier, RECORDS, device, Constant(5, 0.8), policy, budget or Budget(), **options)
+        report = simulate(
+            frontier,
+            RECORDS,
+            device=device,
+            workload=Constant(5, 0.8),
+            policy=policy,
+            budget=budget or Budget(),
+            **options,
+        )
         return report, [s.memory_process_mb for s in policy.snapshots]
 
     report, held = play(Watching(lambda n: ("last", "first")[n % 2]))
@@ -203,7 +223,7 @@ def test_the_single_graph_holds_every_network() -> None:
     stages = Frontier.of(LADDER, replace(COSTS, batch=(1,), route=("stages",)))
     assert play(Watching(lambda n: "last"), frontier=stages)[1] == [60, 140, 140, 140]
     assert play(Watching(lambda n: "last"), Budget(deadline_ms=100))[1] == [60, 140, 140, 140]
-    assert play(Watching(lambda n: "last", resident=lambda point: point.backbones))[1] == [60, 140, 140, 140]
+    assert play(Watching(lambda n: "last", keep_loaded=lambda point: point.backbones))[1] == [60, 140, 140, 140]
     assert play(Watching(lambda n: "last"), memory_mb=180)[1] == [60, 140, 140, 140]
     # once there is room for what the graph needs, the other 50 MB are loaded, though nothing else changes
     report, held = play(Watching(lambda n: "last"), memory_mb=Steps((0.0, 0.3), (180, 1000)))
@@ -280,10 +300,21 @@ def test_the_series_add_up() -> None:
 def test_other_policies_meet_the_same_luck() -> None:
     noisy = Frontier.of(LADDER, replace(COSTS, latency_p95_ms=((30.0,), (60.0,))))
     first, again = (
-        simulate(noisy, RECORDS, ENDLESS, Poisson(3, 200), FixedPolicy("last"), Budget(), seed=3) for _ in range(2)
+        simulate(
+            noisy,
+            RECORDS,
+            device=ENDLESS,
+            workload=Poisson(3, 200),
+            policy=FixedPolicy("last"),
+            budget=Budget(),
+            seed=3,
+        )
+        for _ in range(2)
     )
     assert first.to_json(series=True) == again.to_json(series=True)
-    other = simulate(noisy, RECORDS, ENDLESS, Poisson(3, 200), FixedPolicy("first"), Budget(), seed=3)
+    other = simulate(
+        noisy, RECORDS, device=ENDLESS, workload=Poisson(3, 200), policy=FixedPolicy("first"), budget=Budget(), seed=3
+    )
     assert other.requests == first.requests
     assert other.series["arrived"] == first.series["arrived"]
 
@@ -301,7 +332,9 @@ def test_what_is_certified_is_what_the_budget_asks_for() -> None:
     def uncertified(name: str, budget: Any, certified: bool = True) -> float | None:
         frontier = Frontier.of(ladders[certified], COSTS)
         workload = Constant(rate_hz=5, duration_s=2)
-        return simulate(frontier, RECORDS, PLAIN, workload, FixedPolicy(name), budget).uncertified_share
+        return simulate(
+            frontier, RECORDS, device=PLAIN, workload=workload, policy=FixedPolicy(name), budget=budget
+        ).uncertified_share
 
     assert uncertified("both", Budget()) == 0
     assert uncertified("both", Budget(max_drop=0.05)) == 0

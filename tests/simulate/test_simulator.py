@@ -82,7 +82,9 @@ FRONTIER = Frontier.of(
 
 
 def run(workload: Any, budget: Budget | None = None, device: Device = DEVICE, **options: Any) -> SimulationReport:
-    return simulate(FRONTIER, RECORDS, device, workload, BudgetPolicy(), budget or Budget(), **options)
+    return simulate(
+        FRONTIER, RECORDS, device=device, workload=workload, policy=BudgetPolicy(), budget=budget or Budget(), **options
+    )
 
 
 def test_full_depth_by_hand() -> None:
@@ -161,7 +163,15 @@ def test_memory_is_what_the_policy_sees() -> None:
             seen.append(snapshot)
             return super().decide(frontier, budget, snapshot, state)
 
-    simulate(FRONTIER, RECORDS, DEVICE, Constant(10, 0.2), Watching(), Budget(), monitor_hz=None)
+    simulate(
+        FRONTIER,
+        RECORDS,
+        device=DEVICE,
+        workload=Constant(10, 0.2),
+        policy=Watching(),
+        budget=Budget(),
+        monitor_hz=None,
+    )
     assert [(s.memory_process_mb, s.memory_available_mb) for s in seen] == [(60, 940), (110, 890)]
     assert [s.time_s for s in seen] == [0.0, 0.1]
     assert seen[0].battery == 1.0
@@ -188,7 +198,14 @@ def test_every_line_says_simulated() -> None:
 
 
 def test_without_labels_accuracy_is_unknown() -> None:
-    report = simulate(FRONTIER, replace(RECORDS, label=None), DEVICE, Constant(10, 0.4), BudgetPolicy(), Budget())
+    report = simulate(
+        FRONTIER,
+        replace(RECORDS, label=None),
+        device=DEVICE,
+        workload=Constant(10, 0.4),
+        policy=BudgetPolicy(),
+        budget=Budget(),
+    )
     assert report.accuracy is None
     assert "accuracy  unknown" in str(report)
 
@@ -208,7 +225,14 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(SettingError, match="background_load"):
         run(Constant(10, 1), background_load=-0.5)
     with pytest.raises(InputError, match="no records"):
-        simulate(FRONTIER, RECORDS.select(np.array([], int)), DEVICE, Constant(1, 1), BudgetPolicy(), Budget())
+        simulate(
+            FRONTIER,
+            RECORDS.select(np.array([], int)),
+            device=DEVICE,
+            workload=Constant(1, 1),
+            policy=BudgetPolicy(),
+            budget=Budget(),
+        )
     three = replace(
         RECORDS,
         logits=np.zeros((4, 3, 2), np.float32),
@@ -218,7 +242,7 @@ def test_wrong_arguments_are_refused() -> None:
         stage_names=("a", "b", "c"),
     )
     with pytest.raises(InputError, match="3 stages"):
-        simulate(FRONTIER, three, DEVICE, Constant(1, 1), BudgetPolicy(), Budget())
+        simulate(FRONTIER, three, device=DEVICE, workload=Constant(1, 1), policy=BudgetPolicy(), budget=Budget())
 
 
 def test_arrivals() -> None:
@@ -272,9 +296,13 @@ def test_costs_on_a_device() -> None:
 
 
 def test_overhead_is_added_to_every_request_by_hand() -> None:
-    plain = simulate(FRONTIER, RECORDS, DEVICE, Constant(1.0, 4.0), BudgetPolicy(), Budget(), noise=0.0)
+    plain = simulate(
+        FRONTIER, RECORDS, device=DEVICE, workload=Constant(1.0, 4.0), policy=BudgetPolicy(), budget=Budget(), noise=0.0
+    )
     slower = replace(DEVICE, overhead_ms=5.0, source={**DEVICE.source, "overhead_ms": "assumption"})
-    served = simulate(FRONTIER, RECORDS, slower, Constant(1.0, 4.0), BudgetPolicy(), Budget(), noise=0.0)
+    served = simulate(
+        FRONTIER, RECORDS, device=slower, workload=Constant(1.0, 4.0), policy=BudgetPolicy(), budget=Budget(), noise=0.0
+    )
     assert served.mean_latency_ms == pytest.approx(plain.mean_latency_ms + 5.0)
     assert served.stage_shares == plain.stage_shares
 

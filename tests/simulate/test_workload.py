@@ -23,7 +23,7 @@ def test_bursty_has_the_mean_rate_and_more_variance_than_poisson() -> None:
     assert len(found) / 20_000 == pytest.approx(8, rel=0.06)
     counts = np.bincount(found.astype(int), minlength=20_000)
     assert counts.var() > 3 * counts.mean()  # of a Poisson process they are equal
-    quiet = times(Bursty(0, 5, 1e9, 1, 100))
+    quiet = times(Bursty(0, 5, quiet_s=1e9, busy_s=1, duration_s=100))
     assert len(quiet) == 0
 
 
@@ -43,7 +43,7 @@ def test_schedule_repeats() -> None:
     found = times(workload)
     assert not ((found % 100) < 60).any()
     assert len(found) == pytest.approx(2 * 4000, rel=0.05)  # the third period ends before 260
-    assert len(times(Schedule((0.0,), (10.0,), 100))) == pytest.approx(1000, rel=0.15)
+    assert len(times(Schedule((0.0,), (10.0,), duration_s=100))) == pytest.approx(1000, rel=0.15)
 
 
 def test_recorded_times(tmp_path: Path) -> None:
@@ -67,19 +67,24 @@ def test_recorded_times(tmp_path: Path) -> None:
 
 def test_workloads_check_themselves() -> None:
     for make in (
-        lambda: Bursty(1, 0, 1, 1, 1),
-        lambda: Bursty(-1, 1, 1, 1, 1),
+        lambda: Bursty(1, 0, quiet_s=1, busy_s=1, duration_s=1),
+        lambda: Bursty(-1, 1, quiet_s=1, busy_s=1, duration_s=1),
         lambda: Diurnal(1, 1, swing=1.5),
-        lambda: Schedule((1.0,), (1.0,), 10),
-        lambda: Schedule((0.0, 20.0), (1.0, 1.0), 10),
-        lambda: Schedule((0.0,), (-1.0,), 10),
+        lambda: Schedule((1.0,), (1.0,), duration_s=10),
+        lambda: Schedule((0.0, 20.0), (1.0, 1.0), duration_s=10),
+        lambda: Schedule((0.0,), (-1.0,), duration_s=10),
     ):
         with pytest.raises(SettingError):
             make()
 
 
 def test_the_seed_decides() -> None:
-    for workload in (Poisson(5, 50), Bursty(1, 9, 5, 5, 50), Diurnal(5, 50), Schedule((0.0,), (5.0,), 50)):
+    for workload in (
+        Poisson(5, 50),
+        Bursty(1, 9, quiet_s=5, busy_s=5, duration_s=50),
+        Diurnal(5, 50),
+        Schedule((0.0,), (5.0,), duration_s=50),
+    ):
         assert times(workload, 3).tolist() == times(workload, 3).tolist()
         assert times(workload, 3).tolist() != times(workload, 4).tolist()
     assert times(Constant(5, 50), 3).tolist() == times(Constant(5, 50), 4).tolist()

@@ -188,7 +188,7 @@ def test_images_are_read_without_a_home_directory(
     assert caplog.messages == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
     monkeypatch.setattr(Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
-    with pytest.raises(InputError, match="no home directory; give the whole path"):
+    with pytest.raises(InputError, match="no home directory: give the whole path"):
         load_images("~/data")
 
 

@@ -132,7 +132,7 @@ def test_a_network_that_is_loaded_stays_what_it_was(copy: Path, engine: str, cha
     pytest.importorskip(engine)
     path = copy / "backbones" / "1.weights"
     with runtime(copy, engine=engine, fallback=()) as run:
-        before = [run(TOKENS[:1].numpy()).logits, run(TOKENS[:50].numpy()).logits]
+        before = [run(TOKENS[:1].numpy()).log_probs, run(TOKENS[:50].numpy()).log_probs]
         assert run(TOKENS[:1].numpy()).certified == (engine == "onnxruntime"), "as it was calibrated on that"
         if change == "over":
             over(path, other_bytes(path))
@@ -142,7 +142,7 @@ def test_a_network_that_is_loaded_stays_what_it_was(copy: Path, engine: str, cha
             os.truncate(path, 0)
         else:
             path.unlink()
-        after = [run(TOKENS[:1].numpy()).logits, run(TOKENS[:50].numpy()).logits]
+        after = [run(TOKENS[:1].numpy()).log_probs, run(TOKENS[:50].numpy()).log_probs]
     for was, is_now in zip(before, after, strict=True):
         np.testing.assert_array_equal(was, is_now)
 
@@ -232,9 +232,9 @@ def test_a_folder_of_links_is_refused_and_its_copy_runs(copy: Path, tmp_path: Pa
         dynamic.load(linked)
     followed = Path(shutil.copytree(linked, tmp_path / "followed"))
     with runtime(copy) as run:
-        own = run(TOKENS.numpy()).logits
+        own = run(TOKENS.numpy()).log_probs
     with runtime(followed) as run:
-        np.testing.assert_allclose(run(TOKENS.numpy()).logits, own, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(run(TOKENS.numpy()).log_probs, own, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_that_are_a_link_out_of_the_folder_are_refused(copy: Path, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_volume_that_numbers_its_files_anew_is_run(copy: Path, monkeypatch: py
         "dynamic.engines.model_files.graph_files.BundleFiles._state", lambda *_: (next(states), 0, 0, 0, 0)
     )
     with runtime(copy, fallback=()) as run:
-        assert np.isfinite(run(TOKENS.numpy()).logits).all()
+        assert np.isfinite(run(TOKENS.numpy()).log_probs).all()
 
 
 def test_a_file_that_changes_while_it_is_loaded_is_not_run(copy: Path) -> None:

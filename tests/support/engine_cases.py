@@ -140,7 +140,7 @@ class Case:
 
     @property
     def combiner(self) -> Combiner:
-        return Combiner(self.temperature, self.score, self.combine, self.spec.backbone)
+        return Combiner(self.temperature, self.score, combine=self.combine, backbone=self.spec.backbone)
 
     def open(self, way: str, **options: Any) -> CascadeEngine:
         """One of WAYS."""

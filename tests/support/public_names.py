@@ -34,6 +34,8 @@ class Public:
         """The names of its parameters, `self` aside. Those of a class are its constructor's."""
         if isinstance(self.value, type) and issubclass(self.value, Exception | Warning):
             return ()
+        if getattr(self.value, "_is_protocol", False):  # nobody calls a protocol
+            return ()
         try:
             signature = inspect.signature(self.value)
         except (TypeError, ValueError):

@@ -111,7 +111,7 @@ class Takes(Policy):
         self.name, self.changes = name, changes
 
     def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> tuple[Decision, Any]:
-        (point,) = (p for p in frontier.points if p.point.name == self.name)
+        (point,) = (p for p in frontier.points if p.name == self.name)
         return Decision(point, reason=f"always {self.name}", **self.changes), state
 
 

@@ -16,7 +16,8 @@ from dynamic.simulate import Device, SimulationReport, simulate
 INF = float("inf")
 
 # 1 mWh is 3,600 mJ; as fast as the machine that costs are of; two cores, one thread
-PLAIN = Device("plain", 1.0, 2, 1000, 1, 100, 1000, dict.fromkeys(
+PLAIN = Device("plain", relative_speed=1.0, cores=2, memory_mb=1000, battery_mwh=1, idle_mw=100, active_mw=1000,
+    source=dict.fromkeys(
     ("relative_speed", "cores", "memory_mb", "battery_mwh", "idle_mw", "active_mw", "screen_mw", "charging_mw",
      "frequency_steps", "resistance_c_per_w", "capacity_j_per_c", "throttle_c", "hysteresis_c", "load_ms_per_mb",
      "battery_step", "temperature_step_c", "absent"), "assumption"))  # fmt: skip
@@ -80,4 +81,12 @@ def serve(
     workload: Any, point: str = "last", budget: Any = None, device: Device = PLAIN, **options: Any
 ) -> SimulationReport:
     """Simulate with one point always."""
-    return simulate(FRONTIER, RECORDS, device, workload, FixedPolicy(point), budget or Budget(), **options)
+    return simulate(
+        FRONTIER,
+        RECORDS,
+        device=device,
+        workload=workload,
+        policy=FixedPolicy(point),
+        budget=budget or Budget(),
+        **options,
+    )

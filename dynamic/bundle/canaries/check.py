@@ -305,14 +305,16 @@ def moved(records: NDArray[np.float32], differences: NDArray[np.float32], ladder
     combiner = _combiner(ladder)
     labels, exits = 0.0, 0.0
     for point in ladder.points:
-        before, after = (replay(some, combiner, point.thresholds, ladder.backbone) for some in (records, other))
+        before, after = (
+            replay(some, combiner, thresholds=point.thresholds, backbone=ladder.backbone) for some in (records, other)
+        )
         labels = max(labels, float((before.prediction != after.prediction).mean()))
         exits = max(exits, float((before.stage != after.stage).mean()))
     return labels, exits
 
 
 def _combiner(ladder: Ladder) -> Combiner:
-    return Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
+    return Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
 
 
 def _difference(
@@ -338,7 +340,7 @@ def _graph_differs(
     engine.graph.load(1)
     combiner, began = _combiner(ladder), clock()
     limits = [np.asarray(point.thresholds, np.float32) for point in ladder.points]
-    truths = [replay(logits, combiner, thresholds, ladder.backbone) for thresholds in limits]
+    truths = [replay(logits, combiner, thresholds=thresholds, backbone=ladder.backbone) for thresholds in limits]
     differing: list[bool] = []
     for row in range(len(logits)):
         if row >= LEAST and clock() - began > SECONDS / 2:

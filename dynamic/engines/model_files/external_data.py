@@ -41,8 +41,8 @@ def external_files(path: Path, name: str) -> tuple[str, ...]:
     if _LOCATION not in content:  # most graphs name no file, and a walk takes 1 us a field
         return ()
     folder = PurePosixPath(name).parent
-    found = dict.fromkeys(_locations(memoryview(content), "model", 0))
-    return tuple(str(folder / _inside(location)) for location in found)
+    locations = dict.fromkeys(_locations(memoryview(content), "model", 0))
+    return tuple(str(folder / _inside(location)) for location in locations)
 
 
 def _inside(location: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the limits of a container stand: the control groups of this process, v1, v2, or both on one machine."""
+"""The limits of a container: the control groups of this process, v1, v2, or both on one machine."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from dynamic.monitoring.contract import UnknownLimitError
 from dynamic.monitoring.kernel.kernel_files import is_there, word
 
-# files that container runtimes leave in what they start
+# files that container runtimes create in a container
 _MARKS = (
     ".dockerenv",
     "run/.containerenv",  # podman
@@ -20,9 +20,12 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """One controller's folders, of this process's own group first, then of every group above it that can be seen.
+    """The folders of one controller: the group of this process first, then every visible group above it.
 
-    `version` 1 or 2. `doubt`: why these may not be the groups of this process. None where they are.
+    Args:
+        version: 1 or 2.
+        levels: The folders.
+        doubt: Why these may not be the groups of this process. None where they are.
     """
 
     version: int
@@ -39,10 +42,18 @@ class _Mount:
 
 
 def hierarchy(root: Path, controller: str | None) -> Hierarchy | None:
-    """The groups that a controller ("memory", "cpu", ...; None: v2) holds this process to; None without any.
+    """The groups of this process for a controller. Formats: cgroups(7), "/proc files", and proc_pid_mountinfo(5).
 
-    `root`: of the file tree. Formats: cgroups(7), "/proc files", and proc_pid_mountinfo(5). Raises UnknownLimitError
-    where there are groups, or this is a container, and none can be seen. PermissionError where files may not be read.
+    Args:
+        root: The file tree.
+        controller: "memory", "cpu" and others. None: those of v2.
+
+    Returns:
+        The groups. None where there are none.
+
+    Raises:
+        UnknownLimitError: There are groups, or this is a container, and none can be seen.
+        PermissionError: Files may not be read.
     """
     lines = (word(root / "proc/self/cgroup") or "").splitlines()
     groups = [parts for line in lines if len(parts := line.split(":", 2)) == 3]
@@ -50,7 +61,7 @@ def hierarchy(root: Path, controller: str | None) -> Hierarchy | None:
     unified = [path for _, names, path in groups if not names]
     if not first and not unified:
         if controller is not None and not groups and (mark := container_mark(root)):
-            raise _unknown(f"{mark} says that this is a container, and /proc/self/cgroup names no group")
+            raise _unknown(f"{mark} marks a container, and /proc/self/cgroup names no group")
         return None
     version, path = (1, first[0]) if first else (2, unified[0])
     mounts = [m for m in _mounts(root) if m.version == version and (version == 2 or controller in m.controllers)]
@@ -78,10 +89,10 @@ def hierarchy(root: Path, controller: str | None) -> Hierarchy | None:
 
 
 def container_mark(root: Path) -> str | None:
-    """The file by which a container is recognized.
+    """The file that marks a container.
 
     Args:
-        root: Of the file tree.
+        root: The file tree.
 
     Returns:
         Its path in the tree. None where there is none.
@@ -90,10 +101,10 @@ def container_mark(root: Path) -> str | None:
 
 
 def undetermined(doubt: str) -> str:
-    """A sentence on limits that cannot be determined, with the remedy.
+    """A message on limits that cannot be determined, with the remedy.
 
     Args:
-        doubt: What cannot be seen.
+        doubt: The reason.
 
     Returns:
         The message.
@@ -109,7 +120,7 @@ def _unknown(doubt: str) -> UnknownLimitError:
 
 
 def _folder(root: Path, mount: _Mount, path: str) -> Path | None:
-    """The folder of a group below a mount. None where it does not lie there."""
+    """The folder of a group below a mount. None where it is not there."""
     below = _below(path, mount.root)
     return None if below is None else root / mount.point.lstrip("/") / below
 
@@ -122,7 +133,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _below(path: str, top: str) -> str | None:
-    """The group's path from `top` down; None where it does not lie under it."""
+    """The path of a group from `top` down. None where the group is not below it."""
     if ".." in path.split("/"):  # of a group outside this process's namespace
         return None
     if top == "/":
@@ -148,7 +159,7 @@ def _mounts(root: Path) -> list[_Mount]:
 
 
 def _usual(root: Path) -> list[_Mount]:
-    """Where they are on nearly every system."""
+    """The mounts of nearly every system."""
     top = root / "sys/fs/cgroup"
     v2 = [point for point in (top, top / "unified") if (point / "cgroup.controllers").exists()]
     v1 = [point for point in sorted(top.glob("*")) if point.is_dir() and top not in v2]
@@ -159,7 +170,7 @@ def _usual(root: Path) -> list[_Mount]:
 
 
 def _plain(escaped: str) -> str:
-    """Blanks and the like are written \\040 in mountinfo."""
+    r"""A path of mountinfo without its escapes, such as \040 for a blank."""
     for code in ("040", "011", "012", "134"):
         escaped = escaped.replace(f"\\{code}", chr(int(code, 8)))
     return escaped

@@ -1,4 +1,4 @@
-"""Files of a control group with a name and a number in each line, and what of its memory can be dropped."""
+"""Files of a control group with a name and a number in each line, and the memory of it that can be dropped."""
 
 from dynamic.monitoring.kernel.kernel_files import KernelFile, integer
 
@@ -11,8 +11,8 @@ def entries(file: KernelFile, names: frozenset[str]) -> dict[str, int]:
     """The numbers of some lines.
 
     Args:
-        file: Of `name number` lines.
-        names: Of the lines.
+        file: A file of `name number` lines.
+        names: Names of the lines.
 
     Returns:
         Numbers by name, without the lines that the file does not have.
@@ -30,14 +30,15 @@ def entries(file: KernelFile, names: frozenset[str]) -> dict[str, int]:
 
 
 def droppable_bytes(stat: KernelFile, version: int) -> int:
-    """What the kernel gives back without writing: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+    """Memory that the kernel can reclaim without writing: Documentation/admin-guide/cgroup-v2.rst and
+    cgroup-v1/memory.rst.
 
-    The kernel's own estimate for a machine, MemAvailable, counts the same pages. Shared memory is no part of the lists
-    of file pages, but of their sum.
+    MemAvailable, the kernel's own estimate for a machine, counts the same pages. Shared memory is in the sum of file
+    pages and not in their lists.
 
     Args:
-        stat: A group's memory.stat.
-        version: Of the control groups. Version 1 has sums with the groups below ("total_").
+        stat: The memory.stat of a group.
+        version: Version of the control groups. Version 1 has sums with the groups below ("total_").
 
     Returns:
         Bytes.

@@ -1,4 +1,4 @@
-"""Small files of /proc and /sys, which are read again and again."""
+"""Small files of /proc and /sys that are read again and again."""
 
 import contextlib
 import os
@@ -13,24 +13,24 @@ _CHUNK = 1 << 16  # bytes of one read. The kernel gives less of some files, at m
 
 
 class KernelFile:
-    """Opened once and read from its beginning each time, which takes a fifth of opening it anew."""
+    """A file that is opened once and read from its beginning each time. This takes a fifth of opening it again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle = -1
 
     def text(self) -> str:
-        """What it holds now; raises OSError where it cannot be read."""
+        """Its content now. Raises OSError where it cannot be read."""
         if self._handle < 0:
             self._handle = os.open(self.path, os.O_RDONLY)
         try:
             return self._content().decode("utf-8", "replace")
         except OSError:
-            self.close()  # what it belonged to may be gone, and another have taken its place
+            self.close()  # another device may have taken the place of this one
             raise
 
     def number(self) -> int:
-        """The integer it holds; raises OSError where it cannot be read, ValueError on anything else."""
+        """The integer in it. Raises OSError where it cannot be read, ValueError on anything else."""
         return integer(self.text(), self.path)
 
     def _content(self) -> bytes:
@@ -42,14 +42,14 @@ class KernelFile:
         return b"".join(parts)
 
     def is_set(self) -> bool:
-        """Whether a flag is set. One that cannot be read is not."""
+        """Whether a flag is set. False where it cannot be read."""
         try:
             return self.number() != 0
         except (OSError, ValueError):
             return False
 
     def close(self) -> None:
-        """Give the handle back; the next reading opens the file again."""
+        """Close the handle. The next reading opens the file again."""
         handle, self._handle = self._handle, -1
         if handle >= 0:
             with contextlib.suppress(OSError):
@@ -59,24 +59,24 @@ class KernelFile:
         self.close()
 
 
-class Found(Generic[T]):
-    """What a search of the file tree gave, searched anew after `every_s`: devices come and go, but not often."""
+class CachedSearch(Generic[T]):
+    """The result of a search of the file tree, repeated after `every_s`: devices come and go, but not often."""
 
     def __init__(self, search: Callable[[], T], every_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._search, self._every_s, self._clock = search, every_s, clock
-        self._kept: tuple[float, T] | None = None  # when, what
+        self._result: tuple[float, T] | None = None  # when, what
 
     def __call__(self) -> T:
-        """Raises what the search raises; the next call searches again then."""
+        """The result. Raises what the search raises, and then the next call searches again."""
         now = self._clock()
-        if self._kept is None or not 0 <= now - self._kept[0] < self._every_s:
-            self._kept = None
-            self._kept = (now, self._search())
-        return self._kept[1]
+        if self._result is None or not 0 <= now - self._result[0] < self._every_s:
+            self._result = None
+            self._result = (now, self._search())
+        return self._result[1]
 
 
 def integer(text: str, path: Path, base: int = 10) -> int:
-    """The integer that a file holds; raises ValueError naming the file where it holds none."""
+    """The integer in a text. Raises ValueError with the file's name where there is none."""
     try:
         return int(text, base)
     except ValueError:
@@ -84,7 +84,7 @@ def integer(text: str, path: Path, base: int = 10) -> int:
 
 
 def word(path: Path) -> str | None:
-    """What a file holds, stripped; None where there is no such file, or nothing behind it."""
+    """The content of a file, stripped. None where there is no such file, or nothing behind it."""
     try:
         return KernelFile(path).text().strip()
     except (FileNotFoundError, NotADirectoryError):
@@ -92,17 +92,17 @@ def word(path: Path) -> str | None:
 
 
 def existing(*paths: Path) -> list[KernelFile]:
-    """Those of the files that are there. One that may not be looked at is, and reading it says why it fails."""
+    """The files that exist. A file in a forbidden folder counts as existing: reading it raises the reason."""
     return [KernelFile(path) for path in paths if is_there(path)]
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file. One that may not be looked at is.
+    """Whether a file exists. A file in a forbidden folder counts as existing.
 
-    Never raises: `Path.exists` does where a folder above the file is forbidden.
+    Never raises, unlike `Path.exists`, which does where a folder above the file is forbidden.
 
     Args:
-        path: Of the file.
+        path: The file.
 
     Returns:
         False where there is none.

@@ -20,17 +20,18 @@ _HID = re.compile(r"(0003|0005|0018):[0-9A-F]{4}:[0-9A-F]{4}\.[0-9A-F]{4}")
 
 @dataclass(frozen=True)
 class Supplies:
-    """Those of the device itself: the battery of a mouse is not among them. `left_out`: entries that do not answer."""
+    """The supplies of the device itself, without the battery of a mouse. `left_out` are entries that do not answer."""
 
     batteries: tuple[Supply, ...]
     mains: tuple[Supply, ...]
     left_out: tuple[LeftOut, ...] = ()
 
     def plugged(self) -> bool | None:
-        """Whether on the mains. A battery that is charged or drawn from decides, mains only where none is.
+        """Whether the device is on the mains. A battery that charges or discharges decides, mains only where there is
+        none.
 
-        Mains may be stale, or not shown: USB-C and charging pads often are not. Where one battery is charged and
-        another drawn from, the first may be charged from the other.
+        Mains may be stale or missing: USB-C and charging pads often are. Where one battery charges and another
+        discharges, the second may charge the first.
         """
         status = {battery.status() for battery in self.batteries}
         charging, discharging = "Charging" in status, "Discharging" in status
@@ -44,7 +45,7 @@ class Supplies:
         return True if status.intersection(_RESTING) else None
 
     def contradictions(self) -> tuple[LeftOut, ...]:
-        """Mains that say something else than the batteries, which are believed, or that do not answer."""
+        """Mains that contradict the batteries, which have precedence, or that do not answer."""
         plugged = self.plugged()
         online = ask((supply.name, supply.online) for supply in self.mains)
         if plugged is None or not online.values or any(value for _, value in online.values) == plugged:
@@ -58,7 +59,7 @@ class Supplies:
 
 
 def find_supplies(root: Path) -> Supplies:
-    """What the folder holds. Raises the first error where entries do not answer and no battery does."""
+    """The supplies in the folder. Raises the first error where entries do not answer and no battery does."""
     batteries, mains = [], []
     folders = sorted((root / "sys/class/power_supply").glob("*"))
     answers = ask((folder.name, partial(word, folder / "type")) for folder in folders)
@@ -86,7 +87,7 @@ def find_supplies(root: Path) -> Supplies:
 
 
 def _is_peripheral(folder: Path) -> bool:
-    """Whether it belongs to a mouse, a pen or a gamepad: such a driver does not always say scope=Device."""
+    """Whether it belongs to a mouse, a pen or a gamepad. Such a driver does not always say scope=Device."""
     if _says(folder / "scope", "Device") or folder.name.startswith(_PERIPHERALS):
         return True
     return any(_HID.fullmatch(part) for part in folder.resolve().parts)

@@ -1,4 +1,4 @@
-"""The members of a source, each judged by itself: one that fails takes nothing away from the others."""
+"""The members of a source, each read by itself: one that fails does not affect the others."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +11,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Answers(Generic[T]):
-    """`values` of the members that answered, by name. The others with the reason, and the first `error` of theirs."""
+    """Values of the members that answered, by name, and the others with the reason.
+
+    Args:
+        values: Names and values.
+        left_out: Members that did not answer.
+        error: The first error of these.
+    """
 
     values: tuple[tuple[str, T], ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -28,11 +34,11 @@ def ask(members: Iterable[tuple[str, Callable[[], T | None]]]) -> Answers[T]:
     """Read each member.
 
     Args:
-        members: Names with functions. A function returns None where the member has nothing to say. It raises OSError
-            where the member does not answer, and ValueError where it answers what cannot be.
+        members: Names with functions. A function returns None where the member has no value. It raises OSError where
+            the member does not answer, and ValueError on an impossible value.
 
     Returns:
-        The values, and what was left out with the reason.
+        The values, and what is excluded with the reason.
     """
     values, left_out = [], []
     first: OSError | ValueError | None = None
@@ -52,7 +58,7 @@ def reason(error: Exception) -> str:
     """An error in a few words.
 
     Args:
-        error: What a member raised.
+        error: The error of a member.
 
     Returns:
         The system's words and the file, or the message.

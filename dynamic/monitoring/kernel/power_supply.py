@@ -1,4 +1,4 @@
-"""One entry of /sys/class/power_supply (Documentation/ABI/testing/sysfs-class-power): a battery, or mains."""
+"""An entry of /sys/class/power_supply (Documentation/ABI/testing/sysfs-class-power): a battery, or mains."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,13 @@ _EMPTY = 0.05  # of the charge, above which a battery cannot be without energy
 
 @dataclass(frozen=True)
 class Charge:
-    """Of one battery: `level` 0..1, `energy_mwh` left and when full, None where it does not know.
+    """The charge of one battery.
 
-    `remarks`: figures of it that are not believed, while others are.
+    Args:
+        level: Charge, 0 to 1.
+        energy_mwh: Energy in it. None: unknown.
+        full_mwh: Energy when full. None: unknown.
+        remarks: Figures that are excluded, while others count.
     """
 
     level: float
@@ -26,14 +30,14 @@ class Charge:
 
 
 class Supply:
-    """One entry of the folder, its files opened when first read."""
+    """An entry of the folder. Its files are opened when they are first read."""
 
     def __init__(self, folder: Path) -> None:
         self.name, self._folder = folder.name, folder
         self._files: dict[str, KernelFile | None] = {}
 
     def text(self, attribute: str) -> str | None:
-        """An attribute. None where it has none, or the device behind it does not answer now."""
+        """An attribute. None where there is none, or the device behind it does not answer now."""
         if attribute not in self._files:
             path = self._folder / attribute
             self._files[attribute] = KernelFile(path) if is_there(path) else None
@@ -42,7 +46,7 @@ class Supply:
             return None if file is None else file.text().strip()
         except PermissionError:
             raise
-        except OSError:  # ENODATA, ENODEV: a fuel gauge that cannot tell
+        except OSError:  # ENODATA, ENODEV: a fuel gauge without an answer
             return None
 
     def number(self, attribute: str) -> int | None:
@@ -56,19 +60,19 @@ class Supply:
             raise ValueError(f"{self._folder / attribute} holds {text[:40]!r}, which is no number") from None
 
     def status(self) -> str | None:
-        """What it says of itself ("Charging", "Discharging", ...). None where it does not answer."""
+        """Its status ("Charging", "Discharging", ...). None where it does not answer."""
         try:
             return self.text("status")
         except PermissionError:
             return None
 
     def online(self) -> bool | None:
-        """Of mains: whether they supply. Raises ValueError where it is no number."""
+        """For mains, whether they supply. Raises ValueError where the attribute is no number."""
         value = self.number("online")
         return None if value is None else value > 0
 
     def energy_mwh(self, when: str = "now") -> float | None:
-        """Left in it ("now"), or when full. Raises ValueError on what no battery holds."""
+        """Energy in it ("now"), or when full. Raises ValueError on an impossible value."""
         amount_uwh = self.number(f"energy_{when}")
         if amount_uwh is not None:
             energy = amount_uwh / 1e3
@@ -80,11 +84,11 @@ class Supply:
             energy = charge_uah * voltage_uv / 1e9
         low, high = LIMITS["battery_mwh"]
         if not low <= energy <= high:
-            raise ValueError(f"energy_{when}: {energy:g} mWh cannot be")
+            raise ValueError(f"energy_{when}: {energy:g} mWh is impossible")
         return energy
 
     def power_mw(self) -> float | None:
-        """What flows in or out. Some drivers sign it. Raises ValueError on what cannot be."""
+        """Power in or out, without the sign that some drivers add. Raises ValueError on an impossible value."""
         power_uw = self.number("power_now")
         if power_uw is not None:
             power = abs(power_uw) / 1e3
@@ -94,15 +98,15 @@ class Supply:
                 return None
             power = abs(current_ua) * voltage_uv / 1e9
         if power == 0 and self.status() == "Discharging":
-            raise ValueError("says Discharging, and that nothing flows")
+            raise ValueError("status is Discharging, and no current flows")
         if not power <= _MOST_MW:
-            raise ValueError(f"{power:g} mW cannot be")
+            raise ValueError(f"{power:g} mW is impossible")
         return power
 
     def charge(self) -> Charge | None:
-        """How full it is. None where it does not say.
+        """Its charge. None where it has no such attribute.
 
-        Raises ValueError where it says only what cannot be, PermissionError where it may not be read.
+        Raises ValueError where all its values are impossible, PermissionError where it may not be read.
         """
         answers = ask([("capacity", self._percent), ("energy", self._ratio)])
         levels = dict(answers.needed())
@@ -123,19 +127,19 @@ class Supply:
         return Charge(level, now, amounts.get("full") or None, tuple(dict.fromkeys(remarks)))
 
     def figures(self) -> tuple[str | None, ...]:
-        """All that changes in a battery that is used."""
+        """All attributes that change in a battery in use."""
         names = ("capacity", "energy_now", "charge_now", "voltage_now", "current_now", "power_now")
         return tuple(self.text(name) for name in names)
 
     def is_empty(self) -> bool:
-        """Whether it says that no charge is left."""
+        """Whether its capacity is 0."""
         try:
             return self.number("capacity") == 0
         except (OSError, ValueError):
             return False
 
     def is_empty_slot(self) -> bool:
-        """Whether nothing is in it, though the kernel shows a battery: no charge, and no voltage either."""
+        """Whether it is an empty slot, which the kernel shows as a battery without charge and without voltage."""
         try:
             return self.number("voltage_now") == 0 and self.number("capacity") in (0, None)
         except (OSError, ValueError):
@@ -154,7 +158,7 @@ class Supply:
 
 
 def _level(share: float, what: str) -> float:
-    """A share of full, 0..1. Raises ValueError on one that cannot be."""
+    """A share of full, 0 to 1. Raises ValueError on an impossible one."""
     if not 0 <= share <= _MOST:
-        raise ValueError(f"{what} cannot be")
+        raise ValueError(f"{what} is impossible")
     return min(1.0, share)

@@ -1,4 +1,4 @@
-"""What other processes take of the cores, and which cores those are."""
+"""Load of the cores by other processes, and the cores that this process may use."""
 
 import contextlib
 import os
@@ -18,11 +18,11 @@ _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # a second
 
 
 class OtherLoad:
-    """`host_load` 0..1: share of the usable cores' time that other processes took since the last call.
+    """`host_load`, 0 to 1: share of the usable cores' time that other processes used since the last call.
 
-    What the system counts as busy on those cores, minus this process's own CPU time. None until the system's
-    clock ticks (often 10 ms) give a difference worth dividing, and where a counter has fallen: the difference starts
-    again from there. From proc/stat under `root`. Where that is not, from psutil, which takes five times as long.
+    It is the busy time of these cores minus the CPU time of this process. It is None until the system's clock ticks
+    (often 10 ms) make a difference that can be divided. It is also None where a counter has fallen, and the difference
+    starts there again. The source is proc/stat under `root`, or else psutil, which takes five times as long.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -55,17 +55,17 @@ class _Times:
     busy_s: float
 
     def fell(self, before: "_Times") -> bool:
-        """Whether a counter starts again: after a live migration, in a container, or of a core that comes back."""
+        """Whether a counter starts again: after a live migration, in a container, or for a core that comes back."""
         return self.total_s < before.total_s or self.busy_s < before.busy_s
 
 
 def cores() -> Reading:
-    """`cpu_cores` by affinity; a quota may take from them."""
+    """`cpu_cores` by affinity. A quota may be lower."""
     return Reading({"cpu_cores": float(len(usable_cores()))}, "affinity")
 
 
 def usable_cores() -> tuple[int, ...]:
-    """Numbers of the cores this process may run on (its affinity mask, where the system has one)."""
+    """Numbers of the cores that this process may run on: its affinity mask, where the system has one."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a sandbox may refuse the call
             return tuple(sorted(os.sched_getaffinity(0)))
@@ -73,7 +73,7 @@ def usable_cores() -> tuple[int, ...]:
 
 
 def _kernel_times(stat: KernelFile, cores: Sequence[int]) -> dict[int, _Times]:
-    """Of these cores, by number: proc_stat(5). One whose line is damaged or missing is left out."""
+    """Times by core, from proc_stat(5). A core whose line is damaged or missing is excluded."""
     wanted = {f"cpu{core}": core for core in cores}
     times = {}
     for line in stat.text().splitlines():
@@ -89,12 +89,12 @@ def _kernel_times(stat: KernelFile, cores: Sequence[int]) -> dict[int, _Times]:
             idle = sum(counts[3:5])  # idle, and waiting for a disk
             times[wanted[name]] = _Times(total / _TICKS, (total - idle) / _TICKS)
     if not times:
-        raise ValueError(f"{stat.path} tells nothing of cores {list(cores)}")
+        raise ValueError(f"{stat.path} has no line for cores {list(cores)}")
     return times
 
 
 def _core_times(cores: Sequence[int]) -> dict[int, _Times]:
-    """Of these cores, by number, from psutil."""
+    """Times by core, from psutil."""
     every = psutil.cpu_times(percpu=True)
     times = {}
     for core in cores:

@@ -1,4 +1,4 @@
-"""What a container may use: in it, its memory limit and its CPU quota count, not the machine's memory and cores."""
+"""Limits of a container: its memory limit and CPU quota count, not the memory and cores of the machine."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,35 +10,36 @@ from typing import TypeVar
 from dynamic.monitoring.contract import LIMITS, LeftOut, Reading, UnknownLimitError
 from dynamic.monitoring.kernel.cgroup import Hierarchy, hierarchy, undetermined
 from dynamic.monitoring.kernel.group_statistics import droppable_bytes, entries
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile, integer, word
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile, integer, word
 from dynamic.monitoring.kernel.members import Answers, ask
 
 _SEARCH_S = 5.0  # limits are changed by hand, if at all
-_UNLIMITED = 1 << 60  # bytes; v1 writes the largest multiple of a page for "no limit"
+_UNLIMITED = 1 << 60  # bytes: v1 writes the largest multiple of a page for "no limit"
 _LEAST_S = 0.1  # the kernel's clock ticks make loads over less time meaningless
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Of one group: `amount` in bytes of memory or in cores, and the file that says so."""
+    """A limit of one group: `amount` in bytes or in cores, and the file that holds it."""
 
     amount: float
     path: Path
 
 
 class MemoryLimit:
-    """What the groups of this process leave it: the least, over all levels, of limit less what cannot be dropped.
+    """Memory that the groups of this process leave it: the least, over all levels, of the limit minus what cannot be
+    dropped.
 
-    What the kernel drops when somebody needs memory counts as free, as MemAvailable does on a machine: file pages that
-    need not be written first, recently used or not, and reclaimable slabs. A level that does not answer is left out.
-    Raises UnknownLimitError where limits cannot be determined, OSError or ValueError where no level answers.
+    What the kernel drops on demand counts as free, as in MemAvailable of a machine. These are reclaimable slabs, and
+    file pages that need not be written first, recently used or not. A level that does not answer is excluded. Raises
+    UnknownLimitError where limits cannot be determined, OSError or ValueError where no level answers.
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
-        self._found = Found(lambda: _memory_levels(root), _SEARCH_S, clock)
+        self._levels = CachedSearch(lambda: _memory_levels(root), _SEARCH_S, clock)
 
     def __call__(self) -> Reading:
-        levels = self._found()
+        levels = self._levels()
         answers = ask((str(level.limit.path), level.room) for _, level in levels.needed())
         left_out = (*levels.left_out, *answers.left_out)
         rooms = [(room, path) for path, room in answers.needed()]
@@ -48,16 +49,16 @@ class MemoryLimit:
         return Reading({"memory_available_mb": max(0.0, room) / 1e6}, path, left_out)
 
     def tightest(self) -> Limit | None:
-        """The smallest limit, in bytes; None without any."""
-        return min((level.limit for _, level in self._found().needed()), key=lambda limit: limit.amount, default=None)
+        """The smallest limit in bytes. None without any."""
+        return min((level.limit for _, level in self._levels().needed()), key=lambda limit: limit.amount, default=None)
 
 
 class CpuLimit:
-    """The tightest quota in cores, and what others in that group use of it.
+    """The smallest quota in cores, and the use of it by other processes of that group.
 
-    Whether it has stopped the group is left out: that is no heat, and shows in what requests take. `quota_load` is None
-    until there is time to divide by, and where a counter or the clock has fallen: the difference starts again from
-    there. Raises as `MemoryLimit` does.
+    Whether the quota has stopped the group is ignored: this is no heat, and the latency of requests shows it.
+    `quota_load` is None until enough time has passed, and where a counter or the clock has fallen. Raises as
+    `MemoryLimit` does.
     """
 
     def __init__(
@@ -67,12 +68,12 @@ class CpuLimit:
         own_s: Callable[[], float] = time.process_time,
     ) -> None:
         self._clock, self._own_s = clock, own_s
-        self._found = Found(lambda: _cpu_levels(root), _SEARCH_S, clock)
+        self._levels = CachedSearch(lambda: _cpu_levels(root), _SEARCH_S, clock)
         self._before: tuple[Path, float, float, float] | None = None  # whose, and clock, group and own seconds
         self._load: float | None = None
 
     def __call__(self) -> Reading:
-        levels = self._found()
+        levels = self._levels()
         if not levels.needed():
             return Reading({}, "no CPU quota", levels.left_out)
         tightest = min((level for _, level in levels.values), key=lambda level: level.limit.amount)
@@ -84,8 +85,8 @@ class CpuLimit:
         return Reading(fields, str(tightest.limit.path), (*levels.left_out, *load.left_out))
 
     def tightest(self) -> Limit | None:
-        """The smallest quota, in cores; None without any."""
-        return min((level.limit for _, level in self._found().needed()), key=lambda limit: limit.amount, default=None)
+        """The smallest quota in cores. None without any."""
+        return min((level.limit for _, level in self._levels().needed()), key=lambda limit: limit.amount, default=None)
 
     def _others(self, level: "_CpuLevel") -> float | None:
         used_s = level.used_s()
@@ -136,7 +137,7 @@ class _MemoryLevel:
         try:
             droppable = droppable_bytes(self.stat, self.version)
         except (OSError, ValueError):
-            droppable = 0  # it does not say, and then all that is used counts
+            droppable = 0  # unknown, and then all used memory counts
         return self.limit.amount - max(0, self.used.number() - droppable)
 
 
@@ -199,7 +200,7 @@ def _cpu_levels(root: Path) -> Answers[_CpuLevel]:
 
 
 def _accounts(root: Path, groups: Hierarchy) -> Hierarchy | None:
-    """Of v1, where the CPU time of the same groups is counted. None where that cannot be seen."""
+    """For v1, the hierarchy that counts CPU time of the same groups. None where it cannot be read."""
     try:
         accounts = hierarchy(root, "cpuacct")
     except (OSError, ValueError):
@@ -229,5 +230,5 @@ def _cores(quota_us: int, period_us: int, path: Path) -> Limit:
     if quota_us <= 0 or period_us <= 0:
         raise ValueError(f"{path}: {quota_us} us in {period_us} us is no quota")
     if quota_us / period_us > LIMITS["quota_cores"][1]:
-        raise ValueError(f"{path}: {quota_us / period_us:g} cores cannot be")
+        raise ValueError(f"{path}: {quota_us / period_us:g} cores are impossible")
     return Limit(quota_us / period_us, path)

@@ -1,4 +1,4 @@
-"""Memory that the machine has left, and what this process holds; from the kernel's files where they are."""
+"""Available memory of the machine and resident memory of this process, from the kernel's files or else from psutil."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096  # bytes
 
 
 class Available:
-    """`memory_available_mb` of the machine; a container's limit may leave less."""
+    """`memory_available_mb` of the machine. The limit of a container may be lower."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._file = existing(root / "proc/meminfo")
@@ -35,7 +35,7 @@ class Available:
 
 
 class ProcessMemory:
-    """`memory_process_mb`: this process, resident."""
+    """`memory_process_mb`: resident memory of this process."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._file = existing(root / "proc/self/statm")
@@ -48,7 +48,7 @@ class ProcessMemory:
 
 
 def _kib(lines: Sequence[str], name: str, path: Path) -> int | None:
-    """A line's number in KiB. None without such a line."""
+    """The number of a line in KiB. None without such a line."""
     for line in lines:
         if line.startswith(name):
             return integer(line.removeprefix(name).removesuffix("kB"), path)

@@ -1,4 +1,4 @@
-"""What the device draws: by its battery, a power meter on the board, or the processor's own counter of energy."""
+"""Power of the device: from its battery, a power meter on the board, or the energy counter of the processor."""
 
 import re
 import time
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dynamic.monitoring.contract import LIMITS, AbsentError, LeftOut, Reading
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile, existing, is_there, word
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile, existing, is_there, word
 from dynamic.monitoring.kernel.mains import find_supplies
 from dynamic.monitoring.kernel.members import Answers, ask
 
@@ -20,20 +20,20 @@ _METERS = (
     "power_meter",
     "ltc",
     "pac19",
-)  # hwmon chips that measure a supply; a graphics card's is not the device
+)  # hwmon chips that measure a supply. A graphics card is not the device
 
 
 class Power:
-    """`power_mw`, from the first that can tell: batteries while off the mains, a meter chip (hwmon), RAPL.
+    """`power_mw`, from the first of these that answers: batteries off the mains, a meter chip (hwmon), RAPL.
 
-    RAPL counts the processor alone (the whole platform where it has a "psys" zone). Of a meter's channels the largest
-    is taken: boards measure a total and parts of it. What does not answer, or measures what cannot be, is left out.
-    Raises AbsentError where there is none or it is root's alone.
+    RAPL counts the processor alone, or the whole platform where it has a "psys" zone. The largest channel of the meters
+    counts, since boards measure a total and parts of it. What does not answer, or has an impossible value, is excluded.
+    Raises AbsentError where there is none, or root alone may read it.
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
-        self._supplies = Found(lambda: find_supplies(root), _SEARCH_S, clock)
-        self._meters = Found(lambda: _find_meters(root), 6 * _SEARCH_S, clock)
+        self._supplies = CachedSearch(lambda: find_supplies(root), _SEARCH_S, clock)
+        self._meters = CachedSearch(lambda: _find_meters(root), 6 * _SEARCH_S, clock)
         self._rapl = Rapl(root, clock)
 
     def __call__(self) -> Reading:
@@ -60,15 +60,15 @@ class Power:
 
 
 class Rapl:
-    """`power_mw` from Intel's and AMD's counters of energy: what they grew by over the time between two calls.
+    """`power_mw` from the energy counters of Intel and AMD: their growth over the time between two calls.
 
-    Documentation/power/powercap/powercap.rst of the Linux kernel. None at the first call, and where a counter or the
-    clock has fallen: the difference starts again from there. A counter that wraps around at its range goes on.
+    See Documentation/power/powercap/powercap.rst of the Linux kernel. It is None at the first call, and where a counter
+    or the clock has fallen: the difference starts there again. A counter that wraps around at its range continues.
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._zones = Found(lambda: _find_zones(root), 6 * _SEARCH_S, clock)
+        self._zones = CachedSearch(lambda: _find_zones(root), 6 * _SEARCH_S, clock)
         self._before: dict[str, int] = {}  # uJ by zone
         self._read_at = 0.0
         self._power_mw: float | None = None
@@ -76,7 +76,7 @@ class Rapl:
     def __call__(self) -> Reading:
         zones = dict(self._zones())
         if not zones:
-            raise AbsentError("no power meter that the system knows: give Monitor(power=function)")
+            raise AbsentError("no power meter on this system: give Monitor(power=function)")
         now = self._clock()
         answers = ask((name, zone.energy.number) for name, zone in zones.items())
         try:
@@ -108,10 +108,10 @@ class _Zone:
 
 
 def _grown(before: int, after: int, zone: _Zone, elapsed_s: float) -> int | None:
-    """What a counter grew by, in uJ. None where it starts again.
+    """Growth of a counter in uJ. None where it starts again.
 
-    It has wrapped around where that makes a power that a processor can draw. After a live migration or a sleep it
-    would have drawn kilowatts.
+    It has wrapped around where the resulting power is possible for a processor. After a live migration or a sleep it
+    would be kilowatts.
     """
     if after >= before:
         return after - before
@@ -122,7 +122,7 @@ def _grown(before: int, after: int, zone: _Zone, elapsed_s: float) -> int | None
 
 
 def _find_zones(root: Path) -> tuple[tuple[str, _Zone], ...]:
-    """The packages; what lies in a package (intel-rapl:0:0) is counted in it already, and psys holds them all."""
+    """The zones of packages. Zones inside a package (intel-rapl:0:0) are part of it, and psys includes all packages."""
     folders = [
         folder
         for folder in sorted((root / "sys/class/powercap").glob("intel-rapl:*"))
@@ -149,12 +149,12 @@ class _Channel:
     def power_mw(self) -> float:
         for fault in self.faults:
             if fault.is_set():
-                raise ValueError(f"{fault.path.name} says that it is broken")
+                raise ValueError(f"{fault.path.name} reports a fault")
         values = [file.number() for file in self.files]
         power = (values[0] if len(values) == 1 else values[0] * abs(values[1])) / 1e3
         low, high = LIMITS["power_mw"]
         if not low <= power <= high:
-            raise ValueError(f"{power:g} mW cannot be")
+            raise ValueError(f"{power:g} mW is impossible")
         return power
 
 
@@ -165,7 +165,7 @@ def _channel(*files: KernelFile) -> tuple[str, _Channel]:
 
 
 def _find_meters(root: Path) -> Answers[_Channel]:
-    """Documentation/hwmon/sysfs-interface.rst of the Linux kernel."""
+    """The channels of power meters. See Documentation/hwmon/sysfs-interface.rst of the Linux kernel."""
     chips = sorted((root / "sys/class/hwmon").glob("hwmon*"))
     answers = ask((str(chip), partial(word, chip / "name")) for chip in chips)
     names = dict(answers.values)

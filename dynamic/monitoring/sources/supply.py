@@ -1,4 +1,4 @@
-"""The charge of all batteries together, without those that are none."""
+"""The charge of all real batteries together."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynamic.monitoring.contract import AbsentError, LeftOut, Reading
-from dynamic.monitoring.kernel.kernel_files import Found
+from dynamic.monitoring.kernel.kernel_files import CachedSearch
 from dynamic.monitoring.kernel.mains import Supplies, find_supplies
 from dynamic.monitoring.kernel.members import ask
 from dynamic.monitoring.kernel.power_supply import Charge
@@ -20,63 +20,63 @@ _STILL_S, _STILL_EMPTY_S = 7200.0, 900.0
 
 
 class BatteryLevel:
-    """`battery`, `battery_mwh` and `plugged`, of all batteries together.
+    """`battery`, `battery_mwh` and `plugged` of all batteries together.
 
-    A battery that does not answer, or says what cannot be, is left out. So is one that is none: an empty slot, or one
-    that is said to feed the device and does not change for two hours. Once the last battery is gone, the device is on
-    the mains.
+    A battery that does not answer, or has impossible values, is excluded. So is one that is no battery: an empty slot,
+    or one that is said to feed the device and does not change for two hours. Once the last battery is removed, the
+    device is on the mains.
 
-    On Linux from the kernel, elsewhere by psutil. Raises AbsentError where there is none, PermissionError and
-    ValueError where every battery is forbidden or says what cannot be.
+    The source is the kernel on Linux, else psutil. Raises AbsentError where there is no battery. Raises PermissionError
+    or ValueError where every battery is forbidden or has impossible values.
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
         self._root, self._clock = root, clock
-        self._found = Found(lambda: find_supplies(root), _SEARCH_S, clock)
+        self._supplies = CachedSearch(lambda: find_supplies(root), _SEARCH_S, clock)
         self._since: dict[str, tuple[tuple[str | None, ...], float]] = {}  # by battery: figures, and when they changed
-        self._is_known = False  # whether there has been a charge to read
+        self._has_read_charge = False  # whether there has been a charge to read
 
     def __call__(self) -> Reading:
-        supplies = self._found()
+        supplies = self._supplies()
         none = self._without_change(supplies)
         supplies = replace(supplies, batteries=tuple(b for b in supplies.batteries if b.name not in none))
         answers = ask((battery.name, battery.charge) for battery in supplies.batteries)
         left_out = (*supplies.left_out, *(LeftOut(name, why) for name, why in none.items()), *answers.left_out)
         charges = answers.needed()
         if charges:
-            self._is_known = True
+            self._has_read_charge = True
             names = [name for name, _ in charges]
-            # the status of one whose charge is nonsense is not believed either
+            # a battery without a valid charge has no valid status either
             supplies = replace(supplies, batteries=tuple(b for b in supplies.batteries if b.name in names))
             left_out += (*(remark for _, charge in charges for remark in charge.remarks), *supplies.contradictions())
             fields = _together([charge for _, charge in charges]) | {"plugged": supplies.plugged()}
             return Reading(fields, "power_supply " + ", ".join(names), left_out)
-        if self._is_known:  # what runs without a battery runs on the mains
+        if self._has_read_charge:  # what runs without a battery runs on the mains
             fields = {"battery": None, "battery_mwh": None, "plugged": True}
             return Reading(fields, "power_supply, without a battery by now", left_out)
         elsewhere = from_psutil("sensors_battery") if sys.platform != "linux" and self._root == Path("/") else None
         if elsewhere is None:
             given = "give Monitor(battery=function)"
             raise AbsentError(
-                f"no battery that the system knows: {given}"
+                f"no battery on this system: {given}"
                 if not left_out
-                else f"no battery that can be believed ({'; '.join(map(str, left_out))}): {given}"
+                else f"no valid battery ({', '.join(map(str, left_out))}): {given}"
             )
         fields = {"battery": min(1.0, elsewhere.percent / 100), "battery_mwh": None, "plugged": elsewhere.power_plugged}
         return Reading(fields, "psutil")
 
     def _without_change(self, supplies: Supplies) -> dict[str, str]:
-        """Batteries that are none, and why.
+        """Batteries that are none, with the reason.
 
-        Of two batteries one may rest for hours: it is none only where it says Discharging, or where the other does not
-        change either.
+        Of two batteries one may be idle for hours. It is none only where it says Discharging, or where the other does
+        not change either.
         """
         now, on_mains = self._clock(), supplies.plugged() is True
         since, still = {}, {}
         for battery in supplies.batteries:
             try:
                 figures = battery.figures()
-            except OSError:  # reading its charge says why
+            except OSError:  # reading its charge reports why
                 continue
             before = self._since.get(battery.name)
             same = before is not None and before[0] == figures and before[1] <= now and not on_mains
@@ -87,14 +87,14 @@ class BatteryLevel:
         self._since = since
         every = len(still) == len(supplies.batteries)
         return {
-            battery.name: f"nothing that it shows has changed for {still_s / 3600:.2g} h, while it is said to be used"
+            battery.name: f"its figures have not changed for {still_s / 3600:.2g} h, while it is said to be in use"
             for battery, still_s in still.items()
             if every or battery.status() == "Discharging"
         }
 
 
 def _together(charges: Sequence[Charge]) -> dict[str, float | None]:
-    """Fields of several batteries: a large one counts for more, where the sizes of all are known."""
+    """Fields of several batteries. They are weighted by their size where all sizes are available."""
     energy = [charge.energy_mwh for charge in charges if charge.energy_mwh is not None]
     full = [charge.full_mwh for charge in charges if charge.full_mwh is not None]
     weights = full if len(full) == len(charges) else [1.0] * len(charges)

@@ -1,4 +1,4 @@
-"""The sources that a machine has by itself, and those that a user gives."""
+"""The sources of a machine, and those of a user."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from dynamic.monitoring.sources.supply import BatteryLevel
 from dynamic.monitoring.sources.temperature import Temperature
 from dynamic.monitoring.sources.throttling import Throttling, pi_command
 
-# what a user's function replaces, and the field it tells
+# the name of a user's function, and the field that it reads
 REPLACEABLE = {
     "cpu": "cpu_load",
     "memory": "memory_available_mb",
@@ -31,20 +31,25 @@ REPLACEABLE = {
 
 
 def sources(root: Path, functions: Mapping[str, Callable[[], Any]]) -> tuple[Source, ...]:
-    """Every source, the user's own `functions` (by name, see `REPLACEABLE`) in place of the machine's.
+    """Every source, with the user's functions in place of the machine's.
 
-    `root` of the file tree that kernel files are read from.
+    Args:
+        root: The file tree that kernel files are read from.
+        functions: The user's functions by name. See `REPLACEABLE`.
+
+    Returns:
+        The sources.
     """
     machine = {source.name: source for source in _machine(root)}
     if "memory" in functions:
-        del machine["memory_limit"]  # the user's word is final
+        del machine["memory_limit"]  # the user's function has precedence
     users = {name: _users(name, function) for name, function in functions.items()}
     return tuple((machine | users).values())
 
 
 def _machine(root: Path) -> list[Source]:
     # Periods: what a policy reacts to within a request or two every time, the rest as seldom as it changes. The kernel
-    # averages pressure every 2 s, fuel gauges tell a new level every few seconds.
+    # averages pressure every 2 s, fuel gauges update every few seconds.
     return [
         Source("cpu", _Later(lambda: OtherLoad(root)), ("cpu_load",)),
         Source("cores", cores, ("cpu_cores",)),
@@ -63,9 +68,9 @@ def _machine(root: Path) -> list[Source]:
 
 
 class _Later:
-    """Reads what `make` sets up at the first reading: what cannot be set up is a sensor that fails, and is tried again.
+    """A reader that `make` sets up at the first reading. A set-up that fails is a sensor that fails, and is retried.
 
-    So a file that may not be looked at never keeps a monitor from starting.
+    So a file that may not be read never prevents a monitor from starting.
     """
 
     def __init__(self, make: Callable[[], Callable[[], Reading]]) -> None:
@@ -92,7 +97,7 @@ def _users(name: str, function: Callable[[], Any]) -> Source:
     return Source(name, read, (field,), apart=True)
 
 
-def _battery(found: float | Battery) -> Reading:
-    battery = found if isinstance(found, Battery) else Battery(float(found))
+def _battery(level: float | Battery) -> Reading:
+    battery = level if isinstance(level, Battery) else Battery(float(level))
     fields = {"battery": float(battery.level), "battery_mwh": battery.energy_mwh, "plugged": battery.plugged}
     return Reading(fields, "the user's function")

@@ -1,4 +1,4 @@
-"""The processor's temperature."""
+"""The temperature of the processor."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from dynamic.monitoring.contract import AbsentError, LeftOut, Reading
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile, existing, word
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile, existing, word
 from dynamic.monitoring.kernel.members import Answers, ask
 from dynamic.monitoring.sources.frequency import from_psutil
 
@@ -28,12 +28,14 @@ _LABELS = (
 _COLDEST_C, _HOTTEST_C = -40.0, 126.0
 _LEAST_C = 0.2  # a smaller number is in whole degrees, or a percentage, or nothing at all
 _OVER_C = 20.0  # above what the chip calls critical nothing runs any more
-_CRITICAL_C = (60.0, 125.0)  # other critical values are no ones: registers that nobody has written
+_CRITICAL_C = (60.0, 125.0)  # other critical values are registers that were never written
 
 
 @dataclass(frozen=True)
 class _Sensor:
-    """A file of thousandths of a degree. `label` of a chip's channel, with its flag of a fault and critical value."""
+    """A file in thousandths of a degree. `label` is the name of a chip's channel. It may have a fault flag and critical
+    value.
+    """
 
     file: KernelFile
     label: str = ""
@@ -41,9 +43,9 @@ class _Sensor:
     critical_c: float | None = None
 
     def temperature_c(self) -> float:
-        """Raises OSError where it does not answer, ValueError on what cannot be."""
+        """The temperature. Raises OSError where the sensor does not answer, ValueError on an impossible value."""
         if self.fault is not None and self.fault.is_set():
-            raise ValueError(f"{self.fault.path.name} says that it has a fault")
+            raise ValueError(f"{self.fault.path.name} reports a fault")
         return possible(self.file.number() / 1e3, self.critical_c)
 
 
@@ -52,21 +54,21 @@ _Groups = tuple[tuple[_Named, ...], ...]
 
 
 class Temperature:
-    """`temperature_c` of the processor's hottest sensor; where none is known as such, of the hottest of the board.
+    """`temperature_c` of the hottest sensor of the processor. Where none is named so, of the hottest of the board.
 
-    What flags a fault, or shows what no device can have, is left out. On Linux from hwmon and, where that has none,
-    thermal zones (psutil searches for them at every call, which takes a hundred times as long). Elsewhere from psutil.
-    Raises AbsentError where there is none, OSError and ValueError where none can be read.
+    Sensors with a fault or an impossible value are excluded. The source on Linux is hwmon or else thermal zones. psutil
+    searches for them at every call, which takes a hundred times as long. Elsewhere the source is psutil. Raises
+    AbsentError where there is no sensor, OSError or ValueError where none can be read.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
-        self._found = Found(self._find, _SEARCH_S)
+        self._sensors = CachedSearch(self._find, _SEARCH_S)
 
     def __call__(self) -> Reading:
-        groups, left_out = self._found()
+        groups, left_out = self._sensors()
         error: OSError | ValueError | None = None
-        for group in groups:  # the best first: the next only where none of it can be believed
+        for group in groups:  # the best first: the next only where it has no valid value
             answers = ask((name, sensor.temperature_c) for name, sensor in group)
             left_out = (*left_out, *answers.left_out)
             error = error or answers.error
@@ -80,10 +82,10 @@ class Temperature:
             answers = ask((name, partial(possible, current)) for name, current in entries)
             value, name = max((value, name) for name, value in answers.needed())
             return Reading({"temperature_c": value}, f"psutil, {name}", answers.left_out)
-        raise AbsentError("no temperature sensor that the system knows: give Monitor(temperature=function)")
+        raise AbsentError("no temperature sensor on this system: give Monitor(temperature=function)")
 
     def _find(self) -> tuple[_Groups, tuple[LeftOut, ...]]:
-        """Sensors in groups, the best first, and what was left out."""
+        """Sensors in groups, the best first, and what is excluded."""
         chips = _names((self._root / "sys/class/hwmon").glob("hwmon*"), "name")
         zones = _names((self._root / "sys/class/thermal").glob("thermal_zone*"), "type")
         if not chips.values and not zones.values and (error := chips.error or zones.error) is not None:
@@ -115,29 +117,29 @@ class Temperature:
 
 
 def possible(value_c: float, critical_c: float | None = None) -> float:
-    """The temperature, where a device that runs can have it.
+    """Check that a running device can have a temperature.
 
     Args:
-        value_c: What a sensor shows.
-        critical_c: What its chip calls critical, if that is known.
+        value_c: The value of a sensor.
+        critical_c: The critical value of its chip. None: unknown.
 
     Returns:
         The same value.
 
     Raises:
-        ValueError: No device that runs has such a temperature.
+        ValueError: No running device has such a temperature.
     """
     if not _COLDEST_C < value_c < _HOTTEST_C:
-        raise ValueError(f"{value_c:g} degrees are no temperature of a device: nothing may be attached")
+        raise ValueError(f"{value_c:g} degrees are impossible for a device: the sensor may not be connected")
     if abs(value_c) < _LEAST_C:
-        raise ValueError(f"{value_c:g} degrees: it does not count thousandths of a degree, or does not measure")
+        raise ValueError(f"{value_c:g} degrees: the unit is not a thousandth of a degree, or it does not measure")
     if critical_c is not None and value_c > critical_c + _OVER_C:
         raise ValueError(f"{value_c:g} degrees, while {critical_c:g} are critical: no device would run")
     return value_c
 
 
 def _names(folders: Iterable[Path], file: str) -> Answers[str]:
-    """What each folder is called in its `file`, in lower case. Folders that have none are called nothing."""
+    """The name of each folder in its `file`, in lower case. Without a file the name is empty."""
     return ask((str(folder), partial(_name, folder / file)) for folder in sorted(folders))
 
 
@@ -146,7 +148,7 @@ def _name(path: Path) -> str:
 
 
 def _channel(file: KernelFile) -> _Sensor:
-    """A channel of a chip. What it does not answer of itself is left out."""
+    """A channel of a chip, without the attributes that do not answer."""
     name = file.path.name.removesuffix("_input")
     texts = dict(ask((part, partial(word, file.path.with_name(f"{name}_{part}"))) for part in ("label", "crit")).values)
     fault = existing(file.path.with_name(f"{name}_fault"))

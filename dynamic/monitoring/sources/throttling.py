@@ -1,4 +1,4 @@
-"""Whether the hardware slows the device down: heat or a weak supply, by counters that grow or by what a Pi says."""
+"""Whether heat or a weak supply slows the device down: counters that grow, or the firmware of a Raspberry Pi."""
 
 import os
 import shutil
@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dynamic.monitoring.contract import AbsentError, Reading
-from dynamic.monitoring.kernel.kernel_files import Found, KernelFile, existing, integer
+from dynamic.monitoring.kernel.kernel_files import CachedSearch, KernelFile, existing, integer
 from dynamic.monitoring.kernel.members import ask
 
-_HOLD_S = 1.0  # counters grow in steps: so long after the last one it still goes on
+_HOLD_S = 1.0  # counters grow in steps: throttling continues so long after the last one
 _SEARCH_S = 60.0
 _ASK_S = 10.0  # the Pi's own command is a process each time
 _PATIENCE_S = 2.0
@@ -19,7 +19,7 @@ _NOW = 0b1111  # bits of get_throttled: under-voltage, frequency capped, throttl
 
 
 class Growth:
-    """Whether a counter has grown of late; None for the first one, with which nothing can be compared."""
+    """Whether a counter has grown recently. None for the first value, which has nothing to compare with."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -30,17 +30,17 @@ class Growth:
         before, self._count = self._count, count
         if before is None:
             return None
-        if count > before:  # a smaller one starts anew: a core went off, or a group was replaced
+        if count > before:  # a smaller one starts again: a core went off, or a group was replaced
             self._grew_at = self._clock()
             return True
         return self._grew_at is not None and 0 <= self._clock() - self._grew_at < _HOLD_S
 
 
 class Throttling:
-    """`throttled` from the thermal counters of x86 cores, and on a Raspberry Pi from its firmware.
+    """`throttled` from the thermal counters of x86 cores, or from the firmware of a Raspberry Pi.
 
-    `vcgencmd`: the Pi's command, asked every 10 s where the kernel has no file of it. Raises AbsentError where there
-    is neither.
+    `vcgencmd` is the Pi's command, called every 10 s where the kernel has no file for it. Raises AbsentError where
+    there is neither.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class Throttling:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = root
-        self._counters = Found(self._find_counters, _SEARCH_S, clock)
-        self._firmware = Found(self._find_firmware, _SEARCH_S, clock)
+        self._counters = CachedSearch(self._find_counters, _SEARCH_S, clock)
+        self._firmware = CachedSearch(self._find_firmware, _SEARCH_S, clock)
         self._command = vcgencmd
-        self._asked = Found(self._ask, _ASK_S, clock)
+        self._asked = CachedSearch(self._ask, _ASK_S, clock)
         self._clock = clock
         self._grown: dict[str, Growth] = {}  # by counter
 
     def __call__(self) -> Reading:
         if counters := self._counters():
             answers = ask((str(file.path), file.number) for file in counters)
-            # each by itself: one that falls must not hide that another grows
+            # each by itself: a falling counter must not hide a growing one
             growth = [self._grown.setdefault(name, Growth(self._clock))(count) for name, count in answers.needed()]
             flags = [flag for flag in growth if flag is not None]
             return Reading(
@@ -91,7 +91,7 @@ class Throttling:
 
 
 def pi_command(root: Path) -> str | None:
-    """Where the Pi's command is; None where it is not, or where `root` is not this machine's."""
+    """The path of the Pi's command. None where it is missing, or where `root` is not this machine's."""
     # only absolute folders: an empty entry of PATH is the working folder
     folders = os.pathsep.join(p for p in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(p))
     return shutil.which("vcgencmd", path=folders) if root == Path("/") else None

@@ -21,7 +21,7 @@ from dynamic.data.preprocessing import Normalize, Preprocess, Scale
 from dynamic.engines.contract import THRESHOLDS, CascadeSpec, InputSpec
 from dynamic.offline.onnx_export.graph_inlining import StageGraph, fold_factor, inline, load_stage
 from dynamic.offline.onnx_export.if_nodes import Body, Branch
-from dynamic.policies.scores import PATIENCE, TINY, groups
+from dynamic.policies.scores import PATIENCE, TINY, Combination, groups
 
 BATCH = ("single", "dynamic")
 
@@ -86,7 +86,7 @@ class Nest:
     spec: CascadeSpec
     temperature: Sequence[float]
     score: str
-    combine: str
+    combine: Combination
     batch: str
     preprocess: Preprocess | None = None
     only: Sequence[float] | None = None

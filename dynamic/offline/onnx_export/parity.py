@@ -33,7 +33,7 @@ def check_parity(cascade: Cascade, engine: CascadeEngine, spec: CascadeSpec, exa
     named = named_tensors(cascade.networks[0], example)
     five = {n: torch.cat([t.detach()] * -(-most // len(t)))[:most].cpu().numpy() for n, t in named.items()}
     names = [i.name for i in spec.inputs]
-    combiner = Combiner((1.0,) * len(spec.stages), "max_probability", cascade.combine, spec.backbone)
+    combiner = Combiner((1.0,) * len(spec.stages), "max_probability", combine=cascade.combine, backbone=spec.backbone)
     own = StageEngine(TorchExecutor(cascade.stages_for(names), spec, device=_device(cascade)), spec, combiner)
     rounded = [_ROUNDED_PARITY if rounds(network) else 0.0 for network in cascade.networks]
     shares = [max(_PARITY[engine.precision], rounded[backbone]) for backbone in spec.backbone]

@@ -19,6 +19,7 @@ from dynamic.offline.onnx_export.nested_graph import BATCH, Nest
 from dynamic.offline.onnx_export.reserved_names import check_names
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder
+from dynamic.policies.scores import Combination
 from dynamic.storage.atomic_write import disk_errors
 from dynamic.storage.temporary_files import fresh_folder
 
@@ -114,7 +115,7 @@ def _only(ladder: Ladder, point: str | None) -> Ladder:
     return replace(ladder, points=tuple(found))
 
 
-def plain_ladder(spec: CascadeSpec, combine: str) -> Ladder:
+def plain_ladder(spec: CascadeSpec, combine: Combination) -> Ladder:
     """A ladder without points, for a cascade that nothing is known of: temperature 1, maximum probability."""
     return Ladder(
         temperature=(1.0,) * len(spec.stages),

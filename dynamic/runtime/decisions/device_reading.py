@@ -101,9 +101,11 @@ class RequestReading:
             self._starts = False
             return True
 
-    def __call__(self, rows: int, waited_ms: float, queue_length: int, servers: int | None) -> Snapshot:
-        """The latest, for a request of so many rows that has waited; others wait behind it for so many `servers`."""
-        latest, known = self.latest, self._known
+    def of_request(
+        self, latest: Snapshot, rows: int, waited_ms: float, queue_length: int, servers: int | None
+    ) -> Snapshot:
+        """A snapshot for a request of so many rows that has waited. Others wait behind it for so many `servers`."""
+        known = self._known
         if known is not None and known[0] is latest:
             made = known[1]
             same = made.rows == rows and made.waited_ms == waited_ms

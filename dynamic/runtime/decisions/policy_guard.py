@@ -28,6 +28,11 @@ class Guard:
         self._frontier: Frontier | None = None
         self._points: frozenset[CostedPoint] = frozenset()
 
+    @property
+    def decides_each_request(self) -> bool:
+        """Whether the policy wants to decide for every request, also where nothing has changed."""
+        return bool(getattr(self.policy, "decides_each_request", True))
+
     def begin(self) -> None:
         """Take the policy's initial state; to be called first."""
         try:

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from dynamic.engines.contract import Array, InputSpec, Output
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.engines.contract import Array, InputSpec
 from dynamic.policies.certification.drift import DriftTest
 from dynamic.policies.frontier import CostedPoint
 from dynamic.policies.ladder import Ladder
@@ -15,6 +18,8 @@ from dynamic.policies.scores import ScoreBins
 from dynamic.runtime.drift.streams import DriftOptions, Entry, Frames, Groups
 
 logger = logging.getLogger("dynamic")
+
+Captured = tuple[NDArray[np.float32], ...]  # pixels of each row that is tested, none where they are not compared
 
 # Of a batch, that are tested for drift: a large one must not pay for each. Where a row stands says nothing of what it
 # holds, so the first are as good as any, and rows that are left out take nothing from what the test promises.
@@ -67,41 +72,66 @@ class DriftWatch:
         self.test.restart()
         self._frames.restart()
 
-    def observe(
-        self,
-        point: CostedPoint,
-        stages: Sequence[int],
-        output: Output,
-        inputs: Mapping[str, Array] | None = None,
-        x: Any = None,
-    ) -> tuple[bool, bool]:
-        """Test what these rows scored: whether inputs have drifted, and whether these rows are the first to say so.
+    @property
+    def groups_requests(self) -> bool:
+        """Whether the user's function has to look at each request."""
+        return self._groups.asked
 
-        `inputs`, by name, of the cascade; `x`: the request as it came.
+    def capture(self, inputs: Mapping[str, Array], x: Any = None) -> Captured | None:
+        """What `observe` needs of the inputs of a request, copied, since the caller may overwrite them.
+
+        Args:
+            inputs: By name, each `[B, ...]`.
+            x: The request as it came, for the user's function that gives its group.
+
+        Returns:
+            The pixels of each row that is tested. None where the request is not tested.
+        """
+        if self.test.alarm or not self.test.watching or not self._groups.first(x):
+            return None
+        frames = self._frames
+        if not frames.watching:
+            return ()
+        rows = min(len(next(iter(inputs.values()))), TESTED)
+        return tuple(frames.pixels(inputs, row) for row in range(rows))
+
+    def observe(
+        self, point: CostedPoint, stages: Sequence[int], scores: Sequence[float], captured: Captured | None
+    ) -> tuple[bool, bool]:
+        """Test what the rows of a request scored.
+
+        Args:
+            point: The operating point that it ran under.
+            stages: `[B]`, where each row exited.
+            scores: `[B]`, of these stages.
+            captured: What `capture` gave for it.
+
+        Returns:
+            Whether inputs have drifted, and whether this request is the first to show it.
         """
         test, frames = self.test, self._frames
-        if test.alarm or not test.watching:
+        if test.alarm or captured is None:
             return test.alarm, False
         entrance = self._entrances.get(point)
         if entrance is None:
             entrance = self._entrances[point] = _entrance(point)
         first, threshold = entrance
-        if not self._groups.first(x):
-            return False, False
-        scores = output.score[:TESTED].tolist()
-        for row, score in enumerate(scores):
+        tested = scores[:TESTED]
+        for row, score in enumerate(tested):
             if self._every > 1:
                 self._count += 1
                 if self._count % self._every:
                     continue
             # a row that a deadline cut at its first exit has a score there below the threshold, as one that went on
-            if inputs is None or not frames.watching:
+            if not captured:
                 test.observe(first, threshold, stages[row], score)
+                continue
+            if len(captured[row]) != frames.count:  # captured before the stream was taken for a camera's
                 continue
             was = frames.camera
             suspicious = not was and test.latest > _SUSPICIOUS
             entry = (first, threshold, stages[row], score)
-            for each in frames.take(frames.pixels(inputs, row), row, len(scores), entry, suspicious):
+            for each in frames.take(captured[row], row, len(tested), entry, suspicious):
                 test.observe(*each)
             if frames.camera and not was:
                 test.restart()  # what repeated inputs have won says nothing

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from dynamic.policies.certification.certificates import wilson
 from dynamic.policies.errors import InputError
-from dynamic.policies.ladder import OperatingPoint
+from dynamic.policies.ladder import Interval, OperatingPoint
 from dynamic.runtime.result import FeedbackEstimate
 
 KEPT = 10_000  # results whose answers are remembered
@@ -33,12 +33,10 @@ class FeedbackLog:
         # that a signal handler may read it at any moment
         self._counts: tuple[int, int, float | None] = (0, 0, 0.0)
 
-    def enter(self, labels: Sequence[int], point: OperatingPoint) -> int:
-        """Keep the answers `labels [B]` (-1: none) that `point` gave, and give the result its id: 0, 1, 2..."""
-        number = self._next
+    def enter(self, number: int, labels: Sequence[int], point: OperatingPoint) -> None:
+        """Keep the answers `labels [B]` (-1: none) that `point` gave in the request of this number."""
         self._kept[number % KEPT] = number, array("i", labels), point
-        self._next = number + 1
-        return number
+        self._next = max(self._next, number + 1)
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
         """Count the answers of a result, given the true `label [B]`; see `Runtime.feedback`."""
@@ -62,7 +60,8 @@ class FeedbackLog:
         count, correct, expected = self._counts
         if not count:
             return None
-        return FeedbackEstimate(count, wilson(correct, count), None if expected is None else expected / count)
+        mean = None if expected is None else expected / count
+        return FeedbackEstimate(count, Interval(*wilson(correct, count)), mean)
 
     def _find(self, result_id: int) -> tuple[int, "array[int]", OperatingPoint]:
         try:

@@ -169,6 +169,11 @@ class Frames:
         values: Floats = image.reshape(-1).take(self._places[self.camera])
         return values if values.dtype == np.float32 else values.astype(np.float32)
 
+    @property
+    def count(self) -> int:
+        """How many pixels stand for an input now."""
+        return len(self._places[self.camera])
+
     def take(self, pixels: Floats, row: int, rows: int, entry: Entry, suspicious: bool) -> Sequence[Entry]:
         """The entries to test now, of an input and of others that were held back.
 
@@ -284,6 +289,11 @@ class Groups:
         self._group_of = group_of
         self._latest: dict[Hashable, None] = {}
         self._warned = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is a function that gives groups."""
+        return self._group_of is not None
 
     def first(self, x: Any) -> bool:
         """Whether a request is the first of its group."""

@@ -1,1 +1,1 @@
-"""What simulated requests cost, wait and get."""
+"""Costs, waits and answers of simulated requests."""

@@ -1,4 +1,4 @@
-"""A policy that knows the future, to compare those with that do not; not a bound on what is possible."""
+"""A policy with knowledge of the future, for comparison with real policies. It is no bound on what is possible."""
 
 from bisect import bisect_left
 from typing import Any
@@ -22,45 +22,64 @@ from dynamic.simulate.world.environment import Budgets
 from dynamic.simulate.world.processes import Value, pieces
 
 _NO_LIMIT = float("inf")
-_MARGIN_C = 0.5  # below the temperature limit: what inputs really take differs from what is expected
+_MARGIN_C = 0.5  # below the temperature limit: real times differ from expected ones
 
 
 class PlannedPoints(Policy):
-    """Runs what was planned for each request in turn, by how long it has waited; the state counts requests.
+    """A policy that runs the planned point of each request in turn, by its wait. The state counts requests.
 
-    `points [M, G]` for waits `grid_s [G]`; `planned` is the first step's plan. It must be asked for every request,
-    none of which may be shed.
+    The simulator must ask it at every request and must shed none.
+
+    Args:
+        points: Planned point for each request and wait `[M, G]`.
+        grid_s: Waits `[G]` in seconds.
+        contention: Slowdown of each request `[M]`.
+        tight: Whether memory is short at each request `[M]`.
+        planned: The plan of the first step.
     """
 
     def __init__(
         self, points: NDArray[np.int16], grid_s: Floats, contention: Floats, tight: NDArray[np.bool_], planned: Planned
     ) -> None:
         self.points, self.planned = points, planned
-        # a wait is rounded up to the next that is told apart: what is just in time there is so here
+        # a wait is rounded up to the grid: a request in time there is in time here
         self._waits_ms: list[float] = (grid_s[:-1] * 1e3 + 1e-6).tolist()
         self._contention: list[float] = contention.tolist()
         self._tight: list[bool] = tight.tolist()
 
     def initial(self) -> int:
-        """No request was seen."""
+        """Return the number of the first request."""
         return 0
 
     def decide(self, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: int) -> tuple[Decision, int]:
-        """The planned point; raises IndexError beyond the last request that was planned."""
+        """Return the planned point.
+
+        Args:
+            frontier: Operating points with the costs of the device.
+            budget: Unused.
+            snapshot: State of the device, for the wait of the request.
+            state: Index of the request.
+
+        Returns:
+            The decision, and the index of the next request.
+
+        Raises:
+            IndexError: The request lies beyond the last planned one.
+        """
         wait = bisect_left(self._waits_ms, snapshot.waited_ms or 0.0)
         point = frontier.points[self.points[state, wait]]
         keep_loaded = point.backbones if self._tight[state] else None
-        reason = f"planned: {point.point.name!r}"
+        reason = f"planned: {point.name!r}"
         return Decision(point, reason=reason, keep_loaded=keep_loaded, slowdown=self._contention[state]), state + 1
 
 
 def oracle(
     frontier: Frontier,
     records: Records,
+    *,
     device: Device,
     workload: Workload,
     budget: Budgets,
-    *,
     seed: int = 0,
     background_load: Value = 0.0,
     battery: float = 1.0,
@@ -75,26 +94,64 @@ def oracle(
     slots: int = 400,
     **others: Any,
 ) -> PlannedPoints:
-    """Plan the run that `simulate` with the same arguments would make, knowing all of it but what inputs look like.
+    """Plan a run of `simulate` with knowledge of the future, as a reference for other policies.
 
-    It knows every arrival, the background load, ambient temperature, mains and memory of the whole run; of the inputs
-    only what calibration measured: accuracy and shares by stage, and times as profiled with their spread.
+    The plan uses every arrival and the whole course of background load, ambient temperature, mains and memory. Of the
+    inputs it uses calibration results alone: accuracy and shares by stage, and profiled times with their spread.
 
-    **Objective.** Over all requests, 1 - accuracy, and `penalty` for one that comes later than the tighter of the
-    budget's latency and deadline. Subject to: what is used on battery, that left above the floor at
-    `battery_duration_s` (with what is charged until then, as if it came at the start), and the budget's mean energy per
-    inference; temperature half a degree below the budget's limit and the throttling temperature. Memory, `cpu_ms`,
-    `max_drop` and `min_accuracy` are kept to as well.
+    **Objective.** The sum over all requests of 1 - accuracy, and of `penalty` for a late one. Late means later than the
+    tighter of the budget's latency and deadline. Constraints are energy and temperature. Energy on battery must leave
+    the floor at `battery_duration_s`, and its mean must hold the budget's limit. Energy charged until then counts as if
+    it came at the start. The temperature must remain half a degree below the budget's limit and the throttling
+    temperature. Memory, `cpu_ms`, `max_drop` and `min_accuracy` hold as well.
 
-    **Search.** First energy and heat, without a queue: a point for each of so many `slots` of time (see
-    `planning.plan_slots`). Then the queue: for each request and each time it may have waited, the best of the points
-    that need no more energy than its slot's, by dynamic programming over all requests (see `queueing.best_points`).
+    **Search.** The first step plans energy and heat without a queue: a point for each of `slots` parts of time (see
+    `oracle_search.plan_slots`). The second step plans the queue: the best point for each request and each possible wait
+    (see `queue_times.best_points`). It may use no more energy than the point of the slot.
 
-    **No bound.** Another policy may do better, since it does not plan with: answers that a deadline cuts short (every
-    request counts as run to its end), times to load networks, steps of the clock; energy that the queue leaves over is
-    not handed out again, and waits are told apart on a grid. Its numbers come from the simulator like everybody's,
-    with `decide="request"` and no `queue_limit`. `others` that `simulate` takes are not looked at. Takes about
-    a minute for a million requests.
+    **No bound.** Another policy may be better. The plan ignores answers that a deadline cuts short, times to load
+    networks and steps of the clock. Energy that the queue leaves is not used again, and waits lie on a grid. A million
+    requests take about a minute.
+
+    Run the plan with `decide="request"` and without `queue_limit`.
+
+    Args:
+        frontier: Operating points with costs of any machine. They are scaled to the device.
+        records: Records on which thresholds were not chosen.
+        device: The device.
+        workload: The requests.
+        budget: The budget, or a function of the time in seconds to one.
+        seed: Seed of arrivals, as for `simulate`.
+        background_load: Cores that others demand, as a share of the cores. A number or a function of time.
+        battery: Charge at the start, above 0, at most 1.
+        process_mb: Resident memory before a network is loaded, in 10^6 bytes.
+        ambient_c: Ambient temperature in degrees Celsius, a number or a function of time. None: that of the device.
+        temperature_c: Temperature at the start. None: that of the idle device after a long time.
+        plugged: 0 on battery, else on the mains. A number or a function of time.
+        memory_mb: Memory for applications in 10^6 bytes, a number or a function of time. None: that of the device.
+        screen: Whether the screen is on.
+        noise: Spread of times over the profiled spread. 0: no noise.
+        penalty: Cost of a late request, in wrong answers.
+        slots: Number of parts of time.
+        others: Further arguments of `simulate`. They are ignored.
+
+    Returns:
+        A policy for `simulate` with the same arguments.
+
+    Raises:
+        SettingError: A workload or a device is out of range.
+
+    Example:
+        >>> arguments = dict(
+        ...     device=dynamic.simulate.device("laptop"),
+        ...     workload=dynamic.simulate.Poisson(rate_hz=5, duration_s=60),
+        ...     budget=dynamic.Budget(latency_ms=50),
+        ...     seed=1,
+        ... )
+        >>> plan = dynamic.simulate.oracle(bundle.frontier, records, **arguments)
+        >>> report = dynamic.simulate.simulate(bundle.frontier, records, policy=plan, **arguments)
+        >>> report.answered == report.requests
+        True
     """
     del others
     here = frontier.recost(device.costs(frontier.costs))
@@ -139,9 +196,9 @@ def _energy(world: World, device: Device, budget: Budget, slots: Slots, charging
     """Millijoules that inference may use in the slots that count."""
     most_mj = _NO_LIMIT
     if world.left_mj is not None and world.full_mj is not None:
-        kept_mj = (budget.battery_floor or 0.0) * world.full_mj
+        floor_mj = (budget.battery_floor or 0.0) * world.full_mj
         base_mj = world.power_mw * slots.slot_s * float(slots.counted.sum())
-        most_mj = max(0.0, world.left_mj + device.charging_mw * charging_s - kept_mj - base_mj)
+        most_mj = max(0.0, world.left_mj + device.charging_mw * charging_s - floor_mj - base_mj)
     if budget.energy_mj is not None:
         most_mj = min(most_mj, budget.energy_mj * float(slots.arrivals[slots.counted].sum()))
     return most_mj
@@ -156,9 +213,7 @@ def _heat(world: World, device: Device, budget: Budget) -> Heat | None:
 
 
 def _allowed(here: Frontier, budgets: list[Budget], room_mb: Floats, process_mb: float) -> NDArray[np.bool_]:
-    """Points `[N, P]` that memory, `cpu_ms`, `max_drop` and `min_accuracy` leave, in this order: one that leaves none
-    gives way.
-    """
+    """Points `[N, P]` that memory, `cpu_ms`, `max_drop` and `min_accuracy` allow. Skips a limit that allows none."""
     sizes_mb = np.array([point.memory_mb for point in here.points])
     cpu_ms = np.array([point.cpu_ms[0] for point in here.points])
     drop = np.array([point.promised_drop for point in here.points])

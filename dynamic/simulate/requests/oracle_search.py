@@ -1,4 +1,4 @@
-"""The oracle's first step: what a slot of time may spend, at a price of energy that is found by bisection."""
+"""The first step of the oracle: a point for each slot of time, at a price of energy that bisection determines."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,13 @@ _DEAREST = 1e9  # wrong answers for a millijoule
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A point for each slot, the wrong answers that are expected, and the limited energy they use."""
+    """A plan: a point for each slot.
+
+    Args:
+        points: Index of the point in each slot `[N]`.
+        wrong: Expected number of wrong answers.
+        energy_mj: Limited energy that the plan uses.
+    """
 
     points: tuple[int, ...]
     wrong: float
@@ -21,13 +27,22 @@ class Planned:
 
 
 def plan_slots(service: Service, slots: Slots, most_mj: float, heat: Heat | None) -> Planned:
-    """The points with the fewest wrong answers that use at most `most_mj`; where none do, the most sparing.
+    """The points with the fewest wrong answers within an energy limit. Where none are within it, those of least energy.
 
     Lagrangian relaxation (Everett 1963): each slot takes the point of the fewest wrong answers plus a price times its
-    energy; the price is the lowest at which the energy is enough, by bisection. Between the plans just above and just
-    below that price, the dearer is followed as long as the energy allows: what is lost against the best plan is then
-    at most what a single slot makes of it. Points that would make the device too warm, now or although the coolest
-    followed, are left out as they come: warmth is spent where it is free first, so with `heat` it is no optimum.
+    energy. The price is the lowest at which the energy suffices, by bisection. The plan just below that price applies
+    for as long as the energy allows, then the plan just above it. The loss against the best plan is at most that of a
+    single slot. Points that would make the device too warm, even if the coolest points followed, are excluded slot by
+    slot. With `heat` the plan is therefore no optimum.
+
+    Args:
+        service: Times, energies and accuracies of the points.
+        slots: The slots of time.
+        most_mj: Energy limit in millijoules.
+        heat: Thermal model. None: no limit on the temperature.
+
+    Returns:
+        The plan.
     """
 
     def at(price: float) -> Planned:
@@ -43,16 +58,26 @@ def plan_slots(service: Service, slots: Slots, most_mj: float, heat: Heat | None
         return enough
     for _ in range(_HALVINGS):
         price = (low + high) / 2
-        found = at(price)
-        if found.energy_mj <= most_mj:
-            high, enough = price, found
+        plan = at(price)
+        if plan.energy_mj <= most_mj:
+            high, enough = price, plan
         else:
             low = price
     return _spliced(enough, low, high, service, slots, most_mj, heat)
 
 
 def walk(price: float | Floats, service: Service, slots: Slots, heat: Heat | None = None) -> Planned:
-    """The plan at a price of energy, in wrong answers for a millijoule, the same always or one for each slot `[N]`."""
+    """The plan at a price of energy.
+
+    Args:
+        price: Price in wrong answers for a millijoule, one for all slots or one for each `[N]`.
+        service: Times, energies and accuracies of the points.
+        slots: The slots of time.
+        heat: Thermal model. None: no limit on the temperature.
+
+    Returns:
+        The plan.
+    """
     wrong = slots.arrivals[:, None] * (1 - service.accuracy)  # [N, P]
     used_mj = slots.arrivals[:, None] * service.energy_mj
     total = np.where(slots.allowed, wrong + used_mj * (price * slots.counted)[:, None], np.inf)
@@ -63,7 +88,7 @@ def walk(price: float | Floats, service: Service, slots: Slots, heat: Heat | Non
 
 
 def _cool(total: Floats, power_mw: Floats, slots: Slots, heat: Heat) -> NDArray[np.int64]:
-    """The point of the least `total [N, P]` in each slot of those that keep it cool enough."""
+    """The point of the least `total [N, P]` in each slot among those that are cool enough."""
     keep, ends_c = _warmth(power_mw, slots, heat)
     caps = np.empty(len(total))  # temperature after each slot from which the coolest points still keep the limit
     cap = heat.limit_c
@@ -84,7 +109,7 @@ def _cool(total: Floats, power_mw: Floats, slots: Slots, heat: Heat) -> NDArray[
 
 
 def _warmth(power_mw: Floats, slots: Slots, heat: Heat) -> tuple[float, Floats]:
-    """(what is left of a temperature's distance after a slot, where each point would end `[N, P]`)."""
+    """Two values: the share of a temperature difference that a slot leaves, and the final temperature `[N, P]`."""
     keep = float(np.exp(-slots.slot_s / (heat.resistance_c_per_w * heat.capacity_j_per_c)))
     return keep, slots.ambient_c[:, None] + heat.resistance_c_per_w * (heat.base_mw + power_mw) / 1e3
 
@@ -92,14 +117,14 @@ def _warmth(power_mw: Floats, slots: Slots, heat: Heat) -> tuple[float, Floats]:
 def _spliced(
     enough: Planned, low: float, high: float, service: Service, slots: Slots, most_mj: float, heat: Heat | None
 ) -> Planned:
-    """The plan of the low price for as long as the energy allows, then that of the high one, which is `enough`."""
+    """The plan of the low price for as long as the energy allows, then that of the high price, which is `enough`."""
     count = len(slots.arrivals)
     fits, over = 0, count
     while over - fits > 1:
         middle = (fits + over) // 2
-        found = walk(np.where(np.arange(count) < middle, low, high), service, slots, heat)
-        if found.energy_mj <= most_mj:
-            fits, enough = middle, found
+        plan = walk(np.where(np.arange(count) < middle, low, high), service, slots, heat)
+        if plan.energy_mj <= most_mj:
+            fits, enough = middle, plan
         else:
             over = middle
     return enough

@@ -1,4 +1,4 @@
-"""What every record would do at every operating point, worked out before the simulation begins."""
+"""Outcomes of every record at every operating point, computed before the simulation begins."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from dynamic.policies.certification.replay import predictions, replay
 from dynamic.policies.control.remaining_time import ahead_ms
-from dynamic.policies.frontier import ONE_SIDED_95, CostedPoint, Frontier
+from dynamic.policies.costing.latency import ONE_SIDED_95
+from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 from dynamic.policies.stage_plan import StagePlan
@@ -17,9 +18,12 @@ from dynamic.policies.stage_plan import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Where an engine looks at the deadline: it has the answer of stage `answered`, and begins another at `begins_ms`.
+    """A time at which an engine compares with the deadline: it has an answer, and would begin another stage.
 
-    `ahead_ms`: how long until the next answer, by 95th percentiles; both as profiled.
+    Args:
+        answered: The stage of the answer.
+        begins_ms: Time of the check, as profiled.
+        ahead_ms: Time from the check to the next answer, by 95th percentiles as profiled.
     """
 
     answered: int
@@ -28,26 +32,27 @@ class Check:
 
 
 class Outcome:
-    """One operating point of a frontier on N records of S stages; lists, since the loop reads them one by one.
+    """One operating point of a frontier on N records of S stages. Lists, since the loop reads single elements.
 
-    `stage [N]` where each record leaves; `on`: stages that answer; `path_ms [S]` as profiled, to the answer of a stage;
-    `median_ms [S]` and `sigma [S]` of the lognormal time to it, `noise` times as spread as profiled: that of a sum of
-    stages, each lognormal with its median and p95, by matching two moments (Fenton 1960). `checks [S]`: what is looked
-    at under a deadline until the answer of a stage, and `longest_ahead_ms [S]` of them (-inf: none). `right [N]`:
-    whether the answer at `stage` is (None without labels).
+    `stage [N]` is the exit stage of each record, `on` the stages that answer. `path_ms [S]` is the profiled time to the
+    answer of each stage. `median_ms [S]` and `sigma [S]` describe the lognormal time to it, by matching two moments
+    (Fenton 1960). `checks [S]` are the checks under a deadline until the answer of a stage. `longest_ahead_ms [S]` is
+    the largest `ahead_ms` of them (-inf: no check). `right [N]` is the correctness at `stage` (None: no labels).
     """
 
     def __init__(self, costed: CostedPoint, number: int, frontier: Frontier, records: Records, noise: float) -> None:
         ladder, costs = frontier.ladder, frontier.costs
         self.point, self.number, self.name = costed, number, costed.name
         self._records, self._backbone = records, ladder.backbone
-        self._combiner = Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-        played = replay(records.logits, self._combiner, costed.operating_point.thresholds, ladder.backbone)
+        self._combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
+        played = replay(
+            records.logits, self._combiner, thresholds=costed.operating_point.thresholds, backbone=ladder.backbone
+        )
         self.stages = played.stage
         self.stage: list[int] = played.stage.tolist()
         self.right = None if records.label is None else played.prediction == records.label
         self.on = [stage for stage, on in enumerate(costed.plan.on) if on]
-        self.path_ms = [frontier.path_ms(costed, stage, 1) for stage in range(records.stages)]
+        self.path_ms = [frontier.path_ms(costed, stage, rows=1) for stage in range(records.stages)]
         self.checks = _checks(self.path_ms, costed.plan, ahead_ms(costs, costed.plan, 1))
         self.longest_ahead_ms = [max((c.ahead_ms for c in checks), default=-math.inf) for checks in self.checks]
         spread = [
@@ -58,7 +63,15 @@ class Outcome:
         self._answers: NDArray[np.bool_] | None = None
 
     def right_at(self, stage: NDArray[np.int64], record: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Whether the answers `[M]` of these records are right where each ends at another stage, one that is on."""
+        """Whether the answers of some records are right at other stages than theirs.
+
+        Args:
+            stage: Stages `[M]`, all of them on.
+            record: Records `[M]`.
+
+        Returns:
+            Correctness `[M]`. None without labels.
+        """
         if self._records.label is None:
             return None
         if self._answers is None:
@@ -67,33 +80,40 @@ class Outcome:
             for number in self.on:
                 answer, _, state = self._combiner.add(state, number, records.logits[:, number])
                 self._answers[:, number] = predictions(answer) == records.label
-        found: NDArray[np.bool_] = self._answers[record, stage]
-        return found
+        right: NDArray[np.bool_] = self._answers[record, stage]
+        return right
 
 
 def outcomes(frontier: Frontier, records: Records, noise: float) -> dict[CostedPoint, Outcome]:
-    """All points of a frontier."""
+    """The outcomes of all points of a frontier."""
     return {point: Outcome(point, i, frontier, records, noise) for i, point in enumerate(frontier.points)}
 
 
 def _checks(path_ms: Sequence[float], todo: StagePlan, ahead: Sequence[float]) -> list[tuple[Check, ...]]:
-    """For each stage, the checks before it and those of the stages before."""
-    found: list[tuple[Check, ...]] = []
+    """For each stage, the checks until its answer, those of the stages before included."""
+    checks: list[tuple[Check, ...]] = []
     so_far: tuple[Check, ...] = ()
     answered = -1
     for stage in range(len(path_ms)):
         if todo.run[stage] and answered >= 0:
             so_far = (*so_far, Check(answered, path_ms[stage - 1], ahead[stage]))
-        found.append(so_far)
+        checks.append(so_far)
         if todo.on[stage]:
             answered = stage
-    return found
+    return checks
 
 
 def _lognormal(
     path_ms: Sequence[float], call_ms: float, spread: Sequence[float], noise: float
 ) -> tuple[list[float], list[float]]:
-    """(median, sigma) of the time to each stage; `spread`: p95 over median of each."""
+    """Median and sigma of the time to each stage.
+
+    Args:
+        path_ms: Time to each stage `[S]`.
+        call_ms: Time of a call beside its stages.
+        spread: p95 over median of each stage `[S]`.
+        noise: Factor on the spread.
+    """
     median_ms, sigma = [], []
     mean, variance, before = call_ms, 0.0, call_ms
     for path, ratio in zip(path_ms, spread, strict=True):

@@ -1,7 +1,7 @@
-"""The loop: requests one after the other through a queue, the policy and the recorded answers. Plain floats only.
+"""The loop: requests in turn through the queue, the policy and the recorded answers. Plain floats only.
 
-Everything that does not depend on the policy is drawn before, request by request, so that two policies that are given
-the same seed meet the same requests with the same luck.
+Everything that does not depend on the policy is drawn before, request by request. Two policies under the same seed
+therefore meet the same requests with the same random numbers.
 """
 
 import math
@@ -22,10 +22,14 @@ from dynamic.simulate.world.environment import Environment
 
 @dataclass(frozen=True, eq=False)
 class Requests:
-    """M requests: when each arrives, its record, and its luck.
+    """M requests: arrivals, records and random numbers.
 
-    `normal [M]` standard normal (empty: nothing is noisy); `stall_ms [M]` that a stall would take and `stall_at [M]`,
-    uniform: it happens where the chance is higher than that (empty: never).
+    Args:
+        arrival_s: Arrival times `[M]` in seconds.
+        record: Record of each request `[M]`.
+        normal: Standard normal numbers `[M]`. Empty: no noise.
+        stall_ms: Length of a stall `[M]`. Empty: no stalls.
+        stall_at: Uniform numbers `[M]`: a stall happens where its chance is higher. Empty: no stalls.
     """
 
     arrival_s: list[float]
@@ -37,7 +41,7 @@ class Requests:
 
 @dataclass(frozen=True, eq=False)
 class Rules:
-    """How requests are served; see `simulate`."""
+    """Rules by which requests are served. See `simulate`."""
 
     per_request: bool
     reads_itself: bool  # a reading for every request
@@ -52,7 +56,7 @@ class Rules:
 
 @dataclass(eq=False)
 class Log:
-    """What happened, a list for each figure with an entry for every answer, in order; `served` its request."""
+    """Events of a run: lists with one entry for every answer, in order. `served` is the index of the request."""
 
     served: list[int] = field(default_factory=list)
     start_s: list[float] = field(default_factory=list)
@@ -76,7 +80,19 @@ def serve(
     env: Environment,
     rules: Rules,
 ) -> Log:
-    """Serve all requests, or those until the battery is empty."""
+    """Serve all requests, or those until the battery is empty.
+
+    Args:
+        here: Operating points with the costs of the device.
+        outcomes: Outcomes by point.
+        requests: The requests.
+        policy: The policy.
+        env: The device and its sensors.
+        rules: Rules by which requests are served.
+
+    Returns:
+        The events.
+    """
     arrival_s, record_of, normal, per_request = requests.arrival_s, requests.record, requests.normal, rules.per_request
     stall_ms, stall_at, queue_limit = requests.stall_ms, requests.stall_at, rules.queue_limit
     decide, observe, state = policy.decide, policy.observe, policy.initial()
@@ -102,7 +118,7 @@ def serve(
             behind += 1
         waiting = behind - number - 1
         if queue_limit is not None:
-            # of those that came while the server was busy, the latest stay
+            # of the requests that arrived while the server was busy, the latest remain
             over = waiting + (arrived_s <= free_s and number > 0) - queue_limit
             if over > 0:
                 log.shed += over
@@ -114,7 +130,7 @@ def serve(
         # the world up to the start
         if env.next_s <= start_s:
             env.queue = waiting
-            env.advance(start_s, free_s, 0.0)
+            env.advance(start_s, free_s, power_mw=0.0)
         if env.careful:
             env.settle(start_s)
         if world.empty:
@@ -140,7 +156,7 @@ def serve(
                     outcome = outcomes[decision.point]
                 needed = every if fills else outcome.point.backbones
                 missing = needed - resident
-                # what is there when the first request comes was loaded before
+                # backbones of the first decision were loaded before
                 loading_ms = 0.0
                 if missing and last is not None:
                     loading_ms = rules.load_ms_per_mb * sum(costs.memory_mb[b] for b in missing)
@@ -196,7 +212,7 @@ def serve(
         # the world up to the end
         if env.next_s <= free_s:
             env.queue = waiting
-            env.advance(free_s, start_s, power_mw)
+            env.advance(free_s, start_s, power_mw=power_mw)
         else:
             env.spent_mj += power_mw * (free_s - start_s)
         if env.careful:
@@ -225,10 +241,14 @@ def serve(
 
 
 def _cut(checks: Sequence[Check], waited_ms: float, unit: float, slowdown: float, deadline_ms: float) -> Check | None:
-    """Where a request ends before its time, by the rule of `engines.loop` (None: nowhere).
+    """The check at which the deadline ends a request, by the rule of `engines.stage_loop`. None: it does not.
 
-    No stage is begun after the deadline, nor one from which `slowdown` times the time to the next answer leads beyond
-    it. `unit`: what a profiled millisecond really takes.
+    Args:
+        checks: The checks of the request.
+        waited_ms: Time from arrival to the first stage.
+        unit: Real time of a profiled millisecond.
+        slowdown: Slowdown of the decision.
+        deadline_ms: The deadline.
     """
     for check in checks:
         now_ms = waited_ms + check.begins_ms * unit
@@ -238,11 +258,11 @@ def _cut(checks: Sequence[Check], waited_ms: float, unit: float, slowdown: float
 
 
 def _way(costs: Costs) -> str:
-    """Which way the engine goes with one row: "graph", which holds every backbone, or "stages"."""
+    """The route of the engine for one row: "graph", which holds every backbone, or "stages"."""
     return costs.route[max(bisect_right(costs.batch, 1) - 1, 0)] if costs.route else "stages"
 
 
 def _takes_graph(budget: Budget, snapshot: Snapshot, whole_mb: float) -> bool:
-    """Whether the runtime would load the single graph where it is not there (see `dynamic.runtime.deployment`)."""
+    """Whether the runtime would load the single graph where it is not loaded (see `dynamic.runtime.deployment`)."""
     free_mb = snapshot.memory_available_mb
     return budget.deadline_ms is None and (free_mb is None or free_mb >= whole_mb)

@@ -1,4 +1,4 @@
-"""What each operating point does on a device, and time in short slots, for somebody who knows the future."""
+"""Times and energies of operating points on a device, and time in short slots, for an oracle."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,13 @@ _NODES, _WEIGHTS = np.array([-(3**0.5), 0.0, 3**0.5]), np.array([1 / 6, 2 / 3, 1
 
 @dataclass(frozen=True, eq=False)
 class Service:
-    """P points on a device, alone: `times_s [P, D]` a request may take, each with `chance [P, D]`, by the stage it
-    leaves at and the noise; `energy_mj [P]` of an answer on average; `accuracy [P]` as measured in calibration.
+    """P points on a device without other load.
+
+    Args:
+        times_s: Possible times of a request `[P, D]`, by exit stage and noise.
+        chance: Probability of each of these times `[P, D]`.
+        energy_mj: Mean energy of an answer `[P]`.
+        accuracy: Accuracy in calibration `[P]`.
     """
 
     times_s: Floats
@@ -27,7 +32,7 @@ class Service:
 
     @classmethod
     def of(cls, frontier: Frontier, outcomes: list[Outcome], device: Device) -> "Service":
-        """`frontier` with the device's costs, `outcomes` in its order."""
+        """The points of a frontier that has the costs of the device. Outcomes come in its order."""
         shares = np.array([outcome.point.shares for outcome in outcomes])  # [P, S]
         median_s = np.array([outcome.median_ms for outcome in outcomes]) / 1e3
         sigma = np.array([outcome.sigma for outcome in outcomes])
@@ -36,18 +41,22 @@ class Service:
         times_s = (median_s[..., None] * np.exp(sigma[..., None] * nodes)).reshape(len(outcomes), -1)
         chance = (shares[..., None] * weights).reshape(len(outcomes), -1)
         chance = chance / chance.sum(axis=1, keepdims=True)
-        seen = chance.max(axis=0) > 0
+        possible = chance.max(axis=0) > 0
         mean_s = (times_s * chance).sum(axis=1)
         accuracy = np.array([point.accuracy.mid for point in frontier.points])
-        return cls(times_s[:, seen], chance[:, seen], mean_s * device.active_mw, accuracy)
+        return cls(times_s[:, possible], chance[:, possible], mean_s * device.active_mw, accuracy)
 
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """N slots of `slot_s` seconds: `arrivals [N]` in each and `ambient_c [N]`.
+    """N slots of time.
 
-    `allowed [N, P]`: points that memory and the budget's accuracy leave. `counted [N]`: energy used then comes out of
-    what is limited.
+    Args:
+        slot_s: Length of a slot in seconds.
+        arrivals: Number of requests in each slot `[N]`.
+        ambient_c: Ambient temperature in each slot `[N]`.
+        allowed: Points that memory and the budget's accuracy allow `[N, P]`.
+        counted: Whether energy of the slot counts against the limit `[N]`.
     """
 
     slot_s: float
@@ -59,7 +68,15 @@ class Slots:
 
 @dataclass(frozen=True, eq=False)
 class Heat:
-    """A device's warmth: `start_c`, `base_mw` without inference, the limit, and the device's two figures of heat."""
+    """The thermal model of a device.
+
+    Args:
+        start_c: Temperature at the start.
+        base_mw: Power without inference.
+        limit_c: Highest temperature.
+        resistance_c_per_w: Degrees that a watt leads to in the end.
+        capacity_j_per_c: Heat capacity in joules per degree.
+    """
 
     start_c: float
     base_mw: float

@@ -1,1 +1,1 @@
-"""What the simulated device and its surroundings do."""
+"""Battery, heat, surroundings and sensors of a simulated device."""

@@ -1,4 +1,4 @@
-"""The body of a simulated device: its battery, its heat, and the clock that goes down when it gets too warm."""
+"""The state of a simulated device: its battery, its temperature, and its clock, which falls when it is too warm."""
 
 import math
 
@@ -10,12 +10,18 @@ POWER_EXPONENT = 2.0
 
 
 class World:
-    """Battery, temperature and clock up to `time_s`, moved on by `settle` and `govern`.
+    """Battery, temperature and clock up to `time_s`, updated by `settle` and `govern`.
 
-    Energy in millijoules (1 mWh is 3,600): `idle_mj`, `screen_mj` and `inference_mj` used so far, `left_mj` in the
-    battery (None: no battery). `temperature_c` follows the first-order model R C dT/dt = ambient + R P - T, and starts
-    where the idle device would settle unless given. `frequency` is the ratio to the full clock; `active_mw` what
-    inference draws at it.
+    Energies are in millijoules (1 mWh is 3,600). `idle_mj`, `screen_mj` and `inference_mj` were used so far. `left_mj`
+    is in the battery (None: no battery). `temperature_c` follows the first-order model R C dT/dt = ambient + R P - T.
+    `frequency` is the ratio to the full clock, `active_mw` the power of inference at it.
+
+    Args:
+        device: The figures of the device.
+        battery: Charge at the start, 0 to 1.
+        ambient_c: Ambient temperature in degrees Celsius.
+        temperature_c: Temperature at the start. None: that of the idle device after a long time.
+        screen: Whether the screen is on.
     """
 
     def __init__(
@@ -48,18 +54,20 @@ class World:
 
     @property
     def used_mj(self) -> float:
-        """Drawn by the whole device so far."""
+        """Energy of the whole device so far."""
         return self.idle_mj + self.screen_mj + self.inference_mj
 
     @property
     def nearly_empty(self) -> bool:
-        """Whether the battery could run out within a second: then every event has to be settled by itself."""
+        """Whether the battery could run out within a second: then every event is settled by itself."""
         return self.left_mj is not None and not self.plugged and self.left_mj < self._base_mw + self._device.active_mw
 
     def settle(self, now_s: float, inference_mj: float) -> None:
-        """Move on to `now_s`, with `inference_mj` used by inference at an even rate since the last time.
+        """Update to a time. Where the battery runs out before, `empty` is True and `time_s` is that time.
 
-        Where the battery runs out before, the world ends there: `empty`, and `time_s` is when.
+        Args:
+            now_s: Time in seconds.
+            inference_mj: Energy of inference since the last update, used at an even rate.
         """
         for_s = now_s - self.time_s
         if for_s <= 0 or self.empty:

@@ -1,4 +1,4 @@
-"""Time passes: the world is moved on and the monitor reads its sensors, at fixed rates whatever requests do."""
+"""The passing of time: world and sensors are updated at fixed rates, whatever requests do."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,10 +19,13 @@ SAMPLED = ("time_s", "background_load", "temperature_c", "ambient_c", "frequency
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What happens to the device, each a number or a function of time (see `dynamic.simulate.world.processes`).
+    """What acts on the device. Each is a number or a function of time (see `dynamic.simulate.world.processes`).
 
-    `background_load`: cores that others want, as a share of those there are (1: all are wanted; above: they queue too);
-    `ambient_c`; `plugged`: not 0 on the mains; `memory_mb` for applications, this process included.
+    Args:
+        background_load: Cores that others demand, as a share of the cores of the device. Above 1 they queue too.
+        ambient_c: Ambient temperature in degrees Celsius.
+        plugged: 0 on battery, anything else on the mains.
+        memory_mb: Memory for applications in 10^6 bytes, this process included.
     """
 
     background_load: Value = 0.0
@@ -32,17 +35,44 @@ class Surroundings:
 
 
 class Environment:
-    """The world and what is known of it: `reading`, fields of a Snapshot, and the `budget`, as of the last tick.
+    """A simulated device with its sensors, as of the last tick.
 
-    The loop calls `advance` where `next_s`, the next tick, has come, and adds what inference uses to `spent_mj`
-    itself where it has not. `fresh`: there was a reading since the loop last said otherwise. `monitor_hz` None: the
-    loop calls `read` itself, for every request.
+    The loop calls `advance` once the time of the next tick, `next_s`, has come. Before that it adds the energy of
+    inference to `spent_mj`. `reading` holds the last values by field of `Snapshot`, `budget` the budget in force.
+    `fresh` is True after a reading, until the loop sets it to False.
+
+    Args:
+        world: Battery, temperature and clock.
+        sensors: The sensors of the device.
+        around: What acts on the device.
+        budget: The budget, or a function of the time in seconds to one.
+        monitor_hz: Readings a second, above 0. None: the loop calls `read` for every request.
+        sample_s: Seconds between samples of the report's series.
+
+    Raises:
+        SettingError: `monitor_hz` is not a positive number, or the background load is negative.
+
+    Example:
+        >>> from dynamic.simulate.world.device_world import World
+        >>> from dynamic.simulate.world.environment import Surroundings
+        >>> phone = dynamic.simulate.device("mid-range-phone")
+        >>> world = World(phone, battery=0.5, ambient_c=25.0, temperature_c=None, screen=True)
+        >>> sensors = dynamic.simulate.Sensors(
+        ...     phone, world, threads=1, faults=None, random=np.random.default_rng(0)
+        ... )
+        >>> environment = dynamic.simulate.Environment(
+        ...     world, sensors, around=Surroundings(), budget=dynamic.Budget(), monitor_hz=5.0, sample_s=60.0
+        ... )
+        >>> environment.advance(10.0, 0.0, power_mw=0.0)
+        >>> environment.ticks
+        51
     """
 
     def __init__(
         self,
         world: World,
         sensors: Sensors,
+        *,
         around: Surroundings,
         budget: Budgets,
         monitor_hz: float | None,
@@ -68,11 +98,33 @@ class Environment:
 
     @property
     def ticks(self) -> int:
-        """How many there were."""
+        """Number of ticks so far."""
         return self._ticks
 
-    def advance(self, to_s: float, since_s: float, power_mw: float) -> None:
-        """All ticks up to `to_s`, inference drawing `power_mw` from `since_s` on; stops where the battery is empty."""
+    def advance(self, to_s: float, since_s: float, *, power_mw: float) -> None:
+        """Run all ticks up to a time. Stop where the battery is empty.
+
+        Args:
+            to_s: End in seconds.
+            since_s: Time in seconds from which on inference draws power.
+            power_mw: Power of inference in milliwatts.
+
+        Raises:
+            SettingError: The background load at a tick is negative.
+
+        Example:
+            >>> from dynamic.simulate.world.device_world import World
+            >>> from dynamic.simulate.world.environment import Surroundings
+            >>> vm = dynamic.simulate.device("cloud-vm")
+            >>> world = World(vm, battery=1.0, ambient_c=25.0, temperature_c=None, screen=False)
+            >>> sensors = dynamic.simulate.Sensors(vm, world, threads=1, faults=None, random=np.random.default_rng(0))
+            >>> environment = dynamic.simulate.Environment(
+            ...     world, sensors, around=Surroundings(), budget=dynamic.Budget(), monitor_hz=5.0, sample_s=60.0
+            ... )
+            >>> environment.advance(1.0, 0.0, power_mw=500.0)
+            >>> round(world.inference_mj)
+            500
+        """
         world = self.world
         while self.next_s <= to_s:
             tick_s = self.next_s
@@ -84,13 +136,53 @@ class Environment:
         self.spent_mj += power_mw * (to_s - since_s)
 
     def settle(self, now_s: float) -> None:
-        """Move the world on between ticks."""
+        """Update the world between two ticks.
+
+        Args:
+            now_s: Time in seconds.
+
+        Raises:
+            TypeError: `now_s` is no number.
+
+        Example:
+            >>> from dynamic.simulate.world.device_world import World
+            >>> from dynamic.simulate.world.environment import Surroundings
+            >>> vm = dynamic.simulate.device("cloud-vm")
+            >>> world = World(vm, battery=1.0, ambient_c=25.0, temperature_c=None, screen=False)
+            >>> sensors = dynamic.simulate.Sensors(vm, world, threads=1, faults=None, random=np.random.default_rng(0))
+            >>> environment = dynamic.simulate.Environment(
+            ...     world, sensors, around=Surroundings(), budget=dynamic.Budget(), monitor_hz=None, sample_s=60.0
+            ... )
+            >>> environment.settle(2.5)
+            >>> world.time_s
+            2.5
+        """
         self.world.settle(now_s, self.spent_mj)
         self.spent_mj = 0.0
 
     def read(self, now_s: float) -> None:
-        """A new reading of all sensors."""
-        self.reading = self._sensors.read(now_s, self.load(now_s)[0], self.free_mb, self.process_mb)
+        """Read all sensors into `reading`.
+
+        Args:
+            now_s: Time in seconds.
+
+        Raises:
+            SettingError: The background load is negative, or `Faults.missing` names a field that no snapshot has.
+
+        Example:
+            >>> from dynamic.simulate.world.device_world import World
+            >>> from dynamic.simulate.world.environment import Surroundings
+            >>> vm = dynamic.simulate.device("cloud-vm")
+            >>> world = World(vm, battery=1.0, ambient_c=25.0, temperature_c=None, screen=False)
+            >>> sensors = dynamic.simulate.Sensors(vm, world, threads=1, faults=None, random=np.random.default_rng(0))
+            >>> environment = dynamic.simulate.Environment(
+            ...     world, sensors, around=Surroundings(0.3), budget=dynamic.Budget(), monitor_hz=None, sample_s=60.0
+            ... )
+            >>> environment.read(0.0)
+            >>> environment.reading["cpu_load"]
+            0.3
+        """
+        self.reading = self._sensors.read(now_s, self.load(now_s)[0], free_mb=self.free_mb, process_mb=self.process_mb)
         self.fresh = True
 
     def _tick(self, now_s: float) -> None:
@@ -110,19 +202,19 @@ class Environment:
         self.ticks_over_memory += self.process_mb > (self.free_mb if limit_mb is None else min(limit_mb, self.free_mb))
         if now_s >= self._next_sample_s:
             self._next_sample_s += self._sample_s
-            seen = (world.temperature_c, world.ambient_c, world.frequency, world.battery, world.power_mw, self.queue)
-            self.samples.append((now_s, self.load(now_s)[0], *seen))
+            state = (world.temperature_c, world.ambient_c, world.frequency, world.battery, world.power_mw, self.queue)
+            self.samples.append((now_s, self.load(now_s)[0], *state))
         self._ticks += 1
         self.next_s = self._ticks / self._hz
 
 
 def _checked(load: Callable[[float], tuple[float, float]]) -> Callable[[float], tuple[float, float]]:
     def piece(time_s: float) -> tuple[float, float]:
-        found = load(time_s)
-        if not 0 <= found[0] < math.inf:
+        value = load(time_s)
+        if not 0 <= value[0] < math.inf:
             raise SettingError(
-                f"background_load={found[0]} at {time_s:.3g} s must not be negative: a share of the cores"
+                f"background_load={value[0]} at {time_s:.3g} s must not be negative: a share of the cores"
             )
-        return found
+        return value
 
     return piece

@@ -1,9 +1,9 @@
-"""What changes around a device while it works: background load, ambient temperature, mains, memory."""
+"""Values that change around a device over time: background load, ambient temperature, mains, memory."""
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -16,20 +16,55 @@ Piece = tuple[float, float]
 
 @runtime_checkable
 class Process(Protocol):
-    """A value that changes at certain times and holds between them."""
+    """The contract of values that are constant between certain times.
+
+    A number, or a function of the time in seconds, serves as well. The simulator asks such a function at every request.
+
+    Example:
+        >>> isinstance(dynamic.simulate.Steps((0.0, 60.0), (0.0, 1.0)), dynamic.simulate.Process)
+        True
+    """
 
     def __call__(self, time_s: float) -> float:
-        """The value at a time."""
+        """Return the value at a time.
+
+        Args:
+            time_s: Seconds from the start of the simulation.
+
+        Returns:
+            The value.
+
+        Raises:
+            TypeError: `time_s` is no number.
+
+        Example:
+            >>> dynamic.simulate.Steps((0.0, 60.0), (0.0, 1.0))(30.0)
+            0.0
+        """
 
     def piece(self, time_s: float) -> Piece:
-        """(the value at a time, until when it holds): nobody has to ask again before that."""
+        """Return the value at a time, and how long it holds.
+
+        Args:
+            time_s: Seconds from the start of the simulation.
+
+        Returns:
+            The value, and the time in seconds until which it holds.
+
+        Raises:
+            TypeError: `time_s` is no number.
+
+        Example:
+            >>> dynamic.simulate.Steps((0.0, 60.0), (0.0, 1.0)).piece(30.0)
+            (0.0, 60.0)
+        """
 
 
 Value = float | Callable[[float], float]  # a number, a function of the time in seconds, or a Process
 
 
 def pieces(value: Value) -> Callable[[float], Piece]:
-    """Anything that is a Value, as `Process.piece` gives it; a plain function has to be asked each time."""
+    """A value in any form as a function like `Process.piece`. A plain function holds for no time at all."""
     if isinstance(value, Process):
         return value.piece
     if callable(value):
@@ -39,18 +74,34 @@ def pieces(value: Value) -> Callable[[float], Piece]:
 
 
 def demand(slowdown: float, threads: int, cores: float) -> float:
-    """The background load at which inference of `threads` takes `slowdown` times as long: (b + t) / c, solved for b/c.
+    """The background load at which inference takes `slowdown` times as long: (b + t) / c, solved for b / c.
 
-    Above 1: more wants to run than there are cores.
+    Args:
+        slowdown: Time of inference over its time alone.
+        threads: Threads of inference.
+        cores: Cores of the device.
+
+    Returns:
+        Share of the cores that others demand. Above 1 they demand more cores than there are.
     """
     return max(0.0, slowdown - threads / cores)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """`values[i]` from `times_s[i]` on; before the first time, `values[0]` too.
+    """A value that changes in steps.
 
-    Raises SettingError where they are not as many, or times do not rise.
+    Args:
+        times_s: Seconds at which each value begins, rising. Before the first, the first value holds too.
+        values: The values, as many as `times_s`.
+
+    Raises:
+        SettingError: There are not as many values as times, or the times do not rise.
+
+    Example:
+        >>> load = dynamic.simulate.Steps((0.0, 60.0), (0.0, 1.5))
+        >>> load(59.9), load(60.0)
+        (0.0, 1.5)
     """
 
     times_s: tuple[float, ...]
@@ -60,11 +111,39 @@ class Steps:
         _check_times(self.times_s, self.values)
 
     def __call__(self, time_s: float) -> float:
-        """The value at a time."""
+        """Return the value at a time.
+
+        Args:
+            time_s: Seconds from the start of the simulation.
+
+        Returns:
+            The value.
+
+        Raises:
+            TypeError: `time_s` is no number.
+
+        Example:
+            >>> dynamic.simulate.Steps((0.0, 60.0), (0.0, 1.5))(60.0)
+            1.5
+        """
         return self.piece(time_s)[0]
 
     def piece(self, time_s: float) -> Piece:
-        """See Process."""
+        """Return the value at a time, and how long it holds.
+
+        Args:
+            time_s: Seconds from the start of the simulation.
+
+        Returns:
+            The value, and the time in seconds until which it holds.
+
+        Raises:
+            TypeError: `time_s` is no number.
+
+        Example:
+            >>> dynamic.simulate.Steps((0.0, 60.0), (0.0, 1.5)).piece(60.0)
+            (1.5, inf)
+        """
         after = bisect_right(self.times_s, time_s)
         until = self.times_s[after] if after < len(self.times_s) else math.inf
         return float(self.values[max(after - 1, 0)]), until
@@ -72,9 +151,19 @@ class Steps:
 
 @dataclass(frozen=True)
 class Line:
-    """Straight lines through `values[i]` at `times_s[i]`, level before and after: a heat wave that comes and goes.
+    """A value on straight lines between given points, constant before the first and after the last.
 
-    Raises SettingError where they are not as many, or times do not rise.
+    Args:
+        times_s: Seconds of each point, rising.
+        values: The value at each point, as many as `times_s`.
+
+    Raises:
+        SettingError: There are not as many values as times, or the times do not rise.
+
+    Example:
+        >>> heat_wave = dynamic.simulate.Line((0.0, 3600.0, 7200.0), (20.0, 35.0, 20.0))
+        >>> heat_wave(1800.0)
+        27.5
     """
 
     times_s: tuple[float, ...]
@@ -84,7 +173,21 @@ class Line:
         _check_times(self.times_s, self.values)
 
     def __call__(self, time_s: float) -> float:
-        """The value at a time."""
+        """Return the value at a time.
+
+        Args:
+            time_s: Seconds from the start of the simulation.
+
+        Returns:
+            The value.
+
+        Raises:
+            TypeError: `time_s` is no number.
+
+        Example:
+            >>> dynamic.simulate.Line((0.0, 10.0), (20.0, 30.0))(5.0)
+            25.0
+        """
         after = bisect_right(self.times_s, time_s)
         if after in (0, len(self.times_s)):
             return float(self.values[min(after, len(self.times_s) - 1)])
@@ -95,16 +198,30 @@ class Line:
 
 @dataclass(frozen=True)
 class Bursts:
-    """`low` for a while of `off_s` seconds, then one of `high` for `on_s`, and so on, `low` first.
+    """A low level and bursts of a high level, in turns, low first.
 
-    `high`: a level, or several of which each burst draws one. Lengths are exponential with these means, or all alike
-    where `fixed`. The same `seed` gives the same bursts, in whatever order they are asked for.
+    The same seed gives the same bursts, in whatever order times are asked for.
 
-    Raises SettingError on a length or level out of range.
+    Args:
+        low: The level between bursts, not negative.
+        high: The level in a burst, or several levels of which each burst draws one. Not negative.
+        on_s: Mean length of a burst in seconds, above 0.
+        off_s: Mean length of the time between bursts in seconds, above 0.
+        fixed: Whether all lengths equal their mean. Otherwise they are exponential.
+        seed: Seed of lengths and levels.
+
+    Raises:
+        SettingError: A length or level is out of range.
+
+    Example:
+        >>> load = dynamic.simulate.Bursts(0.0, 1.5, on_s=20, off_s=30, fixed=True)
+        >>> load(29.0), load(31.0), load(51.0)
+        (0.0, 1.5, 0.0)
     """
 
     low: float
     high: float | tuple[float, ...]
+    _: KW_ONLY
     on_s: float
     off_s: float
     fixed: bool = False
@@ -123,18 +240,46 @@ class Bursts:
         return self.high if isinstance(self.high, tuple) else (self.high,)
 
     def __call__(self, time_s: float) -> float:
-        """The level at a time."""
+        """Return the level at a time.
+
+        Args:
+            time_s: Seconds from the start of the simulation.
+
+        Returns:
+            The level.
+
+        Raises:
+            TypeError: `time_s` is no number.
+
+        Example:
+            >>> dynamic.simulate.Bursts(0.0, 1.5, on_s=20, off_s=30, fixed=True)(31.0)
+            1.5
+        """
         return self.piece(time_s)[0]
 
     def piece(self, time_s: float) -> Piece:
-        """See Process."""
+        """Return the level at a time, and how long it holds.
+
+        Args:
+            time_s: Seconds from the start of the simulation.
+
+        Returns:
+            The level, and the time in seconds until which it holds.
+
+        Raises:
+            TypeError: `time_s` is no number.
+
+        Example:
+            >>> dynamic.simulate.Bursts(0.0, 1.5, on_s=20, off_s=30, fixed=True).piece(31.0)
+            (1.5, 50.0)
+        """
         while not self._edges or self._edges[-1] <= time_s:
             self._extend()
         number = bisect_right(self._edges, time_s)
         return self._levels[number], self._edges[number]
 
     def _extend(self) -> None:
-        """64 more pairs of silence and burst."""
+        """Draw 64 more pairs of a low part and a burst."""
         if not self._random:
             self._random.append(np.random.default_rng(self.seed))
         random, high = self._random[0], self._high()

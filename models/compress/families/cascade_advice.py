@@ -6,8 +6,9 @@ import numpy as np
 
 from dynamic.bundle.bundle import Bundle
 from dynamic.policies.certification.risks import Sample
+from dynamic.policies.costing.latency import mean_ms
 from dynamic.policies.errors import CalibrationError
-from dynamic.policies.frontier import Frontier, mean_ms
+from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Interval, OperatingPoint
 from dynamic.policies.records import CERTIFY
 from dynamic.policies.stage_plan import plan

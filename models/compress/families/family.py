@@ -29,6 +29,7 @@ from dynamic.offline.networks.used_data import RecordedLoader, remember
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.policies.certification.floor import SHARE, Level, check_floor
 from dynamic.policies.errors import InputError, SettingError
+from dynamic.policies.scores import Combination
 from dynamic.progress import track
 
 DEFAULT_METHODS = ("quantize", "prune_channels", "prune_blocks", "low_rank")
@@ -84,7 +85,7 @@ class Family:
         sizes = [m.memory_mb for m in self.cascade_members if m.memory_mb is not None]
         return sum(sizes) if len(sizes) == len(self.cascade_members) else None
 
-    def cascade(self, combine: str = "backbones") -> Cascade:
+    def cascade(self, combine: Combination = "backbones") -> Cascade:
         """The cascade for `dynamic.build`: the fastest member first, the reference last.
 
         Args:

@@ -186,7 +186,7 @@ def test_int8_exits_take_the_sizes_of_the_wrapped_network() -> None:
 
 def test_a_loader_of_several_lengths_is_refused_where_the_length_is_written(tmp_path: Any) -> None:
     network, labels = Sequence(scaled).eval(), torch.arange(30) % 3
-    with pytest.raises(InputError, match=r"\[30, 20, 8\]; expected \[B, 12, 8\]"):
+    with pytest.raises(InputError, match=r"\[30, 20, 8\], expected \[B, 12, 8\]"):
         dynamic.build(network, [(torch.randn(30, 12, 8), labels), (torch.randn(30, 20, 8), labels)])
     net = wrapped(network, torch.randn(2, 12, 8), warns=True)
     with pytest.raises(InputError, match=r"\[30, 20, 8\].*traced at \[B, 12, 8\]"):

@@ -43,7 +43,7 @@ def some_records(count: int = 150, broken: bool = False) -> Records:
 
 
 def combiner(score: str = "max_probability", combine: str = "mean") -> Combiner:
-    return Combiner(TEMPERATURE, score, combine, BACKBONE)
+    return Combiner(TEMPERATURE, score, combine=combine, backbone=BACKBONE)
 
 
 def believing(monkeypatch: pytest.MonkeyPatch, table: NDArray[Any]) -> None:
@@ -54,7 +54,10 @@ def believing(monkeypatch: pytest.MonkeyPatch, table: NDArray[Any]) -> None:
 def some_thresholds(records: Records, one: Combiner) -> list[tuple[float, ...]]:
     """Exits off, everybody leaves, scores that occur, and what lies between."""
     random = np.random.default_rng(0)
-    seen = [replay(records.logits, one, on, BACKBONE).score for on in itertools.product((INF, 9.0), repeat=3)]
+    seen = [
+        replay(records.logits, one, thresholds=on, backbone=BACKBONE).score
+        for on in itertools.product((INF, 9.0), repeat=3)
+    ]
     scores = np.concatenate(seen)
     scores = scores[np.isfinite(scores)]
     found = []
@@ -74,13 +77,13 @@ def test_leaving_is_what_replay_does(score: str, combine: str, broken: bool) -> 
     records, one = some_records(broken=broken), combiner(score, combine)
     assert records.label is not None
     found = {name: Answers(records, one, risk) for name, risk in RISKS.items()}
-    reference = replay(records.logits, one, (INF,) * 3, BACKBONE).prediction
+    reference = replay(records.logits, one, thresholds=(INF,) * 3, backbone=BACKBONE).prediction
     stages = set()
     for thresholds in some_thresholds(records, one):
-        expected = replay(records.logits, one, thresholds, BACKBONE)
+        expected = replay(records.logits, one, thresholds=thresholds, backbone=BACKBONE)
         rows = list(zip(expected.prediction.tolist(), reference.tolist(), records.label.tolist(), strict=True))
         for name in RISKS:
-            stage, loss = found[name].leaving(thresholds)
+            stage, loss = found[name].exits_under(thresholds)
             assert stage.tolist() == expected.stage.tolist()
             assert loss.tolist() == [LOSSES[name](*row) for row in rows]
         stages |= set(expected.stage.tolist())
@@ -95,10 +98,10 @@ def test_ties_are_decided_as_replay_decides_them() -> None:
     assert records.label is not None
     for combine in COMBINE:
         one = combiner("margin", combine)
-        reference = replay(logits, one, (INF,) * 3, BACKBONE).prediction == records.label
+        reference = replay(logits, one, thresholds=(INF,) * 3, backbone=BACKBONE).prediction == records.label
         for thresholds in ((0.0, 0.0, 0.0), (0.1, 0.0, 0.2), (-INF, 0.0, 0.0), (INF, 0.05, INF)):
-            expected = replay(logits, one, thresholds, BACKBONE)
-            stage, loss = Answers(records, one, RISKS["drop"]).leaving(thresholds)
+            expected = replay(logits, one, thresholds=thresholds, backbone=BACKBONE)
+            stage, loss = Answers(records, one, RISKS["drop"]).exits_under(thresholds)
             assert stage.tolist() == expected.stage.tolist()
             assert loss.tolist() == (reference.astype(int) - (expected.prediction == records.label)).tolist()
 
@@ -106,7 +109,7 @@ def test_ties_are_decided_as_replay_decides_them() -> None:
 def test_ties_and_nothing_at_all_side_by_side() -> None:
     # the exit says 0 (as likely as 1), nothing, and 2; the last stage 0, 1, and nothing
     logits = np.array([[[1, 1, 0], [2, 0, 0]], [[np.nan, 0, 0], [0, 2, 0]], [[0, 0, 3], [0, np.inf, 0]]])
-    one = Combiner((1.0, 1.0), "max_probability", "last")
+    one = Combiner((1.0, 1.0), "max_probability", combine="last")
     by_label = Answers(make_records(logits, [1, 1, 2]), one, RISKS["error"])
     assert by_label.exits((0,)).loss.tolist() == [[1, 1, 0], [1, 0, 0]]  # the exit's answer stands
     assert by_label.exits(()).loss.tolist() == [[1, 0, 1]]
@@ -120,8 +123,8 @@ def test_ties_and_nothing_at_all_side_by_side() -> None:
 def test_a_label_is_asked_for_only_where_the_risk_needs_it() -> None:
     records = some_records()
     without, thresholds = replace(records, label=None), (0.6, 0.5, INF)
-    known = Answers(records, combiner(), RISKS["disagreement"]).leaving(thresholds)[1]
-    assert Answers(without, combiner(), RISKS["disagreement"]).leaving(thresholds)[1].tolist() == known.tolist()
+    known = Answers(records, combiner(), RISKS["disagreement"]).exits_under(thresholds)[1]
+    assert Answers(without, combiner(), RISKS["disagreement"]).exits_under(thresholds)[1].tolist() == known.tolist()
     assert known.any()
     for expected in (False, True):
         with pytest.raises(CalibrationError, match="needs labels"):
@@ -180,7 +183,7 @@ BY_HAND: dict[str, tuple[list[float], list[float]]] = {
 @pytest.mark.parametrize("name", RISKS)
 def test_expected_losses_by_hand(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     believing(monkeypatch, BELIEF)
-    one = Combiner((1.0, 1.0), "max_probability", "last")
+    one = Combiner((1.0, 1.0), "max_probability", combine="last")
     found = Answers(by_hand(), one, RISKS[name], expected=True)
     exit_, last = found.exits((0,)).stages
     loss, square = BY_HAND[name]
@@ -188,8 +191,8 @@ def test_expected_losses_by_hand(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert exit_.square.tolist() == pytest.approx(square, abs=1e-6)
     of_reference = [0.5, 0.5, 0.1, 0.75] if name == "error" else [0, 0, 0, 0]
     assert last.loss.tolist() == pytest.approx(of_reference, abs=1e-6)
-    assert found.leaving((-INF,))[1].tolist() == pytest.approx(loss, abs=1e-6)
-    assert found.leaving((INF,))[1].tolist() == pytest.approx(of_reference, abs=1e-6)
+    assert found.exits_under((-INF,))[1].tolist() == pytest.approx(loss, abs=1e-6)
+    assert found.exits_under((INF,))[1].tolist() == pytest.approx(of_reference, abs=1e-6)
 
 
 @pytest.mark.parametrize("combine", COMBINE)
@@ -199,10 +202,10 @@ def test_expected_losses_label_by_label(name: str, broken: bool, combine: str, m
     records, one = some_records(60, broken), combiner(combine=combine)
     table = np.random.default_rng(0).dirichlet([0.5] * 4, size=60)
     believing(monkeypatch, table)
-    reference = replay(records.logits, one, (INF,) * 3, BACKBONE).prediction.tolist()
+    reference = replay(records.logits, one, thresholds=(INF,) * 3, backbone=BACKBONE).prediction.tolist()
     found = Answers(records, one, RISKS[name], expected=True).exits((0, 2))
     for j, thresholds in enumerate([(-INF, INF, -INF), (9.0, INF, -INF), (9.0, INF, 9.0)]):
-        stage, at = found.stages[j], replay(records.logits, one, thresholds, BACKBONE)
+        stage, at = found.stages[j], replay(records.logits, one, thresholds=thresholds, backbone=BACKBONE)
         for n, row in enumerate(table):
             if at.stage[n] != stage.stage:
                 continue  # of no score here: it does not leave
@@ -255,7 +258,7 @@ def test_expected_losses_are_about_the_real_ones(broken: bool) -> None:
     for name in ("drop", "harm", "error"):
         expected, real = (Answers(records, one, RISKS[name], expected=known) for known in (True, False))
         for thresholds in ((0.5, 0.6, 0.7), (-INF, INF, INF), (INF, INF, 0.6)):
-            found, known = expected.leaving(thresholds), real.leaving(thresholds)
+            found, known = expected.exits_under(thresholds), real.exits_under(thresholds)
             assert found[0].tolist() == known[0].tolist()
             assert found[1].mean() == pytest.approx(known[1].mean(), abs=0.02)
             means.append(known[1].mean())

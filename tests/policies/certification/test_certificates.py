@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from support.policy_cases import INF, learned, make_records, repeatable
 
-from dynamic.policies.certification.certificates import AUTO, MAX_DROPS, certify, shortage, wilson
+from dynamic.policies.certification.certificates import certify, shortage, wilson
+from dynamic.policies.certification.ladders.settings import AUTO, MAX_DROPS
 from dynamic.policies.certification.replay import cost_to, replay
 from dynamic.policies.certification.risks import RISKS
 from dynamic.policies.certification.temperature import fit_temperatures
@@ -39,12 +40,12 @@ def records(count: int = 1200, certifying: int | None = None, seed: int = 5) -> 
 
 
 def combiner(ladder: Ladder) -> Combiner:
-    return Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
+    return Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
 
 
 def mean_cost(ladder: Ladder, given: Records, thresholds: tuple[float, ...]) -> float:
     todo = plan(np.array(thresholds, np.float32), given.backbone)
-    found = replay(given.logits, combiner(ladder), thresholds, given.backbone)
+    found = replay(given.logits, combiner(ladder), thresholds=thresholds, backbone=given.backbone)
     return float(cost_to(todo, given.macs, given.head_macs)[found.stage].mean())
 
 
@@ -59,7 +60,7 @@ def parts(given: Records) -> tuple[Records, Records]:
 
 def cost_within(given: Records, target: float, delta: float = 0.1, **options: Any) -> float:
     """What the cheapest point costs, where thresholds were chosen, that is bounded by its only target."""
-    ladder = certify(given, (target,), delta, **options)
+    ladder = certify(given, (target,), delta=delta, **options)
     kept = [p for p in ladder.points if p.bound is not None and p.bound <= target] or ladder.points[:1]
     return min(mean_cost(ladder, parts(given)[0], p.thresholds) for p in kept)
 
@@ -80,7 +81,7 @@ def test_drops_are_measured_against_the_last_network_alone() -> None:
     assert ladder.points[0].accuracy[1] == alone.mean()
     deviating = 0
     for point in ladder.points:
-        found = replay(held_out.logits, combiner(ladder), point.thresholds, BACKBONE)
+        found = replay(held_out.logits, combiner(ladder), thresholds=point.thresholds, backbone=BACKBONE)
         correct = found.prediction == held_out.label
         assert point.accuracy.mid == pytest.approx(correct.mean())
         assert point.risk == pytest.approx(alone.mean() - correct.mean())
@@ -119,7 +120,7 @@ def test_the_reference_comes_first_and_the_rest_from_dear_to_cheap() -> None:
 
 def test_a_certificate_says_what_it_rests_on() -> None:
     before = datetime.now(UTC).date()
-    ladder = certify(records(900, certifying=600), (0.0, 0.1), 0.2)
+    ladder = certify(records(900, certifying=600), (0.0, 0.1), delta=0.2)
     found = certificate_of(ladder)
     assert before <= date.fromisoformat(found.date) <= datetime.now(UTC).date()
     (missing,) = found.missing
@@ -173,7 +174,7 @@ def test_too_few_to_certify_leave_what_the_search_found() -> None:
     ladder = certify(given, margin=0.5)
     assert not ladder.certified
     assert {(p.bound, p.delta, p.n) for p in ladder.points} == {(None, None, 20)}
-    plain = Combiner(fit_temperatures(given), "max_probability", "backbones", BACKBONE)
+    plain = Combiner(fit_temperatures(given), "max_probability", combine="backbones", backbone=BACKBONE)
     search = Search(parts(given)[0], plain)
     for point in ladder.points:
         if point.name.startswith("drop"):
@@ -206,7 +207,7 @@ def test_without_a_second_part_the_first_measures() -> None:
     found = certificate_of(ladder)
     assert (found.images, found.search_images) == (0, 1200)
     assert {(m.risk, m.needed) for m in found.missing} == {(None, None)}
-    assert shortage(found) == "0 records certify; drop 0, 0.005, 0.01, 0.02, 0.05: nothing to measure on"
+    assert shortage(found) == "0 records certify. drop 0, 0.005, 0.01, 0.02, 0.05: nothing to measure on"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_without_a_second_part_the_first_measures() -> None:
         ({"max_drops": ("a",)}, "max_drops holds 'a'"),
         ({"max_drops": ()}, "max_drops is empty"),
         ({"delta": "0.1"}, "delta='0.1'"),
-        ({"risk": ["drop"]}, r"risk=\['drop'\] is not known"),
+        ({"risk": ["drop"]}, r"risk=\['drop'\] is unknown"),
         ({"body_cost": (1.0,)}, "body_cost has 1 entries for 3 stages"),
         ({"head_cost": (1.0, math.nan, 1.0)}, "head_cost is"),
         ({"head_cost": (1.0, -1.0, 1.0)}, "head_cost is"),
@@ -233,10 +234,10 @@ def test_parts_that_there_are_not() -> None:
 
 
 def test_strict_raises_with_numbers_and_remedy() -> None:
-    with pytest.raises(CalibrationError, match=r"20 records certify; drop 0.05: measured .*give more held-out inputs"):
+    with pytest.raises(CalibrationError, match=r"20 records certify. drop 0.05: measured .*Give more held-out inputs"):
         uncertified(max_drops=(0.05,), strict=True)
     grouped = replace(records(400, certifying=200), group=np.repeat(np.arange(8), 50))
-    with pytest.raises(CalibrationError, match=r"4 groups certify; drop 0.2: .* about \d+ certifying groups would do"):
+    with pytest.raises(CalibrationError, match=r"4 groups certify. drop 0.2: .* about \d+ certifying groups would do"):
         certify(grouped, (0.2,), strict=True)
     strict, usual = (certify(records(), (0.05,), strict=way) for way in (True, False))
     assert strict.points == usual.points
@@ -254,7 +255,10 @@ def test_labels_are_needed_by_all_risks_but_one(risk: str) -> None:
     held_out = parts(given)[1]
     reference = held_out.logits[:, -1].argmax(axis=1)
     for point in ladder.points:
-        agree = replay(held_out.logits, combiner(ladder), point.thresholds, BACKBONE).prediction == reference
+        agree = (
+            replay(held_out.logits, combiner(ladder), thresholds=point.thresholds, backbone=BACKBONE).prediction
+            == reference
+        )
         assert point.drop is None
         assert point.kind == "disagreement"
         assert point.accuracy.mid == pytest.approx(agree.mean())
@@ -270,7 +274,10 @@ def test_every_group_counts_the_same() -> None:
     held_out = parts(given)[1]
     assert held_out.group is not None
     for point in ladder.points:
-        wrong = replay(held_out.logits, combiner(ladder), point.thresholds, BACKBONE).prediction != held_out.label
+        wrong = (
+            replay(held_out.logits, combiner(ladder), thresholds=point.thresholds, backbone=BACKBONE).prediction
+            != held_out.label
+        )
         means = [wrong[held_out.group == g].mean() for g in np.unique(held_out.group)]
         assert point.risk == pytest.approx(np.mean(means))
         low, share, high = point.accuracy
@@ -412,7 +419,7 @@ def test_answers_of_nan(stage: int, part: int | None, risk: str) -> None:
     ladder = certify(replace(given, logits=logits), (0.1, 0.3), risk=risk)
     held_out = parts(replace(given, logits=logits))[1]
     for point in ladder.points:
-        left = replay(held_out.logits, combiner(ladder), point.thresholds, BACKBONE).stage
+        left = replay(held_out.logits, combiner(ladder), thresholds=point.thresholds, backbone=BACKBONE).stage
         assert not (left[broken[given.part == 1]] == stage).any() or stage == 2
         assert np.isfinite([point.risk, *point.accuracy, *(b for b in [point.bound] if b is not None)]).all()
 

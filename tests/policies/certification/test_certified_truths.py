@@ -55,8 +55,11 @@ class Population:
 
     def risk(self, ladder: Ladder, point: OperatingPoint) -> float:
         """The true risk of the point, of a random record of a random group."""
-        given, combiner = self.records, Combiner(ladder.temperature, ladder.score, ladder.combine, ladder.backbone)
-        answer = replay(given.logits, combiner, point.thresholds, given.backbone).prediction
+        given, combiner = (
+            self.records,
+            Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone),
+        )
+        answer = replay(given.logits, combiner, thresholds=point.thresholds, backbone=given.backbone).prediction
         reference = given.logits[:, -1].argmax(axis=1)
         right, alone = answer == given.label, reference == given.label
         loss = {
@@ -182,7 +185,7 @@ def no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def drawn(population: Population, count: int, draws: int, targets: tuple[float, ...], **options: Any) -> list[Ladder]:
     random = np.random.default_rng(7)
-    return [certify(population.draw(count, random), targets, DELTA, **options) for _ in range(draws)]
+    return [certify(population.draw(count, random), targets, delta=DELTA, **options) for _ in range(draws)]
 
 
 TARGETS = {"drop": (0.0, 0.02, 0.05), "error": (0.12, 0.16, 0.2)}
@@ -262,7 +265,7 @@ def test_from_one_record_on(risk: str) -> None:
     for count in list(range(1, 31)) * 8:
         given = population.draw(count, random)
         try:
-            ladder = certify(given, (0.3 - JUST_BELOW,), DELTA, risk=risk)
+            ladder = certify(given, (0.3 - JUST_BELOW,), delta=DELTA, risk=risk)
         except CalibrationError:
             refused += 1
             assert len(np.unique(np.asarray(given.label)[given.part == 0])) < 2
@@ -281,7 +284,7 @@ def test_groups_that_are_all_alike(risk: str) -> None:
     assert sum(map(population.violates, drawn(population, 60, draws, (0.1 - JUST_BELOW,), risk=risk))) <= most(draws)
     random = np.random.default_rng(7)
     single = [
-        certify(replace(population.draw(60, random), group=None), (0.1 - JUST_BELOW,), DELTA, risk=risk)
+        certify(replace(population.draw(60, random), group=None), (0.1 - JUST_BELOW,), delta=DELTA, risk=risk)
         for _ in range(draws)
     ]
     assert sum(map(population.violates, single)) > 1.5 * most(draws), "as if records were independent"
@@ -311,7 +314,7 @@ def test_as_many_as_would_do_do() -> None:
     for case, risk, target, count in FEW:
         population, random = case(), np.random.default_rng(3)
         for _ in range(20):
-            ladder = certify(population.draw(count, random), (target,), DELTA, risk=risk)
+            ladder = certify(population.draw(count, random), (target,), delta=DELTA, risk=risk)
             assert ladder.certificate is not None
             assert ladder.certified == (ladder.certificate.missing == ())
             for entry in ladder.certificate.missing:
@@ -321,7 +324,7 @@ def test_as_many_as_would_do_do() -> None:
                     assert entry.needed > round(0.75 * count)
                     for times, found in done.items():
                         again = population.draw(max(round(times * entry.needed / 0.75), 20), random)
-                        found.append(certify(again, (target,), DELTA, risk=risk).certified)
+                        found.append(certify(again, (target,), delta=DELTA, risk=risk).certified)
     assert len(done[1]) > 50
     quarter, once, double = (np.mean(found) for found in done.values())
     assert quarter < 0.3

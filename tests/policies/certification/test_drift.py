@@ -31,7 +31,7 @@ def fine(scores: Sequence[float]) -> ScoreBins:
 
 
 def combiner(stages: int, score: str = "max_probability") -> Combiner:
-    return Combiner((1.0,) * stages, score, "mean", (0,) * stages)
+    return Combiner((1.0,) * stages, score, combine="mean", backbone=(0,) * stages)
 
 
 def stream(test: DriftTest, scores: Sequence[float], threshold: float = -INF) -> bool:
@@ -231,7 +231,7 @@ def test_nothing_is_told_where_hardly_anybody_leaves(threshold: float) -> None:
 
 def test_two_bets_by_hand() -> None:
     bets = Bets()
-    assert bets.money == 1
+    assert bets.wealth == 1
     p, q = 0.25, 1.0
     w1 = 1 - 1 / math.log2(3)
     w2 = 1 / math.log2(3) - 1 / 2

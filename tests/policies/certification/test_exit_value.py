@@ -42,9 +42,9 @@ BY_HAND = records(
 def test_an_exit_that_nobody_takes_goes_by_hand() -> None:
     # with exit 0: half leave at 11, half go on to 101: 56; exit 1 could only delay those (21) and is in nobody's way
     choice = choose_exits(BY_HAND, max_drops=(0.0,))
-    assert choice.kept == ("s0",)
+    assert choice.exits == ("s0",)
     assert choice.cost == pytest.approx(56.0)
-    assert [(step.exit, step.after) for step in choice.removed] == [("s1", pytest.approx(56.0))]
+    assert [(step.exit, step.after) for step in choice.removals] == [("s1", pytest.approx(56.0))]
 
 
 def test_a_choice_is_told_in_words() -> None:
@@ -52,17 +52,17 @@ def test_a_choice_is_told_in_words() -> None:
     assert shown == [
         "s1 removed: a request costs 101 without it, 146 with it",
         "s0 removed: a request costs 100 without it, 101 with it",
-        "kept: none; a request costs 100 on average",
+        "exits: none. A request costs 100 on average",
     ]
 
 
 def test_passing_an_exit_has_its_price() -> None:
     # exit 0 saves 100 - 56 = 44 a request, and half of them go past it: at more than 88 it does not pay any more
     paying = choose_exits(BY_HAND, max_drops=(0.0,), exit_cost=80.0)
-    assert paying.kept == ("s0",)
+    assert paying.exits == ("s0",)
     assert paying.cost == pytest.approx(56.0 + 0.5 * 80.0)
     nothing = choose_exits(BY_HAND, max_drops=(0.0,), exit_cost=90.0)
-    assert nothing.kept == ()
+    assert nothing.exits == ()
     assert nothing.cost == pytest.approx(100.0)
 
 
@@ -73,13 +73,13 @@ def test_only_those_who_go_past_an_exit_pay_for_it() -> None:
     first, second = [True] * 10 + [False] * 10, [True] * 15 + [False] * 5
     answers = [[a, b, True] for a, b in zip(first, second, strict=True)]
     both = choose_exits(records(answers, answers, [10.0, 10.0, 80.0], [1.0, 1.0, 0.0]), max_drops=(0.0,), exit_cost=5.0)
-    assert both.kept == ("s0", "s1")
+    assert both.exits == ("s0", "s1")
     assert both.cost == pytest.approx(40.25)
 
 
 def test_at_most_so_many_stay() -> None:
-    assert choose_exits(BY_HAND, max_drops=(0.0,), count=0).kept == ()
-    assert choose_exits(BY_HAND, max_drops=(0.0,), count=1).kept == ("s0",)
+    assert choose_exits(BY_HAND, max_drops=(0.0,), count=0).exits == ()
+    assert choose_exits(BY_HAND, max_drops=(0.0,), count=1).exits == ("s0",)
 
 
 def test_the_best_pair_of_four_exits_by_brute_force() -> None:
@@ -93,21 +93,21 @@ def test_the_best_pair_of_four_exits_by_brute_force() -> None:
     found = Records(logits, np.zeros(400, int), None, np.zeros(400, np.int8), (0,) * 5, macs, head, names, "f")
 
     def cost(gone: frozenset[int]) -> float:
-        left, body, heads = without(found, gone, macs, head)
-        combiner = Combiner(fit_temperatures(left), "max_probability", "backbones", left.backbone)
-        candidate = Search(left, combiner, body, heads).cheapest(0.01)
+        left, body, heads = without(found, gone, body=macs, head=head)
+        combiner = Combiner(fit_temperatures(left), "max_probability", combine="backbones", backbone=left.backbone)
+        candidate = Search(left, combiner, body=body, head=heads).cheapest(0.01)
         assert candidate is not None
         return candidate.cost
 
     pairs = {pair: cost(frozenset(range(4)) - set(pair)) for pair in itertools.combinations(range(4), 2)}
     choice = choose_exits(found, count=2, max_drops=(0.01,))
-    assert len(choice.kept) <= 2
+    assert len(choice.exits) <= 2
     # one at a time, it may miss the best by a little
     assert choice.cost == pytest.approx(min(pairs.values()), rel=0.02)
 
 
 def test_bodies_are_merged_and_other_backbones_left_alone() -> None:
-    left, body, head = without(BY_HAND, frozenset({0}), (1.0, 2.0, 4.0), (0.5, 0.25, 0.0))
+    left, body, head = without(BY_HAND, frozenset({0}), body=(1.0, 2.0, 4.0), head=(0.5, 0.25, 0.0))
     assert (body, head) == ((3.0, 4.0), (0.25, 0.0))
     assert (left.macs, left.stage_names) == ((20.0, 80.0), ("s1", "s2"))
     two = Records(
@@ -122,7 +122,7 @@ def test_bodies_are_merged_and_other_backbones_left_alone() -> None:
         "f",
     )
     choice = choose_exits(two, count=0, max_drops=(0.0,))
-    assert [step.exit for step in choice.removed] == ["s0"]  # s1 is a network's own answer: no exit
+    assert [step.exit for step in choice.removals] == ["s0"]  # s1 is a network's own answer: no exit
 
 
 def test_wrong_settings() -> None:

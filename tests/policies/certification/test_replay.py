@@ -79,7 +79,12 @@ def test_one_by_one(combine: str, kind: str, thresholds: tuple[float, ...]) -> N
     if kind == "negative_entropy":
         thresholds = tuple(t - 1.2 if abs(t) < 1 else t for t in thresholds)
     expected = one_by_one(logits, thresholds, combine, kind)
-    found = replay(logits, Combiner(TEMPERATURE, kind, combine, BACKBONE), thresholds, BACKBONE)
+    found = replay(
+        logits,
+        Combiner(TEMPERATURE, kind, combine=combine, backbone=BACKBONE),
+        thresholds=thresholds,
+        backbone=BACKBONE,
+    )
     assert found.stage.tolist() == [stage for stage, _, _ in expected]
     assert found.prediction.tolist() == [answer for _, answer, _ in expected]
     np.testing.assert_allclose(found.score, [score for _, _, score in expected], rtol=1e-4, atol=1e-5)
@@ -88,24 +93,32 @@ def test_one_by_one(combine: str, kind: str, thresholds: tuple[float, ...]) -> N
 
 def test_the_cases_above_spread_over_the_stages() -> None:
     logits, _ = learned(150, 4)
-    left = {t: set(replay(logits, Combiner(TEMPERATURE, "margin", "mean"), t, BACKBONE).stage) for t in THRESHOLDS}
+    left = {
+        t: set(replay(logits, Combiner(TEMPERATURE, "margin", combine="mean"), thresholds=t, backbone=BACKBONE).stage)
+        for t in THRESHOLDS
+    }
     assert left[0.7, 0.5, 0.45] == {0, 1, 2, 3}
     assert left[-INF, 0.5, 0.5] == {0}
-    patient = Combiner(TEMPERATURE, "patience", "last")
-    assert set(replay(logits, patient, (0.5, 0.5, 0.5), BACKBONE).stage) == {1, 2, 3}
-    assert set(replay(logits, patient, (0.5, 1.5, 1.5), BACKBONE).stage) == {2, 3}
+    patient = Combiner(TEMPERATURE, "patience", combine="last")
+    assert set(replay(logits, patient, thresholds=(0.5, 0.5, 0.5), backbone=BACKBONE).stage) == {1, 2, 3}
+    assert set(replay(logits, patient, thresholds=(0.5, 1.5, 1.5), backbone=BACKBONE).stage) == {2, 3}
 
 
 @pytest.mark.parametrize("combine", COMBINE)
 def test_an_exit_that_is_off_might_as_well_not_exist(combine: str) -> None:
     logits, _ = learned(200, 4)
-    off = replay(logits, Combiner(TEMPERATURE, "margin", combine, BACKBONE), (0.5, INF, 0.4), BACKBONE)
+    off = replay(
+        logits,
+        Combiner(TEMPERATURE, "margin", combine=combine, backbone=BACKBONE),
+        thresholds=(0.5, INF, 0.4),
+        backbone=BACKBONE,
+    )
     kept = [0, 2, 3]
     without = replay(
         logits[:, kept],
-        Combiner(tuple(TEMPERATURE[s] for s in kept), "margin", combine, (0, 1, 2)),
-        (0.5, 0.4),
-        (0, 1, 2),
+        Combiner(tuple(TEMPERATURE[s] for s in kept), "margin", combine=combine, backbone=(0, 1, 2)),
+        thresholds=(0.5, 0.4),
+        backbone=(0, 1, 2),
     )
     assert off.stage.tolist() == [kept[s] for s in without.stage]
     assert off.prediction.tolist() == without.prediction.tolist()
@@ -114,19 +127,24 @@ def test_an_exit_that_is_off_might_as_well_not_exist(combine: str) -> None:
 
 def test_a_score_on_the_threshold_stays() -> None:
     logits = np.array([[[0.0, 0.0], [3.0, 0.0]]], np.float32)  # a margin of exactly 0
-    one = Combiner((1.0, 1.0), "margin", "last")
-    assert replay(logits, one, (0.0,), (0, 0)).stage.tolist() == [1]
-    assert replay(logits, one, (-1e-6,), (0, 0)).stage.tolist() == [0]
+    one = Combiner((1.0, 1.0), "margin", combine="last")
+    assert replay(logits, one, thresholds=(0.0,), backbone=(0, 0)).stage.tolist() == [1]
+    assert replay(logits, one, thresholds=(-1e-6,), backbone=(0, 0)).stage.tolist() == [0]
 
 
 def test_wrong_thresholds_are_named() -> None:
     logits, _ = learned(5, 3)
     with pytest.raises(SettingError, match="need \\(2,\\)"):
-        replay(logits, Combiner((1.0,) * 3, "margin", "mean"), (0.5,), (0, 0, 0))
+        replay(logits, Combiner((1.0,) * 3, "margin", combine="mean"), thresholds=(0.5,), backbone=(0, 0, 0))
 
 
 def test_no_records() -> None:
-    found = replay(np.zeros((0, 2, 3), np.float32), Combiner((1.0, 1.0), "margin", "mean"), (0.5,), (0, 0))
+    found = replay(
+        np.zeros((0, 2, 3), np.float32),
+        Combiner((1.0, 1.0), "margin", combine="mean"),
+        thresholds=(0.5,),
+        backbone=(0, 0),
+    )
     assert len(found.stage) == len(found.prediction) == len(found.score) == 0
     assert shares(found.stage, 2) == (0.0, 0.0)
 

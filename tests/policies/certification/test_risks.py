@@ -50,7 +50,7 @@ def test_what_is_told_of_each_risk_is_so() -> None:
 
 
 def test_an_unknown_risk_is_named() -> None:
-    with pytest.raises(SettingError, match=r"risk='loss' is not known; use one of \['disagreement', 'drop'"):
+    with pytest.raises(SettingError, match=r"risk='loss' is unknown: use one of \['disagreement', 'drop'"):
         risk_named("loss")
 
 
@@ -58,9 +58,9 @@ def test_the_answer_wanted() -> None:
     logits, label = learned(6, 2)
     records, reference = make_records(logits, label), np.array([3, 2, 1, 0, -1, 0])
     for name, risk in RISKS.items():
-        wanted = risk.wanted(records, reference)
+        wanted = risk.correct_answers(records, reference)
         assert wanted.tolist() == (reference if name == "disagreement" else label).tolist()
-    assert RISKS["disagreement"].wanted(replace(records, label=None), reference).tolist() == reference.tolist()
+    assert RISKS["disagreement"].correct_answers(replace(records, label=None), reference).tolist() == reference.tolist()
 
 
 @pytest.mark.parametrize("name", ["drop", "harm", "error"])
@@ -68,7 +68,7 @@ def test_missing_labels_are_named_with_what_to_do(name: str) -> None:
     logits, label = learned(6, 2)
     without = replace(make_records(logits, label), label=None)
     with pytest.raises(CalibrationError, match=rf"risk='{name}' needs labels.*\(inputs, labels\).*'disagreement'"):
-        RISKS[name].wanted(without, np.zeros(6, np.int64))
+        RISKS[name].correct_answers(without, np.zeros(6, np.int64))
 
 
 # who counts

@@ -13,7 +13,8 @@ from support.trying_everything import TEMPERATURE, Everything
 from dynamic.policies.certification.answers import Answers
 from dynamic.policies.certification.replay import cost_to, replay
 from dynamic.policies.certification.risks import RISKS
-from dynamic.policies.certification.threshold_search import Candidate, Search, midpoints
+from dynamic.policies.certification.threshold_search import Candidate, Search
+from dynamic.policies.certification.thresholds.grids import midpoints
 from dynamic.policies.errors import CalibrationError
 from dynamic.policies.records import Records
 from dynamic.policies.scores import COMBINE, Combiner
@@ -24,7 +25,7 @@ BODY, HEAD = (1.0, 2.0, 3.0, 1.5), (0.2, 0.1, 0.3, 0.05)
 
 
 def combiner(stages: int, combine: str = "mean", backbone: tuple[int, ...] | None = None) -> Combiner:
-    return Combiner(TEMPERATURE[:stages], "max_probability", combine, backbone)
+    return Combiner(TEMPERATURE[:stages], "max_probability", combine=combine, backbone=backbone)
 
 
 def check_truthful(everything: Everything, candidate: Candidate) -> None:
@@ -109,13 +110,13 @@ def test_what_is_found_is_what_replay_does(score: str) -> None:
     logits[:, 0] *= random.choice([0.5, 1, 1.5], size=(300, 1)).astype(np.float32)
     label = logits[:, 2].argmax(axis=1)
     records = make_records(logits, np.where(random.random(300) < 0.1, 0, label), body=BODY[:3], head=HEAD[:3])
-    one = Combiner(TEMPERATURE[:3], score, "mean")
+    one = Combiner(TEMPERATURE[:3], score, combine="mean")
     search = Search(records, one)
-    reference = replay(logits, one, (INF, INF), (0, 0, 0)).prediction == records.label
+    reference = replay(logits, one, thresholds=(INF, INF), backbone=(0, 0, 0)).prediction == records.label
     for drop in (0.0, 0.02, 0.05, 0.1, 0.2, 0.5):
         found = search.cheapest(drop)
         assert found is not None
-        again = replay(logits, one, found.thresholds, (0, 0, 0))
+        again = replay(logits, one, thresholds=found.thresholds, backbone=(0, 0, 0))
         cost = cost_to(plan(np.array(found.thresholds, np.float32), (0, 0, 0)), BODY[:3], HEAD[:3])
         assert found.cost == pytest.approx(cost[again.stage].mean(), abs=1e-12)
         assert found.risk == pytest.approx(reference.mean() - (again.prediction == records.label).mean(), abs=1e-12)
@@ -158,7 +159,7 @@ def test_no_single_threshold_is_left_to_move(ties: bool) -> None:
 def test_costs_given_replace_multiply_adds() -> None:
     logits, label = learned(200, 3)
     as_records = make_records(logits, label, body=BODY[:3], head=HEAD[:3])
-    given = Search(make_records(logits, label), combiner(3), BODY[:3], HEAD[:3])
+    given = Search(make_records(logits, label), combiner(3), body=BODY[:3], head=HEAD[:3])
     assert given.cheapest(0.02) == Search(as_records, combiner(3)).cheapest(0.02)
     assert given.cheapest(0.02) != Search(make_records(logits, label), combiner(3)).cheapest(0.02)
 
@@ -236,7 +237,9 @@ def test_the_path_goes_from_the_safest_to_the_cheapest(risk: str, combine: str, 
     assert len(path) > 5
     for candidate in path:
         check_truthful(everything, candidate)
-        again = replay(logits, combiner(3, combine, records.backbone), candidate.thresholds, records.backbone)
+        again = replay(
+            logits, combiner(3, combine, records.backbone), thresholds=candidate.thresholds, backbone=records.backbone
+        )
         limits = np.array(candidate.thresholds, np.float32)
         cost = cost_to(plan(limits, records.backbone), records.macs, records.head_macs)
         assert candidate.cost == pytest.approx(cost[again.stage].mean(), abs=1e-12)
@@ -296,7 +299,7 @@ def test_expected_losses_choose_thresholds_that_are_what_they_say(risk: str, bro
     path = search.path(0.5)
     for candidate in (*chosen, *path, search.most_accurate(0.5), search.least_cost(), search.reference):
         assert candidate.cost == pytest.approx(everything.outcome(candidate.thresholds).cost, abs=1e-9)
-        loss = answers.leaving(candidate.thresholds)[1].astype(float)
+        loss = answers.exits_under(candidate.thresholds)[1].astype(float)
         assert candidate.risk == pytest.approx(loss.mean(), abs=1e-6)
         # not less than of what is expected: what is not known adds to it
         assert candidate.risk_se >= loss.std() / np.sqrt(300) - 1e-6
@@ -355,7 +358,11 @@ def test_a_stage_twice_makes_nothing_dearer(seed: int, twice: int, combine: str,
         head=[0.0 if f else HEAD[s] for s, f in zip(kept, free, strict=True)],
     )
     searches = [
-        Search(r, Combiner(tuple(TEMPERATURE[s] for s in stages), "margin", combine, r.backbone), risk=RISKS[risk])
+        Search(
+            r,
+            Combiner(tuple(TEMPERATURE[s] for s in stages), "margin", combine=combine, backbone=r.backbone),
+            risk=RISKS[risk],
+        )
         for r, stages in ((once, [0, 1, 2]), (doubled, kept))
     ]
     for target, margin in itertools.product((*DROPS, 0.3), (0.0, 1.0)):

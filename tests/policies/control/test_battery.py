@@ -68,27 +68,29 @@ def test_ceiling_by_hand() -> None:
     # 0.4 to spend in 10,200 s, less what idle takes, at 1 request a second
     pace = paced()
     assert pace.rate_hz == pytest.approx(1)
-    assert pace.ceiling(0.1) == pytest.approx((0.4 / 10_200 - 1e-5) / 1e-6)
-    assert pace.ceiling(0.49) == 0  # 0.01 / 10,200 a second is less than idle takes
+    assert pace.effort_limit(0.1) == pytest.approx((0.4 / 10_200 - 1e-5) / 1e-6)
+    assert pace.effort_limit(0.49) == 0  # 0.01 / 10,200 a second is less than idle takes
     assert pace.lasts_s(0.1, 10) == pytest.approx(0.4 / (1e-5 + 1e-5))
     assert pace.lasts_s(0.1, 0) == pytest.approx(0.4 / 1e-5)
 
 
 def test_what_is_not_known_limits_nothing() -> None:
     unknown = paced(None, None)
-    assert (unknown.ceiling(0.0), unknown.lasts_s(0.0, 1e9)) == (math.inf, math.inf)
+    assert (unknown.effort_limit(0.0), unknown.lasts_s(0.0, 1e9)) == (math.inf, math.inf)
     # no rate yet, but idle alone is too much: that is known at once
     start = BatteryPacer.start(10_000, 0, 0.5, 0, 0, DrainModel(idle=1e-4, per_effort=1e-6))
     assert start.rate_hz is None
-    assert start.ceiling(0.0) == 0
-    assert BatteryPacer.start(10_000, 0, 0.5, 0, 0, DrainModel(idle=1e-5, per_effort=1e-6)).ceiling(0.0) == math.inf
+    assert start.effort_limit(0.0) == 0
+    assert (
+        BatteryPacer.start(10_000, 0, 0.5, 0, 0, DrainModel(idle=1e-5, per_effort=1e-6)).effort_limit(0.0) == math.inf
+    )
 
 
 def test_when_the_time_is_over_nothing_is_held_back() -> None:
     drain = DrainModel(1e-5, 1e-6)
     pace = paced().with_reading(9_999, 0.1, 99_990, 9_999, drain)
-    assert pace.ceiling(0.0) < math.inf
-    assert pace.with_reading(10_000, 0.1, 100_000, 10_000, drain).ceiling(0.0) == math.inf
+    assert pace.effort_limit(0.0) < math.inf
+    assert pace.with_reading(10_000, 0.1, 100_000, 10_000, drain).effort_limit(0.0) == math.inf
 
 
 def test_between_steps_of_the_battery_what_was_lost_is_exact() -> None:
@@ -127,7 +129,7 @@ def test_the_rate_is_a_mean_at_first_and_follows_later() -> None:
 def test_a_clock_that_is_set_back_takes_all_that_it_timed_along() -> None:
     pace = paced()
     back = pace.with_reading(40, 0.5, 1010, 101, DrainModel(1e-5, 1e-6))
-    assert (back.left_s(), back.ceiling(0.1)) == (pace.left_s(), pace.ceiling(0.1))
+    assert (back.remaining_s(), back.effort_limit(0.1)) == (pace.remaining_s(), pace.effort_limit(0.1))
     assert back == replace(pace, time_s=40, start_s=-60, edge_s=-60, rate_s=40, read_s=40)
 
 
@@ -197,7 +199,7 @@ def test_where_there_is_enough_nothing_is_saved(known: bool) -> None:
 def test_what_cannot_last_is_said_at_once_where_powers_are_known() -> None:
     found = run(0, True, idle_h=3.4, full_h=2.0)
     assert found.violated_limits[:100] == list(range(100))
-    assert "battery can last 3.4 h even without inference, not 5.0 h: lower the frame rate" in found.reason
+    assert "the battery lasts 3.4 h even without inference, not 5.0 h. Lower the frame rate" in found.reason
     assert found.chosen.count("quick") == len(found.chosen)
     assert 3.0 < found.hours < 3.4
 
@@ -223,7 +225,7 @@ def pace_after(budget: Budget, *snapshots: Snapshot) -> BatteryPacer | None:
     frontier = Frontier.of(LADDER, COSTS)
     for snapshot in snapshots:
         _, state = POLICY.decide(frontier, budget, snapshot, state)
-    return state.seen.pace
+    return state.device.battery_pacer
 
 
 def test_on_the_mains_the_end_that_was_asked_for_stays() -> None:
@@ -231,7 +233,7 @@ def test_on_the_mains_the_end_that_was_asked_for_stays() -> None:
     pace = pace_after(Budget(battery_duration_s=3600), *at)
     assert pace is not None
     assert (pace.start_s, pace.edge_s, pace.edge) == (0, 1900, 0.45)
-    assert pace.left_s() == 1700
+    assert pace.remaining_s() == 1700
 
 
 def test_charging_is_no_step_to_learn_from() -> None:
@@ -270,10 +272,10 @@ def test_a_budget_that_no_longer_asks_forgets_when_it_began() -> None:
         (7200, Budget(battery_duration_s=3600)),
     ):
         _, state = POLICY.decide(frontier, budget, Snapshot(time_s, battery=0.5), state)
-    assert state.seen.pace is not None
-    assert state.seen.pace.start_s == 7200
+    assert state.device.battery_pacer is not None
+    assert state.device.battery_pacer.start_s == 7200
     _, state = POLICY.decide(
         frontier, Budget(battery_duration_s=3600, latency_ms=90), Snapshot(7300, battery=0.5), state
     )
-    assert state.seen.pace is not None
-    assert state.seen.pace.start_s == 7200
+    assert state.device.battery_pacer is not None
+    assert state.device.battery_pacer.start_s == 7200

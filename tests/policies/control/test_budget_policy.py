@@ -26,7 +26,7 @@ def test_without_limits_the_most_accurate() -> None:
     found = decide()
     assert (name(found), found.feasible, found.violated_limits) == ("reference", True, ())
     assert "most accurate" in found.reason
-    assert "nothing rules it out" in found.reason
+    assert "No limit excludes a point" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_load_shares_the_processor() -> None:
     found = decide(budget, cpu_load=0.5, cpu_cores=2)
     assert name(found) == "middle"
     assert "slowdown 1.50" in found.reason
-    assert "predicted 75 ms" in found.reason
+    assert "predicted latency is 75 ms" in found.reason
     assert name(decide(budget, cpu_load=0.5, cpu_cores=8)) == "reference"  # 4 busy of 8, 2 wanted: room for all
     assert name(decide(Budget(latency_ms=76), cpu_load=0.5, cpu_cores=2)) == "middle"
     assert name(decide(Budget(latency_ms=74), cpu_load=0.5, cpu_cores=2)) == "quick"
@@ -72,15 +72,15 @@ def test_load_shares_the_processor() -> None:
 def test_slowdown_is_what_load_does_not_explain() -> None:
     start = POLICY.initial()
     slow = POLICY.observe(start, feedback(200, 100))
-    assert slow.seen.speed == start.seen.speed.observe(200, 100)
+    assert slow.device.speed == start.device.speed.observe(200, 100)
     explained = POLICY.observe(start, feedback(200, 100, cpu_load=1.0, cpu_cores=2))  # (2 + 2) / 2 = twice
-    assert explained.seen.speed.ratio == pytest.approx(1)
+    assert explained.device.speed.ratio == pytest.approx(1)
     waiting = POLICY.observe(start, feedback(200, 100, cpu_pressure=0.5))  # half of the time something waits
-    assert waiting.seen.speed.ratio == pytest.approx(1)
+    assert waiting.device.speed.ratio == pytest.approx(1)
     budget = Budget(latency_ms=100.1, percentile=None)
     assert name(decide(budget, slow)) == "middle"
     assert name(decide(budget, explained)) == "reference"
-    assert decide(budget, slow).slowdown == pytest.approx(slow.seen.speed.ratio)
+    assert decide(budget, slow).slowdown == pytest.approx(slow.device.speed.ratio)
 
 
 def test_where_only_the_pressure_is_known_it_counts() -> None:
@@ -95,8 +95,8 @@ def test_percentiles_are_of_requests_as_they_scatter() -> None:
     state = POLICY.initial()
     for took_ms in [140, 71] * 50:  # a factor of 1.4 either way: 0.34, around a mean that follows them
         state = POLICY.observe(state, feedback(took_ms, 100))
-    state = fast_replace(state, seen=fast_replace(state.seen, speed=replace(state.seen.speed, mean=0.0)))
-    assert 0.3 < state.seen.spread < 0.45
+    state = fast_replace(state, device=fast_replace(state.device, speed=replace(state.device.speed, mean=0.0)))
+    assert 0.3 < state.device.spread < 0.45
     assert name(decide(Budget(latency_ms=120), state)) == "middle"
     assert name(decide(Budget(latency_ms=120, percentile=None), state)) == "reference"
     assert name(decide(Budget(latency_ms=180), state)) == "reference"  # 100 * (1 + 0.45 * 1.645) = 174
@@ -143,7 +143,7 @@ def test_mean_or_percentile() -> None:
 def test_memory_of_this_process_is_that_before_any_network() -> None:
     budget = Budget(memory_mb=300)
     state = after(Snapshot(0, memory_process_mb=100), Snapshot(1, memory_process_mb=300), budget=budget)
-    assert (state.seen.base_mb, state.seen.excess_mb) == (100, 0)
+    assert (state.device.base_mb, state.device.excess_mb) == (100, 0)
     assert name(POLICY.decide(FRONTIER, budget, Snapshot(2, memory_process_mb=300), state)[0]) == "reference"
 
 
@@ -158,17 +158,17 @@ def test_memory_beyond_what_was_expected_counts_once_it_has_settled() -> None:
     assert "130 of which are not networks'" in found.reason
     for second in range(3, 30):
         found, state = POLICY.decide(FRONTIER, budget, Snapshot(second, memory_process_mb=150), state)
-    assert state.seen.excess_mb < 2  # it fades where it is not seen again
+    assert state.device.excess_mb < 2  # it fades where it is not seen again
 
 
 def test_what_is_resident() -> None:
     both = after(Snapshot(0), Snapshot(1, memory_available_mb=50))
-    assert both.seen.resident == {1}  # what was loaded is room: nothing had to go
+    assert both.device.resident == {1}  # what was loaded is room: nothing had to go
     swapped = after(Snapshot(0, rows=1), Snapshot(1, rows=3), budget=Budget(latency_ms=250))
-    assert swapped.seen.resident == {0, 1}
+    assert swapped.device.resident == {0, 1}
     seen = [Snapshot(0, memory_process_mb=100), Snapshot(0.1, memory_process_mb=300, rows=3)]
-    assert after(*seen, budget=Budget(latency_ms=250, memory_mb=350)).seen.resident == {0, 1}
-    assert after(*seen, budget=Budget(latency_ms=250, memory_mb=349)).seen.resident == {0}  # not both
+    assert after(*seen, budget=Budget(latency_ms=250, memory_mb=350)).device.resident == {0, 1}
+    assert after(*seen, budget=Budget(latency_ms=250, memory_mb=349)).device.resident == {0}  # not both
 
 
 def test_battery_goes_before_the_drop() -> None:
@@ -204,7 +204,7 @@ def test_on_drift_the_least_promised_drop_of_what_other_limits_allow(
     found = decide(budget, drifted(), **snapshot)
     assert (name(found), found.violated_limits, found.feasible) == (expected, violated_limits, not violated_limits)
     assert f"{expected!r} is the safest of" in found.reason
-    assert "inputs have drifted from those of the calibration: " in found.reason
+    assert "Inputs have drifted from those of the calibration, " in found.reason
     reported = decide(replace(budget, on_drift="report"), drifted(), **snapshot)
     without = decide(budget, **snapshot)
     assert (name(reported), reported.reason) == (name(without), without.reason)
@@ -233,21 +233,21 @@ def test_of_equally_safe_points_the_reference_is_first_however_accurate_others_w
 
 def test_drift_stays_until_it_is_cleared() -> None:
     budget = Budget(max_drop=0.1)
-    assert not POLICY.initial().seen.drift
+    assert not POLICY.initial().device.drift
     state = drifted()
     for _ in range(3):
         found, state = POLICY.decide(FRONTIER, budget, Snapshot(0), state)
         assert name(found) == "reference"
     cleared = POLICY.observe(state, feedback(100, 100))
-    assert not cleared.seen.drift
+    assert not cleared.device.drift
     assert name(decide(Budget(max_drop=0.1, memory_mb=999), cleared)) == "quick"
 
 
 def test_a_request_that_took_what_says_nothing_still_tells_of_drift() -> None:
     state = POLICY.observe(POLICY.initial(), feedback(500, 100))
     told = POLICY.observe(state, feedback(500, 0, drift=True))
-    assert told.seen.drift
-    assert told.seen.speed == state.seen.speed
+    assert told.device.drift
+    assert told.device.speed == state.device.speed
 
 
 def test_on_drift_drop_that_gives_way_last_is_kept_under_overload() -> None:
@@ -375,9 +375,9 @@ def test_a_decision_travels_with_its_reason() -> None:
 
 def test_a_first_reading_of_memory_after_networks_were_loaded_is_less_them() -> None:
     _, state = POLICY.decide(FRONTIER, Budget(), Snapshot(0), POLICY.initial())
-    assert state.seen.resident == frozenset({1})
+    assert state.device.resident == frozenset({1})
     _, state = POLICY.decide(FRONTIER, Budget(), Snapshot(1, memory_process_mb=290.0), state)
-    assert state.seen.base_mb == 90
+    assert state.device.base_mb == 90
 
 
 def test_all_networks_stay_only_once_there_is_room_for_all() -> None:

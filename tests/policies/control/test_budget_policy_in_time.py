@@ -200,13 +200,13 @@ def test_a_request_that_has_waited_gets_a_faster_point_for_itself_alone() -> Non
     too_late, state = next_of(state, budget, waited_ms=150.0)
     assert (name(too_late), too_late.violated_limits) == ("quick", ("latency_ms",))
     assert name(next_of(state, budget)[0]) == "reference"
-    assert state.hold.needed == 16
+    assert state.switch_delay.needed == 16
 
 
 def test_what_heat_forced_out_rests_for_five_minutes_and_what_is_cheaper_for_half_of_one() -> None:
     budget = Budget(temperature_c=70)
     state, chosen = after(Snapshot(0, temperature_c=40), Snapshot(60, temperature_c=90), budget=budget), {}
-    assert state.rest.backed_s == 60
+    assert state.cooldown.start_s == 60
     for number in range(1, 2000):  # it is cool again at once
         time_s = 60 + number / 5
         decision, state = POLICY.decide(FRONTIER, budget, Snapshot(time_s, temperature_c=20), state)

@@ -14,7 +14,9 @@ from dynamic.policies.budget import PRIORITY, Budget
 from dynamic.policies.control.battery import BatteryPacer, DrainModel
 from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.control.device_state import DeviceState
-from dynamic.policies.control.limits import LIMITS, CandidateFilter, stay, worded
+from dynamic.policies.control.limits import LIMITS, backbones_in_memory
+from dynamic.policies.control.limits.candidate_filter import CandidateFilter
+from dynamic.policies.control.reasons import worded
 from dynamic.policies.control.thermal import Cooling
 from dynamic.policies.fast_paths import Rank, members
 from dynamic.policies.frontier import Frontier
@@ -24,18 +26,18 @@ NAMES = ("reference", "middle", "quick")
 METERED = Frontier.of(LADDER, replace(COSTS, energy_mj=COSTS.cpu_ms, energy_source="meter"))
 
 
-def sift(
+def remaining(
     limit: str,
     budget: Budget,
     current: int | None = None,
     wait: bool = False,
     frontier: Frontier = FRONTIER,
-    **seen: Any,
+    **readings: Any,
 ) -> tuple[list[str], list[str], str]:
-    """What one limit leaves of the three points, what gives way, and what is said."""
-    sieve = CandidateFilter(frontier, current)
-    LIMITS[limit](sieve, budget, DeviceState(**seen), wait)
-    return [NAMES[i] for i in members(sieve.left)], sieve.violated_limits, worded(sieve.notes)
+    """The points that one limit allows, the violated limits, and the reason."""
+    candidates = CandidateFilter(frontier, current)
+    LIMITS[limit](candidates, budget, DeviceState(**readings), wait)
+    return [NAMES[i] for i in members(candidates.points)], candidates.violated_limits, worded(candidates.notes)
 
 
 def test_every_limit_has_its_function() -> None:
@@ -54,7 +56,7 @@ def test_what_is_not_asked_for_limits_nothing(limit: str) -> None:
         "queue_length": 99,
         "throttled": True,
     }
-    assert sift(limit, Budget(), wait=True, **everything) == (list(NAMES), [], "")
+    assert remaining(limit, Budget(), wait=True, **everything) == (list(NAMES), [], "")
 
 
 @repeatable
@@ -65,74 +67,86 @@ def test_what_is_not_asked_for_limits_nothing(limit: str) -> None:
     st.none() | st.integers(0, 2),
     st.sampled_from([1.0, 0.9]),
 )
-def test_a_sieve_is_plain_filtering(
-    figures: list[float], among: set[int], most: float, current: int | None, spare: float
+def test_a_filter_is_plain_filtering(
+    figures: list[float], among: set[int], most: float, current: int | None, share: float
 ) -> None:
-    sieve, rank = CandidateFilter(FRONTIER, current), Rank(figures)
-    sieve.left = sum(1 << i for i in among)
-    fitted = sieve.keep("latency_ms", rank, most, ("kept",), ("missed {}",), spare)
+    candidates, rank = CandidateFilter(FRONTIER, current), Rank(figures)
+    candidates.points = sum(1 << i for i in among)
+    fitted = candidates.keep("latency_ms", rank, most, ("kept",), ("missed {}",), share)
     running = math.inf if current is None else figures[current]
-    fitting = [i for i in among if figures[i] <= (most if figures[i] <= running else most * spare)]
+    fitting = [i for i in among if figures[i] <= (most if figures[i] <= running else most * share)]
     least = min(figures[i] for i in among)
     assert fitted == bool(fitting)
-    assert set(members(sieve.left)) == set(fitting or [i for i in among if figures[i] == least])
-    assert sieve.violated_limits == ([] if fitting else ["latency_ms"])
+    assert set(members(candidates.points)) == set(fitting or [i for i in among if figures[i] == least])
+    assert candidates.violated_limits == ([] if fitting else ["latency_ms"])
     said = [("kept",)] if 0 < len(fitting) < len(among) else []
-    assert sieve.notes == (said if fitting else [("missed {}", least)])
+    assert candidates.notes == (said if fitting else [("missed {}", least)])
 
 
 def test_memory_of_this_process() -> None:
-    assert sift("memory", Budget(memory_mb=300), base_mb=100.0)[0] == list(NAMES)
-    assert sift("memory", Budget(memory_mb=299), base_mb=100.0)[0] == ["middle", "quick"]
-    left, violated_limits, said = sift("memory", Budget(memory_mb=300), base_mb=100.0, excess_mb=1.0)
+    assert remaining("memory", Budget(memory_mb=300), base_mb=100.0)[0] == list(NAMES)
+    assert remaining("memory", Budget(memory_mb=299), base_mb=100.0)[0] == ["middle", "quick"]
+    left, violated_limits, said = remaining("memory", Budget(memory_mb=300), base_mb=100.0, excess_mb=1.0)
     assert (left, violated_limits) == (["middle", "quick"], [])
-    assert said == "memory_mb at most 300 MB, 101 of which are not networks'"
-    left, violated_limits, said = sift("memory", Budget(memory_mb=140), base_mb=100.0)
+    assert said == "memory_mb allows at most 300 MB, 101 of which are not networks'"
+    left, violated_limits, said = remaining("memory", Budget(memory_mb=140), base_mb=100.0)
     assert (left, violated_limits) == (["middle", "quick"], ["memory_mb"])
-    assert said == "memory_mb: 50 MB on top of 100 is over 140 MB and gave way"
-    assert sift("memory", Budget(memory_mb=1))[0] == list(NAMES)  # what it takes is not known
+    assert said == (
+        "memory_mb is violated: 50 MB of networks on top of 100 MB are over 140 MB. "
+        "Raise memory_mb or add a smaller network"
+    )
+    assert remaining("memory", Budget(memory_mb=1))[0] == list(NAMES)  # what it takes is not known
 
 
 def test_memory_that_is_free() -> None:
     # 200 MB and 32 in reserve, a tenth to spare for what does not run yet
-    assert sift("memory", Budget(), memory_available_mb=232.0)[0] == list(NAMES)
-    assert sift("memory", Budget(), memory_available_mb=231.0)[0] == ["middle", "quick"]
-    assert sift("memory", Budget(), 1, memory_available_mb=254.0)[0] == ["middle", "quick"]
-    assert sift("memory", Budget(), 1, memory_available_mb=255.0)[0] == list(NAMES)
+    assert remaining("memory", Budget(), memory_available_mb=232.0)[0] == list(NAMES)
+    assert remaining("memory", Budget(), memory_available_mb=231.0)[0] == ["middle", "quick"]
+    assert remaining("memory", Budget(), 1, memory_available_mb=254.0)[0] == ["middle", "quick"]
+    assert remaining("memory", Budget(), 1, memory_available_mb=255.0)[0] == list(NAMES)
     # what is resident could be given back
-    assert sift("memory", Budget(), 0, memory_available_mb=32.0, resident=frozenset([1]))[0] == list(NAMES)
-    left, violated_limits, said = sift("memory", Budget(), memory_available_mb=10.0)
+    assert remaining("memory", Budget(), 0, memory_available_mb=32.0, resident=frozenset([1]))[0] == list(NAMES)
+    left, violated_limits, said = remaining("memory", Budget(), memory_available_mb=10.0)
     assert (left, violated_limits) == (["middle", "quick"], ["memory_mb"])
     assert (
-        "50 MB of memory are needed, and 10 MB of memory are free, 32 MB of which are for others: too little for any"
+        "memory_mb is violated: 50 MB are needed. 10 MB of memory are free, 32 MB of which are for others. Free memory"
         in said
     )
 
 
 def test_where_others_wait_for_memory_no_more_is_taken() -> None:
-    seen: dict[str, Any] = {"memory_available_mb": 5000.0, "memory_pressure": 0.2}
-    assert sift("memory", Budget(), resident=frozenset([0]), **seen)[0] == ["middle", "quick"]
-    assert sift("memory", Budget(), resident=frozenset([1]), **seen)[0] == list(NAMES)
-    assert sift("memory", Budget(), memory_available_mb=5000.0, memory_pressure=0.1)[0] == list(NAMES)
+    readings: dict[str, Any] = {"memory_available_mb": 5000.0, "memory_pressure": 0.2}
+    assert remaining("memory", Budget(), resident=frozenset([0]), **readings)[0] == ["middle", "quick"]
+    assert remaining("memory", Budget(), resident=frozenset([1]), **readings)[0] == list(NAMES)
+    assert remaining("memory", Budget(), memory_available_mb=5000.0, memory_pressure=0.1)[0] == list(NAMES)
 
 
 def test_what_may_stay_in_memory() -> None:
     needed, both = frozenset([0]), frozenset([0, 1])
-    assert stay(FRONTIER, Budget(), DeviceState(resident=both), needed) is None
-    assert stay(FRONTIER, Budget(), DeviceState(resident=both, memory_available_mb=31.0), needed) == needed
+    assert backbones_in_memory(FRONTIER, Budget(), DeviceState(resident=both), needed) is None
+    assert (
+        backbones_in_memory(FRONTIER, Budget(), DeviceState(resident=both, memory_available_mb=31.0), needed) == needed
+    )
     short = DeviceState(resident=both, memory_available_mb=9e3, memory_pressure=0.5)
-    assert stay(FRONTIER, Budget(), short, needed) == needed
-    assert stay(FRONTIER, Budget(memory_mb=350), DeviceState(resident=both, base_mb=100.0), needed) == both
-    assert stay(FRONTIER, Budget(memory_mb=349), DeviceState(resident=both, base_mb=100.0), needed) == needed
-    assert stay(FRONTIER, Budget(memory_mb=350), DeviceState(resident=both), needed) == needed
+    assert backbones_in_memory(FRONTIER, Budget(), short, needed) == needed
+    assert (
+        backbones_in_memory(FRONTIER, Budget(memory_mb=350), DeviceState(resident=both, base_mb=100.0), needed) == both
+    )
+    assert (
+        backbones_in_memory(FRONTIER, Budget(memory_mb=349), DeviceState(resident=both, base_mb=100.0), needed)
+        == needed
+    )
+    assert backbones_in_memory(FRONTIER, Budget(memory_mb=350), DeviceState(resident=both), needed) == needed
 
 
 def test_a_deadline_is_met_by_points_that_are_not_cut() -> None:
-    assert sift("deadline", Budget(deadline_ms=101))[0] == list(NAMES)
-    assert sift("deadline", Budget(deadline_ms=99))[0] == ["middle", "quick"]
-    left, violated_limits, said = sift("deadline", Budget(deadline_ms=5))
+    assert remaining("deadline", Budget(deadline_ms=101))[0] == list(NAMES)
+    assert remaining("deadline", Budget(deadline_ms=99))[0] == ["middle", "quick"]
+    left, violated_limits, said = remaining("deadline", Budget(deadline_ms=5))
     assert (left, violated_limits) == (["quick"], ["deadline_ms"])
-    assert "10 ms as profiled to a first answer is over 5 ms and gave way" in said
+    assert (
+        "10 ms as profiled to a first answer, times 1, is over 5 ms. Raise deadline_ms or add an earlier exit" in said
+    )
 
 
 def test_a_point_that_a_deadline_cuts_runs_where_all_are_cut() -> None:
@@ -140,16 +154,16 @@ def test_a_point_that_a_deadline_cuts_runs_where_all_are_cut() -> None:
     early = replace(LADDER.points[1], thresholds=(0.5, -math.inf), shares=(0.2, 0.8, 0.0))
     late = replace(LADDER.points[0], thresholds=(math.inf, -math.inf), shares=(0.0, 1.0, 0.0), backbones=(0,))
     frontier = Frontier.of(replace(LADDER, points=(late, early)), COSTS)
-    sieve = CandidateFilter(frontier, None)
-    LIMITS["deadline"](sieve, Budget(deadline_ms=30), DeviceState(), False)
-    assert [frontier.points[i].operating_point for i in members(sieve.left)] == [early]
-    assert sieve.violated_limits == []
+    candidates = CandidateFilter(frontier, None)
+    LIMITS["deadline"](candidates, Budget(deadline_ms=30), DeviceState(), False)
+    assert [frontier.points[i].operating_point for i in members(candidates.points)] == [early]
+    assert candidates.violated_limits == []
 
 
 def test_a_deadline_counts_from_arrival_for_the_request_that_waited() -> None:
     budget = Budget(deadline_ms=101)
-    assert sift("deadline", budget, wait=False, waited_ms=60.0)[0] == list(NAMES)
-    assert sift("deadline", budget, wait=True, waited_ms=60.0)[0] == ["quick"]
+    assert remaining("deadline", budget, wait=False, waited_ms=60.0)[0] == list(NAMES)
+    assert remaining("deadline", budget, wait=True, waited_ms=60.0)[0] == ["quick"]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +171,7 @@ def test_a_deadline_counts_from_arrival_for_the_request_that_waited() -> None:
     [(0.21, False, NAMES), (0.2, False, NAMES[2:]), (0.05, None, NAMES[2:]), (0.05, True, NAMES), (None, None, NAMES)],
 )
 def test_battery_floor(battery: float | None, plugged: bool | None, left: tuple[str, ...]) -> None:
-    assert sift("battery", Budget(battery_floor=0.2), battery=battery, plugged=plugged)[0] == list(left)
+    assert remaining("battery", Budget(battery_floor=0.2), battery=battery, plugged=plugged)[0] == list(left)
 
 
 def test_battery_that_must_last() -> None:
@@ -167,7 +181,9 @@ def test_battery_that_must_last() -> None:
 
     # 0.5 / 10,200 = 4.9e-5 a second at 1 request a second
     def lasting(idle: float, per_effort: float, **more: Any) -> tuple[list[str], list[str], str]:
-        return sift("battery", Budget(battery_duration_s=10_000, **more), battery=0.5, pace=paced(idle, per_effort))
+        return remaining(
+            "battery", Budget(battery_duration_s=10_000, **more), battery=0.5, battery_pacer=paced(idle, per_effort)
+        )
 
     assert lasting(1e-5, 1.9e-7)[0] == list(NAMES)  # up to 205
     left, violated_limits, said = lasting(1e-5, 2e-7)  # up to 195
@@ -177,11 +193,13 @@ def test_battery_that_must_last() -> None:
     assert lasting(0.0, 0.5 / 10_100 / 20)[:2] == (["quick"], [])
     left, violated_limits, said = lasting(1e-5, 3e-6)
     assert (left, violated_limits) == (["quick"], ["battery_duration_s"])
-    assert "battery lasts 2.0 h at the cheapest point, not 2.8 h" in said
+    assert "the battery lasts 2.0 h at the cheapest point, not 2.8 h" in said
     left, violated_limits, said = lasting(1e-4, 1e-9)
     assert (left, violated_limits) == (["quick"], ["battery_duration_s"])
-    assert "battery can last 1.4 h even without inference, not 2.8 h" in said
-    plugged = sift("battery", Budget(battery_duration_s=10_000), battery=0.5, plugged=True, pace=paced(1e-4, 1e-9))
+    assert "the battery lasts 1.4 h even without inference, not 2.8 h" in said
+    plugged = remaining(
+        "battery", Budget(battery_duration_s=10_000), battery=0.5, plugged=True, battery_pacer=paced(1e-4, 1e-9)
+    )
     assert plugged[0] == list(NAMES)
 
 
@@ -189,75 +207,79 @@ def test_less_effort_the_closer_to_the_limit() -> None:
     # of efforts 200, 100 and 20: 100 needs a share of 0.445
     budget = Budget(temperature_c=70)
 
-    def at(now_c: float, **seen: Any) -> tuple[list[str], list[str], str]:
-        return sift("temperature", budget, cooling=Cooling(0, now_c), **seen)
+    def at(now_c: float, **readings: Any) -> tuple[list[str], list[str], str]:
+        return remaining("temperature", budget, cooling=Cooling(0, now_c), **readings)
 
     assert [at(c)[0] for c in (66, 66.1, 68.2, 68.3, 70)] == [list(NAMES), *[["middle", "quick"]] * 2, *[["quick"]] * 2]
-    words = "69.0 C are measured and 69.0 C are predicted in 20 s: the prediction is close to the limit of 70.0 C"
+    words = "69.0 C are measured. 69.0 C are predicted in 20 s, which is close to the limit of 70.0 C"
     assert at(69)[1:] == ([], words)
     assert at(70.5)[1] == ["temperature_c"]
     assert "70.5 C on average is over 70.0 C" in at(70.5)[2]
-    assert sift("temperature", budget, cooling=Cooling(0, 71, -0.5))[:2] == (list(NAMES), [])  # it cools
+    assert remaining("temperature", budget, cooling=Cooling(0, 71, -0.5))[:2] == (list(NAMES), [])  # it cools
     # dearer than what runs it must fit with a tenth to spare: a share of 0.506
     assert at(68.1, current=2)[0] == ["quick"]
     assert at(67.9, current=2)[0] == ["middle", "quick"]
-    assert at(40, throttled=True) == (["quick"], [], "the hardware slows this process down, at 40.0 C")
-    assert sift("temperature", budget)[0] == list(NAMES)  # no thermometer
+    assert at(40, throttled=True) == (["quick"], [], "The hardware slows this process down at 40.0 C")
+    assert remaining("temperature", budget)[0] == list(NAMES)  # no thermometer
 
 
 def test_latency_from_arrival_to_answer() -> None:
     budget = Budget(latency_ms=101)
-    assert sift("latency", budget)[0] == list(NAMES)
-    assert sift("latency", budget, share=1.1)[0] == ["middle", "quick"]
-    assert sift("latency", budget, waited_ms=60.0)[0] == list(NAMES)
-    assert sift("latency", budget, wait=True, waited_ms=60.0)[0] == ["quick"]
-    left, violated_limits, said = sift("latency", budget, wait=True, waited_ms=95.0)
+    assert remaining("latency", budget)[0] == list(NAMES)
+    assert remaining("latency", budget, contention=1.1)[0] == ["middle", "quick"]
+    assert remaining("latency", budget, waited_ms=60.0)[0] == list(NAMES)
+    assert remaining("latency", budget, wait=True, waited_ms=60.0)[0] == ["quick"]
+    left, violated_limits, said = remaining("latency", budget, wait=True, waited_ms=95.0)
     assert (left, violated_limits) == (["quick"], ["latency_ms"])
-    assert said == "latency_ms 10 ms as profiled, times 1, after 95 ms of waiting, is over 101 ms and gave way"
+    assert said == (
+        "latency_ms is violated: 10 ms as profiled, times 1, after 95 ms of waiting, is over 101 ms. "
+        "Raise latency_ms or add a faster exit"
+    )
 
 
 def test_those_that_wait_behind_it_count() -> None:
     budget = Budget(latency_ms=220)
-    found = [sift("latency", budget, wait=True, queue_length=n)[0] for n in (1, 2, 3, 4, 30)]
+    found = [remaining("latency", budget, wait=True, queue_length=n)[0] for n in (1, 2, 3, 4, 30)]
     assert found == [list(NAMES), ["middle", "quick"], ["middle", "quick"], ["quick"], ["quick"]]
-    assert sift("latency", budget, queue_length=30)[0] == list(NAMES)  # not for those after it
-    _, violated_limits, said = sift("latency", budget, wait=True, queue_length=30)
+    assert remaining("latency", budget, queue_length=30)[0] == list(NAMES)  # not for those after it
+    _, violated_limits, said = remaining("latency", budget, wait=True, queue_length=30)
     assert (violated_limits, said) == ([], "30 wait behind it")
     # two at once: four wait for two turns
-    twice = [sift("latency", budget, wait=True, queue_length=n, servers=2)[0] for n in (2, 4, 8)]
+    twice = [remaining("latency", budget, wait=True, queue_length=n, servers=2)[0] for n in (2, 4, 8)]
     assert twice == found[:1] + found[1:2] + found[3:4]
 
 
 def test_energy_of_an_inference() -> None:
-    assert sift("energy", Budget(energy_mj=200), frontier=METERED)[0] == list(NAMES)
-    assert sift("energy", Budget(energy_mj=199), frontier=METERED)[0] == ["middle", "quick"]
-    left, violated_limits, said = sift("energy", Budget(energy_mj=19), frontier=METERED)
-    assert (left, violated_limits, said) == (["quick"], ["energy_mj"], "energy_mj 20 mJ is over 19 mJ and gave way")
-    assert sift("energy", Budget(energy_mj=19))[0] == list(NAMES)  # costs hold none: refused before it comes here
+    assert remaining("energy", Budget(energy_mj=200), frontier=METERED)[0] == list(NAMES)
+    assert remaining("energy", Budget(energy_mj=199), frontier=METERED)[0] == ["middle", "quick"]
+    left, violated_limits, said = remaining("energy", Budget(energy_mj=19), frontier=METERED)
+    words = "energy_mj is violated: 20 mJ is over 19 mJ. Raise energy_mj or add a cheaper exit"
+    assert (left, violated_limits, said) == (["quick"], ["energy_mj"], words)
+    assert remaining("energy", Budget(energy_mj=19))[0] == list(NAMES)  # costs hold none: refused before it comes here
 
 
 def test_accuracy() -> None:
     # promised drops are 0, 0.01 and 0.1; accuracies 0.95, 0.94 and 0.85
-    assert sift("drop", Budget(max_drop=0.1))[0] == list(NAMES)
-    assert sift("drop", Budget(max_drop=0.01))[0] == ["reference", "middle"]
-    assert sift("drop", Budget(min_accuracy=0.94))[0] == ["reference", "middle"]
-    assert sift("drop", Budget(min_accuracy=0.941))[0] == ["reference"]
-    left, violated_limits, said = sift("drop", Budget(min_accuracy=0.96))
+    assert remaining("drop", Budget(max_drop=0.1))[0] == list(NAMES)
+    assert remaining("drop", Budget(max_drop=0.01))[0] == ["reference", "middle"]
+    assert remaining("drop", Budget(min_accuracy=0.94))[0] == ["reference", "middle"]
+    assert remaining("drop", Budget(min_accuracy=0.941))[0] == ["reference"]
+    left, violated_limits, said = remaining("drop", Budget(min_accuracy=0.96))
     assert (left, violated_limits, said) == (
         ["reference"],
         ["min_accuracy"],
-        "min_accuracy 0.95 is under 0.96 and gave way",
+        'min_accuracy is violated: 0.95 is under 0.96. Lower min_accuracy or put "drop" first in priority',
     )
-    left, violated_limits, _ = sift("drop", Budget(max_drop=0.02, min_accuracy=0.96))
+    left, violated_limits, _ = remaining("drop", Budget(max_drop=0.02, min_accuracy=0.96))
     assert (left, violated_limits) == (["reference"], ["min_accuracy"])
 
 
 def test_drift_leaves_the_first_of_the_least_promised_drop() -> None:
     twins = replace(LADDER, points=(*LADDER.points[:1], replace(LADDER.points[1], target=0.0, risk=0.0)))
-    sieve = CandidateFilter(Frontier.of(twins, COSTS), None)
-    LIMITS["drop"](sieve, Budget(), DeviceState(drift=True), False)
-    assert list(members(sieve.left)) == [0]
-    assert sift("drop", Budget(on_drift="report"), drift=True)[0] == list(NAMES)
+    candidates = CandidateFilter(Frontier.of(twins, COSTS), None)
+    LIMITS["drop"](candidates, Budget(), DeviceState(drift=True), False)
+    assert list(members(candidates.points)) == [0]
+    assert remaining("drop", Budget(on_drift="report"), drift=True)[0] == list(NAMES)
 
 
 def beside(accuracies: tuple[float, ...], memory_mb: tuple[float, ...], ms: tuple[float, ...]) -> Frontier:
@@ -325,5 +347,5 @@ def test_the_reason_names_what_the_point_holds_that_runs() -> None:
     found, _ = BudgetPolicy().decide(
         frontier, Budget(memory_mb=50), Snapshot(0, memory_process_mb=90.0), BudgetPolicy().initial()
     )
-    assert "memory_mb: 9 MB on top of 90 is over 50 MB and gave way" in found.reason
-    assert "points of up to 10 stay, since less would cost more accuracy than it gains" in found.reason
+    assert "memory_mb is violated: 9 MB of networks on top of 90 MB are over 50 MB" in found.reason
+    assert "Points of up to 10 remain, because a cheaper one would lose more accuracy than it saves" in found.reason

@@ -13,7 +13,8 @@ from support.policy_cases import repeatable
 
 from dynamic.policies.budget import PRIORITY, Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy, BudgetState
-from dynamic.policies.control.limits import RESERVE_MB, TO_SPARE
+from dynamic.policies.control.limits import RESERVE_MB
+from dynamic.policies.control.limits.candidate_filter import UPGRADE_SHARE
 from dynamic.policies.control.reasons import plain
 from dynamic.policies.decision import Decision
 from dynamic.policies.frontier import Frontier
@@ -36,13 +37,13 @@ def test_a_point_that_is_held_is_not_called_the_best() -> None:
     _, state = POLICY.decide(FRONTIER, budget, Snapshot(0, **loaded), state)
     found, state = POLICY.decide(FRONTIER, budget, Snapshot(1, cpu_load=0.0), state)
     assert name(found) == "middle"
-    assert found.reason.startswith("'middle' stays: 'reference' is the most accurate of 3 of 3 points")
-    assert "1 of 16 decisions" in found.reason
+    assert found.reason.startswith("'middle' continues: 'reference' is the most accurate of 3 of 3 points.")
+    assert "1 of 16 so far" in found.reason
     for number in range(14):
         found, state = POLICY.decide(FRONTIER, budget, Snapshot(2 + number, cpu_load=0.0), state)
-    assert "15 of 16 decisions" in found.reason
+    assert "15 of 16 so far" in found.reason
     found, state = POLICY.decide(FRONTIER, budget, Snapshot(20, cpu_load=0.0), state)
-    assert found.reason.startswith("'reference' is the most accurate of 3 of 3 points: nothing rules it out")
+    assert found.reason.startswith("'reference' is the most accurate of 3 of 3 points. No limit excludes a point")
 
 
 def test_a_point_that_heat_keeps_out_is_said() -> None:
@@ -52,8 +53,8 @@ def test_a_point_that_heat_keeps_out_is_said() -> None:
     assert name(found) == "quick"
     found, state = POLICY.decide(FRONTIER, budget, Snapshot(10, temperature_c=50.0, throttled=False), state)
     assert name(found) == "quick"
-    assert found.reason.startswith("'quick' stays: 'middle' is the most accurate of 2 of 3 points")
-    assert "200 CPU-ms" in found.reason  # the reference rests
+    assert found.reason.startswith("'quick' continues: 'middle' is the most accurate of 2 of 3 points")
+    assert "200 CPU-ms" in found.reason  # the reference is skipped
     assert "5 s ago" in found.reason
     for number in range(60):
         found, state = POLICY.decide(FRONTIER, budget, Snapshot(41 + number, throttled=False), state)
@@ -65,15 +66,15 @@ def test_measured_and_predicted_temperature_are_told_apart() -> None:
     budget, state = Budget(temperature_c=70.0), POLICY.initial()
     _, state = POLICY.decide(FRONTIER, budget, Snapshot(0, temperature_c=40.0), state)
     found, state = POLICY.decide(FRONTIER, budget, Snapshot(5, temperature_c=69.5), state)
-    cooling = state.seen.cooling
+    cooling = state.device.cooling
     assert cooling is not None
     assert "69.5 C are measured" in found.reason
     assert f"{cooling.ahead_c:.1f} C are predicted" in found.reason
-    assert "the prediction is close to the limit of 70.0 C" in found.reason
+    assert "C are predicted in 20 s, which is close to the limit of 70.0 C" in found.reason
     assert f"{cooling.temperature_c:.1f} C" not in found.reason  # an average is no reading
     found, state = POLICY.decide(FRONTIER, budget, Snapshot(10, temperature_c=69.5), state)
     assert "69.5 C are measured" in found.reason
-    assert "the prediction is over the limit of 70.0 C" in found.reason
+    assert "C are predicted in 20 s, which is over the limit of 70.0 C" in found.reason
     found, state = POLICY.decide(FRONTIER, budget, Snapshot(12, temperature_c=56.0), state)
     assert "56.0 C are measured" in found.reason
 
@@ -95,8 +96,8 @@ def test_a_point_that_would_fit_but_for_the_room_to_spare_is_not_called_too_slow
     _, state = POLICY.decide(FRONTIER, budget, Snapshot(0, cpu_load=0.5, cpu_cores=2.0), state)
     found, state = POLICY.decide(FRONTIER, budget, Snapshot(1, cpu_load=0.0), state)
     assert name(found) == "middle"
-    assert "latency_ms at most 105 ms" in found.reason
-    assert "a more expensive point than the current one at most 0.9 of that" in found.reason  # 100 ms fit 105
+    assert "latency_ms allows at most 105 ms" in found.reason
+    assert "and 0.9 of that for a more expensive point than the current one" in found.reason  # 100 ms fit 105
 
 
 def test_a_batch_for_which_another_point_is_faster() -> None:
@@ -125,11 +126,11 @@ def test_numbers_have_no_exponents(value: float, text: str) -> None:
 
 def check_claims(found: Decision, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: BudgetState) -> None:
     """Raises AssertionError on a claim that does not hold."""
-    reason, seen, points = found.reason, state.seen, frontier.points
+    reason, device, points = found.reason, state.device, frontier.points
     by_name = {p.name: i for i, p in enumerate(points)}
     chosen = by_name[found.point.name]
     claim = CLAIM.search(reason)
-    held = re.match(r"'(\w+)' (is|stays)", reason)
+    held = re.match(r"'(\w+)' (is|continues)", reason)
     assert held, reason
     assert held[1] == points[chosen].name, reason
     if claim:
@@ -144,28 +145,28 @@ def check_claims(found: Decision, frontier: Frontier, budget: Budget, snapshot: 
         else:
             assert by_name[best] != chosen, reason
         if kind == "fastest" and not smallest and int(left) == len(points):
-            mean = frontier.latency_ms(None, seen.rows)
+            mean = frontier.latency_ms(None, device.rows)
             assert mean[by_name[best]] == min(mean), reason
-        if "nothing rules it out" in reason:
+        if "No limit excludes a point" in reason:
             assert int(left) == len(points), reason
-    if "nothing rules it out" in reason:
+    if "No limit excludes a point" in reason:
         assert found.feasible, reason
     for field in found.violated_limits:
         assert field in reason or field.removesuffix("_mb").split("_")[0] in reason, (field, reason)
-    predicted = re.search(r"predicted ([\d.e+-]+) ms, slowdown ([\d.]+)\)", reason)
+    predicted = re.search(r"predicted latency is ([\d.e+-]+) ms, slowdown (\d+\.\d+)", reason)
     assert predicted, reason
-    latency = frontier.latency_ms(budget.percentile, seen.rows, seen.spread)[chosen]
+    latency = frontier.latency_ms(budget.percentile, device.rows, spread=device.spread)[chosen]
     assert float(predicted[1]) == pytest.approx(latency * found.slowdown, rel=6e-3), reason
     assert float(predicted[2]) == pytest.approx(found.slowdown, abs=0.006), reason
     if reading := re.search(r"battery ([\d.]+)% (?:is at|must)", reason):
-        assert seen.battery is not None, reason
-        assert float(reading[1]) == pytest.approx(100 * seen.battery, abs=0.051), reason
+        assert device.battery is not None, reason
+        assert float(reading[1]) == pytest.approx(100 * device.battery, abs=0.051), reason
     if reading := re.search(r"([\d.]+) C are measured", reason):
-        assert seen.temperature_c is not None, reason
-        assert float(reading[1]) == pytest.approx(seen.temperature_c, abs=0.051), reason
+        assert device.temperature_c is not None, reason
+        assert float(reading[1]) == pytest.approx(device.temperature_c, abs=0.051), reason
     if reading := re.search(r"([\d.-]+) MB of memory are free", reason):
-        assert seen.memory_available_mb is not None, reason
-        assert float(reading[1]) == pytest.approx(seen.memory_available_mb, rel=1e-3), reason
+        assert device.memory_available_mb is not None, reason
+        assert float(reading[1]) == pytest.approx(device.memory_available_mb, rel=1e-3), reason
 
 
 def numbers(reason: str) -> list[float]:
@@ -177,32 +178,38 @@ def known_numbers(
     found: Decision, frontier: Frontier, budget: Budget, snapshot: Snapshot, state: BudgetState
 ) -> list[float]:
     """What a reason may speak of: snapshot, budget, frontier, and what the policy's state holds."""
-    seen, hold, rest = state.seen, state.hold, state.rest
+    device, delay, cooldown = state.device, state.switch_delay, state.cooldown
     given: list[Any] = [*vars(snapshot).values(), *vars(budget).values(), found.slowdown, len(frontier.points)]
-    given += [*range(len(frontier.points) + 1), RESERVE_MB, TO_SPARE, 20.0, 30.0]
+    given += [*range(len(frontier.points) + 1), RESERVE_MB, UPGRADE_SHARE, 20.0, 30.0]
     for ranked in (
         frontier.memory,
         frontier.effort,
         frontier.drop,
         frontier.accuracy,
-        frontier.first_answer(seen.rows),
+        frontier.first_answer(device.rows),
     ):
         given += [abs(figure) for figure in ranked.figures]
     for percentile in (None, budget.percentile):
-        latency = frontier.latency_ms(percentile, seen.rows, seen.spread)
+        latency = frontier.latency_ms(percentile, device.rows, spread=device.spread)
         given += [*latency, *(figure * found.slowdown for figure in latency)]
-    given += [hold.better, hold.needed, rest.length_s, rest.effort, seen.time_s - rest.backed_s, seen.excess_mb]
-    given += [seen.temperature_c, seen.battery, seen.memory_available_mb, (seen.base_mb or 0.0) + seen.excess_mb]
-    given.append(sum(frontier.costs.memory_mb[b] for b in seen.resident))
+    given += [delay.better, delay.needed, cooldown.length_s, cooldown.effort]
+    given += [device.time_s - cooldown.start_s, device.excess_mb]
+    given += [
+        device.temperature_c,
+        device.battery,
+        device.memory_available_mb,
+        (device.base_mb or 0.0) + device.excess_mb,
+    ]
+    given.append(sum(frontier.costs.memory_mb[b] for b in device.resident))
     given += [sum(frontier.costs.memory_mb[b] for b in some) for some in ((0,), (1,), (0, 1))]
-    if seen.cooling is not None:
-        given += [seen.cooling.temperature_c, seen.cooling.ahead_c]
-    if seen.pace is not None:
-        left_s = seen.pace.start_s + seen.pace.battery_duration_s - seen.time_s
+    if device.cooling is not None:
+        given += [device.cooling.temperature_c, device.cooling.ahead_c]
+    if device.battery_pacer is not None:
+        left_s = device.battery_pacer.start_s + device.battery_pacer.battery_duration_s - device.time_s
         given += [left_s / 3600]
-        passed_s = seen.time_s - seen.pace.edge_s
+        passed_s = device.time_s - device.battery_pacer.edge_s
         efforts = [0.0, *frontier.effort.figures]
-        given += [(seen.pace.lasts_s(budget.battery_floor or 0.0, e) - passed_s) / 3600 for e in efforts]
+        given += [(device.battery_pacer.lasts_s(budget.battery_floor or 0.0, e) - passed_s) / 3600 for e in efforts]
     found_numbers = [float(v) for v in given if isinstance(v, (int, float)) and math.isfinite(v)]
     return [*found_numbers, *(100 * v for v in found_numbers)]
 

@@ -54,7 +54,7 @@ def test_answers_are_those_of_a_call(bundle: dynamic.Bundle) -> None:
     x = np.random.default_rng(0).standard_normal((20, 12)).astype(np.float32)
 
     async def work(run: dynamic.Runtime) -> list[int]:
-        return [int(result.label[0]) for result in await asyncio.gather(*(run.arun(row) for row in x))]
+        return [int(np.ravel(result.label)[0]) for result in await asyncio.gather(*(run.arun(row) for row in x))]
 
     with bundle.runtime(drift_alpha=None) as run:
         assert finish(work(run)) == run(x).label.tolist()
@@ -142,10 +142,10 @@ def test_results_come_in_order_and_nothing_is_shed(bundle: dynamic.Bundle, worke
     items: Any = {"list": inputs, "generator": iter(inputs), "asynchronous": asynchronous(30)}[kind]
 
     async def work(run: dynamic.Runtime) -> list[int]:
-        return [int(result.label[0]) async for result in run.amap(items)]
+        return [int(np.ravel(result.label)[0]) async for result in run.amap(items)]
 
     with bundle.runtime(drift_alpha=None, queue=1, workers=workers) as run:
-        assert finish(work(run)) == [int(run(x).label[0]) for x in inputs]
+        assert finish(work(run)) == [int(np.ravel(run(x).label)[0]) for x in inputs]
         assert run.stats().shed == 0
 
 
@@ -205,7 +205,7 @@ def test_what_was_accepted_is_answered_before_an_error(bundle: dynamic.Bundle, e
             engine.gate.release(3)
             raise OSError("unplugged")
         closing.start()
-        while not run._answering.closed:
+        while not run._handler.closed:
             time.sleep(0.001)
         engine.gate.release(3)
         yield X

@@ -89,7 +89,7 @@ def test_a_buffer_is_free_once_it_was_submitted(bundle: dynamic.Bundle, what: st
         futures.append(run.submit(HOLDS[what](buffer)))
     buffer[...] = 0
     engine.gate.set()
-    assert [f.result(LIMIT_S).label.tolist() for f in futures] == [[number % 4] for number in range(40)]
+    assert [np.atleast_1d(f.result(LIMIT_S).label).tolist() for f in futures] == [[number % 4] for number in range(40)]
     run.close()
 
 

@@ -51,7 +51,7 @@ def answers(shelf: dynamic.Bundle) -> list[list[int]]:
     """What each of the bundle's points answers."""
     found = []
     for point in shelf.frontier.points:
-        with shelf.runtime(policy=FixedPolicy(point.point.name), monitor=dynamic.FixedMonitor()) as run:
+        with shelf.runtime(policy=FixedPolicy(point.name), monitor=dynamic.FixedMonitor()) as run:
             found.append(run(X).label.tolist())
     return found
 

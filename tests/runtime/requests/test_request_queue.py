@@ -67,8 +67,8 @@ def test_answers_are_those_of_a_call(bundle: dynamic.Bundle) -> None:
     x = np.random.default_rng(0).standard_normal((20, 12)).astype(np.float32)
     with bundle.runtime(monitor=monitor(), drift_alpha=None) as run:
         futures = [run.submit(row) for row in x]
-        labels = [int(future.result(LIMIT_S).label[0]) for future in futures]
-        assert labels == [int(run(row).label[0]) for row in x]
+        labels = [future.result(LIMIT_S).label for future in futures]
+        assert labels == [run(row).label for row in x]
         with pytest.raises(InputError):
             run.submit("image").result(LIMIT_S)
         stats = run.stats()
@@ -175,7 +175,7 @@ def test_draining_answers_what_was_accepted(bundle: dynamic.Bundle, engine: Gate
     engine.wait()
     closing = threading.Thread(target=run.close, kwargs={"drain": True})
     closing.start()
-    while not run._answering.closed:
+    while not run._handler.closed:
         time.sleep(0.001)
     for use in (lambda: run.submit(X), lambda: run(X)):
         with pytest.raises(ClosedError):
@@ -279,7 +279,7 @@ def test_a_closed_runtime_says_so(bundle: dynamic.Bundle) -> None:
 
 def test_a_request_of_another_thread_ends_before_the_engine_closes(bundle: dynamic.Bundle, engine: Gated) -> None:
     run = faked(bundle, engine)
-    found: list[dynamic.Result] = []
+    found: list[dynamic.BatchResult] = []
     other = threading.Thread(target=lambda: found.append(run(X)))
     other.start()
     engine.wait()
@@ -354,8 +354,8 @@ def test_threads_and_budgets_and_a_queue_at_once(bundle: dynamic.Bundle, caplog:
     budgets = [dynamic.Budget(), dynamic.Budget(max_drop=0.3), dynamic.Budget(latency_ms=2.0, deadline_ms=1e4)]
     run = faked(bundle, queue=10_000, workers=2)
     requests, each = 8, 60
-    futures: list[Future[dynamic.Result]] = []
-    results: list[dynamic.Result] = []
+    futures: list[Future[dynamic.BatchResult]] = []
+    results: list[dynamic.BatchResult] = []
 
     def hammer(number: int) -> None:
         for i in range(each):
@@ -381,5 +381,5 @@ def test_threads_and_budgets_and_a_queue_at_once(bundle: dynamic.Bundle, caplog:
     assert stats.mean_waited_ms == pytest.approx(np.mean([r.waited_ms for r in results]))
     assert (stats.shed, stats.engine_failures, stats.policy_failures, stats.deadline_cuts) == (0, 0, 0, 0)
     assert 0 < stats.queue_longest <= requests * each
-    assert run.serving.users == 0
+    assert run.deployment.users == 0
     run.close()

@@ -153,7 +153,9 @@ def test_an_int8_network_and_f32_ones_are_one_bundle(profiled: dynamic.Bundle, t
     assert {result.decision.point.name for result in results} == {point.name}
     # calibration saw the same images in the same order: only what lies at a tie may come out otherwise, one by one
     records = loaded.records
-    expected = replay(records.logits[:60], loaded.combiner(), point.thresholds, records.backbone).prediction
+    expected = replay(
+        records.logits[:60], loaded.combiner(), thresholds=point.thresholds, backbone=records.backbone
+    ).prediction
     assert (np.array([int(result.label[0]) for result in results]) == expected).mean() >= 0.95
     assert records.label is not None
     assert (records.label[:60] == labels[:60].numpy()).all()

@@ -1,0 +1,143 @@
+"""What a request repeats while nothing has changed since the last decision."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dynamic.engines.contract import Array, Engine, Output
+from dynamic.policies.budget import Budget
+from dynamic.policies.decision import Decision
+from dynamic.policies.snapshot import Snapshot
+from dynamic.runtime.counters import Entry
+from dynamic.runtime.deployment import Deployment
+from dynamic.runtime.drift.drift_watch import Captured
+
+MOST_OBSERVATIONS = 16  # that wait: then the policy decides again
+_SLOW = 2.0  # a request that takes so many times what was expected ends the plan
+_SMALL = 8192  # values: their dot product takes 1 us where isfinite takes 2
+
+
+class Observation(NamedTuple):
+    """What one request showed. The policy, the drift test, the counters and the feedback log take it later."""
+
+    id: int
+    deployment: Deployment
+    decision: Decision
+    stages: Sequence[int]  # [B]
+    output: Output
+    captured: Captured | None
+    engine: Engine
+    snapshot: Snapshot
+    work_ms: float
+    expected_ms: float  # 0: what it took says nothing of the device
+    learns: bool  # False: something was loaded
+    repeated: bool  # it went by a plan
+    certified: bool
+    latency_ms: float
+    waited_ms: float
+
+    def entry(self, certified: bool) -> Entry:
+        """What counters take of it."""
+        return Entry(
+            self.decision.point.name,
+            self.stages,
+            len(self.deployment.bundle.spec.stages),
+            certified,
+            self.output.complete,
+            self.latency_ms,
+            self.waited_ms,
+        )
+
+
+class RequestPlan:
+    """A decision that holds until something changes, with all that requests of one row need of it.
+
+    It holds for one budget, one snapshot of the monitor and one deployment. `MOST_OBSERVATIONS` requests, one that is
+    much slower than expected, a failure, or an answer that is not finite end it too.
+
+    Args:
+        deployment: What is at work.
+        budget: The budget of the decision.
+        latest: The monitor's snapshot that the decision saw.
+        snapshot: The same with what was asked, as policies see it.
+        decision: The decision.
+        engine: The engine that runs it.
+        run: What the engine gave for this operating point (`Engine.bind`).
+        certified: Whether answers to finite inputs are certified.
+        expected_ms: `[S]`, what a request that exits at each stage should take.
+    """
+
+    __slots__ = (
+        "batch_shape",
+        "budget",
+        "certified",
+        "classes",
+        "decision",
+        "deployment",
+        "dtype",
+        "engine",
+        "expected_ms",
+        "latest",
+        "name",
+        "names",
+        "run",
+        "shape",
+        "snapshot",
+        "watches",
+    )
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        budget: Budget,
+        latest: Snapshot,
+        snapshot: Snapshot,
+        decision: Decision,
+        engine: Engine,
+        run: Callable[[Mapping[str, Array]], Output],
+        certified: bool,
+        expected_ms: Sequence[float],
+    ) -> None:
+        self.deployment, self.budget, self.latest, self.snapshot = deployment, budget, latest, snapshot
+        self.decision, self.engine, self.run = decision, engine, run
+        self.certified, self.expected_ms = certified, tuple(expected_ms)
+        self.watches = deployment.watches(engine)
+        spec = deployment.bundle.spec
+        self.classes, self.names = (1, spec.classes), deployment.bundle.classes
+        # arrays as the network takes them need no conversion
+        first = spec.inputs[0]
+        self.name, self.dtype = first.name, np.dtype(first.dtype)
+        takes_arrays = deployment.bundle.preprocess is None and len(spec.inputs) == 1
+        self.shape = first.shape if takes_arrays else None
+        self.batch_shape = (1, *first.shape)
+
+    def inputs(self, x: Any) -> tuple[Mapping[str, Array], bool] | None:
+        """The inputs of one row and whether `x` had no batch dimension, without conversion. None: it needs one."""
+        if type(x) is not np.ndarray or x.dtype != self.dtype or not x.flags.c_contiguous or not x.flags.aligned:
+            return None
+        if x.shape == self.shape:
+            return {self.name: x[None]}, True
+        return ({self.name: x}, False) if self.shape is not None and x.shape == self.batch_shape else None
+
+    def stage(self, output: Output) -> int:
+        """The stage of an answer that is whole: of the right shape, finite, and from a stage that exists. Else -1."""
+        logits, stages, scores = output.logits, output.stage, output.score
+        if logits.shape != self.classes or stages.shape != (1,) or scores.shape != (1,):
+            return -1
+        stage, score = stages.item(), scores.item()
+        whole = score == score and math.isfinite(np.vdot(logits, logits))
+        return stage if whole and 0 <= stage < len(self.expected_ms) else -1
+
+    def covers(self, inputs: Mapping[str, Array]) -> bool:
+        """Whether a certificate may cover these inputs: they are finite, or the calibration had others too."""
+        if self.shape is not None:
+            array = inputs[self.name]
+            if array.size <= _SMALL and array.dtype.char in "fd" and math.isfinite(np.vdot(array, array)):
+                return True
+        return self.deployment.covers(inputs)
+
+    def is_slow(self, work_ms: float, stage: int) -> bool:
+        """Whether a request took so long that the policy should decide again."""
+        return work_ms > _SLOW * self.expected_ms[stage] * self.decision.slowdown

@@ -1,0 +1,186 @@
+"""Requests that repeat a decision: when they do, that answers are the same, and what ends it."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from support.runtime_cases import monitor, shared_blobs
+
+import dynamic
+from dynamic.policies import BudgetPolicy, Decision, Feedback, Policy
+from dynamic.policies.control.budget_policy import BudgetState
+from dynamic.runtime.request_plan import MOST_OBSERVATIONS
+
+X = np.random.default_rng(0).normal(size=(64, 12)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> dynamic.Bundle:
+    return shared_blobs(tmp_path_factory)
+
+
+class Always(Policy):
+    """The reference for every request, which may repeat one another."""
+
+    decides_each_request = False
+
+    def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> tuple[Decision, Any]:
+        return Decision(frontier.points[0]), state
+
+
+class Counting(BudgetPolicy):
+    """Counts what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decisions = self.observations = 0
+
+    def decide(self, *given: Any) -> tuple[Decision, BudgetState]:
+        self.decisions += 1
+        return super().decide(*given)
+
+    def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
+        self.observations += 1
+        return super().observe(state, feedback)
+
+
+def steady(run: Any) -> None:
+    """Until a request repeats the one before: the first ones load, and may be slow."""
+    for _ in range(200):
+        run(X[0])
+        if run._handler.plan is not None and not run._handler.plan.is_slow(0.0, 0):
+            return
+    raise AssertionError("no request repeats another")
+
+
+def test_answers_are_those_of_a_batch(bundle: dynamic.Bundle) -> None:
+    with bundle.runtime(monitor=monitor(), policy=Always()) as run:
+        truth = run(X)
+        for i, x in enumerate(X):
+            one = run(x)
+            assert (one.label, one.stage) == (truth.label[i], truth.stage[i])
+            np.testing.assert_allclose(one.log_probs, truth.log_probs[i], atol=1e-5)
+            row = run(x[None])
+            assert len(row) == 1
+            assert row.label.tolist() == [truth.label[i]]
+        assert run.stats().requests == 1 + 2 * len(X)
+
+
+def test_one_decision_for_many_requests(bundle: dynamic.Bundle) -> None:
+    policy = Counting()
+    with bundle.runtime(monitor=monitor(), policy=policy) as run:
+        steady(run)
+        run._handler.plan.expected_ms = (1e9, 1e9)  # however busy the machine is, none is slow
+        policy.decisions = policy.observations = 0
+        waiting = len(run._handler.observations)
+        before = run.stats().requests
+        for _ in range(MOST_OBSERVATIONS - waiting):
+            run(X[0])
+        assert policy.decisions == policy.observations == 0
+        assert run.stats().requests == before + MOST_OBSERVATIONS - waiting, "counted at once"
+        run(X[0])
+        assert policy.decisions == 1
+        assert policy.observations == MOST_OBSERVATIONS + 1, "all of them, and its own"
+
+
+@pytest.mark.parametrize("change", ["snapshot", "budget", "batch", "slow", "closed"])
+def test_what_ends_a_plan(bundle: dynamic.Bundle, change: str) -> None:
+    policy, watch = Counting(), monitor(battery=0.9)
+    with bundle.runtime(monitor=watch, policy=policy) as run:
+        steady(run)
+        run._handler.plan.expected_ms = (1e9, 1e9)
+        run(X[0])
+        policy.decisions = 0
+        if change == "snapshot":
+            watch.set(battery=0.8)
+        elif change == "budget":
+            run.budget = dynamic.Budget(latency_ms=50)
+        elif change == "batch":
+            run(X)
+            assert policy.decisions == 1
+            return
+        elif change == "slow":
+            run._handler.plan.expected_ms = (1e-9, 1e-9)
+            run(X[0])
+            assert run._handler.plan is None
+        else:
+            run.close()
+            with pytest.raises(dynamic.errors.ClosedError):
+                run(X[0])
+            return
+        run(X[0])
+        assert policy.decisions == 1
+
+
+def test_a_label_may_come_right_after_the_answer(bundle: dynamic.Bundle) -> None:
+    with bundle.runtime(monitor=monitor()) as run:
+        for i in range(20):
+            result = run(X[i])
+            run.feedback(result.id, result.label)
+        feedback = run.stats().feedback
+        assert feedback is not None
+        assert (feedback.count, feedback.accuracy.mid) == (20, 1.0)
+
+
+def test_an_input_that_is_not_finite_is_never_certified(bundle: dynamic.Bundle) -> None:
+    with bundle.runtime(monitor=monitor()) as run:
+        steady(run)
+        assert run(X[0]).certified
+        for value in (np.nan, np.inf):
+            bad = X[0].copy()
+            bad[3] = value
+            assert not run(bad).certified
+        assert run(X[0]).certified
+
+
+def test_an_engine_that_fails_once_is_asked_again(bundle: dynamic.Bundle) -> None:
+    with bundle.runtime(monitor=monitor()) as run:
+        steady(run)
+        truth = run(X[0]).label
+        steady(run)
+
+        def fails(inputs: Any) -> Any:
+            raise RuntimeError("once")
+
+        run._handler.plan.run = fails
+        assert run(X[0]).label == truth
+        assert run.stats().engine_failures == 0
+
+
+def test_threads_repeat_requests_at_once(bundle: dynamic.Bundle) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with bundle.runtime(monitor=monitor(), policy=Always()) as run:
+        truth = run(X).label.tolist()
+
+        def work(seed: int) -> int:
+            order = np.random.default_rng(seed).permutation(len(X))
+            return sum(run(X[i]).label == truth[i] for i in order)
+
+        with ThreadPoolExecutor(4) as pool:
+            right = list(pool.map(work, range(8)))
+        assert right == [len(X)] * 8
+        assert run.stats().requests == 1 + 8 * len(X)
+        ids = {run(X[0]).id for _ in range(40)}
+        assert len(ids) == 40
+
+
+def test_a_plan_is_not_made_for_policies_that_decide_each_request(bundle: dynamic.Bundle) -> None:
+    class Each(Counting):
+        decides_each_request = True
+
+    policy = Each()
+    with bundle.runtime(monitor=monitor(), policy=policy) as run:
+        for _ in range(20):
+            run(X[0])
+    assert policy.decisions == 20
+
+
+def test_time_is_counted_on_the_runtime_s_clock(bundle: dynamic.Bundle) -> None:
+    with bundle.runtime(monitor=monitor()) as run:
+        began = time.perf_counter()
+        results = [run(X[0]) for _ in range(30)]
+        took_ms = (time.perf_counter() - began) * 1e3
+    assert all(result.latency_ms > 0 for result in results)
+    assert sum(result.latency_ms for result in results) <= took_ms
