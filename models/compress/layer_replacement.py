@@ -21,7 +21,7 @@ class Layer:
     output_shape: tuple[int, ...] | None
 
 
-def observed(network: nn.Module, example_inputs: Batch, kinds: tuple[type[nn.Module], ...]) -> list[Layer]:
+def observe_layers(network: nn.Module, example_inputs: Batch, kinds: tuple[type[nn.Module], ...]) -> list[Layer]:
     """Every module of some kinds, subclasses included, in the order of registration.
 
     A layer that never ran as a module has no shapes: nothing uses it, or another module reads its weights, as attention
@@ -70,7 +70,7 @@ def swap(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> Non
                 parent._modules[name] = replacements[child]
 
 
-def like(fresh: nn.Module, old: nn.Module) -> nn.Module:
+def placed_like(fresh: nn.Module, old: nn.Module) -> nn.Module:
     """`fresh` on the device, in the type, in the mode, and frozen or not, as `old` is."""
     weight = next(old.parameters())
     return fresh.to(weight.device, weight.dtype).requires_grad_(weight.requires_grad).train(old.training)
@@ -85,7 +85,7 @@ def sharing(network: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def untreatable(layer: Layer, plain: Collection[type[nn.Module]], names: Mapping[int, list[str]]) -> str | None:
+def reason_left_alone(layer: Layer, plain: Collection[type[nn.Module]], names: Mapping[int, list[str]]) -> str | None:
     """Why no method can replace this layer. None: it can be replaced. InputError where its weights are not finite."""
     module = layer.module
     if type(module) not in plain:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dynamic.engines.engine_factory import open_engine
+from dynamic.engines.options import EngineName, Precision
 from dynamic.engines.stage_loop import StageEngine
 from dynamic.offline.batches import Batch, arguments, named_tensors
 from dynamic.offline.calibration import plain_combiner
@@ -243,8 +244,8 @@ def measure(
     *,
     eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
-    engine: str = "onnxruntime",
-    precision: str = "f32",
+    engine: EngineName = "onnxruntime",
+    precision: Precision = "f32",
 ) -> list[Measured]:
     """Measure networks beside each other.
 
@@ -334,7 +335,9 @@ class _Timed:
     exported_bytes: int | None = None
 
 
-def _latencies(networks: Sequence[nn.Module], example_inputs: Batch, engine: str, precision: str) -> list[_Timed]:
+def _latencies(
+    networks: Sequence[nn.Module], example_inputs: Batch, engine: EngineName, precision: Precision
+) -> list[_Timed]:
     """Latency of each network, in turns. Empty where it cannot be exported."""
     with tempfile.TemporaryDirectory(prefix="dynamic-measure-") as folder, ExitStack() as owned:
         runs: list[Callable[[], object] | None] = []
@@ -387,7 +390,7 @@ def _once(run: Callable[[], object]) -> float:
 
 
 def _runnable(
-    network: nn.Module, folder: Path, example_inputs: Batch, engine: str, precision: str, owned: ExitStack
+    network: nn.Module, folder: Path, example_inputs: Batch, engine: EngineName, precision: Precision, owned: ExitStack
 ) -> Callable[[], object]:
     """A call that runs the network on an engine, one input at a time, with all exits on."""
     spec = export_stages(Cascade(network), folder, example_inputs, progress=False)

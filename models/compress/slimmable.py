@@ -78,7 +78,7 @@ def slimmable(
         full = copied(network)
         check_layers(full, (_BatchNorm,))
         classes = _classes(full, example_inputs)
-        trees = [thinned(full, example_inputs, share, round_to) for share in shares[:-1]]
+        trees = [narrow(full, example_inputs, share, round_to) for share in shares[:-1]]
     else:
         full, trees = network(shares[-1]), [network(share) for share in shares[:-1]]
         for tree in (*trees, full):
@@ -200,7 +200,7 @@ class SlimLinear(nn.Linear):
         return weight, None if self.bias is None else self.bias[: self.out_features]
 
 
-def thinned(network: nn.Module, example_inputs: Batch, width: float, round_to: int) -> nn.Module:
+def narrow(network: nn.Module, example_inputs: Batch, width: float, round_to: int) -> nn.Module:
     """A copy with the leading channels of each layer, cut while the example passes: layers take what comes in."""
     thin = copied(network)
     last = _last_layer(network, example_inputs)

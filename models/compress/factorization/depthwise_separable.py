@@ -15,12 +15,12 @@ from dynamic.models.compress.layer_replacement import (
     Layer,
     check_names,
     inside,
-    like,
-    observed,
+    observe_layers,
+    placed_like,
+    reason_left_alone,
     recurrent,
     sharing,
     swap,
-    untreatable,
 )
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
@@ -74,14 +74,14 @@ def separate(
     replacements: dict[nn.Module, nn.Module] = {}
     reasons: dict[str, str] = {}
     shares: dict[str, float] = {}
-    convolutions = observed(smaller, example_inputs, (nn.modules.conv._ConvNd,))
+    convolutions = observe_layers(smaller, example_inputs, (nn.modules.conv._ConvNd,))
     for name in layers or ():
         if not any(inside(layer.name, [name]) for layer in convolutions):
             raise InputError(f"layers: {name!r} is no convolution and holds none")
     for layer in convolutions:
         if layers is not None and not inside(layer.name, layers):
             continue  # not named, so it needs no line in the report
-        why = "in skip" if inside(layer.name, skip) else untreatable(layer, (nn.Conv2d,), names)
+        why = "in skip" if inside(layer.name, skip) else reason_left_alone(layer, (nn.Conv2d,), names)
         if why is None:
             before, after = macs(layer, rank)
             if after >= before:
@@ -90,7 +90,7 @@ def separate(
             reasons[layer.name] = why
             continue
         assert isinstance(layer.module, nn.Conv2d)
-        replacements[layer.module], shares[layer.name] = separated(layer.module, rank)
+        replacements[layer.module], shares[layer.name] = separate_convolution(layer.module, rank)
     reasons |= recurrent(smaller)
     swap(smaller, replacements)
     result = report(
@@ -106,7 +106,7 @@ def separate(
     return Compressed(smaller, result)
 
 
-def separated(conv: nn.Conv2d, rank: int) -> tuple[nn.Sequential, float]:
+def separate_convolution(conv: nn.Conv2d, rank: int) -> tuple[nn.Sequential, float]:
     """The nearest depthwise and 1x1 convolutions, and the share of the squared weights of `conv` that they keep."""
     weight = conv.weight.detach().double().cpu()
     groups, ins, outs, (high, wide) = conv.groups, conv.in_channels, conv.out_channels, conv.kernel_size
@@ -135,7 +135,7 @@ def separated(conv: nn.Conv2d, rank: int) -> tuple[nn.Sequential, float]:
         pointwise.bias = nn.Parameter(conv.bias.detach().clone())
     squares = values.square()
     total = float(squares.sum())
-    product = like(nn.Sequential(depthwise, pointwise), conv)
+    product = placed_like(nn.Sequential(depthwise, pointwise), conv)
     assert isinstance(product, nn.Sequential)
     return product, float(squares[:, :rank].sum()) / total if total else 1.0
 

@@ -19,12 +19,12 @@ from dynamic.models.compress.layer_replacement import (
     Layer,
     check_names,
     inside,
-    like,
-    observed,
+    observe_layers,
+    placed_like,
+    reason_left_alone,
     recurrent,
     sharing,
     swap,
-    untreatable,
 )
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
@@ -91,11 +91,11 @@ def low_rank(
     replacements: dict[nn.Module, nn.Module] = {}
     reasons: dict[str, str] = {}
     facts: dict[str, Any] = {}
-    layers = observed(smaller, example_inputs, (nn.Linear, nn.modules.conv._ConvNd))
+    layers = observe_layers(smaller, example_inputs, (nn.Linear, nn.modules.conv._ConvNd))
     thin = [layer.module for layer in layers if _thin(layer.module)]
     input_moments = None if calibration_loader is None else moments(smaller, calibration_loader, thin)
     for layer in layers:
-        why = "in skip" if inside(layer.name, skip) else untreatable(layer, (nn.Linear, nn.Conv2d), names)
+        why = "in skip" if inside(layer.name, skip) else reason_left_alone(layer, (nn.Linear, nn.Conv2d), names)
         if why is None and _kind(layer.module) not in kinds:
             why = f"{_kind(layer.module)} layers are not in kinds"
         if why is None and isinstance(rank, Mapping) and layer.name not in rank:
@@ -183,7 +183,7 @@ class Decomposition:
         last = product[1]
         if bias is not None:
             last.bias = nn.Parameter(bias)
-        return like(product, old)  # type: ignore[return-value]
+        return placed_like(product, old)  # type: ignore[return-value]
 
 
 def decompose(module: nn.Module, input_moments: Moments | None = None) -> Decomposition:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.tables import table
 from dynamic.engines.engine_factory import check_engine
+from dynamic.engines.options import EngineName, Precision
 from dynamic.models.compress.argument_checks import check_fit_options, check_word
 from dynamic.models.compress.families.cascade_advice import advice
-from dynamic.models.compress.families.comparison import no_less_accurate, tensors_mb
+from dynamic.models.compress.families.engine_comparison import no_less_accurate, tensors_mb
 from dynamic.models.compress.families.family_chart import draw
-from dynamic.models.compress.families.measured_networks import OTHER, REFERENCE, SUB_MODEL, Member, judge, measured
-from dynamic.models.compress.families.member_training import Maker, few
+from dynamic.models.compress.families.family_members import OTHER, REFERENCE, SUB_MODEL, Member, judge, measure_members
+from dynamic.models.compress.families.member_training import Maker, first_batches
 from dynamic.models.compress.families.recipes import Cost, Recipe, as_named, checked_targets, class_name, recipe
 from dynamic.models.compress.report import Compressed, Report
 from dynamic.offline.batches import Batch, labelled_batches, named_tensors, run_on
@@ -55,9 +56,9 @@ class Family:
     """
 
     members: tuple[Member, ...]
-    engine: str
+    engine: EngineName
     _: KW_ONLY
-    precision: str
+    precision: Precision
     failed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     floor: float | None = None
@@ -216,8 +217,8 @@ def family(
     train_loader: Iterable[Any] | None = None,
     methods: Sequence[str | Callable[..., Compressed] | Recipe] = DEFAULT_METHODS,
     others: Mapping[str, nn.Module] | Sequence[nn.Module] = (),
-    engine: str = "onnxruntime",
-    precision: str = "f32",
+    engine: EngineName = "onnxruntime",
+    precision: Precision = "f32",
     cost: Cost = "latency",
     epochs: int = 5,
     fit_options: Mapping[str, Any] | None = None,
@@ -306,7 +307,7 @@ def family(
     listed += [(OTHER, name, other, None) for name, other in named_others]
     listed += [(SUB_MODEL, name, c.network, c.report) for name, c in maker.compressed]
     recorded = RecordedLoader(batches)
-    members = measured(listed, recorded, example, engine, precision, memory, maker.failed, progress)
+    members = measure_members(listed, recorded, example, engine, precision, memory, maker.failed, progress)
     if len(members) == 1:
         reasons = [*(f"{name}: {reason}" for name, reason in maker.failed.items()), *maker.notes]
         why = ". ".join(reasons) or "no methods and no others"
@@ -335,7 +336,7 @@ def _recipes(
 ) -> list[Recipe]:
     if isinstance(methods, str):
         raise InputError(f"methods={methods!r} is one name: give a list of them")
-    example_batches = few(loader)
+    example_batches = first_batches(loader)
     recipes = [recipe(method, example_batches) for method in methods]
     if not targets and any(r.amounts for r in recipes):
         raise SettingError("targets is empty: give shares of the cost that may remain, such as (0.5, 0.25)")

@@ -6,7 +6,7 @@ from typing import Any
 
 from dynamic.bundle.bundle import Bundle
 from dynamic.models.compress.families.cascade_advice import networks_alone
-from dynamic.models.compress.families.measured_networks import Member
+from dynamic.models.compress.families.family_members import Member
 from dynamic.policies.errors import DynamicError
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dynamic.models.compress.families.comparison import entered, in_turns_ms
+from dynamic.engines.options import EngineName, Precision
+from dynamic.models.compress.families.engine_comparison import in_turns_ms, open_on_engine
 from dynamic.models.compress.families.recipes import Amount, Cost, Recipe, SubModel, class_name, numbered, search
 from dynamic.models.compress.report import Compressed
 from dynamic.offline.batches import Batch, arguments, named_tensors
@@ -53,7 +54,7 @@ class Maker:
         self._slack = 0.0
 
     @contextmanager
-    def costing(self, cost: Cost, engine: str, precision: str) -> Iterator[None]:
+    def costing(self, cost: Cost, engine: EngineName, precision: Precision) -> Iterator[None]:
         """A context in which the share of the cost of a network can be measured."""
         if self._folder is not None:
             tensors = {n: t for n, t in self._network.state_dict().items() if isinstance(t, torch.Tensor)}
@@ -65,10 +66,10 @@ class Maker:
             self._share = lambda candidate: _macs(candidate, self._example) / whole
             yield
             return
-        with entered(self._network, self._example, engine, precision) as ours:
+        with open_on_engine(self._network, self._example, engine, precision) as ours:
 
             def share(candidate: nn.Module) -> float:
-                with entered(candidate, self._example, engine, precision) as other:
+                with open_on_engine(candidate, self._example, engine, precision) as other:
                     own, its = in_turns_ms([ours, other])
                 return float(np.median(its / own))
 
@@ -150,7 +151,7 @@ def _read(path: Path, run: Mapping[str, Any]) -> Amount | None:
     return amount
 
 
-def few(loader: Iterable[Any]) -> list[Any]:
+def first_batches(loader: Iterable[Any]) -> list[Any]:
     """The first batches, some hundred inputs. InputError on an iterator, which could be read only once."""
     if iter(loader) is loader:
         raise InputError("train_loader is an iterator that can be read once: give a DataLoader or a list of batches")

@@ -191,7 +191,7 @@ def branches(network: nn.Module, example_inputs: Batch) -> list[Branch]:
         with untouched(network), evaluating(network):
             tracer.trace(root, concrete_args=fixed or None)
     except Exception as error:  # user code runs here, on proxies, and may raise anything
-        where = tracer.entered[-1] if tracer.entered else type(network).__name__
+        where = tracer.open_calls[-1] if tracer.open_calls else type(network).__name__
         raise TraceError(f"torch.fx cannot trace {where}: {error}. Prune channels or weights instead") from error
     modules = dict(network.named_modules())
     candidates = [b for call in tracer.calls if (b := _branch(call, modules)) is not None]
@@ -220,7 +220,7 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._calls: dict[str, list[_Call | None]] = {}
-        self.entered: list[str] = []
+        self.open_calls: list[str] = []
 
     @property
     def calls(self) -> list[_Call]:
@@ -229,9 +229,9 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
-        self.entered.append(path)
+        self.open_calls.append(path)
         result = super().call_module(m, forward, args, kwargs)
-        self.entered.pop()
+        self.open_calls.pop()
         one = len(args) == 1 and not kwargs and isinstance(args[0], fx.Proxy) and isinstance(result, fx.Proxy)
         self._calls.setdefault(path, []).append(_Call(path, args[0].node, result.node) if one else None)
         return result

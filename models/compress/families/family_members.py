@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dynamic.models.compress.families.comparison import Rights, entered, in_turns_ms, no_less_accurate, right_answers
+from dynamic.engines.options import EngineName, Precision
+from dynamic.models.compress.families.engine_comparison import (
+    Rights,
+    in_turns_ms,
+    no_less_accurate,
+    open_on_engine,
+    right_answers,
+)
 from dynamic.models.compress.families.recipes import numbered
 from dynamic.models.compress.report import Measured, Report, measure
 from dynamic.offline.batches import Batch
@@ -107,12 +114,12 @@ def _against(member: Member, other: Member) -> Beaten:
     return Beaten(other.name, no_less_accurate(other.right, member.right), slower, len(member.turns_ms))
 
 
-def measured(
+def measure_members(
     listed: Sequence[tuple[str, str, nn.Module, Report | None]],
     selection_loader: Iterable[Any],
     example: Batch,
-    engine: str,
-    precision: str,
+    engine: EngineName,
+    precision: Precision,
     memory: bool,
     failed: dict[str, str],
     progress: bool | None,
@@ -123,7 +130,7 @@ def measured(
         entrants, running = [], []
         for number, (role, _, network, method_report) in enumerate(track(listed, "opening", len(listed), progress)):
             try:
-                entrants.append(owned.enter_context(entered(network, example, engine, precision)))
+                entrants.append(owned.enter_context(open_on_engine(network, example, engine, precision)))
                 running.append((names[number], role, network, method_report))
             except EngineError as error:
                 if role == REFERENCE:

@@ -14,6 +14,7 @@ from torch import nn
 from dynamic.bundle.bundle import write
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import open_engine
+from dynamic.engines.options import EngineName, Precision
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.models.compress.report import turns_ms, whole_pass
 from dynamic.offline.batches import Batch, named_tensors
@@ -83,7 +84,9 @@ class Entrant:
 
 
 @contextmanager
-def entered(network: nn.Module, example_inputs: Batch, engine: str, precision: str) -> Iterator[Entrant]:
+def open_on_engine(
+    network: nn.Module, example_inputs: Batch, engine: EngineName, precision: Precision
+) -> Iterator[Entrant]:
     """Open a network on an engine, in evaluation mode. EngineError where the engine cannot run it."""
     cascade = Cascade(network)
     with tempfile.TemporaryDirectory(prefix="dynamic-family-") as name, evaluating(cascade):

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from dynamic.models.compress.families.family import Family
-from dynamic.models.compress.families.measured_networks import Beaten, Member, judge
+from dynamic.models.compress.families.family_members import Beaten, Member, judge
 from dynamic.models.compress.report import Measured
 
 
