@@ -15,9 +15,12 @@ from dynamic.monitoring.monitor import Monitor as Monitor
 from dynamic.offline.building import build as build
 from dynamic.offline.calibration import calibrate as calibrate
 from dynamic.offline.cascade import Cascade as Cascade
+from dynamic.offline.exit_selection import select_exits as select_exits
 from dynamic.offline.onnx_export.whole_graph import export as export
 from dynamic.offline.recertification import recertify as recertify
 from dynamic.offline.tracing.wrap_network import wrap as wrap
+from dynamic.offline.training.configs import DistillationConfig as DistillationConfig
+from dynamic.offline.training.configs import TrainingConfig as TrainingConfig
 from dynamic.offline.training.fitting import fit as fit
 from dynamic.policies.budget import Budget as Budget
 from dynamic.policies.certification.certificates import certify as certify

@@ -40,16 +40,18 @@ def main() -> None:
     """The whole way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=9, help="of training; a third as many of fine-tuning")
+    parser.add_argument("--width", type=int, default=32, help="channels of the large network")
+    parser.add_argument("--targets", type=float, nargs="+", default=(0.5, 0.25), help="shares of its latency")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for bundle and picture")
     options = parser.parse_args()
     train, calibrate, choose = digits_bundle.split()
     loader = batches(train)
-    large, small = (trained(*shape, loader, options.epochs) for shape in ((14, 32), (8, 8)))
+    large, small = (trained(*shape, loader, options.epochs) for shape in ((14, options.width), (8, 8)))
 
     family = dynamic.family(
         large,
         batches(choose),
-        targets=(0.5, 0.25),  # of its latency
+        targets=options.targets,
         methods=("prune_blocks", "quantize"),
         train_loader=loader,
         epochs=max(1, options.epochs // 3),

@@ -1,14 +1,62 @@
-"""Shared by all tests: where the real data is, and small deterministic machines."""
+"""Shared by all tests: where the real data is, and what makes outcomes independent of order, load and draws."""
 
 import os
+import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # before torch is imported: on a busy machine its threads wait for each other, and seconds become minutes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
+import numpy as np
 import pytest
+from support.export_registry import share_registry
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# the same examples in each run, and none of them is judged by how long it takes
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Seeds are set here alone: those of pytest-randomly differ from run to run."""
+    if hasattr(config.option, "randomly_reset_seed"):
+        config.option.randomly_reset_seed = False
+
+
+def seed() -> None:
+    """Set the global generators: what a test or a fixture draws depends on nothing that ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Iterator[None]:
+    share_registry()
+    seed()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    share_registry()
+    seed()
+    return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of this run, for child processes too: what an earlier run left must not decide."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def data_folder() -> Path | None:

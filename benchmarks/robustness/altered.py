@@ -1,6 +1,6 @@
 """Altered bundles: each must be refused in words, measured again, or answer exactly as before.
 
-    python benchmarks/robustness/altered.py --count 5000
+    python -m benchmarks.robustness.altered --count 5000
 
 A small bundle is built and profiled. Each attempt copies it, alters the copy in one way, as it lies or with the
 manifest hashed again, loads it and answers inputs under a budget. What must not be: an exception that is none of this
@@ -27,10 +27,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parent))
-from alterations import AS_IT_LIES, HASHED_AGAIN, Alteration, flip, hash_again
-
 import dynamic
+from benchmarks.robustness.alterations import AS_IT_LIES, HASHED_AGAIN, Alteration, flip, hash_again
 from dynamic.errors import DynamicError
 
 CLASSES, SIDE = 4, 8

@@ -1,6 +1,6 @@
 """One camera buffer for every `submit`, and what refusing a picture that is far too large takes.
 
-    python benchmarks/robustness/buffers.py --count 1000
+    python -m benchmarks.robustness.buffers --count 1000
 
 A buffer is filled with one of four classes and submitted, again and again, while a worker answers behind. Each answer
 has to be that of its own frame. Then, in processes of their own, a picture of 432 MB is handed to a bundle of small
@@ -11,17 +11,13 @@ import argparse
 import json
 import logging
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-if str(ROOT) not in sys.path:  # `python benchmarks/robustness/buffers.py`
-    sys.path.insert(0, str(ROOT))
-
-import dynamic  # noqa: E402
+import dynamic
+from benchmarks.harness.common import module_command, module_path
 
 LARGE = 12_000  # pixels of a side
 LIMIT, LIMIT_S = 1.2, 60
@@ -66,17 +62,9 @@ def buffers(seed: int, count: float, side: int = LARGE) -> dict[str, Any]:
 
 def peak(folder: Path, how: str, side: int) -> float:
     """Peak memory on top of a bundle at work, as a multiple of the picture, measured in a process of its own."""
-    command = [
-        sys.executable,
-        str(Path(__file__).resolve()),
-        "--refuse",
-        str(folder),
-        "--how",
-        how,
-        "--side",
-        str(side),
-    ]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout)
+    command = module_command("robustness.buffers", "--refuse", str(folder), "--how", how, "--side", str(side))
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=module_path())
+    return float(done.stdout)
 
 
 def refuse(folder: Path, how: str, side: int) -> float:

@@ -1,6 +1,6 @@
 """Inputs of every kind to `run`, `map` and `submit`: a right answer, or one InputError, and nothing certified else.
 
-    python benchmarks/robustness/inputs.py --count 3000
+    python -m benchmarks.robustness.inputs --count 3000
 
 An input is drawn: vectors or pictures of known classes, then up to three changes of values, type, shape, memory and
 what it is wrapped in. What must not be: an exception other than InputError, a result that is certified and has a row
@@ -14,7 +14,6 @@ import contextlib
 import decimal
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,13 +24,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-if str(ROOT) not in sys.path:  # `python benchmarks/robustness/inputs.py`
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks.robustness.asked import CLASSES, FEATURES, LOUD, SIDE, bundles  # noqa: E402
-from dynamic.errors import InputError  # noqa: E402
-from dynamic.runtime.runtime import Runtime  # noqa: E402
+from benchmarks.robustness.asked import CLASSES, FEATURES, LOUD, SIDE, bundles
+from dynamic.errors import InputError
+from dynamic.runtime.runtime import Runtime
 
 Value = Any
 Change = Callable[[Random, Value], Value]

@@ -1,6 +1,6 @@
 """Code that lies in a bundle or in the working folder: no command and no child process may run it.
 
-    python benchmarks/robustness/planted.py
+    python -m benchmarks.robustness.planted
 
 A bundle gets a module for every name that Python or this library may import, and commands run inside it. Each module
 notes that it ran. The file is not called code.py, since Python's own `code` would be answered by it.
@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parent))
-from altered import make_images, make_shelf
+from benchmarks.robustness.altered import make_images, make_shelf
 
 # a name that is built into Python is never looked for
 STANDARD = tuple(

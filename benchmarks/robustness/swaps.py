@@ -1,6 +1,6 @@
 """How many requests get through while bundles are swapped.
 
-    python benchmarks/robustness/swaps.py --count 50
+    python -m benchmarks.robustness.swaps --count 50
 
 Four threads send requests. Another swaps two bundles in turn, one swap after the other. The rate of requests meanwhile
 is compared with the rate without swaps, measured before and after. `without_pauses` is the same with the pauses that
@@ -10,7 +10,6 @@ swaps in a row make taken away, which says what a swap itself costs.
 import argparse
 import json
 import logging
-import sys
 import tempfile
 import threading
 import time
@@ -20,12 +19,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-if str(ROOT) not in sys.path:  # `python benchmarks/robustness/swaps.py`
-    sys.path.insert(0, str(ROOT))
-
-import dynamic  # noqa: E402
-from dynamic.runtime.requests import pauses  # noqa: E402
+import dynamic
+from dynamic.runtime.requests import pauses
 
 THREADS, GOAL = 4, 0.8
 

@@ -1,0 +1,1 @@
+"""What the runtime costs beside the engine, and how it does under load."""

@@ -81,7 +81,7 @@ def runtime() -> Runtime:
     bundle = dynamic.build(networks, loader, progress=False).profile(batch=(1,), seconds=0.05, progress=False)
     monitor = dynamic.FixedMonitor(dynamic.Snapshot(time_s=0.0))
     engine: Any = NumpyEngine()
-    return Runtime(bundle, bundle.frontier, engine, dynamic.Budget(), monitor, BudgetPolicy())
+    return Runtime.on_engine(bundle, bundle.frontier, engine, dynamic.Budget(), monitor, BudgetPolicy())
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, open_engine
 from dynamic.engines.model_files.external_data import external_files
+from dynamic.engines.options import EngineOptions, Route, keywords_of
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
@@ -71,6 +72,10 @@ from dynamic.storage.open_files import HeldFiles
 from dynamic.storage.versioned_folder import is_empty, put_folder, standing
 
 if TYPE_CHECKING:
+    from dynamic.policies.decision import Policy
+    from dynamic.runtime.decisions.decision_log import OnChange
+    from dynamic.runtime.decisions.device_reading import HasLatest
+    from dynamic.runtime.drift.streams import DriftOptions
     from dynamic.runtime.runtime import Runtime  # which knows bundles by their contract
 
 SCHEMA = 1
@@ -87,9 +92,29 @@ logger = logging.getLogger("dynamic")
 class Bundle:
     """A cascade with everything needed to run it under a budget.
 
-    Made by `dynamic.build` or `dynamic.load`; nothing in it changes once made: `profile` gives another
-    bundle. `costs` are this machine's, or None before `profile`; `forced`: the route that `profile` was given for them.
-    `calibrated_on`: the engine and machine of the calibration.
+    `dynamic.build` and `dynamic.load` make bundles. Nothing in one changes once it is made: `profile` gives another.
+
+    Args:
+        folder: The folder that it was read from.
+        spec: Inputs, stages in their order, and the number of classes.
+        ladder: The certified operating points.
+        engine: The engine of the calibration.
+        precision: The precision of the calibration.
+        cascade: The fingerprint of the networks.
+        classes: Class names in label order. None: they have none.
+        preprocess: What makes inputs from images. None: inputs arrive ready.
+        costs: What stages cost on this machine. None: it is not profiled yet.
+        modules: The torch modules that engine "torch" runs. None: there are none.
+        modules_cascade: The fingerprint of these modules. None: it is not known.
+        forced: The route that the costs are of, where one was given.
+        calibrated_on: The engine and machine of the calibration. None: they are not known.
+        hashes: SHA-256 of every file that the manifest lists, by name.
+        preload: Whether a runtime may start threads before its first request.
+
+    Example:
+        >>> bundle = dynamic.load("shelf")
+        >>> bundle.engine, bundle.classes
+        ('onnxruntime', ('a', 'b', 'c', 'd'))
     """
 
     folder: Path
@@ -146,15 +171,30 @@ class Bundle:
 
     @property
     def frontier(self) -> Frontier:
-        """The ladder with this machine's costs; raises BundleError before `profile`."""
+        """The ladder with the costs of this machine. Raises BundleError before `profile`."""
         if self.costs is None:
             raise BundleError("this bundle has no costs for this machine yet: call bundle.profile() first")
         return Frontier.of(self.ladder, self.costs)
 
     def costs_on(self, engine: str, precision: str, threads: int, route: str | None = None) -> Costs | None:
-        """What stages cost on this machine in this way, measured now or earlier; None where it never was.
+        """What stages cost on this machine with an engine, measured now or earlier.
 
-        `route`: costs of this route at every batch size; None: of the faster one, never of one that was given.
+        Args:
+            engine: Its name.
+            precision: "f32" or "bf16".
+            threads: Threads of the engine.
+            route: Costs of this route at every batch size. None: of the faster one, never of one that was given.
+
+        Returns:
+            The costs. None where they were never measured.
+
+        Raises:
+            Nothing: a file that does not read is logged, and counts as none.
+
+        Example:
+            >>> costs = bundle.costs
+            >>> bundle.costs_on(costs.engine, costs.precision, costs.threads) == costs
+            True
         """
         known = self.costs
         ours = known is not None and (known.engine, known.precision, known.threads) == (engine, precision, threads)
@@ -164,7 +204,21 @@ class Bundle:
         return kept if kept is not None and _all_of(kept, route) else None
 
     def precision_on(self, engine: str) -> str:
-        """What `engine` computes in: the precision that was calibrated on the bundle's own engine, f32 on others."""
+        """The precision that an engine computes in.
+
+        Args:
+            engine: Its name.
+
+        Returns:
+            The calibrated precision on the calibrated engine, "f32" on others.
+
+        Raises:
+            Nothing: the name is not checked.
+
+        Example:
+            >>> bundle.precision_on("openvino")
+            'f32'
+        """
         return self.precision if engine == self.engine else "f32"
 
     def check_files(self, *names: str, folder: Path | None = None) -> None:
@@ -176,6 +230,9 @@ class Bundle:
 
         Raises:
             CorruptError: A file is missing or was altered.
+
+        Example:
+            >>> bundle.check_files("ladder.json")
         """
         if folder is None:
             with self.files(*(names or self.hashes)):
@@ -215,6 +272,11 @@ class Bundle:
 
         Raises:
             CorruptError: A file is missing or was altered.
+
+        Example:
+            >>> with bundle.files("ladder.json") as folder:
+            ...     (folder / "ladder.json").is_file()
+            True
         """
         held, place = self._held, self.place
         if place is not None:
@@ -239,7 +301,21 @@ class Bundle:
         return self.folder if self._held is None else self._held.place()
 
     def size_of(self, name: str) -> int:
-        """Bytes of a file, also once another bundle lies in its folder."""
+        """The size of a file of this version, also once another bundle lies in its folder.
+
+        Args:
+            name: Its name in the bundle.
+
+        Returns:
+            Bytes.
+
+        Raises:
+            OSError: There is no such file.
+
+        Example:
+            >>> bundle.size_of("ladder.json") > 100
+            True
+        """
         try:
             return (self.folder / name).stat().st_size
         except OSError:
@@ -252,11 +328,18 @@ class Bundle:
 
         Args:
             folder: The folder to copy into. It exists.
-            rooms: Of what machines added, what to copy. Links and files of other kinds stay behind.
+            rooms: Of what machines added, what to copy. Links and files of other kinds are not copied.
 
         Raises:
             CorruptError: A file is missing or was altered after this bundle was loaded.
             OSError: The disk refused.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     bundle.copy_to(pathlib.Path(folder))
+            ...     dynamic.load(folder).engine
+            'onnxruntime'
         """
         held = self._held
         while True:
@@ -298,29 +381,85 @@ class Bundle:
         )
 
     def fingerprint(self, engine: str, precision: str) -> str:
-        """The fingerprint of this cascade and preprocessing on an engine; the ladder's where nothing changed.
+        """The fingerprint of this cascade and its preprocessing on an engine: what a certificate belongs to.
 
-        Engine "torch" runs the modules that were given, whose weights are other ones, perhaps, than the bundle's.
+        Args:
+            engine: Its name. Engine "torch" runs the modules that were given, which may have other weights.
+            precision: "f32" or "bf16".
+
+        Returns:
+            The fingerprint. It is that of the ladder where nothing changed.
+
+        Raises:
+            Nothing: the names are not checked.
+
+        Example:
+            >>> bundle.fingerprint("onnxruntime", "f32") == bundle.ladder.fingerprint
+            True
         """
         cascade = self.cascade if engine != "torch" else self.modules_cascade or "unknown modules"
         return fingerprint(cascade, _preprocess_json(self.preprocess), engine, precision)
 
-    def open(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine:
-        """An engine for this cascade (None: the one it was calibrated on); options are the engine's own.
+    def open(
+        self,
+        engine: str | None = None,
+        precision: str | None = None,
+        *,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
+    ) -> CascadeEngine:
+        """Open an engine for this cascade, and run its canaries where they never ran on this machine.
 
-        "auto": the fastest of those installed, each in the precision it would run in, measured on this machine once;
-        of the options it takes `threads` and `route`. Without `threads` there is one for each core this process may
-        run on, or that a container's quota leaves; on engine "torch" as many as torch has been set to. Raises
-        EngineError where the engine is unknown or not installed.
+        Args:
+            engine: "onnxruntime", "openvino", "torch", or "auto": the fastest of those installed, each in the precision
+                it would run in, measured on this machine once. None: the one that was calibrated.
+            precision: "f32" or "bf16". None: the calibrated one on the calibrated engine, "f32" on others.
+            threads: Threads of the engine. None: one for each core that this process may use, or that a container's
+                quota leaves. On engine "torch" as many as torch has been set to.
+            route: "graph" or "stages" for every request that may take it. None: whichever was measured faster.
+            options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
+
+        Returns:
+            The engine. Its `agrees` says whether it answers as in calibration.
+
+        Raises:
+            EngineError: The engine is unknown, not installed, or does not load.
+            SettingError: An option is out of range, or the engine has no such option.
+
+        Example:
+            >>> engine = bundle.open(threads=1)
+            >>> engine.name, engine.threads
+            ('onnxruntime', 1)
+            >>> engine.close()
         """
-        opened = self.open_unchecked(engine, precision, **options)
+        return self._open(engine, precision, keywords_of(options, threads, route))
+
+    def _open(self, engine: str | None, precision: str | None, keywords: dict[str, Any]) -> CascadeEngine:
+        opened = self._open_unchecked(engine, precision, keywords)
         # without preload nothing runs before a runtime's first request, which checks (see `Deployment.check`)
         opened.agrees = self.preload and self.agrees(opened)
         return opened
 
-    def open_unchecked(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine:
-        """`open`, without running the canaries."""
+    def open_unchecked(self, engine: str | None = None, precision: str | None = None) -> CascadeEngine:
+        """Open an engine without running its canaries.
 
+        Args:
+            engine: Its name, as for `open`. None: the one that was calibrated.
+            precision: "f32" or "bf16". None: the calibrated one on the calibrated engine, "f32" on others.
+
+        Returns:
+            The engine.
+
+        Raises:
+            EngineError: The engine is unknown, not installed, or does not load.
+
+        Example:
+            >>> bundle.open_unchecked().close()
+        """
+        return self._open_unchecked(engine, precision, {})
+
+    def _open_unchecked(self, engine: str | None, precision: str | None, options: dict[str, Any]) -> CascadeEngine:
         def precision_on(name: str) -> str:
             return precision or self.precision_on(name)
 
@@ -366,18 +505,22 @@ class Bundle:
         engine: str | None = None,
         precision: str | None = None,
         *,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
         again: bool = False,
         progress: bool | None = None,
-        **options: Any,
     ) -> CanaryReport | None:
         """Whether an engine on this machine answers as it did in calibration.
 
         Args:
-            engine: its name. None: the one that was calibrated.
+            engine: Its name, as for `open`. None: the one that was calibrated.
             precision: "f32" or "bf16". None: the one that was calibrated.
-            again: run the canaries although they ran before under the same engine, version, threads and processor.
-            progress: a progress bar on stderr. None: where that is a terminal.
-            **options: of the engine, as `open` takes them.
+            threads: Threads of the engine. None: one for each core that this process may use.
+            route: "graph" or "stages" for every request that may take it. None: whichever was measured faster.
+            options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
+            again: Run the canaries although they ran before under the same engine, version, threads and processor.
+            progress: Show a progress bar on stderr. None: where that is a terminal.
 
         Returns:
             The report, or None in a bundle without canaries.
@@ -391,14 +534,14 @@ class Bundle:
             >>> report.agrees  # doctest: +SKIP
             True
         """
-        opened = self.open_unchecked(engine, precision, **options)
+        opened = self._open_unchecked(engine, precision, keywords_of(options, threads, route))
         try:
             return canary_report(self, opened, again=again, progress=progress)
         finally:
             opened.close()
 
     def agrees(self, opened: CascadeEngine) -> bool:
-        """Whether an open engine answers as in calibration. Runs its canaries where they never ran on this machine.
+        """Whether an open engine answers as in calibration. Its canaries run where they never ran on this machine.
 
         Args:
             opened: The engine. One with another fingerprint has nothing to agree with, and is certified by nothing.
@@ -408,6 +551,12 @@ class Bundle:
 
         Raises:
             CorruptError: The canaries do not read.
+
+        Example:
+            >>> engine = bundle.open()
+            >>> bundle.agrees(engine)
+            True
+            >>> engine.close()
         """
         if self.ladder.fingerprint != self.fingerprint(opened.name, opened.precision):
             return True
@@ -428,23 +577,28 @@ class Bundle:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Records:
-        """Records of this bundle's stages on this machine, for `dynamic.recertify`. It needs no torch.
+        """Records of the stages of this bundle on this machine, for `dynamic.recertify`. It needs no torch.
 
         Args:
-            loader: batches of `(inputs, labels)`, the inputs as `run` takes them.
-            engine: its name. None: the one that was calibrated.
+            loader: Batches of `(inputs, labels)`, the inputs as `run` takes them.
+            engine: Its name. None: the one that was calibrated.
             precision: "f32" or "bf16". None: the one that was calibrated.
-            groups: `[N]`, what belongs together, such as a video. A group is never split.
-            seed: of the lot that divides records into those that choose and those that certify.
-            progress: a progress bar on stderr. None: where that is a terminal.
+            groups: `[N]`, what belongs together, such as a video. A group is never divided.
+            seed: Of the lot that divides records into those that choose and those that certify.
+            progress: Show a progress bar on stderr. None: where that is a terminal.
 
         Returns:
             The records, which say on which engine and machine they were made.
 
         Raises:
-            CalibrationError: no inputs, or labels of one class.
-            InputError: inputs or labels that do not fit the bundle.
-            EngineError: the engine is unknown, not installed, or fails.
+            CalibrationError: There are no inputs, or labels of one class.
+            InputError: Inputs or labels do not fit the bundle.
+            EngineError: The engine is unknown, not installed, or fails.
+
+        Example:
+            >>> records = bundle.calibrate([(inputs, labels)], progress=False)
+            >>> len(records)
+            600
         """
         return calibrate_here(
             self, loader, engine=engine, precision=precision, groups=groups, seed=seed, progress=progress
@@ -460,21 +614,44 @@ class Bundle:
         active_mw: float | None = None,
         idle_mw: float | None = None,
         keep: bool = True,
-        **options: Any,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
     ) -> "Bundle":
-        """Measure every stage on this machine and return the bundle with these costs.
+        """Measure every stage on this machine.
 
-        Takes about `seconds` for each batch size and way to run it. A bundle that was saved or loaded keeps the
-        figures in its folder, one file a machine and engine, so that the next `load` finds them; not without `keep`,
-        nor where `route` is among the options: figures of one route alone stay with the bundle returned, for it.
+        It takes about `seconds` for each batch size and way to run it. A bundle that was saved or loaded keeps the
+        figures in its folder, one file for each machine and engine, so that the next `load` reads them.
 
-        `active_mw`: what this device draws while inference works, on top of `idle_mw`, if you know (milliwatts; a meter
-        between charger and board tells). Energies then follow by the model power x time, and budgets may limit them.
-        Raises SettingError where one of them is no positive number, and on `idle_mw` alone.
+        Args:
+            batch: Batch sizes `[K]`, rising.
+            seconds: How long each batch size is measured in each way.
+            engine: Its name, as for `open`. None: the one that was calibrated.
+            progress: Show a progress bar on stderr. None: where that is a terminal.
+            active_mw: What this device draws while inference works, on top of `idle_mw`, in milliwatts, if you know.
+                Then energy is power times time, and budgets may limit it. None: there is no energy without a meter.
+            idle_mw: What this device draws while it waits, in milliwatts.
+            keep: Keep the figures in the folder of the bundle. Figures of a `route` that is given are never kept.
+            threads: Threads of the engine. None: one for each core that this process may use.
+            route: "graph" or "stages" for every request that may take it. None: whichever is measured faster.
+            options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
+
+        Returns:
+            The bundle with these costs.
+
+        Raises:
+            SettingError: A power is no positive number, `idle_mw` is given alone, or a batch size is below 1.
+            EngineError: The engine is unknown, not installed, or fails.
+
+        Example:
+            >>> here = bundle.profile(batch=(1,), seconds=0.05, progress=False)
+            >>> len(here.costs.latency_ms)
+            2
         """
         _check_powers(active_mw, idle_mw)  # before minutes are spent
-        route = options.get("route")
-        opened = self.open(engine, **options)
+        keywords = keywords_of(options, threads, route)
+        forced = keywords.get("route")
+        opened = self._open(engine, None, keywords)
         try:
             with self._lying() as folder:
                 costs = profile(opened, folder, batch, seconds, progress=progress)
@@ -482,18 +659,94 @@ class Bundle:
                 costs = costs.powered(active_mw, idle_mw)
         finally:
             opened.close()
-        if keep and self._owner is None and route is None:
+        if keep and self._owner is None and forced is None:
             self._keep(costs)
-        return replace(self, costs=costs, forced=route)
+        return replace(self, costs=costs, forced=forced)
 
-    def runtime(self, budget: Budget | None = None, **options: Any) -> "Runtime":
-        """A runtime under `budget`; see `dynamic.Runtime` for the options. Profiles where costs are missing."""
+    def runtime(
+        self,
+        budget: Budget | None = None,
+        *,
+        engine: str | None = None,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
+        monitor: "HasLatest | None" = None,
+        policy: "Policy | None" = None,
+        drift_alpha: float | None = 0.01,
+        drift: "DriftOptions | None" = None,
+        queue: int = 64,
+        workers: int = 1,
+        on_change: "OnChange | None" = None,
+        fallback: Sequence[str] | None = None,
+    ) -> "Runtime":
+        """Put this bundle to work under a budget.
+
+        Args:
+            budget: The limits. None: none, so that the most accurate point runs.
+            engine: "onnxruntime", "openvino", "torch", or "auto" for the fastest here. None: the calibrated one.
+            threads: Threads of the engine. None: one for each core that this process may use.
+            route: "graph" or "stages" for every request that may take it. None: whichever was measured faster.
+            options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
+            monitor: Reads the device. None: a `dynamic.Monitor` that closes with the runtime.
+            policy: Chooses the operating point. None: `dynamic.BudgetPolicy()`.
+            drift_alpha: The probability of a false alarm of drift. None: inputs are not watched.
+            drift: Which inputs the drift test counts. None: the usual ones.
+            queue: How many inputs may wait. One more and the oldest is shed.
+            workers: How many threads answer inputs that were submitted.
+            on_change: Called with a `dynamic.Change` when the decision changes.
+            fallback: The engines that answer when the first fails. None: those installed.
+
+        Returns:
+            The runtime. Use it in a `with` block, or close it.
+
+        Raises:
+            EngineError: The engine is unknown, not installed, or does not load.
+            SettingError: An argument is out of range.
+            BudgetError: The budget has a limit about which the costs say nothing.
+
+        Example:
+            >>> with bundle.runtime(dynamic.Budget(max_drop=0.01)) as run:
+            ...     answer = run(x)
+            >>> answer.name in bundle.classes
+            True
+        """
         from dynamic.runtime.runtime import Runtime
 
-        return Runtime.of(self, budget or Budget(), **options)
+        return Runtime(
+            self,
+            budget,
+            engine=engine,
+            threads=threads,
+            route=route,
+            options=options,
+            monitor=monitor,
+            policy=policy,
+            drift_alpha=drift_alpha,
+            drift=drift,
+            queue=queue,
+            workers=workers,
+            on_change=on_change,
+            fallback=fallback,
+        )
 
     def with_costs(self, costs: Costs, forced: str | None) -> "Bundle":
-        """This bundle with other costs. `forced`: the route that they are of, where one was given."""
+        """This bundle with other costs.
+
+        Args:
+            costs: The costs.
+            forced: The route that they are of, where one was given.
+
+        Returns:
+            The bundle.
+
+        Raises:
+            Nothing: whether the costs fit is checked when the frontier is read.
+
+        Example:
+            >>> bundle.with_costs(costs, None).costs == costs
+            True
+        """
         return replace(self, costs=costs, forced=forced)
 
     def preloaded(self) -> "Bundle":
@@ -501,10 +754,24 @@ class Bundle:
         return replace(self, preload=True)
 
     def save(self, path: str | Path) -> "Bundle":
-        """Write the bundle to the folder `path`, replacing a bundle that lies there; gives the saved bundle.
+        """Write the bundle to a folder. A bundle that lies there is replaced.
 
-        The folder appears whole or not at all. Where `path` is a mounted volume, the files are put into it, and the
-        manifest comes last. Raises BundleError where something else lies at `path`, DiskError where the disk refuses.
+        The folder appears whole or not at all. Where it is a mounted volume, the files are put into it, and the
+        manifest last.
+
+        Args:
+            path: The folder.
+
+        Returns:
+            The saved bundle.
+
+        Raises:
+            BundleError: Something else lies at `path`.
+            DiskError: The disk refuses.
+
+        Example:
+            >>> bundle.save("copy").folder.name
+            'copy'
         """
         target = Path(path).resolve()
         if target.exists() and not holds_bundle(target) and (not target.is_dir() or not is_empty(target)):
@@ -595,13 +862,26 @@ def write(
 def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bundle:
     """Load a bundle, check every file against the manifest, and check that what any input may need is installed.
 
-    `preload=False`: for a server that forks after loading. A runtime of this bundle then starts no thread, opens no
-    sensor, imports no engine and runs no canaries before its first request, which comes in the child.
+    A missing engine is logged as a warning. Costs that were measured on this machine earlier are read too.
 
-    `modules`: the cascade (or its stages, which are never called certified) to run on engine "torch". Costs measured on
-    this machine earlier are taken up. Raises CorruptError on anything missing, cut short or altered, SchemaError on a
-    bundle of a newer version, BundleError where there is none, DynamicError where its preprocessing resizes and Pillow
-    is not installed. A missing engine is logged as a warning.
+    Args:
+        path: The folder of the bundle.
+        modules: The cascade to run on engine "torch", or its stages, which are never certified. None: no torch.
+        preload: False for a server that forks after loading. A runtime of this bundle then starts no thread, opens no
+            sensor, imports no engine and runs no canaries before its first request, which comes in the child.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        BundleError: There is no bundle, or it cannot be read.
+        CorruptError: A file is missing, cut short or altered.
+        SchemaError: A newer version wrote it.
+        DynamicError: Its preprocessing resizes, and Pillow is not installed.
+
+    Example:
+        >>> dynamic.load("shelf").spec.classes
+        4
     """
     try:
         bundle = replace(read(Path(path), verify=True, modules=modules), preload=preload)
@@ -633,7 +913,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
 
 
 def _version(base: Path) -> tuple[int, ...] | None:
-    """What tells a folder and its manifest from those that take their place; None where there is none."""
+    """What distinguishes a folder and its manifest from those that replace them. None where there is none."""
     try:
         own, manifest = base.stat(), (base / MANIFEST).stat()
     except OSError:
@@ -815,7 +1095,7 @@ def _check_weights(folder: Path, name: str, facts: Facts) -> None:
 
 
 def check_hash(folder: Path, name: str, sha256: str | None) -> None:
-    """Raises CorruptError where a file of a bundle is missing, lies outside or has another hash; None is no hash."""
+    """Raises CorruptError where a file is missing, lies outside or has another hash. None: no hash."""
     path = folder / name
     if not path.is_file():
         raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")

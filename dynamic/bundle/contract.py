@@ -8,6 +8,7 @@ from dynamic.bundle.canaries.canary_set import Canaries
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.costs import Costs
 from dynamic.policies.frontier import Frontier
@@ -56,13 +57,27 @@ class DeployedBundle(Protocol):
     def precision_on(self, engine: str) -> str: ...
     def costs_on(self, engine: str, precision: str, threads: int, route: str | None = None) -> Costs | None: ...
     def fingerprint(self, engine: str, precision: str) -> str: ...
-    def open(self, engine: str | None = None, precision: str | None = None, **options: Any) -> CascadeEngine: ...
-    def open_unchecked(
-        self, engine: str | None = None, precision: str | None = None, **options: Any
+    def open(
+        self,
+        engine: str | None = None,
+        precision: str | None = None,
+        *,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
     ) -> CascadeEngine: ...
+    def open_unchecked(self, engine: str | None = None, precision: str | None = None) -> CascadeEngine: ...
     def agrees(self, opened: CascadeEngine) -> bool: ...
     def profile(
-        self, batch: Any = ..., seconds: float = ..., engine: str | None = None, *, keep: bool = True, **options: Any
+        self,
+        batch: Any = ...,
+        seconds: float = ...,
+        engine: str | None = None,
+        *,
+        keep: bool = True,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
     ) -> "DeployedBundle": ...
     def with_costs(self, costs: Costs, forced: str | None) -> "DeployedBundle": ...
     def preloaded(self) -> "DeployedBundle": ...

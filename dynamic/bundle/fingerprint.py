@@ -94,7 +94,7 @@ class EngineIdentity:
 
 
 def fingerprint(cascade: str, preprocess: Any, engine: str, precision: str) -> str:
-    """One hash of all four; a change of any makes calibration, thresholds and certificates void."""
+    """One hash of all four. A change of any makes calibration, thresholds and certificates void."""
     text = json.dumps([cascade, preprocess, engine, precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -82,7 +82,7 @@ def _numbers(value: Any, what: str, shape: tuple[int, ...]) -> Array:
 
 
 def _shape(value: Any, depth: int = 0) -> tuple[int, ...] | None:
-    """The shape of an image, or of the array that a list of equal arrays or images makes; None: it is not known."""
+    """The shape of an image, or of the array that a list of equal arrays or images makes. None: it is not known."""
     if is_picture(value):
         bands = len(value.getbands())
         return (value.height, value.width, bands)[: 3 if bands > 1 else 2]

@@ -19,7 +19,7 @@ def check_packages(bundle: DeployedBundle) -> None:
         bundle: The bundle.
 
     Raises:
-        DynamicError: A package is missing; the message says how to install it.
+        DynamicError: A package is missing. The message says how to install it.
     """
     if bundle.preprocess is not None and any(isinstance(step, Resize) for step in bundle.preprocess.steps):
         import_pillow()

@@ -20,7 +20,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def ladder_text(ladder: Ladder) -> str:
-    """Every point: what it was chosen for, what was measured, and where inputs leave; and what its bounds rest on."""
+    """Every point with its target, its measured figures and its exits, and what the bounds rest on."""
     certificate = ladder.certificate
     risk = "drop" if certificate is None else certificate.risk
     labelled = all(point.drop is not None for point in ladder.points)

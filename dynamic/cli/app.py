@@ -167,7 +167,7 @@ def build(
     bundle = dynamic.build(
         cascade,
         held_out,
-        engine,
+        engine=cast(Any, engine),
         preprocess=preprocess,
         classes=images.classes,
         score=check_score_choice(score),
@@ -195,7 +195,7 @@ def certify(
     bundle = dynamic.recertify(
         dynamic.load(shelf),
         max_drop or None,
-        delta,
+        delta=delta,
         risk=None if risk is None else risk_named(risk).name,
         score=None if score is None else check_score_choice(score),
         floor=floor,
@@ -218,7 +218,7 @@ def profile(
     idle_mw: Annotated[float | None, typer.Option(help="Milliwatts drawn all the time.")] = None,
 ) -> None:
     """Measure the costs of every stage on this machine, and store them in the bundle."""
-    given = _given(threads=threads, idle=idle, active_mw=active_mw, idle_mw=idle_mw)
+    given = _given(threads=threads, options=_idle_options(idle), active_mw=active_mw, idle_mw=idle_mw)
     bundle = dynamic.load(shelf).profile(batch or (1, 8, 64), seconds, engine, **given)
     assert bundle.costs is not None
     print(costs_text(bundle, bundle.costs))
@@ -232,7 +232,7 @@ def export(
     point: Annotated[str | None, typer.Option(help="Only what this point uses, 'drop 0.01' for instance.")] = None,
 ) -> None:
     """Write the whole cascade as one ONNX file that runs without this library."""
-    print(dynamic.export(dynamic.load(shelf), out, batch, point=point))
+    print(dynamic.export(dynamic.load(shelf), out, batch=cast(Any, batch), point=point))
 
 
 @app.command()
@@ -279,7 +279,7 @@ def run(
     left_out: list[tuple[str, str]] = []  # file, why
     point = ""
     shown = None if quiet or not sys.stdout.isatty() else False  # a bar would break the lines
-    with bundle.runtime(budget, engine=engine, **_given(threads=threads, idle=idle)) as runtime:
+    with bundle.runtime(budget, engine=engine, **_given(threads=threads, options=_idle_options(idle))) as runtime:
         for picture in track(pictures, "inference", len(pictures), shown):
             try:
                 result = cast(Prediction, runtime(picture.pixels(channels)))  # one picture gives one
@@ -346,6 +346,11 @@ def _before(
     ] = False,
 ) -> None:
     """Options that stand before the command."""
+
+
+def _idle_options(idle: str | None) -> "dynamic.OnnxRuntimeOptions | None":
+    """Only ONNX Runtime has a choice of what its threads do while they wait."""
+    return None if idle is None else dynamic.OnnxRuntimeOptions(idle=cast(Any, idle))
 
 
 def _given(**options: Any) -> dict[str, Any]:

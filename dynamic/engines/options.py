@@ -129,6 +129,43 @@ OPTIONS: Mapping[EngineName, type[EngineOptions]] = MappingProxyType(
 )
 
 
+def keywords_of(
+    options: EngineOptions | None, threads: int | None = None, route: Route | None = None
+) -> dict[str, Any]:
+    """What was given of the options of an engine, by name.
+
+    Args:
+        options: The options of one engine. None: `threads` and `route` alone.
+        threads: Threads of the engine. None: not given.
+        route: "graph" or "stages". None: not given.
+
+    Returns:
+        The options that differ from their defaults.
+
+    Raises:
+        SettingError: Options are no dataclass of this file, or say something else than `threads` or `route` do.
+    """
+    given: dict[str, Any] = {
+        name: value for name, value in (("threads", threads), ("route", route)) if value is not None
+    }
+    if options is None:
+        return given
+    if not isinstance(options, CommonOptions):
+        raise SettingError(
+            f"options={options!r:.100} must be dynamic.OnnxRuntimeOptions(...), OpenVinoOptions(...) or "
+            "TorchOptions(...)"
+        )
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        if given.setdefault(field.name, value) != value:
+            raise SettingError(
+                f"{field.name}={given[field.name]!r} and options.{field.name}={value!r}: give one of them"
+            )
+    return given
+
+
 def engine_options(name: str, **keywords: Any) -> EngineOptions:
     """The options of an engine from keywords.
 

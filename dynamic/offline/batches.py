@@ -22,11 +22,11 @@ Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
 LABELS = ("labels", "label")  # of a dict that a collator makes: never an input of the network
 
-_LOADER = "give batches: a DataLoader, or a list of (inputs, labels [B])"
+_LOADER = "Give batches: a DataLoader, or a list of (inputs, labels [B])"
 
 
 def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The tensors of a batch by input name, in the order of `network.forward`; `input` for a single tensor.
+    """The tensors of a batch by input name, in the order of `network.forward`. A single tensor has the name `input`.
 
     A dict may leave out arguments that have defaults, and what it holds as None or as labels is left out too. Inputs
     in floating point get the type of the network's parameters. Raises InputError where the batch is none of tensor,
@@ -44,9 +44,9 @@ def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
             names = [f"input_{i}" for i in range(len(batch))]
         named = dict(zip(names, batch, strict=False))
     else:
-        raise InputError(f"inputs are a {type(batch).__name__}; give a tensor, a tuple or a dict of tensors")
+        raise InputError(f"inputs are a {type(batch).__name__}. Give a tensor, a tuple or a dict of tensors")
     if not named:
-        raise InputError("a batch holds no input; give a tensor, a tuple or a dict of tensors")
+        raise InputError("a batch holds no input. Give a tensor, a tuple or a dict of tensors")
     floats = (t.dtype for t in chain(network.parameters(), network.buffers()) if t.is_floating_point())
     kind = next(floats, None)
     tensors = {name: _tensor(name, value, kind) for name, value in named.items()}
@@ -56,7 +56,7 @@ def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 
 def run_on(network: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
-    """What `network` gives for named tensors; see `arguments`."""
+    """What `network` returns for named tensors (see `arguments`)."""
     args, kwargs = arguments(network, tensors)
     return network(*args, **kwargs)
 
@@ -82,9 +82,9 @@ def _tensor(name: str, value: Any, kind: torch.dtype | None) -> Tensor:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.from_numpy(np.ascontiguousarray(value))
     if not isinstance(value, Tensor):
-        raise InputError(f"input {name!r} is a {type(value).__name__}; give a tensor")
+        raise InputError(f"input {name!r} is a {type(value).__name__}. Give a tensor")
     if value.ndim == 0:
-        raise InputError(f"input {name!r} has shape []; expected [B, ...]")
+        raise InputError(f"input {name!r} has shape [], expected [B, ...]")
     return value.to(kind) if kind is not None and value.is_floating_point() else value
 
 
@@ -109,15 +109,15 @@ def _in_order(network: nn.Module, given: Mapping[str, Any], sizes: Sizes | None)
     unknown = [name for name in given if name not in names]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise InputError(
-            f"inputs {sorted(given)}: {type(network).__name__}.forward takes no {unknown[0]!r}, it takes {names}; "
-            "leave out the others, or put a module around it whose forward takes just these"
+            f"inputs {sorted(given)}: {type(network).__name__}.forward takes no {unknown[0]!r}, it takes {names}. "
+            "Leave out the others, or put a module around it whose forward takes just these"
         )
     return [*(name for name in names if name in given), *unknown]
 
 
 @contextmanager
 def taken_by(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Around a run of `network` on these: where torch fails inside, InputError says on what inputs, and how."""
+    """Around a run of `network` on these: where torch fails inside, InputError names the inputs and the reason."""
     try:
         yield
     except (DynamicError, torch.OutOfMemoryError):
@@ -126,15 +126,16 @@ def taken_by(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None
         kinds = [f"{name} {str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in tensors.items()]
         raw = any(t.dtype == torch.uint8 for t in tensors.values())
         hint = ", that is, after preprocessing: a Preprocess can be called on uint8 images" if raw else ""
-        kind, said = type(getattr(network, "backbone", network)).__name__, str(error).strip() or repr(error)
+        kind = type(getattr(network, "backbone", network)).__name__
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(
-            f"{kind} does not run on the inputs given, {', '.join(kinds)}: {said.splitlines()[0]}; give batches as its "
+            f"{kind} does not run on the inputs given, {', '.join(kinds)}: {reason}. Give batches as its "
             f"forward takes them{hint}"
         ) from error
 
 
 def labelled_batches(loader: Iterable[Any]) -> Iterator[tuple[Batch, NDArray[np.int64] | None]]:
-    """(inputs, labels or None) of each batch of a loader; see `read_batch`.
+    """(inputs, labels or None) of each batch of a loader (see `read_batch`).
 
     Raises InputError on what is no loader, and as `read_batch` does.
     """
@@ -146,52 +147,52 @@ def labelled_batches(loader: Iterable[Any]) -> Iterator[tuple[Batch, NDArray[np.
 def check_loader(loader: Any) -> None:
     """Raises InputError on what gives no batches."""
     if isinstance(loader, (Tensor, np.ndarray)):
-        raise InputError(f"a tensor {list(loader.shape)} is no loader; {_LOADER}")
+        raise InputError(f"a tensor {list(loader.shape)} is no loader. {_LOADER}")
     if isinstance(loader, (str, bytes, Mapping)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
-        raise InputError(f"a {type(loader).__name__} is no loader; {_LOADER}")
+        raise InputError(f"a {type(loader).__name__} is no loader. {_LOADER}")
 
 
 def read_batch(item: Any) -> tuple[Batch, NDArray[np.int64] | None]:
     """(inputs, labels `[B]` or None) of what a loader gives.
 
     A pair is `(inputs, labels)`, a dict with "labels" or "label" has them inside, anything else is inputs alone. Labels
-    are whole numbers `[B]` or `[B, 1]`, or one-hot `[B, C]`; None is none. Raises InputError on any other, and where
-    a pair has labels twice.
+    are whole numbers `[B]` or `[B, 1]`, or one-hot `[B, C]`. None stands for no labels. Raises InputError on
+    any other, and where a pair has labels twice.
     """
     if isinstance(item, Mapping):
         held = [name for name in LABELS if item.get(name) is not None]
         if len(held) > 1:
-            raise InputError(f"a batch has labels under {held}; give them once")
+            raise InputError(f"a batch has labels under {held}. Give them once")
         inputs = {name: value for name, value in item.items() if name not in LABELS}
         return inputs, class_indices(item[held[0]]) if held else None
     if not (isinstance(item, (tuple, list)) and len(item) == 2):
         return item, None
     inputs, labels = item
     if isinstance(inputs, Mapping) and labels is not None and any(inputs.get(name) is not None for name in LABELS):
-        raise InputError("a pair (inputs, labels) has labels among its inputs too; give them once")
+        raise InputError("a pair (inputs, labels) has labels among its inputs too. Give them once")
     return inputs, None if labels is None else class_indices(labels)
 
 
 def class_indices(labels: Any) -> NDArray[np.int64]:
-    """Labels as whole numbers `[B]`; see `read_batch`."""
+    """Labels as whole numbers `[B]` (see `read_batch`)."""
     expected = "expected class indices, integers [B]"
     try:
         array = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         inside = labels[0] if isinstance(labels, (list, tuple)) and labels else labels
         raise InputError(
-            f"labels are a {type(labels).__name__} such as {inside!r:.60}; {expected}: number the classes from 0"
+            f"labels are a {type(labels).__name__} such as {inside!r:.60}, {expected}: number the classes from 0"
         ) from error
     kind, shape = str(array.dtype), list(array.shape)
     if array.ndim == 0:
-        raise InputError(f"labels are {kind} of shape []; {expected}: put a data set of single inputs in a DataLoader")
+        raise InputError(f"labels are {kind} of shape [], {expected}: put a data set of single inputs in a DataLoader")
     if array.ndim == 2 and array.shape[1] > 1 and not array.is_complex():
         if bool(((array == 0) | (array == 1)).all()) and bool((array.sum(1) == 1).all()):
             return array.int().argmax(1).cpu().numpy().astype(np.int64)
-        raise InputError(f"labels are {kind} of shape {shape} and not one-hot; {expected}, one class for each input")
+        raise InputError(f"labels are {kind} of shape {shape} and not one-hot, {expected}, one class for each input")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
         remedy = ": call labels.long() where they are whole numbers" if array.ndim == 1 else ""
-        raise InputError(f"labels are {kind} of shape {shape}; {expected}{remedy}")
+        raise InputError(f"labels are {kind} of shape {shape}, {expected}{remedy}")
     return array.cpu().numpy().astype(np.int64)

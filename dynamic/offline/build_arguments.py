@@ -60,7 +60,7 @@ def warn_order(spec: CascadeSpec, names: Sequence[str]) -> None:
             right = [names[b] for b in np.argsort(macs, kind="stable")]
             logger.warning(
                 "networks are not smallest first: %r (%.3g million multiply-adds) stands before %r (%.3g million), and "
-                "the last network is the reference that drops are measured against; the usual order is %s",
+                "the last network is the reference that drops are measured against. The usual order is %s",
                 names[place],
                 own / 1e6,
                 names[place + 1],

@@ -15,6 +15,7 @@ from dynamic.bundle.canaries.canary_set import CANARIES, Reservoir
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, check_installed_engine, open_engine
+from dynamic.engines.options import Precision
 from dynamic.offline.batches import Batch
 from dynamic.offline.build_arguments import check_classes, check_labels_for, check_split, warn_order
 from dynamic.offline.calibration import check_first, collect, peek, plain_combiner
@@ -22,9 +23,12 @@ from dynamic.offline.canary_inputs import CanaryInputs, check_canary_inputs, che
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.checkpoints import write_whole
 from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.networks.used_batches import ObservedLoader
+from dynamic.offline.networks.used_data import batch_hash, check_fresh
 from dynamic.offline.onnx_export.parity import check_parity
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
+from dynamic.offline.option_words import EngineChoice
 from dynamic.offline.recertification import TemporaryBundle, warn_uncertified
 from dynamic.offline.torchvision_transforms import from_transforms
 from dynamic.policies.certification.certificates import certify, check_settings
@@ -41,9 +45,10 @@ logger = logging.getLogger("dynamic")
 
 def build(
     networks: Cascade | nn.Module | Sequence[nn.Module],
-    held_out_loader: Iterable[Any],
-    engine: str = "onnxruntime",
-    precision: str = "f32",
+    calibration_loader: Iterable[Any],
+    *,
+    engine: EngineChoice = "onnxruntime",
+    precision: Precision = "f32",
     delta: float = 0.1,
     max_drops: Sequence[float] | None = None,
     preprocess: Any = None,
@@ -58,26 +63,59 @@ def build(
     canaries: CanaryInputs = "calibration",
     progress: bool | None = None,
     floor: float | None = None,
+    allow_reuse: bool = False,
 ) -> Bundle:
-    """A bundle from networks for the same task, plain or wrapped, smallest first.
+    """Make a bundle: export the stages, calibrate on the engine that ships, certify.
 
-    `held_out_loader` yields `(inputs, labels [B])` that no network was trained on, preprocessed as in training.
-    `engine`: the one that will run; "auto" takes the fastest of those installed here that have `precision` (torch,
-    which a bundle holds no modules for, left out). "torch" needs no export; `load` is then given the modules.
-    `preprocess`: the torchvision transforms (or `dynamic.Preprocess`) that made those inputs from images, so that the
-    device can do the same; None where the device's inputs arrive ready.
-    `classes`: names in label order. `canaries`: inputs that travel with the bundle, by which another machine notices
-    that it answers otherwise. "calibration" draws up to 64 held-out inputs. Where those must not be published, give a
-    batch of other inputs, or "noise", drawn from a seed, which can miss a difference. The remaining arguments are those
-    of `Cascade`, `calibrate` and `certify`.
+    Arguments are checked before anything is exported. Stages and graphs run at 1, 2 and 5 rows on the engine and are
+    compared with torch before anything is certified. Warnings are logged for a network that stands before a smaller
+    one, for a stage at chance and for a point below the floor.
 
-    What can be checked of the arguments is checked before anything is exported. A network that stands before a smaller
-    one, a stage that knows no more than chance and a point that the floor left out are logged as warnings.
+    Args:
+        networks: For the same task, plain or wrapped, the smallest first. The last is the reference.
+        calibration_loader: Batches of `(inputs, labels [B])`, preprocessed as in training. They must be held out: no
+            network was trained on them and nothing was chosen with them.
+        engine: What will run the bundle. "auto" takes the fastest engine installed here that has the precision, torch
+            aside. "torch" needs no export, and `load` then takes the modules.
+        precision: Arithmetic of the engine. "bf16" needs OpenVINO.
+        delta: Chance, over the draw of the data, that a bound is wrong.
+        max_drops: Targets, for each of which a point is certified. None: 0, 0.005, 0.01, 0.02 and 0.05, without 0
+            unless the risk is "drop".
+        preprocess: The torchvision transforms, or a `dynamic.Preprocess`, that made the inputs from images. The device
+            then does the same. None: the device's inputs are ready.
+        classes: Names of the classes in label order.
+        combine: How answers become one. "backbones" averages the latest answer of each network, "mean" those of all
+            stages, "last" takes the latest. A `Cascade` has its own, and this is not used.
+        score: Confidence that is compared with thresholds. "auto" takes the one with the least cost.
+        risk: What is bounded: "drop" of accuracy below the reference, "harm", "disagreement" or "error". See `certify`.
+        groups: A number or string for each input `[N]`, equal for inputs that belong together, such as those of one
+            patient. A group is never split between search and certification.
+        search_share: Share of the data that chooses thresholds. The rest certifies.
+        seed: Of the division of the data, the canaries and noise.
+        strict: Whether an error is raised where nothing can be certified. Otherwise the bundle is uncertified.
+        canaries: Inputs that travel with the bundle, with which another machine detects that its answers differ.
+            "calibration" draws up to 64 held-out inputs. For data that must not be published, give a batch of other
+            inputs, or "noise", which can miss a difference.
+        progress: Whether a progress bar is shown. None: in a terminal.
+        floor: Least accuracy of a point. None: halfway between chance and the reference. 0: no floor.
+        allow_reuse: Whether batches may calibrate that `fit` trained with or that chose exits or sub-models. Then a
+            certificate says nothing about new data.
 
-    Stages and graphs are run at 1, 2 and 5 rows on the engine and compared with torch before anything is certified.
+    Returns:
+        The bundle, in a temporary folder until `save` is called.
 
-    Raises CalibrationError, InputError, SettingError or EngineError as those steps do; EngineError too where
-    the exported graphs do not give torch's logits.
+    Raises:
+        CalibrationError: There are no data, a batch was used before, labels are missing, or nothing can be certified
+            and `strict` is set.
+        InputError: Networks, data, groups, classes, canaries or preprocessing do not fit.
+        SettingError: A number is out of range, or a word is unknown.
+        EngineError: The engine or precision is not available, a stage cannot be exported, or the exported graphs do
+            not give torch's logits.
+
+    Example:
+        >>> bundle = dynamic.build([small, large], calibration_loader, max_drops=(0.05,), progress=False)
+        >>> [stage.name for stage in bundle.spec.stages]
+        ['Sequential-0', 'Sequential-1']
     """
     measure, _ = check_settings(max_drops, delta, risk=risk, score=score)
     check_floor(floor)
@@ -90,13 +128,17 @@ def build(
     check_canary_word(canaries)
     shipped = from_transforms(preprocess)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
-    batches, example, labels = peek(held_out_loader)
+    batches, example, labels = peek(calibration_loader)
+    if not allow_reuse:
+        batches = ObservedLoader(batches, lambda inputs: check_fresh(cascade.networks, [batch_hash(inputs)], False))
+        check_fresh(cascade.networks, [batch_hash(example)], False)
     check_first(cascade, example, labels)
     plain = describe(cascade, example)
     check_classes(classes, plain)
     check_canary_inputs(canaries, cascade, plain)
     check_labels_for(measure, labels)
     warn_order(plain, cascade.names)
+    engine_name: str = engine
     owner = TemporaryBundle()
     folder = owner.path
     with evaluating(cascade):
@@ -105,8 +147,8 @@ def build(
         if exported:
             write_graphs(folder, spec, plain_ladder(spec, cascade.combine))  # written again once temperatures are known
         if engine == AUTO:
-            engine = chosen(folder, spec, plain_combiner(spec), lambda _: precision, keep=True).engine
-        opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
+            engine_name = chosen(folder, spec, plain_combiner(spec), lambda _: precision, keep=True).engine
+        opened = open_engine(engine_name, folder, spec, plain_combiner(spec), stages, precision)
         try:
             check_parity(cascade, opened, spec, example)
             sample = Reservoir(seed=seed)
@@ -125,11 +167,11 @@ def build(
         if level.at_chance:
             logger.warning("%s: it is at chance, train it (dynamic.fit) or leave it out", level)
     if exported:
-        write_graphs(folder, spec, ladder, engine, precision)
+        write_graphs(folder, spec, ladder, engine_name, precision)
     (folder / "weights").mkdir()
     for name, network in zip(cascade.names, cascade.networks, strict=True):
         _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")
-    write(folder, spec, ladder, records, engine, precision, cascade.fingerprint(), classes, shipped, identity)
+    write(folder, spec, ladder, records, engine_name, precision, cascade.fingerprint(), classes, shipped, identity)
     return replace(read(folder, verify=False, modules=cascade), _owner=owner)
 
 
@@ -150,12 +192,12 @@ def _exported(
 
 def _save_weights(network: nn.Module, path: Path) -> None:
     # safetensors refuses tensors that share memory: tied weights are written once under their first name
-    seen: set[int] = set()
+    addresses: set[int] = set()
     tensors = {}
     for name, tensor in network.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():
+        if tensor.data_ptr() in addresses and tensor.numel():
             continue
-        seen.add(tensor.data_ptr())
+        addresses.add(tensor.data_ptr())
         tensors[name] = tensor.detach().cpu().contiguous()
     write_whole(tensors, path)
 

@@ -1,4 +1,4 @@
-"""Records: what every stage says about held-out data, through the engine that ships."""
+"""Records: the logits of every stage for held-out data, from the engine that ships."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +16,7 @@ from dynamic.bundle.fingerprint import fingerprint
 from dynamic.bundle.record_writer import Recorder
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, open_engine
+from dynamic.engines.options import EngineName, Precision
 from dynamic.engines.stage_loop import StageEngine
 from dynamic.offline.batches import (
     Batch,
@@ -39,36 +40,56 @@ from dynamic.progress import size_of, track
 
 
 def calibrate(
-    cascade: Cascade | nn.Module | Sequence[nn.Module],
-    loader: Iterable[Any],
-    engine: str = "onnxruntime",
-    precision: str = "f32",
+    networks: Cascade | nn.Module | Sequence[nn.Module],
+    calibration_loader: Iterable[Any],
+    *,
+    engine: EngineName = "onnxruntime",
+    precision: Precision = "f32",
     groups: NDArray[Any] | Sequence[Any] | None = None,
     preprocess: Any = None,
     search_share: float = SEARCH_SHARE,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Records:
-    """Run held-out data through every stage on the engine and precision that will ship.
+    """Run held-out data through every stage, on the engine and precision that will ship.
 
-    `loader` yields `(inputs, labels [B])` (or inputs alone), preprocessed as in training. `groups [N]`: what
-    belongs together (patient, camera-day); a group is never split between search and certification. `preprocess`
-    only enters the fingerprint. `search_share` of the records choose thresholds, the others certify them (a quarter and
-    three quarters: of the shares tried, with 1,000 to 5,000 images, about the one whose certified points cost least).
+    Args:
+        networks: For the same task, plain or wrapped, the smallest first.
+        calibration_loader: Batches of `(inputs, labels [B])`, or of inputs alone, preprocessed as in training. No
+            network was trained on them and nothing was chosen with them.
+        engine: What will run the stages.
+        precision: Its arithmetic. "bf16" needs OpenVINO.
+        groups: A number or string for each input `[N]`, equal for inputs that belong together, such as those of one
+            patient. A group is never split between search and certification.
+        preprocess: What made the inputs from images. It enters the fingerprint and is not applied.
+        search_share: Share of the records that chooses thresholds. The rest certifies. Of the shares tried with 1,000
+            to 5,000 images, a quarter gave certified points of about the least cost.
+        seed: Of the division into search and certification.
+        progress: Whether a progress bar is shown. None: in a terminal.
 
-    Raises CalibrationError on an empty or one-class set, InputError on wrong shapes, labels or classes,
-    EngineError where the engine cannot run the cascade.
+    Returns:
+        The logits of every stage for every input, with labels and fingerprint.
+
+    Raises:
+        CalibrationError: There are no data, or no second class.
+        InputError: Shapes, labels or classes do not fit.
+        EngineError: The engine cannot run the cascade.
+
+    Example:
+        >>> records = dynamic.calibrate([small, large], calibration_loader, engine="torch", progress=False)
+        >>> records.logits.shape
+        (600, 2, 4)
     """
     check_engine(engine, precision)
-    whole = cascade if isinstance(cascade, Cascade) else Cascade(cascade)
-    batches, example, labels = peek(loader)
-    check_first(whole, example, labels)
-    with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(whole):
-        spec = describe(whole, example) if engine == "torch" else export_stages(whole, Path(folder), example)
-        stages = whole.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
+    cascade = networks if isinstance(networks, Cascade) else Cascade(networks)
+    batches, example, labels = peek(calibration_loader)
+    check_first(cascade, example, labels)
+    with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(cascade):
+        spec = describe(cascade, example) if engine == "torch" else export_stages(cascade, Path(folder), example)
+        stages = cascade.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
         opened = open_engine(engine, Path(folder), spec, plain_combiner(spec), stages, precision)
         try:
-            return collect(whole, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress)
+            return collect(cascade, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress)
         finally:
             opened.close()
 
@@ -79,7 +100,7 @@ def plain_combiner(spec: CascadeSpec) -> Combiner:
 
 
 def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch, NDArray[np.int64] | None]:
-    """(the loader, inputs and labels of its first batch); raises CalibrationError where it is empty.
+    """(the loader, inputs and labels of its first batch). Raises CalibrationError where it is empty.
 
     Nothing is lost that can be read only once: an iterator is kept as a list, and of a loader the first reading goes
     on behind the first batch.
@@ -92,7 +113,7 @@ def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch, NDArray[np.int64]
     for item in iterator:
         inputs, labels = read_batch(item)
         return _Peeked(loader, chain([item], iterator)), inputs, labels
-    raise CalibrationError("the held-out loader is empty; give batches of (inputs, labels)")
+    raise CalibrationError("the held-out loader is empty. Give batches of (inputs, labels)")
 
 
 class _Peeked:
@@ -153,10 +174,10 @@ def collect(
         recorder.add(engine.all_logits(arrays), labels)
         if sample is not None:
             sample.add(arrays)
-    made_for = fingerprint(cascade.fingerprint(), _json(preprocess), engine.name, engine.precision)
-    return recorder.records(made_for, groups, search_share, seed, engine)
+    own_fingerprint = fingerprint(cascade.fingerprint(), _json(preprocess), engine.name, engine.precision)
+    return recorder.records(own_fingerprint, groups, search_share, seed, engine)
 
 
 def _json(preprocess: Any) -> Any:
-    found = from_transforms(preprocess)
-    return None if found is None else found.to_json()
+    steps = from_transforms(preprocess)
+    return None if steps is None else steps.to_json()

@@ -15,20 +15,32 @@ from dynamic.policies.scores import Combination, check_combination
 
 
 class Cascade(nn.Module):
-    """Networks for the same task, smallest first; what `build` takes.
+    """Networks for the same task, the smallest first, as one list of stages.
 
-    A network made by `wrap` (or any `StagedNetwork`) contributes a stage for each of its exits, any other
-    module one stage. `combine`: "backbones" averages over the networks run so far the latest answer of each, so that
-    an exit is replaced by those behind it while networks vote; "mean" averages the answers of all stages run so far,
-    "last" takes the latest stage's own. All networks take the same inputs and give the same classes in the same order.
+    A wrapped network contributes a stage for each of its exits, any other module one stage. All networks take the same
+    inputs and give the same classes in the same order.
 
-    Raises SettingError on an unknown `combine`, InputError without networks or with names that repeat.
+    Args:
+        networks: One or several, plain or wrapped.
+        combine: How answers become one. "backbones" averages the latest answer of each network so far, so that an exit
+            is replaced by those behind it. "mean" averages the answers of all stages so far, "last" takes the latest.
+        names: Of the networks. None: their class names, numbered where they repeat.
+
+    Raises:
+        SettingError: `combine` is not known.
+        InputError: There is no network, one is no module, or names repeat.
+
+    Example:
+        >>> cascade = dynamic.Cascade([small, large], names=("small", "large"))
+        >>> [stage.name for stage in cascade.stages]
+        ['small', 'large']
     """
 
     def __init__(
         self,
         networks: nn.Module | Sequence[nn.Module],
         combine: Combination = "backbones",
+        *,
         names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
@@ -37,7 +49,7 @@ class Cascade(nn.Module):
             raise InputError("a cascade needs at least one network")
         for place, given in enumerate(listed):
             if not isinstance(given, nn.Module):
-                inside = "; give its .network" if isinstance(getattr(given, "network", None), nn.Module) else ""
+                inside = ". Give its .network" if isinstance(getattr(given, "network", None), nn.Module) else ""
                 raise InputError(f"network {place} of the cascade is a {type(given).__name__}, no nn.Module{inside}")
         listed = [bare(network) for network in listed]
         self.networks = nn.ModuleList(listed)
@@ -52,7 +64,21 @@ class Cascade(nn.Module):
         return self.stages_for(())
 
     def stages_for(self, names: Sequence[str]) -> tuple[Stage, ...]:
-        """`stages` that start from inputs of these names; without names, from the first arguments of forward."""
+        """The stages, which start from inputs of some names.
+
+        Args:
+            names: Of the inputs. Without names, stages start from the first arguments of forward.
+
+        Returns:
+            The stages in evaluation order, as views that share the networks' parameters.
+
+        Raises:
+            InputError: A network does not take these inputs.
+
+        Example:
+            >>> [stage.name for stage in dynamic.Cascade([small, large]).stages_for(["input"])]
+            ['Sequential-0', 'Sequential-1']
+        """
         return tuple(stage for group in self._by_network(names) for stage in group)
 
     @property
@@ -61,12 +87,27 @@ class Cascade(nn.Module):
         return tuple(number for number, group in enumerate(self._by_network()) for _ in group)
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
-        """The logits `[B, C]` of every stage, every network run on the whole batch."""
-        found: list[Tensor] = []
+        """Run every network on the whole batch.
+
+        Args:
+            args: Inputs, as the networks take them.
+            kwargs: Inputs by name.
+
+        Returns:
+            The logits `[B, C]` of every stage.
+
+        Raises:
+            InputError: A network returns no logits.
+
+        Example:
+            >>> [tuple(logits.shape) for logits in dynamic.Cascade([small, large])(torch.zeros(2, 12))]
+            [(2, 4), (2, 4)]
+        """
+        stage_logits: list[Tensor] = []
         for network in self.networks:
             logits = network(*args, **kwargs) if args or not kwargs else run_on(network, kwargs)
-            found.extend(logits if isinstance(network, StagedNetwork) else [primary_logits(logits)])
-        return found
+            stage_logits.extend(logits if isinstance(network, StagedNetwork) else [primary_logits(logits)])
+        return stage_logits
 
     def fingerprint(self) -> str:
         """Hash of every weight, the stage names and the combination: what a calibration is valid for."""

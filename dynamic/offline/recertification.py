@@ -28,46 +28,68 @@ logger = logging.getLogger("dynamic")
 def recertify(
     bundle: Bundle,
     max_drops: Sequence[float] | None = None,
-    delta: float | None = None,
     *,
+    delta: float | None = None,
     records: Records | None = None,
     risk: RiskName | None = None,
     score: ScoreChoice | None = None,
     strict: bool = False,
     floor: float | None = None,
 ) -> Bundle:
-    """The bundle with another ladder: other targets, delta, risk or score, or newer `records` of the same cascade.
+    """Make another ladder for a bundle: other targets, delta, risk or score, or newer records.
 
-    Delta, risk and score are those of before unless given; `records` come from `calibrate`, where the networks are, or
-    from `bundle.calibrate` on the device. Then this has to be called there, and the canaries are measured again.
-    Nothing is exported or calibrated again; costs that were measured here stay. Looking at the same records under one
-    choice of targets and then another, and keeping what looks best, spends the guarantee: decide first. Saved it
-    is, like what `build` gives, with `save`. The remaining arguments are those of `certify`, whose errors it raises;
-    CalibrationError too where `records` are of another cascade, preprocessing, engine or precision than the bundle's.
+    Nothing is exported or calibrated again, and costs that were measured on this machine remain. To compare ladders of
+    the same records and keep the best spends the guarantee, so decide first.
+
+    Args:
+        bundle: As `build` or `load` returns it.
+        max_drops: Targets. None: 0, 0.005, 0.01, 0.02 and 0.05, without 0 unless the risk is "drop".
+        delta: Chance that a bound is wrong. None: as before.
+        records: Of the same cascade, from `calibrate` where the networks are, or from `bundle.calibrate` on the
+            device. Records of another machine have to be certified there, and the canaries are measured again. None:
+            the bundle's own.
+        risk: What is bounded. None: as before.
+        score: Confidence that is compared with thresholds. None: as before.
+        strict: Whether an error is raised where nothing can be certified.
+        floor: Least accuracy of a point, as for `certify`.
+
+    Returns:
+        The bundle with the new ladder, in a temporary folder until `save` is called.
+
+    Raises:
+        CalibrationError: The records are of another cascade, preprocessing, engine or precision, or were made on
+            another machine, or nothing can be certified and `strict` is set.
+        InputError: An argument is no bundle, or no records.
+        SettingError: A number is out of range, or a word is unknown.
+
+    Example:
+        >>> other = dynamic.recertify(bundle, (0.1,), delta=0.2)
+        >>> other.ladder.certificate.delta
+        0.2
     """
     if not isinstance(bundle, Bundle) or not isinstance(records, (Records, NoneType)):
         raise InputError(
-            f"recertify takes a bundle (dynamic.load) and records (dynamic.calibrate, or None for the bundle's own); "
-            f"it was given {type(bundle).__name__} and {type(records).__name__}"
+            f"recertify takes a bundle (dynamic.load) and records (dynamic.calibrate, or None for the bundle's own). "
+            f"It was given {type(bundle).__name__} and {type(records).__name__}"
         )
     given = bundle.records if records is None else records
     if given.fingerprint != bundle.ladder.fingerprint:
         raise CalibrationError(
             f"records have the fingerprint {given.fingerprint[:12]}, the bundle {bundle.ladder.fingerprint[:12]}: "
-            f"they are of another cascade, preprocessing, engine or precision; calibrate this cascade on engine "
+            f"they are of another cascade, preprocessing, engine or precision. Calibrate this cascade on engine "
             f"{bundle.engine!r} ({bundle.precision})"
         )
     old = bundle.ladder
-    known = old.certificate
-    delta = delta if delta is not None else 0.1 if known is None else known.delta
-    risk = risk if risk is not None else "drop" if known is None else known.risk
+    before = old.certificate
+    delta = delta if delta is not None else 0.1 if before is None else before.delta
+    measure = risk if risk is not None else "drop" if before is None else before.risk
     elsewhere = given.made_on is not None and given.made_on != bundle.records.made_on
     canaries, identity = _measured_here(bundle, given) if elsewhere else (None, bundle.calibrated_on)
     ladder = certify(
         given,
         max_drops,
         delta=delta,
-        risk=risk,
+        risk=measure,
         combine=old.combine,
         score=score or old.score,
         strict=strict,
@@ -76,7 +98,7 @@ def recertify(
     warn_uncertified(ladder)
     owner = TemporaryBundle()
     folder = owner.path
-    # costs of other machines go: each lies there with the frontier of the old ladder
+    # costs of other machines are removed: each is stored with the frontier of the old ladder
     with disk_errors("the bundle", folder):
         bundle.copy_to(folder, rooms=(CHOICES,))
     if canaries is not None:
@@ -95,15 +117,15 @@ def recertify(
         bundle.preprocess,
         identity,
     )
-    made = read(folder, verify=False)
+    fresh = read(folder, verify=False)
     return replace(
         bundle,
         folder=folder,
         ladder=ladder,
-        hashes=made.hashes,
+        hashes=fresh.hashes,
         calibrated_on=identity,
         _owner=owner,
-        _held=made._held,
+        _held=fresh._held,
     )
 
 

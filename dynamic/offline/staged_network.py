@@ -12,8 +12,8 @@ from dynamic.policies.errors import InputError
 class Stage(nn.Module):
     """One piece of computation between two exits, its exit head included.
 
-    `body` maps what the previous stage carried (or, for the first stage of a network, the network's own
-    inputs) to a tuple of tensors, the carry, whose **first** entry is the feature the head reads. `head`
+    `body` maps the previous stage's carry to a tuple of tensors, the next carry. Its **first** entry is the feature
+    that the head reads. The first stage of a network gets the network's own inputs instead. `head`
     maps that feature to logits `[B, C]`. The last stage of a network carries its logits, under an identity
     head. Parameters are shared with the network, never copied.
     """
@@ -57,4 +57,4 @@ def primary_logits(output: Any) -> Tensor:
         return primary_logits(output.logits)
     if isinstance(output, (tuple, list)) and output:
         return primary_logits(output[0])
-    raise InputError(f"a network gave a {type(output).__name__}; expected logits [B, C]")
+    raise InputError(f"a network gave a {type(output).__name__}, expected logits [B, C]")

@@ -18,7 +18,7 @@ _TO_TENSOR = (v1.PILToTensor, v2.PILToTensor, v2.ToImage, v2.ToPureTensor)
 _NOTHING = (v2.Identity, nn.Identity)
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _HOW = (
-    "build with the evaluation transforms written as Resize, CenterCrop, Grayscale, ToTensor, Normalize, "
+    "Build with the evaluation transforms written as Resize, CenterCrop, Grayscale, ToTensor, Normalize, "
     "or with preprocess=None and do it before calling the runtime"
 )
 
@@ -26,10 +26,10 @@ _HOW = (
 def from_transforms(transform: Any) -> Preprocess | None:
     """The same preprocessing as data.
 
-    Takes what `weights.transforms()` of a torchvision classification network gives; a `Compose` (v1 or v2,
-    nested too) or `nn.Sequential` of Resize, CenterCrop, Grayscale, RGB, ToTensor, PILToTensor, ToImage,
-    ConvertImageDtype, ToDtype and Normalize, or one of these alone; a `Preprocess`; or None. The result gives
-    the pixels that `transform` gives on PIL images. Raises InputError naming the step that cannot travel.
+    Takes what `weights.transforms()` of a torchvision classification network returns, a `Preprocess`, or None. Takes
+    a `Compose` too (v1 or v2, nested or not), an `nn.Sequential`, or one step alone. The steps may be Resize,
+    CenterCrop, Grayscale, RGB, ToTensor, PILToTensor, ToImage, ConvertImageDtype, ToDtype and Normalize. The result
+    gives the pixels that `transform` gives on PIL images. Raises InputError naming the step that cannot travel.
     """
     if transform is None or isinstance(transform, Preprocess):
         return transform
@@ -74,30 +74,30 @@ def _steps(transforms: Iterable[Any]) -> Iterator[Step]:
                 late.append(scale)
         elif isinstance(t, (v1.Normalize, v2.Normalize)):
             if not scaled:
-                raise InputError(f"{t} comes before the pixels are floating point; put ToTensor() before it")
+                raise InputError(f"{t} comes before the pixels are floating point. Put ToTensor() before it")
             normalized = True
             late.append(_normalize(t))
         elif isinstance(t, (v1.CenterCrop, v2.CenterCrop)):
             if normalized:  # its padding would be 0 after normalization, not black
-                raise InputError(f"{t} comes after Normalize; put it before ToTensor()")
+                raise InputError(f"{t} comes after Normalize. Put it before ToTensor()")
             yield CenterCrop(_pair(t.size))
         else:
             step = _pixel_step(t)
             if tensor:
                 raise InputError(
-                    f"{t} works on tensors here, and rounds otherwise than on PIL images; put it before "
+                    f"{t} works on tensors here, and rounds otherwise than on PIL images. Put it before "
                     "ToTensor(), PILToTensor() or ToImage(), calibrate with that, and it can travel"
                 )
             yield step
     if not tensor:
-        raise InputError(f"the transforms do not end in a tensor, so nothing can be calibrated with them; {_HOW}")
+        raise InputError(f"the transforms do not end in a tensor, so nothing can be calibrated with them. {_HOW}")
     yield from late
 
 
 def _pixel_step(t: Any) -> Step:
     if isinstance(t, (v1.Resize, v2.Resize)):
         if t.size is None:
-            raise InputError(f"{t} has no size; give the shorter side or (height, width)")
+            raise InputError(f"{t} has no size. Give the shorter side or (height, width)")
         return Resize(_resize_size(t.size), _interpolation(t.interpolation), longest=t.max_size)
     if isinstance(t, (v1.Grayscale, v2.Grayscale)):
         return Gray(t.num_output_channels)
@@ -105,21 +105,21 @@ def _pixel_step(t: Any) -> Step:
         return RGB()
     name = type(t).__name__
     if isinstance(t, (v1.Lambda, v2.Lambda)) or not type(t).__module__.startswith("torchvision."):
-        raise InputError(f"{t!r} is code, and a bundle holds data only: it cannot travel; {_HOW}")
+        raise InputError(f"{t!r} is code, and a bundle holds data only: it cannot travel. {_HOW}")
     if name.startswith("Random") or name in ("ColorJitter", "AutoAugment", "AugMix", "RandAugment"):
-        raise InputError(f"{name} is augmentation, for training only: it cannot travel; {_HOW}")
-    raise InputError(f"{name} cannot travel in a bundle; {_HOW}")
+        raise InputError(f"{name} is augmentation, for training only: it cannot travel. {_HOW}")
+    raise InputError(f"{name} cannot travel in a bundle. {_HOW}")
 
 
 def _dtype_step(t: Any) -> Scale | None:
-    """What a conversion of dtype does to uint8 pixels; None for nothing."""
+    """What a conversion of dtype does to uint8 pixels. None: nothing."""
     dtype = t.dtype
     if isinstance(dtype, dict):
         dtype = dtype.get(tv_tensors.Image, dtype.get("others"))
     if dtype in (torch.uint8, None):
         return None
     if dtype != torch.float32:
-        raise InputError(f"{t} makes {dtype}; the device's preprocessing gives float32: convert to torch.float32")
+        raise InputError(f"{t} makes {dtype}. The device's preprocessing gives float32: convert to torch.float32")
     if isinstance(t, v1.ConvertImageDtype):
         return Scale()
     return Scale(reciprocal=True) if isinstance(t, v2.ConvertImageDtype) or t.scale else Scale(1.0)
@@ -140,13 +140,13 @@ def _resize_size(size: Any) -> int | tuple[int, int]:
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    found = _resize_size(size)
-    return (found, found) if isinstance(found, int) else found
+    pair = _resize_size(size)
+    return (pair, pair) if isinstance(pair, int) else pair
 
 
 def _interpolation(mode: Any) -> Interpolation:
     """Our name of torchvision's mode, string or Pillow constant."""
-    found = _PILLOW.get(mode) if isinstance(mode, int) else str(getattr(mode, "value", mode))
-    if found is None:
-        raise InputError(f"interpolation {mode!r} is not known; give a torchvision InterpolationMode")
-    return cast(Interpolation, found.removesuffix("-exact"))  # on PIL images both of torchvision's nearest are Pillow's
+    name = _PILLOW.get(mode) if isinstance(mode, int) else str(getattr(mode, "value", mode))
+    if name is None:
+        raise InputError(f"interpolation {mode!r} is not known. Give a torchvision InterpolationMode")
+    return cast(Interpolation, name.removesuffix("-exact"))  # on PIL images both of torchvision's nearest are Pillow's

@@ -57,8 +57,8 @@ class _Totals:
 class RuntimeCounters:
     """Requests answered, counted one by one.
 
-    Several threads need a lock to enter them. `statistics` takes none and waits for nobody, since a signal handler may
-    ask while its own thread is entering a request: what it reads is replaced as a whole, never changed in place.
+    Several threads need a lock to enter them. `statistics` takes none, since a signal handler may call it while its own
+    thread enters a request. What it reads is replaced as a whole, never changed in place.
     """
 
     def __init__(self, stages: int) -> None:

@@ -1,15 +1,17 @@
-"""One bundle at work: its frontier, engines, policy state and drift test; a swap puts another in its place."""
+"""One bundle at work: its frontier, engines, policy state and drift test. A swap replaces it."""
 
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from dynamic.bundle.contract import DeployedBundle
 from dynamic.engines.contract import Array, Engine, Output
 from dynamic.engines.engine_factory import check_engine, installed
+from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.outputs import is_finite
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.budget import Budget
@@ -34,7 +36,7 @@ class Deployment:
     """What belongs to one bundle and is exchanged as a whole. What changes in it is under the runtime's lock.
 
     `users`: how many requests run on it. Once it is `retired`, the last of them closes its engines. Both need no lock:
-    a request enters before it looks whether the serving is retired, and who retires it looks for requests afterwards.
+    a request enters before it reads `retired`, and who retires it looks for requests afterwards.
     """
 
     def __init__(
@@ -82,12 +84,12 @@ class Deployment:
         return len(self._threads)
 
     def enter(self, thread: int) -> bool:
-        """Let a request of this thread in. False where the serving is retired: it then has to leave again."""
+        """Let a request of this thread in. False where it is retired: the request then has to leave again."""
         self._threads.append(thread)
         return not self.retired
 
     def leave(self, thread: int) -> None:
-        """End a request of this thread, and close the engines where it was the last on a retired serving."""
+        """End a request of this thread, and close the engines where it was the last on a retired deployment."""
         self._threads.remove(thread)
         if self.retired:
             self.retire()
@@ -197,7 +199,7 @@ class Deployment:
         return bool(self.watch.found), False
 
     def exclude_backbones(self, backbones: frozenset[int]) -> bool:
-        """Leave out the points that need these backbones, for a while; whether that leaves others."""
+        """Exclude the points that need these backbones, for a while. Returns whether others remain."""
         lost = self.lost | backbones
         points = tuple(point for point in self.whole.points if not point.backbones & lost)
         if not points or backbones <= self.lost:
@@ -208,7 +210,7 @@ class Deployment:
         return True
 
     def restore_excluded(self) -> None:
-        """Take all points up again where those left out have rested long enough."""
+        """Restore all points where those excluded have been so for long enough."""
         if self._clock() >= self._lost_until:
             self.lost, self.frontier = frozenset(), self.whole
 
@@ -236,18 +238,31 @@ class Deployment:
         return tuple((one * by, every * by) for one, every in found)
 
 
-def opened(
-    bundle: DeployedBundle, engine: str | None, options: Mapping[str, Any], keep: bool
-) -> tuple[DeployedBundle, Engine]:
-    """A bundle with the costs of the engine that it is opened on; profiled where they are not at hand.
+@dataclass(frozen=True)
+class EngineRequest:
+    """The engine that the user asked for, and its options."""
+
+    engine: str | None = None
+    threads: int | None = None
+    route: Route | None = None
+    options: EngineOptions | None = None
+
+    @property
+    def forced_route(self) -> Route | None:
+        """The route that every request takes, wherever it was given."""
+        return self.route if self.options is None else self.route or self.options.route
+
+
+def opened(bundle: DeployedBundle, given: EngineRequest, keep: bool) -> tuple[DeployedBundle, Engine]:
+    """A bundle with the costs of the engine that it is opened on. It is profiled where they are missing.
 
     `keep` them in the bundle's folder: not where requests run meanwhile, which makes them too high. Raises EngineError
     where the engine cannot be had.
     """
-    made = bundle.open(engine, **options)
+    engine = bundle.open(given.engine, threads=given.threads, route=given.route, options=given.options)
     try:
-        how = (made.name, made.precision, made.threads)
-        route = options.get("route")
+        how = (engine.name, engine.precision, engine.threads)
+        route = given.forced_route
         costs = bundle.costs_on(*how, route)
         if costs is None:
             if keep:
@@ -255,17 +270,19 @@ def opened(
             else:
                 logger.warning(
                     "no costs of %s, %s, %d threads here: profiling while requests run, so the figures are too high "
-                    "and not kept; call profile() on a bundle before it is swapped in",
+                    "and not kept. Call profile() on a bundle before it is swapped in",
                     *how,
                 )
-            costs = bundle.profile(engine=made.name, keep=keep, **options).costs
+            costs = bundle.profile(
+                engine=engine.name, keep=keep, threads=given.threads, route=given.route, options=given.options
+            ).costs
             assert costs is not None
         if costs.route:  # it was opened before they were known
-            made.follow(costs.batch, costs.route)
+            engine.follow(costs.batch, costs.route)
     except BaseException:
-        made.close()  # nobody else will
+        engine.close()  # nobody else will
         raise
-    return bundle.with_costs(costs, route), made
+    return bundle.with_costs(costs, route), engine
 
 
 def others(bundle: DeployedBundle, engine: Engine, names: Sequence[str] | None) -> Others:

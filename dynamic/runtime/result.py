@@ -227,10 +227,12 @@ def _in_words(label: int, name: str | None, probability: float, stage: int) -> s
 
 @dataclass(frozen=True)
 class FeedbackEstimate:
-    """How many of the answers were right whose labels were handed in: the answers to `count` inputs.
+    """How many of the answers were right whose labels were handed in.
 
-    `accuracy`: with its 95% interval (Wilson 1927); `expected`: what the ladder measured at the points that
-    gave these answers, mean over inputs (None where it was measured without labels).
+    Args:
+        count: Inputs with a label.
+        accuracy: Of these answers, with its 95% interval (Wilson 1927).
+        expected: What the ladder measured at the points that gave them, mean over inputs. None without labels there.
     """
 
     count: int
@@ -240,16 +242,34 @@ class FeedbackEstimate:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a runtime has done so far: requests answered, their inputs, share of inputs by stage and operating point.
+    """What a runtime has done so far.
 
-    `certified_share` of requests whose result is `certified`, each under the budget of that moment. `drift`: whether
-    inputs have drifted from those of the calibration (None: they are not watched); `feedback`: what
-    labels that were handed in say (None: there were none). `deadline_cuts`: requests that a deadline cut short;
-    `mean_waited_ms` in the queue; `shed`: requests given up because too many waited, `queue_longest`: as many as ever
-    waited at once. `engine_failures`, `policy_failures`: how often one failed, whoever answered in its place.
-    `limits_without_sensor`: a sentence for each limit of the budget that nothing on this device measures now.
-    `near_duplicates`: inputs that were not tested for drift, since they repeated a scene. A bundle that is swapped in
-    begins `drift` anew, and `stage_shares` where it has more stages or fewer.
+    A bundle that is swapped in begins `drift` anew, and `stage_shares` where it has another number of stages.
+
+    Args:
+        requests: Requests answered.
+        inputs: Their inputs.
+        stage_shares: `[S]`, the share of inputs that exited at each stage.
+        point_shares: The share of requests of each operating point, by name.
+        decision_changes: How often the point changed.
+        certified_share: Of requests, each under the budget of that moment.
+        mean_latency_ms: From arrival to answer.
+        drift: Whether inputs have drifted from those of the calibration. None: they are not watched.
+        feedback: What labels that were handed in show. None: there were none.
+        deadline_cuts: Requests that a deadline ended early.
+        mean_waited_ms: The mean time in the queue.
+        shed: Requests dropped because too many waited.
+        queue_longest: As many as ever waited at once.
+        engine_failures: How often an engine failed, whoever answered instead.
+        policy_failures: How often the policy failed.
+        limits_without_sensor: A sentence for each limit of the budget that nothing on this device measures now.
+        near_duplicates: Inputs that were not tested for drift, since they repeated a scene.
+
+    Example:
+        >>> with bundle.runtime() as run:
+        ...     answer = run(x)
+        ...     run.stats().requests
+        1
     """
 
     requests: int
@@ -294,5 +314,5 @@ def _answers_of_some(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], ND
 
 
 def names_of(classes: Sequence[str] | None, labels: Iterable[int]) -> tuple[str | None, ...]:
-    """Class names of `labels`; None where there are none, or for the label -1 (no finite answer)."""
+    """Class names of `labels`. None where there are none, or for the label -1 (no finite answer)."""
     return tuple(classes[label] if classes is not None and label >= 0 else None for label in labels)

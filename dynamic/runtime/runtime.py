@@ -16,6 +16,7 @@ from dynamic.bundle.contract import DeployedBundle
 from dynamic.bundle.input_conversion import check_shapes
 from dynamic.engines.contract import Engine
 from dynamic.engines.forking import forget_after_fork
+from dynamic.engines.options import EngineOptions, Route
 from dynamic.monitoring.monitor import Monitor
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy
@@ -30,7 +31,7 @@ from dynamic.runtime.counters import RuntimeCounters
 from dynamic.runtime.decisions.decision_log import Announcer, OnChange
 from dynamic.runtime.decisions.device_reading import HasLatest, RequestReading, begin
 from dynamic.runtime.decisions.unmeasured_limits import SensorCheck
-from dynamic.runtime.deployment import Deployment, Others, check_successor, opened, others
+from dynamic.runtime.deployment import Deployment, EngineRequest, Others, check_successor, opened, others
 from dynamic.runtime.drift.feedback_log import FeedbackLog, Label
 from dynamic.runtime.drift.streams import DriftOptions
 from dynamic.runtime.request_handler import RequestHandler
@@ -47,33 +48,175 @@ Opener = Callable[[DeployedBundle], tuple[DeployedBundle, Engine, Others]]
 
 
 class Runtime:
-    """A bundle at work. Call it with an input; change `budget` at any time, from any thread.
+    """A bundle at work: `run(x)` answers an input, and `run.budget` may be set at any time, from any thread.
 
-    Inputs are answered on the calling thread (`run(x)`, `run.map`), or on `workers` threads in the order in which they
-    came (`run.submit`, and `await run.arun(x)` for asyncio), where at most `queue` wait. `on_change` is called with a
-    `dynamic.runtime.decisions.decision_log.Change` whenever the decision becomes another, on the thread of the request.
+    Inputs are answered on the calling thread (`run(x)`, `run.map`), by as many threads at once as call. Or they wait
+    for one of `workers` threads, in the order in which they came (`run.submit`, and `await run.arun(x)` for asyncio).
 
-    A request is answered whatever fails, where that is possible: a policy (its last good decision stands), a sensor
-    (see `Monitor`) or the monitor (its last good snapshot does), an engine (the next of `fallback` answers; None: those
-    installed).
+    A request is answered whatever fails, where that is possible. When a policy fails, its last good decision holds.
+    When a sensor or the monitor fails, its last good reading holds. When an engine fails, the next of `fallback`
+    answers.
 
-    A monitor that is given is started and goes on when the runtime closes: close it yourself, once nobody needs it.
+    Networks are loaded by the first request. With `load(preload=False)` the first request also imports the engine, runs
+    the canaries and starts the monitor, so that a process may open a runtime and fork.
 
-    Networks are loaded by the first request. Where the bundle was loaded with `preload=False` the engine's library is
-    imported, canaries run and the monitor starts then too, so that a process may open a runtime and fork afterwards.
+    Inputs are watched for drift by their score at the first exit that is evaluated. No labels are needed. Once they no
+    longer look like those of the calibration, a warning is logged, results are not certified any more, and
+    `Budget.on_drift` says what runs. While inputs are independent and like those of the calibration, the probability of
+    a false alarm is at most `drift_alpha`, on a stream of any length. **Correlated inputs void that**: bursts, or
+    images sorted by class. Frames of a camera are recognized by their pixels, and scenes are counted instead. Inputs
+    are not watched where the ladder has no scores, or was measured on another engine or precision.
 
-    Unless `drift_alpha` is None, inputs are watched, by their score at the first exit that is evaluated: no labels are
-    needed. Where they no longer look like those of the calibration, a warning is logged, results are not certified any
-    more, and the budget's `on_drift` says what runs from then on; `restart_drift` starts anew. While inputs are
-    independent and like those of the calibration, the probability of a false alarm is at most `drift_alpha`, on a
-    stream of any length; with a restart after each, false alarms are 1 / `drift_alpha` inputs or more apart on average.
-    **Correlated inputs void that**: bursts, images sorted by class. `drift` says which inputs count (`DriftOptions`).
-    Frames of a camera are recognized by their pixels, with a warning, and scenes are counted instead. Inputs are not
-    watched where the ladder does not know how calibration inputs scored, or was measured on another engine or
-    precision.
+    Args:
+        bundle: What `load` or `build` gave. It is profiled first where costs of this engine are missing.
+        budget: The limits. None: none, so that the most accurate point runs.
+        engine: "onnxruntime", "openvino", "torch", or "auto" for the fastest here. None: the one that was calibrated.
+        threads: Threads of the engine. None: one for each core that this process may use.
+        route: "graph" or "stages" for every request that may take it. None: whichever was measured faster.
+        options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
+        monitor: Reads the device. None: a `dynamic.Monitor` of this runtime. A monitor that is given is started, and
+            goes on when the runtime closes.
+        policy: Chooses the operating point. None: `dynamic.BudgetPolicy()`.
+        drift_alpha: The probability of a false alarm of drift, in (0, 1). None: inputs are not watched.
+        drift: Which inputs the drift test counts. None: the usual ones.
+        queue: How many inputs may wait, at least 1. One more and the oldest is shed.
+        workers: How many threads answer inputs that were submitted, at least 1.
+        on_change: Called with a `dynamic.Change` when the decision changes, on the thread of the request.
+        fallback: The engines that answer when the first fails, in their order. None: those installed.
+
+    Raises:
+        EngineError: The engine is unknown, not installed, or does not load.
+        SettingError: An argument is out of range.
+        BudgetError: The budget has a limit about which the costs say nothing.
+
+    Example:
+        >>> with dynamic.Runtime(bundle, dynamic.Budget(latency_ms=50)) as run:
+        ...     answer = run(x)
+        ...     run.budget = dynamic.Budget(latency_ms=20)
+        >>> answer.certified in (True, False)
+        True
     """
 
     def __init__(
+        self,
+        bundle: DeployedBundle,
+        budget: Budget | None = None,
+        *,
+        engine: str | None = None,
+        threads: int | None = None,
+        route: Route | None = None,
+        options: EngineOptions | None = None,
+        monitor: HasLatest | None = None,
+        policy: Policy | None = None,
+        drift_alpha: float | None = 0.01,
+        drift: DriftOptions | None = None,
+        queue: int = 64,
+        workers: int = 1,
+        on_change: OnChange | None = None,
+        fallback: Sequence[str] | None = None,
+    ) -> None:
+        given = EngineRequest(engine, threads, route, options)
+        watch = monitor if monitor is not None else Monitor()
+        if bundle.preload:
+            begin(watch)  # before the engine: the policy takes the first reading for memory without models
+        opened_engine = None
+        try:
+            bundle, opened_engine, others = _opener(given, fallback, keep=True)(bundle)
+            self._set_up(
+                bundle,
+                bundle.frontier,
+                opened_engine,
+                budget or Budget(),
+                watch,
+                policy or BudgetPolicy(),
+                drift_alpha=drift_alpha,
+                drift=drift,
+                queue=queue,
+                workers=workers,
+                on_change=on_change,
+                others=others,
+                opener=_opener(given, fallback, keep=False),  # of a swap, while requests run
+                owns_monitor=monitor is None,
+                starts_monitor=not bundle.preload,
+            )
+        except BaseException:
+            if monitor is None:
+                watch.close()  # nobody else will
+            if opened_engine is not None:
+                opened_engine.close()
+            raise
+
+    @classmethod
+    def on_engine(
+        cls,
+        bundle: DeployedBundle,
+        frontier: Frontier,
+        engine: Engine,
+        budget: Budget,
+        monitor: HasLatest,
+        policy: Policy,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        drift_alpha: float | None = 0.01,
+        drift: DriftOptions | None = None,
+        queue: int = 64,
+        workers: int = 1,
+        on_change: OnChange | None = None,
+        others: Others = (),
+        opener: Opener | None = None,
+    ) -> Self:
+        """Put a bundle to work on an engine that is open, such as one of your own or a fake of a test.
+
+        Args:
+            bundle: The bundle.
+            frontier: The operating points with their costs on this engine.
+            engine: The engine. The runtime closes it.
+            budget: The limits.
+            monitor: Reads the device.
+            policy: Chooses the operating point.
+            clock: Gives seconds.
+            drift_alpha: The probability of a false alarm of drift, in (0, 1). None: inputs are not watched.
+            drift: Which inputs the drift test counts. None: the usual ones.
+            queue: How many inputs may wait.
+            workers: How many threads answer inputs that were submitted.
+            on_change: Called when the decision changes.
+            others: Engines that answer when this one fails: their names, and functions that open them.
+            opener: Opens the engine of a bundle that is swapped in. None: as the bundle itself would.
+
+        Returns:
+            The runtime.
+
+        Raises:
+            SettingError: An argument is out of range.
+            BudgetError: The budget has a limit about which the costs say nothing.
+
+        Example:
+            >>> monitor, policy = dynamic.FixedMonitor(), dynamic.BudgetPolicy()
+            >>> engine = bundle.open(threads=1)
+            >>> with dynamic.Runtime.on_engine(bundle, frontier, engine, dynamic.Budget(), monitor, policy) as run:
+            ...     run(x).stage in (0, 1)
+            True
+        """
+        run = cls.__new__(cls)
+        run._set_up(
+            bundle,
+            frontier,
+            engine,
+            budget,
+            monitor,
+            policy,
+            clock=clock,
+            drift_alpha=drift_alpha,
+            drift=drift,
+            queue=queue,
+            workers=workers,
+            on_change=on_change,
+            others=others,
+            opener=opener,
+        )
+        return run
+
+    def _set_up(
         self,
         bundle: DeployedBundle,
         frontier: Frontier,
@@ -81,23 +224,24 @@ class Runtime:
         budget: Budget,
         monitor: HasLatest,
         policy: Policy,
+        *,
         clock: Callable[[], float] = time.perf_counter,
-        drift_alpha: float | None = 0.01,
-        queue: int = 64,
-        workers: int = 1,
-        on_change: OnChange | None = None,
-        others: Others = (),
-        opener: Opener | None = None,
+        drift_alpha: float | None,
+        drift: DriftOptions | None,
+        queue: int,
+        workers: int,
+        on_change: OnChange | None,
+        others: Others,
+        opener: Opener | None,
         owns_monitor: bool = False,
         starts_monitor: bool = False,
-        drift: DriftOptions | None = None,
     ) -> None:
         if drift is not None and not isinstance(drift, DriftOptions):
             raise SettingError(f"drift={drift!r} must be DriftOptions(...), or None for the usual ones")
         self._drift = drift
         self.monitor, self.policy, self._owns_monitor = monitor, policy, owns_monitor
         self._clock, self._drift_alpha = clock, drift_alpha
-        self._open = opener or _opener(None, {}, None, keep=False)
+        self._open = opener or _opener(EngineRequest(), None, keep=False)
         self._swapping = threading.RLock()
         self._spacing = Spacing()
         self._read = RequestReading(monitor, starts_monitor)
@@ -120,76 +264,55 @@ class Runtime:
         self.budget = budget  # checked by the setter
         forget_after_fork(self)
 
-    @classmethod
-    def of(
-        cls,
-        bundle: DeployedBundle,
-        budget: Budget,
-        engine: str | None = None,
-        monitor: HasLatest | None = None,
-        policy: Policy | None = None,
-        drift_alpha: float | None = 0.01,
-        queue: int = 64,
-        workers: int = 1,
-        on_change: OnChange | None = None,
-        fallback: Sequence[str] | None = None,
-        drift: DriftOptions | None = None,
-        **options: Any,
-    ) -> Self:
-        """Open the engine (its `options`: threads, idle, device, route), start the monitor, and decide by `policy`.
-
-        Profiles where costs of that engine, and of a `route` that is given, are not at hand. For the rest see the
-        class. Raises EngineError where the engine cannot be had; SettingError where `drift_alpha` is not in (0, 1),
-        where `queue` or `workers` is not at least 1, and on a limit about which the costs say nothing.
-        """
-        watch = monitor if monitor is not None else Monitor()
-        if bundle.preload:
-            begin(watch)  # before the engine: the policy takes the first reading for memory without models
-        made = None
-        try:
-            bundle, made, rest = _opener(engine, options, fallback, keep=True)(bundle)
-            return cls(
-                bundle,
-                bundle.frontier,
-                made,
-                budget,
-                watch,
-                policy or BudgetPolicy(),
-                drift_alpha=drift_alpha,
-                queue=queue,
-                workers=workers,
-                on_change=on_change,
-                others=rest,
-                opener=_opener(engine, options, fallback, keep=False),  # of a swap, while requests run
-                owns_monitor=monitor is None,
-                starts_monitor=not bundle.preload,
-                drift=drift,
-            )
-        except BaseException:
-            if monitor is None:
-                watch.close()  # nobody else will
-            if made is not None:
-                made.close()
-            raise
-
     def __call__(self, x: Any) -> Result:
-        """Answer one input or a batch, as the bundle's preprocessing expects it.
+        """Answer one input or a batch.
 
-        Raises InputError on a wrong shape or dtype, EngineError when every engine fails, ClosedError after `close`.
+        Args:
+            x: One input without a batch dimension, a batch, or a mapping of inputs `[B, ...]` by name. With
+                preprocessing: an image, a list of images, or uint8 `[B, H, W, C]`.
+
+        Returns:
+            A `Prediction` for one input, a `BatchResult` for a batch.
+
+        Raises:
+            InputError: A shape or type does not fit.
+            EngineError: Every engine fails.
+            ClosedError: The runtime is closed.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     one, batch = run(x), run(inputs[:8])
+            >>> one.label in range(4), len(batch)
+            (True, 8)
         """
         return self._handler(x)
 
     def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
-        """Answer one item after another, with a progress bar on a terminal."""
+        """Answer one item after another, with a progress bar on a terminal.
+
+        Args:
+            items: Inputs, as for `run(x)`.
+            progress: Show the bar. None: where stderr is a terminal.
+
+        Yields:
+            The answer to each.
+
+        Raises:
+            InputError: An item does not fit.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     len([answer.label for answer in run.map(inputs[:5])])
+            5
+        """
         with closing(track(items, "inference", size_of(items), progress)) as shown:
             for item in shown:
                 yield self(item)
 
     def submit(self, x: Any, *, copy: bool = True) -> "Future[Result]":
-        """Answer an input when its turn comes, as `run(x)` would: `.result()` waits for it.
+        """Answer an input when its turn comes, as `run(x)` would. `.result()` waits for it.
 
-        Where `queue` requests wait already, the one that has waited longest is given up for it: its future raises
-        ShedError.
+        Where `queue` requests wait already, the one that has waited longest is shed: its future raises ShedError.
 
         Args:
             x: One input or a batch, as for `run(x)`.
@@ -204,7 +327,9 @@ class Runtime:
             EngineError: No worker can be started.
 
         Example:
-            ``future = run.submit(camera.read(buffer))``
+            >>> with bundle.runtime() as run:
+            ...     run.submit(x).result().label in range(4)
+            True
         """
         return self._submit(x, self._clock(), copy)
 
@@ -226,47 +351,61 @@ class Runtime:
             return x
 
     def arun(self, x: Any, *, copy: bool = True) -> Coroutine[Any, Any, Result]:
-        """Answer an input for an asyncio server: a worker answers it, and the event loop goes on meanwhile.
+        """Answer an input for an asyncio server. A worker answers it, and the event loop continues meanwhile.
 
         Args:
             x: One input or a batch, as for `run(x)`.
-            copy: Copy what `x` holds when this is called, not when it is awaited; see `submit`.
+            copy: Copy what `x` holds when this is called, not when it is awaited. See `submit`.
 
         Returns:
-            A coroutine of the result. Where the task that awaits it is cancelled, a request that still waits is given
-            up.
+            A coroutine of the result. Where the task that awaits it is cancelled, a request that still waits is
+            dropped.
 
         Raises:
-            ShedError: Too many requests wait, see `submit`.
+            ShedError: Too many requests wait.
             ClosedError: The runtime is closed, or closes before the request has its turn.
-            InputError, EngineError: As for `run(x)`.
+            InputError: The input does not fit.
+            EngineError: Every engine fails.
 
         Example:
-            ``result = await run.arun(image)``
+            >>> import asyncio
+            >>> with bundle.runtime() as run:
+            ...     asyncio.run(run.arun(x)).label in range(4)
+            True
         """
         return answer(partial(self.submit, copy=False), self._owned(x) if copy else x)
 
     def amap(self, items: Iterable[Any] | AsyncIterable[Any], *, copy: bool = True) -> AsyncIterator[Result]:
         """Answer one item after another, in their order, without blocking the event loop.
 
+        It keeps every worker busy and never fills the queue.
+
         Args:
             items: Inputs. An ordinary iterable is read on another thread, since a camera makes its reader wait.
             copy: Copy each item as it is read, so that one buffer may hold all of them in turn. See `submit`.
 
         Returns:
-            An asynchronous iterator of results. It keeps every worker busy and never fills the queue.
+            An asynchronous iterator of results.
+
+        Raises:
+            InputError: An item does not fit.
 
         Example:
-            ``async for result in run.amap(camera): ...``
+            >>> import asyncio
+            >>> async def labels(run):
+            ...     return [answer.label async for answer in run.amap(inputs[:5])]
+            >>> with bundle.runtime() as run:
+            ...     len(asyncio.run(labels(run)))
+            5
         """
         return answers_of(partial(self.submit, copy=copy), items, self._waiting.workers)
 
     @property
     def budget(self) -> Budget:
-        """The limits that the next request is decided under; to be set at any time, from any thread.
+        """The limits of the next decision. It may be set at any time, from any thread.
 
         Setting anything else raises BudgetError, as does a limit about which the costs say nothing. A limit that no
-        sensor of this device can follow is warned of, once.
+        sensor of this device can follow gives a warning, once.
         """
         return self._handler.budget
 
@@ -310,17 +449,27 @@ class Runtime:
         return self.deployment.engines.first
 
     def swap(self, bundle: DeployedBundle) -> None:
-        """Put another bundle to work while requests run: those that have begun end on the old one.
+        """Put another bundle to work while requests run. Those that have begun end on the old one.
 
         The engine is opened as the first one was, and what the next request needs is loaded before the exchange, so
-        that no request waits for it. Both bundles are then in memory for a moment. Where that is more than the budget
-        or the device has left, the first request loads it as ever. Swaps in a row pause for up to a second between each
-        other: three times what the last one took, so that requests keep most of the device.
+        that no request waits for it. Both bundles are in memory for a moment. Where that is more than the budget or the
+        device has left, the first request loads it. Swaps in a row pause for up to a second between each other: three
+        times what the last one took, so that requests get most of the device.
 
-        Where costs are missing it is profiled beside the requests that run, and such figures are not kept: call
-        `profile` before. The policy's state and the drift test begin anew. Raises BundleError where inputs or classes
-        differ, EngineError where the engine cannot be had, BudgetError where the budget has a limit about which its
-        costs say nothing: the old one then goes on.
+        Where costs are missing, the bundle is profiled beside the requests that run, and such figures are not kept.
+        Call `profile` before. The state of the policy and the drift test begin anew.
+
+        Args:
+            bundle: The other bundle.
+
+        Raises:
+            BundleError: Its inputs or classes differ.
+            EngineError: The engine does not open.
+            BudgetError: The budget has a limit about which its costs say nothing. The old bundle then continues.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     run.swap(dynamic.load("shelf"))
         """
         self._handler.check_open()
         with self._swapping, self._spacing.action():
@@ -355,12 +504,24 @@ class Runtime:
         )
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
-        """Hand in the true label of the result with this `id`, from any thread: `stats` then estimates accuracy.
+        """Hand in the true label of a result, from any thread. `stats` then estimates the accuracy.
 
-        `label`: a class's number, or its name where the bundle has names; for a batch `[B]` of them. The answers of the
-        latest 10,000 results are kept. Raises InputError where the result is unknown, too old, or has its label already
-        (it counts once, and the first label stands); where there are more labels than rows or fewer; and on a label
-        that is no class. Nothing is counted then.
+        The answers of the latest 10,000 results are kept. A label counts once.
+
+        Args:
+            result_id: The `id` of the result.
+            label: The number of the class, or its name where the bundle has names. For a batch `[B]` of them.
+
+        Raises:
+            InputError: The result is unknown, too old, or has its label already. Or there are more or fewer labels than
+                rows, or a label is no class. Nothing is counted then.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     answer = run(x)
+            ...     run.feedback(answer.id, int(labels[0]))
+            ...     run.stats().feedback.count
+            1
         """
         with self._handler.held():
             self._handler.learn()
@@ -383,18 +544,25 @@ class Runtime:
                 deployment.guard.observe(deployment.last_feedback)
 
     def close(self, drain: bool = False, timeout_s: float | None = None) -> None:
-        """Take no more requests, end those that run, and give memory back. Stops the monitor too, unless it was given.
+        """Take no more requests, end those that run, and free the memory. Stops the monitor too, unless it was given.
 
         In a signal handler, and in a callback during a request, it only marks the runtime as closed and returns at
         once. Whoever holds the last request then finishes the work.
 
         Args:
             drain: Answer requests that wait in the queue first. Otherwise whoever waits for them gets ClosedError.
-            timeout_s: How long to wait for requests that run or wait. None is as long as they take. Requests that
-                still wait then fail with ClosedError, and those that run end on their own.
+            timeout_s: How long to wait for requests that run or wait. None: as long as they take. Requests that still
+                wait then fail with ClosedError, and those that run end on their own.
 
         Raises:
-            SettingError: Where `timeout_s` is no number of at least 0.
+            SettingError: `timeout_s` is no number of at least 0.
+
+        Example:
+            >>> run = bundle.runtime()
+            >>> future = run.submit(x)
+            >>> run.close(drain=True)
+            >>> future.done()
+            True
         """
         timeout_s = plain(timeout_s)
         if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and 0 <= timeout_s < math.inf):
@@ -423,7 +591,7 @@ class Runtime:
         self.close()
 
     def forget(self) -> Any:
-        """What a forked child must not take from its parent; see `dynamic.engines.forking`."""
+        """What a forked child must not take from its parent (see `dynamic.engines.forking`)."""
         self._swapping = threading.RLock()
         self._handler.forget()
         self.deployment.forget()
@@ -488,9 +656,9 @@ class Runtime:
         )
 
 
-def _opener(engine: str | None, options: dict[str, Any], fallback: Sequence[str] | None, keep: bool) -> Opener:
+def _opener(given: EngineRequest, fallback: Sequence[str] | None, keep: bool) -> Opener:
     def opener(bundle: DeployedBundle) -> tuple[DeployedBundle, Engine, Others]:
-        made, first = opened(bundle, engine, options, keep)
+        made, first = opened(bundle, given, keep)
         try:
             return made, first, others(made, first, fallback)
         except BaseException:

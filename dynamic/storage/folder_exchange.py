@@ -40,7 +40,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 @cache
 def _renameat2() -> Callable[..., int] | None:
-    """The function of the C library; None where it has none (before glibc 2.28)."""
+    """The function of the C library. None where it has none (before glibc 2.28)."""
     if sys.platform != "linux":
         return None
     try:

@@ -130,7 +130,7 @@ _UNLOCKED = -1  # a system that opens no folders
 
 
 def _hold(folder: Path) -> int | None:
-    """Lock a new folder; None where another took it for abandoned."""
+    """Lock a new folder. None where another took it for abandoned."""
     if not hasattr(os, "O_DIRECTORY"):
         return _UNLOCKED
     try:

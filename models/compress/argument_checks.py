@@ -1,7 +1,7 @@
 """Checks of arguments that every method makes before it works."""
 
 from collections.abc import Collection, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,22 +29,6 @@ def check_share(name: str, value: Any, meaning: str, where: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise SettingError(f"{name}={value!r}{where} is not in (0, 1): {meaning}")
     return float(value)
-
-
-def check_word(name: str, value: Any, words: Any) -> None:
-    """Check an option that is a word.
-
-    Args:
-        name: Of the argument.
-        value: What was given for it.
-        words: The `Literal` of all that may be given.
-
-    Raises:
-        SettingError: It is none of them.
-    """
-    choices = get_args(words)
-    if not isinstance(value, str) or value not in choices:
-        raise SettingError(f"{name}={value!r} is no choice here: use one of {', '.join(map(repr, choices))}")
 
 
 def check_fit_options(fit_options: Mapping[str, Any] | None, own: Collection[str]) -> None:

@@ -21,6 +21,7 @@ from dynamic.offline.networks.module_modes import view
 from dynamic.offline.networks.network_copies import deep_copy
 from dynamic.offline.networks.used_data import hashes_of, remember
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
+from dynamic.offline.training.configs import TrainingConfig
 from dynamic.policies.errors import InputError, SettingError, WrapError
 
 Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)
@@ -47,9 +48,9 @@ def slimmable(
     such as `lambda width: CifarResNet(20, width=round(16 * width))`. They may have other norms. They start from the
     weights of the widest.
 
-    Narrow widths are at chance before training. `dynamic.fit(net, loader, mode="joint", **net.summed)` sums the losses
-    of all widths. With `mode="distill"` the narrow widths learn from the full one (Yu and Huang 2019, "Universally
-    Slimmable Networks and Improved Training Techniques", section 3.3).
+    Narrow widths are at chance before training. `dynamic.fit(net, loader, mode="joint", training=net.summed)` sums the
+    losses of all widths. With `mode="distill"` the narrow widths learn from the full one (Yu and Huang 2019,
+    "Universally Slimmable Networks and Improved Training Techniques", section 3.3).
 
     Args:
         network: The full network, which does not change, or a function that makes the network of a width.
@@ -123,9 +124,9 @@ class Slimmable(StagedNetwork):
         return single
 
     @property
-    def summed(self) -> dict[str, Any]:
-        """Options of `dynamic.fit` with which the loss is the plain sum over widths (algorithm 1)."""
-        return {"exit_weights": (1.0,) * len(self.widths), "ramp": False, "rescale_gradients": False}
+    def summed(self) -> TrainingConfig:
+        """The `training` of `dynamic.fit` with which the loss is the plain sum over widths (algorithm 1)."""
+        return TrainingConfig(exit_weights=(1.0,) * len(self.widths), ramp=False, rescale_gradients=False)
 
     @property
     def backbone(self) -> nn.Module:

@@ -65,13 +65,17 @@ def instruction_sets() -> set[str]:
 
 
 def environment(avx512: bool = False) -> dict[str, str]:
-    """The variables under which a process is limited. Copies what is not copied yet."""
+    """The variables under which a process is limited. Copies what is not copied yet, one process at a time."""
     CACHE.mkdir(exist_ok=True)
     mask = CACHE / "cpuid_mask.so"
     source = Path(__file__).with_name("cpuid_mask.c")
-    if not mask.is_file() or mask.stat().st_mtime < source.stat().st_mtime:
-        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(mask), str(source)], check=True)
-    packages = [_limited(name) for name in LIBRARIES if find_spec(name) is not None]
+    import fcntl  # not on every system
+
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not mask.is_file() or mask.stat().st_mtime < source.stat().st_mtime:
+            subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(mask), str(source)], check=True)
+        packages = [_limited(name) for name in LIBRARIES if find_spec(name) is not None]
     before = [path for path in (os.environ.get("PYTHONPATH"),) if path]
     limits = dict(ENVIRONMENT_AVX512 if avx512 else ENVIRONMENT)
     # code that torch has compiled for the whole processor gives wrong answers to a limited one
@@ -122,8 +126,8 @@ def _instructions(library: Path) -> Iterator[int]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            match = _INSTRUCTION.match(line)
-            if match:
+            # there are millions of lines, and few of them pass the first test
+            if "cpuid" in line and (match := _INSTRUCTION.match(line)):
                 yield int(match.group(1), 16)
 
 

@@ -367,7 +367,7 @@ def test_inputs_that_a_network_does_not_take_are_named() -> None:
     network = nn.Sequential(first, nn.Flatten(), nn.Linear(4 * 64, 10))
     # it fails in the last stage, behind the exit
     for given in (network, dynamic.wrap(network, torch.zeros(2, 1, 8, 8), exits=["0"])):
-        with pytest.raises(InputError, match=r"Sequential does not run on .* float32 \[\d, 1, 6, 6\]: .* give batches"):
+        with pytest.raises(InputError, match=r"Sequential does not run on .* float32 \[\d, 1, 6, 6\]: .* Give batches"):
             dynamic.build(given, [(torch.zeros(4, 1, 6, 6), torch.arange(4))], progress=False)
 
 

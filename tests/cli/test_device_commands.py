@@ -64,7 +64,7 @@ def test_record_where_nothing_can_be_written(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_an_interrupt_ends_a_recording_with_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "day.jsonl"
-    command = [sys.executable, "-m", "dynamic", "record", str(path), "--seconds", "60", "--hz", "50"]
+    command = [sys.executable, "-m", "dynamic", "record", str(path), "--seconds", "600", "--hz", "50"]
     # a shell that runs this in the background has interrupts ignored, and children inherit that
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
@@ -74,7 +74,7 @@ def test_an_interrupt_ends_a_recording_with_a_whole_file(tmp_path: Path) -> None
             while process.poll() is None and (not path.exists() or path.read_text().count("\n") < 4):
                 time.sleep(0.01)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=120)
         finally:
             process.kill()
     assert (process.returncode, err) == (0, "")

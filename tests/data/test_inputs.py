@@ -65,7 +65,7 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Opener]:
         if bundle.folder not in made:
             options: Any = {"engine": engine, "threads": 1, "route": route}
             fast = bundle.profile(batch=(1,), seconds=0.02, **options)  # costs that are missing take seconds
-            made[bundle.folder] = Runtime.of(
+            made[bundle.folder] = Runtime(
                 fast, dynamic.Budget(), monitor=monitor(), drift_alpha=None, fallback=(), **options
             )
         return made[bundle.folder]
@@ -151,7 +151,7 @@ def test_right_answers_from_any_memory(opened: Any, vectors: dynamic.Bundle, tmp
         run({"input": given}),
         run((given,)),
         next(run.map([given])),
-        run.submit(given).result(30),
+        run.submit(given).result(120),
     ):
         np.testing.assert_allclose(result.log_probs, truth.log_probs, atol=1e-5)
 
@@ -166,7 +166,7 @@ def test_right_answers_from_any_pixels(opened: Any, pictures: dynamic.Bundle, tm
     run = opened(pictures)
     truth = run(PIXELS)
     given = more[what]() if what in more else RIGHT[what](PIXELS, tmp_path)
-    for result in (run(given), next(run.map([given])), run.submit(given).result(30)):
+    for result in (run(given), next(run.map([given])), run.submit(given).result(120)):
         np.testing.assert_allclose(result.log_probs, truth.log_probs, atol=1e-5)
 
 
@@ -235,7 +235,7 @@ def test_one_clear_error_for_anything_else(opened: Any, kind: str, request: pyte
     run = opened(request.getfixturevalue(kind))
     for what, make in WRONG.items():
         x = X if kind == "vectors" else PIXELS
-        for answer in (run, lambda x: next(run.map([x])), lambda x: run.submit(x).result(30)):
+        for answer in (run, lambda x: next(run.map([x])), lambda x: run.submit(x).result(120)):
             with pytest.raises(InputError) as caught:
                 answer(make(x))
             assert len(str(caught.value)) > 25, what
@@ -258,7 +258,7 @@ def closed() -> Image.Image:
 @pytest.mark.parametrize("make", [damaged, closed])
 def test_pictures_that_do_not_read(opened: Any, pictures: dynamic.Bundle, make: Any) -> None:
     run = opened(pictures)
-    for answer in (run, lambda x: run.submit(x).result(30)):
+    for answer in (run, lambda x: run.submit(x).result(120)):
         with pytest.raises(InputError, match="does not read as an image"):
             answer(make())
 
@@ -278,7 +278,7 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_converted(
         "Fortran order": np.asfortranarray(image),
     }[large]
     with pictures.runtime(monitor=monitor(), drift_alpha=None) as run:
-        answers: Any = {"run": run, "submit": lambda x: run.submit(x).result(30), "map": lambda x: next(run.map([x]))}
+        answers: Any = {"run": run, "submit": lambda x: run.submit(x).result(120), "map": lambda x: next(run.map([x]))}
         answers[how](PIXELS[0])
         tracemalloc.start()
         try:
@@ -304,7 +304,7 @@ def test_a_picture_of_pillow_that_is_too_large_is_not_decoded(
         with bundle.runtime(monitor=monitor(), drift_alpha=None) as run, Image.open(file) as image:
             monkeypatch.setattr(type(image), "load", load)
             with pytest.raises(InputError, match=r"shape \[800, 1000, 3\]"):
-                run(image) if how == "run" else run.submit(image).result(30)
+                run(image) if how == "run" else run.submit(image).result(120)
 
 
 def test_a_turned_picture_is_judged_by_its_turned_size(pictures: dynamic.Bundle) -> None:

@@ -121,7 +121,7 @@ def test_where_nobody_answers_it_is_an_engine_error(bundle: dynamic.Bundle, what
     with pytest.raises(EngineError, match="no engine answers, of onnxruntime, openvino: "):
         run(X)
     with pytest.raises(EngineError, match="no engine answers"):
-        run.submit(X).result(30)
+        run.submit(X).result(120)
     assert run.stats().requests == 0
     run.close()
 
@@ -197,7 +197,7 @@ def test_inputs_that_are_not_finite(bundle: dynamic.Bundle, value: float, rows: 
     x = np.zeros((len(rows), 12), np.float32)
     x[np.array(rows) > 0, 3] = value
     (name,) = (spec.name for spec in run.bundle.spec.inputs)
-    results = [run(x), run({name: x}), next(run.map([x])), run.submit(x).result(30)]
+    results = [run(x), run({name: x}), next(run.map([x])), run.submit(x).result(120)]
     for result in results:
         assert result.label.tolist() == [0 if swallows else -bad for bad in rows], "the other rows are answered"
         assert not result.certified
@@ -225,7 +225,7 @@ def test_no_real_engine_certifies_inputs_that_are_not_finite(bundle: dynamic.Bun
     pytest.importorskip(engine)
     options: Any = {"engine": engine, "threads": 1, "route": route}
     fast = bundle.profile(batch=(1,), seconds=0.02, **options)
-    with Runtime.of(fast, dynamic.Budget(), monitor=monitor(), drift_alpha=None, fallback=(), **options) as run:
+    with Runtime(fast, dynamic.Budget(), monitor=monitor(), drift_alpha=None, fallback=(), **options) as run:
         for value in (NAN, INF, -INF):
             x = np.zeros((3, 12), np.float32)
             x[1, 5] = value

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-import timeit
 from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +37,7 @@ def no_thread_is_left_behind() -> Iterator[None]:
 
 
 def test_reads_this_machine() -> None:
+    began_s = time.monotonic()
     with Monitor(INTERVAL_S) as monitor:
         assert wait_until(lambda: monitor.latest.cpu_load is not None)
         seen = monitor.latest
@@ -49,14 +49,14 @@ def test_reads_this_machine() -> None:
     host_mb = psutil.virtual_memory().available / 1e6
     assert seen.memory_available_mb is not None
     assert 0 < seen.memory_available_mb < host_mb * 1.3  # less under a limit
-    assert abs(seen.time_s - time.monotonic()) < 10
+    assert began_s <= seen.time_s <= time.monotonic()
     # what this machine lacks is named, and nothing that it has
     for source, field in (("battery", "battery"), ("frequency", "frequency_ratio"), ("memory", "memory_available_mb")):
         assert (getattr(seen, field) is None) == (source in seen.missing)
 
 
 def test_first_reading_is_there_after_start() -> None:
-    monitor = Monitor(5.0, battery=lambda: 0.5)
+    monitor = Monitor(120.0, battery=lambda: 0.5)
     assert monitor.latest.memory_available_mb is None
     try:
         assert monitor.start().latest.memory_available_mb is not None
@@ -64,7 +64,7 @@ def test_first_reading_is_there_after_start() -> None:
     finally:
         began = time.monotonic()
         monitor.close()
-    assert time.monotonic() - began < 2  # closing does not wait out the interval
+    assert time.monotonic() - began < 60  # closing does not wait out the interval
 
 
 def test_functions_of_the_user_replace_sources() -> None:
@@ -126,7 +126,7 @@ def test_a_source_that_hangs_holds_up_nobody() -> None:
     release = threading.Event()
 
     def battery() -> float:
-        release.wait(30)
+        release.wait(300)
         return 0.5
 
     monitor = Monitor(INTERVAL_S, battery=battery)
@@ -134,13 +134,13 @@ def test_a_source_that_hangs_holds_up_nobody() -> None:
     monitor.start()
     try:
         first = monitor.latest
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 100
         assert wait_until(lambda: monitor.latest.time_s > first.time_s + 3 * INTERVAL_S)  # others refresh
         assert monitor.latest.memory_available_mb is not None
         assert "battery" in monitor.latest.missing
         closing = time.monotonic()
         monitor.close()
-        assert time.monotonic() - closing < 5
+        assert time.monotonic() - closing < 100
         last = monitor.latest
     finally:
         release.set()
@@ -149,9 +149,11 @@ def test_a_source_that_hangs_holds_up_nobody() -> None:
 
 
 def test_latest_is_a_plain_read() -> None:
+    """An attribute of the object: no property, no lock, nothing that runs. `benchmarks/runtime/monitor.py` times it."""
     with Monitor(INTERVAL_S) as monitor:
-        best_s = min(timeit.repeat(lambda: monitor.latest, number=10_000, repeat=5)) / 10_000
-    assert best_s < 1e-6
+        assert "latest" in vars(monitor)
+    assert not hasattr(Monitor, "latest")
+    assert not {"__getattr__", "__getattribute__"} & {name for kind in Monitor.__mro__[:-1] for name in vars(kind)}
 
 
 def test_start_and_close_may_come_twice() -> None:
@@ -186,10 +188,10 @@ monitor, other = Monitor(0.02).start(), Monitor(0.02).start()
 # locks that threads of the parent may hold when it forks
 with monitor._watch._lock, monitor._watch._stop._cond, other._watch._lock, other._watch._stop._cond:
     if os.fork() == 0:
-        signal.alarm(30)
+        signal.alarm(100)
         old = monitor.latest
         monitor.start()
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while monitor.latest is old and time.monotonic() < end:
             time.sleep(0.01)
         fresh = monitor.latest is not old
@@ -197,10 +199,12 @@ with monitor._watch._lock, monitor._watch._stop._cond, other._watch._lock, other
         os._exit(0 if fresh else 3)
 status = os.waitstatus_to_exitcode(os.wait()[1])
 before = monitor.latest
-time.sleep(0.2)
+end = time.monotonic() + 60
+while monitor.latest is before and time.monotonic() < end:
+    time.sleep(0.01)
 sys.exit(status or (monitor.latest is before))  # the parent's goes on
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=300)
     assert done.returncode == 0
 
 
@@ -257,8 +261,6 @@ def test_own_work_is_not_load(one_core: int) -> None:
         pass
     wall_s, own_s = time.perf_counter() - began, time.process_time() - cpu_began
     found = load().fields["host_load"]
-    if own_s / wall_s < 0.3:
-        pytest.skip("other processes keep this core too busy to tell")
     assert found <= 1 - own_s / wall_s + 0.15
 
 
@@ -432,7 +434,7 @@ def test_a_source_that_takes_too_long_is_missing_once_its_reading_is_stale(caplo
 
     def power() -> float:
         if hangs.is_set():
-            release.wait(30)
+            release.wait(300)
         return 5.0
 
     with caplog.at_level(logging.WARNING, "dynamic"):
@@ -502,7 +504,7 @@ def test_a_jump_of_the_battery_is_believed_the_third_time() -> None:
             seen.append(snapshot.battery)
 
     with Kept(source("battery", "battery", battery, apart=True)):
-        assert done.wait(10)
+        assert done.wait(60)
     assert seen[:6] == [0.8, 0.8, 0.8, 0.8, 0.8, 0.3]
 
 

@@ -4,13 +4,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from support.sensor_cases import V2_MOUNT, Tree, forbid
+from support.sensor_cases import V2_MOUNT, Tree, forbid, wait_until
 
 from dynamic.engines.memory import available_cores
 from dynamic.monitoring.monitor import Battery, Monitor
@@ -19,13 +19,6 @@ from dynamic.monitoring.sources.temperature import Temperature
 
 INTERVAL_S = 0.02
 MEMORY = {"proc/meminfo": "MemTotal: 4000000 kB\nMemAvailable: 2000000 kB\n", "proc/self/statm": "999 1000 5 5\n"}
-
-
-def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> bool:
-    end = time.monotonic() + limit_s
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ def network() -> nn.Module:
 
 def test_what_is_kept_answers_as_before() -> None:
     net = dynamic.wrap(network(), torch.randn(2, 3, 16, 16), exits=["0", "1", "2"]).eval()
-    fewer = keep_exits(net, torch.randn(2, 3, 16, 16), ["2", "0"])
+    fewer = keep_exits(net, torch.randn(2, 3, 16, 16), names=["2", "0"])
     assert [e.name for e in fewer.exits] == ["0", "2"]
     assert fewer.heads[1] is net.heads[2]
     x = torch.randn(5, 3, 16, 16)
@@ -37,8 +37,8 @@ def test_what_is_kept_answers_as_before() -> None:
 @pytest.mark.parametrize("names", [[], ["9"]])
 def test_exits_that_are_not_there(names: list[str]) -> None:
     net = dynamic.wrap(network(), torch.randn(2, 3, 16, 16), exits=["1"])
-    with pytest.raises(ExitError, match=r"the network has \['1'\]"):
-        keep_exits(net, torch.randn(2, 3, 16, 16), names)
+    with pytest.raises(ExitError, match=r"The network has \['1'\]"):
+        keep_exits(net, torch.randn(2, 3, 16, 16), names=names)
 
 
 class Knows(nn.Module):
@@ -76,7 +76,7 @@ def test_an_exit_that_adds_nothing_is_removed() -> None:
     images = labels.float()[:, None, None, None].expand(40, 1, 4, 4).contiguous()
     heads = iter([Knows(all_sure=False), Knows(all_sure=False)])
     net = dynamic.wrap(Echo(), images[:2], exits=["first", "second"], head=lambda *_: next(heads)).eval()
-    found = select_exits(net, images[:2], [(images, labels)], max_drops=(0.0,), progress=False)
+    found = select_exits(net, images[:2], selection_loader=[(images, labels)], max_drops=(0.0,), progress=False)
     # the second exit is sure of the very inputs that the first has let go
     assert [e.name for e in found.network.exits] == ["first"]
     assert [step.exit for step in found.choice.removed] == ["network@second"]
@@ -88,8 +88,10 @@ def test_where_no_exit_pays_this_is_said() -> None:
     labels = torch.arange(40) % 4
     images = labels.float()[:, None, None, None].expand(40, 1, 4, 4).contiguous()
     net = dynamic.wrap(Echo(), images[:2], exits=["first"], head=lambda *_: Knows(all_sure=False)).eval()
-    with pytest.raises(ExitError, match="use the plain network"):
-        select_exits(net, images[:2], [(images, labels)], max_drops=(0.0,), exit_cost=1e9, progress=False)
+    with pytest.raises(ExitError, match="Use the plain network"):
+        select_exits(
+            net, images[:2], selection_loader=[(images, labels)], max_drops=(0.0,), exit_cost=1e9, progress=False
+        )
 
 
 @pytest.mark.parametrize(

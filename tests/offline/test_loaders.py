@@ -93,10 +93,10 @@ def test_a_stream_without_a_length() -> None:
         len(loader)
     net = dynamic.wrap(network(), X[:2], exits=["0"])
     for mode in ("heads", "joint"):
-        assert dynamic.fit(net, loader, mode, epochs=2).epochs == 2
-    dynamic.fit(net, loader, epochs=2, cache=False)
+        assert dynamic.fit(net, loader, mode=mode, epochs=2).epochs == 2
+    dynamic.fit(net, loader, epochs=2, training=dynamic.TrainingConfig(cache=False))
     assert rows(dynamic.calibrate(net, loader)) == COUNT
-    assert dynamic.build(net, loader).records.label is not None
+    assert dynamic.build(net, loader, allow_reuse=True).records.label is not None
     assert (
         quantize(network(), X[:2], calibration_loader=loader, latency=False, eval_loader=loader).report.after.accuracy
         is not None
@@ -115,11 +115,13 @@ def test_labels_inside_a_dict(kind: Any) -> None:
     net = dynamic.wrap(Words().eval(), loader[0], exits=["one"])
     assert net.input_names == ("input_ids", "attention_mask")
     for mode in ("heads", "joint"):
-        dynamic.fit(net, loader, mode, epochs=1)
+        dynamic.fit(net, loader, mode=mode, epochs=1)
     plain = Words().eval()
-    dynamic.fit(plain, loader, "distill", epochs=1, teacher=Words().eval())
+    dynamic.fit(
+        plain, loader, mode="distill", epochs=1, distillation=dynamic.DistillationConfig(teacher=Words().eval())
+    )
     assert rows(dynamic.calibrate([plain, net], loader)) == COUNT
-    bundle = dynamic.build([plain, net], loader)
+    bundle = dynamic.build([plain, net], loader, allow_reuse=True)
     assert [i.name for i in bundle.spec.inputs] == ["input_ids", "attention_mask"]
     assert rows(bundle.records) == COUNT
     with torch.no_grad():
@@ -149,7 +151,7 @@ def test_labels_inside_a_dict(kind: Any) -> None:
 def test_labels_whose_meaning_is_clear(labels: Any) -> None:
     assert class_indices(labels).tolist() == Y.tolist()
     assert rows(dynamic.calibrate(network(), [(X, labels)], engine="torch")) == COUNT
-    assert dynamic.fit(network(), [(X, labels)], "joint", epochs=1).epochs == 1
+    assert dynamic.fit(network(), [(X, labels)], mode="joint", epochs=1).epochs == 1
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, "float64 array"])
@@ -160,11 +162,11 @@ def test_inputs_of_another_float_type_are_those_of_the_network(kind: Any) -> Non
     assert expected.dtype == torch.float32
     net = dynamic.wrap(network(), inputs[:2], exits=["0"])
     for mode in ("heads", "joint"):
-        dynamic.fit(net, loader, mode, epochs=1)
+        dynamic.fit(net, loader, mode=mode, epochs=1)
     records = dynamic.calibrate(net, loader)
     with torch.no_grad():
         np.testing.assert_allclose(records.logits[:, -1], net.eval()(expected)[-1], rtol=0, atol=1e-5)
-    assert dynamic.build(net, loader).spec.inputs[0].dtype == "float32"
+    assert dynamic.build(net, loader, allow_reuse=True).spec.inputs[0].dtype == "float32"
     assert quantize(
         network(), inputs[:2], calibration_loader=loader, latency=False, eval_loader=loader
     ).report.after.accuracy
@@ -176,7 +178,7 @@ def test_no_labels_are_none() -> None:
     batch = {"input_ids": IDS, "attention_mask": MASK, "labels": None}
     assert dynamic.calibrate(Words().eval(), [batch], engine="torch").label is None
     with pytest.raises(InputError, match="inputs without labels"):
-        dynamic.fit(network(), [(X, None)], "joint", epochs=1)
+        dynamic.fit(network(), [(X, None)], mode="joint", epochs=1)
 
 
 # the same error, before any work
@@ -201,15 +203,15 @@ def refused(work: Callable[[], object], match: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("labels", "match"),
     [
-        (["cat"] * COUNT, r"labels are a list such as 'cat'; expected class indices.*number the classes from 0"),
-        ([None] * COUNT, r"labels are a list such as None; expected class indices"),
+        (["cat"] * COUNT, r"labels are a list such as 'cat', expected class indices.*number the classes from 0"),
+        ([None] * COUNT, r"labels are a list such as None, expected class indices"),
         (Y.float(), r"labels are torch\.float32 of shape \[90\].*call labels\.long\(\)"),
         (Y > 0, r"labels are torch\.bool of shape \[90\]"),
         (torch.rand(COUNT, CLASSES), r"shape \[90, 3\] and not one-hot"),
         (torch.ones(COUNT, CLASSES), r"shape \[90, 3\] and not one-hot"),
         (torch.zeros(COUNT, 2, 2).long(), r"shape \[90, 2, 2\]"),
         (torch.tensor(1), r"shape \[\].*put a data set of single inputs in a DataLoader"),
-        (Y + 1, r"labels run from 1 to 3; the (network|cascade) has 3 classes"),
+        (Y + 1, r"labels run from 1 to 3. The (network|cascade) has 3 classes"),
         (Y - 1, r"labels run from -1 to 1"),
         (Y[:-1], r"90 inputs and 89 labels"),
     ],
@@ -219,8 +221,8 @@ def test_labels_that_are_none(labels: Any, match: str, monkeypatch: pytest.Monke
     net = dynamic.wrap(network(), X[:2], exits=["0"])
     for work in (
         lambda: dynamic.fit(net, loader, epochs=1),
-        lambda: dynamic.fit(net, loader, epochs=1, cache=False),
-        lambda: dynamic.fit(network(), loader, "joint", epochs=1),
+        lambda: dynamic.fit(net, loader, epochs=1, training=dynamic.TrainingConfig(cache=False)),
+        lambda: dynamic.fit(network(), loader, mode="joint", epochs=1),
         lambda: dynamic.calibrate(network(), loader),
         lambda: dynamic.build(network(), loader),
     ):
@@ -232,13 +234,13 @@ def test_labels_that_are_none(labels: Any, match: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("batch", "match"),
     [
-        ((["a", "b"], Y[:2]), r"input '.*' is a str; give a tensor"),
-        ((None, Y[:2]), r"inputs are a NoneType; give a tensor, a tuple or a dict"),
-        (({"input": "text"}, Y[:2]), r"input 'input' is a str; give a tensor"),
+        ((["a", "b"], Y[:2]), r"input '.*' is a str. Give a tensor"),
+        ((None, Y[:2]), r"inputs are a NoneType. Give a tensor, a tuple or a dict"),
+        (({"input": "text"}, Y[:2]), r"input 'input' is a str. Give a tensor"),
         (({"pixels": X[:2]}, Y[:2]), r"forward takes no 'pixels', it takes \['input'\]"),
         (({}, Y[:2]), r"a batch holds no input"),
-        (({"input": X[:2], "labels": Y[:2]}, Y[:2]), r"labels among its inputs too; give them once"),
-        ({"input": X[:2], "labels": Y[:2], "label": Y[:2]}, r"labels under \['labels', 'label'\]; give them once"),
+        (({"input": X[:2], "labels": Y[:2]}, Y[:2]), r"labels among its inputs too. Give them once"),
+        ({"input": X[:2], "labels": Y[:2], "label": Y[:2]}, r"labels under \['labels', 'label'\]. Give them once"),
         (((X[:2], X[:2]), Y[:2]), r"Sequential does not run on the inputs given"),
         ((X[:2, :5], Y[:2]), r"Sequential does not run on .*\[2, 5\]"),
     ],
@@ -246,7 +248,7 @@ def test_labels_that_are_none(labels: Any, match: str, monkeypatch: pytest.Monke
 def test_inputs_that_are_none(batch: Any, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for work in (
         lambda: dynamic.fit(dynamic.wrap(network(), X[:2], exits=["0"]), [batch], epochs=1),
-        lambda: dynamic.fit(network(), [batch], "joint", epochs=1),
+        lambda: dynamic.fit(network(), [batch], mode="joint", epochs=1),
         lambda: dynamic.calibrate(network(), [batch]),
         lambda: dynamic.build(network(), [batch]),
     ):
@@ -261,17 +263,20 @@ def test_inputs_that_are_none(batch: Any, match: str, monkeypatch: pytest.Monkey
 def test_what_is_no_loader(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for work in (
         lambda: dynamic.fit(dynamic.wrap(network(), X[:2], exits=["0"]), loader, epochs=1),
-        lambda: dynamic.fit(network(), loader, "joint", epochs=1),
+        lambda: dynamic.fit(network(), loader, mode="joint", epochs=1),
         lambda: dynamic.calibrate(network(), loader),
         lambda: dynamic.build(network(), loader),
         lambda: quantize(network(), X[:2], calibration_loader=loader, latency=False),
     ):
-        refused(work, r"is no loader; give batches", monkeypatch)
+        refused(work, r"is no loader. Give batches", monkeypatch)
 
 
 def test_data_sets_that_are_in_no_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     for data in (Stream(), TensorDataset(X, Y)):
-        for work in (lambda d=data: dynamic.build(network(), d), lambda d=data: dynamic.fit(network(), d, "joint")):
+        for work in (
+            lambda d=data: dynamic.build(network(), d),
+            lambda d=data: dynamic.fit(network(), d, mode="joint"),
+        ):
             refused(work, "put a data set of single inputs in a DataLoader", monkeypatch)
     with pytest.raises(CalibrationError, match="loader is empty"):
         dynamic.build(network(), [])
@@ -282,14 +287,14 @@ def test_networks_in_another_float_type_train_and_are_named_where_an_engine_is_a
     loader = split()
     net = dynamic.wrap(network().to(kind), X[:2], exits=["0"])
     for mode in ("heads", "joint"):
-        dynamic.fit(net, loader, mode, epochs=1)
-    dynamic.fit(net, loader, epochs=1, cache=False)
+        dynamic.fit(net, loader, mode=mode, epochs=1)
+    dynamic.fit(net, loader, epochs=1, training=dynamic.TrainingConfig(cache=False))
     assert {p.dtype for p in net.parameters()} == {kind}
     name = str(kind).removeprefix("torch.")
     work: list[Callable[[], object]] = [
         lambda: dynamic.calibrate(net, loader),
         lambda: dynamic.calibrate(network().to(kind), loader, engine="torch"),
-        lambda: dynamic.build([network(), net], loader),
+        lambda: dynamic.build([network(), net], loader, allow_reuse=True),
         lambda: quantize(network().to(kind), X[:2], calibration_loader=loader, latency=False),
     ]
     for run in work:
@@ -302,7 +307,7 @@ def test_float16_on_the_cpu_is_named_by_all(monkeypatch: pytest.MonkeyPatch) -> 
     half, loader = network().half(), split()
     for work in (
         lambda: dynamic.wrap(half, X[:2], exits=["0"]),
-        lambda: dynamic.fit(half, loader, "joint", epochs=1),
+        lambda: dynamic.fit(half, loader, mode="joint", epochs=1),
         lambda: dynamic.calibrate(half, loader),
         lambda: dynamic.build(half, loader),
         lambda: quantize(half, X[:2], calibration_loader=loader, latency=False),
@@ -363,7 +368,7 @@ def test_keyword_only_arguments_and_the_rest(kind: type[nn.Module]) -> None:
     with torch.no_grad():
         np.testing.assert_allclose(records.logits[:, 0], plain(X.flip(0), second=X), rtol=0, atol=1e-5)
         np.testing.assert_allclose(records.logits[:, -1], plain(X.flip(0), second=X), rtol=0, atol=1e-5)
-    dynamic.fit(plain, loader, "joint", epochs=1)
+    dynamic.fit(plain, loader, mode="joint", epochs=1)
 
 
 def test_a_required_argument_that_is_missing_and_one_that_does_not_exist() -> None:

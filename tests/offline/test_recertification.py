@@ -190,7 +190,7 @@ def test_points_without_a_bound_are_not_certified(bundle: dynamic.Bundle) -> Non
 
 
 def test_what_was_chosen_before_stays_unless_given(bundle: dynamic.Bundle) -> None:
-    careful = dynamic.recertify(bundle, (0.05,), 0.01, risk="harm")
+    careful = dynamic.recertify(bundle, (0.05,), delta=0.01, risk="harm")
     again = dynamic.recertify(careful, (0.04,))
     assert again.ladder.certificate is not None
     assert (again.ladder.certificate.delta, again.ladder.certificate.risk) == (0.01, "harm")

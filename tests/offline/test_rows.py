@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.fitting_networks import fit
 from torch import Tensor, nn
 
 import dynamic
@@ -80,9 +81,9 @@ def test_a_network_that_loses_the_batch_of_one_row_is_refused_before_any_work(
         "calibrate": lambda: dynamic.calibrate(network, data(), engine="torch"),
         "export": lambda: dynamic.export(network, tmp_path / "one.onnx", batch="single", example_inputs=X),
         "torch": lambda: dynamic.build(network, data(), engine="torch"),
-        "fit": lambda: dynamic.fit(network, data(), "joint", epochs=1),
+        "fit": lambda: dynamic.fit(network, data(), mode="joint", epochs=1),
     }
-    with pytest.raises(InputError, match=r"gives \[3\] for one row; expected \[1, C\].*flatten\(1\)"):
+    with pytest.raises(InputError, match=r"gives \[3\] for one row, expected \[1, C\].*flatten\(1\)"):
         work[where]()
     assert not list(tmp_path.iterdir())
 
@@ -164,10 +165,10 @@ def test_a_last_batch_of_one_is_left_out_where_batch_norm_needs_two(
     caplog.set_level(logging.WARNING, "dynamic")
     options: dict[str, Any] = {} if mode == "joint" else {"teacher": normed()}
     network, expected = normed(), normed()
-    dynamic.fit(network, data(81), mode, epochs=2, **options)  # batches of 40, 40 and 1
-    dynamic.fit(expected, data(81)[:2], mode, epochs=2, **options)
+    fit(network, data(81), mode=mode, epochs=2, **options)  # batches of 40, 40 and 1
+    fit(expected, data(81)[:2], mode=mode, epochs=2, **options)
     assert [r.message for r in caplog.records] == [
-        "a batch of one input is left out: batch norm needs two or more; see drop_last=True"
+        "a batch of one input is left out: batch norm needs two or more. See drop_last=True"
     ]
     for own, other in zip(network.state_dict().values(), expected.state_dict().values(), strict=True):
         assert own.isfinite().all()
@@ -178,7 +179,7 @@ def test_a_last_batch_of_one_trains_where_it_can() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, CLASSES))
     before = [p.clone() for p in network.parameters()]
-    dynamic.fit(network, data(1), "joint", epochs=1)
+    dynamic.fit(network, data(1), mode="joint", epochs=1)
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
@@ -190,7 +191,7 @@ def test_batches_of_one_alone_are_an_error_of_ours(mode: str) -> None:
         network = dynamic.wrap(nn.Sequential(*network, nn.Linear(CLASSES, CLASSES)).eval(), X, exits=["1"])
     loader = data(1 if mode == "heads" else 4, size=1)
     with pytest.raises(InputError, match=r"all \d batches hold one input, and batch norm needs two"):
-        dynamic.fit(network, loader, "joint" if mode == "joint" else "heads", epochs=2, **options)
+        fit(network, loader, mode="joint" if mode == "joint" else "heads", epochs=2, **options)
 
 
 def test_a_last_batch_of_one_in_every_other_reader(tmp_path: Path) -> None:
@@ -199,5 +200,5 @@ def test_a_last_batch_of_one_in_every_other_reader(tmp_path: Path) -> None:
     made = quantize(network, X, calibration_loader=loader, latency=False, eval_loader=loader)
     assert made.report.after.accuracy is not None
     net = dynamic.wrap(network, X, exits=["1"])
-    dynamic.fit(net, loader, epochs=1, cache=False)
+    dynamic.fit(net, loader, epochs=1, training=dynamic.TrainingConfig(cache=False))
     dynamic.fit(net, loader, epochs=1)

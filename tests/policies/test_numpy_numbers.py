@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.fitting_networks import ExitNet, digits_loader
+from support.fitting_networks import ExitNet, digits_loader, fit
 from support.runtime_cases import faked, shared_blobs
 
 import dynamic
@@ -39,7 +39,7 @@ def test_of_training() -> None:
     settings: dict[str, Any] = {"epochs": 1, "batch_size": 16, "seed": 3, "lr": 0.5, "weight_decay": 0.25}
     wrapped = {name: np.asarray(value)[()] for name, value in settings.items()}
     assert all(isinstance(value, np.generic) for value in wrapped.values())
-    ours, theirs = (dynamic.fit(ExitNet(), digits_loader(), **given) for given in (settings, wrapped))
+    ours, theirs = (fit(ExitNet(), digits_loader(), **given) for given in (settings, wrapped))
     assert ours.history_loss == theirs.history_loss
 
 

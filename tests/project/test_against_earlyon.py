@@ -1,19 +1,22 @@
 """The benchmark against a peer library stops with a reason where the peer is not installed."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[2]
 # None in sys.modules: not installed, also where it is
-WITHOUT = "import runpy, sys; sys.modules['earlyon'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+WITHOUT = """
+import runpy, sys
+sys.modules["earlyon"] = None
+runpy.run_module("benchmarks.cascades.against_earlyon", run_name="__main__")
+"""
 
 
 def test_skips_with_a_reason_without_the_peer() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, str(BENCHMARKS / "against_earlyon.py")],
-        env=os.environ | {"PYTHONPATH": str(BENCHMARKS)},
+        [sys.executable, "-c", WITHOUT],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )

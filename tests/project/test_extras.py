@@ -143,7 +143,7 @@ def test_the_port_of_the_policy_says_how_it_is_called() -> None:
 def test_rooms_are_attributes_after_import() -> None:
     code = """
 import dynamic
-from dynamic import bare
+from dynamic.cli import bare_shell
 print(dynamic.models.compress.quantize.__name__, dynamic.models.resnet20.__name__)
 print(dynamic.simulate.simulator.simulate.__name__, dynamic.offline.exit_selection.select_exits.__name__)
 for name in ("docs", "tests", "nothing", "_names_"):
@@ -166,7 +166,7 @@ assert not hasattr(dynamic.models, "nothing") and not hasattr(dynamic.offline, "
         ("import dynamic; dynamic.models", ALL, 'dynamic.models needs torch, .*"dynamic-inference[build]"'),
         ("from dynamic.models import compress", ALL, 'dynamic.models needs torch, .*"dynamic-inference[build]"'),
         ("from dynamic.models import compress", {"bitarray"}, 'dynamic.models.compress needs bitarray, .*[build]"'),
-        ("from dynamic.offline import selecting", ALL, 'dynamic.offline.exit_selection needs torch, .*[build]"'),
+        ("from dynamic.offline import exit_selection", ALL, 'dynamic.offline.exit_selection needs torch, .*[build]"'),
         ("import dynamic; dynamic.wrap", ALL, 'dynamic.wrap needs torch, .*"dynamic-inference[build]"'),
         ("import dynamic; dynamic.family", {"safetensors"}, 'dynamic.models needs safetensors, .*[build]"'),
         ("import dynamic; dynamic.build", {"onnxscript", "safetensors"}, 'dynamic.build needs safetensors, .*[build]"'),
@@ -283,7 +283,7 @@ def test_doctor_of_a_shelf_that_is_damaged_or_of_another_engine(desk: Path, tmp_
 def test_recertify_and_export_need_no_torch(desk: Path) -> None:
     code = """
 import dynamic
-from dynamic import bare
+from dynamic.cli import bare_shell
 bundle = dynamic.recertify(dynamic.load("plain"), (0.5,)).save("again")
 dynamic.export(bundle, "again.onnx")
 print(sorted(name for name in sys.modules if name.partition(".")[0] in ("torch", "torchvision", "safetensors")))

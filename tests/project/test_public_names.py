@@ -18,6 +18,7 @@ NAMES = [
     "Change",
     "Costs",
     "Decision",
+    "DistillationConfig",
     "DriftOptions",
     "DynamicError",
     "DynamicWarning",
@@ -38,6 +39,7 @@ NAMES = [
     "Statistics",
     "TorchOptions",
     "TraceMonitor",
+    "TrainingConfig",
     "build",
     "calibrate",
     "certify",
@@ -46,6 +48,7 @@ NAMES = [
     "fit",
     "load",
     "recertify",
+    "select_exits",
     "wrap",
 ]
 ROOMS = {

@@ -80,7 +80,7 @@ def scripted(bundle: dynamic.Bundle, budget: dynamic.Budget = SAVE, **changes: A
     ladder = replace(bundle.ladder, **(known | changes))
     made = replace(bundle, ladder=ladder, costs=make_costs([[1], [10]], memory_mb=(5.0, 50.0)))
     policy, engine = options.pop("policy", BudgetPolicy()), options.pop("engine", Scripted())
-    return Runtime(made, made.frontier, engine, budget, monitor(), policy, **options)
+    return Runtime.on_engine(made, made.frontier, engine, budget, monitor(), policy, **options)
 
 
 def inputs(count: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> NDArray[np.float32]:

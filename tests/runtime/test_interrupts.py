@@ -26,7 +26,7 @@ from dynamic.runtime.requests.interrupts import in_signal_handler
 from dynamic.runtime.runtime import Runtime
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signal")
-LIMIT_S = 20
+LIMIT_S = 120
 FOLDER = str(Path(dynamic.__file__).parent)
 BUDGETS = dynamic.Budget(), dynamic.Budget(max_drop=0.3)
 

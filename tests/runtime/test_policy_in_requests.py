@@ -270,7 +270,7 @@ def test_all_wait_for_the_monitor_that_one_starts() -> None:
 
         def start(self) -> None:
             started.set()
-            assert slow.wait(30)
+            assert slow.wait(120)
             self.latest = Snapshot(1.0, memory_process_mb=50.0)
 
         def close(self) -> None:
@@ -281,13 +281,13 @@ def test_all_wait_for_the_monitor_that_one_starts() -> None:
         threading.Thread(target=lambda: seen.append(read.of_request(read.latest, 1, 0.0, 0, None))) for _ in range(3)
     ]
     threads[0].start()
-    assert started.wait(30)
+    assert started.wait(120)
     for thread in threads[1:]:
         thread.start()
     assert not seen
     slow.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert [snapshot.memory_process_mb for snapshot in seen] == [50.0] * 3
     assert read.first is not None
     assert read.first.memory_process_mb == 50.0

@@ -1,19 +1,14 @@
 """A short form of what `benchmarks/robustness` tries on requests: inputs, buffers and swaps."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
-
-from benchmarks.robustness.buffers import buffers  # noqa: E402
-from benchmarks.robustness.inputs import inputs  # noqa: E402
-from benchmarks.robustness.swaps import swaps  # noqa: E402
+from benchmarks.robustness.buffers import buffers
+from benchmarks.robustness.inputs import inputs
+from benchmarks.robustness.swaps import swaps
 
 
 @pytest.fixture(autouse=True)

@@ -105,7 +105,7 @@ def test_a_sensor_that_has_not_answered_yet_is_no_missing_one(
     release = threading.Event()
 
     def battery() -> float:
-        release.wait(30)
+        release.wait(120)
         return 0.5
 
     with Monitor(0.02, battery=battery, root=tmp_path) as watch:
@@ -123,7 +123,7 @@ def test_a_sensor_that_is_absent_after_all_is_warned_of_once(
     release = threading.Event()
 
     def battery() -> float:
-        release.wait(30)
+        release.wait(120)
         raise AbsentError("no battery")
 
     def said() -> list[str]:

@@ -95,7 +95,7 @@ class Stream:
         made = replace(bundle, spec=spec, ladder=ladder, costs=make_costs([[1], [10]], memory_mb=(5.0, 50.0)))
         self.engine = Scores()
         self.random = np.random.default_rng(0)
-        self.run = Runtime(made, made.frontier, self.engine, SAVE, monitor(), BudgetPolicy(), **options)
+        self.run = Runtime.on_engine(made, made.frontier, self.engine, SAVE, monitor(), BudgetPolicy(), **options)
 
     def __call__(self, image: Floats, seed: int, frames: int = 1, noisy: float = 0.02) -> bool:
         """Show a scene for so many frames: whether there is an alarm."""

@@ -32,7 +32,7 @@ from dynamic.policies import Decision, Policy
 from dynamic.runtime.decisions.decision_log import Change
 from dynamic.runtime.requests.pauses import LONGEST_S, PAUSES, Spacing
 
-LIMIT_S = 30
+LIMIT_S = 120
 
 
 @pytest.fixture(scope="module")

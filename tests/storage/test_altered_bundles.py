@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,14 @@ import numpy as np
 import pytest
 
 import dynamic
+from benchmarks.robustness.alterations import hash_again
+from benchmarks.robustness.altered import altered, answer, make_images, make_shelf
 from dynamic.bundle.bundle import MANIFEST, _manifest_hash
 from dynamic.bundle.canaries.check import kept_report, labels_limit
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.errors import BundleError, CorruptError
 from dynamic.profiling import engine_choice
 from dynamic.profiling.engine_choice import Choice
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "benchmarks" / "robustness"))  # scripts, no package
-from alterations import hash_again  # noqa: E402
-from altered import altered, answer, make_images, make_shelf  # noqa: E402
 
 NUMBERS: dict[str, Any] = {
     "nan": float("nan"),

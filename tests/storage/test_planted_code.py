@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.robustness.altered import make_shelf
+from benchmarks.robustness.planted import planted
 from dynamic import safe_path
 from dynamic.cli.named_sources import network_at
 from dynamic.errors import InputError
 from dynamic.monitoring.sources.throttling import pi_command
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"))  # scripts, no package
-from altered import make_shelf
-from planted import planted
 
 
 def test_commands_and_children_run_nothing_of_the_working_folder(tmp_path: Path) -> None:

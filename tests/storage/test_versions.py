@@ -59,7 +59,7 @@ def test_writers_and_readers_of_one_shelf(one: Bundle, other: Bundle, tmp_path: 
     threads = [threading.Thread(target=work, args=(step,)) for step in steps]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while loads[0] < 60 and not errors and time.monotonic() < until:
         time.sleep(0.02)
     stop.set()

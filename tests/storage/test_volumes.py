@@ -169,10 +169,12 @@ def test_a_volume_without_hard_links_is_saved_into(
 @root
 def test_features_on_a_full_disk_are_one_line(tmp_path: Path) -> None:
     net = dynamic.wrap(
-        nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 36, 4)), torch.zeros(2, 1, 8, 8), 1
+        nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 36, 4)),
+        torch.zeros(2, 1, 8, 8),
+        exits=1,
     )
     loader = [(torch.randn(64, 1, 8, 8), torch.arange(64) % 4)] * 40
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8k", "none") as disk:
         with pytest.raises(DiskError, match=r"features could not be written to .*No space left on device"):
-            dynamic.fit(net, loader, epochs=1, memory_limit_mb=1e-3, cache_dir=disk)
+            dynamic.fit(net, loader, epochs=1, training=dynamic.TrainingConfig(memory_limit_mb=1e-3, cache_dir=disk))
         assert names(disk) == []

@@ -1,15 +1,25 @@
 """A small real network with exits, and the digits it learns, for the tests of training."""
 
 import copy
+from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import dynamic
 from dynamic.models import CifarResNet
 from dynamic.offline.staged_network import Stage, StagedNetwork
+from dynamic.offline.training.configs import fit_arguments
+from dynamic.offline.training.fit_report import FitReport
+
+
+def fit(network: nn.Module, train_loader: Iterable[Any], **options: Any) -> FitReport:
+    """`dynamic.fit` with options by name, those of its configs among them."""
+    return dynamic.fit(network, train_loader, **fit_arguments(options))
 
 
 class PooledHead(nn.Module):

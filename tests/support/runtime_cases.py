@@ -130,7 +130,7 @@ def faked(bundle: dynamic.Bundle, engine: Any = None, budget: dynamic.Budget | N
     made = with_ladder(bundle)
     policy, watch = options.pop("policy", None) or BudgetPolicy(), options.pop("monitor", None) or monitor()
     engine = engine or Fake()
-    return Runtime(made, made.frontier, engine, budget or dynamic.Budget(), watch, policy, **options)
+    return Runtime.on_engine(made, made.frontier, engine, budget or dynamic.Budget(), watch, policy, **options)
 
 
 def with_ladder(bundle: dynamic.Bundle) -> dynamic.Bundle:

@@ -51,7 +51,8 @@ V1_MOUNTS = (
 )
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> bool:
+def wait_until(condition: Callable[[], bool], limit_s: float = 60.0) -> bool:
+    """Whether it came true; the limit is for a machine on which other processes keep all cores busy."""
     end = time.monotonic() + limit_s
     while not condition() and time.monotonic() < end:
         time.sleep(0.005)

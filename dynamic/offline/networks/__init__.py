@@ -1,1 +1,1 @@
-"""What can be asked of any torch network, and its weights in files."""
+"""Properties of any torch network, and its weights in files."""

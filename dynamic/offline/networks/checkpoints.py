@@ -26,22 +26,41 @@ _FACTS, _DIGEST = "dynamic", "sha256"
 
 
 def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write the parameters and buffers of `network` to the safetensors file `path`, replacing it at once.
+    """Write parameters and buffers to a safetensors file, which appears whole or not at all.
 
     Tensors that share memory are written once, under their first name.
+
+    Args:
+        network: Whose weights are written.
+        path: The file, which is replaced.
+
+    Raises:
+        DiskError: The disk is full, or refuses.
+
+    Example:
+        >>> dynamic.models.save_weights(small, "small.safetensors")
     """
     write_tensors(path, untied(network.state_dict()), {"kind": "weights"})
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Read parameters and buffers written by `save_weights`, or any file of the same names.
+    """Read parameters and buffers, all or none, from what `save_weights` wrote or any file of the same names.
 
     A file may be safetensors, or what `torch.save` wrote of a `state_dict`, alone or under the key "state_dict" or
-    "model". That is read without running code from it. Names may begin with what `DataParallel` ("module."),
-    `torch.compile` ("_orig_mod.") or a trainer put before all of them.
+    "model". No code of the file is run. Names may begin with what `DataParallel` ("module."), `torch.compile`
+    ("_orig_mod.") or a trainer put before all of them.
 
-    All or nothing. Raises CorruptError where the file is missing, damaged, holds more than tensors or holds NaN,
-    InputError where it belongs to another network: names or shapes differ.
+    Args:
+        network: Whose weights are replaced.
+        path: The file.
+
+    Raises:
+        CorruptError: The file is missing or damaged, holds more than tensors, or holds NaN.
+        InputError: It belongs to another network: names or shapes differ.
+
+    Example:
+        >>> dynamic.models.save_weights(small, "small.safetensors")
+        >>> dynamic.models.load_weights(small, "small.safetensors")
     """
     source = Path(path)
     tensors = read_pickled(source) if source.is_file() and is_pickled(source) else read_tensors(source)[0]
@@ -49,7 +68,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
 
 def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Copy tensors that were read from `path` into the network of the same names; raises as `load_weights` does."""
+    """Copy tensors that were read from `path` into the network of the same names. Raises as `load_weights` does."""
     own = network.state_dict()
     tied = {id_: name for name, id_ in reversed([(n, _memory(t)) for n, t in own.items()])}
     missing = [
@@ -68,11 +87,11 @@ def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | P
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise InputError(
-                f"{path}: {name} has shape {list(tensor.shape)}, the network's has {list(own[name].shape)}; "
-                f"make the network as it was trained (depth, width, classes)"
+                f"{path}: {name} has shape {list(tensor.shape)}, the network's has {list(own[name].shape)}. "
+                f"Make the network as it was trained (depth, width, classes)"
             )
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise CorruptError(f"{path}: {name} holds NaN; get the file again, or train again")
+            raise CorruptError(f"{path}: {name} holds NaN. Get the file again, or train again")
     network.load_state_dict(tensors, strict=False)
 
 
@@ -95,7 +114,7 @@ def write_whole(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, str]
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and JSON facts with a hash over both; a reader sees the old file or the new one."""
+    """Write tensors and JSON facts with a hash over both. A reader sees the old file or the new one."""
     target = Path(path)
     plain = {name: _alone(tensor) for name, tensor in tensors.items()}
     text = json.dumps({"schema": SCHEMA, **facts}, sort_keys=True)
@@ -129,40 +148,40 @@ def _order_header(file: BinaryIO) -> None:
     header = json.loads(file.read(size))
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    if len(text) <= size:  # else the library escapes what json does not, and the file stays as it is
+    if len(text) <= size:  # else the library escapes what json does not, and the file is not changed
         file.seek(8)
         file.write(text.ljust(size))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file and the facts in it; no facts, and no hash, where others wrote it.
+    """The tensors of a safetensors file and the facts in it. A file of another program has no facts and no hash.
 
     Raises CorruptError where it is missing, cut short or altered, SchemaError where it is newer than this.
     """
     source = Path(path)
     if not source.is_file():
-        raise CorruptError(f"{source} does not exist or is no file; give the path of a safetensors file")
+        raise CorruptError(f"{source} does not exist or is no file. Give the path of a safetensors file")
     try:
         with safe_open(source, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptError(
-            f"{source} is not a whole safetensors file ({error}); get it again, or train again"
+            f"{source} is not a whole safetensors file ({error}). Get it again, or train again"
         ) from error
     if _FACTS not in metadata and _DIGEST not in metadata:
         return tensors, {}
     text = metadata.get(_FACTS, "")
     if metadata.get(_DIGEST) != _digest(tensors, text):
-        raise CorruptError(f"{source} was altered after it was written: its hash differs; remove it")
+        raise CorruptError(f"{source} was altered after it was written: its hash differs. Remove it")
     facts: dict[str, Any] = json.loads(text)
     if facts["schema"] > SCHEMA:
-        raise SchemaError(f"{source} has schema {facts['schema']}, this version reads {SCHEMA}; upgrade the library")
+        raise SchemaError(f"{source} has schema {facts['schema']}, this version reads {SCHEMA}. Upgrade the library")
     return tensors, facts
 
 
 class Checkpoint:
-    """Where a training run stands, in one file; None as path keeps nothing.
+    """The state of a training run, in one file. With None as path nothing is written.
 
     `settings` is what has to be the same for a run to go on to the same weights: a file made with others is
     refused with BundleError.
@@ -173,7 +192,7 @@ class Checkpoint:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
 
     def save(self, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:
-        """Replace the file by the state of now; `progress` is JSON."""
+        """Replace the file by the present state. `progress` is JSON."""
         if self.path is None:
             return
         tensors = {f"network.{name}": tensor for name, tensor in untied(state).items()}
@@ -183,7 +202,7 @@ class Checkpoint:
         write_tensors(self.path, tensors, facts)
 
     def load(self, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Copy the saved state into `state` and `optimizer` and give the progress; None where there is no file.
+        """Copy the saved state into `state` and `optimizer` and return the progress. None: there is no file.
 
         Raises CorruptError on a damaged file, BundleError on one of another network or other settings.
         """
@@ -191,15 +210,19 @@ class Checkpoint:
             return None
         tensors, facts = read_tensors(self.path)
         if facts.get("kind") != "checkpoint":
-            raise BundleError(f"{self.path} is no training checkpoint; give another path")
+            raise BundleError(f"{self.path} is no training checkpoint. Give another path")
         theirs = facts["settings"]
         changed = [key for key in sorted({*theirs, *self.settings}) if theirs.get(key) != self.settings.get(key)]
         if changed:
-            told = ", ".join(f"{k}={_short(theirs.get(k))} (now {_short(self.settings.get(k))})" for k in changed)
-            raise BundleError(f"{self.path} was made with {told}; call fit as that run did, or give another path")
-        kept = untied(state)
+            differences = ", ".join(
+                f"{k}={_short(theirs.get(k))} (now {_short(self.settings.get(k))})" for k in changed
+            )
+            raise BundleError(
+                f"{self.path} was made with {differences}. Call fit as that run did, or give another path"
+            )
+        targets = untied(state)
         with torch.no_grad():
-            for name, tensor in kept.items():
+            for name, tensor in targets.items():
                 tensor.copy_(tensors[f"network.{name}"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -224,16 +247,16 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    found = hashlib.sha256(text.encode())
+    hasher = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        found.update(f"|{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        hasher.update(f"|{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        hasher.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def _memory(tensor: Tensor) -> tuple[int, ...]:
-    """Equal for tensors that are one piece of memory; an empty tensor is only itself."""
+    """Equal for tensors that are one piece of memory. An empty tensor equals only itself."""
     return (tensor.data_ptr(), tensor.numel()) if tensor.numel() else (-id(tensor), 0)
 
 
@@ -245,8 +268,8 @@ def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _alone(tensor: Tensor) -> Tensor:
     """On the CPU, contiguous, with memory of its own size: safetensors refuses slices of a larger piece."""
-    found = tensor.detach().cpu().contiguous()
-    return found if found.untyped_storage().nbytes() == found.nbytes else found.clone()
+    own = tensor.detach().cpu().contiguous()
+    return own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
 
 
 def _short(value: Any) -> str:

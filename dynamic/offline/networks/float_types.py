@@ -27,7 +27,7 @@ def check_halves(network: nn.Module) -> None:
 
 
 def other_floats(network: nn.Module) -> str | None:
-    """The first parameter in floating point that is not float32, in words; None where there is none."""
+    """The first parameter in floating point that is not float32, in words. None: there is none."""
     for name, parameter in network.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             return f"{name} is {str(parameter.dtype).removeprefix('torch.')}"

@@ -21,7 +21,7 @@ def is_pickled(path: Path) -> bool:
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `state_dict` that `torch.save` wrote; nothing but tensors and plain containers is read.
+    """The tensors of a `state_dict` that `torch.save` wrote. Only tensors and plain containers are read.
 
     Raises CorruptError on any other file, and on one that is damaged.
     """
@@ -30,12 +30,12 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CorruptError(
-            f"{path} holds Python objects, whose code is not run, or is damaged; save network.state_dict() alone, or "
+            f"{path} holds Python objects, whose code is not run, or is damaged. Save network.state_dict() alone, or "
             "use save_weights"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CorruptError(f"{path} is not a whole file of torch.save ({reason:.160}); get it again") from error
+        raise CorruptError(f"{path} is not a whole file of torch.save ({reason:.160}). Get it again") from error
     for _ in range(2):  # a training script's dict, in a trainer's
         inner = [
             content[key] for key in _INSIDE if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
@@ -44,7 +44,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     named = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not named:
         given = f"the keys {few([str(k) for k in content])}" if isinstance(content, Mapping) else type(content).__name__
-        raise CorruptError(f"{path} holds {given} and no weights by name; save network.state_dict()")
+        raise CorruptError(f"{path} holds {given} and no weights by name. Save network.state_dict()")
     return named
 
 
@@ -64,7 +64,7 @@ def renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
 
 
 def _without_first(names: Mapping[str, str]) -> dict[str, str]:
-    """The names without their first part, where all have the same; else as they are."""
+    """The names without their first part, where all have the same, else unchanged."""
     same = len({name.partition(".")[0] for name in names}) == 1 and all("." in name for name in names)
     return {name.partition(".")[2] if same else name: before for name, before in names.items()}
 

@@ -11,14 +11,14 @@ _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put `module` and everything inside into eval mode; each part's own mode comes back at the end."""
+    """Put `module` and everything inside into eval mode. At the end each part has its own mode again."""
     with in_mode(module, training=False):
         yield
 
 
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Put `module` and everything inside into one mode; each part's own mode comes back at the end."""
+    """Put `module` and everything inside into one mode. At the end each part has its own mode again."""
     modes = [(part, part.training) for part in module.modules()]
     module.train(training)  # which users override, to keep batch norm frozen for instance
     try:
@@ -42,7 +42,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
             part.__dict__.clear()
             part.__dict__.update(attributes)
             for name, members in registered.items():
-                part.__dict__[name].clear()  # the dictionary itself stays: views share it
+                part.__dict__[name].clear()  # the same dictionary, since views share it
                 part.__dict__[name].update(members)
         with torch.no_grad():
             for buffer, value in buffers:
@@ -51,7 +51,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 
 def bare(network: nn.Module) -> nn.Module:
-    """The network inside what `torch.compile` and `DataParallel` put around one; any other as it is."""
+    """The network inside what `torch.compile` and `DataParallel` put around one, or the network itself."""
     while True:
         inner = getattr(network, "_orig_mod", None)
         if inner is None and isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -62,14 +62,14 @@ def bare(network: nn.Module) -> nn.Module:
 
 
 def shallow(module: nn.Module) -> nn.Module:
-    """`module` with attributes of its own and all they hold shared; parametrized modules forbid `copy.copy`."""
-    made: nn.Module = object.__new__(type(module))  # a graph module's own `__new__` makes a class without forward
-    made.__dict__ = dict(module.__dict__)
-    return made
+    """`module` with attributes of its own, whose values are shared. Parametrized modules forbid `copy.copy`."""
+    duplicate: nn.Module = object.__new__(type(module))  # a graph module's own `__new__` makes a class without forward
+    duplicate.__dict__ = dict(module.__dict__)
+    return duplicate
 
 
 def view(module: nn.Module) -> nn.Module:
     """`module` with the same parameters and buffers, and a training flag of its own."""
-    seen = shallow(module)
-    seen._modules = {name: None if child is None else view(child) for name, child in module._modules.items()}
-    return seen
+    duplicate = shallow(module)
+    duplicate._modules = {name: None if child is None else view(child) for name, child in module._modules.items()}
+    return duplicate

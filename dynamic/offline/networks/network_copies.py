@@ -13,10 +13,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 
 def deep_copy(network: nn.Module) -> nn.Module:
-    """A deep copy: shared weights stay shared among themselves, nothing is shared with the original.
+    """A deep copy: shared weights are shared in the copy too, nothing is shared with the original.
 
-    A tensor that was computed from parameters, such as a weight under `weight_norm` or a feature held from the last
-    call, is copied as a value. torch refuses to copy those.
+    A tensor that was computed from parameters is copied as a value, since torch refuses to copy it. Examples are a
+    weight under `weight_norm` and a feature of the last call.
     """
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in _computed(network)}
     duplicate: nn.Module = copy.deepcopy(network, memo)

@@ -23,8 +23,8 @@ _ROUNDED = 0.15  # the same where activations are rounded: a value between two c
 def check_rows(network: nn.Module, example: Mapping[str, Tensor], values: bool = True) -> None:
     """Try `network`, which is in evaluation mode, at 1, 2 and 5 rows of `example`.
 
-    Raises InputError where it gives other shapes than `[B, C]` or fewer than two classes, and with `values` where a row
-    alone has other logits than the same row in a batch.
+    Raises InputError where it gives other shapes than `[B, C]`, or fewer than two classes. With `values` it raises too
+    where a row alone has other logits than the same row in a batch.
     """
     most = max(ROWS)
     five = {name: torch.cat([t.detach()] * -(-most // len(t)))[:most] for name, t in example.items()}
@@ -54,7 +54,7 @@ def _check_values(network: nn.Module, five: Mapping[str, Tensor], logits: Mappin
                 off = float((few - whole[:count]).abs().max())
                 raise InputError(
                     f"{_name(network)} gives the logits of a row otherwise for {count} rows than for {most}, by "
-                    f"{off:.3g} (limit {limit:.3g}): it mixes the rows of a batch; write it so that each row is "
+                    f"{off:.3g} (limit {limit:.3g}): it mixes the rows of a batch. Write it so that each row is "
                     "answered alone"
                 )
 
@@ -66,12 +66,12 @@ def answers(network: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         return [primary_logits(output)]
     if not isinstance(output, (list, tuple)):
         given = type(output).__name__
-        raise InputError(f"{_name(network)} gives a {given}; forward has to give a list, one for each exit")
+        raise InputError(f"{_name(network)} gives a {given}. Its forward has to give a list, one for each exit")
     return list(output)
 
 
 def last_logits(network: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The network's own logits `[B, C]`; raises InputError where they are not of that shape, or of one class."""
+    """The network's own logits `[B, C]`. Raises InputError where they have another shape, or one class."""
     output = answers(network, inputs)[-1]
     _check_shapes(network, [output], len(next(iter(inputs.values()))))
     return output
@@ -81,7 +81,7 @@ def check_classes(name: str, classes: int) -> None:
     """Raises InputError on fewer than two classes."""
     if classes < 2:
         raise InputError(
-            f"{name} gives {classes} logit for each input, as a classifier with a sigmoid does; a logit for each class "
+            f"{name} gives {classes} logit for each input, as a classifier with a sigmoid does. A logit for each class "
             "is needed: put a module around it that gives torch.cat([torch.zeros_like(x), x], 1) of that logit x"
         )
 
@@ -95,11 +95,11 @@ class Singles:
         self._trained = self._left_out = 0
 
     def trains(self, rows: int, run: Callable[[], object]) -> bool:
-        """Whether a batch of so many rows is trained on; `run` runs one of one row in train mode."""
+        """Whether a batch of so many rows is trained on. `run` runs a batch of one row in train mode."""
         if rows == 1 and self._alone is None:
             self._alone = _runs(self._parts, run)
             if not self._alone:
-                logger.warning("a batch of one input is left out: batch norm needs two or more; see drop_last=True")
+                logger.warning("a batch of one input is left out: batch norm needs two or more. See drop_last=True")
         trains = rows != 1 or bool(self._alone)
         self._trained, self._left_out = self._trained + trains, self._left_out + (not trains)
         return trains
@@ -115,7 +115,7 @@ class Singles:
 
 
 def _runs(parts: Sequence[nn.Module], run: Callable[[], object]) -> bool:
-    """Whether `run` works; `parts`, which it runs in train mode, stay as they are."""
+    """Whether `run` works. `parts`, which it runs in train mode, do not change."""
     try:
         with torch.no_grad(), untouched(nn.ModuleList(parts)), torch.random.fork_rng():
             run()
@@ -129,13 +129,13 @@ def _check_shapes(network: nn.Module, logits: Sequence[Tensor], count: int) -> N
         shape = list(one.shape)
         if count == 1 and one.ndim < 2:
             raise InputError(
-                f"{_name(network)} gives {shape} for one row; expected [1, C]: it drops the batch, as squeeze() "
-                "without a dimension does; write flatten(1), or squeeze(2) and the like"
+                f"{_name(network)} gives {shape} for one row, expected [1, C]: it drops the batch, as squeeze() "
+                "without a dimension does. Write flatten(1), or squeeze(2) and the like"
             )
         if one.ndim == 1 and shape[0] == count:  # one number for each input
             check_classes(_name(network), 1)
         if one.ndim != 2 or shape[0] != count:
-            raise InputError(f"{_name(network)} gives {shape} for {count} inputs; expected logits [{count}, C]")
+            raise InputError(f"{_name(network)} gives {shape} for {count} inputs, expected logits [{count}, C]")
         check_classes(_name(network), shape[1])
 
 

@@ -13,7 +13,7 @@ from dynamic.offline.onnx_export.node_names import read
 def fold_norms(graph: onnx.GraphProto) -> None:
     """Fold each BatchNormalization of `[B, D]` that only a Gemm with constant weights reads into that Gemm, in place.
 
-    W (a x + c) + b = (W a) x + (W c + b), with a = scale / sqrt(variance + epsilon) and c = bias - a mean.
+    `W (a x + c) + b = (W a) x + (W c + b)`, with `a = scale / sqrt(variance + epsilon)` and `c = bias - a mean`.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     outputs = {output.name for output in graph.output}
@@ -54,7 +54,7 @@ def fold_norms(graph: onnx.GraphProto) -> None:
 
 
 def _foldable(graph: onnx.GraphProto, layer: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
-    """Whether the layer has weights, and a bias if any, of its own, plain: nobody else reads them or is given them."""
+    """Whether weights and bias of the layer are plain, and neither read by another node nor outputs themselves."""
     if any(a.name in ("alpha", "beta") and a.f != 1 for a in layer.attribute):
         return False
     if any(a.name == "transA" and a.i for a in layer.attribute):

@@ -95,8 +95,8 @@ def _fold_into_steps(
 
     ONNX Runtime computes a Gemm in int8 only where it has no factors of its own.
     """
-    made = {name: node for node in nodes for name in node.output}
-    parts = [made.get(name) for name in layer.input[1:]]
+    sources = {name: node for node in nodes for name in node.output}
+    parts = [sources.get(name) for name in layer.input[1:]]
     steps: list[onnx.TensorProto] = []
     for name, part in zip(layer.input[1:], parts, strict=True):
         if part is None or part.op_type != "DequantizeLinear" or part.input[1] not in initializers:

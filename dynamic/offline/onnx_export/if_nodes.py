@@ -19,12 +19,12 @@ class Body:
         self._count = 0
 
     def name(self, hint: str) -> str:
-        """A name nobody else has."""
+        """A name that no other value has."""
         self._count += 1
         return f"{self.prefix}{hint}_{self._count}"
 
     def add(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """A node of one output; its name."""
+        """Add a node of one output and return the name of that."""
         output = output or self.name(op)
         self.nodes.append(helper.make_node(op, list(inputs), [output], self.name("node"), **attributes))
         return output
@@ -36,7 +36,7 @@ class Body:
         return name
 
     def branch(self, condition: str, then: "Branch", otherwise: "Branch") -> list[str]:
-        """An `If`; the names of its outputs."""
+        """Add an `If` and return the names of its outputs."""
         names = [self.name("If") for _ in then.outputs]
         branches = {"then_branch": then.graph(), "else_branch": otherwise.graph()}
         self.nodes.append(helper.make_node("If", [condition], names, self.name("node"), **branches))
@@ -49,7 +49,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch that is done: what it yields, by name, and of which data types."""
+    """A complete branch: its outputs by name, and their data types."""
 
     body: Body
     outputs: Sequence[str]

@@ -1,7 +1,7 @@
 """The whole cascade as one ONNX graph, made of the stages' own graphs with `If` between them.
 
-Inputs are the cascade's own and `thresholds [S-1]`; outputs `logits [B, C]`, `stage [B]` (int64), `score [B]`. What
-comes after an exit stands in the branch of an `If` that is taken only where inputs stay. Weights lie in the branch that
+Inputs are the cascade's own and `thresholds [S-1]`. Outputs are `logits [B, C]`, `stage [B]` (int64), `score [B]`. What
+comes after an exit is in the branch of an `If` that runs only where inputs continue. Weights are in the branch that
 uses them: engines fuse and lay out only constants of the same graph.
 
 The stages of a backbone lie inside each other. Backbones follow each other, so that one can be entered from any exit of
@@ -23,8 +23,6 @@ from dynamic.offline.onnx_export.graph_inlining import StageGraph, fold_factor, 
 from dynamic.offline.onnx_export.if_nodes import Body, Branch
 from dynamic.policies.scores import PATIENCE, TINY, Combination, groups
 
-BATCH = ("single", "dynamic")
-
 _NOT_YET = -1  # the stage of a row that has not left
 _NO_ANSWER = -1.0  # its `same` before the first answer: one more is 0
 _KINDS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT)  # of an ending
@@ -32,10 +30,10 @@ _KINDS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT)  # of an endi
 
 @dataclass(frozen=True)
 class _State:
-    """What the stages before have said, by name (see `policies.scores.Running`).
+    """The results of the stages before, by name (see `policies.scores.Running`).
 
-    `total`: sum of probabilities `[B, C]` of all groups of stages so far; `before`: without the current group; `same`
-    `[B]`: with score "patience", the latest answer's. None: nothing yet, or not needed.
+    `total`: sum of probabilities `[B, C]` of all groups of stages so far. `before`: without the current group.
+    `same [B]`: with score "patience", the score of the latest answer. None: nothing yet, or not needed.
     """
 
     total: str | None = None
@@ -59,8 +57,8 @@ class _State:
 class _Ending:
     """What a nest yields, by name: `total [B, C]`, `stage [B]`, `score [B]`.
 
-    In the end `total` is the answer's probabilities. What a backbone hands on is a sum of probabilities as in `_State`,
-    of rows that stay not always guarded (`_guards_later`), and with score "patience" their `score` is `same` there.
+    In the end `total` is the answer's probabilities. A backbone passes on a sum of probabilities, as in `_State`.
+    For rows that continue it is not always guarded (`_guards_later`). With "patience" their `score` is `same` there.
     """
 
     total: str
@@ -78,8 +76,8 @@ class Nest:
 
     `temperature [S]`, `score` and `combine` are those of a ladder. `batch`: "single" for one row, "dynamic" for any
     number of rows, those that are done leaving it. `preprocess`: the graph then takes images as bytes `[B, H, W, C]`,
-    resized and cropped, and scales and normalizes them. `only [S-1]`: thresholds of a point; what it switches off, and
-    what comes after a stage where everybody leaves, is not in the graph.
+    resized and cropped, and scales and normalizes them. `only [S-1]`: thresholds of a point. Exits that it
+    switches off, and everything after a stage where every input exits, are not in the graph.
     """
 
     folder: Path
@@ -99,30 +97,30 @@ class Nest:
 
     @property
     def _last(self) -> int:
-        """The stage that nobody goes beyond."""
+        """The stage at which every input has exited."""
         leaves = (s for s, limit in enumerate(self.only or ()) if limit == -np.inf)
         return next(leaves, len(self.spec.stages) - 1)
 
     @property
-    def _kept(self) -> list[int]:
+    def _present(self) -> list[int]:
         """The stages that are in the graph with their exits."""
         return [s for s in range(self._last + 1) if self.only is None or s == self._last or self.only[s] < np.inf]
 
     @property
-    def _asks(self) -> bool:
-        """Whether the graph asks which exits are on: of one point it is known."""
+    def _tests_exits(self) -> bool:
+        """Whether the graph tests which exits are on. For one point that is fixed."""
         return self.only is None
 
     @property
     def _averages(self) -> bool:
-        return len({self._group[s] for s in self._kept}) > 1
+        return len({self._group[s] for s in self._present}) > 1
 
     @property
     def _patient(self) -> bool:
         return self.score == PATIENCE
 
     def model(self) -> onnx.ModelProto:
-        """The graph; large weights stay in the backbones' files (external data, relative to `folder`)."""
+        """The graph. Large weights are in the backbones' files (external data, relative to `folder`)."""
         spec, top = self.spec, Body()
         count = len(spec.stages)
         rows: Any = "batch" if self.batch == "dynamic" else 1
@@ -138,7 +136,7 @@ class Nest:
             node = helper.make_node("Split", [THRESHOLDS], self._limits, "split", axis=0, num_outputs=count - 1)
             top.nodes.append(node)
         ending = self._backbone(top, 0, names, _State())
-        # the logarithm of a probability stays finite; Add, since OpenVINO's Max makes a number of NaN
+        # the logarithm of a probability stays finite. Add, since OpenVINO's Max makes a number of NaN
         top.add("Log", top.add("Add", ending.total, top.constant(TINY)), output="logits")
         top.add("Identity", ending.stage, output="stage")
         top.add("Identity", ending.score, output="score")
@@ -155,12 +153,12 @@ class Nest:
     def _backbone(self, body: Body, first: int, inputs: list[str], state: _State) -> _Ending:
         """The backbone that starts with stage `first`, and all behind it."""
         own = [s for s, b in enumerate(self.spec.backbone) if b == self.spec.backbone[first]]
-        exits = [s for s in own if s in self._kept]
+        exits = [s for s in own if s in self._present]
         if self._last in own:
             return self._stage(body, first, inputs, state)
         if not exits:
             return self._backbone(body, own[-1] + 1, inputs, state)
-        if self._asks:
+        if self._tests_exits:
             run, skip = body.inside("run"), body.inside("skip")
             ran = self._stage(run, first, inputs, state)
             total = state.total or self._filled(skip, inputs[0], self._nothing, self.spec.classes)
@@ -186,7 +184,7 @@ class Nest:
             here=lambda inner: replace(ending, total=self._answered(inner, ending.total, several)),
             carry=inputs,
             after=after,
-            rest=lambda inner, kept, kept_state: self._backbone(inner, own[-1] + 1, kept, kept_state),
+            rest=lambda inner, inner_inputs, inner_state: self._backbone(inner, own[-1] + 1, inner_inputs, inner_state),
         )
 
     def _stage(self, body: Body, s: int, carry: list[str], state: _State) -> _Ending:
@@ -197,11 +195,11 @@ class Nest:
         stage = load_stage(self.folder / spec.stages[s].graph, f"{body.prefix}s{s}/", carry)
         self._opset = max(self._opset, stage.opset)
         inline(body, stage.body, stage.initializers)
-        if s not in self._kept:
+        if s not in self._present:
             return self._stage(body, s + 1, stage.carry, state)
-        later = [k for k in self._kept if k > s and of[k] == of[s]]
+        later = [k for k in self._present if k > s and of[k] == of[s]]
         ends = not later  # of its backbone: never gets here with its exit off
-        if ends or not self._asks:
+        if ends or not self._tests_exits:
             raw, score = self._answer(body, stage, s, state)
         else:
             on, off = body.inside("on"), body.inside("off")
@@ -217,34 +215,34 @@ class Nest:
         to_the_end = of[s] == of[self._last]
 
         def here(inner: Body) -> _Ending:
-            if to_the_end:  # whoever does not leave goes on
+            if to_the_end:  # inputs that do not exit continue
                 answer = self._answered(inner, raw, state.before is not None)
                 return _Ending(answer, self._filled(inner, score, s), score)
-            stays = inner.constant([_NOT_YET], np.int64)
-            at = inner.add("Where", leaves, inner.constant([s], np.int64), stays)
-            bare = self._guards_later([k for k in self._kept if of[k] == of[s]])
-            kept = raw if bare else self._guarded(inner, raw, score, total)
-            return _Ending(kept, at, self._same(inner, score, state) or score)
+            not_yet = inner.constant([_NOT_YET], np.int64)
+            at = inner.add("Where", leaves, inner.constant([s], np.int64), not_yet)
+            bare = self._guards_later([k for k in self._present if of[k] == of[s]])
+            own_total = raw if bare else self._guarded(inner, raw, score, total)
+            return _Ending(own_total, at, self._same(inner, score, state) or score)
 
         if ends:
             return here(body)
         return self._onward(
             body,
             leaves,
-            None if to_the_end or not self._asks else self._any_on(body, later),
+            None if to_the_end or not self._tests_exits else self._any_on(body, later),
             here=here,
             carry=stage.carry,
             after=lambda inner: _State(
                 self._guarded(inner, raw, score, total), state.before, self._same(inner, score, state)
             ),
-            rest=lambda inner, kept, kept_state: self._stage(inner, s + 1, kept, kept_state),
+            rest=lambda inner, inner_carry, inner_state: self._stage(inner, s + 1, inner_carry, inner_state),
         )
 
     def _guards_later(self, exits: Sequence[int]) -> bool:
-        """Whether what a backbone with these exits gives is guarded only where an input goes on.
+        """Whether what a backbone with these exits gives is guarded only where an input continues.
 
-        Who leaves has a finite answer, and operations between the layers are what an exit costs. Behind a single exit
-        the answer that stands is the one from before the backbone; of a batch some rows may leave and others not.
+        An input that exits has a finite answer, and operations between the layers are what an exit costs. Behind a
+        single exit the answer from before the backbone holds. Of a batch some rows may exit and others not.
         """
         return self.batch == "single" and len(exits) == 1 and not self._patient
 
@@ -262,29 +260,31 @@ class Nest:
         deeper, done = body.inside("deeper"), body.inside("done")
         if self.batch == "single":
             none_goes = leaves
-            found = rest(deeper, carry, after(deeper))
+            result = rest(deeper, carry, after(deeper))
         else:
             state = after(body)
             rows = body.add("NonZero", body.add("Not", leaves))  # [1, B']
             none_goes = body.add("Less", body.add("Size", rows), body.constant(1, np.int64))
             at = deeper.add("Transpose", rows, perm=[1, 0])  # [B', 1]
             index = deeper.add("Squeeze", at, deeper.constant([1], np.int64))  # [B']
-            kept = {name: deeper.add("Gather", name, index, axis=0) for name in dict.fromkeys((*carry, *state.names))}
-            inner = rest(deeper, [kept[name] for name in carry], state.renamed(kept))
+            gathered = {
+                name: deeper.add("Gather", name, index, axis=0) for name in dict.fromkeys((*carry, *state.names))
+            }
+            inner = rest(deeper, [gathered[name] for name in carry], state.renamed(gathered))
             whole = here(deeper)
             scattered = [
                 deeper.add("ScatterND", old, at, new) for old, new in zip(whole.names, inner.names, strict=True)
             ]
-            found = _Ending(*scattered)
+            result = _Ending(*scattered)
         if on is not None:
             none_goes = body.add("Or", none_goes, body.add("Not", on))
-        branches = Branch(done, here(done).names, _KINDS), Branch(deeper, found.names, _KINDS)
+        branches = Branch(done, here(done).names, _KINDS), Branch(deeper, result.names, _KINDS)
         return _Ending(*body.branch(none_goes, *branches))
 
     # ---- answers
 
     def _answer(self, body: Body, stage: StageGraph, s: int, state: _State) -> tuple[str, str]:
-        """(sum of probabilities with this stage's in it `[B, C]`, score `[B]`); both NaN where its logits give none."""
+        """(sum of probabilities with this stage's `[B, C]`, score `[B]`). Both are NaN unless the logits are finite."""
         logits = stage.logits
         scale = 1 / self.temperature[s]
         folded = fold_factor(stage.head, stage.initializers, logits, scale)
@@ -334,7 +334,7 @@ class Nest:
         return body.add("Where", body.add("IsNaN", score), before, score)
 
     def _answered(self, body: Body, total: str, several: bool) -> str:
-        """Probabilities of a total; `several`: there may be more than one stage's in it."""
+        """Probabilities of a total. `several`: it may hold those of more than one stage."""
         return self._normalized(body, total) if several and self._averages else total
 
     def _normalized(self, body: Body, total: str) -> str:

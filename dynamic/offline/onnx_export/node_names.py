@@ -11,7 +11,7 @@ def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def captured(node: onnx.NodeProto) -> set[str]:
-    """Names that a node's branches read; those from the graph around it are among them."""
+    """Names that a node's branches read, those from the graph around it included."""
     return {name for graph in branches(node) for name in read(graph)}
 
 

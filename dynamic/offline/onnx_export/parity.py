@@ -1,4 +1,4 @@
-"""Whether what ships says what torch says: every stage and both graphs, at 1, 2 and 5 rows."""
+"""Whether the graphs that ship give torch's logits: every stage and both graphs, at 1, 2 and 5 rows."""
 
 from collections.abc import Iterator, Mapping
 
@@ -25,7 +25,7 @@ _REMEDY = "use engine='torch', or report the network"
 
 
 def check_parity(cascade: Cascade, engine: CascadeEngine, spec: CascadeSpec, example: Batch) -> None:
-    """Run the cascade at 1, 2 and 5 rows on the engine that ships and on torch; `cascade` is in evaluation mode.
+    """Run the cascade at 1, 2 and 5 rows on the engine that ships and on torch. `cascade` is in evaluation mode.
 
     Raises EngineError naming the stage, or the graph, that does not run or gives other logits.
     """
@@ -88,14 +88,14 @@ def _check_graph(
 
 
 def _thresholds(own: StageEngine, inputs: Mapping[str, Array], gap: float) -> Iterator[NDArray[np.float32]]:
-    """Thresholds `[S-1]`: nobody exits early, everybody does, and some do where scores lie further apart than `gap`."""
+    """Thresholds `[S-1]` by which no input exits early, every input does, or some do, with a `gap` between scores."""
     exits = len(own.spec.stages) - 1
     yield np.full(exits, np.inf, np.float32)
     if not exits:
         return
-    everybody = np.full(exits, -np.inf, np.float32)
-    yield everybody
-    scores = np.sort(own.run(inputs, everybody).score)
+    everyone_exits = np.full(exits, -np.inf, np.float32)
+    yield everyone_exits
+    scores = np.sort(own.run(inputs, everyone_exits).score)
     gaps = np.diff(scores)
     if len(gaps) and gaps.max() > gap:
         some = np.full(exits, np.inf, np.float32)

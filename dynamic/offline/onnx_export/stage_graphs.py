@@ -33,7 +33,7 @@ from dynamic.policies.errors import EngineError, InputError
 from dynamic.progress import track
 from dynamic.storage.atomic_write import disk_errors
 
-_EMBEDDED_BYTES = 256  # smaller constants stay in the graph: engines read shapes and axes from them
+_EMBEDDED_BYTES = 256  # smaller constants are in the graph itself: engines read shapes and axes from them
 _ALIGNMENT = 4096  # of each weight in its file, so that engines can map it
 
 
@@ -84,7 +84,7 @@ def _walk(
     # two rows at least: torch.export takes a batch of one for a constant
     inputs = {name: torch.cat([t, t])[: max(2, len(t))][:2].detach() for name, t in named.items()}
     specs: list[StageSpec] = []
-    found: list[Tensor] = []
+    stage_logits: list[Tensor] = []
     with evaluating(cascade):
         for network in cascade.networks:
             check_float32(network)
@@ -103,11 +103,11 @@ def _walk(
                 after = tuple(stage.body(*carry))
                 logits = stage.head(after[0])
             if logits.ndim != 2 or len(logits) != 2:
-                raise InputError(f"stage {stage.name!r} gives {list(logits.shape)}; expected logits [2, C]")
-            if found and logits.shape[1] != found[0].shape[1]:
+                raise InputError(f"stage {stage.name!r} gives {list(logits.shape)}, expected logits [2, C]")
+            if stage_logits and logits.shape[1] != stage_logits[0].shape[1]:
                 raise InputError(
                     f"stage {stage.name!r} has {logits.shape[1]} classes, the stages before it "
-                    f"{found[0].shape[1]}: all networks of a cascade tell the same classes apart"
+                    f"{stage_logits[0].shape[1]}: all networks of a cascade need the same classes"
                 )
             stem = f"backbones/{belongs}_{number}"
             spec = StageSpec(
@@ -121,13 +121,13 @@ def _walk(
             )
             visit(stage, spec, carry, names)
             specs.append(spec)
-            found.append(logits)
+            stage_logits.append(logits)
             carry = after
     described = tuple(
         InputSpec(name, tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
         for name, tensor in inputs.items()
     )
-    return CascadeSpec(described, tuple(specs), int(found[0].shape[1])), found
+    return CascadeSpec(described, tuple(specs), int(stage_logits[0].shape[1])), stage_logits
 
 
 class _LogitsOnly(nn.Module):
@@ -162,8 +162,8 @@ def _to_onnx(module: nn.Module, carry: tuple[Tensor, ...], names: list[str], spe
             cause = cause.__cause__
         reason = str(cause).strip().splitlines()
         raise EngineError(
-            f"torch cannot export stage {spec.name!r} to ONNX: {reason[0] if reason else type(cause).__name__}; "
-            "use engine='torch' for this cascade, or replace the operator"
+            f"torch cannot export stage {spec.name!r} to ONNX: {reason[0] if reason else type(cause).__name__}. "
+            "Use engine='torch' for this cascade, or replace the operator"
         ) from error
     finally:
         quiet.level = level
@@ -173,13 +173,13 @@ def _to_onnx(module: nn.Module, carry: tuple[Tensor, ...], names: list[str], spe
     if fixed:
         raise EngineError(
             f"stage {spec.name!r} is exported for a batch of {len(carry[0])} alone (input {fixed[0]!r}): it takes the "
-            "number of rows as a Python number, as len(x) does; use x.shape[0]"
+            "number of rows as a Python number, as len(x) does. Use x.shape[0]"
         )
     return model
 
 
 class _WeightFile:
-    """The weights of one backbone, appended to one file; a graph's large initializers are moved into it."""
+    """The weights of one backbone, appended to one file. A graph's large initializers are moved into it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -187,7 +187,7 @@ class _WeightFile:
         self._at: dict[bytes, tuple[int, int]] = {}
 
     def move(self, model: onnx.ModelProto) -> None:
-        """Replace the large initializers of `model` by references into the file; steps of int8 stay (see inlining)."""
+        """Replace the large initializers of a model by references into the file. Steps of int8 are not moved."""
         steps = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
         with self._path.open("ab") as file:
             for tensor in model.graph.initializer:
@@ -214,13 +214,13 @@ def _without_logits(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = lean.graph
     del graph.output[0]
     needed = {output.name for output in graph.output}
-    kept = []
+    needed_nodes = []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            kept.append(node)
+            needed_nodes.append(node)
             needed.update(name for name in node.input if name)
             needed.update(captured(node))
-    nodes = list(reversed(kept))
+    nodes = list(reversed(needed_nodes))
     initializers = [t for t in graph.initializer if t.name in needed]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)

@@ -15,8 +15,9 @@ from onnx import external_data_helper
 from dynamic.bundle.bundle import Bundle, has_graphs
 from dynamic.data.preprocessing import Normalize, Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
-from dynamic.offline.onnx_export.nested_graph import BATCH, Nest
+from dynamic.offline.onnx_export.nested_graph import Nest
 from dynamic.offline.onnx_export.reserved_names import check_names
+from dynamic.offline.option_words import RowCount, check_word
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.scores import Combination
@@ -38,8 +39,8 @@ _MOST_BYTES = 1_800_000_000  # of weights inside the file: protobuf ends at 2 Gi
 def export(
     source: Bundle | Cascade | nn.Module | Sequence[nn.Module],
     path: str | Path,
-    batch: str = "dynamic",
     *,
+    batch: RowCount = "dynamic",
     point: str | None = None,
     example_inputs: Batch | None = None,
     ladder: Ladder | None = None,
@@ -47,32 +48,42 @@ def export(
     classes: Sequence[str] | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Write the whole cascade as one ONNX file that any ONNX Runtime or OpenVINO runs, without this library.
+    """Write the whole cascade as one ONNX file that ONNX Runtime and OpenVINO run without this library.
 
-    Inputs: the cascade's own (`input`, or the names of the network's arguments) and `thresholds [S-1]`, float32: an
-    input leaves at a stage when `threshold < score`; -inf lets everybody leave, +inf switches the exit off, so that it
-    costs nothing (a network whose exits are all off is not run). Outputs: `logits [B, C]`, logarithms of the answer's
-    probabilities; `stage [B]` int64; `score [B]`. `batch`: "single" for one input at a time, the fastest for that, or
-    "dynamic" for any number, those that are done leaving the batch inside the graph. A cascade of one stage has no
-    input `thresholds`.
+    Inputs of the graph are the cascade's own (`input`, or the names of the network's arguments) and
+    `thresholds [S-1]`, float32. An input exits at a stage when `threshold < score`. With -inf every input exits, with
+    +inf the exit is off and costs nothing. A network whose exits are all off is not run. A cascade of one stage has no
+    thresholds. Outputs are `logits [B, C]` (logarithms of the answer's probabilities), `stage [B]` (int64) and
+    `score [B]`. The metadata of the file describes all this, see docs/graph.md.
 
-    `point`: the name of one of the ladder's points (`print(bundle)` shows them). The file then holds what that point
-    uses and no more: no network that it does not run, no exit that it switches off, nothing behind a stage where
-    everybody leaves. It is smaller. The numbers of stages stay, and so does `thresholds`: give that point's. Those of
-    exits in the file may be changed, but +inf does not switch one off there: it is run, and nobody leaves. Where
-    everybody leaves, a score that is not a number leaves too: the file has nothing behind.
+    Args:
+        source: A bundle, which brings temperatures, score, preprocessing, class names and ladder. Or networks.
+        path: The file to write, with the suffix .onnx or none.
+        batch: "dynamic" for any number of inputs, which leave the batch inside the graph as they exit. "single" for
+            one input at a time, which is faster for that.
+        point: Name of an operating point. The file then holds only what that point uses, and is smaller. Numbers of
+            stages and `thresholds` are as before. An exit in the file is not switched off by +inf, and where every
+            input exits, one with a score of NaN exits too. None: the whole cascade.
+        example_inputs: A batch as the networks take it, always needed for networks and never for a bundle.
+        ladder: Of networks. None: temperature 1 and maximum probability.
+        preprocess: Of networks, as in `build`. The graph then takes images as bytes `[B, H, W, C]`, resized and
+            cropped already, and scales and normalizes them.
+        classes: Of networks, names in label order.
+        progress: Whether a progress bar is shown. None: in a terminal.
 
-    A bundle brings temperatures, score, preprocessing, class names and its ladder along. A cascade is given them:
-    `ladder` (without one: temperature 1, maximum probability), `preprocess` and `classes` as in `build`, and always
-    `example_inputs`. With preprocessing, `input` takes images as bytes `[B, H, W, C]`, already resized and cropped;
-    scaling and normalization are inside. The file's metadata says all this (see docs/graph.md).
+    Returns:
+        The path.
 
-    Raises InputError on an unknown `batch` or `point`, a path that ends in another suffix than .onnx, missing example
-    inputs, an input whose name the graph uses itself, or preprocessing for another number of channels; EngineError
-    where a stage cannot be exported.
+    Raises:
+        InputError: A word or a point is unknown, or the suffix is another. Example inputs are missing, an input has a
+            name that the graph uses, or the preprocessing is for another number of channels.
+        EngineError: A stage cannot be exported, or the file cannot be written.
+
+    Example:
+        >>> dynamic.export(bundle, "model.onnx", batch="single").name
+        'model.onnx'
     """
-    if batch not in BATCH:
-        raise InputError(f"batch={batch!r} is not known; use one of {BATCH}")
+    check_word("batch", batch, RowCount, InputError)
     target = Path(path)
     if target.suffix.lower() not in _SUFFIXES:
         raise InputError(
@@ -100,8 +111,8 @@ def export(
     shipped = from_transforms(preprocess)
     with TemporaryDirectory(prefix="dynamic-") as folder:
         spec = export_stages(cascade, Path(folder), example_inputs, progress)
-        known = _only(ladder or plain_ladder(spec, cascade.combine), point)
-        _write(target, Path(folder), spec, known, batch, _Facts(shipped, classes), point is not None)
+        own_ladder = _only(ladder or plain_ladder(spec, cascade.combine), point)
+        _write(target, Path(folder), spec, own_ladder, batch, _Facts(shipped, classes), point is not None)
     return target
 
 
@@ -109,10 +120,10 @@ def _only(ladder: Ladder, point: str | None) -> Ladder:
     """The ladder with that point alone."""
     if point is None:
         return ladder
-    found = [p for p in ladder.points if p.name == point]
-    if not found:
-        raise InputError(f"point={point!r} is not on this ladder; it has {[p.name for p in ladder.points]}")
-    return replace(ladder, points=tuple(found))
+    points = [p for p in ladder.points if p.name == point]
+    if not points:
+        raise InputError(f"point={point!r} is not on this ladder. It has {[p.name for p in ladder.points]}")
+    return replace(ladder, points=tuple(points))
 
 
 def plain_ladder(spec: CascadeSpec, combine: Combination) -> Ladder:
@@ -136,7 +147,7 @@ def write_graphs(
     engine: str | None = None,
     precision: str | None = None,
 ) -> None:
-    """Write a bundle's graphs beside the stages' own, whose weights they share; they take what the network takes.
+    """Write a bundle's graphs beside the stages' own, whose weights they share. Their inputs are those of the network.
 
     `engine`, `precision`: of the calibration. Raises InputError on an input whose name the graphs use themselves.
     """
@@ -164,7 +175,7 @@ def _nest(
         raise InputError(f"the ladder is of {len(ladder.temperature)} stages, the cascade has {len(spec.stages)}")
     check_names(i.name for i in spec.inputs)
     if preprocess is not None and (len(spec.inputs) != 1 or len(spec.inputs[0].shape) != 3):
-        raise InputError("preprocessing goes into a graph that takes one image [C, H, W]; export with preprocess=None")
+        raise InputError("preprocessing goes into a graph that takes one image [C, H, W]. Export with preprocess=None")
     for step in preprocess.steps if preprocess is not None else ():
         if isinstance(step, Normalize):
             step.check(spec.inputs[0].shape[0])
@@ -181,7 +192,7 @@ def _write(
     facts: _Facts,
     only: bool,
 ) -> None:
-    """The graph with its weights in it; beside it, in `<name>.data`, where one file could not hold them."""
+    """Write the graph with its weights inside, or in `<name>.data` beside it where one file cannot hold them."""
     if facts.classes is not None and len(facts.classes) != spec.classes:
         raise InputError(f"{len(facts.classes)} class names for {spec.classes} classes: give one for each, in order")
     model = _described(_nest(folder, spec, ladder, batch, facts.preprocess, only), spec, ladder, facts)
@@ -201,7 +212,7 @@ def _write(
 
 
 def _described(model: onnx.ModelProto, spec: CascadeSpec, ladder: Ladder, facts: _Facts) -> onnx.ModelProto:
-    """The model with metadata: what its numbers mean to whoever finds the file alone."""
+    """The model with metadata: what its numbers mean, for a reader of the file alone."""
     model.producer_name = "dynamic-inference"
     points = {point["name"]: point["thresholds"] for point in ladder.to_json()["points"]}
     metadata = {

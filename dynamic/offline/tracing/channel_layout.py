@@ -1,4 +1,4 @@
-"""Which dimension of a feature holds its channels: told by a dry run at another size or by the graph, never guessed."""
+"""Which dimension of a feature holds its channels: from a dry run at another size or from the graph, no guess."""
 
 import operator
 from collections.abc import Callable, Iterator
@@ -52,42 +52,42 @@ _ELEMENTWISE_MODULES = (
 
 
 class Layouts:
-    """Tells the channel dimension of the values of one traced network, whose modules stand under `root`."""
+    """The channel dimension of the values of one traced network, whose modules stand under `root`."""
 
     def __init__(self, root: nn.Module, observed: Observed) -> None:
         self._root = root
         self._observed = observed
-        self._known: dict[fx.Node, int | None] = {}
+        self._channels: dict[fx.Node, int | None] = {}
 
     def channel(self, node: fx.Node) -> int | None:
-        """The dimension, from 1 up; None where it cannot be told apart."""
+        """The dimension, from 1 up. None: it cannot be determined."""
         size = self._size(node)
         if size is None:
             return None
         if len(size) == 2:
             return 1
-        seen = self._by_size(node)
-        told = self._by_graph(node)
-        if seen is not None and told is not None and seen != told:
+        by_size = self._by_size(node)
+        by_graph = self._by_graph(node)
+        if by_size is not None and by_graph is not None and by_size != by_graph:
             return None
-        return seen if seen is not None else told
+        return by_size if by_size is not None else by_graph
 
     def explain(self, name: str, node: fx.Node) -> LayoutError:
-        """The error to raise where `channel` says None."""
+        """The error to raise where `channel` returns None."""
         size = self._size(node)
         shape = "no tensor" if size is None else f"[B, {', '.join(map(str, size[1:]))}]"
         fitting = [k for k in LAYOUTS if size is not None and len(k) == len(size)]
         return LayoutError(
-            f"exit {name!r} reads {shape}, and which dimension holds the channels cannot be told from the graph or "
+            f"exit {name!r} reads {shape}, and which dimension holds the channels cannot be read from the graph or "
             f"from another input size: give layout={{{name!r}: one of {fitting}}}"
         )
 
     def _size(self, node: fx.Node) -> tuple[int, ...] | None:
-        found = self._observed.two.get(node)
-        return found.size if isinstance(found, Shape) else None
+        shape = self._observed.two.get(node)
+        return shape.size if isinstance(shape, Shape) else None
 
     def _by_size(self, node: fx.Node) -> int | None:
-        """Dimensions that grow with the input are positions; the one that does not is the channels."""
+        """Dimensions that grow with the input are positions. The one that does not grow holds the channels."""
         if self._observed.other is None:
             return None
         two, other = self._size(node), self._observed.other[node]
@@ -97,33 +97,35 @@ class Layouts:
         return same[0] if len(same) == 1 else None
 
     def _by_graph(self, node: fx.Node) -> int | None:
-        """What makes the value says it, or what takes it."""
-        made = self._made(node, 0)
-        if made is not None:
-            return made
+        """From the operation that makes the value, or from those that read it."""
+        source = self._source_channel(node, 0)
+        if source is not None:
+            return source
         taken = set(self._taken(node, 0))
         return taken.pop() if len(taken) == 1 else None
 
-    def _made(self, node: fx.Node, depth: int) -> int | None:
-        if node in self._known:
-            return self._known[node]
+    def _source_channel(self, node: fx.Node, depth: int) -> int | None:
+        if node in self._channels:
+            return self._channels[node]
         size = self._size(node)
-        found: int | None = None
+        channel: int | None = None
         if size is not None and depth < 200:
-            told = self._own(node)
-            if told is not None:
-                found = told % len(size)
+            own = self._own(node)
+            if own is not None:
+                channel = own % len(size)
             elif self._moves(node) is not None:
-                before = self._made(node.all_input_nodes[0], depth + 1)
+                before = self._source_channel(node.all_input_nodes[0], depth + 1)
                 order = self._order(node, len(size))
-                found = order.index(before) if before is not None and order is not None else None
+                channel = order.index(before) if before is not None and order is not None else None
             elif self._elementwise(node):
                 sources = {
-                    self._made(a, depth + 1) for a in node.all_input_nodes if len(self._size(a) or ()) == len(size)
+                    self._source_channel(a, depth + 1)
+                    for a in node.all_input_nodes
+                    if len(self._size(a) or ()) == len(size)
                 } - {None}
-                found = sources.pop() if len(sources) == 1 else None
-        self._known[node] = found
-        return found
+                channel = sources.pop() if len(sources) == 1 else None
+        self._channels[node] = channel
+        return channel
 
     def _taken(self, node: fx.Node, depth: int) -> Iterator[int]:
         size = self._size(node)
@@ -134,9 +136,9 @@ class Layouts:
                 if self._elementwise(user) and self._size(user) == size:
                     yield from self._taken(user, depth + 1)
                 continue
-            told = self._own(user)
-            if told is not None:
-                yield told % len(size)
+            own = self._own(user)
+            if own is not None:
+                yield own % len(size)
             elif self._moves(user) is not None:
                 order = self._order(user, len(size))
                 if order is not None:
@@ -168,8 +170,8 @@ class Layouts:
         return node.op in ("call_function", "call_method") and _name(node.target).strip("_") in _ELEMENTWISE
 
     def _moves(self, node: fx.Node) -> bool | None:
-        found = _target_in(node, _PERMUTE | _TRANSPOSE) or node.target in ("permute", "transpose", "swapaxes")
-        return True if found and node.op in ("call_function", "call_method") else None
+        moves = _target_in(node, _PERMUTE | _TRANSPOSE) or node.target in ("permute", "transpose", "swapaxes")
+        return True if moves and node.op in ("call_function", "call_method") else None
 
     def _order(self, node: fx.Node, rank: int) -> list[int] | None:
         """For each dimension of the result, the one of the input that it was."""
@@ -187,8 +189,8 @@ class Layouts:
         return order
 
 
-def _target_in(node: fx.Node, known: set[Any]) -> bool:
-    return node.op == "call_function" and node.target in known
+def _target_in(node: fx.Node, targets: set[Any]) -> bool:
+    return node.op == "call_function" and node.target in targets
 
 
 def _name(target: str | Callable[..., Any]) -> str:

@@ -26,7 +26,7 @@ class Shape:
 class Observed:
     """What each node gave, a `Shape` for a tensor, in tuples where it gave tuples, everything else as it was.
 
-    `two`, `three`: with that many rows; `other`: two rows at another image size or length (None where the network
+    `two`, `three`: with that many rows. `other`: two rows at another image size or length (None where the network
     takes one size only). `macs`: multiply-adds of each node for one row.
     """
 
@@ -61,7 +61,7 @@ def observe(root: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor]) -> O
     try:
         with counting(first.counter):
             first.run(*two)
-    except Exception as uncounted:  # an operator that knows no dispatch mode may raise anything
+    except Exception as uncounted:  # an operator that supports no dispatch mode may raise anything
         first = _Recorder(root, graph)
         try:
             with torch.no_grad():
@@ -72,7 +72,7 @@ def observe(root: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor]) -> O
     second = _Recorder(root, graph)
     with torch.no_grad():
         second.run(*three)
-    return Observed(first.seen, second.seen, _at_another_size(root, graph, two), first.macs)
+    return Observed(first.values, second.values, _at_another_size(root, graph, two), first.macs)
 
 
 def rows(inputs: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
@@ -83,25 +83,25 @@ def rows(inputs: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
 class _Recorder(fx.Interpreter):
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, graph=graph)
-        self.seen: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
         self.macs: dict[fx.Node, float] = {}
         self.counter: Counter | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counter.get_total_flops() if self.counter else 0
-        found = super().run_node(n)
+        value = super().run_node(n)
         if self.counter:
             self.macs[n] = (self.counter.get_total_flops() - before) / 2 / 2  # two rows
-        self.seen[n] = _described(found)
-        return found
+        self.values[n] = _described(value)
+        return value
 
 
-def _described(found: Any) -> Any:
-    if isinstance(found, Tensor):
-        return Shape(tuple(found.shape), found.dtype)
-    if isinstance(found, (tuple, list)):
-        return tuple(_described(x) for x in found)
-    return found
+def _described(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Shape(tuple(value.shape), value.dtype)
+    if isinstance(value, (tuple, list)):
+        return tuple(_described(x) for x in value)
+    return value
 
 
 def _at_another_size(root: nn.Module, graph: fx.Graph, two: list[Tensor]) -> dict[fx.Node, Any] | None:
@@ -114,16 +114,16 @@ def _at_another_size(root: nn.Module, graph: fx.Graph, two: list[Tensor]) -> dic
         try:
             with torch.no_grad():
                 recorder.run(*changed)
-        except Exception:  # a network that takes one size says so in its own way
+        except Exception:  # a network that takes one size raises errors of its own
             continue
-        return recorder.seen
+        return recorder.values
     return None
 
 
 def _grown(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     for number, d in enumerate(dims):
         size = tensor.shape[d]
-        # whole strides of the usual networks; different for each, so that height and width can be told apart
+        # whole strides of the usual networks, different for each dimension, so that height and width differ
         more = 32 * (number + 1) if size >= 32 else size * (number + 1)
         tensor = torch.cat([tensor, *[tensor] * -(-more // size)], dim=d).narrow(d, 0, size + more)
     return tensor

@@ -1,4 +1,4 @@
-"""Whether a wrapped network says what its backbone says, tried on rows that no trace has seen."""
+"""Whether a wrapped network gives its backbone's logits, on rows that were not traced."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from dynamic.policies.errors import ExitError, WrapError
 
 CLOSE = 1e-5  # of the largest logit: how far a network captured by torch.export may be off
 _COMPACTED = 1e-3  # the same where rows left the batch: other batch sizes may take other kernels
-_FIX = "write it so that forward gives all it computes as values, or name other exits"
+_FIX = "Write it so that forward gives all it computes as values, or name other exits"
 
 Run = Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
 class InPlace:
-    """`stages`: by stage, the entries of its carry that it changes; `heads`: exits whose feature is changed later."""
+    """`stages`: by stage, the entries of its carry that it changes. `heads`: exits whose feature is changed later."""
 
     stages: Mapping[int, set[int]]
     heads: frozenset[int]
 
 
 def changed_in_place(stages: Sequence[Stage], inputs: Mapping[str, Tensor]) -> InPlace:
-    """What stages change in place, by torch's own count of changes; raises ExitError where that cannot be undone."""
-    found: dict[int, set[int]] = {}
+    """What stages change in place, by torch's own count of changes. Raises ExitError where that cannot be undone."""
+    changed_entries: dict[int, set[int]] = {}
     features: list[tuple[Tensor, int]] = []
     carry = tuple(t.clone() for t in inputs.values())
     with torch.no_grad():
@@ -40,14 +40,14 @@ def changed_in_place(stages: Sequence[Stage], inputs: Mapping[str, Tensor]) -> I
             if len({homes[i] for i in changed}) < sum(homes.count(h) for h in {homes[i] for i in changed}):
                 raise ExitError(
                     f"what crosses exit {stages[number - 1].name!r} shares memory and is changed in place later, as "
-                    "views of one tensor are; choose another exit, or write the change without the underscore"
+                    "views of one tensor are. Choose another exit, or write the change without the underscore"
                 )
             if changed:
-                found[number] = changed
+                changed_entries[number] = changed
             features.append((after[0], after[0]._version))
             carry = after
     later = frozenset(i for i, (t, version) in enumerate(features[:-1]) if t._version != version)
-    return InPlace(found, later)
+    return InPlace(changed_entries, later)
 
 
 def check_evaluation(
@@ -58,44 +58,46 @@ def check_evaluation(
     Rows also leave between stages, as they do in an engine.
     """
     inputs = [_other(t) for t in rows(example, 3).values()]
-    kept = torch.tensor([2, 0])
+    remaining = torch.tensor([2, 0])
     with torch.no_grad(), untouched(backbone), in_mode(backbone, training=False):
         expected = own([t.clone() for t in inputs])
-        found = {"as a graph": whole([t.clone() for t in inputs])}
+        answers = {"as a graph": whole([t.clone() for t in inputs])}
         carry: tuple[Tensor, ...] = tuple(inputs)
         fewer: tuple[Tensor, ...] = tuple(inputs)
         for number, stage in enumerate(stages):
             carry = stage.body(*carry)
             fewer = stage.body(*fewer)
             if number == 0:
-                fewer = tuple(t.index_select(0, kept.to(t.device)) for t in fewer)
-        found["stage by stage"] = carry[0]
+                fewer = tuple(t.index_select(0, remaining.to(t.device)) for t in fewer)
+        answers["stage by stage"] = carry[0]
     largest = max(1.0, float(expected.abs().max()))
     limit = 0.0 if exact else CLOSE * largest
     name = type(backbone).__name__
-    for how, logits in found.items():
+    for how, logits in answers.items():
         if logits.shape != expected.shape or not _same(expected, logits, limit):
             raise WrapError(
                 f"{name} gives other logits {how} than by itself: it draws random numbers in eval mode, keeps state, "
-                f"changes views in place, or has hooks on its outermost module; {_FIX}"
+                f"changes views in place, or has hooks on its outermost module. {_FIX}"
             )
-    if not _same(expected[kept.to(expected.device)] if len(stages) > 1 else expected, fewer[0], _COMPACTED * largest):
-        raise WrapError(f"{name} mixes the rows of a batch behind exit {stages[0].name!r}: rows cannot leave; {_FIX}")
+    if not _same(
+        expected[remaining.to(expected.device)] if len(stages) > 1 else expected, fewer[0], _COMPACTED * largest
+    ):
+        raise WrapError(f"{name} mixes the rows of a batch behind exit {stages[0].name!r}: rows cannot leave. {_FIX}")
 
 
 def check_training(backbone: nn.Module, own: Run, whole: Run, example: Mapping[str, Tensor]) -> str | None:
     """Why the training graph cannot be used: other logits than the backbone's in train mode, under one seed."""
     inputs = [_other(t) for t in rows(example, 4).values()]
-    seen: list[Tensor] = []
+    logits: list[Tensor] = []
     for run in (own, whole):
         with torch.no_grad(), untouched(backbone), in_mode(backbone, training=True), torch.random.fork_rng():
             torch.manual_seed(0)
             try:
-                seen.append(run([t.clone() for t in inputs]))
+                logits.append(run([t.clone() for t in inputs]))
             except (RuntimeError, ValueError) as error:
                 return f"it does not run in train mode: {error}"
-    limit = _COMPACTED * max(1.0, float(seen[0].abs().max()))
-    if seen[0].shape != seen[1].shape or not _same(seen[0], seen[1], limit):
+    limit = _COMPACTED * max(1.0, float(logits[0].abs().max()))
+    if logits[0].shape != logits[1].shape or not _same(logits[0], logits[1], limit):
         return "its graph in train mode gives other logits than itself"
     return None
 

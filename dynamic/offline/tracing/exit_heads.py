@@ -30,14 +30,21 @@ class Room:
 
 
 class ExitHead(nn.Module):
-    """Pools a feature over its positions and classifies what is left: logits `[B, classes]`.
+    """Pools a feature over its positions and classifies the result: logits `[B, classes]`.
 
-    `shape` of the feature without the batch; `channel`: its dimension (from 1) that holds the channels, 1 for
-    `[B, C, H, W]`, 3 for `[B, H, W, C]`, 2 for `[B, N, D]`. Images are averaged over the cells of a grid of up to
-    4 x 4; where only one cell fits, and for everything else, pooled are mean and maximum over all positions (Kaya et
-    al. 2019, "Shallow-Deep Networks", section 4, mix the two). `classifier(width, classes)` makes the rest; None: batch
-    norm, a hidden layer, and a linear one. Grid and hidden layer are as large as `room` allows: weights of up to 20% of
-    the backbone's and 1% of its multiply-adds; without room for the smallest there is no hidden layer.
+    Images are averaged over the cells of a grid of up to 4 x 4. Where only one cell fits, and for everything else,
+    mean and maximum over all positions are pooled (Kaya et al. 2019, "Shallow-Deep Networks", section 4, mix the two).
+    Grid and hidden layer are as large as the backbone permits: 20% of its weights and 1% of its multiply-adds. Without
+    room for the smallest there is no hidden layer.
+
+    Args:
+        shape: Of the feature, without the batch.
+        channel: The feature's dimension, from 1, that holds the channels: 1 for `[B, C, H, W]`, 3 for `[B, H, W, C]`,
+            2 for `[B, N, D]`.
+        classes: How many.
+        classifier: A function `(width, classes)` that makes the classifier. None: batch norm, a hidden layer, and a
+            linear layer.
+        room: The size of the backbone.
     """
 
     def __init__(
@@ -87,14 +94,26 @@ class ExitHead(nn.Module):
 class ConvHead(nn.Module):
     """Strided 3 x 3 convolutions down to `side` positions a side, then the mean and a linear layer: `[B, classes]`.
 
-    Early features of a convolutional network are fine and say little of the class; coarser and wider ones are what an
-    exit lacks (Huang et al. 2018, "Multi-Scale Dense Networks", section 4). Each convolution halves both sides and
-    doubles the channels, up to `most_channels`; where the feature is as coarse already, one keeps its size.
-    `extra` convolutions follow at that size.
-    For early exits that are trained with the backbone: a few percent of its multiply-adds each.
+    Early features of a convolutional network are fine and say little about the class. An exit needs coarser and wider
+    ones (Huang et al. 2018, "Multi-Scale Dense Networks", section 4). Each convolution halves both sides and doubles
+    the channels. Where the feature is as coarse already, one convolution keeps its size. This head is for early exits
+    that are trained with the backbone. It costs a few percent of the backbone's multiply-adds.
 
-    `shape` of the feature without the batch, `channel` its dimension (from 1) that holds the channels.
-    Raises LayoutError on a feature that is no image.
+    Args:
+        shape: Of the feature, without the batch.
+        channel: The feature's dimension, from 1, that holds the channels.
+        classes: How many.
+        side: Positions a side at the end.
+        most_channels: The most that convolutions give.
+        extra: Further convolutions at the final size.
+
+    Raises:
+        LayoutError: The feature is no image.
+
+    Example:
+        >>> head = dynamic.models.ConvHead((16, 32, 32), 1, 10)
+        >>> head(torch.zeros(2, 16, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -119,7 +138,21 @@ class ConvHead(nn.Module):
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """`[B, C, H, W]` or `[B, H, W, C]` -> logits `[B, classes]`."""
+        """Classify a feature.
+
+        Args:
+            feature: `[B, C, H, W]` or `[B, H, W, C]`.
+
+        Returns:
+            Logits `[B, classes]`.
+
+        Raises:
+            RuntimeError: The feature has another number of channels than the head was made for.
+
+        Example:
+            >>> dynamic.models.ConvHead((16, 8, 8), 1, 10)(torch.zeros(2, 16, 8, 8)).shape
+            torch.Size([2, 10])
+        """
         image = feature if self.channel == 1 else feature.movedim(self.channel, 1)
         logits: Tensor = self.classifier(self.features(image).mean((2, 3)))
         return logits
@@ -128,15 +161,25 @@ class ConvHead(nn.Module):
 class BlockHead(nn.Module):
     """Copies of some of the network's later blocks, then the mean over positions and a linear layer: `[B, classes]`.
 
-    What an early exit lacks is depth more than a classifier: side branches of BranchyNet have convolutions of their own
-    (Teerapittayanon et al. 2016, "BranchyNet", section III). Blocks that already do this work, fewer of them, are a
-    head that has little to learn; the network they are copied from does not change. For an exit that is to answer most
-    inputs: its head costs as much as its blocks.
-
-    `blocks` run one after the other, each on the output of the one before; `shape` of the feature without the batch,
-    `channel` its dimension (from 1) that holds the channels, of the last block's output too. In `wrap`, for one exit:
+    An early exit lacks depth more than a classifier: side branches of BranchyNet have convolutions of their own
+    (Teerapittayanon et al. 2016, "BranchyNet", section III). Copies of later blocks have little to learn, and the
+    network itself does not change. This head is for an exit that should answer most inputs. It costs as much as its
+    blocks. In `wrap`, for one exit:
     `head=lambda shape, channel, classes: BlockHead([net.layer2[0], net.layer3[0]], shape, channel, classes)`.
-    Raises LayoutError where a block does not take what comes before it, or gives no tensor of the feature's rank.
+
+    Args:
+        blocks: They run one after the other, each on the output of the one before.
+        shape: Of the feature, without the batch.
+        channel: The feature's dimension, from 1, that holds the channels. The last block's output has the same.
+        classes: How many.
+
+    Raises:
+        LayoutError: A block does not take the output of the one before it, or returns no tensor of the feature's rank.
+
+    Example:
+        >>> blocks = [nn.Conv2d(16, 32, 3, stride=2, padding=1)]
+        >>> dynamic.models.BlockHead(blocks, (16, 8, 8), 1, 10)(torch.zeros(2, 16, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, blocks: Sequence[nn.Module], shape: tuple[int, ...], channel: int, classes: int) -> None:
@@ -151,20 +194,35 @@ class BlockHead(nn.Module):
                     feature = block(feature)
             except Exception as error:
                 raise LayoutError(
-                    f"block {number} of the head, {type(block).__name__}, does not take {before} ({error}); give "
+                    f"block {number} of the head, {type(block).__name__}, does not take {before} ({error}). Give "
                     f"blocks that follow on each other, the first of which takes the exit's feature {['B', *shape]}"
                 ) from error
             if not isinstance(feature, Tensor) or feature.ndim != len(before):
                 raise LayoutError(
                     f"block {number} of the head, {type(block).__name__}, gives no tensor of {len(before)} dimensions "
-                    f"as it takes one; give blocks that do"
+                    f"as it takes one. Give blocks that do"
                 )
         self.train()
         self.positions = tuple(d for d in range(1, len(shape) + 1) if d != channel)
         self.classifier = nn.Linear(feature.shape[channel], classes, device=first.device, dtype=first.dtype)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """`[B, ...]` -> logits `[B, classes]`."""
+        """Classify a feature.
+
+        Args:
+            feature: `[B, ...]`.
+
+        Returns:
+            Logits `[B, classes]`.
+
+        Raises:
+            RuntimeError: The feature has another number of channels than the head was made for.
+
+        Example:
+            >>> head = dynamic.models.BlockHead([nn.Conv2d(16, 32, 1)], (16, 8, 8), 1, 10)
+            >>> head(torch.zeros(2, 16, 8, 8)).shape
+            torch.Size([2, 10])
+        """
         deep = self.blocks(feature)
         logits: Tensor = self.classifier(deep.mean(self.positions) if self.positions else deep)
         return logits

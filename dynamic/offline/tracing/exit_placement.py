@@ -20,7 +20,7 @@ Exits = int | Sequence[float] | Sequence[str]
 
 _LEAST_SHARE = 0.02  # of compute before the first exit, between exits and after the last
 # what is given away, of the distance between exits, for
-_TENSORS = 0.4  # one tensor less in the carry: each is bound, compacted and handed on by itself
+_TENSORS = 0.4  # one tensor less in the carry: each is bound, compacted and passed by itself
 _WIDTH = 0.05  # half as many numbers in the carry
 _BLOCK = 0.15  # the end of a block, whose features are richer than those inside
 
@@ -35,25 +35,31 @@ def check_asked(exits: Exits, backbone: nn.Module) -> None:
     if isinstance(exits, (bool, str)) or not isinstance(exits, Sequence) or not exits:
         raise ExitError(f"exits={exits!r}: give a number, fractions of compute, or a list of module names")
     if all(isinstance(e, str) for e in exits):
-        known = [name for name, _ in backbone.named_modules() if name]
+        modules = [name for name, _ in backbone.named_modules() if name]
         for name in exits:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or known[:3]
+            if name not in modules:
+                near = difflib.get_close_matches(str(name), modules, n=3, cutoff=0.4) or modules[:3]
                 raise ExitError(
-                    f"there is no exit {name!r}: {type(backbone).__name__} has no such module; near it: {near}"
+                    f"there is no exit {name!r}: {type(backbone).__name__} has no such module. Near it: {near}"
                 )
         return
     for e in exits:
         if isinstance(e, bool) or not isinstance(e, (int, float)) or not 0 < e < 1:
-            raise ExitError(f"exits holds {e!r}; fractions of compute lie between 0 and 1, names are strings")
+            raise ExitError(f"exits holds {e!r}. Fractions of compute lie between 0 and 1, names are strings")
     if any(a >= b for a, b in itertools.pairwise(exits)):  # type: ignore[operator]
         raise ExitError(f"exits={list(exits)}: fractions of compute have to rise")
 
 
 @dataclass(frozen=True)
 class PlacedExit:
-    """A place to leave: after `share` of the backbone's multiply-adds (0 to 1), reading a feature `[B, *shape]` whose
-    channels are its dimension `channel`; `carry` tensors cross there.
+    """The place of an exit.
+
+    Args:
+        name: Of the exit.
+        share: Of the backbone's multiply-adds, 0 to 1, that come before it.
+        shape: Of the feature that its head reads, without the batch.
+        channel: The feature's dimension that holds the channels.
+        carry: How many tensors cross there.
     """
 
     name: str
@@ -86,7 +92,7 @@ class Placer:
         self._share = [done / total for done in itertools.accumulate(work)]
 
     def place(self, exits: Exits, layout: str | Mapping[str, str] | None) -> Placed:
-        """Exits as asked for; see `wrap`."""
+        """Exits as the user set them (see `wrap`)."""
         exits = plain_items(exits)
         if isinstance(exits, int):
             return self._at_shares([(i + 1) / (exits + 1) for i in range(exits)], 1 / (exits + 1), layout)
@@ -98,38 +104,38 @@ class Placer:
         return self._at_shares(shares, min(gaps), layout)
 
     def _at_names(self, names: Sequence[str], layout: str | Mapping[str, str] | None) -> Placed:
-        found: list[tuple[str, fx.Node]] = []
+        places: list[tuple[str, fx.Node]] = []
         for name in names:
             node = self._node(name)
             two = self._observed.two[node]
             if not self._cutter.is_data(node) or not isinstance(two, Shape) or not _readable(node, two):
                 raise ExitError(
-                    f"exit {name!r} gives {_kind(two)}; a head reads one floating-point tensor of 2 to 5 dimensions "
+                    f"exit {name!r} gives {_kind(two)}. A head reads one floating-point tensor of 2 to 5 dimensions "
                     "that the network has computed"
                 )
             if self._cutter.index[node] >= self._cutter.index[self._output()]:
-                raise ExitError(f"exit {name!r} is the network's own output, which is an exit already; leave it out")
-            found.append((name, node))
-        found.sort(key=lambda entry: self._cutter.index[entry[1]])
-        for (a, first), (b, second) in itertools.pairwise(found):
+                raise ExitError(f"exit {name!r} is the network's own output, which is an exit already. Leave it out")
+            places.append((name, node))
+        places.sort(key=lambda entry: self._cutter.index[entry[1]])
+        for (a, first), (b, second) in itertools.pairwise(places):
             if first is second:
-                raise ExitError(f"exits {a!r} and {b!r} read the same tensor: nothing lies between them; keep one")
-        for name, node in found:
+                raise ExitError(f"exits {a!r} and {b!r} read the same tensor: nothing lies between them. Keep one")
+        for name, node in places:
             self._check_cut(name, node)
-        return self._described(found, layout)
+        return self._described(places, layout)
 
     def _check_cut(self, name: str, node: fx.Node) -> None:
         two, three = self._observed.two[node], self._observed.three[node]
         if not self._observed.has_rows(two, three):
             raise ExitError(
                 f"exit {name!r} reads {list(two.size)} at a batch of 2 and {list(three.size)} at 3: its first "
-                f"dimension is not the batch; choose {self._near(node)}"
+                f"dimension is not the batch. Choose {self._near(node)}"
             )
         obstacle = self._cutter.obstacle(node)
         if obstacle is not None:
             raise ExitError(
-                f"exit {name!r} lies where {obstacle.name!r} has to be handed on, "
-                f"{_kind(self._observed.two[obstacle])} without the batch as first dimension; choose {self._near(node)}"
+                f"exit {name!r} lies where {obstacle.name!r} has to be passed on, "
+                f"{_kind(self._observed.two[obstacle])} without the batch as first dimension. Choose {self._near(node)}"
             )
 
     def _node(self, name: str) -> fx.Node:
@@ -138,11 +144,11 @@ class Placer:
             near = difflib.get_close_matches(name, returned, n=3, cutoff=0.4) or list(returned)[:3]
             raise ExitError(
                 f"module {name!r} does not run in eval mode, or lies inside one that torch.{self._captured.tracer} "
-                f"takes as one operation; near it: {near}"
+                f"takes as one operation. Near it: {near}"
             )
         node = returned[name]
         if node is None:
-            raise ExitError(f"module {name!r} does not return one tensor; name a module inside or after it")
+            raise ExitError(f"module {name!r} does not return one tensor. Name a module inside or after it")
         return node
 
     def _at_shares(self, shares: Sequence[float], spacing: float, layout: str | Mapping[str, str] | None) -> Placed:
@@ -161,11 +167,11 @@ class Placer:
                     raise ExitError(
                         f"{len(shares)} exits do not fit: this network, as traced by {self._captured.tracer}, has no "
                         "place where it can be cut, since it has too few layers, or computes inside one module (as an "
-                        "LSTM does); put it whole into a cascade, dynamic.build([smaller, network], data)"
+                        "LSTM does). Put it whole into a cascade, dynamic.build([smaller, network], data)"
                     )
                 raise ExitError(
                     f"{len(shares)} exits do not fit: this network, as traced by {self._captured.tracer}, has about "
-                    f"{most} places where it can be cut; ask for fewer, or name modules"
+                    f"{most} places where it can be cut. Ask for fewer, or name modules"
                 )
             near = [n for n in window if abs(self._at(n) - wanted) <= spacing / 2] or window
             narrowest = min(map(self._numbers, near))
@@ -209,30 +215,30 @@ class Placer:
             total += math.prod(shape.size[1:])
         return max(total, 1)
 
-    def _described(self, found: Sequence[tuple[str, fx.Node]], layout: str | Mapping[str, str] | None) -> Placed:
+    def _described(self, places: Sequence[tuple[str, fx.Node]], layout: str | Mapping[str, str] | None) -> Placed:
         exits = []
-        unknown = set(layout or {}) - {name for name, _ in found} if isinstance(layout, Mapping) else set()
+        unknown = set(layout or {}) - {name for name, _ in places} if isinstance(layout, Mapping) else set()
         if unknown:
             raise LayoutError(
-                f"layout names {sorted(unknown)}, and the exits are {[name for name, _ in found]}: use their names"
+                f"layout names {sorted(unknown)}, and the exits are {[name for name, _ in places]}: use their names"
             )
-        for name, node in found:
+        for name, node in places:
             channel = self._channel(name, node, layout)
             if channel is None:
                 raise self._layouts.explain(name, node)
             shape = self._observed.two[node].size[1:]
             exits.append(PlacedExit(name, self._at(node), shape, channel, len(self._cutter.carry(node))))
-        return Placed(tuple(exits), tuple(node for _, node in found))
+        return Placed(tuple(exits), tuple(node for _, node in places))
 
     def _channel(self, name: str, node: fx.Node, layout: str | Mapping[str, str] | None) -> int | None:
         rank = len(self._observed.two[node].size)
-        told = layout if isinstance(layout, str) else (layout or {}).get(name)
-        if told is None or rank == 2:
+        word = layout if isinstance(layout, str) else (layout or {}).get(name)
+        if word is None or rank == 2:
             return self._layouts.channel(node)
-        if told not in LAYOUTS or len(told) != rank:
+        if word not in LAYOUTS or len(word) != rank:
             fitting = [key for key in LAYOUTS if len(key) == rank]
-            raise LayoutError(f"layout {told!r} of exit {name!r} does not fit {rank} dimensions; use one of {fitting}")
-        return LAYOUTS[told]
+            raise LayoutError(f"layout {word!r} of exit {name!r} does not fit {rank} dimensions. Use one of {fitting}")
+        return LAYOUTS[word]
 
     def _name(self, node: fx.Node) -> str:
         """The shortest name of a module that returned this node's value, else the node's own."""
@@ -241,11 +247,11 @@ class Placer:
 
     @cached_property
     def _paths(self) -> dict[fx.Node, list[str]]:
-        found: dict[fx.Node, list[str]] = {}
+        paths: dict[fx.Node, list[str]] = {}
         for path, node in self._captured.returned.items():
             if node is not None and path:
-                found.setdefault(node, []).append(path)
-        return found
+                paths.setdefault(node, []).append(path)
+        return paths
 
     @cached_property
     def _block_ends(self) -> set[fx.Node]:
@@ -279,8 +285,8 @@ class Placer:
 
 def _readable(node: fx.Node, shape: Shape) -> bool:
     """Whether a head can read what this node gives."""
-    made = node.op not in ("placeholder", "output", "get_attr")
-    return made and shape.dtype.is_floating_point and 2 <= len(shape.size) <= 5
+    is_computed = node.op not in ("placeholder", "output", "get_attr")
+    return is_computed and shape.dtype.is_floating_point and 2 <= len(shape.size) <= 5
 
 
 def _kind(value: object) -> str:

@@ -34,7 +34,7 @@ def reads_shape(node: fx.Node) -> bool:
 
 
 class Cutter:
-    """What crosses each cut of a traced network; a cut is named by the node after which it comes."""
+    """What crosses each cut of a traced network. A cut is named by the node before it."""
 
     def __init__(self, graph: fx.Graph, observed: Observed) -> None:
         self.graph = graph
@@ -55,13 +55,13 @@ class Cutter:
         return self._data[node]
 
     def carry(self, after: fx.Node) -> tuple[Value, ...]:
-        """Tensors that a cut `after` this node hands on, the node's own first, then in the graph's order."""
+        """Tensors that cross a cut `after` this node, the node's own first, then in the graph's order."""
         at = self.index[after]
         alive = [v for v, last in self._last_use.items() if self.index[v[0]] <= at < last and v[0] is not after]
         return ((after, None), *sorted(alive, key=lambda v: (self.index[v[0]], v[1] or 0)))
 
     def obstacle(self, after: fx.Node) -> fx.Node | None:
-        """The first value without rows that would have to cross a cut `after` this node; None where it can be made."""
+        """The first value without rows that would have to cross a cut `after` this node. None: it can be made."""
         for node, part in self.carry(after):
             two, three = self.observed.two[node], self.observed.three[node]
             if part is not None:
@@ -75,22 +75,22 @@ class Cutter:
 
         `clone`: for each piece, the entries of its carry that it must copy first since it changes them in place.
         """
-        found, start = [], 0
+        graphs, start = [], 0
         carried: tuple[Value, ...] = ()
         for number, cut in enumerate([*cuts, None]):
             last = cut is None
             stop = len(self.nodes) - 1 if cut is None else self.index[cut] + 1
-            hands_on = self.carry(cut) if cut is not None else ()
-            found.append(self._piece(start, stop, carried, hands_on, last, clone.get(number, set())))
-            start, carried = stop, hands_on
-        return found
+            carry_out = self.carry(cut) if cut is not None else ()
+            graphs.append(self._piece(start, stop, carried, carry_out, last, clone.get(number, set())))
+            start, carried = stop, carry_out
+        return graphs
 
     def _piece(
         self,
         start: int,
         stop: int,
         carried: tuple[Value, ...],
-        hands_on: tuple[Value, ...],
+        carry_out: tuple[Value, ...],
         last: bool,
         clone: set[int],
     ) -> fx.Graph:
@@ -106,11 +106,11 @@ class Cutter:
                 entries.append((node, value))
             else:
                 parts.setdefault(node, {})[part] = value
-        for node, found in parts.items():  # parts nobody needs are never read
-            env[node] = tuple(found.get(i) for i in range(max(found) + 1))
+        for node, values in parts.items():  # parts that are not needed are never read
+            env[node] = tuple(values.get(i) for i in range(max(values) + 1))
         resolve = self._resolver(graph, env, entries)
         for node in self.nodes[start:stop]:
-            # checks of shapes are left out: engines check their inputs, and a stage knows its carry
+            # checks of shapes are left out: engines check their inputs, and a carry has the right shapes
             if node.op == "placeholder" or self.is_data(node) or node in self._mutated or node in self._writes:
                 env[node] = _copied(graph, node, resolve)
             if node.op == "placeholder" and len(graph.find_nodes(op="placeholder")) - 1 in clone:
@@ -118,7 +118,7 @@ class Cutter:
         if last:
             graph.output((resolve(self.nodes[-1].args[0]),))
         else:
-            graph.output(tuple(_part(graph, env[node], part) for node, part in hands_on))
+            graph.output(tuple(_part(graph, env[node], part) for node, part in carry_out))
         graph.lint()
         return graph
 
@@ -131,7 +131,7 @@ class Cutter:
             if node in env:
                 return env[node]
             if self.is_data(node):
-                raise ExitError(f"{node.name!r} would have to be carried across an exit; choose another place")
+                raise ExitError(f"{node.name!r} would have to be carried across an exit. Choose another place")
             if reads_shape(node) and self.is_data(node.args[0]) and node.args[0] not in env:  # type: ignore[arg-type]
                 env[node] = self._shape_elsewhere(graph, node, entries)
             else:
@@ -162,7 +162,7 @@ class Cutter:
             for d in range(len(shapes[0].size)):
                 if [s.size[d] for s in shapes] == values:
                     return graph.call_method("size", (inside, d))
-        raise ExitError(f"a size that was {values} in dry runs cannot be told from what crosses the exit")
+        raise ExitError(f"a size that was {values} in dry runs cannot be computed from what crosses the exit")
 
     @cached_property
     def _last_use(self) -> dict[Value, int]:
@@ -175,14 +175,14 @@ class Cutter:
     def _needed_by(self, node: fx.Node) -> frozenset[Value]:
         """The data that a node reads, also through what would be computed again."""
         if node not in self._needs:
-            found: set[Value] = set()
+            needs: set[Value] = set()
             if not (reads_shape(node) and not self.is_data(node)):
                 for arg in node.all_input_nodes:
                     if self.is_data(arg) or arg in self._mutated:
-                        found.update(self._parts_read(arg, node))
+                        needs.update(self._parts_read(arg, node))
                     else:
-                        found.update(self._needed_by(arg))
-            self._needs[node] = frozenset(found)
+                        needs.update(self._needed_by(arg))
+            self._needs[node] = frozenset(needs)
         return self._needs[node]
 
     def _parts_read(self, value: fx.Node, by: fx.Node) -> Iterable[Value]:

@@ -23,7 +23,7 @@ Run = Callable[[Sequence[Tensor]], Tensor]
 class Sizes:
     """The inputs that a network was traced with.
 
-    `network`: its class. `names` and `shapes`, without the batch, in the order of forward; `free`: for each input the
+    `network`: its class. `names` and `shapes`, without the batch, in the order of forward. `free`: for each input the
     dimensions, counted without the batch, that may have another size.
     """
 
@@ -34,7 +34,7 @@ class Sizes:
 
     @staticmethod
     def of(network: str, example: Mapping[str, Tensor]) -> "Sizes":
-        """The sizes of an example; none of them may differ."""
+        """The sizes of an example, none of which may differ."""
         shapes = tuple(tuple(tensor.shape[1:]) for tensor in example.values())
         return Sizes(network, tuple(example), shapes, (frozenset(),) * len(shapes))
 
@@ -42,12 +42,12 @@ class Sizes:
         """Raises InputError where these are not the inputs that were traced."""
         if set(given) != set(self.names):
             raise InputError(
-                f"inputs {sorted(given)}: the network was traced with {list(self.names)}; give those, or wrap it "
+                f"inputs {sorted(given)}: the network was traced with {list(self.names)}. Give those, or wrap it "
                 "again with example inputs of the others"
             )
 
     def bound(self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> list[Tensor]:
-        """The tensors of a call of forward, in order; raises InputError on a missing or unknown name."""
+        """The tensors of a call of forward, in order. Raises InputError on a missing or unknown name."""
         left = self.names[len(args) :]
         if not kwargs or left == ("input",):
             return [*args, *kwargs.values()]
@@ -57,7 +57,7 @@ class Sizes:
     def check(self, tensors: Sequence[Tensor]) -> None:
         """Raises InputError where tensors have other sizes than the network may run at."""
         if len(tensors) != len(self.shapes):
-            raise InputError(f"{len(tensors)} inputs given; the network was traced with {list(self.names)}")
+            raise InputError(f"{len(tensors)} inputs given. The network was traced with {list(self.names)}")
         for name, shape, free, tensor in zip(self.names, self.shapes, self.free, tensors, strict=True):
             given = tuple(tensor.shape[1:])
             if given == shape:  # nearly always
@@ -68,7 +68,7 @@ class Sizes:
                 continue
             raise InputError(
                 f"{self.network} does not run on input {name!r}, {str(tensor.dtype).removeprefix('torch.')} "
-                f"{list(tensor.shape)}: it was traced at {_batch(shape)} and is right at that size alone; give batches "
+                f"{list(tensor.shape)}: it was traced at {_batch(shape)} and is right at that size alone. Give batches "
                 "of that size, resized or padded, or wrap the backbone again with example inputs of this size"
             )
 
@@ -81,8 +81,8 @@ def checked(fixed: Sizes, example: Mapping[str, Tensor], own: Run, others: Seque
     """The sizes of `example`, `fixed`, and the dimensions in which `others` give what `own` gives at other sizes too.
 
     Positions are tried at smaller and larger sizes, until `own`, the backbone, has run at three. A dimension is free
-    where all agree within `limit` of the largest logit at all three; where one does not, or `own` takes fewer sizes,
-    the size is that of the example.
+    where all agree within `limit` of the largest logit at all three. Otherwise, or where `own` takes fewer sizes, the
+    size is that of the example.
     """
     inputs = list(example.values())
     for order in _ORDERS:
@@ -106,7 +106,7 @@ def _agreements(
         tensors = [_resized(tensor, shape) for tensor, shape in zip(inputs, sizes, strict=True)]
         try:
             expected = own([t.clone() for t in tensors])
-        except Exception:  # a network that takes one size says so in its own way
+        except Exception:  # a network that takes one size raises errors of its own
             continue
         most = limit * max(1.0, float(expected.abs().max()))
         yield all(_agrees(run, tensors, expected, most) for run in others)

@@ -26,12 +26,12 @@ def _recurrent(x: Any, weight: Any, recurrent: Any, *args: Any, out_shape: Any =
     return int(2 * x[0] * x[1] * (weight[0] * weight[1] + recurrent[0] * recurrent[1]))
 
 
-# torch's own counter knows no recurrent layers
+# torch's own counter has no recurrent layers
 FLOPS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
 
 
 # a multiply-add of 8 bits beside one of 32: ResNet-18, 20 and 56 took 0.30 to 0.64 of the time on ONNX Runtime and
-# OpenVINO (benchmarks/compress_int8.py)
+# OpenVINO (benchmarks/compress/compress_int8.py)
 _ROUNDED_COST = 0.5
 
 
@@ -52,7 +52,7 @@ def cost_macs(module: nn.Module, args: tuple[Tensor, ...]) -> float:
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-adds for one input, and the operators that ran without being counted; `rounded`: with int8 weights."""
+    """Multiply-adds for one input, and the operators that ran without being counted. `rounded`: with int8 weights."""
 
     total: float
     not_counted: tuple[str, ...]
@@ -66,18 +66,18 @@ def count_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, An
     """
     given = kwargs or {}
     batch = next((len(a) for a in (*args, *given.values()) if isinstance(a, Tensor) and a.ndim), 1)
-    counter, seen = Counter(), _Operators()
+    counter, operators = Counter(), _Operators()
     try:
-        with counting(counter), seen:
+        with counting(counter), operators:
             module(*args, **given)
-    except Exception as error:  # an operator that knows no dispatch mode may raise anything
+    except Exception as error:  # an operator that supports no dispatch mode may raise anything
         with torch.no_grad():
             module(*args, **given)  # where the network itself is at fault, its own error comes
         name, reason = type(module).__name__, (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning("the multiply-adds of %s are counted in part only: %s", name, reason)
-        seen.uncounted.add(f"{name} in part: {reason}")
+        operators.uncounted.add(f"{name} in part: {reason}")
     macs = counter.get_total_flops() / 2 / batch
-    return Macs(macs, tuple(sorted(seen.uncounted | counter.failed)), seen.rounded / 2 / batch)
+    return Macs(macs, tuple(sorted(operators.uncounted | counter.failed)), operators.rounded / 2 / batch)
 
 
 class Counter(FlopCounterMode):
@@ -117,9 +117,9 @@ class _Whole:
 
 @contextmanager
 def counting(counter: Counter) -> Iterator[None]:
-    """Count what runs inside, without gradients, and attention in the operators that the counter knows."""
+    """Count what runs inside, without gradients, and attention in the operators that the counter has formulas for."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that no counter knows
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator without a formula
     try:
         with torch.no_grad(), counter:
             yield

@@ -40,7 +40,7 @@ class Captured:
 
 
 def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool) -> Captured:
-    """Trace with torch.fx, in train or eval mode; raises TraceError naming the module and line that stopped it."""
+    """Trace with torch.fx, in train or eval mode. Raises TraceError naming the module and line that stopped it."""
     tracer = _Tracer()
     root = shallow(backbone)  # fx hangs constants on the root: not on the user's module
     defaults = _not_given(backbone, inputs)
@@ -71,16 +71,16 @@ def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool
     _remove_only_for(traced, dropped.values())
     left = set(traced.nodes)
     returned = {
-        path: found.node if isinstance(found, fx.Proxy) else None
-        for path, found in tracer.returned.items()
-        if not isinstance(found, fx.Proxy) or found.node in left
+        path: module_output.node if isinstance(module_output, fx.Proxy) else None
+        for path, module_output in tracer.returned.items()
+        if not isinstance(module_output, fx.Proxy) or module_output.node in left
     }
     named = {f"{mode}{name}": value for name, value in constants.items()}
     return Captured("fx", traced, returned, named, tuple(dropped))
 
 
 def capture_export(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Captured:
-    """Trace in eval mode with torch.export, batch dimension dynamic; raises TraceError naming what stopped it."""
+    """Trace in eval mode with torch.export, with a dynamic batch. Raises TraceError naming what stopped it."""
     program = _exported(backbone, inputs)
     if any(_mutates(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # the same operations, none of which changes anything in place
@@ -106,7 +106,7 @@ def capture_export(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Capture
         elif node.op != "call_function":
             raise TraceError(
                 f"torch.export captures {type(backbone).__name__} with control flow inside ({node.target}), which "
-                "cannot be cut; write the branch as torch.where, or decide it by a setting of the module"
+                "cannot be cut. Write the branch as torch.where, or decide it by a setting of the module"
             )
     results = [
         env[node]
@@ -150,7 +150,7 @@ def _mutates(node: fx.Node) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export logs whole graphs before it raises; the error says what a user needs."""
+    """torch.export logs whole graphs before it raises. The error holds what a user needs."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.fx", "torch._dynamo", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -178,10 +178,10 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
         self.entered.append(path)
-        found = super().call_module(m, forward, args, kwargs)
+        value = super().call_module(m, forward, args, kwargs)
         self.entered.pop()
-        self.returned.setdefault(path, found)
-        return found
+        self.returned.setdefault(path, value)
+        return value
 
 
 class _Positional(nn.Module):
@@ -199,7 +199,7 @@ class _Positional(nn.Module):
 
 
 def input_names(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The names of the arguments that `inputs` fill, in order; a lone tensor fills the first."""
+    """The names of the arguments that `inputs` fill, in order. A single tensor fills the first."""
     parameters = [
         p.name for p in inspect.signature(backbone.forward).parameters.values() if p.kind is not p.VAR_KEYWORD
     ]
@@ -237,40 +237,40 @@ def _output(graph: fx.Graph) -> fx.Node:
     return node
 
 
-def _primary(found: Any) -> tuple[Any, dict[str, fx.Node]]:
-    """(the logits, the other tensors by name) of what a network returned; see `cascade.primary_logits`."""
-    if isinstance(found, fx.Node) and found.op == "call_function" and isinstance(found.target, type):
-        # a dataclass or named tuple, which fx builds anew
-        fields = getattr(found.target, "_fields", None) or getattr(found.target, "__dataclass_fields__", None) or ()
-        found = dict(zip(fields, found.args, strict=False)) | dict(found.kwargs)
-        if "logits" not in found:
-            first, *others = found.items()
+def _primary(output: Any) -> tuple[Any, dict[str, fx.Node]]:
+    """(the logits, the other tensors by name) of what a network returned (see `primary_logits`)."""
+    if isinstance(output, fx.Node) and output.op == "call_function" and isinstance(output.target, type):
+        # a dataclass or named tuple, which fx builds again
+        fields = getattr(output.target, "_fields", None) or getattr(output.target, "__dataclass_fields__", None) or ()
+        output = dict(zip(fields, output.args, strict=False)) | dict(output.kwargs)
+        if "logits" not in output:
+            first, *others = output.items()
             return first[1], {k: v for k, v in others if isinstance(v, fx.Node)}
-    if isinstance(found, fx.Node):
-        return found, {}
-    if isinstance(found, Mapping):
-        named = dict(found)
+    if isinstance(output, fx.Node):
+        return output, {}
+    if isinstance(output, Mapping):
+        named = dict(output)
         if "logits" not in named:
-            raise InputError(f"the network gives a dict of {sorted(named)}; the classifier's output has to be 'logits'")
+            raise InputError(f"the network gives a dict of {sorted(named)}. The classifier's output has to be 'logits'")
         key: Any = "logits"
-    elif isinstance(found, Sequence) and not isinstance(found, str) and len(found):
-        fields = getattr(type(found), "_fields", None)
-        named = dict(zip(fields or [f"output {i}" for i in range(len(found))], found, strict=True))
+    elif isinstance(output, Sequence) and not isinstance(output, str) and len(output):
+        fields = getattr(type(output), "_fields", None)
+        named = dict(zip(fields or [f"output {i}" for i in range(len(output))], output, strict=True))
         key = "logits" if "logits" in named else next(iter(named))
     else:
-        raise InputError(f"the network gives a {type(found).__name__}; expected logits [B, C]")
+        raise InputError(f"the network gives a {type(output).__name__}, expected logits [B, C]")
     return named[key], {str(k): v for k, v in named.items() if k != key and isinstance(v, fx.Node)}
 
 
 def _ancestors(nodes: Any) -> set[fx.Node]:
-    seen: set[fx.Node] = set()
+    ancestors: set[fx.Node] = set()
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
+        if node not in ancestors:
+            ancestors.add(node)
             waiting.extend(node.all_input_nodes)
-    return seen
+    return ancestors
 
 
 def _remove_only_for(graph: fx.Graph, dropped: Any) -> None:
@@ -283,7 +283,7 @@ def _remove_only_for(graph: fx.Graph, dropped: Any) -> None:
 
 
 def _remove_unused(graph: fx.Graph) -> None:
-    """Erase what nobody uses (torch.export's graphs are functional: nothing in them acts by side effect)."""
+    """Erase what is not used (torch.export's graphs are functional: nothing in them acts by side effect)."""
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op in ("call_function", "get_attr"):
             graph.erase_node(node)
@@ -291,14 +291,14 @@ def _remove_unused(graph: fx.Graph) -> None:
 
 def _returned_by_stack(graph: fx.Graph, backbone: nn.Module) -> dict[str, fx.Node | None]:
     """Module path -> the last of its nodes, as torch.export recorded which module each came from."""
-    known = {name for name, _ in backbone.named_modules()}
-    found: dict[str, fx.Node | None] = {}
+    paths = {name for name, _ in backbone.named_modules()}
+    nodes: dict[str, fx.Node | None] = {}
     for node in graph.nodes:
         for path, _ in (node.meta.get("nn_module_stack") or {}).values():
             name = str(path).removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("network")
-            if name.strip(".") in known:
-                found[name.strip(".")] = node
-    return found
+            if name.strip(".") in paths:
+                nodes[name.strip(".")] = node
+    return nodes
 
 
 def _where(error: BaseException, backbone: nn.Module, module: str) -> str:

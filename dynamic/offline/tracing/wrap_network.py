@@ -32,46 +32,61 @@ _FIX = (
 def wrap(
     backbone: nn.Module,
     example_inputs: Batch,
-    exits: Exits = 3,
     *,
+    exits: Exits = 3,
     layout: str | Mapping[str, str] | None = None,
     classifier: Classifier | None = None,
     head: Head | None = None,
 ) -> "ExitNetwork":
-    """Cut `backbone` into stages and put an exit head on each; `dynamic.fit` trains them.
+    """Cut a network into stages and put an exit head on each. `dynamic.fit` trains the heads.
 
-    `example_inputs`: a tensor `[B, ...]`, a tuple (`*args`) or a dict (`**kwargs`; what has a default may be left out,
-    and "labels" are). `exits`: how many, at equal shares
-    of compute and preferably where little has to be handed on; or fractions of compute, rising; or names of modules
-    whose result is read. Traced with torch.fx, or with torch.export where that cannot (or where only that finds the
-    named modules): then the backbone is for evaluation only and heads alone can be trained.
+    The network is traced with torch.fx, or with torch.export where that fails or where only that has the named modules.
+    After torch.export the backbone is for evaluation only, and heads alone can be trained.
 
-    `layout`: only where it cannot be told which dimension of a feature holds the channels: "BCHW", "BHWC", "BND" or
-    "BCN", for all exits or by exit name. `classifier(width, classes)`: makes what classifies a pooled feature
-    `[B, width]`; None: batch norm, a hidden layer where there is room, and a linear one (see `ExitHead`).
-    `head(shape, channel, classes)`, instead, makes the whole head from the feature's shape without the batch and its
-    dimension, from 1, of the channels: `dynamic.models.ConvHead` for networks whose exits are trained together with
-    them.
+    The backbone is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns with
+    DynamicWarning where outputs beside the logits are dropped, and where only torch.export captures the network.
 
-    `backbone` is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns
-    with DynamicWarning where outputs beside the logits are dropped, and where only torch.export captures it.
+    Args:
+        backbone: The trained network.
+        example_inputs: A tensor `[B, ...]`, a tuple (`*args`) or a dict (`**kwargs`). A dict may omit arguments that
+            have defaults, and its labels are ignored.
+        exits: How many, at about equal shares of compute and where the carry is small. Or fractions of compute,
+            rising, or names of modules whose results the heads read.
+        layout: Which dimension of a feature holds the channels, where the graph does not show it: "BCHW", "BHWC",
+            "BND" or "BCN", for all exits or by exit name.
+        classifier: A function `(width, classes)` that makes what classifies a pooled feature `[B, width]`. None: batch
+            norm, a hidden layer where there is room, and a linear layer.
+        head: A function `(shape, channel, classes)` that makes the whole head, instead of a classifier. It gets the
+            feature's shape without the batch and the dimension of its channels, from 1. `dynamic.models.ConvHead` is
+            for exits that are trained together with the backbone.
 
-    Raises TraceError where neither tracer captures the network (naming module and line), ExitError on exits that do
-    not exist or carry no tensor, LayoutError where a layout has to be given, InputError on inputs that do not fit.
+    Returns:
+        A module whose forward gives the logits of every exit, the backbone's own last.
+
+    Raises:
+        TraceError: Neither tracer captures the network. The message names the module and the line.
+        ExitError: An exit does not exist or carries no tensor.
+        LayoutError: A layout has to be given.
+        InputError: The inputs do not fit.
+
+    Example:
+        >>> net = dynamic.wrap(large, torch.zeros(1, 12), exits=["1"])
+        >>> [tuple(logits.shape) for logits in net(torch.zeros(2, 12))]
+        [(2, 4), (2, 4)]
     """
     if not isinstance(backbone, nn.Module):
-        raise InputError(f"wrap takes a torch.nn.Module; this is a {type(backbone).__name__}")
+        raise InputError(f"wrap takes a torch.nn.Module. This is a {type(backbone).__name__}")
     backbone = bare(backbone)
     if classifier is not None and head is not None:
         raise ExitError("both classifier and head were given: a head has its own classifier")
     if isinstance(backbone, StagedNetwork):
-        raise ExitError(f"this {type(backbone).__name__} has exits already; give the plain network")
+        raise ExitError(f"this {type(backbone).__name__} has exits already. Give the plain network")
     check_asked(exits, backbone)
     check_halves(backbone)
     named = named_tensors(backbone, example_inputs)
     if any(t.ndim == 0 or len(t) == 0 for t in named.values()):
         raise InputError(
-            f"example inputs have shapes {[list(t.shape) for t in named.values()]}; expected [B, ...], B > 0"
+            f"example inputs have shapes {[list(t.shape) for t in named.values()]}, expected [B, ...], B > 0"
         )
     example = rows(named, 2)
     with torch.no_grad(), untouched(backbone), in_mode(backbone, training=False), taken_by(backbone, example):
@@ -120,17 +135,24 @@ def _fx(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Captured:
 
 
 class ExitNetwork(StagedNetwork):
-    """A backbone with exit heads. `forward` takes the backbone's inputs and gives the logits `[B, C]` of each exit in
-    order, the backbone's own last.
+    """A backbone with exit heads, as `wrap` returns it.
 
-    Inputs have the sizes of the example. Where network and backbone agreed at three other sizes too, a dimension may
-    have any size. Raises InputError on other sizes.
+    `forward` takes the backbone's inputs and returns the logits `[B, C]` of each exit in order, the backbone's own
+    last. Inputs have the sizes of the example. Where network and backbone agreed at three other sizes too, a dimension
+    may have any size. Raises InputError on other sizes.
 
-    In evaluation mode the last are bit-equal to the backbone's (within 1e-5 where `tracer` is "export"). While the
-    backbone is in train mode its own training graph runs, so that dropout, stochastic depth and batch norm behave as
-    in it. `backbone` is the user's module; its `state_dict` stands under `backbone.`, heads under `heads.`.
-    `exits`: where they are; `tracer`: "fx" or "export"; `trainable_backbone`; `dropped`: auxiliary outputs left out;
-    `traced_sizes`: of the inputs.
+    In evaluation mode the last logits are bit-equal to the backbone's, and within 1e-5 where `tracer` is "export".
+    While the backbone is in train mode its own training graph runs, so that dropout, stochastic depth and batch norm
+    behave as in it.
+
+    Attributes:
+        backbone: The user's module. In the `state_dict` its names begin with `backbone.`, those of heads with `heads.`.
+        heads: One for each exit.
+        exits: Their places.
+        tracer: "fx" or "export".
+        trainable_backbone: Whether modes "joint" and "distill" can train it.
+        dropped: Auxiliary outputs that are not returned.
+        traced_sizes: Of the inputs.
     """
 
     def __init__(self, backbone: nn.Module, captured: Captured, example: Mapping[str, Tensor]) -> None:
@@ -167,8 +189,8 @@ class ExitNetwork(StagedNetwork):
     @property
     def exit_stages(self) -> tuple[Stage, ...]:
         """One stage for each exit and one for the rest, in evaluation mode, sharing the parameters."""
-        seen: dict[str, Any] = {}
-        bodies = [_module(graph, self, seen) for graph in self._stage_graphs]
+        shared: dict[str, Any] = {}
+        bodies = [_module(graph, self, shared) for graph in self._stage_graphs]
         names = [*(e.name for e in self.exits), "last"]
         heads = [*(view(head) for head in self.heads), nn.Identity()]
         stages = (Stage(n, b, h) for n, b, h in zip(names, bodies, heads, strict=True))
@@ -177,7 +199,7 @@ class ExitNetwork(StagedNetwork):
     def extra_repr(self) -> str:
         """Where the exits are."""
         places = ", ".join(f"{e.name} at {e.share:.0%}" for e in self.exits)
-        return f"exits: {places}; traced by torch.{self.tracer}"
+        return f"exits: {places}, traced by torch.{self.tracer}"
 
     def _put_exits(
         self,
@@ -188,15 +210,15 @@ class ExitNetwork(StagedNetwork):
         classifier: Classifier | None,
         head: Head | None,
     ) -> tuple[fx.Node, ...]:
-        """Place exits, make heads and stages, and check that the stages say what the backbone says; gives the nodes."""
+        """Place exits, make heads and stages, and check that stages give the backbone's logits. Returns the nodes."""
         observed = observe(self, captured.graph, example)
         cutter = Cutter(captured.graph, observed)
         placed: Placed = Placer(self.backbone, captured, observed, cutter, Layouts(self, observed)).place(exits, layout)
         classes = observed.two[cutter.nodes[-1]]
         if not len(getattr(classes, "size", ())) == 2 or classes.size[0] != 2:
             raise InputError(
-                f"{type(self.backbone).__name__} gives {list(getattr(classes, 'size', ()))} for 2 inputs; "
-                "expected logits [2, C]"
+                f"{type(self.backbone).__name__} gives {list(getattr(classes, 'size', ()))} for 2 inputs. "
+                "Expected logits [2, C]"
             )
         check_rows(self.backbone, example)
         self.exits = placed.exits
@@ -204,10 +226,10 @@ class ExitNetwork(StagedNetwork):
         room = Room(sum(p.numel() for p in self.backbone.parameters()), sum(observed.macs.values()))
         for place, node in zip(placed.exits, placed.nodes, strict=True):
             if head is None:
-                made: nn.Module = ExitHead(place.shape, place.channel, classes.size[1], classifier, room)
+                module: nn.Module = ExitHead(place.shape, place.channel, classes.size[1], classifier, room)
             else:
-                made = head(place.shape, place.channel, classes.size[1])
-            self.heads.append(made.to(first.device, observed.two[node].dtype))
+                module = head(place.shape, place.channel, classes.size[1])
+            self.heads.append(module.to(first.device, observed.two[node].dtype))
         self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
         changed = changed_in_place(self.exit_stages, example)
         self._stage_graphs = _Graphs(cutter.stages(placed.nodes, changed.stages))
@@ -215,7 +237,7 @@ class ExitNetwork(StagedNetwork):
         self._evaluate = _function(_with_heads(captured.graph, placed.nodes, self._cloned))
         stages = self.exit_stages
         check_evaluation(self.backbone, self._own_logits, self._last_logits, stages, example, self.tracer == "fx")
-        if self.tracer == "fx":  # torch.export writes sizes into its graph, whatever a trial says
+        if self.tracer == "fx":  # torch.export writes sizes into its graph, whatever a trial gives
             self.traced_sizes = self._checked_sizes(stages, example)
         return placed.nodes
 
@@ -237,18 +259,18 @@ class ExitNetwork(StagedNetwork):
             return checked(self.traced_sizes, example, self._own_logits, (whole, staged), CLOSE)
 
     def _put_training(self, captured: Captured, nodes: Sequence[fx.Node], example: Mapping[str, Tensor]) -> Captured:
-        """Trace the backbone in train mode and find the exits again; without it heads alone can be trained."""
+        """Trace the backbone in train mode and find the exits again. Without it heads alone can be trained."""
         try:
             training = capture_fx(self.backbone, example, training=True)
         except TraceError as error:
             self._why_not_trainable = f"torch.fx cannot trace it in train mode: {error}"
             return captured
-        found = _found_again(captured, training, nodes)
-        if len(found) < len(nodes):
+        training_nodes = _matching_nodes(captured, training, nodes)
+        if len(training_nodes) < len(nodes):
             self._why_not_trainable = "its graph in train mode does not hold the places of the exits"
             return captured
         self._put_constants(training)
-        self._train = _function(_with_heads(training.graph, found, self._cloned))
+        self._train = _function(_with_heads(training.graph, training_nodes, self._cloned))
         # without its auxiliary branches a network draws other random numbers: nothing to compare then
         alike = not training.dropped
         why = check_training(self.backbone, self._own_logits, self._last_logits, example) if alike else None
@@ -270,7 +292,7 @@ class ExitNetwork(StagedNetwork):
         return primary_logits(self.backbone(**dict(zip(names, inputs, strict=True))))
 
     def _last_logits(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The same through the traced graph; heads stay as they are."""
+        """The same through the traced graph. Heads do not change."""
         with in_mode(self.heads, training=False):
             last: Tensor = self(*inputs)[-1]
         return last
@@ -284,7 +306,7 @@ class _Graphs(tuple[fx.Graph, ...]):
 
 
 def _with_heads(graph: fx.Graph, nodes: Any, cloned: frozenset[int]) -> fx.Graph:
-    """The whole graph with each head called right after the node it reads; all logits as output."""
+    """The whole graph with each head called right after the node it reads, and all logits as output."""
     whole = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     logits: dict[int, fx.Node] = {}
@@ -304,29 +326,29 @@ def _with_heads(graph: fx.Graph, nodes: Any, cloned: frozenset[int]) -> fx.Graph
 def _function(graph: fx.Graph) -> Callable[..., list[Tensor]]:
     """The graph as a function of (network, *inputs): names are looked up on the network when it runs."""
     code = graph.python_code(root_module="self")
-    made: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, "<wrapped network>", "exec"), made)  # what torch.fx does for its own modules
-    found: Callable[..., list[Tensor]] = made["forward"]
-    return found
+    scope: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<wrapped network>", "exec"), scope)  # what torch.fx does for its own modules
+    forward: Callable[..., list[Tensor]] = scope["forward"]
+    return forward
 
 
-def _module(graph: fx.Graph, network: nn.Module, seen: dict[str, Any]) -> fx.GraphModule:
+def _module(graph: fx.Graph, network: nn.Module, shared: dict[str, Any]) -> fx.GraphModule:
     """A piece of the graph as a module that shares the network's parameters, with flags of its own."""
     for node in graph.nodes:
-        if node.op in ("call_module", "get_attr") and node.target not in seen:
+        if node.op in ("call_module", "get_attr") and node.target not in shared:
             path, _, name = str(node.target).rpartition(".")
-            found = getattr(network.get_submodule(path), name)
-            seen[node.target] = view(found) if isinstance(found, nn.Module) else found
-    needed = {n.target: seen[n.target] for n in graph.nodes if n.op in ("call_module", "get_attr")}
+            value = getattr(network.get_submodule(path), name)
+            shared[node.target] = view(value) if isinstance(value, nn.Module) else value
+    needed = {n.target: shared[n.target] for n in graph.nodes if n.op in ("call_module", "get_attr")}
     return fx.GraphModule(needed, graph)
 
 
-def _found_again(ours: Captured, theirs: Captured, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+def _matching_nodes(ours: Captured, theirs: Captured, nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """The nodes of one trace in another: by the module that returned them, else as the k-th of as many of a kind."""
     mine, other = _identities(ours.graph), _identities(theirs.graph)
     names = {node: key for key, node in mine.items()}
     sizes = [Counter(key[:-1] for key in keys) for keys in (mine, other)]
-    found = []
+    matches = []
     for node in nodes:
         paths = [path for path, returned in ours.returned.items() if returned is node]
         again = next((n for path in paths if (n := theirs.returned.get(path)) is not None), None)
@@ -334,17 +356,17 @@ def _found_again(ours: Captured, theirs: Captured, nodes: Sequence[fx.Node]) -> 
         if again is None and sizes[0][kind] == sizes[1][kind]:
             again = other.get(names[node])
         if again is not None:
-            found.append(again)
-    return found
+            matches.append(again)
+    return matches
 
 
 def _identities(graph: fx.Graph) -> dict[Any, fx.Node]:
     """Nodes by what they are, whatever else was traced: module, operation, and which of the like it is."""
-    found: dict[Any, fx.Node] = {}
+    identities: dict[Any, fx.Node] = {}
     counts: Counter[Any] = Counter()
     for node in graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
         key = (next(reversed(stack), ""), node.op, str(node.target))
         counts[key] += 1
-        found[(*key, counts[key])] = node
-    return found
+        identities[(*key, counts[key])] = node
+    return identities

@@ -11,19 +11,19 @@ import torch
 
 
 def derived_seed(seed: int, epoch: int) -> int:
-    """A seed of 63 bits for an epoch; neighbouring seeds and epochs share nothing."""
+    """A seed of 63 bits for an epoch. Neighbouring seeds and epochs share nothing."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager
 def seeded(seed: int, epoch: int, loader: Any = None) -> Iterator[None]:
-    """Seed torch, numpy, `random` and the generators of a `DataLoader` for one epoch; all come back after it.
+    """Seed torch, numpy, `random` and the generators of a `DataLoader` for one epoch. Afterwards all are as before.
 
     A loader that draws its order from elsewhere has to give the same order by itself.
     """
     value = derived_seed(seed, epoch)
     generators = list(_generators(loader))
-    kept = [generator.get_state() for generator in generators]
+    states = [generator.get_state() for generator in generators]
     plain, array = random.getstate(), np.random.get_state()  # noqa: NPY002 (users' transforms draw from it)
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     with torch.random.fork_rng():
@@ -37,17 +37,17 @@ def seeded(seed: int, epoch: int, loader: Any = None) -> Iterator[None]:
             yield
         finally:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
-            for generator, state in zip(generators, kept, strict=True):
+            for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
             random.setstate(plain)
             np.random.set_state(array)  # noqa: NPY002
 
 
 def _generators(loader: Any) -> Iterator[torch.Generator]:
-    seen: list[torch.Generator] = []
+    generators: list[torch.Generator] = []
     sampler = getattr(loader, "batch_sampler", None)
     for owner in (loader, getattr(loader, "sampler", None), sampler, getattr(sampler, "sampler", None)):
-        found = getattr(owner, "generator", None)
-        if isinstance(found, torch.Generator) and not any(found is other for other in seen):
-            seen.append(found)
-            yield found
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator) and not any(generator is other for other in generators):
+            generators.append(generator)
+            yield generator

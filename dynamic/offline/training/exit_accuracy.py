@@ -49,16 +49,16 @@ def held_out_levels(network: StagedNetwork, loader: Iterable[Any]) -> tuple[Leve
         InputError: Where the loader gives no batch.
     """
     names = [stage.name for stage in network.exit_stages]
-    right, seen = np.zeros(len(names), np.int64), list[np.ndarray[Any, np.dtype[np.int64]]]()
+    right, all_labels = np.zeros(len(names), np.int64), list[np.ndarray[Any, np.dtype[np.int64]]]()
     first = next(network.parameters(), None)
     with evaluating(network), torch.no_grad():
         for inputs, labels in checked_batches(loader, None):
             tensors = named_tensors(network, inputs).values()
             answers = network(*(t if first is None else t.to(first.device) for t in tensors))
             right += [int((logits.argmax(1).numpy(force=True) == labels).sum()) for logits in answers]
-            seen.append(labels)
-    if not seen:
-        raise InputError("eval_loader gave no batch; it is empty, or an iterator that was already used up")
-    every = np.concatenate(seen)
+            all_labels.append(labels)
+    if not all_labels:
+        raise InputError("eval_loader gave no batch. It is empty, or an iterator that was already used up")
+    every = np.concatenate(all_labels)
     chance = float(np.bincount(every).max()) / len(every)
     return tuple(Level(name, int(n) / len(every), chance, len(every)) for name, n in zip(names, right, strict=True))

@@ -1,16 +1,16 @@
-"""Training exit heads on a frozen backbone, whose features are computed once, or anew for every epoch."""
+"""Training exit heads on a frozen backbone, whose features are computed once, or in every epoch."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
+from dynamic.offline.networks.acceleration import Acceleration
 from dynamic.offline.networks.checkpoints import Checkpoint, digest, signature
 from dynamic.offline.networks.feature_cache import (
     FeatureCache,
@@ -22,14 +22,13 @@ from dynamic.offline.networks.feature_cache import (
 )
 from dynamic.offline.networks.row_independence import Singles, check_rows
 from dynamic.offline.staged_network import Stage, StagedNetwork
-from dynamic.offline.training.acceleration import Acceleration
 from dynamic.offline.training.epoch_seeds import seeded
 from dynamic.offline.training.losses import ExitLoss
-from dynamic.offline.training.settings import Settings
+from dynamic.offline.training.settings import Settings, TrainingRun
 from dynamic.offline.training.teacher import answer_of, check_apart, check_teacher
 from dynamic.offline.training.training_loop import History, Task, train
 from dynamic.policies.errors import InputError, SettingError, WrapError
-from dynamic.progress import size_of
+from dynamic.progress import size_of, track
 
 
 @dataclass(frozen=True)
@@ -42,57 +41,73 @@ class HeadFit:
     features_on_disk: bool
 
 
-def fit_heads(
-    network: StagedNetwork,
-    loader: Iterable[Any],
-    settings: Settings,
-    acceleration: Acceleration,
-    memory_limit_mb: float,
-    cache_dir: str | Path | None,
-    checkpoint: str | Path | None,
-    progress: bool | None,
-    cache: bool = True,
-    loss: ExitLoss | None = None,
-    teacher: nn.Module | None = None,
-) -> HeadFit:
-    """Train every head that has parameters to train; `network` is in evaluation mode and stays as it is.
+def fit_heads(run: TrainingRun, loss: ExitLoss | None, teacher: nn.Module | None) -> HeadFit:
+    """Train every head that has parameters to train.
 
-    Without `cache` what heads see is computed again for every batch of every epoch; then they can learn from a
-    `teacher` too, on the device already: `loss` has the share of its answers, its weights are not used.
-    Raises WrapError where there is no such head.
+    Without `cache` the features are computed again for every batch of every epoch. Then heads can learn from a teacher
+    too.
+
+    Args:
+        run: The network, which is in evaluation mode and is not changed otherwise, data and settings.
+        loss: The share of the teacher's answers. Its weights are not used.
+        teacher: Another network, on the device already.
+
+    Returns:
+        The trained exits, and how their training went.
+
+    Raises:
+        WrapError: No head has parameters to train.
+        SettingError: A teacher or a batch size was given that `cache` excludes.
+        InputError: Data or teacher do not fit.
     """
+    network, settings, acceleration = run.network, run.settings, run.acceleration
     stages = network.exit_stages
     trained = [i for i, stage in enumerate(stages) if any(p.requires_grad for p in stage.head.parameters())]
     if not trained:
         raise WrapError(
-            f"this {type(network).__name__} has no exit head with trainable parameters; add exits with "
+            f"this {type(network).__name__} has no exit head with trainable parameters. Add exits with "
             f"dynamic.wrap, or use mode='joint'"
         )
     heads = [stages[i].head for i in trained]
     names = tuple(stages[i].name for i in trained)
-    if teacher is not None and cache:
-        raise SettingError("heads learn from a teacher with cache=False only: its answers are not kept; give that")
-    if not cache:
-        seen = _Seen(network, stages, trained, loader, settings, acceleration, teacher)
+    if teacher is not None and run.training.cache:
+        raise SettingError(
+            "heads learn from a teacher with cache=False only: its answers are not kept. Give "
+            "training=TrainingConfig(cache=False)"
+        )
+    if not run.training.cache:
+        computed = _ComputedFeatures(run, stages, trained, teacher)
         state = _state(heads, trained)
         conditions = _conditions(network, state, "not cached", settings, acceleration)
         if teacher is not None and loss is not None:
             conditions |= {"teacher": digest(teacher.state_dict()), "distill": loss.distill}
             conditions |= {"temperature": loss.temperature}
-        kept = Checkpoint(checkpoint, conditions)
-        return HeadFit(names, _train(heads, state, seen, settings, kept, progress, loss), 0.0, False)
+        checkpoint = Checkpoint(run.checkpoint, conditions)
+        run.used_batches.is_training = True
+        return HeadFit(names, _train(heads, state, computed, settings, checkpoint, run.progress, loss), 0.0, False)
     with ExitStack() as owned:
-        with seeded(settings.seed, -1, loader):
-            found = owned.enter_context(
-                extracted(network, stages, trained, loader, acceleration, memory_limit_mb, cache_dir, progress)
+        with seeded(settings.seed, -1, run.loader):
+            batches = run.used_batches.watch(checked_batches(run.loader, None))
+            features = owned.enter_context(
+                extracted(
+                    network,
+                    stages,
+                    trained,
+                    track(batches, "features", size_of(run.loader), run.progress),
+                    acceleration,
+                    memory_limit_mb=run.training.memory_limit_mb,
+                    cache_dir=run.training.cache_dir,
+                )
             )
         state = _state(heads, trained)
-        kept = Checkpoint(checkpoint, _conditions(network, state, found.order(), settings, acceleration))
-        history = _train(heads, state, _Kept(found, heads, settings, acceleration), settings, kept, progress)
-        return HeadFit(names, history, found.size_mb, found.on_disk)
+        checkpoint = Checkpoint(run.checkpoint, _conditions(network, state, features.order(), settings, acceleration))
+        run.used_batches.is_training = True
+        cached = _CachedFeatures(features, heads, settings, acceleration)
+        history = _train(heads, state, cached, settings, checkpoint, run.progress)
+        return HeadFit(names, history, features.size_mb, features.on_disk)
 
 
-class _Kept:
+class _CachedFeatures:
     """Batches of features that were computed once, shuffled, and the parts of the heads that are run on them."""
 
     def __init__(
@@ -113,8 +128,8 @@ class _Kept:
     def batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
         order = torch.randperm(len(self._cache.labels)).numpy()
         for start in self._starts:
-            kept, labels = self._cache.rows(order[start : start + self._size])
-            features = [f.to(self._device) for f in kept]
+            rows, labels = self._cache.rows(order[start : start + self._size])
+            features = [f.to(self._device) for f in rows]
             if self._singles.trains(len(labels), partial(self.forward, features)):
                 yield features, labels.to(self._device)
         self._singles.close_epoch()
@@ -124,25 +139,19 @@ class _Kept:
         return [head(feature.to(kind)) for head, kind, feature in parts]
 
 
-class _Seen:
-    """Batches of features that the frozen backbone computes as they are needed; the loader sets their size."""
+class _ComputedFeatures:
+    """Batches of features that the frozen backbone computes as they are needed. The loader sets their size."""
 
     def __init__(
-        self,
-        network: StagedNetwork,
-        stages: Sequence[Stage],
-        trained: Sequence[int],
-        loader: Iterable[Any],
-        settings: Settings,
-        acceleration: Acceleration,
-        teacher: nn.Module | None = None,
+        self, run: TrainingRun, stages: Sequence[Stage], trained: Sequence[int], teacher: nn.Module | None
     ) -> None:
-        if settings.batch_size is not None:
-            raise SettingError(f"batch_size={settings.batch_size} is for cached features; the loader sets it here")
+        network, loader = run.network, run.loader
+        if run.settings.batch_size is not None:
+            raise SettingError(f"batch_size={run.settings.batch_size} is for cached features. The loader sets it here")
         if isinstance(loader, Iterator):
-            raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
+            raise InputError("the loader is an iterator, used up once read. Give a DataLoader or a list of batches")
         self._network, self._stages, self._trained = network, stages, trained
-        self.loader, self._acceleration = loader, acceleration
+        self.loader, self._acceleration, self._used_batches = loader, run.acceleration, run.used_batches
         self.steps = size_of(loader) or None
         self._classes: int | None = None
         self._singles = Singles([stages[i].head for i in trained])
@@ -152,7 +161,7 @@ class _Seen:
             check_apart(teacher, [stage.head for stage in stages])
 
     def batches(self) -> Iterator[tuple[list[Tensor], Tensor]]:
-        for inputs, labels in checked_batches(self.loader, self._classes):
+        for inputs, labels in self._used_batches.watch(checked_batches(self.loader, self._classes)):
             features = []
             with torch.no_grad(), self._acceleration.autocast():
                 named = self._placed(self._network, inputs)
@@ -187,9 +196,9 @@ class _Seen:
         return answer_of(teacher, self._placed(teacher, inputs))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        seen = features[: len(self._trained)]
+        own_features = features[: len(self._trained)]
         with self._acceleration.autocast():
-            return [self._stages[i].head(feature) for i, feature in zip(self._trained, seen, strict=True)]
+            return [self._stages[i].head(feature) for i, feature in zip(self._trained, own_features, strict=True)]
 
 
 def _last(features: Sequence[Tensor]) -> Tensor:
@@ -200,9 +209,9 @@ def _last(features: Sequence[Tensor]) -> Tensor:
 def _train(
     heads: Sequence[nn.Module],
     state: Mapping[str, Tensor],
-    data: _Kept | _Seen,
+    data: _CachedFeatures | _ComputedFeatures,
     settings: Settings,
-    kept: Checkpoint,
+    checkpoint: Checkpoint,
     progress: bool | None,
     given: ExitLoss | None = None,
 ) -> History:
@@ -215,7 +224,7 @@ def _train(
     try:
         teacher = None if taught is None else _last
         task = Task(data.batches, data.forward, loss, state, data.steps, loader=data.loader, teacher=teacher)
-        return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
+        return train(task, optimizer, settings.epochs, settings.seed, checkpoint, progress)
     finally:
         optimizer.zero_grad(set_to_none=True)
 

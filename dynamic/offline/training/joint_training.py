@@ -1,9 +1,7 @@
 """Training backbone and heads together."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,37 +11,38 @@ from dynamic.offline.networks.checkpoints import Checkpoint, digest, signature
 from dynamic.offline.networks.feature_cache import check_logits, checked_batches
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import Singles, check_rows
-from dynamic.offline.staged_network import StagedNetwork
-from dynamic.offline.training.acceleration import Acceleration
 from dynamic.offline.training.epoch_seeds import seeded
 from dynamic.offline.training.losses import ExitLoss, GradientBalance
-from dynamic.offline.training.settings import Settings
+from dynamic.offline.training.settings import TrainingRun
 from dynamic.offline.training.teacher import answer_of, check_apart, check_teacher
 from dynamic.offline.training.training_loop import History, Task, train
 from dynamic.policies.errors import InputError, SettingError, WrapError
 from dynamic.progress import size_of
 
 
-def fit_all(
-    network: StagedNetwork,
-    loader: Iterable[Any],
-    settings: Settings,
-    loss: ExitLoss,
-    rescale: bool,
-    acceleration: Acceleration,
-    checkpoint: str | Path | None,
-    progress: bool | None,
-    teacher: nn.Module | None = None,
-    penalty: Callable[[], Tensor] | None = None,
-) -> History:
-    """Train everything in `network` that is not frozen. `teacher`: another network, on the device already; `penalty`:
-    called after each forward, added to the loss."""
+def fit_all(run: TrainingRun, loss: ExitLoss, teacher: nn.Module | None) -> History:
+    """Train everything in the network that is not frozen.
+
+    Args:
+        run: Network, data and settings.
+        loss: Of the exits.
+        teacher: Another network, on the device already.
+
+    Returns:
+        Loss and accuracy of each epoch.
+
+    Raises:
+        SettingError: A batch size was given, which the loader sets, or the loss is not finite.
+        InputError: Data or teacher do not fit.
+        WrapError: Every parameter is frozen.
+    """
+    network, loader, settings, acceleration = run.network, run.loader, run.settings, run.acceleration
     if settings.batch_size is not None:
-        raise SettingError(f"batch_size={settings.batch_size} is for mode='heads'; the loader sets it here")
+        raise SettingError(f"batch_size={settings.batch_size} is for mode='heads'. The loader sets it here")
     if isinstance(loader, Iterator):
-        raise InputError("the loader is an iterator, used up once read; give a DataLoader or a list of batches")
+        raise InputError("the loader is an iterator, used up once read. Give a DataLoader or a list of batches")
     if not any(p.requires_grad for p in network.parameters()):
-        raise WrapError("every parameter is frozen (requires_grad=False); set requires_grad_(True) on some")
+        raise WrapError("every parameter is frozen (requires_grad=False). Set requires_grad_(True) on some")
     stages = network.exit_stages
     classes = 0
     singles = Singles([network])
@@ -53,7 +52,7 @@ def fit_all(
         check_apart(teacher, [network])
 
     def batches() -> Iterator[tuple[list[Tensor], Tensor]]:
-        for inputs, labels in checked_batches(loader, classes or None):
+        for inputs, labels in run.used_batches.watch(checked_batches(loader, classes or None)):
             named = named_tensors(network, inputs)
             names[:] = named
             if teacher is not None:
@@ -80,7 +79,7 @@ def fit_all(
     with evaluating(network), seeded(settings.seed, -1, loader):
         tensors, labels = next(batches(), (None, None))
         if tensors is None or labels is None:
-            raise InputError("the loader gave no batch; it is empty, or an iterator that was already used up")
+            raise InputError("the loader gave no batch. It is empty, or an iterator that was already used up")
         named = dict(zip(names, tensors, strict=True))
         with torch.no_grad(), taken_by(network, named):
             classes = check_logits(forward([t[:2] for t in tensors]), len(stages), labels.cpu().numpy())
@@ -88,18 +87,19 @@ def fit_all(
         with torch.no_grad():
             if teacher is not None:
                 check_teacher(taught([t[:2] for t in tensors]), len(labels[:2]), classes)
-    kept = Checkpoint(
-        checkpoint,
+    checkpoint = Checkpoint(
+        run.checkpoint,
         {
             **vars(settings),
             **vars(loss),
-            "rescale_gradients": rescale,
+            "rescale_gradients": run.training.rescale_gradients,
             "network": signature(network.state_dict()),
             "bf16": acceleration.bf16,
             "channels_last": acceleration.channels_last,
             **({} if teacher is None else {"teacher": digest(teacher.state_dict())}),
         },
     )
+    run.used_batches.is_training = True
     network.train()
     task = Task(
         batches,
@@ -107,13 +107,13 @@ def fit_all(
         loss,
         network.state_dict(),
         size_of(loader) or None,
-        GradientBalance(stages) if rescale else None,
+        GradientBalance(stages) if run.training.rescale_gradients else None,
         loader,
         None if teacher is None else taught,
-        penalty,
+        run.training.penalty,
     )
     optimizer = settings.make_optimizer(network.parameters())
     try:
-        return train(task, optimizer, settings.epochs, settings.seed, kept, progress)
+        return train(task, optimizer, settings.epochs, settings.seed, checkpoint, run.progress)
     finally:
         optimizer.zero_grad(set_to_none=True)

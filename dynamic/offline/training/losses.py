@@ -18,11 +18,11 @@ RAMP_END = 0.5  # of the run: there the end, but our learning rate falls to 0, a
 class ExitLoss:
     """The weighted sum of the exits' losses.
 
-    `weights [S]` of the exits, reached linearly from 0.01 in the first half of the run where `ramp` (Kaya et al. 2019,
-    "Shallow-Deep Networks", section 4: the last exit's weight does not move). `distill` is the share of the
-    earlier exits' losses that comes from the last exit's answer softened by `temperature`, the rest from the
-    labels (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2); 0 is labels alone. With the
-    answer of a teacher, all exits learn from that one, the last too.
+    `weights [S]` of the exits. With `ramp` they are reached linearly from 0.01 in the first half of the run, except the
+    last one (Kaya et al. 2019, "Shallow-Deep Networks", section 4). `distill` is the share of the earlier exits' losses
+    that comes from the last exit's answer, softened by `temperature`. The rest comes from the labels (Hinton et al.
+    2015, "Distilling the Knowledge in a Neural Network", section 2). With the answer of a teacher, all exits learn from
+    that one, the last too.
     Raises SettingError on a value out of range.
     """
 
@@ -36,7 +36,7 @@ class ExitLoss:
         if not self.weights or not all(0 <= w < float("inf") for w in self.weights) or not any(self.weights):
             raise SettingError(f"exit_weights={self.weights}: they have to be finite, not negative, not all 0")
         if not 0 <= self.distill <= 1:
-            raise SettingError(f"distill_share={self.distill} is not in [0, 1]")
+            raise SettingError(f"share={self.distill} is not in [0, 1]")
         if not 0 < self.temperature < float("inf"):
             raise SettingError(f"temperature={self.temperature} has to be positive")
         if not 0 <= self.label_smoothing < 1:
@@ -51,7 +51,7 @@ class ExitLoss:
 
     def __call__(self, logits: Sequence[Tensor], labels: Tensor, taught: Tensor | None = None) -> Tensor:
         """Each exit's own loss, unweighted `[S]`, of `logits` `S x [B, C]`, `labels [B]` and the teacher's logits."""
-        found = [F.cross_entropy(x.float(), labels, label_smoothing=self.label_smoothing) for x in logits]
+        losses = [F.cross_entropy(x.float(), labels, label_smoothing=self.label_smoothing) for x in logits]
         if self.distill:
             teacher = logits[-1].detach() if taught is None else taught
             target = F.log_softmax(teacher.float() / self.temperature, dim=1)
@@ -59,30 +59,30 @@ class ExitLoss:
                 softened = F.log_softmax(own.float() / self.temperature, dim=1)
                 # times T^2, or the gradients shrink with T (Hinton et al. 2015, section 2.1)
                 learned = self.temperature**2 * F.kl_div(softened, target, reduction="batchmean", log_target=True)
-                found[i] = (1 - self.distill) * found[i] + self.distill * learned
-        return torch.stack(found)
+                losses[i] = (1 - self.distill) * losses[i] + self.distill * learned
+        return torch.stack(losses)
 
 
 class GradientBalance:
     """Gradient equilibrium: Li et al. 2019, "Improved Techniques for Training Adaptive Deep Networks", section 3.
 
-    There, features are rescaled on the way back so that a block receives the mean of the gradients of all
-    exits behind it, not their sum, whose variance grows with the number of exits. The factors telescope:
+    There, features are rescaled on the way back. A block receives the mean of the gradients of all exits behind it. The
+    variance of their sum would grow with the number of exits. The factors telescope:
     the same is reached, for any network, by dividing the gradients of a stage's own parameters by the sum of
     the weights of the exits behind it. Heads keep their gradients. A parameter of several stages counts
     with its first.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        seen: set[int] = {id(p) for stage in stages for p in stage.head.parameters()}
+        counted: set[int] = {id(p) for stage in stages for p in stage.head.parameters()}
         self.groups: list[list[nn.Parameter]] = []
         for stage in stages:
-            own = [p for p in stage.body.parameters() if id(p) not in seen]
-            seen.update(id(p) for p in own)
+            own = [p for p in stage.body.parameters() if id(p) not in counted]
+            counted.update(id(p) for p in own)
             self.groups.append(own)
 
     def __call__(self, weights: Sequence[float]) -> None:
-        """Rescale the gradients that lie in the parameters; `weights [S]` are those of this step's loss."""
+        """Rescale the gradients that lie in the parameters. `weights [S]` are those of this step's loss."""
         for i, group in enumerate(self.groups):
             behind = sum(weights[i:])
             grads = [p.grad for p in group if p.grad is not None]

@@ -3,77 +3,60 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from dynamic.offline.networks.acceleration import Acceleration
+from dynamic.offline.networks.used_batches import UsedBatches
+from dynamic.offline.option_words import Mode, Optimizer, check_word
+from dynamic.offline.staged_network import StagedNetwork
+from dynamic.offline.training.configs import TrainingConfig, check_number, check_whole
 from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
 
-MODES = ("heads", "joint", "distill")
+_EPOCHS = 20
+_RATES = {"adamw": (3e-3, 1e-1), "sgd": (5e-2, 1e-4)}  # learning rate and weight decay
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for, defaults filled in and checked."""
+    """What the user set, with defaults filled in. A checkpoint compares these fields."""
 
-    mode: str
+    mode: Mode
     epochs: int
     lr: float
     weight_decay: float
-    optimizer: str
+    optimizer: Optimizer
     batch_size: int | None
     label_smoothing: float
     seed: int
 
     @staticmethod
-    def of(
-        mode: str,
-        epochs: int | None,
-        lr: float | None,
-        weight_decay: float | None,
-        optimizer: str | None,
-        batch_size: int | None,
-        memory_limit_mb: float,
-        label_smoothing: float,
-        seed: int,
-    ) -> "Settings":
-        if mode not in MODES:
-            raise SettingError(f"mode={mode!r} is not known; use one of {', '.join(MODES)}")
-        heads = mode == "heads"
-        kind = optimizer or ("adamw" if heads else "sgd")
-        usual = {"adamw": (3e-3, 1e-1), "sgd": (5e-2, 1e-4)}
-        if kind not in usual:
-            raise SettingError(f"optimizer={optimizer!r} is not known; use 'adamw' or 'sgd'")
-        found = Settings(
-            mode,
-            20 if epochs is None else plain(epochs),
-            usual[kind][0] if lr is None else plain(lr),
-            usual[kind][1] if weight_decay is None else plain(weight_decay),
-            kind,
-            plain(batch_size),
-            plain(label_smoothing),
-            plain(seed),
+    def of(mode: Mode, epochs: int | None, lr: float | None, training: TrainingConfig, seed: int) -> "Settings":
+        """The settings of a run. Raises SettingError on a value out of range."""
+        check_word("mode", mode, Mode)
+        optimizer: Optimizer = training.optimizer or ("adamw" if mode == "heads" else "sgd")
+        usual_lr, usual_decay = _RATES[optimizer]
+        settings = Settings(
+            mode=mode,
+            epochs=_EPOCHS if epochs is None else plain(epochs),
+            lr=usual_lr if lr is None else plain(lr),
+            weight_decay=usual_decay if training.weight_decay is None else training.weight_decay,
+            optimizer=optimizer,
+            batch_size=training.batch_size,
+            label_smoothing=training.label_smoothing,
+            seed=plain(seed),
         )
-        for name in ("epochs", "batch_size", "seed"):
-            value = getattr(found, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise SettingError(f"{name}={value!r} must be a whole number")
-        for name in ("lr", "weight_decay", "label_smoothing"):
-            value = getattr(found, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise SettingError(f"{name}={value!r} must be a number")
-        if found.epochs < 1:
-            raise SettingError(f"epochs={epochs}: at least 1")
-        if not 0 < found.lr < math.inf:
-            raise SettingError(f"lr={lr} has to be positive and finite")
-        if not 0 <= found.weight_decay < math.inf:
-            raise SettingError(f"weight_decay={weight_decay} has to be finite and not negative")
-        if batch_size is not None and batch_size < 2:
-            raise SettingError(f"batch_size={batch_size}: at least 2")
-        if not memory_limit_mb > 0:
-            raise SettingError(f"memory_limit_mb={memory_limit_mb} has to be positive; the default is 1024")
-        return found
+        check_whole("epochs", settings.epochs, 1)
+        if isinstance(settings.seed, bool) or not isinstance(settings.seed, int):
+            raise SettingError(f"seed={settings.seed!r} must be a whole number")
+        check_number("lr", settings.lr)
+        if not 0 < settings.lr < math.inf:
+            raise SettingError(f"lr={settings.lr} has to be positive and finite")
+        return settings
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Weight decay on matrices and kernels only."""
@@ -86,3 +69,17 @@ class Settings:
         if self.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=self.lr)
         return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """A network on its device, the data, and the settings with defaults filled in."""
+
+    network: StagedNetwork
+    loader: Iterable[Any]
+    settings: Settings
+    training: TrainingConfig
+    acceleration: Acceleration
+    checkpoint: str | Path | None
+    progress: bool | None
+    used_batches: UsedBatches

@@ -1,4 +1,4 @@
-"""What a teacher has to be, and what it says."""
+"""Checks of a teacher, and its logits."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,22 +16,22 @@ def answer_of(teacher: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_apart(teacher: nn.Module, taught: Sequence[nn.Module]) -> None:
-    """Raises InputError where a teacher would change while it teaches: it shares what trains with what is `taught`."""
+    """Raises InputError where a teacher would change while it teaches, since it shares what trains with `taught`."""
     trained = {id(p) for part in taught for p in part.parameters() if p.requires_grad}
     modules = {id(m) for part in taught for m in part.modules()}
     shared = [name for name, p in teacher.named_parameters() if id(p) in trained]
     shared += [name or type(m).__name__ for name, m in teacher.named_modules() if id(m) in modules]
     if shared:
         raise InputError(
-            f"the teacher shares {shared[0]} with the network it teaches; give a copy of it (copy.deepcopy), or let "
+            f"the teacher shares {shared[0]} with the network it teaches. Give a copy of it (copy.deepcopy), or let "
             f"the last exit teach: mode='distill' without a teacher, mode='heads' with teacher=network.backbone"
         )
 
 
 def check_teacher(logits: Tensor, rows: int, classes: int) -> None:
-    """Raises InputError where a teacher does not tell the same classes apart."""
+    """Raises InputError where a teacher has other classes than the network."""
     if logits.shape != (rows, classes):
         raise InputError(
-            f"the teacher gives {list(logits.shape)} for {rows} inputs; expected [{rows}, {classes}], what the network "
+            f"the teacher gives {list(logits.shape)} for {rows} inputs, expected [{rows}, {classes}], what the network "
             f"gives"
         )

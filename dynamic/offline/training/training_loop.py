@@ -23,7 +23,7 @@ class Loss(Protocol):
         """The weights `[S]` when `fraction` (0 to 1) of the run is done."""
 
     def __call__(self, logits: Sequence[Tensor], labels: Tensor, taught: Tensor | None = None) -> Tensor:
-        """Each exit's own loss, unweighted `[S]`; `taught [B, C]` are the logits of a teacher, where there is one."""
+        """Each exit's own loss, unweighted `[S]`. `taught [B, C]` are the logits of a teacher, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Task:
 
     `forward` gives the logits `[B, C]` of each trained exit. `state` is all that training changes, by name.
     `steps` an epoch, None where not known. `loader` is what draws random numbers besides torch's own. `teacher` gives
-    the logits `[B, C]` that another network has for the same inputs; `penalty` is called after `forward` and is added
-    to the loss.
+    the logits `[B, C]` that another network has for the same inputs. `penalty` is called after `forward`, and
+    its value is added to the loss.
     """
 
     batches: Callable[[], Iterator[tuple[Sequence[Tensor], Tensor]]]
@@ -49,7 +49,7 @@ class Task:
 
 @dataclass(frozen=True)
 class History:
-    """Mean loss and accuracy `[S]` over each epoch, while the weights moved; `resumed` epochs came from a file."""
+    """Mean loss and accuracy `[S]` over each epoch, while the weights moved. `resumed` epochs came from a file."""
 
     loss: tuple[tuple[float, ...], ...]
     accuracy: tuple[tuple[float, ...], ...]
@@ -71,7 +71,7 @@ class _Sums:
 
     def close(self) -> None:
         if not self.samples:
-            raise InputError("the loader gave no batch this epoch; give one that can be iterated again and again")
+            raise InputError("the loader gave no batch this epoch. Give one that can be iterated again and again")
         for name, total in (("loss", self.loss), ("accuracy", self.correct)):
             self.history[name].append([float(x) / self.samples for x in torch.as_tensor(total)])
         self.samples, self.loss, self.correct = 0, 0.0, 0.0
@@ -80,16 +80,16 @@ class _Sums:
 def train(
     task: Task, optimizer: torch.optim.Optimizer, epochs: int, seed: int, checkpoint: Checkpoint, shown: bool | None
 ) -> History:
-    """Train until `epochs` are done, from where `checkpoint` stands; the learning rate falls as a cosine to 0.
+    """Train until `epochs` are done, from the state of `checkpoint`. The learning rate falls as a cosine to 0.
 
     Raises SettingError where the loss is no longer finite, InputError where the inputs are not. Then, and
     when interrupted, the checkpoint holds the end of the last whole epoch.
     """
     sums = _Sums()
-    found = checkpoint.load(task.state, optimizer)
+    progress = checkpoint.load(task.state, optimizer)
     start = 0
-    if found is not None:
-        start, sums.history = found["epoch"], found["history"]
+    if progress is not None:
+        start, sums.history = progress["epoch"], progress["history"]
     rates = [group["lr"] for group in optimizer.param_groups]
     total = None if task.steps is None else task.steps * (epochs - start)
     bar = track(range(total) if total is not None else count(), "training", total, shown)
@@ -128,14 +128,14 @@ def _step(
     if task.penalty is not None:
         total = total + task.penalty()
     if not math.isfinite(total.item()):
-        kept = "" if checkpoint.path is None else f"; {checkpoint.path} holds the epoch before"
-        # heads get the teacher's answer among their inputs: it is asked about below
+        remark = "" if checkpoint.path is None else f" ({checkpoint.path} holds the epoch before)"
+        # heads get the teacher's answer among their inputs: it is checked below
         own = [x for x in inputs if x is not taught and x.is_floating_point()]
         if not all(bool(x.isfinite().all()) for x in own):
-            raise InputError(f"{where}: the inputs hold NaN or infinity; clean the data{kept}")
+            raise InputError(f"{where}: the inputs hold NaN or infinity. Clean the data{remark}")
         if taught is not None and not bool(taught.isfinite().all()):
-            raise InputError(f"{where}: the teacher's logits hold NaN or infinity; give another teacher{kept}")
-        raise SettingError(f"{where}: the loss is {total.item()}; give a smaller lr, or autocast=False{kept}")
+            raise InputError(f"{where}: the teacher's logits hold NaN or infinity. Give another teacher{remark}")
+        raise SettingError(f"{where}: the loss is {total.item()}. Give a smaller lr, or autocast=False{remark}")
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     if task.balance is not None:

@@ -13,9 +13,21 @@ logger = logging.getLogger("dynamic")
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """From `before` (None: the first decision) to `after`; `decision` says why, under which `snapshot`.
+    """A change of the decision.
 
-    `time_s` is the snapshot's: monotonic, when the sensors were read.
+    Args:
+        time_s: When the sensors were read, in seconds of a monotonic clock.
+        before: The point that ran. None: this is the first decision.
+        after: The point that runs now.
+        decision: The decision, with its reason.
+        snapshot: The readings that it saw.
+
+    Example:
+        >>> changes = []
+        >>> with bundle.runtime(on_change=changes.append) as run:
+        ...     answer = run(x)
+        >>> print(changes[0].before, changes[0].after.name == answer.decision.point.name)
+        None True
     """
 
     time_s: float

@@ -16,10 +16,10 @@ class HasLatest(Protocol):
 
     @property
     def latest(self) -> Snapshot:
-        """The newest snapshot; reading it must not block."""
+        """The newest snapshot. Reading it must not block."""
 
     def start(self) -> Any:
-        """Begin to refresh; in a forked child, begin anew."""
+        """Begin to refresh. In a forked child, begin again."""
 
     def close(self) -> None:
         """Stop refreshing."""
@@ -45,9 +45,12 @@ def begin(monitor: HasLatest) -> None:
 class RequestReading:
     """Snapshots for requests: the same object until something changes.
 
-    `starts`: the monitor is started when it is first read, and not before. `started` is called after that. A monitor
-    that raises, or gives no snapshot, is logged once, and what it said last stands. `first`: the first snapshot that
-    was read, None before.
+    A monitor that raises, or gives no snapshot, is logged once, and its last good snapshot holds. `started` is called
+    after the monitor was started. `first`: the first snapshot that was read, None before.
+
+    Args:
+        monitor: The monitor.
+        starts: Start the monitor when it is first read, and not before.
     """
 
     def __init__(self, monitor: HasLatest, starts: bool = False) -> None:

@@ -14,10 +14,14 @@ logger = logging.getLogger("dynamic")
 
 
 class Guard:
-    """A policy that cannot fail, with its state; calls `failed` for each fault. Not safe for several threads at once.
+    """A policy that cannot fail, with its state. Not safe for several threads at once.
 
-    Where `decide` raises, or gives what cannot be run, the last good decision stands, and before any the first point of
-    the frontier, the reference; the state stays as it was. Each kind of fault is logged once, with the exception.
+    Where `decide` raises, or gives what cannot be run, the last good decision holds. Before any, the first point of the
+    frontier runs, the reference. The state remains as it was. Each kind of fault is logged once, with the exception.
+
+    Args:
+        policy: The policy.
+        failed: Called for each fault.
     """
 
     def __init__(self, policy: Policy, failed: Callable[[], None]) -> None:
@@ -34,7 +38,7 @@ class Guard:
         return bool(getattr(self.policy, "decides_each_request", True))
 
     def begin(self) -> None:
-        """Take the policy's initial state; to be called first."""
+        """Take the initial state of the policy. To be called first."""
         try:
             self._state = self.policy.initial()
         except Exception as error:

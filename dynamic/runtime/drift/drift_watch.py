@@ -59,7 +59,7 @@ class DriftWatch:
 
     @property
     def found(self) -> bool | None:
-        """Whether there is drift; None where inputs are not watched."""
+        """Whether there is drift. None where inputs are not watched."""
         return self.test.alarm if self.test.watching else None
 
     @property
@@ -147,7 +147,7 @@ class DriftWatch:
         return self._ranks[first].below(threshold) * self._ranks[stage](score)
 
     def warn(self, on_drift: str) -> None:
-        """Tell of the alarm."""
+        """Log the alarm."""
         noticed = (
             "a scene that stays has changed its looks (brightness, contrast or sharpness) and its scores for good: "
             "noticed on pixels"
@@ -183,6 +183,6 @@ class _Ranks:
 
 
 def _entrance(point: CostedPoint) -> tuple[int, float]:
-    """The first stage whose exit is evaluated, and its threshold; -inf where it is the last."""
+    """The first stage whose exit is evaluated, and its threshold. It is -inf for the last stage."""
     first = point.plan.on.index(True)
     return first, float(point.thresholds[first]) if first < len(point.thresholds) else -math.inf

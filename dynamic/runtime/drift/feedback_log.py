@@ -20,9 +20,11 @@ _Answered = tuple[int, "array[int] | None", OperatingPoint]
 
 
 class FeedbackLog:
-    """The answers of the latest results, and what is known of their accuracy. Not safe for several threads at once.
+    """The answers of the latest results, and how often they were right. Not safe for several threads at once.
 
-    `classes`: how many there are; `names` of them, where they are known.
+    Args:
+        classes: How many classes there are.
+        names: Their names. None: they have none.
     """
 
     def __init__(self, classes: int, names: Sequence[str] | None) -> None:
@@ -39,7 +41,7 @@ class FeedbackLog:
         self._next = max(self._next, number + 1)
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
-        """Count the answers of a result, given the true `label [B]`; see `Runtime.feedback`."""
+        """Count the answers of a result, given the true `label [B]` (see `Runtime.feedback`)."""
         number, answers, point = self._find(result_id)
         wanted = _listed(label)
         if len(wanted) != len(answers):
@@ -56,7 +58,7 @@ class FeedbackLog:
         self._counts = count + len(right), correct + sum(right), expected
 
     def estimate(self) -> FeedbackEstimate | None:
-        """How often answers were right whose labels came; None before any."""
+        """How often answers were right whose labels came. None before any."""
         count, correct, expected = self._counts
         if not count:
             return None

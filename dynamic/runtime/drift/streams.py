@@ -46,22 +46,22 @@ _FAR = 1e36  # sum of squares of pixels: float32 ends at 3.4e38
 
 @dataclass(frozen=True)
 class DriftOptions:
-    """What the drift test may take for a new input, where inputs are not independent of each other.
+    """What the drift test takes for a new input, where inputs are not independent of each other.
 
     Args:
-        every: Of so many inputs one is tested, for streams in which inputs far apart have nothing to do with each
-            other.
-        only_changed: Test an input only where it shows a scene that was not seen before, and watch scenes that stay by
-            what they looked like earlier. None: this is chosen where successive inputs are near-duplicates, with a
-            warning. False: never.
-        groups: The group of a request, from the input as `run(x)` takes it: the visit, the patient, the recording. Of
-            each group the first request is tested.
+        every: Of so many inputs one is tested, for streams in which only inputs far apart are independent.
+        only_changed: Test an input only where it shows a scene that is new, and compare scenes with what they looked
+            like earlier. None: this is chosen where successive inputs are near-duplicates, with a warning. False:
+            never.
+        groups: Gives the group of a request, from the input as `run(x)` takes it: the visit, the patient, the
+            recording. Of each group the first request is tested.
 
     Raises:
-        SettingError: Where a value is not one of these.
+        SettingError: A value is not one of these.
 
     Example:
-        ``bundle.runtime(budget, drift=DriftOptions(only_changed=True))``
+        >>> with bundle.runtime(drift=dynamic.DriftOptions(every=10)) as run:
+        ...     answer = run(x)
     """
 
     every: int = 1
@@ -111,8 +111,8 @@ class _Scene:
     def blurred(self, likeness: float, level: float, variance: float, sharpness: float) -> bool:
         """Whether a frame looks like this scene out of focus.
 
-        That leaves the level, takes more of the sharpness than of the variance, and of what was there keeps a part
-        that is like the whole: a smooth part of an image correlates with it as sqrt(its variance / the image's).
+        Blur changes the level little. It takes more of the sharpness than of the variance, and a smooth part remains. A
+        smooth part of an image correlates with it as sqrt(its variance / the image's).
         """
         return (
             likeness >= max(_BLURRED, 0.9 * math.sqrt(variance / self.variance) if self.variance else 1.0)
@@ -129,8 +129,13 @@ class _Scene:
 class Frames:
     """Which inputs of a stream the drift test takes, by their pixels. Not safe for several threads at once.
 
-    `rank(entry)`: where an input stands among those of the calibration, 0 to 1. `camera`: whether the stream is taken
-    for a camera's now; `changed`: whether a scene has changed for good; `skipped`: inputs that repeated a scene.
+    `camera`: whether the stream is taken for a camera's now. `changed`: whether a scene has changed for good.
+    `skipped`: inputs that repeated a scene.
+
+    Args:
+        inputs: The inputs of the cascade.
+        only_changed: See `DriftOptions`.
+        rank: Gives the rank of an input among those of the calibration, 0 to 1.
     """
 
     def __init__(self, inputs: Sequence[InputSpec], only_changed: bool | None, rank: Callable[[Entry], float]) -> None:
@@ -177,7 +182,15 @@ class Frames:
     def take(self, pixels: Floats, row: int, rows: int, entry: Entry, suspicious: bool) -> Sequence[Entry]:
         """The entries to test now, of an input and of others that were held back.
 
-        `row` of how many `rows` of its request it is; `suspicious`: the test has gathered some evidence.
+        Args:
+            pixels: What stands for the input (see `pixels`).
+            row: Which row of its request it is.
+            rows: How many rows that has.
+            entry: What the drift test takes of it.
+            suspicious: Whether the test has gathered some evidence.
+
+        Returns:
+            The entries.
         """
         if not float(np.vdot(pixels, pixels)) < _FAR:  # not finite, or so large that differences would not be
             return (entry,)  # like no scene, and none that a later frame could be like

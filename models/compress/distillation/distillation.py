@@ -12,11 +12,13 @@ from dynamic.models.compress.distillation.feature_hints import Hints
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
+from dynamic.offline.training.configs import fit_arguments
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import InputError, SettingError
 
 _OWN = (
-    "mode", "teacher", "penalty", "epochs", "temperature", "distill_share", "seed", "checkpoint", "progress",
+    "mode", "teacher", "penalty", "epochs", "training", "distillation", "temperature", "distill_share", "seed",
+    "checkpoint", "progress",
 )  # fmt: skip
 
 
@@ -136,7 +138,7 @@ def distill(
         hint_weight: Factor of the loss of the hints.
         eval_loader: `(inputs, labels [B])` for the accuracy in the report. It chooses nothing.
         seed: Of training, and of the linear maps of hints.
-        fit_options: Other arguments of `dynamic.fit`, such as `lr`, `optimizer` and `device`.
+        fit_options: Other arguments of `dynamic.fit` and fields of `TrainingConfig`, such as `lr` and `device`.
         checkpoint: A file from which a killed run continues, see `dynamic.fit`.
         progress: Whether a progress bar is shown. None: on a terminal.
         latency: Whether the report measures latency.
@@ -165,20 +167,17 @@ def distill(
     whole = teachers[0] if len(teachers) == 1 else Ensemble(teachers, temperature)
     student = copied(network)
     with Hints(student, whole, hints or {}, hint_weight, example_inputs, seed) as hinted:
-        training = fit(
-            student,
-            train_loader,
-            mode="distill",
-            teacher=whole,
-            penalty=hinted if hints else None,
-            epochs=epochs,
-            temperature=temperature,
-            distill_share=distill_share,
-            seed=seed,
-            checkpoint=checkpoint,
-            progress=progress,
-            **(fit_options or {}),
-        )
+        options = {
+            "epochs": epochs,
+            "teacher": whole,
+            "distill_share": distill_share,
+            "temperature": temperature,
+            "penalty": hinted if hints else None,
+            "seed": seed,
+            "checkpoint": checkpoint,
+            "progress": progress,
+        }
+        training = fit(student, train_loader, mode="distill", **fit_arguments({**options, **(fit_options or {})}))
     facts = {
         "teachers": len(teachers),
         "temperature": temperature,

@@ -2,7 +2,7 @@
 
 The kernels start as the least-squares approximation of the original: W[o, i] ~ sum_r p[o, i, r] d[i, r]. For each input
 channel i it is the truncated singular value decomposition of its kernels `[O, h * w]` (Guo et al. 2018, "Network
-Decoupling", section 3). Then fine-tune: `dynamic.fit(smaller, loader, mode="distill", teacher=network)`.
+Decoupling", section 3). Then fine-tune: `mode="distill"` of `dynamic.fit`.
 """
 
 from collections.abc import Collection, Iterable

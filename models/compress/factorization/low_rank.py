@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from dynamic.models.compress.argument_checks import check_word
 from dynamic.models.compress.factorization.input_moments import Moments, moments
 from dynamic.models.compress.layer_replacement import (
     Layer,
@@ -28,6 +27,7 @@ from dynamic.models.compress.layer_replacement import (
 )
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
+from dynamic.offline.option_words import check_word
 from dynamic.policies.errors import InputError, SettingError
 
 Kind = Literal["linear", "pointwise", "spatial"]

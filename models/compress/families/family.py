@@ -13,7 +13,7 @@ from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.tables import table
 from dynamic.engines.engine_factory import check_engine
 from dynamic.engines.options import EngineName, Precision
-from dynamic.models.compress.argument_checks import check_fit_options, check_word
+from dynamic.models.compress.argument_checks import check_fit_options
 from dynamic.models.compress.families.cascade_advice import advice
 from dynamic.models.compress.families.engine_comparison import no_less_accurate, tensors_mb
 from dynamic.models.compress.families.family_chart import draw
@@ -27,6 +27,7 @@ from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_classes
 from dynamic.offline.networks.used_data import RecordedLoader, remember
+from dynamic.offline.option_words import check_word
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.policies.certification.floor import SHARE, Level, check_floor
 from dynamic.policies.errors import InputError, SettingError
@@ -250,7 +251,7 @@ def family(
         precision: Of the engine.
         cost: Of what `targets` are shares: "latency" or "macs" (multiply-adds).
         epochs: Epochs of fine-tuning.
-        fit_options: Other arguments of `dynamic.fit`. The default learning rate is 0.01.
+        fit_options: Other arguments of `dynamic.fit` and fields of `TrainingConfig`. The default learning rate is 0.01.
         min_confidence: In [0, 1). The chance that the other network is as accurate, and the share of turns in which it
             was faster, must both be as large before a network is dropped.
         keep_small: Whether a network that takes less memory than the other is kept.
@@ -286,7 +287,7 @@ def family(
         )
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
         raise SettingError(f"epochs={epochs!r}: give a whole number, or 0 for no fine-tuning")
-    check_fit_options(fit_options, ("mode", "teacher", "epochs", "checkpoint", "progress"))
+    check_fit_options(fit_options, ("mode", "teacher", "epochs", "checkpoint", "progress", "training", "distillation"))
     check_engine(engine, precision)
     check_floor(floor)
     batches, example, _ = peek(selection_loader)

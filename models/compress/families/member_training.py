@@ -20,6 +20,7 @@ from dynamic.offline.networks.checkpoints import digest
 from dynamic.offline.networks.feature_cache import checked_batches
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.tracing.multiply_adds import count_macs
+from dynamic.offline.training.configs import fit_arguments
 from dynamic.offline.training.epoch_seeds import seeded
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import BundleError, CorruptError, DynamicError, InputError
@@ -123,14 +124,8 @@ class Maker:
     def _finish(self, recipe: Recipe, name: str, compressed: Compressed) -> Compressed:
         if self._loader is not None and recipe.tune:
             checkpoint = None if self._folder is None else self._folder / f"{name}.checkpoint"
-            fit(
-                compressed.network,
-                self._loader,
-                mode="distill",
-                teacher=self._network,
-                checkpoint=checkpoint,
-                **self._settings,
-            )
+            options = {"teacher": self._network, "checkpoint": checkpoint, **self._settings}
+            fit(compressed.network, self._loader, mode="distill", **fit_arguments(options))
         return compressed if recipe.then is None else recipe.then.make(compressed.network, self._example, None)
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from torch import nn
 
-from dynamic.models.compress.argument_checks import check_word
 from dynamic.models.compress.report import Compressed
 from dynamic.offline.batches import Batch
+from dynamic.offline.option_words import check_word
 from dynamic.policies.errors import DynamicError, InputError, SettingError
 
 Amount = int | float

@@ -19,6 +19,7 @@ from dynamic.models.compress.pruning.weight_pruning import baked, prune_weights
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import digest, read_tensors, write_tensors
+from dynamic.offline.training.configs import DistillationConfig, TrainingConfig
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import BundleError, SettingError
 
@@ -117,12 +118,10 @@ def deep_compress(
                 masked,
                 train_loader,
                 mode="distill",
-                teacher=trained_by,
                 epochs=epochs,
                 lr=lr,
-                optimizer="sgd",
-                distill_share=distill_share,
-                temperature=temperature,
+                training=TrainingConfig(optimizer="sgd"),
+                distillation=DistillationConfig(teacher=trained_by, share=distill_share, temperature=temperature),
                 seed=seed + number,
                 checkpoint=None if folder is None else folder / f"prune-{number}.safetensors",
                 progress=progress,

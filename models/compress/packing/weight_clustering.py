@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from dynamic.models.compress.argument_checks import check_word
 from dynamic.models.compress.compressible_weights import KINDS, Weight, WeightKind, weights_of
 from dynamic.models.compress.pruning.weight_pruning import baked
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
+from dynamic.offline.option_words import check_word
+from dynamic.offline.training.configs import DistillationConfig, TrainingConfig
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import InputError, SettingError
 
@@ -92,13 +93,10 @@ def cluster(
             shared,
             train_loader,
             mode="distill",
-            teacher=trained_by,
-            distill_share=distill_share,
-            temperature=temperature,
             epochs=epochs,
             lr=lr,
-            optimizer="adamw",
-            weight_decay=0.0,
+            training=TrainingConfig(optimizer="adamw", weight_decay=0.0),
+            distillation=DistillationConfig(teacher=trained_by, share=distill_share, temperature=temperature),
             seed=seed,
             checkpoint=checkpoint,
             progress=progress,

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from dynamic.models.compress.argument_checks import check_inputs, check_word
+from dynamic.models.compress.argument_checks import check_inputs
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch, named_tensors, run_on
 from dynamic.offline.networks.feature_cache import checked_batches
 from dynamic.offline.networks.module_modes import evaluating, shallow, untouched
 from dynamic.offline.networks.used_data import RecordedLoader, remember
+from dynamic.offline.option_words import check_word
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.offline.tracing.trace import input_names
 from dynamic.policies.errors import InputError, SettingError, TraceError, WrapError

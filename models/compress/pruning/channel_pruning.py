@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamic.models.compress.argument_checks import check_inputs, check_share, check_word
+from dynamic.models.compress.argument_checks import check_inputs, check_share
 from dynamic.models.compress.layer_replacement import recurrent
 from dynamic.models.compress.pruning.channel_scores import ChannelImportance, Group, Part, scores
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch, arguments, named_tensors, run_on
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.used_data import RecordedLoader, remember
+from dynamic.offline.option_words import check_word
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.policies.errors import DynamicError, InputError, SettingError, WrapError
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dynamic.models.compress.argument_checks import check_fit_options, check_inputs, check_share, check_word
+from dynamic.models.compress.argument_checks import check_fit_options, check_inputs, check_share
 from dynamic.models.compress.pruning.block_pruning import prune_blocks
 from dynamic.models.compress.pruning.channel_pruning import prunable, prune_channels, round_width
 from dynamic.models.compress.pruning.pruned_structure import restructured, structure
@@ -19,7 +19,9 @@ from dynamic.models.compress.report import Compressed, Measured, accuracy, copie
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import digest, read_tensors, write_tensors
 from dynamic.offline.networks.used_data import RecordedLoader, hashes_of, remember
+from dynamic.offline.option_words import check_word
 from dynamic.offline.staged_network import StagedNetwork
+from dynamic.offline.training.configs import fit_arguments
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import BundleError, InputError, SettingError, WrapError
 from dynamic.progress import track
@@ -161,7 +163,7 @@ def prune_until(
         eval_loader: `(inputs, labels [B])` for the accuracy in the report. It chooses nothing. None: the report
             measures on `selection_loader`, and its accuracy is then too good.
         method_options: Other arguments of the method.
-        fit_options: Other arguments of `dynamic.fit`.
+        fit_options: Other arguments of `dynamic.fit` and fields of `TrainingConfig`.
         checkpoint: A folder that stores every step. Options must then be JSON, loaders aside.
         latency: Whether the report measures latency.
         progress: Whether a progress bar is shown. None: on a terminal.
@@ -195,7 +197,7 @@ def prune_until(
     if epochs < 1:
         raise SettingError(f"epochs={epochs}: give at least 1")
     check_word("mode", mode, TuningMode)
-    check_fit_options(fit_options, ("mode", "teacher", "epochs", "checkpoint"))
+    check_fit_options(fit_options, ("mode", "teacher", "epochs", "checkpoint", "training", "distillation"))
     if mode == "joint" and teacher is not None:
         raise SettingError("mode='joint' takes no teacher: use mode='distill', or give no teacher")
     if target.drop is not None and selection_loader is None:
@@ -230,8 +232,14 @@ def prune_until(
                     raise
                 break  # nothing can be pruned any more
             store.save_pruned(number, pruned)
-        how_fit = {"checkpoint": store.path(number, "fit"), "progress": progress, **(fit_options or {})}
-        fit(pruned, train_loader, mode=mode, teacher=trained_by, epochs=epochs, **how_fit)
+        settings = {
+            "epochs": epochs,
+            "teacher": trained_by,
+            "checkpoint": store.path(number, "fit"),
+            "progress": progress,
+            **(fit_options or {}),
+        }
+        fit(pruned, train_loader, mode=mode, **fit_arguments(settings))
         plain = baked(pruned)
         before, after = measure([whole, plain], example_inputs, latency=target.latency is not None)
         if selection_loader is not None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dynamic.models.compress.argument_checks import check_share, check_word
+from dynamic.models.compress.argument_checks import check_share
 from dynamic.models.compress.layer_replacement import recurrent
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
+from dynamic.offline.option_words import check_word
 from dynamic.policies.errors import InputError, WrapError
 
 _PRUNED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

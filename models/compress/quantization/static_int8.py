@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dynamic.models.compress.argument_checks import check_word
 from dynamic.models.compress.quantization.activation_ranges import Observer, RangeMethod, grids
 from dynamic.models.compress.quantization.int8_graph import Rewriter, Watcher, float_stages
 from dynamic.models.compress.quantization.int8_plan import Int8Plan
@@ -25,6 +24,7 @@ from dynamic.offline.batches import Batch, labelled_batches, named_tensors, run_
 from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating, view
 from dynamic.offline.networks.used_data import hashes_of, remember
+from dynamic.offline.option_words import check_word
 from dynamic.offline.staged_network import Stage, StagedNetwork
 from dynamic.policies.errors import InputError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
-from support.fitting_networks import ExitNet, digits, digits_loader
+from support.fitting_networks import ExitNet, digits, digits_loader, fit
 from torch import Tensor, nn
 
 import dynamic
@@ -54,13 +54,15 @@ def test_a_student_recognizes_a_digit_it_never_saw() -> None:
     """Hinton et al. 2015, section 3: a student that is taught without a single 3, from soft targets alone."""
     x, y, test_x, test_y = digits()
     teacher = plain(hidden=100)
-    dynamic.fit(teacher, digits_loader(), "joint", epochs=30, lr=0.1, autocast=False)
+    dynamic.fit(
+        teacher, digits_loader(), mode="joint", epochs=30, lr=0.1, training=dynamic.TrainingConfig(autocast=False)
+    )
     others = y != 3
     loader = [(a, b) for a, b in zip(x[others].split(100), y[others].split(100), strict=True)]
     options: dict[str, Any] = {"epochs": 60, "lr": 0.02, "autocast": False}
     taught = quick(plain(1, 30), teacher, loader=loader, temperature=8.0, distill_share=1.0, **options).network
     control = plain(1, 30)
-    dynamic.fit(control, loader, "joint", **options)
+    fit(control, loader, mode="joint", **options)
 
     def found(network: nn.Module) -> tuple[float, float, float]:
         """Share of the 3s, and of the others, that is right, and of the 3s with the bias of that class corrected: so
@@ -159,7 +161,7 @@ def test_latency_of_an_ensemble_is_measured() -> None:
 
 def test_a_wrapped_student_learns_at_all_exits() -> None:
     teacher = convolutional(1, 8)
-    dynamic.fit(teacher, digits_loader(), "joint", epochs=6, lr=0.1)
+    dynamic.fit(teacher, digits_loader(), mode="joint", epochs=6, lr=0.1)
     student = dynamic.wrap(convolutional(0, 8), X, exits=["layer1", "layer2"])
     _, _, x, _ = digits()
 
@@ -220,7 +222,7 @@ def test_what_is_changed_in_place_behind_a_hint_is_not_seen() -> None:
 
 def test_hints_bring_features_closer() -> None:
     teacher = convolutional(1, 8)
-    dynamic.fit(teacher, digits_loader(), "joint", epochs=4, lr=0.1)
+    dynamic.fit(teacher, digits_loader(), mode="joint", epochs=4, lr=0.1)
     ((x, _),) = batch(400)
 
     def residual(network: nn.Module) -> float:

@@ -259,12 +259,12 @@ def test_passes_over_the_data_are_estimated() -> None:
 
 
 def test_names_and_defaults() -> None:
-    ours, theirs = inspect.signature(compress.distill).parameters, inspect.signature(dynamic.fit).parameters
+    ours, theirs = inspect.signature(compress.distill).parameters, dynamic.DistillationConfig()
     defaults = [ours["distill_share"].default, ours["temperature"].default]
-    defaults += [theirs["distill_share"].default, theirs["temperature"].default]
+    defaults += [theirs.share, theirs.temperature]
     reason = " ".join((compress.distill.__doc__ or "").split())
     assert "{:g} and {:g}, differ from those of `dynamic.fit`, {:g} and {:g}, for a reason".format(*defaults) in reason
-    assert "Nesterov" in (dynamic.fit.__doc__ or "")
+    assert "Nesterov" in (dynamic.TrainingConfig.__doc__ or "")
     for name in (".dense", ".ticket", ".control"):
         assert name in (compress.Lottery.__doc__ or "")
         assert name in (compress.lottery_ticket.__doc__ or "")

@@ -1,6 +1,7 @@
 """Slimmable networks: what is shared, what each width computes, and their training."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -129,10 +130,8 @@ def test_gradient_is_that_of_the_sum() -> None:
     sum(F.cross_entropy(logits, labels) for logits in twin(X)).backward()
     before = net.at(1.0)[0].weight.detach().clone()
     expected = before - 0.1 * 1.9 * twin.at(1.0)[0].weight.grad  # the first step of Nesterov's momentum of 0.9
-    dynamic.fit(
-        net, [(X, labels)], mode="joint", epochs=1, lr=0.1, weight_decay=0.0, autocast=False, channels_last=False,
-        progress=False, **net.summed,
-    )  # fmt: skip
+    training = dataclasses.replace(net.summed, weight_decay=0.0, autocast=False, channels_last=False)
+    dynamic.fit(net, [(X, labels)], mode="joint", epochs=1, lr=0.1, training=training, progress=False)
     torch.testing.assert_close(net.at(0.25)[0].weight.detach(), expected)
 
 
@@ -152,7 +151,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
 
         options = {"mode": "distill", "epochs": epochs, "lr": 0.02, "checkpoint": tmp_path / name, "progress": False}
         try:
-            dynamic.fit(net, Killed(batches), **options, **net.summed)
+            dynamic.fit(net, Killed(batches), training=net.summed, **options)
         except KeyboardInterrupt:
             return fitted(name, epochs)
         return net

@@ -234,7 +234,7 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     Checkpoint(path, {"lr": 0.1, "seed": 0, "weights": (1.0, 2.0)}).save(network.state_dict(), optimizer, {})
     Checkpoint(path, {"lr": 0.1, "seed": 0, "weights": (1.0, 2.0)}).load(network.state_dict(), optimizer)
-    with pytest.raises(BundleError, match=r"made with seed=0 \(now 1\); call fit as that run did"):
+    with pytest.raises(BundleError, match=r"made with seed=0 \(now 1\)\. Call fit as that run did"):
         Checkpoint(path, {"lr": 0.1, "seed": 1, "weights": (1.0, 2.0)}).load(network.state_dict(), optimizer)
 
 

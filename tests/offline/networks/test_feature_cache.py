@@ -10,8 +10,8 @@ import torch
 from support.fitting_networks import ExitNet, PooledHead, WholeHead, digits
 from torch import nn
 
-from dynamic.offline.networks.feature_cache import FeatureCache, classified, extracted, pooled
-from dynamic.offline.training.acceleration import Acceleration
+from dynamic.offline.networks.acceleration import Acceleration
+from dynamic.offline.networks.feature_cache import FeatureCache, checked_batches, classified, extracted, pooled
 from dynamic.policies.errors import InputError
 
 PLAIN = Acceleration(torch.device("cpu"), bf16=False, channels_last=False)
@@ -20,7 +20,15 @@ PLAIN = Acceleration(torch.device("cpu"), bf16=False, channels_last=False)
 def features(
     network: ExitNet, loader: Any, limit_mb: float = 100.0, folder: Path | None = None
 ) -> AbstractContextManager[FeatureCache]:
-    return extracted(network.eval(), network.exit_stages, [0, 1], loader, PLAIN, limit_mb, folder)
+    return extracted(
+        network.eval(),
+        network.exit_stages,
+        [0, 1],
+        checked_batches(loader, None),
+        PLAIN,
+        memory_limit_mb=limit_mb,
+        cache_dir=folder,
+    )
 
 
 def batches(count: int = 50) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -67,7 +75,7 @@ def test_inputs_of_several_sizes() -> None:
     mixed = [(x[:4], y[:4]), (x[:4, :, :4, :4], y[:4])]
     with features(ExitNet(PooledHead), mixed) as cache:  # pooled, they are all alike
         assert cache.features[0].shape == (8, 8)
-    with pytest.raises(InputError, match=r"\[8, 4, 4\] after \[8, 8, 8\].*resize"), features(ExitNet(WholeHead), mixed):
+    with pytest.raises(InputError, match=r"\[8, 4, 4\] after \[8, 8, 8\].*Resize"), features(ExitNet(WholeHead), mixed):
         pass
 
 

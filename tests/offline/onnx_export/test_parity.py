@@ -64,7 +64,7 @@ def carry_inside_a_residual() -> Made:
 
 def several_backbones() -> Made:
     network = dynamic.wrap(
-        nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)), image(8, 1), 1
+        nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)), image(8, 1), exits=1
     )
     return [Plain(), network, Plain()], image(8, 1)
 

@@ -65,7 +65,7 @@ def metadata(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("batch", ["single", "dynamic"])
 def test_a_bundle_as_one_file(bundle: dynamic.Bundle, tmp_path: Path, batch: str) -> None:
-    path = dynamic.export(bundle, tmp_path / "new" / "folder" / "cascade.onnx", batch)
+    path = dynamic.export(bundle, tmp_path / "new" / "folder" / "cascade.onnx", batch=batch)
     assert path == tmp_path / "new" / "folder" / "cascade.onnx"
     assert [p.name for p in path.parent.iterdir()] == ["cascade.onnx"], "weights and all, and nothing half written"
     model = onnx.load(path, load_external_data=False)
@@ -121,7 +121,7 @@ def test_a_cascade_with_a_ladder_as_one_file(case: Case, tmp_path: Path, batch: 
     limits = wanted.quantiles(0.4)
     truth = wanted.truth(limits)
     example = torch.from_numpy(case.inputs["input"][:1])
-    path = dynamic.export(case.cascade, tmp_path / "c.onnx", batch, example_inputs=example, ladder=wanted.ladder)
+    path = dynamic.export(case.cascade, tmp_path / "c.onnx", batch=batch, example_inputs=example, ladder=wanted.ladder)
     opened, thresholds = session(path), np.array(limits, np.float32)
     for at in [slice(0, 33)] if batch == "dynamic" else [slice(i, i + 1) for i in range(12)]:
         found = opened.run(None, {"input": case.inputs["input"][at], "thresholds": thresholds})
@@ -184,15 +184,15 @@ def stages_of(graph: onnx.GraphProto) -> set[int]:
 
 
 def test_a_file_of_one_point_is_smaller_and_says_so(bundle: dynamic.Bundle, tmp_path: Path) -> None:
-    whole = dynamic.export(bundle, tmp_path / "whole.onnx", "single")
-    alone = dynamic.export(bundle, tmp_path / "alone.onnx", "single", point="reference")
+    whole = dynamic.export(bundle, tmp_path / "whole.onnx", batch="single")
+    alone = dynamic.export(bundle, tmp_path / "alone.onnx", batch="single", point="reference")
     assert alone.stat().st_size < whole.stat().st_size
     limits = np.array(bundle.ladder.points[0].thresholds, np.float32)
     one, other = (session(p).run(None, {"input": IMAGES[:1], "thresholds": limits}) for p in (whole, alone))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert list(metadata(alone)["points"]) == ["reference"]
-    with pytest.raises(InputError, match=r"point='mine' is not on this ladder; it has \['reference'"):
+    with pytest.raises(InputError, match=r"point='mine' is not on this ladder. It has \['reference'"):
         dynamic.export(bundle, tmp_path / "none.onnx", point="mine")
     assert not (tmp_path / "none.onnx").exists()
 
@@ -200,7 +200,7 @@ def test_a_file_of_one_point_is_smaller_and_says_so(bundle: dynamic.Bundle, tmp_
 @pytest.mark.parametrize("batch", ["single", "dynamic"])
 def test_one_network_alone(tmp_path: Path, batch: str) -> None:
     network, x = Plain().eval(), torch.randn(1, 1, 8, 8)
-    path = dynamic.export(network, tmp_path / "one.onnx", batch, example_inputs=x)
+    path = dynamic.export(network, tmp_path / "one.onnx", batch=batch, example_inputs=x)
     onnx.checker.check_model(str(path), full_check=True)
     opened = session(path)
     assert [i.name for i in opened.get_inputs()] == ["input"], "no thresholds where nobody can leave"
@@ -284,10 +284,10 @@ X = torch.zeros(1, 1, 8, 8)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": "triple", "example_inputs": X}, r"batch='triple' is not known; use one of \('single', 'dynamic'\)"),
+        ({"batch": "triple", "example_inputs": X}, r"batch='triple' is not known. Use one of dynamic, single"),
         ({}, "example_inputs=..., a batch as its networks take it"),
         ({"example_inputs": X, "classes": ("a", "b")}, "2 class names for 4 classes: give one for each"),
-        ({"example_inputs": "x"}, "inputs are a str; give a tensor"),
+        ({"example_inputs": "x"}, "inputs are a str. Give a tensor"),
         ({"example_inputs": X, "preprocess": "resize"}, "resize"),
     ],
 )
@@ -334,7 +334,7 @@ def test_a_ladder_of_another_cascade_and_preprocessing_of_no_image(case: Case, t
     network = nn.Linear(64, CLASSES)
     with pytest.raises(InputError, match="ladder is of 4 stages, the cascade has 1"):
         dynamic.export(network, tmp_path / "c.onnx", example_inputs=x, ladder=case.ladder)
-    with pytest.raises(InputError, match=r"one image \[C, H, W\]; export with preprocess=None"):
+    with pytest.raises(InputError, match=r"one image \[C, H, W\]\. Export with preprocess=None"):
         dynamic.export(network, tmp_path / "c.onnx", example_inputs=x, preprocess=PREPROCESS)
     assert list(tmp_path.iterdir()) == []
 

@@ -224,7 +224,7 @@ def test_they_wrap_build_and_learn(name: str) -> None:
     dynamic.fit(net, loader, epochs=1)
     with torch.no_grad():
         assert torch.equal(net.eval()(PICTURES)[-1], network(PICTURES))
-    assert len(dynamic.build(net, loader).spec.stages) == 2
+    assert len(dynamic.build(net, loader, allow_reuse=True).spec.stages) == 2
     student = distill(used(name), PICTURES[:2], teacher=network, train_loader=loader, epochs=1, latency=False).network
     assert student(PICTURES).shape == (60, 3)
 
@@ -235,7 +235,7 @@ def test_one_logit_with_a_sigmoid_is_named_by_all() -> None:
     loader = [(PICTURES, LABELS % 2)]
     work: list[Callable[[], object]] = [
         lambda: dynamic.wrap(network, PICTURES[:2], exits=["1"]),
-        lambda: dynamic.fit(network, loader, "joint", epochs=1),
+        lambda: dynamic.fit(network, loader, mode="joint", epochs=1),
         lambda: dynamic.calibrate(network, loader),
         lambda: dynamic.build(network, loader),
         lambda: dynamic.build(network, loader, risk="disagreement", engine="torch"),
@@ -294,7 +294,7 @@ class Bessel(nn.Module):
 
 def test_engine_torch_needs_no_export(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     network, loader = Bessel().eval(), [(PICTURES, LABELS)]
-    with pytest.raises(EngineError, match="use engine='torch'"):
+    with pytest.raises(EngineError, match="Use engine='torch'"):
         dynamic.build(network, loader)
     caplog.set_level(logging.WARNING, "dynamic")
     net = dynamic.wrap(network, PICTURES[:2], exits=["one"])
@@ -385,4 +385,4 @@ def test_random_numbers_in_evaluation_mode_are_named() -> None:
     network = Noisy(lambda layer: layer).eval()
     with pytest.raises(InputError, match="draws random numbers there"):
         dynamic.build(network, [(PICTURES, LABELS)])
-    assert dynamic.fit(network, [(PICTURES, LABELS)], "joint", epochs=1).epochs == 1
+    assert dynamic.fit(network, [(PICTURES, LABELS)], mode="joint", epochs=1).epochs == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
-from support.fitting_networks import ExitNet, digits, digits_loader
+from support.fitting_networks import ExitNet, digits, digits_loader, fit
 from torch import Tensor, nn
 
 import dynamic
@@ -58,7 +58,12 @@ def test_a_plain_network_learns_from_a_teacher_what_the_paper_says() -> None:
     told = expected(student(x), teacher(x), y, 0.7, 4.0)
     assert told != pytest.approx(expected(student(x), teacher(x), y, 0.7, 3.0), rel=1e-2)
     report = dynamic.fit(
-        student, batch(), "distill", teacher=teacher, epochs=1, temperature=4.0, distill_share=0.7, autocast=False
+        student,
+        batch(),
+        mode="distill",
+        epochs=1,
+        training=dynamic.TrainingConfig(autocast=False),
+        distillation=dynamic.DistillationConfig(teacher=teacher, temperature=4.0, share=0.7),
     )
     assert report.loss == (pytest.approx(told, rel=1e-5),)
     assert report.exits == ("last",)
@@ -71,7 +76,12 @@ def test_all_exits_learn_from_a_teacher() -> None:
         logits = copy.deepcopy(student).train()(x)
     told = [expected(own, teacher(x), y, 1.0, 2.0) for own in logits]
     report = dynamic.fit(
-        student, batch(), "distill", teacher=teacher, epochs=1, temperature=2.0, distill_share=1.0, autocast=False
+        student,
+        batch(),
+        mode="distill",
+        epochs=1,
+        training=dynamic.TrainingConfig(autocast=False),
+        distillation=dynamic.DistillationConfig(teacher=teacher, temperature=2.0, share=1.0),
     )
     assert report.loss == pytest.approx(told, rel=1e-4)
 
@@ -81,7 +91,12 @@ def test_of_a_teacher_with_exits_the_last_answers() -> None:
     ((x, y),) = batch()
     told = expected(student(x), teacher(x)[-1], y, 1.0, 2.0)
     report = dynamic.fit(
-        student, batch(), "distill", teacher=teacher, epochs=1, temperature=2.0, distill_share=1.0, autocast=False
+        student,
+        batch(),
+        mode="distill",
+        epochs=1,
+        training=dynamic.TrainingConfig(autocast=False),
+        distillation=dynamic.DistillationConfig(teacher=teacher, temperature=2.0, share=1.0),
     )
     assert report.loss == (pytest.approx(told, rel=1e-5),)
 
@@ -96,14 +111,14 @@ def test_the_teacher_comes_back_as_it_was(channels_last: bool) -> None:
     before, modes = weights(teacher), [m.training for m in teacher.modules()]
     strides = [p.stride() for p in teacher.parameters()]
     options: dict[str, Any] = {"epochs": 1, "channels_last": True}
-    dynamic.fit(convolutional(), digits_loader(count=200), "distill", teacher=teacher, **options)
+    fit(convolutional(), digits_loader(count=200), mode="distill", teacher=teacher, **options)
     assert same(before, weights(teacher))
     assert [m.training for m in teacher.modules()] == modes
     assert [p.stride() for p in teacher.parameters()] == strides
     assert all(p.grad is None for p in teacher.parameters())
     assert not teacher.linear.weight.requires_grad
     with pytest.raises(SettingError, match="loss is"):
-        dynamic.fit(convolutional(), digits_loader(count=300), "distill", teacher=teacher, lr=1e30, **options)
+        fit(convolutional(), digits_loader(count=300), mode="distill", lr=1e30, teacher=teacher, **options)
     assert [m.training for m in teacher.modules()] == modes
 
 
@@ -112,7 +127,7 @@ def test_a_plain_network_learns_from_labels() -> None:
     _, _, x, y = digits()
     with torch.no_grad():
         before = (network(x).argmax(1) == y).float().mean().item()
-    report = dynamic.fit(network, digits_loader(), "joint", epochs=5, lr=0.1)
+    report = dynamic.fit(network, digits_loader(), mode="joint", epochs=5, lr=0.1)
     assert not network.training
     with torch.no_grad():
         after = (network(x).argmax(1) == y).float().mean().item()
@@ -143,10 +158,10 @@ def test_a_plain_run_resumes_bit_for_bit(taught: bool, tmp_path: Path) -> None:
     how: dict[str, Any] = {"mode": "distill", "teacher": plain(1)} if taught else {"mode": "joint"}
     whole, broken, resumed = convolutional(), convolutional(), convolutional()
     path = tmp_path / "run.safetensors"
-    dynamic.fit(whole, digits_loader(count=500), epochs=4, **how)
+    fit(whole, digits_loader(count=500), epochs=4, **how)
     with pytest.raises(KeyboardInterrupt):
-        dynamic.fit(broken, Breaking(), epochs=4, checkpoint=path, **how)
-    report = dynamic.fit(resumed, digits_loader(count=500), epochs=4, checkpoint=path, **how)
+        fit(broken, Breaking(), epochs=4, checkpoint=path, **how)
+    report = fit(resumed, digits_loader(count=500), epochs=4, checkpoint=path, **how)
     assert report.resumed == 2
     assert same(weights(whole), weights(resumed))
     assert not same(weights(whole), weights(broken))
@@ -155,12 +170,12 @@ def test_a_plain_run_resumes_bit_for_bit(taught: bool, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_teacher_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     how: dict[str, Any] = {"mode": "distill", "epochs": 1, "checkpoint": path}
-    dynamic.fit(ExitNet(), batch(), teacher=plain(1), **how)
+    fit(ExitNet(), batch(), teacher=plain(1), **how)
     with pytest.raises(BundleError, match="teacher="):
-        dynamic.fit(ExitNet(), batch(), teacher=plain(2), **how)
+        fit(ExitNet(), batch(), teacher=plain(2), **how)
     with pytest.raises(BundleError, match="teacher="):
-        dynamic.fit(ExitNet(), batch(), **how)
-    assert dynamic.fit(ExitNet(), batch(), teacher=plain(1), **how).resumed == 1
+        fit(ExitNet(), batch(), **how)
+    assert fit(ExitNet(), batch(), teacher=plain(1), **how).resumed == 1
 
 
 def test_a_penalty_is_added_to_the_loss() -> None:
@@ -175,7 +190,12 @@ def test_a_penalty_is_added_to_the_loss() -> None:
     loss = nn.functional.cross_entropy(reference(x), y) + 0.3 * reference[1].weight.square().sum()
     gradients = torch.autograd.grad(loss, list(reference.parameters()))
     report = dynamic.fit(
-        network, batch(), "joint", penalty=penalty, epochs=1, lr=0.01, weight_decay=0.0, autocast=False
+        network,
+        batch(),
+        mode="joint",
+        epochs=1,
+        lr=0.01,
+        training=dynamic.TrainingConfig(penalty=penalty, weight_decay=0.0, autocast=False),
     )
     assert len(calls) == 1
     assert report.loss[0] == pytest.approx(nn.functional.cross_entropy(reference(x), y).item(), rel=1e-5)
@@ -205,7 +225,12 @@ def test_named_inputs_reach_the_teacher_by_name() -> None:
     ((x, y),) = batch()
     named = {"scale": torch.rand(len(x)), "x": x}
     report = dynamic.fit(
-        Ordered(), [(named, y)], "distill", teacher=Turned(), distill_share=1.0, epochs=1, autocast=False
+        Ordered(),
+        [(named, y)],
+        mode="distill",
+        epochs=1,
+        training=dynamic.TrainingConfig(autocast=False),
+        distillation=dynamic.DistillationConfig(teacher=Turned(), share=1.0),
     )
     assert report.loss[0] == pytest.approx(0, abs=1e-6)  # both say the same
 
@@ -223,26 +248,42 @@ class Broken(nn.Module):
 @pytest.mark.parametrize(
     ("teacher", "error", "message"),
     [
-        (plain(classes=7), InputError, r"teacher gives \[2, 7\] for 2 inputs; expected \[2, 10\]"),
+        (plain(classes=7), InputError, r"teacher gives \[2, 7\] for 2 inputs, expected \[2, 10\]"),
         (Short(), InputError, r"teacher gives \[1, 10\] for 2 inputs"),
         (Broken(), InputError, "epoch 1 of 1, step 1: the teacher's logits hold NaN"),
-        ([plain()], InputError, "teacher is a list; give a network, of several an Ensemble"),
+        ([plain()], InputError, "teacher is a list. Give a network, of several an Ensemble"),
     ],
 )
 def test_teachers_that_do_not_fit(teacher: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        dynamic.fit(plain(), batch(), "distill", teacher=teacher, epochs=1)
+        dynamic.fit(
+            plain(), batch(), mode="distill", epochs=1, distillation=dynamic.DistillationConfig(teacher=teacher)
+        )
 
 
 def test_a_teacher_is_another_network() -> None:
     network, part = ExitNet(), plain()
-    with pytest.raises(InputError, match=r"shares conv1\.weight with the network it teaches; give a copy"):
-        dynamic.fit(network, batch(), "distill", teacher=network.backbone, epochs=1)
+    with pytest.raises(InputError, match=r"shares conv1\.weight with the network it teaches. Give a copy"):
+        dynamic.fit(
+            network,
+            batch(),
+            mode="distill",
+            epochs=1,
+            distillation=dynamic.DistillationConfig(teacher=network.backbone),
+        )
     network.requires_grad_(False)
     network.heads.requires_grad_(True)  # its weights stand still, but its flags and statistics do not
     with pytest.raises(InputError, match="shares"):
-        dynamic.fit(network, batch(), "distill", teacher=network.backbone, epochs=1)
-    dynamic.fit(part, batch(), "distill", teacher=copy.deepcopy(part), epochs=1)
+        dynamic.fit(
+            network,
+            batch(),
+            mode="distill",
+            epochs=1,
+            distillation=dynamic.DistillationConfig(teacher=network.backbone),
+        )
+    dynamic.fit(
+        part, batch(), mode="distill", epochs=1, distillation=dynamic.DistillationConfig(teacher=copy.deepcopy(part))
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,14 +295,14 @@ def test_a_teacher_is_another_network() -> None:
             SettingError,
             "penalty means nothing with mode='heads'",
         ),
-        ({"mode": "heads"}, WrapError, r"Sequential without exits; call dynamic\.wrap"),
-        ({"mode": "distill"}, WrapError, "has no exits to teach: give teacher="),
+        ({"mode": "heads"}, WrapError, r"Sequential without exits. Call dynamic\.wrap"),
+        ({"mode": "distill"}, WrapError, "has no exits to teach: give distillation="),
         ({"mode": "joint", "exit_weights": [0.5, 1]}, SettingError, "2 exit_weights for 1 exits"),
     ],
 )
 def test_modes_and_what_they_need(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        dynamic.fit(plain(2), batch(), **options)
+        fit(plain(2), batch(), **options)
 
 
 def test_heads_learn_from_a_teacher_what_the_paper_says() -> None:
@@ -273,9 +314,7 @@ def test_heads_learn_from_a_teacher_what_the_paper_says() -> None:
     told = [expected(own, teacher(x), y, 0.7, 4.0) for own in (first, second)]
     before = weights(network.backbone), weights(teacher)
     options: dict[str, Any] = {"epochs": 1, "cache": False, "autocast": False, "progress": False}
-    report = dynamic.fit(
-        network, batch(), "heads", teacher=teacher, temperature=4.0, distill_share=0.7, lr=0.1, **options
-    )
+    report = fit(network, batch(), mode="heads", lr=0.1, teacher=teacher, temperature=4.0, distill_share=0.7, **options)
     assert report.loss == pytest.approx(told, rel=1e-4)
     assert same(weights(network.backbone), before[0])
     assert same(weights(teacher), before[1])
@@ -284,29 +323,47 @@ def test_heads_learn_from_a_teacher_what_the_paper_says() -> None:
 def test_the_last_exit_teaches_heads_as_a_copy_of_it_does() -> None:
     own, other = ExitNet(), ExitNet()
     options: dict[str, Any] = {"epochs": 2, "cache": False, "autocast": False, "progress": False}
-    dynamic.fit(own, batch(), "heads", teacher=own.backbone, **options)
-    dynamic.fit(other, batch(), "heads", teacher=copy.deepcopy(other.backbone), **options)
+    fit(own, batch(), mode="heads", teacher=own.backbone, **options)
+    fit(other, batch(), mode="heads", teacher=copy.deepcopy(other.backbone), **options)
     for name, wanted in other.heads.state_dict().items():
         torch.testing.assert_close(own.heads.state_dict()[name], wanted, rtol=1e-5, atol=1e-6)
     alone = ExitNet()
-    dynamic.fit(alone, batch(), "heads", **options)
+    fit(alone, batch(), mode="heads", **options)
     assert not same(weights(alone.heads), weights(own.heads))
 
 
 def test_what_heads_cannot_learn_from(tmp_path: Path) -> None:
     network = ExitNet()
     with pytest.raises(SettingError, match="heads learn from a teacher with cache=False only"):
-        dynamic.fit(network, batch(), "heads", teacher=plain())
+        dynamic.fit(network, batch(), mode="heads", distillation=dynamic.DistillationConfig(teacher=plain()))
     with pytest.raises(InputError, match=r"the teacher shares .* with the network it teaches"):
-        dynamic.fit(network, batch(), "heads", teacher=network, cache=False)
-    with pytest.raises(InputError, match=r"the teacher gives \[2, 7\] for 2 inputs; expected \[2, 10\]"):
-        dynamic.fit(network, batch(), "heads", teacher=plain(classes=7), cache=False)
+        dynamic.fit(
+            network,
+            batch(),
+            mode="heads",
+            training=dynamic.TrainingConfig(cache=False),
+            distillation=dynamic.DistillationConfig(teacher=network),
+        )
+    with pytest.raises(InputError, match=r"the teacher gives \[2, 7\] for 2 inputs, expected \[2, 10\]"):
+        dynamic.fit(
+            network,
+            batch(),
+            mode="heads",
+            training=dynamic.TrainingConfig(cache=False),
+            distillation=dynamic.DistillationConfig(teacher=plain(classes=7)),
+        )
     broken = plain()
     nn.init.constant_(broken[3].bias, float("nan"))
     with pytest.raises(InputError, match="the teacher's logits hold NaN or infinity"):
-        dynamic.fit(network, batch(), "heads", teacher=broken, cache=False, autocast=False)
+        dynamic.fit(
+            network,
+            batch(),
+            mode="heads",
+            training=dynamic.TrainingConfig(cache=False, autocast=False),
+            distillation=dynamic.DistillationConfig(teacher=broken),
+        )
     options: dict[str, Any] = {"cache": False, "autocast": False, "checkpoint": tmp_path / "heads.ckpt"}
-    dynamic.fit(network, batch(), "heads", teacher=network.backbone, epochs=1, **options)
+    fit(network, batch(), mode="heads", epochs=1, teacher=network.backbone, **options)
     for other in ({"teacher": plain()}, {"teacher": network.backbone, "temperature": 5.0}, {}):
         with pytest.raises(BundleError):
-            dynamic.fit(network, batch(), "heads", epochs=2, **options, **other)
+            fit(network, batch(), mode="heads", epochs=2, **options, **other)

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from support.fitting_networks import ExitNet, WholeHead, digits, digits_loader
+from support.fitting_networks import ExitNet, WholeHead, digits, digits_loader, fit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dynamic
 from dynamic.models import CifarResNet, ConvHead
-from dynamic.offline.training.fitting import FitReport
+from dynamic.offline.training.fit_report import FitReport
 from dynamic.policies.errors import BundleError, InputError, SettingError, WrapError
 
 PLAIN: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "autocast": False, "channels_last": False, "progress": False}
 
 
 def fitted(network: nn.Module, loader: Any, **options: Any) -> FitReport:
-    return dynamic.fit(network, loader, cache=False, **(PLAIN | options))
+    return fit(network, loader, cache=False, **(PLAIN | options))
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def test_as_by_hand_on_data_that_differ_in_every_epoch() -> None:
 def test_as_from_the_cache_where_the_loader_gives_one_batch(head: Any) -> None:
     x, y, _, _ = digits()
     kept, seen = (ExitNet() if head is None else ExitNet(head) for _ in range(2))
-    one = dynamic.fit(kept, [(x[:200], y[:200])], batch_size=200, epochs=4, **PLAIN)
+    one = fit(kept, [(x[:200], y[:200])], epochs=4, batch_size=200, **PLAIN)
     other = fitted(seen, [(x[:200], y[:200])], epochs=4)
     assert one.features_mb > 0
     assert other.features_mb == 0
@@ -138,7 +138,7 @@ def test_interrupted_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> N
     assert report.resumed == 2
     assert same(weights(whole), weights(resumed))
     with pytest.raises(BundleError, match="order of the data=not cached"):
-        dynamic.fit(ExitNet(), images(), checkpoint=path, **(PLAIN | options))
+        fit(ExitNet(), images(), checkpoint=path, **(PLAIN | options))
     with pytest.raises(BundleError, match="backbone weights="):
         fitted(ExitNet(seed=1), images(), checkpoint=path, **options)
 
@@ -151,7 +151,7 @@ def test_heads_on_large_features_of_a_wrapped_network() -> None:
     before = weights(network)
     report = fitted(network, digits_loader(), epochs=4)
     assert report.exits == ("layer2",)
-    assert report.accuracy.low > 0.5
+    assert report.accuracy[-1] > 0.5
     changed = {n for n in before if not torch.equal(before[n], network.state_dict()[n])}
     assert all(n.startswith("heads.1.") for n in changed)
 
@@ -170,8 +170,8 @@ def test_settings_and_loaders_that_do_not_fit() -> None:
     [
         (lambda x, y: [], "gave no batch"),
         (lambda x, y: [x], "without labels"),
-        (lambda x, y: [(x, y + 1)], "labels run from 1 to 10; the network has 10 classes"),
-        (lambda x, y: [(x, y), (x, y + 1)], "labels run from 1 to 10; the network has 10 classes"),
+        (lambda x, y: [(x, y + 1)], "labels run from 1 to 10. The network has 10 classes"),
+        (lambda x, y: [(x, y), (x, y + 1)], "labels run from 1 to 10. The network has 10 classes"),
         (lambda x, y: [(x, y - 1)], "labels run from -1 to 8"),
         (lambda x, y: [(x, y[:-1])], "20 inputs and 19 labels"),
         (lambda x, y: [(x * float("nan"), y)], "inputs hold NaN"),

@@ -62,7 +62,7 @@ def test_the_teacher_learns_from_labels_alone() -> None:
         ({"weights": ()}, "exit_weights"),
         ({"weights": (1.0, math.nan)}, "exit_weights"),
         ({"weights": (1.0, math.inf)}, "exit_weights"),
-        ({"distill": -0.1}, "distill_share"),
+        ({"distill": -0.1}, "share=-0.1"),
         ({"temperature": math.inf}, "temperature"),
         ({"label_smoothing": -0.1}, "label_smoothing"),
     ],

@@ -14,7 +14,7 @@ from support.runtime_cases import Fake, X, faked, shared_blobs
 import dynamic
 from dynamic.errors import ClosedError, InputError, ShedError
 
-LIMIT_S = 30
+LIMIT_S = 120
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from dynamic.engines.contract import Output
 from dynamic.runtime.requests.input_copies import owned
 from dynamic.runtime.runtime import Runtime
 
-LIMIT_S = 30
+LIMIT_S = 120
 Pair = namedtuple("Pair", "left right")
 
 

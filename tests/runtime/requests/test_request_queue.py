@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from support.runtime_cases import Fake, Takes, X, faked, monitor, shared_blobs
+from support.sensor_cases import wait_until
 
 import dynamic
 from dynamic.errors import ClosedError, EngineError, InputError, SettingError, ShedError
 from dynamic.policies import Decision
 from dynamic.progress import track
 
-LIMIT_S = 30
+LIMIT_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -341,11 +342,7 @@ def test_an_idle_worker_holds_no_result(bundle: dynamic.Bundle) -> None:
     seen = weakref.ref(x)
     run.submit(x).result(LIMIT_S)
     del x
-    for _ in range(1000):  # until the worker has gone back to wait
-        if seen() is None:
-            break
-        time.sleep(0.002)
-    assert seen() is None
+    assert wait_until(lambda: seen() is None)  # the worker goes back to wait
     run.close()
 
 

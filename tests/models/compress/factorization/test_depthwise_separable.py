@@ -176,7 +176,15 @@ def test_exits_and_fine_tuning() -> None:
     network = CifarResNet(8)
     dynamic.fit(network, [(x, labels)], mode="joint", epochs=3, progress=False)
     made = separate(network, x, latency=False).network
-    first = dynamic.fit(made, [(x, labels)], mode="distill", teacher=network, epochs=8, lr=0.01, progress=False)
+    first = dynamic.fit(
+        made,
+        [(x, labels)],
+        mode="distill",
+        epochs=8,
+        lr=0.01,
+        distillation=dynamic.DistillationConfig(teacher=network),
+        progress=False,
+    )
     assert first.history_loss[-1][0] < first.history_loss[0][0]
     net = dynamic.wrap(network.eval(), x, exits=1)
     wrapped = separate(net, x, latency=False).network.eval()

@@ -48,7 +48,7 @@ def test_data_that_do_not_fit_are_named() -> None:
     with open_on_engine(Table([0, 1, 2]), X, "torch", "f32") as a:
         with pytest.raises(InputError, match="without labels"):
             right_answers([a], [X])
-        with pytest.raises(InputError, match="the network has 3 classes"):
+        with pytest.raises(InputError, match="The network has 3 classes"):
             right_answers([a], [(X, torch.tensor([0, 1, 3, 0]))])
         with pytest.raises(InputError, match="gave no batch"):
             right_answers([a], [])

@@ -159,7 +159,7 @@ def test_named_amounts_take_away_more_and_more() -> None:
 
 
 def test_what_is_no_recipe_is_named() -> None:
-    with pytest.raises(SettingError, match=r"methods='squeeze' is no choice here: use one of .*'low_rank'"):
+    with pytest.raises(SettingError, match=r"methods='squeeze' is not known. Use one of .*low_rank"):
         recipe("squeeze", [])
     with pytest.raises(InputError, match="holds a int"):
         recipe(3, [])  # type: ignore[arg-type]

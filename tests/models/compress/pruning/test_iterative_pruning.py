@@ -119,7 +119,7 @@ def test_killed_and_started_again_gives_the_same_network(
                 raise KilledError
             return torch.zeros(())
 
-        return fit(network, loader, penalty=penalty, **kwargs)
+        return fit(network, loader, training=dynamic.TrainingConfig(penalty=penalty), **kwargs)
 
     monkeypatch.setattr(iterative_pruning, "fit", dies)
     with pytest.raises(KilledError):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from support import fitting_networks as networks
+from support.fitting_networks import fit
 from torch import nn
 
 import dynamic
@@ -57,7 +58,7 @@ def test_masks_hold_while_the_network_is_trained(settings: dict[str, object]) ->
     net = CifarResNet(8, in_channels=1, width=8)
     done = prune_weights(net, torch.zeros(1, 1, 8, 8), amount=0.7, latency=False)
     before, weight = masks(done.network), done.network.layer3[0].conv1.weight.detach().clone()
-    dynamic.fit(done.network, networks.digits_loader(count=200), mode="joint", epochs=1, **settings)
+    fit(done.network, networks.digits_loader(count=200), mode="joint", epochs=1, **settings)
     trained = baked(done.network)
     assert not torch.equal(trained.layer3[0].conv1.weight, weight)
     for name, mask in before.items():
@@ -89,7 +90,14 @@ def test_a_checkpoint_goes_on_with_masks(tmp_path) -> None:
         return torch.zeros(())
 
     with pytest.raises(StoppedError):
-        dynamic.fit(cut, loader, mode="joint", epochs=2, checkpoint=tmp_path / "c", penalty=stop)
+        dynamic.fit(
+            cut,
+            loader,
+            mode="joint",
+            epochs=2,
+            checkpoint=tmp_path / "c",
+            training=dynamic.TrainingConfig(penalty=stop),
+        )
     again = copy.deepcopy(start)
     report = dynamic.fit(again, loader, mode="joint", epochs=2, checkpoint=tmp_path / "c")
     assert report.resumed == 1
@@ -175,7 +183,7 @@ def test_amounts_out_of_range(amount: float) -> None:
 
 
 def test_bad_settings_and_networks() -> None:
-    with pytest.raises(SettingError, match="scope='row' is no choice here: use one of 'global', 'layer'"):
+    with pytest.raises(SettingError, match=r"scope='row' is not known\. Use one of global, layer"):
         prune_weights(small(), X, amount=0.5, scope="row")
     with pytest.raises(InputError, match="no such modules"):
         prune_weights(small(), X, amount=0.5, skip=["7"])

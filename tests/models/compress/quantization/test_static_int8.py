@@ -393,7 +393,9 @@ def test_the_last_layer_is_in_integers_under_a_temperature(tmp_path: Path, class
     cascade = dynamic.Cascade([small, reference])
     spec = describe(cascade, X[:2])
     ladder = replace(plain_ladder(spec, "mean"), temperature=(temperature, 1.0))
-    path = dynamic.export(cascade, tmp_path / "c.onnx", "single", example_inputs=X[:2], ladder=ladder, progress=False)
+    path = dynamic.export(
+        cascade, tmp_path / "c.onnx", batch="single", example_inputs=X[:2], ladder=ladder, progress=False
+    )
     session, ran = optimized(path)
     assert ran["QGemm"] == 1
     assert ran["Gemm"] == 1  # the float network's
@@ -540,7 +542,7 @@ def test_a_build_allows_int8_what_rounding_needs_and_float_no_more() -> None:
 def test_a_result_of_compression_is_no_network_and_the_error_says_what_to_give() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     made = quantize(network, torch.zeros(2, 12), calibration_loader=[torch.randn(8, 12)], latency=False)
-    with pytest.raises(InputError, match=r"network 0 of the cascade is a Compressed, no nn\.Module; give its"):
+    with pytest.raises(InputError, match=r"network 0 of the cascade is a Compressed, no nn\.Module. Give its"):
         dynamic.Cascade([made, network])  # type: ignore[list-item]
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks, a folder a theme: `python -m benchmarks.THEME.NAME` from the root of the repository."""

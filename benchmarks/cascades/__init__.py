@@ -1,0 +1,1 @@
+"""Cascades against the static networks that they consist of."""

@@ -1,0 +1,1 @@
+"""What each way to a smaller network gains and costs."""

@@ -1,0 +1,1 @@
+"""The same bundle on other processors and under other settings."""

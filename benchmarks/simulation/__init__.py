@@ -1,0 +1,1 @@
+"""Simulated devices, batteries and scenarios."""

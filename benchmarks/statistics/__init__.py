@@ -1,0 +1,1 @@
+"""Whether certificates and the drift test keep their promise."""
