@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.errors import CalibrationError, CorruptError, InputError, SettingError
-from dynamic.policies.validation.array_files import read_arrays
+from dynamic.policies.validation.array_files import read_arrays, write_arrays
 from dynamic.policies.validation.fields import items, number, text, whole
 
 SEARCH, CERTIFY = 0, 1
-SEARCH_SHARE = (
-    0.25  # of a calibration set. It gives about the cheapest certified point (benchmarks/statistics/certified.py)
-)
+# of a calibration set. It gives about the cheapest certified point (benchmarks/statistics/certified.py)
+SEARCH_SHARE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +107,7 @@ class Records:
         )
 
     def save(self, path: Path) -> None:
-        """Write the records as `.npz`, without pickle.
+        """Write the records as `.npz`, without pickle. The file appears whole or not at all.
 
         Args:
             path: The file. It is replaced.
@@ -137,8 +136,7 @@ class Records:
             arrays["group"] = self.group
         if self.made_on is not None:
             arrays["made_on"] = np.array(self.made_on)
-        with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Records":

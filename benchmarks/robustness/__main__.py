@@ -5,8 +5,10 @@
     python -m benchmarks.robustness --only kills writers  # these alone
     python -m benchmarks.robustness --again               # sections that are done too
 
-Figures are saved after each section. A run that was interrupted continues with the next one.
-A section is one file with a function `(seed, amount) -> counts`. It stands in `SECTIONS` with what it counts by.
+Figures are saved after each section, with the machine and the versions that it ran on. A run that was interrupted
+continues where it was. A section of other settings, another machine or other versions is run again.
+A section is one file with a function `(seed, amount) -> counts`. It stands in `SECTIONS` with what it counts by. One of
+`part` takes minutes, so it is saved after each such part (its function takes `first` too).
 """
 
 import argparse
@@ -14,7 +16,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,19 +36,26 @@ class Section:
     amount: float  # a number of trials, or seconds, as the section says
     short: float
     zero: tuple[str, ...]
+    part: int | None = None  # trials after which it is saved
 
-    def run(self, seed: int, amount: float) -> Counts:
+    def run(self, seed: int, amount: float, **options: Any) -> Counts:
         """What was counted. The file is imported only now: one section needs torch, another must not have it."""
-        function: Callable[[int, float], Counts] = getattr(
+        function: Callable[..., Counts] = getattr(
             importlib.import_module(f"benchmarks.robustness.{self.name}"), self.name
         )
-        return function(seed, amount)
+        return function(seed, amount, **options)
 
 
 SECTIONS = (
-    Section("kills", amount=300, short=4, zero=("lost", "left", "left_temporary")),
+    Section("kills", amount=300, short=5, zero=("lost", "left", "left_temporary")),
     Section("writers", amount=60, short=2, zero=("failed_loads", "mixed_loads", "failed_saves", "left")),
-    Section("altered", amount=5000, short=30, zero=("raw", "silent_point", "silent_answer", "silent_loss_of_costs")),
+    Section(
+        "altered",
+        amount=5000,
+        short=30,
+        zero=("raw", "silent_point", "silent_answer", "silent_loss_of_costs"),
+        part=250,
+    ),
     Section("inputs", 3000, 100, ("raw", "certified_without_answer", "certified_not_finite", "wrong_answers")),
     Section("buffers", amount=1000, short=20, zero=("wrong", "peaks_above_limit")),
     Section("swaps", amount=50, short=3, zero=("failed", "below_goal")),
@@ -69,17 +78,61 @@ def main() -> None:
         if options.only and section.name not in options.only:
             continue
         amount = section.short if options.short else section.amount
-        settings = {"seed": options.seed, "amount": amount}
-        if options.again or done.get(section.name, {}).get("settings") != settings:
+        about = {"settings": {"seed": options.seed, "amount": amount}, **environment()}
+        if options.again or not is_of(done.get(section.name), about):
             print(f"{section.name}: {amount:g}", file=sys.stderr, flush=True)
-            began = time.monotonic()
-            counts = section.run(options.seed, amount)
-            done[section.name] = {"settings": settings, "seconds": round(time.monotonic() - began), "counts": counts}
-            save(options.results, done)
+            run_section(section, about, done, options.results)
         wrong += [f"{section.name}: {key}" for key in section.zero if done[section.name]["counts"][key]]
     print(table(done))
+    missing = [section.name for section in SECTIONS if section.name not in done]
+    if missing and not options.only:
+        wrong.append(f"no results of {', '.join(missing)}")
     if wrong:
         sys.exit(f"not 0: {', '.join(wrong)}")
+
+
+def is_of(section: Mapping[str, Any] | None, about: Mapping[str, Any]) -> bool:
+    """Whether a section that was saved is whole, and of these settings, this machine and these versions."""
+    return section is not None and "next" not in section and {key: section.get(key) for key in about} == about
+
+
+def run_section(section: Section, about: Mapping[str, Any], done: dict[str, Any], results: Path) -> None:
+    """Run a section, in parts where it has some, from the part on that an earlier run did not reach."""
+    seed, amount = about["settings"]["seed"], about["settings"]["amount"]
+    if section.part is None:
+        began = time.monotonic()
+        counts = section.run(seed, amount)
+        done[section.name] = {**about, "seconds": round(time.monotonic() - began), "counts": counts}
+        save(results, done)
+        return
+    before = done.get(section.name, {})
+    if "next" not in before or {key: before.get(key) for key in about} != about:
+        before = {**about, "seconds": 0, "next": 0, "counts": {}}
+    while before["next"] < amount:
+        began, first = time.monotonic(), before["next"]
+        count = min(section.part, int(amount) - first)
+        counts = added(before["counts"], section.run(seed, count, first=first))
+        before |= {"seconds": before["seconds"] + round(time.monotonic() - began), "next": first + count}
+        before |= {"counts": counts}
+        done[section.name] = before
+        save(results, done)
+        print(f"{section.name}: {first + count} of {amount:g}", file=sys.stderr, flush=True)
+    del before["next"]
+    save(results, done)
+
+
+def added(one: Counts, other: Counts) -> Counts:
+    """The counts of two parts: numbers added, the first few errors of both."""
+    total = {key: one.get(key, 0) + value for key, value in other.items() if key != "errors"}
+    rest = {key: value for key, value in one.items() if key not in other}
+    return {**total, **rest, "errors": [*one.get("errors", []), *other.get("errors", [])][:5]}
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that counts belong to. Those of this library do not depend on a commit."""
+    packages = ("dynamic-inference", "numpy", "onnxruntime", "openvino", "torch")
+    found = {package: number.partition("+")[0] for package in packages if (number := _version(package))}
+    return {"machine": machine_name(), "versions": {"python": sys.version.split()[0], **found}}
 
 
 def earlier(path: Path) -> dict[str, Any]:
@@ -92,15 +145,11 @@ def earlier(path: Path) -> dict[str, Any]:
 
 
 def save(path: Path, sections: dict[str, Any]) -> None:
-    """Write the sections with command, versions and machine."""
-    packages = ("dynamic-inference", "numpy", "onnxruntime", "openvino", "torch")
-    about = {
-        "command": "python -m benchmarks.robustness",
-        "machine": machine_name(),
-        "versions": {"python": sys.version.split()[0], **{p: v for p in packages if (v := _version(p))}},
-    }
+    """Write the sections with the command. Each has its machine and versions, the file those of the last run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(about | {"sections": sections}, indent=1) + "\n")
+    replace_text(
+        path, json.dumps({"command": "python -m benchmarks.robustness", "sections": sections}, indent=1) + "\n"
+    )
 
 
 def table(sections: dict[str, Any]) -> str:
@@ -108,7 +157,8 @@ def table(sections: dict[str, Any]) -> str:
     lines = ["| section | amount | counts |", "| --- | --- | --- |"]
     for name, section in sections.items():
         counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in section["counts"].items())
-        lines.append(f"| {name} | {section['settings']['amount']:g} | {counts} |")
+        amount = section.get("next", section["settings"]["amount"])  # of one that was interrupted
+        lines.append(f"| {name} | {amount:g} | {counts} |")
     return "\n".join(lines)
 
 

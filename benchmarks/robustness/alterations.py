@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from dynamic.bundle.bundle import MANIFEST, _manifest_hash
-from dynamic.bundle.fingerprint import file_hash
+from dynamic.storage.regular_files import file_hash
 
 MEASURED = ("costs", "choices", "checks")  # what each machine adds: it has no hash in the manifest
 # out of the range of every field, and of every type

@@ -3,8 +3,10 @@
     python -m benchmarks.robustness.altered --count 5000
 
 A small bundle is built and profiled. Each attempt copies it, alters the copy in one way, as it lies or with the
-manifest hashed again, loads it and answers inputs under a budget. What must not be: an exception that is none of this
-library's, another operating point without a word in the log, another label that is called certified.
+manifest hashed again, loads it and answers inputs under a budget. In a third of the attempts the copy is loaded before
+it is altered, as in a service. What must not be: an exception that is none of this library's, an attempt that hangs,
+another operating point without a word in the log, another label that is called certified. Other labels that are not
+certified and of which the log says nothing are counted as `changed_unlogged`.
 
 A bit flipped and hashed again, in a threshold or a weight, is another bundle of another maker. No check can tell (see
 docs/trust.md), so this is tried for raw exceptions alone, and what changed is counted as `of_another_maker`.
@@ -14,6 +16,7 @@ import argparse
 import json
 import logging
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -33,6 +36,8 @@ from dynamic.errors import DynamicError
 
 CLASSES, SIDE = 4, 8
 MAX_DROP = 0.1
+LIMIT_S = 120  # of an attempt that hangs, on a busy machine
+LOADED = 1 / 3  # of the attempts alter a bundle that is loaded
 
 
 def make_shelf(folder: Path) -> dynamic.Bundle:
@@ -93,11 +98,22 @@ def answer(bundle: dynamic.Bundle, images: Any) -> Answer:
     )
 
 
-def outcome(shelf: Path, expected: Answer, costs: Any, images: Any) -> str:
-    """What became of an altered bundle. Raises what is none of this library's errors."""
+def outcome(shelf: Path, expected: Answer, costs: Any, images: Any, loaded: dynamic.Bundle | None = None) -> str:
+    """What became of an altered bundle. Raises what is none of this library's errors.
+
+    Args:
+        shelf: The altered bundle.
+        expected: The answer of the bundle as it was.
+        costs: Its costs, for a bundle that has lost its own.
+        images: The inputs.
+        loaded: The bundle, where it was loaded before it was altered.
+
+    Returns:
+        The name of a count.
+    """
     with messages() as said:
         try:
-            bundle = dynamic.load(shelf)
+            bundle = dynamic.load(shelf) if loaded is None else loaded
             again = bundle.costs is None
             if again and not said and any((shelf / "costs").glob("*.json")):
                 return "silent_loss_of_costs"
@@ -105,12 +121,32 @@ def outcome(shelf: Path, expected: Answer, costs: Any, images: Any) -> str:
         except DynamicError:
             return "refused"
         if not found.certified:
-            return "not_certified"
+            changed = found.labels != expected.labels
+            return "changed_unlogged" if changed and not said else "not_certified"
         if found.labels != expected.labels:
             return "silent_answer"
         if found.thresholds != expected.thresholds:
             return "silent_point"
         return "measured_again" if again or said else "unchanged"
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in the block once so much time is over, where the system has alarms."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"it hung for {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
@@ -133,8 +169,8 @@ def messages() -> Iterator[list[str]]:
 
 
 def altered(
-    seed: int = 0, count: int = 5000, shelf: Path | None = None, faults: list[str] | None = None
-) -> dict[str, int]:
+    seed: int = 0, count: int = 5000, shelf: Path | None = None, faults: list[str] | None = None, first: int = 0
+) -> dict[str, Any]:
     """Alter a bundle so many times and count what became of it.
 
     Args:
@@ -142,12 +178,16 @@ def altered(
         count: How many.
         shelf: A bundle that `make_shelf` wrote. None: it is made.
         faults: Takes what went wrong, in words.
+        first: Number of the first attempt, for a run that was interrupted.
 
     Returns:
         Counts: `tried`, `raw` exceptions, `silent_point`, `silent_answer`, `silent_loss_of_costs`, which must be 0, and
-        `refused`, `measured_again`, `not_certified`, `unchanged`, `of_another_maker`.
+        `loaded_before`, `refused`, `measured_again`, `not_certified`, `changed_unlogged`, `unchanged`,
+        `of_another_maker`. `errors`: the first few faults in words.
     """
-    counts = Counter(dict.fromkeys(("tried", "raw", "silent_point", "silent_answer", "silent_loss_of_costs"), 0))
+    keys = ("tried", "raw", "silent_point", "silent_answer", "silent_loss_of_costs", "changed_unlogged")
+    counts, errors = Counter(dict.fromkeys(keys, 0)), list[str]()
+    logging.getLogger("dynamic").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="altered-") as place:
         folder = Path(place)
         if shelf is None:
@@ -158,33 +198,38 @@ def altered(
         expected = answer(original, images)
         if not expected.certified:
             raise SystemExit("the bundle is not certified as it was built: nothing could be noticed")
-        for attempt in range(count):
-            one, word, by_maker = _attempt(folder / "try", shelf, Random(f"{seed} {attempt}"))
+        for attempt in range(first, first + int(count)):
+            one, word, by_maker, loaded = _attempt(folder / "try", shelf, Random(f"{seed} {attempt}"))
             counts["tried"] += 1
+            counts["loaded_before"] += loaded is not None
             try:
-                result = outcome(one, expected, original.costs, images)
+                with time_limit(LIMIT_S):
+                    result = outcome(one, expected, original.costs, images, loaded)
             except Exception:  # that is what is looked for
                 result = "raw"
                 word = f"{word}\n{traceback.format_exc()}"
-            if by_maker and result.startswith("silent"):
+            if by_maker and loaded is None and result.startswith(("silent", "changed")):
                 result = "of_another_maker"
             counts[result] += 1
-            if faults is not None and (result == "raw" or result.startswith("silent")):
-                faults.append(f"{result}: seed {seed}, attempt {attempt}: {word}")
+            if result == "raw" or result.startswith(("silent", "changed")):
+                errors.append(f"{result}: seed {seed}, attempt {attempt}: {word}")
             shutil.rmtree(folder / "try")
-    return dict(counts)
+    if faults is not None:
+        faults += errors
+    return {**counts, "errors": [error[:300] for error in errors[:5]]}
 
 
-def _attempt(folder: Path, shelf: Path, random: Random) -> tuple[Path, str, bool]:
-    """An altered copy, what was done to it, and whether only its maker could tell."""
+def _attempt(folder: Path, shelf: Path, random: Random) -> tuple[Path, str, bool, dynamic.Bundle | None]:
+    """An altered copy, what was done to it, whether only its maker could tell, and the copy as it was loaded before."""
     one = Path(shutil.copytree(shelf, folder / "shelf"))
     again = random.random() < 0.5
     by_maker = again and random.random() < 0.15
     alteration: Alteration = flip if by_maker else random.choice(HASHED_AGAIN if again else AS_IT_LIES)
+    loaded = dynamic.load(one) if random.random() < LOADED else None
     word = alteration(one, random)
     if again:
         hash_again(one)
-    return one, f"{word}{', hashed again' if again else ''}", by_maker
+    return one, f"{word}{', hashed again' if again else ''}{', loaded before' if loaded else ''}", by_maker, loaded
 
 
 def main() -> None:
@@ -197,7 +242,7 @@ def main() -> None:
     counts = altered(options.seed, options.count, faults=faults)
     print("\n".join(faults), file=sys.stderr)
     print(json.dumps(counts, indent=1))
-    sys.exit(1 if any(counts[name] for name in counts if name == "raw" or name.startswith("silent")) else 0)
+    sys.exit(1 if any(counts[name] for name in counts if name.startswith(("raw", "silent"))) else 0)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ Value = Any
 Change = Callable[[Random, Value], Value]
 TYPES = ("float16", "float64", "int8", "int64", "uint8", "bool", "complex64", ">f4", ">u1", "object", "str", "M8[s]")
 LIMIT_S = 60
+DEEPEST = 8  # of lists in lists: inputs have three or four dimensions
 
 
 class Dlpack:
@@ -183,16 +184,25 @@ def draw(random: Random, pictures: bool) -> tuple[Value, list[int] | None]:
     return value, None
 
 
-def is_not_finite(value: Value) -> bool:
-    """Whether an array, or one in a dict or tuple, holds NaN or infinity."""
+def is_not_finite(value: Value, depth: int = 0) -> bool:
+    """Whether an array, or one in a dict, a list or whatever else holds numbers, holds NaN or infinity."""
+    if depth > DEEPEST or value is None or isinstance(value, (str, bytes)):
+        return False
     if isinstance(value, (collections.UserDict, dict)):
-        return any(map(is_not_finite, value.values()))
-    if isinstance(value, tuple):
-        return any(map(is_not_finite, value))
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        values = np.asarray(value)
-        return values.dtype.kind == "f" and not bool(np.isfinite(values).all())
-    return False
+        return any(is_not_finite(entry, depth + 1) for entry in value.values())
+    if isinstance(value, Dlpack):
+        return is_not_finite(value.values, depth + 1)
+    if isinstance(value, (tuple, list, collections.deque, collections.UserList)):
+        return any(is_not_finite(entry, depth + 1) for entry in value)
+    try:
+        if isinstance(value, torch.Tensor):  # numpy has no bfloat16
+            value = value.detach().to_dense().double().numpy()
+        values = np.asarray(value)  # a memoryview, an array of the standard library, a number
+        if values.dtype.kind == "O":
+            values = values.astype(np.float64)
+        return values.dtype.kind in "fc" and not bool(np.isfinite(values).all())
+    except Exception:  # a tensor without values, an iterator, text: no network takes it
+        return False
 
 
 def inputs(seed: int, count: float, engines: Sequence[str] = ("onnxruntime", "openvino")) -> dict[str, Any]:

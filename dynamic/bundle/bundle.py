@@ -35,7 +35,7 @@ from dynamic.bundle.canaries.canary_set import CANARIES, Canaries
 from dynamic.bundle.canaries.check import CHECKS, CanaryReport
 from dynamic.bundle.canaries.reports import canary_report, engine_agrees
 from dynamic.bundle.device_calibration import calibrate_here
-from dynamic.bundle.fingerprint import EngineIdentity, file_hash, fingerprint
+from dynamic.bundle.fingerprint import EngineIdentity, fingerprint
 from dynamic.bundle.golden_vectors import figures, golden, to_text
 from dynamic.bundle.manifest import LADDER, Facts, check_ladder, read_facts
 from dynamic.bundle.requirements import check_needs
@@ -66,9 +66,9 @@ from dynamic.profiling.engine_choice import AUTO, CHOICES, chosen
 from dynamic.profiling.machine import machine_key, machine_name, quota_threads
 from dynamic.profiling.stage_profile import profile
 from dynamic.storage.atomic_write import copy_file, copy_room, disk_errors, explain_disk_errors, keep_text
-from dynamic.storage.inner_paths import check_inside
-from dynamic.storage.json_files import read_json, seal, unseal
-from dynamic.storage.open_files import HeldFiles
+from dynamic.storage.json_files import MEASURED_BYTES, read_json, seal, unseal
+from dynamic.storage.open_files import HeldFiles, folder_state
+from dynamic.storage.regular_files import check_hash, file_hash
 from dynamic.storage.versioned_folder import is_empty, put_folder, standing
 
 if TYPE_CHECKING:
@@ -316,12 +316,7 @@ class Bundle:
             >>> bundle.size_of("ladder.json") > 100
             True
         """
-        try:
-            return (self.folder / name).stat().st_size
-        except OSError:
-            if self._held is None:
-                raise
-            return self._held.size(name)
+        return (self.folder / name).stat().st_size if self._held is None else self._held.size(name)
 
     def copy_to(self, folder: Path, rooms: Sequence[str] = _ROOMS) -> None:
         """Copy the files that the manifest lists, the manifest, and what machines added.
@@ -475,7 +470,7 @@ class Bundle:
             keep = self._owner is None and self.place is not None
             with self._lying() as folder:
                 name = chosen(
-                    folder, self.spec, self.combiner(), precision_on, keep, hashes=self.hashes, **options
+                    folder, self.spec, self.combiner(), precision_on, keep, self.cascade, hashes=self.hashes, **options
                 ).engine
             if name != self.engine:
                 logger.warning(
@@ -914,12 +909,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
 
 def _version(base: Path) -> tuple[int, ...] | None:
     """What distinguishes a folder and its manifest from those that replace them. None where there is none."""
-    try:
-        own, manifest = base.stat(), (base / MANIFEST).stat()
-    except OSError:
-        return None
-    file = manifest.st_dev, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns
-    return (own.st_dev, own.st_ino, *file)
+    return folder_state(base, MANIFEST)
 
 
 def holds_bundle(folder: Path) -> bool:
@@ -1019,7 +1009,7 @@ def _costs(bundle: Bundle, name: str) -> Costs | None:
         return None
     path = place / _COSTS / name
     try:
-        data = read_json(path, place)
+        data = read_json(path, place, most_bytes=MEASURED_BYTES)
         if isinstance(data, dict) and "schema" in data and "route" not in data:
             logger.warning("the costs in %s were measured by an earlier version: call profile() again", path)
             return None
@@ -1092,21 +1082,6 @@ def _check_weights(folder: Path, name: str, facts: Facts) -> None:
             raise ValueError(f"it names {unlisted[0]!r:.80} for its weights, which the manifest does not list")
     except ValueError as error:
         raise CorruptError(f"{folder}: {name} does not read ({error}); build or copy the bundle again") from error
-
-
-def check_hash(folder: Path, name: str, sha256: str | None) -> None:
-    """Raises CorruptError where a file is missing, lies outside or has another hash. None: no hash."""
-    path = folder / name
-    if not path.is_file():
-        raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")
-    try:
-        check_inside(path, folder)
-    except ValueError as error:
-        raise CorruptError(
-            f"{folder}: {name} is not used, since {error}; copy the bundle with its links followed, cp -rL"
-        ) from error
-    if sha256 is not None and file_hash(path) != sha256:
-        raise CorruptError(f"{folder}: {name} was altered after it was written; copy the bundle again")
 
 
 def _preprocess_json(preprocess: Preprocess | None) -> Any:

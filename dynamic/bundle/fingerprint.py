@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from dynamic.engines.engine_factory import engine_version
@@ -97,9 +96,3 @@ def fingerprint(cascade: str, preprocess: Any, engine: str, precision: str) -> s
     """One hash of all four. A change of any makes calibration, thresholds and certificates void."""
     text = json.dumps([cascade, preprocess, engine, precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

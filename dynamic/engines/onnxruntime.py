@@ -48,7 +48,7 @@ class Sessions:
         self.threads = threads or available_cores()
         self._files, self._idle, self._rivals = BundleFiles(folder, hashes, held), idle, rivals
         self._open: dict[str, Any] = {}  # file -> session
-        self._look_s = 0.0  # when to check again for overwritten files
+        self._look_s: dict[str, float] = {}  # file -> when to look whether files of its session were overwritten
         self._lock = threading.RLock()
         forget_after_fork(self)
 
@@ -60,8 +60,9 @@ class Sessions:
         session = self._open.get(file)
         if session is not None:
             now_s = time.monotonic()
-            if now_s >= self._look_s:  # ONNX Runtime maps weights: overwriting them changes this session
-                self._look_s = now_s + _LOOK_S
+            # ONNX Runtime maps weights: overwriting them changes this session
+            if now_s >= self._look_s.get(file, 0.0):
+                self._look_s[file] = now_s + _LOOK_S
                 self._look(file)
         else:
             with self._lock:

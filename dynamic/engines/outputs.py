@@ -64,10 +64,23 @@ def is_whole(output: Output) -> bool:
     return is_finite(output.logits) and not any(score != score for score in output.score.tolist())
 
 
-def is_silent(output: Output, inputs: Mapping[str, Array]) -> bool:
-    """Whether an output is not whole for a row of finite inputs."""
+def answered_rows(output: Output) -> NDArray[np.bool_]:
+    """Whether each row has an answer to which the stage that it left at contributed, `[B]`."""
+    return finite_rows(output.logits) & ~np.isnan(output.score)
+
+
+def silent_rows(output: Output, inputs: Mapping[str, Array]) -> NDArray[np.intp]:
+    """The rows of finite inputs that have no answer.
+
+    Args:
+        output: What an engine returned for them.
+        inputs: By name, each `[B, ...]`.
+
+    Returns:
+        Their numbers `[K]`.
+    """
     asked = np.logical_and.reduce([finite_rows(array) for array in inputs.values()])
-    return bool((asked & ~(finite_rows(output.logits) & ~np.isnan(output.score))).any())
+    return np.flatnonzero(asked & ~answered_rows(output))
 
 
 def _text(output: object) -> str:

@@ -11,7 +11,8 @@ from dynamic.policies.errors import CorruptError, SchemaError
 from dynamic.policies.snapshot import Snapshot
 from dynamic.policies.validation.fields import MOST, flag, items, mapping, number, short, text, texts, whole
 from dynamic.policies.validation.numbers import plain
-from dynamic.storage.json_files import parse_json, read_bytes
+from dynamic.storage.json_files import parse_json
+from dynamic.storage.regular_files import read_bytes
 
 SCHEMA = 1
 _KIND = "dynamic trace"

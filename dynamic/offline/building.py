@@ -147,7 +147,9 @@ def build(
         if exported:
             write_graphs(folder, spec, plain_ladder(spec, cascade.combine))  # written again once temperatures are known
         if engine == AUTO:
-            engine_name = chosen(folder, spec, plain_combiner(spec), lambda _: precision, keep=True).engine
+            engine_name = chosen(
+                folder, spec, plain_combiner(spec), lambda _: precision, keep=True, cascade=cascade.fingerprint()
+            ).engine
         opened = open_engine(engine_name, folder, spec, plain_combiner(spec), stages, precision)
         try:
             check_parity(cascade, opened, spec, example)

@@ -1,9 +1,7 @@
 """Records: the logits of every stage for held-out data, from the engine that ships."""
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +35,7 @@ from dynamic.policies.errors import CalibrationError, InputError
 from dynamic.policies.records import SEARCH_SHARE, Records
 from dynamic.policies.scores import Combiner
 from dynamic.progress import size_of, track
+from dynamic.storage.temporary_files import TemporaryFolder
 
 
 def calibrate(
@@ -84,10 +83,10 @@ def calibrate(
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks)
     batches, example, labels = peek(calibration_loader)
     check_first(cascade, example, labels)
-    with tempfile.TemporaryDirectory(prefix="dynamic-") as folder, evaluating(cascade):
-        spec = describe(cascade, example) if engine == "torch" else export_stages(cascade, Path(folder), example)
+    with TemporaryFolder("calibration") as folder, evaluating(cascade):
+        spec = describe(cascade, example) if engine == "torch" else export_stages(cascade, folder, example)
         stages = cascade.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
-        opened = open_engine(engine, Path(folder), spec, plain_combiner(spec), stages, precision)
+        opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
         try:
             return collect(cascade, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress)
         finally:
@@ -102,8 +101,8 @@ def plain_combiner(spec: CascadeSpec) -> Combiner:
 def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch, NDArray[np.int64] | None]:
     """(the loader, inputs and labels of its first batch). Raises CalibrationError where it is empty.
 
-    Nothing is lost that can be read only once: an iterator is kept as a list, and of a loader the first reading goes
-    on behind the first batch.
+    Nothing is lost that can be read only once. An iterator becomes a list, and the first reading of a loader continues
+    behind the first batch.
     """
     check_loader(loader)
     iterator = iter(loader)

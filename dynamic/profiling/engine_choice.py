@@ -14,11 +14,11 @@ from dynamic.engines.engine_factory import PRECISIONS, installed, open_engine
 from dynamic.policies.errors import EngineError
 from dynamic.policies.scores import Combiner
 from dynamic.policies.validation.fields import mapping, maybe, number, short, text, texts, whole
+from dynamic.profiling.example_inputs import example_arrays
 from dynamic.profiling.graph_profile import measure_graph
 from dynamic.profiling.machine import machine_key, machine_name
-from dynamic.profiling.stage_profile import example_arrays
 from dynamic.storage.atomic_write import make_room, replace_text
-from dynamic.storage.json_files import read_json, seal, unseal
+from dynamic.storage.json_files import MEASURED_BYTES, read_json, seal, unseal
 
 AUTO = "auto"
 CHOICES = "choices"  # of a bundle's folder: one file a machine, number of threads and precision
@@ -131,6 +131,7 @@ def chosen(
     combiner: Combiner,
     precision_on: Callable[[str], str],
     keep: bool,
+    cascade: str,
     hashes: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Choice:
@@ -142,7 +143,9 @@ def chosen(
         combiner: The rule by which stages make scores and answers.
         precision_on: The precision of an engine, by its name.
         keep: Whether to store a new choice in the folder, where it can be written.
+        cascade: The fingerprint of the cascade in the folder. A choice that was made for another one does not count.
         hashes: As for `open_engine`.
+        cascade: The fingerprint of the cascade. A choice that was made for another does not count.
         options: `threads`, and `route`, which has no effect since the single graph is measured.
 
     Returns:
@@ -160,10 +163,12 @@ def chosen(
     precision = {name: precision_on(name) for name in _candidates()}
     path = folder / CHOICES / _file(threads, precision)
     try:
-        choice = Choice.from_json(unseal(read_json(path, folder), f"{CHOICES}/{path.name}"))
+        choice = Choice.from_json(unseal(read_json(path, folder, most_bytes=MEASURED_BYTES), _subject(path, cascade)))
         if choice.threads != threads:
             raise ValueError(f"it is of {choice.threads} threads")
-        if choice.precision.get(choice.engine) == precision.get(choice.engine, ""):
+        if choice.engine not in precision:  # it may be one that was installed then
+            logger.info("%s has chosen engine %s, which is not installed: measuring again", path, choice.engine)
+        elif choice.precision.get(choice.engine) == precision[choice.engine]:
             return choice
     except FileNotFoundError:
         pass
@@ -171,8 +176,13 @@ def chosen(
         logger.warning("%s does not read (%s): measuring again", path, error)
     choice = choose(folder, spec, combiner, precision_on, threads, hashes=hashes)
     if keep:
-        _keep(choice, path)
+        _keep(choice, path, cascade)
     return choice
+
+
+def _subject(path: Path, cascade: str) -> str:
+    """What a file of a choice is about: another bundle's does not fit."""
+    return f"{CHOICES}/{path.name} of {cascade}"
 
 
 def _candidates() -> tuple[str, ...]:
@@ -183,9 +193,9 @@ def _file(threads: int | None, precision: Mapping[str, str]) -> str:
     return f"{machine_key()}-{threads or 'all'}-{'-'.join(sorted(set(precision.values())))}.json"
 
 
-def _keep(choice: Choice, path: Path) -> None:
+def _keep(choice: Choice, path: Path, cascade: str) -> None:
     try:
-        content = seal(asdict(choice), f"{CHOICES}/{path.name}")
+        content = seal(asdict(choice), _subject(path, cascade))
         replace_text(make_room(path.parent.parent, CHOICES) / path.name, json.dumps(content, indent=1))
     except OSError as error:
         logger.warning("the choice of engine could not be kept in %s: %s", path.parent, error)

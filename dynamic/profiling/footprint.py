@@ -44,7 +44,7 @@ def main(folder: str, backbone: str, threads: str, name: str, precision: str) ->
     from dynamic.bundle.bundle import read
     from dynamic.engines.engine_factory import open_engine
     from dynamic.engines.memory import trim_memory
-    from dynamic.profiling.stage_profile import example_arrays
+    from dynamic.profiling.example_inputs import example_arrays
 
     bundle = read(Path(folder), verify=False)
     engine = open_engine(

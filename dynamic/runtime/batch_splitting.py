@@ -67,17 +67,18 @@ def run_split(
         with giving_back():
             parts.append(run(some, min(most, rows - start)))
     outputs = [part.output for part in parts]
-    whole = Output(
+    joined = Output(
         np.concatenate([output.logits for output in outputs]),
         np.concatenate([output.stage for output in outputs]),
         np.concatenate([output.score for output in outputs]),
         all(output.complete for output in outputs),
     )
     return Answer(
-        whole,
-        parts[-1].engine,
+        joined,
+        tuple(dict.fromkeys(engine for part in parts for engine in part.engines)),
         any(part.moved for part in parts),
         usual=False,
         stages=[stage for part in parts for stage in part.stages],
-        whole=all(part.whole for part in parts),
+        is_answered=all(part.is_answered for part in parts),
+        ignores_deadline=any(part.ignores_deadline for part in parts),
     )

@@ -6,14 +6,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Engine, Expected, Output
-from dynamic.engines.outputs import is_silent, is_whole, left_at
+from dynamic.engines.outputs import answered_rows, is_whole, left_at, silent_rows
 from dynamic.policies.errors import DynamicError, EngineError
 from dynamic.policies.frontier import CostedPoint
 
@@ -26,18 +26,30 @@ _Route = tuple[str | None, bool]  # engine, None for the first; stagewise
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a request yields and from which engine.
+    """What a request yields and from which engines.
 
-    `moved`: something was loaded, given back or failed in this request; `usual`: it went the way that was profiled.
-    `stages [B]`: where rows left. `whole`: all rows have a finite answer, each from the stage that it left at too.
+    Args:
+        output: The output, of all rows.
+        engines: Each engine that rows have their answers from, the first one first.
+        moved: Whether something was loaded, given back or failed in this request.
+        usual: Whether it went the way that was profiled.
+        stages: `[B]`, where rows left.
+        is_answered: Whether all rows have a finite answer, each from the stage that it left at too.
+        ignores_deadline: Whether the single graph answered, which no deadline stops, although there was one.
     """
 
     output: Output
-    engine: Engine
+    engines: tuple[Engine, ...]
     moved: bool
     usual: bool
     stages: list[int]
-    whole: bool
+    is_answered: bool
+    ignores_deadline: bool = False
+
+    @property
+    def engine(self) -> Engine:
+        """The first engine."""
+        return self.engines[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +67,11 @@ class _Work:
 
 
 class _SilentError(EngineError):
-    """An engine gave no finite answer to finite inputs; `answer` is what it gave."""
+    """An engine gave no finite answer to finite inputs. `answer` is what it gave, `rows` those that lack one."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, rows: NDArray[np.intp]) -> None:
         super().__init__("it gives logits or scores that are not finite for inputs that are")
-        self.answer = answer
+        self.answer, self.rows = answer, rows
 
 
 class SubModelError(EngineError):
@@ -73,13 +85,17 @@ class SubModelError(EngineError):
 class FallbackEngines:
     """The engine that was asked for, and others, opened when first wanted.
 
-    A request goes the usual way; then stage by stage on the same engine; then to the next. A way that failed rests for
-    a while and is logged once, until it works again; where all rest they are tried again, since nothing is lost by it.
-    The others are closed once nothing rests any more.
+    A request goes the usual way, then stage by stage on the same engine, then to the next engine. A way that failed is
+    skipped for a while, and logged once until it works again. Where all are skipped they are tried again, since nothing
+    is lost by it. The other engines are closed once nothing is skipped any more.
 
     Whatever an engine raises is its failure, but for errors that say that the request is wrong. So are outputs of wrong
-    shapes, and logits that are not finite for a row of finite inputs. Where no way gives that row a finite answer it is
-    the network that has none. The row then stays without, and for a while nobody else is asked in such a case.
+    shapes, and logits that are not finite for a row of finite inputs. Only such rows are asked of the next way. Where
+    no way gives any of them a finite answer it is the network that has none. The rows then stay without, and for a
+    while nobody else is asked in such a case.
+
+    A request that has to go stage by stage, for a deadline or a limit on memory, is answered by the single graph where
+    no engine can run its stages.
     """
 
     def __init__(
@@ -130,9 +146,22 @@ class FallbackEngines:
     ) -> Answer:
         """Answer a request.
 
-        `ends_s`: the deadline on the clock; for the rest see `Engine`. Raises EngineError where no engine answers;
-        SubModelError, unless the `whole` cascade is wanted, where backbones that the request needs do not load on the
-        first engine.
+        Args:
+            inputs: By name, each `[B, ...]`.
+            rows: B.
+            point: The operating point.
+            resident: Backbones that may be in memory beside those needed. None: all.
+            stagewise: Whether the request has to go stage by stage.
+            ends_s: The deadline on the clock. None: there is none.
+            expected_s: Seconds from each stage to the next answer.
+            whole: Whether points that need a backbone that does not load cannot be left out.
+
+        Returns:
+            The answer, from one engine or several.
+
+        Raises:
+            EngineError: No engine answers.
+            SubModelError: Backbones that the request needs do not load on the first engine, unless `whole`.
         """
         failure: BaseException | None = None
         if not self._rests:
@@ -155,10 +184,10 @@ class FallbackEngines:
     ) -> Answer:
         """The answer. Raises EngineError where it is none."""
         stages = left_at(output, rows, self._spec)
-        whole = is_whole(output)
-        answer = Answer(output, engine, moved, usual, stages, whole)
-        if not whole and output.complete and is_silent(output, inputs):
-            raise _SilentError(answer)
+        is_answered = is_whole(output)
+        answer = Answer(output, (engine,), moved, usual, stages, is_answered)
+        if not is_answered and output.complete and len(silent := silent_rows(output, inputs)):
+            raise _SilentError(answer, silent)
         return answer
 
     def close(self) -> None:
@@ -169,37 +198,41 @@ class FallbackEngines:
             engine.close()
 
     def _in_turn(self, work: _Work, error: BaseException | None) -> Answer:
-        """The answer of the first way that gives one; `error`: how the usual way failed."""
+        """The answer of the first way that gives one. `error` is how the usual way failed."""
         now, failed = self._clock(), error is not None
         silent: list[tuple[_Route, _SilentError]] = []
+        outdone = 0  # so many of these: for a row at least, a later way had an answer
+        partial: Answer | None = None  # of the first that had answers for some rows
+        rows = np.arange(work.rows)  # without an answer
         with self._lock:
             rests = self._rests = {way: until for way, until in self._rests.items() if until > now}
         others = [name for name, _ in self._others]
         names: list[str | None] = [None, *others]
         ways = dict.fromkeys((name, stagewise) for name in names for stagewise in (work.stagewise, True))
+        last = () if not work.stagewise else tuple((name, False) for name in names)
         if isinstance(error, _SilentError):
             if now < self._silent_until:
                 self._failed()
                 return error.answer
             ways.pop((None, work.stagewise))
             silent.append(((None, work.stagewise), error))
-        for name, stagewise in sorted(ways, key=rests.__contains__):  # those that rest come last
+            partial, rows = error.answer, error.rows
+        for name, stagewise in (*sorted(ways, key=rests.__contains__), *last):  # those that rest come last
+            if partial is not None and work.stagewise and not stagewise:
+                break  # the stages ran, so the graph has no other answer
             try:
-                with self._engine(name) as engine:
-                    moved = engine.prepare(work.point.backbones, work.rows, work.resident, stagewise)
-                    left_s = None if work.ends_s is None else work.ends_s - self._clock()
-                    output = engine.run(work.inputs, work.point.thresholds, left_s, stagewise, work.expected_s)
-                    usual = (name, stagewise) == (None, work.stagewise)
-                    answer = self._checked(output, engine, moved or failed, usual, work.inputs, work.rows)
-                    with self._lock:
-                        self._rests.pop((name, stagewise), None)
-                        self._told.discard((name, stagewise))
+                answer = self._one_way(work, name, stagewise, rows, moved=failed)
             except Exception as failure:
                 _raise_of_caller(failure)
                 error, failed = failure, True
                 if not isinstance(failure, _SilentError):
                     self._cool_down(name, stagewise, failure, work)
                     continue
+                if partial is None:
+                    partial = failure.answer
+                elif len(failure.rows) < len(rows):
+                    partial, outdone = _joined(partial, rows, failure.answer), len(silent)
+                rows = rows[failure.rows]
                 silent.append(((name, stagewise), failure))
                 if now < self._silent_until:
                     break
@@ -207,17 +240,38 @@ class FallbackEngines:
                 for way, silence in silent:  # somebody can
                     self._cool_down(*way, silence, work, loads=True)
                 self._give_back()
-                return answer
-        if silent:
-            return self._unanswered(silent, now)
+                return answer if partial is None else _joined(partial, rows, answer)
+        if partial is not None:
+            for way, silence in silent[:outdone]:
+                self._cool_down(*way, silence, work, loads=True)
+            self._count_silence(len(silent) - outdone, now, is_networks=not outdone)
+            return partial
         text = str(error) if isinstance(error, DynamicError) else repr(error)
         raise EngineError(f"no engine answers, of {', '.join((self.first.name, *others))}: {text}") from error
 
-    def _unanswered(self, silent: list[tuple[_Route, _SilentError]], now: float) -> Answer:
-        """The answer of the first of those that have none for some rows."""
-        for _ in silent:
+    def _one_way(self, work: _Work, name: str | None, stagewise: bool, rows: NDArray[np.intp], moved: bool) -> Answer:
+        """The answer of one way for some rows of a request. Raises what its engine raises."""
+        inputs, count, by_stages = work.inputs, len(rows), stagewise
+        if count < work.rows:
+            inputs = {key: array[rows] for key, array in inputs.items()}
+        is_last = work.stagewise and not stagewise  # the graph, since the stages cannot be had
+        resident, ends_s = (None, None) if is_last else (work.resident, work.ends_s)
+        with self._engine(name) as engine:
+            moved |= engine.prepare(work.point.backbones, count, resident, by_stages)
+            left_s = None if ends_s is None else ends_s - self._clock()
+            output = engine.run(inputs, work.point.thresholds, left_s, by_stages, None if is_last else work.expected_s)
+            usual = (name, stagewise) == (None, work.stagewise)
+            answer = self._checked(output, engine, moved, usual, inputs, count)
+            with self._lock:
+                self._rests.pop((name, stagewise), None)
+                self._told.discard((name, stagewise))
+        return replace(answer, ignores_deadline=is_last and work.ends_s is not None)
+
+    def _count_silence(self, count: int, now: float, is_networks: bool) -> None:
+        """Count ways without an answer for some rows. Where it is the networks', ask only one for a while."""
+        for _ in range(count):
             self._failed()
-        if now >= self._silent_until:
+        if is_networks and now >= self._silent_until:
             self._silent_until = now + COOL_DOWN_S
             logger.warning(
                 "no engine gives a finite answer to some inputs that are finite: they get label -1 and are not "
@@ -225,7 +279,6 @@ class FallbackEngines:
                 COOL_DOWN_S,
             )
         self._give_back()
-        return silent[0][1].answer
 
     @contextmanager
     def _engine(self, name: str | None) -> Iterator[Engine]:
@@ -258,7 +311,7 @@ class FallbackEngines:
     def _cool_down(
         self, name: str | None, stagewise: bool, error: BaseException, work: _Work, loads: bool = False
     ) -> None:
-        """Count and tell of a failure; the way rests, unless the fault is a sub-model's alone, which does not load."""
+        """Count and log a failure. The way is skipped for a while, unless a sub-model alone does not load."""
         self._failed()
         unsure = name is None and stagewise and not work.whole and not loads
         lost = self._missing(work) if unsure else frozenset()
@@ -289,6 +342,28 @@ class FallbackEngines:
             except Exception:
                 found.add(backbone)
         return frozenset(found)
+
+
+def _joined(answer: Answer, rows: NDArray[np.intp], part: Answer) -> Answer:
+    """An answer whose `rows` are those of another one, where that has a finite answer for them."""
+    has_answer = answered_rows(part.output)
+    chosen = rows[has_answer]
+    if not len(chosen):
+        return answer
+    logits, stage, score = answer.output.logits.copy(), answer.output.stage.copy(), answer.output.score.copy()
+    logits[chosen] = part.output.logits[has_answer]
+    stage[chosen] = part.output.stage[has_answer]
+    score[chosen] = part.output.score[has_answer]
+    output = Output(logits, stage, score, answer.output.complete and part.output.complete)
+    return Answer(
+        output,
+        tuple(dict.fromkeys((*answer.engines, *part.engines))),
+        moved=True,
+        usual=False,
+        stages=[int(number) for number in stage],
+        is_answered=is_whole(output),
+        ignores_deadline=answer.ignores_deadline or part.ignores_deadline,
+    )
 
 
 def _raise_of_caller(error: Exception) -> None:

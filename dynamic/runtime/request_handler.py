@@ -280,7 +280,7 @@ class RequestHandler:
     ) -> None:
         """Let the next requests repeat this one, where its decision holds until something changes."""
         engine, point = deployment.engines.first, decision.point
-        usual = answer.engine is engine and answer.usual and not answer.moved and answer.whole
+        usual = answer.engine is engine and answer.usual and not answer.moved and answer.is_answered
         if (
             not usual
             or self.closed
@@ -319,7 +319,9 @@ class RequestHandler:
         waited_ms: float,
     ) -> Observation:
         """What a request showed, once everybody who learns from it has."""
-        output, engine, point, stages = answer.output, answer.engine, decision.point, answer.stages
+        output, point, stages = answer.output, decision.point, answer.stages
+        # of several engines, one that was not calibrated decides
+        engine = next((engine for engine in answer.engines if not deployment.calibrated(engine)), answer.engine)
         # loading, and the first run after it, happen once and say nothing about how slow the device is. Nor does an
         # engine or a way that was not profiled
         usual = answer.usual and not answer.moved
@@ -329,7 +331,8 @@ class RequestHandler:
             captured = deployment.capture(engine, inputs, x)
             certified = (
                 output.complete
-                and answer.whole
+                and answer.is_answered
+                and not answer.ignores_deadline
                 and deployment.certified(engine)
                 and covered(point.operating_point, budget)
                 and (pixels or deployment.covers(inputs))

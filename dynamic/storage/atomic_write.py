@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec
 
 from dynamic.policies.errors import DiskError
+from dynamic.storage.regular_files import open_regular
 from dynamic.storage.temporary_files import fresh_file
 
+_PIECE = 1 << 20  # bytes
 P = ParamSpec("P")
 
 
@@ -151,12 +153,16 @@ def copy_file(source: Path, target: Path) -> None:
         target: Its copy, in a folder of our own.
 
     Raises:
-        OSError: It cannot be read or written.
+        OSError: It cannot be read or written, or is no regular file.
     """
-    shutil.copyfile(source, target)
+    try:
+        with open_regular(source) as content, target.open("wb") as file:
+            shutil.copyfileobj(content, file, _PIECE)
+            state = os.fstat(content.fileno())
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), str(source)) from error
     with contextlib.suppress(OSError):  # some volumes keep no times
-        stat = source.stat()
-        os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        os.utime(target, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def _free(error: OSError, target: Path) -> str:

@@ -24,27 +24,49 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file is on the disk. Raises OSError where the disk is full, or failed."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file is on the disk.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: The disk is full, or failed.
+    """
+    descriptor = os.open(path, os.O_RDONLY if hasattr(os, "geteuid") else os.O_RDWR)  # Windows syncs no reader
     try:
-        _sync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk. Does nothing on a system that opens no folders."""
+    """Wait until the names in a folder are on the disk. Does nothing on a system that opens no folders.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError: The disk failed.
+    """
     if not hasattr(os, "O_DIRECTORY"):
         return
     with contextlib.suppress(PermissionError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _sync(descriptor)
+            sync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def _sync(descriptor: int) -> None:
+def sync(descriptor: int) -> None:
+    """Wait until what was written to an open file is on the disk. Volumes that cannot do that are passed over.
+
+    Args:
+        descriptor: The open file or folder.
+
+    Raises:
+        OSError: The disk is full, or failed.
+    """
     try:
         os.fsync(descriptor)
     except OSError as error:

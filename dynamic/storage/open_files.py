@@ -6,7 +6,9 @@ use, so that nothing is left there when this process is killed.
 
 import contextlib
 import errno
+import logging
 import os
+import stat
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,21 +16,45 @@ from pathlib import Path
 
 from dynamic.policies.errors import BundleError
 from dynamic.storage.atomic_write import copy_file
+from dynamic.storage.file_locks import process_identity
+from dynamic.storage.json_files import MOST_BYTES
+from dynamic.storage.regular_files import read_bytes
 from dynamic.storage.temporary_files import TemporaryFolder
 from dynamic.storage.versioned_folder import standing
 
+try:
+    import resource
+except ImportError:  # Windows, where no files are held
+    resource = None  # type: ignore[assignment]
+
 _PIECE = 1 << 20  # bytes
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
+_SHARE = 0.5  # of the files that the process may open, for all bundles together
+_owners: dict[int, object] = {}  # by descriptor: what opened it last
+
+logger = logging.getLogger("dynamic")
 
 
 class HeldFiles:
-    """Open files of a bundle by name, and where the version that they belong to lies."""
+    """Open files of a bundle by name, and where the version that they belong to lies.
 
-    def __init__(self, folder: Path, last: str, manifest: bytes, descriptors: Mapping[str, int]) -> None:
-        self.folder, self._last, self._manifest = folder, last, manifest
+    Args:
+        folder: The folder of the bundle.
+        last: Name of the manifest.
+        manifest: The manifest as it was read.
+        descriptors: The open files.
+        sizes: Bytes of every file, of those too that are not open.
+    """
+
+    def __init__(
+        self, folder: Path, last: str, manifest: bytes, descriptors: Mapping[str, int], sizes: Mapping[str, int]
+    ) -> None:
+        self.folder, self._last, self._manifest, self._sizes = folder, last, manifest, dict(sizes)
         states = {name: os.fstat(descriptor) for name, descriptor in descriptors.items()}
-        self._files = {name: (descriptors[name], stat.st_dev, stat.st_ino) for name, stat in states.items()}
-        weakref.finalize(self, _close, tuple(self._files.values()))
+        self._files = {name: (descriptors[name], state.st_dev, state.st_ino) for name, state in states.items()}
+        self._owner = object()  # a descriptor that was closed by somebody else may be another bundle's by now
+        _owners.update(dict.fromkeys(descriptors.values(), self._owner))
+        weakref.finalize(self, _close, tuple(self._files.values()), self._owner, process_identity())
 
     @classmethod
     def of(cls, folder: Path, base: Path, last: str, names: Iterable[str]) -> "HeldFiles":
@@ -44,25 +70,36 @@ class HeldFiles:
             The open files.
 
         Raises:
+            ValueError: One of them is a pipe or a device.
             OSError: A file cannot be opened.
         """
-        descriptors: dict[str, int] = {}
+        names, descriptors = tuple(names), dict[str, int]()
+        manifest = read_bytes(base / last, None, MOST_BYTES)
+        sizes = {name: os.stat(base / name).st_size for name in names}
         try:
-            manifest = (base / last).read_bytes()
-            for name in names if hasattr(os, "pread") else ():  # Windows replaces no folder whose files are open
-                descriptors[name] = os.open(base / name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
+            if hasattr(os, "pread") and _has_room(
+                folder, len(names)
+            ):  # Windows replaces no folder whose files are open
+                for name in names:
+                    descriptors[name] = os.open(base / name, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hold it
+                    if not stat.S_ISREG(os.fstat(descriptors[name]).st_mode):
+                        raise ValueError(f"{name} in {folder} is no file")
+        except (OSError, ValueError) as error:
             for descriptor in descriptors.values():
                 os.close(descriptor)
-            if error.errno not in _TOO_MANY:
+            if not isinstance(error, OSError) or error.errno not in _TOO_MANY:
                 raise
             descriptors = {}
-        return cls(folder, last, manifest, descriptors)
+        return cls(folder, last, manifest, descriptors, sizes)
 
     def place(self) -> Path | None:
         """Where this version lies. None where another took its place, or it was removed."""
         base = standing(self.folder, self._last)
         return base if self._is_in(base) else None
+
+    def state(self) -> tuple[int, ...] | None:
+        """What tells the folder that lies there now from one that takes its place. None where there is none."""
+        return folder_state(standing(self.folder, self._last), self._last)
 
     @contextmanager
     def open_place(self) -> Iterator[Path | None]:
@@ -91,13 +128,13 @@ class HeldFiles:
 
     def _is_in(self, base: Path) -> bool:
         try:
-            return (base / self._last).read_bytes() == self._manifest
-        except OSError:
+            return read_bytes(base / self._last, None, MOST_BYTES) == self._manifest
+        except (OSError, ValueError):
             return False
 
     def size(self, name: str) -> int:
-        """Bytes of an open file. Raises BundleError where it is not open."""
-        return os.fstat(self._descriptor(name)).st_size
+        """Bytes of a file of this version, open or not."""
+        return self._sizes[name]
 
     @property
     def manifest(self) -> bytes:
@@ -106,7 +143,7 @@ class HeldFiles:
 
     def holds(self, name: str) -> bool:
         """Whether a file is open. A daemon closes what it did not open itself."""
-        return name in self._files and _is_open(*self._files[name])
+        return name in self._files and _is_open(*self._files[name], self._owner)
 
     def copy(self, name: str, target: Path) -> None:
         """Copy a file that is open, or still lies where it was.
@@ -124,13 +161,13 @@ class HeldFiles:
             copy_file(place / name, target)
             return
         descriptor = self._descriptor(name)
-        stat, offset = os.fstat(descriptor), 0
+        state, offset = os.fstat(descriptor), 0
         with target.open("xb") as file:
             while piece := os.pread(descriptor, _PIECE, offset):
                 file.write(piece)
                 offset += len(piece)
         with contextlib.suppress(OSError):  # some volumes keep no times
-            os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            os.utime(target, ns=(state.st_atime_ns, state.st_mtime_ns))
 
     @contextmanager
     def on_disk(self, names: Iterable[str]) -> Iterator[Path]:
@@ -160,27 +197,71 @@ class HeldFiles:
 
     def __reduce__(self) -> tuple[object, ...]:
         """In another process, the files are opened again where this version still lies."""
-        return _again, (self.folder, self._last, self._manifest, tuple(self._files))
+        return _again, (self.folder, self._last, self._manifest, tuple(self._files), self._sizes)
 
 
-def _again(folder: Path, last: str, manifest: bytes, names: tuple[str, ...]) -> HeldFiles:
-    place = HeldFiles(folder, last, manifest, {}).place()
-    if place is not None:
-        with contextlib.suppress(OSError):
-            return HeldFiles.of(folder, place, last, names)
-    return HeldFiles(folder, last, manifest, {})
+def folder_state(base: Path, last: str) -> tuple[int, ...] | None:
+    """What tells a folder and its manifest from those that take its place.
 
+    Args:
+        base: The folder.
+        last: Name of the manifest.
 
-def _is_open(descriptor: int, device: int, inode: int) -> bool:
+    Returns:
+        Numbers that are others for another folder. None where there is no such folder, or no manifest in it.
+    """
     try:
-        stat = os.fstat(descriptor)
+        own, manifest = base.stat(), (base / last).stat()
+    except OSError:
+        return None
+    return own.st_dev, own.st_ino, manifest.st_dev, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns
+
+
+def _has_room(folder: Path, count: int) -> bool:
+    """Whether so many more files may stay open: a service needs descriptors for its connections too."""
+    if resource is None:
+        return True
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(_owners)
+    if limit == resource.RLIM_INFINITY or open_now + count <= _SHARE * limit:
+        return True
+    logger.warning(
+        "the %d files of %s are not kept open: bundles of this process have %d open, the limit is %d of %d "
+        "(ulimit -n). Once another bundle lies there, networks of this one that are not loaded yet cannot be loaded",
+        count,
+        folder,
+        open_now,
+        int(_SHARE * limit),
+        limit,
+    )
+    return False
+
+
+def _again(folder: Path, last: str, manifest: bytes, names: tuple[str, ...], sizes: Mapping[str, int]) -> HeldFiles:
+    place = HeldFiles(folder, last, manifest, {}, sizes).place()
+    if place is not None:
+        with contextlib.suppress(OSError, ValueError):
+            opened = HeldFiles.of(folder, place, last, names)
+            opened._sizes = dict(sizes)
+            return opened
+    return HeldFiles(folder, last, manifest, {}, sizes)
+
+
+def _is_open(descriptor: int, device: int, inode: int, owner: object) -> bool:
+    """Whether a descriptor is still that of a file that its owner opened."""
+    try:
+        state = os.fstat(descriptor)
     except OSError:
         return False
-    return (stat.st_dev, stat.st_ino) == (device, inode)
+    return _owners.get(descriptor) is owner and (state.st_dev, state.st_ino) == (device, inode)
 
 
-def _close(files: Iterable[tuple[int, int, int]]) -> None:
-    for held in files:
-        if _is_open(*held):
+def _close(files: Iterable[tuple[int, int, int]], owner: object, process: tuple[int, int]) -> None:
+    """Close what is still open, where this process has opened it: a child's number may be any file by now."""
+    for descriptor, device, inode in files:
+        is_open = _is_open(descriptor, device, inode, owner)
+        if _owners.get(descriptor) is owner:
+            del _owners[descriptor]  # before it is closed: from then on others may be given its number
+        if is_open and process == process_identity():
             with contextlib.suppress(OSError):
-                os.close(held[0])
+                os.close(descriptor)

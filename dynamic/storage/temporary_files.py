@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dynamic.storage.disk_sync import sync_folder
-from dynamic.storage.file_locks import is_same_file, try_lock
+from dynamic.storage.disk_sync import sync, sync_folder
+from dynamic.storage.file_locks import closes_first, is_same_file, process_identity, try_lock
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
@@ -33,16 +33,23 @@ def fresh_file(path: Path) -> Iterator[Path]:
         OSError: It could not be written. Nothing is left of it.
     """
     _remove_abandoned(path.parent, _partial_names(path))
+    process = process_identity()
     partial, descriptor = _new_file(path)
+    is_open = True
     try:
         try:
             yield partial
-            os.fsync(descriptor)
-            partial.replace(path)
+            sync(descriptor)
         finally:
-            partial.unlink(missing_ok=True)
+            if closes_first():  # and holds no lock
+                os.close(descriptor)
+                is_open = False
+        partial.replace(path)
     finally:
-        os.close(descriptor)
+        if process == process_identity():  # else a child that was forked meanwhile leaves the block
+            partial.unlink(missing_ok=True)
+        if is_open:
+            os.close(descriptor)
     sync_folder(path.parent)
 
 
@@ -66,11 +73,13 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         descriptor = _hold(folder)
         if descriptor is not None:
             break
+    process = process_identity()
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _release(descriptor)
+        if process == process_identity():
+            shutil.rmtree(folder, ignore_errors=True)
+            _release(descriptor)
 
 
 class TemporaryFolder:
@@ -85,6 +94,7 @@ class TemporaryFolder:
         prefix = f"dynamic-{kind}-"
         place = Path(tempfile.gettempdir()) if place is None else place
         _remove_abandoned(place, re.compile(re.escape(prefix) + "[a-z0-9_]{8}"))
+        self._process = process_identity()
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
             descriptor = _hold(self.path)
@@ -101,7 +111,9 @@ class TemporaryFolder:
         self.remove()
 
     def remove(self) -> None:
-        """Remove it now."""
+        """Remove it now. Does nothing in a forked child: the folder is its parent's."""
+        if self._process != process_identity():
+            return
         shutil.rmtree(self.path, ignore_errors=True)
         _release(self.descriptor)
 
@@ -124,6 +136,15 @@ def _new_file(path: Path) -> tuple[Path, int]:
             return partial, descriptor
         os.close(descriptor)
         partial.unlink(missing_ok=True)
+
+
+def _open_abandoned(path: Path) -> int:
+    """What may be abandoned, open. For writing where that goes, since NFS locks no file that is open for reading."""
+    flags = os.O_NONBLOCK | _NO_LINK
+    try:
+        return os.open(path, os.O_RDWR | flags)
+    except (IsADirectoryError, PermissionError):
+        return os.open(path, os.O_RDONLY | flags)
 
 
 _UNLOCKED = -1  # a system that opens no folders
@@ -159,7 +180,7 @@ def _remove_abandoned(place: Path, names: re.Pattern[str]) -> None:
         return
     for path in left:
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _NO_LINK)
+            descriptor = _open_abandoned(path)
             try:
                 if os.fstat(descriptor).st_uid == os.geteuid() and try_lock(descriptor):
                     if path.is_dir():

@@ -8,7 +8,6 @@ Every method has the form `compressed = method(network, example_inputs, ...)`. I
 import logging
 import math
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +38,7 @@ from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.tracing.multiply_adds import count_macs
 from dynamic.policies.certification.floor import Level
 from dynamic.policies.errors import EngineError, InputError
+from dynamic.storage.temporary_files import TemporaryFolder
 
 logger = logging.getLogger("dynamic")
 
@@ -339,7 +339,7 @@ def _latencies(
     networks: Sequence[nn.Module], example_inputs: Batch, engine: EngineName, precision: Precision
 ) -> list[_Timed]:
     """Latency of each network, in turns. Empty where it cannot be exported."""
-    with tempfile.TemporaryDirectory(prefix="dynamic-measure-") as folder, ExitStack() as owned:
+    with TemporaryFolder("measure") as folder, ExitStack() as owned:
         runs: list[Callable[[], object] | None] = []
         for number, network in enumerate(networks):
             if other_floats(network) is not None:  # no engine takes it

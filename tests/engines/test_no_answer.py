@@ -166,6 +166,71 @@ def test_finite_inputs_to_which_nobody_has_a_finite_answer(
     assert [len(other.calls) for other in others] == [2, 2], "asked again"
 
 
+class Rows(Fake):
+    """An engine that has no answer for rows whose first value is among these. It keeps what it was asked."""
+
+    def __init__(self, silent: set[float], name: str = "onnxruntime", label: int = 0) -> None:
+        super().__init__()
+        self.silent, self.name, self.label = silent, name, label
+        self.asked: list[list[float]] = []
+
+    def run(self, inputs: Any, thresholds: Any, *rest: Any) -> Output:
+        output = super().run(inputs, thresholds, *rest)
+        (x,) = inputs.values()
+        self.asked.append(x[:, 0].tolist())
+        logits = np.roll(output.logits, self.label, axis=1)
+        logits[[value in self.silent for value in x[:, 0].tolist()]] = NAN
+        return replace(output, logits=logits)
+
+
+def numbered(count: int) -> NDArray[np.float32]:
+    x = np.zeros((count, 12), np.float32)
+    x[:, 0] = np.arange(count)
+    return x
+
+
+def test_only_the_rows_without_an_answer_go_to_the_next_engine(bundle: dynamic.Bundle) -> None:
+    engine, other = Rows({1.0, 3.0}), Rows(set(), "openvino", label=2)
+    run = faked(bundle, engine, policy=Takes("reference"), others=[("openvino", lambda: other)])
+    result = run(numbered(5))
+    assert engine.asked == [[0, 1, 2, 3, 4], [1, 3]], "by the graph, by the stages"
+    assert other.asked == [[1, 3]]
+    assert result.label.tolist() == [0, 2, 0, 2, 0]
+    assert np.isfinite(result.probability).all()
+    assert not result.certified, "some rows are of an engine that was not calibrated"
+
+
+def test_rows_of_two_engines_that_are_calibrated_are_certified(bundle: dynamic.Bundle) -> None:
+    other = Rows(set(), label=2)
+    run = faked(bundle, Rows({1.0}), policy=Takes("reference"), others=[("openvino", lambda: other)])
+    assert run(numbered(3)).certified
+
+
+def test_one_row_that_no_engine_answers_does_not_hide_those_that_one_does(bundle: dynamic.Bundle) -> None:
+    """Row 1 has no answer anywhere. Row 2 has one on the next engine, in every request."""
+    clock, engine, others = Clock(), Rows({1.0, 2.0}), list[Rows]()
+
+    def opener() -> Rows:
+        others.append(Rows({1.0}, "openvino", label=2))
+        return others[-1]
+
+    run = faked(bundle, engine, policy=Takes("reference"), others=[("openvino", opener)], clock=clock)
+    for _ in range(3):
+        result = run(numbered(4))
+        assert result.label.tolist() in ([0, -1, 2, 0], [2, -1, 2, 2])
+        assert not result.certified
+        clock.now += COOL_DOWN_S / 10
+
+
+def test_engines_that_have_no_answer_for_the_same_rows_are_asked_once_a_while(bundle: dynamic.Bundle) -> None:
+    engine, other = Rows({1.0}), Rows({1.0}, "openvino")
+    run = faked(bundle, engine, policy=Takes("reference"), others=[("openvino", lambda: other)])
+    for _ in range(3):
+        assert run(numbered(3)).label.tolist() == [0, -1, 0]
+    assert other.asked == [[1], [1]], "the graph, the stages"
+    assert engine.asked == [[0, 1, 2], [1], [0, 1, 2], [0, 1, 2]]
+
+
 def test_rows_that_a_deadline_left_without_an_answer_are_no_failure(bundle: dynamic.Bundle) -> None:
     engine = Spoiled(lambda output, _: replace(with_logits(output, NAN), complete=False))
     result = faked(bundle, engine, policy=Takes("reference"))(X)

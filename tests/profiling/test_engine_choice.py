@@ -19,7 +19,7 @@ from dynamic.engines.engine_factory import installed
 from dynamic.engines.openvino import computes_bf16
 from dynamic.errors import EngineError
 from dynamic.profiling import engine_choice
-from dynamic.profiling.engine_choice import Choice, check_precision, choose, chosen
+from dynamic.profiling.engine_choice import CHOICES, Choice, check_precision, choose, chosen
 
 ENGINES = ("onnxruntime", "openvino")
 pytestmark = pytest.mark.skipif(not set(ENGINES) <= set(installed()), reason="needs both engines")
@@ -72,7 +72,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, **broken: Exception) -> None:
 
 
 def choice(case: Case, precision_on: Callable[[str], str] = f32, keep: bool = True, **options: Any) -> Choice:
-    return chosen(case.folder, case.spec, case.combiner, precision_on, keep, **options)
+    return chosen(case.folder, case.spec, case.combiner, precision_on, keep, "a cascade", **options)
 
 
 def test_the_least_figure_wins(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +128,31 @@ def test_a_damaged_file_is_measured_again(
     assert "measuring again" in caplog.text
     assert len(opened) == 4
     assert json.loads(file.read_text())["engine"] == found.engine
+
+
+def test_the_choice_of_another_bundle_is_measured_again(
+    case: Case, opened: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    choice(case)
+    before = len(opened)
+    chosen(case.folder, case.spec, case.combiner, f32, True, "another cascade")
+    assert len(opened) == before + len(ENGINES)
+    assert "belongs to another bundle" in caplog.text
+
+
+@pytest.mark.parametrize("engine", ["torch", "unknown"])
+def test_a_choice_of_an_engine_that_no_bundle_can_run_is_measured_again(
+    case: Case, opened: list[Any], engine: str
+) -> None:
+    choice(case)
+    (path,) = (case.folder / CHOICES).iterdir()
+    data = json.loads(path.read_text())
+    del data["sha256"]  # as earlier versions wrote it
+    forged = data | {"engine": engine, "latency_ms": {engine: 0.001}, "precision": {engine: ""}}
+    path.write_text(json.dumps(forged))
+    before = len(opened)
+    assert choice(case).engine in ENGINES
+    assert len(opened) == before + len(ENGINES)
 
 
 def test_an_engine_that_is_gone_is_not_taken(case: Case, opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

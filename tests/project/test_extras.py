@@ -79,14 +79,14 @@ def test_the_base_installation_runs_what_the_readme_shows(desk: Path) -> None:
 import dynamic, numpy, json
 bundle = dynamic.load("plain")
 with bundle.runtime(dynamic.Budget(latency_ms=80, max_drop=0.01)) as run:
-    print(run(numpy.zeros((4, 4, 3), numpy.uint8)).stage.tolist())
+    print(run(numpy.zeros((4, 4, 3), numpy.uint8)).stage)
 dynamic.simulate.device_models.device("laptop"), dynamic.simulate.world.processes.Steps, dynamic.policies.Policy
 dynamic.errors.ShedError, dynamic.runtime.decisions.decision_log.Change, dynamic.data.labelled_images.load_images
 from dynamic.simulate import simulate
 """
     done = python(code, folder=desk)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("[")
+    assert done.stdout in ("0\n", "1\n")
 
 
 def blocks(page: str) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.child_process import in_child
 from support.policy_cases import make_costs, make_ladder, make_point
+from support.runtime_cases import Fake
 from torch import Tensor, nn
 
 import dynamic
@@ -62,7 +63,7 @@ def test_parts_make_the_whole(rows: int) -> None:
         assert len(x) == count
         sizes.append(count)
         output = Output(x.astype(np.float32), x[:, 0].astype(np.int64), x[:, 1].astype(np.float32), count < 4)
-        return Answer(output, None, moved=len(sizes) == 1, usual=True, stages=x[:, 0].tolist(), whole=True)  # type: ignore[arg-type]
+        return Answer(output, (None,), moved=len(sizes) == 1, usual=True, stages=x[:, 0].tolist(), is_answered=True)  # type: ignore[arg-type]
 
     x = np.arange(2 * rows).reshape(rows, 2)
     answer = run_split(run, {"x": x}, rows, 4)
@@ -72,6 +73,18 @@ def test_parts_make_the_whole(rows: int) -> None:
     assert answer.output.complete == (rows < 4)
     assert answer.moved
     assert not answer.usual
+
+
+def test_parts_of_several_engines_are_all_of_theirs() -> None:
+    """What the last part ran on says nothing of the first."""
+    engines = [Fake(), Fake(), Fake()]
+    order = iter([engines[0], engines[1], engines[0]])
+
+    def run(inputs: Mapping[str, Array], count: int) -> Answer:
+        output = Output(np.zeros((count, 2), np.float32), np.zeros(count, np.int64), np.zeros(count, np.float32))
+        return Answer(output, (next(order),), moved=False, usual=True, stages=[0] * count, is_answered=True)
+
+    assert run_split(run, {"x": np.zeros((6, 2))}, 6, 2).engines == (engines[0], engines[1])
 
 
 def test_one_row_must_fit_beside_the_networks() -> None:

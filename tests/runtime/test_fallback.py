@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.runtime_cases import Clock, Fake, Takes, X, broken, faked, monitor, shared_blobs
 
@@ -176,6 +177,81 @@ def test_a_deadline_goes_on_while_engines_fail(bundle: dynamic.Bundle) -> None:
     run = faked(bundle, Fake(slow), budget, policy=Takes("quick"), others=[("openvino", lambda: other)], clock=clock)
     run(X)
     assert other.calls[0][1] == pytest.approx(0.030)
+
+
+@pytest.mark.parametrize("first", ["calibrated", "other"])
+def test_a_batch_whose_parts_were_answered_by_several_engines_is_certified_only_if_all_are(
+    bundle: dynamic.Bundle, first: str
+) -> None:
+    """The first part fails on the calibrated engine, or the last does."""
+    failing = {"other": 1, "calibrated": 3}[first]  # the first call that fails, of three: the graph twice, the stages
+    calls = [0]
+
+    def fails(engine: Any, backbones: Any, stagewise: bool) -> None:
+        if backbones is None:
+            calls[0] += 1
+            if failing <= calls[0] < failing + 3:
+                raise EngineError("out of order")
+
+    other = Fake()
+    other.name = "openvino"
+    run = faked(bundle, Fake(fails), policy=Takes("reference"), others=[("openvino", lambda: other)], clock=Ticks())
+    run._handler._most_rows = lambda *_: 2  # type: ignore[method-assign]
+    result = run(np.zeros((4 if first == "other" else 6, 12), np.float32))
+    assert len(other.calls) == 1
+    assert not result.certified
+    assert result.label.tolist() == [0] * len(result.label)
+
+
+class Ticks:
+    """A clock on which a minute passes at each look, so that nothing is skipped for long."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 60.0
+        return self.now
+
+
+def stages_break(engine: Any, backbones: Any, stagewise: bool) -> None:
+    if stagewise:
+        raise EngineError("a stage is damaged")
+
+
+@pytest.mark.parametrize("limit", ["deadline_ms", "memory_mb"])
+def test_where_no_stage_loads_the_graph_answers(bundle: dynamic.Bundle, limit: str) -> None:
+    engine, other = Fake(stages_break), Other(stages_break)
+    run = faked(
+        bundle,
+        engine,
+        dynamic.Budget(**{limit: 1000.0}),
+        policy=Takes("quick", keep_loaded=frozenset({0, 1}) if limit == "memory_mb" else None),
+        monitor=monitor(memory_process_mb=100.0),
+        others=[("openvino", lambda: other)],
+    )
+    for _ in range(2):
+        result = run(X)
+        assert result.label.tolist() == [0]
+        assert result.certified == (limit == "memory_mb"), "no deadline stops the graph"
+    assert [call[:2] for call in engine.calls] == [(False, None)] * 2
+    assert engine.prepared == [(frozenset({0, 1}), None)] * 2, "the graph holds every backbone"
+    assert not other.calls
+    assert run.stats().deadline_cuts == 0
+
+
+def test_the_graph_does_not_answer_in_the_place_of_stages_that_run(bundle: dynamic.Bundle) -> None:
+    engine, other = Fake(stages_break), Other()
+    run = faked(bundle, engine, dynamic.Budget(deadline_ms=50.0), others=[("openvino", lambda: other)])
+    run(X)
+    assert not engine.calls
+    assert len(other.calls) == 1
+
+
+def test_where_the_graph_fails_too_it_is_an_engine_error(bundle: dynamic.Bundle) -> None:
+    run = faked(bundle, Fake(running_breaks), dynamic.Budget(deadline_ms=50.0))
+    with pytest.raises(EngineError, match="no engine answers, of onnxruntime: running is out of order"):
+        run(X)
 
 
 def missing_large(engine: Any, backbones: Any, stagewise: bool) -> None:

@@ -110,16 +110,15 @@ def test_a_saved_bundle_may_be_read_by_whom_new_files_may(bundle: dynamic.Bundle
 
 def fill(monkeypatch: pytest.MonkeyPatch, after: int, number: int = errno.ENOSPC) -> None:
     """A disk that is full after so many files."""
-    copy, copies = shutil.copyfile, []
+    copy, copies = shutil.copyfileobj, []
 
-    def full(source: Any, target: Any, **options: Any) -> Any:
+    def full(source: Any, target: Any, *options: Any) -> Any:
         copies.append(source)
         if len(copies) > after:
-            Path(target).write_bytes(b"")
             raise OSError(number, os.strerror(number), str(target))
-        return copy(source, target, **options)
+        return copy(source, target, *options)
 
-    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

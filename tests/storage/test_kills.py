@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.storage_cases import built, forked, linux, logits, names
+from support.storage_cases import forked, linux, logits, names
 from torch import nn
 
 import dynamic
@@ -15,24 +15,6 @@ from dynamic.bundle.bundle import Bundle
 from dynamic.models import save_weights
 from dynamic.storage import temporary_files, versioned_folder
 from dynamic.storage.atomic_write import replace_text
-
-
-@pytest.fixture(scope="module")
-def one() -> Bundle:
-    return built(0)
-
-
-@pytest.fixture(scope="module")
-def other() -> Bundle:
-    return built(1)
-
-
-@pytest.fixture(params=["exchange", "rename"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With and without a kernel that exchanges folders."""
-    if request.param == "rename":
-        monkeypatch.setattr(versioned_folder, "exchange", lambda one, other: False)
-    return str(request.param)
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -60,7 +42,12 @@ def save_killed(bundle: Bundle, target: Path, number: int) -> None:
 
 
 @linux
-@pytest.mark.parametrize("place", ["folder", "volume"])
+@pytest.mark.parametrize(
+    ("way", "place"),
+    # into a volume files move one by one: no folder is exchanged there
+    [("exchange", "folder"), ("rename", "folder"), ("exchange", "volume")],
+    indirect=["way"],
+)
 def test_a_save_that_is_killed_at_any_step_loses_nothing_and_leaves_nothing(
     one: Bundle, other: Bundle, tmp_path: Path, way: str, place: str
 ) -> None:

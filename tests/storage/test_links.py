@@ -1,16 +1,20 @@
 """Links and names that lie in wait: nothing is written or copied through them."""
 
+import ctypes
+import errno
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from support.storage_cases import ALL, INPUTS, built, linux, logits, names, root
+from support.storage_cases import ALL, INPUTS, linux, logits, names, root
 from torch import nn
 
 import dynamic
@@ -19,11 +23,6 @@ from dynamic.errors import CorruptError
 from dynamic.models import save_weights
 from dynamic.storage import folder_exchange
 from dynamic.storage.atomic_write import keep_text, replace_text
-
-
-@pytest.fixture(scope="module")
-def one() -> Bundle:
-    return built(0)
 
 
 def test_only_listed_files_and_what_machines_measured_are_saved(one: Bundle, tmp_path: Path) -> None:
@@ -167,14 +166,45 @@ def test_weights_that_are_a_link_work_on_every_engine(
     assert dynamic.load(saved.folder).hashes == one.hashes
 
 
-def test_exchange_says_where_it_cannot(tmp_path: Path) -> None:
+@linux
+def test_two_entries_change_places(tmp_path: Path) -> None:
+    if folder_exchange._renameat2() is None:
+        pytest.skip("this C library has no renameat2")
     (tmp_path / "a").mkdir()
     (tmp_path / "b").write_text("b")
-    if folder_exchange.exchange(tmp_path / "a", tmp_path / "b"):
-        assert (tmp_path / "a").read_text() == "b"
-        assert (tmp_path / "b").is_dir()
-        with pytest.raises(FileNotFoundError):
-            folder_exchange.exchange(tmp_path / "a", tmp_path / "c")
+    # ext4, xfs, btrfs, tmpfs, f2fs and overlayfs can
+    assert folder_exchange.exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a").read_text() == "b"
+    assert (tmp_path / "b").is_dir()
+    with pytest.raises(FileNotFoundError):
+        folder_exchange.exchange(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("number", "cannot"),
+    [
+        (errno.EINVAL, True),
+        (errno.ENOSYS, True),
+        (errno.EOPNOTSUPP, True),
+        (errno.EBUSY, False),
+        (errno.EACCES, False),
+    ],
+)
+def test_exchange_says_where_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, cannot: bool
+) -> None:
+    def refusing(*_: Any) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(folder_exchange, "_renameat2", lambda: refusing)
+    if cannot:
+        assert not folder_exchange.exchange(tmp_path / "a", tmp_path / "b")
+    else:
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            folder_exchange.exchange(tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr(folder_exchange, "_renameat2", lambda: None)
+    assert not folder_exchange.exchange(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_missing_file_is_words_when_saving(one: Bundle, tmp_path: Path) -> None:

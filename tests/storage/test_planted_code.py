@@ -14,9 +14,11 @@ import pytest
 from benchmarks.robustness.altered import make_shelf
 from benchmarks.robustness.planted import planted
 from dynamic import safe_path
+from dynamic.bundle.bundle import MANIFEST
 from dynamic.cli.named_sources import network_at
 from dynamic.errors import InputError
 from dynamic.monitoring.sources.throttling import pi_command
+from dynamic.storage.versioned_folder import standing
 
 
 def test_commands_and_children_run_nothing_of_the_working_folder(tmp_path: Path) -> None:
@@ -72,6 +74,46 @@ def test_the_working_folder_leaves_the_path_for_our_own_modules_alone(
     assert sys.path == (["/elsewhere"] if leaves else [os.getcwd(), "/elsewhere"])
 
 
+@pytest.mark.parametrize(
+    ("variable", "leaves"),
+    [
+        (":/elsewhere", True),
+        ("/elsewhere:", True),
+        ("/elsewhere::/other", True),
+        ("", False),
+        ("/elsewhere", False),
+        (".:/elsewhere", False),
+        (":.", False),
+        ("WORKING::/elsewhere", False),
+    ],
+)
+@pytest.mark.parametrize("start", ["module", "script", "user"])
+def test_an_empty_part_of_the_python_path_is_no_place_to_import_from(
+    variable: str, leaves: bool, start: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    working = os.getcwd()
+    argv = {"module": ["-m", "doctor"], "script": ["/usr/bin/dynamic", "doctor"], "user": ["serve.py"]}[start]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "dynamic", "doctor"])
+    monkeypatch.setenv("PYTHONPATH", variable.replace("WORKING", working))
+    first = working if start == "module" else "/usr/bin"
+    monkeypatch.setattr(sys, "path", [first, working, "/elsewhere"])
+    safe_path.leave_working_folder()
+    kept = [] if start == "module" else [first]
+    assert sys.path == ([*kept, "/elsewhere"] if leaves and start != "user" else [*kept, working, "/elsewhere"])
+
+
+@pytest.mark.parametrize("variable", [":", "/nowhere:"])
+def test_a_command_with_an_empty_part_in_the_python_path_runs_nothing_planted(tmp_path: Path, variable: str) -> None:
+    (tmp_path / "psutil.py").write_text("open('ran', 'w').close()")
+    root = Path(safe_path.__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{variable}{os.pathsep}{root}"}
+    command = [sys.executable, "-m", "dynamic", "doctor"]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_network_that_is_named_is_found_and_nothing_installed_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "own_nets.py").write_text("from torch import nn\ndef small(): return nn.Identity()\n")
     (tmp_path / "torch_pruning.py").write_text("raise SystemExit('planted')\n")
@@ -118,6 +160,11 @@ def test_a_bundle_is_signed_and_verified_as_the_docs_say(tmp_path: Path) -> None
     assert shell(sign.replace("ssh-keygen -t", "ssh-keygen -q -N '' -t")) == 0
     public = (tmp_path / "maker.pub").read_text().rsplit(" ", 1)[0]
     (tmp_path / "allowed_signers").write_text(f'maker@example.org namespaces="dynamic-bundle" {public}\n')
+    (tmp_path / "shelf" / ".bundle.ready").mkdir()
+    (tmp_path / "shelf" / ".bundle.ready" / "bundle.json").write_text('{"of": "somebody else"}')
+    (tmp_path / "shelf" / "costs").mkdir()
     assert shell(verify) == 0
+    assert sorted(path.name for path in (tmp_path / "checked").iterdir()) == ["bundle.json"]
+    assert standing(tmp_path / "checked", MANIFEST) == tmp_path / "checked", "what was verified is what is loaded"
     (tmp_path / "shelf" / "bundle.json").write_text("{} ")
     assert shell(verify) != 0

@@ -12,14 +12,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from dynamic.bundle.canaries.canary_set import Canaries
+from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.model_files.external_data import external_files
 from dynamic.engines.model_files.graph_files import BundleFiles
 from dynamic.errors import CorruptError, EngineError
 from dynamic.monitoring.traces import read_trace
+from dynamic.policies.records import Records
 from dynamic.policies.validation import fields
 from dynamic.policies.validation.array_files import read_arrays
 from dynamic.storage.inner_paths import check_inside, file_name
-from dynamic.storage.json_files import parse_json, read_json, seal, unseal
+from dynamic.storage.json_files import MEASURED_BYTES, parse_json, read_json, seal, unseal
 
 # values
 
@@ -105,6 +108,19 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_json(folder, folder)
 
 
+def test_files_that_machines_add_are_small(tmp_path: Path) -> None:
+    (tmp_path / "costs.json").write_text(f"[{' ' * 2**20}]")
+    with pytest.raises(ValueError, match="the limit is 1048576"):
+        read_json(tmp_path / "costs.json", tmp_path, most_bytes=MEASURED_BYTES)
+    assert read_json(tmp_path / "costs.json", tmp_path) == []
+
+
+@pytest.mark.parametrize("item", ["[],", "{},", "1,", '"",'])
+def test_json_of_very_many_values_is_refused(item: str) -> None:
+    with pytest.raises(ValueError, match="values, the limit is"):
+        parse_json(f"[{item * 2**20}0]")
+
+
 def test_seals() -> None:
     data = {"a": (1, 2), "b": float("inf"), "c": {"d": 0.1}}
     sealed = parse_json(json.dumps(seal(data, "costs/x")))
@@ -164,6 +180,9 @@ def test_arrays_are_those_that_numpy_wrote(tmp_path: Path) -> None:
         npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"12345678"),
         npy("{'descr': '<c8', 'fortran_order': False, 'shape': (1,), }", b"12345678"),
         npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }", b"1234"),
+        npy("{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000,), }", b""),
+        npy("{'descr': '|S0', 'fortran_order': False, 'shape': (1000000000000,), }", b""),
+        npy("{'descr': '<U0', 'fortran_order': False, 'shape': (1,), }", b""),
         npy("{'shape': (1,)}", b"1234"),
         npy("(" * 100, b"1234"),
         b"",
@@ -180,6 +199,68 @@ def test_arrays_that_unpack_to_too_much(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(10**6, np.uint8))
     with pytest.raises(CorruptError, match="the limit is 0 MB"):
         read_arrays(tmp_path / "a.npz", "arrays", "get them again", 10**5)
+
+
+def test_a_small_file_of_arrays_holds_no_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynamic.policies.validation.array_files._SMALL", 10**6)
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(10**6 + 1, np.uint8))  # a thousand times what it weighs
+    with pytest.raises(CorruptError, match="the limit is 1 MB"):
+        read_arrays(tmp_path / "a.npz", "arrays", "get them again")
+    noise = np.random.default_rng(0).integers(0, 256, 10**6, np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(10**6, np.uint8), y=noise)
+    assert read_arrays(tmp_path / "a.npz", "arrays", "get them again")["x"].shape == (10**6,)
+
+
+def test_arrays_in_a_pipe_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(CorruptError, match="it is no file"):
+        read_arrays(tmp_path / "a.npz", "arrays", "get them again")
+
+
+def test_canaries_are_no_larger_than_the_cascade_says(tmp_path: Path) -> None:
+    stage = StageSpec("a", 0, 0, "a.onnx", None, 1.0, 1.0)
+    spec = CascadeSpec((InputSpec("x", (3, 8, 8), "float32"),), (stage,), 4)
+    inputs = {"x": np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)}
+    canaries = Canaries(inputs, np.zeros((64, 1, 4), np.float32), "calibration")
+    canaries.save(tmp_path / "canaries.npz")
+    assert len(Canaries.load(tmp_path / "canaries.npz", spec)) == 64
+    large = {"x": np.zeros((64, 3, 64, 64), np.float32)}
+    Canaries(large, canaries.logits, "calibration").save(tmp_path / "canaries.npz")
+    with pytest.raises(CorruptError, match="the limit is 0 MB"):
+        Canaries.load(tmp_path / "canaries.npz", spec)
+    np.savez_compressed(
+        tmp_path / "canaries.npz",
+        **{"x/codes": np.zeros((16, 3, 16, 16), np.uint8), "x/levels": np.zeros((3, 256), np.float32)},
+        logits=np.zeros((16, 1, 4), np.float32),
+        source=np.array("calibration"),
+    )
+    with pytest.raises(CorruptError, match=r"has shape \[16, 3, 16, 16\]; expected \[B, 3, 8, 8\]"):
+        Canaries.load(tmp_path / "canaries.npz", spec)
+
+
+def test_records_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, part = np.zeros((4, 1, 2), np.float32), np.zeros(4, np.int8)
+    records = Records(logits, None, None, part, (0,), (1.0,), (1.0,), ("a",), "f")
+    path, target = tmp_path / "records.npz", tmp_path / "target"
+    records.save(path)
+    before = path.read_bytes()
+
+    def full(file: Any, **arrays: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez_compressed", full)
+        with pytest.raises(OSError, match="No space"):
+            records.save(path)
+    assert path.read_bytes() == before
+    target.write_text("mine")
+    path.unlink()
+    path.symlink_to(target)
+    records.save(path)
+    assert target.read_text() == "mine"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["records.npz", "target"]
+    assert len(Records.load(path)) == 4
 
 
 def test_an_encrypted_and_a_foreign_zip_are_refused(tmp_path: Path) -> None:
@@ -264,11 +345,18 @@ def test_files_of_a_graph_wherever_they_are_named(tmp_path: Path) -> None:
     assert set(external_files(path, "x.onnx")) == set(names)
 
 
-@pytest.mark.parametrize("location", ["../x", "/etc/passwd", "a/../../x", "a\\x", "C:x", ""])
+@pytest.mark.parametrize(
+    "location",
+    [
+        "../x", "/etc/passwd", "a/../../x", "a\\x", "C:x", "", "*/_ORT_MEM_ADDR_/*", "*/_ORT_MEM_ADDR_/x.weights",
+        "../0.weights", "./0.weights", "/0.weights", "a/../0.weights", "a//0.weights", ".weights", "bundle.json",
+        "0.weights\n", "0.weights/", "file:///0.weights", "ä.weights",
+    ],
+)  # fmt: skip
 def test_graphs_that_name_files_outside(tmp_path: Path, location: str) -> None:
     path = tmp_path / "x.onnx"
     path.write_bytes(helper.make_model(graph("main", [external("a", location)], [])).SerializeToString())
-    with pytest.raises(ValueError, match="outside its folder"):
+    with pytest.raises(ValueError, match="no file of weights in its folder"):
         external_files(path, "backbones/x.onnx")
 
 
@@ -301,6 +389,93 @@ def length(content: bytes) -> bytes:
         found.append(size & 0x7F | 0x80)
         size >>= 7
     return bytes([*found, size])
+
+
+def in_file(path: Path, content: bytes) -> tuple[str, ...]:
+    path.write_bytes(content)
+    return external_files(path, "x.onnx")
+
+
+def field(key: bytes, content: bytes) -> bytes:
+    return key + length(content) + content
+
+
+ENTRY = field(b"\x0a", b"location") + field(b"\x12", b"0.weights")
+
+
+def model_of(key: bytes) -> bytes:
+    """A model, a graph, a tensor, and in it a field that holds where its weights are."""
+    return field(b"\x3a", field(b"\x2a", field(key, ENTRY)))
+
+
+def test_the_field_of_weights_is_read_by_its_number(tmp_path: Path) -> None:
+    assert in_file(tmp_path / "x.onnx", model_of(b"\x6a")) == ("0.weights",)
+    assert in_file(tmp_path / "x.onnx", model_of(b"\xea\x00")) == ("0.weights",), "the same number in two bytes"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"\xea\x80\x80\x80\x10",  # field 13 once what is above 32 bits is cut off
+        b"\xea\x80\x80\x80\x80\x20",
+        b"\xea\x80\x80\x80\x80\x00",  # field 13 in six bytes
+        b"\xea\x80\x80\x80\x80\x80\x80\x80\x80\x01",
+        b"\x02",  # field 0
+    ],
+)
+def test_numbers_of_fields_that_others_cut_off_are_refused(tmp_path: Path, key: bytes) -> None:
+    with pytest.raises(ValueError, match="a number that protocol buffers do not have"):
+        in_file(tmp_path / "x.onnx", model_of(key))
+
+
+@pytest.mark.parametrize("key", [b"\xf2\x01", b"\x12", b"\xfa\x7f"])
+def test_the_word_in_a_field_that_onnx_does_not_have_is_refused(tmp_path: Path, key: bytes) -> None:
+    """What nobody here reads, another version of an engine may."""
+    with pytest.raises(ValueError, match="the word 'location' where ONNX has no text"):
+        in_file(tmp_path / "x.onnx", model_of(key))
+    both = field(b"\x3a", field(b"\x2a", field(b"\x6a", ENTRY) + field(key, ENTRY)))
+    with pytest.raises(ValueError, match="the word 'location' where ONNX has no text"):
+        in_file(tmp_path / "x.onnx", both)
+
+
+@pytest.mark.parametrize("wire", [3, 4, 6, 7])
+def test_groups_are_refused(tmp_path: Path, wire: int) -> None:
+    with pytest.raises(ValueError, match="no ONNX file"):
+        in_file(tmp_path / "x.onnx", field(b"\x3a", bytes([5 << 3 | wire]) + ENTRY))
+
+
+def test_names_that_a_user_gives_may_hold_the_word(tmp_path: Path) -> None:
+    """An input of sensor data is called like that, and so is a layer."""
+    node = helper.make_node("Identity", ["location"], ["y"], name="location_head", doc_string="location")
+    node.attribute.append(helper.make_attribute("text", "a location"))
+    made = helper.make_graph(
+        [node],
+        "location",
+        [helper.make_tensor_value_info("location", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        initializer=[helper.make_tensor("location", TensorProto.UINT8, [8], b"location", raw=True)],
+    )
+    model = helper.make_model(made, producer_name="location")
+    helper.set_model_props(model, {"location": "location"})
+    assert in_file(tmp_path / "x.onnx", model.SerializeToString()) == ()
+
+
+def test_of_a_field_that_comes_twice_the_last_counts(tmp_path: Path) -> None:
+    """As `onnx` reads it."""
+    twice = field(b"\x0a", b"offset") + ENTRY + field(b"\x12", b"1.weights")
+    content = field(b"\x3a", field(b"\x2a", field(b"\x6a", twice)))
+    (tensor,) = onnx.ModelProto.FromString(content).graph.initializer
+    assert [(entry.key, entry.value) for entry in tensor.external_data] == [("location", "1.weights")]
+    assert in_file(tmp_path / "x.onnx", content) == ("1.weights",)
+
+
+def test_a_graph_that_is_a_pipe_or_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(ValueError, match="it is no file"):
+        external_files(tmp_path / "pipe.onnx", "pipe.onnx")
+    monkeypatch.setattr("dynamic.engines.model_files.external_data._MOST_BYTES", 10)
+    with pytest.raises(ValueError, match="the limit is 10"):
+        in_file(tmp_path / "x.onnx", bytes(11))
 
 
 def test_a_graph_that_is_not_listed_is_not_loaded(tmp_path: Path) -> None:

@@ -5,79 +5,76 @@ import os
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.storage_cases import ALL, INPUTS, built, forked, linux, logits, names
+from support.storage_cases import ALL, INPUTS, forked, linux, logits, names
 
 import dynamic
 from dynamic.bundle.bundle import Bundle
-from dynamic.storage import file_locks, versioned_folder
+from dynamic.storage import file_locks
 from dynamic.storage.file_locks import one_writer
 
 
-@pytest.fixture(scope="module")
-def one() -> Bundle:
-    return built(0)
-
-
-@pytest.fixture(scope="module")
-def other() -> Bundle:
-    return built(1)
-
-
-@pytest.fixture(params=["exchange", "rename"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With and without a kernel that exchanges folders."""
-    if request.param == "rename":
-        monkeypatch.setattr(versioned_folder, "exchange", lambda one, other: False)
-    return str(request.param)
-
-
 def test_writers_and_readers_of_one_shelf(one: Bundle, other: Bundle, tmp_path: Path, way: str) -> None:
+    """Two writers save for as long as two readers need for 30 loads each, however long that is."""
     shelf = one.save(tmp_path / "shelf").folder
-    stop, errors, loads = threading.Event(), [], [0]
+    stop, errors, loads, saves = threading.Event(), list[BaseException](), list[str](), list[str]()
     expected = {bundle.cascade: (dict(bundle.hashes), bundle.ladder) for bundle in (one, other)}
 
-    def work(step: Any) -> None:
-        try:
-            while not stop.is_set():
-                step()
-        except BaseException as error:
-            errors.append(error)
+    def write(bundle: Bundle) -> None:
+        while not stop.is_set():
+            bundle.save(shelf)
+            saves.append(bundle.cascade)
 
     def read() -> None:
-        bundle = dynamic.load(shelf)
-        assert expected[bundle.cascade] == (bundle.hashes, bundle.ladder)
-        assert bundle.records.fingerprint == bundle.ladder.fingerprint
-        loads[0] += 1
+        for _ in range(30):
+            bundle = dynamic.load(shelf)
+            assert expected[bundle.cascade] == (bundle.hashes, bundle.ladder)
+            assert bundle.records.fingerprint == bundle.ladder.fingerprint
+            loads.append(bundle.cascade)
 
-    steps = [lambda: one.save(shelf), lambda: other.save(shelf), read, read]
-    threads = [threading.Thread(target=work, args=(step,)) for step in steps]
-    for thread in threads:
+    def work(step: Any, *given: Any) -> None:
+        try:
+            step(*given)
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+
+    writers = [threading.Thread(target=work, args=(write, bundle)) for bundle in (one, other)]
+    readers = [threading.Thread(target=work, args=(read,)) for _ in range(2)]
+    for thread in (*writers, *readers):
         thread.start()
-    until = time.monotonic() + 300
-    while loads[0] < 60 and not errors and time.monotonic() < until:
-        time.sleep(0.02)
+    for thread in readers:
+        thread.join()
     stop.set()
-    for thread in threads:
+    for thread in writers:
         thread.join()
     assert errors == []
-    assert loads[0] >= 60
+    assert len(loads) == 60
+    assert set(saves) == {one.cascade, other.cascade}
     assert names(tmp_path) == ["shelf"]
 
 
-def test_writers_wait_for_each_other(one: Bundle, tmp_path: Path) -> None:
+def test_writers_wait_for_each_other(one: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refused = file_locks.try_lock, threading.Event()
+
+    def watched(descriptor: int) -> bool | None:
+        locked = real(descriptor)
+        if locked is False:
+            refused.set()
+        return locked
+
     with one_writer(tmp_path / ".shelf.lock"):
         with pytest.raises(OSError, match="another process has been writing there for 0 s"):
             one_writer(tmp_path / ".shelf.lock", patience_s=0.0).__enter__()
+        monkeypatch.setattr(file_locks, "try_lock", watched)
         thread = threading.Thread(target=one.save, args=(tmp_path / "shelf",))
         thread.start()
-        time.sleep(0.1)
-        assert not (tmp_path / "shelf").exists()
+        assert refused.wait(60)
+        assert names(tmp_path) == [".shelf.lock"], "it has begun, and has written nothing"
     thread.join()
     assert names(tmp_path) == ["shelf"]
 

@@ -11,23 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.storage_cases import built, logits, mounted, names, root
+from support.storage_cases import logits, mounted, names, root
 from torch import nn
 
 import dynamic
 from dynamic.bundle.bundle import MANIFEST, Bundle
 from dynamic.errors import DiskError
 from dynamic.models import save_weights
-
-
-@pytest.fixture(scope="module")
-def one() -> Bundle:
-    return built(0)
-
-
-@pytest.fixture(scope="module")
-def other() -> Bundle:
-    return built(1)
 
 
 @root

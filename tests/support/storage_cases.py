@@ -1,4 +1,4 @@
-"""Two bundles, processes that end, and mounts, for the tests of storage."""
+"""Two bundles, processes that end, and mounts. `tests/storage/conftest.py` has the fixtures."""
 
 import functools
 import multiprocessing
@@ -17,6 +17,7 @@ from torch import nn
 
 import dynamic
 from dynamic.bundle.bundle import Bundle
+from dynamic.storage import versioned_folder
 
 LINUX = sys.platform == "linux"
 ROOT = LINUX and os.geteuid() == 0
@@ -31,6 +32,26 @@ def built(seed: int) -> Bundle:
     networks = [nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 4)) for width in (8, 64)]
     inputs, labels = torch.randn(300, 1, 4, 4), torch.arange(300) % 4
     return dynamic.build(networks, [(inputs, labels)])
+
+
+@pytest.fixture(scope="session")
+def one() -> Bundle:
+    """A bundle."""
+    return built(0)
+
+
+@pytest.fixture(scope="session")
+def other() -> Bundle:
+    """Another bundle, of the same shapes."""
+    return built(1)
+
+
+@pytest.fixture(params=["exchange", "rename"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With and without a kernel that exchanges folders."""
+    if request.param == "rename":
+        monkeypatch.setattr(versioned_folder, "exchange", lambda one, other: False)
+    return str(request.param)
 
 
 INPUTS = {"input": np.random.default_rng(0).standard_normal((5, 1, 4, 4)).astype(np.float32)}

@@ -6,6 +6,7 @@ compares (`dynamic.bundle.canaries.check`).
 """
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.engines.contract import Array, CascadeSpec
+from dynamic.engines.contract import Array, CascadeSpec, InputSpec
 from dynamic.engines.stage_loop import check_inputs
 from dynamic.policies.errors import CorruptError, InputError
 from dynamic.policies.validation.array_files import read_arrays
+from dynamic.storage.temporary_files import fresh_file
 
 CANARIES = "canaries.npz"  # of a bundle's folder
 MOST, LEAST = 64, 8  # canaries of a bundle
 MOST_BYTES = 1_000_000  # of the file, as long as there are more than LEAST
-_MOST_UNPACKED = 4 * 2**30  # bytes
+_LEVELS = 256  # values of a channel that is stored as codes
+_HEADER = 1024  # bytes of an array in a file beside its values: 128 as numpy writes them
 Source = Literal["calibration", "given", "noise"]
 
 
@@ -70,7 +73,8 @@ class Canaries:
             fitting = len(canaries) * MOST_BYTES // len(content)
             canaries = canaries.first(max(LEAST, min(fitting, len(canaries) - 1)))
             content = canaries._content()
-        path.write_bytes(content)
+        with fresh_file(path) as partial:
+            partial.write_bytes(content)
         return canaries
 
     def _content(self) -> bytes:
@@ -88,9 +92,9 @@ class Canaries:
         Raises:
             CorruptError: the file does not read, or its inputs, stages or classes are not those of the cascade.
         """
-        arrays = read_arrays(path, "canaries", "build or copy the bundle again", _MOST_UNPACKED)
+        arrays = read_arrays(path, "canaries", "build or copy the bundle again", _most_unpacked(spec))
         try:
-            inputs = {i.name: _unpacked(_parts(arrays, i.name), i.dtype) for i in spec.inputs}
+            inputs = {i.name: _unpacked(_checked(_parts(arrays, i.name), i), i.dtype) for i in spec.inputs}
             canaries = cls(inputs, arrays["logits"], str(arrays["source"]))  # type: ignore[arg-type]
             check_inputs(canaries.inputs, spec.inputs)
         except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
@@ -187,6 +191,28 @@ def _parts(arrays: Mapping[str, Array], name: str) -> dict[str, Array]:
     parts = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
     if not parts:
         raise InputError(f"there is no input {name!r}")
+    return parts
+
+
+def _most_unpacked(spec: CascadeSpec) -> int:
+    """The bytes that the arrays of `MOST` canaries of a cascade can take."""
+    total = MOST * len(spec.stages) * spec.classes * 4 + 3 * _HEADER  # logits, source, and one to spare
+    for i in spec.inputs:
+        itemsize = 8 if i.dtype == "bfloat16" else np.dtype(i.dtype).itemsize  # numpy has no bfloat16
+        channels = i.shape[0] if len(i.shape) == 3 else 1
+        total += MOST * math.prod(i.shape) * itemsize + channels * _LEVELS * itemsize + 2 * _HEADER
+    return total
+
+
+def _checked(parts: Mapping[str, Array], spec: InputSpec) -> Mapping[str, Array]:
+    """The parts of an input, before they are unpacked into more. Raises ValueError where they are of other shapes."""
+    array = parts["values"] if "values" in parts else parts["codes"]
+    if array.shape[1:] != spec.shape:
+        raise ValueError(
+            f"input {spec.name!r:.80} has shape {list(array.shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
+        )
+    if len(array) > MOST:
+        raise ValueError(f"input {spec.name!r:.80} has {len(array)} rows, the limit is {MOST}")
     return parts
 
 

@@ -33,7 +33,7 @@ from dynamic.policies.scores import Combiner
 from dynamic.policies.validation.fields import fraction, items, mapping, number, text, whole, word
 from dynamic.progress import track
 from dynamic.storage.atomic_write import make_room, replace_text
-from dynamic.storage.json_files import SEAL, read_json, seal, unseal
+from dynamic.storage.json_files import MEASURED_BYTES, SEAL, read_json, seal, unseal
 
 CHECKS = "checks"  # of a bundle's folder: one file for each engine and machine
 SECONDS = 3.0  # of canaries and single graph together, once `LEAST` canaries are done
@@ -378,7 +378,7 @@ def kept_report(folder: Path, name: str, identity: EngineIdentity, limit: float)
     """The report that was kept in a bundle's folder for an engine. None where there is none, or it does not read."""
     path = folder / CHECKS / name
     try:
-        report = CanaryReport.from_json(unseal(read_json(path, folder), f"{CHECKS}/{name}"))
+        report = CanaryReport.from_json(unseal(read_json(path, folder, most_bytes=MEASURED_BYTES), f"{CHECKS}/{name}"))
         if (report.identity, report.labels_limit) != (identity, limit):
             raise ValueError(f"it is of {report.identity}, limit {report.labels_limit}")
         return report

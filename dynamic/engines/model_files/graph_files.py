@@ -1,18 +1,18 @@
 """The files of a bundle as they were when it was loaded: one that has changed since then is not run."""
 
-import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import Protocol, TypeVar
 
 from dynamic.engines.model_files.external_data import external_files
 from dynamic.policies.errors import BundleError, EngineError
-from dynamic.storage.inner_paths import check_inside
+from dynamic.storage.atomic_write import copy_file
+from dynamic.storage.regular_files import file_fault
+from dynamic.storage.temporary_files import TemporaryFolder
 
-_TRIES = 3  # to load a graph from a folder that others exchange meanwhile
+_TRIES = 1000  # to load a graph from a folder that others exchange meanwhile
 
 State = tuple[int, int, int, int, int]  # device, inode, size, and the times of content and of attributes
 
@@ -25,6 +25,9 @@ class Held(Protocol):
 
     def place(self) -> Path | None:
         """Where this version lies. None where another took its place."""
+
+    def state(self) -> tuple[int, ...] | None:
+        """What tells the folder that lies there now from one that takes its place. None where there is none."""
 
     def on_disk(self, names: Sequence[str]) -> AbstractContextManager[Path]:
         """Copies under their names, in a temporary folder that goes after the block. Raises BundleError or OSError."""
@@ -57,18 +60,18 @@ class BundleFiles:
         """
         held = self._held
         for tries in range(1, _TRIES + 1):
+            before = None if held is None else held.state()
             try:
                 with self.verify(graph) as path:
                     return read(path)
             except Exception:
                 if held is None:
                     raise
-                # it lies there, perhaps again: another version may have lain there meanwhile
-                if held.place() == self.folder:
-                    if tries == _TRIES:
-                        raise
-                    continue
-                break
+                if held.place() != self.folder:
+                    break
+                # it lies there: whoever exchanged the folder meanwhile is why this failed, or it fails again
+                if tries == _TRIES or held.state() == before:
+                    raise
         assert held is not None
         with self._on_disk(held.on_disk([graph])) as folder:
             self._check(graph, folder)
@@ -146,12 +149,12 @@ class BundleFiles:
 
     @contextmanager
     def _copies(self, names: Sequence[str]) -> Iterator[Path]:
-        with TemporaryDirectory(prefix="dynamic-held-") as folder:
+        """Copies of files for a caller that has none open."""
+        with TemporaryFolder("held") as folder:
             for name in names:
-                copy = Path(folder, name)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.folder / name, copy)
-            yield Path(folder)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                copy_file(self.folder / name, folder / name)
+            yield folder
 
     @contextmanager
     def _on_disk(self, copies: AbstractContextManager[Path]) -> Iterator[Path]:
@@ -169,16 +172,11 @@ class BundleFiles:
             raise self._changed(name, "is not in the bundle's manifest")
         state = self._state(name) if folder is None else (0, 0, 0, 0, 0)
         try:
-            if folder is None:
-                check_inside(self.folder / name, self.folder)
-            with ((folder or self.folder) / name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            fault = file_fault(folder or self.folder, name, self._hashes[name])
         except OSError as error:
-            raise self._changed(name, f"cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise self._changed(name, f"is not used, since {error}") from error
-        if digest != self._hashes[name]:
-            raise self._changed(name, "was altered after the bundle was loaded")
+            fault = f"cannot be read ({error.strerror})"
+        if fault is not None:
+            raise self._changed(name, f"{fault} after the bundle was loaded" if fault == "was altered" else fault)
         return state
 
     def _state(self, name: str) -> State:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dynamic.offline.networks.foreign_weights import few, is_pickled, read_pickled, renamed
 from dynamic.policies.errors import BundleError, CorruptError, InputError, SchemaError
 from dynamic.storage.atomic_write import disk_errors
-from dynamic.storage.disk_sync import sync_folder
+from dynamic.storage.disk_sync import sync, sync_folder
 from dynamic.storage.temporary_files import fresh_folder
 
 SCHEMA = 1
@@ -125,7 +125,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Mappin
             write_whole(plain, fresh, {_FACTS: text, _DIGEST: _digest(plain, text)})
             with fresh.open("r+b") as file:
                 _order_header(file)
-                os.fsync(file.fileno())
+                file.flush()
+                sync(file.fileno())
             fresh.replace(target)
         sync_folder(target.parent)
 
@@ -183,7 +184,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 class Checkpoint:
     """The state of a training run, in one file. With None as path nothing is written.
 
-    `settings` is what has to be the same for a run to go on to the same weights: a file made with others is
+    `settings` is what has to be the same for a run to end with the same weights: a file of other settings is
     refused with BundleError.
     """
 

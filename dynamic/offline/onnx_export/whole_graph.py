@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import external_data_helper
 
 from dynamic.bundle.bundle import Bundle, has_graphs
-from dynamic.data.preprocessing import Normalize, Preprocess
+from dynamic.data.number_steps import Normalize
+from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
 from dynamic.offline.onnx_export.nested_graph import Nest
 from dynamic.offline.onnx_export.reserved_names import check_names
@@ -22,7 +22,8 @@ from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.scores import Combination
 from dynamic.storage.atomic_write import disk_errors
-from dynamic.storage.temporary_files import fresh_folder
+from dynamic.storage.disk_sync import sync_tree
+from dynamic.storage.temporary_files import TemporaryFolder, fresh_folder
 
 if TYPE_CHECKING:  # a bundle is exported without torch
     from torch import nn
@@ -109,10 +110,10 @@ def export(
         raise InputError("a cascade is exported with example_inputs=..., a batch as its networks take it")
     cascade = source if isinstance(source, Cascade) else Cascade(source)
     shipped = from_transforms(preprocess)
-    with TemporaryDirectory(prefix="dynamic-") as folder:
-        spec = export_stages(cascade, Path(folder), example_inputs, progress)
+    with TemporaryFolder("export") as folder:
+        spec = export_stages(cascade, folder, example_inputs, progress)
         own_ladder = _only(ladder or plain_ladder(spec, cascade.combine), point)
-        _write(target, Path(folder), spec, own_ladder, batch, _Facts(shipped, classes), point is not None)
+        _write(target, folder, spec, own_ladder, batch, _Facts(shipped, classes), point is not None)
     return target
 
 
@@ -127,7 +128,7 @@ def _only(ladder: Ladder, point: str | None) -> Ladder:
 
 
 def plain_ladder(spec: CascadeSpec, combine: Combination) -> Ladder:
-    """A ladder without points, for a cascade that nothing is known of: temperature 1, maximum probability."""
+    """A ladder without points, for a cascade without calibration: temperature 1, maximum probability."""
     return Ladder(
         temperature=(1.0,) * len(spec.stages),
         score="max_probability",
@@ -160,7 +161,7 @@ def write_graphs(
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the graph's numbers depend on, beside cascade and ladder: where it is known."""
+    """What the graph's numbers depend on, beside cascade and ladder, where that is given."""
 
     preprocess: Preprocess | None = None
     classes: Sequence[str] | None = None
@@ -205,6 +206,7 @@ def _write(
                 onnx.save(model, fresh, "protobuf", save_as_external_data=True, location=f"{target.name}.data")
             else:
                 onnx.save(model, fresh, "protobuf")
+            sync_tree(partial)
             for file in sorted(partial.iterdir(), reverse=True):  # weights before the graph that refers to them
                 file.replace(target.parent / file.name)
     except OSError as error:

@@ -8,6 +8,7 @@ import numpy as np
 from dynamic.data.picture_decoding import copy_picture, is_picture
 
 _PLAIN = (int, float, bool, complex, str, bytes, type(None), np.generic)  # nobody can overwrite these
+_NUMBERS = "biufcmM"  # kinds of arrays
 _DEEPEST = 32  # of lists in lists: numpy refuses deeper ones
 
 
@@ -44,8 +45,19 @@ def _copy(value: Any) -> Any:
     """A copy of what holds numbers: a tensor as it is, all else as an array. Anything else raises."""
     if hasattr(value, "clone") and hasattr(value, "detach"):
         return value.clone()
-    if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+    if hasattr(value, "__array__") or hasattr(value, "__array_interface__") or hasattr(value, "__array_struct__"):
         return np.array(value)
     if hasattr(value, "__dlpack__"):
         return np.from_dlpack(value).copy()
-    return np.array(memoryview(value))
+    try:
+        return np.array(memoryview(value))
+    except TypeError:
+        return _sequence_copy(value)
+
+
+def _sequence_copy(value: Any) -> Any:
+    """A copy of what has a length and items, such as a deque, as numpy reads it. What makes no numbers stays."""
+    if not (hasattr(type(value), "__len__") and hasattr(type(value), "__getitem__")):
+        return value
+    array = np.array(value)
+    return array if array.dtype.kind in _NUMBERS else value

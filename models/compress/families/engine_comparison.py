@@ -1,6 +1,5 @@
 """Networks beside each other on one engine: accuracy, latency and memory."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from dynamic.policies.ladder import Interval, OperatingPoint
 from dynamic.policies.records import Records
 from dynamic.profiling.stage_profile import profile
 from dynamic.progress import size_of, track
+from dynamic.storage.temporary_files import TemporaryFolder
 
 Rights = NDArray[np.bool_]
 
@@ -89,7 +89,7 @@ def open_on_engine(
 ) -> Iterator[Entrant]:
     """Open a network on an engine, in evaluation mode. EngineError where the engine cannot run it."""
     cascade = Cascade(network)
-    with tempfile.TemporaryDirectory(prefix="dynamic-family-") as name, evaluating(cascade):
+    with TemporaryFolder("family") as name, evaluating(cascade):
         folder = Path(name)
         if engine == "torch":
             spec = describe(cascade, example_inputs)

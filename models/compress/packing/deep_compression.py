@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from dynamic.offline.networks.checkpoints import digest, read_tensors, write_ten
 from dynamic.offline.training.configs import DistillationConfig, TrainingConfig
 from dynamic.offline.training.fitting import fit
 from dynamic.policies.errors import BundleError, SettingError
+from dynamic.storage.temporary_files import TemporaryFolder
 
 logger = logging.getLogger("dynamic")
 
@@ -148,7 +148,7 @@ def deep_compress(
     smaller = simple_norms(clustered.network)
     if half:
         smaller = to_half_precision(smaller)
-    with tempfile.TemporaryDirectory(prefix="dynamic-packed-") as spare:
+    with TemporaryFolder("packed") as spare:
         size = save_packed(smaller, Path(spare) / "packed" if path is None else path)
     weights, _ = weights_of(smaller)
     facts = {

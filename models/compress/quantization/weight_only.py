@@ -3,7 +3,6 @@
 The network computes in float with the weights that the file holds. So every engine has the accuracy of the report.
 """
 
-import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import put_weights, read_tensors, untied, write_tensors
 from dynamic.policies.errors import CorruptError, InputError, SettingError
+from dynamic.storage.temporary_files import TemporaryFolder
 
 BITS = range(2, 9)
 
@@ -116,7 +116,7 @@ def quantize_weights(
             weight.value.copy_(codes.value)
     facts = {"bits": bits, "group": group, "relative_error": errors}
     result = WeightsCompressed(smaller, None, bits, coded)  # type: ignore[arg-type]  # measured below
-    with tempfile.TemporaryDirectory(prefix="dynamic-codes-") as folder:
+    with TemporaryFolder("codes") as folder:
         size_bytes = save_codes(result, Path(folder) / "weights.safetensors")
     comparison = report(
         f"int{bits} weights",

@@ -2,10 +2,12 @@
 
 import array
 import asyncio
+import collections
 import io
 import threading
 from collections import namedtuple
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from support.runtime_cases import Fake, Takes, faked, monitor, shared_blobs
+from support.runtime_cases import Fake, Takes, faked, monitor, shared_blobs, with_ladder
 
 import dynamic
 from dynamic.data.picture_decoding import copy_picture, picture_pixels, picture_shape, read_picture
@@ -98,6 +100,58 @@ def test_arrays_of_the_standard_library_are_copied_too() -> None:
         copied = owned(value)
         value[0] = value[1]
         assert np.asarray(copied).tolist() == [1, 2]
+
+
+class Rows:
+    """A sequence of one's own, as numpy takes it."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: int) -> Any:
+        return self.rows[at]
+
+
+SEQUENCES: dict[str, Callable[[NDArray[Any]], Any]] = {
+    "deque": lambda b: collections.deque([b[0]]),
+    "UserList": lambda b: collections.UserList([b[0]]),
+    "own": lambda b: Rows([b[0]]),
+    "own of own": lambda b: Rows([Rows(list(b[0:1]))]),
+    "deque of lists": lambda b: collections.deque([[b[0, 0:6], b[0, 6:12]]]),
+}
+
+
+@pytest.mark.parametrize("what", SEQUENCES)
+def test_sequences_that_numpy_takes_are_copied(what: str) -> None:
+    buffer = np.arange(12, dtype=np.float32)[None]
+    value = SEQUENCES[what](buffer)
+    expected, copied = np.array(value), owned(value)
+    buffer[...] = -1
+    np.testing.assert_array_equal(np.asarray(copied), expected)
+    inside = {"input": owned({"input": SEQUENCES[what](buffer)})["input"]}
+    buffer[...] = 7
+    assert np.asarray(inside["input"]).min() == -1
+
+
+def test_a_deque_of_frames_that_waits_is_a_copy(bundle: dynamic.Bundle) -> None:
+    run, engine = gated(bundle)
+    buffer, futures = frame(0), []
+    for number in range(8):
+        buffer[...] = frame(number)
+        futures.append(run.submit(collections.deque([buffer[0]])))
+    buffer[...] = 0
+    engine.gate.set()
+    assert [f.result(LIMIT_S).label.tolist() for f in futures] == [[number % 4] for number in range(8)]
+    run.close()
+
+
+def test_sequences_that_make_no_numbers_stay_as_they_are() -> None:
+    for value in (collections.deque(["a"]), collections.UserList([None]), Rows([[1], [1, 2]]), {1, 2}, range(3)):
+        copied = owned(value)
+        assert copied is value or np.asarray(copied).tolist() == [0, 1, 2]
 
 
 def test_without_a_copy_the_buffer_is_read_where_it_lies(bundle: dynamic.Bundle) -> None:
@@ -284,9 +338,14 @@ def test_groups_of_the_drift_test_see_the_input_of_their_request(bundle: dynamic
 
     def group(x: Any) -> int:
         found.append(float(x[0, 0]))
-        return 0
+        return len(found)
 
-    with bundle.runtime(monitor=monitor(), drift=dynamic.runtime.drift.streams.DriftOptions(groups=group)) as run:
+    made = with_ladder(bundle)
+    watched = replace(made, ladder=replace(made.ladder, scores=bundle.ladder.scores))
+    options = dynamic.runtime.drift.streams.DriftOptions(groups=group)
+    # at this point everybody runs the first exit, whose score is tested
+    run = Runtime(watched, watched.frontier, Fake(), dynamic.Budget(), monitor(), Takes("quick"), drift=options)
+    with run:
         buffer = frame(0)
         futures = []
         for number in range(4):
@@ -294,4 +353,4 @@ def test_groups_of_the_drift_test_see_the_input_of_their_request(bundle: dynamic
             futures.append(run.submit(buffer))
         for future in futures:
             future.result(LIMIT_S)
-    assert found == ([0.0, 1.0, 2.0, 3.0] if found else [])
+    assert found == [0.0, 1.0, 2.0, 3.0]
