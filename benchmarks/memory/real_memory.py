@@ -36,7 +36,7 @@ from torch import nn
 import dynamic
 from benchmarks.harness.common import module_command, module_path, progress, save
 from benchmarks.memory.memory_group import Filler, Group, end
-from dynamic.bundle.bundle import write
+from dynamic.bundle.bundle_writer import write
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
 from dynamic.policies.control.limits import RESERVE_MB

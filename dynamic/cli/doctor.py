@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dynamic.bundle.bundle import read
+from dynamic.bundle.bundle_reader import read
 from dynamic.bundle.requirements import unmet_needs
 from dynamic.bundle.tables import table
 from dynamic.cli.diagnosis import Diagnosis, SensorState, diagnose

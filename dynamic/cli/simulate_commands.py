@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from dynamic.bundle.bundle import load
+from dynamic.bundle.bundle_reader import load
 from dynamic.bundle.tables import certificate_text
 from dynamic.cli.options import (
     BatteryFloor,

@@ -256,7 +256,7 @@ def test_doctor_runs_in_the_base_installation(desk: Path) -> None:
 
 
 def test_doctor_of_a_shelf_that_is_damaged_or_of_another_engine(desk: Path, tmp_path: Path) -> None:
-    from dynamic.bundle.bundle import MANIFEST, _manifest_hash
+    from dynamic.bundle.manifest import MANIFEST, manifest_hash
     from dynamic.cli.doctor import check_shelf
 
     assert "holds no bundle.json" in check_shelf(tmp_path).problems[0]
@@ -266,7 +266,7 @@ def test_doctor_of_a_shelf_that_is_damaged_or_of_another_engine(desk: Path, tmp_
     manifest = json.loads((shelf / MANIFEST).read_text())
     del manifest["sha256"]
     manifest["engine"] = "openvino"
-    (shelf / MANIFEST).write_text(json.dumps(manifest | {"sha256": _manifest_hash(manifest)}))
+    (shelf / MANIFEST).write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
     done = shell("doctor shelf", ALL, tmp_path)
     assert done.returncode == 1
     assert "engine 'openvino' is not installed: pip install 'dynamic-inference[openvino]'" in done.stdout
