@@ -50,7 +50,7 @@ def _made(folder: Path) -> dict[str, Any]:
     preprocess = dynamic.Preprocess.of()
     x, y = torch.from_numpy(preprocess(images)), torch.from_numpy(labels)
     small, large = (
-        _trained(CifarResNet(depth, in_channels=1, width=width), x[:600], y[:600]) for depth, width in ((8, 4), (8, 14))
+        _trained(CifarResNet(depth, in_channels=1, width=width), x[:600], y[:600]) for depth, width in ((8, 3), (8, 32))
     )
     loaders = {
         "train_loader": _batches(x, y, 0, 600),
