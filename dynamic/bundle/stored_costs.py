@@ -67,6 +67,8 @@ def stored_costs(bundle: DeployedBundle, name: str) -> Costs | None:
         if (len(costs.latency_ms), len(costs.memory_mb)) != (len(bundle.spec.stages), len(bundle.spec.backbones)):
             raise ValueError("they are of another number of stages or networks")
     except FileNotFoundError:
+        if path.is_symlink():
+            logger.warning("%s is a link that leads nowhere: call profile() again", path)
         return None
     except (DynamicError, ValueError, OSError) as error:
         logger.warning("%s does not read (%s): call profile() again", path, error)

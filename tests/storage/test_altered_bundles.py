@@ -81,6 +81,16 @@ def test_costs_out_of_range_are_measured_again(
     assert "profile() again" in caplog.text
 
 
+def test_costs_that_are_a_link_that_leads_nowhere_are_measured_again(
+    shelf: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = only(shelf / "costs")
+    path.unlink()
+    path.symlink_to(shelf / "nowhere.json")
+    assert dynamic.load(shelf).costs is None
+    assert "leads nowhere: call profile() again" in caplog.text
+
+
 @pytest.mark.parametrize(
     "batch", [[0, 16], [-3, 16], [1.5, 16], ["1", "16"], [16, 1], [1, 1], [], [1], [1, 10**400], [True, 16], "1"]
 )
