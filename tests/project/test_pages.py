@@ -142,7 +142,7 @@ IN_README = [  # words of README.md, the figure they quote, its rounding
     ("resident, {} s from start", figure("memory/footprint", *ALONE, "first_answer_s", "median"), ".2f"),
     ("In torch {} MB", figure("memory/footprint", *TORCH, "resident_mb", "median"), ".0f"),
     ("{} of the mean latency on ONNX Runtime at", figure("cascades/headline", *ENGINE, "ratio"), ".3f"),
-    ("little: [{} ms]", figure("runtime/overhead", *OWN_TIME) / 1000, ".1f"),
+    ("little: [{} ms]", figure("runtime/overhead", *OWN_TIME) / 1000, ".2f"),
     ("exits on your own network. {} torchvision", figure("wrapping/wrap_torchvision", "passing"), "d"),
 ]
 
