@@ -1,5 +1,5 @@
 from dynamic.bundle.bundle import Bundle as Bundle
-from dynamic.bundle.bundle import load as load
+from dynamic.bundle.bundle_reader import load as load
 from dynamic.data.preprocessing import Preprocess as Preprocess
 from dynamic.engines.options import OnnxRuntimeOptions as OnnxRuntimeOptions
 from dynamic.engines.options import OpenVinoOptions as OpenVinoOptions

@@ -52,11 +52,11 @@ def main() -> None:
         large,
         batches(choose),
         targets=options.targets,
-        means=("prune_blocks", "quantize"),
+        methods=("prune_blocks", "quantize"),
         train_loader=loader,
         epochs=max(1, options.epochs // 3),
         others={"resnet8-w8": small},
-        checkpoint_dir=None,  # a folder, where this takes hours and may be killed
+        checkpoint=None,  # a folder, where this takes hours and may be killed
     )
     print(f"\n{family}")
 

@@ -79,6 +79,10 @@ class Log:
         """Frames that were sent then."""
         return [answer for answer in self.answers if from_h <= answer.hour < to_h]
 
+    def read_memory(self, hour: float) -> None:
+        """Note what this process holds."""
+        self.memory_mb.append((hour, psutil.Process().memory_info().rss / 1e6))
+
     def memory(self, from_h: float, to_h: float) -> float:
         """Resident memory then, in MB, the median."""
         return median(mb for hour, mb in self.memory_mb if from_h <= hour < to_h)
@@ -175,12 +179,12 @@ def _enter(log: Log, clock: Clock, hour: float, labels: NDArray[np.int64], futur
         decision, right = result.decision, float((result.label == labels).mean())
         why = decision.point.name, decision.violated_limits, decision.reason
         log.answers.append(Answer(hour, done, result.latency_ms, right, result.certified, *why))
+        log.read_memory(done)  # on a busy machine the thread that watches may sleep for hours of this day
 
 
 def _watch(log: Log, clock: Clock) -> None:
-    process = psutil.Process()
     while clock() < ENDS:
-        log.memory_mb.append((clock(), process.memory_info().rss / 1e6))
+        log.read_memory(clock())
         time.sleep(clock.hour_s / 40)
 
 

@@ -1,8 +1,8 @@
-"""Ready-made networks, and `compress`, which makes smaller ones of yours. Needs the extra `build`."""
+"""Ready-made networks, and `compress`, which makes smaller networks of yours. It needs the extra `build`."""
 
 import importlib
 
-from dynamic.extras import with_remedy
+from dynamic.extras import with_remedy as _with_remedy
 
 try:
     from dynamic.models.msdnet import MSDNet as MSDNet
@@ -20,7 +20,7 @@ try:
     from dynamic.offline.tracing.exit_heads import BlockHead as BlockHead
     from dynamic.offline.tracing.exit_heads import ConvHead as ConvHead
 except ModuleNotFoundError as error:
-    raise with_remedy(error, "dynamic.models") from error
+    raise _with_remedy(error, "dynamic.models") from error
 
 
 def __getattr__(name: str) -> object:
@@ -29,4 +29,4 @@ def __getattr__(name: str) -> object:
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
-        raise with_remedy(error, f"dynamic.models.{name}") from error
+        raise _with_remedy(error, f"dynamic.models.{name}") from error

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
 
 import torch
@@ -13,21 +13,33 @@ from dynamic.offline.staged_network import Stage, StagedNetwork
 from dynamic.policies.errors import InputError
 
 Scales = tuple[Tensor, ...]
-"""Features `[B, C_s, H_s, W_s]`, the coarsest scale first: heads read entry 0, pruned scales leave at the end."""
+"""Features `[B, C_s, H_s, W_s]`, the coarsest scale first. Heads read entry 0. Pruned scales are missing at the end."""
 
 
 @dataclass(frozen=True)
 class MSDNetShape:
-    """What an MSDNet is made of; `factors` and `bottlenecks` run from the finest scale to the coarsest.
+    """The shape of an MSDNet. `factors` and `bottlenecks` go from the finest scale to the coarsest.
 
-    `steps`: dense layers in each block, a classifier after each. `channels` at the finest scale after the
-    first layer, `growth` there by each layer; times `factors` at the other scales. `bottlenecks`: width of
-    the 1x1 convolutions, in multiples of what they feed. `reduction`: share of the channels kept where the
-    finest scale is dropped. Raises InputError on an empty or impossible shape.
+    Args:
+        steps: Dense layers in each block. A classifier follows each block.
+        channels: Channels of the finest scale after the first layer. The other scales have this times their factor.
+        growth: Channels that each layer adds at the finest scale. The other scales get this times their factor.
+        factors: Width of each scale, as a multiple of the finest.
+        bottlenecks: Width of the 1x1 convolutions of each scale, in multiples of the convolutions that follow.
+        reduction: Share of the channels that remain where the finest scale is dropped.
+
+    Raises:
+        InputError: A field is empty, odd or out of range.
+
+    Example:
+        >>> from dynamic.models import MSDNetShape
+        >>> MSDNetShape((1, 2, 1), channels=4, growth=2).factors
+        (1, 2, 4)
     """
 
     steps: tuple[int, ...]
     channels: int = 16
+    _: KW_ONLY
     growth: int = 6
     factors: tuple[int, ...] = (1, 2, 4)
     bottlenecks: tuple[int, ...] = (1, 2, 4)
@@ -37,14 +49,32 @@ class MSDNetShape:
         if not self.steps or min(self.steps) < 1:
             raise InputError(f"steps={self.steps}: every block needs at least one layer")
         if len(self.factors) != len(self.bottlenecks) or not self.factors:
-            raise InputError(f"factors={self.factors} and bottlenecks={self.bottlenecks}: one each a scale")
+            raise InputError(
+                f"factors={self.factors} and bottlenecks={self.bottlenecks}: give one of each for every scale"
+            )
         if self.growth < 2 or self.growth % 2:
-            raise InputError(f"growth={self.growth}: half comes from each of two scales, so it has to be even")
+            raise InputError(f"growth={self.growth} is not even: half comes from each of two scales")
         if not 0 < self.reduction <= 1:
             raise InputError(f"reduction={self.reduction} is not in (0, 1]")
 
-    def kept(self, layer: int) -> int:
-        """Scales that `layer` (from 0) still computes; section 4, "network reduction": one third each."""
+    def scales_at(self, layer: int) -> int:
+        """The number of scales that a layer computes (section 4, "network reduction").
+
+        Args:
+            layer: The layer, counted from 0 over all blocks.
+
+        Returns:
+            All scales in the first third of the layers, one less in each third that follows.
+
+        Raises:
+            TypeError: `layer` is no number.
+
+        Example:
+            >>> from dynamic.models import MSDNetShape
+            >>> shape = MSDNetShape((2, 2, 2))
+            >>> [shape.scales_at(layer) for layer in range(6)]
+            [3, 3, 2, 2, 1, 1]
+        """
         scales = len(self.factors)
         return scales - layer // math.ceil(sum(self.steps) / scales)
 
@@ -58,7 +88,7 @@ class _ConvUnit(nn.Sequential):
 
 
 def _bottleneck(in_channels: int, channels: int, multiple: int, stride: int = 1) -> nn.Sequential:
-    """1x1 convolution to at most `multiple * channels`, then 3x3 (section 4)."""
+    """A 1x1 convolution to at most `multiple * channels`, then a 3x3 convolution (section 4)."""
     inner = min(in_channels, multiple * channels)
     return nn.Sequential(_ConvUnit(in_channels, inner, kernel=1), _ConvUnit(inner, channels, stride=stride))
 
@@ -74,17 +104,17 @@ class _Stem(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Scales:
-        found = []
+        features = []
         for unit in self.units:
             x = unit(x)
-            found.append(x)
-        return tuple(reversed(found))
+            features.append(x)
+        return tuple(reversed(features))
 
 
 class _DenseLayer(nn.Module):
-    """Adds to each kept scale features of its own and of the next finer one (section 4, figure 2).
+    """Adds to each remaining scale features of its own and of the next finer scale (section 4, figure 2).
 
-    Takes `before` scales, gives `after`: where one is dropped, its features still reach the next coarser.
+    It takes `before` scales and returns `after`. The features of a dropped scale still reach the next coarser one.
     """
 
     def __init__(self, shape: MSDNetShape, channels: int, before: int, after: int) -> None:
@@ -103,17 +133,17 @@ class _DenseLayer(nn.Module):
         self.down = nn.ModuleList(down)
 
     def forward(self, scales: Scales) -> Scales:
-        found = []
+        features = []
         for i, same in enumerate(self.same):
             parts = [scales[i], same(scales[i])]
             if i < len(self.down):
                 parts.insert(1, self.down[i](scales[i + 1]))
-            found.append(torch.cat(parts, dim=1))
-        return tuple(found)
+            features.append(torch.cat(parts, dim=1))
+        return tuple(features)
 
 
 class _Transition(nn.Module):
-    """1x1 convolutions that shrink every scale's channels."""
+    """1x1 convolutions that reduce the channels of every scale."""
 
     def __init__(self, shape: MSDNetShape, channels: int, reduced: int, scales: int) -> None:
         super().__init__()
@@ -125,7 +155,7 @@ class _Transition(nn.Module):
 
 
 class _Head(nn.Sequential):
-    """Classifier on the coarsest scale `[B, C, H, W]`, two strided convolutions deep: `[B, classes]`."""
+    """A classifier on the coarsest scale: `[B, C, H, W]` -> `[B, classes]`."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__(
@@ -138,17 +168,31 @@ class _Head(nn.Sequential):
 
 
 class MSDNet(StagedNetwork):
-    """A dense network that keeps coarse features at every depth, with a classifier after each block.
+    """A dense network with coarse features at every depth and a classifier after each block.
 
-    `forward` takes `[B, in_channels, 32, 32]` and gives the logits `[B, classes]` of each block. `exit_stages`:
-    one stage a block; the carry is the block's features, the coarsest scale first. The last stage carries its
-    logits. For other image sizes give other `factors`: the classifier divides the coarsest scale by 8.
+    It takes `[B, in_channels, 32, 32]`. For other image sizes give other `factors`: the classifier divides the coarsest
+    scale by 8. Each block is one stage. Its carry is the features of the block, the coarsest scale first. The last
+    stage carries its logits.
+
+    Args:
+        shape: Blocks, scales and channels.
+        classes: Number of classes.
+        in_channels: Channels of an image.
+
+    Raises:
+        InputError: `classes` or `in_channels` is below 1.
+
+    Example:
+        >>> from dynamic.models import MSDNet, MSDNetShape
+        >>> network = MSDNet(MSDNetShape((1, 1), channels=4, growth=2), 5)
+        >>> [tuple(logits.shape) for logits in network(torch.zeros(2, 3, 32, 32))]
+        [(2, 5), (2, 5)]
     """
 
-    def __init__(self, shape: MSDNetShape, classes: int = 100, in_channels: int = 3) -> None:
+    def __init__(self, shape: MSDNetShape, classes: int = 100, *, in_channels: int = 3) -> None:
         super().__init__()
         if classes < 1 or in_channels < 1:
-            raise InputError(f"classes={classes}, in_channels={in_channels}: both have to be at least 1")
+            raise InputError(f"classes={classes}, in_channels={in_channels}: give at least 1 for both")
         self.shape = shape
         self.stem = _Stem(shape, in_channels)
         blocks, heads = [], []
@@ -156,7 +200,7 @@ class MSDNet(StagedNetwork):
         for start, step in zip(accumulate((0, *shape.steps)), shape.steps, strict=False):
             parts: list[nn.Module] = []
             for layer in range(start, start + step):
-                before, after = shape.kept(max(0, layer - 1)), shape.kept(layer)
+                before, after = shape.scales_at(max(0, layer - 1)), shape.scales_at(layer)
                 parts.append(_DenseLayer(shape, channels, before, after))
                 channels += shape.growth
                 if after < before and shape.reduction < 1:
@@ -174,17 +218,32 @@ class MSDNet(StagedNetwork):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The logits `[B, classes]` after each block."""
+        """The logits after each block.
+
+        Args:
+            x: Images `[B, in_channels, 32, 32]`.
+
+        Returns:
+            Logits `[B, classes]` of each block.
+
+        Raises:
+            RuntimeError: `x` has another number of channels.
+
+        Example:
+            >>> from dynamic.models import MSDNet, MSDNetShape
+            >>> len(MSDNet(MSDNetShape((1, 1))).forward(torch.zeros(2, 3, 32, 32)))
+            2
+        """
         scales = self.stem(x)
-        found = []
+        logits = []
         for block, head in zip(self.blocks, self.heads, strict=True):
             scales = block(scales)
-            found.append(head(scales[0]))
-        return found
+            logits.append(head(scales[0]))
+        return logits
 
     @property
     def exit_stages(self) -> tuple[Stage, ...]:
-        """One stage a block, in evaluation mode, sharing this network's parameters."""
+        """One stage a block, in evaluation mode. They share the parameters of this network."""
         return tuple(self._stages())
 
     def _stages(self) -> Iterator[Stage]:
@@ -197,7 +256,7 @@ class MSDNet(StagedNetwork):
 
 
 class _Body(nn.Module):
-    """A block as a stage's body: from the image where it has the stem, to logits where it has the last head."""
+    """A block as the body of a stage. The first body begins with the stem. The last ends with its head."""
 
     def __init__(self, stem: nn.Module | None, block: nn.Module, head: nn.Module | None) -> None:
         super().__init__()
@@ -212,25 +271,54 @@ class _Body(nn.Module):
 
 
 def msdnet_anytime(classes: int = 100, blocks: int = 7) -> MSDNet:
-    """The CIFAR network for anytime prediction (appendix A): 4 layers, then 2 in each of `blocks - 1` blocks.
+    """The CIFAR network for anytime prediction (appendix A): 4 layers, then 2 in each further block.
 
-    On CIFAR-100 its exits cost 15.1, 25.5, 37.1, 46.3, 57.3, 67.0 and 75.9 M multiply-adds, as the authors
-    count them: each convolution's and linear layer's products, a linear layer's additions of its bias, and one
-    for each ReLU and average-pooling input; batch norm free (folded).
+    On CIFAR-100 its exits cost 15.1, 25.5, 37.1, 46.3, 57.3, 67.0 and 75.9 M multiply-adds, as the authors count them.
+    They count the products of each convolution and linear layer, and the additions of a bias of a linear layer. They
+    also count one for each input of a ReLU and of average pooling. Batch norm is free, since it is folded.
+
+    Args:
+        classes: Number of classes.
+        blocks: Number of blocks, each with an exit.
+
+    Returns:
+        The network with random weights.
+
+    Raises:
+        InputError: `blocks` or `classes` is below 1.
+
+    Example:
+        >>> from dynamic.models import msdnet_anytime
+        >>> len(msdnet_anytime(10, blocks=2).exit_stages)
+        2
     """
-    return _checked(classes, blocks, (4, *(2 for _ in range(blocks - 1))))
+    return _network(classes, blocks, (4, *(2 for _ in range(blocks - 1))))
 
 
 def msdnet_budgeted(classes: int = 100, blocks: int = 5) -> MSDNet:
-    """The CIFAR network for budgeted batches (appendix A): block i of `blocks` has i layers.
+    """The CIFAR network for budgeted batches (appendix A): block i has i layers.
 
-    On CIFAR-100 its exits cost 6.9, 14.4, 27.5, 41.7 and 58.5 M multiply-adds, counted as for
-    `msdnet_anytime`.
+    On CIFAR-100 its exits cost 6.9, 14.4, 27.5, 41.7 and 58.5 M multiply-adds, counted as for `msdnet_anytime`.
+
+    Args:
+        classes: Number of classes.
+        blocks: Number of blocks, each with an exit.
+
+    Returns:
+        The network with random weights.
+
+    Raises:
+        InputError: `blocks` or `classes` is below 1.
+
+    Example:
+        >>> from dynamic.models import msdnet_budgeted
+        >>> msdnet_budgeted(10, blocks=3).shape.steps
+        (1, 2, 3)
     """
-    return _checked(classes, blocks, tuple(range(1, blocks + 1)))
+    return _network(classes, blocks, tuple(range(1, blocks + 1)))
 
 
-def _checked(classes: int, blocks: int, steps: Sequence[int]) -> MSDNet:
+def _network(classes: int, blocks: int, steps: Sequence[int]) -> MSDNet:
     if blocks < 1:
-        raise InputError(f"blocks={blocks}: at least one")
+        raise InputError(f"blocks={blocks}: give at least 1")
     return MSDNet(MSDNetShape(tuple(steps)), classes)

@@ -88,6 +88,8 @@ class Policy(Protocol):
     """Chooses a point of the frontier for each request. It has no memory but the state that it is given.
 
     A policy of your own inherits from this class and defines `decide`. The state of a policy without memory is None.
+    With `decides_each_request = False` a runtime repeats a decision until the readings, the budget or the queue change,
+    or 16 requests were observed.
 
     Example:
         >>> class Cheapest(dynamic.Policy):
@@ -99,7 +101,6 @@ class Policy(Protocol):
         True
     """
 
-    # False: a decision holds until a snapshot, the budget, the queue or 16 observations change something
     decides_each_request: ClassVar[bool] = True
 
     def initial(self) -> Any:

@@ -12,9 +12,8 @@ from dynamic.policies.validation.array_files import read_arrays, write_arrays
 from dynamic.policies.validation.fields import items, number, text, whole
 
 SEARCH, CERTIFY = 0, 1
-SEARCH_SHARE = (
-    0.25  # of a calibration set. It gives about the cheapest certified point (benchmarks/statistics/certified.py)
-)
+# of a calibration set. It gives about the cheapest certified point (benchmarks/statistics/certified.py)
+SEARCH_SHARE = 0.25
 
 
 @dataclass(frozen=True, eq=False)

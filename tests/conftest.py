@@ -13,6 +13,7 @@ import hypothesis
 import numpy as np
 import pytest
 from support.export_registry import share_registry
+from support.process_state import process_state
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +58,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_to_later_tests(own_cache: None) -> Iterator[None]:
+    """A test that changes the process for those after it fails itself, not they."""
+    before = process_state()
+    yield
+    after = process_state()
+    assert {name: after[name] for name in before} == before
 
 
 def data_folder() -> Path | None:

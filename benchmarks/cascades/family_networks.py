@@ -134,4 +134,4 @@ def alone(data: Path) -> dict[str, nn.Module]:
 
 def eight(data: Path, network: nn.Module) -> nn.Module:
     """In int8, with ranges from training images."""
-    return quantize(network, EXAMPLE, cifar.batches(training(data)[2]), latency=False).network
+    return quantize(network, EXAMPLE, calibration_loader=cifar.batches(training(data)[2]), latency=False).network

@@ -128,7 +128,7 @@ def main() -> None:
     for width in options.students:
         network, facts = train(width, data, loader, folder, 2 if options.smoke else EPOCHS[width])
         shared = to_half_precision(
-            cluster(network, torch.zeros(1, 3, 32, 32), CLUSTERS, reduce=True, latency=False).network
+            cluster(network, torch.zeros(1, 3, 32, 32), clusters=CLUSTERS, reduce=True, latency=False).network
         )
         path = folder / file(width).name if options.smoke else file(width)
         facts["bytes"] = save_packed(shared, path)

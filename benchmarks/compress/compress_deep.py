@@ -48,7 +48,7 @@ def made(network: nn.Module, train: ImageSet, path: Path, folder: Path, options:
     compressed = deep_compress(
         network,
         torch.zeros(1, 3, 32, 32),
-        Augmented(train, passes=1, size=128),
+        train_loader=Augmented(train, passes=1, size=128),
         steps=tuple(zip(STEPS, epochs, strict=True)),
         clusters=CLUSTERS,
         cluster_epochs=CLUSTER_EPOCHS,
@@ -58,7 +58,7 @@ def made(network: nn.Module, train: ImageSet, path: Path, folder: Path, options:
         distill_share=0.8,
         temperature=4.0,
         path=path,
-        folder=folder,
+        checkpoint=folder,
         progress=True,
         latency=False,
     )

@@ -59,7 +59,7 @@ ROWS_OF = {
 
 def prepare(network: nn.Module, folder: Path, batches: list[Tensor], timed: Tensor, calibration: str) -> dict[str, Any]:
     """Write `f32/`, `int8/` and `inputs.npy` under `folder`; gives what the quantization says."""
-    made = quantize(network, batches[0][:2], batches, ranges=calibration, latency=False)
+    made = quantize(network, batches[0][:2], calibration_loader=batches, ranges=calibration, latency=False)
     for name, found in (("f32", network), ("int8", made.network)):
         export_stages(dynamic.Cascade(found), folder / name, batches[0][:2], progress=False)
     np.save(folder / "inputs.npy", timed.numpy())

@@ -58,10 +58,12 @@ def pruned(network: nn.Module, images: ImageSet, count: int) -> tuple[nn.Module,
     made = network
     for name, blocks, others in (("layer1", 3, ("layer2", "layer3")), ("layer2, layer3", 4, ("layer1",))):
         progress(f"choosing {blocks} blocks of {name}")
-        less = prune_blocks(made, EXAMPLE, blocks, data=data, skip=others, latency=False)
+        less = prune_blocks(made, EXAMPLE, count=blocks, selection_loader=data, skip=others, latency=False)
         made, facts[name] = less.network, less.report.facts["costs"]
     progress("choosing channels of layer2, layer3")
-    thin = prune_channels(made, EXAMPLE, {"layer2": 0.5, "layer3": 0.5}, importance="taylor", data=data, latency=False)
+    thin = prune_channels(
+        made, EXAMPLE, amount={"layer2": 0.5, "layer3": 0.5}, importance="taylor", selection_loader=data, latency=False
+    )
     facts["widths"] = thin.report.facts["widths"]
     return thin.network, facts
 

@@ -38,14 +38,14 @@ NETWORKS = ("resnet18", "mobilenet_v3_large", "convnext_tiny", "vit_b_16", "swin
 LIMIT_GB = 12
 Method = Callable[[nn.Module, Tensor], Compressed]
 METHODS: dict[str, Method] = {
-    "prune_weights 0.5": lambda n, x: prune_weights(n, x, 0.5, latency=False),
-    "prune_channels 0.5": lambda n, x: prune_channels(n, x, 0.5, latency=False),
-    "prune_blocks 2": lambda n, x: prune_blocks(n, x, 2, latency=False),
+    "prune_weights 0.5": lambda n, x: prune_weights(n, x, amount=0.5, latency=False),
+    "prune_channels 0.5": lambda n, x: prune_channels(n, x, amount=0.5, latency=False),
+    "prune_blocks 2": lambda n, x: prune_blocks(n, x, count=2, latency=False),
     "low_rank energy 0.5": lambda n, x: low_rank(n, x, energy=0.5, latency=False),
     "separate": lambda n, x: separate(n, x, latency=False),
-    "quantize": lambda n, x: quantize(n, x, [x], latency=False),
-    "quantize_weights 4": lambda n, x: quantize_weights(n, x, 4, latency=False),
-    "cluster 16": lambda n, x: cluster(n, x, 16, latency=False),
+    "quantize": lambda n, x: quantize(n, x, calibration_loader=[x], latency=False),
+    "quantize_weights 4": lambda n, x: quantize_weights(n, x, bits=4, latency=False),
+    "cluster 16": lambda n, x: cluster(n, x, clusters=16, latency=False),
 }
 
 

@@ -61,13 +61,13 @@ def drawn(
     found = lottery_ticket(
         SmallNetwork,
         torch.zeros(1, 3, 32, 32),
-        partial(train, loader=loader, epochs=options.epochs, seed=seed),
+        train=partial(train, loader=loader, epochs=options.epochs, seed=seed),
         sparsity=SPARSITY,
         rounds=ROUNDS,
         warm=partial(train, loader=loader, epochs=1, seed=seed + 100) if options.late else None,
         skip=("0",),  # the 432 weights that see the picture
         seed=seed,
-        folder=ROOT / "out" / "lottery_ticket" / (name + ("-late" if options.late else "")),
+        checkpoint=ROOT / "out" / "lottery_ticket" / (name + ("-late" if options.late else "")),
         latency=False,
     )
     rights = {n: accuracy(getattr(found, n), held) for n in ("dense", "ticket", "control")}

@@ -19,6 +19,7 @@ import psutil
 import dynamic
 
 SAMPLED_S = 0.02
+SETTLED_REQUESTS = 10  # after a move, whatever the time they take on a busy machine
 
 
 class Sampler:
@@ -59,7 +60,9 @@ def serve(run: Any, job: dict[str, Any], base_mb: float) -> dict[str, Any]:
         limit_mb = None if extra_mb is None else base_mb + extra_mb
         run.budget = dynamic.Budget(memory_mb=limit_mb)
         moves.append({"time_s": time.perf_counter(), "limit_mb": limit_mb})
-        for _ in range(requests):
+        for sent in range(requests):
+            if sent == SETTLED_REQUESTS:
+                moves[-1]["settled_s"] = time.perf_counter()
             if job.get("rate_hz"):
                 next_s += 1 / job["rate_hz"]
                 time.sleep(max(0.0, next_s - time.perf_counter()))

@@ -36,7 +36,7 @@ from torch import nn
 import dynamic
 from benchmarks.harness.common import module_command, module_path, progress, save
 from benchmarks.memory.memory_group import Filler, Group, end
-from dynamic.bundle.bundle import write
+from dynamic.bundle.bundle_writer import write
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
 from dynamic.policies.control.limits import RESERVE_MB
@@ -145,12 +145,13 @@ def moving(
 
 
 def judged(found: dict[str, Any], holds: Sequence[Any]) -> dict[str, Any]:
-    """How far resident memory went over each limit from a second after the move on."""
+    """How far resident memory went over each limit, from a second and ten requests after the move on."""
     times_s, resident_mb = np.array(found["sampled_s"]), np.array(found["resident_mb"])
     ends_s = [m["time_s"] for m in found["moves"]] + [times_s[-1]]
     rows = []
     for move, hold, (start_s, end_s) in zip(found["moves"], holds, pairwise(ends_s), strict=True):
-        settled = resident_mb[(times_s >= start_s + SETTLED_S) & (times_s < end_s)]
+        from_s = max(start_s + SETTLED_S, move.get("settled_s", 0.0))
+        settled = resident_mb[(times_s >= from_s) & (times_s < end_s)]
         most = float(settled.max()) if len(settled) else None
         limit_mb = move["limit_mb"]
         within = [t for t, mb in zip(times_s, resident_mb, strict=True) if t >= start_s and limit_mb and mb <= limit_mb]
@@ -280,7 +281,7 @@ def show(budget: dict[str, Any], group: dict[str, Any]) -> None:
         print(
             f"{row['for_s']:6.1f}{row['limit_mb'] or 'none':>10}{row['most_mb'] or '?':>9}"
             f"{'?' if row['within_after_s'] is None else row['within_after_s']:>10}   {' -> '.join(row['points'])}"
-            f"{'  OVER' if row['over'] else ''}{'  gave way' if row['violated_limits'] else ''}"
+            f"{'  OVER' if row['over'] else ''}{'  violated' if row['violated_limits'] else ''}"
         )
     print(f"{budget['moves_over']} of {budget['moves_judged']} moves over: {'met' if budget['met'] else 'missed'}")
     if not group["measured"]:

@@ -118,7 +118,7 @@ def prepare(found: Task, folder: Path) -> dict[str, Any]:
         if form != "f32":
             weights: Any = "full" if form == "u8u8" else form
             example = found.calibration[0][:2]
-            made = quantize(network, example, found.calibration, weight_range=weights, latency=False)
+            made = quantize(network, example, calibration_loader=found.calibration, weight_range=weights, latency=False)
             network, facts = made.network, made.report.facts
             saturating[form] = sum(facts["saturating_channels"].values())
         export_stages(dynamic.Cascade(network), folder / form, found.calibration[0][:2], progress=False)

@@ -66,7 +66,10 @@ def bundles(data: Path, folder: Path) -> dict[str, Path]:
     half = cifar.batches(test.select(np.arange(0, len(test), 2)))
     saved = {}
     for form in ("portable", "full"):
-        int8 = [quantize(n, inputs[0][:2], inputs, weight_range=form, latency=False).network for n in (small, large)]
+        int8 = [
+            quantize(n, inputs[0][:2], calibration_loader=inputs, weight_range=form, latency=False).network
+            for n in (small, large)
+        ]
         for name in engines_here()[0]:
             engine, precision = ENGINES[name]
             progress(f"building: {form} weights on {name}")

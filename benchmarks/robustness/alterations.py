@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from dynamic.bundle.bundle import MANIFEST, _manifest_hash
+from dynamic.bundle.manifest import MANIFEST, manifest_hash
 from dynamic.storage.regular_files import file_hash
 
 MEASURED = ("costs", "choices", "checks")  # what each machine adds: it has no hash in the manifest
@@ -202,7 +202,7 @@ def hash_again(shelf: Path) -> None:
             if (shelf / name).is_file() and not (shelf / name).samefile("/dev/zero") and entry.get("sha256"):
                 entry |= {"bytes": (shelf / name).stat().st_size, "sha256": file_hash(shelf / name)}
         data.pop("sha256", None)
-        path.write_text(json.dumps(data | {"sha256": _manifest_hash(data)}), encoding="utf-8")
+        path.write_text(json.dumps(data | {"sha256": manifest_hash(data)}), encoding="utf-8")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # the manifest itself was altered beyond that
 

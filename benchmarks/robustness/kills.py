@@ -19,7 +19,7 @@ from typing import Any
 
 import dynamic
 from benchmarks.robustness.shelves import FORK, INPUTS, build, build_both, left
-from dynamic.bundle.bundle import MANIFEST
+from dynamic.bundle.manifest import MANIFEST
 from dynamic.storage.temporary_files import TemporaryFolder
 
 _LIMIT_S = 60.0  # for a step that hangs

@@ -57,7 +57,7 @@ def _import_all() -> None:
 
 def answers(bundle: dynamic.Bundle) -> Any:
     """Logits of the last stage."""
-    engine = bundle.open_unchecked(threads=1, route="stages")
+    engine = bundle._open_unchecked(None, None, {"threads": 1, "route": "stages"})
     try:
         return engine.run(INPUTS, DEEPEST).logits
     finally:

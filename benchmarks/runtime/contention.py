@@ -42,7 +42,7 @@ from benchmarks.harness import cifar
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, progress, save
 from benchmarks.harness.live import SOON_S, Answer, Busy, Job, Worker, follow
 from benchmarks.runtime.one_stays import plain, unsettle
-from dynamic.bundle.bundle import write
+from dynamic.bundle.bundle_writer import write
 from dynamic.data import stratified_halves
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import write_graphs

@@ -17,33 +17,31 @@ shelf/
 Nothing in it is pickle.
 """
 
-import hashlib
 import json
 import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dynamic.bundle.bundle_writer import MACHINE_FOLDERS
 from dynamic.bundle.canaries.canary_set import CANARIES, Canaries
-from dynamic.bundle.canaries.check import CHECKS, CanaryReport
+from dynamic.bundle.canaries.check import CanaryReport
 from dynamic.bundle.canaries.reports import canary_report, engine_agrees
-from dynamic.bundle.device_calibration import calibrate_here
 from dynamic.bundle.fingerprint import EngineIdentity, fingerprint
-from dynamic.bundle.golden_vectors import figures, golden, to_text
-from dynamic.bundle.manifest import LADDER, Facts, check_ladder, read_facts
-from dynamic.bundle.requirements import check_needs
+from dynamic.bundle.golden_vectors import figures
+from dynamic.bundle.manifest import MANIFEST, holds_bundle, preprocess_json, version_of
+from dynamic.bundle.record_writer import calibrate_here
+from dynamic.bundle.stored_costs import COSTS, costs_name, is_of_route, stored_costs, subject_of
 from dynamic.bundle.tables import ladder_text, machine_text, points_text
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import CascadeSpec
-from dynamic.engines.engine_factory import check_engine, open_engine
-from dynamic.engines.model_files.external_data import external_files
+from dynamic.engines.engine_factory import open_engine
 from dynamic.engines.options import EngineOptions, Route, keywords_of
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.budget import Budget
@@ -53,23 +51,20 @@ from dynamic.policies.errors import (
     CorruptError,
     DynamicError,
     EngineError,
-    InputError,
-    SchemaError,
     SettingError,
 )
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
-from dynamic.policies.validation.fields import mapping, whole
-from dynamic.profiling.engine_choice import AUTO, CHOICES, chosen
-from dynamic.profiling.machine import machine_key, machine_name, quota_threads
+from dynamic.profiling.engine_choice import AUTO, chosen
+from dynamic.profiling.machine import quota_threads
 from dynamic.profiling.stage_profile import profile
-from dynamic.storage.atomic_write import copy_file, copy_room, disk_errors, explain_disk_errors, keep_text
-from dynamic.storage.json_files import MEASURED_BYTES, read_json, seal, unseal
-from dynamic.storage.open_files import HeldFiles, folder_state
-from dynamic.storage.regular_files import check_hash, file_hash
-from dynamic.storage.versioned_folder import is_empty, put_folder, standing
+from dynamic.storage.atomic_write import copy_file, copy_room, disk_errors, keep_text
+from dynamic.storage.json_files import seal
+from dynamic.storage.open_files import HeldFiles
+from dynamic.storage.regular_files import check_hash
+from dynamic.storage.versioned_folder import is_empty, put_folder
 
 if TYPE_CHECKING:
     from dynamic.policies.decision import Policy
@@ -78,12 +73,7 @@ if TYPE_CHECKING:
     from dynamic.runtime.drift.streams import DriftOptions
     from dynamic.runtime.runtime import Runtime  # which knows bundles by their contract
 
-SCHEMA = 1
 T = TypeVar("T")
-MANIFEST = "bundle.json"
-_COSTS = "costs"
-_ROOMS = (CHOICES, CHECKS, _COSTS)  # what each machine adds or measures again, which no manifest vouches for
-_MOST_TRIES = 1000  # to read a folder that is replaced again and again meanwhile
 
 logger = logging.getLogger("dynamic")
 
@@ -198,10 +188,10 @@ class Bundle:
         """
         known = self.costs
         ours = known is not None and (known.engine, known.precision, known.threads) == (engine, precision, threads)
-        if known is not None and ours and self.forced in (None, route) and _all_of(known, route):
+        if known is not None and ours and self.forced in (None, route) and is_of_route(known, route):
             return known
-        kept = _costs(self, _costs_name(engine, precision, threads))
-        return kept if kept is not None and _all_of(kept, route) else None
+        kept = stored_costs(self, costs_name(engine, precision, threads))
+        return kept if kept is not None and is_of_route(kept, route) else None
 
     def precision_on(self, engine: str) -> str:
         """The precision that an engine computes in.
@@ -318,7 +308,7 @@ class Bundle:
         """
         return (self.folder / name).stat().st_size if self._held is None else self._held.size(name)
 
-    def copy_to(self, folder: Path, rooms: Sequence[str] = _ROOMS) -> None:
+    def copy_to(self, folder: Path, rooms: Sequence[str] = MACHINE_FOLDERS) -> None:
         """Copy the files that the manifest lists, the manifest, and what machines added.
 
         Args:
@@ -345,7 +335,8 @@ class Bundle:
                     self._copy_files(place, folder)
                 except CorruptError:
                     now = None if held is None else held.place()
-                    if held is None or (now is not None and _version(now) == _version(place)):  # it was not replaced
+                    was_replaced = held is not None and (now is None or version_of(now) != version_of(place))
+                    if not was_replaced:
                         raise
                 else:
                     for room in rooms:
@@ -393,7 +384,7 @@ class Bundle:
             True
         """
         cascade = self.cascade if engine != "torch" else self.modules_cascade or "unknown modules"
-        return fingerprint(cascade, _preprocess_json(self.preprocess), engine, precision)
+        return fingerprint(cascade, preprocess_json(self.preprocess), engine, precision)
 
     def open(
         self,
@@ -810,153 +801,14 @@ class Bundle:
     def _write_costs(self, folder: Path, costs: Costs) -> None:
         # the frontier is for ports of the policy, which then need no statistics. It is never read back here
         frontier = figures(Frontier.of(self.ladder, costs))
-        name = _costs_name(costs.engine, costs.precision, costs.threads)
-        content = seal(costs.to_json(), _subject(self, name)) | {"frontier": frontier}
-        keep_text(folder, _COSTS, name, json.dumps(content, indent=1))
-
-
-@explain_disk_errors("the bundle")
-def write(
-    folder: Path,
-    spec: CascadeSpec,
-    ladder: Ladder,
-    records: Records,
-    engine: str,
-    precision: str,
-    cascade: str,
-    classes: Sequence[str] | None,
-    preprocess: Preprocess | None,
-    calibrated_on: EngineIdentity | None = None,
-) -> None:
-    """Write ladder, records and manifest beside the graphs that already lie in `folder`."""
-    check_engine(engine, precision)
-    if classes is not None and len(classes) != spec.classes:
-        raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
-    (folder / "ladder.json").write_text(json.dumps(ladder.to_json(), indent=1), encoding="utf-8")
-    (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
-    records.save(folder / "records.npz")
-    vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in _ROOMS)
-    files = sorted(p for p in vouched if p.is_file() and p.name != MANIFEST)
-    manifest = {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "engine": engine,
-        "precision": precision,
-        "cascade": cascade,
-        "fingerprint": ladder.fingerprint,
-        "calibrated_on": None if calibrated_on is None else calibrated_on.to_json(),
-        "classes": list(classes) if classes is not None else None,
-        "preprocess": _preprocess_json(preprocess),
-        "spec": asdict(spec),
-        "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files},
-    }
-    text = json.dumps(manifest | {"sha256": _manifest_hash(manifest)}, indent=1)
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-
-
-def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bundle:
-    """Load a bundle, check every file against the manifest, and check that what any input may need is installed.
-
-    A missing engine is logged as a warning. Costs that were measured on this machine earlier are read too.
-
-    Args:
-        path: The folder of the bundle.
-        modules: The cascade to run on engine "torch", or its stages, which are never certified. None: no torch.
-        preload: False for a server that forks after loading. A runtime of this bundle then starts no thread, opens no
-            sensor, imports no engine and runs no canaries before its first request, which comes in the child.
-
-    Returns:
-        The bundle.
-
-    Raises:
-        BundleError: There is no bundle, or it cannot be read.
-        CorruptError: A file is missing, cut short or altered.
-        SchemaError: A newer version wrote it.
-        DynamicError: Its preprocessing resizes, and Pillow is not installed.
-
-    Example:
-        >>> dynamic.load("shelf").spec.classes
-        4
-    """
-    try:
-        bundle = replace(read(Path(path), verify=True, modules=modules), preload=preload)
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror or error}); grant the right to read it") from error
-    except ValueError as error:  # a path that no system takes
-        if isinstance(error, DynamicError):
-            raise
-        raise BundleError(f"{path!r:.80} is no folder ({error}); give the folder of a bundle") from error
-    check_needs(bundle)
-    return bundle
-
-
-def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
-    """`load`, with the check of every file's hash left to the caller. All that is read is of one version."""
-    for tries in range(1, _MOST_TRIES + 1):
-        base = standing(folder, MANIFEST)
-        version = _version(base)
-        try:
-            bundle = _read(base, verify, modules)
-            held = HeldFiles.of(folder, base, MANIFEST, bundle.hashes)
-        except Exception:  # of any kind: files of two versions do not fit
-            if tries == _MOST_TRIES or (standing(folder, MANIFEST) == base and _version(base) == version):
-                raise
-        else:
-            if standing(folder, MANIFEST) == base and _version(base) == version:
-                return replace(bundle, folder=folder, _held=held)
-    raise BundleError(f"{folder} was replaced {_MOST_TRIES} times while it was read; load it again")
-
-
-def _version(base: Path) -> tuple[int, ...] | None:
-    """What distinguishes a folder and its manifest from those that replace them. None where there is none."""
-    return folder_state(base, MANIFEST)
-
-
-def holds_bundle(folder: Path) -> bool:
-    """Whether a bundle lies in a folder, also one that a writer has not finished to put there."""
-    return (standing(folder, MANIFEST) / MANIFEST).is_file()
-
-
-def _read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
-    facts = read_facts(_manifest(folder), folder)
-    if verify:
-        _verify(folder, facts)
-    try:
-        check_hash(folder, LADDER, facts.files[LADDER][1] if verify else None)
-        ladder = Ladder.from_json(read_json(folder / LADDER, folder))
-    except (ValueError, OSError) as error:
-        if isinstance(error, DynamicError):
-            raise
-        raise CorruptError(f"{folder}: {LADDER} does not read ({error}); build or copy the bundle again") from error
-    check_ladder(facts, ladder, folder)
-    bundle = Bundle(
-        folder=folder,
-        spec=facts.spec,
-        ladder=ladder,
-        engine=facts.engine,
-        precision=facts.precision,
-        cascade=facts.cascade,
-        classes=facts.classes,
-        preprocess=facts.preprocess,
-        modules=_stages(modules, [i.name for i in facts.spec.inputs]),
-        hashes={name: sha256 for name, (_, sha256) in facts.files.items()},
-        modules_cascade=modules.fingerprint() if hasattr(modules, "fingerprint") else None,
-        calibrated_on=facts.calibrated_on,
-    )
-    return replace(bundle, costs=_newest_costs(bundle))
+        name = costs_name(costs.engine, costs.precision, costs.threads)
+        content = seal(costs.to_json(), subject_of(self, name)) | {"frontier": frontier}
+        keep_text(folder, COSTS, name, json.dumps(content, indent=1))
 
 
 def has_graphs(folder: Path, spec: CascadeSpec) -> bool:
     """Whether engines other than torch can run the cascade: its stages were exported."""
     return (folder / spec.stages[0].graph).is_file()
-
-
-def _stages(modules: Any, names: Sequence[str]) -> tuple[Any, ...] | None:
-    if modules is None:
-        return None
-    if hasattr(modules, "stages_for"):
-        return tuple(modules.stages_for(names))
-    return tuple(getattr(modules, "stages", modules))
 
 
 def _check_powers(active_mw: float | None, idle_mw: float | None) -> None:
@@ -968,121 +820,3 @@ def _check_powers(active_mw: float | None, idle_mw: float | None) -> None:
             f"idle_mw={idle_mw!r} says nothing of an inference without active_mw: give both, active_mw on top of "
             "idle_mw, or neither"
         )
-
-
-def _costs_name(engine: str, precision: str, threads: int | str) -> str:
-    return f"{machine_key()}-{engine}-{precision}-{threads}.json"
-
-
-def _all_of(costs: Costs, route: str | None) -> bool:
-    return route is None or set(costs.route or ("stages",)) == {route}
-
-
-def _subject(bundle: Bundle, name: str) -> str:
-    """What a file of costs is about: another bundle's, or of another machine, does not fit."""
-    return f"{_COSTS}/{name} of {bundle.cascade}"
-
-
-def _newest_costs(bundle: Bundle) -> Costs | None:
-    """What was measured last on this machine with the bundle's own engine and precision."""
-    folder = bundle.folder / _COSTS
-    ours = folder.glob(_costs_name(bundle.engine, bundle.precision, "*"))
-    for path in sorted(ours, key=_written_at, reverse=True):
-        return _costs(bundle, path.name)
-    if any(not other.name.startswith(machine_key()) for other in folder.glob("*.json")):
-        logger.warning(
-            "%s holds costs of other machines, none of this one, %s: call profile()", bundle.folder, machine_name()
-        )
-    return None
-
-
-def _written_at(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # a link that leads nowhere
-        return 0.0
-
-
-def _costs(bundle: Bundle, name: str) -> Costs | None:
-    place = bundle.place
-    if place is None:  # costs of another version lie there
-        return None
-    path = place / _COSTS / name
-    try:
-        data = read_json(path, place, most_bytes=MEASURED_BYTES)
-        if isinstance(data, dict) and "schema" in data and "route" not in data:
-            logger.warning("the costs in %s were measured by an earlier version: call profile() again", path)
-            return None
-        if isinstance(data, dict):
-            data.pop("frontier", None)  # derived, so neither sealed nor read
-        costs = Costs.from_json(unseal(data, _subject(bundle, name)))
-        if _costs_name(costs.engine, costs.precision, costs.threads) != name:
-            raise ValueError(f"they are of engine {costs.engine} {costs.precision}, {costs.threads} threads")
-        if (len(costs.latency_ms), len(costs.memory_mb)) != (len(bundle.spec.stages), len(bundle.spec.backbones)):
-            raise ValueError("they are of another number of stages or networks")
-    except FileNotFoundError:
-        return None
-    except (DynamicError, ValueError, OSError) as error:
-        logger.warning("%s does not read (%s): call profile() again", path, error)
-        return None
-    return costs
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleError(f"{folder} is no bundle: it holds no {MANIFEST}")
-    try:
-        manifest = read_json(path, folder)
-        schema = whole(mapping(manifest, "the manifest")["schema"], "schema", 1)
-    except (ValueError, KeyError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise CorruptError(
-            f"{path} does not read ({reason}); build the bundle again, or copy it with its links followed, cp -rL"
-        ) from error
-    if schema > SCHEMA:
-        raise SchemaError(f"{path} has schema {schema}, this version reads up to {SCHEMA}: update dynamic-inference")
-    claimed = manifest.pop("sha256", None)
-    if claimed != _manifest_hash(manifest):
-        raise CorruptError(f"{path} was altered after it was written; build or copy the bundle again")
-    return dict(manifest)
-
-
-def _manifest_hash(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _verify(folder: Path, facts: Facts) -> None:
-    for name, (size, sha256) in facts.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")
-        if path.stat().st_size != size:
-            raise CorruptError(
-                f"{folder}: {name} has {path.stat().st_size} bytes, {size} were written; copy the bundle again"
-            )
-        check_hash(folder, name, sha256)
-        if name.endswith(".onnx"):
-            _check_weights(folder, name, facts)
-    links = [name for name in facts.files if name.endswith(".weights") and (folder / name).is_symlink()]
-    if links:
-        logger.warning(
-            "%s: %s is a link; engines load a temporary copy of it, each time: copy the bundle with its links "
-            "followed, cp -rL",
-            folder,
-            ", ".join(links),
-        )
-
-
-def _check_weights(folder: Path, name: str, facts: Facts) -> None:
-    """Raises CorruptError where a graph names weights that are not in the manifest: engines follow any path."""
-    try:
-        unlisted = [weights for weights in external_files(folder / name, name) if weights not in facts.files]
-        if unlisted:
-            raise ValueError(f"it names {unlisted[0]!r:.80} for its weights, which the manifest does not list")
-    except ValueError as error:
-        raise CorruptError(f"{folder}: {name} does not read ({error}); build or copy the bundle again") from error
-
-
-def _preprocess_json(preprocess: Preprocess | None) -> Any:
-    return None if preprocess is None else preprocess.to_json()

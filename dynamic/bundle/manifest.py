@@ -3,6 +3,8 @@
 Its hash proves that it is as it was written. It does not prove who wrote it, so every value is checked.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,20 @@ from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.engine_factory import ENGINES, PRECISIONS
-from dynamic.policies.errors import CorruptError
+from dynamic.policies.errors import (
+    BundleError,
+    CorruptError,
+    SchemaError,
+)
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.validation.fields import items, mapping, maybe, number, text, whole, word
 from dynamic.storage.inner_paths import file_name
+from dynamic.storage.json_files import read_json
+from dynamic.storage.open_files import folder_state
+from dynamic.storage.versioned_folder import standing
 
+MANIFEST = "bundle.json"
+SCHEMA = 1
 LADDER, RECORDS = "ladder.json", "records.npz"
 _ALWAYS = (LADDER, RECORDS)
 _WHERE_PRESENT = (CANARIES, GRAPH, SINGLE_GRAPH)  # used where they lie in the folder, so they must be listed
@@ -176,3 +187,41 @@ def _graph(value: Any, name: str) -> str:
     if not graph.endswith(".onnx"):
         raise ValueError(f"{name}={graph!r:.80} must end in .onnx")
     return graph
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is no bundle: it holds no {MANIFEST}")
+    try:
+        manifest = read_json(path, folder)
+        schema = whole(mapping(manifest, "the manifest")["schema"], "schema", 1)
+    except (ValueError, KeyError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CorruptError(
+            f"{path} does not read ({reason}); build the bundle again, or copy it with its links followed, cp -rL"
+        ) from error
+    if schema > SCHEMA:
+        raise SchemaError(f"{path} has schema {schema}, this version reads up to {SCHEMA}: update dynamic-inference")
+    claimed = manifest.pop("sha256", None)
+    if claimed != manifest_hash(manifest):
+        raise CorruptError(f"{path} was altered after it was written; build or copy the bundle again")
+    return dict(manifest)
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def version_of(base: Path) -> tuple[int, ...] | None:
+    """What distinguishes a folder and its manifest from those that replace them. None where there is none."""
+    return folder_state(base, MANIFEST)
+
+
+def holds_bundle(folder: Path) -> bool:
+    """Whether a bundle lies in a folder, also one that a writer has not finished to put there."""
+    return (standing(folder, MANIFEST) / MANIFEST).is_file()
+
+
+def preprocess_json(preprocess: Preprocess | None) -> Any:
+    return None if preprocess is None else preprocess.to_json()

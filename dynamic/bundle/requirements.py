@@ -3,7 +3,7 @@
 import logging
 
 from dynamic.bundle.contract import DeployedBundle
-from dynamic.data.preprocessing import Resize, import_pillow
+from dynamic.data.resize_step import Resize, import_pillow
 from dynamic.engines.engine_factory import check_installed_engine
 from dynamic.policies.errors import DynamicError, EngineError
 

@@ -1,5 +1,6 @@
 """Options of several commands, with their help."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,13 @@ CpuMs = Annotated[float | None, typer.Option(help="Milliseconds of CPU time of a
 BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, below which only the cheapest point runs.")]
 MaxDrop = Annotated[float | None, typer.Option(help="Accuracy that may be lost for savings, 0.01 for one point.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Shelf = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="Engine, or 'auto' for the fastest here. [the engine of the calibration]"),
+]
+Threads = Annotated[int | None, typer.Option(help="Threads of the engine. [all usable cores]")]
+Idle = Annotated[str | None, typer.Option(help="What its threads do while they wait: sleep or spin.")]
 
 
 def fraction(percentile: str) -> float | None:

@@ -2,12 +2,11 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from dynamic.bundle.bundle import load
+from dynamic.bundle.bundle_reader import load
 from dynamic.bundle.tables import certificate_text
 from dynamic.cli.options import (
     BatteryFloor,
@@ -18,6 +17,7 @@ from dynamic.cli.options import (
     MaxDrop,
     MemoryMb,
     Percentile,
+    Shelf,
     fraction,
 )
 from dynamic.policies.budget import Budget
@@ -39,7 +39,7 @@ def _list_devices(wanted: bool) -> None:
 
 
 def simulate(
-    shelf: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    shelf: Shelf,
     device: Annotated[str, typer.Option(help="A simulated device. --list names them.")],
     rate_hz: Annotated[float | None, typer.Option(help="Requests a second. [1]")] = None,
     duration_s: Annotated[float | None, typer.Option(help="Seconds to simulate. [3600, or a scenario's own]")] = None,

@@ -4,54 +4,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 
-from dynamic.monitoring.contract import (
-    NO_ANSWER,
-    AbsentError,
-    LeftOut,
-    Reading,
-    Source,
-    SourceReport,
-    UnknownLimitError,
-    sound,
-)
-from dynamic.monitoring.plausibility import JUMPS, Believed, believe
+from dynamic.monitoring.contract import AbsentError, LeftOut, Source, SourceReport, UnknownLimitError, sound
 from dynamic.monitoring.reading_merge import merge
+from dynamic.monitoring.source_state import SourceState, Worker, periods, plausible
 from dynamic.policies.snapshot import Snapshot
 
 logger = logging.getLogger("dynamic")
 
 _SLOW_S = 0.25  # a source that takes longer gets its own thread
-_KEEP_S, _KEEP_PERIODS, _KEEP_INTERVALS = 2.0, 3, 10  # a reading older than the longest of these does not count
 _RETRY_S = 10.0  # a sensor that is absent seldom appears
 _THREADS_S = 10.0  # after which a thread that could not be started is tried again
 _CLOSING_S = 0.25
-
-
-@dataclass
-class _State:
-    source: Source
-    period_s: float
-    keep_s: float
-    reading: Reading | None = None  # the last good one
-    read_at: float = 0.0
-    asked_at: float | None = None  # when it last answered or failed. None: never
-    pause_s: float = 0.0  # how long it is not read again
-    problem: str | None = NO_ANSWER
-    failures: int = 0
-    hanging: bool = False  # this was logged
-    believed: dict[str, Believed] = field(default_factory=dict)
-
-
-class _Worker:
-    """A thread and its sources. `busy` is the source that it reads and since when, or None between two sources."""
-
-    def __init__(self, states: list[_State]) -> None:
-        self.states = states
-        self.busy: tuple[_State, float] | None = None
-        self.ready = threading.Event()
-        self.thread: threading.Thread | None = None  # None: it has not started, or could not
 
 
 class Watch:
@@ -80,10 +44,10 @@ class Watch:
         self._interval_s, self._publish, self._reported, self._clock = interval_s, publish, reported, clock
         self._stop = threading.Event()
         self._lock = threading.RLock()  # of all below, and of publishing. A signal handler may ask for reports
-        self._states = [_State(s, *_times(s, interval_s)) for s in sources]
+        self._states = [SourceState(s, *periods(s, interval_s)) for s in sources]
         quick = [state for state in self._states if not state.source.apart]
         shares = [*([quick] if quick else []), *([state] for state in self._states if state.source.apart)]
-        self._workers = [_Worker(states) for states in shares]
+        self._workers = [Worker(states) for states in shares]
         self._published: frozenset[str] = frozenset()  # names of the sources in the last snapshot
         self._keeper: threading.Thread | None = None
         self._starting = threading.Lock()  # of threads
@@ -124,7 +88,7 @@ class Watch:
                 for state in self._states
             )
 
-    def _begin_missing(self) -> list[_Worker]:
+    def _begin_missing(self) -> list[Worker]:
         """Start the threads that do not run. Returns the workers that now have a thread."""
         started, problem = [], ""
         with self._starting:
@@ -157,10 +121,10 @@ class Watch:
         if not self._is_whole and self._clock() - self._tried_at >= _THREADS_S:
             self._begin_missing()
 
-    def _begin(self, worker: _Worker) -> None:
+    def _begin(self, worker: Worker) -> None:
         worker.thread = _thread(self._work, worker)
 
-    def _work(self, worker: _Worker) -> None:
+    def _work(self, worker: Worker) -> None:
         while not self._stop.is_set():
             for state in list(worker.states):
                 # others of this round may have moved to a new thread
@@ -177,13 +141,13 @@ class Watch:
             self._try_again()
             self._stop.wait(self._interval_s)
 
-    def _is_due(self, state: _State) -> bool:
+    def _is_due(self, state: SourceState) -> bool:
         if state.asked_at is None:
             return True
         # half an interval early: the next round would be half an interval late or more
         return not 0 <= self._clock() - state.asked_at < state.pause_s - self._interval_s / 2
 
-    def _read(self, state: _State) -> None:
+    def _read(self, state: SourceState) -> None:
         reading, problem, absent, unknown = None, "", False, False
         try:
             raw_reading = state.source.read()
@@ -198,19 +162,19 @@ class Watch:
             if reading is None:
                 state.reading, state.problem, state.failures = None, problem, state.failures + 1
             else:
-                state.reading, state.read_at, state.problem = _believable(state, reading, now), now, None
+                state.reading, state.read_at, state.problem = plausible(state, reading, now), now, None
         if reading is None:
             self._report([state], problem, logging.INFO if absent else logging.WARNING, once=unknown)
         elif reading.left_out:
             self._report_left_out(state.source.name, reading.left_out)
 
-    def _set_apart(self, worker: _Worker, slow: _State) -> None:
+    def _set_apart(self, worker: Worker, slow: SourceState) -> None:
         """The worker keeps the slow source. The rest of its sources move to a new worker."""
         with self._lock:
             rest = [state for state in worker.states if state is not slow]
             if not rest or slow not in worker.states or self._stop.is_set():
                 return
-            other = _Worker(rest)
+            other = Worker(rest)
             try:
                 self._begin(other)
             except RuntimeError:  # no thread can be started: the others wait for this one
@@ -259,10 +223,10 @@ class Watch:
                 )
             )
 
-    def _fresh(self, now: float) -> list[_State]:
+    def _fresh(self, now: float) -> list[SourceState]:
         return [s for s in self._states if s.reading is not None and now - s.read_at <= s.keep_s]
 
-    def _report(self, states: Sequence[_State], problem: str, level: int, once: bool = False) -> None:
+    def _report(self, states: Sequence[SourceState], problem: str, level: int, once: bool = False) -> None:
         """Log a problem once for each source, or once for all sources that have the same."""
         with self._lock:
             names = [state.source.name for state in states if state.source.name not in self._reported]
@@ -292,20 +256,3 @@ def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread
 
 def _no_thread(error: RuntimeError) -> str:
     return f"no thread can be started ({error}): raise the limit on threads (ulimit -u, or pids.max of a container)"
-
-
-def _times(source: Source, interval_s: float) -> tuple[float, float]:
-    """(period_s, keep_s) of a source."""
-    period_s = max(source.period_s, interval_s)
-    return period_s, max(_KEEP_S, _KEEP_PERIODS * period_s, _KEEP_INTERVALS * interval_s)
-
-
-def _believable(state: _State, reading: Reading, now: float) -> Reading:
-    """The reading with accepted values in place of implausible ones."""
-    fields = dict(reading.fields)
-    for name, jump in JUMPS.items():
-        value = fields.get(name)
-        if value is not None:
-            state.believed[name] = believe(state.believed.get(name, Believed()), value, now, jump)
-            fields[name] = state.believed[name].value
-    return replace(reading, fields=fields)

@@ -10,7 +10,9 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
-from dynamic.bundle.bundle import Bundle, read, write
+from dynamic.bundle.bundle import Bundle
+from dynamic.bundle.bundle_reader import read
+from dynamic.bundle.bundle_writer import write
 from dynamic.bundle.canaries.canary_set import CANARIES, Reservoir
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.engines.contract import CascadeSpec

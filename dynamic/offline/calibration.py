@@ -101,8 +101,8 @@ def plain_combiner(spec: CascadeSpec) -> Combiner:
 def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch, NDArray[np.int64] | None]:
     """(the loader, inputs and labels of its first batch). Raises CalibrationError where it is empty.
 
-    Nothing is lost that can be read only once: an iterator is kept as a list, and of a loader the first reading goes
-    on behind the first batch.
+    Nothing is lost that can be read only once. An iterator becomes a list, and the first reading of a loader continues
+    behind the first batch.
     """
     check_loader(loader)
     iterator = iter(loader)

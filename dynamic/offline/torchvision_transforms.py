@@ -11,7 +11,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
-from dynamic.data.preprocessing import RGB, CenterCrop, Gray, Interpolation, Normalize, Preprocess, Resize, Scale, Step
+from dynamic.data.image_steps import RGB, CenterCrop, Gray
+from dynamic.data.number_steps import Normalize, Scale
+from dynamic.data.preprocessing import Preprocess, Step
+from dynamic.data.resize_step import Interpolation, Resize
 from dynamic.policies.errors import InputError
 
 _TO_TENSOR = (v1.PILToTensor, v2.PILToTensor, v2.ToImage, v2.ToPureTensor)

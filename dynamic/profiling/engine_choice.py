@@ -14,9 +14,9 @@ from dynamic.engines.engine_factory import PRECISIONS, installed, open_engine
 from dynamic.policies.errors import EngineError
 from dynamic.policies.scores import Combiner
 from dynamic.policies.validation.fields import mapping, maybe, number, short, text, texts, whole
+from dynamic.profiling.example_inputs import example_arrays
 from dynamic.profiling.graph_profile import measure_graph
 from dynamic.profiling.machine import machine_key, machine_name
-from dynamic.profiling.stage_profile import example_arrays
 from dynamic.storage.atomic_write import make_room, replace_text
 from dynamic.storage.json_files import MEASURED_BYTES, read_json, seal, unseal
 
@@ -145,6 +145,7 @@ def chosen(
         keep: Whether to store a new choice in the folder, where it can be written.
         cascade: The fingerprint of the cascade in the folder. A choice that was made for another one does not count.
         hashes: As for `open_engine`.
+        cascade: The fingerprint of the cascade. A choice that was made for another does not count.
         options: `threads`, and `route`, which has no effect since the single graph is measured.
 
     Returns:

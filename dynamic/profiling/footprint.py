@@ -41,10 +41,10 @@ _WARM = {"onnxruntime": _warm_onnxruntime, "openvino": _warm_openvino}
 
 def main(folder: str, backbone: str, threads: str, name: str, precision: str) -> None:
     """Load one backbone of a bundle, run it, and print memory of a row and memory that remains, in 10^6 bytes."""
-    from dynamic.bundle.bundle import read
+    from dynamic.bundle.bundle_reader import read
     from dynamic.engines.engine_factory import open_engine
     from dynamic.engines.memory import trim_memory
-    from dynamic.profiling.stage_profile import example_arrays
+    from dynamic.profiling.example_inputs import example_arrays
 
     bundle = read(Path(folder), verify=False)
     engine = open_engine(

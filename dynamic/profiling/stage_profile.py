@@ -5,27 +5,23 @@ Where the engine has the whole cascade as one graph, both routes are measured, a
 
 import itertools
 import logging
-import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
-from dynamic.engines.contract import Array, CascadeSpec
 from dynamic.engines.route_choice import CascadeEngine
-from dynamic.engines.stage_loop import StageEngine
 from dynamic.monitoring.sources.cpu import OtherLoad
 from dynamic.policies.costs import BUSY, Costs
 from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
-from dynamic.profiling.graph_profile import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, measure_graph, uncertainty
+from dynamic.profiling.example_inputs import example_arrays
+from dynamic.profiling.graph_profile import measure_graph
 from dynamic.profiling.machine import machine_name
+from dynamic.profiling.resident_memory import backbone_memory
+from dynamic.profiling.stage_column import measure_stages
 from dynamic.progress import track
-from dynamic.safe_path import child_command
 
 logger = logging.getLogger("dynamic.profiling.stage_profile")
 
@@ -68,7 +64,7 @@ def profile(
     columns, load = _measured_alone(
         lambda: [_faster(engine, rows, seconds, clock) for rows in track(sizes, "profiling", shown=progress)]
     )
-    memory, row_mb, unmeasured = _memory(engine, folder)
+    memory = backbone_memory(engine, folder)
     costs = Costs(
         machine=machine_name(),
         engine=engine.name,
@@ -82,12 +78,12 @@ def profile(
         cpu_ms=_rows(columns, lambda c: c.cpu),
         energy_mj=None,
         energy_source=None,
-        memory_mb=memory,
+        memory_mb=memory.memory_mb,
         idle_mw=None,
-        not_measured=("energy", "idle power", *unmeasured),
+        not_measured=("energy", "idle power", *memory.not_measured),
         route=tuple(c.route for c in columns),
         call_cpu_ms=tuple(c.call_cpu for c in columns),
-        row_mb=row_mb,
+        row_mb=memory.row_mb,
         noise=columns[0].noise,  # points are ranked at the smallest batch
         load=load,
     )
@@ -172,7 +168,7 @@ class _Measured(Protocol):
 def _faster(engine: CascadeEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Measured:
     columns: list[_Measured] = []
     if engine.can("stages"):
-        columns.append(_measure(engine.stages, rows, seconds, clock))
+        columns.append(measure_stages(engine.stages, rows, seconds, clock))
     if engine.can("graph"):
         assert engine.graph is not None
         columns.append(measure_graph(engine.graph, engine.spec, example_arrays(engine.spec, rows), seconds, clock))
@@ -180,141 +176,6 @@ def _faster(engine: CascadeEngine, rows: int, seconds: float, clock: Callable[[]
     return min(columns, key=lambda column: statistics.fmean(itertools.accumulate(column.latency)) + column.call)
 
 
-class _Column:
-    """Stage by stage, for one batch size: times of each stage `[S][repeats]` in ms, and of whole requests."""
-
-    route = "stages"
-
-    def __init__(self, stages: int) -> None:
-        self.full: list[list[float]] = [[] for _ in range(stages)]
-        self.body: list[list[float]] = [[] for _ in range(stages)]
-        self.processor: list[list[float]] = [[] for _ in range(stages)]
-        self.leaving: list[float] = []  # requests that exit at the first stage
-        self.staying: list[float] = []  # requests that run all stages
-        self.leaving_cpu: list[float] = []
-
-    @property
-    def call(self) -> float:
-        """Time of a request beyond its first stage when all of it exits there."""
-        return max(0.0, statistics.median(self.leaving) - statistics.median(self.full[0]))
-
-    @property
-    def call_cpu(self) -> float:
-        return max(0.0, statistics.fmean(self.leaving_cpu) - statistics.fmean(self.processor[0]))
-
-    @property
-    def noise(self) -> float:
-        return uncertainty(self.staying)
-
-    @property
-    def scale(self) -> list[float]:
-        """Time of each stage inside a request over its time alone. Caches are colder there, and scores are computed."""
-        alone = [statistics.median(x) for x in self.full]
-        behind = sum(alone[1:])
-        inside = statistics.median(self.staying) - self.call - alone[0]
-        return [1.0, *[min(2.0, max(0.5, inside / behind)) if behind > 0 else 1.0] * (len(alone) - 1)]
-
-    @property
-    def latency(self) -> list[float]:
-        return [statistics.median(x) * k for x, k in zip(self.full, self.scale, strict=True)]
-
-    @property
-    def latency_p95(self) -> list[float]:
-        return [float(np.percentile(x, 95)) * k for x, k in zip(self.full, self.scale, strict=True)]
-
-    @property
-    def cpu(self) -> list[float]:
-        return [statistics.fmean(x) for x in self.processor]
-
-    @property
-    def head(self) -> list[float]:
-        return [
-            max(0.0, statistics.median(full) - statistics.median(body)) if body else 0.0
-            for full, body in zip(self.full, self.body, strict=True)
-        ]
-
-
-def _measure(engine: StageEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Column:
-    inputs = example_arrays(engine.spec, rows)
-    column = _Column(len(engine.spec.stages))
-    for repeat in range(WARM_UP):
-        _repeat(engine, inputs, _Column(len(engine.spec.stages)), clock, repeat)
-    end = clock() + seconds
-    for repeat in range(MAX_REPEATS):
-        if repeat >= MIN_REPEATS and clock() > end:
-            break
-        _repeat(engine, inputs, column, clock, repeat)
-    return column
-
-
-def _repeat(
-    engine: StageEngine, inputs: dict[str, Array], column: _Column, clock: Callable[[], float], repeat: int
-) -> None:
-    """Every stage without and with its head, in alternating order, and two whole requests."""
-    executor, spec = engine.executor, engine.spec
-    carry = None
-    for stage, belongs in enumerate(spec.backbone):
-        if stage == 0 or belongs != spec.backbone[stage - 1]:
-            carry = executor.start(inputs)
-        after = None
-        for head in (repeat % 2 == 0, repeat % 2 == 1):
-            if not head and spec.stages[stage].body_graph is None:
-                continue
-            cpu_began, began = time.process_time(), clock()
-            _, next_carry = executor.step(stage, carry, head)
-            took = (clock() - began) * 1e3
-            (column.full if head else column.body)[stage].append(took)
-            if head:
-                column.processor[stage].append((time.process_time() - cpu_began) * 1e3)
-                after = next_carry
-        carry = after
-    for limit, times in ((-np.inf, column.leaving), (NOBODY, column.staying)):
-        thresholds = np.full(len(spec.stages) - 1, limit, np.float32)
-        cpu_began, began = time.process_time(), clock()
-        engine.run(inputs, thresholds)
-        times.append((clock() - began) * 1e3)
-        if times is column.leaving:
-            column.leaving_cpu.append((time.process_time() - cpu_began) * 1e3)
-
-
-def example_arrays(spec: CascadeSpec, rows: int) -> dict[str, Array]:
-    """Inputs of the right shape and dtype: normal noise for floating point, zeros for everything else."""
-    random = np.random.default_rng(0)
-    return {
-        i.name: random.standard_normal((rows, *i.shape)).astype(i.dtype)
-        if np.issubdtype(np.dtype(i.dtype), np.floating)
-        else np.zeros((rows, *i.shape), i.dtype)
-        for i in spec.inputs
-    }
-
-
 def _rows(columns: list[_Measured], take: Callable[[_Measured], list[float]]) -> tuple[tuple[float, ...], ...]:
     """One row a stage, one column a batch size: `[S][K]`."""
     return tuple(zip(*(take(column) for column in columns), strict=True))
-
-
-def _memory(engine: CascadeEngine, folder: Path | None) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
-    """MB of each backbone, MB of a row while a backbone runs, and what could not be measured."""
-    backbones = engine.spec.backbones
-    if folder is None or engine.name == "torch":
-        return tuple(0.0 for _ in backbones), (), (f"resident memory on engine {engine.name!r}",)
-    try:
-        sizes_mb = [_resident_mb(folder, backbone, engine) for backbone in backbones]
-        return tuple(stays for _, stays in sizes_mb), tuple(row for row, _ in sizes_mb), ()
-    except (OSError, subprocess.SubprocessError, ValueError):
-        size = [(folder / "backbones" / f"{b}.weights").stat().st_size / 1e6 for b in backbones]
-        return tuple(size), (), ("resident memory (the size of the weights is used instead)",)
-
-
-def _resident_mb(folder: Path, backbone: int, engine: CascadeEngine) -> tuple[float, float]:
-    """Growth of a fresh process for each row while it runs one backbone, and after it has."""
-    asked = [os.path.abspath(folder), str(backbone), str(engine.threads), engine.name, engine.precision]
-    done = subprocess.run(
-        child_command("dynamic.profiling.footprint", *asked, untrusted=(str(folder),)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    row, stays = (max(0.0, float(word)) for word in done.stdout.split()[-2:])
-    return row, stays

@@ -3,7 +3,8 @@
 from dynamic.simulate.device_models import Device, device, devices
 from dynamic.simulate.report import SimulatedChange, SimulationReport
 from dynamic.simulate.requests.oracle import oracle
-from dynamic.simulate.scenario_library import SCENARIOS, Scenario, scenario, scenarios
+from dynamic.simulate.scenario_library import SCENARIOS, scenario, scenarios
+from dynamic.simulate.scenario_settings import Scenario
 from dynamic.simulate.simulator import Stalls, simulate
 from dynamic.simulate.workload import Bursty, Constant, Diurnal, Poisson, Recorded, Schedule, Workload
 from dynamic.simulate.world.environment import Environment

@@ -1,4 +1,4 @@
-"""Smaller networks from a trained one. Each function leaves its network as it is and gives a `Compressed`."""
+"""Smaller networks from a trained one. No function changes its network. Most of them return a `Compressed`."""
 
 from dynamic.models.compress.distillation.distillation import Ensemble as Ensemble
 from dynamic.models.compress.distillation.distillation import distill as distill

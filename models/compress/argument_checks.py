@@ -1,5 +1,6 @@
 """Checks of arguments that every method makes before it works."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -23,22 +24,36 @@ def check_share(name: str, value: Any, meaning: str, where: str = "") -> float:
         The share.
 
     Raises:
-        SettingError: Where it is no number, or out of range.
+        SettingError: The value is no number, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise SettingError(f"{name}={value!r}{where} is not in (0, 1): {meaning}")
     return float(value)
 
 
+def check_fit_options(fit_options: Mapping[str, Any] | None, own: Collection[str]) -> None:
+    """Check that no option of `dynamic.fit` is one that the caller sets.
+
+    Args:
+        fit_options: What the user gave.
+        own: The names that the caller sets.
+
+    Raises:
+        SettingError: One of them is given.
+    """
+    if both := sorted({*(fit_options or {})} & {*own}):
+        raise SettingError(f"fit_options={both} are set here: use the argument of that name, or call dynamic.fit")
+
+
 def check_inputs(network: nn.Module, example_inputs: Batch) -> None:
     """Run the network once on two rows.
 
     Args:
-        network: It stays as it is.
+        network: It does not change.
         example_inputs: A batch as its forward takes it.
 
     Raises:
-        InputError: Where the network does not take such inputs.
+        InputError: The network does not take such inputs.
     """
     two = {name: tensor[:2] for name, tensor in named_tensors(network, example_inputs).items()}
     first = next(network.parameters(), None)

@@ -1,40 +1,53 @@
-"""The weights that compression treats: kernels of convolutions and matrices of linear layers, shared ones once."""
+"""The weights that compression treats: of convolutions and linear layers. Shared weights count once."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from dynamic.policies.errors import InputError
 
-_KINDS: dict[str, tuple[type[nn.Module], ...]] = {"conv": (_ConvNd,), "linear": (nn.Linear, nn.MultiheadAttention)}
-KINDS = tuple(_KINDS)
+WeightKind = Literal["conv", "linear"]
+KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
+_KINDS: dict[WeightKind, tuple[type[nn.Module], ...]] = {
+    "conv": (_ConvNd,),
+    "linear": (nn.Linear, nn.MultiheadAttention),
+}
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight by its first name. `places`: the modules it lies in, with its attribute there, several where shared."""
+    """A weight under its first name. `places`: the modules that hold it, with its attribute there."""
 
     name: str
-    kind: str
+    kind: WeightKind
     places: tuple[tuple[nn.Module, str], ...]
 
     @property
     def value(self) -> Tensor:
-        """As the layer sees it."""
+        """The weight as the layer uses it."""
         module, attribute = self.places[0]
-        found: Tensor = getattr(module, attribute)
-        return found
+        value: Tensor = getattr(module, attribute)
+        return value
 
 
 def weights_of(network: nn.Module, skip: Collection[str] = ()) -> tuple[list[Weight], dict[str, str]]:
-    """The weights of `network`, and those left alone with the reason. `skip`: names of weights, or of modules with
-    all that they hold.
+    """The weights of a network that can be compressed, and the others with the reason.
 
-    Raises InputError where a name in `skip` is none.
+    Args:
+        network: The network.
+        skip: Names of weights to leave alone, or of modules with all that they hold.
+
+    Returns:
+        The weights, and for each weight left alone why.
+
+    Raises:
+        InputError: A name in `skip` does not exist.
     """
-    kinds: dict[int, str] = {}
+    kinds: dict[int, WeightKind | None] = {}
+    classes: dict[int, str] = {}
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[int, str] = {}
     for prefix, module in network.named_modules():
@@ -43,21 +56,23 @@ def weights_of(network: nn.Module, skip: Collection[str] = ()) -> tuple[list[Wei
                 continue
             names.setdefault(id(weight), f"{prefix}.{attribute}" if prefix else attribute)
             places.setdefault(id(weight), []).append((module, attribute))
-            kind = next((kind for kind, types in _KINDS.items() if isinstance(module, types)), type(module).__name__)
-            kinds.setdefault(id(weight), kind)
-    known = {*names.values(), *(name for name, _ in network.named_modules())}
-    if unknown := [name for name in skip if name not in known]:
+            kinds.setdefault(
+                id(weight), next((kind for kind, types in _KINDS.items() if isinstance(module, types)), None)
+            )
+            classes.setdefault(id(weight), type(module).__name__)
+    valid = {*names.values(), *(name for name, _ in network.named_modules())}
+    if unknown := [name for name in skip if name not in valid]:
         raise InputError(
-            f"skip={unknown} are no weights or modules of this {type(network).__name__}; see named_modules()"
+            f"skip={unknown} are no weights or modules of this {type(network).__name__}: see named_modules()"
         )
-    found, left = [], {}
+    weights, left_alone = [], {}
     for key, name in names.items():
         if any(name == s or name.startswith(f"{s}.") for s in skip):
-            left[name] = "skipped as asked"
-        elif kinds[key] not in _KINDS:
-            left[name] = f"{kinds[key]} is no convolution and no linear layer"
-        elif not (weight := Weight(name, kinds[key], tuple(places[key]))).value.is_floating_point():
-            left[name] = f"its numbers are {weight.value.dtype}"
+            left_alone[name] = "in skip"
+        elif (kind := kinds[key]) is None:
+            left_alone[name] = f"{classes[key]} is neither a convolution nor a linear layer"
+        elif not (weight := Weight(name, kind, tuple(places[key]))).value.is_floating_point():
+            left_alone[name] = f"its numbers are {weight.value.dtype}"
         else:
-            found.append(weight)
-    return found, left
+            weights.append(weight)
+    return weights, left_alone

@@ -1,4 +1,4 @@
-"""Finding the layers of a network by running it once, and putting others in their place."""
+"""Finds the layers of a network in one run, and replaces them."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,46 +13,46 @@ from dynamic.policies.errors import InputError
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with the shapes of its first call: input `[B, ...]`, output `[B, ...]`. Both None where it never ran."""
+    """A layer with the shapes of its first call. Both shapes are None where it never ran."""
 
     name: str
     module: nn.Module
-    given: tuple[int, ...] | None
-    gave: tuple[int, ...] | None
+    input_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...] | None
 
 
-def observed(network: nn.Module, example_inputs: Batch, kinds: tuple[type[nn.Module], ...]) -> list[Layer]:
-    """Every module of these kinds, subclasses included, in the order of registration, as one evaluation run shows it.
+def observe_layers(network: nn.Module, example_inputs: Batch, kinds: tuple[type[nn.Module], ...]) -> list[Layer]:
+    """Every module of some kinds, subclasses included, in the order of registration.
 
-    A layer that never ran as a module has None for its shapes: nothing uses it, or another module reads its weights
-    (attention does). Raises InputError where the network has nothing to do with the inputs.
+    A layer that never ran as a module has no shapes: nothing uses it, or another module reads its weights, as attention
+    does. InputError where the network does not take the inputs.
     """
     shapes: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         shapes.setdefault(id(module), (tuple(args[0].shape), tuple(output.shape)))
 
-    found = [(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
-    hooks = [module.register_forward_hook(note) for _, module in found]
+    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
+    hooks = [module.register_forward_hook(note) for _, module in layers]
     try:
         run(network, example_inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return [Layer(name, module, *shapes.get(id(module), (None, None))) for name, module in found]
+    return [Layer(name, module, *shapes.get(id(module), (None, None))) for name, module in layers]
 
 
 def recurrent(network: nn.Module) -> dict[str, str]:
-    """The recurrent layers of a network, which are left alone, and why."""
+    """The recurrent layers of a network, which every method leaves alone, and why."""
     return {
-        name: f"a recurrent layer ({type(module).__name__}): its weights stay as they are"
+        name: f"a recurrent layer ({type(module).__name__}): its weights do not change"
         for name, module in network.named_modules()
         if isinstance(module, nn.RNNBase)
     }
 
 
 def run(network: nn.Module, example_inputs: Batch) -> object:
-    """The network's answer to the inputs, in evaluation mode. Raises InputError where it does not take them."""
+    """The output of the network in evaluation mode. InputError where it does not take the inputs."""
     named = named_tensors(network, example_inputs)
     try:
         with evaluating(network), torch.no_grad():
@@ -62,38 +62,35 @@ def run(network: nn.Module, example_inputs: Batch) -> object:
         raise InputError(f"{type(network).__name__} does not take example inputs {shapes}: {error}") from error
 
 
-def swap(network: nn.Module, chosen: Mapping[nn.Module, nn.Module]) -> None:
-    """Put the new modules in the place of the old, everywhere in `network` where an old one stands."""
+def swap(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Replace modules by others wherever they stand in `network`."""
     for parent in list(network.modules()):
-        for name, child in parent._modules.items():  # named_children leaves out what stands twice
-            if child is not None and child in chosen:
-                parent._modules[name] = chosen[child]
+        for name, child in parent._modules.items():  # named_children skips modules that stand twice
+            if child is not None and child in replacements:
+                parent._modules[name] = replacements[child]
 
 
-def like(fresh: nn.Module, old: nn.Module) -> nn.Module:
+def placed_like(fresh: nn.Module, old: nn.Module) -> nn.Module:
     """`fresh` on the device, in the type, in the mode, and frozen or not, as `old` is."""
     weight = next(old.parameters())
     return fresh.to(weight.device, weight.dtype).requires_grad_(weight.requires_grad).train(old.training)
 
 
 def sharing(network: nn.Module) -> dict[int, list[str]]:
-    """For each parameter, by id, the names under which different modules hold it."""
-    held: dict[int, list[str]] = {}
+    """For each parameter, by id, the names under which modules hold it."""
+    names: dict[int, list[str]] = {}
     for name, module in network.named_modules():
         for own, parameter in module.named_parameters(name, recurse=False):
-            held.setdefault(id(parameter), []).append(own)
-    return held
+            names.setdefault(id(parameter), []).append(own)
+    return names
 
 
-def untreatable(layer: Layer, plain: Collection[type[nn.Module]], held: Mapping[int, list[str]]) -> str | None:
-    """Why this layer cannot be replaced, whatever the method; None where it can be.
-
-    Raises InputError where its weights are not finite.
-    """
+def reason_left_alone(layer: Layer, plain: Collection[type[nn.Module]], names: Mapping[int, list[str]]) -> str | None:
+    """Why no method can replace this layer. None: it can be replaced. InputError where its weights are not finite."""
     module = layer.module
     if type(module) not in plain:
-        return f"a {type(module).__name__}, and neither of {sorted(kind.__name__ for kind in plain)}; bake it first"
-    if layer.given is None:
+        return f"a {type(module).__name__}, which is none of {sorted(kind.__name__ for kind in plain)}: bake it first"
+    if layer.input_shape is None:
         return "never called as a module: unused, or another module reads its weights"
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -101,24 +98,26 @@ def untreatable(layer: Layer, plain: Collection[type[nn.Module]], held: Mapping[
         return f"its weights are {weight.dtype}"
     if module._forward_hooks or module._forward_pre_hooks:
         return "it has hooks, which would be lost"
-    others = [n for p in module.parameters() for n in held[id(p)] if not n.startswith(f"{layer.name}.")]
+    others = [n for p in module.parameters() for n in names[id(p)] if not n.startswith(f"{layer.name}.")]
     if others:
         return f"its weights are also {others[0]}'s"
     if not bool(weight.isfinite().all()):
-        raise InputError(f"the weights of {layer.name} hold NaN or infinity; load or train them again")
+        raise InputError(f"the weights of {layer.name} hold NaN or infinity: load or train them again")
     return None
 
 
 def check_names(network: nn.Module, names: Collection[str], what: str) -> None:
-    """Raises InputError on a name that is no module of the network."""
-    known = dict(network.named_modules(remove_duplicate=False))
+    """InputError where a name is no module of the network."""
+    modules = dict(network.named_modules(remove_duplicate=False))
     if isinstance(names, str):
-        raise InputError(f"{what}={names!r} is a string; give a list of module names")
+        raise InputError(f"{what}={names!r} is a string: give a list of module names")
     for name in names:
-        if name not in known or not name:
-            raise InputError(f"{what}: {name!r} is no module of this {type(network).__name__}; see named_modules()")
+        if name not in modules or not name:
+            raise InputError(
+                f"{what}: {name!r} is no module of this {type(network).__name__}: take names from named_modules()"
+            )
 
 
 def inside(name: str, names: Collection[str]) -> bool:
-    """Whether the module is one of these, or stands in one of them."""
+    """Whether the module is one of these, or is inside one of them."""
     return any(name == outer or name.startswith(f"{outer}.") for outer in names)

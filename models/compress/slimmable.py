@@ -1,7 +1,7 @@
 """One set of weights at several widths: Yu et al. 2019, "Slimmable Neural Networks".
 
-Each width uses the leading channels of every layer and has batch norms of its own (section 3.3: their statistics
-differ). Here each width is a module tree of its own that holds the shared parameters: nothing has to be switched.
+Each width uses the leading channels of every layer. It has batch norms of its own, since their statistics differ
+(section 3.3). Each width is a module tree that holds the shared parameters, so nothing has to be switched.
 """
 
 import math
@@ -19,6 +19,7 @@ from dynamic.models.resnet import BasicBlock
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.module_modes import view
 from dynamic.offline.networks.network_copies import deep_copy
+from dynamic.offline.networks.used_data import hashes_of, remember
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
 from dynamic.offline.training.configs import TrainingConfig
 from dynamic.policies.errors import InputError, SettingError, WrapError
@@ -27,61 +28,77 @@ Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_REMEDY = "give a function from width to network instead, or leave it as it is"
+_REMEDY = "give a function from width to network instead"
 
 
 def slimmable(
     network: nn.Module | Callable[[float], nn.Module],
     example_inputs: Batch,
-    widths: Sequence[float] = WIDTHS,
     *,
-    multiple: int = 1,
+    widths: Sequence[float] = WIDTHS,
+    round_to: int = 1,
 ) -> "Slimmable":
-    """A copy of `network` that answers at each of the `widths`, rising shares of its channels, the last 1.
+    """A network that answers at each of several widths.
 
-    Channels are rounded to a `multiple` (engines like 8 or 16), the classes stay. Convolutions of groups keep their
-    channels a group and lose groups. Made for convolutional networks of Conv2d, Linear and batch norms, residual or
-    not, whose code takes channel counts from its inputs, and for `CifarResNet`; for others give a function that makes
-    the network of a width: `lambda width: CifarResNet(20, width=round(16 * width))`. Its networks may have other
-    norms too, and start from the weights of the widest.
+    Channels are shares of those of the full network. The classes do not change. Convolutions of groups keep the
+    channels of a group and have fewer groups.
 
-    Narrow widths know nothing before training. The losses of all are summed in
+    A module must be a network of Conv2d, Linear and batch norms, with or without residual branches. Its code must take
+    channel counts from its inputs. `CifarResNet` works too. For other networks give a function from width to network,
+    such as `lambda width: CifarResNet(20, width=round(16 * width))`. They may have other norms. They start from the
+    weights of the widest.
 
-        dynamic.fit(net, loader, mode="joint", training=net.summed)
+    Narrow widths are at chance before training. `dynamic.fit(net, loader, mode="joint", training=net.summed)` sums the
+    losses of all widths. With `mode="distill"` the narrow widths learn from the full one (Yu and Huang 2019,
+    "Universally Slimmable Networks and Improved Training Techniques", section 3.3).
 
-    and with mode="distill" the narrow ones learn from the full one (Yu and Huang 2019, "Universally Slimmable Networks
-    and Improved Training Techniques", section 3.3). A plain network of one width, for other engines:
-    `net.extract(0.5)`.
+    Args:
+        network: The full network, which does not change, or a function that makes the network of a width.
+        example_inputs: A batch as the network takes it.
+        widths: Rising shares of the channels, the last 1.
+        round_to: Channels are rounded to multiples of this. Engines are fast at 8 or 16.
 
-    Raises SettingError on widths out of range, InputError on inputs that do not fit, WrapError on layers that cannot be
-    treated, naming them, and on networks that cannot be made so narrow.
+    Returns:
+        One network of all widths. `extract(0.5)` makes a plain network of one.
+
+    Raises:
+        SettingError: `widths` or `round_to` is out of range.
+        InputError: The inputs do not fit.
+        WrapError: A layer cannot be treated, or the network cannot be so narrow.
+
+    Example:
+        >>> from dynamic.models import compress
+        >>> net = compress.slimmable(large, torch.zeros(2, 12), widths=(0.5, 1.0))
+        >>> [tuple(logits.shape) for logits in net(torch.zeros(2, 12))]
+        [(2, 4), (2, 4)]
     """
-    shares = _checked(widths, multiple)
+    shares = _shares(widths, round_to)
     if isinstance(network, StagedNetwork):
-        raise WrapError(f"this {type(network).__name__} has exits; give the plain network, and put exits on an extract")
+        raise WrapError(f"this {type(network).__name__} has exits: give the plain network, and put exits on an extract")
     if isinstance(network, nn.Module):
         full = copied(network)
         check_layers(full, (_BatchNorm,))
         classes = _classes(full, example_inputs)
-        trees = [thinned(full, example_inputs, share, multiple) for share in shares[:-1]]
+        trees = [narrow(full, example_inputs, share, round_to) for share in shares[:-1]]
     else:
         full, trees = network(shares[-1]), [network(share) for share in shares[:-1]]
         for tree in (*trees, full):
             check_layers(tree, _NORMS)
         classes = _classes(full, example_inputs)
     for share, tree in zip(shares, trees, strict=False):
-        found = _classes(tree, example_inputs)
-        if found != classes:
-            raise WrapError(f"at width {share:g} the network gives {found} classes, at full width {classes}; {_REMEDY}")
+        count = _classes(tree, example_inputs)
+        if count != classes:
+            raise WrapError(f"at width {share:g} the network gives {count} classes, at full width {classes}: {_REMEDY}")
         share_weights(full, tree)
     return Slimmable(shares, [*trees, full])
 
 
 class Slimmable(StagedNetwork):
-    """A network at several widths. `forward` gives the logits `[B, C]` of each, narrow first, the last the full one's.
+    """A network at several widths. As a cascade of one backbone, each width starts from the input again.
 
-    As a cascade of one backbone each width starts from the input again. `backbone`: the full one, whose arguments
-    `forward` takes.
+    Args:
+        widths: Rising shares, the last 1.
+        networks: The network of each width.
     """
 
     def __init__(self, widths: Sequence[float], networks: Sequence[nn.Module]) -> None:
@@ -90,20 +107,21 @@ class Slimmable(StagedNetwork):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
-        """Logits `[B, C]` of each width."""
+        """Logits `[B, C]` of each width, narrow first. The arguments are those of the full network."""
         return [primary_logits(network(*args, **kwargs)) for network in self.networks]
 
     def at(self, width: float) -> nn.Module:
-        """The network of one width itself, sharing the weights. Raises SettingError on a width that is not there."""
+        """The network of one width, which shares the weights. SettingError where there is no such width."""
         if width not in self.widths:
-            raise SettingError(f"width {width} is not one of {self.widths}")
+            raise SettingError(f"width {width} is none of {self.widths}: give one of these")
         return self.networks[self.widths.index(width)]
 
     def extract(self, width: float) -> nn.Module:
         """A plain network of one width that shares nothing."""
-        made = deep_copy(self.at(width))
-        swap(made, {m: m.plain() for m in made.modules() if isinstance(m, (SlimConv2d, SlimLinear))})
-        return made
+        single = deep_copy(self.at(width))
+        remember(single, hashes_of(self))
+        swap(single, {m: m.plain() for m in single.modules() if isinstance(m, (SlimConv2d, SlimLinear))})
+        return single
 
     @property
     def summed(self) -> TrainingConfig:
@@ -117,7 +135,7 @@ class Slimmable(StagedNetwork):
 
     @property
     def exit_stages(self) -> tuple[Stage, ...]:
-        """One stage a width, in evaluation mode; the carry is its logits and the inputs."""
+        """One stage a width, in evaluation mode. The carry is its logits and the inputs."""
         last = len(self.widths) - 1
         bodies = [_Width(view(network), i == 0, i == last) for i, network in enumerate(self.networks)]
         names = [f"width {width:g}" for width in self.widths]
@@ -136,7 +154,7 @@ class _Width(nn.Module):
 
 
 class SlimConv2d(nn.Conv2d):
-    """The leading channels of `full`, as many as `thin` has; both stay as they are."""
+    """The leading channels of `full`, as many as `thin` has."""
 
     def __init__(self, thin: nn.Conv2d, full: nn.Conv2d) -> None:
         super().__init__(**_conv_options(thin), device="meta")
@@ -145,23 +163,23 @@ class SlimConv2d(nn.Conv2d):
         self.train(thin.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the convolution of this width."""
-        found: Tensor = self._conv_forward(x, *self._own())
-        return found
+        """The convolution of this width."""
+        features: Tensor = self._conv_forward(x, *self._own())
+        return features
 
     def plain(self) -> nn.Conv2d:
         """A convolution with a copy of the weights of this width."""
-        made = nn.Conv2d(**_conv_options(self), device=self.weight.device, dtype=self.weight.dtype)
-        return _filled(made, *self._own(), self)
+        conv = nn.Conv2d(**_conv_options(self), device=self.weight.device, dtype=self.weight.dtype)
+        return _filled(conv, *self._own(), self)
 
     def _own(self) -> tuple[Tensor, Tensor | None]:
-        # contiguous, or some kernels add up in another order than an extracted network's
+        # some kernels add up in another order where this is not contiguous, other than in an extracted network
         weight = self.weight[: self.out_channels, : self.in_channels // self.groups].contiguous()
         return weight, None if self.bias is None else self.bias[: self.out_channels]
 
 
 class SlimLinear(nn.Linear):
-    """The leading features of `full`, as many as `thin` has; both stay as they are."""
+    """The leading features of `full`, as many as `thin` has."""
 
     def __init__(self, thin: nn.Linear, full: nn.Linear) -> None:
         super().__init__(thin.in_features, thin.out_features, thin.bias is not None, device="meta")
@@ -170,33 +188,33 @@ class SlimLinear(nn.Linear):
         self.train(thin.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the layer of this width."""
+        """The linear layer of this width."""
         return F.linear(x, *self._own())
 
     def plain(self) -> nn.Linear:
         """A linear layer with a copy of the weights of this width."""
-        made = nn.Linear(self.in_features, self.out_features, self.bias is not None)
-        return _filled(made.to(self.weight.device, self.weight.dtype), *self._own(), self)
+        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None)
+        return _filled(layer.to(self.weight.device, self.weight.dtype), *self._own(), self)
 
     def _own(self) -> tuple[Tensor, Tensor | None]:
         weight = self.weight[: self.out_features, : self.in_features].contiguous()
         return weight, None if self.bias is None else self.bias[: self.out_features]
 
 
-def thinned(network: nn.Module, example_inputs: Batch, width: float, multiple: int) -> nn.Module:
-    """A copy with the leading channels of each layer, cut as the example passes: layers take what comes in."""
-    made = copied(network)
+def narrow(network: nn.Module, example_inputs: Batch, width: float, round_to: int) -> nn.Module:
+    """A copy with the leading channels of each layer, cut while the example passes: layers take what comes in."""
+    thin = copied(network)
     last = _last_layer(network, example_inputs)
-    names = {module: name for name, module in made.named_modules()}
-    done: set[nn.Module] = set()
+    names = {module: name for name, module in thin.named_modules()}
+    visited: set[nn.Module] = set()
 
     def channels(full: int) -> int:
-        return min(full, max(1, math.floor(full * width / multiple + 0.5)) * multiple)
+        return min(full, max(1, math.floor(full * width / round_to + 0.5)) * round_to)
 
     def cut(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if module in done:
+        if module in visited:
             return
-        done.add(module)
+        visited.add(module)
         x = args[0]
         if isinstance(module, BasicBlock):  # the padding of its shortcut is a number of its own
             module.new_channels = channels(module.conv2.out_channels) - x.shape[1]
@@ -204,8 +222,8 @@ def thinned(network: nn.Module, example_inputs: Batch, width: float, multiple: i
             each = module.in_channels // module.groups
             if module.groups > 1 and x.shape[1] % each:
                 raise WrapError(
-                    f"{names[module]} has groups of {each} channels and would be given {x.shape[1]} at width "
-                    f"{width:g}; give widths or a multiple that leave whole groups"
+                    f"{names[module]} has groups of {each} channels and would get {x.shape[1]} at width {width:g}: "
+                    "give widths, or a round_to, that leave whole groups"
                 )
             groups = 1 if module.groups == 1 else x.shape[1] // each
             outs = (
@@ -223,63 +241,60 @@ def thinned(network: nn.Module, example_inputs: Batch, width: float, multiple: i
             _cut(module, x.shape[1])
 
     kinds = (nn.Conv2d, nn.Linear, _BatchNorm, BasicBlock)
-    hooks = [m.register_forward_pre_hook(cut) for m in made.modules() if isinstance(m, kinds)]
+    hooks = [m.register_forward_pre_hook(cut) for m in thin.modules() if isinstance(m, kinds)]
     try:
-        run(made, example_inputs)
+        run(thin, example_inputs)
     except InputError as error:
         raise WrapError(
-            f"{type(network).__name__} cannot be made {width:g} wide: {error.__cause__}; {_REMEDY}"
+            f"{type(network).__name__} does not run at width {width:g}, {error.__cause__}: {_REMEDY}"
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
-    return made
+    return thin
 
 
 def share_weights(full: nn.Module, thin: nn.Module) -> None:
-    """Let all convolutions and linear layers of `thin` use the leading part of `full`'s parameters of the same name.
-
-    Raises WrapError where they do not correspond.
-    """
+    """Let the layers of `thin` use the leading part of the parameters of `full`. WrapError where they do not fit."""
     own = dict(full.named_modules(remove_duplicate=False))
-    chosen: dict[nn.Module, nn.Module] = {}
+    replacements: dict[nn.Module, nn.Module] = {}
     for name, module in thin.named_modules():
         wide = own.get(name)
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
             continue
         if not isinstance(wide, type(module)) or (wide.bias is None) != (module.bias is None):
-            raise WrapError(f"{name} is a {type(module).__name__} at one width and differs at another; {_REMEDY}")
+            raise WrapError(f"{name} is a {type(module).__name__} at one width and differs at another: {_REMEDY}")
         small, large = module.weight.shape, wide.weight.shape
         if any(a > b for a, b in zip(small, large, strict=True)) or small[2:] != large[2:]:
-            raise WrapError(f"{name} has weights {list(small)} at a smaller width and {list(large)} at full; {_REMEDY}")
+            raise WrapError(f"{name} has weights {list(small)} at a smaller width and {list(large)} at full: {_REMEDY}")
         if isinstance(module, nn.Conv2d) and isinstance(wide, nn.Conv2d):
-            chosen[module] = SlimConv2d(module, wide)
+            replacements[module] = SlimConv2d(module, wide)
         elif isinstance(module, nn.Linear) and isinstance(wide, nn.Linear):
-            chosen[module] = SlimLinear(module, wide)
-    swap(thin, chosen)
+            replacements[module] = SlimLinear(module, wide)
+    swap(thin, replacements)
 
 
 def check_layers(network: nn.Module, norms: tuple[type[nn.Module], ...]) -> None:
-    """Raises WrapError naming the modules whose parameters nothing here knows how to narrow."""
+    """WrapError where a module has parameters that cannot be narrowed."""
     wrong = []
     for name, module in network.named_modules():
-        known = type(module) in (nn.Conv2d, nn.Linear) or isinstance(module, norms)
-        if not known and any(True for _ in module.parameters(recurse=False)):
+        is_treated = type(module) in (nn.Conv2d, nn.Linear) or isinstance(module, norms)
+        if not is_treated and any(True for _ in module.parameters(recurse=False)):
             wrong.append(f"{name or 'the network itself'} ({type(module).__name__})")
     if wrong:
         more = f" and {len(wrong) - 3} more" if wrong[3:] else ""
-        raise WrapError(f"cannot be narrowed: {', '.join(wrong[:3])}{more}; {_REMEDY}")
+        raise WrapError(f"{', '.join(wrong[:3])}{more} cannot be narrowed: {_REMEDY}")
 
 
 def _classes(network: nn.Module, example_inputs: Batch) -> int:
     logits = primary_logits(run(network, example_inputs))
     if logits.ndim != 2:
-        raise InputError(f"{type(network).__name__} gives {list(logits.shape)}; expected logits [B, C]")
+        raise InputError(f"{type(network).__name__} gives {list(logits.shape)}: logits [B, C] are needed")
     return logits.shape[1]
 
 
 def _last_layer(network: nn.Module, example_inputs: Batch) -> str:
-    """The name of what gives the logits: the convolution or linear layer that runs last."""
+    """The name of the convolution or linear layer that runs last: it makes the logits."""
     order: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *_, name=name: order.append(name))
@@ -292,16 +307,16 @@ def _last_layer(network: nn.Module, example_inputs: Batch) -> str:
         for hook in hooks:
             hook.remove()
     if not order:
-        raise WrapError(f"no convolution or linear layer ran in this {type(network).__name__}; {_REMEDY}")
+        raise WrapError(f"no convolution or linear layer ran in this {type(network).__name__}: {_REMEDY}")
     return order[-1]
 
 
 def _cut(module: nn.Module, *sizes: int) -> None:
-    """Keep the leading part of every parameter and statistic, of its first dimensions as many as it has."""
+    """Keep the leading part of every parameter and statistic, in as many dimensions as there are sizes."""
     which = tuple(slice(size) for size in sizes)
     for name, parameter in list(module.named_parameters(recurse=False)):
-        kept = parameter.detach()[which[: parameter.ndim]].clone()
-        setattr(module, name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
+        part = parameter.detach()[which[: parameter.ndim]].clone()
+        setattr(module, name, nn.Parameter(part, requires_grad=parameter.requires_grad))
     for name, buffer in list(module.named_buffers(recurse=False)):
         if buffer.ndim:
             setattr(module, name, buffer[which[0]].clone())
@@ -312,24 +327,24 @@ def _conv_options(conv: nn.Conv2d) -> dict[str, Any]:
     return {**{name: getattr(conv, name) for name in names}, "bias": conv.bias is not None}
 
 
-def _filled(made: Plain, weight: Tensor, bias: Tensor | None, old: nn.Module) -> Plain:
+def _filled(layer: Plain, weight: Tensor, bias: Tensor | None, old: nn.Module) -> Plain:
     with torch.no_grad():
-        made.weight.copy_(weight)
-        if bias is not None and made.bias is not None:
-            made.bias.copy_(bias)
-    made.train(old.training)
+        layer.weight.copy_(weight)
+        if bias is not None and layer.bias is not None:
+            layer.bias.copy_(bias)
+    layer.train(old.training)
     frozen = not next(old.parameters()).requires_grad
-    made.requires_grad_(not frozen)
-    return made
+    layer.requires_grad_(not frozen)
+    return layer
 
 
-def _checked(widths: Sequence[float], multiple: int) -> tuple[float, ...]:
+def _shares(widths: Sequence[float], round_to: int) -> tuple[float, ...]:
     numbers = not isinstance(widths, (str, bool)) and isinstance(widths, Iterable)
     if not numbers or not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in (*widths,)):
         raise SettingError(f"widths={widths!r}: give rising shares above 0, the last 1, such as (0.25, 0.5, 1.0)")
-    found = tuple(float(width) for width in widths)
-    if not found or found != tuple(sorted(set(found))) or found[-1] != 1 or not found[0] > 0:
-        raise SettingError(f"widths={found}: give rising shares above 0, the last 1")
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise SettingError(f"multiple={multiple!r}: give a whole number from 1")
-    return found
+    shares = tuple(float(width) for width in widths)
+    if not shares or shares != tuple(sorted(set(shares))) or shares[-1] != 1 or not shares[0] > 0:
+        raise SettingError(f"widths={shares}: give rising shares above 0, the last 1")
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise SettingError(f"round_to={round_to!r}: give a whole number from 1")
+    return shares

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.bundle.bundle import MANIFEST
+from dynamic.bundle.manifest import MANIFEST
 from dynamic.engines.openvino import computes_bf16
 from dynamic.errors import (
     BundleError,

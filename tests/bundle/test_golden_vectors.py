@@ -19,8 +19,11 @@ import pytest
 from support.policy_cases import INF, learned, make_costs, make_ladder, make_point, make_records
 from support.port_mutations import MUTATIONS, PORT, mutated, noticed
 
-from dynamic.bundle.bundle import MANIFEST, Bundle, _manifest_hash, load, write
+from dynamic.bundle.bundle import Bundle
+from dynamic.bundle.bundle_reader import load
+from dynamic.bundle.bundle_writer import write
 from dynamic.bundle.golden_vectors import figures, golden, to_text
+from dynamic.bundle.manifest import MANIFEST, manifest_hash
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.policies.budget import Budget
 from dynamic.policies.certification.certificates import certify
@@ -434,7 +437,7 @@ def test_a_bundle_without_golden_cases_still_loads(shelf: Path, tmp_path: Path) 
     (older / "golden.json").unlink()
     manifest = json.loads((older / MANIFEST).read_text())
     del manifest["files"]["golden.json"], manifest["sha256"]
-    (older / MANIFEST).write_text(json.dumps(manifest | {"sha256": _manifest_hash(manifest)}))
+    (older / MANIFEST).write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
     assert load(older).ladder == LADDER
 
 

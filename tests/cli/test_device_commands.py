@@ -16,7 +16,8 @@ import pytest
 from support.sensor_cases import V2_MOUNT, Tree, forbid
 
 from dynamic.__main__ import main
-from dynamic.cli.doctor import UNITS, Diagnosis, diagnose, diagnosis_text
+from dynamic.cli.diagnosis import UNITS, Diagnosis, diagnose
+from dynamic.cli.doctor import diagnosis_text
 from dynamic.engines.engine_factory import ENGINES, installed
 from dynamic.monitoring.monitor import TraceMonitor
 from dynamic.monitoring.traces import read_trace
@@ -164,8 +165,10 @@ def test_doctor_of_engines_that_are_not_there_or_broken(monkeypatch: pytest.Monk
     def broken(precisions: Any) -> Any:
         raise ImportError("libgomp.so.1: cannot open shared object file")
 
-    monkeypatch.setattr("dynamic.cli.doctor.find_spec", lambda name: None if name == "openvino" else object())
-    monkeypatch.setattr("dynamic.cli.doctor._CHECKS", {"onnxruntime": broken})
+    monkeypatch.setattr(
+        "dynamic.engines.engine_factory.find_spec", lambda name: None if name == "openvino" else object()
+    )
+    monkeypatch.setattr("dynamic.cli.engine_state._CHECKS", {"onnxruntime": broken})
     found = diagnose(tmp_path, patience_s=0.0)
     engines = {engine.name: engine for engine in found.engines}
     assert (engines["openvino"].installed, engines["openvino"].precisions) == (False, ())

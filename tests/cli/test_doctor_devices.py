@@ -17,9 +17,9 @@ from dynamic.__main__ import main
 @pytest.fixture
 def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Files], tuple[dict[str, Any], str]]:
     """Runs the command on a tree: (JSON, text)."""
-    monkeypatch.setattr("dynamic.cli.doctor._PATIENCE_S", 0.3)
+    monkeypatch.setattr("dynamic.cli.diagnosis._PATIENCE_S", 0.3)
     monkeypatch.setattr("dynamic.monitoring.sources.cpu.usable_cores", lambda: tuple(range(4)))
-    monkeypatch.setattr("dynamic.cli.doctor.usable_cores", lambda: tuple(range(4)))
+    monkeypatch.setattr("dynamic.cli.diagnosis.usable_cores", lambda: tuple(range(4)))
 
     def run(files: Files) -> tuple[dict[str, Any], str]:
         Tree(tmp_path)(files)

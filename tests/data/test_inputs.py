@@ -329,21 +329,21 @@ def test_a_turned_picture_is_judged_by_its_turned_size(pictures: dynamic.Bundle)
     "steps",
     [
         (),
-        (dynamic.data.preprocessing.Resize(12),),
-        (dynamic.data.preprocessing.Resize(12, longest=14),),
-        (dynamic.data.preprocessing.Resize((9, 11)),),
-        (dynamic.data.preprocessing.CenterCrop((8, 20)),),
+        (dynamic.data.Resize(12),),
+        (dynamic.data.Resize(12, longest=14),),
+        (dynamic.data.Resize((9, 11)),),
+        (dynamic.data.CenterCrop((8, 20)),),
         (
-            dynamic.data.preprocessing.RGB(),
-            dynamic.data.preprocessing.Resize(10),
-            dynamic.data.preprocessing.CenterCrop((10, 10)),
+            dynamic.data.RGB(),
+            dynamic.data.Resize(10),
+            dynamic.data.CenterCrop((10, 10)),
         ),
-        (dynamic.data.preprocessing.Gray(1),),
-        (dynamic.data.preprocessing.Gray(3),),
+        (dynamic.data.Gray(1),),
+        (dynamic.data.Gray(3),),
     ],
 )
 def test_the_size_that_is_checked_is_the_size_that_comes_out(shape: tuple[int, ...], steps: Any) -> None:
-    preprocess = dynamic.Preprocess((*steps, dynamic.data.preprocessing.Scale()))
+    preprocess = dynamic.Preprocess((*steps, dynamic.data.Scale()))
     image = np.zeros(shape, np.uint8)
     made = preprocess(image).shape[1:]
     preprocess.check(image, made)

@@ -354,10 +354,10 @@ def test_one_stage_alone(alone: Case, tmp_path: Path, way: str, combine: str) ->
 
 BAD = [
     ({"other": np.zeros((1, 1, 8, 8), np.float32)}, r"\['other'\].*takes \['input'\]"),
-    ({"input": np.zeros((1, 1, 8, 9), np.float32)}, r"\[1, 1, 8, 9\]; expected \[B, 1, 8, 8\]"),
-    ({"input": np.zeros((1, 8, 8), np.float32)}, r"\[1, 8, 8\]; expected \[B, 1, 8, 8\]"),
-    ({"input": np.zeros((1, 1, 8, 8), np.float64)}, "float64; expected float32: convert"),
-    ({"input": np.zeros((0, 1, 8, 8), np.float32)}, "empty batch; give at least one"),
+    ({"input": np.zeros((1, 1, 8, 9), np.float32)}, r"\[1, 1, 8, 9\], expected \[B, 1, 8, 8\]"),
+    ({"input": np.zeros((1, 8, 8), np.float32)}, r"\[1, 8, 8\], expected \[B, 1, 8, 8\]"),
+    ({"input": np.zeros((1, 1, 8, 8), np.float64)}, "float64, expected float32: convert"),
+    ({"input": np.zeros((0, 1, 8, 8), np.float32)}, "empty batch: give at least one"),
 ]
 
 
@@ -461,7 +461,7 @@ def test_thresholds_of_another_shape_are_no_known_plan(case: Case, way: str) -> 
     for rows in (1, 5):
         opened.run(case.rows(slice(0, rows)), np.array([0.1, 0.2, 0.3], np.float32))
         for shape in ((1, 3), (3, 1)):
-            with pytest.raises(SettingError, match=r"thresholds have shape \(\d, \d\); 4 stages need \(3,\)"):
+            with pytest.raises(SettingError, match=r"thresholds have shape \(\d, \d\), 4 stages need \(3,\)"):
                 opened.run(case.rows(slice(0, rows)), np.array([0.1, 0.2, 0.3], np.float32).reshape(shape))
 
 

@@ -127,7 +127,7 @@ def test_stages_export_with_a_dynamic_batch(network: MSDNet) -> None:
         ({"steps": (2, 0)}, "at least one layer"),
         ({"growth": 3}, "even"),
         ({"reduction": 0.0}, "reduction"),
-        ({"factors": (1, 2)}, "one each"),
+        ({"factors": (1, 2)}, "one of each"),
     ],
 )
 def test_impossible_shapes(change: dict[str, object], message: str) -> None:

@@ -56,7 +56,7 @@ def randomized(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(("depth", "width", "channels", "size"), [(8, 4, 1, 8), (14, 6, 3, 16), (20, 16, 3, 32)])
 def test_logits_are_those_of_a_functional_recomputation(depth: int, width: int, channels: int, size: int) -> None:
     torch.manual_seed(0)
-    network = randomized(CifarResNet(depth, 7, channels, width))
+    network = randomized(CifarResNet(depth, 7, in_channels=channels, width=width))
     x = torch.randn(3, channels, size, size)
     with torch.no_grad():
         torch.testing.assert_close(network(x), recomputed(network.state_dict(), x), rtol=1e-4, atol=1e-4)

@@ -79,9 +79,9 @@ def test_an_exit_that_adds_nothing_is_removed() -> None:
     found = select_exits(net, images[:2], selection_loader=[(images, labels)], max_drops=(0.0,), progress=False)
     # the second exit is sure of the very inputs that the first has let go
     assert [e.name for e in found.network.exits] == ["first"]
-    assert [step.exit for step in found.choice.removed] == ["network@second"]
+    assert [step.exit for step in found.choice.removals] == ["network@second"]
     assert str(found).startswith("network@second removed: a request costs ")
-    assert "kept: network@first; a request costs " in str(found)
+    assert "exits: network@first. A request costs " in str(found)
 
 
 def test_where_no_exit_pays_this_is_said() -> None:

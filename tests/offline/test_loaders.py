@@ -97,7 +97,10 @@ def test_a_stream_without_a_length() -> None:
     dynamic.fit(net, loader, epochs=2, training=dynamic.TrainingConfig(cache=False))
     assert rows(dynamic.calibrate(net, loader)) == COUNT
     assert dynamic.build(net, loader, allow_reuse=True).records.label is not None
-    assert quantize(network(), X[:2], loader, latency=False, accuracy_data=loader).report.after.accuracy is not None
+    assert (
+        quantize(network(), X[:2], calibration_loader=loader, latency=False, eval_loader=loader).report.after.accuracy
+        is not None
+    )
 
 
 def test_a_stream_that_is_read_once_loses_nothing() -> None:
@@ -124,7 +127,10 @@ def test_labels_inside_a_dict(kind: Any) -> None:
     with torch.no_grad():
         own = plain(IDS, attention_mask=MASK).argmax(1)
     assert accuracy(plain, loader) == int((own == Y).sum()) / COUNT
-    assert quantize(plain, loader[0], loader, latency=False).network(IDS, MASK).shape == (COUNT, CLASSES)
+    assert quantize(plain, loader[0], calibration_loader=loader, latency=False).network(IDS, MASK).shape == (
+        COUNT,
+        CLASSES,
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +167,9 @@ def test_inputs_of_another_float_type_are_those_of_the_network(kind: Any) -> Non
     with torch.no_grad():
         np.testing.assert_allclose(records.logits[:, -1], net.eval()(expected)[-1], rtol=0, atol=1e-5)
     assert dynamic.build(net, loader, allow_reuse=True).spec.inputs[0].dtype == "float32"
-    assert quantize(network(), inputs[:2], loader, latency=False, accuracy_data=loader).report.after.accuracy
+    assert quantize(
+        network(), inputs[:2], calibration_loader=loader, latency=False, eval_loader=loader
+    ).report.after.accuracy
 
 
 def test_no_labels_are_none() -> None:
@@ -220,7 +228,7 @@ def test_labels_that_are_none(labels: Any, match: str, monkeypatch: pytest.Monke
     ):
         refused(work, match, monkeypatch)
     if "run from" not in match and "89 labels" not in match:
-        refused(lambda: quantize(network(), X[:2], loader, latency=False), match, monkeypatch)
+        refused(lambda: quantize(network(), X[:2], calibration_loader=loader, latency=False), match, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +256,7 @@ def test_inputs_that_are_none(batch: Any, match: str, monkeypatch: pytest.Monkey
         refused(work, wanted, monkeypatch)
     if isinstance(batch, tuple) and "once" not in match:
         refused(lambda: dynamic.wrap(network(), batch[0], exits=["0"]), match, monkeypatch)
-        refused(lambda: quantize(network(), batch[0], [X], latency=False), match, monkeypatch)
+        refused(lambda: quantize(network(), batch[0], calibration_loader=[X], latency=False), match, monkeypatch)
 
 
 @pytest.mark.parametrize("loader", [None, 3, "photos/", X, X.numpy(), {"input": X}])
@@ -258,7 +266,7 @@ def test_what_is_no_loader(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None
         lambda: dynamic.fit(network(), loader, mode="joint", epochs=1),
         lambda: dynamic.calibrate(network(), loader),
         lambda: dynamic.build(network(), loader),
-        lambda: quantize(network(), X[:2], loader, latency=False),
+        lambda: quantize(network(), X[:2], calibration_loader=loader, latency=False),
     ):
         refused(work, r"is no loader. Give batches", monkeypatch)
 
@@ -287,7 +295,7 @@ def test_networks_in_another_float_type_train_and_are_named_where_an_engine_is_a
         lambda: dynamic.calibrate(net, loader),
         lambda: dynamic.calibrate(network().to(kind), loader, engine="torch"),
         lambda: dynamic.build([network(), net], loader, allow_reuse=True),
-        lambda: quantize(network().to(kind), X[:2], loader, latency=False),
+        lambda: quantize(network().to(kind), X[:2], calibration_loader=loader, latency=False),
     ]
     for run in work:
         with pytest.raises(InputError, match=rf"weight is {name}.*call network\.float\(\)"):
@@ -302,7 +310,7 @@ def test_float16_on_the_cpu_is_named_by_all(monkeypatch: pytest.MonkeyPatch) -> 
         lambda: dynamic.fit(half, loader, mode="joint", epochs=1),
         lambda: dynamic.calibrate(half, loader),
         lambda: dynamic.build(half, loader),
-        lambda: quantize(half, X[:2], loader, latency=False),
+        lambda: quantize(half, X[:2], calibration_loader=loader, latency=False),
     ):
         refused(work, r"0\.weight is float16.*call network\.float\(\)", monkeypatch)
 

@@ -232,7 +232,7 @@ def test_a_budget_that_is_none(bundle: dynamic.Bundle) -> None:
 def test_an_uncertified_ladder_says_so_in_the_reason() -> None:
     few = dynamic.build(cascade(), [task(1, 60)], max_drops=(0.001,))
     with few.runtime(dynamic.Budget(max_drop=0.01), monitor=still()) as run:
-        assert "(not certified, " in run(task(2, 3)[0].numpy()).decision.reason
+        assert "It is not certified" in run(task(2, 3)[0].numpy()).decision.reason
 
 
 def test_groups_of_none() -> None:

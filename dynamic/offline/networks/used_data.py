@@ -1,30 +1,45 @@
-"""Which batches trained or chose a network: their hashes travel with it, so that they do not certify it too.
+"""Which batches trained or chose a network. They must not certify it.
 
-A certificate holds for data that had no part in the cascade. A batch that trained exits, or chose them or a sub-model,
-looks better than new data. A hash is of the whole batch: the same inputs in other batches are not recognized.
+A method that chooses by data writes the hashes of its batches on the networks that it returns. `build` compares them
+with the batches that it calibrates and certifies with. A hash is of one whole batch: the same inputs in other batches
+have other hashes, and weights that were saved and loaded again carry none.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
 
+from dynamic.offline.batches import check_loader, read_batch
 from dynamic.policies.errors import CalibrationError
 
-_ATTRIBUTE = "_dynamic_used_data"  # no buffer: a deep copy has it, and a state_dict does not
+_ATTRIBUTE = "_dynamic_used_data"
+_beside: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
 def batch_hash(batch: Any) -> str:
-    """The SHA-256 of the inputs of a batch.
+    """SHA-256 over the bytes, types and shapes of the input arrays of a batch.
 
     Args:
-        batch: Inputs without labels: an array, a tuple or a dict of arrays.
+        batch: Inputs without labels: an array, a tensor, a tuple or a dict of those. A dict counts in the order of its
+            names.
 
     Returns:
-        The hash over the bytes of the arrays, in hexadecimal digits.
+        64 hexadecimal digits.
+
+    Raises:
+        TypeError: The batch holds something that is no array.
+
+    Example:
+        >>> x = torch.arange(6.0).reshape(2, 3)
+        >>> batch_hash(x) == batch_hash((x,)) == batch_hash({"input": x.numpy()})
+        True
     """
     digest = hashlib.sha256()
     for array in _arrays(batch):
@@ -33,60 +48,137 @@ def batch_hash(batch: Any) -> str:
     return digest.hexdigest()
 
 
-def remember(network: nn.Module, hashes: Iterable[str]) -> None:
-    """Add the hashes of batches to those that a network has.
+def _arrays(batch: Any) -> Iterator[NDArray[Any]]:
+    if isinstance(batch, Tensor):
+        tensor = batch.detach().cpu()
+        yield (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    elif isinstance(batch, Mapping):
+        for name in sorted(batch):
+            yield from _arrays(batch[name])
+    elif isinstance(batch, (tuple, list)):
+        for part in batch:
+            yield from _arrays(part)
+    elif batch is not None:
+        array = np.asarray(batch)
+        if array.dtype.hasobject:
+            raise TypeError(f"a batch holds a {type(batch).__name__}: give arrays or tensors")
+        yield array
+
+
+class RecordedLoader:
+    """A loader that notes the hash of each batch that is read from it.
+
+    Args:
+        loader: What gives the batches.
+
+    Example:
+        >>> loader = RecordedLoader([(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))])
+        >>> for inputs, labels in loader:
+        ...     pass
+        >>> loader.hashes == {batch_hash(torch.zeros(2, 3))}
+        True
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.hashes: set[str] = set()
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        check_loader(self._loader)
+        for item in self._loader:
+            with suppress(TypeError):  # whoever reads it says what is wrong
+                self.hashes.add(batch_hash(read_batch(item)[0]))
+            yield item
+
+
+def remember(network: nn.Module, loader_hashes: Iterable[str], *, on_network: bool = True) -> None:
+    """Note that batches trained or chose a network. Earlier notes remain.
 
     Args:
         network: What was trained or chosen.
-        hashes: As `batch_hash` returns them.
+        loader_hashes: `batch_hash` of each of these batches.
+        on_network: Whether the note is an attribute of the network, which its copies keep. False for a network of the
+            user, which is not changed. The note then lies beside it for as long as the network exists.
+
+    Raises:
+        TypeError: `network` is no module.
+
+    Example:
+        >>> network = nn.Linear(3, 2)
+        >>> remember(network, [batch_hash(torch.zeros(2, 3))])
+        >>> len(hashes_of(network))
+        1
     """
-    object.__setattr__(network, _ATTRIBUTE, getattr(network, _ATTRIBUTE, frozenset()) | frozenset(hashes))
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network is a {type(network).__name__}: give a torch module")
+    hashes = _own(network) | frozenset(loader_hashes)
+    if not hashes:
+        return
+    if not on_network:
+        _beside[network] = hashes
+    elif isinstance(network, fx.GraphModule):
+        network.meta[_ATTRIBUTE] = hashes  # torch copies the meta of a graph module and drops its other attributes
+    else:
+        object.__setattr__(network, _ATTRIBUTE, hashes)
 
 
 def hashes_of(network: nn.Module) -> frozenset[str]:
-    """The hashes of all batches that trained or chose a network.
+    """The batches that trained or chose a network, or a network inside it.
 
     Args:
-        network: With or without hashes. Those of its parts count too.
+        network: Any module. A wrapped network, a cascade and a compiled network hold the networks inside.
 
     Returns:
-        The hashes.
-    """
-    return frozenset().union(*(getattr(part, _ATTRIBUTE, frozenset()) for part in network.modules()))
-
-
-def check_fresh(networks: Iterable[nn.Module], hashes: Iterable[str], allow_reuse: bool) -> None:
-    """Check that batches had no part in any of the networks.
-
-    Args:
-        networks: Of a cascade.
-        hashes: Of the batches.
-        allow_reuse: Whether reuse is accepted.
+        The hashes, empty where there are none.
 
     Raises:
-        CalibrationError: A batch trained or chose a network.
+        AttributeError: `network` is no module.
+
+    Example:
+        >>> chosen = nn.Linear(3, 2)
+        >>> remember(chosen, ["a"])
+        >>> sorted(hashes_of(nn.Sequential(chosen, nn.ReLU())))
+        ['a']
+    """
+    return frozenset[str]().union(*map(_own, network.modules()))
+
+
+def _own(module: nn.Module) -> frozenset[str]:
+    hashes: frozenset[str] = vars(module).get(_ATTRIBUTE, frozenset())
+    if isinstance(module, fx.GraphModule):
+        hashes |= module.meta.get(_ATTRIBUTE, frozenset())
+    return hashes | _beside.get(module, frozenset())
+
+
+def check_fresh(networks: Iterable[nn.Module], loader_hashes: Iterable[str], allow_reuse: bool = False) -> None:
+    """Check that no batch that trained or chose one of the networks is among others, which certify.
+
+    Args:
+        networks: The networks of a cascade.
+        loader_hashes: `batch_hash` of each batch that is to certify.
+        allow_reuse: Whether batches may be the same. Certificates are then void.
+
+    Raises:
+        CalibrationError: Some batches are the same, and `allow_reuse` is False.
+
+    Example:
+        >>> network = nn.Linear(3, 2)
+        >>> remember(network, ["a"])
+        >>> check_fresh([network], ["b"])
+        >>> check_fresh([network], ["a", "b"], allow_reuse=True)
     """
     if allow_reuse:
         return
-    given = frozenset(hashes)
-    for network in networks:
-        reused = given & hashes_of(network)
-        if reused:
-            kind = type(getattr(network, "backbone", network)).__name__
-            raise CalibrationError(
-                f"a calibration batch trained or chose {kind}, and such data certify nothing ({len(reused)} of "
-                f"{len(given)} batches compared). Give other held-out data, or allow_reuse=True where the certificate "
-                "does not matter"
-            )
-
-
-def _arrays(batch: Any) -> list[np.ndarray[Any, Any]]:
-    """The arrays of a batch, those of a dict by name."""
-    if isinstance(batch, Tensor):
-        tensor = batch.detach().cpu()
-        return [tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()]
-    if isinstance(batch, Mapping):
-        return [array for name in sorted(batch) for array in _arrays(batch[name])]
-    if isinstance(batch, tuple | list):
-        return [array for part in batch for array in _arrays(part)]
-    return [np.asarray(batch)]
+    fresh = frozenset(loader_hashes)
+    reused = [(network, fresh & hashes_of(network)) for network in networks]
+    same = frozenset[str]().union(*(hashes for _, hashes in reused))
+    if same:
+        kinds = [type(getattr(network, "backbone", network)).__name__ for network, hashes in reused if hashes]
+        raise CalibrationError(
+            f"a calibration batch trained or chose {', '.join(dict.fromkeys(kinds))}, and such data certify nothing "
+            f"({len(same)} of {len(fresh)} batches are the same): give other images, or allow_reuse=True where the "
+            "certificate does not matter"
+        )

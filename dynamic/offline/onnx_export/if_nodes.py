@@ -56,7 +56,7 @@ class Branch:
     kinds: Sequence[int]
 
     def graph(self) -> onnx.GraphProto:
-        # an output must be made in the branch: what was only handed in is passed on
+        # an output must come from a node of the branch: an outer value passes through an Identity
         own = {name for node in self.body.nodes for name in node.output}
         names = [name if name in own else self.body.add("Identity", name) for name in self.outputs]
         infos = [helper.make_tensor_value_info(n, kind, None) for n, kind in zip(names, self.kinds, strict=True)]

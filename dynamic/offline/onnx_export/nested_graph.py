@@ -1,4 +1,4 @@
-"""The whole cascade as one ONNX graph, made of the stages' own graphs with `If` between them.
+"""The whole cascade as one ONNX graph, of the stages' own graphs with `If` between them.
 
 Inputs are the cascade's own and `thresholds [S-1]`. Outputs are `logits [B, C]`, `stage [B]` (int64), `score [B]`. What
 comes after an exit is in the branch of an `If` that runs only where inputs continue. Weights are in the branch that
@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from dynamic.data.preprocessing import Normalize, Preprocess, Scale
+from dynamic.data.number_steps import Normalize, Scale
+from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import THRESHOLDS, CascadeSpec, InputSpec
 from dynamic.offline.onnx_export.graph_inlining import StageGraph, fold_factor, inline, load_stage
 from dynamic.offline.onnx_export.if_nodes import Body, Branch
@@ -342,7 +343,7 @@ class Nest:
 
     @property
     def _nothing(self) -> float:
-        """The total before any stage: what the answer is made of where none gives anything finite."""
+        """The total before any stage: the answer's total where no stage is finite."""
         return 0.0 if self._averages else np.nan
 
     def _guarded(self, body: Body, raw: str, score: str, total: str | None) -> str:

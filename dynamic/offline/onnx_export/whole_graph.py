@@ -12,7 +12,8 @@ import onnx
 from onnx import external_data_helper
 
 from dynamic.bundle.bundle import Bundle, has_graphs
-from dynamic.data.preprocessing import Normalize, Preprocess
+from dynamic.data.number_steps import Normalize
+from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
 from dynamic.offline.onnx_export.nested_graph import Nest
 from dynamic.offline.onnx_export.reserved_names import check_names
@@ -127,7 +128,7 @@ def _only(ladder: Ladder, point: str | None) -> Ladder:
 
 
 def plain_ladder(spec: CascadeSpec, combine: Combination) -> Ladder:
-    """A ladder without points, for a cascade that nothing is known of: temperature 1, maximum probability."""
+    """A ladder without points, for a cascade without calibration: temperature 1, maximum probability."""
     return Ladder(
         temperature=(1.0,) * len(spec.stages),
         score="max_probability",
@@ -160,7 +161,7 @@ def write_graphs(
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the graph's numbers depend on, beside cascade and ladder: where it is known."""
+    """What the graph's numbers depend on, beside cascade and ladder, where that is given."""
 
     preprocess: Preprocess | None = None
     classes: Sequence[str] | None = None

@@ -125,7 +125,7 @@ class Cutter:
     def _resolver(
         self, graph: fx.Graph, env: dict[fx.Node, Any], entries: Sequence[tuple[fx.Node, fx.Node]]
     ) -> Callable[[fx.Node], Any]:
-        """Gives a value of the whole graph inside a piece: carried, made there, or computed again."""
+        """Gives a value of the whole graph inside a piece: carried, computed there, or computed again."""
 
         def resolve(node: fx.Node) -> Any:
             if node in env:
@@ -210,14 +210,13 @@ def _writes(node: fx.Node) -> bool:
 def _copied(graph: fx.Graph, node: fx.Node, resolve: Callable[[fx.Node], Any]) -> fx.Node:
     if node.op == "placeholder":
         return graph.placeholder(str(node.target))
-    made = graph.create_node(
+    return graph.create_node(
         node.op,
         node.target,
         fx.node.map_arg(node.args, resolve),
         fx.node.map_arg(node.kwargs, resolve),
         node.name,
     )
-    return made
 
 
 def _part(graph: fx.Graph, value: Any, part: int | None) -> Any:

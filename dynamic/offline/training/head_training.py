@@ -33,7 +33,7 @@ from dynamic.progress import size_of, track
 
 @dataclass(frozen=True)
 class HeadFit:
-    """The trained exits, how it went, and how large the kept features were."""
+    """The trained exits, their history, and the size of the cached features."""
 
     exits: tuple[str, ...]
     history: History

@@ -1,4 +1,4 @@
-"""Feature hints: a student's layers drawn towards a teacher's while it trains."""
+"""Feature hints: layers of a student that learn from layers of a teacher."""
 
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -16,18 +16,27 @@ from dynamic.policies.errors import InputError, SettingError
 
 
 class Hints:
-    """A penalty for `dynamic.fit`: called after both networks ran, it gives the weighted distance of their features.
+    """A penalty for `dynamic.fit`: called after both networks ran, it returns the weighted distance of their features.
 
-    `layers`: student's module -> teacher's module, each with one tensor as result: `[B, D]`, `[B, N, D]` of tokens, or
-    `[B, C, H, W]` (`[B, H, W, C]` where the first two are equal and the third is not). A linear map of the student's
-    channels, a 1x1 convolution, meets the teacher's (Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", eq. 3);
-    where sizes differ, the larger image is averaged down to the smaller.
+    Features are `[B, D]`, tokens `[B, N, D]`, or `[B, C, H, W]`. They are `[B, H, W, C]` where the first two sizes are
+    equal and the third is not. A linear map of the student's channels, a 1x1 convolution, leads to the teacher's
+    (Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", eq. 3). Where sizes differ, the larger image is averaged
+    down.
 
-    As a context, it puts those maps into the student, so that they are trained, kept in checkpoints and moved with it,
-    and takes them out at the end. Their name tells layers and weight: a checkpoint of other hints is refused. They
-    start at random, from `seed`; the global generators stay as they were.
+    As a context, it puts these maps into the student, so that they are trained, are in checkpoints and move with it. It
+    removes them at the end. Their names contain layers and weight: a checkpoint of other hints is refused.
 
-    Raises InputError on layers that do not exist, did not run or do not fit, SettingError on a weight out of range.
+    Args:
+        student: The network that is trained.
+        teacher: The network that it learns from.
+        layers: Module of the student -> module of the teacher, each with one tensor as result.
+        weight: Of the penalty.
+        example_inputs: A batch as both networks take it.
+        seed: Of the maps, which are random at first. The global generators do not change.
+
+    Raises:
+        InputError: A layer does not exist, did not run or does not fit.
+        SettingError: `weight` is out of range.
     """
 
     def __init__(
@@ -40,18 +49,20 @@ class Hints:
         seed: int = 0,
     ) -> None:
         if not 0 < weight < float("inf"):
-            raise SettingError(f"hint_weight={weight} has to be positive and finite; without hints, leave them out")
+            raise SettingError(
+                f"hint_weight={weight} is not positive and finite: give a weight such as 1.0, or no hints"
+            )
         self.student, self.layers, self.weight = student, dict(layers), weight
-        self._mine: dict[str, Tensor] = {}
-        self._theirs: dict[str, Tensor] = {}
+        self._student_features: dict[str, Tensor] = {}
+        self._teacher_features: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._maps: dict[str, nn.Linear] = {}
         if not layers:
             return
         try:
             for own, other in self.layers.items():
-                self._listen(student, "student", own, self._mine)
-                self._listen(teacher, "teacher", other, self._theirs)
+                self._listen(student, "student", own, self._student_features)
+                self._listen(teacher, "teacher", other, self._teacher_features)
             for network in (student, teacher):
                 with evaluating(network), torch.no_grad():
                     run_on(network, {name: t[:2] for name, t in _placed(network, example_inputs).items()})
@@ -64,7 +75,7 @@ class Hints:
             raise
 
     def __enter__(self) -> "Hints":
-        # as parameters, not as a module: a Sequential would run it
+        # as parameters, not as a module: a Sequential would run a module
         for name, value in self._named():
             self.student.register_parameter(name, value)
         return self
@@ -77,13 +88,13 @@ class Hints:
             delattr(self.student, name)
 
     def __call__(self) -> Tensor:
-        """The weighted sum, over the hints, of mean squared differences; a scalar."""
-        found = []
+        """The weighted sum, over the hints, of mean squared differences: a scalar."""
+        distances = []
         for own, other in self.layers.items():
             mine, theirs = self._pair(own, other)
-            found.append(F.mse_loss(self._maps[own](mine), theirs))
-        self._mine.clear()
-        return self.weight * torch.stack(found).sum()
+            distances.append(F.mse_loss(self._maps[own](mine), theirs))
+        self._student_features.clear()
+        return self.weight * torch.stack(distances).sum()
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for own, mapped in self._maps.items():
@@ -92,37 +103,43 @@ class Hints:
 
     def _pair(self, own: str, other: str) -> tuple[Tensor, Tensor]:
         """Both features, channels last, of one size."""
-        for who, name, seen in (("student", own, self._mine), ("teacher", other, self._theirs)):
-            if name not in seen:
+        for who, name, features in (
+            ("student", own, self._student_features),
+            ("teacher", other, self._teacher_features),
+        ):
+            if name not in features:
                 raise InputError(
-                    f"layer {name!r} of the {who} did not run by itself: hint at one that does (in a network with "
-                    f"exits, a layer inside it)"
+                    f"layer {name!r} of the {who} did not run as a module: name one that does. In a network with exits "
+                    f"name a layer inside it"
                 )
-        mine, theirs = _channels_last(own, self._mine[own]), _channels_last(other, self._theirs[other])
+        mine, theirs = (
+            _channels_last(own, self._student_features[own]),
+            _channels_last(other, self._teacher_features[other]),
+        )
         if mine.ndim != theirs.ndim or (mine.ndim == 3 and mine.shape[1] != theirs.shape[1]):
             raise InputError(
-                f"hint {own!r} -> {other!r}: features {list(self._mine[own].shape)} and "
-                f"{list(self._theirs[other].shape)} do not fit; choose layers with the same number of positions"
+                f"hint {own!r} -> {other!r}: features {list(self._student_features[own].shape)} and "
+                f"{list(self._teacher_features[other].shape)} do not fit: choose layers of as many positions"
             )
         if mine.ndim == 4 and mine.shape[1:3] != theirs.shape[1:3]:
             size = (min(mine.shape[1], theirs.shape[1]), min(mine.shape[2], theirs.shape[2]))
             mine, theirs = _averaged(mine, size), _averaged(theirs, size)
         return mine, theirs
 
-    def _listen(self, network: nn.Module, who: str, name: str, seen: dict[str, Tensor]) -> None:
+    def _listen(self, network: nn.Module, who: str, name: str, features: dict[str, Tensor]) -> None:
         try:
             module = network.get_submodule(name)
         except AttributeError as error:
             near = [n for n, _ in network.named_modules() if n and n.rpartition(".")[2] == name.rpartition(".")[2]]
-            known = near[:5] or [n for n, _ in network.named_children()]
-            raise InputError(f"the {who} has no layer {name!r}; it has {', '.join(known)}") from error
+            names = near[:5] or [n for n, _ in network.named_children()]
+            raise InputError(f"the {who} has no layer {name!r}: name one, such as {', '.join(names)}") from error
 
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        def store(module: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor) or not output.is_floating_point():
-                raise InputError(f"layer {name!r} of the {who} gives no tensor of floats; hint at another")
-            seen[name] = output.clone()  # what comes next may change it in place
+                raise InputError(f"layer {name!r} of the {who} gives no tensor of floats: name another")
+            features[name] = output.clone()  # the next layer may change it in place
 
-        self._handles.append(module.register_forward_hook(keep))
+        self._handles.append(module.register_forward_hook(store))
 
     def _stop(self) -> None:
         for handle in self._handles:
@@ -137,7 +154,7 @@ def _placed(network: nn.Module, example_inputs: Batch) -> dict[str, Tensor]:
 
 def _channels_last(name: str, feature: Tensor) -> Tensor:
     if feature.ndim not in (2, 3, 4):
-        raise InputError(f"layer {name!r} gives {list(feature.shape)}; a hint needs [B, D], [B, N, D] or [B, C, H, W]")
+        raise InputError(f"layer {name!r} gives {list(feature.shape)}: a hint needs [B, D], [B, N, D] or [B, C, H, W]")
     if feature.ndim == 4 and not feature.shape[1] == feature.shape[2] != feature.shape[3]:
         feature = feature.permute(0, 2, 3, 1)
     return feature.float()

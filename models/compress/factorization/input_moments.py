@@ -1,4 +1,4 @@
-"""What layers are given: mean and covariance of their inputs over batches."""
+"""Mean and covariance of the inputs of layers, over batches."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dynamic.offline.batches import labelled_batches, named_tensors, run_on
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.policies.errors import CalibrationError
 
-_FLOOR = 1e-6  # of the largest variance: directions with less are taken to have that much, so that roots invert
+_FLOOR = 1e-6  # of the largest variance: a smaller variance counts as that, so that roots have an inverse
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Moments:
 
     @property
     def inverse_root(self) -> Tensor:
-        """Its inverse."""
+        """The inverse of `root`."""
         return self._power(-0.5)
 
     def _power(self, exponent: float) -> Tensor:
@@ -39,12 +39,12 @@ class Moments:
         return power
 
 
-def moments(network: nn.Module, batches: Iterable[Any], layers: Sequence[nn.Module]) -> dict[nn.Module, Moments]:
-    """Of the Linear and 1x1 Conv2d `layers` that run, in evaluation mode; `batches` with labels or without.
+def moments(network: nn.Module, loader: Iterable[Any], layers: Sequence[nn.Module]) -> dict[nn.Module, Moments]:
+    """The moments of the Linear and 1x1 Conv2d `layers` that run, in evaluation mode.
 
-    Raises CalibrationError where there is no batch, or a layer is given NaN or infinity.
+    CalibrationError where there is no batch, or where a layer gets NaN or infinity.
     """
-    sums: dict[nn.Module, list[Any]] = {}  # rows, sum [G, I], sum of products [G, I, I]
+    sums: dict[nn.Module, list[Any]] = {}  # number of rows, sum [G, I], sum of products [G, I, I]
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].detach().double().cpu()
@@ -53,26 +53,26 @@ def moments(network: nn.Module, batches: Iterable[Any], layers: Sequence[nn.Modu
             groups = module.groups
             x = x[:, :, :: module.stride[0], :: module.stride[1]].movedim(1, -1)
         rows = x.reshape(-1, groups, x.shape[-1] // groups).transpose(0, 1)  # [G, rows, I]
-        found = sums.setdefault(module, [0, 0.0, 0.0])
-        found[0] += rows.shape[1]
-        found[1] = found[1] + rows.sum(1)
-        found[2] = found[2] + rows.mT @ rows
+        total = sums.setdefault(module, [0, 0.0, 0.0])
+        total[0] += rows.shape[1]
+        total[1] = total[1] + rows.sum(1)
+        total[2] = total[2] + rows.mT @ rows
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         with evaluating(network), torch.no_grad():
-            for inputs, _ in labelled_batches(batches):
+            for inputs, _ in labelled_batches(loader):
                 run_on(network, named_tensors(network, inputs))
     finally:
         for hook in hooks:
             hook.remove()
     if not sums and layers:
-        raise CalibrationError("calibration gave no batch; it is empty, or an iterator that was already used up")
+        raise CalibrationError("calibration_loader gave no batch: it is empty, or an iterator that was read before")
     names = {module: name for name, module in network.named_modules()}
-    made = {}
+    result = {}
     for module, (rows, total, products) in sums.items():
         mean = total / rows
         if not bool(products.isfinite().all()):
-            raise CalibrationError(f"{names[module]} is given NaN or infinity by the calibration batches; clean them")
-        made[module] = Moments(mean, products / rows - mean[:, :, None] * mean[:, None, :])
-    return made
+            raise CalibrationError(f"{names[module]} gets NaN or infinity from calibration_loader: clean the data")
+        result[module] = Moments(mean, products / rows - mean[:, :, None] * mean[:, None, :])
+    return result

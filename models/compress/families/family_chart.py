@@ -1,4 +1,4 @@
-"""A family as a picture: accuracy against latency, networks alone and, once there is one, the cascade."""
+"""A family as a picture: accuracy against latency, of networks alone and of the cascade."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,26 +6,28 @@ from typing import Any
 
 from dynamic.bundle.bundle import Bundle
 from dynamic.models.compress.families.cascade_advice import networks_alone
-from dynamic.models.compress.families.measured_networks import Member
+from dynamic.models.compress.families.family_members import Member
 from dynamic.policies.errors import DynamicError
 
 
-def draw(members: Sequence[Member], kept: Sequence[Member], ran_on: str, path: Path, bundle: Bundle | None) -> Path:
-    """Write the picture to `path`, whose ending says the format. The last of `members` is the reference."""
+def draw(
+    members: Sequence[Member], cascade_members: Sequence[Member], ran_on: str, path: Path, bundle: Bundle | None
+) -> Path:
+    """Write the picture to `path`, whose suffix is the format. The last of `members` is the reference."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise DynamicError('pictures need matplotlib: pip install "dynamic-inference[plot]"') from error
-    # a figure of its own: pyplot's settings and windows are the user's
+    # pyplot's settings and windows belong to the user
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     reference = members[-1]
     beaten = [m for m in members if m.beaten is not None]
-    rest = [m for m in members if m not in kept and m.beaten is None]
+    rest = [m for m in members if m not in cascade_members and m.beaten is None]
     looks = (
-        ("alone, kept", [m for m in kept if m is not reference], "s", "tab:blue"),
+        ("alone, in the cascade", [m for m in cascade_members if m is not reference], "s", "tab:blue"),
         ("alone, beaten", beaten, "x", "tab:gray"),
         ("alone, not faster than the reference", rest, "^", "tab:gray"),
         ("reference", [reference], "*", "black"),
@@ -33,9 +35,9 @@ def draw(members: Sequence[Member], kept: Sequence[Member], ran_on: str, path: P
     for label, networks, marker, color in looks:
         points = [(m.name, m.latency_ms, m.accuracy) for m in networks]
         _scatter(axes, points, marker, color, label)
-    title = f"{ran_on}; networks alone on {len(reference.right)} selection inputs"
+    title = f"{ran_on}, networks alone on {len(reference.right)} selection inputs"
     if bundle is not None:
-        # other inputs than the family's: the networks are drawn again as they did on these
+        # the bundle has other inputs than the family, so its networks are drawn again
         points = [(a.name, a.mean_ms, a.accuracy) for a in networks_alone(bundle)]
         _scatter(axes, points, "s", "tab:orange", "alone, calibration inputs", hollow=True, named=False)
         several = [p for p in bundle.frontier.points if max(p.shares) < 1]
@@ -43,7 +45,7 @@ def draw(members: Sequence[Member], kept: Sequence[Member], ran_on: str, path: P
         _scatter(axes, points, "o", "tab:orange", "cascade, calibration inputs")
         axes.plot([x for _, x, _ in points], [100 * y for _, _, y in points], color="tab:orange")
     axes.set(xlabel="latency of one input (ms)", ylabel="accuracy (%)", title=title)
-    axes.set_xlim(0, 1.25 * axes.dataLim.x1)  # room for the name of the slowest
+    axes.set_xlim(0, 1.25 * axes.dataLim.x1)  # space for the name of the slowest
     axes.margins(y=0.15)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
@@ -61,7 +63,7 @@ def _scatter(
     hollow: bool = False,
     named: bool = True,
 ) -> None:
-    """Points (name, ms, accuracy) of one kind."""
+    """Draw points (name, ms, accuracy) of one kind."""
     if not points:
         return
     x, y = [ms for _, ms, _ in points], [100 * accuracy for _, _, accuracy in points]

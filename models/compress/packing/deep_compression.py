@@ -1,4 +1,4 @@
-"""Deep Compression: prune, share values, code; the file is what gets small."""
+"""Deep Compression: prune, share values, code. Its result is a small file."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dynamic.models.compress.argument_checks import check_inputs
-from dynamic.models.compress.compressible_weights import weights_of
+from dynamic.models.compress.compressible_weights import WeightKind, weights_of
 from dynamic.models.compress.packing.half_precision import simple_norms, to_half_precision
 from dynamic.models.compress.packing.packed_file import save_packed
 from dynamic.models.compress.packing.weight_clustering import cluster
@@ -29,10 +29,10 @@ logger = logging.getLogger("dynamic")
 def deep_compress(
     network: nn.Module,
     example_inputs: Batch,
-    train_loader: Iterable[Any],
     *,
+    train_loader: Iterable[Any],
     steps: Sequence[tuple[float, int]] = ((0.5, 1), (0.7, 1), (0.8, 5)),
-    clusters: int | Mapping[str, int] = 16,
+    clusters: int | Mapping[WeightKind, int] = 16,
     cluster_epochs: int = 2,
     skip: Collection[str] = (),
     lr: float = 0.02,
@@ -42,105 +42,146 @@ def deep_compress(
     temperature: float = 3.0,
     half: bool = True,
     path: str | Path | None = None,
-    folder: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     seed: int = 0,
     progress: bool | None = None,
-    data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> Compressed:
-    """Prune the weights of least magnitude over the whole network, train the rest, let the rest of each layer share
-    `clusters` values, train those, and pack (Han et al. 2016, "Deep Compression").
+    """Prune the smallest weights, share values in each layer, and pack (Han et al. 2016, "Deep Compression").
 
-    `steps`: (share of the weights that is 0, epochs of training at it), rising; SGD, `lr`. Then `cluster` with
-    `cluster_epochs` and `cluster_lr`. `skip`: what neither step touches. `teacher` (None: `network`) gives
-    `distill_share` of what is learned. At the end batch norms are made `simple_norms` and, with `half`, all numbers are
-    `to_half_precision` to float16: the network given back holds exactly what `load_packed` reads from `path`.
+    First the smallest weights of the whole network become 0, in steps, each followed by training with SGD. Then
+    `cluster` gives each layer few values and trains them. At the end batch norms become `simple_norms`. With `half`
+    all numbers are rounded to float16. The network returned holds exactly what `load_packed` reads from `path`.
 
-    `folder` keeps every training: a run that was killed and is started again with the same arguments ends with the same
-    bits. `report.file_bytes` is the packed file's. Raises SettingError on settings out of range, BundleError where
-    `folder` holds another run, CorruptError where it is damaged.
+    With `checkpoint` every training is stored. A killed run that starts again with the same arguments ends with the
+    same bits.
+
+    Args:
+        network: The network. It does not change.
+        example_inputs: A batch as the network takes it.
+        train_loader: `(inputs, labels [B])` that train after each step.
+        steps: Pairs of a share of the weights that is 0, rising, and epochs of training at it.
+        clusters: Values of each layer, as for `cluster`.
+        cluster_epochs: Epochs in which the shared values are trained.
+        skip: Names of weights or modules that no step changes.
+        lr: Learning rate of the steps.
+        cluster_lr: Learning rate of the shared values.
+        teacher: None: the network as it was.
+        distill_share: Share of the loss that comes from the teacher.
+        temperature: It softens both answers.
+        half: Whether all numbers are rounded to float16.
+        path: Where the packed file is written. None: it is only measured.
+        checkpoint: A folder that stores every training.
+        seed: Of training.
+        progress: Whether a progress bar is shown. None: on a terminal.
+        eval_loader: `(inputs, labels [B])` for the accuracy in the report. It chooses nothing.
+        latency: Whether the report measures latency.
+
+    Returns:
+        The network and a report. `report.after.file_bytes` is of the packed file.
+
+    Raises:
+        SettingError: A setting is out of range.
+        InputError: Inputs do not fit, or weights are not finite.
+        BundleError: `checkpoint` is of another run.
+        CorruptError: `checkpoint` is damaged.
+
+    Example:
+        >>> from dynamic.models import compress
+        >>> packed = compress.deep_compress(
+        ...     large, torch.zeros(2, 12), train_loader=train_loader, steps=((0.5, 1),), cluster_epochs=0,
+        ...     path="large.packed", latency=False, progress=False,
+        ... )
+        >>> packed.report.after.file_bytes < packed.report.before.file_bytes
+        True
     """
     shares = [share for share, _ in steps]
     if not shares or shares != sorted(shares) or not all(0 < share < 1 for share in shares):
-        raise SettingError(f"steps={steps}: shares between 0 and 1 that rise, with their epochs")
+        raise SettingError(f"steps={steps}: give shares between 0 and 1 that rise, with their epochs")
     check_inputs(network, example_inputs)
-    taught = copied(network) if teacher is None else teacher
-    kept = None if folder is None else Path(folder)
-    if kept is not None:
+    trained_by = copied(network) if teacher is None else teacher
+    folder = None if checkpoint is None else Path(checkpoint)
+    if folder is not None:
         run = {
-            "network": digest(network.state_dict()), "teacher": digest(taught.state_dict()), "steps": steps,
+            "network": digest(network.state_dict()), "teacher": digest(trained_by.state_dict()), "steps": steps,
             "clusters": clusters if isinstance(clusters, int) else dict(clusters), "cluster_epochs": cluster_epochs,
             "skip": sorted(skip), "lr": lr, "cluster_lr": cluster_lr, "distill_share": distill_share,
             "temperature": temperature, "seed": seed,
         }  # fmt: skip
-        _check_run(kept / "run.safetensors", run)
-    found = network
+        _check_run(folder / "run.safetensors", run)
+    sparse = network
     for number, (share, epochs) in enumerate(steps):
-        masked = prune_weights(found, example_inputs, share, skip=tuple(skip), latency=False).network
+        masked = prune_weights(sparse, example_inputs, amount=share, skip=tuple(skip), latency=False).network
         if epochs:
-            done = fit(
+            training = fit(
                 masked,
                 train_loader,
                 mode="distill",
                 epochs=epochs,
                 lr=lr,
                 training=TrainingConfig(optimizer="sgd"),
-                distillation=DistillationConfig(teacher=taught, share=distill_share, temperature=temperature),
+                distillation=DistillationConfig(teacher=trained_by, share=distill_share, temperature=temperature),
                 seed=seed + number,
-                checkpoint=None if kept is None else kept / f"prune-{number}.safetensors",
+                checkpoint=None if folder is None else folder / f"prune-{number}.safetensors",
                 progress=progress,
             )
-            logger.info("%.3g of the weights 0; %s", share, done)
-        found = baked(masked)
+            logger.info("%.3g of the weights are 0: %s", share, training)
+        sparse = baked(masked)
     clustered = cluster(
-        found,
+        sparse,
         example_inputs,
-        clusters,
+        clusters=clusters,
         skip=skip,
         reduce=True,
         train_loader=train_loader if cluster_epochs else None,
         epochs=cluster_epochs,
         lr=cluster_lr,
-        teacher=taught,
+        teacher=trained_by,
         distill_share=distill_share,
         temperature=temperature,
         seed=seed + len(steps),
-        checkpoint=None if kept is None else kept / "cluster.safetensors",
+        checkpoint=None if folder is None else folder / "cluster.safetensors",
         progress=progress,
         latency=False,
     )
-    made = simple_norms(clustered.network)
+    smaller = simple_norms(clustered.network)
     if half:
-        made = to_half_precision(made)
+        smaller = to_half_precision(smaller)
     with TemporaryFolder("packed") as spare:
-        size = save_packed(made, Path(spare) / "packed" if path is None else path)
-    weights, _ = weights_of(made)
+        size = save_packed(smaller, Path(spare) / "packed" if path is None else path)
+    weights, _ = weights_of(smaller)
     facts = {
         **clustered.report.facts,
         "sparsity": {w.name: 1 - int(torch.count_nonzero(w.value)) / w.value.numel() for w in weights},
     }
-    left = clustered.report.left_alone
+    left_alone = clustered.report.left_alone
     return Compressed(
-        made,
+        smaller,
         report(
-            "deep compression", network, made, example_inputs, data,
-            latency=latency, file_bytes=size, left_alone=left, facts=facts, same_work=True,
+            "deep compression", network, smaller, example_inputs, eval_loader,
+            latency=latency, file_bytes=size, left_alone=left_alone, facts=facts, same_work=True,
         ),
     )  # fmt: skip
 
 
 def _check_run(path: Path, run: Mapping[str, Any]) -> None:
-    """Write what a run was asked for, or raise BundleError where another was: masks, hence shares and what is skipped,
-    are state that a checkpoint restores. Trainings without this file are taken for the same run's."""
+    """Write the settings of a run, or raise BundleError where another run wrote its own.
+
+    A checkpoint restores masks, so shares and `skip` must be equal. Trainings without this file count as of the same
+    run.
+    """
     now = json.loads(json.dumps(run))
     if not path.exists():
         write_tensors(path, {}, {"kind": "deep compression", "run": now})
         return
     _, facts = read_tensors(path)
     if facts.get("kind") != "deep compression":
-        raise BundleError(f"{path} is no run of deep_compress; give another folder")
+        raise BundleError(f"{path} is no run of deep_compress: give another checkpoint")
     theirs = facts["run"]
     changed = [name for name in sorted({*theirs, *now}) if theirs.get(name) != now.get(name)]
     if changed:
-        told = ", ".join(f"{n}={theirs.get(n)} (now {now.get(n)})" for n in changed)
-        raise BundleError(f"{path} is of a run with {told}; call deep_compress as that run did, or give another folder")
+        differences = ", ".join(f"{n}={theirs.get(n)} (now {now.get(n)})" for n in changed)
+        raise BundleError(
+            f"{path} is of a run with {differences}: call deep_compress as that run did, or give another checkpoint"
+        )

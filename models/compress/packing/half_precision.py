@@ -1,4 +1,4 @@
-"""The numbers besides the weights made cheaper to store: norms without statistics, and everything in half precision."""
+"""Cheaper storage of the numbers besides the weights: norms without statistics, and all numbers in half precision."""
 
 import torch
 from torch import nn
@@ -9,13 +9,13 @@ from dynamic.policies.errors import InputError
 
 
 def simple_norms(network: nn.Module) -> nn.Module:
-    """A copy whose batch norms have mean 0 and variance 1, their scale and shift doing all of the work.
+    """A copy whose batch norms have mean 0 and variance 1. Their scale and shift do all of the work.
 
-    The same function in evaluation mode, up to rounding; `packing` stores the statistics in a few bytes then. Train
-    before, not after: batch statistics would be scaled twice. Norms without scale or statistics stay as they are.
+    It is the same function in evaluation mode, up to rounding. Packed files store such statistics in a few bytes. Train
+    before, not after: batch statistics would be scaled twice. Norms without scale or statistics do not change.
     """
-    made = copied(network)
-    for norm in made.modules():
+    simpler = copied(network)
+    for norm in simpler.modules():
         if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
             continue
         if norm.weight is None or norm.bias is None:
@@ -27,21 +27,20 @@ def simple_norms(network: nn.Module) -> nn.Module:
             norm.weight.copy_(factor * (1 + norm.eps) ** 0.5)
             norm.running_mean.zero_()
             norm.running_var.fill_(1.0)
-    return made
+    return simpler
 
 
 def to_half_precision(network: nn.Module) -> nn.Module:
-    """A copy with all of its float32 numbers rounded to those that float16 has; they stay float32 tensors.
-
-    Raises InputError where one is too large for it.
-    """
-    made = copied(network)
+    """A copy with all float32 numbers rounded to float16. They remain float32 tensors. InputError above 65504."""
+    rounded = copied(network)
     with torch.no_grad():
-        for name, tensor in made.state_dict().items():
+        for name, tensor in rounded.state_dict().items():
             if tensor.dtype != torch.float32:
                 continue
             half = tensor.half()
             if not torch.equal(half.isfinite(), tensor.isfinite()):
-                raise InputError(f"{name} holds {tensor.abs().max():.3g}, float16 ends at 65504; keep it in float32")
+                raise InputError(
+                    f"{name} holds {tensor.abs().max():.3g}, and float16 ends at 65504: keep it in float32"
+                )
             tensor.copy_(half)
-    return made
+    return rounded

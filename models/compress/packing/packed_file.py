@@ -1,7 +1,7 @@
 """The file of a pruned and clustered network: distances between weights and indices into tables, Huffman coded.
 
-A safetensors file with a hash over all of it, holding two pieces: a header, which says for each tensor how it is
-coded, and the codes. Nothing is rounded: what `load_packed` gives is what was saved, bit for bit.
+It is a safetensors file with a hash over all of it. It holds a header, which says how each tensor is coded, and the
+codes. Nothing is rounded: `load_packed` reads what was saved, bit for bit.
 """
 
 import json
@@ -22,7 +22,7 @@ from dynamic.offline.networks.checkpoints import put_weights, read_tensors, unti
 from dynamic.policies.errors import CorruptError, InputError
 
 _KIND = "packed"
-_FAR = 255  # zeros that one symbol can skip: the filler of Han et al. 2016, figure 2, which costs no weight here
+_FAR = 255  # zeros that one symbol skips: the filler of Han et al. 2016, figure 2, without a weight of its own
 _TABLE = 1 << 12  # distinct values up to which a table is tried
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _DTYPES = {n: getattr(torch, n) for n in (*_FLOATS, "int64", "int32", "int16", "int8", "uint8", "bool")}
@@ -33,7 +33,7 @@ Bits = NDArray[np.unsignedinteger[Any]]  # numbers as their bit patterns
 
 @dataclass(frozen=True)
 class _Coded:
-    """A tensor as codes. `facts` is JSON; `parts` follow each other in the file."""
+    """A tensor as codes. `facts` is JSON. The `parts` follow each other in the file."""
 
     facts: dict[str, Any]
     parts: tuple[bytes, ...]
@@ -44,15 +44,31 @@ class _Coded:
 
 
 def save_packed(network: nn.Module, path: str | Path) -> int:
-    """Write parameters and buffers of `network` to `path`, each as it is smallest, and give the bytes of the file.
+    """Write parameters and buffers of a network, each in its smallest form.
 
-    - Zeros and few values: the zeros before each weight (Han et al. 2016, "Deep Compression", section 2) and the
-      weight's index in a table (section 3), both Huffman coded (section 5), with a code of its own for each tensor.
-    - Zeros and many values: the same positions, and the values. All one value: that. Else all numbers in order.
-    - float32 numbers of which all are float16 numbers too are written as those (`to_half_precision` makes them so).
+    - Zeros and few values: the zeros before each weight (Han et al. 2016, "Deep Compression", section 2) and the index
+    of
+      the weight in a table (section 3). Both are Huffman coded (section 5), with a code for each tensor.
+    - Zeros and many values: the same positions, and the values. One value only: that value. Else all numbers in order.
+    - float32 numbers that are all float16 numbers too are written in 16 bits.
 
-    Tensors that share memory are written once. -0.0 counts as a value, as bits are kept. Raises InputError on a
-    dtype that the format does not have.
+    Tensors that share memory are written once. -0.0 counts as a value, since bits are stored.
+
+    Args:
+        network: The network. It does not change.
+        path: The file.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        InputError: A dtype that the format does not have.
+        DiskError: The disk is full, or refuses.
+
+    Example:
+        >>> from dynamic.models import compress
+        >>> compress.save_packed(small, "small.packed") > 0
+        True
     """
     header, pieces = [], []
     for name, tensor in untied(network.state_dict()).items():
@@ -66,38 +82,48 @@ def save_packed(network: nn.Module, path: str | Path) -> int:
 
 
 def load_packed(network: nn.Module, path: str | Path) -> None:
-    """Read what `save_packed` wrote into `network`, which has the same architecture. All or nothing.
+    """Read what `save_packed` wrote into a network of the same architecture. All or nothing.
 
-    Raises CorruptError where the file is missing or damaged, InputError where it belongs to another network or is no
-    packed file.
+    Args:
+        network: The network. Its weights are replaced.
+        path: The file.
+
+    Raises:
+        CorruptError: The file is missing or damaged.
+        InputError: The file is of another network, or is no packed file.
+
+    Example:
+        >>> from dynamic.models import compress
+        >>> size = compress.save_packed(small, "small.packed")
+        >>> compress.load_packed(small, "small.packed")
     """
     put_weights(network, unpacked(path), path)
 
 
 def unpacked(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a packed file by name, on the CPU. Raises as `load_packed` does."""
+    """The tensors of a packed file by name, on the CPU. It raises as `load_packed` does."""
     tensors, facts = read_tensors(path)
     if facts.get("kind") != _KIND:
-        raise InputError(f"{path} is no packed network; read it with load_weights, or give one that save_packed wrote")
+        raise InputError(f"{path} is no packed network: read it with load_weights, or give a file of save_packed")
     try:
         unzip = zlib.decompressobj()
         text = unzip.decompress(tensors["header"].numpy().tobytes(), _MOST_HEADER)
         codes = memoryview(tensors["codes"].numpy().tobytes())
-        found, position = {}, 0
+        tensors_by_name, position = {}, 0
         for entry in json.loads(text):
-            found[entry["name"]], position = _decoded(entry, codes, position)
+            tensors_by_name[entry["name"]], position = _decoded(entry, codes, position)
     except (KeyError, ValueError, TypeError, IndexError, zlib.error) as error:
-        raise CorruptError(f"{path} is no whole packed network ({error}); get it again, or save it again") from error
+        raise CorruptError(f"{path} is no whole packed network ({error}): get it again, or save it again") from error
     if position != len(codes):
-        raise CorruptError(f"{path} holds {len(codes)} bytes of codes and describes {position}; save it again")
-    return found
+        raise CorruptError(f"{path} holds {len(codes)} bytes of codes and describes {position}: save it again")
+    return tensors_by_name
 
 
 def _code(name: str, tensor: Tensor) -> _Coded:
-    """The smallest of the ways to write a tensor."""
+    """The smallest form of a tensor."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind not in _DTYPES:
-        raise InputError(f"{name} is {tensor.dtype}; a packed file holds {', '.join(_DTYPES)}")
+        raise InputError(f"{name} is {tensor.dtype}: a packed file holds {', '.join(_DTYPES)}")
     facts = {"shape": list(tensor.shape), "dtype": kind}
     bits = _as_bits(tensor)
     if len(bits) and (bits == bits[0]).all():
@@ -106,9 +132,9 @@ def _code(name: str, tensor: Tensor) -> _Coded:
     ways = [_numbers(facts, bits), *_tabled(facts, bits)]
     if 0 < len(nonzero) < len(bits):
         gaps = encode(_gaps(nonzero))
-        kept = bits[nonzero]
-        few = [_numbers(facts, kept), *_tabled(facts, kept)]
-        ways += [_Coded({**way.facts, "gaps": _told(gaps)}, (gaps.bits, *way.parts)) for way in few]
+        values = bits[nonzero]
+        few = [_numbers(facts, values), *_tabled(facts, values)]
+        ways += [_Coded({**way.facts, "gaps": _code_facts(gaps)}, (gaps.bits, *way.parts)) for way in few]
     return min(ways, key=lambda way: way.size)
 
 
@@ -121,15 +147,15 @@ def _decoded(entry: Mapping[str, Any], codes: memoryview, position: int) -> tupl
         nonlocal position
         position += count
         if count < 0 or position > len(codes):
-            raise CorruptError(f"{entry['name']} ends beyond the end of the file; get it again, or save it again")
+            raise CorruptError(f"{entry['name']} ends beyond the end of the file: get it again, or save it again")
         return bytes(codes[position - count : position])
 
-    def stream(told: Mapping[str, Any]) -> NDArray[np.int64]:
-        return decode(Encoded(bytes.fromhex(told["lengths"]), told["count"], take(told["bytes"])))
+    def stream(code: Mapping[str, Any]) -> NDArray[np.int64]:
+        return decode(Encoded(bytes.fromhex(code["lengths"]), code["count"], take(code["bytes"])))
 
-    found = np.zeros(size, f"u{dtype.itemsize}")
+    bits = np.zeros(size, f"u{dtype.itemsize}")
     if "same" in entry:
-        found[:] = entry["same"]
+        bits[:] = entry["same"]
     else:
         where = _positions(stream(entry["gaps"])) if "gaps" in entry else slice(None)
         index = stream(entry["index"]) if "index" in entry else slice(None)
@@ -137,28 +163,28 @@ def _decoded(entry: Mapping[str, Any], codes: memoryview, position: int) -> tupl
             numbers = np.frombuffer(take(2 * entry["numbers"]), "<f2").astype(np.float32).view(np.uint32)
         else:
             numbers = np.frombuffer(take(dtype.itemsize * entry["numbers"]), f"<u{dtype.itemsize}")
-        found[where] = numbers[index]
-    return torch.from_numpy(found).view(dtype).reshape(entry["shape"]), position
+        bits[where] = numbers[index]
+    return torch.from_numpy(bits).view(dtype).reshape(entry["shape"]), position
 
 
 def _gaps(nonzero: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Zeros before each weight, `_FAR` standing for that many zeros and no weight."""
+    """Zeros before each weight. `_FAR` stands for that many zeros and no weight."""
     before = np.diff(nonzero, prepend=-1) - 1
     skips = before // _FAR
-    found = np.full(len(before) + int(skips.sum()), _FAR)
-    found[np.cumsum(skips + 1) - 1] = before % _FAR
-    return found
+    gaps = np.full(len(before) + int(skips.sum()), _FAR)
+    gaps[np.cumsum(skips + 1) - 1] = before % _FAR
+    return gaps
 
 
 def _positions(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where the weights are: the inverse of `_gaps`."""
     steps = np.where(gaps == _FAR, _FAR, gaps + 1)
-    found: NDArray[np.int64] = (np.cumsum(steps) - 1)[gaps != _FAR]
-    return found
+    positions: NDArray[np.int64] = (np.cumsum(steps) - 1)[gaps != _FAR]
+    return positions
 
 
 def _numbers(facts: Mapping[str, Any], bits: Bits) -> _Coded:
-    """Numbers one after the other, in half the bytes where no bit is lost by it."""
+    """Numbers in order, in half the bytes where no bit is lost."""
     half = False
     if facts["dtype"] == "float32":
         with np.errstate(over="ignore", invalid="ignore"):
@@ -169,16 +195,16 @@ def _numbers(facts: Mapping[str, Any], bits: Bits) -> _Coded:
 
 
 def _tabled(facts: Mapping[str, Any], bits: Bits) -> list[_Coded]:
-    """Numbers as indices into a table of them, where they are few."""
+    """Numbers as indices into a table of them, where there are few."""
     table, index = np.unique(bits, return_inverse=True)
     if len(table) > min(_TABLE, len(bits) // 2):
         return []
     coded = encode(index)
     few = _numbers(facts, table)
-    return [_Coded({**few.facts, "index": _told(coded)}, (coded.bits, *few.parts))]
+    return [_Coded({**few.facts, "index": _code_facts(coded)}, (coded.bits, *few.parts))]
 
 
-def _told(encoded: Encoded) -> dict[str, Any]:
+def _code_facts(encoded: Encoded) -> dict[str, Any]:
     return {"lengths": encoded.lengths.hex(), "count": encoded.count, "bytes": len(encoded.bits)}
 
 

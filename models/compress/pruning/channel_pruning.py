@@ -1,13 +1,18 @@
-"""Channels and hidden neurons removed, so that layers are really thinner.
+"""Channels and hidden neurons removed, so that layers have fewer of them.
 
-Which layers have to lose a channel together is found by Torch-Pruning (Fang et al. 2023, "DepGraph: Towards Any
-Structural Pruning"). By default only channels inside residual branches go: the stream, which is added to, keeps
-its width. That is safe wherever shortcuts slice or pad (option A of the CIFAR ResNets, for which Torch-Pruning is not
-relied on), and these are most of the channels.
+Torch-Pruning finds the layers that must lose a channel together (Fang et al. 2023, "DepGraph: Towards Any Structural
+Pruning"). By default only channels inside residual branches go, which are most of the channels. The stream, to which
+branches are added, keeps its width. That is safe where shortcuts slice or pad, as option A of the CIFAR ResNets does:
+Torch-Pruning is not relied on there.
 
-Widths that suit engines, a 3x3 convolution on ONNX Runtime with AVX-512, times against 16 channels at 16x16 pixels:
-8: 0.65, 12: 0.88, 16: 1, 24: 2.7, 32: 2.7, 48: 5.7, 64: 11.7. The kernels work on blocks of 16: 24 channels cost what
-32 do. Hence `round_to`: 16, for layers under 32 channels 8, under 16 none.
+Widths that suit engines: a 3x3 convolution at 16x16 pixels on ONNX Runtime with AVX-512, time against 16 channels.
+
+| channels | 8 | 12 | 16 | 24 | 32 | 48 | 64 |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| time | 0.65 | 0.88 | 1 | 2.7 | 2.7 | 5.7 | 11.7 |
+
+The kernels work on blocks of 16: 24 channels cost as much as 32. So `round_to` is 16, for layers under 32 channels 8,
+and under 16 channels 1.
 """
 
 import warnings
@@ -19,10 +24,12 @@ from torch import Tensor, nn
 
 from dynamic.models.compress.argument_checks import check_inputs, check_share
 from dynamic.models.compress.layer_replacement import recurrent
-from dynamic.models.compress.pruning.channel_scores import IMPORTANCES, Group, Part, scores
+from dynamic.models.compress.pruning.channel_scores import ChannelImportance, Group, Part, scores
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch, arguments, named_tensors, run_on
 from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.networks.used_data import RecordedLoader, remember
+from dynamic.offline.option_words import check_word
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.policies.errors import DynamicError, InputError, SettingError, WrapError
 
@@ -36,77 +43,104 @@ _ELEMENTWISE = (
 def prune_channels(
     network: nn.Module,
     example_inputs: Batch,
-    amount: float | Mapping[str, float],
     *,
-    importance: str = "norm",
-    data: Iterable[Any] | None = None,
+    amount: float | Mapping[str, float],
+    importance: ChannelImportance = "norm",
+    selection_loader: Iterable[Any] | None = None,
     round_to: int | None = None,
     stream: bool = False,
     skip: Sequence[str] = (),
-    accuracy_data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> Compressed:
-    """`network` with a share `amount` of the channels of each layer gone, those that matter least.
+    """A copy of a network in which each layer has fewer channels, without those that matter least.
 
-    `amount` in (0, 1), or one for each module name, whose layers alone are then pruned. `importance`:
+    **Chooses by data** with "activation" and "taylor": batches of `selection_loader` decide which channels go. They
+    must not certify, and the network carries their hashes. Fine-tune afterwards (`dynamic.fit`).
 
-    - "norm": of the weights that make and read a channel (Fang et al. 2023, section 3.3).
-    - "activation": how rarely it is near zero on `data` (Hu et al. 2016, "Network Trimming", eq. 1).
-    - "taylor": how much the loss on `data` would move without it, to first order (Molchanov et al. 2019,
-      "Importance Estimation for Neural Network Pruning", eq. 8).
+    Networks with linear layers on tokens `[B, N, D]`, such as ViT, Swin and ConvNeXt, lose hidden neurons of their MLPs
+    (linear, activation, linear) and nothing else.
 
-    Widths are rounded to multiples of `round_to` (None: what suits engines, see above). `stream`: also the channels
-    that residual branches are added to. Networks with linear layers on tokens `[B, N, D]` (ViT, Swin, ConvNeXt) lose
-    hidden neurons of their MLPs (linear, activation, linear), and nothing else: `stream` is not for them. `skip`:
-    modules that keep their channels. Fine-tune afterwards (`dynamic.fit`).
+    The importance of a channel is one of these.
 
-    `data`, training images, scores channels and does nothing else; the report's accuracy is of `accuracy_data`, others.
+    - "norm": the norm of the weights that make and read it (Fang et al. 2023, section 3.3).
+    - "activation": how rarely it is near zero (Hu et al. 2016, "Network Trimming", eq. 1).
+    - "taylor": the change of the loss without it, to first order (Molchanov et al. 2019, "Importance Estimation for
+    Neural
+      Network Pruning", eq. 8).
 
-    Raises SettingError on a setting out of range, WrapError where nothing can be pruned or Torch-Pruning cannot do it,
-    InputError on bad data and names of no module. Networks with exits: prune before wrapping.
+    Args:
+        network: The network. It does not change. Prune a network with exits before wrapping it.
+        example_inputs: A batch as the network takes it.
+        amount: Share in (0, 1) of the channels of each layer. A dict has one for each module name, and only layers
+            inside these modules change.
+        importance: "norm", "activation" or "taylor".
+        selection_loader: `(inputs, labels [B])` that score channels. Training data are right for this. "norm" needs
+            none.
+        round_to: Widths are rounded to multiples of this. None: what suits engines.
+        stream: Whether channels of the residual stream go too. Not for networks on tokens.
+        skip: Names of modules that keep their channels.
+        eval_loader: `(inputs, labels [B])` for the accuracy in the report. It chooses nothing.
+        latency: Whether the report measures latency.
+
+    Returns:
+        The network and a report. `report.facts["widths"]`: by layer, its width before and after.
+
+    Raises:
+        SettingError: A setting is out of range, or data are missing.
+        WrapError: Nothing can be pruned, or Torch-Pruning cannot do it.
+        InputError: The data are wrong, or a name is of no module.
+
+    Example:
+        >>> from dynamic.models import compress
+        >>> thin = compress.prune_channels(large, torch.zeros(2, 12), amount=0.5, latency=False)
+        >>> thin.report.facts["widths"]
+        {'0': [64, 32], '2': [64, 32]}
     """
     if isinstance(network, StagedNetwork):
         raise WrapError(
-            f"this {type(network).__name__} has exits that read its channels; prune its backbone, then wrap"
+            f"this {type(network).__name__} has exits that read its channels: prune its backbone, then wrap"
         )
-    shares = _checked(network, amount, importance, data, round_to, skip)
+    shares = _shares(network, amount, importance, selection_loader, round_to, skip)
     check_inputs(network, example_inputs)
     smaller = copied(network, computed=False)
     named = named_tensors(smaller, example_inputs)
-    trains = {name: p.requires_grad for name, p in smaller.named_parameters()}
-    left: dict[str, str] = {}
-    groups = _groups(smaller, named, stream, left)
+    trainable = {name: p.requires_grad for name, p in smaller.named_parameters()}
+    left_alone: dict[str, str] = {}
+    groups = _groups(smaller, named, stream, left_alone)
     names = {part.name for group in groups for part in group.makers}
     unmet = [n for n in shares if n and not any(_inside(name, n) for name in names)]
     if unmet:
-        why = "; ".join(f"{name}: {left[name]}" for name in left if any(_inside(name, n) for n in unmet))
-        raise WrapError(f"nothing to prune in {unmet} ({why or 'no layer'}); these can be: {', '.join(sorted(names))}")
-    chosen: list[tuple[Group, int]] = []
+        why = ", ".join(f"{name}: {left_alone[name]}" for name in left_alone if any(_inside(name, n) for n in unmet))
+        raise WrapError(f"nothing to prune in {unmet} ({why or 'no layer'}): name some of {', '.join(sorted(names))}")
+    widths_to_keep: list[tuple[Group, int]] = []
     for group in groups:
-        wanted = [shares[n] for n in sorted(shares, key=len) if any(_inside(p.name, n) for p in group.makers)]
+        group_shares = [shares[n] for n in sorted(shares, key=len) if any(_inside(p.name, n) for p in group.makers)]
         if any(_inside(p.name, s) for p in group.makers for s in skip):
-            left[group.name] = "skipped, as asked"
-        elif not wanted:
-            left[group.name] = "no amount was given for it"
-        elif (keep := round_width(group.width, group.width * (1 - wanted[-1]), round_to)) >= group.width:
-            left[group.name] = f"{group.width} channels are too few to give up a multiple of what engines like"
+            left_alone[group.name] = "in skip"
+        elif not group_shares:
+            left_alone[group.name] = "amount does not name it"
+        elif (keep := round_width(group.width, group.width * (1 - group_shares[-1]), round_to)) >= group.width:
+            left_alone[group.name] = f"{group.width} channels are too few to remove a multiple of what engines like"
         else:
-            chosen.append((group, keep))
-    if not chosen:
-        raise WrapError(f"{type(network).__name__} has no channels that can go: {left or 'no such layers'}")
-    rated = scores(smaller, [group for group, _ in chosen], importance, data, named)
+            widths_to_keep.append((group, keep))
+    if not widths_to_keep:
+        raise WrapError(f"{type(network).__name__} has no channels that can go: {left_alone or 'no such layers'}")
+    recorded = None if selection_loader is None else RecordedLoader(selection_loader)
+    importances = scores(smaller, [group for group, _ in widths_to_keep], importance, recorded, named)
     widths = {}
-    for (group, keep), score in zip(chosen, rated, strict=True):
-        gone = score.argsort(stable=True)[: group.width - keep].sort().values.tolist()
+    for (group, keep), score in zip(widths_to_keep, importances, strict=True):
+        removed = score.argsort(stable=True)[: group.width - keep].sort().values.tolist()
         try:
-            group.remove(gone)
-        except Exception as error:  # Torch-Pruning raises anything
-            raise WrapError(f"channels of {group.name} cannot be removed: {error}; name it in skip=") from error
+            group.remove(removed)
+        except Exception as error:  # Torch-Pruning may raise anything
+            raise WrapError(f"channels of {group.name} cannot be removed, {error}: name it in skip=") from error
         widths[group.name] = [group.width, keep]
     for name, parameter in smaller.named_parameters():
-        parameter.requires_grad_(trains[name])
+        parameter.requires_grad_(trainable[name])
         parameter.grad = None
     _check_runs(network, smaller, named)
+    remember(smaller, () if recorded is None else recorded.hashes)
     return Compressed(
         smaller,
         report(
@@ -114,63 +148,62 @@ def prune_channels(
             network,
             smaller,
             example_inputs,
-            accuracy_data,
+            eval_loader,
             latency=latency,
-            left_alone=left,
+            left_alone=left_alone,
             facts={"widths": widths},
         ),
     )
 
 
-def _checked(
+def _shares(
     network: nn.Module,
     amount: float | Mapping[str, float],
-    importance: str,
-    data: Iterable[Any] | None,
+    importance: ChannelImportance,
+    selection_loader: Iterable[Any] | None,
     round_to: int | None,
     skip: Sequence[str],
 ) -> dict[str, float]:
     shares = dict(amount) if isinstance(amount, Mapping) else {"": amount}
     for name, share in shares.items():
         check_share("amount", share, "0.5 removes half of the channels", f" for {name}" if name else "")
-    if importance not in IMPORTANCES:
-        raise SettingError(f"importance={importance!r} is not known; use one of {', '.join(IMPORTANCES)}")
-    if importance != "norm" and data is None:
-        raise SettingError(f"importance={importance!r} is measured on data: give data=, a loader of inputs and labels")
+    check_word("importance", importance, ChannelImportance)
+    if importance != "norm" and selection_loader is None:
+        raise SettingError(f"importance={importance!r} is measured on data: give selection_loader=, inputs and labels")
     if round_to is not None and round_to < 1:
-        raise SettingError(f"round_to={round_to}: at least 1")
-    known = {name for name, _ in network.named_modules()}
-    unknown = [name for name in (*shares, *skip) if name not in known]
+        raise SettingError(f"round_to={round_to}: give at least 1")
+    names = {name for name, _ in network.named_modules()}
+    unknown = [name for name in (*shares, *skip) if name not in names]
     if unknown:
-        raise InputError(f"{unknown}: no such modules; see network.named_modules()")
+        raise InputError(f"{unknown}: no such modules, see network.named_modules()")
     return shares
 
 
 def prunable(
     network: nn.Module, example_inputs: Batch, *, stream: bool = False, skip: Sequence[str] = ()
 ) -> dict[str, int]:
-    """Width of each group of layers that can lose channels, by the module that `prune_channels` knows it by."""
+    """Width of each group of layers that can lose channels, under the name of the group."""
     copy = copied(network, computed=False)
     groups = _groups(copy, named_tensors(copy, example_inputs), stream, {})
     return {g.name: g.width for g in groups if not any(_inside(p.name, s) for p in g.makers for s in skip)}
 
 
-def round_width(width: int, wanted: float, round_to: int | None) -> int:
-    """How many of `width` channels stay where `wanted` are to."""
+def round_width(width: int, target: float, round_to: int | None) -> int:
+    """How many of `width` channels remain where `wanted` are to remain."""
     step = round_to or (16 if width >= 32 else 8 if width >= 16 else 1)
-    return max(step, step * round(wanted / step))
+    return max(step, step * round(target / step))
 
 
-def _groups(network: nn.Module, named: Mapping[str, Tensor], stream: bool, left: dict[str, str]) -> list[Group]:
+def _groups(network: nn.Module, named: Mapping[str, Tensor], stream: bool, left_alone: dict[str, str]) -> list[Group]:
     calls: dict[nn.Module, int] = {}
     tokens: list[str] = []
     handles = []
     for name, module in network.named_modules():
         if isinstance(module, _WEIGHTED):
 
-            def hook(module: nn.Module, given: tuple[Tensor], name: str = name) -> None:
+            def hook(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
                 calls[module] = calls.get(module, 0) + 1
-                if isinstance(module, nn.Linear) and given[0].ndim > 2:
+                if isinstance(module, nn.Linear) and inputs[0].ndim > 2:
                     tokens.append(name)
 
             handles.append(module.register_forward_pre_hook(hook))
@@ -190,15 +223,18 @@ def _groups(network: nn.Module, named: Mapping[str, Tensor], stream: bool, left:
         if calls.get(module, 1) > 1 or any(uses[id(p)] > 1 for p in module.parameters(recurse=False))
     }
     if tokens and stream:
-        raise SettingError(f"stream=True is for convolutional networks; {tokens[0]} works on tokens: leave stream out")
-    left |= recurrent(network)
+        raise SettingError(
+            f"stream=True is for convolutional networks, and {tokens[0]} works on tokens: leave stream out"
+        )
+    left_alone |= recurrent(network)
     # Torch-Pruning follows reshaped tokens element by element, and on windowed attention fills the memory
-    found = _mlps(network, shared, left) if tokens else _by_torch_pruning(network, named, stream, shared, left)
-    return found
+    return (
+        _mlps(network, shared, left_alone) if tokens else _by_torch_pruning(network, named, stream, shared, left_alone)
+    )
 
 
-def _mlps(network: nn.Module, shared: set[nn.Module], left: dict[str, str]) -> list[Group]:
-    """Linear, activation, linear, in one Sequential or in torch's own transformer layers."""
+def _mlps(network: nn.Module, shared: set[nn.Module], left_alone: dict[str, str]) -> list[Group]:
+    """Linear, activation, linear, in one Sequential or in the transformer layers of torch."""
     pairs: list[tuple[str, nn.Linear, str, nn.Linear]] = []
     for path, module in network.named_modules():
         prefix = f"{path}." if path else ""
@@ -216,29 +252,29 @@ def _mlps(network: nn.Module, shared: set[nn.Module], left: dict[str, str]) -> l
     groups = []
     for name, one, after, two in pairs:
         if one in shared or two in shared:
-            left[name] = "weights that are shared, or run several times"
+            left_alone[name] = "weights that are shared, or run several times"
             continue
 
-        def remove(gone: Sequence[int], one: nn.Linear = one, two: nn.Linear = two) -> None:
-            kept = [i for i in range(one.out_features) if i not in set(gone)]
-            one.weight = nn.Parameter(one.weight.detach()[kept].clone())
+        def remove(removed: Sequence[int], one: nn.Linear = one, two: nn.Linear = two) -> None:
+            rest = [i for i in range(one.out_features) if i not in set(removed)]
+            one.weight = nn.Parameter(one.weight.detach()[rest].clone())
             if one.bias is not None:
-                one.bias = nn.Parameter(one.bias.detach()[kept].clone())
-            two.weight = nn.Parameter(two.weight.detach()[:, kept].clone())
-            one.out_features = two.in_features = len(kept)
+                one.bias = nn.Parameter(one.bias.detach()[rest].clone())
+            two.weight = nn.Parameter(two.weight.detach()[:, rest].clone())
+            one.out_features = two.in_features = len(rest)
 
         every = torch.arange(one.out_features)
-        made, read = Part(name, one, every, every), Part(after, two, every, every)
-        groups.append(Group(name, one.out_features, (made,), (), (read,), remove))
+        maker, reader = Part(name, one, every, every), Part(after, two, every, every)
+        groups.append(Group(name, one.out_features, (maker,), (), (reader,), remove))
     pruned = {id(m) for _, one, _, two in pairs for m in (one, two)}
     for name, module in network.named_modules():
         if isinstance(module, _WEIGHTED) and id(module) not in pruned:
-            left[name] = "no hidden layer of an MLP: in networks on tokens these alone are pruned"
+            left_alone[name] = "no hidden layer of an MLP: in networks on tokens only these are pruned"
     return groups
 
 
 def _by_torch_pruning(
-    network: nn.Module, named: Mapping[str, Tensor], stream: bool, shared: set[nn.Module], left: dict[str, str]
+    network: nn.Module, named: Mapping[str, Tensor], stream: bool, shared: set[nn.Module], left_alone: dict[str, str]
 ) -> list[Group]:
     import torch_pruning as tp
 
@@ -260,20 +296,20 @@ def _by_torch_pruning(
             listed = list(graph.get_all_groups(root_module_types=_WEIGHTED))
     except DynamicError:
         raise
-    except Exception as error:  # Torch-Pruning raises anything
+    except Exception as error:  # Torch-Pruning may raise anything
         raise WrapError(
-            f"Torch-Pruning cannot follow {type(network).__name__}: {error}; prune weights instead"
+            f"Torch-Pruning cannot follow {type(network).__name__}, {error}: prune weights instead"
         ) from error
     groups = []
-    for found in listed:
-        root = found[0].dep.target.module
+    for dependents in listed:
+        root = dependents[0].dep.target.module
         name = modules[root]
-        why = _why_not(tp, found, modules, shared, stream)
+        why = _why_not(tp, dependents, modules, shared, stream)
         if why:
-            left[name] = why
+            left_alone[name] = why
             continue
         makers, norms, readers = list[Part](), list[Part](), list[Part]()
-        for item in found:
+        for item in dependents:
             module = item.dep.target.module
             if module not in modules:
                 continue
@@ -285,22 +321,22 @@ def _by_torch_pruning(
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 norms.append(part)
 
-        def remove(gone: Sequence[int], root: nn.Module = root) -> None:
+        def remove(removed: Sequence[int], root: nn.Module = root) -> None:
             handler = graph.get_pruner_of_module(root).prune_out_channels
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                graph.get_pruning_group(root, handler, list(gone)).prune()
+                graph.get_pruning_group(root, handler, list(removed)).prune()
 
-        groups.append(Group(name, len(found[0].idxs), tuple(makers), tuple(norms), tuple(readers), remove))
+        groups.append(Group(name, len(dependents[0].idxs), tuple(makers), tuple(norms), tuple(readers), remove))
     return sorted(groups, key=lambda group: ordered[group.name])
 
 
-def _why_not(tp: Any, found: Any, modules: Mapping[nn.Module, str], shared: set[nn.Module], stream: bool) -> str:
+def _why_not(tp: Any, dependents: Any, modules: Mapping[nn.Module, str], shared: set[nn.Module], stream: bool) -> str:
     """Why a group of layers cannot lose channels, or ''."""
     kinds = tp.ops.OPTYPE
-    for item in found:
+    for item in dependents:
         node = item.dep.target
-        reads = isinstance(node.module, _WEIGHTED) and item.dep.handler != found[0].dep.handler
+        reads = isinstance(node.module, _WEIGHTED) and item.dep.handler != dependents[0].dep.handler
         if node.type == kinds.OUTPUT or not (reads or node.outputs):
             return "it makes the network's output"
         module = node.module
@@ -309,12 +345,12 @@ def _why_not(tp: Any, found: Any, modules: Mapping[nn.Module, str], shared: set[
         if 1 < getattr(module, "groups", 1) < getattr(module, "in_channels", 1):
             return "a grouped convolution is among the layers that depend on it"
         if not stream and node.type in (kinds.CONCAT, kinds.SPLIT, kinds.UNBIND, kinds.EXPAND):
-            return "its channels are joined with others, or split"
+            return "its channels are concatenated or split"
         operation = str(getattr(node.grad_fn, "name", str)()).lower() if node.type == kinds.ELEMENTWISE else ""
         if node.type == kinds.SLICE or "pad" in operation:
             return "its channels are sliced or padded"
         if not stream and "add" in operation and len(node.inputs) > 1:
-            return "it is part of the residual stream: stream=True prunes that too"
+            return "it is part of the residual stream, which stream=True prunes too"
         if module not in modules and node.type == kinds.PARAMETER:
             return "a parameter outside layers depends on it"
     return ""
@@ -327,12 +363,12 @@ def _check_runs(network: nn.Module, smaller: nn.Module, named: Mapping[str, Tens
             after = primary_logits(run_on(smaller, named))
         except Exception as error:  # user code runs here, with widths it may not expect
             raise WrapError(
-                f"{type(network).__name__} does not run with thinner layers: {error}; name the layer in skip=, or "
+                f"{type(network).__name__} does not run with fewer channels, {error}: name the layer in skip=, or "
                 "prune with stream=False"
             ) from error
     if before.shape != after.shape:
         raise InputError(
-            f"the logits became {list(after.shape)}, of {list(before.shape)}; name the last layer in skip="
+            f"the logits became {list(after.shape)}, of {list(before.shape)}: name the last layer in skip="
         )
 
 

@@ -1,16 +1,16 @@
-"""Prune a little, fine-tune, measure, and again, until the target is met (Han et al. 2015, section 3.2)."""
+"""Prune a little, fine-tune, measure, and repeat until a target is met (Han et al. 2015, section 3.2)."""
 
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from dynamic.models.compress.argument_checks import check_inputs, check_share
+from dynamic.models.compress.argument_checks import check_fit_options, check_inputs, check_share
 from dynamic.models.compress.pruning.block_pruning import prune_blocks
 from dynamic.models.compress.pruning.channel_pruning import prunable, prune_channels, round_width
 from dynamic.models.compress.pruning.pruned_structure import restructured, structure
@@ -18,6 +18,8 @@ from dynamic.models.compress.pruning.weight_pruning import baked, masks, prune_w
 from dynamic.models.compress.report import Compressed, Measured, accuracy, copied, measure, report
 from dynamic.offline.batches import Batch
 from dynamic.offline.networks.checkpoints import digest, read_tensors, write_tensors
+from dynamic.offline.networks.used_data import RecordedLoader, hashes_of, remember
+from dynamic.offline.option_words import check_word
 from dynamic.offline.staged_network import StagedNetwork
 from dynamic.offline.training.configs import fit_arguments
 from dynamic.offline.training.fitting import fit
@@ -27,17 +29,37 @@ from dynamic.progress import track
 logger = logging.getLogger("dynamic")
 
 Method = Callable[..., Compressed]
-_UNSAID = ("data", "accuracy_data", "penalty", "progress")  # loaders and functions, which have no text of their own
+Structure = Literal["channels", "blocks", "weights"]
+TuningMode = Literal["distill", "joint"]
+_UNSAID = (
+    "selection_loader",
+    "eval_loader",
+    "penalty",
+    "progress",
+)  # loaders and functions have no JSON
 
 
 @dataclass(frozen=True)
 class Target:
-    """When to stop: shares of the original's `nonzero` weights, multiply-adds `macs` and latency that are to be
-    reached, all that are given, in (0, 1); and the largest `drop` in accuracy (a fraction) on `data`, which no
-    step may pass. Raises SettingError on a share out of range, or where nothing is to be reached."""
+    """When to stop pruning. All given shares must be met.
+
+    Args:
+        nonzero: Share in (0, 1) of the weights of the original that are not 0.
+        macs: Share in (0, 1) of its multiply-adds.
+        latency: Share in (0, 1) of its latency.
+        drop: Largest loss of accuracy on the selection data, a fraction. No step may pass it.
+
+    Raises:
+        SettingError: A share is out of range, or nothing is given.
+
+    Example:
+        >>> from dynamic.models import compress
+        >>> target = compress.Target(macs=0.5, drop=0.01)
+    """
 
     nonzero: float | None = None
     macs: float | None = None
+    _: KW_ONLY
     latency: float | None = None
     drop: float | None = None
 
@@ -45,25 +67,45 @@ class Target:
         shares = {"nonzero": self.nonzero, "macs": self.macs, "latency": self.latency}
         for name, share in shares.items():
             if share is not None:
-                check_share(name, share, "the share of the original's that is to be left")
+                check_share(name, share, "the share of the original that remains")
         if self.drop is not None and self.drop != 0:
-            check_share("drop", self.drop, "the accuracy that may be lost, as a fraction, or 0")
+            check_share("drop", self.drop, "the accuracy that may be lost, a fraction")
         if all(value is None for value in vars(self).values()):
-            raise SettingError("a Target of nothing; give one of nonzero, macs, latency, drop")
+            raise SettingError("the target is empty: give one of nonzero, macs, latency and drop")
 
     def met(self, before: Measured, after: Measured) -> bool:
-        """Whether all shares are reached; never, where only a drop is given: then as much goes as it allows."""
-        wanted = {"nonzero": self.nonzero, "macs": self.macs, "latency_ms": self.latency}
-        given = {name: share for name, share in wanted.items() if share is not None}
-        found = {name: (getattr(before, name), getattr(after, name)) for name in given}
-        if any(None in pair for pair in found.values()):
-            raise WrapError("latency cannot be measured: this network cannot be exported; give macs= in the target")
-        return bool(given) and all(found[name][1] <= share * found[name][0] for name, share in given.items())
+        """Whether all shares are met. Never where only a drop is given: then pruning goes as far as the drop allows.
+
+        Args:
+            before: Of the original.
+            after: Of the pruned network.
+
+        Returns:
+            Whether all are met.
+
+        Raises:
+            WrapError: Latency is a target and could not be measured.
+
+        Example:
+            >>> from dynamic.models import compress
+            >>> before = compress.Measured(10, 10, file_bytes=40, macs=20.0)
+            >>> after = compress.Measured(6, 6, file_bytes=24, macs=9.0)
+            >>> compress.Target(macs=0.5).met(before, after), compress.Target(nonzero=0.5).met(before, after)
+            (True, False)
+        """
+        targets = {"nonzero": self.nonzero, "macs": self.macs, "latency_ms": self.latency}
+        shares = {name: share for name, share in targets.items() if share is not None}
+        pairs = {name: (getattr(before, name), getattr(after, name)) for name in shares}
+        if any(None in pair for pair in pairs.values()):
+            raise WrapError(
+                "latency cannot be measured, since this network cannot be exported: give macs= in the target"
+            )
+        return bool(shares) and all(pairs[name][1] <= share * pairs[name][0] for name, share in shares.items())
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Where a run stands: the network after `number` steps, and what each did."""
+    """A run after `number` steps: its network, and what each step did."""
 
     number: int
     network: nn.Module
@@ -73,105 +115,145 @@ class _Step:
 def prune_until(
     network: nn.Module,
     example_inputs: Batch,
-    train_loader: Iterable[Any],
     *,
+    train_loader: Iterable[Any],
     target: Target,
-    how: str | Method = "channels",
+    how: Structure | Method = "channels",
     amount: float | int | None = None,
     steps: int = 10,
     epochs: int = 2,
-    mode: str = "distill",
+    mode: TuningMode = "distill",
     teacher: nn.Module | None = None,
-    data: Iterable[Any] | None = None,
-    folder: str | Path | None = None,
-    options: Mapping[str, Any] | None = None,
-    fitting: Mapping[str, Any] | None = None,
+    selection_loader: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    fit_options: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
     latency: bool = True,
     progress: bool | None = None,
 ) -> Compressed:
-    """`network` pruned in up to `steps` steps, each followed by `epochs` of fine-tuning, until `target` is met.
+    """A network pruned in steps, each followed by fine-tuning, until a target is met.
 
-    `how`: "channels", "blocks", "weights", or a function `how(network, example_inputs, amount, latency=False,
-    **options) -> Compressed` (`prune_channels` and its like). `amount` is that of each step: a share of what is left,
-    or how many blocks (None: 0.2, or 1). Of channels, step k leaves `(1 - amount)^k` of the first widths before they
-    are rounded: what one step is too small for, a later one takes, and where none would go, the next share is taken.
-    `options` go to the method, `fitting` to `dynamic.fit`; `mode` "distill" learns from `teacher` (None: the network as
-    it was), "joint" from the labels.
+    **Chooses by data**: accuracy on `selection_loader` decides where to stop. These inputs must not certify, and the
+    network carries their hashes.
 
-    `data`, held out, is for accuracy and **chooses** where to stop: what chooses must not certify, so these inputs must
-    not be among those that `dynamic.build` calibrates and certifies with. The accuracy reported is of them too.
+    Where a step loses more than `target.drop`, the network before that step is returned. With `checkpoint` every step
+    is stored. A killed run that starts again with the same arguments ends with the same network, bit for bit, as a run
+    that was not killed (`dynamic.fit`).
 
-    Where a step drops further than `target.drop`, the network before it is returned. `facts["met"]` says whether the
-    target was met, `facts["steps"]` what each step gave. `folder` keeps every step: a run that was killed and started
-    again with the same arguments ends with the same network, weights bit for bit, as one that was not (`dynamic.fit`).
-    With `folder`, `options` and `fitting` must be JSON, loaders apart, to be compared with those of the earlier run.
+    Latency, where it is a target, is measured after each step on ONNX Runtime, in turns with the first network, one
+    input at a time. It is wrong by some percent. These turns decide whether the target is met, and the report measures
+    again. A continued run uses the stored measurements. Another run may take a step more or less.
 
-    Latency, where it is a target, is timed after each step, in turns with the first network's, on ONNX Runtime, one
-    input at a time, and is off by some percent: that the target was met is what these turns said; the report times
-    again. What a step found is kept in `folder` and not timed again: a run that goes on decides as the run before it
-    did, but another run may take a step more or less.
+    Args:
+        network: The network. It does not change. Prune a network with exits before wrapping it.
+        example_inputs: A batch as the network takes it.
+        train_loader: `(inputs, labels [B])` that fine-tune.
+        target: When to stop.
+        how: "channels", "blocks", "weights", or a function `how(network, example_inputs, amount=..., latency=False,
+            **method_options)` that returns a `Compressed`.
+        amount: Of each step: a share of what is left (None: 0.2), or a number of blocks (None: 1). Step k leaves
+            `(1 - amount)^k` of the first channels before they are rounded. Where no channel would go, the next share is
+            taken.
+        steps: Most steps.
+        epochs: Epochs of fine-tuning in each step.
+        mode: "distill" learns from `teacher`, "joint" from the labels.
+        teacher: None: the network as it was.
+        selection_loader: `(inputs, labels [B])`, held out, on which each step is measured.
+        eval_loader: `(inputs, labels [B])` for the accuracy in the report. It chooses nothing. None: the report
+            measures on `selection_loader`, and its accuracy is then too good.
+        method_options: Other arguments of the method.
+        fit_options: Other arguments of `dynamic.fit` and fields of `TrainingConfig`.
+        checkpoint: A folder that stores every step. Options must then be JSON, loaders aside.
+        latency: Whether the report measures latency.
+        progress: Whether a progress bar is shown. None: on a terminal.
 
-    Raises SettingError on settings out of range, WrapError on a network with exits (prune before wrapping) and where
-    nothing is left to prune at the first step, InputError on options that are not JSON, BundleError where `folder`
-    holds another run, CorruptError where it is damaged.
+    Returns:
+        The network and a report. `report.facts["met"]`: whether the target is met. `report.facts["steps"]`: the result
+        of each step.
+
+    Raises:
+        SettingError: A setting is out of range.
+        WrapError: The network has exits, or nothing can be pruned at the first step.
+        InputError: Options are not JSON.
+        BundleError: `checkpoint` is of another run.
+        CorruptError: `checkpoint` is damaged.
+
+    Example:
+        >>> from dynamic.models import compress
+        >>> pruned = compress.prune_until(
+        ...     large, torch.zeros(2, 12), train_loader=train_loader, target=compress.Target(nonzero=0.9),
+        ...     how="weights", epochs=1, latency=False, progress=False,
+        ... )
+        >>> pruned.report.facts["met"]
+        True
     """
     if isinstance(network, StagedNetwork):
-        raise WrapError(f"this {type(network).__name__} has exits; prune its backbone, then wrap that")
+        raise WrapError(f"this {type(network).__name__} has exits: prune its backbone, then wrap that")
     share = _amount(how, amount)
     check_inputs(network, example_inputs)
     if steps < 1:
-        raise SettingError(f"steps={steps}: at least 1")
+        raise SettingError(f"steps={steps}: give at least 1")
     if epochs < 1:
-        raise SettingError(f"epochs={epochs}: at least 1")
-    if mode not in ("distill", "joint"):
-        raise SettingError(f"mode={mode!r} is not known here; use 'distill' or 'joint'")
+        raise SettingError(f"epochs={epochs}: give at least 1")
+    check_word("mode", mode, TuningMode)
+    check_fit_options(fit_options, ("mode", "teacher", "epochs", "checkpoint", "training", "distillation"))
     if mode == "joint" and teacher is not None:
-        raise SettingError("a teacher means nothing with mode='joint'; use mode='distill', or leave it")
-    if target.drop is not None and data is None:
+        raise SettingError("mode='joint' takes no teacher: use mode='distill', or give no teacher")
+    if target.drop is not None and selection_loader is None:
         raise SettingError(
-            f"drop={target.drop} is measured on data: give data=, a loader of held-out inputs and labels"
+            f"drop={target.drop} is measured on data: give selection_loader=, held-out inputs and labels"
         )
-    taught = teacher if teacher is not None else copied(network) if mode == "distill" else None
+    trained_by = teacher if teacher is not None else copied(network) if mode == "distill" else None
     run = {
         "network": digest(network.state_dict()),
         "how": how if isinstance(how, str) else getattr(how, "__qualname__", type(how).__name__),
         "amount": share, "epochs": epochs, "mode": mode, "target": asdict(target),
         "teacher": None if teacher is None else digest(teacher.state_dict()),
-        "options": _told("options", options, folder is not None),
-        "fitting": _told("fitting", fitting, folder is not None),
+        "method_options": _as_json("method_options", method_options, checkpoint is not None),
+        "fit_options": _as_json("fit_options", fit_options, checkpoint is not None),
     }  # fmt: skip
-    kept = _Folder(None if folder is None else Path(folder), network, run)
+    store = _Folder(None if checkpoint is None else Path(checkpoint), network, run)
     whole = baked(network)
-    first = None if data is None else accuracy(whole, data)
-    now = kept.latest(steps)
+    recorded = None if selection_loader is None else RecordedLoader(selection_loader)
+    first = None if recorded is None else accuracy(whole, recorded)
+    now = store.latest(steps)
     bar = track(range(now.number, steps), "pruning", steps - now.number, progress)
-    done = bool(now.history) and now.history[-1]["ends"]
+    ended = bool(now.history) and now.history[-1]["ends"]
     for number in bar:
-        if done:
+        if ended:
             break
-        pruned = kept.pruned(number)
+        pruned = store.pruned(number)
         if pruned is None:
             try:
-                pruned = _pruned(how, network, now.network, example_inputs, share, number, options or {})
+                pruned = _pruned(how, network, now.network, example_inputs, share, number, method_options or {})
             except (WrapError, SettingError):
                 if not now.history:
                     raise
-                break  # nothing is left to prune
-            kept.keep_pruned(number, pruned)
-        how_fit = {"checkpoint": kept.path(number, "fit"), "progress": progress, **(fitting or {})}
-        fit(pruned, train_loader, **fit_arguments(dict(mode=mode, teacher=taught, epochs=epochs, **how_fit)))
+                break  # nothing can be pruned any more
+            store.save_pruned(number, pruned)
+        settings = {
+            "epochs": epochs,
+            "teacher": trained_by,
+            "checkpoint": store.path(number, "fit"),
+            "progress": progress,
+            **(fit_options or {}),
+        }
+        fit(pruned, train_loader, mode=mode, **fit_arguments(settings))
         plain = baked(pruned)
         before, after = measure([whole, plain], example_inputs, latency=target.latency is not None)
-        after = after if data is None else replace(after, accuracy=accuracy(plain, data))
-        lost = None if first is None or after.accuracy is None else first - after.accuracy
-        passed = target.drop is not None and lost is not None and lost > target.drop
-        met = not passed and target.met(before, after)
-        entry = {**asdict(after), "drop": lost, "undone": passed, "met": met, "ends": passed or met}
+        if selection_loader is not None:
+            after = replace(after, accuracy=accuracy(plain, selection_loader))
+        loss = None if first is None or after.accuracy is None else first - after.accuracy
+        too_much = target.drop is not None and loss is not None and loss > target.drop
+        met = not too_much and target.met(before, after)
+        entry = {**asdict(after), "drop": loss, "undone": too_much, "met": met, "ends": too_much or met}
         entry |= {} if target.latency is None else {"latency_ms_before": before.latency_ms}
-        now = _Step(number + 1, now.network if passed else pruned, (*now.history, entry))
-        kept.keep(now)
-        done = passed or met
+        now = _Step(number + 1, now.network if too_much else pruned, (*now.history, entry))
+        store.save(now)
+        ended = too_much or met
     bar.close()
+    remember(now.network, () if recorded is None else recorded.hashes)
     return Compressed(
         now.network,
         report(
@@ -179,57 +261,59 @@ def prune_until(
             network,
             baked(now.network),
             example_inputs,
-            data,
+            selection_loader if eval_loader is None else eval_loader,
             latency=latency,
             facts={"met": bool(now.history) and now.history[-1]["met"], "steps": list(now.history)},
-            notes=_shortfall(target, whole, now, example_inputs, len(now.history) < steps and not done, how),
+            notes=_shortfall(target, whole, now, example_inputs, len(now.history) < steps and not ended, how),
         ),
     )
 
 
 def _shortfall(
-    target: Target, whole: nn.Module, now: _Step, example_inputs: Batch, stuck: bool, how: str | Method
+    target: Target, whole: nn.Module, now: _Step, example_inputs: Batch, stuck: bool, how: Structure | Method
 ) -> tuple[str, ...]:
-    """What is left where the target was not met, and why the run ended."""
-    wanted = {"nonzero": target.nonzero, "macs": target.macs, "latency_ms": target.latency}
-    given = {name: share for name, share in wanted.items() if share is not None}
-    if not given or (now.history and now.history[-1]["met"]):
+    """What is missing where the target was not met, and why the run ended."""
+    targets = {"nonzero": target.nonzero, "macs": target.macs, "latency_ms": target.latency}
+    shares = {name: share for name, share in targets.items() if share is not None}
+    if not shares or (now.history and now.history[-1]["met"]):
         return ()
     timed = target.latency is not None
     before, after = measure([whole, baked(now.network)], example_inputs, latency=timed)
-    left = ", ".join(
-        f"{name} {getattr(after, name) / getattr(before, name):.1%} of the original's where {share:.1%} were asked for"
-        for name, share in given.items()
+    shortfalls = ", ".join(
+        f"{name} {getattr(after, name) / getattr(before, name):.1%} of the original's where {share:.1%} was the target"
+        for name, share in shares.items()
         if getattr(before, name)
     )
-    why = "more steps, or a larger amount, take more away"
+    why = "more steps, or a larger amount, remove more"
     if now.history and now.history[-1]["undone"]:
         why = f"another step loses more than drop={target.drop}"
     elif stuck:
-        why = "nothing more can go"
+        why = "nothing more can be removed"
         if how == "channels":
-            why += ": widths are rounded to multiples that engines like, options={'round_to': 1} takes single channels"
-    note = f"the target was not met: {left}; {why}"
+            why += (
+                ": widths are multiples that engines like, and method_options={'round_to': 1} removes single channels"
+            )
+    note = f"the target was not met: {shortfalls}, and {why}"
     logger.warning("prune_until: %s", note)
     return (note,)
 
 
-def _amount(how: str | Method, amount: float | int | None) -> float | int:
+def _amount(how: Structure | Method, amount: float | int | None) -> float | int:
+    if isinstance(how, str):
+        check_word("how", how, Structure)
     if how == "blocks":
         count = 1 if amount is None else amount
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise SettingError(f"amount={amount!r} with how='blocks': how many go at each step, a whole number")
+            raise SettingError(f"amount={amount!r} with how='blocks': give the number of blocks that go at each step")
         return count
     share = 0.2 if amount is None else amount
     if isinstance(how, str):
-        if how not in ("channels", "weights"):
-            raise SettingError(f"how={how!r} is not known; use 'channels', 'blocks', 'weights' or a function")
-        check_share("amount", share, "the share of what is left that goes at each step")
+        check_share("amount", share, "the share of the remaining that goes at each step")
     return share
 
 
 def _pruned(
-    how: str | Method,
+    how: Structure | Method,
     first: nn.Module,
     network: nn.Module,
     example_inputs: Batch,
@@ -237,19 +321,21 @@ def _pruned(
     number: int,
     options: Mapping[str, Any],
 ) -> nn.Module:
-    """What step `number`, from 0, makes of `network`, which came from `first`."""
+    """The result of step `number`, from 0, on `network`, which was made from `first`."""
     if not isinstance(how, str):
-        return how(network, example_inputs, amount, latency=False, **options).network
+        return how(network, example_inputs, amount=amount, latency=False, **options).network
     if how == "blocks":
         assert isinstance(amount, int)
-        return prune_blocks(network, example_inputs, amount, latency=False, **options).network
+        return prune_blocks(network, example_inputs, count=amount, latency=False, **options).network
     if how == "weights":
-        held = list(masks(network).values())
-        size = sum(mask.numel() for mask in held)
-        gone = 1 - sum(int(mask.sum()) for mask in held) / size if size else 0.0
-        return prune_weights(network, example_inputs, gone + (1 - gone) * amount, latency=False, **options).network
+        before = list(masks(network).values())
+        size = sum(mask.numel() for mask in before)
+        zeros = 1 - sum(int(mask.sum()) for mask in before) / size if size else 0.0
+        return prune_weights(
+            network, example_inputs, amount=zeros + (1 - zeros) * amount, latency=False, **options
+        ).network
     shares = _shares(first, network, example_inputs, amount, number, options)
-    return prune_channels(network, example_inputs, shares or amount, latency=False, **options).network
+    return prune_channels(network, example_inputs, amount=shares or amount, latency=False, **options).network
 
 
 def _shares(
@@ -260,45 +346,45 @@ def _shares(
     number: int,
     options: Mapping[str, Any],
 ) -> dict[str, float]:
-    """The share of its channels that each layer loses, those that lose some; empty where none can."""
-    asked = {name: options[name] for name in ("stream", "skip") if name in options}
-    widths = prunable(network, example_inputs, **asked)
-    began = dict[str, int]()
+    """The share of its channels that each layer loses, of layers that lose some. Empty where none can."""
+    choice = {name: options[name] for name in ("stream", "skip") if name in options}
+    widths = prunable(network, example_inputs, **choice)
+    first_widths = dict[str, int]()
     for name in widths:
         weight = first.get_submodule(name).weight
         assert isinstance(weight, torch.Tensor)
-        began[name] = len(weight)
-    # multiples that suit the first widths; once those are at their least, ones that suit what is left
-    for base, stays in ((began, (1 - amount) ** (number + 1)), (widths, 1 - amount)):
+        first_widths[name] = len(weight)
+    # first multiples that suit the first widths, then multiples that suit the widths that are left
+    for base, stays in ((first_widths, (1 - amount) ** (number + 1)), (widths, 1 - amount)):
         while stays * max(base.values(), default=0) > 0.5:  # below, every width is at its least
-            kept = {name: round_width(size, size * stays, options.get("round_to")) for name, size in base.items()}
-            shares = {name: 1 - kept[name] / width for name, width in widths.items() if kept[name] < width}
+            rounded = {name: round_width(size, size * stays, options.get("round_to")) for name, size in base.items()}
+            shares = {name: 1 - rounded[name] / width for name, width in widths.items() if rounded[name] < width}
             if shares:
                 return shares
             stays *= 1 - amount
     return {}
 
 
-def _told(what: str, given: Mapping[str, Any] | None, needed: bool) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
-    found: dict[str, Any] = {}
-    for name, value in (given or {}).items():
+def _as_json(what: str, options: Mapping[str, Any] | None, needed: bool) -> dict[str, Any]:
+    """Settings as JSON returns them."""
+    plain_options: dict[str, Any] = {}
+    for name, value in (options or {}).items():
         if name in _UNSAID:
             continue
         plain = str(value) if isinstance(value, (Path, torch.device)) else value
         try:
-            found[name] = json.loads(json.dumps(plain))
+            plain_options[name] = json.loads(json.dumps(plain))
         except (TypeError, ValueError) as error:
             if needed:
                 raise InputError(
-                    f"{what}[{name!r}] is a {type(value).__name__}, which JSON cannot hold: a run that goes on could "
-                    "not tell whether it is the same; give numbers, text or lists, or leave folder out"
+                    f"{what}[{name!r}] is a {type(value).__name__}, which JSON cannot hold, so runs cannot be "
+                    "compared: give numbers, text or lists, or no checkpoint"
                 ) from error
-    return found
+    return plain_options
 
 
 class _Folder:
-    """What is kept of a run: the network pruned in each step, and after its fine-tuning."""
+    """The checkpoint of a run: the network of each step, pruned and then fine-tuned."""
 
     def __init__(self, folder: Path | None, network: nn.Module, run: Mapping[str, Any]) -> None:
         self.folder, self.network, self.run = folder, network, run
@@ -320,10 +406,10 @@ class _Folder:
         path = self.path(number, "pruned")
         return None if path is None or not path.is_file() else self._read(path)[0]
 
-    def keep_pruned(self, number: int, network: nn.Module) -> None:
+    def save_pruned(self, number: int, network: nn.Module) -> None:
         self._write(self.path(number, "pruned"), network, ())
 
-    def keep(self, step: _Step) -> None:
+    def save(self, step: _Step) -> None:
         self._write(self.path(step.number - 1, "done"), step.network, step.history)
         for what in ("pruned", "fit"):
             path = self.path(step.number - 1, what)
@@ -336,19 +422,25 @@ class _Folder:
         names = {name: p.requires_grad for name, p in network.named_parameters()}
         frozen = [name for name, trains in names.items() if not trains]
         facts = {"run": self.run, "structure": structure(self.network, network), "history": history, "frozen": frozen}
-        tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}  # shared ones stand alone
+        facts["used_data"] = sorted(hashes_of(network))
+        tensors = {
+            name: tensor.clone() for name, tensor in network.state_dict().items()
+        }  # safetensors refuses shared memory
         write_tensors(path, tensors, {"kind": "pruning step", **facts})
 
     def _read(self, path: Path) -> tuple[nn.Module, dict[str, Any]]:
         tensors, facts = read_tensors(path)
         if facts.get("kind") != "pruning step":
-            raise BundleError(f"{path} is no step of a pruning run; give another folder")
+            raise BundleError(f"{path} is no step of a pruning run: give another checkpoint")
         changed = [name for name in sorted(self.run) if facts["run"].get(name) != self.run[name]]
         if changed:
-            told = ", ".join(f"{n}={_short(facts['run'].get(n))} (now {_short(self.run[n])})" for n in changed)
-            raise BundleError(f"{path} was made with {told}; call prune_until as that run did, or give another folder")
+            differences = ", ".join(f"{n}={_short(facts['run'].get(n))} (now {_short(self.run[n])})" for n in changed)
+            raise BundleError(
+                f"{path} was made with {differences}: call prune_until as that run did, or give another checkpoint"
+            )
         network = restructured(self.network, facts["structure"])
         network.load_state_dict(tensors)
+        remember(network, facts.get("used_data", ()))
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in facts["frozen"])
         return network, facts

@@ -1,4 +1,4 @@
-"""What pruning did to a network's structure, as JSON, and the same done to the network as it was: to load weights."""
+"""The structure of a pruned network as JSON, and networks of that structure, to load weights into."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ _NAMES: dict[type[nn.Module], str] = {nn.Identity: "identity", nn.ReLU: "relu", 
 
 
 def structure(before: nn.Module, after: nn.Module) -> dict[str, Any]:
-    """JSON: which modules of `before` were replaced in `after` (by `prune_blocks`), which tensors have other shapes
-    (by `prune_channels`), and which weights are masked (by `prune_weights`).
+    """The differences between two networks, as JSON.
 
-    Raises InputError where `after` did not come from `before` that way.
+    They are the modules that `prune_blocks` replaced, the tensors that `prune_channels` resized, and the weights that
+    `prune_weights` masked. InputError where `after` was not made from `before` by these.
     """
     modules = dict(after.named_modules())
     replaced: dict[str, str] = {}
@@ -26,30 +26,33 @@ def structure(before: nn.Module, after: nn.Module) -> dict[str, Any]:
         other = modules.get(name)
         if other is not None and type(other) in _NAMES and type(module) is not type(other):
             replaced[name] = _NAMES[type(other)]
-    old, new, held = _shapes(before), _shapes(after), list(masks(after))
-    strange = [name for name in new if name not in old]
-    lost = [name for name in old if name not in new and not any(name.startswith(f"{r}.") for r in replaced)]
-    if strange or lost:
-        raise InputError(f"{(strange + lost)[:3]}: tensors of one network alone; give the network it was pruned from")
+    old, new = _shapes(before), _shapes(after)
+    added = [name for name in new if name not in old]
+    missing = [name for name in old if name not in new and not any(name.startswith(f"{r}.") for r in replaced)]
+    if added or missing:
+        raise InputError(
+            f"{(added + missing)[:3]} are tensors of one network alone: give the network it was pruned from"
+        )
     changed = {name: shape for name, shape in new.items() if shape != old[name]}
-    return {"replaced": replaced, "shapes": changed, "masked": held}
+    return {"replaced": replaced, "shapes": changed, "masked": list(masks(after))}
 
 
-def restructured(network: nn.Module, found: Mapping[str, Any]) -> nn.Module:
-    """A copy of `network` with the structure that `structure` told; load weights into it: those of resized layers are
-    zero. Raises InputError where it does not fit this network.
+def restructured(network: nn.Module, changes: Mapping[str, Any]) -> nn.Module:
+    """A copy of `network` with the structure that `structure` returned. Tensors of other shapes are zero.
+
+    InputError where the structure does not fit this network.
     """
-    made = copied(network)
+    smaller = copied(network)
     try:
-        for name, instead in found["replaced"].items():
-            put(made, Branch(name, instead))
-        for name, shape in found["shapes"].items():
+        for name, instead in changes["replaced"].items():
+            put(smaller, Branch(name, instead))
+        for name, shape in changes["shapes"].items():
             owner, _, leaf = name.rpartition(".")
-            _resize(made.get_submodule(owner), leaf, shape)
-        if not found["masked"]:
-            return made
-        shapes = dict(made.named_parameters())
-        return masked(made, {name: torch.ones_like(shapes[name], dtype=torch.bool) for name in found["masked"]})
+            _resize(smaller.get_submodule(owner), leaf, shape)
+        if not changes["masked"]:
+            return smaller
+        shapes = dict(smaller.named_parameters())
+        return masked(smaller, {name: torch.ones_like(shapes[name], dtype=torch.bool) for name in changes["masked"]})
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"this structure is not one of a {type(network).__name__}: {error}") from error
 
@@ -63,17 +66,17 @@ def _resize(module: nn.Module, leaf: str, shape: list[int]) -> None:
         module.register_buffer(leaf, fresh)
     if leaf != "weight":
         return
-    known: Any = module  # the numbers that modules keep of their shapes
+    sizes: Any = module  # a module keeps its shapes as numbers too
     if isinstance(module, nn.modules.conv._ConvNd):
         if 1 < module.groups == module.in_channels:  # depthwise
-            known.groups = shape[0] * module.in_channels // module.out_channels
-        known.out_channels, known.in_channels = shape[0], shape[1] * known.groups
+            sizes.groups = shape[0] * module.in_channels // module.out_channels
+        sizes.out_channels, sizes.in_channels = shape[0], shape[1] * sizes.groups
     elif isinstance(module, nn.Linear):
-        known.out_features, known.in_features = shape
+        sizes.out_features, sizes.in_features = shape
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        known.num_features = shape[0]
+        sizes.num_features = shape[0]
     elif isinstance(module, nn.LayerNorm):
-        known.normalized_shape = tuple(shape)
+        sizes.normalized_shape = tuple(shape)
 
 
 def _shapes(network: nn.Module) -> dict[str, list[int]]:

@@ -1,8 +1,8 @@
-"""From what tensors hold on calibration data to the grids they are rounded to."""
+"""From the values of tensors on calibration data to the grids that they are rounded to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,24 +10,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamic.models.compress.quantization.int8_arithmetic import Grid
-from dynamic.policies.errors import CalibrationError, SettingError
+from dynamic.policies.errors import CalibrationError
 
-CALIBRATION = ("minmax", "percentile", "mse")
+RangeMethod = Literal["minmax", "percentile", "mse"]
 
 _BINS = 4096
 _TAIL = 5e-5  # of the values beyond either end, with "percentile"
 _SHARES = np.linspace(1.0, 0.3, 71)  # of the whole range that "mse" tries
 _SMALLEST = 1e-20  # of a scale: a tensor of zeros gets it
 
-Seen = Callable[[Any, Tensor], None]
-Passes = Callable[[Seen], int]  # one pass over the data, each tensor shown; how many inputs there were
+Observer = Callable[[Any, Tensor], None]
+Pass = Callable[
+    [Observer], int
+]  # one pass over the data, which shows each tensor and returns how many inputs there were
 
 
 @dataclass
 class _Tally:
-    """Of one tensor: the ends, then how many values fell in each part between."""
+    """The range of one tensor, then how many values lie in each part of it."""
 
-    low: float = 0.0  # zero is always inside: padding and rectified values lie on it exactly
+    low: float = 0.0  # zero is always inside: padding and rectified values are exactly 0
     high: float = 0.0
     counts: NDArray[np.float64] | None = None
 
@@ -36,24 +38,18 @@ class _Tally:
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
 
     def count(self, values: Tensor) -> None:
-        found = torch.histc(values.detach().float().clamp(self.low, self.high), _BINS, self.low, self.high)
-        counts = found.double().cpu().numpy()
+        histogram = torch.histc(values.detach().float().clamp(self.low, self.high), _BINS, self.low, self.high)
+        counts = histogram.double().cpu().numpy()
         self.counts = counts if self.counts is None else self.counts + counts
 
 
-def check_calibration(method: str) -> None:
-    """Raises SettingError on an unknown method."""
-    if method not in CALIBRATION:
-        raise SettingError(f"ranges={method!r} is not known; use one of {CALIBRATION}")
-
-
-def grids(show: Passes, method: str, name_of: Callable[[Any], str]) -> dict[Any, Grid]:
+def grids(show: Pass, method: RangeMethod, name_of: Callable[[Any], str]) -> dict[Any, Grid]:
     """The grid of every tensor that `show` shows, by its key.
 
-    "minmax": the whole range. "percentile": without 0.005% of the values at either end. "mse": the range, cut on both
-    sides by one share, that gives the least mean squared error of rounding and cutting together (Banner et al. 2018,
-    "Post training 4-bit quantization of convolutional networks", section 3, by search instead of a formula).
-    Raises CalibrationError without data, and on a tensor that holds NaN or infinity.
+    "minmax" is the whole range. "percentile" leaves out 0.005% of the values at either end. "mse" cuts the range on
+    both sides by one share, the one with the least mean squared error of rounding and cutting. That is section 3 of
+    Banner et al. 2018, "Post training 4-bit quantization of convolutional networks", by search instead of a formula.
+    CalibrationError without data, and on a tensor that holds NaN or infinity.
     """
     tallies: dict[Any, _Tally] = {}
 
@@ -62,7 +58,7 @@ def grids(show: Passes, method: str, name_of: Callable[[Any], str]) -> dict[Any,
         tally.widen(values)
         if not np.isfinite([tally.low, tally.high]).all() or bool(values.isnan().any()):
             raise CalibrationError(
-                f"{name_of(key)} is not finite on the calibration data (between {tally.low} and {tally.high}): "
+                f"{name_of(key)} is not finite on calibration_loader (between {tally.low} and {tally.high}): "
                 "look for NaN or infinity in the data and in the network's weights"
             )
 
@@ -70,19 +66,19 @@ def grids(show: Passes, method: str, name_of: Callable[[Any], str]) -> dict[Any,
         if tallies[key].high > tallies[key].low:
             tallies[key].count(values)
 
-    for number, seen in enumerate((widen, count)):
+    for number, observer in enumerate((widen, count)):
         if method == "minmax" and number:
             break
-        if not show(seen):
+        if not show(observer):
             raise CalibrationError(
-                "the calibration loader gave no input"
-                + (" the second time; give one that can be read again, a list for instance" if number else "")
-                + ("; a few hundred are enough, of the kind the network will see" if not number else "")
+                "calibration_loader gave no input"
+                + (" the second time: give one that can be read again, such as a list" if number else "")
+                + (": a few hundred are enough, of the kind that the network will see" if not number else "")
             )
     return {key: _grid(*_ends(tally, method)) for key, tally in tallies.items()}
 
 
-def _ends(tally: _Tally, method: str) -> tuple[float, float]:
+def _ends(tally: _Tally, method: RangeMethod) -> tuple[float, float]:
     if tally.counts is None:
         return tally.low, tally.high
     edges = np.linspace(tally.low, tally.high, _BINS + 1)
@@ -91,8 +87,8 @@ def _ends(tally: _Tally, method: str) -> tuple[float, float]:
         low, high = edges[np.searchsorted(share, _TAIL)], edges[np.searchsorted(share, 1 - _TAIL) + 1]
         return min(float(low), 0.0), max(float(high), 0.0)
     middles = (edges[1:] + edges[:-1]) / 2
-    tried = [(tally.low * float(share), tally.high * float(share)) for share in _SHARES]
-    return min(tried, key=lambda ends: _error(middles, tally.counts, _grid(*ends)))
+    cuts = [(tally.low * float(share), tally.high * float(share)) for share in _SHARES]
+    return min(cuts, key=lambda ends: _error(middles, tally.counts, _grid(*ends)))
 
 
 def _error(values: NDArray[np.float64], counts: NDArray[np.float64] | None, grid: Grid) -> float:
@@ -103,7 +99,7 @@ def _error(values: NDArray[np.float64], counts: NDArray[np.float64] | None, grid
 
 
 def _grid(low: float, high: float) -> Grid:
-    """From 0 where nothing is negative, else symmetric: engines multiply without correcting for a zero point."""
+    """From 0 where nothing is negative, else symmetric: engines then multiply without a correction for a zero point."""
     signed = low < 0
     width = max(-low / 128, high / 127) if signed else high / 255
     return Grid(float(np.float32(max(width, _SMALLEST))), 0, signed)

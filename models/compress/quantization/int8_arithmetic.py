@@ -1,19 +1,19 @@
-"""int8 arithmetic spelled out: what torch rounds as an engine does, and what an engine reads as integers.
+"""int8 arithmetic in full: torch rounds as an engine does, and an engine reads integers.
 
-Every operation takes and gives floats that lie on a grid of 256 values. In between stand torch's own operators
-`quantized_decomposed.quantize_*` and `dequantize_*`, which torch's exporter writes as QuantizeLinear and
-DequantizeLinear, and weights are int8 parameters behind a dequantize. ONNX Runtime and OpenVINO fuse
+Every operation takes and returns floats on a grid of 256 values. Between them are torch's own operators
+`quantized_decomposed.quantize_*` and `dequantize_*`. torch's exporter writes them as QuantizeLinear and
+DequantizeLinear. Weights are int8 parameters behind a dequantize. ONNX Runtime and OpenVINO fuse
 dequantize-operate-quantize into one integer kernel.
 
-Each operation is a function that torch.fx takes as one (`fx.wrap`), rounding included: no exit of `dynamic.wrap`, so
-no boundary between graphs, comes to lie inside, where it would tear such a kernel apart.
+Each operation is a function that torch.fx takes as one (`fx.wrap`), rounding included. So no exit of `dynamic.wrap`,
+and no boundary between graphs, lies inside it and breaks such a kernel apart.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the operators
+import torch.ao.quantization.fx._decomposed  # it registers the operators
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -26,7 +26,7 @@ Sides = tuple[float, int, bool]  # a grid as torch.fx writes it into code
 
 @dataclass(frozen=True)
 class Grid:
-    """256 values `scale * (code - zero_point)`, the codes from -128 where `signed`, else from 0."""
+    """256 values `scale * (code - zero_point)`. Codes start at -128 where `signed`, else at 0."""
 
     scale: float
     zero_point: int
@@ -34,7 +34,7 @@ class Grid:
 
     @property
     def sides(self) -> Sides:
-        """The same, plain."""
+        """The same, as plain numbers."""
         return self.scale, self.zero_point, self.signed
 
     @property
@@ -50,12 +50,12 @@ class Grid:
 
 
 def round_to_grid(x: Tensor, grid: Sides) -> Tensor:
-    """`x` on a grid: nearest value, half to even, beyond the ends the ends."""
+    """`x` on a grid: the nearest value, half to even. Beyond an end it is that end."""
     scale, zero_point, signed = grid
     low, high, kind = (-128, 127, torch.int8) if signed else (0, 255, torch.uint8)
     codes = _OPS.quantize_per_tensor.default(x, scale, zero_point, low, high, kind)
-    found: Tensor = _OPS.dequantize_per_tensor.default(codes, scale, zero_point, low, high, kind)
-    return found
+    values: Tensor = _OPS.dequantize_per_tensor.default(codes, scale, zero_point, low, high, kind)
+    return values
 
 
 def convolution(
@@ -80,12 +80,12 @@ def convolution(
 def linear(
     x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, bias_scales: Tensor | None, zeros: Tensor
 ) -> Tensor:
-    """Linear layer `[..., D] -> [..., K]` with `codes [K, D]`; its result is not rounded."""
+    """Linear layer `[..., D] -> [..., K]` with `codes [K, D]`. Its result is not rounded."""
     return F.linear(x, _floats(codes, scales, zeros), _bias(bias, bias_scales, zeros))
 
 
 def total(a: Tensor, b: Tensor, grid: Sides) -> Tensor:
-    """The sum, rounded to a grid; a grid from 0 rectifies."""
+    """The sum, rounded to a grid. A grid from 0 rectifies."""
     return round_to_grid(a + b, grid)
 
 
@@ -98,24 +98,24 @@ def _bias(bias: Tensor | None, scales: Tensor | None, zeros: Tensor) -> Tensor |
 
 
 def _floats(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    # zero points are given although they are 0: without them ONNX Runtime takes no linear layer for int8
+    # zero points of 0 are needed: without them ONNX Runtime runs no linear layer in int8
     ends = torch.iinfo(codes.dtype)
-    found: Tensor = _OPS.dequantize_per_channel.default(codes, scales, zeros, 0, ends.min, ends.max, codes.dtype)
-    return found
+    values: Tensor = _OPS.dequantize_per_channel.default(codes, scales, zeros, 0, ends.min, ends.max, codes.dtype)
+    return values
 
 
 class _Untrainable(nn.Module):
-    rounds = True  # activations: engines agree with torch up to a code, not up to float32's precision
+    rounds = True  # engines agree with torch up to one code, not up to the precision of float32
 
     def _check(self) -> None:
         if self.training:
             raise WrapError(
-                "a quantized network cannot be trained: rounding has no gradient; train before, call eval()"
+                "a quantized network cannot be trained, since rounding has no gradient: train it before, or call eval()"
             )
 
 
 class Rounded(_Untrainable):
-    """Rounds to `grid`. As all modules here it raises WrapError in train mode: rounding has no gradient."""
+    """Rounds to `grid`. Like all modules here it raises WrapError in train mode, since rounding has no gradient."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Rounded(_Untrainable):
         return torch.tensor(self.grid.sides, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """What `get_extra_state` gave."""
+        """Take the grid that `get_extra_state` returned."""
         scale, zero_point, signed = state.tolist()
         self.grid = Grid(scale, int(zero_point), bool(signed))
 
@@ -152,8 +152,8 @@ class Total(Rounded):
 class Int8Linear(_Untrainable):
     """A linear layer with `codes [K, D]` int8, `scales [K]`, `bias [K]` int32 and `bias_scales [K]`.
 
-    Codes and bias are parameters, so that who counts parameters finds them. The bias is counted in what the products of
-    codes are counted in, `scales * input_scale`: an engine adds it to its accumulators as it is.
+    Codes and bias are parameters, so that a count of parameters includes them. The bias is in the unit of the products
+    of codes, `scales * input_scale`: an engine adds it to its accumulators as it is.
     """
 
     scales: Tensor
@@ -177,9 +177,9 @@ class Int8Linear(_Untrainable):
 
 
 class Int8Conv(Rounded):
-    """A convolution, what rectifies its result, and the rounding of that to `grid`; see `Int8Linear`.
+    """A convolution, its rectifier, and the rounding of the result to `grid`, see `Int8Linear`.
 
-    `conv`: the float layer, whose stride, padding, dilation and groups it has.
+    `conv` is the float layer, with the same stride, padding, dilation and groups.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A network's graphs before and after: batch norms folded, then int8 operations in place of float ones."""
+"""The graphs of a network before and after: batch norms folded, then int8 operations in place of float ones."""
 
 import copy
 import operator
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dynamic.models.compress.quantization.activation_ranges import Seen
+from dynamic.models.compress.quantization.activation_ranges import Observer
 from dynamic.models.compress.quantization.int8_arithmetic import Grid, Int8Conv, Int8Linear, Rounded, Total
 from dynamic.models.compress.quantization.int8_plan import CONVS, Int8Plan
 from dynamic.models.compress.quantization.weight_codes import (
@@ -24,13 +24,13 @@ from dynamic.offline.tracing.trace import capture_fx
 from dynamic.policies.errors import WrapError
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_MOST_BIAS = 2**30  # in steps of the accumulator, which has 32 bits
+_MOST_BIAS = 2**30  # in steps of the 32-bit accumulator
 
 
 def float_stages(network: nn.Module, example_inputs: Batch) -> list[fx.GraphModule]:
-    """The graphs of a network in eval mode that is nobody else's, one for each stage, batch norms folded.
+    """The graphs of a network in eval mode, one for each stage, with batch norms folded.
 
-    Raises TraceError where torch.fx cannot follow the network, WrapError where its stages are no graphs.
+    The network changes, so give a copy. TraceError where torch.fx cannot trace it, WrapError on stages without graphs.
     """
     roots: list[tuple[nn.Module, fx.Graph]]
     if isinstance(network, StagedNetwork):
@@ -38,8 +38,8 @@ def float_stages(network: nn.Module, example_inputs: Batch) -> list[fx.GraphModu
         roots = [(body, copy.deepcopy(body.graph)) for body in bodies if isinstance(body, fx.GraphModule)]
         if len(roots) < len(bodies):
             raise WrapError(
-                f"the stages of this {type(network).__name__} are no graphs, as those made by dynamic.wrap are; "
-                "quantize a plain network, then put exits on that with dynamic.wrap"
+                f"the stages of this {type(network).__name__} are no graphs, as those of dynamic.wrap are: "
+                "quantize the plain network, then put exits on that with dynamic.wrap"
             )
     else:
         captured = capture_fx(network, named_tensors(network, example_inputs), training=False)
@@ -67,7 +67,7 @@ def _alone(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
 
 
 def _fold(stage: fx.GraphModule) -> None:
-    """Fold each batch norm that alone reads a convolution's result into that convolution."""
+    """Fold each batch norm that is the only reader of a convolution into that convolution."""
     modules = dict(stage.named_modules())
     calls = [str(n.target) for n in stage.graph.nodes if n.op == "call_module"]
     for norm in list(stage.graph.nodes):
@@ -87,30 +87,30 @@ def _fold(stage: fx.GraphModule) -> None:
 
 
 class Watcher(fx.Interpreter):
-    """Runs a stage and shows the tensors that are watched."""
+    """Runs a stage and shows the tensors that are watched to an observer."""
 
-    def __init__(self, stage: fx.GraphModule, watched: frozenset[fx.Node], seen: Seen) -> None:
+    def __init__(self, stage: fx.GraphModule, watched: frozenset[fx.Node], observer: Observer) -> None:
         super().__init__(stage)
-        self._watched, self._seen = watched, seen
+        self._watched, self._observer = watched, observer
 
     def run_node(self, n: fx.Node) -> Any:
         """As the interpreter does."""
-        found = super().run_node(n)
+        result = super().run_node(n)
         if n in self._watched:
-            self._seen(n, found)
-        return found
+            self._observer(n, result)
+        return result
 
 
 class Rewriter:
-    """Writes stages again with the int8 operations of a plan, on the grids `found`.
+    """Writes stages again with the int8 operations of a plan, on the grids of its tensors.
 
     `saturating`: of each layer, the output channels whose sums can saturate on x86 processors without VNNI.
     """
 
-    def __init__(self, plan: Int8Plan, found: Mapping[fx.Node, Grid], weight_range: WeightRange) -> None:
-        self._plan, self._found, self._weight_range = plan, found, weight_range
+    def __init__(self, plan: Int8Plan, grids: Mapping[fx.Node, Grid], weight_range: WeightRange) -> None:
+        self._plan, self._grids, self._weight_range = plan, grids, weight_range
         self.saturating: dict[str, int] = {}
-        self._weights: dict[int, tuple[nn.Parameter, Tensor]] = {}  # shared ones stay shared
+        self._weights: dict[int, tuple[nn.Parameter, Tensor]] = {}  # shared weights stay shared
         self._env: dict[fx.Node, fx.Node] = {}
         self._rounded: dict[fx.Node, fx.Node] = {}
 
@@ -118,31 +118,31 @@ class Rewriter:
         """The int8 form of a stage."""
         plan, graph = self._plan, fx.Graph()
         members: dict[str, Any] = {}
-        taken_in = {r for o, r in (*plan.layers.items(), *plan.sums.items()) if o is not r}
+        absorbed = {r for o, r in (*plan.layers.items(), *plan.sums.items()) if o is not r}
         for node in stage.graph.nodes:
-            if node in taken_in:
+            if node in absorbed:
                 continue
             result = plan.layers.get(node) or plan.sums.get(node) or node
             if node in plan.layers:
                 name = _free(str(node.target), members)
                 members[name] = self._layer(node, stage.get_submodule(str(node.target)), node.args[0], result)
-                made = graph.call_module(name, (self._on_grid(graph, members, node.args[0]),))
+                new_node = graph.call_module(name, (self._on_grid(graph, members, node.args[0]),))
             elif node in plan.sums:
                 name = _free(f"{node.name}_total", members)
                 members[name] = Total(self._grid(result))
-                made = graph.call_module(name, tuple(self._on_grid(graph, members, t) for t in node.args[:2]))
+                new_node = graph.call_module(name, tuple(self._on_grid(graph, members, t) for t in node.args[:2]))
             else:
                 if node.op in ("call_module", "get_attr"):
                     members[str(node.target)] = operator.attrgetter(str(node.target))(stage)
-                made = graph.node_copy(node, lambda n: self._env[n])
-            self._env[node] = self._env[result] = made
+                new_node = graph.node_copy(node, lambda n: self._env[n])
+            self._env[node] = self._env[result] = new_node
         return fx.GraphModule(members, graph, type(stage).__name__)
 
     def _grid(self, node: fx.Node) -> Grid:
-        return self._found[self._plan.grid_of[node]]
+        return self._grids[self._plan.grid_of[node]]
 
     def _on_grid(self, graph: fx.Graph, members: dict[str, Any], node: Any) -> fx.Node:
-        """What the node gives, on its grid; said again behind a move, so that engines see integers on both sides."""
+        """A node on its grid. Behind a move it is rounded again, so that engines see integers on both sides."""
         if self._plan.rounds(node):
             return self._env[node]
         if node not in self._rounded:
@@ -167,7 +167,7 @@ class Rewriter:
         if id(weight) not in self._weights:
             scales = weight_scales(weight, self._weight_range)
             for source, bias in self._plan.biases[id(weight)]:
-                if bias is not None:  # it has to fit the accumulator also where a channel's weights are tiny
+                if bias is not None:  # the bias must fit the accumulator where the weights of a channel are tiny too
                     scales = torch.maximum(scales, bias.detach().abs() / (self._grid(source).scale * _MOST_BIAS))
             codes = weight_codes(weight, scales, self._weight_range)
             self._weights[id(weight)] = nn.Parameter(codes, requires_grad=False), scales
@@ -175,7 +175,7 @@ class Rewriter:
 
 
 def _free(name: str, members: Mapping[str, Any]) -> str:
-    """`name`, numbered where a layer is called again: its weights are shared, its grid is another."""
+    """`name`, numbered where a layer is called again: it shares its weights and has another grid."""
     return next(n for n in _numbered(name) if n not in members)
 
 

@@ -14,7 +14,7 @@ LAYERS = (*CONVS, nn.Linear)
 _RECTIFIERS = {nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}
 _ADDS = {operator.add, torch.add, "add"}
 _ADDS_INTO = {operator.iadd, "add_"}
-# what only moves, drops or picks values, so that they stay on their grid
+# operations that move, drop or pick values, so that values remain on their grid
 _MOVES = {
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d,
     F.max_pool1d, F.max_pool2d, F.dropout, F.pad, torch.flatten, torch.permute, torch.transpose, torch.reshape,
@@ -23,21 +23,21 @@ _MOVES = {
 
 
 class Int8Plan:
-    """Reads the stages of a network in order, batch norms folded.
+    """Reads the stages of a network in order, with batch norms folded.
 
-    `layers` and `sums`: operation -> the node that gives its result, rectified where only a rectifier reads it.
-    `grid_of`: tensor -> the tensor whose range makes its grid. `given`: tensors that exist on their grid alone, since
-    the operation that makes them rounds, or moves what is rounded; other tensors are rounded for the layers that read
-    them and stay as they are for everybody else. A sum is int8 where one of its terms is given: the residual stream
-    of a transformer, into which linear layers write floats, stays float.
-    `left_alone`: weight or layer -> why. `biases`: by `id` of a weight, (input, bias) of each layer that has it.
+    `layers` and `sums`: operation -> the node of its result, after a rectifier that is its only reader. `grid_of`:
+    tensor -> the tensor whose range makes its grid. `on_grid`: tensors that exist on their grid alone, since the
+    operation before rounds, or moves rounded values. Other tensors are rounded for the layers that read them, and are
+    floats for all others. A sum is int8 where one of its terms is on its grid. The residual stream of a transformer
+    remains float, since linear layers write floats into it. `left_alone`: weight or layer -> why. `biases`: by `id` of
+    a weight, (input, bias) of each layer that has it.
     """
 
     def __init__(self, skip: Iterable[str]) -> None:
         self.layers: dict[fx.Node, fx.Node] = {}
         self.sums: dict[fx.Node, fx.Node] = {}
         self.grid_of: dict[fx.Node, fx.Node] = {}
-        self.given: set[fx.Node] = set()
+        self.on_grid: set[fx.Node] = set()
         self.left_alone: dict[str, str] = {}
         self.names: dict[fx.Node, str] = {}
         self.biases: dict[int, list[tuple[fx.Node, Tensor | None]]] = {}
@@ -46,12 +46,12 @@ class Int8Plan:
 
     @property
     def watched(self) -> frozenset[fx.Node]:
-        """The tensors whose range is wanted."""
+        """The tensors whose range is needed."""
         return frozenset(self.grid_of.values())
 
     def rounds(self, node: fx.Node) -> bool:
-        """Whether the operation that gives this tensor rounds it itself."""
-        return node in self.given and self.grid_of[node] is node
+        """Whether the operation of this tensor rounds it itself."""
+        return node in self.on_grid and self.grid_of[node] is node
 
     def read(self, stage: fx.GraphModule) -> None:
         """Plan the next stage."""
@@ -63,15 +63,17 @@ class Int8Plan:
             self.names[node] = str(node.target) if node.op == "call_module" else node.name
             if node.op == "placeholder":
                 source = next(carry, None)
-                if source in self.given:
+                if source in self.on_grid:
                     self._moved(node, source)
             elif node.op == "output":
                 self._carry = list(source) if isinstance(source, (tuple, list)) else [source]
             elif kind in LAYERS:
                 self._layer(node, modules[str(node.target)], modules)
-            elif kind in _ADDS or (kind in _ADDS_INTO and len(source.users) == 1):  # nobody reads what is written over
+            elif kind in _ADDS or (
+                kind in _ADDS_INTO and len(source.users) == 1
+            ):  # nothing else reads the overwritten tensor
                 self._sum(node, modules)
-            elif kind in _MOVES and source in self.given:
+            elif kind in _MOVES and source in self.on_grid:
                 self._moved(node, source)
             else:
                 self._leave(node, modules)
@@ -79,7 +81,7 @@ class Int8Plan:
     def _layer(self, node: fx.Node, layer: Any, modules: Mapping[str, nn.Module]) -> None:
         name, source = str(node.target), node.args[0]
         if any(name == s or name.startswith(f"{s}.") for s in self._skip):
-            self.left_alone[name] = "as asked"
+            self.left_alone[name] = "in skip"
             return
         padding = getattr(layer, "padding_mode", "zeros")
         if padding != "zeros":
@@ -89,31 +91,31 @@ class Int8Plan:
         self.grid_of.setdefault(source, source)
         self.biases.setdefault(id(layer.weight), []).append((source, layer.bias))
         self.layers[node] = node
-        if not isinstance(layer, nn.Linear):  # engines take results of linear layers as floats at no price
+        if not isinstance(layer, nn.Linear):  # engines return floats from linear layers at no cost
             self.layers[node] = self._rectified(node, modules)
-            self._gives(self.layers[node])
+            self._put_on_grid(self.layers[node])
 
     def _sum(self, node: fx.Node, modules: Mapping[str, nn.Module]) -> None:
         terms = [t for t in node.args if isinstance(t, fx.Node) and t.op != "get_attr"]
-        if len(terms) != 2 or node.kwargs or not any(t in self.given for t in terms):
+        if len(terms) != 2 or node.kwargs or not any(t in self.on_grid for t in terms):
             return
         for term in terms:
             self.grid_of.setdefault(term, term)
         self.sums[node] = self._rectified(node, modules)
-        self._gives(self.sums[node])
+        self._put_on_grid(self.sums[node])
 
-    def _gives(self, node: fx.Node) -> None:
+    def _put_on_grid(self, node: fx.Node) -> None:
         self.grid_of[node] = node
-        self.given.add(node)
+        self.on_grid.add(node)
 
     def _moved(self, node: fx.Node, source: Any) -> None:
-        if node not in self.given:  # a rectifier that was taken in
+        if node not in self.on_grid:  # else it is an absorbed rectifier
             self.grid_of[node] = self.grid_of[source]
-            self.given.add(node)
+            self.on_grid.add(node)
 
     @staticmethod
     def _rectified(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node:
-        """What rectifies the node's value, where nothing else reads it: a grid from 0 does that by itself."""
+        """The rectifier that is the only reader of a node, or the node. A grid from 0 rectifies."""
         if len(node.users) != 1:
             return node
         (user,) = node.users
@@ -128,4 +130,4 @@ class Int8Plan:
         elif node.op == "call_function":
             for source in node.all_input_nodes:
                 if source.op == "get_attr" and str(source.target).endswith("weight"):
-                    self.left_alone[str(source.target)] = f"it goes into {node.name}, no module of torch.nn"
+                    self.left_alone[str(source.target)] = f"{node.name} uses it, which is no module of torch.nn"

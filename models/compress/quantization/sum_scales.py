@@ -1,8 +1,8 @@
 """Scales of sums at which engines and torch round alike.
 
 A sum of two int8 tensors is rounded to a third grid. For some pairs of codes the real sum lies almost exactly between
-two codes of the result, and float32 decides by the order of its operations. ONNX Runtime, OpenVINO and torch then
-differ by a code, and the next layers multiply that. There are only 65,536 pairs, so a scale can avoid it.
+two codes of the result. Then the order of float32 operations decides. ONNX Runtime, OpenVINO and torch differ by one
+code, and the next layers multiply that. There are only 65,536 pairs, so a scale can avoid it.
 """
 
 from dataclasses import replace
@@ -19,9 +19,9 @@ def without_ties(result: Grid, first: Grid, second: Grid) -> Grid:
     """The grid of a sum, with the scale at which no pair of codes comes close to a tie.
 
     Args:
-        result: the grid that the range of the sum asks for.
-        first: the grid of one term.
-        second: the grid of the other term.
+        result: The grid of the range of the sum.
+        first: The grid of one term.
+        second: The grid of the other term.
 
     Returns:
         `result` with a scale larger by at most 0.4%. Of 64 candidates it is the one whose closest pair of codes is

@@ -3,27 +3,19 @@
 x86 processors without VNNI multiply an unsigned activation code by a signed weight code and add two such products in
 16 bits (`vpmaddubsw`). A sum outside -32768 to 32767 is cut off there. With VNNI or AMX, and on ARM, sums have 32 bits.
 Which products meet in a pair depends on the engine, its memory layout and its kernel. So a channel is safe only if no
-two of its weights can saturate, whichever they are: with activation codes up to 255, the sum of its two largest
-positive codes is at most 128 (255 * 128 = 32640), and that of its two least negative codes is at least -128.
+two of its weights can saturate. Activation codes reach 255. So the sum of its two largest positive codes must be at
+most 128 (255 * 128 = 32640), and that of its two least negative codes at least -128.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
-
-from dynamic.policies.errors import SettingError
 
 WeightRange = Literal["portable", "seven_bits", "full"]
 
 _LARGEST_PAIR = 128  # 32767 // 255: of two weight codes of one sign
 _SMALLEST_SCALE = 1e-12  # a channel of zeros gets it
-
-
-def check_weight_range(weight_range: str) -> None:
-    """Raises SettingError on an unknown range."""
-    if weight_range not in get_args(WeightRange):
-        raise SettingError(f"weight_range={weight_range!r} is not known. Use one of {get_args(WeightRange)}")
 
 
 def weight_scales(weight: Tensor, weight_range: WeightRange) -> Tensor:

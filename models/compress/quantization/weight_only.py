@@ -1,7 +1,6 @@
-"""Weights in 2 to 8 bits, activations in float: for the size of the file, not for the time of an inference.
+"""Weights in 2 to 8 bits, activations in float: for a small file, not for a fast inference.
 
-The network computes in float with the weights that the file holds, so that every engine gives the accuracy that the
-report says.
+The network computes in float with the weights that the file holds. So every engine has the accuracy of the report.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -24,14 +23,17 @@ from dynamic.storage.temporary_files import TemporaryFolder
 BITS = range(2, 9)
 
 _KIND = "weight codes"
-_SHARES = np.linspace(1.0, 0.3, 15)  # of the largest weight, that a scale may reach to
-_SMALLEST = 2.0**-100  # of a scale: a group of zeros gets it, and bfloat16 has it
+_SHARES = np.linspace(1.0, 0.3, 15)  # of the largest weight, to which a scale may reach
+_SMALLEST = 2.0**-100  # scale of a group of zeros, which bfloat16 can hold
 
 
 @dataclass(frozen=True)
 class Coded:
-    """A weight as codes `[K, D]` int8 from -2^(bits-1)+1 to 2^(bits-1)-1, and scales `[K, G]` bfloat16, one for each
-    `group` of a row. `axis`: the dimension of the weight that K is; `shape` and `dtype`: the weight's."""
+    """A weight as codes `[K, D]` int8 and scales `[K, G]` bfloat16.
+
+    Codes lie in -2^(bits-1)+1 to 2^(bits-1)-1. There is one scale for each `group` of a row. `axis` is the dimension
+    of the weight that K is. `shape` and `dtype` are those of the weight.
+    """
 
     codes: Tensor
     scales: Tensor
@@ -42,14 +44,14 @@ class Coded:
 
     @property
     def value(self) -> Tensor:
-        """The weight. Exact: a product of 8 bits and 8 bits."""
+        """The weight. It is exact: a product of 8 bits and 8 bits."""
         scales = self.scales.float().repeat_interleave(self.group, 1)[:, : self.codes.shape[1]]
         return _from_rows(self.codes.float() * scales, self.shape, self.axis).to(self.dtype)
 
 
 @dataclass(frozen=True)
 class WeightsCompressed(Compressed):
-    """A network with the codes that its weights were made of, by name."""
+    """A network with the codes of its weights, by name."""
 
     bits: int = 8
     coded: Mapping[str, Coded] = field(default_factory=dict)
@@ -58,102 +60,150 @@ class WeightsCompressed(Compressed):
 def quantize_weights(
     network: nn.Module,
     example_inputs: Batch,
-    bits: int = 4,
     *,
+    bits: int = 4,
     group: int | None = None,
     skip: Collection[str] = (),
-    data: Iterable[Any] | None = None,
+    eval_loader: Iterable[Any] | None = None,
     latency: bool = True,
 ) -> WeightsCompressed:
-    """A copy of `network` whose kernels and matrices hold `2^bits - 1` values an output channel.
+    """A copy of a network whose kernels and matrices have `2^bits - 1` values an output channel.
 
-    `group`: so many weights of a channel in a row share a scale (None: all of it); finer scales lose less and cost 16
-    bits each. A scale reaches to the share of the largest weight that gives the least squared error. `skip`: names of
-    weights or modules that stay as they are. `data`: a loader of `(inputs, labels)` for the report's accuracy.
-    `report.after.file_bytes` is the file that `save_codes` writes.
+    A scale reaches to the share of the largest weight that has the least squared error.
 
-    Raises SettingError on `bits` outside 2..8 and `group` below 1, InputError on a weight that is not finite, on names
-    in `skip` that do not exist, and where nothing is left to quantize.
+    Args:
+        network: The network. It does not change.
+        example_inputs: A batch as the network takes it.
+        bits: 2 to 8.
+        group: How many weights of a channel in a row share a scale. None: all. Finer scales lose less and cost 16 bits
+            each.
+        skip: Names of weights or modules to leave alone.
+        eval_loader: `(inputs, labels [B])` for the accuracy in the report. It chooses nothing.
+        latency: Whether the report measures latency.
+
+    Returns:
+        The network, its codes and a report. `report.after.file_bytes` is of the file that `save_codes` writes.
+
+    Raises:
+        SettingError: `bits` or `group` is out of range.
+        InputError: Weights are not finite, a name in `skip` does not exist, or nothing can be quantized.
+
+    Example:
+        >>> from dynamic.models import compress
+        >>> coded = compress.quantize_weights(large, torch.zeros(2, 12), bits=4, latency=False)
+        >>> coded.report.after.file_bytes < coded.report.before.file_bytes
+        True
     """
     if isinstance(bits, bool) or bits not in BITS:
-        raise SettingError(f"bits={bits!r}: 2 to 8, whole")
+        raise SettingError(f"bits={bits!r}: give a whole number, 2 to 8")
     if group is not None and (isinstance(group, bool) or not isinstance(group, int) or group < 1):
-        raise SettingError(f"group={group!r}: a number of weights from 1, or None for one scale a channel")
-    made = copied(network)
-    weights, left = weights_of(made, skip)
+        raise SettingError(f"group={group!r}: give a number of weights from 1, or None for one scale a channel")
+    smaller = copied(network)
+    weights, left_alone = weights_of(smaller, skip)
     if not weights:
-        raise InputError(f"this {type(network).__name__} has no weight to quantize; left alone: {left or 'nothing'}")
+        raise InputError(
+            f"this {type(network).__name__} has no weight to quantize (left alone: {left_alone or 'nothing'})"
+        )
     coded, errors = {}, {}
     with torch.no_grad():
         for weight in weights:
             if not bool(weight.value.isfinite().all()):
-                raise InputError(f"{weight.name} holds NaN or infinity; train again, or name it in skip")
+                raise InputError(f"{weight.name} holds NaN or infinity: train again, or name it in skip")
             axis = int(getattr(weight.places[0][0], "transposed", False))
-            found = coded[weight.name] = _code(weight.value, bits, group, axis)
+            codes = coded[weight.name] = _code(weight.value, bits, group, axis)
             size = weight.value.norm().clamp(min=1e-30)
-            errors[weight.name] = float((found.value - weight.value).norm() / size)
-            weight.value.copy_(found.value)
+            errors[weight.name] = float((codes.value - weight.value).norm() / size)
+            weight.value.copy_(codes.value)
     facts = {"bits": bits, "group": group, "relative_error": errors}
-    result = WeightsCompressed(made, None, bits, coded)  # type: ignore[arg-type]  # measured below
+    result = WeightsCompressed(smaller, None, bits, coded)  # type: ignore[arg-type]  # measured below
     with TemporaryFolder("codes") as folder:
         size_bytes = save_codes(result, Path(folder) / "weights.safetensors")
-    told = report(
+    comparison = report(
         f"int{bits} weights",
         network,
-        made,
+        smaller,
         example_inputs,
-        data,
+        eval_loader,
         latency=latency,
         file_bytes=size_bytes,
-        left_alone=left,
+        left_alone=left_alone,
         facts=facts,
         same_work=True,
     )
-    return WeightsCompressed(made, told, bits, coded)
+    return WeightsCompressed(smaller, comparison, bits, coded)
 
 
 def save_codes(compressed: WeightsCompressed, path: str | Path) -> int:
-    """Write the network to `path`, its quantized weights as packed codes with their scales, and give the bytes.
+    """Write a network to a file, its quantized weights as packed codes with their scales.
 
-    What has no codes is written as it is. A weight that was changed since (fine-tuning) is not: raises InputError.
+    Weights without codes are written as they are.
+
+    Args:
+        compressed: The result of `quantize_weights`.
+        path: The file.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        InputError: A weight changed after it was quantized, by fine-tuning for example.
+        DiskError: The disk is full, or refuses.
+
+    Example:
+        >>> from dynamic.models import compress
+        >>> coded = compress.quantize_weights(large, torch.zeros(2, 12), latency=False)
+        >>> compress.save_codes(coded, "large.codes") > 0
+        True
     """
     tensors: dict[str, Tensor] = {}
-    told: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, tensor in untied(compressed.network.state_dict()).items():
         coded = compressed.coded.get(name)
         if coded is None:
             tensors[name] = tensor
             continue
         if not torch.equal(coded.value, tensor.cpu()):
-            raise InputError(f"{name} is not what its codes say: it changed since; call quantize_weights again")
+            raise InputError(f"{name} differs from its codes, since it changed: call quantize_weights again")
         tensors[f"{name}|codes"] = torch.from_numpy(_packed(coded.codes.numpy(), compressed.bits))
         tensors[f"{name}|scales"] = coded.scales
         kind = str(coded.dtype).removeprefix("torch.")
-        told[name] = {"shape": list(coded.shape), "group": coded.group, "axis": coded.axis, "dtype": kind}
-    write_tensors(path, tensors, {"kind": _KIND, "bits": compressed.bits, "weights": told})
+        entries[name] = {"shape": list(coded.shape), "group": coded.group, "axis": coded.axis, "dtype": kind}
+    write_tensors(path, tensors, {"kind": _KIND, "bits": compressed.bits, "weights": entries})
     return Path(path).stat().st_size
 
 
 def load_codes(network: nn.Module, path: str | Path) -> None:
     """Read what `save_codes` wrote into a network of the same architecture, bit for bit. All or nothing.
 
-    Raises CorruptError where the file is missing or damaged, InputError where it belongs to another network or was
-    written by something else.
+    Args:
+        network: The network. Its weights are replaced.
+        path: The file.
+
+    Raises:
+        CorruptError: The file is missing or damaged.
+        InputError: The file is of another network, or no file of `save_codes`.
+
+    Example:
+        >>> import copy
+        >>> from dynamic.models import compress
+        >>> coded = compress.quantize_weights(large, torch.zeros(2, 12), latency=False)
+        >>> size = compress.save_codes(coded, "large.codes")
+        >>> compress.load_codes(copy.deepcopy(large), "large.codes")
     """
     tensors, facts = read_tensors(path)
     if facts.get("kind") != _KIND:
-        raise InputError(f"{path} holds no weight codes; read it with load_weights, or give one that save_codes wrote")
-    found = {name: tensor for name, tensor in tensors.items() if "|" not in name}
+        raise InputError(f"{path} holds no weight codes: read it with load_weights, or give a file of save_codes")
+    state = {name: tensor for name, tensor in tensors.items() if "|" not in name}
     try:
         for name, entry in facts["weights"].items():
             scales, shape, axis = tensors[f"{name}|scales"], tuple(entry["shape"]), entry["axis"]
             columns = int(np.prod(shape)) // shape[axis]
             codes = _unpacked(tensors[f"{name}|codes"].numpy(), facts["bits"], shape[axis] * columns)
             rows = torch.from_numpy(codes).view(shape[axis], columns)
-            found[name] = Coded(rows, scales, entry["group"], axis, shape, getattr(torch, entry["dtype"])).value
+            state[name] = Coded(rows, scales, entry["group"], axis, shape, getattr(torch, entry["dtype"])).value
     except (KeyError, ValueError, RuntimeError) as error:
-        raise CorruptError(f"{path} is no whole file of weight codes ({error}); save it again") from error
-    put_weights(network, found, path)
+        raise CorruptError(f"{path} is no whole file of weight codes ({error}): save it again") from error
+    put_weights(network, state, path)
 
 
 def _code(weight: Tensor, bits: int, group: int | None, axis: int) -> Coded:
@@ -185,13 +235,13 @@ def _from_rows(rows: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
 
 
 def _packed(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """Codes one after the other, `bits` of a byte each, the lowest code as 0."""
+    """Codes in order, each in `bits` bits, the lowest code as 0."""
     plain = (codes.reshape(-1).astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     return np.packbits(np.unpackbits(plain[:, None], axis=1)[:, 8 - bits :].reshape(-1))
 
 
 def _unpacked(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int8]:
-    """The inverse; raises ValueError where there are fewer."""
+    """The inverse of `_packed`. ValueError where there are fewer codes."""
     if 8 * len(packed) < bits * count:
         raise ValueError(f"{len(packed)} bytes for {count} codes of {bits} bits")
     each = np.unpackbits(packed, count=bits * count).reshape(count, bits)

@@ -45,7 +45,9 @@ def batch(count: int = 50) -> list[tuple[Tensor, Tensor]]:
 
 def quick(student: nn.Module, teachers: Any, **options: Any) -> Any:
     given = {"epochs": 1, "latency": False, **options}
-    return distill(student, X, teachers, given.pop("loader", batch()), **given)
+    fit_options = {name: given.pop(name) for name in ("lr", "autocast", "mode") if name in given}
+    loader = given.pop("loader", batch())
+    return distill(student, X, teacher=teachers, train_loader=loader, fit_options=fit_options, **given)
 
 
 def test_a_student_recognizes_a_digit_it_never_saw() -> None:
@@ -58,7 +60,7 @@ def test_a_student_recognizes_a_digit_it_never_saw() -> None:
     others = y != 3
     loader = [(a, b) for a, b in zip(x[others].split(100), y[others].split(100), strict=True)]
     options: dict[str, Any] = {"epochs": 60, "lr": 0.02, "autocast": False}
-    taught = quick(plain(1, 30), teacher, loader=loader, temperature=8.0, share=1.0, **options).network
+    taught = quick(plain(1, 30), teacher, loader=loader, temperature=8.0, distill_share=1.0, **options).network
     control = plain(1, 30)
     fit(control, loader, mode="joint", **options)
 
@@ -133,7 +135,7 @@ def test_neither_student_nor_teachers_are_touched_and_the_report_says_what_was_g
     student, teacher = convolutional(0).train(), convolutional(1, 8, 14)
     teacher.layer1.eval()
     kept = [(n, weights(n), [m.training for m in n.modules()]) for n in (student, teacher)]
-    made = quick(student, teacher, data=batch(), hints={"layer2": "layer2"}, epochs=2, seed=1)
+    made = quick(student, teacher, eval_loader=batch(), hints={"layer2": "layer2"}, epochs=2, seed=1)
     for network, before, modes in kept:
         assert same(before, weights(network))
         assert [m.training for m in network.modules()] == modes
@@ -147,12 +149,12 @@ def test_neither_student_nor_teachers_are_touched_and_the_report_says_what_was_g
     assert found.after.macs < found.before.macs
     assert 0 <= found.after.accuracy <= 1
     assert found.facts["hints"] == {"layer2": "layer2"}
-    assert (found.facts["epochs"], found.facts["temperature"], found.facts["share"]) == (2, 4.0, 0.9)
+    assert (found.facts["epochs"], found.facts["temperature"], found.facts["distill_share"]) == (2, 4.0, 0.9)
     assert "distillation" in str(found)
 
 
 def test_latency_of_an_ensemble_is_measured() -> None:
-    found = distill(plain(), X, [plain(1), plain(2)], batch(), epochs=1).report
+    found = distill(plain(), X, teacher=[plain(1), plain(2)], train_loader=batch(), epochs=1).report
     assert found.before.latency_ms is not None
     assert found.after.latency_ms is not None
 
@@ -169,7 +171,7 @@ def test_a_wrapped_student_learns_at_all_exits() -> None:
             return [(z.argmax(1) == told).float().mean().item() for z in network.eval()(x)]
 
     before = agree(student)
-    made = quick(student, teacher, loader=digits_loader(), epochs=6, lr=0.1, share=1.0)
+    made = quick(student, teacher, loader=digits_loader(), epochs=6, lr=0.1, distill_share=1.0)
     after = agree(made.network)
     assert all(new > old + 0.2 for old, new in zip(before, after, strict=True))
     assert agree(student) == before
@@ -214,8 +216,8 @@ def test_what_is_changed_in_place_behind_a_hint_is_not_seen() -> None:
     with Hints(layers, other, {"1": "1"}, 1.0, X) as hints:
         other(x)
         layers(x)
-        assert (hints._theirs["1"] < 0).any()
-        assert (hints._mine["1"] < 0).any()
+        assert (hints._teacher_features["1"] < 0).any()
+        assert (hints._student_features["1"] < 0).any()
 
 
 def test_hints_bring_features_closer() -> None:
@@ -248,7 +250,7 @@ def test_hints_to_a_member_and_from_inside_a_wrapped_student() -> None:
     teachers = [convolutional(1, 8), plain()]
     made = quick(student, teachers, hints={"backbone.layer2.0.conv2": "members.0.layer2.0.conv2"})
     assert len(made.network(X)) == 2
-    with pytest.raises(InputError, match=r"'backbone\.layer2' of the student did not run by itself"):
+    with pytest.raises(InputError, match=r"'backbone\.layer2' of the student did not run as a module"):
         quick(student, teachers, hints={"backbone.layer2": "members.0.layer2"})
     assert not any(m._forward_hooks for m in teachers[0].modules())
 
@@ -316,8 +318,8 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("hints", "message"),
     [
-        ({"layer9": "1"}, "student has no layer 'layer9'; it has conv1"),
-        ({"conv1": "7"}, "teacher has no layer '7'; it has 0, 1"),
+        ({"layer9": "1"}, "student has no layer 'layer9': name one, such as conv1"),
+        ({"conv1": "7"}, "teacher has no layer '7': name one, such as 0, 1"),
         ({"layer1.0.conv9": "1"}, "student has no layer 'layer1.0.conv9'"),
         ({"layer1": "1"}, r"'layer1' -> '1': features \[2, 4, 8, 8\] and \[2, 64\] do not fit"),
     ],
@@ -339,13 +341,13 @@ def test_layers_that_no_hint_can_read() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"share": 1.5}, "share=1.5"),
-        ({"share": float("nan")}, "share=nan"),
+        ({"distill_share": 1.5}, "share=1.5"),
+        ({"distill_share": float("nan")}, "share=nan"),
         ({"temperature": 0.0}, "temperature=0"),
         ({"epochs": 0}, "epochs=0"),
         ({"hints": {"1": "1"}, "hint_weight": 0.0}, "hint_weight=0"),
         ({"hints": {"1": "1"}, "hint_weight": float("inf")}, "hint_weight=inf"),
-        ({"mode": "joint"}, "mode, teacher and penalty are set here"),
+        ({"mode": "joint"}, r"fit_options=.'mode'. are set here"),
     ],
 )
 def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -397,7 +399,17 @@ def test_networks_that_users_have(name: str) -> None:
         hints = where[name]
     torch.manual_seed(2)
     loader = [(torch.randn(4, 3, 32, 32), torch.arange(4))]
-    made = distill(student, loader[0][0], teacher, loader, epochs=1, lr=1e-3, hints=hints, data=loader, latency=False)
+    made = distill(
+        student,
+        loader[0][0],
+        teacher=teacher,
+        train_loader=loader,
+        epochs=1,
+        fit_options={"lr": 1e-3},
+        hints=hints,
+        eval_loader=loader,
+        latency=False,
+    )
     assert made.network(loader[0][0]).shape == (4, 10)
     assert not torch.equal(*(next(p for p in n.parameters() if p.ndim > 1) for n in (student, made.network)))
     assert made.report.after.macs != made.report.before.macs

@@ -40,7 +40,7 @@ def trained() -> tuple[nn.Module, list[Any]]:
 def figures(accuracy: float | None = None, **changes: Any) -> Measured:
     """A network of a thousand weights."""
     known: dict[str, Any] = {"chance": 0.1, "inputs": 1000, "latency_ms": 1.0, "latency_spread_ms": 0.05}
-    return Measured(1000, 1000, 4000, 1e6, accuracy=accuracy, **(known | changes))
+    return Measured(1000, 1000, file_bytes=4000, macs=1e6, accuracy=accuracy, **(known | changes))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def figures(accuracy: float | None = None, **changes: Any) -> Measured:
     ],
 )
 def test_a_loss_is_said(before: float | None, after: float | None, words: str | None) -> None:
-    report = Report("pruned", figures(before), figures(after))
+    report = Report("pruned", figures(before), after=figures(after))
     assert (words is None) == (not report.warnings)
     if words is not None:
         assert words in report.warnings[0]
@@ -65,7 +65,7 @@ def test_a_loss_is_said(before: float | None, after: float | None, words: str | 
 
 
 def test_few_inputs_do_not_make_a_loss() -> None:
-    report = Report("pruned", figures(0.9, inputs=20), figures(0.8, inputs=20))
+    report = Report("pruned", figures(0.9, inputs=20), after=figures(0.8, inputs=20))
     assert report.warnings == ()  # two of 20
 
 
@@ -78,7 +78,7 @@ def test_few_inputs_do_not_make_a_loss() -> None:
     ],
 )
 def test_no_gain_within_the_spread(changes: dict[str, Any], words: str) -> None:
-    report = Report("pruned", figures(), figures(**changes))
+    report = Report("pruned", figures(), after=figures(**changes))
     line = next(line for line in str(report).splitlines() if "latency" in line)
     assert words in line
     assert ("%" in line) == ("%" in words)
@@ -86,29 +86,29 @@ def test_no_gain_within_the_spread(changes: dict[str, Any], words: str) -> None:
 
 def test_zeros_claim_no_time(caplog: pytest.LogCaptureFixture) -> None:
     network, data = trained()
-    report = prune_weights(network, X, 0.5, data=data).report
+    report = prune_weights(network, X, amount=0.5, eval_loader=data).report
     line = next(line for line in str(report).splitlines() if "latency" in line)
     assert "%" not in line
     assert "same arithmetic" in line
-    assert "zeros save no time here" in str(report)
-    coded = quantize_weights(network, X, 8).report
+    assert "zeros save no time" in str(report)
+    coded = quantize_weights(network, X, bits=8).report
     assert "same arithmetic" in str(coded)
 
 
 @pytest.mark.parametrize(
     "method",
     [
-        lambda network, data: prune_weights(network, X, 0.995, data=data, latency=False),
+        lambda network, data: prune_weights(network, X, amount=0.995, eval_loader=data, latency=False),
         lambda network, data: quantize(
-            network, X, [0 * data[0][0]], accuracy_data=data, latency=False, ranges="minmax"
+            network, X, calibration_loader=[0 * data[0][0]], eval_loader=data, latency=False, ranges="minmax"
         ),
-        lambda network, data: separate(_forgetful(network), X, data=data, latency=False),
+        lambda network, data: separate(_forgetful(network), X, eval_loader=data, latency=False),
     ],
     ids=["weights", "int8", "separable"],
 )
 def test_methods_warn_of_what_nobody_would_accept(method: Any, caplog: pytest.LogCaptureFixture) -> None:
     network, data = trained()
-    assert measure([network], X, data, latency=False)[0].accuracy == pytest.approx(1.0, abs=0.01)
+    assert measure([network], X, eval_loader=data, latency=False)[0].accuracy == pytest.approx(1.0, abs=0.01)
     with caplog.at_level(logging.WARNING, "dynamic"):
         compressed = method(network, data)
     assert compressed.report.warnings
@@ -132,7 +132,7 @@ def _forgetful(network: nn.Module) -> nn.Module:
 
 def test_the_onnx_file_stands_beside_the_weights(tmp_path: Path) -> None:
     network, data = trained()
-    compressed = quantize(network, X, data)
+    compressed = quantize(network, X, calibration_loader=data)
     after = compressed.report.after
     export_stages(Cascade(compressed.network), tmp_path, X, progress=False)
     shipped = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
@@ -151,15 +151,15 @@ WRONG = ["a", None, True, 1.5, [0.5]]
 @pytest.mark.parametrize(
     ("words", "method"),
     [
-        ("amount=", lambda network, value: compress.prune_weights(network, X, value, latency=False)),
-        ("amount=", lambda network, value: compress.prune_channels(network, X, value, latency=False)),
-        ("count=", lambda network, value: compress.prune_blocks(network, X, value, latency=False)),
-        ("widths=", lambda network, value: compress.slimmable(network, X, value)),
-        ("clusters=", lambda network, value: compress.cluster(network, X, value, latency=False)),
-        ("bits=", lambda network, value: compress.quantize_weights(network, X, value, latency=False)),
+        ("amount=", lambda network, value: compress.prune_weights(network, X, amount=value, latency=False)),
+        ("amount=", lambda network, value: compress.prune_channels(network, X, amount=value, latency=False)),
+        ("count=", lambda network, value: compress.prune_blocks(network, X, count=value, latency=False)),
+        ("widths=", lambda network, value: compress.slimmable(network, X, widths=value)),
+        ("clusters=", lambda network, value: compress.cluster(network, X, clusters=value, latency=False)),
+        ("bits=", lambda network, value: compress.quantize_weights(network, X, bits=value, latency=False)),
         ("rank=", lambda network, value: compress.separate(network, X, rank=value, latency=False)),
         ("energy=", lambda network, value: compress.low_rank(network, X, energy=value, latency=False)),
-        ("sparsity=", lambda network, value: compress.lottery_ticket(trained, X, len, sparsity=value)),
+        ("sparsity=", lambda network, value: compress.lottery_ticket(trained, X, train=len, sparsity=value)),
         ("macs=", lambda network, value: compress.Target(macs=value, drop=0.5)),
     ],
 )
@@ -176,18 +176,20 @@ WRONG_CHANNELS = torch.zeros(2, 1, 8, 8)
 @pytest.mark.parametrize(
     "method",
     [
-        lambda network, x, pairs: compress.prune_weights(network, x, 0.5),
-        lambda network, x, pairs: compress.prune_channels(network, x, 0.5),
-        lambda network, x, pairs: compress.prune_blocks(network, x, 1),
+        lambda network, x, pairs: compress.prune_weights(network, x, amount=0.5),
+        lambda network, x, pairs: compress.prune_channels(network, x, amount=0.5),
+        lambda network, x, pairs: compress.prune_blocks(network, x, count=1),
         lambda network, x, pairs: compress.low_rank(network, x, energy=0.5),
         lambda network, x, pairs: compress.separate(network, x),
-        lambda network, x, pairs: compress.quantize(network, X, [x]),
-        lambda network, x, pairs: compress.quantize(network, x, [X]),
-        lambda network, x, pairs: compress.cluster(network, x, 2),
+        lambda network, x, pairs: compress.quantize(network, X, calibration_loader=[x]),
+        lambda network, x, pairs: compress.quantize(network, x, calibration_loader=[X]),
+        lambda network, x, pairs: compress.cluster(network, x, clusters=2),
         lambda network, x, pairs: compress.slimmable(network, x),
-        lambda network, x, pairs: compress.distill(network, x, network, pairs, epochs=1),
-        lambda network, x, pairs: compress.deep_compress(network, x, pairs),
-        lambda network, x, pairs: compress.prune_until(network, x, pairs, target=compress.Target(macs=0.5)),
+        lambda network, x, pairs: compress.distill(network, x, teacher=network, train_loader=pairs, epochs=1),
+        lambda network, x, pairs: compress.deep_compress(network, x, train_loader=pairs),
+        lambda network, x, pairs: compress.prune_until(
+            network, x, train_loader=pairs, target=compress.Target(macs=0.5)
+        ),
     ],
 )
 def test_a_wrong_number_of_channels_is_said_in_words(method: Any) -> None:
@@ -211,15 +213,15 @@ class Recurrent(nn.Module):
 def test_an_lstm_is_left_alone_with_a_reason() -> None:
     network, x = Recurrent().eval(), torch.zeros(2, 6, 5)
     for compressed in (
-        compress.prune_weights(network, x, 0.5, latency=False),
+        compress.prune_weights(network, x, amount=0.5, latency=False),
         compress.low_rank(network, x, energy=0.5, latency=False),
         compress.separate(network, x, latency=False),
-        compress.quantize(network, x, [torch.randn(4, 6, 5)], latency=False),
+        compress.quantize(network, x, calibration_loader=[torch.randn(4, 6, 5)], latency=False),
         compress.quantize_weights(network, x, latency=False),
     ):
         assert any("LSTM" in why for why in compressed.report.left_alone.values())
     with pytest.raises(WrapError, match="LSTM"):
-        compress.prune_channels(network, x, 0.5, latency=False)
+        compress.prune_channels(network, x, amount=0.5, latency=False)
     with pytest.raises(ExitError, match="no place where it can be cut, since it has too few layers"):
         dynamic.wrap(network, x, exits=2)
     with pytest.raises(ExitError, match="no place where it can be cut"):
@@ -232,12 +234,19 @@ def test_a_target_that_is_not_met_is_said(caplog: pytest.LogCaptureFixture) -> N
     options = {"round_to": 8}
     with caplog.at_level(logging.WARNING, "dynamic"):
         found = compress.prune_until(
-            network, X, data, target=compress.Target(macs=0.25), amount=0.5, epochs=1, steps=4, options=options
+            network,
+            X,
+            train_loader=data,
+            target=compress.Target(macs=0.25),
+            amount=0.5,
+            epochs=1,
+            steps=4,
+            method_options=options,
         )
     assert not found.report.facts["met"]
     note = next(note for note in found.report.notes if "not met" in note)
-    assert "macs 50.0% of the original's where 25.0% were asked for" in note
-    assert "widths are rounded" in note
+    assert "macs 50.0% of the original's where 25.0% was the target" in note
+    assert "widths are multiples" in note
     assert note in caplog.text
     assert note in str(found.report)
 
@@ -251,7 +260,7 @@ def test_passes_over_the_data_are_estimated() -> None:
 
 def test_names_and_defaults() -> None:
     ours, theirs = inspect.signature(compress.distill).parameters, dynamic.DistillationConfig()
-    defaults = [ours["share"].default, ours["temperature"].default]
+    defaults = [ours["distill_share"].default, ours["temperature"].default]
     defaults += [theirs.share, theirs.temperature]
     reason = " ".join((compress.distill.__doc__ or "").split())
     assert "{:g} and {:g}, differ from those of `dynamic.fit`, {:g} and {:g}, for a reason".format(*defaults) in reason

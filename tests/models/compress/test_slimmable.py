@@ -46,7 +46,7 @@ def trained_norms(net: Slimmable) -> Slimmable:
 
 def test_each_width_by_hand() -> None:
     network = small().eval()
-    net = slimmable(network, X, WIDTHS).eval()
+    net = slimmable(network, X, widths=WIDTHS).eval()
     narrow, half, full = net(X)
     assert torch.equal(full, network(X))
     for share, logits in ((0.25, narrow), (0.5, half)):
@@ -63,7 +63,7 @@ def test_each_width_by_hand() -> None:
 
 def test_sharing_is_counted_once() -> None:
     network = small()
-    net = slimmable(network, X, WIDTHS)
+    net = slimmable(network, X, widths=WIDTHS)
     own = sum(p.numel() for p in network.parameters())
     assert sum(p.numel() for p in net.parameters()) == own + 2 * (2 + 4)  # norms of 2 and 4 channels
     assert net.at(0.25)[0].weight is net.at(1.0)[0].weight
@@ -82,7 +82,7 @@ def test_extracted_is_the_shared_bit_for_bit(kind: str, tmp_path: Path) -> None:
         "resnet18": lambda: resnet18(weights=None, num_classes=7),
         "mobilenet": lambda: mobilenet_v3_small(weights=None, num_classes=7),
     }[kind]()
-    net = slimmable(made, x, (0.5, 1.0))
+    net = slimmable(made, x, widths=(0.5, 1.0))
     net.train()
     with torch.no_grad():
         net(x)
@@ -99,15 +99,15 @@ def test_extracted_is_the_shared_bit_for_bit(kind: str, tmp_path: Path) -> None:
 
 def test_extracted_cifar_resnet_is_one_of_that_width() -> None:
     x = torch.randn(2, 3, 32, 32)
-    plain = slimmable(CifarResNet(14, width=16), x, (0.5, 1.0)).extract(0.5).eval()
+    plain = slimmable(CifarResNet(14, width=16), x, widths=(0.5, 1.0)).extract(0.5).eval()
     other = CifarResNet(14, width=8).eval()
     other.load_state_dict(plain.state_dict())
     assert torch.equal(other(x), plain(x))
 
 
-def test_multiple_rounds_channels() -> None:
+def test_channels_are_rounded() -> None:
     net = slimmable(
-        nn.Sequential(nn.Conv2d(3, 24, 1), nn.Flatten(), nn.Linear(24 * 64, 5)), X, (0.1, 0.5, 1.0), multiple=8
+        nn.Sequential(nn.Conv2d(3, 24, 1), nn.Flatten(), nn.Linear(24 * 64, 5)), X, widths=(0.1, 0.5, 1.0), round_to=8
     )
     assert [net.at(w)[0].out_channels for w in net.widths] == [8, 16, 24]  # 2.4 -> 8, 12 -> 16
     assert [net.at(w)[2].out_features for w in net.widths] == [5, 5, 5]
@@ -117,14 +117,14 @@ def test_groups_stay_whole() -> None:
     def network() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, groups=2), nn.Flatten(), nn.Linear(16 * 36, 5))
 
-    net = slimmable(network(), X, (0.5, 1.0))
+    net = slimmable(network(), X, widths=(0.5, 1.0))
     assert (net.at(0.5)[1].groups, net.at(0.5)[1].in_channels, net.at(0.5)[1].out_channels) == (1, 4, 8)
-    with pytest.raises(WrapError, match="1 has groups of 4 channels and would be given 2"):
-        slimmable(network(), X, (0.25, 1.0))
+    with pytest.raises(WrapError, match="1 has groups of 4 channels and would get 2"):
+        slimmable(network(), X, widths=(0.25, 1.0))
 
 
 def test_gradient_is_that_of_the_sum() -> None:
-    net = trained_norms(slimmable(small(), X, WIDTHS))
+    net = trained_norms(slimmable(small(), X, widths=WIDTHS))
     labels = torch.tensor([0, 1, 2, 3])
     twin = copy.deepcopy(net)
     sum(F.cross_entropy(logits, labels) for logits in twin(X)).backward()
@@ -140,7 +140,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     batches = [(X, labels), (2 * X, labels)]
 
     def fitted(name: str, epochs: int, stop: int | None = None) -> Slimmable:
-        net = slimmable(small(), X, WIDTHS)
+        net = slimmable(small(), X, widths=WIDTHS)
         seen = iter(range(10))
 
         class Killed(list):  # type: ignore[type-arg]
@@ -164,23 +164,23 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_stages_of_a_cascade() -> None:
-    net = trained_norms(slimmable(small(), X, WIDTHS)).eval()
+    net = trained_norms(slimmable(small(), X, widths=WIDTHS)).eval()
     carry: tuple[Tensor, ...] = (X,)
     for stage, logits in zip(net.exit_stages, net(X), strict=True):
         answer, *rest = stage(*carry)
         carry = tuple(rest)
         assert torch.equal(answer, logits)
     assert [stage.name for stage in net.exit_stages] == ["width 0.25", "width 0.5", "width 1"]
-    (measured,) = measure([slimmable(small(), X, (0.5, 1.0))], X)  # exports it
+    (measured,) = measure([slimmable(small(), X, widths=(0.5, 1.0))], X)  # exports it
     assert measured.latency_ms is not None
 
 
 def test_copies_and_weights_stay_shared(tmp_path: Path) -> None:
-    net = copy.deepcopy(slimmable(small(), X, WIDTHS)).double().float()
+    net = copy.deepcopy(slimmable(small(), X, widths=WIDTHS)).double().float()
     assert isinstance(net.at(0.25)[0], SlimConv2d)
     assert net.at(0.25)[0].weight is net.at(1.0)[0].weight
     dynamic.models.save_weights(net, tmp_path / "it.safetensors")
-    other = slimmable(nn.Sequential(*small()).apply(lambda m: getattr(m, "reset_parameters", int)()), X, WIDTHS)
+    other = slimmable(nn.Sequential(*small()).apply(lambda m: getattr(m, "reset_parameters", int)()), X, widths=WIDTHS)
     dynamic.models.load_weights(other, tmp_path / "it.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(net.eval()(X), other.eval()(X), strict=True))
 
@@ -188,7 +188,7 @@ def test_copies_and_weights_stay_shared(tmp_path: Path) -> None:
 def test_the_network_is_not_touched() -> None:
     network = small().train()
     before = copy.deepcopy(network.state_dict())
-    slimmable(network, X, WIDTHS)
+    slimmable(network, X, widths=WIDTHS)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert network.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
@@ -199,19 +199,19 @@ def test_the_network_is_not_touched() -> None:
 )
 def test_bad_widths(widths: tuple[float, ...]) -> None:
     with pytest.raises(SettingError, match="widths="):
-        slimmable(small(), X, widths)
+        slimmable(small(), X, widths=widths)
 
 
 def test_bad_input() -> None:
-    with pytest.raises(SettingError, match="multiple=0"):
-        slimmable(small(), X, multiple=0)
+    with pytest.raises(SettingError, match="round_to=0"):
+        slimmable(small(), X, round_to=0)
     with pytest.raises(InputError, match="does not take example inputs"):
         slimmable(small(), X[:, :2])
-    with pytest.raises(SettingError, match=r"width 0.3 is not one of \(0.25, 0.5, 1.0\)"):
-        slimmable(small(), X, WIDTHS).at(0.3)
+    with pytest.raises(SettingError, match=r"width 0.3 is none of \(0.25, 0.5, 1.0\)"):
+        slimmable(small(), X, widths=WIDTHS).at(0.3)
     with pytest.raises(WrapError, match="has exits"):
-        slimmable(slimmable(small(), X, WIDTHS), X)
-    with pytest.raises(InputError, match=r"expected logits \[B, C\]"):
+        slimmable(slimmable(small(), X, widths=WIDTHS), X)
+    with pytest.raises(InputError, match=r"logits \[B, C\] are needed"):
         slimmable(nn.Conv2d(3, 4, 1), X)
 
 
@@ -219,12 +219,14 @@ def test_layers_that_cannot_be_narrowed_are_named() -> None:
     with pytest.raises(WrapError, match=r"ln_1 \(LayerNorm\)"):
         slimmable(VisionTransformer(32, 16, 1, 2, 16, 16), torch.randn(1, 3, 32, 32))
     network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Unflatten(1, (8, 1)), nn.Flatten(), nn.Linear(512, 5))
-    with pytest.raises(WrapError, match=r"cannot be made 0\.5 wide"):
-        slimmable(network, X, (0.5, 1.0))
+    with pytest.raises(WrapError, match=r"does not run at width 0\.5"):
+        slimmable(network, X, widths=(0.5, 1.0))
 
 
 def test_factories_that_do_not_correspond() -> None:
     with pytest.raises(WrapError, match="conv1 has weights"):
-        slimmable(lambda width: CifarResNet(8, width=8 if width == 1 else 16), torch.randn(2, 3, 32, 32), (0.5, 1.0))
+        slimmable(
+            lambda width: CifarResNet(8, width=8 if width == 1 else 16), torch.randn(2, 3, 32, 32), widths=(0.5, 1.0)
+        )
     with pytest.raises(WrapError, match="gives 5 classes, at full width 10"):
-        slimmable(lambda width: CifarResNet(8, 10 if width == 1 else 5), torch.randn(2, 3, 32, 32), (0.5, 1.0))
+        slimmable(lambda width: CifarResNet(8, 10 if width == 1 else 5), torch.randn(2, 3, 32, 32), widths=(0.5, 1.0))

@@ -178,7 +178,7 @@ def test_inputs_that_change_together_and_those_that_are_missing() -> None:
 
 def test_int8_exits_take_the_sizes_of_the_wrapped_network() -> None:
     net = wrapped(Written(12).eval(), torch.randn(2, 12, 8))
-    made = quantize(net, torch.randn(2, 12, 8), [torch.randn(8, 12, 8)], latency=False).network
+    made = quantize(net, torch.randn(2, 12, 8), calibration_loader=[torch.randn(8, 12, 8)], latency=False).network
     assert len(made(torch.randn(2, 12, 8))) == 2
     with pytest.raises(InputError, match=r"\[2, 7, 8\].*\[B, 12, 8\]"):
         made(torch.randn(2, 7, 8))

@@ -22,7 +22,7 @@ def network() -> nn.Module:
     [((), 0.5 * (CONV + LAST)), (("0",), CONV + 0.5 * LAST), (("3",), 0.5 * CONV + LAST)],
 )
 def test_only_layers_in_int8_count_half(skip: tuple[str, ...], cost: float) -> None:
-    small = quantize(network(), X, [X], skip=skip, latency=False).network
+    small = quantize(network(), X, calibration_loader=[X], skip=skip, latency=False).network
     assert count_macs(small, (X,)).total == CONV + LAST
     assert cost_macs(small, (X,)) == cost
     assert cost_macs(network(), (X,)) == CONV + LAST
@@ -33,7 +33,7 @@ def test_after_it_was_traced_again_too() -> None:
     plain = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)
     )
-    small = quantize(plain.eval(), X, [X], skip=("2",), latency=False).network
+    small = quantize(plain.eval(), X, calibration_loader=[X], skip=("2",), latency=False).network
     net = dynamic.wrap(small, X, exits=1)
     whole = 0.5 * CONV + 8 * 8 * 9 * 4 * 4 + 0.5 * 128 * 10
     carry, cost = (X,), 0.0
@@ -47,5 +47,5 @@ def test_a_matrix_product_of_a_sequence() -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Flatten(), nn.Linear(40, 3)).eval()
     x = torch.randn(4, 5, 6)
-    small = quantize(plain, x, [x], skip=("3",), latency=False).network
+    small = quantize(plain, x, calibration_loader=[x], skip=("3",), latency=False).network
     assert cost_macs(small, (x,)) == 0.5 * 5 * 6 * 8 + 40 * 3

@@ -99,7 +99,7 @@ def test_a_view_of_a_parameter_is_counted(kind: type[nn.Module]) -> None:
         assert found == MACS[kind]
     bundle = dynamic.build(network, [(TOKENS, LABELS)])
     assert bundle.records.macs == (found,)
-    assert quantize(network, TOKENS[:2], [TOKENS], latency=False).report.before.macs > 0
+    assert quantize(network, TOKENS[:2], calibration_loader=[TOKENS], latency=False).report.before.macs > 0
 
 
 class Uncountable(nn.Module):
@@ -209,11 +209,11 @@ def test_networks_with_computed_weights_are_copied_and_compressed(name: str) -> 
         ordinary = plain(copied(network))
         torch.testing.assert_close(ordinary(PICTURES), expected, rtol=0, atol=1e-6)
         assert {n for n, _ in ordinary.named_parameters()} >= {"one.weight", "out.weight"}
-    int8 = quantize(network, PICTURES[:2], [PICTURES], latency=False)
+    int8 = quantize(network, PICTURES[:2], calibration_loader=[PICTURES], latency=False)
     assert int8.report.left_alone == {}
     assert (int8.network(PICTURES) - expected).abs().max() < 0.1 * expected.abs().max()
     if name != "keeps":
-        smaller = prune_channels(network, PICTURES[:2], 0.5, latency=False).network
+        smaller = prune_channels(network, PICTURES[:2], amount=0.5, latency=False).network
         assert smaller(PICTURES).shape == (60, 3)
 
 
@@ -225,7 +225,7 @@ def test_they_wrap_build_and_learn(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(net.eval()(PICTURES)[-1], network(PICTURES))
     assert len(dynamic.build(net, loader, allow_reuse=True).spec.stages) == 2
-    student = distill(used(name), PICTURES[:2], network, loader, epochs=1, latency=False).network
+    student = distill(used(name), PICTURES[:2], teacher=network, train_loader=loader, epochs=1, latency=False).network
     assert student(PICTURES).shape == (60, 3)
 
 
@@ -240,7 +240,7 @@ def test_one_logit_with_a_sigmoid_is_named_by_all() -> None:
         lambda: dynamic.build(network, loader),
         lambda: dynamic.build(network, loader, risk="disagreement", engine="torch"),
         lambda: accuracy(network, loader),
-        lambda: dynamic.family(network, loader, means=[]),
+        lambda: dynamic.family(network, loader, methods=[]),
     ]
     remedy = r"gives 1 logit for each input.*torch\.cat\(\[torch\.zeros_like\(x\), x\], 1\)"
     for run in work:

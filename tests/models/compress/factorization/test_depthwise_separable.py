@@ -10,7 +10,7 @@ from torchvision.models import mobilenet_v3_small, resnet18
 
 import dynamic
 from dynamic.models import CifarResNet
-from dynamic.models.compress.factorization.depthwise_separable import separate, separated
+from dynamic.models.compress.factorization.depthwise_separable import separate, separate_convolution
 from dynamic.policies.errors import InputError, SettingError
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -53,7 +53,7 @@ def separable_of(conv: nn.Conv2d) -> nn.Conv2d:
 def test_a_separable_one_comes_back(conv: nn.Conv2d) -> None:
     conv = separable_of(conv)
     x = torch.randn(2, 4, 11, 12, dtype=torch.double)
-    made, kept = separated(conv, 1)
+    made, kept = separate_convolution(conv, 1)
     assert kept == pytest.approx(1)
     assert [part.groups for part in made] == [4, conv.groups]
     torch.testing.assert_close(made(x), conv(x), rtol=1e-10, atol=1e-10)
@@ -63,7 +63,7 @@ def test_a_separable_one_comes_back(conv: nn.Conv2d) -> None:
 def test_full_rank_is_the_convolution(conv: nn.Conv2d) -> None:
     conv = copy.deepcopy(conv).double()
     x = torch.randn(2, 4, 11, 12, dtype=torch.double)
-    made, kept = separated(conv, 100)
+    made, kept = separate_convolution(conv, 100)
     assert kept == pytest.approx(1)
     torch.testing.assert_close(made(x), conv(x), rtol=1e-10, atol=1e-10)
 
@@ -75,7 +75,7 @@ def test_error_is_what_was_dropped(rank: int) -> None:
     for channel in conv.weight.detach().numpy().transpose(1, 0, 2, 3):
         values = np.linalg.svd(channel.reshape(5, 9), compute_uv=False)
         dropped, total = dropped + (values[rank:] ** 2).sum(), total + (values**2).sum()
-    made, kept = separated(conv, rank)
+    made, kept = separate_convolution(conv, rank)
     impulses = torch.zeros(2, 2, 5, 5, dtype=torch.double)  # the answers are the kernels
     impulses[0, 0, 2, 2] = impulses[1, 1, 2, 2] = 1
     error = (made(impulses) - conv(impulses)).detach()
@@ -86,7 +86,7 @@ def test_error_is_what_was_dropped(rank: int) -> None:
 def test_no_other_factors_are_nearer() -> None:
     # gradient descent on the factors from where they are finds nothing better
     conv = nn.Conv2d(3, 4, 3, bias=False).double()
-    made, _ = separated(conv, 1)
+    made, _ = separate_convolution(conv, 1)
     depthwise, pointwise = made[0].weight, made[1].weight
     product = pointwise.reshape(4, 3, 1, 1) * depthwise.reshape(1, 3, 3, 3)
     (product - conv.weight.detach()).square().sum().backward()
@@ -116,7 +116,7 @@ def test_rank_layers_and_skip() -> None:
     made = separate(small(), X, layers=["2"], latency=False)
     assert made.report.left_alone == {}
     made = separate(small(), X, skip=["2"], latency=False)
-    assert made.report.left_alone["2"] == "skipped"
+    assert made.report.left_alone["2"] == "in skip"
     assert list(made.report.facts["kept"]) == ["0"]
 
 

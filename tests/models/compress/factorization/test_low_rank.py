@@ -132,17 +132,17 @@ def test_shares_names_kinds_and_skip() -> None:
     ranks = {"linear": 2, "spatial": 0.34}
     made = low_rank(Small(), X, rank=ranks, latency=False)
     assert {n: row["rank"] for n, row in made.report.facts["ranks"].items()} == {"spatial": 3, "linear": 2}
-    assert made.report.left_alone == {"pointwise": "no rank was given for it"}
+    assert made.report.left_alone == {"pointwise": "rank does not name it"}
     made = low_rank(Small(), X, rank=2, kinds=("linear", "spatial"), skip=["linear"], latency=False)
     assert list(made.report.facts["ranks"]) == ["spatial"]
-    assert made.report.left_alone == {"pointwise": "pointwise layers were not asked for", "linear": "skipped"}
+    assert made.report.left_alone == {"pointwise": "pointwise layers are not in kinds", "linear": "in skip"}
 
 
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({}, SettingError, "give one of them"),
-        ({"rank": 2, "energy": 0.5}, SettingError, "give one of them"),
+        ({}, SettingError, "give one of the two"),
+        ({"rank": 2, "energy": 0.5}, SettingError, "give one of the two"),
         ({"energy": 0.0}, SettingError, r"energy=0.0 is not in \(0, 1\]"),
         ({"energy": 1.5}, SettingError, "energy=1.5"),
         ({"energy": float("nan")}, SettingError, "energy=nan"),
@@ -155,7 +155,7 @@ def test_shares_names_kinds_and_skip() -> None:
         ({"rank": 1, "skip": ["nowhere"]}, InputError, "'nowhere' is no module"),
         ({"rank": 1, "skip": "linear"}, InputError, "is a string"),
         ({"rank": 1, "kinds": ("dense",)}, SettingError, "kinds="),
-        ({"rank": 1, "calibration_data": []}, CalibrationError, "no batch"),
+        ({"rank": 1, "calibration_loader": []}, CalibrationError, "no batch"),
     ],
 )
 def test_bad_settings(options: dict[str, object], error: type[Exception], says: str) -> None:
@@ -223,7 +223,7 @@ def test_calibration_keeps_what_the_inputs_use() -> None:
     network[0].weight.data = torch.zeros(6, 2).fill_diagonal_(1.0) * torch.tensor([5.0, 1.0])
     plain = low_rank(network, inputs, rank=1, latency=False).network
     assert float((plain(inputs) - network(inputs)).detach().abs().max()) > 1
-    aware = low_rank(network, inputs, rank=1, calibration_data=[inputs], latency=False).network
+    aware = low_rank(network, inputs, rank=1, calibration_loader=[inputs], latency=False).network
     torch.testing.assert_close(aware(inputs), network(inputs), rtol=1e-4, atol=1e-4)
 
 
@@ -235,7 +235,7 @@ def test_calibration_is_the_best_of_its_rank() -> None:
     network = nn.Sequential(nn.Linear(6, 8)).double()
     y = network(x).detach()
     made = low_rank(
-        network, x, rank=2, calibration_data=[(x, torch.zeros(500, dtype=torch.int64))], latency=False
+        network, x, rank=2, calibration_loader=[(x, torch.zeros(500, dtype=torch.int64))], latency=False
     ).network
     values = np.linalg.svd((y - y.mean(0)).numpy(), compute_uv=False)
     assert float((made(x) - y).detach().norm()) == pytest.approx(np.sqrt((values[2:] ** 2).sum()), rel=1e-6)
@@ -246,11 +246,13 @@ def test_calibration_of_strided_groups() -> None:
     network = nn.Sequential(nn.Conv2d(8, 16, 1, stride=2, groups=2, bias=False), nn.Flatten(), nn.LazyLinear(3))
     x = torch.randn(6, 8, 5, 5)
     network(x)
-    plain, aware = (low_rank(network, x, rank={"0": 2}, calibration_data=c, latency=False).network for c in (None, [x]))
+    plain, aware = (
+        low_rank(network, x, rank={"0": 2}, calibration_loader=c, latency=False).network for c in (None, [x])
+    )
     errors = [float((made[0](x) - network[0](x)).detach().norm()) for made in (plain, aware)]
     assert errors[1] < errors[0]
-    with pytest.raises(CalibrationError, match="0 is given NaN"):
-        low_rank(network, x, rank=2, calibration_data=[x * float("nan")], latency=False)
+    with pytest.raises(CalibrationError, match="0 gets NaN"):
+        low_rank(network, x, rank=2, calibration_loader=[x * float("nan")], latency=False)
 
 
 def test_types_and_frozen_layers_stay() -> None:
@@ -281,7 +283,7 @@ def test_exits() -> None:
 
 
 def test_latency_and_accuracy_are_reported() -> None:
-    told = low_rank(Small(), X, rank=3, data=[(X, torch.zeros(4, dtype=torch.int64))]).report
+    told = low_rank(Small(), X, rank=3, eval_loader=[(X, torch.zeros(4, dtype=torch.int64))]).report
     assert told.before.latency_ms is not None
     assert told.after.latency_ms is not None
     assert told.after.accuracy is not None

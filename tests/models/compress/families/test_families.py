@@ -25,7 +25,7 @@ from dynamic.errors import (
     WrapError,
 )
 from dynamic.models import CifarResNet
-from dynamic.models.compress.families import comparison
+from dynamic.models.compress.families import engine_comparison
 from dynamic.models.compress.families.cascade_advice import advice, networks_alone
 from dynamic.models.compress.families.family import Family
 from dynamic.models.compress.families.recipes import Recipe
@@ -33,8 +33,8 @@ from dynamic.models.compress.report import Compressed, Measured, Report
 from dynamic.policies.certification.replay import replay
 from dynamic.policies.ladder import OperatingPoint
 
-NOTHING = Report("by hand", Measured(1, 1, 1, 1.0), Measured(1, 1, 1, 1.0))
-QUICK: dict[str, Any] = {"engine": "torch", "memory": False, "by": "macs", "progress": False}
+NOTHING = Report("by hand", Measured(1, 1, file_bytes=1, macs=1.0), after=Measured(1, 1, file_bytes=1, macs=1.0))
+QUICK: dict[str, Any] = {"engine": "torch", "memory": False, "cost": "macs", "progress": False}
 
 
 class Slim(nn.Module):
@@ -83,10 +83,10 @@ def made(network: nn.Module) -> Family:
         network,
         batches("choose"),
         train_loader=batches("train"),
-        means=[thin, "quantize"],
+        methods=[thin, "quantize"],
         others={"untrained": Slim(4)},
         epochs=3,
-        fitting={"optimizer": "adamw", "autocast": False},
+        fit_options={"optimizer": "adamw", "autocast": False},
         progress=False,
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -138,7 +138,7 @@ def test_the_cascade_goes_from_fast_to_the_reference(made: Family) -> None:
     cascade = made.cascade()
     assert cascade.names[-1] == "CifarResNet"
     assert cascade.networks[-1] is made.reference.network
-    took = [m.latency_ms for m in made.kept]
+    took = [m.latency_ms for m in made.cascade_members]
     assert took == sorted(took)
     assert len({m.latency_ms for m in made.members}) == 4
 
@@ -206,7 +206,7 @@ def test_advice_compares_with_every_network_alone(profiled: dynamic.Bundle) -> N
     # half leave after 1 ms, half after 11
     best = max(a.accuracy for a in alone)
     said = advice(hand_made(profiled, best + 0.001))
-    assert "6.000 ms, 9.0 MB; no network alone is as accurate" in said
+    assert "6.000 ms, 9.0 MB: no network alone is as accurate" in said
     # the network itself is as accurate as the point, which takes 6 of its 10 ms, or one that is faster than it is
     bundle = hand_made(profiled, alone[-1].accuracy)
     rivals = [a for a in alone if a.accuracy >= alone[-1].accuracy]
@@ -231,8 +231,8 @@ def test_advice_does_not_sell_what_a_profile_cannot_tell(
     # half leave after 1 ms, half after 5: 3 ms, 0.94 or 0.86 of the time of the int8 network, which is as accurate
     costs = replace(bundle.costs, latency_ms=((1.0,), (2.0,), (alone_ms,), (4.0,)))
     said = advice(replace(bundle, costs=costs))
-    assert f"3.000 ms, 9.0 MB; {3 / alone_ms:.2f} of the time of {eight.name}" in said
-    assert ("too close to tell" in said) is close
+    assert f"3.000 ms, 9.0 MB: {3 / alone_ms:.2f} of the time of {eight.name}" in said
+    assert ("too close" in said) is close
 
 
 def test_advice_needs_costs_and_labels(bundle: dynamic.Bundle, made: Family, profiled: dynamic.Bundle) -> None:
@@ -265,13 +265,13 @@ def shrunk(network: nn.Module, example_inputs: Any, amount: int) -> Compressed:
     return slim(64 - amount)
 
 
-SHRINK = Recipe("shrink", shrunk, tuple(range(0, 64, 4)))
+SHRINK = Recipe("shrink", shrunk, amounts=tuple(range(0, 64, 4)))
 
 
 def test_targets_are_shares_of_multiply_adds() -> None:
     torch.manual_seed(0)
     wide = Slim(64)
-    found = dynamic.family(wide, batches("choose"), (0.5, 0.2), means=[SHRINK], **QUICK)
+    found = dynamic.family(wide, batches("choose"), targets=(0.5, 0.2), methods=[SHRINK], **QUICK)
     # a width of w costs 74 w; 32 is the first at half of 64, 12 the first at a fifth (12.8)
     assert {m.name: m.measured.macs for m in found.members} == {
         "shrink-50": 74 * 32,
@@ -281,34 +281,34 @@ def test_targets_are_shares_of_multiply_adds() -> None:
 
 
 def test_int8_is_tried_by_itself(network: nn.Module) -> None:
-    found = dynamic.family(network, batches("choose"), (0.7,), by="macs", memory=False, progress=False)
+    found = dynamic.family(network, batches("choose"), targets=(0.7,), cost="macs", memory=False, progress=False)
     made = {m.name.split("-")[0] for m in found.members}
     assert {"quantize", "prune_channels", "prune_blocks"} <= made
     assert "quantize" not in found.failed
 
 
 def test_a_target_out_of_reach_is_noted_and_not_made() -> None:
-    found = dynamic.family(Slim(64), batches("choose"), (0.5, 0.01), means=[SHRINK], **QUICK)
+    found = dynamic.family(Slim(64), batches("choose"), targets=(0.5, 0.01), methods=[SHRINK], **QUICK)
     assert [m.name for m in found.members if m.role == "sub-model"] == ["shrink-50"]
-    assert "shrink-1: shrink does not get there, 0.06 of the cost is the least; not made" in str(found)
-    with pytest.raises(InputError, match="no network beside Slim: shrink-1: shrink does not get there"):
-        dynamic.family(Slim(64), batches("choose"), (0.01,), means=[SHRINK], **QUICK)
+    assert "shrink does not reach the target, 0.06 of the cost is the least" in str(found)
+    with pytest.raises(InputError, match="beside Slim: shrink-1 was not made: shrink does not reach the target"):
+        dynamic.family(Slim(64), batches("choose"), targets=(0.01,), methods=[SHRINK], **QUICK)
 
 
 def test_what_comes_last_counts_towards_the_target() -> None:
     def narrowed(network: nn.Module, example_inputs: Any, amount: None) -> Compressed:
         return slim(network.layers[1].out_features // 2)
 
-    both = Recipe("both", shrunk, SHRINK.amounts, then=Recipe("halve", narrowed))
-    found = dynamic.family(Slim(64), batches("choose"), (0.25,), means=[both], **QUICK)
+    both = Recipe("both", shrunk, amounts=SHRINK.amounts, then=Recipe("halve", narrowed))
+    found = dynamic.family(Slim(64), batches("choose"), targets=(0.25,), methods=[both], **QUICK)
     assert [m.measured.macs for m in found.members if m.role == "sub-model"] == [74 * 16]  # 32 before it was halved
 
 
 def test_one_sub_model_is_not_made_twice() -> None:
-    two = Recipe("two", shrunk, (0, 60))
-    found = dynamic.family(Slim(64), batches("choose"), (0.5, 0.2), means=[two], **QUICK)
+    two = Recipe("two", shrunk, amounts=(0, 60))
+    found = dynamic.family(Slim(64), batches("choose"), targets=(0.5, 0.2), methods=[two], **QUICK)
     assert [m.name for m in found.members if m.role == "sub-model"] == ["two-50"]
-    assert "two-20: what was made for a larger target gets there too" in found.notes
+    assert "two-20 was not made: the sub-model for a larger target reaches this one too" in found.notes
 
 
 def test_latency_is_a_target_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +323,7 @@ def test_latency_is_a_target_too(monkeypatch: pytest.MonkeyPatch) -> None:
             found.append([float(ran[0])] * 3)
         return found
 
-    monkeypatch.setattr(comparison, "turns_ms", layers_ms)
+    monkeypatch.setattr(engine_comparison, "turns_ms", layers_ms)
 
     def repeated(network: nn.Module, example_inputs: Any, amount: int) -> Compressed:
         return Compressed(nn.Sequential(*[Layer() for _ in range(60 - amount)], Slim(4)), NOTHING)
@@ -333,9 +333,9 @@ def test_latency_is_a_target_too(monkeypatch: pytest.MonkeyPatch) -> None:
             ran[0] += 1
             return x + torch.tanh(x) * 1e-3
 
-    method = Recipe("shorten", repeated, (5, 40, 55))
+    method = Recipe("shorten", repeated, amounts=(5, 40, 55))
     whole = repeated(nn.Identity(), None, 0).network
-    found = dynamic.family(whole, batches("choose"), (0.6,), means=[method], engine="torch", memory=False)
+    found = dynamic.family(whole, batches("choose"), targets=(0.6,), methods=[method], engine="torch", memory=False)
     (sub,) = (m for m in found.members if m.role == "sub-model")
     # 20 of 60 layers are the most that take no more than 0.6 of the time: 55 take 0.92
     assert len(sub.network) == 21
@@ -346,8 +346,8 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     def run(epochs: int, **options: Any) -> dict[str, Tensor]:
         torch.manual_seed(0)
         found = dynamic.family(
-            Slim(64), batches("choose"), (0.5,), means=[SHRINK], train_loader=batches("train"), epochs=epochs,
-            fitting={"optimizer": "adamw", "autocast": False} | options, checkpoint_dir=tmp_path, **QUICK,
+            Slim(64), batches("choose"), targets=(0.5,), methods=[SHRINK], train_loader=batches("train"), epochs=epochs,
+            fit_options={"optimizer": "adamw", "autocast": False} | options, checkpoint=tmp_path, **QUICK,
         )  # fmt: skip
         (sub,) = (m for m in found.members if m.role == "sub-model")
         return sub.network.state_dict()
@@ -368,7 +368,12 @@ def test_a_choice_of_another_run_is_refused(tmp_path: Path) -> None:
     def run(width: int = 64, seed: int = 0, target: float = 0.5, **settings: Any) -> None:
         torch.manual_seed(seed)
         dynamic.family(
-            Slim(width), batches("choose"), (target,), means=[SHRINK], checkpoint_dir=tmp_path, **(QUICK | settings)
+            Slim(width),
+            batches("choose"),
+            targets=(target,),
+            methods=[SHRINK],
+            checkpoint=tmp_path,
+            **(QUICK | settings),
         )
 
     run()
@@ -377,7 +382,7 @@ def test_a_choice_of_another_run_is_refused(tmp_path: Path) -> None:
         ({"seed": 1}, "network"),
         ({"width": 48}, "network"),
         ({"target": 0.501}, "target=0.5 .now 0.501"),
-        ({"by": "latency"}, "by=macs .now latency"),
+        ({"cost": "latency"}, "cost=macs .now latency"),
         ({"engine": "onnxruntime"}, "engine=torch .now onnxruntime"),
     ):
         with pytest.raises(BundleError, match=rf"shrink-50.json was chosen with {said}"):
@@ -389,21 +394,21 @@ def test_a_choice_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_what_fails_is_listed(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="dynamic"):
-        found = dynamic.family(Slim(16), batches("choose"), means=[thin, fails], **QUICK)
+        found = dynamic.family(Slim(16), batches("choose"), methods=[thin, fails], **QUICK)
     assert found.failed == {"fails": "this network cannot be made smaller"}
     assert "fails could not be made: this network cannot be made smaller" in str(found)
     assert "fails could not be made" in caplog.text
     with pytest.raises(InputError, match="no network beside Slim: fails: this network cannot be made smaller"):
-        dynamic.family(Slim(16), batches("choose"), means=[fails], **QUICK)
-    with pytest.raises(InputError, match="no means and no others"):
-        dynamic.family(Slim(16), batches("choose"), means=[], **QUICK)
+        dynamic.family(Slim(16), batches("choose"), methods=[fails], **QUICK)
+    with pytest.raises(InputError, match="no methods and no others"):
+        dynamic.family(Slim(16), batches("choose"), methods=[], **QUICK)
 
 
 def test_networks_with_exits_belong_to_a_family(network: nn.Module) -> None:
     x, _ = batches("choose")[0]
     net = dynamic.wrap(network, x[:2], exits=1)
     small = dynamic.wrap(CifarResNet(8, in_channels=1, width=4).eval(), x[:2], exits=1)
-    found = dynamic.family(net, batches("choose"), means=[], others=[small, Slim(4)], **QUICK)
+    found = dynamic.family(net, batches("choose"), methods=[], others=[small, Slim(4)], **QUICK)
     names = {m.name: m for m in found.members}
     assert set(names) == {"CifarResNet", "CifarResNet-2", "Slim"}
     assert found.reference.network is net
@@ -415,7 +420,7 @@ def test_networks_with_exits_belong_to_a_family(network: nn.Module) -> None:
 
 
 def test_a_single_reading_of_the_data_is_enough() -> None:
-    found = dynamic.family(Slim(16), iter(batches("choose")), means=[thin], **QUICK)
+    found = dynamic.family(Slim(16), iter(batches("choose")), methods=[thin], **QUICK)
     assert len(found.reference.right) == 300
 
 
@@ -424,40 +429,42 @@ def test_bad_settings_are_named() -> None:
     for wrong, error, said in (
         ({"targets": (2.0,)}, SettingError, "targets holds 2.0"),
         ({"targets": ()}, SettingError, "targets is empty"),
-        ({"by": "energy"}, SettingError, "by='energy'"),
-        ({"sure": 1.0}, SettingError, "sure=1.0"),
-        ({"sure": float("nan")}, SettingError, "sure=nan"),
+        ({"cost": "energy"}, SettingError, "cost='energy'"),
+        ({"min_confidence": 1.0}, SettingError, "min_confidence=1.0"),
+        ({"min_confidence": float("nan")}, SettingError, "min_confidence=nan"),
         ({"epochs": -1}, SettingError, "epochs=-1"),
         ({"epochs": 1.5}, SettingError, "epochs=1.5"),
         ({"engine": "abacus"}, EngineError, "abacus"),
         ({"precision": "f8"}, EngineError, "f8"),
-        ({"means": "thin"}, InputError, "give a list"),
-        ({"means": ["squeeze"]}, InputError, "squeeze"),
+        ({"methods": "thin"}, InputError, "give a list"),
+        ({"methods": ["squeeze"]}, SettingError, "squeeze"),
         ({"train_loader": iter(data)}, InputError, "read once"),
         ({"others": [nn.Linear(3, 10)]}, InputError, "Linear does not take the inputs"),
-        ({"others": [nn.Flatten()]}, InputError, "Flatten tells 64 classes apart, the network 10"),
+        ({"others": [nn.Flatten()]}, InputError, "Flatten has 64 classes, the network 10"),
         ({"others": [nn.Identity()]}, InputError, "Identity gives"),
     ):
         with pytest.raises(error, match=said):
-            dynamic.family(net, data, **({"means": [SHRINK]} | QUICK | wrong))  # type: ignore[arg-type]
+            dynamic.family(net, data, **({"methods": [SHRINK]} | QUICK | wrong))  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match="empty"):
-        dynamic.family(net, [], means=[thin], **QUICK)
+        dynamic.family(net, [], methods=[thin], **QUICK)
     with pytest.raises(InputError, match="without labels"):
-        dynamic.family(net, [data[0][0]], means=[thin], **QUICK)
+        dynamic.family(net, [data[0][0]], methods=[thin], **QUICK)
 
 
 def test_a_member_that_nobody_would_accept_is_not_in_the_cascade() -> None:
     # untrained: right in one of ten
-    found = dynamic.family(Trained().eval(), batches("choose"), (), means=[], others={"untrained": Slim(2)}, **QUICK)
+    found = dynamic.family(
+        Trained().eval(), batches("choose"), targets=(), methods=[], others={"untrained": Slim(2)}, **QUICK
+    )
     assert found.floor == pytest.approx(0.1 + 0.5 * (found.reference.accuracy - 0.1), abs=0.05)
-    assert [m.name for m in found.kept] == ["Trained"]
+    assert [m.name for m in found.cascade_members] == ["Trained"]
     assert "below the floor of accuracy" in str(found)
     lower = dynamic.family(
-        Trained().eval(), batches("choose"), (), means=[], others={"untrained": Slim(2)}, floor=0, **QUICK
+        Trained().eval(), batches("choose"), targets=(), methods=[], others={"untrained": Slim(2)}, floor=0, **QUICK
     )
     assert "below the floor" not in str(lower)
     with pytest.raises(SettingError, match="floor=7 must be an accuracy"):
-        dynamic.family(Trained().eval(), batches("choose"), (), means=[], floor=7, **QUICK)
+        dynamic.family(Trained().eval(), batches("choose"), targets=(), methods=[], floor=7, **QUICK)
 
 
 class Trained(nn.Module):

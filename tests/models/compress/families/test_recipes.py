@@ -1,7 +1,7 @@
 """How far a method has to go for a target, by a method whose costs are known; and what the names mean."""
 
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 
 from dynamic.errors import InputError, SettingError, WrapError
 from dynamic.models.compress.families.recipes import (
-    MEANS,
+    MethodName,
     Recipe,
     as_named,
     checked_targets,
@@ -21,11 +21,11 @@ from dynamic.models.compress.report import Compressed, Measured, Report
 from dynamic.offline.tracing.multiply_adds import count_macs
 
 EXAMPLE = torch.zeros(2, 4)
-NOTHING = Measured(1, 1, 1, 1.0)
+NOTHING = Measured(1, 1, file_bytes=1, macs=1.0)
 
 
 def compressed(network: nn.Module) -> Compressed:
-    return Compressed(network, Report("by hand", NOTHING, NOTHING))
+    return Compressed(network, Report("by hand", NOTHING, after=NOTHING))
 
 
 class Sized(nn.Module):
@@ -51,7 +51,7 @@ class Method:
         return compressed(Sized(1 - amount / 10))
 
     def recipe(self) -> Recipe:
-        return Recipe("method", self, tuple(range(1, 10)))
+        return Recipe("method", self, amounts=tuple(range(1, 10)))
 
 
 def cost(network: nn.Module) -> float:
@@ -139,7 +139,7 @@ def test_two_steps_are_one_recipe() -> None:
     assert (made.then.name, made.then.tune) == ("quantize", False)
     with pytest.raises(InputError, match="put it first"):
         recipe("quantize+low_rank", [])
-    with pytest.raises(InputError, match="two are the most"):
+    with pytest.raises(InputError, match="has 3 steps: give two at most"):
         recipe("low_rank+quantize+quantize", [])
 
 
@@ -155,11 +155,11 @@ def test_named_amounts_take_away_more_and_more() -> None:
     made, x = recipe("low_rank", [(torch.randn(60, 40), torch.zeros(60, dtype=torch.int64))]), torch.randn(2, 40)
     small, large = (made.make(Two(), x, made.amounts[at]).report.after.macs for at in (-1, -6))
     assert small < large < 3200
-    assert set(MEANS) >= {"prune_channels", "prune_blocks", "low_rank", "separate", "quantize"}
+    assert set(get_args(MethodName)) >= {"prune_channels", "prune_blocks", "low_rank", "separate", "quantize"}
 
 
 def test_what_is_no_recipe_is_named() -> None:
-    with pytest.raises(InputError, match=r"'squeeze' is not known; use one of .*low_rank"):
+    with pytest.raises(SettingError, match=r"methods='squeeze' is not known. Use one of .*low_rank"):
         recipe("squeeze", [])
     with pytest.raises(InputError, match="holds a int"):
         recipe(3, [])  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def trained() -> nn.Module:
 def run(network: nn.Module, **changed: Any) -> Compressed:
     options: dict[str, Any] = {"steps": STEPS, "clusters": 8, "cluster_epochs": 1, "lr": 0.05, "latency": False}
     return deep_compress(
-        network, PICTURE, digits_loader(), **(options | {"skip": ("conv1",), "progress": False} | changed)
+        network, PICTURE, train_loader=digits_loader(), **(options | {"skip": ("conv1",), "progress": False} | changed)
     )
 
 
@@ -47,7 +47,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_small_and_as_good_and_read_back(trained: nn.Module, tmp_path: Path) -> None:
     before = state(trained)
     _, _, x, y = digits()
-    found = run(trained, path=tmp_path / "net", data=[(x, y)])
+    found = run(trained, path=tmp_path / "net", eval_loader=[(x, y)])
     report = found.report
     assert equal(before, state(trained))
     other = CifarResNet(8, in_channels=1, width=8)
@@ -61,7 +61,7 @@ def test_small_and_as_good_and_read_back(trained: nn.Module, tmp_path: Path) -> 
     kept = sum(int(w.count_nonzero()) for n, w in weights.items() if n != "conv1.weight")
     assert kept == pytest.approx(0.2 * sum(w.numel() for n, w in weights.items() if n != "conv1.weight"), abs=1)
     assert all(len(torch.unique(w[w != 0])) <= 8 for n, w in weights.items() if n != "conv1.weight")
-    assert report.left_alone == {"conv1.weight": "skipped as asked"}
+    assert report.left_alone == {"conv1.weight": "in skip"}
     assert report.facts["sparsity"]["layer3.0.conv2.weight"] > 0.5
 
 
@@ -79,15 +79,15 @@ def test_killed_between_steps_and_started_again(
 
     monkeypatch.setattr(deep_compression, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(trained, folder=tmp_path)
+        run(trained, checkpoint=tmp_path)
     monkeypatch.undo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["prune-0.safetensors", "run.safetensors"]
-    again = run(trained, folder=tmp_path)
+    again = run(trained, checkpoint=tmp_path)
     assert equal(state(whole.network), state(again.network))
 
 
 def test_a_folder_of_another_run_is_refused(trained: nn.Module, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"steps": ((0.5, 1),), "cluster_epochs": 0, "folder": tmp_path}
+    options: dict[str, Any] = {"steps": ((0.5, 1),), "cluster_epochs": 0, "checkpoint": tmp_path}
     first = run(trained, **options)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for changed, message in (
@@ -105,7 +105,7 @@ def test_a_folder_of_another_run_is_refused(trained: nn.Module, tmp_path: Path) 
 
 
 def test_folders_without_a_header_go_on_and_damaged_ones_are_refused(trained: nn.Module, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"steps": ((0.5, 1),), "cluster_epochs": 0, "folder": tmp_path}
+    options: dict[str, Any] = {"steps": ((0.5, 1),), "cluster_epochs": 0, "checkpoint": tmp_path}
     first, header = run(trained, **options), tmp_path / "run.safetensors"
     header.unlink()  # as written before there were headers
     assert equal(state(first.network), state(run(trained, **options).network))

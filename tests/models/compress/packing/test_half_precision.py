@@ -53,5 +53,5 @@ def test_rounded_numbers_are_those_of_float16() -> None:
 def test_what_float16_does_not_reach() -> None:
     network = nn.Linear(1, 1)
     network.weight.data.fill_(7e4)
-    with pytest.raises(InputError, match=r"weight holds 7e\+04, float16 ends at 65504; keep it in float32"):
+    with pytest.raises(InputError, match=r"weight holds 7e\+04, and float16 ends at 65504: keep it in float32"):
         to_half_precision(network)

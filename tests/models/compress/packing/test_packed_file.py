@@ -40,16 +40,16 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 def compressed(amount: float, clusters: int) -> nn.Module:
-    pruned = prune_weights(small(), PICTURE, amount, latency=False).network
-    return cluster(pruned, PICTURE, clusters, reduce=True, latency=False).network
+    pruned = prune_weights(small(), PICTURE, amount=amount, latency=False).network
+    return cluster(pruned, PICTURE, clusters=clusters, reduce=True, latency=False).network
 
 
 @pytest.mark.parametrize("kind", ["as it is", "pruned", "shared", "pruned and shared", "half"])
 def test_every_bit_comes_back(kind: str, tmp_path: Path) -> None:
     made: dict[str, Any] = {
         "as it is": small,
-        "pruned": lambda: baked(prune_weights(small(), PICTURE, 0.9, latency=False).network),
-        "shared": lambda: cluster(small(), PICTURE, 4, latency=False).network,
+        "pruned": lambda: baked(prune_weights(small(), PICTURE, amount=0.9, latency=False).network),
+        "shared": lambda: cluster(small(), PICTURE, clusters=4, latency=False).network,
         "pruned and shared": lambda: compressed(0.8, 4),
         "half": lambda: to_half_precision(compressed(0.8, 4)),
     }
@@ -134,7 +134,7 @@ def test_shared_memory_is_written_once(tmp_path: Path) -> None:
 
 def test_a_network_with_exits(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = cluster(dynamic.wrap(small(), PICTURE, exits=2), PICTURE, 5, latency=False).network
+    network = cluster(dynamic.wrap(small(), PICTURE, exits=2), PICTURE, clusters=5, latency=False).network
     torch.manual_seed(1)
     other = dynamic.wrap(small(1), PICTURE, exits=2)
     save_packed(network, tmp_path / "net")
@@ -144,7 +144,7 @@ def test_a_network_with_exits(tmp_path: Path) -> None:
 
 def test_damage_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     path, network = tmp_path / "net", small(1, width=2)
-    save_packed(cluster(small(0, width=2), PICTURE, 3, latency=False).network, path)
+    save_packed(cluster(small(0, width=2), PICTURE, clusters=3, latency=False).network, path)
     whole = path.read_bytes()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for position in range(0, len(whole), 7):
@@ -181,7 +181,7 @@ def test_codes_that_do_not_fit_their_header(tmp_path: Path) -> None:
 
 def test_other_files_and_networks(tmp_path: Path) -> None:
     save_weights(small(), tmp_path / "plain")
-    with pytest.raises(InputError, match="no packed network; read it with load_weights"):
+    with pytest.raises(InputError, match="no packed network: read it with load_weights"):
         load_packed(small(), tmp_path / "plain")
     save_packed(small(), tmp_path / "net")
     with pytest.raises(InputError, match="has shape"):
@@ -193,14 +193,14 @@ def test_other_files_and_networks(tmp_path: Path) -> None:
 def test_a_dtype_without_a_code(tmp_path: Path) -> None:
     network = nn.Linear(2, 2)
     network.register_buffer("wave", torch.zeros(2, dtype=torch.complex64))
-    with pytest.raises(InputError, match=r"wave is torch\.complex64; a packed file holds float64"):
+    with pytest.raises(InputError, match=r"wave is torch\.complex64: a packed file holds float64"):
         save_packed(network, tmp_path / "net")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_pruned_weights_alone_are_small_too(tmp_path: Path) -> None:
     """A mask leaves 0.0 and no -0.0: a tenth of the weights, and where they are."""
-    network = baked(prune_weights(small(), PICTURE, 0.9, latency=False).network)
+    network = baked(prune_weights(small(), PICTURE, amount=0.9, latency=False).network)
     weights = [w for w in network.parameters() if w.ndim > 1]
     others = sum(4 * t.numel() for t in network.state_dict().values() if t.ndim == 1)
     kept = sum(int(w.count_nonzero()) for w in weights)
@@ -209,7 +209,7 @@ def test_pruned_weights_alone_are_small_too(tmp_path: Path) -> None:
 
 def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
     # safetensors writes metadata in another order each time
-    network = baked(prune_weights(small(), PICTURE, 0.5, latency=False).network)
+    network = baked(prune_weights(small(), PICTURE, amount=0.5, latency=False).network)
     files = [tmp_path / f"{number}.packed" for number in range(16)]
     for path in files:
         save_packed(network, path)

@@ -61,8 +61,8 @@ def test_no_centroid_stays_empty() -> None:
 def test_weights_take_few_values_and_zeros_stay() -> None:
     network = small()
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    pruned = prune_weights(network, PICTURE, 0.5, latency=False).network
-    compressed = cluster(pruned, PICTURE, {"conv": 4, "linear": 6}, latency=False)
+    pruned = prune_weights(network, PICTURE, amount=0.5, latency=False).network
+    compressed = cluster(pruned, PICTURE, clusters={"conv": 4, "linear": 6}, latency=False)
     made = dict(compressed.network.named_parameters())
     assert made.keys() == dict(network.named_parameters()).keys()
     for name, weight in made.items():
@@ -82,7 +82,7 @@ def test_weights_take_few_values_and_zeros_stay() -> None:
 def test_each_value_is_the_mean_of_its_weights() -> None:
     network = nn.Sequential(nn.Linear(3, 2, bias=False))
     network[0].weight.data = torch.tensor([[0.0, 1.0, 3.0], [-5.0, -4.0, 8.0]])
-    found = cluster(network, torch.zeros(1, 3), 3, latency=False).network
+    found = cluster(network, torch.zeros(1, 3), clusters=3, latency=False).network
     assert found[0].weight.tolist() == [[0.0, 2.0, 2.0], [-4.5, -4.5, 8.0]]
 
 
@@ -122,10 +122,10 @@ def test_training_keeps_the_values_shared(fast: bool) -> None:
 def test_cluster_trains_and_goes_on_alike(tmp_path: Path) -> None:
     network, loader = small(), digits_loader(count=300)
     options: dict[str, Any] = {"train_loader": loader, "latency": False, "progress": False}
-    whole = cluster(network, PICTURE, 4, epochs=2, **options)
-    kept = cluster(network, PICTURE, 4, epochs=2, checkpoint=tmp_path / "run", **options)
-    again = cluster(network, PICTURE, 4, epochs=2, checkpoint=tmp_path / "run", **options)
-    bare = cluster(network, PICTURE, 4, latency=False)
+    whole = cluster(network, PICTURE, clusters=4, epochs=2, **options)
+    kept = cluster(network, PICTURE, clusters=4, epochs=2, checkpoint=tmp_path / "run", **options)
+    again = cluster(network, PICTURE, clusters=4, epochs=2, checkpoint=tmp_path / "run", **options)
+    bare = cluster(network, PICTURE, clusters=4, latency=False)
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(kept.network.state_dict()[name], tensor)
         assert torch.equal(again.network.state_dict()[name], tensor)
@@ -140,7 +140,7 @@ def test_shared_weights_stay_shared() -> None:
     shared = copied(network)
     share_values(shared, 3)
     assert len(list(shared.parameters())) == 3  # one table, two biases
-    made = cluster(network, torch.zeros(1, 4), 3, latency=False).network
+    made = cluster(network, torch.zeros(1, 4), clusters=3, latency=False).network
     assert made[2].weight is made[0].weight
     assert distinct(made[0].weight) == 3
     assert network[2].weight is network[0].weight
@@ -149,12 +149,14 @@ def test_shared_weights_stay_shared() -> None:
 def test_exits_as_the_backbone() -> None:
     torch.manual_seed(0)
     network = dynamic.wrap(small(), PICTURE, exits=2)
-    found = cluster(network, PICTURE, 5, latency=False).network
+    found = cluster(network, PICTURE, clusters=5, latency=False).network
     weights = [w for w in found.parameters() if w.ndim > 1]
     assert all(distinct(w) == 5 for w in weights)
     assert len(weights) == len([w for w in network.parameters() if w.ndim > 1])
     assert [x.shape for x in found(PICTURE)] == [x.shape for x in network(PICTURE)]
-    trained = cluster(network, PICTURE, 5, train_loader=digits_loader(count=200), epochs=1, latency=False).network
+    trained = cluster(
+        network, PICTURE, clusters=5, train_loader=digits_loader(count=200), epochs=1, latency=False
+    ).network
     assert all(distinct(w) <= 5 for w in trained.parameters() if w.ndim > 1)
     assert not torch.equal(trained.backbone.linear.weight, found.backbone.linear.weight)
 
@@ -176,7 +178,7 @@ def narrow(name: str) -> nn.Module:
 def test_torchvision(name: str) -> None:
     network = narrow(name)
     x = torch.randn(1, 3, 32, 32)
-    found = cluster(network, x, 4, latency=False, reduce=True)
+    found = cluster(network, x, clusters=4, latency=False, reduce=True)
     weights = {n: w for n, w in found.network.named_parameters() if n in found.report.facts["clusters"]}
     assert len(weights) > 8
     assert all(distinct(w) <= 4 for w in weights.values())
@@ -188,9 +190,9 @@ def test_torchvision(name: str) -> None:
 def test_what_is_left_alone() -> None:
     network = nn.ModuleDict({"words": nn.Embedding(9, 4), "one": nn.Linear(4, 8), "two": nn.Linear(8, 8)})
     left = share_values(network, {"linear": 2}, skip=("two",))
-    assert left == {"words.weight": "Embedding is no convolution and no linear layer", "two.weight": "skipped as asked"}
+    assert left == {"words.weight": "Embedding is neither a convolution nor a linear layer", "two.weight": "in skip"}
     conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2))
-    assert share_values(conv, {"linear": 2}) == {"0.weight": "no number of clusters was given for conv"}
+    assert share_values(conv, {"linear": 2}) == {"0.weight": "clusters does not name conv"}
     zero = nn.Sequential(nn.Linear(2, 2))
     nn.init.zeros_(zero[0].weight)
     assert share_values(zero, 2, reduce=True) == {"0.weight": "all its weights are 0"}
@@ -199,9 +201,9 @@ def test_what_is_left_alone() -> None:
 def test_fewer_weights_than_clusters() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 9))
     with pytest.raises(InputError, match=r"0\.weight has 4 distinct weights besides 0, fewer than clusters=5"):
-        cluster(network, torch.zeros(1, 2), 5, latency=False)
+        cluster(network, torch.zeros(1, 2), clusters=5, latency=False)
     assert [n for n, _ in network.named_parameters()] == ["0.weight", "0.bias", "1.weight", "1.bias"]
-    found = cluster(network, torch.zeros(1, 2), 5, reduce=True, latency=False)
+    found = cluster(network, torch.zeros(1, 2), clusters=5, reduce=True, latency=False)
     assert found.report.facts["clusters"] == {"0.weight": 4, "1.weight": 5}
     assert torch.equal(found.network[0].weight, network[0].weight)
 
@@ -209,13 +211,13 @@ def test_fewer_weights_than_clusters() -> None:
 def test_bad_settings() -> None:
     network, x = small(), PICTURE
     with pytest.raises(SettingError, match="clusters=0 for conv"):
-        cluster(network, x, 0)
-    with pytest.raises(SettingError, match=r"clusters for \['dense'\]; the kinds are conv, linear"):
-        cluster(network, x, {"dense": 4})
+        cluster(network, x, clusters=0)
+    with pytest.raises(SettingError, match=r"clusters='dense' is not known\. Use one of conv, linear"):
+        cluster(network, x, clusters={"dense": 4})
     with pytest.raises(SettingError, match="epochs=3 and train_loader=None"):
-        cluster(network, x, 4, epochs=3)
+        cluster(network, x, clusters=4, epochs=3)
     with pytest.raises(InputError, match=r"skip=\['layer9'\]"):
-        cluster(network, x, 4, skip=("layer9",))
+        cluster(network, x, clusters=4, skip=("layer9",))
     network.linear.weight.data[0, 0] = torch.nan
     with pytest.raises(InputError, match=r"linear\.weight holds NaN"):
-        cluster(network, x, 4)
+        cluster(network, x, clusters=4)

@@ -65,7 +65,7 @@ def test_every_branch_is_found_and_really_goes(network, expected: list[str]) -> 
     found = branches(net, X)
     assert [b.name for b in found] == expected
     assert {b.instead for b in found} <= {"identity", "relu"}
-    done = prune_blocks(net, X, expected[-1:], latency=False)
+    done = prune_blocks(net, X, count=expected[-1:], latency=False)
     gone = net.get_submodule(expected[-1])
     assert done.report.after.parameters == done.report.before.parameters - sum(p.numel() for p in gone.parameters())
     assert done.report.after.macs < done.report.before.macs
@@ -78,7 +78,7 @@ def test_convnext_blocks() -> None:
         [models.convnext.CNBlockConfig(8, 16, 2), models.convnext.CNBlockConfig(16, None, 1)], num_classes=4
     ).eval()
     assert [b.name for b in branches(net, X)] == ["features.1.0", "features.1.1", "features.3.0"]
-    assert prune_blocks(net, X, 2, latency=False).network(X).shape == (2, 4)
+    assert prune_blocks(net, X, count=2, latency=False).network(X).shape == (2, 4)
 
 
 def test_what_stands_instead_gives_what_the_sum_without_the_branch_gives() -> None:
@@ -86,7 +86,7 @@ def test_what_stands_instead_gives_what_the_sum_without_the_branch_gives() -> No
     block = net.layer1[0]
     for parameter in block.bn2.parameters():
         nn.init.zeros_(parameter)  # the branch adds nothing: leaving it out changes nothing
-    done = prune_blocks(net, X, ["layer1.0"], latency=False)
+    done = prune_blocks(net, X, count=["layer1.0"], latency=False)
     assert torch.equal(done.network(X), net(X))
     assert type(done.network.layer1[0]) is nn.Identity
     assert net.layer1[0] is block
@@ -104,7 +104,7 @@ def test_a_rectifier_after_the_sum_stays_where_the_stream_is_not_rectified() -> 
     net = nn.Sequential(Block(), Block())
     x = torch.randn(3, 4)
     assert branches(net, x) == [Branch("0", "relu"), Branch("1", "identity")]
-    done = prune_blocks(net, x, 2, latency=False)
+    done = prune_blocks(net, x, count=2, latency=False)
     assert torch.equal(done.network(x), x.relu())
 
 
@@ -112,12 +112,12 @@ def test_a_sum_in_the_networks_own_code() -> None:
     net = Inline().eval()
     x = torch.randn(3, 4)
     assert branches(net, x) == [Branch("first", "zero"), Branch("second", "zero")]
-    done = prune_blocks(net, x, ["second"], latency=False)
+    done = prune_blocks(net, x, count=["second"], latency=False)
     assert torch.allclose(done.network(x), net.out(x + net.first(x)))
 
 
 def test_norm_leaves_out_what_changes_least() -> None:
-    done = prune_blocks(chain(), torch.ones(2, 4), 2, latency=False)
+    done = prune_blocks(chain(), torch.ones(2, 4), count=2, latency=False)
     assert list(done.report.facts["removed"]) == ["1", "0"]
     assert done.report.facts["costs"] == pytest.approx({"0": 0.5, "1": 0.1, "2": 3.0})
 
@@ -130,7 +130,7 @@ def test_loss_leaves_out_what_is_missed_least_one_after_another() -> None:
     data = [(torch.ones(2, 4), torch.tensor([0, 0]))]
     # logits 4 f and -4 f with f = -0.75: the loss is softplus(-8 f). Without -1 f is 0.75, then without 0.5 it is 1.5
     soft = nn.functional.softplus
-    done = prune_blocks(net, torch.ones(2, 4), 2, data=data, accuracy_data=data, latency=False)
+    done = prune_blocks(net, torch.ones(2, 4), count=2, selection_loader=data, eval_loader=data, latency=False)
     assert list(done.report.facts["removed"]) == ["2", "1"]
     whole = soft(torch.tensor(6.0))
     assert done.report.facts["costs"] == pytest.approx(
@@ -139,20 +139,20 @@ def test_loss_leaves_out_what_is_missed_least_one_after_another() -> None:
     assert done.report.after.accuracy == 1.0
     assert done.report.before.accuracy == 0.0
     other = [(-torch.ones(2, 4), torch.tensor([0, 0]))]  # the other way round; what scores is not what is reported
-    for given, before, after in (({}, None, None), ({"accuracy_data": other}, 1.0, 0.0)):
-        found = prune_blocks(net, torch.ones(2, 4), 2, data=data, latency=False, **given).report
+    for given, before, after in (({}, None, None), ({"eval_loader": other}, 1.0, 0.0)):
+        found = prune_blocks(net, torch.ones(2, 4), count=2, selection_loader=data, latency=False, **given).report
         assert list(found.facts["removed"]) == ["2", "1"]
         assert (found.before.accuracy, found.after.accuracy) == (before, after)
 
 
 def test_skip_keeps_modules() -> None:
-    done = prune_blocks(chain(), torch.ones(2, 4), 1, skip=["1"], latency=False)
+    done = prune_blocks(chain(), torch.ones(2, 4), count=1, skip=["1"], latency=False)
     assert list(done.report.facts["removed"]) == ["0"]
-    assert done.report.left_alone == {"1": "skipped, as asked"}
+    assert done.report.left_alone == {"1": "in skip"}
 
 
 def test_it_can_be_wrapped_and_trained() -> None:
-    done = prune_blocks(CifarResNet(14), X, 2, latency=False)
+    done = prune_blocks(CifarResNet(14), X, count=2, latency=False)
     net = dynamic.wrap(done.network, X, exits=1)
     dynamic.fit(net, [(X, torch.tensor([0, 1]))], mode="joint", epochs=1)
     assert len(net(X)) == 2
@@ -179,27 +179,27 @@ class Branching(nn.Module):
 def test_errors() -> None:
     x = torch.ones(2, 4)
     with pytest.raises(SettingError, match="3 branches can go"):
-        prune_blocks(chain(), x, 4)
+        prune_blocks(chain(), x, count=4)
     with pytest.raises(SettingError, match="count=0"):
-        prune_blocks(chain(), x, 0)
+        prune_blocks(chain(), x, count=0)
     with pytest.raises(SettingError, match="cannot go"):
-        prune_blocks(chain(), x, ["3"])
+        prune_blocks(chain(), x, count=["3"])
     with pytest.raises(InputError, match="no such modules"):
-        prune_blocks(chain(), x, 1, skip=["nowhere"])
+        prune_blocks(chain(), x, count=1, skip=["nowhere"])
     with pytest.raises(SettingError, match="importance='age'"):
-        prune_blocks(chain(), x, 1, importance="age")
-    with pytest.raises(SettingError, match="give data="):
-        prune_blocks(chain(), x, 1, importance="loss")
+        prune_blocks(chain(), x, count=1, importance="age")
+    with pytest.raises(SettingError, match="give selection_loader="):
+        prune_blocks(chain(), x, count=1, importance="loss")
     with pytest.raises(InputError, match="no batch"):
-        prune_blocks(chain(), x, 1, data=[])
+        prune_blocks(chain(), x, count=1, selection_loader=[])
     with pytest.raises(WrapError, match="no residual branch"):
-        prune_blocks(nn.Sequential(nn.Linear(4, 2)), x, 1)
+        prune_blocks(nn.Sequential(nn.Linear(4, 2)), x, count=1)
     with pytest.raises(WrapError, match="no residual branch"):
-        prune_blocks(Twice(), x, 1)  # runs twice: not one branch
+        prune_blocks(Twice(), x, count=1)  # runs twice: not one branch
     with pytest.raises(TraceError, match="cannot trace"):
-        prune_blocks(Branching(), x, 1)
+        prune_blocks(Branching(), x, count=1)
     with pytest.raises(WrapError, match="prune its backbone"):
-        prune_blocks(dynamic.wrap(CifarResNet(8), X, exits=1), X, 1)
+        prune_blocks(dynamic.wrap(CifarResNet(8), X, exits=1), X, count=1)
 
 
 def test_arguments_with_defaults() -> None:
@@ -211,5 +211,5 @@ def test_arguments_with_defaults() -> None:
         def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
             return self.body(x if mask is None else x * mask)
 
-    done = prune_blocks(Optional(), torch.ones(2, 4), 1, latency=False)
+    done = prune_blocks(Optional(), torch.ones(2, 4), count=1, latency=False)
     assert list(done.report.facts["removed"]) == ["body.1"]

@@ -32,7 +32,7 @@ ONE = torch.ones(2, 1, 1, 1)
 
 def test_norm_keeps_the_largest_and_the_rest_computes_as_before() -> None:
     net = plain()
-    done = prune_channels(net, ONE, 0.5, latency=False)
+    done = prune_channels(net, ONE, amount=0.5, latency=False)
     assert done.network[0].weight.flatten().tolist() == [4.0, 3.0]
     assert (done.network[0].out_channels, done.network[2].in_channels) == (2, 2)
     assert done.network(ONE).tolist() == [[7.0, 7.0]] * 2
@@ -47,7 +47,7 @@ def test_activation_keeps_what_is_rarely_zero() -> None:
     with torch.no_grad():
         net[0].weight[1] = -4  # never, after the rectifier
     data = [(torch.tensor([1.0, -1.0, 1.0, 1.0]).reshape(4, 1, 1, 1), torch.zeros(4, dtype=torch.long))]
-    done = prune_channels(net, ONE, 0.25, importance="activation", data=data, latency=False)
+    done = prune_channels(net, ONE, amount=0.25, importance="activation", selection_loader=data, latency=False)
     assert done.network[0].weight.flatten().tolist() == [1.0, 2.0, 3.0]  # busy 3/4 each, the other 1/4
 
 
@@ -56,13 +56,13 @@ def test_taylor_is_gradient_times_weight() -> None:
     with torch.no_grad():  # what the second layer reads decides: channel 0 alone tells the classes apart
         net[2].weight.copy_(torch.tensor([[1.0, 0, 0.1, 0], [-1.0, 0, 0.1, 0]]).reshape(2, 4, 1, 1))
     data = [(ONE, torch.tensor([0, 0]))]
-    done = prune_channels(net, ONE, 0.75, importance="taylor", data=data, latency=False)
+    done = prune_channels(net, ONE, amount=0.75, importance="taylor", selection_loader=data, latency=False)
     assert done.network[0].weight.flatten().tolist() == [1.0]
 
 
 def test_only_inside_the_branches_of_a_network_whose_shortcuts_pad() -> None:
     net = CifarResNet(8).eval()
-    done = prune_channels(net, X, 0.5, latency=False)
+    done = prune_channels(net, X, amount=0.5, latency=False)
     small = done.network
     assert done.report.facts["widths"] == {
         "layer1.0.conv1": [16, 8],
@@ -74,13 +74,13 @@ def test_only_inside_the_branches_of_a_network_whose_shortcuts_pad() -> None:
     assert small.layer3[0].conv2.weight.shape == (64, 32, 3, 3)
     assert "stream" in done.report.left_alone["conv1"]
     with pytest.raises(WrapError, match="sliced or padded"):
-        prune_channels(net, X, {"conv1": 0.5}, stream=True, latency=False)
+        prune_channels(net, X, amount={"conv1": 0.5}, stream=True, latency=False)
 
 
 def test_what_is_removed_is_what_the_report_says() -> None:
     """Against zeroing the same channels by hand: the same logits."""
     net = CifarResNet(8).eval()
-    done = prune_channels(net, X, {"layer2": 0.5}, latency=False)
+    done = prune_channels(net, X, amount={"layer2": 0.5}, latency=False)
     block, small = net.layer2[0], done.network.layer2[0]
     kept = [i for i in range(32) if any(torch.equal(block.conv1.weight[i], w) for w in small.conv1.weight)]
     assert len(kept) == 16
@@ -95,7 +95,7 @@ def test_what_is_removed_is_what_the_report_says() -> None:
 ])  # fmt: skip
 def test_widths_suit_engines(width: int, amount: float, round_to: int | None, left: int) -> None:
     net = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
-    done = prune_channels(net, torch.ones(2, 4), amount, round_to=round_to, latency=False)
+    done = prune_channels(net, torch.ones(2, 4), amount=amount, round_to=round_to, latency=False)
     assert done.report.facts["widths"] == {"0": [width, left]}
     assert done.network[0].out_features == done.network[2].in_features == left
 
@@ -110,7 +110,7 @@ def test_convolutional_networks(network, size: int, importance: str) -> None:
     net = network(num_classes=4).eval()
     x = torch.randn(2, 3, size, size)
     data = [(x, torch.tensor([0, 3]))]
-    done = prune_channels(net, x, 0.5, importance=importance, data=data, latency=False)
+    done = prune_channels(net, x, amount=0.5, importance=importance, selection_loader=data, latency=False)
     assert done.report.after.macs < 0.7 * done.report.before.macs
     assert done.report.after.parameters < 0.7 * done.report.before.parameters
     done.network.train()(x).sum().backward()
@@ -120,7 +120,7 @@ def test_convolutional_networks(network, size: int, importance: str) -> None:
 def test_the_stream_too_where_asked() -> None:
     net = models.resnet18(num_classes=4).eval()
     x = torch.randn(2, 3, 64, 64)
-    done = prune_channels(net, x, 0.5, stream=True, latency=False)
+    done = prune_channels(net, x, amount=0.5, stream=True, latency=False)
     assert done.network.conv1.out_channels == 32
     assert done.network.fc.in_features == 256
     assert done.report.after.macs < 0.35 * done.report.before.macs
@@ -138,7 +138,7 @@ def convnext() -> nn.Module:
 @pytest.mark.parametrize("importance", ["norm", "activation", "taylor"])
 def test_networks_on_tokens_lose_hidden_neurons(network, importance: str) -> None:
     net = network().eval()
-    done = prune_channels(net, X, 0.5, importance=importance, data=DATA, latency=False)
+    done = prune_channels(net, X, amount=0.5, importance=importance, selection_loader=DATA, latency=False)
     assert all(after == 32 for _, after in done.report.facts["widths"].values())
     assert len(done.report.facts["widths"]) == 2
     assert done.report.after.macs < done.report.before.macs
@@ -153,7 +153,7 @@ def test_hidden_neurons_that_do_nothing_can_go_without_a_trace() -> None:
         mlp[0].weight[dead] = 0
         mlp[0].bias[dead] = 0
         mlp[3].weight[:, dead] = 0
-    done = prune_channels(net, X, {"encoder.layers.encoder_layer_0": 0.5}, latency=False)
+    done = prune_channels(net, X, amount={"encoder.layers.encoder_layer_0": 0.5}, latency=False)
     assert torch.allclose(done.network(X), net(X), atol=1e-5)
 
 
@@ -168,7 +168,7 @@ with open("/proc/self/statm", encoding="ascii") as file:
     mapped = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**30, mapped + 2**30))  # what is mapped now, and 1 GB
 x = torch.ones(2, 3, 32, 32)
-done = prune_channels(net, x, 0.5, latency=False)
+done = prune_channels(net, x, amount=0.5, latency=False)
 print(json.dumps([list(done.report.facts["widths"].values()), list(done.network(x).shape)]))
 """
 
@@ -187,14 +187,14 @@ def test_shared_layers_grouped_convolutions_and_skipped_ones_are_left_alone() ->
     layers = [layer for _ in range(3) for layer in (nn.Linear(16, 16), nn.ReLU())]
     shared = nn.Sequential(*layers, nn.Linear(16, 3))
     shared[2].weight = shared[0].weight
-    done = prune_channels(shared, torch.ones(2, 16), {"4": 0.5}, latency=False)
+    done = prune_channels(shared, torch.ones(2, 16), amount={"4": 0.5}, latency=False)
     assert "shared" in done.report.left_alone["0"]
     assert done.network[0].weight is done.network[2].weight
     grouped = nn.Sequential(nn.Conv2d(4, 16, 1), nn.Conv2d(16, 16, 3, groups=4), nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(WrapError, match="grouped"):
-        prune_channels(grouped, torch.ones(2, 4, 3, 3), 0.5, latency=False)
-    done = prune_channels(CifarResNet(8), X, 0.5, skip=["layer1"], latency=False)
-    assert done.report.left_alone["layer1.0.conv1"] == "skipped, as asked"
+        prune_channels(grouped, torch.ones(2, 4, 3, 3), amount=0.5, latency=False)
+    done = prune_channels(CifarResNet(8), X, amount=0.5, skip=["layer1"], latency=False)
+    assert done.report.left_alone["layer1.0.conv1"] == "in skip"
     assert "layer1.0.conv1" not in done.report.facts["widths"]
 
 
@@ -202,10 +202,12 @@ def test_what_scores_does_not_give_the_accuracy() -> None:
     net = plain()  # two equal logits: class 0 is what it answers
     scoring, held_out = [(ONE, torch.tensor([0, 0]))], [(ONE, torch.tensor([1, 1]))]
     for importance in ("norm", "activation", "taylor"):
-        found = prune_channels(net, ONE, 0.5, importance=importance, data=scoring, latency=False).report
+        found = prune_channels(
+            net, ONE, amount=0.5, importance=importance, selection_loader=scoring, latency=False
+        ).report
         assert (found.before.accuracy, found.after.accuracy) == (None, None)
-        given = {"importance": importance, "data": scoring, "accuracy_data": held_out}
-        found = prune_channels(net, ONE, 0.5, **given, latency=False).report
+        given = {"importance": importance, "selection_loader": scoring, "eval_loader": held_out}
+        found = prune_channels(net, ONE, amount=0.5, **given, latency=False).report
         assert (found.before.accuracy, found.after.accuracy) == (0.0, 0.0)
 
 
@@ -220,14 +222,14 @@ def test_what_can_be_pruned_is_told() -> None:
 def test_frozen_parameters_stay_frozen_and_modes_as_they_were() -> None:
     net = plain().train()
     net[2].weight.requires_grad_(False)
-    done = prune_channels(net, ONE, 0.5, latency=False)
+    done = prune_channels(net, ONE, amount=0.5, latency=False)
     assert [p.requires_grad for p in done.network.parameters()] == [True, False]
     assert [p.requires_grad for p in net.parameters()] == [True, False]
     assert all(module.training for module in done.network.modules())
 
 
 def test_it_can_be_wrapped() -> None:
-    done = prune_channels(CifarResNet(8), X, 0.5, latency=False)
+    done = prune_channels(CifarResNet(8), X, amount=0.5, latency=False)
     assert len(dynamic.wrap(done.network, X, exits=1)(X)) == 2
 
 
@@ -235,33 +237,33 @@ def test_errors() -> None:
     net = plain()
     for amount in (0.0, 1.0, float("nan")):
         with pytest.raises(SettingError, match=r"not in \(0, 1\)"):
-            prune_channels(net, ONE, amount)
+            prune_channels(net, ONE, amount=amount)
     with pytest.raises(SettingError, match="for 0 is not in"):
-        prune_channels(net, ONE, {"0": 2.0})
+        prune_channels(net, ONE, amount={"0": 2.0})
     with pytest.raises(SettingError, match="importance='age'"):
-        prune_channels(net, ONE, 0.5, importance="age")
-    with pytest.raises(SettingError, match="give data="):
-        prune_channels(net, ONE, 0.5, importance="taylor")
+        prune_channels(net, ONE, amount=0.5, importance="age")
+    with pytest.raises(SettingError, match="give selection_loader="):
+        prune_channels(net, ONE, amount=0.5, importance="taylor")
     with pytest.raises(SettingError, match="round_to=0"):
-        prune_channels(net, ONE, 0.5, round_to=0)
+        prune_channels(net, ONE, amount=0.5, round_to=0)
     with pytest.raises(InputError, match="no such modules"):
-        prune_channels(net, ONE, 0.5, skip=["9"])
+        prune_channels(net, ONE, amount=0.5, skip=["9"])
     with pytest.raises(InputError, match="no such modules"):
-        prune_channels(net, ONE, {"9": 0.5})
+        prune_channels(net, ONE, amount={"9": 0.5})
     with pytest.raises(InputError, match="no batch"):
-        prune_channels(net, ONE, 0.5, importance="taylor", data=[])
+        prune_channels(net, ONE, amount=0.5, importance="taylor", selection_loader=[])
     with pytest.raises(WrapError, match="nothing to prune in"):
-        prune_channels(net, ONE, {"2": 0.5})
+        prune_channels(net, ONE, amount={"2": 0.5})
     with pytest.raises(WrapError, match="too few"):
-        prune_channels(net, ONE, 0.5, round_to=16)
+        prune_channels(net, ONE, amount=0.5, round_to=16)
     with pytest.raises(SettingError, match="works on tokens"):
-        prune_channels(vit(), X, 0.5, stream=True)
+        prune_channels(vit(), X, amount=0.5, stream=True)
     with pytest.raises(WrapError, match="prune its backbone"):
-        prune_channels(dynamic.wrap(CifarResNet(8), X, exits=1), X, 0.5)
+        prune_channels(dynamic.wrap(CifarResNet(8), X, exits=1), X, amount=0.5)
     broken = plain()
     nn.init.constant_(broken[0].weight, float("nan"))
     with pytest.raises(InputError, match="not finite"):
-        prune_channels(broken, ONE, 0.5)
+        prune_channels(broken, ONE, amount=0.5)
 
 
 def test_a_network_that_counts_on_its_widths_is_told() -> None:
@@ -276,4 +278,4 @@ def test_a_network_that_counts_on_its_widths_is_told() -> None:
             return self.two(found).mean((2, 3))
 
     with pytest.raises(WrapError, match="sixteen, please"):
-        prune_channels(Counts(), X, 0.5)
+        prune_channels(Counts(), X, amount=0.5)

@@ -31,7 +31,7 @@ def pull(network: nn.Module, towards: Tensor) -> None:
 
 
 def drawn(train: Callable[[nn.Module], object], **options: Any) -> Lottery:
-    return lottery_ticket(line, X, train, **({"sparsity": 0.75, "rounds": 2, "latency": False} | options))
+    return lottery_ticket(line, X, train=train, **({"sparsity": 0.75, "rounds": 2, "latency": False} | options))
 
 
 def test_by_hand() -> None:
@@ -89,15 +89,15 @@ def test_masks_hold_in_real_training_and_runs_go_on(tmp_path: Path) -> None:
 
     options: dict[str, Any] = {"sparsity": 0.8, "rounds": 2, "skip": ("conv1",), "latency": False}
     with pytest.raises(KeyboardInterrupt):
-        lottery_ticket(make, picture, train, folder=tmp_path, **options)
+        lottery_ticket(make, picture, train=train, checkpoint=tmp_path, **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "round-0.safetensors",
         "round-1.safetensors",
         "start.safetensors",
     ]
-    again = lottery_ticket(make, picture, train, folder=tmp_path, **options)
+    again = lottery_ticket(make, picture, train=train, checkpoint=tmp_path, **options)
     assert len(calls) == 5  # the ticket and the control, the others were there
-    whole = lottery_ticket(make, picture, train, **options)
+    whole = lottery_ticket(make, picture, train=train, **options)
     for name in ("dense", "ticket", "control", "start"):
         one, other = (getattr(run, name).state_dict() for run in (again, whole))
         assert all(torch.equal(one[key], other[key]) for key in one)
@@ -109,22 +109,22 @@ def test_masks_hold_in_real_training_and_runs_go_on(tmp_path: Path) -> None:
     assert again.report.facts["left"]["all"] == pytest.approx(0.2, abs=1e-3)
     assert again.report.after.nonzero < again.report.before.nonzero / 3
     with pytest.raises(BundleError, match="of another run"):
-        lottery_ticket(make, picture, train, folder=tmp_path, **(options | {"rounds": 3}))
+        lottery_ticket(make, picture, train=train, checkpoint=tmp_path, **(options | {"rounds": 3}))
 
 
 def test_a_folder_of_another_training_is_refused_by_its_key(tmp_path: Path) -> None:
     far, near = (partial(pull, towards=torch.full((1, 4), scale)) for scale in (100.0, 1.0))
-    first = drawn(far, folder=tmp_path / "keyed", key="far")
+    first = drawn(far, checkpoint=tmp_path / "keyed", key="far")
     with pytest.raises(BundleError, match="'key': 'far'"):
-        drawn(near, folder=tmp_path / "keyed", key="near")
+        drawn(near, checkpoint=tmp_path / "keyed", key="near")
     with pytest.raises(BundleError, match="of another run"):
-        drawn(far, folder=tmp_path / "keyed")
-    again = drawn(near, folder=tmp_path / "keyed", key="far")  # the same key: taken as it is
+        drawn(far, checkpoint=tmp_path / "keyed")
+    again = drawn(near, checkpoint=tmp_path / "keyed", key="far")  # the same key: taken as it is
     assert torch.equal(again.ticket.weight, first.ticket.weight)
-    drawn(far, folder=tmp_path / "plain")
-    drawn(far, folder=tmp_path / "plain")  # no key, as before there were any
+    drawn(far, checkpoint=tmp_path / "plain")
+    drawn(far, checkpoint=tmp_path / "plain")  # no key, as before there were any
     with pytest.raises(BundleError, match="of another run"):
-        drawn(far, folder=tmp_path / "plain", key="far")
+        drawn(far, checkpoint=tmp_path / "plain", key="far")
 
 
 def test_shares_that_are_left() -> None:
@@ -135,8 +135,8 @@ def test_shares_that_are_left() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(SettingError, match=r"sparsity=1\.0"):
         drawn(lambda network: None, sparsity=1.0)
-    with pytest.raises(SettingError, match="rounds=0: at least 1"):
+    with pytest.raises(SettingError, match="rounds=0: give at least 1"):
         drawn(lambda network: None, rounds=0)
     kept = line()
-    with pytest.raises(InputError, match="gives the same weights each time"):
-        lottery_ticket(lambda: kept, X, lambda network: None)
+    with pytest.raises(InputError, match="returns the same weights each time"):
+        lottery_ticket(lambda: kept, X, train=lambda network: None)

@@ -51,7 +51,7 @@ def resnet(depth: int = 8) -> nn.Module:
 
 def int8(network: nn.Module, data: Any = DATA, **options: Any) -> nn.Module:
     """The quantized network alone."""
-    return quantize(network, X[:2], data, latency=False, **options).network
+    return quantize(network, X[:2], calibration_loader=data, latency=False, **options).network
 
 
 def far(network: nn.Module, other: nn.Module, x: Tensor = X) -> float:
@@ -178,7 +178,7 @@ def test_batch_norms_are_folded() -> None:
 def test_close_to_the_network_which_stays_as_it_is(ranges: str) -> None:
     network = resnet()
     before = copy.deepcopy(network.state_dict())
-    made = quantize(network, X[:2], DATA, ranges=ranges, latency=False)
+    made = quantize(network, X[:2], calibration_loader=DATA, ranges=ranges, latency=False)
     assert 0 < far(network, made.network) < 0.06
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
     assert (made.report.facts["layers"], made.report.facts["sums"]) == (8, 3)
@@ -198,7 +198,9 @@ def test_weights_are_rounded_by_channel() -> None:
         layer.weight[1] *= 100
         layer.weight[2] = 0
     data = [torch.randn(64, 6)]
-    made = quantize(nn.Sequential(layer), data[0][:2], data, weight_range="full", latency=False).network
+    made = quantize(
+        nn.Sequential(layer), data[0][:2], calibration_loader=data, weight_range="full", latency=False
+    ).network
     (found,) = [m for m in made.modules() if isinstance(m, Int8Linear)]
     peaks = layer.weight.detach().abs().amax(1)
     torch.testing.assert_close(found.scales[:2], peaks[:2] / 127)
@@ -213,7 +215,7 @@ def test_a_bias_over_tiny_weights_survives() -> None:
         layer.weight.copy_(torch.tensor([[1e-10, 0], [1, 1]]))
         layer.bias.copy_(torch.tensor([3.0, -2.0]))
     network = nn.Sequential(layer)
-    made = quantize(network, torch.zeros(2, 2), [torch.eye(2)], latency=False).network
+    made = quantize(network, torch.zeros(2, 2), calibration_loader=[torch.eye(2)], latency=False).network
     torch.testing.assert_close(made(torch.zeros(1, 2)), torch.tensor([[3.0, -2.0]]), atol=1 / 127**2, rtol=0)
 
 
@@ -242,7 +244,7 @@ class Twice(nn.Module):
 
 def test_shared_weights_stay_shared() -> None:
     network = Twice()
-    made = quantize(network, X[:2], DATA, latency=False)
+    made = quantize(network, X[:2], calibration_loader=DATA, latency=False)
     assert far(network, made.network) < 0.06
     convs = [m for m in made.network.modules() if isinstance(m, Int8Conv)]
     assert len(convs) == 3
@@ -261,7 +263,7 @@ def test_skipped_and_unknown_layers_are_left_alone_and_listed() -> None:
         nn.Flatten(),
         nn.Linear(4 * 14 * 14, 3),
     )
-    made = quantize(network, X[:2], DATA, skip=["3"], latency=False)
+    made = quantize(network, X[:2], calibration_loader=DATA, skip=["3"], latency=False)
     left = made.report.left_alone
     assert set(left) == {"0", "2", "3.0"}
     assert "reflect" in left["0"]
@@ -283,7 +285,7 @@ def test_saved_with_its_grids(tmp_path: Path) -> None:
 def test_a_loader_of_pairs_and_accuracy() -> None:
     network = resnet()
     labels = network(X).argmax(1)
-    made = quantize(network, X[:2], [(X, labels)], latency=False, accuracy_data=[(X, labels)])
+    made = quantize(network, X[:2], calibration_loader=[(X, labels)], latency=False, eval_loader=[(X, labels)])
     assert made.report.before.accuracy == 1
     assert made.report.after.accuracy is not None
     assert made.report.after.accuracy > 0.8
@@ -313,7 +315,7 @@ def test_families(make: Callable[[], nn.Module], size: int, left: str) -> None:
     torch.manual_seed(0)
     network = make().eval()
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    made = quantize(network, x[:2], [x], ranges="minmax", latency=False)
+    made = quantize(network, x[:2], calibration_loader=[x], ranges="minmax", latency=False)
     assert far(network, made.network, x) < 0.15
     assert (left in made.report.left_alone) == bool(left)
     quantized = sum(p.numel() for p in made.network.parameters() if p.dtype == torch.int8)
@@ -350,7 +352,7 @@ def test_linear_layers_of_sequences_compute_in_integers(tmp_path: Path) -> None:
             return self.down(nn.functional.gelu(self.up(x))).mean(1)
 
     x = torch.randn(8, 7, 12, generator=torch.Generator().manual_seed(0))
-    network = quantize(Tokens(), x[:2], [x], latency=False).network
+    network = quantize(Tokens(), x[:2], calibration_loader=[x], latency=False).network
     export_stages(dynamic.Cascade(network), tmp_path, x[:2], progress=False)
     session, ran = optimized(tmp_path / "backbones" / "0_0.onnx")
     assert ran["MatMulIntegerToFloat"] == 2
@@ -408,7 +410,7 @@ def test_the_last_layer_is_in_integers_under_a_temperature(tmp_path: Path, class
 def test_a_network_with_exits_keeps_them() -> None:
     network = dynamic.wrap(resnet(14), X[:2], exits=2).eval()
     before = [found.detach().clone() for found in network(X)]
-    made = quantize(network, X[:2], DATA, latency=False)
+    made = quantize(network, X[:2], calibration_loader=DATA, latency=False)
     assert all(torch.equal(a, b) for a, b in zip(before, network(X), strict=True))  # nor are its graphs changed
     net = made.network
     assert isinstance(net, QuantizedExits)
@@ -486,9 +488,9 @@ def test_settings_and_networks_without_use() -> None:
         int8(resnet().half())
     with pytest.raises(InputError, match="int8"):
         int8(int8(network))
-    with pytest.raises(InputError, match="no layer"):
-        quantize(nn.Sequential(nn.ReLU()), torch.zeros(2, 3), [torch.zeros(2, 3)], latency=False)
-    with pytest.raises(InputError, match="no layer"):
+    with pytest.raises(InputError, match="no Conv or Linear"):
+        quantize(nn.Sequential(nn.ReLU()), torch.zeros(2, 3), calibration_loader=[torch.zeros(2, 3)], latency=False)
+    with pytest.raises(InputError, match="no Conv or Linear"):
         int8(network, skip=["conv1", "layer1", "layer2", "layer3", "linear"])
 
 
@@ -502,7 +504,7 @@ def test_what_torch_fx_cannot_follow() -> None:
             return self.layer(x) if x.sum() > 0 else -self.layer(x)
 
     with pytest.raises(TraceError, match="Branching"):
-        quantize(Branching(), torch.zeros(2, 3), [torch.zeros(2, 3)], latency=False)
+        quantize(Branching(), torch.zeros(2, 3), calibration_loader=[torch.zeros(2, 3)], latency=False)
 
 
 def test_training_is_refused() -> None:
@@ -529,7 +531,7 @@ def test_a_build_allows_int8_what_rounding_needs_and_float_no_more() -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
     x = torch.randn(4, 3, 8, 8)
-    int8 = quantize(plain, x, [x], latency=False).network
+    int8 = quantize(plain, x, calibration_loader=[x], latency=False).network
     for network, allowed in ((int8, True), (plain, False)):
         cascade = dynamic.Cascade(network)
         spec = describe(cascade, x)
@@ -539,7 +541,7 @@ def test_a_build_allows_int8_what_rounding_needs_and_float_no_more() -> None:
 
 def test_a_result_of_compression_is_no_network_and_the_error_says_what_to_give() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
-    made = quantize(network, torch.zeros(2, 12), [torch.randn(8, 12)], latency=False)
+    made = quantize(network, torch.zeros(2, 12), calibration_loader=[torch.randn(8, 12)], latency=False)
     with pytest.raises(InputError, match=r"network 0 of the cascade is a Compressed, no nn\.Module. Give its"):
         dynamic.Cascade([made, network])  # type: ignore[list-item]
 
@@ -551,7 +553,7 @@ def test_an_int8_network_before_its_original_has_operating_points() -> None:
     x = torch.randn(2000, 3, 2, 2)
     with torch.no_grad():
         labels = network(x).argmax(1)
-    int8 = quantize(network, x[:2], [x[:200]], latency=False).network
+    int8 = quantize(network, x[:2], calibration_loader=[x[:200]], latency=False).network
     bundle = dynamic.build([int8, network], [(x, labels)], max_drops=(0.05,), progress=False)
     assert bundle.records.macs == (12 * 32 / 2 + 32 * 3 / 2, 12 * 32 + 32 * 3)
     assert bundle.ladder.certified

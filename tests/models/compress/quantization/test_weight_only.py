@@ -29,7 +29,7 @@ def resnet(seed: int = 0) -> nn.Module:
 
 
 def compressed(network: nn.Module, bits: int = 4, x: Tensor = X, **options: object) -> WeightsCompressed:
-    return quantize_weights(network, x, bits, latency=False, **options)  # type: ignore[arg-type]
+    return quantize_weights(network, x, bits=bits, latency=False, **options)  # type: ignore[arg-type]
 
 
 def test_values_by_hand() -> None:

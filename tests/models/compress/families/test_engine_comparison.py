@@ -7,10 +7,10 @@ from scipy import stats
 from torch import Tensor, nn
 
 from dynamic.errors import EngineError, InputError
-from dynamic.models.compress.families.comparison import (
-    entered,
+from dynamic.models.compress.families.engine_comparison import (
     in_turns_ms,
     no_less_accurate,
+    open_on_engine,
     right_answers,
     tensors_mb,
 )
@@ -33,7 +33,10 @@ class Table(nn.Module):
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
 def test_right_answers_are_those_of_the_engine(engine: str) -> None:
-    with entered(Table([0, 1, 1]), X, engine, "f32") as a, entered(Table([0, -1, 2]), X, engine, "f32") as b:
+    with (
+        open_on_engine(Table([0, 1, 1]), X, engine, "f32") as a,
+        open_on_engine(Table([0, -1, 2]), X, engine, "f32") as b,
+    ):
         found = right_answers([a, b], iter(DATA), progress=False)
         turns = in_turns_ms([a, b])
     np.testing.assert_array_equal(found, [[True, True, False, True], [True, False, True, True]])
@@ -42,20 +45,20 @@ def test_right_answers_are_those_of_the_engine(engine: str) -> None:
 
 
 def test_data_that_do_not_fit_are_named() -> None:
-    with entered(Table([0, 1, 2]), X, "torch", "f32") as a:
+    with open_on_engine(Table([0, 1, 2]), X, "torch", "f32") as a:
         with pytest.raises(InputError, match="without labels"):
             right_answers([a], [X])
         with pytest.raises(InputError, match="The network has 3 classes"):
             right_answers([a], [(X, torch.tensor([0, 1, 3, 0]))])
         with pytest.raises(InputError, match="gave no batch"):
             right_answers([a], [])
-    with pytest.raises(EngineError, match="not known"), entered(Table([0, 1, 2]), X, "abacus", "f32"):
+    with pytest.raises(EngineError, match="not known"), open_on_engine(Table([0, 1, 2]), X, "abacus", "f32"):
         pass
 
 
 def test_modes_come_back() -> None:
     network = nn.Sequential(Table([0, 1, 2]), nn.Dropout(0.5)).train()
-    with entered(network, X, "torch", "f32") as a:
+    with open_on_engine(network, X, "torch", "f32") as a:
         assert right_answers([a], DATA).all()  # dropout is off
     assert network.training
     assert network[1].training
@@ -73,7 +76,7 @@ class Big(nn.Module):
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     found = []
     for width in (10, 2500):
-        with entered(Big(width), X, "onnxruntime", "f32") as entrant:
+        with open_on_engine(Big(width), X, "onnxruntime", "f32") as entrant:
             found.append(entrant.memory_mb())
     assert found[1] - found[0] > 2500**2 * 4 / 1e6 * 0.9  # 25 MB of weights
 
@@ -81,7 +84,7 @@ def test_memory_is_that_of_a_process_of_its_own() -> None:
 def test_memory_on_torch_is_that_of_tensors_once() -> None:
     first, second = Big(10), Big(10)
     second.layers[2] = first.layers[2]
-    with entered(first, X, "torch", "f32") as entrant:
+    with open_on_engine(first, X, "torch", "f32") as entrant:
         assert entrant.memory_mb() == pytest.approx((40 + 110 + 33) * 4 / 1e6)
     assert tensors_mb([first, second]) == pytest.approx((2 * (40 + 33) + 110) * 4 / 1e6)
     part = nn.Linear(10, 5, bias=False)

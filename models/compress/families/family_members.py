@@ -1,4 +1,4 @@
-"""The networks of a family: what was measured of each, and which of them another beats."""
+"""The networks of a family: their measurements, and which of them another beats."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dynamic.models.compress.families.comparison import Rights, entered, in_turns_ms, no_less_accurate, right_answers
+from dynamic.engines.options import EngineName, Precision
+from dynamic.models.compress.families.engine_comparison import (
+    Rights,
+    in_turns_ms,
+    no_less_accurate,
+    open_on_engine,
+    right_answers,
+)
 from dynamic.models.compress.families.recipes import numbered
 from dynamic.models.compress.report import Measured, Report, measure
 from dynamic.offline.batches import Batch
@@ -19,7 +26,7 @@ from dynamic.progress import track
 
 logger = logging.getLogger("dynamic")
 
-_CLEARLY = 0.75  # of the turns: on a busy machine medians of equals differ too
+_CLEARLY = 0.75  # of the turns: on a busy machine medians of equal networks differ too
 REFERENCE, SUB_MODEL, OTHER = "reference", "sub-model", "other"
 
 
@@ -27,22 +34,33 @@ REFERENCE, SUB_MODEL, OTHER = "reference", "sub-model", "other"
 class Beaten:
     """A network is beaten `by` one that is no less accurate and faster.
 
-    `sure`: the chance that the other is at least as accurate, from the inputs that only one of the two has right (0.5:
-    as good as equal). `slower`: in how many of `turns` this one took longer.
+    Args:
+        by: The name of the other.
+        confidence: The chance that the other is at least as accurate. 0.5: as good as equal.
+        slower: In how many turns this one took longer.
+        turns: How many turns there were.
     """
 
     by: str
-    sure: float
+    confidence: float
     slower: int
     turns: int
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One network of a family. `role`: "reference" (the network it all began with), "sub-model", or "other" (given).
+    """One network of a family.
 
-    `right [N]`: whether it is right on each selection input; `turns_ms [T]` of one input; `memory_mb` resident, of a
-    process that loads it alone (None: not measured); `report` of the method that made it.
+    Args:
+        name: Its name.
+        role: "reference" (the network that was given), "sub-model", or "other" (a ready-made network).
+        network: The network.
+        measured: Size and cost.
+        right: `[N]`: whether it is right on each selection input.
+        turns_ms: `[T]`: latency of one input in each turn.
+        memory_mb: Resident memory of a process that loads it alone. None: not measured.
+        report: Of the method that made it.
+        beaten: The network that beats it, if any.
     """
 
     name: str
@@ -66,27 +84,27 @@ class Member:
         return float(np.median(self.turns_ms))
 
 
-def judge(members: Sequence[Member], sure: float = 0.5, keep_small: bool = False) -> list[Member]:
-    """The members, the first being the reference, from fast to slow and that last, with what beats each.
+def judge(members: Sequence[Member], min_confidence: float = 0.5, keep_small: bool = False) -> list[Member]:
+    """The members from fast to slow and the reference last, with what beats each. `members[0]` is the reference.
 
-    A member is beaten only by one that is itself not beaten, the most accurate of those that beat it.
+    Only a member that is not beaten beats another. Of several it is the most accurate one.
     """
-    reference, kept, judged = members[0], [members[0]], []
+    reference, unbeaten, judged = members[0], [members[0]], []
     for member in sorted(members[1:], key=lambda m: m.latency_ms):
-        rivals = [(other, _against(member, other)) for other in kept]
+        rivals = [(other, _against(member, other)) for other in unbeaten]
         beating = [
-            (other.accuracy, -other.latency_ms, found)
-            for other, found in rivals
+            (other.accuracy, -other.latency_ms, verdict)
+            for other, verdict in rivals
             if other.accuracy >= member.accuracy
             and other.latency_ms < member.latency_ms
-            and found.sure >= sure
-            and found.slower >= max(sure, _CLEARLY) * found.turns
+            and verdict.confidence >= min_confidence
+            and verdict.slower >= max(min_confidence, _CLEARLY) * verdict.turns
             and not (keep_small and (member.memory_mb or 0.0) < (other.memory_mb or 0.0))
         ]
         if beating:
             judged.append(replace(member, beaten=max(beating, key=lambda b: b[:2])[2]))
         else:
-            kept.append(member)
+            unbeaten.append(member)
             judged.append(member)
     return [*judged, reference]
 
@@ -96,30 +114,30 @@ def _against(member: Member, other: Member) -> Beaten:
     return Beaten(other.name, no_less_accurate(other.right, member.right), slower, len(member.turns_ms))
 
 
-def measured(
+def measure_members(
     listed: Sequence[tuple[str, str, nn.Module, Report | None]],
-    data: Iterable[Any],
+    selection_loader: Iterable[Any],
     example: Batch,
-    engine: str,
-    precision: str,
+    engine: EngineName,
+    precision: Precision,
     memory: bool,
     failed: dict[str, str],
     progress: bool | None,
 ) -> list[Member]:
-    """Everything about every network, the first being the reference; what the engine cannot run goes to `failed`."""
+    """Measurements of every network, the first being the reference. `failed` gets what the engine cannot run."""
     names = numbered(name for _, name, _, _ in listed)
     with ExitStack() as owned:
         entrants, running = [], []
-        for number, (role, _, network, made_by) in enumerate(track(listed, "opening", len(listed), progress)):
+        for number, (role, _, network, method_report) in enumerate(track(listed, "opening", len(listed), progress)):
             try:
-                entrants.append(owned.enter_context(entered(network, example, engine, precision)))
-                running.append((names[number], role, network, made_by))
+                entrants.append(owned.enter_context(open_on_engine(network, example, engine, precision)))
+                running.append((names[number], role, network, method_report))
             except EngineError as error:
                 if role == REFERENCE:
                     raise
                 logger.warning("%s does not run on %s: %s", names[number], engine, error)
                 failed[names[number]] = str(error)
-        right = right_answers(entrants, data, progress)  # [K, N]
+        right = right_answers(entrants, selection_loader, progress)  # [K, N]
         turns_ms = in_turns_ms(entrants)  # [K, T]
         resident = [e.memory_mb() if memory else None for e in track(entrants, "memory", len(entrants), progress)]
     sizes = measure([network for _, _, network, _ in running], example, latency=False)
@@ -132,9 +150,9 @@ def measured(
             ok,
             ms,
             mb,
-            made_by,
+            method_report,
         )
-        for (name, role, network, made_by), size, ok, ms, mb in zip(
+        for (name, role, network, method_report), size, ok, ms, mb in zip(
             running, sizes, right, turns_ms, resident, strict=True
         )
     ]

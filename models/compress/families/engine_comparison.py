@@ -1,4 +1,4 @@
-"""Networks beside each other on one engine: what each has right, how long it takes, what memory it holds."""
+"""Networks beside each other on one engine: accuracy, latency and memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dynamic.bundle.bundle import write
+from dynamic.bundle.bundle_writer import write
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import open_engine
+from dynamic.engines.options import EngineName, Precision
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.models.compress.report import turns_ms, whole_pass
 from dynamic.offline.batches import Batch, named_tensors
@@ -35,7 +36,7 @@ Rights = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Entrant:
-    """A network that is open on an engine; `once()` runs one input through it, all exits on."""
+    """A network that is open on an engine. `once()` runs one input through it, with all exits on."""
 
     network: nn.Module
     folder: Path
@@ -44,14 +45,14 @@ class Entrant:
     once: Callable[[], object]
 
     def answers(self, inputs: Batch) -> NDArray[np.float32]:
-        """The network's own (last) logits `[B, C]`."""
+        """The last logits of the network `[B, C]`."""
         named = named_tensors(self.network, inputs)
         return self.engine.stages.all_logits({n: t.numpy(force=True) for n, t in named.items()})[:, -1]
 
     def memory_mb(self) -> float:
-        """What a process grows by when it loads and runs this network alone, measured in one of its own.
+        """Memory that a process of its own needs to load and run this network.
 
-        On engine "torch" the size of its tensors, each counted once.
+        On engine "torch" it is the size of its tensors, each counted once.
         """
         if self.engine.name == "torch":
             return tensors_mb([self.network])
@@ -59,7 +60,7 @@ class Entrant:
         return profile(self.engine, self.folder, batch=(1,), seconds=0.0, progress=False).memory_mb[0]
 
     def _write_bundle(self) -> None:
-        """A bundle of the network alone around its graphs: what that process reads."""
+        """Write a bundle of the network alone around its graphs, for that process."""
         stages = len(self.spec.stages)
         alone = OperatingPoint(
             "reference",
@@ -83,11 +84,13 @@ class Entrant:
 
 
 @contextmanager
-def entered(network: nn.Module, example_inputs: Batch, engine: str, precision: str) -> Iterator[Entrant]:
-    """Open a network on an engine, in evaluation mode. Raises EngineError where that cannot run it."""
+def open_on_engine(
+    network: nn.Module, example_inputs: Batch, engine: EngineName, precision: Precision
+) -> Iterator[Entrant]:
+    """Open a network on an engine, in evaluation mode. EngineError where the engine cannot run it."""
     cascade = Cascade(network)
-    with TemporaryFolder("family") as made, evaluating(cascade):
-        folder = Path(made)
+    with TemporaryFolder("family") as name, evaluating(cascade):
+        folder = Path(name)
         if engine == "torch":
             spec = describe(cascade, example_inputs)
             stages = cascade.stages_for([i.name for i in spec.inputs])
@@ -102,19 +105,21 @@ def entered(network: nn.Module, example_inputs: Batch, engine: str, precision: s
             opened.close()
 
 
-def right_answers(entrants: Sequence[Entrant], data: Iterable[Any], progress: bool | None = None) -> Rights:
-    """Whether each network is right on each input `[K, N]`, all on the same reading of `data`; a NaN is wrong.
+def right_answers(entrants: Sequence[Entrant], selection_loader: Iterable[Any], progress: bool | None = None) -> Rights:
+    """Whether each network is right on each input `[K, N]`, all on one reading of the data. NaN is wrong.
 
-    Raises InputError on data without labels, none at all, or labels that the networks have no class for.
+    InputError on data without labels, without batches, or with labels that the networks have no class for.
     """
-    found: list[Rights] = []
-    for inputs, labels in track(checked_batches(data, None), "selecting", size_of(data), progress):
+    parts: list[Rights] = []
+    for inputs, labels in track(
+        checked_batches(selection_loader, None), "selecting", size_of(selection_loader), progress
+    ):
         check_labels(labels, entrants[0].spec.classes)
         logits = [entrant.answers(inputs) for entrant in entrants]
-        found.append(np.stack([(x.argmax(1) == labels) & np.isfinite(x).all(1) for x in logits]))
-    if not found:
-        raise InputError("the selection data gave no batch; it is empty, or an iterator that was already used up")
-    return np.concatenate(found, axis=1)
+        parts.append(np.stack([(x.argmax(1) == labels) & np.isfinite(x).all(1) for x in logits]))
+    if not parts:
+        raise InputError("selection_loader gave no batch: it is empty, or an iterator that was read before")
+    return np.concatenate(parts, axis=1)
 
 
 def in_turns_ms(entrants: Sequence[Entrant]) -> NDArray[np.float64]:
@@ -123,17 +128,17 @@ def in_turns_ms(entrants: Sequence[Entrant]) -> NDArray[np.float64]:
 
 
 def no_less_accurate(first: Rights, second: Rights) -> float:
-    """The chance that `first [N]` is of a network at least as accurate as `second [N]`, the inputs being the same.
+    """The chance that the network of `first [N]` is at least as accurate as that of `second [N]`, on the same inputs.
 
-    Only inputs that one of the two alone has right count: of those, the share that is the first's has, before
-    anything is seen, a uniform distribution, so afterwards Beta(a + 1, b + 1); its upper half is a binomial tail.
+    Only inputs that one of the two alone has right count. The share of the first has a uniform prior, so its posterior
+    is Beta(a + 1, b + 1). The upper half of that is a binomial tail.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     return binomial_p(only_first, only_first + only_second + 1, 0.5)
 
 
 def tensors_mb(networks: Iterable[nn.Module]) -> float:
-    """10^6 bytes of parameters and buffers, each piece of memory counted once, whoever sees parts of it."""
+    """10^6 bytes of parameters and buffers. Shared memory counts once."""
     tensors = (t for network in networks for t in network.state_dict().values())
     pieces = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
     return float(sum(pieces.values())) / 1e6

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from dynamic.models.compress.families.family import Family
-from dynamic.models.compress.families.measured_networks import Beaten, Member, judge
+from dynamic.models.compress.families.family_members import Beaten, Member, judge
 from dynamic.models.compress.report import Measured
 
 
@@ -15,7 +15,7 @@ def member(name: str, right: str, ms: float | Sequence[float], memory_mb: float 
     """`right`: "1" or "0" for each input; `ms` of each turn, or of all four."""
     turns = np.full(4, ms) if isinstance(ms, float) else np.array(ms)
     rights = np.array([c == "1" for c in right])
-    return Member(name, "sub-model", nn.Identity(), Measured(5, 5, 20, 1e6), rights, turns, memory_mb)
+    return Member(name, "sub-model", nn.Identity(), Measured(5, 5, file_bytes=20, macs=1e6), rights, turns, memory_mb)
 
 
 REFERENCE = member("reference", "1111100000", 4.0, 4.0)
@@ -70,16 +70,18 @@ def test_how_sure_is_said() -> None:
 
 def test_more_certainty_may_be_asked_for() -> None:
     rivals = (member("a", "1111000000", [1.0, 1.0, 1.0, 3.0]), member("b", "0000100000", 2.0))
-    assert beaten(*rivals, sure=0.75)["b"] == "a"
-    assert beaten(*rivals, sure=0.76)["b"] is None  # the turns, 0.75, are not enough
+    assert beaten(*rivals, min_confidence=0.75)["b"] == "a"
+    assert beaten(*rivals, min_confidence=0.76)["b"] is None  # the turns, 0.75, are not enough
     steady = (member("a", "1111000000", 1.0), member("b", "0000100000", 2.0))
-    assert beaten(*steady, sure=0.89)["b"] == "a"
-    assert beaten(*steady, sure=0.90)["b"] is None  # 57/64
+    assert beaten(*steady, min_confidence=0.89)["b"] == "a"
+    assert beaten(*steady, min_confidence=0.90)["b"] is None  # 57/64
 
 
 def test_equals_in_time_are_not_told_apart() -> None:
     rivals = (member("a", "1111000000", [1.0, 1.0, 3.0, 3.0]), member("b", "1110000000", [2.0, 2.0, 2.5, 2.5]))
-    assert beaten(*rivals, sure=0.0)["b"] is None  # a's median is less, and it was slower in two of four turns
+    assert (
+        beaten(*rivals, min_confidence=0.0)["b"] is None
+    )  # a's median is less, and it was slower in two of four turns
 
 
 def test_small_ones_may_stay() -> None:
@@ -91,14 +93,16 @@ def test_small_ones_may_stay() -> None:
 
 
 def family(*members: Member) -> Family:
-    return Family(tuple(judge([REFERENCE, *members])), "onnxruntime", "f32")
+    return Family(tuple(judge([REFERENCE, *members])), "onnxruntime", precision="f32")
 
 
 def test_the_cascade_is_of_what_is_kept_and_faster() -> None:
     found = family(
-        member("b", "1110000000", 2.0, 2.0), member("a", "1100000000", 1.0, 1.5), member("slow", "1111110000", 6.0, 9.0)
+        member("b", "1110000000", 2.0, 2.0),
+        member("a", "1100000000", 1.0, 1.5),
+        member("slow", "1111110000", 6.0, 9.0),
     )
-    assert [m.name for m in found.kept] == ["a", "b", "reference"]
+    assert [m.name for m in found.cascade_members] == ["a", "b", "reference"]
     assert found.memory_mb == 7.5
     assert found.cascade().names == ("a", "b", "reference")
     assert found.cascade("mean").combine == "mean"
@@ -119,7 +123,7 @@ def test_a_network_alone_that_is_better_is_said_to_be() -> None:
     text = str(family(member("a", "1111110000", 1.0)))
     assert "a alone is no less accurate than reference (chance 75%) and takes 0.25 of its time: ship it" in text
     text = str(family(member("a", "1100000000", 6.0)))
-    assert "nothing is worth running before reference" in text
+    assert "no network is useful before reference" in text
 
 
 def test_shared_weights_count_once_on_torch() -> None:
@@ -132,5 +136,5 @@ def test_shared_weights_count_once_on_torch() -> None:
             Member("a", "sub-model", small, size, right, np.full(4, 1.0), 0.04),
         ]
     )
-    assert Family(tuple(made), "torch", "f32").memory_mb == pytest.approx(0.08)
-    assert Family(tuple(made), "onnxruntime", "f32").memory_mb == pytest.approx(0.12)
+    assert Family(tuple(made), "torch", precision="f32").memory_mb == pytest.approx(0.08)
+    assert Family(tuple(made), "onnxruntime", precision="f32").memory_mb == pytest.approx(0.12)

@@ -1,0 +1,66 @@
+"""The files of a new bundle beside its graphs."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dynamic.bundle.canaries.check import CHECKS
+from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.bundle.golden_vectors import golden, to_text
+from dynamic.bundle.manifest import MANIFEST, SCHEMA, manifest_hash, preprocess_json
+from dynamic.bundle.stored_costs import COSTS
+from dynamic.data.preprocessing import Preprocess
+from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.engine_factory import check_engine
+from dynamic.policies.errors import InputError
+from dynamic.policies.ladder import Ladder
+from dynamic.policies.records import Records
+from dynamic.profiling.engine_choice import CHOICES
+from dynamic.storage.atomic_write import explain_disk_errors
+from dynamic.storage.regular_files import file_hash
+
+MACHINE_FOLDERS = (CHOICES, CHECKS, COSTS)  # what each machine adds or measures again, outside of the manifest
+
+logger = logging.getLogger("dynamic")
+
+
+@explain_disk_errors("the bundle")
+def write(
+    folder: Path,
+    spec: CascadeSpec,
+    ladder: Ladder,
+    records: Records,
+    engine: str,
+    precision: str,
+    cascade: str,
+    classes: Sequence[str] | None,
+    preprocess: Preprocess | None,
+    calibrated_on: EngineIdentity | None = None,
+) -> None:
+    """Write ladder, records and manifest beside the graphs that already lie in `folder`."""
+    check_engine(engine, precision)
+    if classes is not None and len(classes) != spec.classes:
+        raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
+    (folder / "ladder.json").write_text(json.dumps(ladder.to_json(), indent=1), encoding="utf-8")
+    (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
+    records.save(folder / "records.npz")
+    vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in MACHINE_FOLDERS)
+    files = sorted(p for p in vouched if p.is_file() and p.name != MANIFEST)
+    manifest = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "engine": engine,
+        "precision": precision,
+        "cascade": cascade,
+        "fingerprint": ladder.fingerprint,
+        "calibrated_on": None if calibrated_on is None else calibrated_on.to_json(),
+        "classes": list(classes) if classes is not None else None,
+        "preprocess": preprocess_json(preprocess),
+        "spec": asdict(spec),
+        "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files},
+    }
+    text = json.dumps(manifest | {"sha256": manifest_hash(manifest)}, indent=1)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")

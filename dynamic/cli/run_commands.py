@@ -1,0 +1,172 @@
+"""`python -m dynamic profile|run`: a bundle on this machine. Neither imports torch."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import typer
+
+import dynamic
+from dynamic.bundle.tables import certificate_text, costs_text
+from dynamic.cli.options import (
+    BatteryFloor,
+    CpuMs,
+    DeadlineMs,
+    Engine,
+    Idle,
+    Json,
+    LatencyMs,
+    MaxDrop,
+    MemoryMb,
+    Percentile,
+    Shelf,
+    Threads,
+    fraction,
+)
+from dynamic.data.image_steps import RGB, Gray
+from dynamic.data.picture_decoding import PictureError
+from dynamic.data.picture_files import find_pictures
+from dynamic.errors import InputError
+from dynamic.policies.budget import check_on_drift
+from dynamic.progress import track
+from dynamic.report.run_tables import left_out_text, run_text
+from dynamic.runtime.result import Prediction
+
+OnDrift = Annotated[
+    str,
+    typer.Option(
+        help="Once inputs no longer look like the calibration's (as they do not where they are sorted by class): "
+        "'safest' ends all savings, 'report' only reports."
+    ),
+]
+
+
+def profile(
+    shelf: Shelf,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size, once for each, rising. [1, 8, 64]")] = None,
+    seconds: Annotated[float, typer.Option(help="Time for each batch size and way to run it.")] = 1.0,
+    engine: Engine = None,
+    threads: Threads = None,
+    idle: Idle = None,
+    active_mw: Annotated[
+        float | None, typer.Option(help="Milliwatts drawn while inference works, on top of idling: gives energies.")
+    ] = None,
+    idle_mw: Annotated[float | None, typer.Option(help="Milliwatts drawn all the time.")] = None,
+) -> None:
+    """Measure the costs of every stage on this machine, and store them in the bundle."""
+    given = _given(threads=threads, options=_idle_options(idle), active_mw=active_mw, idle_mw=idle_mw)
+    bundle = dynamic.load(shelf).profile(batch or (1, 8, 64), seconds, engine, **given)
+    assert bundle.costs is not None
+    print(costs_text(bundle, bundle.costs))
+
+
+def run(
+    shelf: Shelf,
+    images: Annotated[list[Path], typer.Argument(help="Image files, folders and zips.", show_default=False)],
+    split: Annotated[str | None, typer.Option(help="Of folders and zips, only <split>/<class>/<image>.")] = None,
+    latency_ms: LatencyMs = None,
+    percentile: Percentile = "0.95",
+    deadline_ms: DeadlineMs = None,
+    cpu_ms: CpuMs = None,
+    memory_mb: MemoryMb = None,
+    battery_floor: BatteryFloor = None,
+    max_drop: MaxDrop = None,
+    on_drift: OnDrift = "report",
+    engine: Engine = None,
+    threads: Threads = None,
+    idle: Idle = None,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
+) -> None:
+    """Run images under a budget, one at a time. Folders that are named like classes give the right answers.
+
+    Files that do not read, or do not fit, are skipped and listed with the reason.
+    """
+    budget = dynamic.Budget(
+        latency_ms=latency_ms,
+        percentile=fraction(percentile),
+        deadline_ms=deadline_ms,
+        memory_mb=memory_mb,
+        battery_floor=battery_floor,
+        max_drop=max_drop,
+        on_drift=check_on_drift(on_drift),
+        cpu_ms=cpu_ms,
+    )
+    bundle = dynamic.load(shelf)
+    if bundle.preprocess is None:
+        raise InputError(f"{shelf} was built with preprocess=None: images cannot become its inputs. Build it again")
+    pictures, stages = find_pictures(images, split), [stage.name for stage in bundle.spec.stages]
+    converts = any(isinstance(step, (Gray, RGB)) for step in bundle.preprocess.steps)
+    channels = None if converts else bundle.spec.inputs[0].shape[0]
+    latencies: list[float] = []
+    right: list[bool] = []
+    left_out: list[tuple[str, str]] = []  # file, why
+    point = ""
+    shown = None if quiet or not sys.stdout.isatty() else False  # a bar would break the lines
+    with bundle.runtime(budget, engine=engine, **_given(threads=threads, options=_idle_options(idle))) as runtime:
+        for picture in track(pictures, "inference", len(pictures), shown):
+            try:
+                result = cast(Prediction, runtime(picture.pixels(channels)))  # one picture gives one
+            except InputError as error:
+                left_out.append((picture.name, error.reason if isinstance(error, PictureError) else str(error)))
+                if len(left_out) == len(pictures):  # nothing was answered
+                    if isinstance(error, PictureError):
+                        raise
+                    raise InputError(f"{picture.name}: {error}") from error
+                continue
+            true_class = picture.folder if picture.folder in (bundle.classes or ()) else None
+            latencies.append(result.latency_ms)
+            if true_class is not None:
+                right.append(result.name == true_class)
+                runtime.feedback(result.id, true_class)
+            row = {
+                "file": picture.name,
+                "class": true_class,
+                "label": result.label,
+                "name": result.name,
+                "probability": result.probability if result.label >= 0 else None,
+                "stage": stages[result.stage],
+                "latency_ms": result.latency_ms,
+                "point": result.decision.point.name,
+                "reason": result.decision.reason,
+                "certified": result.certified,
+            }
+            if as_json and not quiet:
+                print(json.dumps(row))
+            elif not quiet:
+                if row["point"] != point:
+                    point = result.decision.point.name
+                    print(f"# {row['reason']}")
+                answer = row["label"] if row["name"] is None else row["name"]
+                print(f"{row['file']}  {answer}  {result.probability:.3f}  {row['stage']}  {result.latency_ms:.2f} ms")
+        stats = runtime.stats()
+    if as_json:
+        accuracy = float(np.mean(right)) if right else None
+        certificate = None if bundle.ladder.certificate is None else asdict(bundle.ladder.certificate)
+        beside: dict[str, Any] = {"accuracy": accuracy, "known": len(right), "certificate": certificate}
+        beside["left_out"] = [{"file": name, "reason": reason} for name, reason in left_out]
+        print(json.dumps({"summary": asdict(stats) | beside}))
+    else:
+        print(run_text(stats, latencies, right, stages))
+        if left_out:
+            print(left_out_text(left_out, len(pictures)))
+        print(certificate_text(bundle.ladder))
+
+
+def _idle_options(idle: str | None) -> "dynamic.OnnxRuntimeOptions | None":
+    """Options of ONNX Runtime, the only engine with a choice of what idle threads do."""
+    return None if idle is None else dynamic.OnnxRuntimeOptions(idle=cast(Any, idle))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The engine's options that were given: engines reject those that they do not have."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(profile)
+    app.command()(run)
