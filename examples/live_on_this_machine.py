@@ -22,7 +22,7 @@ from typing import Any, Self
 import digits_bundle
 
 import dynamic
-from dynamic.runtime.decisions.decision_log import Change
+from dynamic import Change
 
 RATE_HZ = 25.0
 # ends by itself should this script be killed

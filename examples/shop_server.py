@@ -32,11 +32,10 @@ import psutil
 from numpy.typing import NDArray
 
 import dynamic
-from dynamic import Prediction, Statistics
+from dynamic import Change, Prediction, Statistics
 from dynamic.data import ImageSet
 from dynamic.errors import ShedError
 from dynamic.policies import Budget, Decision, Frontier, Policy, Snapshot
-from dynamic.runtime.decisions.decision_log import Change
 
 OPENS, RUSH, DARK, CAREFUL, CLOSED, SWAP, ENDS = 12, 17, 21, 22, 23, 27, 30  # hours; 27 is three in the morning
 EVENTS = {

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import digits_bundle
 
-from dynamic.policies import Budget, BudgetPolicy, Policy
-from dynamic.policies.control.fixed_policy import FixedPolicy
+from dynamic.policies import Budget, BudgetPolicy, FixedPolicy, Policy
 from dynamic.simulate import SCENARIOS, Scenario, SimulationReport, devices, oracle, scenarios
 
 PICTURE = Path("out/simulated_devices.png")

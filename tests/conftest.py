@@ -66,7 +66,8 @@ def nothing_is_left_to_later_tests(own_cache: None) -> Iterator[None]:
     before = process_state()
     yield
     after = process_state()
-    assert {name: after[name] for name in before} == before
+    changed = {name: (before[name], after[name]) for name in before if after[name] != before[name]}
+    assert not changed, f"a test left to later ones (before, after): {changed}"
 
 
 def data_folder() -> Path | None:

@@ -159,13 +159,15 @@ def messages() -> Iterator[list[str]]:
             said.append(record.getMessage())
 
     logger, handler = logging.getLogger("dynamic"), Kept(logging.WARNING)
-    before, logger.propagate = logger.propagate, False
+    before, logger.propagate = (logger.propagate, logger.level), False
+    logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield said
     finally:
         logger.removeHandler(handler)
-        logger.propagate = before
+        logger.propagate = before[0]
+        logger.setLevel(before[1])
 
 
 def altered(
@@ -187,7 +189,6 @@ def altered(
     """
     keys = ("tried", "raw", "silent_point", "silent_answer", "silent_loss_of_costs", "changed_unlogged")
     counts, errors = Counter(dict.fromkeys(keys, 0)), list[str]()
-    logging.getLogger("dynamic").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="altered-") as place:
         folder = Path(place)
         if shelf is None:

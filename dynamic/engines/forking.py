@@ -42,7 +42,7 @@ def _before_fork() -> None:
     logger.warning(
         "this process forks after it has loaded %s: a child answers requests, but one that ends by sys.exit may hang "
         "or abort. Fork first: open the bundle in each child, or load(..., preload=False) and send no request before "
-        "the fork (see docs/processes.md)",
+        "the fork (see docs/guides/servers.md)",
         " and ".join(loaded),
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dynamic
-from dynamic.bundle import bundle as bundles
+from dynamic.bundle import bundle_reader
 from dynamic.bundle.canaries import check, reports
 from dynamic.bundle.canaries.canary_set import CANARIES, LEAST, MOST, MOST_BYTES, Canaries, Reservoir, noise
 from dynamic.bundle.canaries.check import CHECKS, CanaryReport, check_canaries, labels_limit, moved
@@ -354,7 +354,7 @@ def test_an_engine_that_fails_in_the_canaries_is_said_and_the_next_one_answers(
     monkeypatch.setattr(OnnxRuntimeGraph, "run", fails)
     with profiled.runtime(monitor=quiet()) as run:
         result = run(inputs[0].numpy())
-        assert int(result.label[0]) == int(label[0])
+        assert result.label == int(label[0])
         assert not result.certified
         assert run.stats().engine_failures > 0
 
@@ -413,7 +413,7 @@ def test_another_thread_setting_or_kernel_variable_is_another_engine(
 
 
 def test_a_bundle_without_canaries_is_certified_where_it_was_calibrated(shelf: Path) -> None:
-    loaded = bundles.read(shelf, verify=False)
+    loaded = bundle_reader.read(shelf, verify=False)
     bundle = replace(loaded, hashes={name: known for name, known in loaded.hashes.items() if name != CANARIES})
     assert bundle.canaries is None
     assert bundle.check() is None

@@ -217,8 +217,9 @@ def test_a_bundle_of_auto_is_one_engine_s(bundle: dynamic.Bundle) -> None:
     assert bundle.engine in ENGINES
     loaded = dynamic.load(bundle.folder)
     assert (loaded.engine, loaded.precision) == (bundle.engine, "f32")
-    (file,) = (bundle.folder / "choices").iterdir()
-    assert json.loads(file.read_text())["engine"] == bundle.engine
+    # tests that ran before may have added choices of other threads
+    choices = [json.loads(file.read_text()) for file in (bundle.folder / "choices").iterdir()]
+    assert bundle.engine in {choice["engine"] for choice in choices}
     loaded = loaded.profile(batch=(1,), seconds=0.02)
     with loaded.runtime(monitor=dynamic.FixedMonitor()) as run:
         assert run.engine.name == bundle.engine

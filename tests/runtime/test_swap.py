@@ -231,7 +231,7 @@ def test_costs_measured_while_requests_run_are_not_kept(
         assert run.bundle.costs == bundle.costs
         run(X)
     assert not (folder / "costs").exists()
-    assert "call profile() on a bundle before it is swapped in" in caplog.text
+    assert "Call profile() on a bundle before it is swapped in" in caplog.text
     with dynamic.load(folder).runtime(monitor=monitor()):
         assert (folder / "costs").exists(), "measured before there were requests"
 

@@ -7,6 +7,7 @@
 `records`, `ladder`, `costs` and `frontier` of that bundle. The current folder is a temporary one.
 """
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -66,5 +67,7 @@ def namespace(folders: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     if not _folder:
         _folder.append(folders.mktemp("examples"))
     made = _made(_folder[0])
-    net = dynamic.wrap(made["large"], torch.zeros(1, 12), exits=1)
-    return {**made, "net": net}, _folder[0]
+    # copies: an example that trains a network marks it, and no other may use its data then
+    small, large = copy.deepcopy(made["small"]), copy.deepcopy(made["large"])
+    net = dynamic.wrap(large, torch.zeros(1, 12), exits=1)
+    return {**made, "small": small, "large": large, "net": net}, _folder[0]

@@ -55,7 +55,7 @@ def export(
     `thresholds [S-1]`, float32. An input exits at a stage when `threshold < score`. With -inf every input exits, with
     +inf the exit is off and costs nothing. A network whose exits are all off is not run. A cascade of one stage has no
     thresholds. Outputs are `logits [B, C]` (logarithms of the answer's probabilities), `stage [B]` (int64) and
-    `score [B]`. The metadata of the file describes all this, see docs/graph.md.
+    `score [B]`. The metadata of the file describes all this, see docs/reference/graph.md.
 
     Args:
         source: A bundle, which brings temperatures, score, preprocessing, class names and ladder. Or networks.

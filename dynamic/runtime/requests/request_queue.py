@@ -146,7 +146,7 @@ class Waiting:
 
     def _forget_cancelled(self) -> None:
         """Take out what its owner has given up: it waits for nothing."""
-        for entry in [entry for entry in self._items if entry[0].cancelled()]:
+        for entry in [entry for entry in list(self._items) if entry[0].cancelled()]:  # a handler may change it
             self._withdraw(entry)
 
     def _refuse(self) -> None:

@@ -48,7 +48,7 @@ def records(kind: str, count: int, stages: int, classes: int = CLASSES, labels: 
         logits,
         label if labels else None,
         None,
-        split(None, count, 0.25),
+        split(None, count, search_share=0.25),
         tuple(range(stages)),
         tuple(1e6 * (stage + 1) for stage in range(stages)),
         (0.0,) * stages,

@@ -1,4 +1,4 @@
-"""The recipes of docs/processes.md with the real programs, and children that end by sys.exit."""
+"""The recipes of docs/guides/servers.md with the real programs, and children that end by sys.exit."""
 
 import http.client
 import json
@@ -24,7 +24,7 @@ from dynamic.engines import forking
 from dynamic.policies.control.fixed_policy import FixedPolicy
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE = (ROOT / "docs" / "processes.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "servers.md").read_text(encoding="utf-8")
 LIMIT_S = 120
 X = np.random.default_rng(0).standard_normal((3, 12)).astype(np.float32)
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
