@@ -344,9 +344,8 @@ def test_groups_of_the_drift_test_see_the_input_of_their_request(bundle: dynamic
     watched = replace(made, ladder=replace(made.ladder, scores=bundle.ladder.scores))
     options = dynamic.runtime.drift.streams.DriftOptions(groups=group)
     # at this point everybody runs the first exit, whose score is tested
-    run = Runtime.on_engine(
-        watched, watched.frontier, Fake(), dynamic.Budget(), monitor(), Takes("quick"), drift=options
-    )
+    policy = Takes("quick")
+    run = Runtime.on_engine(watched, watched.frontier, Fake(), dynamic.Budget(), monitor(), policy, drift=options)
     with run:
         buffer = frame(0)
         futures = []
