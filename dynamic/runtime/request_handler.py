@@ -300,7 +300,8 @@ class RequestHandler:
             deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.found
         )
         with self.lock:
-            if deployment is self.deployment and budget is self.budget and decision is deployment.decision:
+            current = decision is deployment.decision and deployment is self.deployment
+            if current and budget is self.budget and not self.closed:
                 self.plan = RequestPlan(
                     deployment, budget, latest, snapshot, decision, engine, run, certified, expected_ms
                 )
