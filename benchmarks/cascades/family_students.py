@@ -7,7 +7,7 @@ whatever it computes. These have 8 convolutions (the form of D. Page's ResNet-9,
 narrowed: 16 or 32 channels at first, doubled at each halving of the image), 0.19 and 0.76 of ResNet-56's multiply-adds.
 They learn from scratch, on training images alone, what the mean of two teachers says of `COPIES` augmented copies of
 each (`distillation.py`). Training goes on where it was interrupted (out/students-24/). Then the weights of each
-layer share 128 values, and the networks are kept in weights/, Huffman coded; what that costs is told.
+layer share 128 values, and the networks are kept in weights/, Huffman coded. What that costs is told.
 """
 
 import argparse

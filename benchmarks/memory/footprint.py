@@ -1,4 +1,4 @@
-"""Memory and time of a fresh process from start to its first answer, with and without torch; is memory given back?
+"""Memory and time of a fresh process from start to its first answer, with and without torch, and what is given back.
 
     python -m benchmarks.memory.footprint
 

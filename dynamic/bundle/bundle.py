@@ -4,10 +4,10 @@
 shelf/
 ├── bundle.json       schema, inputs, stages, classes, preprocessing, fingerprint, hash of every file
 ├── ladder.json       operating points
-├── golden.json       decisions that a policy written in another language must give (dynamic/policies/golden.py)
+├── golden.json       decisions that a policy written in another language must give (dynamic/bundle/golden_vectors/)
 ├── records.npz       calibration records
 ├── canaries.npz      some calibration inputs, with the logits of every stage (dynamic/bundle/canaries/canary_set.py)
-├── graph.onnx        the whole cascade as one graph, for batches; graph_single.onnx for one input at a time
+├── graph.onnx        the whole cascade as one graph, for batches, and graph_single.onnx for one input at a time
 ├── backbones/        a graph for each stage, the weights of each backbone stored once
 ├── weights/          the networks' weights to train on (safetensors)
 ├── choices/          the engine that "auto" took on each machine, and what the others took

@@ -21,7 +21,7 @@ logger = logging.getLogger("dynamic")
 
 COOL_DOWN_S = 30.0  # what failed is tried again after so long: memory may have been short, or a file busy
 
-_Route = tuple[str | None, bool]  # engine, None for the first; stagewise
+_Route = tuple[str | None, bool]  # the engine, None for the first, and whether it runs stage by stage
 
 
 @dataclass(frozen=True, eq=False)

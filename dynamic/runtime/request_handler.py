@@ -32,7 +32,7 @@ from dynamic.runtime.request_plan import MOST_OBSERVATIONS, Observation, Request
 from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import BatchResult, Prediction, Result, answers
 
-_FEEDING_MS = 1.0  # conversion of inputs that takes less is no wait for the policy: such requests share one snapshot
+_CONVERSION_MS = 1.0  # conversion of inputs that takes less is no wait for the policy: such requests share one snapshot
 
 
 class RequestHandler:
@@ -93,6 +93,17 @@ class RequestHandler:
         finally:
             self.inside.remove(thread)
 
+    @contextmanager
+    def learned(self) -> Iterator[None]:
+        """`held`, once every observation has been learned from. An alarm is logged when the lock is free again."""
+        alarmed = None
+        try:
+            with self.held():
+                alarmed = self.learn()
+                yield
+        finally:
+            self._warn(alarmed)
+
     def check_open(self) -> None:
         """Raises ClosedError where no request is taken any more."""
         if self.closed:
@@ -130,39 +141,36 @@ class RequestHandler:
             ready = plan.inputs(x)
             inputs, single = ready or named_inputs(deployment.bundle, x)
             starts = self._clock()
-            if ready is None and ((starts - began) * 1e3 > _FEEDING_MS or len(next(iter(inputs.values()))) != 1):
+            if ready is None and ((starts - began) * 1e3 > _CONVERSION_MS or len(next(iter(inputs.values()))) != 1):
                 return None
             try:
                 output = plan.run(inputs)
+                ended = self._clock()
+                stage = plan.stage(output)
             except Exception:  # the long way tries again, and has other ways to answer
                 self.plan = None
                 return None
-            ended = self._clock()
-            stage = plan.stage(output)
-            if stage < 0:
-                self.plan = None
-                return None
             work_ms, latency_ms = (ended - starts) * 1e3, (ended - began) * 1e3
-            certified = plan.certified and plan.covers(inputs)
+            certified = plan.certified and deployment.covers(inputs)
             number = next(self._ids)
             captured = deployment.watch.capture(inputs) if plan.watches else None
             observations.append(
                 Observation(
-                    number,
-                    deployment,
-                    plan.decision,
-                    (stage,),
-                    output,
-                    captured,
-                    plan.engine,
-                    plan.snapshot,
-                    work_ms,
-                    plan.expected_ms[stage],
-                    True,
-                    True,
-                    certified,
-                    latency_ms,
-                    0.0,
+                    id=number,
+                    deployment=deployment,
+                    decision=plan.decision,
+                    stages=(stage,),
+                    output=output,
+                    captured=captured,
+                    engine=plan.engine,
+                    snapshot=plan.snapshot,
+                    work_ms=work_ms,
+                    expected_ms=plan.expected_ms[stage],
+                    learns=True,
+                    repeated=True,
+                    certified=certified,
+                    latency_ms=latency_ms,
+                    waited_ms=0.0,
                 )
             )
             if plan.is_slow(work_ms, stage):
@@ -189,9 +197,9 @@ class RequestHandler:
         deployment.rows[rows > 1] = rows  # what a swap loads before the exchange
         budget = self.budget
         arrival = began if came is None else came
-        waited_ms, feeding_ms = (began - arrival) * 1e3, (self._clock() - began) * 1e3
-        if feeding_ms > _FEEDING_MS:  # preprocessing is no work of the engine, but time that has passed
-            waited_ms += feeding_ms
+        waited_ms, conversion_ms = (began - arrival) * 1e3, (self._clock() - began) * 1e3
+        if conversion_ms > _CONVERSION_MS:  # preprocessing is no work of the engine, but time that has passed
+            waited_ms += conversion_ms
         latest, servers = self._read.latest, None if came is None else self._servers
         snapshot = self._read.of_request(latest, rows, waited_ms, self._waiting(), servers)
         if deployment.unchecked is not None:  # after the first reading, which is of memory without networks
@@ -253,9 +261,8 @@ class RequestHandler:
         return most_rows(costs, point.operating_point.backbones, budget, snapshot, before_mb)
 
     def _decide(self, deployment: Deployment, budget: Budget, snapshot: Snapshot) -> Decision:
-        with self.lock:
+        with self.learned():
             self.plan = None
-            self.learn()
             if deployment.lost:
                 deployment.restore_excluded()
             decision = deployment.guard.decide(deployment.frontier, budget, snapshot)
@@ -339,39 +346,43 @@ class RequestHandler:
                 and (pixels or deployment.covers(inputs))
             )
             observation = Observation(
-                next(self._ids),
-                deployment,
-                decision,
-                stages,
-                output,
-                captured,
-                engine,
-                snapshot,
-                work_ms,
-                expected_ms,
-                not answer.moved,
-                False,
-                certified,
-                latency_ms,
-                waited_ms,
+                id=next(self._ids),
+                deployment=deployment,
+                decision=decision,
+                stages=stages,
+                output=output,
+                captured=captured,
+                engine=engine,
+                snapshot=snapshot,
+                work_ms=work_ms,
+                expected_ms=expected_ms,
+                learns=not answer.moved,
+                repeated=False,
+                certified=certified,
+                latency_ms=latency_ms,
+                waited_ms=waited_ms,
             )
             self.observations.append(observation)
-            self.learn()
+            alarmed = self.learn()
             drifted = bool(deployment.watch.found)
+        self._warn(alarmed)
         return observation._replace(certified=False) if drifted else observation
 
-    def learn(self) -> None:
+    def learn(self) -> Deployment | None:
         """Give the observations that wait to the drift test, the policy, the feedback log and the counters.
 
         To be called under the lock. A call inside another, by a signal handler, does nothing.
+
+        Returns:
+            The deployment whose inputs have just been found to drift, for `_warn` once the lock is free.
         """
         if self._learns:
-            return
+            return None
         self._learns = True
         try:
             batch = self.observations[:]  # other threads append meanwhile
             if not batch:
-                return
+                return None
             labels = answers(np.concatenate([one.output.logits for one in batch]))[0].tolist()
             entries, alarmed, row = [], None, 0
             for one in batch:
@@ -401,4 +412,9 @@ class RequestHandler:
             self._learns = False
         if alarmed is not None:
             self.plan = None
+        return alarmed
+
+    def _warn(self, alarmed: Deployment | None) -> None:
+        """Log that the inputs of a deployment have drifted. Handlers of logs may be slow: not under the lock."""
+        if alarmed is not None:
             alarmed.watch.warn(self.budget.on_drift)

@@ -1,14 +1,15 @@
 """What a request repeats while nothing has changed since the last decision."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dynamic.engines.contract import Array, Engine, Output
+from dynamic.engines.outputs import is_whole, left_at
 from dynamic.policies.budget import Budget
 from dynamic.policies.decision import Decision
+from dynamic.policies.errors import EngineError
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.counters import Entry
 from dynamic.runtime.deployment import Deployment
@@ -17,7 +18,6 @@ from dynamic.runtime.drift.drift_watch import Captured
 # observations that wait: then the policy decides again. It takes 0.3 ms, and fewer than 5% of requests pay for it
 MOST_OBSERVATIONS = 24
 _SLOW = 2.0  # a request that takes so many times what was expected ends the plan
-_SMALL = 8192  # values: their dot product takes 1 us where isfinite takes 2
 
 
 class Observation(NamedTuple):
@@ -74,7 +74,6 @@ class RequestPlan:
         "batch_shape",
         "budget",
         "certified",
-        "classes",
         "decision",
         "deployment",
         "dtype",
@@ -86,6 +85,7 @@ class RequestPlan:
         "run",
         "shape",
         "snapshot",
+        "spec",
         "watches",
     )
 
@@ -105,8 +105,8 @@ class RequestPlan:
         self.decision, self.engine, self.run = decision, engine, run
         self.certified, self.expected_ms = certified, tuple(expected_ms)
         self.watches = deployment.watches(engine)
-        spec = deployment.bundle.spec
-        self.classes, self.names = (1, spec.classes), deployment.bundle.classes
+        spec = self.spec = deployment.bundle.spec
+        self.names = deployment.bundle.classes
         # arrays as the network takes them need no conversion
         first = spec.inputs[0]
         self.name, self.dtype = first.name, np.dtype(first.dtype)
@@ -123,21 +123,11 @@ class RequestPlan:
         return ({self.name: x}, False) if self.shape is not None and x.shape == self.batch_shape else None
 
     def stage(self, output: Output) -> int:
-        """The stage of an answer that is whole: of the right shape, finite, and from a stage that exists. Else -1."""
-        logits, stages, scores = output.logits, output.stage, output.score
-        if logits.shape != self.classes or stages.shape != (1,) or scores.shape != (1,):
-            return -1
-        stage, score = stages.item(), scores.item()
-        whole = score == score and math.isfinite(np.vdot(logits, logits))
-        return stage if whole and 0 <= stage < len(self.expected_ms) else -1
-
-    def covers(self, inputs: Mapping[str, Array]) -> bool:
-        """Whether a certificate may cover these inputs: they are finite, or the calibration had others too."""
-        if self.shape is not None:
-            array = inputs[self.name]
-            if array.size <= _SMALL and array.dtype.char in "fd" and math.isfinite(np.vdot(array, array)):
-                return True
-        return self.deployment.covers(inputs)
+        """The stage of an answer of one row. Raises EngineError where it is none, or is not finite."""
+        (stage,) = left_at(output, 1, self.spec)
+        if not is_whole(output):
+            raise EngineError("the answer is not finite")
+        return stage
 
     def is_slow(self, work_ms: float, stage: int) -> bool:
         """Whether a request took so long that the policy should decide again."""

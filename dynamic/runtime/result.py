@@ -55,7 +55,7 @@ class _Answer:
         """What is known of the whole request, in words."""
         waited = f", {self.waited_ms:.3f} of them waiting" if self.waited_ms else ""
         covered = "certified" if self.certified else "not certified"
-        return f"{self.latency_ms:.3f} ms{waited}; {covered}; {self.decision.reason}"
+        return f"{self.latency_ms:.3f} ms{waited}, {covered}. {self.decision.reason}"
 
 
 class Prediction(_Answer):

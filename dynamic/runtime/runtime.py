@@ -523,8 +523,7 @@ class Runtime:
             ...     run.stats().feedback.count
             1
         """
-        with self._handler.held():
-            self._handler.learn()
+        with self._handler.learned():
             self._handler.feedback_log.feedback(result_id, label)
 
     def restart_drift(self) -> None:
@@ -533,8 +532,7 @@ class Runtime:
         Inputs seen so far count as known: what comes is compared with them too. So inputs that have changed for good
         alarm less and less, and are as little covered by the certificate as before: calibrate again with such inputs.
         """
-        with self._handler.held():
-            self._handler.learn()
+        with self._handler.learned():
             self._handler.plan = None
             deployment = self.deployment
             deployment.watch.restart()
@@ -614,11 +612,10 @@ class Runtime:
     def _exchange(self, fresh: Deployment) -> Deployment:
         """Put it to work, and return what was at work before."""
         handler = self._handler
-        with handler.held():
+        with handler.learned():
             handler.check_open()
             budget = handler.budget
             check_budget(budget, fresh.whole)
-            handler.learn()
             handler.plan = None
             old = handler.deployment
             fresh.decision = old.decision  # so that the change is told

@@ -192,7 +192,7 @@ def test_a_depth_that_was_never_seen_still_has_a_time() -> None:
     quick = found.points[1]
     assert found.path_ms(quick, 2, rows=1) == pytest.approx(
         10 + 50 + 0.5
-    )  # a row of NaN goes on; stage 1 leads nowhere
+    )  # a row of NaN goes on. Stage 1 leads nowhere
     assert found.path_ms(quick, 2, rows=3) == pytest.approx(12 + 50 + 0.7)  # it alone does
 
 

@@ -59,7 +59,7 @@ def test_a_result_is_told_in_words() -> None:
     result = BatchResult(3, output, ("dog", "bird", "cat"), 1.5, Decision(only, reason="reference fits"), False, 0.25)
     shown = str(result).splitlines()
     assert shown[:3] == ["cat, probability 0.750, stage 0", "no finite answer", "bird, probability 0.750, stage 1"]
-    assert shown[-2:] == ["... 2 more", "1.500 ms, 0.250 of them waiting; not certified; reference fits"]
+    assert shown[-2:] == ["... 2 more", "1.500 ms, 0.250 of them waiting, not certified. reference fits"]
     assert len(shown) == 12
 
 

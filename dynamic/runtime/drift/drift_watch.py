@@ -51,6 +51,7 @@ class DriftWatch:
         self._ranks = tuple(_Ranks(bins) for bins in ladder.scores)
         self._frames = Frames(inputs, options.only_changed, self._rank)
         self._groups = Groups(options.groups)
+        self.groups_requests = self._groups.asked  # whether the user's function has to look at each request
         self._every, self._count = options.every, 0
         if watched and ladder.scores and not self.test.watching:
             logger.warning(
@@ -72,11 +73,6 @@ class DriftWatch:
         self.test.restart()
         self._frames.restart()
 
-    @property
-    def groups_requests(self) -> bool:
-        """Whether the user's function has to look at each request."""
-        return self._groups.asked
-
     def capture(self, inputs: Mapping[str, Array], x: Any = None) -> Captured | None:
         """What `observe` needs of the inputs of a request, copied, since the caller may overwrite them.
 
@@ -87,7 +83,7 @@ class DriftWatch:
         Returns:
             The pixels of each row that is tested. None where the request is not tested.
         """
-        if self.test.alarm or not self.test.watching or not self._groups.first(x):
+        if self.test.alarm or not self.test.watching or (self.groups_requests and not self._groups.first(x)):
             return None
         frames = self._frames
         if not frames.watching:

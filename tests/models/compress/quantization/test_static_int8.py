@@ -93,7 +93,7 @@ def widest_gap(values: np.ndarray) -> float:
 
 def test_rounding_by_hand() -> None:
     x = torch.tensor([-1.0, 0.25, 0.75, 1.25, 1.0, 200.0])
-    assert round_to_grid(x, Grid(0.5, 0, False).sides).tolist() == [0, 0, 1, 1, 1, 127.5]  # half to even; the ends
+    assert round_to_grid(x, Grid(0.5, 0, False).sides).tolist() == [0, 0, 1, 1, 1, 127.5]  # half to even, and the ends
     assert round_to_grid(x, Grid(0.5, 0, True).sides).tolist() == [-1, 0, 1, 1, 1, 63.5]
     assert round_to_grid(x, Grid(0.5, 2, False).sides).tolist() == [-1, 0, 1, 1, 1, 126.5]
     assert Grid(0.5, 2, False).values == (-1, 126.5)
