@@ -516,8 +516,8 @@ class Bundle:
             CorruptError: the canaries do not read.
 
         Example:
-            >>> report = dynamic.load("shelf/").check()  # doctest: +SKIP
-            >>> report.agrees  # doctest: +SKIP
+            >>> report = dynamic.load("shelf").check()
+            >>> report.agrees
             True
         """
         opened = self._open_unchecked(engine, precision, keywords_of(options, threads, route))

@@ -145,8 +145,10 @@ def test_with_drift_and_overload_what_comes_first_wins(night: Any) -> None:
     answered = [answer for answer in night.answers if answer.latency_ms is not None]
     # time comes first: where frames wait, savings are made although inputs have drifted
     usual = [answer for answer in answered if shop.DARK + 0.3 < answer.done < shop.CAREFUL]
-    if not any("drifted" in answer.reason for answer in usual):
-        pytest.skip("too few frames were answered here to notice the drift. test_budget_policy.py has the rule")
+    dark = sum(shop.DARK < answer.done < shop.CAREFUL for answer in answered)
+    # some 7 show the drift, and a decision holds for 24 requests at most
+    if dark < 48:
+        pytest.skip(f"{dark} frames were answered in the dark, too few to show drift: test_budget_policy.py has it")
     assert sum(answer.point != "reference" for answer in usual) > 0.2 * len(usual)
     saving = [answer.reason for answer in usual if answer.point != "reference"]
     assert any("latency_ms" in reason and "drifted" in reason for reason in saving)
