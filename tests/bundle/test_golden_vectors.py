@@ -16,8 +16,8 @@ from types import CodeType, SimpleNamespace
 from typing import Any
 
 import pytest
+from support.policies.port_mutations import MUTATIONS, PORT, mutated, noticed
 from support.policy_cases import INF, learned, make_costs, make_ladder, make_point, make_records
-from support.port_mutations import MUTATIONS, PORT, mutated, noticed
 
 from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.bundle_reader import load

@@ -12,8 +12,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a script
 
-from support.doc_examples import namespace
-from support.public_names import Public, public
+from support.pages.doc_examples import namespace
+from support.pages.public_names import Public, public
 
 NAMES = list(public())
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Example|Examples):[ \t]*$", re.MULTILINE)

@@ -1,7 +1,7 @@
 """README.md and docs/: Python blocks run, printed output is real, links lead somewhere, figures stand in results.
 
-The blocks of a page run one after the other, in names that `tests/support/page_names.py` lists. A block may be marked
-in an HTML comment before it:
+The blocks of a page run one after the other, in names that `tests/support/pages/page_names.py` lists. A block may be
+marked in an HTML comment before it:
 
 - `<!-- output -->`: a block of text that the Python block before it prints. Numbers and names in quotes may differ.
 - `<!-- compiled only: REASON -->`: the Python block is compiled and not run.
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.page_names import namespace
-from support.public_names import public
+from support.pages.page_names import namespace
+from support.pages.public_names import public
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 

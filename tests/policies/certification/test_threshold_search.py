@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.policies.trying_everything import TEMPERATURE, Everything
 from support.policy_cases import INF, learned, make_records, repeatable
-from support.trying_everything import TEMPERATURE, Everything
 
 from dynamic.policies.certification.answers import Answers
 from dynamic.policies.certification.replay import cost_to, replay

@@ -1,7 +1,7 @@
 """Faults that a port of the policy may have, as replacements in `examples/policy_port.py`, and who notices them.
 
-`python tests/support/port_mutations.py` searches the seeds for `dynamic/bundle/golden_vectors/kinds.py` with which the
-cases notice most faults. A thousand cases cannot show some faults, which are left out: the tolerances
+`python tests/support/policies/port_mutations.py` searches the seeds for `dynamic/bundle/golden_vectors/kinds.py` with
+which the cases notice most faults. A thousand cases cannot show some faults, which are left out: the tolerances
 (`_TOLERANCE_MB`, `_TOLERANCE`, `_SMALLEST`), a delay that is halved after many calm requests, the bounds of delay and
 cooldown, a cooldown that ends when the clock is set back, and the end of a battery's time.
 """
@@ -14,7 +14,7 @@ from random import Random
 from types import CodeType
 from typing import Any
 
-PORT = Path(__file__).resolve().parents[2] / "examples" / "policy_port.py"
+PORT = Path(__file__).resolve().parents[3] / "examples" / "policy_port.py"
 MUTATIONS = [
     ("_PRESSED = 0.9, ", "_PRESSED = 1.0, "),
     ("_PRESSED = 0.9, ", "_PRESSED = 0.93, "),

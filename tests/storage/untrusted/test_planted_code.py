@@ -151,7 +151,7 @@ def test_a_bundle_is_signed_and_verified_as_the_docs_say(tmp_path: Path) -> None
         pytest.skip("needs ssh-keygen")
     (tmp_path / "shelf").mkdir()
     (tmp_path / "shelf" / "bundle.json").write_text("{}")
-    text = (Path(__file__).resolve().parents[2] / "docs" / "trust.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[3] / "docs" / "trust.md").read_text(encoding="utf-8")
     sign, verify = [block.split("```")[0] for block in text.split("```bash\n")[1:]]
 
     def shell(lines: str) -> int:
