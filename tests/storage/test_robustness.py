@@ -115,14 +115,12 @@ def test_the_results_have_every_section() -> None:
     """As `docs/storage.md` quotes them: in full, on one machine, with nothing that must not be."""
     path = ROOT / "benchmarks" / "results" / "robustness" / "robustness.json"
     saved = json.loads(path.read_text(encoding="utf-8"))["sections"]
-    missing = [section.name for section in run.SECTIONS if "machine" not in saved.get(section.name, {})]
-    if missing:
-        pytest.skip(f"not measured yet as the benchmark counts now: {', '.join(missing)}")
     for section in run.SECTIONS:
         assert section.name in saved, section.name
         assert "next" not in saved[section.name], f"{section.name} was interrupted"
         assert saved[section.name]["settings"] == {"seed": 0, "amount": section.amount}
-        assert {key: saved[section.name]["counts"][key] for key in section.zero} == dict.fromkeys(section.zero, 0)
+        counts = saved[section.name]["counts"]
+        assert {key: counts[key] for key in section.zero if counts[key]} == {}  # numbers, or lists of what went wrong
 
 
 @pytest.mark.parametrize(
