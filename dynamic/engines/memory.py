@@ -39,6 +39,26 @@ def gives_back() -> bool:
     return getattr(_runs, "give_back", False)
 
 
+@contextlib.contextmanager
+def own_buffers() -> Iterator[None]:
+    """Inside the block, runs of this thread have buffers of their own.
+
+    An engine keeps the outputs of a run in buffers of its thread, until the caller has copied them. A signal handler
+    that runs a request in the middle of another must not overwrite them.
+    """
+    _runs.depth = buffer_depth() + 1
+    try:
+        yield
+    finally:
+        _runs.depth -= 1
+
+
+def buffer_depth() -> int:
+    """How many runs of this thread have been interrupted by the present one. Each has its own buffers."""
+    depth: int = getattr(_runs, "depth", 0)
+    return depth
+
+
 def trim_memory(collect: bool = True) -> None:
     """Return freed memory to the system. Otherwise glibc keeps it in its arenas (173 to 656 MB measured).
 

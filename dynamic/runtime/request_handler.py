@@ -7,7 +7,7 @@ it changes something.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import count
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from dynamic.bundle.input_conversion import named_inputs
 from dynamic.engines.contract import Array
+from dynamic.engines.memory import own_buffers
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.feasibility import covered
 from dynamic.policies.decision import Decision, Feedback
@@ -28,7 +29,7 @@ from dynamic.runtime.decisions.device_reading import RequestReading
 from dynamic.runtime.deployment import Deployment
 from dynamic.runtime.drift.feedback_log import FeedbackLog
 from dynamic.runtime.fallback import Answer, SubModelError
-from dynamic.runtime.request_plan import MOST_OBSERVATIONS, Observation, RequestPlan
+from dynamic.runtime.request_plan import MOST_OBSERVATIONS, Conditions, Observation, RequestPlan
 from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import BatchResult, Prediction, Result, answers
 
@@ -112,11 +113,12 @@ class RequestHandler:
     def __call__(self, x: Any, came: float | None = None) -> Result:
         """Answer an input that came at `came` and has waited for its turn since. None: it comes now."""
         began = self._clock()
-        thread = threading.get_ident()
-        self.inside.append(thread)
+        thread, inside = threading.get_ident(), self.inside
+        inside.append(thread)
         try:
+            alone = inside.count(thread) == 1  # else a signal handler is in the middle of a request of its thread
             plan = self.plan
-            if plan is not None and came is None and plan.budget is self.budget and not self.closed:
+            if alone and plan is not None and came is None and plan.budget is self.budget and not self.closed:
                 result = self._repeat(plan, x, began, thread)
                 if result is not None:
                     return result
@@ -124,11 +126,12 @@ class RequestHandler:
                 self.check_open()
             deployment = self._enter(thread)
             try:
-                return self._answer(deployment, x, came, began)
+                with nullcontext() if alone else own_buffers():
+                    return self._answer(deployment, x, came, began)
             finally:
                 deployment.leave(thread)
         finally:
-            self.inside.remove(thread)
+            inside.remove(thread)
 
     def _repeat(self, plan: RequestPlan, x: Any, began: float, thread: int) -> Result | None:
         """The answer under a plan. None where it does not hold for this request, which then goes the long way."""
@@ -157,17 +160,12 @@ class RequestHandler:
             observations.append(
                 Observation(
                     id=number,
-                    deployment=deployment,
-                    decision=plan.decision,
+                    conditions=plan.conditions,
                     stages=(stage,),
                     output=output,
                     captured=captured,
-                    engine=plan.engine,
-                    snapshot=plan.snapshot,
                     work_ms=work_ms,
                     expected_ms=plan.expected_ms[stage],
-                    learns=True,
-                    repeated=True,
                     certified=certified,
                     latency_ms=latency_ms,
                     waited_ms=0.0,
@@ -347,17 +345,12 @@ class RequestHandler:
             )
             observation = Observation(
                 id=next(self._ids),
-                deployment=deployment,
-                decision=decision,
+                conditions=Conditions(deployment, decision, engine, snapshot, learns=not answer.moved, repeated=False),
                 stages=stages,
                 output=output,
                 captured=captured,
-                engine=engine,
-                snapshot=snapshot,
                 work_ms=work_ms,
                 expected_ms=expected_ms,
-                learns=not answer.moved,
-                repeated=False,
                 certified=certified,
                 latency_ms=latency_ms,
                 waited_ms=waited_ms,
@@ -386,25 +379,26 @@ class RequestHandler:
             labels = answers(np.concatenate([one.output.logits for one in batch]))[0].tolist()
             entries, alarmed, row = [], None, 0
             for one in batch:
-                deployment, point, rows = one.deployment, one.decision.point, len(one.stages)
-                drift, is_first = deployment.drift(one.engine, point, one.stages, one.output, one.captured)
+                on, rows = one.conditions, len(one.stages)
+                deployment, point = on.deployment, on.decision.point
+                drift, is_first = deployment.drift(on.engine, point, one.stages, one.output, one.captured)
                 if is_first:
                     alarmed = deployment
-                if is_first or one.learns:
+                if is_first or on.learns:
                     feedback = Feedback(
                         point,
                         max(one.stages),
                         rows,
                         one.work_ms,
                         one.expected_ms,
-                        one.engine.threads,
-                        one.snapshot,
+                        on.engine.threads,
+                        on.snapshot,
                         drift,
                     )
                     deployment.last_feedback = feedback
                     deployment.guard.observe(feedback)
                 self.feedback_log.enter(one.id, labels[row : row + rows], point.operating_point)
-                entries.append(one.entry(one.certified and (one.repeated or not drift)))
+                entries.append(one.entry(one.certified and (on.repeated or not drift)))
                 row += rows
             self.counters.enter(entries, frozenset(one.id for one in batch))
             del self.observations[: len(batch)]

@@ -20,31 +20,38 @@ MOST_OBSERVATIONS = 24
 _SLOW = 2.0  # a request that takes so many times what was expected ends the plan
 
 
+class Conditions(NamedTuple):
+    """What the requests of one decision share."""
+
+    deployment: Deployment
+    decision: Decision
+    engine: Engine
+    snapshot: Snapshot
+    learns: bool  # False: something was loaded
+    repeated: bool  # it went by a plan
+
+
 class Observation(NamedTuple):
     """What one request showed. The policy, the drift test, the counters and the feedback log take it later."""
 
     id: int
-    deployment: Deployment
-    decision: Decision
+    conditions: Conditions
     stages: Sequence[int]  # [B]
     output: Output
     captured: Captured | None
-    engine: Engine
-    snapshot: Snapshot
     work_ms: float
     expected_ms: float  # 0: what it took says nothing of the device
-    learns: bool  # False: something was loaded
-    repeated: bool  # it went by a plan
     certified: bool
     latency_ms: float
     waited_ms: float
 
     def entry(self, certified: bool) -> Entry:
         """What counters take of it."""
+        deployment, decision = self.conditions.deployment, self.conditions.decision
         return Entry(
-            self.decision.point.name,
+            decision.point.name,
             self.stages,
-            len(self.deployment.bundle.spec.stages),
+            len(deployment.bundle.spec.stages),
             certified,
             self.output.complete,
             self.latency_ms,
@@ -74,17 +81,16 @@ class RequestPlan:
         "batch_shape",
         "budget",
         "certified",
+        "conditions",
         "decision",
         "deployment",
         "dtype",
-        "engine",
         "expected_ms",
         "latest",
         "name",
         "names",
         "run",
         "shape",
-        "snapshot",
         "spec",
         "watches",
     )
@@ -101,8 +107,9 @@ class RequestPlan:
         certified: bool,
         expected_ms: Sequence[float],
     ) -> None:
-        self.deployment, self.budget, self.latest, self.snapshot = deployment, budget, latest, snapshot
-        self.decision, self.engine, self.run = decision, engine, run
+        self.deployment, self.budget, self.latest, self.decision = deployment, budget, latest, decision
+        self.conditions = Conditions(deployment, decision, engine, snapshot, learns=True, repeated=True)
+        self.run = run
         self.certified, self.expected_ms = certified, tuple(expected_ms)
         self.watches = deployment.watches(engine)
         spec = self.spec = deployment.bundle.spec
@@ -112,15 +119,22 @@ class RequestPlan:
         self.name, self.dtype = first.name, np.dtype(first.dtype)
         takes_arrays = deployment.bundle.preprocess is None and len(spec.inputs) == 1
         self.shape = first.shape if takes_arrays else None
-        self.batch_shape = (1, *first.shape)
+        self.batch_shape = (1, *first.shape) if len(spec.inputs) == 1 else None
 
     def inputs(self, x: Any) -> tuple[Mapping[str, Array], bool] | None:
         """The inputs of one row and whether `x` had no batch dimension, without conversion. None: it needs one."""
-        if type(x) is not np.ndarray or x.dtype != self.dtype or not x.flags.c_contiguous or not x.flags.aligned:
+        by_name = type(x) is dict
+        array = x.get(self.name) if by_name and len(x) == 1 else x
+        if type(array) is not np.ndarray or array.dtype != self.dtype:
             return None
-        if x.shape == self.shape:
-            return {self.name: x[None]}, True
-        return ({self.name: x}, False) if self.shape is not None and x.shape == self.batch_shape else None
+        flags = array.flags
+        if not flags.c_contiguous or not flags.aligned:
+            return None
+        if by_name:
+            return (x, False) if array.shape == self.batch_shape else None
+        if array.shape == self.shape:
+            return {self.name: array[None]}, True
+        return ({self.name: array}, False) if self.shape is not None and array.shape == self.batch_shape else None
 
     def stage(self, output: Output) -> int:
         """The stage of an answer of one row. Raises EngineError where it is none, or is not finite."""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -550,8 +551,8 @@ def test_a_drop_while_requests_are_looked_through_is_seen_next_time(tmp_path: Pa
             models._compiled, models._drops = {}, models._drops + 1
             return found
 
-    model = object()
-    models._compiled, models._local.by_file = Dropping(a=model), {"a": (model, "its request")}
-    assert models._own_requests() == {"a": (model, "its request")}
+    own = SimpleNamespace(model=object())
+    models._compiled, models._local.requests = Dropping(a=own.model), {("a", 0): own}
+    assert models._own_requests() == {("a", 0): own}
     assert models._local.drops != models._drops
     assert models._own_requests() == {}

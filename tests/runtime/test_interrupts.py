@@ -16,11 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.child_process import in_child
+from support.engine_cases import CLASSES, TwoExits
 from support.runtime_cases import Fake, Takes, X, faked, shared_blobs
 
 import dynamic
+from dynamic.engines.options import Route
 from dynamic.errors import ClosedError, InputError
+from dynamic.offline.cascade import Cascade
 from dynamic.policies import Decision
 from dynamic.runtime.requests.interrupts import in_signal_handler
 from dynamic.runtime.runtime import Runtime
@@ -34,6 +38,14 @@ BUDGETS = dynamic.Budget(), dynamic.Budget(max_drop=0.3)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> dynamic.Bundle:
     return shared_blobs(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def with_carry() -> dynamic.Bundle:
+    """One network with an exit, so that the second stage continues from what the first has computed."""
+    torch.manual_seed(0)
+    loader = [(torch.randn(200, 1, 8, 8), torch.arange(200) % CLASSES)]
+    return dynamic.build(Cascade([TwoExits()]), loader, progress=False).profile(batch=(1,), seconds=0.02)
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +105,28 @@ def test_every_line_may_be_interrupted(bundle: dynamic.Bundle, call: str) -> Non
     lines, signals, requests = in_child(work)
     assert lines == signals > 3
     assert requests <= 1
+
+
+@pytest.mark.parametrize("route", ["graph", "stages"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_request_of_a_handler_leaves_the_answer_that_it_interrupts(
+    with_carry: dynamic.Bundle, engine: str, route: Route
+) -> None:
+    """Engines keep carries and outputs in buffers of the thread, which is the same."""
+    images = np.random.default_rng(0).normal(size=(2, 1, 8, 8)).astype(np.float32)
+
+    def answer(run: Runtime, image: Any) -> list[float]:
+        return [*run(image).log_probs.tolist(), run(image).score]
+
+    with with_carry.runtime(engine=engine, route=route, threads=1, drift_alpha=None) as run:
+        expected = [answer(run, image) for image in images]
+        inner: list[list[float]] = []
+        signal.signal(signal.SIGUSR1, lambda *_: inner.append(answer(run, images[1])))
+        outer: list[list[float]] = []
+        lines = signalled_at(lambda: outer.append(answer(run, images[0])), lambda _: True)
+    assert lines > 10
+    assert outer == [expected[0]]
+    assert inner == [expected[1]] * lines
 
 
 @pytest.mark.parametrize("call", ["run", "submit", "exchange", "feedback"])

@@ -167,11 +167,13 @@ class Frames:
 
     def pixels(self, inputs: Mapping[str, Array], row: int) -> Floats:
         """The pixels that stand for a row of the inputs, whatever its size: more of them for a camera."""
-        image = inputs[self._name][row]  # type: ignore[index]
-        if image.shape != self._shape:
-            self._shape, self._places = image.shape, _places(image.shape)
+        images = inputs[self._name]  # type: ignore[index]
+        shape = images.shape[1:]
+        if shape != self._shape:
+            self._shape, self._places = shape, _places(shape)
             self._recent.clear()
-        values: Floats = image.reshape(-1).take(self._places[self.camera])
+        places = self._places[self.camera]
+        values: Floats = images.take(places + row * math.prod(shape) if row else places)
         return values if values.dtype == np.float32 else values.astype(np.float32)
 
     @property
