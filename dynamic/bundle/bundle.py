@@ -36,8 +36,8 @@ from dynamic.bundle.canaries.reports import canary_report, engine_agrees
 from dynamic.bundle.fingerprint import EngineIdentity, fingerprint
 from dynamic.bundle.golden_vectors import figures
 from dynamic.bundle.manifest import MANIFEST, holds_bundle, preprocess_json, version_of
-from dynamic.bundle.record_writer import calibrate_here
-from dynamic.bundle.stored_costs import COSTS, costs_name, is_of_route, stored_costs, subject_of
+from dynamic.bundle.measurements.record_writer import calibrate_here
+from dynamic.bundle.measurements.stored_costs import COSTS, costs_name, is_of_route, stored_costs, subject_of
 from dynamic.bundle.tables import ladder_text, machine_text, points_text
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import CascadeSpec

@@ -8,8 +8,8 @@ from typing import Any
 
 from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.manifest import LADDER, MANIFEST, Facts, check_ladder, read_facts, read_manifest, version_of
+from dynamic.bundle.measurements.stored_costs import newest_costs
 from dynamic.bundle.requirements import check_needs
-from dynamic.bundle.stored_costs import newest_costs
 from dynamic.engines.model_files.external_data import external_files
 from dynamic.policies.errors import (
     BundleError,

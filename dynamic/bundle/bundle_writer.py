@@ -11,7 +11,7 @@ from dynamic.bundle.canaries.check import CHECKS
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.bundle.golden_vectors import golden, to_text
 from dynamic.bundle.manifest import MANIFEST, SCHEMA, manifest_hash, preprocess_json
-from dynamic.bundle.stored_costs import COSTS
+from dynamic.bundle.measurements.stored_costs import COSTS
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine

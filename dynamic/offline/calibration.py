@@ -11,7 +11,7 @@ from torch import nn
 
 from dynamic.bundle.canaries.canary_set import Reservoir
 from dynamic.bundle.fingerprint import fingerprint
-from dynamic.bundle.record_writer import Recorder
+from dynamic.bundle.measurements.record_writer import Recorder
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, open_engine
 from dynamic.engines.options import EngineName, Precision
