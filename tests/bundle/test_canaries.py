@@ -553,8 +553,8 @@ def test_where_memory_is_short_the_single_graph_does_not_run(shelf: Path, monkey
 
 def test_options_that_change_arithmetic_are_part_of_the_identity(made: dynamic.Bundle) -> None:
     modules = dynamic.Cascade([nearest(6), nearest(12)])
-    bundle = replace(made, modules=tuple(modules.stages), modules_cascade=modules.fingerprint())
-    plain, named = bundle.open_unchecked("torch"), bundle._open_unchecked("torch", None, {"device": "cpu"})
+    bundle = replace(made, modules=tuple(modules.stages), modules_cascade=modules.fingerprint(), preload=False)
+    plain, named = bundle.open("torch"), bundle.open("torch", options=dynamic.TorchOptions(device="cpu"))
     assert EngineIdentity.of(plain).options == {}
     assert EngineIdentity.of(named).options == {"device": "cpu"}
     assert EngineIdentity.of(plain).key != EngineIdentity.of(named).key
