@@ -17,54 +17,37 @@ shelf/
 Nothing in it is pickle.
 """
 
-import json
-import logging
-import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import gettempdir
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from dynamic.bundle.bundle_writer import MACHINE_FOLDERS
+from dynamic.bundle.bundle_engine import open_bundle_engine
+from dynamic.bundle.bundle_writer import MACHINE_FOLDERS, save_copy
 from dynamic.bundle.canaries.canary_set import CANARIES, Canaries
 from dynamic.bundle.canaries.check import CanaryReport
 from dynamic.bundle.canaries.reports import canary_report, engine_agrees
 from dynamic.bundle.fingerprint import EngineIdentity, fingerprint
-from dynamic.bundle.golden_vectors import figures
-from dynamic.bundle.manifest import MANIFEST, holds_bundle, preprocess_json, version_of
+from dynamic.bundle.manifest import preprocess_json
+from dynamic.bundle.measurements.cost_profile import check_powers, profile_here
 from dynamic.bundle.measurements.record_writer import calibrate_here
-from dynamic.bundle.measurements.stored_costs import COSTS, costs_name, is_of_route, stored_costs, subject_of
-from dynamic.bundle.tables import ladder_text, machine_text, points_text
+from dynamic.bundle.measurements.stored_costs import costs_name, is_of_route, keep_costs, stored_costs, write_costs
+from dynamic.bundle.tables import bundle_text
+from dynamic.bundle.version_files import VersionFiles
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import CascadeSpec
-from dynamic.engines.engine_factory import open_engine
 from dynamic.engines.options import EngineOptions, Route, keywords_of
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.budget import Budget
 from dynamic.policies.costs import Costs
-from dynamic.policies.errors import (
-    BundleError,
-    CorruptError,
-    DynamicError,
-    EngineError,
-    SettingError,
-)
+from dynamic.policies.errors import BundleError, CorruptError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
-from dynamic.profiling.engine_choice import AUTO, chosen
-from dynamic.profiling.machine import quota_threads
-from dynamic.profiling.stage_profile import profile
-from dynamic.storage.atomic_write import copy_file, copy_room, disk_errors, keep_text
-from dynamic.storage.json_files import seal
 from dynamic.storage.open_files import HeldFiles
-from dynamic.storage.regular_files import check_hash
-from dynamic.storage.versioned_folder import is_empty, put_folder
 
 if TYPE_CHECKING:
     from dynamic.policies.decision import Policy
@@ -72,10 +55,6 @@ if TYPE_CHECKING:
     from dynamic.runtime.decisions.device_reading import HasLatest
     from dynamic.runtime.drift.streams import DriftOptions
     from dynamic.runtime.runtime import Runtime  # which knows bundles by their contract
-
-T = TypeVar("T")
-
-logger = logging.getLogger("dynamic")
 
 
 @dataclass(frozen=True)
@@ -128,14 +107,7 @@ class Bundle:
 
     def __str__(self) -> str:
         """The ladder as a table, which of its points are one network alone, and, once profiled, what they cost here."""
-        alone = [p.name for p in self.ladder.points[1:] if max(p.shares) == 1]
-        static = f"\none network alone, so that it can be shipped as it is: {', '.join(alone)}" if alone else ""
-        here = "no costs for this machine yet: bundle.profile() measures them"
-        if self.costs is not None:
-            missing = ", ".join(self.costs.not_measured) or "nothing is left out"
-            here = f"{machine_text(self.costs)}; not measured: {missing}\n{points_text(self.frontier)}"
-        about = f"bundle in {self.folder}, for {self.engine} {self.precision}"
-        return f"{about}\n{ladder_text(self.ladder)}{static}\n\n{here}"
+        return bundle_text(self)
 
     @cached_property
     def records(self) -> Records:
@@ -144,7 +116,7 @@ class Bundle:
         Raises:
             CorruptError: Their file was altered after this bundle was loaded.
         """
-        records = self._read_one("records.npz", Records.load)
+        records = self._files.read("records.npz", Records.load)
         if records.logits.shape[1:] != (len(self.spec.stages), self.spec.classes):
             raise CorruptError(
                 f"{self.folder}: records.npz holds logits {list(records.logits.shape)} for {len(self.spec.stages)} "
@@ -157,7 +129,7 @@ class Bundle:
         """The canaries, or None in a bundle that was built without. Raises CorruptError where they do not read."""
         if CANARIES not in self.hashes:
             return None
-        return self._read_one(CANARIES, lambda path: Canaries.load(path, self.spec))
+        return self._files.read(CANARIES, lambda path: Canaries.load(path, self.spec))
 
     @property
     def frontier(self) -> Frontier:
@@ -224,31 +196,7 @@ class Bundle:
         Example:
             >>> bundle.check_files("ladder.json")
         """
-        if folder is None:
-            with self.files(*(names or self.hashes)):
-                return
-        for name in names or tuple(self.hashes):
-            if name not in self.hashes:
-                raise CorruptError(f"{folder}: {name} is not in the manifest; build or copy the bundle again")
-            check_hash(folder, name, self.hashes[name])
-
-    def _read_one(self, name: str, read: Callable[[Path], T]) -> T:
-        """What `read` makes of a file of the version that was loaded, whatever takes its place meanwhile."""
-        held = self._held
-        place = self.place
-        if place is not None:
-            try:
-                self.check_files(name, folder=place)
-                value = read(place / name)
-                if held is None or held.place() == place:
-                    return value
-            except (DynamicError, OSError):
-                if held is None or not held.holds(name):
-                    raise
-        assert held is not None, "without open files, the folder is the place"
-        with disk_errors("a copy of the bundle's files", Path(gettempdir())), held.on_disk([name]) as folder:
-            self.check_files(name, folder=folder)
-            return read(folder / name)
+        self._files.check(*names, folder=folder)
 
     @contextmanager
     def files(self, *names: str) -> Iterator[Path]:
@@ -268,27 +216,13 @@ class Bundle:
             ...     (folder / "ladder.json").is_file()
             True
         """
-        held, place = self._held, self.place
-        if place is not None:
-            try:
-                self.check_files(*names, folder=place)
-            except CorruptError:
-                if held is None or held.place() is not None:
-                    raise
-            else:
-                yield place
-                return
-        assert held is not None, "without open files, the folder is the place"
-        with ExitStack() as stack:
-            with disk_errors("a copy of the bundle's files", Path(gettempdir())):
-                folder = stack.enter_context(held.on_disk(names))
-            self.check_files(*names, folder=folder)
+        with self._files.folder_of(*names) as folder:  # this generator keeps the bundle, and so a temporary folder
             yield folder
 
     @property
     def place(self) -> Path | None:
         """Where the version that was read lies now. None where another took its place, or its folder was removed."""
-        return self.folder if self._held is None else self._held.place()
+        return self._files.place
 
     def size_of(self, name: str) -> int:
         """The size of a file of this version, also once another bundle lies in its folder.
@@ -306,7 +240,7 @@ class Bundle:
             >>> bundle.size_of("ladder.json") > 100
             True
         """
-        return (self.folder / name).stat().st_size if self._held is None else self._held.size(name)
+        return self._files.size(name)
 
     def copy_to(self, folder: Path, rooms: Sequence[str] = MACHINE_FOLDERS) -> None:
         """Copy the files that the manifest lists, the manifest, and what machines added.
@@ -326,39 +260,7 @@ class Bundle:
             ...     dynamic.load(folder).engine
             'onnxruntime'
         """
-        held = self._held
-        while True:
-            with nullcontext(self.folder) if held is None else held.open_place() as place:
-                if place is None:
-                    break
-                try:
-                    self._copy_files(place, folder)
-                except CorruptError:
-                    now = None if held is None else held.place()
-                    was_replaced = held is not None and (now is None or version_of(now) != version_of(place))
-                    if not was_replaced:
-                        raise
-                else:
-                    for room in rooms:
-                        copy_room(place / room, folder / room)
-                    return
-        assert held is not None, "without open files, the folder is the place"
-        for name in self.hashes:
-            (folder / name).unlink(missing_ok=True)
-            held.copy(name, folder / name)
-        (folder / MANIFEST).write_bytes(held.manifest)
-        self.check_files(folder=folder)
-
-    def _copy_files(self, source: Path, folder: Path) -> None:
-        for name in (MANIFEST, *self.hashes):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                copy_file(source / name, folder / name)
-            except FileNotFoundError as error:
-                if not os.path.exists(source / name):
-                    raise CorruptError(f"{self.folder}: {name} is missing; copy the bundle again") from error
-                raise
-        self.check_files(folder=folder)
+        self._files.copy_to(folder, rooms)
 
     def combiner(self) -> Combiner:
         """How stages' logits become answers and scores."""
@@ -422,7 +324,7 @@ class Bundle:
         return self._open(engine, precision, keywords_of(options, threads, route))
 
     def _open(self, engine: str | None, precision: str | None, keywords: dict[str, Any]) -> CascadeEngine:
-        opened = self._open_unchecked(engine, precision, keywords)
+        opened = open_bundle_engine(self, self._files, engine, precision, keywords)
         # without preload nothing runs before a runtime's first request, which checks (see `Deployment.check`)
         opened.agrees = self.preload and self.agrees(opened)
         return opened
@@ -443,48 +345,7 @@ class Bundle:
         Example:
             >>> bundle.open_unchecked().close()
         """
-        return self._open_unchecked(engine, precision, {})
-
-    def _open_unchecked(self, engine: str | None, precision: str | None, options: dict[str, Any]) -> CascadeEngine:
-        def precision_on(name: str) -> str:
-            return precision or self.precision_on(name)
-
-        name = engine or self.engine
-        if name != "torch" and self.spec.stages[0].graph not in self.hashes and not has_graphs(self.folder, self.spec):
-            raise EngineError(
-                f"engine {name!r} needs graphs and this bundle has none, since torch could not export its networks: "
-                "use engine='torch' and dynamic.load(path, modules=cascade)"
-            )
-        if name != "torch" and options.get("threads") is None and (quota := quota_threads()) is not None:
-            options["threads"] = quota
-        if name == AUTO:
-            keep = self._owner is None and self.place is not None
-            with self._lying() as folder:
-                name = chosen(
-                    folder, self.spec, self.combiner(), precision_on, keep, self.cascade, hashes=self.hashes, **options
-                ).engine
-            if name != self.engine:
-                logger.warning(
-                    "engine %s is the fastest here, the bundle was calibrated on %s: results will not be certified",
-                    name,
-                    self.engine,
-                )
-        wanted = precision_on(name)
-        opened = open_engine(
-            name,
-            self.folder,
-            self.spec,
-            self.combiner(),
-            self.modules,
-            wanted,
-            hashes=self.hashes,
-            held=self._held,
-            **options,
-        )
-        costs = self.costs_on(name, wanted, opened.threads)
-        if costs is not None and costs.route:
-            opened.follow(costs.batch, costs.route)
-        return opened
+        return open_bundle_engine(self, self._files, engine, precision, {})
 
     def check(
         self,
@@ -520,7 +381,8 @@ class Bundle:
             >>> report.agrees
             True
         """
-        opened = self._open_unchecked(engine, precision, keywords_of(options, threads, route))
+        keywords = keywords_of(options, threads, route)
+        opened = open_bundle_engine(self, self._files, engine, precision, keywords)
         try:
             return canary_report(self, opened, again=again, progress=progress)
         finally:
@@ -634,19 +496,15 @@ class Bundle:
             >>> len(here.costs.latency_ms)
             2
         """
-        _check_powers(active_mw, idle_mw)  # before minutes are spent
+        check_powers(active_mw, idle_mw)  # before minutes are spent
         keywords = keywords_of(options, threads, route)
         forced = keywords.get("route")
         opened = self._open(engine, None, keywords)
-        try:
-            with self._lying() as folder:
-                costs = profile(opened, folder, batch, seconds, progress=progress)
-            if active_mw is not None:
-                costs = costs.powered(active_mw, idle_mw)
-        finally:
-            opened.close()
+        costs = profile_here(
+            opened, self._files, batch, seconds, active_mw=active_mw, idle_mw=idle_mw, progress=progress
+        )
         if keep and self._owner is None and forced is None:
-            self._keep(costs)
+            keep_costs(self, self._files, costs)
         return replace(self, costs=costs, forced=forced)
 
     def runtime(
@@ -759,64 +617,15 @@ class Bundle:
             >>> bundle.save("copy").folder.name
             'copy'
         """
-        target = Path(path).resolve()
-        if target.exists() and not holds_bundle(target) and (not target.is_dir() or not is_empty(target)):
-            raise BundleError(f"{target} exists and is not a bundle; choose another folder, or remove it")
 
-        held: list[HeldFiles] = []
-
-        def fill(fresh: Path) -> None:
-            self.copy_to(fresh)
+        def add_costs(copy: Path) -> None:
             if self.costs is not None and self.forced is None:
-                self._write_costs(fresh, self.costs)
-            held.append(HeldFiles.of(target, fresh, MANIFEST, self.hashes))  # later, another writer's may lie there
+                write_costs(self, copy, self.costs)
 
-        with disk_errors("the bundle", target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            put_folder(target, fill, last=MANIFEST)
-        return replace(self, folder=target, _owner=None, _held=held[0])
+        copy = save_copy(self._files, Path(path).resolve(), add_costs)
+        return replace(self, folder=copy.folder, _owner=None, _held=copy.open_files)
 
-    @contextmanager
-    def _lying(self) -> Iterator[Path]:
-        """A folder with the whole bundle, for another process to read."""
-        place = self.place
-        if place is not None:
-            yield place
-            return
-        assert self._held is not None, "without open files, the folder is the place"
-        with self.files(*self.hashes) as folder:
-            (folder / MANIFEST).write_bytes(self._held.manifest)
-            yield folder
-
-    def _keep(self, costs: Costs) -> None:
-        try:
-            with nullcontext(self.folder) if self._held is None else self._held.open_place() as place:
-                if place is not None:
-                    self._write_costs(place, costs)
-                    return
-            logger.warning("costs are not kept: another bundle lies in %s since this one was loaded", self.folder)
-        except OSError as error:  # a read-only shelf still runs, it only measures again next time
-            logger.warning("costs could not be kept in %s: %s", self.folder, error)
-
-    def _write_costs(self, folder: Path, costs: Costs) -> None:
-        # the frontier is for ports of the policy, which then need no statistics. It is never read back here
-        frontier = figures(Frontier.of(self.ladder, costs))
-        name = costs_name(costs.engine, costs.precision, costs.threads)
-        content = seal(costs.to_json(), subject_of(self, name)) | {"frontier": frontier}
-        keep_text(folder, COSTS, name, json.dumps(content, indent=1))
-
-
-def has_graphs(folder: Path, spec: CascadeSpec) -> bool:
-    """Whether engines other than torch can run the cascade: its stages were exported."""
-    return (folder / spec.stages[0].graph).is_file()
-
-
-def _check_powers(active_mw: float | None, idle_mw: float | None) -> None:
-    for name, value in (("active_mw", active_mw), ("idle_mw", idle_mw)):
-        if value is not None and not 0 < value < math.inf:
-            raise SettingError(f"{name}={value!r} must be a positive number of milliwatts")
-    if idle_mw is not None and active_mw is None:
-        raise SettingError(
-            f"idle_mw={idle_mw!r} says nothing of an inference without active_mw: give both, active_mw on top of "
-            "idle_mw, or neither"
-        )
+    @property
+    def _files(self) -> VersionFiles:
+        # no field: `replace` and pickle carry the folder, the hashes and the open files
+        return VersionFiles(self.folder, self.hashes, self._held)

@@ -1,26 +1,29 @@
-"""The files of a new bundle beside its graphs."""
+"""Writing bundles: the files of a new one beside its graphs, and a copy of one into a folder."""
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dynamic.bundle.canaries.check import CHECKS
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.bundle.golden_vectors import golden, to_text
-from dynamic.bundle.manifest import MANIFEST, SCHEMA, manifest_hash, preprocess_json
+from dynamic.bundle.manifest import MANIFEST, SCHEMA, holds_bundle, manifest_hash, preprocess_json
 from dynamic.bundle.measurements.stored_costs import COSTS
+from dynamic.bundle.version_files import VersionFiles
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import BundleError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 from dynamic.profiling.engine_choice import CHOICES
-from dynamic.storage.atomic_write import explain_disk_errors
+from dynamic.storage.atomic_write import disk_errors, explain_disk_errors
+from dynamic.storage.open_files import HeldFiles
 from dynamic.storage.regular_files import file_hash
+from dynamic.storage.versioned_folder import is_empty, put_folder
 
 MACHINE_FOLDERS = (CHOICES, CHECKS, COSTS)  # what each machine adds or measures again, outside of the manifest
 
@@ -64,3 +67,34 @@ def write(
     }
     text = json.dumps(manifest | {"sha256": manifest_hash(manifest)}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def save_copy(files: VersionFiles, target: Path, add: Callable[[Path], None]) -> VersionFiles:
+    """Put a copy of a bundle into a folder. The folder appears whole or not at all.
+
+    Args:
+        files: The files of the bundle.
+        target: The folder. A bundle that lies there is replaced.
+        add: Writes more files into the copy before it takes its place.
+
+    Returns:
+        The files of the copy.
+
+    Raises:
+        BundleError: Something else lies at `target`.
+        CorruptError: A file is missing or was altered.
+        DiskError: The disk refuses.
+    """
+    if target.exists() and not holds_bundle(target) and (not target.is_dir() or not is_empty(target)):
+        raise BundleError(f"{target} exists and is not a bundle; choose another folder, or remove it")
+    copies: list[HeldFiles] = []
+
+    def fill(fresh: Path) -> None:
+        files.copy_to(fresh, MACHINE_FOLDERS)
+        add(fresh)
+        copies.append(HeldFiles.of(target, fresh, MANIFEST, files.hashes))  # later, another writer's may lie there
+
+    with disk_errors("the bundle", target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        put_folder(target, fill, last=MANIFEST)
+    return replace(files, folder=target, open_files=copies[0])

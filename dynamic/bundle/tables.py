@@ -1,4 +1,4 @@
-"""Ladders and costs as text."""
+"""Bundles, ladders and costs as text."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,6 +17,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
         for line in lines
     )
+
+
+def bundle_text(bundle: DeployedBundle) -> str:
+    """The ladder, which of its points are one network alone, and, once profiled, what they cost here."""
+    alone = [p.name for p in bundle.ladder.points[1:] if max(p.shares) == 1]
+    static = f"\none network alone, so that it can be shipped as it is: {', '.join(alone)}" if alone else ""
+    here = "no costs for this machine yet: bundle.profile() measures them"
+    if bundle.costs is not None:
+        missing = ", ".join(bundle.costs.not_measured) or "nothing is left out"
+        here = f"{machine_text(bundle.costs)}; not measured: {missing}\n{points_text(bundle.frontier)}"
+    about = f"bundle in {bundle.folder}, for {bundle.engine} {bundle.precision}"
+    return f"{about}\n{ladder_text(bundle.ladder)}{static}\n\n{here}"
 
 
 def ladder_text(ladder: Ladder) -> str:

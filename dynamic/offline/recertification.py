@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import NoneType
 
-from dynamic.bundle.bundle import Bundle, has_graphs
+from dynamic.bundle.bundle import Bundle
+from dynamic.bundle.bundle_engine import has_graphs
 from dynamic.bundle.bundle_reader import read
 from dynamic.bundle.bundle_writer import write
 from dynamic.bundle.canaries.canary_set import CANARIES, Canaries

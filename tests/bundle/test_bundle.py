@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +202,7 @@ def test_costs_are_kept_for_this_machine(shelf: Path) -> None:
 def test_powers_are_checked_before_anything_is_measured(
     bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch, powers: dict[str, float], message: str
 ) -> None:
-    monkeypatch.setattr("dynamic.bundle.bundle.profile", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("dynamic.bundle.measurements.cost_profile.profile", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(SettingError, match=message):
         bundle.profile(**powers)  # type: ignore[arg-type]
 
@@ -211,9 +213,18 @@ def test_costs_of_another_engine_are_found_again(
     path = bundle.save(tmp_path / "shelf").folder
     cascade = dynamic.Cascade(networks)
     dynamic.load(path, modules=cascade).profile(batch=(1,), seconds=0.05, engine="torch")
-    monkeypatch.setattr("dynamic.bundle.bundle.profile", None)  # measuring again would call it
+    monkeypatch.setattr("dynamic.bundle.measurements.cost_profile.profile", None)  # measuring again would call it
     with dynamic.load(path, modules=cascade).runtime(engine="torch", monitor=dynamic.FixedMonitor()) as run:
         assert run.frontier.costs.engine == "torch"
+
+
+def test_a_bundle_lives_as_long_as_a_block_that_uses_its_files(bundle: dynamic.Bundle) -> None:
+    other = replace(bundle)
+    reference = weakref.ref(other)
+    with other.files("ladder.json"):
+        del other
+        assert reference() is not None, "a temporary folder would be removed with it"
+    assert reference() is None
 
 
 def test_saving_replaces_a_bundle_but_nothing_else(bundle: dynamic.Bundle, tmp_path: Path) -> None:
@@ -332,7 +343,7 @@ def test_a_runtime_of_a_route_has_the_costs_of_that_route(copy: Path, monkeypatc
     with dynamic.load(copy).runtime(monitor=still(), route="stages") as run:  # measures
         assert set(run.frontier.costs.route) == {"stages"}
     assert json.loads(file.read_text())["route"] == ["graph", "graph"]
-    monkeypatch.setattr("dynamic.bundle.bundle.profile", None)  # measuring again would call it
+    monkeypatch.setattr("dynamic.bundle.measurements.cost_profile.profile", None)  # measuring again would call it
     with dynamic.load(copy).runtime(monitor=still(), route="graph") as run:
         assert run.frontier.costs.route == ("graph", "graph")
 

@@ -352,7 +352,7 @@ def test_the_runtime_follows_costs_that_it_measured_itself(
         for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms")
     }
     costs = replace(bundle.costs, batch=batch, route=routes, call_ms=(0.0,) * 3, call_cpu_ms=(), call_mj=(), **wide)
-    monkeypatch.setattr("dynamic.bundle.bundle.profile", lambda *given, **options: costs)
+    monkeypatch.setattr("dynamic.bundle.measurements.cost_profile.profile", lambda *given, **options: costs)
     with replace(bundle, costs=None).runtime(monitor=dynamic.FixedMonitor()) as run:
         assert [run.engine.route(rows) for rows in batch] == list(routes)
 

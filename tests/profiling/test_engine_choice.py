@@ -244,9 +244,8 @@ def test_another_engine_than_the_bundle_s_is_told(
 ) -> None:
     (other,) = set(ENGINES) - {bundle.engine}
     for taken in (bundle.engine, other):
-        monkeypatch.setattr(
-            "dynamic.bundle.bundle.chosen", lambda *given, taken=taken, **options: Choice("", None, {}, taken, {}, {})
-        )
+        choice = Choice("", None, {}, taken, {}, {})
+        monkeypatch.setattr("dynamic.bundle.bundle_engine.chosen", lambda *given, choice=choice, **options: choice)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "dynamic"):
             assert bundle.open("auto").name == taken

@@ -225,7 +225,7 @@ def test_costs_measured_while_requests_run_are_not_kept(
 ) -> None:
     folder = bundle.save(tmp_path / "shelf").folder
     shutil.rmtree(folder / "costs")
-    monkeypatch.setattr("dynamic.bundle.bundle.profile", lambda *given, **options: bundle.costs)
+    monkeypatch.setattr("dynamic.bundle.measurements.cost_profile.profile", lambda *given, **options: bundle.costs)
     with bundle.runtime(monitor=monitor(), drift_alpha=None) as run:
         run.swap(dynamic.load(folder))
         assert run.bundle.costs == bundle.costs

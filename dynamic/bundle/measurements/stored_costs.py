@@ -1,13 +1,18 @@
 """What stages cost, as files of a bundle: one for each machine, engine, precision and number of threads."""
 
+import json
 import logging
 from pathlib import Path
 
 from dynamic.bundle.contract import DeployedBundle
+from dynamic.bundle.golden_vectors import figures
+from dynamic.bundle.version_files import VersionFiles
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import DynamicError
+from dynamic.policies.frontier import Frontier
 from dynamic.profiling.machine import machine_key, machine_name
-from dynamic.storage.json_files import MEASURED_BYTES, read_json, unseal
+from dynamic.storage.atomic_write import keep_text
+from dynamic.storage.json_files import MEASURED_BYTES, read_json, seal, unseal
 
 COSTS = "costs"  # the folder
 
@@ -74,3 +79,39 @@ def stored_costs(bundle: DeployedBundle, name: str) -> Costs | None:
         logger.warning("%s does not read (%s): call profile() again", path, error)
         return None
     return costs
+
+
+def keep_costs(bundle: DeployedBundle, files: VersionFiles, costs: Costs) -> None:
+    """Write costs into the folder of a bundle. Where that fails, a warning says why.
+
+    Args:
+        bundle: The bundle.
+        files: Its files. Nothing is written where another version lies in their folder.
+        costs: The costs.
+    """
+    try:
+        with files.open_place() as place:
+            if place is not None:
+                write_costs(bundle, place, costs)
+                return
+        logger.warning("costs are not kept: another bundle lies in %s since this one was loaded", bundle.folder)
+    except OSError as error:  # a read-only shelf still runs, it only measures again next time
+        logger.warning("costs could not be kept in %s: %s", bundle.folder, error)
+
+
+def write_costs(bundle: DeployedBundle, folder: Path, costs: Costs) -> None:
+    """Write the file of costs.
+
+    Args:
+        bundle: The bundle that they are of.
+        folder: Its folder, or one that takes its place.
+        costs: The costs.
+
+    Raises:
+        OSError: The file could not be written.
+    """
+    # the frontier is for ports of the policy, which then need no statistics. It is never read back here
+    frontier = figures(Frontier.of(bundle.ladder, costs))
+    name = costs_name(costs.engine, costs.precision, costs.threads)
+    content = seal(costs.to_json(), subject_of(bundle, name)) | {"frontier": frontier}
+    keep_text(folder, COSTS, name, json.dumps(content, indent=1))

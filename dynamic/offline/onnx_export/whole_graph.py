@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import external_data_helper
 
-from dynamic.bundle.bundle import Bundle, has_graphs
+from dynamic.bundle.bundle import Bundle
+from dynamic.bundle.bundle_engine import has_graphs
 from dynamic.data.number_steps import Normalize
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
