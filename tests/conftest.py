@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import numpy as np
 import pytest
-from support.export_registry import share_registry
+from support.networks.export_registry import share_registry
 from support.process_state import process_state
 
 ROOT = Path(__file__).resolve().parent.parent

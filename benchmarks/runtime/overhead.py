@@ -1,19 +1,30 @@
-"""What a request costs beyond the engine: snapshot, decision, feedback, drift, label and probability of the answer.
+"""What `run(x)` costs beyond the engine: input check, snapshot, drift, observation, and a share of the decisions.
 
     python -m benchmarks.runtime.overhead
 
-A bundle of ResNet-20 and 56 is built on the spot. On each engine two calls take turns on CIFAR-10 images, preprocessed
-before: the engine alone under thresholds that are chosen, and the runtime. The monitor runs, and the budget limits
-latency and drop, loosely: one decision must hold throughout, or the two would not do the same work. The goal is 30
-microseconds at the median.
+A bundle of ResNet-20 and 56 is built on the spot. On each engine four calls take turns on CIFAR-10 images that were
+preprocessed before, one row each:
 
-A batch takes milliseconds that vary by more than what is looked for. So for batches, and once more for one row, the
-engine is replaced by one that has its answers ready: the whole time is then the runtime's, with its memory in cache.
+- `library`: the engine's own call on the graph of the bundle, in the fewest lines that give arrays of one's own.
+- `engine`: `engine.run` under thresholds that are chosen.
+- `minimal`: the least that a request can be (see `Minimal`), around the call that the runtime uses.
+- `runtime`: `run(x)`. The monitor runs, and the budget limits latency and drop, loosely: one decision must hold
+  throughout, or the calls would not do the same work.
+
+"Cold": another network runs between two calls, so that each finds its code and data out of the caches. "Hot": nothing
+runs between, each call comes 50 times in a row. "Paced": 20 requests a second, sleeping between. "Threads": 8 threads
+on one runtime against 8 on the bare engine, requests a second, on as many threads of the engine as there are cores.
+All run the single graph (`route="graph"`).
+
+Batches take milliseconds that vary by more than what is looked for. For them the engine is replaced by one that has
+its answers ready: the whole time is then the runtime's, with its memory in cache.
 """
 
 import argparse
 import statistics
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
@@ -22,21 +33,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import dynamic
 from benchmarks.harness import cifar
 from benchmarks.harness.common import Contender, add_data_option, data_folder, progress, save, spread, take_turns
 from dynamic.data import ImageSet, stratified_halves
-from dynamic.engines.contract import Output
-from dynamic.errors import EngineError
+from dynamic.engines.contract import OUTPUTS, SINGLE_GRAPH, THRESHOLDS, Output
+from dynamic.errors import EngineError, InputError
+from dynamic.runtime.runtime import Runtime
 
 NAMES = ("resnet20", "resnet56")
-ENGINES = ("onnxruntime", "openvino", "torch")
-CALLS, ROWS = 3000, (1, 8, 64)
+ENGINES = ("onnxruntime", "openvino")
+CALLS, HOT, PACED, PACE_S, SHARED_S = 2000, 50, 400, 0.05, 3.0
+ROWS = (1, 8, 64)
+CALLERS = 8
 BUDGET = dynamic.Budget(latency_ms=1e5, max_drop=0.01)
 THREADS = 1  # of the engine: what is measured runs on one
 NEVER = 1e-30  # drift_alpha: images come again and again, and after an alarm the test would cost nothing
-NOT_MEASURED = ("preprocessing", "limits of memory, deadlines", "decisions that change each time", "several threads")
+NOT_MEASURED = ("preprocessing", "limits of memory, deadlines", "decisions that change each time", "engine torch")
+GOALS_US = {"onnxruntime": 20, "openvino": 12}  # of the runtime over the library, cold
+
+Inputs = dict[str, NDArray[Any]]
+Call = Callable[[Inputs], Any]
 
 
 def build(data: Path, folder: Path) -> tuple[dynamic.Cascade, ImageSet]:
@@ -48,6 +67,153 @@ def build(data: Path, folder: Path) -> tuple[dynamic.Cascade, ImageSet]:
     dynamic.build(cascade, calibration, max_drops=(0.01,), preprocess=cifar.PREPROCESS).save(folder)
     # not sorted by class: that would be drift
     return cascade, images.select(np.random.default_rng(0).permutation(rest))
+
+
+class Answer:
+    """What `Minimal` returns."""
+
+    __slots__ = ("latency_ms", "output")
+
+    def __init__(self, output: Output, latency_ms: float) -> None:
+        self.output, self.latency_ms = output, latency_ms
+
+
+class Minimal:
+    """The least that a request can be.
+
+    It reads one attribute, checks type, dtype and shape, calls the engine, appends a tuple, and returns an object.
+    """
+
+    def __init__(self, call: Callable[[Inputs], Output], name: str, shape: tuple[int, ...]) -> None:
+        self.plan, self.observed = call, list[tuple[Output, float]]()
+        self._name, self._shape = name, shape
+
+    def __call__(self, inputs: Inputs) -> Answer:
+        began = time.perf_counter()
+        array = inputs[self._name]
+        if type(array) is not np.ndarray or array.dtype != np.float32 or array.shape != self._shape:
+            raise InputError(f"{self._name!r} is no float32 array {self._shape}")
+        output = self.plan(inputs)
+        latency_ms = (time.perf_counter() - began) * 1e3
+        self.observed.append((output, latency_ms))
+        return Answer(output, latency_ms)
+
+
+def library_call(engine: str, graph: Path, thresholds: NDArray[np.float32], threads: int) -> Call:
+    """The engine's own call: its arrays are copied where it would overwrite them."""
+    if engine == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        return lambda inputs: session.run(OUTPUTS, {**inputs, THRESHOLDS: thresholds})
+    import openvino
+
+    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"
+    model = openvino.Core().compile_model(str(graph), "CPU", settings)
+    local = threading.local()
+
+    def call(inputs: Inputs) -> list[NDArray[Any]]:
+        request = getattr(local, "request", None)
+        if request is None:
+            request = local.request = model.create_infer_request()
+            request.set_input_tensor(1, openvino.Tensor(thresholds, shared_memory=True))
+        (array,) = inputs.values()
+        request.set_input_tensor(0, openvino.Tensor(array, shared_memory=True))
+        return [output.copy() for output in request.infer(None, share_outputs=True).values()]
+
+    return call
+
+
+def contenders_of(run: Runtime, graph: Path, ready: list[Inputs]) -> dict[str, Call]:
+    """The four calls, on the operating point that the runtime has decided for."""
+    points = [run(inputs).decision.point for inputs in ready[:50]]
+    point, engine = points[-1], run.engine
+    thresholds = np.array(point.thresholds, np.float32)
+    bound = run.deployment.engines.bind(point.backbones, point.thresholds, 1)
+    assert bound is not None, "the graph is loaded by now"
+    spec = run.bundle.spec.inputs[0]
+
+    def through_runtime(inputs: Inputs) -> None:
+        if (now := run(inputs).decision.point) is not point:
+            raise SystemExit(f"the decision went from {point.name!r} to {now.name!r}: run it again")
+
+    return {
+        "library": library_call(engine.name, graph, thresholds, engine.threads),
+        "engine": lambda inputs: engine.run(inputs, point.thresholds),
+        "minimal": Minimal(bound, spec.name, (1, *spec.shape)),
+        "runtime": through_runtime,
+    }
+
+
+def added(took: dict[str, list[float]]) -> dict[str, Any]:
+    """Of each call its microseconds, and what it takes beyond the library's, item by item."""
+    us = {name: np.array(values) * 1e3 for name, values in took.items()}
+    rows: dict[str, Any] = {name: {"us": _spread(values)} for name, values in us.items()}
+    for name in list(rows)[1:]:
+        rows[name]["added_us"] = _spread(us[name] - us["library"])
+        of_medians = statistics.median(us[name]) - statistics.median(us["library"])
+        rows[name]["added_of_medians_us"] = round(float(of_medians), 1)
+    return rows
+
+
+def _spread(us: NDArray[np.float64]) -> dict[str, float]:
+    return spread(us.tolist(), 1) | {"p99": round(float(np.percentile(us, 99)), 1)}
+
+
+def measure(run: Runtime, graph: Path, other: Call, images: ImageSet, factor: float) -> dict[str, Any]:
+    """The four calls cold, hot and paced."""
+    ready = [{"input": cifar.PREPROCESS(image)} for image in images.images[:2000]]
+    calls = contenders_of(run, graph, ready)
+
+    def items(count: int) -> list[int]:
+        return [number % len(ready) for number in range(max(20, round(count * factor)))]
+
+    cold = [Contender(name, lambda i, f=f: f(ready[i]), lambda: other(ready[0])) for name, f in calls.items()]  # type: ignore[misc]
+    hot = [Contender(name, lambda i, f=f: f(ready[i])) for name, f in calls.items()]  # type: ignore[misc]
+    result: dict[str, Any] = {}
+    progress(f"{run.engine.name}: cold")
+    result["cold"] = added(take_turns(cold, items(CALLS)))
+    progress(f"{run.engine.name}: hot")
+    result["hot"] = added(take_turns(hot, items(CALLS), block=HOT))
+    progress(f"{run.engine.name}: 20 requests a second")
+    result["paced"] = added(take_turns(hot, items(PACED), pause_s=PACE_S / len(hot)))  # each comes 20 times a second
+    return result
+
+
+def shared(run: Runtime, graph: Path, images: ImageSet, seconds: float) -> dict[str, float]:
+    """Requests a second of 8 threads on one runtime, and on the bare engine. They take turns."""
+    ready = [{"input": cifar.PREPROCESS(image)} for image in images.images[:500]]
+    calls = contenders_of(run, graph, ready)
+    rates: dict[str, list[float]] = {"library": [], "runtime": []}
+    for _ in range(3):
+        for name, rate in rates.items():
+            rate.append(_rate(calls[name], ready, seconds))
+    ratios = [ours / bare for ours, bare in zip(rates["runtime"], rates["library"], strict=True)]
+    medians = {f"{name}_per_s": round(statistics.median(rate)) for name, rate in rates.items()}
+    return {**medians, "ratio": round(statistics.median(ratios), 3), "least": round(min(ratios), 3)}
+
+
+def _rate(call: Call, ready: list[Inputs], seconds: float) -> float:
+    """Calls a second of all threads together."""
+    counts, ends = [0] * CALLERS, time.perf_counter() + seconds
+
+    def caller(number: int) -> None:
+        items = cycle(ready[number::CALLERS])
+        while time.perf_counter() < ends:
+            call(next(items))
+            counts[number] += 1
+
+    threads = [threading.Thread(target=caller, args=(number,)) for number in range(CALLERS)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - began)
 
 
 @dataclass
@@ -72,31 +238,10 @@ class Ready:
     def bind(self, *_: Any) -> Callable[[Any], Output]:
         return self.run
 
-
-def measure(run: Any, images: ImageSet, calls: int) -> dict[str, Any]:
-    """Microseconds of engine and runtime, and how they differ: of the medians, and request by request."""
-    ready = [{"input": cifar.PREPROCESS(image)} for image in images.images]
-    point = [run(inputs).decision.point for inputs in ready[:50]][-1]
-
-    def through_runtime(inputs: Any) -> None:
-        if (now := run(inputs).decision.point) is not point:
-            raise SystemExit(f"the decision went from {point.name!r} to {now.name!r}: run it again")
-
-    contenders = [
-        Contender("engine", lambda i: run.engine.run(ready[i], point.thresholds)),
-        Contender("runtime", lambda i: through_runtime(ready[i])),
-    ]
-    took = take_turns(contenders, [number % len(ready) for number in range(calls)])
-    us = {name: [ms * 1e3 for ms in values] for name, values in took.items()}
-    return {
-        "point": point.name,
-        **{f"{name}_us": spread(values, 1) for name, values in us.items()},
-        "of_medians_us": round(statistics.median(us["runtime"]) - statistics.median(us["engine"]), 1),
-        "difference_us": spread([ours - bare for ours, bare in zip(us["runtime"], us["engine"], strict=True)], 1),
-    }
+    def close(self) -> None: ...
 
 
-def without_engine(run: Any, images: ImageSet, rows: int, calls: int) -> dict[str, float]:
+def without_engine(run: Runtime, images: ImageSet, rows: int, calls: int) -> dict[str, float]:
     """Microseconds of the runtime alone."""
     batches = range(0, min(rows * calls, len(images) - rows), rows)
     ready = [{"input": cifar.PREPROCESS(images.images[at : at + rows])} for at in batches]
@@ -110,7 +255,7 @@ def without_engine(run: Any, images: ImageSet, rows: int, calls: int) -> dict[st
 
 
 def main() -> None:
-    """Every engine, for one row and for a batch; table and JSON."""
+    """Every engine in every setting; table and JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
     parser.add_argument("--calls", type=float, default=1.0, help="multiplies the number of requests")
@@ -119,30 +264,53 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     engines: dict[str, Any] = {}
     alone: dict[int, Any] = {}
-    missing, calls = list(NOT_MEASURED), max(100, round(CALLS * options.calls))
-    print(f"{'':12} {'engine':>9} {'runtime':>9}   added: of medians (median of differences, quartiles)")
+    missing = list(NOT_MEASURED)
     with tempfile.TemporaryDirectory() as folder:
         progress("building the bundle")
-        cascade, images = build(data, Path(folder) / "shelf")
+        shelf = Path(folder) / "shelf"
+        _, images = build(data, shelf)
+        never = np.array([np.inf], np.float32)  # the other network goes all the way
+        other = library_call("onnxruntime", shelf / SINGLE_GRAPH, never, THREADS)
         for engine in ENGINES:
-            bundle = dynamic.load(Path(folder) / "shelf", modules=cascade)
             try:
-                threads = {} if engine == "torch" else {"threads": THREADS}
-                run = bundle.runtime(BUDGET, engine=engine, drift_alpha=NEVER, **threads)
+                run = dynamic.load(shelf).runtime(
+                    BUDGET, engine=engine, drift_alpha=NEVER, threads=THREADS, route="graph"
+                )
             except EngineError as error:
                 missing.append(f"{engine}: {error}")
                 continue
             with run:
-                row = engines[engine] = measure(run, images, calls)
+                row = engines[engine] = measure(run, shelf / SINGLE_GRAPH, other, images, options.calls)
+                calls = max(100, round(CALLS * options.calls))
                 alone = alone or {rows: without_engine(run, images, rows, calls) for rows in ROWS}
-            us, bare, ours = row["difference_us"], row["engine_us"]["median"], row["runtime_us"]["median"]
-            print(f"{engine:12} {bare:9.1f} {ours:9.1f}   {row['of_medians_us']:6.1f}", end=" ")
-            print(f"({us['median']:.1f}, {us['q25']:.1f} to {us['q75']:.1f})", flush=True)
+            with dynamic.load(shelf).runtime(BUDGET, engine=engine, drift_alpha=NEVER, route="graph") as run:
+                progress(f"{engine}: {CALLERS} threads")
+                row["threads"] = shared(run, shelf / SINGLE_GRAPH, images, max(0.5, SHARED_S * options.calls))
+    _print(engines, alone)
+    print(f"not measured: {', '.join(missing)}")
+    figures = {"goals_us": GOALS_US, "threads": THREADS, "engines": engines, "without_engine_us": alone}
+    print(f"\n{save('runtime/overhead', figures | {'not_measured': missing})}")
+
+
+def _print(engines: dict[str, Any], alone: dict[int, Any]) -> None:
+    print(f"{'':28} {'median us':>9}   added to the library's call: of medians (median of differences, quartiles)")
+    for engine, settings in engines.items():
+        for setting in ("cold", "hot", "paced"):
+            for name, row in settings[setting].items():
+                line = f"{engine:12} {setting:6} {name:8} {row['us']['median']:9.1f}"
+                if name != "library":
+                    us = row["added_us"]
+                    line += (
+                        f"   {row['added_of_medians_us']:6.1f} ({us['median']:.1f}, {us['q25']:.1f} to {us['q75']:.1f})"
+                    )
+                print(line)
+        threads = settings["threads"]
+        print(
+            f"{engine:12} {CALLERS} threads on one runtime: {threads['runtime_per_s']} requests a second, on the bare "
+            f"engine {threads['library_per_s']}. Ratio {threads['ratio']} (least of 3: {threads['least']})"
+        )
     for rows, us in alone.items():
         print(f"the engine's answers ready, {rows:2} rows: {us['median']:.1f} us ({us['q25']:.1f} to {us['q75']:.1f})")
-    print(f"not measured: {'; '.join(missing)}")
-    figures = {"goal_us": 30, "threads": THREADS, "calls": calls, "engines": engines, "without_engine_us": alone}
-    print(f"\n{save('runtime/overhead', figures | {'not_measured': missing})}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.fitting_networks import fit
+from support.networks.fitting_networks import fit
 from torch import Tensor, nn
 
 import dynamic

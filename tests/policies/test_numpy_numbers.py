@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.fitting_networks import ExitNet, digits_loader, fit
+from support.networks.fitting_networks import ExitNet, digits_loader, fit
 from support.runtime_cases import faked, shared_blobs
 
 import dynamic

@@ -1,6 +1,7 @@
 """Imports run one way only. The table is DESIGN's. Every module is read, imports inside functions too."""
 
 import ast
+from collections import Counter
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,12 @@ def test_folders_hold_a_dozen_files_at_most(package: str) -> None:
     folders = {path.parent for path in MODULES.values() if path.is_relative_to(PACKAGES[package])}
     assert folders
     assert {str(f.relative_to(ROOT)): n for f in folders if (n := len(list(f.glob("*.py")))) > MOST_FILES} == {}
+
+
+def test_folders_of_tests_hold_a_dozen_files_at_most() -> None:
+    counts = Counter(str(path.parent.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py"))
+    assert counts
+    assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
 
 
 def test_the_check_can_fail(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
-from support.fitting_networks import ExitNet, digits, digits_loader, fit
+from support.networks.fitting_networks import ExitNet, digits, digits_loader, fit
 from torch import Tensor, nn
 
 import dynamic

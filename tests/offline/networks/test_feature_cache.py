@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.fitting_networks import ExitNet, PooledHead, WholeHead, digits
+from support.networks.fitting_networks import ExitNet, PooledHead, WholeHead, digits
 from torch import nn
 
 from dynamic.offline.networks.acceleration import Acceleration

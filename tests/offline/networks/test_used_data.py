@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.fitting_networks import ExitNet, digits, digits_loader
+from support.networks.fitting_networks import ExitNet, digits, digits_loader
 from torch import Tensor, nn
 
 import dynamic

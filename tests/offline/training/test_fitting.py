@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.fitting_networks import ExitNet, PooledHead, WholeHead, accuracies, digits, digits_loader, fit
+from support.networks.fitting_networks import ExitNet, PooledHead, WholeHead, accuracies, digits, digits_loader, fit
 from torch import Tensor, nn
 
 import dynamic
@@ -205,7 +205,7 @@ def test_a_finished_run_is_loaded_not_repeated(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys, torch
 torch.set_num_threads(1)
-from support.fitting_networks import ExitNet, digits_loader
+from support.networks.fitting_networks import ExitNet, digits_loader
 import dynamic
 mode, epochs, path = sys.argv[1:]
 replaced = []

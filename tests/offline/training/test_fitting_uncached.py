@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.fitting_networks import ExitNet, WholeHead, digits, digits_loader, fit
+from support.networks.fitting_networks import ExitNet, WholeHead, digits, digits_loader, fit
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.fitting_networks import digits
+from support.networks.fitting_networks import digits
 from torch import Tensor, nn
 
 import dynamic

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 from sklearn.cluster import KMeans
-from support.fitting_networks import digits, digits_loader, fit
+from support.networks.fitting_networks import digits, digits_loader, fit
 from torch import Tensor, nn
 
 import dynamic

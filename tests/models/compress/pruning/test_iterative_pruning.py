@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import fitting_networks as networks
+from support.networks import fitting_networks as networks
 from torch import nn
 
 import dynamic

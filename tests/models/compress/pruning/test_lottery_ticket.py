@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.fitting_networks import digits_loader
+from support.networks.fitting_networks import digits_loader
 from torch import Tensor, nn
 
 import dynamic

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from support import fitting_networks as networks
-from support.fitting_networks import fit
+from support.networks import fitting_networks as networks
+from support.networks.fitting_networks import fit
 from torch import nn
 
 import dynamic

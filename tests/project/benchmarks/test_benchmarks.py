@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness import index
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 THEMES = sorted(path.parent for path in (ROOT / "benchmarks").glob("*/__init__.py"))
 
 
