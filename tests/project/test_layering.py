@@ -1,8 +1,8 @@
 """Imports run one way only. The table is DESIGN's. Every module is read, imports inside functions too."""
 
 import ast
-from collections import Counter
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
