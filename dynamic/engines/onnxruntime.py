@@ -17,7 +17,7 @@ from dynamic.engines.options import Idle
 from dynamic.policies.errors import EngineError
 
 _MOST_BUFFERS = 1000  # of threads, most of which have ended by then
-_LOOK_S = 0.05  # between checks, which take some 3 us a file
+_LOOK_S = 1.0  # between checks: each takes 3 us a file, and 100 where the caches are cold
 
 
 class Sessions:

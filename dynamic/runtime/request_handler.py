@@ -33,6 +33,7 @@ from dynamic.runtime.request_plan import MOST_OBSERVATIONS, Conditions, Observat
 from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import BatchResult, Prediction, Result, answers
 
+_PILE = 8  # times what may wait to be learned from: then a thread decides although another does
 _CONVERSION_MS = 1.0  # conversion of inputs that takes less is no wait for the policy: such requests share one snapshot
 
 
@@ -71,6 +72,8 @@ class RequestHandler:
         self.counters, self.feedback_log = counters, feedback_log
         self.closed = False
         self.plan: RequestPlan | None = None
+        self.renewing: int | None = None  # the thread that decides again, while others repeat what was decided
+        self._is_due = False  # whether the next request decides again
         self.observations: list[Observation] = []  # that the policy has not seen: appended without a lock
         self._ids = count()
         self._learns = False
@@ -79,7 +82,7 @@ class RequestHandler:
     def forget(self) -> None:
         """A lock that the parent held, perhaps, is no lock in a forked child."""
         self.lock = threading.RLock()
-        self._learns = False
+        self._learns, self.renewing = False, None
         # the thread that forks is the only one in a child
         self.inside: list[int] = [thread for thread in getattr(self, "inside", ()) if thread == threading.get_ident()]
 
@@ -131,12 +134,17 @@ class RequestHandler:
             finally:
                 deployment.leave(thread)
         finally:
+            if self.renewing == thread:
+                self.renewing = None
             inside.remove(thread)
 
     def _repeat(self, plan: RequestPlan, x: Any, began: float, thread: int) -> Result | None:
         """The answer under a plan. None where it does not hold for this request, which then goes the long way."""
         deployment, observations = plan.deployment, self.observations
-        if self._read.latest is not plan.latest or len(observations) >= MOST_OBSERVATIONS:
+        count = len(observations)
+        is_due = self._is_due or self._read.latest is not plan.latest or count >= MOST_OBSERVATIONS
+        if is_due and (self.renewing is None or count >= _PILE * MOST_OBSERVATIONS):
+            self.renewing = thread
             return None
         try:
             if not deployment.enter(thread):
@@ -172,7 +180,7 @@ class RequestHandler:
                 )
             )
             if plan.is_slow(work_ms, stage):
-                self.plan = None
+                self._is_due = True
             kind = Prediction if single else BatchResult
             return kind(number, output, plan.names, latency_ms, plan.decision, certified)
         finally:
@@ -260,10 +268,13 @@ class RequestHandler:
 
     def _decide(self, deployment: Deployment, budget: Budget, snapshot: Snapshot) -> Decision:
         with self.learned():
-            self.plan = None
+            self._is_due = False
             if deployment.lost:
                 deployment.restore_excluded()
             decision = deployment.guard.decide(deployment.frontier, budget, snapshot)
+            plan = self.plan
+            if plan is not None and not plan.is_of(deployment, budget, decision):
+                self.plan = None
             last = deployment.decision
             if decision.one_request_only and last is not None:  # what runs for the others stays what it was
                 return decision

@@ -1,5 +1,6 @@
 """Requests that repeat a decision: when they do, that answers are the same, and what ends it."""
 
+import threading
 import time
 from typing import Any
 
@@ -84,6 +85,66 @@ def test_one_decision_for_many_requests(bundle: dynamic.Bundle) -> None:
         assert policy.observations == MOST_OBSERVATIONS + 1, "all of them, and its own"
 
 
+class Blocking(Counting):
+    """Decides only once it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.may = threading.Event(), threading.Event()
+        self.may.set()
+
+    def decide(self, *given: Any) -> tuple[Decision, BudgetState]:
+        self.asked.set()
+        assert self.may.wait(60)
+        return super().decide(*given)
+
+
+@pytest.mark.parametrize("change", ["snapshot", "slow", "full"])
+def test_one_thread_decides_while_the_others_repeat(bundle: dynamic.Bundle, change: str) -> None:
+    """Else each of many threads decides, in turn, whenever one of them has to."""
+    policy, watch = Blocking(), monitor(battery=0.9)
+    with bundle.runtime(monitor=watch, policy=policy, drift_alpha=None) as run:
+        steady(run)
+        plan = run._handler.plan
+        plan.expected_ms = (1e9, 1e9)
+        if change == "snapshot":
+            watch.set(battery=0.8)
+        elif change == "slow":
+            plan.expected_ms = (1e-9, 1e-9)
+            run(X[0])
+            plan.expected_ms = (1e9, 1e9)
+        else:
+            while len(run._handler.observations) < MOST_OBSERVATIONS:
+                run(X[0])
+        policy.decisions = 0
+        policy.asked.clear()
+        policy.may.clear()
+        other = threading.Thread(target=run, args=(X[0],))
+        other.start()
+        assert policy.asked.wait(60)
+        before = len(run._handler.observations)
+        for _ in range(3):
+            assert run(X[0]).decision is plan.decision
+        assert len(run._handler.observations) == before + 3
+        policy.may.set()
+        other.join(60)
+        assert policy.decisions == 1
+        run(X[0])
+        assert run._handler.plan is not plan
+
+
+def test_observations_do_not_pile_up_while_one_decides(bundle: dynamic.Bundle) -> None:
+    policy = Blocking()
+    with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
+        steady(run)
+        run._handler.plan.expected_ms = (1e9, 1e9)
+        run._handler.renewing = -1  # another thread, which never ends
+        policy.decisions = 0
+        for _ in range(20 * MOST_OBSERVATIONS):
+            run(X[0])
+        assert policy.decisions > 0
+
+
 @pytest.mark.parametrize("change", ["snapshot", "budget", "batch", "slow", "closed"])
 def test_what_ends_a_plan(bundle: dynamic.Bundle, change: str) -> None:
     policy, watch = Counting(), monitor(battery=0.9)
@@ -103,7 +164,7 @@ def test_what_ends_a_plan(bundle: dynamic.Bundle, change: str) -> None:
         elif change == "slow":
             run._handler.plan.expected_ms = (1e-9, 1e-9)
             run(X[0])
-            assert run._handler.plan is None
+            assert policy.decisions == 0, "the next one decides"
         else:
             run.close()
             with pytest.raises(dynamic.errors.ClosedError):
