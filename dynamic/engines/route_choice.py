@@ -149,7 +149,7 @@ class CascadeEngine:
         if self._unneeded is not None:
             return None
         self.stages.plan(thresholds)  # checks them
-        limits = np.array(thresholds, np.float32)  # an own one, which may be shared with the engine
+        limits = np.ascontiguousarray(thresholds, np.float32)
         if self.route(rows) == "graph":
             graph = self.graph
             return partial(graph.run, thresholds=limits, rows=rows) if graph is not None and graph.ready(rows) else None

@@ -179,7 +179,7 @@ class RequestHandler:
                     waited_ms=0.0,
                 )
             )
-            if plan.is_slow(work_ms, stage):
+            if work_ms > plan.slow_ms[stage]:
                 self._is_due = True
             kind = Prediction if single else BatchResult
             return kind(number, output, plan.names, latency_ms, plan.decision, certified)

@@ -50,7 +50,7 @@ def steady(run: Any) -> None:
     """Until a request repeats the one before: the first ones load, and may be slow."""
     for _ in range(200):
         run(X[0])
-        if run._handler.plan is not None and not run._handler.plan.is_slow(0.0, 0):
+        if run._handler.plan is not None and run._handler.plan.slow_ms[0] > 0:
             return
     raise AssertionError("no request repeats another")
 
@@ -72,7 +72,7 @@ def test_one_decision_for_many_requests(bundle: dynamic.Bundle) -> None:
     policy = Counting()
     with bundle.runtime(monitor=monitor(), policy=policy) as run:
         steady(run)
-        run._handler.plan.expected_ms = (1e9, 1e9)  # however busy the machine is, none is slow
+        run._handler.plan.slow_ms = (1e9, 1e9)  # however busy the machine is, none is slow
         policy.decisions = policy.observations = 0
         waiting = len(run._handler.observations)
         before = run.stats().requests
@@ -106,13 +106,13 @@ def test_one_thread_decides_while_the_others_repeat(bundle: dynamic.Bundle, chan
     with bundle.runtime(monitor=watch, policy=policy, drift_alpha=None) as run:
         steady(run)
         plan = run._handler.plan
-        plan.expected_ms = (1e9, 1e9)
+        plan.slow_ms = (1e9, 1e9)
         if change == "snapshot":
             watch.set(battery=0.8)
         elif change == "slow":
-            plan.expected_ms = (1e-9, 1e-9)
+            plan.slow_ms = (1e-9, 1e-9)
             run(X[0])
-            plan.expected_ms = (1e9, 1e9)
+            plan.slow_ms = (1e9, 1e9)
         else:
             while len(run._handler.observations) < MOST_OBSERVATIONS:
                 run(X[0])
@@ -137,7 +137,7 @@ def test_observations_do_not_pile_up_while_one_decides(bundle: dynamic.Bundle) -
     policy = Blocking()
     with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
         steady(run)
-        run._handler.plan.expected_ms = (1e9, 1e9)
+        run._handler.plan.slow_ms = (1e9, 1e9)
         run._handler.renewing = -1  # another thread, which never ends
         policy.decisions = 0
         for _ in range(20 * MOST_OBSERVATIONS):
@@ -150,7 +150,7 @@ def test_what_ends_a_plan(bundle: dynamic.Bundle, change: str) -> None:
     policy, watch = Counting(), monitor(battery=0.9)
     with bundle.runtime(monitor=watch, policy=policy) as run:
         steady(run)
-        run._handler.plan.expected_ms = (1e9, 1e9)
+        run._handler.plan.slow_ms = (1e9, 1e9)
         run(X[0])
         policy.decisions = 0
         if change == "snapshot":
@@ -162,7 +162,7 @@ def test_what_ends_a_plan(bundle: dynamic.Bundle, change: str) -> None:
             assert policy.decisions == 1
             return
         elif change == "slow":
-            run._handler.plan.expected_ms = (1e-9, 1e-9)
+            run._handler.plan.slow_ms = (1e-9, 1e-9)
             run(X[0])
             assert policy.decisions == 0, "the next one decides"
         else:
