@@ -184,7 +184,7 @@ class Deployment:
 
     def watches(self, engine: Engine) -> bool:
         """Whether inputs are tested for drift. Scores of an engine that was not calibrated show nothing of them."""
-        return self.watch.found is False and self.calibrated(engine)
+        return self.watch.drifted is False and self.calibrated(engine)
 
     def capture(self, engine: Engine, inputs: Mapping[str, Array], x: Any) -> Captured | None:
         """What the drift test needs of the inputs of a request. None where it is not tested."""
@@ -196,7 +196,7 @@ class Deployment:
         """Whether inputs have drifted, and whether this output is the first to show it."""
         if captured is not None and self.watches(engine):
             return self.watch.observe(point, stages, output.score.tolist(), captured)
-        return bool(self.watch.found), False
+        return bool(self.watch.drifted), False
 
     def exclude_backbones(self, backbones: frozenset[int]) -> bool:
         """Exclude the points that need these backbones, for a while. Returns whether others remain."""
@@ -227,15 +227,15 @@ class Deployment:
     def expected_s(self, decision: Decision, rows: int) -> tuple[tuple[float, float], ...]:
         """Seconds from each stage to the next answer, for one row and for all, under the decision's slowdown."""
         key = decision.point, rows
-        found = self._ahead.get(key)
-        if found is None:
+        ahead = self._ahead.get(key)
+        if ahead is None:
             one, every = (ahead_ms(self.frontier.costs, decision.point.plan, count) for count in (1, rows))
-            found = tuple(zip(one, every, strict=True))
+            ahead = tuple(zip(one, every, strict=True))
             if len(self._ahead) >= _KEPT:  # a caller that varies rows without end must not fill memory
                 self._ahead.clear()
-            self._ahead[key] = found
+            self._ahead[key] = ahead
         by = decision.slowdown / 1e3
-        return tuple((one * by, every * by) for one, every in found)
+        return tuple((one * by, every * by) for one, every in ahead)
 
 
 @dataclass(frozen=True)

@@ -287,15 +287,15 @@ class FallbackEngines:
             yield self.first
             return
         with self._lock:
-            found = self._opened.get(name)
-            if found is None:
+            engine = self._opened.get(name)
+            if engine is None:
                 try:
-                    found = self._opened[name] = dict(self._others)[name]()
+                    engine = self._opened[name] = dict(self._others)[name]()
                 except Exception as error:
                     raise EngineError(f"engine {name!r} does not open: {error}") from error
             self._users[name] += 1
         try:
-            yield found
+            yield engine
         finally:
             with self._lock:
                 self._users[name] -= 1
@@ -335,13 +335,13 @@ class FallbackEngines:
 
     def _missing(self, work: _Work) -> frozenset[int]:
         """Backbones of the request that the first engine cannot load."""
-        found = set()
+        missing = set()
         for backbone in sorted(work.point.backbones):
             try:
                 self.first.prepare(frozenset({backbone}), work.rows, None, True)
             except Exception:
-                found.add(backbone)
-        return frozenset(found)
+                missing.add(backbone)
+        return frozenset(missing)
 
 
 def _joined(answer: Answer, rows: NDArray[np.intp], part: Answer) -> Answer:

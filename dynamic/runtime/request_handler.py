@@ -313,7 +313,7 @@ class RequestHandler:
         frontier = deployment.frontier
         expected_ms = [frontier.path_ms(point, stage, rows=1) for stage in range(len(deployment.bundle.spec.stages))]
         certified = (
-            deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.found
+            deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.drifted
         )
         with self.lock:
             current = decision is deployment.decision and deployment is self.deployment
@@ -368,7 +368,7 @@ class RequestHandler:
             )
             self.observations.append(observation)
             alarmed = self.learn()
-            drifted = bool(deployment.watch.found)
+            drifted = bool(deployment.watch.drifted)
         self._warn(alarmed)
         return observation._replace(certified=False) if drifted else observation
 

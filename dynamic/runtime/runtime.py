@@ -494,7 +494,7 @@ class Runtime:
         lines = self._sensors.lines(self.budget)
         waits = [(one.id, one.entry(one.certified)) for one in handler.observations[:]]
         return handler.counters.statistics(
-            watch.found,
+            watch.drifted,
             handler.feedback_log.estimate(),
             waiting.shed,
             waiting.longest,

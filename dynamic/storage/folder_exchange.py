@@ -49,5 +49,5 @@ def _renameat2() -> Callable[..., int] | None:
         return None
     function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
     function.restype = ctypes.c_int
-    found: Callable[..., int] = function
-    return found
+    exchange: Callable[..., int] = function
+    return exchange

@@ -156,7 +156,7 @@ def test_a_static_camera_of_100_000_frames(bundle: dynamic.Bundle) -> None:
     for i in range(100_000):
         captured = watch.capture(pool[i % 200])
         watch.observe(point, [0], outputs[i % 1000].score.tolist(), captured)
-    assert watch.found is False
+    assert watch.drifted is False
     assert watch.near_duplicates > 99_000
 
 
@@ -343,4 +343,4 @@ def test_images_of_any_layout(bundle: dynamic.Bundle, shape: tuple[int, ...]) ->
         frame = (image + random.integers(-3, 4, shape)).astype(np.uint8)
         output = Output(np.zeros((1, 4), np.float32), np.zeros(1, np.int64), np.full(1, 0.9, np.float32))
         watch.observe(point, [0], output.score.tolist(), watch.capture({"x": frame[None]}))
-    assert (watch.found, watch.near_duplicates) == (False, 198)
+    assert (watch.drifted, watch.near_duplicates) == (False, 198)

@@ -178,8 +178,8 @@ def _packed(array: Array) -> dict[str, Array]:
     levels = [np.unique(channels[:, k]) for k in range(channels.shape[1])]
     if max(map(len, levels)) > 256:
         return {"values": array}
-    table = np.stack([np.pad(found, (0, 256 - len(found)), mode="edge") for found in levels])
-    codes = np.stack([np.searchsorted(found, channels[:, k]) for k, found in enumerate(levels)], axis=1)
+    table = np.stack([np.pad(values, (0, 256 - len(values)), mode="edge") for values in levels])
+    codes = np.stack([np.searchsorted(values, channels[:, k]) for k, values in enumerate(levels)], axis=1)
     codes = codes.reshape(array.shape).astype(np.uint8)
     packed = {"codes": np.diff(codes, axis=-1, prepend=np.uint8(0)), "levels": table}
     same = _unpacked(packed, str(array.dtype)).tobytes() == array.tobytes()  # not so for NaN and for -0.0 beside 0.0

@@ -100,16 +100,16 @@ class CanaryReport:
         """What keeps answers from being called certified, each with its limit."""
         if self.problem is not None:
             return (f"the canaries did not run: {self.problem}",)
-        found = []
+        violations = []
         if not self.labels_moved <= self.labels_limit:
-            found.append(f"{self.labels_moved:.2%} of labels move (limit {self.labels_limit:.2%})")
+            violations.append(f"{self.labels_moved:.2%} of labels move (limit {self.labels_limit:.2%})")
         if not self.exits_moved <= EXITS_LIMIT:
-            found.append(f"{self.exits_moved:.2%} of exits move (limit {EXITS_LIMIT:.0%})")
+            violations.append(f"{self.exits_moved:.2%} of exits move (limit {EXITS_LIMIT:.0%})")
         if not self.graph_differs <= _GRAPH_LIMIT:
-            found.append(
+            violations.append(
                 f"the single graph differs for {self.graph_differs:.1%} of canaries (limit {_GRAPH_LIMIT:.0%})"
             )
-        return tuple(found)
+        return tuple(violations)
 
     @property
     def agrees(self) -> bool:

@@ -59,7 +59,7 @@ class DriftWatch:
             )
 
     @property
-    def found(self) -> bool | None:
+    def drifted(self) -> bool | None:
         """Whether there is drift. None where inputs are not watched."""
         return self.test.alarm if self.test.watching else None
 
