@@ -120,7 +120,7 @@ class Bundle:
         if records.logits.shape[1:] != (len(self.spec.stages), self.spec.classes):
             raise CorruptError(
                 f"{self.folder}: records.npz holds logits {list(records.logits.shape)} for {len(self.spec.stages)} "
-                f"stages and {self.spec.classes} classes; build or copy the bundle again"
+                f"stages and {self.spec.classes} classes. Build or copy the bundle again"
             )
         return records
 

@@ -54,11 +54,11 @@ def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bund
     try:
         bundle = replace(read(Path(path), verify=True, modules=modules), preload=preload)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror or error}); grant the right to read it") from error
+        raise BundleError(f"{path} cannot be read ({error.strerror or error}). Grant the right to read it") from error
     except ValueError as error:  # a path that no system takes
         if isinstance(error, DynamicError):
             raise
-        raise BundleError(f"{path!r:.80} is no folder ({error}); give the folder of a bundle") from error
+        raise BundleError(f"{path!r:.80} is no folder ({error}). Give the folder of a bundle") from error
     check_needs(bundle)
     return bundle
 
@@ -77,7 +77,7 @@ def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
         else:
             if standing(folder, MANIFEST) == base and version_of(base) == version:
                 return replace(bundle, folder=folder, _held=held)
-    raise BundleError(f"{folder} was replaced {_MOST_TRIES} times while it was read; load it again")
+    raise BundleError(f"{folder} was replaced {_MOST_TRIES} times while it was read. Load it again")
 
 
 def _read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
@@ -90,7 +90,7 @@ def _read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
     except (ValueError, OSError) as error:
         if isinstance(error, DynamicError):
             raise
-        raise CorruptError(f"{folder}: {LADDER} does not read ({error}); build or copy the bundle again") from error
+        raise CorruptError(f"{folder}: {LADDER} does not read ({error}). Build or copy the bundle again") from error
     check_ladder(facts, ladder, folder)
     bundle = Bundle(
         folder=folder,
@@ -121,10 +121,10 @@ def verify_files(folder: Path, facts: Facts) -> None:
     for name, (size, sha256) in facts.files.items():
         path = folder / name
         if not path.is_file():
-            raise CorruptError(f"{folder}: {name} is missing; copy the bundle again")
+            raise CorruptError(f"{folder}: {name} is missing. Copy the bundle again")
         if path.stat().st_size != size:
             raise CorruptError(
-                f"{folder}: {name} has {path.stat().st_size} bytes, {size} were written; copy the bundle again"
+                f"{folder}: {name} has {path.stat().st_size} bytes, {size} were written. Copy the bundle again"
             )
         check_hash(folder, name, sha256)
         if name.endswith(".onnx"):
@@ -132,7 +132,7 @@ def verify_files(folder: Path, facts: Facts) -> None:
     links = [name for name in facts.files if name.endswith(".weights") and (folder / name).is_symlink()]
     if links:
         logger.warning(
-            "%s: %s is a link; engines load a temporary copy of it, each time: copy the bundle with its links "
+            "%s: %s is a link. Engines load a temporary copy of it, each time: copy the bundle with its links "
             "followed, cp -rL",
             folder,
             ", ".join(links),
@@ -146,4 +146,4 @@ def _check_weights(folder: Path, name: str, facts: Facts) -> None:
         if unlisted:
             raise ValueError(f"it names {unlisted[0]!r:.80} for its weights, which the manifest does not list")
     except ValueError as error:
-        raise CorruptError(f"{folder}: {name} does not read ({error}); build or copy the bundle again") from error
+        raise CorruptError(f"{folder}: {name} does not read ({error}). Build or copy the bundle again") from error

@@ -86,7 +86,7 @@ def save_copy(files: VersionFiles, target: Path, add: Callable[[Path], None]) ->
         DiskError: The disk refuses.
     """
     if target.exists() and not holds_bundle(target) and (not target.is_dir() or not is_empty(target)):
-        raise BundleError(f"{target} exists and is not a bundle; choose another folder, or remove it")
+        raise BundleError(f"{target} exists and is not a bundle. Choose another folder, or remove it")
     copies: list[HeldFiles] = []
 
     def fill(fresh: Path) -> None:

@@ -54,7 +54,7 @@ def _views(spec: tuple[InputSpec, ...], x: Any) -> tuple[Mapping[str, Array], bo
         named = {name: _numbers(value, f"input {name!r}", shapes.get(name, ())) for name, value in x.items()}
     elif isinstance(x, tuple):
         if len(x) != len(spec):
-            raise InputError(f"{len(x)} inputs given; this cascade takes {[i.name for i in spec]}")
+            raise InputError(f"{len(x)} inputs given. This cascade takes {[i.name for i in spec]}")
         named = {i.name: _numbers(value, f"input {i.name!r}", i.shape) for i, value in zip(spec, x, strict=True)}
     else:
         first = spec[0]
@@ -75,7 +75,7 @@ def _numbers(value: Any, what: str, shape: tuple[int, ...]) -> Array:
     given = _shape(value)
     if given is not None and shape not in (given, given[1:]):
         raise InputError(
-            f"{what} is a {type(value).__name__} of shape {list(given)}; expected {list(shape)}, or a batch of it. "
+            f"{what} is a {type(value).__name__} of shape {list(given)}, expected {list(shape)}, or a batch of it. "
             "Give arrays as the network takes them, or build the bundle with preprocess="
         )
     return as_numbers(value, what)

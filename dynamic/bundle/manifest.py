@@ -90,9 +90,9 @@ def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
         _check_listed(facts, folder)
         return facts
     except KeyError as error:
-        raise CorruptError(f"{folder}: the manifest lacks {error}; build or copy the bundle again") from error
+        raise CorruptError(f"{folder}: the manifest lacks {error}. Build or copy the bundle again") from error
     except (TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
-        raise CorruptError(f"{folder}: the manifest does not read ({error}); build or copy the bundle again") from error
+        raise CorruptError(f"{folder}: the manifest does not read ({error}). Build or copy the bundle again") from error
 
 
 def check_ladder(facts: Facts, ladder: Ladder, folder: Path) -> None:
@@ -105,7 +105,7 @@ def check_ladder(facts: Facts, ladder: Ladder, folder: Path) -> None:
     ):
         if own != wanted:
             raise CorruptError(
-                f"{folder}: the ladder has the {what} {own!s:.200}, the manifest {wanted!s:.200}; build or copy the "
+                f"{folder}: the ladder has the {what} {own!s:.200}, the manifest {wanted!s:.200}. Build or copy the "
                 "bundle again"
             )
 
@@ -199,13 +199,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise CorruptError(
-            f"{path} does not read ({reason}); build the bundle again, or copy it with its links followed, cp -rL"
+            f"{path} does not read ({reason}). Build the bundle again, or copy it with its links followed, cp -rL"
         ) from error
     if schema > SCHEMA:
         raise SchemaError(f"{path} has schema {schema}, this version reads up to {SCHEMA}: update dynamic-inference")
     claimed = manifest.pop("sha256", None)
     if claimed != manifest_hash(manifest):
-        raise CorruptError(f"{path} was altered after it was written; build or copy the bundle again")
+        raise CorruptError(f"{path} was altered after it was written. Build or copy the bundle again")
     return dict(manifest)
 
 

@@ -38,7 +38,7 @@ def check_needs(bundle: DeployedBundle) -> None:
     try:
         check_installed_engine(bundle.engine)
     except EngineError as error:
-        logger.warning("%s; answers of other engines are not certified for %s", error, bundle.folder)
+        logger.warning("%s. Answers of other engines are not certified for %s", error, bundle.folder)
 
 
 def unmet_needs(bundle: DeployedBundle) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ def bundle_text(bundle: DeployedBundle) -> str:
     here = "no costs for this machine yet: bundle.profile() measures them"
     if bundle.costs is not None:
         missing = ", ".join(bundle.costs.not_measured) or "nothing is left out"
-        here = f"{machine_text(bundle.costs)}; not measured: {missing}\n{points_text(bundle.frontier)}"
+        here = f"{machine_text(bundle.costs)}. Not measured: {missing}\n{points_text(bundle.frontier)}"
     about = f"bundle in {bundle.folder}, for {bundle.engine} {bundle.precision}"
     return f"{about}\n{ladder_text(bundle.ladder)}{static}\n\n{here}"
 
@@ -79,11 +79,11 @@ def certificate_text(ladder: Ladder) -> str:
     if ladder.certified:
         lines = [
             f"certified: all bounds hold at once with probability {1 - certificate.delta:g} over the draw of {drawn}",
-            f"on {on}; {certificate.test}; score {ladder.score}",
+            f"on {on}, {certificate.test}, score {ladder.score}",
             "void if cascade, preprocessing, engine, precision or the kind of inputs changes",
         ]
     else:
-        lines = [f"NOT CERTIFIED: points were chosen and measured, and no bound stands behind them; on {on}"]
+        lines = [f"NOT CERTIFIED: points were chosen and measured, and no bound stands behind them. On {on}"]
     if certificate.missing:
         lines.append(f"not certified: {shortage(certificate)}")
     return "\n".join(lines)
@@ -118,7 +118,7 @@ def costs_text(bundle: DeployedBundle, costs: Costs) -> str:
 
 def machine_text(costs: Costs) -> str:
     """What was measured, and how the engine ran."""
-    return f"{costs.machine}; engine {costs.engine}, {costs.precision}, {costs.threads} threads"
+    return f"{costs.machine}, engine {costs.engine}, {costs.precision}, {costs.threads} threads"
 
 
 def points_text(frontier: Frontier) -> str:

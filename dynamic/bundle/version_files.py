@@ -55,7 +55,7 @@ class VersionFiles:
                 return
         for name in names or tuple(self.hashes):
             if name not in self.hashes:
-                raise CorruptError(f"{folder}: {name} is not in the manifest; build or copy the bundle again")
+                raise CorruptError(f"{folder}: {name} is not in the manifest. Build or copy the bundle again")
             check_hash(folder, name, self.hashes[name])
 
     def read(self, name: str, read: Callable[[Path], T]) -> T:
@@ -172,7 +172,7 @@ class VersionFiles:
                 copy_file(place / name, folder / name)
             except FileNotFoundError as error:
                 if not os.path.exists(place / name):
-                    raise CorruptError(f"{self.folder}: {name} is missing; copy the bundle again") from error
+                    raise CorruptError(f"{self.folder}: {name} is missing. Copy the bundle again") from error
                 raise
         self.check(folder=folder)
 

@@ -323,7 +323,7 @@ class FallbackEngines:
             self._told.add(what)
         if new:
             logger.warning(
-                "engine %s failed%s: %s; requests go another way for %g s (told once, counted in "
+                "engine %s failed%s: %s. Requests go another way for %g s (told once, counted in "
                 "stats().engine_failures)",
                 name or self.first.name,
                 " stage by stage" if stagewise else "",

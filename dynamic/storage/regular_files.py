@@ -118,6 +118,6 @@ def check_hash(folder: Path, name: str, sha256: str | None) -> None:
     if fault is None:
         return
     if fault.startswith("is not used"):
-        raise CorruptError(f"{folder}: {name} {fault}; copy the bundle with its links followed, cp -rL")
+        raise CorruptError(f"{folder}: {name} {fault}. Copy the bundle with its links followed, cp -rL")
     after = " after it was written" if fault == "was altered" else ""
-    raise CorruptError(f"{folder}: {name} {fault}{after}; copy the bundle again")
+    raise CorruptError(f"{folder}: {name} {fault}{after}. Copy the bundle again")

@@ -137,7 +137,7 @@ def test_a_profiled_bundle_prints_what_its_points_cost_here(shelf: Path) -> None
     assert bundle.costs is not None
     machine, *doubts, _, head = str(bundle).split("\n\n")[1].splitlines()[: 3 + len(bundle.costs.doubts)]
     rows = str(bundle).split("\n\n")[1].splitlines()[3 + len(bundle.costs.doubts) :]
-    assert machine.startswith(f"{bundle.costs.machine}; engine {bundle.costs.engine}")
+    assert machine.startswith(f"{bundle.costs.machine}, engine {bundle.costs.engine}")
     assert all(said in line for said, line in zip(bundle.costs.doubts, doubts, strict=True))
     assert head.split() == ["point", "certified", "accuracy", "mean", "ms", "p95", "ms", "CPU-ms", "MB"]
     for row, point in zip(rows, bundle.frontier.points, strict=True):

@@ -92,7 +92,7 @@ def test_as_many_as_fit_and_at_least_eight(tmp_path: Path) -> None:
     [
         (spec(stages=3), r"holds logits \[10, 2, 3\], the cascade gives \[N, 3, 3\]"),
         (spec(classes=4), r"the cascade gives \[N, 2, 4\]"),
-        (spec(shape=(3, 9, 8)), r"shape \[10, 3, 8, 8\]; expected \[B, 3, 9, 8\]"),
+        (spec(shape=(3, 9, 8)), r"shape \[10, 3, 8, 8\], expected \[B, 3, 9, 8\]"),
         (replace(spec(), inputs=(InputSpec("pixels", (3, 8, 8), "float32"),)), "there is no input 'pixels'"),
     ],
 )

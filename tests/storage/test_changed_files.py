@@ -281,5 +281,5 @@ def test_a_bundle_that_may_not_be_read_is_words(copy: Path, monkeypatch: pytest.
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("dynamic.storage.regular_files.file_hash", forbidden)
-    with pytest.raises(BundleError, match=r"shelf cannot be read \(Permission denied\); grant the right"):
+    with pytest.raises(BundleError, match=r"shelf cannot be read \(Permission denied\). Grant the right"):
         dynamic.load(copy)

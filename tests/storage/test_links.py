@@ -211,6 +211,6 @@ def test_a_missing_file_is_words_when_saving(one: Bundle, tmp_path: Path) -> Non
     shelf = one.save(tmp_path / "shelf").folder
     loaded = dynamic.load(shelf)
     (shelf / "golden.json").unlink()
-    with pytest.raises(CorruptError, match=r"golden\.json.*copy the bundle again"):
+    with pytest.raises(CorruptError, match=r"golden\.json.*Copy the bundle again"):
         loaded.save(tmp_path / "saved")
     assert names(tmp_path) == ["shelf"]

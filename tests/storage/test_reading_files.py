@@ -234,7 +234,7 @@ def test_canaries_are_no_larger_than_the_cascade_says(tmp_path: Path) -> None:
         logits=np.zeros((16, 1, 4), np.float32),
         source=np.array("calibration"),
     )
-    with pytest.raises(CorruptError, match=r"has shape \[16, 3, 16, 16\]; expected \[B, 3, 8, 8\]"):
+    with pytest.raises(CorruptError, match=r"has shape \[16, 3, 16, 16\], expected \[B, 3, 8, 8\]"):
         Canaries.load(tmp_path / "canaries.npz", spec)
 
 

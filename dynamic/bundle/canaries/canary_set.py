@@ -209,7 +209,7 @@ def _checked(parts: Mapping[str, Array], spec: InputSpec) -> Mapping[str, Array]
     array = parts["values"] if "values" in parts else parts["codes"]
     if array.shape[1:] != spec.shape:
         raise ValueError(
-            f"input {spec.name!r:.80} has shape {list(array.shape)}; expected [B, {', '.join(map(str, spec.shape))}]"
+            f"input {spec.name!r:.80} has shape {list(array.shape)}, expected [B, {', '.join(map(str, spec.shape))}]"
         )
     if len(array) > MOST:
         raise ValueError(f"input {spec.name!r:.80} has {len(array)} rows, the limit is {MOST}")

@@ -51,13 +51,13 @@ class Recorder:
         spec = self._spec
         known = [label for label in self._labels if label is not None]
         if known and len(known) < len(self._labels):
-            raise InputError("some batches have labels and some have none; give labels for all or for none")
+            raise InputError("some batches have labels and some have none. Give labels for all or for none")
         count = sum(map(len, self._logits))
         group = None if groups is None else np.asarray(groups)
         if group is not None and group.dtype == object:
-            raise InputError("groups hold something that is no number or string, such as None; give one for each input")
+            raise InputError("groups hold something that is no number or string, such as None. Give one for each input")
         if group is not None and group.shape != (count,):
-            raise InputError(f"groups have shape {group.shape}; {count} inputs need ({count},)")
+            raise InputError(f"groups have shape {group.shape}, and {count} inputs need ({count},)")
         empty = np.empty((0, len(spec.stages), spec.classes), np.float32)
         records = Records(
             logits=np.concatenate(self._logits) if self._logits else empty,

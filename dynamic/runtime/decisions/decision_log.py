@@ -66,7 +66,7 @@ class Announcer:
             if not self._told:
                 self._told = True
                 logger.warning(
-                    "on_change raised %r; requests are answered all the same (told once)", error, exc_info=error
+                    "on_change raised %r. Requests are answered all the same (told once)", error, exc_info=error
                 )
 
 

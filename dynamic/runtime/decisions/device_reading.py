@@ -122,7 +122,7 @@ class RequestReading:
         if not self._told:
             self._told = True
             logger.warning(
-                "monitor %s raised %r; requests are answered by its last good snapshot (told once)",
+                "monitor %s raised %r. Requests are answered by its last good snapshot (told once)",
                 type(self._monitor).__name__,
                 error,
                 exc_info=error,

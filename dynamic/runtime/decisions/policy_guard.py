@@ -89,7 +89,7 @@ class Guard:
         if kind not in self._told and len(self._told) < 100:
             self._told.add(kind)
             logger.warning(
-                "policy %s failed in %s: %r; requests are answered, by its last good decision (told once, counted in "
+                "policy %s failed in %s: %r. Requests are answered, by its last good decision (told once, counted in "
                 "stats().policy_failures)",
                 type(self.policy).__name__,
                 what,

@@ -154,7 +154,7 @@ class DriftWatch:
             f"{self.test.inputs}, a false alarm with probability at most {self.test.alpha:g}"
         )
         logger.warning(
-            "%s; results are not certified from now on, and %s",
+            "%s. Results are not certified from now on, and %s",
             noticed,
             "the safest point that the budget allows runs (on_drift='safest')"
             if on_drift == "safest"

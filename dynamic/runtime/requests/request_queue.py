@@ -159,7 +159,7 @@ class Waiting:
         for future in dropped:
             error = ShedError(
                 f"shed, having waited longest: queue={self._limit} requests waited when another "
-                "came; submit fewer at a time, allow a cheaper point (max_drop, latency_ms), or give "
+                "came. Submit fewer at a time, allow a cheaper point (max_drop, latency_ms), or give "
                 "bundle.runtime a longer queue"
             )
             if _fail(future, error):
