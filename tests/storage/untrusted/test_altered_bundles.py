@@ -293,7 +293,7 @@ def test_a_ladder_out_of_range_is_refused(shelf: Path, place: str, value: Any) -
 def test_a_manifest_out_of_range_is_refused(shelf: Path, place: str, value: Any) -> None:
     edit(shelf / MANIFEST, lambda data: put(data, place, value))
     hash_again(shelf)
-    with pytest.raises(CorruptError, match="[Bb]uild"):
+    with pytest.raises(CorruptError, match=r"[Bb]uild"):
         dynamic.load(shelf)
 
 
