@@ -454,7 +454,7 @@ class Bundle:
 
     def profile(
         self,
-        batch: Sequence[int] = (1, 8, 64),
+        batch: Sequence[int] | None = None,
         seconds: float = 1.0,
         engine: str | None = None,
         progress: bool | None = None,
@@ -468,11 +468,12 @@ class Bundle:
     ) -> "Bundle":
         """Measure every stage on this machine.
 
-        It takes about `seconds` for each batch size and way to run it. A bundle that was saved or loaded keeps the
-        figures in its folder, one file for each machine and engine, so that the next `load` reads them.
+        It takes about `seconds` for each batch size and way to run it, and longer where requests take more than 10 ms.
+        A bundle that was saved or loaded keeps the figures in its folder, one file for each machine and engine, so that
+        the next `load` reads them.
 
         Args:
-            batch: Batch sizes `[K]`, rising.
+            batch: Batch sizes `[K]`, rising. None: 1, 8 and 64, but for those that would take it beyond a minute.
             seconds: How long each batch size is measured in each way.
             engine: Its name, as for `open`. None: the one that was calibrated.
             progress: Show a progress bar on stderr. None: where that is a terminal.

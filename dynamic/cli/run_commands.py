@@ -46,7 +46,9 @@ OnDrift = Annotated[
 
 def profile(
     shelf: Shelf,
-    batch: Annotated[list[int] | None, typer.Option(help="Batch size, once for each, rising. [1, 8, 64]")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Batch size, once for each, rising. [1, 8 and 64, at most a minute]")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Time for each batch size and way to run it.")] = 1.0,
     engine: Engine = None,
     threads: Threads = None,
@@ -58,7 +60,7 @@ def profile(
 ) -> None:
     """Measure the costs of every stage on this machine, and store them in the bundle."""
     given = _given(threads=threads, options=_idle_options(idle), active_mw=active_mw, idle_mw=idle_mw)
-    bundle = dynamic.load(shelf).profile(batch or (1, 8, 64), seconds, engine, **given)
+    bundle = dynamic.load(shelf).profile(batch or None, seconds, engine, **given)
     assert bundle.costs is not None
     print(costs_text(bundle, bundle.costs))
 

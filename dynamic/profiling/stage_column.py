@@ -9,7 +9,15 @@ import numpy as np
 from dynamic.engines.contract import Array
 from dynamic.engines.stage_loop import StageEngine
 from dynamic.profiling.example_inputs import example_arrays
-from dynamic.profiling.graph_profile import MAX_REPEATS, MIN_REPEATS, NOBODY, WARM_UP, uncertainty
+from dynamic.profiling.graph_profile import (
+    MAX_REPEATS,
+    MIN_REPEATS,
+    NOBODY,
+    WARM_UP,
+    Timing,
+    in_a_row,
+    uncertainty,
+)
 
 
 class StageColumn:
@@ -24,6 +32,7 @@ class StageColumn:
         self.leaving: list[float] = []  # requests that exit at the first stage
         self.staying: list[float] = []  # requests that run all stages
         self.leaving_cpu: list[float] = []
+        self.whole: list[float] = []  # of each repeat, the median of `staying`
 
     @property
     def call(self) -> float:
@@ -35,8 +44,12 @@ class StageColumn:
         return max(0.0, statistics.fmean(self.leaving_cpu) - statistics.fmean(self.processor[0]))
 
     @property
+    def whole_ms(self) -> float:
+        return statistics.median(self.whole)
+
+    @property
     def noise(self) -> float:
-        return uncertainty(self.staying)
+        return uncertainty(self.whole)
 
     @property
     def scale(self) -> list[float]:
@@ -101,10 +114,20 @@ def _repeat(
                 column.processor[stage].append((time.process_time() - cpu_began) * 1e3)
                 after = next_carry
         carry = after
-    for limit, times in ((-np.inf, column.leaving), (NOBODY, column.staying)):
+
+    def measured(limit: float) -> list[Timing]:
         thresholds = np.full(len(spec.stages) - 1, limit, np.float32)
-        cpu_began, began = time.process_time(), clock()
-        engine.run(inputs, thresholds)
-        times.append((clock() - began) * 1e3)
-        if times is column.leaving:
-            column.leaving_cpu.append((time.process_time() - cpu_began) * 1e3)
+
+        def request() -> Timing:
+            cpu_began, began = time.process_time(), clock()
+            engine.run(inputs, thresholds)
+            took = (clock() - began) * 1e3
+            return took, (time.process_time() - cpu_began) * 1e3
+
+        return in_a_row(request)
+
+    leaving, staying = measured(-np.inf), measured(float(NOBODY))
+    column.leaving += [took for took, _ in leaving]
+    column.leaving_cpu += [cpu for _, cpu in leaving]
+    column.staying += [took for took, _ in staying]
+    column.whole.append(statistics.median(took for took, _ in staying))

@@ -5,6 +5,7 @@ Where the engine has the whole cascade as one graph, both routes are measured, a
 
 import itertools
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from dynamic.policies.costs import BUSY, Costs
 from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
 from dynamic.profiling.example_inputs import example_arrays
-from dynamic.profiling.graph_profile import measure_graph
+from dynamic.profiling.graph_profile import MIN_REPEATS, WARM_UP, measure_graph
 from dynamic.profiling.machine import machine_name
 from dynamic.profiling.resident_memory import backbone_memory
 from dynamic.profiling.stage_column import measure_stages
@@ -26,12 +27,14 @@ from dynamic.progress import track
 logger = logging.getLogger("dynamic.profiling.stage_profile")
 
 ATTEMPTS = 3  # to measure while no other process uses the processor
+USUAL_BATCH = (1, 8, 64)
+USUAL_LIMIT_S = 60.0  # for the usual batch sizes: larger ones that would take longer are left out
 
 
 def profile(
     engine: CascadeEngine,
     folder: Path | None,
-    batch: Sequence[int] = (1, 8, 64),
+    batch: Sequence[int] | None = None,
     seconds: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
     progress: bool | None = None,
@@ -47,7 +50,7 @@ def profile(
     Args:
         engine: The engine.
         folder: The bundle, to measure resident memory of each backbone in separate processes. None: not measured.
-        batch: Batch sizes, rising.
+        batch: Batch sizes, rising. None: 1, 8 and 64, as far as a minute lasts.
         seconds: Time for each batch size and route.
         clock: Time in seconds.
         progress: Whether to show a progress bar. None: on a terminal.
@@ -58,12 +61,13 @@ def profile(
     Raises:
         SettingError: Batch sizes do not rise.
     """
-    sizes = tuple(plain(size) for size in batch)
+    sizes = USUAL_BATCH if batch is None else tuple(plain(size) for size in batch)
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise SettingError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
-    columns, load = _measured_alone(
-        lambda: [_faster(engine, rows, seconds, clock) for rows in track(sizes, "profiling", shown=progress)]
-    )
+    limit_s = math.inf if batch is not None else USUAL_LIMIT_S
+    columns, load = _measured_alone(lambda left_s: _columns(engine, sizes, seconds, clock, progress, left_s), limit_s)
+    left_out = tuple(f"batches above {sizes[len(columns) - 1]}" for _ in sizes[len(columns) :][:1])
+    sizes = sizes[: len(columns)]
     memory = backbone_memory(engine, folder)
     costs = Costs(
         machine=machine_name(),
@@ -80,7 +84,7 @@ def profile(
         energy_source=None,
         memory_mb=memory.memory_mb,
         idle_mw=None,
-        not_measured=("energy", "idle power", *memory.not_measured),
+        not_measured=("energy", "idle power", *memory.not_measured, *left_out),
         route=tuple(c.route for c in columns),
         call_cpu_ms=tuple(c.call_cpu for c in columns),
         row_mb=memory.row_mb,
@@ -92,16 +96,46 @@ def profile(
     return costs
 
 
-def _measured_alone(measure: "Callable[[], list[_Measured]]") -> "tuple[list[_Measured], float | None]":
-    """The result of `measure` and the load of others meanwhile: that of least load of up to `ATTEMPTS`."""
+def _columns(
+    engine: CascadeEngine,
+    sizes: Sequence[int],
+    seconds: float,
+    clock: Callable[[], float],
+    progress: bool | None,
+    limit_s: float,
+) -> "list[_Measured]":
+    """The figures of each batch size. Those that would take longer than the limit, all together, are left out."""
+    columns: list[_Measured] = []
+    began = clock()
+    for rows, before in track(list(zip(sizes, (None, *sizes), strict=False)), "profiling", shown=progress):
+        if before is not None:
+            whole_s = columns[-1].whole_ms / 1e3 * rows / before
+            routes, kinds = engine.can("stages") + engine.can("graph"), 2 * len(engine.spec.stages)
+            takes_s = routes * max(seconds, (WARM_UP + MIN_REPEATS) * kinds * whole_s)
+            if clock() - began + takes_s > limit_s:
+                logger.info("batches of %d and more would take %.0f s more: they are not profiled", rows, takes_s)
+                break
+        columns.append(_faster(engine, rows, seconds, clock))
+    return columns
+
+
+def _measured_alone(
+    measure: "Callable[[float], list[_Measured]]", limit_s: float
+) -> "tuple[list[_Measured], float | None]":
+    """The result of `measure` and the load of others meanwhile: that of least load of up to `ATTEMPTS`.
+
+    `measure` is given the seconds that are left. It is not repeated where it would take more.
+    """
     calmest: tuple[list[_Measured], float | None] | None = None
+    began = time.monotonic()
     for attempt in range(ATTEMPTS):
-        others = _OthersDuring()
-        columns = measure()
+        others, started = _OthersDuring(), time.monotonic()
+        columns = measure(limit_s - (started - began))
         load = others.load()
         if calmest is None or (load is not None and calmest[1] is not None and load < calmest[1]):
             calmest = columns, load
-        if load is None or load <= BUSY:
+        ended = time.monotonic()
+        if load is None or load <= BUSY or ended - began + (ended - started) > limit_s:
             break
         if attempt < ATTEMPTS - 1:
             logger.info("other processes used %.0f%% of the processor: the profile is repeated", 100 * load)
@@ -163,6 +197,10 @@ class _Measured(Protocol):
     @property
     def noise(self) -> float:
         """Uncertainty of the time of a request that runs every stage, a fraction."""
+
+    @property
+    def whole_ms(self) -> float:
+        """Median time of a request that runs every stage."""
 
 
 def _faster(engine: CascadeEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Measured:

@@ -1,16 +1,20 @@
 """Costs inside the single graph, from whole requests alone: a graph whose every part takes a known time."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from support.fake_graph import Fake, measured
 
+from dynamic.engines.contract import Output
+from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.costing.latency import mean_ms
 from dynamic.policies.costs import Costs
 from dynamic.policies.ladder import OperatingPoint
 from dynamic.policies.stage_plan import plan
-from dynamic.profiling.graph_profile import GraphColumn
+from dynamic.profiling.graph_profile import GraphColumn, in_a_row
+from dynamic.profiling.stage_profile import profile
 
 INF = float("inf")
 
@@ -46,6 +50,46 @@ def test_prediction_is_what_requests_take(backbone: tuple[int, ...], call: float
     fake, costs = measured(backbone, call, [0.5, 3, 4], [0.25, 0.5, 0.25])
     for thresholds in ([INF, INF], [-INF, -INF], [0.5, -INF], [0.5, 0.5], [INF, 0.5], [0.5, INF], [INF, -INF]):
         assert predicted(fake, costs, thresholds) == pytest.approx(fake.takes(thresholds)), thresholds
+
+
+def test_short_requests_are_measured_as_in_a_stream_of_their_kind() -> None:
+    """One of another kind takes 0.4 ms more, four times the first network. In a stream nobody pays for it."""
+    fake, costs = measured((0, 1), 0.0, [0.1, 1.0], [0.0, 0.0], change=0.4)
+    assert column(costs.latency_ms) == pytest.approx([0.1, 1.0])
+    assert costs.call_ms == (pytest.approx(0),)
+    assert predicted(fake, costs, [-INF]) == pytest.approx(0.1)
+    assert predicted(fake, costs, [INF]) == pytest.approx(1.0)
+
+
+def test_long_requests_are_measured_once_a_turn() -> None:
+    timings = iter([(7.0, 1.0), (9.0, 1.0)])
+    assert in_a_row(lambda: next(timings)) == [(7.0, 1.0)]
+    timings = iter([(3.0, 1.0), (2.0, 1.0), (2.5, 1.0), (9.0, 1.0)])
+    assert in_a_row(lambda: next(timings)) == [(2.0, 1.0), (2.5, 1.0)], "some 5 ms of them"
+
+
+class ByRows(Fake):
+    """Takes so much for each row."""
+
+    def run(self, inputs: Any, thresholds: Any, rows: int) -> Output:
+        self.ms += (rows - 1) * self.takes(thresholds)
+        return super().run(inputs, thresholds, rows)
+
+
+@pytest.mark.parametrize(("ms", "sizes"), [(1.0, (1, 8, 64)), (60.0, (1, 8)), (600.0, (1,))])
+def test_the_usual_batch_sizes_take_a_minute_at_most(ms: float, sizes: tuple[int, ...]) -> None:
+    """Ten turns of four kinds of request: 0.04 s, 2.4 s and 24 s for one row, and as many times that as rows."""
+    fake, _ = measured((0, 1), 0.0, [ms / 2, ms / 2], [0.0, 0.0])
+    slow = ByRows(fake.spec, fake.call, fake.body, fake.head)
+    stagewise: Any = SimpleNamespace(name="fake", precision="f32", threads=1, options={}, spec=fake.spec)
+    engine = CascadeEngine(stagewise, slow, route="graph")  # type: ignore[arg-type]
+    costs = profile(engine, None, None, 0.0, slow.clock, progress=False)
+    assert costs.batch == sizes
+    assert slow.ms < 60e3
+    assert [what for what in costs.not_measured if "batches" in what] == [
+        f"batches above {sizes[-1]}" for _ in sizes[-1:] if sizes[-1] < 64
+    ]
+    assert profile(engine, None, (1, 8), 0.0, slow.clock, progress=False).batch == (1, 8), "asked for"
 
 
 def test_one_stage_alone() -> None:

@@ -88,10 +88,10 @@ def test_a_small_stage_that_scatters_does_not_blur_large_ones() -> None:
     column = StageColumn(2)
     column.full = [[0.01, 0.02, 0.03] * 9, [9.99, 10.0, 10.01] * 9]
     column.leaving = column.full[0]
-    column.staying = [a + b for a, b in zip(*column.full, strict=True)]
+    column.staying = column.whole = [a + b for a, b in zip(*column.full, strict=True)]
     assert column.noise < 0.003
     graph = GraphColumn((0, 1))
-    graph.leaving = [column.leaving, column.staying]
+    graph.leaving, graph.whole = [column.leaving, column.staying], column.staying
     assert graph.noise == column.noise
 
 

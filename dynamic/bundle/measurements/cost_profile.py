@@ -33,7 +33,7 @@ def check_powers(active_mw: float | None, idle_mw: float | None) -> None:
 def profile_here(
     engine: CascadeEngine,
     files: VersionFiles,
-    batch: Sequence[int],
+    batch: Sequence[int] | None,
     seconds: float,
     *,
     active_mw: float | None,
@@ -45,7 +45,7 @@ def profile_here(
     Args:
         engine: The engine. It is closed afterwards.
         files: The files of the bundle, for the processes that measure memory.
-        batch: Batch sizes `[K]`, rising.
+        batch: Batch sizes `[K]`, rising. None: the usual ones.
         seconds: How long each batch size is measured in each way.
         active_mw: Power that inference adds to `idle_mw`, in milliwatts. None: energies are not computed.
         idle_mw: Power of the idle device, in milliwatts. None: it is not given.
