@@ -44,14 +44,14 @@ from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.policies.certification.certificates import certify
 from dynamic.policies.certification.replay import cost_to, replay
 from dynamic.policies.records import SEARCH, SEARCH_SHARE, split
-from dynamic.policies.scores import Combiner
+from dynamic.policies.scores import Combiner, Score
 from dynamic.policies.stage_plan import plan
 
 GOAL = 0.45  # of ResNet-56's multiply-adds
 SPLITS = 20
 CASCADES = (("resnet20", "resnet56"), ("resnet20", "resnet32", "resnet56"), cifar.NAMES)
 HEADLINE = ("resnet20", "resnet32", "resnet56")
-SCORES = ("max_probability", "margin")
+SCORES: tuple[Score, ...] = ("max_probability", "margin")
 DEFAULT_MARGIN: float = inspect.signature(certify).parameters["margin"].default
 MARGINS = tuple(np.arange(4.0, 0.0, -0.25).tolist())  # standard errors, widest first
 PAUSE_S = 0.1  # ONNX Runtime's workers spin for tens of milliseconds after a call
@@ -95,7 +95,7 @@ def stages_of(records: dynamic.Records, names: Sequence[str]) -> dynamic.Records
 
 def parted(records: dynamic.Records, search_share: float) -> dynamic.Records:
     """The same with a share of them to search on, as `calibrate` would part them."""
-    return replace(records, part=split(None, len(records), search_share, seed=0))
+    return replace(records, part=split(None, len(records), search_share=search_share, seed=0))
 
 
 def drop_0(ladder: dynamic.Ladder) -> dynamic.OperatingPoint:
@@ -113,7 +113,7 @@ def defaults() -> Rule:
     return rule
 
 
-def fixed_margin(score: str, margin: float) -> Rule:
+def fixed_margin(score: Score, margin: float) -> Rule:
     """One score and margin for every split."""
 
     def rule(calibration: dynamic.Records) -> Chosen:
@@ -123,7 +123,7 @@ def fixed_margin(score: str, margin: float) -> Rule:
     return rule
 
 
-def within_compute(search_share: float, scores: Sequence[str] = SCORES) -> Rule:
+def within_compute(search_share: float, scores: Sequence[Score] = SCORES) -> Rule:
     """The widest margin, with its best score, whose "drop 0" point stays within the goal on the calibration half.
 
     Compute that may be spent is spent on certainty. Within the goal means two standard errors below it: mean compute
@@ -204,6 +204,8 @@ def accuracy_table(records: dynamic.Records) -> tuple[dict[str, Any], Chosen]:
     ]
     table: dict[str, Any] = {}
     first: Chosen | None = None
+    label = records.label
+    assert label is not None
     print(f"\naccuracy minus ResNet-56's and share of its compute on the report half, {SPLITS} splits")
     print(f"{'':52}{'gain mean':>10}{'worst':>8}{'compute':>9}{'worst':>7}{'accurate':>10}{'cheap':>7}{'both':>6}")
     for name, names, rule in rules:
@@ -222,8 +224,8 @@ def accuracy_table(records: dynamic.Records) -> tuple[dict[str, Any], Chosen]:
         alone = stages_of(records, (name, "resnet56"))
         found = []
         for seed in range(SPLITS):
-            half = alone.select(stratified_halves(records.label, seed)[1])
-            right = (half.logits.argmax(axis=2) == half.label[:, None]).mean(axis=0)
+            half = stratified_halves(label, seed)[1]
+            right = (alone.logits[half].argmax(axis=2) == label[half, None]).mean(axis=0)
             found.append(Outcome(float(right[0] - right[1]), alone.macs[0] / alone.macs[1]))
         table[f"{name} alone"] = summary(found)
         _print_row(f"{name} alone", table[f"{name} alone"])
@@ -307,8 +309,10 @@ class Timing:
         for setting in (*ONNX_SETTINGS, ONNX_OWN):
             runs = {name: self._session(self.folder / name, setting, rows) for name in self.alone}
             if setting != ONNX_OWN:
-                options = {"threads": setting.threads, "idle": setting.idle or "sleep"}
-                engine = open_engine("onnxruntime", self.folder / "cascade", self.spec, self.combiner, **options)
+                folder, idle = self.folder / "cascade", setting.idle or "sleep"
+                engine = open_engine(
+                    "onnxruntime", folder, self.spec, self.combiner, threads=setting.threads, idle=idle
+                )
                 engine.load(self.spec.backbones)
                 runs["cascade"] = self._cascade(engine, rows)
             for name, run in runs.items():
@@ -368,7 +372,7 @@ def time_engine(
     chosen = {name: best(took, [c.name for c in settings.values()]) for name, settings in contenders.items()}
     rivals = [n for n in cifar.NAMES if accuracy[n] >= accuracy["cascade"]]
     nearest = min(rivals, key=lambda n: statistics.fmean(took[chosen[n]]), default=None)
-    rows_of = {
+    rows_of: dict[str, dict[str, Any]] = {
         name: {
             "settings": chosen[name].split(" | ")[1],
             "accuracy": round(accuracy[name], 4),

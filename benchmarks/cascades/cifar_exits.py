@@ -33,7 +33,7 @@ from dynamic.offline.networks.checkpoints import load_weights, save_weights
 from dynamic.offline.tracing.wrap_network import ExitNetwork
 from dynamic.policies.certification.certificates import certify
 from dynamic.policies.certification.replay import cost_to, replay
-from dynamic.policies.scores import Combiner
+from dynamic.policies.scores import Combination, Combiner, Score
 from dynamic.policies.stage_plan import plan
 
 EXITS = ("layer2.0", "layer2.2")  # of ResNet-20: after 4 and 6 of its 9 blocks
@@ -54,10 +54,10 @@ class Rule:
     asks least where the calibration half happens to be easy, which is where the other half is hard.
     """
 
-    combine: str
+    combine: Combination
     margin: float | None = None
     within: float | None = None
-    score: str = "margin"
+    score: Score = "margin"
 
     def __str__(self) -> str:
         how = f"margin {self.margin:g}" if self.within is None else f"within {self.within:g}"
@@ -129,11 +129,18 @@ def operating_point(calibration: dynamic.Records, rule: Rule = RULE) -> tuple[dy
 
 @cache  # rules share halves and margins
 def _drop_0(
-    calibration: dynamic.Records, combine: str, score: str, margin: float
+    calibration: dynamic.Records, combine: Combination, score: Score, margin: float
 ) -> tuple[dynamic.Ladder, dynamic.OperatingPoint]:
     body, exit_ = costs(calibration)
-    given = {"combine": combine, "score": score, "margin": margin, "body_cost": body, "head_cost": exit_}
-    ladder = certify(parted(calibration, 1.0), (0.0,), **given)
+    ladder = certify(
+        parted(calibration, 1.0),
+        (0.0,),
+        combine=combine,
+        score=score,
+        margin=margin,
+        body_cost=body,
+        head_cost=exit_,
+    )
     return ladder, drop_0(ladder)
 
 

@@ -98,7 +98,7 @@ def evaluate(
     assert records.label is not None
     half, other = stratified_halves(records.label, seed)
     calibration = records.select(half)
-    calibration = replace(calibration, part=split(None, len(half), 1.0, seed=0))
+    calibration = replace(calibration, part=split(None, len(half), search_share=1.0, seed=0))
     ladder = dynamic.certify(calibration, (drop,))
     point = next((p for p in ladder.points if p.target == drop), ladder.points[0])
     report = records.select(other)

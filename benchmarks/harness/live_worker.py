@@ -25,8 +25,8 @@ from dynamic.policies.control.fixed_policy import FixedPolicy
 class Job:
     """What a worker opens: the bundle in `folder`, under the policy that stays at `point` (None: BudgetPolicy).
 
-    `inputs`: an .npy file `[N, ...]`, an item is one row of it. `queued`: by `Runtime.submit`, else by `run(x)` on the
-    thread that keeps the times.
+    `inputs`: an .npy file `[N, ...]`, an item is one row of it. `options`: those of `OnnxRuntimeOptions`, by name.
+    `queued`: by `Runtime.submit`, else by `run(x)` on the thread that keeps the times.
     """
 
     folder: str
@@ -133,7 +133,8 @@ def main() -> None:
     inputs = np.load(job.inputs)
     policy = BudgetPolicy() if job.point is None else FixedPolicy(job.point)
     pauses = Pauses()
-    with dynamic.load(job.folder).runtime(policy=policy, drift_alpha=None, **job.options) as run:
+    options = dynamic.OnnxRuntimeOptions(**job.options)
+    with dynamic.load(job.folder).runtime(policy=policy, drift_alpha=None, options=options) as run:
         for _ in range(20):  # what is loaded and allocated once is no part of a run
             run(inputs[0])
         print(json.dumps({"threads": run.engine.threads, "points": [p.name for p in run.frontier.points]}))

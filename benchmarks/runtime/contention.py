@@ -40,14 +40,15 @@ from numpy.typing import NDArray
 import dynamic
 from benchmarks.harness import cifar
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, progress, save
-from benchmarks.harness.live import SOON_S, Answer, Busy, Job, Worker, follow
+from benchmarks.harness.live import SOON_S, Busy, Worker, follow
+from benchmarks.harness.live_worker import Answer, Job
 from benchmarks.runtime.one_stays import plain, unsettle
 from dynamic.bundle.bundle_writer import write
 from dynamic.data import stratified_halves
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import write_graphs
 from dynamic.policies.certification.replay import replay, shares
-from dynamic.policies.ladder import Ladder, OperatingPoint
+from dynamic.policies.ladder import Interval, Ladder, OperatingPoint
 from dynamic.policies.scores import Combiner
 from dynamic.profiling.graph_profile import NOBODY
 
@@ -128,8 +129,8 @@ def quantile_points(ladder: Ladder, records: dynamic.Records) -> Iterator[Operat
                 )
                 there = played.score[played.stage == stage]
                 thresholds[stage] = float(np.quantile(there, 1 - share))
-        stage = replay(records.logits, combiner, thresholds=thresholds, backbone=ladder.backbone).stage
-        deep = 0.9 - 0.1 * (1 - float(stage.mean()) / last)  # made up: the deeper the better
+        exits = replay(records.logits, combiner, thresholds=thresholds, backbone=ladder.backbone).stage
+        deep = 0.9 - 0.1 * (1 - float(exits.mean()) / last)  # made up: the deeper the better
         yield OperatingPoint(
             name,
             tuple(thresholds),
@@ -139,8 +140,8 @@ def quantile_points(ladder: Ladder, records: dynamic.Records) -> Iterator[Operat
             None,
             None,
             len(records),
-            (deep, deep, deep),
-            shares(stage, last + 1),
+            Interval(deep, deep, deep),
+            shares(exits, last + 1),
         )
 
 
@@ -248,7 +249,7 @@ def level_at(at_s: float, step_s: float) -> int:
 def figures(answers: Sequence[Answer], deadline_ms: float, labels: NDArray[np.int64] | None) -> dict[str, Any]:
     """Misses, latencies, stages, accuracy of some requests."""
     done = [a for a in answers if a.latency_ms is not None]
-    ms = [a.latency_ms for a in done]
+    ms = [a.latency_ms for a in answers if a.latency_ms is not None]
     missed = sum(a.latency_ms is None or a.latency_ms > deadline_ms for a in answers)
     found = {
         "requests": len(answers),
@@ -274,7 +275,8 @@ def measure(served: Served, settings: argparse.Namespace) -> dict[str, Any]:
     if settings.idle:
         options["idle"] = settings.idle
     progress("profiling")
-    bundle = served.bundle.profile(batch=(1,), seconds=settings.profile, progress=False, **options)
+    how = dynamic.OnnxRuntimeOptions(**options)
+    bundle = served.bundle.profile(batch=(1,), seconds=settings.profile, progress=False, options=how)
     deep = all_deep(served, options, not settings.direct, settings.unloaded)
     deep_ms = float(np.percentile([a.latency_ms for a in deep if a.latency_ms is not None], 95))
     deadline_ms = TIMES * deep_ms

@@ -24,6 +24,7 @@ from benchmarks.harness import cifar
 from benchmarks.harness.common import add_data_option, data_folder, progress, save, spread
 from dynamic.data import stratified_halves
 from dynamic.monitoring.monitor import Battery, Monitor
+from dynamic.policies import CostedPoint
 from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.decision import Feedback
 from dynamic.runtime.decisions.device_reading import RequestReading
@@ -69,13 +70,14 @@ class Steps:
         self._frontier, self._budget, self._threads = frontier, budget, threads
         self._read, self._guard = RequestReading(monitor), Guard(BudgetPolicy(), self._failed)
         self._guard.begin()
-        self.changes, self._point = 0, None
+        self.changes = 0
+        self._point: CostedPoint | None = None
 
     def __call__(self, waited_ms: float, work: Callable[[Any], int]) -> None:
         """One request that has waited so long; `work(point)` gives the stage it ended at."""
         clock = time.perf_counter
         t0 = clock()
-        snapshot = self._read(1, waited_ms, 0, None)
+        snapshot = self._read.of_request(self._read.latest, 1, waited_ms, 0, None)
         t1 = clock()
         decision = self._guard.decide(self._frontier, self._budget, snapshot)
         t2 = clock()

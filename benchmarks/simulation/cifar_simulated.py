@@ -23,6 +23,7 @@ from dynamic.offline.networks.checkpoints import load_weights
 from dynamic.policies import Costs, Frontier, Ladder, OperatingPoint, Records
 from dynamic.policies.certification.certificates import certify
 from dynamic.policies.certification.replay import replay
+from dynamic.policies.ladder import Interval
 from dynamic.policies.records import SEARCH_SHARE, split
 from dynamic.policies.scores import Combiner
 from dynamic.policies.stage_plan import plan
@@ -50,7 +51,7 @@ def simulated(data: Path) -> Simulated:
     assert everything.label is not None
     calibration, report = stratified_halves(everything.label, SEED)
     chosen = everything.select(calibration)
-    chosen = replace(chosen, part=split(None, len(chosen), SEARCH_SHARE, SEED))
+    chosen = replace(chosen, part=split(None, len(chosen), search_share=SEARCH_SHARE, seed=SEED))
     body = tuple(whole[0] - head[0] for whole, head in zip(costs.latency_ms, costs.head_ms, strict=True))
     ladder = certify(chosen, TARGETS, body_cost=body, head_cost=tuple(head[0] for head in costs.head_ms))
     alone = {name: Frontier.of(only(ladder, chosen, name), costs) for name in cifar.NAMES}
@@ -94,6 +95,6 @@ def only(ladder: Ladder, records: Records, name: str) -> Ladder:
     assert records.label is not None
     right = float((played.prediction == records.label).mean())
     shares = tuple(float(stage == last) for stage in range(records.stages))
-    accuracy, count = (right, right, right), len(records)
+    accuracy, count = Interval(right, right, right), len(records)
     point = OperatingPoint(name, thresholds, tuple(sorted(ran)), 0.0, 0.0, None, None, count, accuracy, shares)
     return replace(ladder, points=(point,), certified=False)

@@ -43,14 +43,14 @@ from dynamic.policies.certification.risks import RISKS
 from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.certification.threshold_search import Search
 from dynamic.policies.records import SEARCH_SHARE, split
-from dynamic.policies.scores import Combiner
+from dynamic.policies.scores import Combiner, Score
 from dynamic.policies.stage_plan import plan
 
 COUNTS = (500, 1000, 2000, 5000)
 TARGETS = (0.005, 0.01, 0.02)
 DELTA = 0.1
 STOCK = ("resnet20", "resnet32", "resnet56")
-SCORE = "max_probability"
+SCORE: Score = "max_probability"
 ONE_SIDED_90 = 1.281552  # quantile of the normal distribution
 CHUNK = 20  # draws
 
@@ -83,9 +83,8 @@ def draw(cascade: str, count: int, seed: int, share: float) -> dict[str, Any]:
     records, body, head = _shared[cascade]
     random = np.random.default_rng([count, seed])
     taken = records.select(random.integers(len(records), size=count))
-    sample = replace(taken, part=split(None, count, share, seed))
-    costs = {"body_cost": body, "head_cost": head}
-    ladder = certify(sample, (0.0, *TARGETS, 0.05), delta=DELTA, score=SCORE, **costs)
+    sample = replace(taken, part=split(None, count, search_share=share, seed=seed))
+    ladder = certify(sample, (0.0, *TARGETS, 0.05), delta=DELTA, score=SCORE, body_cost=body, head_cost=head)
     combiner = Combiner(ladder.temperature, SCORE, combine=ladder.combine, backbone=ladder.backbone)
     population = Population(records, combiner, body, head)
     alone = population.truth([math.inf] * (records.stages - 1))
@@ -96,7 +95,7 @@ def draw(cascade: str, count: int, seed: int, share: float) -> dict[str, Any]:
         "points": len(ladder.points) if ladder.certified else 1,
     }
     for target in TARGETS:
-        single = certify(sample, (target,), delta=DELTA, score=SCORE, **costs)
+        single = certify(sample, (target,), delta=DELTA, score=SCORE, body_cost=body, head_cost=head)
         point = next((p for p in single.points if single.certified and p.target == target), None)
         found[f"certified {target:g}"] = (*alone, 0) if point is None else (*population.truth(point.thresholds), 1)
     whole = everything(taken)

@@ -47,7 +47,7 @@ from dynamic.policies.certification.replay import replay
 from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.certification.threshold_search import Search
 from dynamic.policies.records import SEARCH, split
-from dynamic.policies.scores import Combiner
+from dynamic.policies.scores import Combiner, ScoreBins
 
 ALPHAS = (0.01, 0.1)
 ALPHA = 0.01  # of the shifts
@@ -140,7 +140,7 @@ def alarmed_at(test: DriftTest, stretches: Iterator[tuple[Watched, Sequence[int]
 
 def with_parts(records: dynamic.Records, seed: int) -> dynamic.Records:
     """The records, half of which choose."""
-    return replace(records, part=split(None, len(records), 0.5, seed))
+    return replace(records, part=split(None, len(records), search_share=0.5, seed=seed))
 
 
 def fitted(records: dynamic.Records) -> Combiner:
@@ -164,7 +164,7 @@ class Population:
     combiner: Combiner
     points: tuple[Watched, ...]
 
-    def bins(self, random: Random) -> tuple[drift.ScoreBins, ...]:
+    def bins(self, random: Random) -> tuple[ScoreBins, ...]:
         """Those of a calibration set that is drawn at random."""
         part = np.arange(CALIBRATION, dtype=np.int8) % 2
         drawn = self.records.select(random.integers(len(self.records), size=CALIBRATION))
@@ -198,7 +198,7 @@ def as_truth(population: Population, setting: int, streams: int, length: int) ->
     random = np.random.default_rng(0)
     point = population.points[setting]
     stage, score = np.array(point.stage), np.array(point.score)
-    low, width, at = (np.empty((streams, len(score))) for _ in range(3))
+    low, width = (np.empty((streams, len(score))) for _ in range(2))
     for number in range(streams):
         bins = population.bins(random)[point.first]
         cut = np.searchsorted(bins.edges, point.threshold)
@@ -237,7 +237,8 @@ def false_alarms(records: dynamic.Records, streams: int, length: int, processes:
     chosen = with_parts(records, 0)
     combiner = fitted(chosen)
     search = searched(chosen, combiner)
-    thresholds = [found.thresholds for drop in DROPS if (found := search.cheapest(drop, 1.0)) is not None]
+    cheapest = [search.cheapest(drop, 1.0) for drop in DROPS]
+    thresholds = [candidate.thresholds for candidate in cheapest if candidate is not None]
     thresholds.append((float("inf"),) * (records.stages - 1))
     population = Population(records, combiner, tuple(Watched.of(records, combiner, t) for t in thresholds))
     stay = DROPS.index(STAY)
@@ -294,7 +295,7 @@ def shifts(
     for seed in range(streams):
         if seed % 10 == 0:
             progress(f"shifts: {seed} of {streams} streams each")
-        halves = split(None, len(records), 0.5, seed)
+        halves = split(None, len(records), search_share=0.5, seed=seed)
         own = halves == SEARCH
         rest = np.flatnonzero(~own)
         calibration = with_parts(records.select(own), seed)
