@@ -11,7 +11,7 @@ the first run, half a minute); their networks cost what they would on images of 
 """
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,8 @@ from dynamic.simulate import Device, Faults, Line, Outage, Recorded, SimulationR
 
 OPENS, CLOSES = 8.0, 18.0
 HOUR_S = 3600.0
-BUDGET = Budget(latency_ms=200, temperature_c=80, battery_floor=0.1)
+FLOOR = 0.1  # of the battery
+BUDGET = Budget(latency_ms=200, temperature_c=80, battery_floor=FLOOR)
 WITHOUT_MAINS = replace(BUDGET, battery_duration_s=7 * HOUR_S)
 EVENTS = {
     11.0: "the mains are lost, 62% in the battery: from now on it must last until 18:00",
@@ -51,7 +52,6 @@ def clock(time_s: float) -> str:
 
 def kiosk() -> Device:
     """The library's Raspberry Pi, with a UPS that tells its charge."""
-    given = {"battery_mwh": 50_400.0, "charging_mw": 5000.0, "battery_step": 0.01, "relative_speed": 1.0}
     made = device("raspberry-pi-5-power-bank")
     sources = {
         "battery_mwh": "assumption: four 18650 cells of 3.5 Ah at 3.6 V",
@@ -65,7 +65,10 @@ def kiosk() -> Device:
         name="Raspberry Pi 5 (8 GB) on a UPS",
         absent=("battery_mwh", "power_mw"),
         source=dict(made.source) | sources,
-        **given,
+        battery_mwh=50_400.0,
+        charging_mw=5000.0,
+        battery_step=0.01,
+        relative_speed=1.0,
     )
 
 
@@ -158,7 +161,7 @@ class Day:
 
     def shares(self, from_s: float, to_s: float) -> dict[str, float]:
         """Share of the time that each point was the decision that stands."""
-        stood, spent = self.report.changes, Counter[str]()
+        stood, spent = self.report.changes, defaultdict[str, float](float)
         for change, end_s in zip(stood, [*(later.time_s for later in stood[1:]), np.inf], strict=True):
             spent[change.point] += max(0.0, min(end_s, to_s) - max(change.time_s, from_s))
         return {point: part / (to_s - from_s) for point, part in spent.items() if part}
@@ -245,7 +248,7 @@ def draw(day: Day, path: Path) -> None:
         load.plot([], [], color=f"C{number + 1}", alpha=0.4, linewidth=8, label=name)
     load.legend(loc="upper right", fontsize="small", ncols=len(names))
     charge.plot(hours, 100 * series["battery"])
-    charge.axhline(100 * BUDGET.battery_floor, color="red", linestyle=":")
+    charge.axhline(100 * FLOOR, color="red", linestyle=":")
     charge.set_ylabel("battery, %")
     heat.plot(hours, series["temperature_c"], label="processor")
     heat.plot(hours, series["ambient_c"], color="0.6", label="in the case")

@@ -25,6 +25,7 @@ import dynamic
 from dynamic import Change
 
 RATE_HZ = 25.0
+Results = list[dynamic.Prediction | dynamic.BatchResult]
 # ends by itself should this script be killed
 _SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(10**6): pass"
 
@@ -67,7 +68,7 @@ def warm(bundle: dynamic.Bundle, images: Any) -> float:
     return statistics.quantiles(took[10:], n=20)[-1]
 
 
-def tell(second: int, busy: int, run: dynamic.Runtime, results: list[dynamic.Prediction], limit_ms: float) -> None:
+def tell(second: int, busy: int, run: dynamic.Runtime, results: Results, limit_ms: float) -> None:
     """A line on what happened in a second."""
     took = sorted(result.latency_ms for result in results)
     late = sum(ms > limit_ms for ms in took)
@@ -90,7 +91,7 @@ def serve(run: dynamic.Runtime, images: Any, seconds: float, load: Load, limit_m
     plan = [(0.0, 0), (0.2, cores), (0.45, 2 * cores), (0.7, 0)]  # from this part of the time on
     stream = itertools.cycle(zip(images.images, images.labels, strict=True))
     right = count = 0
-    results: list[dynamic.Prediction] = []
+    results: Results = []
     began = time.perf_counter()
     second = 1
     while (now := time.perf_counter() - began) < seconds:

@@ -46,7 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     train, calibrate, choose = digits_bundle.split()
     loader = batches(train)
-    large, small = (trained(*shape, loader, options.epochs) for shape in ((14, options.width), (8, 8)))
+    large = trained(14, options.width, loader, options.epochs)
+    small = trained(8, 8, loader, options.epochs)
 
     family = dynamic.family(
         large,

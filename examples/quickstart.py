@@ -38,7 +38,7 @@ def cifar(data: Path, weights: Path) -> Problem:
         load_weights(network, weights / f"{name}_cifar10.safetensors")
     images = load_images(data, "test")
     half, other = stratified_halves(images.labels, seed=0)
-    preprocess = dynamic.Preprocess.of(**IMAGENET)
+    preprocess = dynamic.Preprocess.of(IMAGENET["mean"], IMAGENET["std"])
     return Problem(list(networks.values()), list(networks), preprocess, images.select(half), images.select(other))
 
 
@@ -173,11 +173,12 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
         chosen = [r for r in rows if r.static == static]  # from dear to cheap
         x, y = [r.mean_ms for r in chosen], [100 * r.accuracy for r in chosen]
         axes.plot(x, y, marker, linestyle="-" if not static else "", color=color, label=label, zorder=3)
-        for number, (row, *point) in enumerate(zip(chosen, x, y, strict=True)):
+        for number, row in enumerate(chosen):
             name = row.name.removeprefix("cascade, ").removeprefix("drop ")
             # above and left of the cascade is free, unless a neighbour stands there: every other label goes below
             above = not static and number % 2 == 0
             side, at = ("right", (-6, 5)) if above else ("left", (6, -11))
+            point = x[number], y[number]
             axes.annotate(name, point, at, textcoords="offset points", ha=side, fontsize=8, color=color)
     axes.set(xlabel="mean latency, one input at a time (ms)", ylabel="accuracy (%)", title=title)
     axes.set_xlim(0, 1.25 * max(row.mean_ms for row in rows))

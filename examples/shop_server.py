@@ -32,7 +32,7 @@ import psutil
 from numpy.typing import NDArray
 
 import dynamic
-from dynamic import Change, Prediction, Statistics
+from dynamic import BatchResult, Change, Prediction, Statistics
 from dynamic.data import ImageSet
 from dynamic.errors import ShedError
 from dynamic.policies import Budget, Decision, Frontier, Policy, Snapshot
@@ -144,7 +144,7 @@ def live(
             clock.begin()
             watching = aside.submit(_watch, log, clock)
             swapping: Future[None] | None = None
-            futures: list[Future[Prediction]] = []
+            futures: list[Future[Prediction | BatchResult]] = []
             hour = float(OPENS)
             while hour < ENDS:
                 clock.wait(hour)
@@ -160,14 +160,17 @@ def live(
                 futures = [*(waiting for waiting in futures if not waiting.done()), future]
                 rate = 3 if RUSH <= hour < CLOSED else 1
                 hour += random.exponential(alone_ms / 1e3 / BUSY / rate) / hour_s
-            wait([*futures, watching])
+            wait(futures)
+            watching.result()
             assert swapping is not None
             swapping.result()  # raises what it has raised
             log.stats = run.stats()
     return log
 
 
-def _enter(log: Log, clock: Clock, hour: float, labels: NDArray[np.int64], future: "Future[Prediction]") -> None:
+def _enter(
+    log: Log, clock: Clock, hour: float, labels: NDArray[np.int64], future: "Future[Prediction | BatchResult]"
+) -> None:
     error, done = future.exception(), clock()
     if isinstance(error, ShedError):
         log.answers.append(Answer(hour, done))
@@ -175,7 +178,7 @@ def _enter(log: Log, clock: Clock, hour: float, labels: NDArray[np.int64], futur
         log.failures.append(error)
     else:
         result = future.result()
-        decision, right = result.decision, float((result.label == labels).mean())
+        decision, right = result.decision, float(np.mean(result.label == labels))
         why = decision.point.name, decision.violated_limits, decision.reason
         log.answers.append(Answer(hour, done, result.latency_ms, right, result.certified, *why))
         log.read_memory(done)  # on a busy machine the thread that watches may sleep for hours of this day

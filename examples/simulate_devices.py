@@ -8,6 +8,7 @@ measured on a device: dynamic/simulate/devices.json names the source of every fi
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def draw(found: Reports, scenario: str, path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import PercentFormatter
 
-    panels = {
+    panels: dict[str, Callable[[SimulationReport], float | None]] = {
         "accuracy": lambda r: r.accuracy,
         "requests missed": missed,
         "inference energy, mJ an answer": lambda r: r.inference_mj_each,

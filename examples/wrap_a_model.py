@@ -30,7 +30,8 @@ class Mine(nn.Module):
             x = x + F.relu(block(x))
         tokens = x.flatten(2).transpose(1, 2)  # [B, 64, 32]
         tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
-        return self.classifier(tokens.mean(1))
+        logits: torch.Tensor = self.classifier(tokens.mean(1))
+        return logits
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def on_the_simulator(bundle: dynamic.Bundle, budget: Budget) -> None:
 def on_the_runtime(bundle: dynamic.Bundle, images: Any, policy: Policy, budget: Budget) -> None:
     """Real answers; only the readings are made up: noon, three in the morning, noon with the charge unknown."""
     monitor = dynamic.FixedMonitor(Snapshot(time_s=12 * HOUR_S, battery=0.8))
-    readings = ({}, {"time_s": 27 * HOUR_S}, {"time_s": 36 * HOUR_S, "battery": None})
+    readings: tuple[dict[str, Any], ...] = ({}, {"time_s": 27 * HOUR_S}, {"time_s": 36 * HOUR_S, "battery": None})
     with bundle.runtime(budget, policy=policy, monitor=monitor, drift_alpha=None) as run:
         for changes in readings:
             monitor.set(**changes)

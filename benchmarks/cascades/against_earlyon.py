@@ -56,7 +56,7 @@ from dynamic.engines.engine_factory import open_engine
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.tracing.wrap_network import ExitNetwork
 from dynamic.policies.certification.replay import cost_to, replay, shares
-from dynamic.policies.scores import Combiner
+from dynamic.policies.scores import Combiner, Score
 from dynamic.policies.stage_plan import plan
 
 SPLITS, ROWS = 20, 64
@@ -155,7 +155,7 @@ def peer_rule(model: Any, inputs: torch.Tensor, label: NDArray[np.int64], drop: 
     limits = np.nextafter(limits if sure else -limits, np.float32(-np.inf))
     limits[~np.array(config.enabled_exits)] = np.inf
     temperature = tuple(float(config.temperatures[name]) for name in config.head_names)
-    score = "max_probability" if sure else "negative_entropy"
+    score: Score = "max_probability" if sure else "negative_entropy"
     return Rule(Combiner(temperature, score, combine="last"), limits, together=True)
 
 
@@ -307,8 +307,8 @@ def on_stream(
         print(f"{name:30}" + "".join(f"{share:7.1%}" for share in row["shares"]))
     print("\nbest settings, and how many answers and exits were as recorded")
     for name, row in table.items():
-        cells = [f"{e} {row[e]['settings']}, {row[e]['as recorded']:.1%}" for e in engines if e in row]
-        print(f"{name:30}" + "".join(f"{cell:38}" for cell in cells).rstrip())
+        by_engine = [f"{e} {row[e]['settings']}, {row[e]['as recorded']:.1%}" for e in engines if e in row]
+        print(f"{name:30}" + "".join(f"{cell:38}" for cell in by_engine).rstrip())
     again = ratio(took[chosen[SAME, "torch"]], took[chosen[PEER, "torch"]])
     between = f"{again['ratio']:.3f} ({again['q25']:.3f}-{again['q75']:.3f})"
     print(f"\nearlyon's thresholds on torch, our time to earlyon's: {between}")

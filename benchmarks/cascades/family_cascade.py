@@ -85,7 +85,7 @@ def chooser(spent: Costs) -> Callable[[dynamic.Records], tuple[dynamic.Ladder, d
 
 def modelled(records: dynamic.Records, spent: Costs) -> dict[str, Any]:
     """Accuracy and latency on the report halves, stages added up."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in range(SPLITS):
         half, other = halves(records, seed)
         ladder, point = chooser(spent)(half)
@@ -97,12 +97,12 @@ def modelled(records: dynamic.Records, spent: Costs) -> dict[str, Any]:
         own = other.logits[:, -1].argmax(1) == other.label
         gain = float((found.prediction == other.label).mean() - own.mean())
         rows.append({"gain": gain, "cost": float(ms), "point": point.name, "bound": point.bound})
-    gain, cost = ([row[k] for row in rows] for k in ("gain", "cost"))
+    gains, costs_each = ([row[k] for row in rows] for k in ("gain", "cost"))
     print(f"{'split':>6}{'gain':>9}{'cost':>8}  (stages added up)")
     for seed, row in enumerate(rows):
         print(f"{seed:6}{row['gain']:+9.2%}{row['cost']:8.3f}  {row['point']}")
-    print(f"{'mean':>6}{statistics.fmean(gain):+9.2%}{statistics.fmean(cost):8.3f}")
-    return {"gain": statistics.fmean(gain), "cost": statistics.fmean(cost), "splits": rows}
+    print(f"{'mean':>6}{statistics.fmean(gains):+9.2%}{statistics.fmean(costs_each):8.3f}")
+    return {"gain": statistics.fmean(gains), "cost": statistics.fmean(costs_each), "splits": rows}
 
 
 def main() -> None:

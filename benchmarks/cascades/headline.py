@@ -151,7 +151,7 @@ def at_a_rate(
     took = alternate(running, chosen, items, RATE_BLOCK, warm_s=0, every_s=RATE_S)
     figures: dict[str, Any] = {}
     for name, row in (("cascade", cascade.name), (REFERENCE, REFERENCE)):
-        by_settings = {
+        by_settings: dict[str, dict[str, Any]] = {
             c.key.split(" | ")[1]: {"cpu_ms": _cpu(took[c.key]), "latency_ms": spread(took[c.key].ms)}
             for c in chosen
             if c.name == row

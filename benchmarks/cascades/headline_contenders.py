@@ -17,6 +17,7 @@ from benchmarks.harness.alternating import ENGINES, Contender, settings
 from benchmarks.harness.alternating_worker import Job, keep_spec
 from dynamic.data import stratified_halves
 from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.options import EngineName, Precision
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import write_graphs
 
@@ -63,7 +64,7 @@ class Prepared:
         for name, network in alone.items():
             export_stages(dynamic.Cascade(network, names=[name]), folder / name, example, progress=False)
 
-    def records(self, engine: str, precision: str) -> dynamic.Records:
+    def records(self, engine: EngineName, precision: Precision) -> dynamic.Records:
         """What every stage says about every image on this engine."""
         batches = cifar.batches(self.images, size=1)  # as it is timed: batches round otherwise, in bf16 visibly
         return dynamic.calibrate(self.cascade, batches, engine=engine, precision=precision, preprocess=cifar.PREPROCESS)

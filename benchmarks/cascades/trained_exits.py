@@ -23,7 +23,7 @@ import copy
 import statistics
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ BLOCKS = {
     "layer1.2": ("layer2.0", "layer2.1", "layer2.2", "layer3.0", "layer3.1", "layer3.2"),
     "layer3.2": ("layer3.8",),
 }
-MODES = ("blocks", "heads", "joint", "distill")
+Regime = Literal["blocks", "heads", "joint", "distill"]
+MODES: tuple[Regime, ...] = get_args(Regime)
 FIXED = ("blocks", "heads")  # the backbone does not move
 DROPS = (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.02)
 HEAD_IMAGES = 6000  # that heads see before everything is trained
@@ -72,7 +73,7 @@ def kept(mode: str) -> Path:
     return WEIGHTS / f"trained_exits_{mode}.safetensors"
 
 
-def train(data: Path, mode: str, options: argparse.Namespace) -> None:
+def train(data: Path, mode: Regime, options: argparse.Namespace) -> None:
     """Train everything, and keep it."""
     net = network(data, mode)
     images = cifar.images(data, "train")
@@ -80,7 +81,7 @@ def train(data: Path, mode: str, options: argparse.Namespace) -> None:
     if options.smoke:
         images, few = images.select(np.arange(512)), few[:512]
     checkpoint = ROOT / "out" / f"trained_exits_{mode}{'_smoke' if options.smoke else ''}.ckpt"
-    if mode in FIXED:
+    if mode == "blocks" or mode == "heads":  # FIXED, in a form that narrows the type
         loader = Augmented(images, 1, size=128)
         lr, distillation = None, None
         training = dynamic.TrainingConfig(weight_decay=0.01, cache=False)

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from benchmarks.harness.common import (
     take_turns,
 )
 from dynamic.data import ImageSet
+from dynamic.engines.contract import Executor
 from dynamic.engines.engine_factory import open_engine
 from dynamic.models import load_weights, save_weights
 from dynamic.models.compress.factorization.depthwise_separable import separate
@@ -167,6 +169,10 @@ def tested(data: Path, settings: Settings) -> ImageSet:
 def latencies(networks: dict[str, nn.Module], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of one image on ONNX Runtime, one thread, in turns."""
     pixels = {"input": np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)}
+
+    def step(executor: Executor, _: int) -> object:
+        return executor.step(0, executor.start(pixels), True)
+
     with tempfile.TemporaryDirectory() as folder, ExitStack() as owned:
         contenders = []
         for number, (name, network) in enumerate(networks.items()):
@@ -175,8 +181,7 @@ def latencies(networks: dict[str, nn.Module], rounds: int) -> dict[str, list[flo
             spec = export_stages(dynamic.Cascade(network), place, EXAMPLE, progress=False)
             engine = open_engine("onnxruntime", place, spec, plain_combiner(spec), threads=1)
             owned.callback(engine.close)
-            executor = engine.stages.executor
-            contenders.append(Contender(name, lambda _, e=executor: e.step(0, e.start(pixels), True)))
+            contenders.append(Contender(name, partial(step, engine.stages.executor)))
         return take_turns(contenders, range(rounds), block=20, warm=3)
 
 

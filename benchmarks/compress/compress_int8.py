@@ -12,7 +12,7 @@ what that engine has to be faster than. Goals: latency at most 0.6 of f32's, acc
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from benchmarks.harness.alternating import (
 )
 from benchmarks.harness.alternating_worker import UNSPLIT, Job
 from benchmarks.harness.common import add_data_option, data_folder, progress, save
+from dynamic.models.compress.quantization.activation_ranges import RangeMethod
 from dynamic.models.compress.quantization.static_int8 import quantize
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 
@@ -57,9 +58,11 @@ ROWS_OF = {
 }
 
 
-def prepare(network: nn.Module, folder: Path, batches: list[Tensor], timed: Tensor, calibration: str) -> dict[str, Any]:
+def prepare(
+    network: nn.Module, folder: Path, batches: list[Tensor], timed: Tensor, ranges: RangeMethod
+) -> dict[str, Any]:
     """Write `f32/`, `int8/` and `inputs.npy` under `folder`; gives what the quantization says."""
-    made = quantize(network, batches[0][:2], calibration_loader=batches, ranges=calibration, latency=False)
+    made = quantize(network, batches[0][:2], calibration_loader=batches, ranges=ranges, latency=False)
     for name, found in (("f32", network), ("int8", made.network)):
         export_stages(dynamic.Cascade(found), folder / name, batches[0][:2], progress=False)
     np.save(folder / "inputs.npy", timed.numpy())
@@ -106,7 +109,8 @@ def _answers(graph: Path, engine: str, precision: str, inputs: NDArray[np.float3
 
         model = openvino.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": precision})
         logits = [model(part)[0] for part in parts]
-    return np.concatenate(logits).argmax(1)
+    labels: NDArray[np.int64] = np.concatenate(logits).argmax(1)
+    return labels
 
 
 def latencies(folder: Path, engine: str, calls: int, block: int) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def latencies(folder: Path, engine: str, calls: int, block: int) -> dict[str, An
 
 
 def measure(
-    name: str, data: Path, folder: Path, engines: list[str], calls: int, test: int, calibration: str
+    name: str, data: Path, folder: Path, engines: list[str], calls: int, test: int, ranges: RangeMethod
 ) -> dict[str, Any]:
     """Everything about one network."""
     images, labels = None, None
@@ -141,7 +145,7 @@ def measure(
         timed = torch.from_numpy(images[:ROWS])
     progress(f"{name}: quantizing and exporting")
     folder.mkdir()
-    found: dict[str, Any] = prepare(network, folder, batches, timed, calibration) | {"engines": {}}
+    found: dict[str, Any] = prepare(network, folder, batches, timed, ranges) | {"engines": {}}
     for engine in engines:
         progress(f"{name}: timing on {engine}")
         rows = latencies(folder, engine, calls, BLOCKS[name])
@@ -166,7 +170,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(BLOCKS), default=list(BLOCKS), metavar="NETWORK")
     parser.add_argument("--calls", type=int, default=1000, help="of each contender; a fifth of them for ResNet-18")
     parser.add_argument("--test", type=int, default=10_000, help="test images")
-    parser.add_argument("--calibration", default="percentile", help="how ranges are found")
+    parser.add_argument(
+        "--calibration", choices=get_args(RangeMethod), default="percentile", help="how ranges are found"
+    )
     options = parser.parse_args()
     data = data_folder(options.data)
     here, skipped = engines_here()

@@ -21,11 +21,12 @@ from benchmarks.harness.alternating_worker import OWN, Job, Setting
 from benchmarks.harness.common import module_command, module_path, ratio, spread
 from dynamic.engines.engine_factory import installed
 from dynamic.engines.memory import available_cores
+from dynamic.engines.options import EngineName, Precision
 from dynamic.profiling.machine import machine_name
 
 PAUSE_S = 0.1  # ONNX Runtime's own spinning goes on for tens of milliseconds
 WARM_S = 0.1  # of untimed calls at the start of a turn: clock, caches and threads were another's
-ENGINES = {
+ENGINES: dict[str, tuple[EngineName, Precision]] = {
     "onnxruntime f32": ("onnxruntime", "f32"),
     "openvino f32": ("openvino", "f32"),
     "openvino bf16": ("openvino", "bf16"),

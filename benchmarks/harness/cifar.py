@@ -9,10 +9,11 @@ from torch import Tensor, nn
 import dynamic
 from benchmarks.harness.common import IMAGENET, ROOT, progress
 from dynamic.data import ImageSet, load_images
+from dynamic.engines.options import EngineName
 from dynamic.models import CifarResNet, load_weights
 
 NAMES = ("resnet20", "resnet32", "resnet44", "resnet56")
-PREPROCESS = dynamic.Preprocess.of(**IMAGENET)
+PREPROCESS = dynamic.Preprocess.of(IMAGENET["mean"], IMAGENET["std"])
 
 
 def networks(data: Path, names: Sequence[str] = NAMES) -> list[nn.Module]:
@@ -38,7 +39,7 @@ def batches(found: ImageSet, size: int = 100) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def records(cascade: dynamic.Cascade, found: ImageSet, engine: str = "onnxruntime") -> dynamic.Records:
+def records(cascade: dynamic.Cascade, found: ImageSet, engine: EngineName = "onnxruntime") -> dynamic.Records:
     """What every stage says about every image, kept in `out/` for as long as the networks stay the same."""
     kept = ROOT / "out" / f"records-{engine}-{len(found)}-{cascade.fingerprint()[:16]}.npz"
     if kept.is_file():

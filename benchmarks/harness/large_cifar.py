@@ -11,6 +11,7 @@ network. They are good enough to measure what int8 changes. They are no referenc
 import argparse
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from benchmarks.harness import cifar
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, progress
 
 PIXELS = 224
-NETWORKS = {"resnet18": resnet18, "mobilenet_v3": mobilenet_v3_large}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "mobilenet_v3": mobilenet_v3_large}
 # pixels, images a step, steps: by network
 PHASES = {
     "resnet18": ((64, 64, 1600), (PIXELS, 16, 240)),
@@ -86,7 +87,7 @@ def _train(name: str, model: nn.Module, images: Any, path: Path) -> None:
                 logits = model(inputs.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), torch.from_numpy(images.labels[rows]).long(), label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             if step % KEPT_EVERY == 0 or step == _steps(name):
                 partial = path.with_suffix(".partial")

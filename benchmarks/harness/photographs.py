@@ -35,7 +35,7 @@ class _Block(nn.Module):
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.dw(self.expand(x)))
+        y: Tensor = self.project(self.dw(self.expand(x)))
         return x + y if self.adds else y
 
 
@@ -55,7 +55,8 @@ class MobileNetV2(nn.Module):
         self.fc = nn.Linear(1280, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.head(self.blocks(self.conv0(x))).mean((2, 3)))
+        logits: Tensor = self.fc(self.head(self.blocks(self.conv0(x))).mean((2, 3)))
+        return logits
 
 
 def mobilenet_v2(data: Path) -> nn.Module:

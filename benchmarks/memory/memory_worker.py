@@ -55,7 +55,12 @@ def serve(run: Any, job: dict[str, Any], base_mb: float) -> dict[str, Any]:
     number, next_s = 0, time.perf_counter()
     stopped = threading.Event()
     if job.get("until_stopped"):
-        threading.Thread(target=lambda: (sys.stdin.readline(), stopped.set()), daemon=True).start()
+
+        def wait_for_a_line() -> None:
+            sys.stdin.readline()
+            stopped.set()
+
+        threading.Thread(target=wait_for_a_line, daemon=True).start()
     for requests, extra_mb in job["moves"]:
         limit_mb = None if extra_mb is None else base_mb + extra_mb
         run.budget = dynamic.Budget(memory_mb=limit_mb)

@@ -40,7 +40,7 @@ from dynamic.bundle.bundle_writer import write
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
 from dynamic.policies.control.limits import RESERVE_MB
-from dynamic.policies.ladder import Ladder, OperatingPoint
+from dynamic.policies.ladder import Interval, Ladder, OperatingPoint
 
 SHAPE, CLASSES = (512,), 10
 WEIGHTS_MB = (40.0, 50.0, 60.0, 75.0)
@@ -118,7 +118,8 @@ def points(ladder: Ladder, count: int) -> Iterator[OperatingPoint]:
         shares[max(names)] = 1.0
         drop = max(0.0, 0.9 - accuracy)
         name = "reference" if names == (last,) else "networks " + ", ".join(map(str, names))
-        yield OperatingPoint(name, tuple(thresholds), names, drop, drop, None, None, 32, (accuracy,) * 3, tuple(shares))
+        exact = Interval(accuracy, accuracy, accuracy)
+        yield OperatingPoint(name, tuple(thresholds), names, drop, drop, None, None, 32, exact, tuple(shares))
 
 
 def job(bundle: dynamic.Bundle, **more: Any) -> str:

@@ -13,7 +13,7 @@ from dynamic.storage.regular_files import file_hash
 
 MEASURED = ("costs", "choices", "checks")  # what each machine adds: it has no hash in the manifest
 # out of the range of every field, and of every type
-WRONG = (
+WRONG: tuple[Any, ...] = (
     float("nan"), 1e308, -1e308, -7, 10**400, -(10**400), 7.5e15, "word", "", [], {}, [[]], [1], {"a": 1}, [[[["x"]]]],
     "\ud800", "NaN", "1e5", [None], "x" * 20_000,
 )  # fmt: skip
@@ -132,7 +132,8 @@ def cost(shelf: Path, random: Random) -> str:
     data = json.loads(path.read_text(encoding="utf-8"))
     data.pop("sha256", None)
     key = random.choice(["latency_ms", "latency_p95_ms", "head_ms", "cpu_ms", "call_ms", "batch", "memory_mb", "noise"])
-    value, holder, place = random.choice([value for value in WRONG if value != []]), data, key
+    value, holder = random.choice([value for value in WRONG if value != []]), data
+    place: Any = key
     if isinstance(data[key], list) and random.random() < 0.8:
         holder, place = data[key], random.randrange(len(data[key]))
         if isinstance(holder[place], list):

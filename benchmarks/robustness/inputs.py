@@ -129,7 +129,7 @@ WRAPPED: tuple[Change, ...] = (
     lambda r, v: [v[0], v[0][:1]],
     lambda r, v: [v[0], None],
     lambda r, v: v.tolist(),
-    lambda r, v: memoryview(np.ascontiguousarray(v)),
+    lambda r, v: np.ascontiguousarray(v).data,  # a memoryview
     lambda r, v: bytearray(np.ascontiguousarray(v).tobytes()),
     lambda r, v: iter(v),
     masked,

@@ -124,7 +124,7 @@ def _seconds(work: Work, shelf: Path, sources: list[Path]) -> float:
 
     child = FORK.Process(target=measured)
     child.start()
-    began_s = times.get(timeout=_LIMIT_S)
+    began_s: float = times.get(timeout=_LIMIT_S)
     ended_s: float = times.get(timeout=_LIMIT_S)
     child.join(_LIMIT_S)
     return ended_s - began_s

@@ -68,6 +68,8 @@ def unsettle(network: nn.Module) -> None:
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.5, 1.5)
@@ -124,7 +126,7 @@ def needed(
         for stage in range(1, len(backbone)):
             if backbone[stage] != backbone[stage - 1]:
                 state = executor.start(one)
-            _, state = executor.step(stage, state, True)
+            state = executor.step(stage, state, True)[1]
         return state
 
     return first, rest
@@ -154,7 +156,9 @@ def measure(
     combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
     random = np.random.default_rng(0)
     inputs = {i.name: random.standard_normal((ROWS, *i.shape)).astype(np.float32) for i in spec.inputs}
-    before, engines, contenders = torch.get_num_threads(), [], []
+    before = torch.get_num_threads()
+    engines: list[CascadeEngine] = []
+    contenders: list[Contender] = []
     try:
         for setting in SETTINGS[kind]:
             given = {} if name == "torch" else setting
@@ -178,7 +182,7 @@ def judge(took: dict[str, list[float]], repeats: int) -> dict[str, Any]:
     settings = dict.fromkeys(label.partition(": ")[0] for label in took)
     sums = {s: [a + b for a, b in zip(took[f"{s}: first"], took[f"{s}: rest"], strict=True)] for s in settings}
     least = min(sums, key=lambda s: statistics.median(sums[s]))
-    routes = {
+    routes: dict[str, dict[str, Any]] = {
         label: {
             "whole_ms": spread(times),
             "of_medians": round(statistics.median(times) / statistics.median(sums[least]), 3),

@@ -180,7 +180,7 @@ class Soak:
     def _burst(self, chance: random.Random) -> None:
         futures = [self.run.submit(chance.choice(self._inputs)) for _ in range(chance.choice([1, 8, 30, 150]))]
         for future in futures:
-            self._note("submit", lambda future=future: future.result(60))
+            self._note("submit", functools.partial(future.result, 60))
 
     def _limit(self, chance: random.Random) -> None:
         try:

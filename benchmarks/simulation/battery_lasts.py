@@ -26,6 +26,7 @@ from benchmarks.simulation.cifar_simulated import Simulated, simulated
 from dynamic.policies import Budget, BudgetPolicy, CostedPoint, Decision, Feedback, Frontier, Policy, Snapshot
 from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.simulate import Device, Poisson, Schedule, SimulationReport, Workload, simulate
+from dynamic.simulate.simulator import Decide
 
 ASKED_H, FULL_H, IDLE_H, TOO_SHORT_H = 5.0, 3.0, 7.0, 4.0
 START = 0.5
@@ -79,19 +80,20 @@ def made_up(frontier: Frontier, idle_h: float, blind: bool) -> tuple[Device, flo
     slow = frontier.points[0].mean_ms[0] / SPEED
     idle_mw = START * BATTERY_MWH / idle_h
     active_mw = (START * BATTERY_MWH / FULL_H - idle_mw) / BUSY
-    figures = {
-        "name": "made-up phone",
-        "relative_speed": SPEED,
-        "cores": 4,
-        "memory_mb": 2000.0,
-        "battery_mwh": BATTERY_MWH,
-        "idle_mw": idle_mw,
-        "active_mw": active_mw,
-        "battery_step": 0.01,
-        "absent": ("battery_mwh", "power_mw") if blind else ("power_mw",),
-    }
-    sources = dict.fromkeys(figures, "assumption: made up for this benchmark")
-    return Device(**figures, source=sources), BUSY * 1e3 / slow
+    figures = ("relative_speed", "cores", "memory_mb", "battery_mwh", "idle_mw", "active_mw", "battery_step", "absent")
+    device = Device(
+        "made-up phone",
+        relative_speed=SPEED,
+        cores=4,
+        memory_mb=2000.0,
+        battery_mwh=BATTERY_MWH,
+        idle_mw=idle_mw,
+        active_mw=active_mw,
+        battery_step=0.01,
+        absent=("battery_mwh", "power_mw") if blind else ("power_mw",),
+        source=dict.fromkeys(figures, "assumption: made up for this benchmark"),
+    )
+    return device, BUSY * 1e3 / slow
 
 
 def variants(frontier: Frontier) -> dict[str, Variant]:
@@ -113,10 +115,18 @@ def run(frontier: Frontier, cifar: Simulated, given: Variant, policy: Policy, se
     """Until the battery is empty."""
     budget = Budget(battery_duration_s=ASKED_H * 3600)
     # what never changes may be decided less often
-    decide = "monitor" if isinstance(policy, FixedPolicy) else "request"
-    options = {"seed": seed, "battery": START, "monitor_hz": 1.0, "decide": decide}
+    decide: Decide = "monitor" if isinstance(policy, FixedPolicy) else "request"
     return simulate(
-        frontier, cifar.records, device=given.device, workload=given.workload, policy=policy, budget=budget, **options
+        frontier,
+        cifar.records,
+        device=given.device,
+        workload=given.workload,
+        policy=policy,
+        budget=budget,
+        seed=seed,
+        battery=START,
+        monitor_hz=1.0,
+        decide=decide,
     )
 
 

@@ -39,12 +39,13 @@ import numpy as np
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, progress, save
 from benchmarks.simulation.cifar_simulated import Simulated, simulated
 from dynamic.policies import Budget, BudgetPolicy, Frontier, Policy
+from dynamic.policies.budget import LimitName
 from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.simulate import SCENARIOS, Scenario, SimulationReport, device, oracle, scenarios
 
 DEVICES = ("raspberry-pi-5-power-bank", "mid-range-phone")
 COMPOSED, ORACLE = "composed policy", "oracle"
-SINGLE = {
+SINGLE: dict[str, tuple[LimitName, ...]] = {
     "accuracy only": ("drop",),
     "latency only": ("latency", "deadline"),
     "battery only": ("battery",),
@@ -273,13 +274,14 @@ def main() -> None:
         for what in (name for name in options.scenarios if name in known):
             mine = [runs[where, what, seed] for seed in range(options.seeds)]
             verdicts = {name: against(mine, name) for name in cifar.alone}
-            distance = to_oracle(mine)
+            distance, budget = to_oracle(mine), known[what].budget
+            assert isinstance(budget, Budget)
             print(f"\nSIMULATED {device(where).name}, {what}: {known[what].about}")
             print(*table(kinds, mine, verdicts), sep="\n")
             print("to the oracle: " + ", ".join(f"{k} {v:+.2%}" for k, v in distance.items()))
             results.setdefault(where, {})[what] = {
                 "requests": mine[0][COMPOSED]["requests"],
-                "budget": {k: v for k, v in known[what].budget.to_json().items() if v is not None},
+                "budget": {k: v for k, v in budget.to_json().items() if v is not None},
                 "against_networks": verdicts,
                 "better_than_all": {kind: all(v[kind] for v in verdicts.values()) for kind in ("misses", "excess")},
                 "more_of_use_than_all": all(v["useful"] > 0 for v in verdicts.values()),

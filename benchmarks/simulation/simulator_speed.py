@@ -11,6 +11,7 @@ repeats that take turns; reading records and drawing noise before the loop count
 import argparse
 import time
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 
@@ -18,8 +19,10 @@ from benchmarks.harness.common import progress, save, spread
 from dynamic.policies import Budget, BudgetPolicy, Combiner, Costs, Frontier, Ladder, OperatingPoint, Policy, Records
 from dynamic.policies.certification.replay import replay, shares
 from dynamic.policies.control.fixed_policy import FixedPolicy
+from dynamic.policies.ladder import Interval
 from dynamic.policies.stage_plan import plan
 from dynamic.simulate import Bursts, Poisson, device, simulate
+from dynamic.simulate.simulator import Decide
 
 BACKBONE = (0, 0, 1, 1)
 OFF, ALL = np.inf, -np.inf
@@ -44,12 +47,11 @@ def made_up(count: int = 10_000, classes: int = 10) -> tuple[Frontier, Records]:
     for name, thresholds in vectors.items():
         played = replay(logits, combiner, thresholds=thresholds, backbone=BACKBONE)
         right, share = float((played.prediction == label).mean()), shares(played.stage, 4)
+        exact = Interval(right, right, right)
         todo = plan(np.array(thresholds, np.float32), BACKBONE)
         needed = {BACKBONE[stage] for stage in range(todo.deepest + 1) if todo.run[stage]}
         points.append(
-            OperatingPoint(
-                name, thresholds, tuple(sorted(needed)), 0.0, 0.0, None, None, count, (right, right, right), share
-            )
+            OperatingPoint(name, thresholds, tuple(sorted(needed)), 0.0, 0.0, None, None, count, exact, share)
         )
     costs = Costs(
         machine="made up",
@@ -84,8 +86,8 @@ def main() -> None:
     workload = Poisson(rate_hz, options.requests / rate_hz)
     budget = Budget(latency_ms=4 * mean_ms, deadline_ms=8 * mean_ms, max_drop=0.02)
     policies: dict[str, Policy] = {"FixedPolicy": FixedPolicy("reference"), "BudgetPolicy": BudgetPolicy()}
-    ways = [(name, decide) for name in policies for decide in ("request", "monitor")]
-    took_us: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+    ways: list[tuple[str, Decide]] = [(name, decide) for name in policies for decide in get_args(Decide)]
+    took_us: dict[tuple[str, Decide], list[float]] = {way: [] for way in ways}
     for repeat in range(options.repeats):
         for name, decide in ways:
             load = Bursts(0.2, (1.0, 2.0), on_s=10, off_s=30)

@@ -33,12 +33,13 @@ import psutil
 import dynamic
 from benchmarks.harness import cifar
 from benchmarks.harness.common import add_data_option, data_folder, progress, save, spread
-from benchmarks.harness.live import SOON_S, Answer, Busy, Job, Worker, follow
+from benchmarks.harness.live import SOON_S, Busy, Worker, follow
+from benchmarks.harness.live_worker import Answer, Job
 from benchmarks.runtime.contention import KEPT, Served, prepared
 from dynamic.data import stratified_halves
 from dynamic.engines.memory import available_cores
 from dynamic.policies import BudgetPolicy, Frontier, Records
-from dynamic.simulate import Bursty, Device, Recorded, Steps, simulate
+from dynamic.simulate import Bursty, Device, Recorded, SimulationReport, Steps, simulate
 
 NAME = "ResNet-20, 32, 56 on CIFAR-10"
 USED, QUEUE, SEED = 0.35, 64, 0
@@ -77,9 +78,11 @@ def this_machine(threads: int) -> Device:
     )
 
 
-def overhead_ms(answers: Sequence[Answer], report: Any) -> float:
+def overhead_ms(answers: Sequence[Answer], report: SimulationReport) -> float:
     """What requests took from their start to their end more than simulated ones."""
     work_ms = float(np.mean([a.work_ms for a in answers if a.latency_ms is not None]))
+    assert report.mean_latency_ms is not None
+    assert report.mean_wait_ms is not None
     return max(0.0, work_ms - (report.mean_latency_ms - report.mean_wait_ms))
 
 
@@ -210,7 +213,7 @@ def main() -> None:
     steps = max(2, round(options.seconds / options.step))
     load = [(i * options.step, i % 2) for i in range(steps)]
     share = 1 / available_cores()
-    loads = {
+    loads: dict[str, tuple[list[tuple[float, int]], float | Steps]] = {
         "alone": ([(0.0, 0)], 0.0),
         "one busy process": (
             [*load, (options.seconds, 0)],
@@ -235,7 +238,7 @@ def main() -> None:
             budget=dynamic.Budget(),
             seed=SEED,
         )
-        source = device.source | {"overhead_ms": "a run", "wake_ms": "a run"}
+        source = {**device.source, "overhead_ms": "a run", "wake_ms": "a run"}
         found = replace(device, overhead_ms=overhead_ms(answers, report), wake_ms=wake_ms(answers), source=source)
         progress(f"a request takes {found.overhead_ms:.3f} ms beside its stages, waking up {found.wake_ms:.3f} ms")
         return now, found
