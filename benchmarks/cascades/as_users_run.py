@@ -80,8 +80,8 @@ def built(
         cifar.batches(images, size=1),  # as it is timed
         max_drops=(MAX_DROP,),
         delta=DELTA,
-        engine=name,  # type: ignore[arg-type]
-        precision=precision,  # type: ignore[arg-type]
+        engine=name,
+        precision=precision,
         preprocess=cifar.PREPROCESS,
         progress=False,
     ).save(folder)
