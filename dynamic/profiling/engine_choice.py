@@ -11,7 +11,7 @@ from typing import Any
 
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import PRECISIONS, installed, open_engine
-from dynamic.policies.errors import EngineError
+from dynamic.policies.errors import EngineError, SettingError
 from dynamic.policies.scores import Combiner
 from dynamic.policies.validation.fields import mapping, maybe, number, short, text, texts, whole
 from dynamic.profiling.example_inputs import example_arrays
@@ -145,18 +145,18 @@ def chosen(
         keep: Whether to store a new choice in the folder, where it can be written.
         cascade: The fingerprint of the cascade in the folder. A choice that was made for another one does not count.
         hashes: As for `open_engine`.
-        cascade: The fingerprint of the cascade. A choice that was made for another does not count.
         options: `threads`, and `route`, which has no effect since the single graph is measured.
 
     Returns:
         The choice.
 
     Raises:
-        EngineError: There is another option, or no engine can run the cascade.
+        SettingError: There is another option.
+        EngineError: No engine can run the cascade.
     """
     for name in options:
         if name not in _OPTIONS:
-            raise EngineError(
+            raise SettingError(
                 f"option {name!r} is not one of {_OPTIONS}, which engine='auto' takes: give it with a named engine"
             )
     threads = options.get("threads")

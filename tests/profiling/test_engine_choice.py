@@ -17,7 +17,7 @@ import dynamic
 from dynamic.bundle.manifest import MANIFEST
 from dynamic.engines.engine_factory import installed
 from dynamic.engines.openvino import computes_bf16
-from dynamic.errors import EngineError
+from dynamic.errors import EngineError, SettingError
 from dynamic.profiling import engine_choice
 from dynamic.profiling.engine_choice import CHOICES, Choice, check_precision, choose, chosen
 
@@ -275,3 +275,8 @@ def test_bf16_is_for_the_engines_that_have_it(case: Case, monkeypatch: pytest.Mo
     for precision in ("bf16", "f8"):
         with pytest.raises(EngineError, match=f"precision '{precision}' is on no engine that engine='auto' can take"):
             dynamic.build([Plain()], data, engine="auto", precision=precision)
+
+
+def test_auto_takes_no_options_of_one_engine(bundle: dynamic.Bundle) -> None:
+    with pytest.raises(SettingError, match="'idle' is not one of"):
+        bundle.runtime(engine="auto", options=dynamic.OnnxRuntimeOptions(idle="spin"))
