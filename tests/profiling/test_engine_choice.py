@@ -192,7 +192,7 @@ def test_an_engine_that_fails_is_closed(case: Case, opened: list[Any], monkeypat
 
 @pytest.mark.parametrize("option", [{"idle": "spin"}, {"device": "cpu"}, {"compile": True}, {"colour": "red"}])
 def test_options_of_one_engine_need_its_name(case: Case, option: dict[str, Any]) -> None:
-    with pytest.raises(EngineError, match=rf"option '{next(iter(option))}'.*give it with a named engine"):
+    with pytest.raises(SettingError, match=rf"option '{next(iter(option))}'.*give it with a named engine"):
         choice(case, **option)
     assert not (case.folder / "choices").exists()
 
