@@ -273,7 +273,7 @@ def test_doctor_of_a_shelf_that_is_damaged_or_of_another_engine(desk: Path, tmp_
     assert "no costs were measured on this machine" in done.stdout
     done = python("import dynamic; dynamic.load('shelf')", ALL, tmp_path)
     assert done.returncode == 0
-    assert "answers of other engines are not certified" in done.stderr
+    assert "Answers of other engines are not certified" in done.stderr
     (shelf / "graph.onnx").write_bytes(b"short")
     assert "graph.onnx has 5 bytes" in check_shelf(shelf).problems[0]
 

@@ -3,6 +3,8 @@
 import os
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +46,11 @@ def as_nobody(work: Any) -> int:
 
 
 @pytest.fixture
-def open_path(tmp_path: Path) -> Path:
-    """A folder that every user may reach."""
-    for place in (tmp_path, *tmp_path.parents):
-        if place == Path("/tmp") or place == Path("/"):
-            break
-        place.chmod(place.stat().st_mode | 0o055)
-    return tmp_path
+def open_path() -> Iterator[Path]:
+    """A folder that every user may reach. pytest takes the rights from its own whenever another run starts."""
+    with tempfile.TemporaryDirectory(prefix="open-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder).resolve()
 
 
 @root
@@ -125,22 +125,20 @@ def test_a_read_only_shelf_runs_and_is_not_written(
 
 
 @linux
-def test_a_read_only_shelf_is_replaced_and_leaves_nothing(one: Bundle, tmp_path: Path) -> None:
+def test_a_read_only_shelf_is_replaced_and_leaves_nothing(one: Bundle, open_path: Path) -> None:
     """Its parent may be written. The old one cannot be emptied before it is made writable."""
-    source = one.save(tmp_path / "source").folder
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(path.stat().st_mode | 0o055)
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own").chmod(0o777)
+    source = one.save(open_path / "source").folder
+    (open_path / "own").mkdir()
+    (open_path / "own").chmod(0o777)
 
     def work() -> list[str]:
         if os.geteuid() == 0:  # root may empty any folder
             os.setgid(65534)
             os.setuid(65534)
         for _ in range(3):
-            shelf = dynamic.load(source).save(tmp_path / "own" / "shelf").folder
+            shelf = dynamic.load(source).save(open_path / "own" / "shelf").folder
             for path in (*shelf.rglob("*"), shelf):
                 path.chmod(0o555)
-        return names(tmp_path / "own")
+        return names(open_path / "own")
 
     assert in_child(work) == ["shelf"]
