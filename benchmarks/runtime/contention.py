@@ -50,11 +50,11 @@ from dynamic.offline.onnx_export.whole_graph import write_graphs
 from dynamic.policies.certification.replay import replay, shares
 from dynamic.policies.ladder import Interval, Ladder, OperatingPoint
 from dynamic.policies.scores import Combiner
-from dynamic.profiling.graph_profile import NOBODY
 
 CYCLES = ((0, 1, 2, 4), (0, 4, 1, 2), (0, 2, 4, 1))  # busy processes, STEP_S each
 STEP_S, RATE_HZ, TIMES, GOAL_POINTS = 10.0, 20.0, 1.5, 2.0
 POLICY, CHEAPEST, REFERENCE, DEEP = "policy", "cheapest stage", "full network", "all deep"
+ABOVE_ALL = 1.001  # the highest threshold that a ladder of probabilities may hold: no input exits there
 QUIET = 0.1  # load by others, at most, while the deadline is measured
 KEPT = ROOT / "out" / "contention"
 NOISE, TARGETS = 256, (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05)
@@ -184,7 +184,7 @@ def all_deep(served: Served, options: dict[str, Any], queued: bool, seconds: flo
     deep = replace(
         bundle.ladder.points[0],
         name=DEEP,
-        thresholds=(float(NOBODY),) * last,
+        thresholds=(ABOVE_ALL,) * last,
         backbones=every,
         shares=(0.0,) * last + (1.0,),
     )
