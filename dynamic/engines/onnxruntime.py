@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from dynamic.engines.contract import OUTPUTS, THRESHOLDS, Array, CascadeSpec, Output, graph_file
 from dynamic.engines.forking import forget_after_fork
-from dynamic.engines.memory import available_cores, buffer_depth, gives_back, trim_memory
+from dynamic.engines.memory import available_cores, gives_back, trim_memory
 from dynamic.engines.model_files.graph_files import BundleFiles, Held
 from dynamic.engines.options import Idle
 from dynamic.policies.errors import EngineError
 
-_MOST_BUFFERS = 1000  # of threads, most of which have ended by then
 _LOOK_S = 1.0  # between checks: each takes 3 us a file, and 100 where the caches are cold
 
 
@@ -222,10 +221,6 @@ class OnnxRuntimeGraph:
         held: Held | None = None,
     ) -> None:
         self._sessions = Sessions(folder, threads, idle, rivals=False, hashes=hashes, held=held)
-        self._classes = spec.classes
-        # of one row: the session, and its buffers by thread and depth. Replaced as a whole
-        self._row: tuple[Any, dict[tuple[int, int], _RowBuffers]] = (None, {})
-        forget_after_fork(self)
 
     def ready(self, rows: int) -> bool:
         """Whether the session for this number of rows is loaded."""
@@ -237,73 +232,16 @@ class OnnxRuntimeGraph:
 
     def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32], rows: int) -> Output:
         """Run the cascade. Raises EngineError where ONNX Runtime fails."""
+        session = self._sessions(graph_file(rows), "the cascade")
+        feed = dict(inputs)
+        if len(thresholds):
+            feed[THRESHOLDS] = thresholds
         try:
-            session = self._sessions(graph_file(rows), "the cascade")
-        except EngineError:
-            self._row = (None, {})  # of a session that was dropped
-            raise
-        try:
-            if rows == 1 and not gives_back():
-                return self._buffers_of(session).run(inputs, thresholds)
-            feed = dict(inputs)
-            if len(thresholds):
-                feed[THRESHOLDS] = thresholds
+            # outputs bound to buffers that stay save 2 us, and nothing where caches are cold
             return Output(*session.run(OUTPUTS, feed, _run_options()))
         except Exception as error:  # see Sessions
             raise EngineError(f"ONNX Runtime failed in the cascade's graph: {error}") from error
 
     def close(self) -> bool:
         """Drop the sessions. Returns whether there were any."""
-        self._row = (None, {})  # first, so that the memory is free when it is returned
-        dropped = self._sessions.drop(lambda _: True)
-        self._row = (None, {})  # a request may have come between
-        return dropped
-
-    def forget(self) -> Any:
-        """All buffers, to be kept unused."""
-        lost, self._row = self._row, (None, {})
-        return lost
-
-    def _buffers_of(self, session: Any) -> "_RowBuffers":
-        """This thread's buffers for one row."""
-        known, buffers = self._row
-        if known is not session:
-            buffers = {}
-            self._row = session, buffers
-            if not self.ready(1):  # dropped meanwhile: nothing else must keep it in memory
-                self._row = (None, {})
-        key = threading.get_ident(), buffer_depth()
-        own = buffers.get(key)
-        if own is None:
-            if len(buffers) >= _MOST_BUFFERS:
-                buffers.clear()
-            own = buffers[key] = _RowBuffers(session, self._classes)
-        return own
-
-
-class _RowBuffers:
-    """Where a session writes the outputs of one row, for one thread. It saves 2 us a run."""
-
-    __slots__ = ("_binding", "_outputs", "_thresholds", "session")
-
-    def __init__(self, session: Any, classes: int) -> None:
-        from onnxruntime import OrtValue
-
-        self.session, self._binding = session, session.io_binding()
-        self._outputs = np.empty((1, classes), np.float32), np.empty(1, np.int64), np.empty(1, np.float32)
-        for name, array in zip(OUTPUTS, self._outputs, strict=True):
-            self._binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))  # shares its memory
-        self._thresholds: NDArray[np.float32] | None = None
-
-    def run(self, inputs: Mapping[str, Array], thresholds: NDArray[np.float32]) -> Output:
-        """Run one row. ONNX Runtime reads inputs and thresholds where they lie."""
-        binding = self._binding
-        for name, array in inputs.items():
-            binding.bind_cpu_input(name, array)
-        if thresholds is not self._thresholds:
-            if len(thresholds):
-                binding.bind_cpu_input(THRESHOLDS, thresholds)
-            self._thresholds = thresholds
-        self.session.run_with_iobinding(binding)
-        logits, stage, score = self._outputs
-        return Output(logits.copy(), stage.copy(), score.copy())
+        return self._sessions.drop(lambda _: True)

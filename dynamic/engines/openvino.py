@@ -218,13 +218,13 @@ class _Request:
         if buffer is not None and buffer.shape == array.shape and buffer.dtype == array.dtype:
             buffer[...] = array
             return
-        if array.nbytes <= _COPIED_BYTES:
-            array = self._buffers[i] = array.copy()
-        else:
-            self._buffers.pop(i, None)
-            if not array.flags.writeable:  # OpenVINO shares no other memory
-                array = array.copy()
+        self._buffers.pop(i, None)  # first: an interrupt must not leave one that the request does not read
+        is_small = array.nbytes <= _COPIED_BYTES
+        if is_small or not array.flags.writeable:  # OpenVINO shares no other memory
+            array = array.copy()
         self.request.set_input_tensor(i, self._tensor(array, shared_memory=True))
+        if is_small:
+            self._buffers[i] = array
 
 
 class OpenVinoExecutor:

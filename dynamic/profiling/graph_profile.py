@@ -5,6 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,23 +37,39 @@ def uncertainty(times: Sequence[float]) -> float:
     return 2 * _MEDIAN_ERROR * spread / math.sqrt(len(times)) / middle
 
 
-Timing = tuple[float, float]  # of a request: its time and its CPU time, in ms
+@dataclass(frozen=True)
+class Timings:
+    """Of requests of one kind, one after the other: their times and CPU times in ms."""
+
+    ms: list[float]
+    cpu_ms: list[float]
 
 
-def in_a_row(request: Callable[[], Timing]) -> list[Timing]:
+def in_a_row(request: Callable[[], object], clock: Callable[[], float]) -> Timings:
     """Times of a kind of request when others of its kind come before.
 
     Args:
-        request: Runs one and times it.
+        request: Runs one.
+        clock: Time in seconds.
 
     Returns:
         Of a short request, those of up to five in a row behind one that is left out. Of another, that of one.
     """
-    first = request()
-    if first[0] >= _SHORT_MS:
-        return [first]
-    count = _BLOCK if first[0] <= 0 else min(_BLOCK, math.ceil(_SHORT_MS / first[0]))
-    return [request() for _ in range(count)]
+    first = _timings(request, clock, 1)
+    (first_ms,) = first.ms
+    if first_ms >= _SHORT_MS:
+        return first
+    return _timings(request, clock, _BLOCK if first_ms <= 0 else min(_BLOCK, math.ceil(_SHORT_MS / first_ms)))
+
+
+def _timings(request: Callable[[], object], clock: Callable[[], float], count: int) -> Timings:
+    ms, cpu_ms = [], []
+    for _ in range(count):
+        cpu_began, began = time.process_time(), clock()
+        request()
+        ms.append((clock() - began) * 1e3)
+        cpu_ms.append((time.process_time() - cpu_began) * 1e3)
+    return Timings(ms, cpu_ms)
 
 
 class GraphColumn:
@@ -108,9 +125,9 @@ class GraphColumn:
         return 0.0
 
     @property
-    def whole_ms(self) -> float:
-        """Median time of a request that runs every stage."""
-        return statistics.median(self.whole)
+    def turns(self) -> int:
+        """How often everything was measured."""
+        return len(self.whole)
 
     @property
     def noise(self) -> float:
@@ -154,28 +171,22 @@ def _repeat(
 ) -> None:
     rows, last = len(next(iter(inputs.values()))), len(spec.stages) - 1
 
-    def measured(limits: NDArray[np.float32]) -> list[Timing]:
-        def request() -> Timing:
-            cpu_began, began = time.process_time(), clock()
-            graph.run(inputs, limits, rows)
-            took = (clock() - began) * 1e3
-            return took, (time.process_time() - cpu_began) * 1e3
-
-        return in_a_row(request)
+    def measured(limits: NDArray[np.float32]) -> Timings:
+        return in_a_row(lambda: graph.run(inputs, limits, rows), clock)
 
     for stage in range(last + 1):
         limits = np.full(last, NOBODY, np.float32)
         limits[stage:] = -np.inf
-        times = measured(limits)
-        column.leaving[stage] += [took for took, _ in times]
-        column.processor[stage] += [cpu for _, cpu in times]
-    column.whole.append(statistics.median(took for took, _ in times))
+        timings = measured(limits)
+        column.leaving[stage] += timings.ms
+        column.processor[stage] += timings.cpu_ms
+    column.whole.append(statistics.median(timings.ms))  # of the last, which runs every stage
     for stage in range(last):
         if spec.stages[stage].body_graph is not None:
             limits = np.full(last, NOBODY, np.float32)
             limits[stage] = np.inf
-            column.without[stage] += [took for took, _ in measured(limits)]
-    column.reference += [took for took, _ in measured(np.full(last, np.inf, np.float32))]
+            column.without[stage] += measured(limits).ms
+    column.reference += measured(np.full(last, np.inf, np.float32)).ms
 
 
 def _steps(totals: list[float]) -> list[float]:

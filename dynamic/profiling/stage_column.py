@@ -1,8 +1,8 @@
 """Costs of each stage when it runs alone, stage by stage."""
 
 import statistics
-import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from dynamic.profiling.graph_profile import (
     MIN_REPEATS,
     NOBODY,
     WARM_UP,
-    Timing,
+    Timings,
     in_a_row,
     uncertainty,
 )
@@ -44,8 +44,8 @@ class StageColumn:
         return max(0.0, statistics.fmean(self.leaving_cpu) - statistics.fmean(self.processor[0]))
 
     @property
-    def whole_ms(self) -> float:
-        return statistics.median(self.whole)
+    def turns(self) -> int:
+        return len(self.whole)
 
     @property
     def noise(self) -> float:
@@ -106,28 +106,24 @@ def _repeat(
         for head in (repeat % 2 == 0, repeat % 2 == 1):
             if not head and spec.stages[stage].body_graph is None:
                 continue
-            cpu_began, began = time.process_time(), clock()
-            _, next_carry = executor.step(stage, carry, head)
-            took = (clock() - began) * 1e3
-            (column.full if head else column.body)[stage].append(took)
+
+            def step(stage: int = stage, carry: Any = carry, head: bool = head) -> None:
+                nonlocal after
+                _, after = executor.step(stage, carry, head)
+
+            timings = in_a_row(step, clock)
+            (column.full if head else column.body)[stage] += timings.ms
             if head:
-                column.processor[stage].append((time.process_time() - cpu_began) * 1e3)
-                after = next_carry
-        carry = after
+                column.processor[stage] += timings.cpu_ms
+                with_head = after
+        carry = with_head
 
-    def measured(limit: float) -> list[Timing]:
+    def measured(limit: float) -> Timings:
         thresholds = np.full(len(spec.stages) - 1, limit, np.float32)
-
-        def request() -> Timing:
-            cpu_began, began = time.process_time(), clock()
-            engine.run(inputs, thresholds)
-            took = (clock() - began) * 1e3
-            return took, (time.process_time() - cpu_began) * 1e3
-
-        return in_a_row(request)
+        return in_a_row(lambda: engine.run(inputs, thresholds), clock)
 
     leaving, staying = measured(-np.inf), measured(float(NOBODY))
-    column.leaving += [took for took, _ in leaving]
-    column.leaving_cpu += [cpu for _, cpu in leaving]
-    column.staying += [took for took, _ in staying]
-    column.whole.append(statistics.median(took for took, _ in staying))
+    column.leaving += leaving.ms
+    column.leaving_cpu += leaving.cpu_ms
+    column.staying += staying.ms
+    column.whole.append(statistics.median(staying.ms))

@@ -64,9 +64,8 @@ def profile(
     sizes = USUAL_BATCH if batch is None else tuple(plain(size) for size in batch)
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise SettingError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
-    limit_s = math.inf if batch is not None else USUAL_LIMIT_S
-    columns, load = _measured_alone(lambda left_s: _columns(engine, sizes, seconds, clock, progress, left_s), limit_s)
-    left_out = tuple(f"batches above {sizes[len(columns) - 1]}" for _ in sizes[len(columns) :][:1])
+    columns, load = _measured_alone(engine, sizes, seconds, clock, progress, math.inf if batch else USUAL_LIMIT_S)
+    left_out = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
     sizes = sizes[: len(columns)]
     memory = backbone_memory(engine, folder)
     costs = Costs(
@@ -96,6 +95,36 @@ def profile(
     return costs
 
 
+def _measured_alone(
+    engine: CascadeEngine,
+    sizes: Sequence[int],
+    seconds: float,
+    clock: Callable[[], float],
+    progress: bool | None,
+    limit_s: float,
+) -> "tuple[list[_Measured], float | None]":
+    """The figures of each batch size, and the load of others meanwhile: that of least load of up to `ATTEMPTS`.
+
+    Sizes that would take longer than the limit, all together, are left out, and so is a repetition.
+    """
+    calmest: tuple[list[_Measured], float | None] | None = None
+    began = clock()
+    for attempt in range(ATTEMPTS):
+        others, started = _OthersDuring(), clock()
+        columns = _columns(engine, sizes, seconds, clock, progress, limit_s if attempt == 0 else math.inf)
+        sizes = sizes[: len(columns)]
+        load = others.load()
+        if calmest is None or (load is not None and calmest[1] is not None and load < calmest[1]):
+            calmest = columns, load
+        ended = clock()
+        if load is None or load <= BUSY or ended - began + (ended - started) > limit_s:
+            break
+        if attempt < ATTEMPTS - 1:
+            logger.info("other processes used %.0f%% of the processor: the profile is repeated", 100 * load)
+    assert calmest is not None
+    return calmest
+
+
 def _columns(
     engine: CascadeEngine,
     sizes: Sequence[int],
@@ -104,43 +133,19 @@ def _columns(
     progress: bool | None,
     limit_s: float,
 ) -> "list[_Measured]":
-    """The figures of each batch size. Those that would take longer than the limit, all together, are left out."""
+    """The figures of each batch size, as far as the limit lasts."""
     columns: list[_Measured] = []
-    began = clock()
-    for rows, before in track(list(zip(sizes, (None, *sizes), strict=False)), "profiling", shown=progress):
-        if before is not None:
-            whole_s = columns[-1].whole_ms / 1e3 * rows / before
-            routes, kinds = engine.can("stages") + engine.can("graph"), 2 * len(engine.spec.stages)
-            takes_s = routes * max(seconds, (WARM_UP + MIN_REPEATS) * kinds * whole_s)
-            if clock() - began + takes_s > limit_s:
-                logger.info("batches of %d and more would take %.0f s more: they are not profiled", rows, takes_s)
-                break
-        columns.append(_faster(engine, rows, seconds, clock))
-    return columns
-
-
-def _measured_alone(
-    measure: "Callable[[float], list[_Measured]]", limit_s: float
-) -> "tuple[list[_Measured], float | None]":
-    """The result of `measure` and the load of others meanwhile: that of least load of up to `ATTEMPTS`.
-
-    `measure` is given the seconds that are left. It is not repeated where it would take more.
-    """
-    calmest: tuple[list[_Measured], float | None] | None = None
-    began = time.monotonic()
-    for attempt in range(ATTEMPTS):
-        others, started = _OthersDuring(), time.monotonic()
-        columns = measure(limit_s - (started - began))
-        load = others.load()
-        if calmest is None or (load is not None and calmest[1] is not None and load < calmest[1]):
-            calmest = columns, load
-        ended = time.monotonic()
-        if load is None or load <= BUSY or ended - began + (ended - started) > limit_s:
+    began, turn_s, before = clock(), 0.0, 1
+    for rows in track(sizes, "profiling", shown=progress):
+        # of the size before, one turn by every route. A time grows with the rows at most
+        takes_s = max(2 * seconds, (WARM_UP + MIN_REPEATS) * turn_s * rows / before)
+        if columns and clock() - began + takes_s > limit_s:
+            logger.info("batches of %d and more would take %.0f s more: they are not profiled", rows, takes_s)
             break
-        if attempt < ATTEMPTS - 1:
-            logger.info("other processes used %.0f%% of the processor: the profile is repeated", 100 * load)
-    assert calmest is not None
-    return calmest
+        column, turn_s = _faster(engine, rows, seconds, clock)
+        columns.append(column)
+        before = rows
+    return columns
 
 
 class _OthersDuring:
@@ -199,19 +204,24 @@ class _Measured(Protocol):
         """Uncertainty of the time of a request that runs every stage, a fraction."""
 
     @property
-    def whole_ms(self) -> float:
-        """Median time of a request that runs every stage."""
+    def turns(self) -> int:
+        """How often everything was measured."""
 
 
-def _faster(engine: CascadeEngine, rows: int, seconds: float, clock: Callable[[], float]) -> _Measured:
+def _faster(engine: CascadeEngine, rows: int, seconds: float, clock: Callable[[], float]) -> tuple[_Measured, float]:
+    """The figures of the faster route, and the seconds that one turn by every route takes."""
     columns: list[_Measured] = []
+    turn_s, began = 0.0, clock()
     if engine.can("stages"):
         columns.append(measure_stages(engine.stages, rows, seconds, clock))
+        turn_s += (clock() - began) / (WARM_UP + columns[-1].turns)
+    began = clock()
     if engine.can("graph"):
         assert engine.graph is not None
         columns.append(measure_graph(engine.graph, engine.spec, example_arrays(engine.spec, rows), seconds, clock))
+        turn_s += (clock() - began) / (WARM_UP + columns[-1].turns)
     # the mean over the exit stages
-    return min(columns, key=lambda column: statistics.fmean(itertools.accumulate(column.latency)) + column.call)
+    return min(columns, key=lambda column: statistics.fmean(itertools.accumulate(column.latency)) + column.call), turn_s
 
 
 def _rows(columns: list[_Measured], take: Callable[[_Measured], list[float]]) -> tuple[tuple[float, ...], ...]:

@@ -309,6 +309,6 @@ def check_successor(old: DeployedBundle, new: DeployedBundle) -> None:
     ):
         if ours != theirs:
             raise BundleError(
-                f"{new.folder} cannot be swapped in: its {what} are {theirs!r:.200}, those at work {ours!r:.200}; "
-                "open a runtime of its own with bundle.runtime(...)"
+                f"{new.folder} cannot be swapped in: its {what} are {theirs!r:.200}, those at work {ours!r:.200}. "
+                "Open a runtime of its own with bundle.runtime(...)"
             )

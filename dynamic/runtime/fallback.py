@@ -54,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A request that goes more than the usual way; see `FallbackEngines.run`."""
+    """A request that goes more than the usual way, see `FallbackEngines.run`."""
 
     inputs: Mapping[str, Array]
     rows: int

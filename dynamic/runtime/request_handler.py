@@ -33,7 +33,7 @@ from dynamic.runtime.request_plan import MOST_OBSERVATIONS, Conditions, Observat
 from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import BatchResult, Prediction, Result, answers
 
-_PILE = 8  # times what may wait to be learned from: then a thread decides although another does
+_MOST_FACTOR = 8  # times what may wait to be learned from: then a thread decides although another does
 _CONVERSION_MS = 1.0  # conversion of inputs that takes less is no wait for the policy: such requests share one snapshot
 
 
@@ -72,7 +72,7 @@ class RequestHandler:
         self.counters, self.feedback_log = counters, feedback_log
         self.closed = False
         self.plan: RequestPlan | None = None
-        self.renewing: int | None = None  # the thread that decides again, while others repeat what was decided
+        self.deciding_thread: int | None = None  # the thread that decides again, while others repeat what was decided
         self._is_due = False  # whether the next request decides again
         self.observations: list[Observation] = []  # that the policy has not seen: appended without a lock
         self._ids = count()
@@ -82,7 +82,7 @@ class RequestHandler:
     def forget(self) -> None:
         """A lock that the parent held, perhaps, is no lock in a forked child."""
         self.lock = threading.RLock()
-        self._learns, self.renewing = False, None
+        self._learns, self.deciding_thread = False, None
         # the thread that forks is the only one in a child
         self.inside: list[int] = [thread for thread in getattr(self, "inside", ()) if thread == threading.get_ident()]
 
@@ -116,10 +116,10 @@ class RequestHandler:
     def __call__(self, x: Any, came: float | None = None) -> Result:
         """Answer an input that came at `came` and has waited for its turn since. None: it comes now."""
         began = self._clock()
-        thread, inside = threading.get_ident(), self.inside
-        inside.append(thread)
+        thread = threading.get_ident()
+        self.inside.append(thread)
         try:
-            alone = inside.count(thread) == 1  # else a signal handler is in the middle of a request of its thread
+            alone = self.inside.count(thread) == 1  # else a signal handler is in the middle of a request of its thread
             plan = self.plan
             if alone and plan is not None and came is None and plan.budget is self.budget and not self.closed:
                 result = self._repeat(plan, x, began, thread)
@@ -134,17 +134,17 @@ class RequestHandler:
             finally:
                 deployment.leave(thread)
         finally:
-            if self.renewing == thread:
-                self.renewing = None
-            inside.remove(thread)
+            if self.deciding_thread == thread:
+                self.deciding_thread = None
+            self.inside.remove(thread)  # in a child that was forked meanwhile it is another list
 
     def _repeat(self, plan: RequestPlan, x: Any, began: float, thread: int) -> Result | None:
         """The answer under a plan. None where it does not hold for this request, which then goes the long way."""
         deployment, observations = plan.deployment, self.observations
         count = len(observations)
         is_due = self._is_due or self._read.latest is not plan.latest or count >= MOST_OBSERVATIONS
-        if is_due and (self.renewing is None or count >= _PILE * MOST_OBSERVATIONS):
-            self.renewing = thread
+        if is_due and (self.deciding_thread is None or count >= _MOST_FACTOR * MOST_OBSERVATIONS):
+            self.deciding_thread = thread
             return None
         try:
             if not deployment.enter(thread):
@@ -247,7 +247,9 @@ class RequestHandler:
             latency_ms=(ended - arrival) * 1e3,
             waited_ms=(began - arrival) * 1e3,
         )
-        if rows == 1 and waited_ms == 0.0 and ends_s is None and not stagewise:
+        if deployment.lost or deployment.engines.has_failures:
+            self.plan = None
+        elif rows == 1 and waited_ms == 0.0 and ends_s is None and not stagewise:
             self._plan_next(deployment, budget, latest, snapshot, decision, answer)
         kind = Prediction if single else BatchResult
         classes = deployment.bundle.classes
@@ -273,7 +275,7 @@ class RequestHandler:
                 deployment.restore_excluded()
             decision = deployment.guard.decide(deployment.frontier, budget, snapshot)
             plan = self.plan
-            if plan is not None and not plan.is_of(deployment, budget, decision):
+            if plan is not None and not plan.runs_the_same_as(deployment, budget, decision):
                 self.plan = None
             last = deployment.decision
             if decision.one_request_only and last is not None:  # what runs for the others stays what it was
@@ -296,19 +298,19 @@ class RequestHandler:
     ) -> None:
         """Let the next requests repeat this one, where its decision holds until something changes."""
         engine, point = deployment.engines.first, decision.point
-        usual = answer.engine is engine and answer.usual and not answer.moved and answer.is_answered
-        if (
-            not usual
-            or self.closed
-            or decision.one_request_only
-            or deployment.guard.decides_each_request
-            or deployment.lost
-            or deployment.engines.has_failures
-            or deployment.watch.groups_requests
-        ):
-            return
-        run = deployment.engines.bind(point.backbones, point.thresholds, 1)
+        repeats = (
+            answer.engine is engine
+            and answer.usual
+            and not answer.moved
+            and answer.is_answered
+            and not self.closed
+            and not decision.one_request_only
+            and not deployment.guard.decides_each_request
+            and not deployment.watch.groups_requests
+        )
+        run = deployment.engines.bind(point.backbones, point.thresholds, 1) if repeats else None
         if run is None:
+            self.plan = None
             return
         frontier = deployment.frontier
         expected_ms = [frontier.path_ms(point, stage, rows=1) for stage in range(len(deployment.bundle.spec.stages))]
@@ -390,26 +392,26 @@ class RequestHandler:
             labels = answers(np.concatenate([one.output.logits for one in batch]))[0].tolist()
             entries, alarmed, row = [], None, 0
             for one in batch:
-                on, rows = one.conditions, len(one.stages)
-                deployment, point = on.deployment, on.decision.point
-                drift, is_first = deployment.drift(on.engine, point, one.stages, one.output, one.captured)
+                shared, rows = one.conditions, len(one.stages)
+                deployment, point = shared.deployment, shared.decision.point
+                drift, is_first = deployment.drift(shared.engine, point, one.stages, one.output, one.captured)
                 if is_first:
                     alarmed = deployment
-                if is_first or on.learns:
+                if is_first or shared.learns:
                     feedback = Feedback(
                         point,
                         max(one.stages),
                         rows,
                         one.work_ms,
                         one.expected_ms,
-                        on.engine.threads,
-                        on.snapshot,
+                        shared.engine.threads,
+                        shared.snapshot,
                         drift,
                     )
                     deployment.last_feedback = feedback
                     deployment.guard.observe(feedback)
                 self.feedback_log.enter(one.id, labels[row : row + rows], point.operating_point)
-                entries.append(one.entry(one.certified and (on.repeated or not drift)))
+                entries.append(one.entry(one.certified and (shared.repeated or not drift)))
                 row += rows
             self.counters.enter(entries, frozenset(one.id for one in batch))
             del self.observations[: len(batch)]

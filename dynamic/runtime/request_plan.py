@@ -124,7 +124,7 @@ class RequestPlan:
         self.shape = first.shape if takes_arrays else None
         self.batch_shape = (1, *first.shape) if len(spec.inputs) == 1 else None
 
-    def is_of(self, deployment: Deployment, budget: Budget, decision: Decision) -> bool:
+    def runs_the_same_as(self, deployment: Deployment, budget: Budget, decision: Decision) -> bool:
         """Whether a new decision runs the same: then other threads may repeat this plan until there is another."""
         same = decision.point is self.decision.point and decision.keep_loaded == self.decision.keep_loaded
         return same and deployment is self.deployment and budget is self.budget and not decision.one_request_only

@@ -38,8 +38,8 @@ def disk_errors(what: str, target: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise DiskError(
-            f"{what} could not be written to {target}: {error.strerror or error}{_free(error, target)}; "
-            "choose another folder"
+            f"{what} could not be written to {target}: {error.strerror or error}{_free(error, target)}. "
+            "Choose another folder"
         ) from error
 
 

@@ -556,3 +556,34 @@ def test_a_drop_while_requests_are_looked_through_is_seen_next_time(tmp_path: Pa
     assert models._own_requests() == {("a", 0): own}
     assert models._local.drops != models._drops
     assert models._own_requests() == {}
+
+
+def test_an_interrupt_while_an_input_is_set_leaves_no_old_answer() -> None:
+    """Shapes change, and the tensor of the second is interrupted. The same input once more is read, not the first."""
+    from dynamic.engines.openvino import _Request
+
+    class Request:
+        tensor: Any = None
+
+        def set_input_tensor(self, i: int, tensor: Any) -> None:
+            self.tensor = tensor
+
+    broken = False
+
+    def tensor(array: Any, shared_memory: bool) -> Any:
+        if broken:
+            raise KeyboardInterrupt
+        return array
+
+    request = Request()
+    own = _Request(SimpleNamespace(create_infer_request=lambda: request), tensor)
+    first, second = np.zeros((1, 4), np.float32), np.ones((2, 4), np.float32)
+    own.set_input(0, first)
+    broken = True
+    with pytest.raises(KeyboardInterrupt):
+        own.set_input(0, second)
+    broken = False
+    own.set_input(0, second)
+    np.testing.assert_array_equal(request.tensor, second)
+    own.set_input(0, 2 * second)
+    np.testing.assert_array_equal(request.tensor, 2 * second), "copied into the same buffer"

@@ -9,11 +9,14 @@ from support.fake_graph import Fake, measured
 
 from dynamic.engines.contract import Output
 from dynamic.engines.route_choice import CascadeEngine
+from dynamic.engines.stage_loop import StageEngine
 from dynamic.policies.costing.latency import mean_ms
 from dynamic.policies.costs import Costs
 from dynamic.policies.ladder import OperatingPoint
+from dynamic.policies.scores import Combiner
 from dynamic.policies.stage_plan import plan
 from dynamic.profiling.graph_profile import GraphColumn, in_a_row
+from dynamic.profiling.stage_column import measure_stages
 from dynamic.profiling.stage_profile import profile
 
 INF = float("inf")
@@ -62,10 +65,46 @@ def test_short_requests_are_measured_as_in_a_stream_of_their_kind() -> None:
 
 
 def test_long_requests_are_measured_once_a_turn() -> None:
-    timings = iter([(7.0, 1.0), (9.0, 1.0)])
-    assert in_a_row(lambda: next(timings)) == [(7.0, 1.0)]
-    timings = iter([(3.0, 1.0), (2.0, 1.0), (2.5, 1.0), (9.0, 1.0)])
-    assert in_a_row(lambda: next(timings)) == [(2.0, 1.0), (2.5, 1.0)], "some 5 ms of them"
+    def timings(*took_ms: float) -> list[float]:
+        now_ms, left = 0.0, iter(took_ms)
+
+        def request() -> None:
+            nonlocal now_ms
+            now_ms += next(left)
+
+        return in_a_row(request, lambda: now_ms / 1e3).ms
+
+    assert timings(7, 9) == pytest.approx([7])
+    assert timings(3, 2, 2.5, 9) == pytest.approx([2, 2.5]), "some 5 ms of them"
+    assert timings(0.1, 1, 1, 1, 1, 1, 9) == pytest.approx([1] * 5)
+
+
+class Stages:
+    """An executor of two networks. Each takes its time on the clock, and 0.4 ms more behind the other."""
+
+    name, precision, threads = "fake", "f32", 1
+
+    def __init__(self) -> None:
+        self.ms, self._last = 0.0, -1
+
+    def start(self, inputs: Any) -> Any:
+        return inputs
+
+    def step(self, stage: int, carry: Any, head: bool) -> Any:
+        self.ms += (0.1, 1.0)[stage] + 0.4 * (stage != self._last)
+        self._last = stage
+        return np.zeros((1, 2), np.float32), carry
+
+
+def test_stages_are_measured_as_in_a_stream_too() -> None:
+    """Requests that exit at the first stage take 0.1 ms. Those that go on pay twice for the change, 1.9 ms in all."""
+    executor = Stages()
+    fake, _ = measured((0, 1), 0.0, [0.1, 1.0], [0.0, 0.0])
+    combiner = Combiner((1.0, 1.0), "max_probability", combine="last", backbone=(0, 1))
+    stages = StageEngine(executor, fake.spec, combiner)  # type: ignore[arg-type]
+    found = measure_stages(stages, 1, 0.0, lambda: executor.ms / 1e3)
+    assert found.call + found.latency[0] == pytest.approx(0.1)
+    assert found.call + sum(found.latency) == pytest.approx(1.9)
 
 
 class ByRows(Fake):

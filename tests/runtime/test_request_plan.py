@@ -50,7 +50,7 @@ def steady(run: Any) -> None:
     """Until a request repeats the one before: the first ones load, and may be slow."""
     for _ in range(200):
         run(X[0])
-        if run._handler.plan is not None and run._handler.plan.slow_ms[0] > 0:
+        if run._handler.plan is not None:
             return
     raise AssertionError("no request repeats another")
 
@@ -138,7 +138,7 @@ def test_observations_do_not_pile_up_while_one_decides(bundle: dynamic.Bundle) -
     with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
         steady(run)
         run._handler.plan.slow_ms = (1e9, 1e9)
-        run._handler.renewing = -1  # another thread, which never ends
+        run._handler.deciding_thread = -1  # another thread, which never ends
         policy.decisions = 0
         for _ in range(20 * MOST_OBSERVATIONS):
             run(X[0])
@@ -172,6 +172,53 @@ def test_what_ends_a_plan(bundle: dynamic.Bundle, change: str) -> None:
             return
         run(X[0])
         assert policy.decisions == 1
+
+
+def test_an_engine_that_fails_on_a_batch_is_not_asked_for_the_next_input(
+    bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bundle.runtime(monitor=monitor(), drift_alpha=None) as run:
+        steady(run)
+
+        def fails(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(run.engine, "run", fails)
+        run(X)
+        assert run._handler.plan is None
+        failures = run.stats().engine_failures
+        assert failures >= 1
+        run(X[0])
+        assert run._handler.plan is None, "another way answers for a while"
+
+
+def test_another_point_ends_the_plan_at_once(bundle: dynamic.Bundle) -> None:
+    class Turns(Always):
+        def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> tuple[Decision, Any]:
+            assert len(frontier.points) > 1
+            return Decision(frontier.points[0 if snapshot.battery > 0.5 else -1]), state
+
+    watch = monitor(battery=0.9)
+    with bundle.runtime(monitor=watch, policy=Turns(), drift_alpha=None) as run:
+        steady(run)
+        before = run._handler.plan
+        assert before is not None
+        watch.set(battery=0.1)
+        run(X)  # a batch decides, and makes no plan of its own
+        assert run._handler.plan is None
+        assert run(X[0]).decision.point is not before.decision.point
+
+
+def test_a_fork_inside_a_request_leaves_no_request_behind(bundle: dynamic.Bundle) -> None:
+    """The child goes on with a list of its own (here: what a fork does to it)."""
+    watch = monitor(battery=0.9)
+    with bundle.runtime(
+        dynamic.Budget(battery_floor=0.5), monitor=watch, on_change=lambda _: run._handler.forget(), drift_alpha=None
+    ) as run:
+        run(X[0])
+        watch.set(battery=0.1)
+        run(X[0])
+        assert run._handler.inside == []
 
 
 def test_a_label_may_come_right_after_the_answer(bundle: dynamic.Bundle) -> None:

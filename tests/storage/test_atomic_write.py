@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     bundle: dynamic.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     fill(monkeypatch, 2, number)
-    with pytest.raises(DiskError, match=r"the bundle could not be written to .*shelf: .*, .* MB are free; ") as e:
+    with pytest.raises(DiskError, match=r"the bundle could not be written to .*shelf: .*, .* MB are free\. ") as e:
         bundle.save(tmp_path / "shelf")
     assert os.strerror(number) in str(e.value)
     assert len(str(e.value)) < 300

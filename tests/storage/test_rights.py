@@ -64,7 +64,7 @@ def test_a_shelf_of_another_user_is_read_and_not_written(one: Bundle, other: Bun
             np.testing.assert_array_equal(logits(bundle, route="stages"), expected)
             assert bundle.costs is not None
             with pytest.raises(
-                DiskError, match=r"the bundle could not be written to .*shelf: Permission denied; choose"
+                DiskError, match=r"the bundle could not be written to .*shelf: Permission denied\. Choose"
             ):
                 bundle.save(shelf)
         except BaseException:
@@ -115,7 +115,7 @@ def test_a_read_only_shelf_runs_and_is_not_written(
         assert bundle.costs is not None
         assert "costs could not be kept in" in caplog.text
         assert logits(bundle).shape == (5, 4)
-        with pytest.raises(DiskError, match=r"image: Read-only file system; choose another folder"):
+        with pytest.raises(DiskError, match=r"image: Read-only file system\. Choose another folder"):
             bundle.save(image)
         assert dynamic.load(image).hashes == one.hashes
     with mounted(tmp_path / "away", "--bind", str(tmp_path / "shelf")) as away:  # unmounted while it is loaded

@@ -133,7 +133,7 @@ def test_a_full_disk_keeps_the_old_shelf_and_costs_are_measured_again(
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=1m", "none") as disk:
         shelf = one.save(disk / "shelf").folder
         fill(disk / "fill")
-        with pytest.raises(DiskError, match=r"No space left on device, 0\.0 MB are free; choose another folder"):
+        with pytest.raises(DiskError, match=r"No space left on device, 0\.0 MB are free\. Choose another folder"):
             other.save(shelf)
         bundle = dynamic.load(shelf).profile(batch=(1,), seconds=0.01)
         assert bundle.costs is not None

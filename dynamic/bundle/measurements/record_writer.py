@@ -33,7 +33,7 @@ class Recorder:
             raise InputError(f"a batch has {len(logits)} inputs and {len(labels)} labels")
         if labels is not None and len(labels) and not (labels.min() >= 0 and labels.max() < classes):
             raise InputError(
-                f"labels run from {labels.min()} to {labels.max()}; "
+                f"labels run from {labels.min()} to {labels.max()}, and "
                 f"the cascade has {classes} classes, 0 to {classes - 1}"
             )
         self._logits.append(logits)
