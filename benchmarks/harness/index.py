@@ -51,7 +51,7 @@ FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
         "us beside ONNX Runtime": ("engines", "onnxruntime", "cold", "runtime", "added_of_medians_us"),
         "beside OpenVINO": ("engines", "openvino", "cold", "runtime", "added_of_medians_us"),
     },
-    "cascades/as_users_run": {
+    "runtime/as_users_run": {
         "run(x), of the best static network's latency, ONNX Runtime": (
             "engines",
             "onnxruntime f32",

@@ -5,7 +5,8 @@
 A bundle of ResNet-20 and 56 is built on the spot. On each engine four calls take turns on CIFAR-10 images that were
 preprocessed before, one row each:
 
-- `library`: the engine's own call on the graph of the bundle, in the fewest lines that give arrays of one's own.
+- `library`: the engine's own call, in the fewest lines that give arrays of one's own. It runs on the session of the
+  runtime, or its weights would be in the caches less than those of the others.
 - `engine`: `engine.run` under thresholds that are chosen.
 - `minimal`: the least that a request can be (see `Minimal`), around the call that the runtime uses.
 - `runtime`: `run(x)`. The monitor runs, and the budget limits latency and drop, loosely: one decision must hold
@@ -130,8 +131,28 @@ def library_call(engine: str, graph: Path, thresholds: NDArray[np.float32], thre
     return call
 
 
-def contenders_of(run: Runtime, graph: Path, ready: list[Inputs]) -> dict[str, Call]:
-    """The four calls, on the operating point that the runtime has decided for."""
+def own_call(run: Runtime, thresholds: NDArray[np.float32]) -> Call:
+    """The engine's own call on the session of the runtime itself: weights of another would be in no cache."""
+    graph: Any = run.engine.graph  # type: ignore[attr-defined]
+    if run.engine.name == "onnxruntime":
+        session = graph._sessions(SINGLE_GRAPH, "the cascade")
+        return lambda inputs: session.run(OUTPUTS, {**inputs, THRESHOLDS: thresholds})
+    request = graph._models._request(SINGLE_GRAPH, "the cascade")  # of this thread
+
+    def call(inputs: Inputs) -> list[NDArray[Any]]:
+        (array,) = inputs.values()
+        request.set_input(0, array)
+        request.set_input(1, thresholds)
+        return [output.copy() for output in request.request.infer(None, share_outputs=True).values()]
+
+    return call
+
+
+def contenders_of(run: Runtime, ready: list[Inputs], graph: Path | None = None) -> dict[str, Call]:
+    """The four calls, on the operating point that the runtime has decided for.
+
+    `graph`: what the library's own call loads, for several threads. None: it runs on the session of the runtime.
+    """
     points = [run(inputs).decision.point for inputs in ready[:50]]
     point, engine = points[-1], run.engine
     thresholds = np.array(point.thresholds, np.float32)
@@ -144,7 +165,9 @@ def contenders_of(run: Runtime, graph: Path, ready: list[Inputs]) -> dict[str, C
             raise SystemExit(f"the decision went from {point.name!r} to {now.name!r}: run it again")
 
     return {
-        "library": library_call(engine.name, graph, thresholds, engine.threads),
+        "library": own_call(run, thresholds)
+        if graph is None
+        else library_call(engine.name, graph, thresholds, engine.threads),
         "engine": lambda inputs: engine.run(inputs, point.thresholds),
         "minimal": Minimal(bound, spec.name, (1, *spec.shape)),
         "runtime": through_runtime,
@@ -166,10 +189,10 @@ def _spread(us: NDArray[np.float64]) -> dict[str, float]:
     return spread(us.tolist(), 1) | {"p99": round(float(np.percentile(us, 99)), 1)}
 
 
-def measure(run: Runtime, graph: Path, other: Call, images: ImageSet, factor: float) -> dict[str, Any]:
+def measure(run: Runtime, other: Call, images: ImageSet, factor: float) -> dict[str, Any]:
     """The four calls cold, hot and paced."""
     ready = [{"input": cifar.PREPROCESS(image)} for image in images.images[:2000]]
-    calls = contenders_of(run, graph, ready)
+    calls = contenders_of(run, ready)
 
     def items(count: int) -> list[int]:
         return [number % len(ready) for number in range(max(20, round(count * factor)))]
@@ -202,7 +225,7 @@ def paced(calls: dict[str, Call], ready: list[Inputs], items: list[int]) -> dict
 def shared(run: Runtime, graph: Path, images: ImageSet, seconds: float) -> dict[str, float]:
     """Requests a second of 8 threads on one runtime, and on the bare engine. They take turns."""
     ready = [{"input": cifar.PREPROCESS(image)} for image in images.images[:500]]
-    calls = contenders_of(run, graph, ready)
+    calls = contenders_of(run, ready, graph)
     rates: dict[str, list[float]] = {"library": [], "runtime": []}
     for turn in range(4):
         for name in list(rates)[:: 1 if turn % 2 else -1]:
@@ -295,7 +318,7 @@ def main() -> None:
                 missing.append(f"{engine}: {error}")
                 continue
             with run:
-                row = engines[engine] = measure(run, shelf / SINGLE_GRAPH, other, images, options.calls)
+                row = engines[engine] = measure(run, other, images, options.calls)
                 calls = max(100, round(CALLS * options.calls))
                 alone = alone or {rows: without_engine(run, images, rows, calls) for rows in ROWS}
             with dynamic.load(shelf).runtime(BUDGET, engine=engine, drift_alpha=NEVER, route="graph") as run:

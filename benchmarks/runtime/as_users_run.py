@@ -1,6 +1,6 @@
 """What a user gets: a certified cascade through `run(x)` against the best static network of its accuracy, CIFAR-10.
 
-    python -m benchmarks.cascades.as_users_run
+    python -m benchmarks.runtime.as_users_run
 
 The cascade is made by the public steps alone. int8 versions of ResNet-20, 32 and 56 and ResNet-56 as it was given are
 built on one half of the test images for a drop of at most 0.005 to ResNet-56 (delta 0.1), and profiled here. Ranges of
@@ -13,7 +13,7 @@ split. All are processes that take turns, one request behind the other (`alterna
 
 The opponent is the fastest static network that is at least as accurate as the cascade on the images that report, or the
 most accurate one where none is. Every answer of `run(x)` has to be certified. One half decides that within 0.3 points
-(standard error), so several splits are run. Ratios are of mean latencies, with the 95th and 99th percentile beside them.
+(standard error), so several splits are run. Ratios are of mean latencies, with 95th and 99th percentiles beside them.
 """
 
 import argparse
@@ -232,7 +232,7 @@ def main() -> None:
                 result[engine]["splits"].append(one)
                 result[engine]["over_splits"] = summary(result[engine]["splits"])
                 figures = {"max_drop": MAX_DROP, "delta": DELTA, "members": MEMBERS, "engines": result}
-                path = save("cascades/as_users_run", figures | {"skipped": skipped, "not_measured": not_measured()})
+                path = save("runtime/as_users_run", figures | {"skipped": skipped, "not_measured": not_measured()})
     for engine in here:
         print(f"{engine}: {result[engine]['over_splits']}")
     print(f"{circumstances()}\n{path}")
