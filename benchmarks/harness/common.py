@@ -34,13 +34,13 @@ def save(name: str, figures: dict[str, Any]) -> Path:
         "command": " ".join(["python -m", module.name if module else sys.argv[0], *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine_name(),
-        "versions": {"python": sys.version.split()[0], **{p: v for p in _PACKAGES if (v := _version(p))}},
+        "versions": {"python": sys.version.split()[0], **{p: v for p in _PACKAGES if (v := version_of(p))}},
     }
     path.write_text(json.dumps(circumstances | figures, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.common import RESULTS, _version
+from benchmarks.harness.common import RESULTS, version_of
 from dynamic.profiling.machine import machine_name
 from dynamic.storage.atomic_write import replace_text
 
@@ -131,7 +131,7 @@ def added(one: Counts, other: Counts) -> Counts:
 def environment() -> dict[str, Any]:
     """The machine and the versions that counts belong to. Those of this library do not depend on a commit."""
     packages = ("dynamic-inference", "numpy", "onnxruntime", "openvino", "torch")
-    found = {package: number.partition("+")[0] for package in packages if (number := _version(package))}
+    found = {package: number.partition("+")[0] for package in packages if (number := version_of(package))}
     return {"machine": machine_name(), "versions": {"python": sys.version.split()[0], **found}}
 
 

@@ -178,26 +178,26 @@ class Models:
         self._lock, self._local = threading.RLock(), threading.local()
         return lost
 
-    def _own_requests(self) -> dict[tuple[str, int], "_Request"]:
+    def _own_requests(self) -> dict[tuple[str, int], "InferenceRequest"]:
         """This thread's requests by file and depth. Those of dropped models are removed."""
         drops = self._drops  # before the check: a drop during it counts next time
-        requests: dict[tuple[str, int], _Request] = getattr(self._local, "requests", {})
+        requests: dict[tuple[str, int], InferenceRequest] = getattr(self._local, "requests", {})
         requests = {key: own for key, own in requests.items() if self._compiled.get(key[0]) is own.model}
         self._local.requests, self._local.drops = requests, drops
         return requests
 
-    def _request(self, file: str, what: str) -> "_Request":
+    def _request(self, file: str, what: str) -> "InferenceRequest":
         local = self._local
         requests = local.requests if getattr(local, "drops", -1) == self._drops else self._own_requests()
         key = file, buffer_depth()
-        own: _Request | None = requests.get(key)
+        own: InferenceRequest | None = requests.get(key)
         if own is None:
             model = self.load(file, what)
-            own = requests[key] = _Request(model, self._tensor)
+            own = requests[key] = InferenceRequest(model, self._tensor)
         return own
 
 
-class _Request:
+class InferenceRequest:
     """An inference request of one thread, with its model.
 
     Args:

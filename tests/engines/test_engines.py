@@ -560,7 +560,7 @@ def test_a_drop_while_requests_are_looked_through_is_seen_next_time(tmp_path: Pa
 
 def test_an_interrupt_while_an_input_is_set_leaves_no_old_answer() -> None:
     """Shapes change, and the tensor of the second is interrupted. The same input once more is read, not the first."""
-    from dynamic.engines.openvino import _Request
+    from dynamic.engines.openvino import InferenceRequest
 
     class Request:
         tensor: Any = None
@@ -576,7 +576,7 @@ def test_an_interrupt_while_an_input_is_set_leaves_no_old_answer() -> None:
         return array
 
     request = Request()
-    own = _Request(SimpleNamespace(create_infer_request=lambda: request), tensor)
+    own = InferenceRequest(SimpleNamespace(create_infer_request=lambda: request), tensor)
     first, second = np.zeros((1, 4), np.float32), np.ones((2, 4), np.float32)
     own.set_input(0, first)
     broken = True
