@@ -130,6 +130,7 @@ def figure(name: str, *keys: str) -> Any:
 ENGINE = ("engines", "onnxruntime f32")
 INT8 = (*ENGINE, "fastest_static", "as_accurate_as_resnet56", "ratio")
 TORCH, ALONE = ("rows", "bundle, torch"), ("rows", "bundle, single graph, ONNX Runtime")
+USERS = ("over_splits", "ratio", "mean")
 OWN_TIME = ("engines", "onnxruntime", "cold", "runtime", "added_of_medians_us")
 IN_README = [  # words of README.md, the figure they quote, its rounding
     ("**{}** of the latency of ResNet-56 in float32, **", figure("cascades/family_cascade", *ENGINE, "ratio"), ".3f"),
@@ -142,6 +143,8 @@ IN_README = [  # words of README.md, the figure they quote, its rounding
     ("resident, {} s from start", figure("memory/footprint", *ALONE, "first_answer_s", "median"), ".2f"),
     ("In torch {} MB", figure("memory/footprint", *TORCH, "resident_mb", "median"), ".0f"),
     ("{} of the mean latency on ONNX Runtime at", figure("cascades/headline", *ENGINE, "ratio"), ".3f"),
+    ("mean latency {} on ONNX Runtime and 0", figure("runtime/as_users_run", *ENGINE, *USERS), ".2f"),
+    ("Runtime and {} on OpenVINO (median", figure("runtime/as_users_run", "engines", "openvino f32", *USERS), ".2f"),
     ("little: [{} ms]", figure("runtime/overhead", *OWN_TIME) / 1000, ".2f"),
     ("exits on your own network. {} torchvision", figure("wrapping/wrap_torchvision", "passing"), "d"),
 ]
