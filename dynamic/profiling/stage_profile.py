@@ -64,7 +64,9 @@ def profile(
     sizes = USUAL_BATCH if batch is None else tuple(plain(size) for size in batch)
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise SettingError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
-    columns, load = _measured_alone(engine, sizes, seconds, clock, progress, math.inf if batch else USUAL_LIMIT_S)
+    columns, load = _measured_alone(
+        engine, sizes, seconds, clock, progress, USUAL_LIMIT_S if batch is None else math.inf
+    )
     left_out = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
     sizes = sizes[: len(columns)]
     memory = backbone_memory(engine, folder)

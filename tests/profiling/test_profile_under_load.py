@@ -2,6 +2,9 @@
 
 import json
 import logging
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -154,15 +157,34 @@ def test_a_profile_under_load_is_repeated(
     """The calmest of three counts."""
     left, made = iter(loads), []
     monkeypatch.setattr(stage_profile, "OtherLoad", lambda: Busy(next(left)))
-    columns: Any = [object() for _ in loads]
+    columns: Any = [[object()] for _ in loads]
 
-    def measure() -> Any:
+    def measure(*_: Any) -> Any:
         made.append(columns[len(made)])
         return made[-1]
 
-    found, load = stage_profile._measured_alone(measure)
+    monkeypatch.setattr(stage_profile, "_columns", measure)
+    engine: Any = None
+    kept_columns, load = stage_profile._measured_alone(engine, (1,), 0.0, time.monotonic, None, math.inf)
     assert (load, len(made)) == (kept, count)
-    assert found is columns[loads.index(kept)]
+    assert kept_columns is columns[loads.index(kept)]
+
+
+def test_a_repetition_measures_the_sizes_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first had no time for the third. The second has less time, and leaves out no more."""
+    asked: list[tuple[Sequence[int], float]] = []
+
+    def measure(engine: Any, sizes: Sequence[int], seconds: float, clock: Any, progress: Any, limit_s: float) -> Any:
+        asked.append((sizes, limit_s))
+        return [object()] * min(2, len(sizes))
+
+    loads = iter((0.5, 0.05))
+    monkeypatch.setattr(stage_profile, "_columns", measure)
+    monkeypatch.setattr(stage_profile._OthersDuring, "load", lambda _: next(loads))
+    engine: Any = None
+    columns, load = stage_profile._measured_alone(engine, (1, 8, 64), 0.0, lambda: 0.0, None, 60.0)
+    assert asked == [((1, 8, 64), 60.0), ((1, 8), math.inf)]
+    assert (len(columns), load) == (2, 0.05)
 
 
 def test_a_source_that_fails_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
