@@ -100,6 +100,9 @@ class Preprocess:
         steps: list[Step] = []
         resize, crop = plain_items(resize), plain_items(crop)
         mean, std = plain_items(mean), plain_items(std)
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and not hasattr(values, "__iter__"):
+                raise InputError(f"{name}={values!r} must hold a number for each channel, such as ({values!r},)")
         if resize is not None:
             steps.append(Resize(resize, interpolation))
         if crop is not None:

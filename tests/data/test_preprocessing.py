@@ -279,3 +279,9 @@ def test_imports_neither_torch_nor_pillow() -> None:
     code = "import sys, dynamic.data.preprocessing; print([m for m in ('torch', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("given", [{"mean": 0.5}, {"mean": (0.5,), "std": 0.25}])
+def test_one_number_for_all_channels_is_refused_in_words(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"(mean=0\.5|std=0\.25) must hold a number for each channel, such as \(0\."):
+        Preprocess.of(**given)
