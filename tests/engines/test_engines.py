@@ -586,4 +586,4 @@ def test_an_interrupt_while_an_input_is_set_leaves_no_old_answer() -> None:
     own.set_input(0, second)
     np.testing.assert_array_equal(request.tensor, second)
     own.set_input(0, 2 * second)
-    np.testing.assert_array_equal(request.tensor, 2 * second), "copied into the same buffer"
+    np.testing.assert_array_equal(request.tensor, 2 * second)  # copied into the same buffer

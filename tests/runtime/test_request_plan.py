@@ -211,13 +211,18 @@ def test_another_point_ends_the_plan_at_once(bundle: dynamic.Bundle) -> None:
 
 def test_a_fork_inside_a_request_leaves_no_request_behind(bundle: dynamic.Bundle) -> None:
     """The child goes on with a list of its own (here: what a fork does to it)."""
-    watch = monitor(battery=0.9)
-    with bundle.runtime(
-        dynamic.Budget(battery_floor=0.5), monitor=watch, on_change=lambda _: run._handler.forget(), drift_alpha=None
-    ) as run:
+    watch, forks = monitor(battery=0.9), []
+
+    def fork(_: Any) -> None:
+        forks.append(list(run._handler.inside))
+        run._handler.forget()
+
+    with bundle.runtime(dynamic.Budget(battery_floor=0.5), monitor=watch, on_change=fork, drift_alpha=None) as run:
         run(X[0])
         watch.set(battery=0.1)
         run(X[0])
+        assert forks, "the decision has changed"
+        assert forks[-1] == [threading.get_ident()], "inside the request"
         assert run._handler.inside == []
 
 
