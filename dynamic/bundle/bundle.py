@@ -501,9 +501,12 @@ class Bundle:
         keywords = keywords_of(options, threads, route)
         forced = keywords.get("route")
         opened = self._open(engine, None, keywords)
-        costs = profile_here(
-            opened, self._files, batch, seconds, active_mw=active_mw, idle_mw=idle_mw, progress=progress
-        )
+        try:
+            costs = profile_here(
+                opened, self._files, batch, seconds, active_mw=active_mw, idle_mw=idle_mw, progress=progress
+            )
+        finally:
+            opened.close()
         if keep and self._owner is None and forced is None:
             keep_costs(self, self._files, costs)
         return replace(self, costs=costs, forced=forced)

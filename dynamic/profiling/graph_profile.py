@@ -45,8 +45,8 @@ class Timings:
     cpu_ms: list[float]
 
 
-def in_a_row(request: Callable[[], object], clock: Callable[[], float]) -> Timings:
-    """Times of a kind of request when others of its kind come before.
+def time_in_a_row(request: Callable[[], object], clock: Callable[[], float]) -> Timings:
+    """Time a kind of request when others of its kind come before.
 
     Args:
         request: Runs one.
@@ -172,7 +172,7 @@ def _repeat(
     rows, last = len(next(iter(inputs.values()))), len(spec.stages) - 1
 
     def measured(limits: NDArray[np.float32]) -> Timings:
-        return in_a_row(lambda: graph.run(inputs, limits, rows), clock)
+        return time_in_a_row(lambda: graph.run(inputs, limits, rows), clock)
 
     for stage in range(last + 1):
         limits = np.full(last, NOBODY, np.float32)

@@ -15,7 +15,7 @@ from dynamic.profiling.graph_profile import (
     NOBODY,
     WARM_UP,
     Timings,
-    in_a_row,
+    time_in_a_row,
     uncertainty,
 )
 
@@ -111,7 +111,7 @@ def _repeat(
                 nonlocal after
                 _, after = executor.step(stage, carry, head)
 
-            timings = in_a_row(step, clock)
+            timings = time_in_a_row(step, clock)
             (column.full if head else column.body)[stage] += timings.ms
             if head:
                 column.processor[stage] += timings.cpu_ms
@@ -120,7 +120,7 @@ def _repeat(
 
     def measured(limit: float) -> Timings:
         thresholds = np.full(len(spec.stages) - 1, limit, np.float32)
-        return in_a_row(lambda: engine.run(inputs, thresholds), clock)
+        return time_in_a_row(lambda: engine.run(inputs, thresholds), clock)
 
     leaving, staying = measured(-np.inf), measured(float(NOBODY))
     column.leaving += leaving.ms

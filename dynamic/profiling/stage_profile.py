@@ -9,6 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -64,9 +65,8 @@ def profile(
     sizes = USUAL_BATCH if batch is None else tuple(plain(size) for size in batch)
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise SettingError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
-    columns, load = _measured_alone(
-        engine, sizes, seconds, clock, progress, USUAL_LIMIT_S if batch is None else math.inf
-    )
+    limit_s = USUAL_LIMIT_S if batch is None else math.inf
+    columns, load = _measured_alone(partial(_columns, engine, seconds, clock, progress), sizes, limit_s, clock)
     left_out = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
     sizes = sizes[: len(columns)]
     memory = backbone_memory(engine, folder)
@@ -98,12 +98,10 @@ def profile(
 
 
 def _measured_alone(
-    engine: CascadeEngine,
+    measure: "Callable[[Sequence[int], float], list[_Measured]]",
     sizes: Sequence[int],
-    seconds: float,
-    clock: Callable[[], float],
-    progress: bool | None,
     limit_s: float,
+    clock: Callable[[], float],
 ) -> "tuple[list[_Measured], float | None]":
     """The figures of each batch size, and the load of others meanwhile: that of least load of up to `ATTEMPTS`.
 
@@ -113,7 +111,7 @@ def _measured_alone(
     began = clock()
     for attempt in range(ATTEMPTS):
         others, started = _OthersDuring(), clock()
-        columns = _columns(engine, sizes, seconds, clock, progress, limit_s if attempt == 0 else math.inf)
+        columns = measure(sizes, limit_s if attempt == 0 else math.inf)
         sizes = sizes[: len(columns)]
         load = others.load()
         if calmest is None or (load is not None and calmest[1] is not None and load < calmest[1]):
@@ -129,17 +127,17 @@ def _measured_alone(
 
 def _columns(
     engine: CascadeEngine,
-    sizes: Sequence[int],
     seconds: float,
     clock: Callable[[], float],
     progress: bool | None,
+    sizes: Sequence[int],
     limit_s: float,
 ) -> "list[_Measured]":
     """The figures of each batch size, as far as the limit lasts."""
     columns: list[_Measured] = []
     began, turn_s, before = clock(), 0.0, 1
     for rows in track(sizes, "profiling", shown=progress):
-        # of the size before, one turn by every route. A time grows with the rows at most
+        # two routes, and one turn by both for the size before: a time grows as the rows do at most
         takes_s = max(2 * seconds, (WARM_UP + MIN_REPEATS) * turn_s * rows / before)
         if columns and clock() - began + takes_s > limit_s:
             logger.info("batches of %d and more would take %.0f s more: they are not profiled", rows, takes_s)

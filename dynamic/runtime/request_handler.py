@@ -33,7 +33,7 @@ from dynamic.runtime.request_plan import MOST_OBSERVATIONS, Conditions, Observat
 from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import BatchResult, Prediction, Result, answers
 
-_MOST_FACTOR = 8  # times what may wait to be learned from: then a thread decides although another does
+_MOST_WAITING_FACTOR = 8  # times what may wait to be learned from: then a thread decides although another does
 _CONVERSION_MS = 1.0  # conversion of inputs that takes less is no wait for the policy: such requests share one snapshot
 
 
@@ -143,7 +143,7 @@ class RequestHandler:
         deployment, observations = plan.deployment, self.observations
         count = len(observations)
         is_due = self._is_due or self._read.latest is not plan.latest or count >= MOST_OBSERVATIONS
-        if is_due and (self.deciding_thread is None or count >= _MOST_FACTOR * MOST_OBSERVATIONS):
+        if is_due and (self.deciding_thread is None or count >= _MOST_WAITING_FACTOR * MOST_OBSERVATIONS):
             self.deciding_thread = thread
             return None
         try:

@@ -15,7 +15,7 @@ from dynamic.policies.costs import Costs
 from dynamic.policies.ladder import OperatingPoint
 from dynamic.policies.scores import Combiner
 from dynamic.policies.stage_plan import plan
-from dynamic.profiling.graph_profile import GraphColumn, in_a_row
+from dynamic.profiling.graph_profile import GraphColumn, time_in_a_row
 from dynamic.profiling.stage_column import measure_stages
 from dynamic.profiling.stage_profile import profile
 
@@ -72,7 +72,7 @@ def test_long_requests_are_measured_once_a_turn() -> None:
             nonlocal now_ms
             now_ms += next(left)
 
-        return in_a_row(request, lambda: now_ms / 1e3).ms
+        return time_in_a_row(request, lambda: now_ms / 1e3).ms
 
     assert timings(7, 9) == pytest.approx([7])
     assert timings(3, 2, 2.5, 9) == pytest.approx([2, 2.5]), "some 5 ms of them"

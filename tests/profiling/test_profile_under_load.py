@@ -163,9 +163,7 @@ def test_a_profile_under_load_is_repeated(
         made.append(columns[len(made)])
         return made[-1]
 
-    monkeypatch.setattr(stage_profile, "_columns", measure)
-    engine: Any = None
-    kept_columns, load = stage_profile._measured_alone(engine, (1,), 0.0, time.monotonic, None, math.inf)
+    kept_columns, load = stage_profile._measured_alone(measure, (1,), math.inf, time.monotonic)
     assert (load, len(made)) == (kept, count)
     assert kept_columns is columns[loads.index(kept)]
 
@@ -174,15 +172,13 @@ def test_a_repetition_measures_the_sizes_of_the_first(monkeypatch: pytest.Monkey
     """The first had no time for the third. The second has less time, and leaves out no more."""
     asked: list[tuple[Sequence[int], float]] = []
 
-    def measure(engine: Any, sizes: Sequence[int], seconds: float, clock: Any, progress: Any, limit_s: float) -> Any:
+    def measure(sizes: Sequence[int], limit_s: float) -> Any:
         asked.append((sizes, limit_s))
         return [object()] * min(2, len(sizes))
 
     loads = iter((0.5, 0.05))
-    monkeypatch.setattr(stage_profile, "_columns", measure)
     monkeypatch.setattr(stage_profile._OthersDuring, "load", lambda _: next(loads))
-    engine: Any = None
-    columns, load = stage_profile._measured_alone(engine, (1, 8, 64), 0.0, lambda: 0.0, None, 60.0)
+    columns, load = stage_profile._measured_alone(measure, (1, 8, 64), 60.0, lambda: 0.0)
     assert asked == [((1, 8, 64), 60.0), ((1, 8), math.inf)]
     assert (len(columns), load) == (2, 0.05)
 

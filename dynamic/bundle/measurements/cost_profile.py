@@ -43,7 +43,7 @@ def profile_here(
     """Measure what every stage costs. See `Bundle.profile`.
 
     Args:
-        engine: The engine. It is closed afterwards.
+        engine: The engine.
         files: The files of the bundle, for the processes that measure memory.
         batch: Batch sizes `[K]`, rising. None: the usual ones.
         seconds: How long each batch size is measured in each way.
@@ -58,9 +58,6 @@ def profile_here(
         SettingError: Batch sizes do not rise.
         EngineError: The engine fails.
     """
-    try:
-        with files.whole_folder() as folder:
-            costs = profile(engine, folder, batch, seconds, progress=progress)
-        return costs if active_mw is None else costs.powered(active_mw, idle_mw)
-    finally:
-        engine.close()
+    with files.whole_folder() as folder:
+        costs = profile(engine, folder, batch, seconds, progress=progress)
+    return costs if active_mw is None else costs.powered(active_mw, idle_mw)
