@@ -62,7 +62,7 @@ Call = Callable[[Inputs], Any]
 
 
 def build(data: Path, folder: Path) -> tuple[dynamic.Cascade, ImageSet]:
-    """A bundle in `folder`, with its cascade; and images that it was not calibrated on."""
+    """A bundle in `folder`, with its cascade, and images that it was not calibrated on."""
     images = cifar.images(data, "test")
     half, rest = stratified_halves(images.labels, seed=0)
     cascade = dynamic.Cascade(cifar.networks(data, NAMES), names=NAMES)
