@@ -30,16 +30,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.randomly_reset_seed = False
 
 
-# files whose tests and fixtures take longest, up to 80 s. They come first, so that no process is left alone with one
-LONGEST = ("test_examples", "test_cifar", "test_robustness", "test_families", "test_parity", "test_days", "test_wheel")
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, each part in the order that it has (a random one)."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
-
-
 def seed() -> None:
     """Set the global generators: what a test or a fixture draws depends on nothing that ran before it."""
     random.seed(0)
