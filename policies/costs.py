@@ -180,8 +180,8 @@ class Costs:
                 raise InputError(f"{name}={value!r} must be a positive number of milliwatts")
         energy_mj = tuple(tuple(ms * active_mw / 1e3 for ms in row) for row in self.latency_ms)
         call_mj = tuple(ms * active_mw / 1e3 for ms in self.call_ms)
-        given = {"energy"} | ({"idle power"} if idle_mw is not None else set())
-        missing = tuple(what for what in self.not_measured if what not in given)
+        fields = {"energy"} | ({"idle power"} if idle_mw is not None else set())
+        missing = tuple(what for what in self.not_measured if what not in fields)
         return replace(
             self, energy_mj=energy_mj, call_mj=call_mj, energy_source="model", idle_mw=idle_mw, not_measured=missing
         )
@@ -209,26 +209,26 @@ class Costs:
             True
         """
         try:
-            given = mapping(data, "costs", ["schema", *cls.__dataclass_fields__])
-            schema = whole(given["schema"], "schema", 1)
+            fields = mapping(data, "costs", ["schema", *cls.__dataclass_fields__])
+            schema = whole(fields["schema"], "schema", 1)
             if schema > SCHEMA:
                 raise SchemaError(
                     f"costs have schema {schema}, this version reads up to {SCHEMA}: update dynamic-inference"
                 )
-            read: dict[str, Any] = {name: text(given[name], name) for name in ("machine", "engine", "precision")}
-            read["threads"] = whole(given["threads"], "threads", 1, 2**20)
-            read["batch"] = items(given["batch"], "batch", lambda value, name: whole(value, name, 1, _MOST_ROWS))
+            read: dict[str, Any] = {name: text(fields[name], name) for name in ("machine", "engine", "precision")}
+            read["threads"] = whole(fields["threads"], "threads", 1, 2**20)
+            read["batch"] = items(fields["batch"], "batch", lambda value, name: whole(value, name, 1, _MOST_ROWS))
             for name in ("latency_ms", "latency_p95_ms", "head_ms", "cpu_ms"):
-                read[name] = items(given[name], name, _row)
-            read["energy_mj"] = maybe(given["energy_mj"], "energy_mj", lambda value, name: items(value, name, _row))
+                read[name] = items(fields[name], name, _row)
+            read["energy_mj"] = maybe(fields["energy_mj"], "energy_mj", lambda value, name: items(value, name, _row))
             for name in ("call_ms", "memory_mb", "call_cpu_ms", "call_mj", "row_mb"):
-                read[name] = _row(given[name], name)
+                read[name] = _row(fields[name], name)
             for name in ("not_measured", "route"):
-                read[name] = items(given[name], name, text)
-            read["energy_source"] = maybe(given["energy_source"], "energy_source", text)
-            read["noise"] = _figure(given["noise"], "noise")
+                read[name] = items(fields[name], name, text)
+            read["energy_source"] = maybe(fields["energy_source"], "energy_source", text)
+            read["noise"] = _figure(fields["noise"], "noise")
             for name in ("idle_mw", "load"):
-                read[name] = maybe(given[name], name, _figure)
+                read[name] = maybe(fields[name], name, _figure)
             return cls(**read)
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CorruptError(f"costs do not read ({error}): profile again") from error

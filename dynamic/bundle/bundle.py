@@ -158,12 +158,12 @@ class Bundle:
             >>> bundle.costs_on(costs.engine, costs.precision, costs.threads) == costs
             True
         """
-        known = self.costs
-        ours = known is not None and (known.engine, known.precision, known.threads) == (engine, precision, threads)
-        if known is not None and ours and self.forced in (None, route) and is_of_route(known, route):
-            return known
-        kept = stored_costs(self, costs_name(engine, precision, threads))
-        return kept if kept is not None and is_of_route(kept, route) else None
+        costs = self.costs
+        ours = costs is not None and (costs.engine, costs.precision, costs.threads) == (engine, precision, threads)
+        if costs is not None and ours and self.forced in (None, route) and is_of_route(costs, route):
+            return costs
+        stored = stored_costs(self, costs_name(engine, precision, threads))
+        return stored if stored is not None and is_of_route(stored, route) else None
 
     def precision_on(self, engine: str) -> str:
         """The precision that an engine computes in.

@@ -72,10 +72,10 @@ def _numbers(value: Any, what: str, shape: tuple[int, ...]) -> Array:
     """
     if isinstance(value, np.ndarray) or not (is_picture(value) or isinstance(value, list)):
         return as_numbers(value, what)
-    given = _shape(value)
-    if given is not None and shape not in (given, given[1:]):
+    actual = _shape(value)
+    if actual is not None and shape not in (actual, actual[1:]):
         raise InputError(
-            f"{what} is a {type(value).__name__} of shape {list(given)}, expected {list(shape)}, or a batch of it. "
+            f"{what} is a {type(value).__name__} of shape {list(actual)}, expected {list(shape)}, or a batch of it. "
             "Give arrays as the network takes them, or build the bundle with preprocess="
         )
     return as_numbers(value, what)

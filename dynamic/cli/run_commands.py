@@ -59,8 +59,8 @@ def profile(
     idle_mw: Annotated[float | None, typer.Option(help="Milliwatts drawn all the time.")] = None,
 ) -> None:
     """Measure the costs of every stage on this machine, and store them in the bundle."""
-    given = _given(threads=threads, options=_idle_options(idle), active_mw=active_mw, idle_mw=idle_mw)
-    bundle = dynamic.load(shelf).profile(batch or None, seconds, engine, **given)
+    arguments = _without_none(threads=threads, options=_idle_options(idle), active_mw=active_mw, idle_mw=idle_mw)
+    bundle = dynamic.load(shelf).profile(batch or None, seconds, engine, **arguments)
     assert bundle.costs is not None
     print(costs_text(bundle, bundle.costs))
 
@@ -108,7 +108,9 @@ def run(
     left_out: list[tuple[str, str]] = []  # file, why
     point = ""
     shown = None if quiet or not sys.stdout.isatty() else False  # a bar would break the lines
-    with bundle.runtime(budget, engine=engine, **_given(threads=threads, options=_idle_options(idle))) as runtime:
+    with bundle.runtime(
+        budget, engine=engine, **_without_none(threads=threads, options=_idle_options(idle))
+    ) as runtime:
         for picture in track(pictures, "inference", len(pictures), shown):
             try:
                 result = cast(Prediction, runtime(picture.pixels(channels)))  # one picture gives one
@@ -163,7 +165,7 @@ def _idle_options(idle: str | None) -> "dynamic.OnnxRuntimeOptions | None":
     return None if idle is None else dynamic.OnnxRuntimeOptions(idle=cast(Any, idle))
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def _without_none(**options: Any) -> dict[str, Any]:
     """The engine's options that were given: engines reject those that they do not have."""
     return {name: value for name, value in options.items() if value is not None}
 

@@ -87,8 +87,8 @@ def simulate(
         "temperature_c": temperature_c,
         "max_drop": max_drop,
     }
-    given: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
-    budget = Budget(percentile=fraction(percentile), **given)
+    asked: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
+    budget = Budget(percentile=fraction(percentile), **asked)
     chosen = device_named(device)
     if scenario_name is not None and (rate_hz is not None or poisson):
         raise SettingError("--scenario has its own requests: omit --rate-hz and --poisson")
@@ -105,7 +105,7 @@ def simulate(
             cast(ScenarioName, scenario_name), chosen, frontier=bundle.frontier, duration_s=duration_s, seed=seed
         )
         assert isinstance(what.budget, Budget)
-        budget, requests = replace(what.budget, percentile=budget.percentile, **given), what.workload
+        budget, requests = replace(what.budget, percentile=budget.percentile, **asked), what.workload
         options = what.surroundings() | options
     report = simulate_on(
         bundle.frontier,

@@ -50,16 +50,23 @@ def _onnxruntime(request: _Request) -> _Parts:
     from dynamic.engines.onnxruntime import OnnxRuntimeExecutor, OnnxRuntimeGraph
 
     assert isinstance(request.options, OnnxRuntimeOptions)
-    given = (request.folder, request.spec, request.options.threads, request.options.idle, request.hashes, request.held)
-    return _Parts(OnnxRuntimeExecutor(*given), lambda: OnnxRuntimeGraph(*given))
+    arguments = (
+        request.folder,
+        request.spec,
+        request.options.threads,
+        request.options.idle,
+        request.hashes,
+        request.held,
+    )
+    return _Parts(OnnxRuntimeExecutor(*arguments), lambda: OnnxRuntimeGraph(*arguments))
 
 
 def _openvino(request: _Request) -> _Parts:
     from dynamic.engines.openvino import OpenVinoExecutor, OpenVinoGraph
 
     assert isinstance(request.options, OpenVinoOptions)
-    given = (request.folder, request.spec, request.options.threads, request.precision, request.hashes, request.held)
-    return _Parts(OpenVinoExecutor(*given), lambda: OpenVinoGraph(*given))
+    arguments = (request.folder, request.spec, request.options.threads, request.precision, request.hashes, request.held)
+    return _Parts(OpenVinoExecutor(*arguments), lambda: OpenVinoGraph(*arguments))
 
 
 def _torch(request: _Request) -> _Parts:

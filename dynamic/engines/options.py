@@ -145,11 +145,11 @@ def keywords_of(
     Raises:
         SettingError: Options are no dataclass of this file, or say something else than `threads` or `route` do.
     """
-    given: dict[str, Any] = {
+    changed: dict[str, Any] = {
         name: value for name, value in (("threads", threads), ("route", route)) if value is not None
     }
     if options is None:
-        return given
+        return changed
     if not isinstance(options, CommonOptions):
         raise SettingError(
             f"options={options!r:.100} must be dynamic.OnnxRuntimeOptions(...), OpenVinoOptions(...) or "
@@ -159,11 +159,11 @@ def keywords_of(
         value = getattr(options, field.name)
         if value == field.default:
             continue
-        if given.setdefault(field.name, value) != value:
+        if changed.setdefault(field.name, value) != value:
             raise SettingError(
-                f"{field.name}={given[field.name]!r} and options.{field.name}={value!r}: give one of them"
+                f"{field.name}={changed[field.name]!r} and options.{field.name}={value!r}: give one of them"
             )
-    return given
+    return changed
 
 
 def engine_options(name: str, **keywords: Any) -> EngineOptions:

@@ -135,9 +135,9 @@ def _check_logits(logits: NDArray[np.float32] | None, rows: int, spec: CascadeSp
     """The logits. Raises EngineError on another shape: one row would count as the answer of all."""
     shape = getattr(logits, "shape", None)
     if logits is None or shape != (rows, spec.classes):
-        given = "nothing" if shape is None else f"logits {list(shape)}"
+        actual = "nothing" if shape is None else f"logits {list(shape)}"
         raise EngineError(
-            f"stage {spec.stages[stage].name!r} gave {given}, expected "
+            f"stage {spec.stages[stage].name!r} gave {actual}, expected "
             f"[{rows}, {spec.classes}]: export its network with a free batch dimension and these classes"
         )
     return logits

@@ -76,7 +76,7 @@ class Monitor:
         interval_s = plain(interval_s)
         if not isinstance(interval_s, (int, float)) or not 0 < interval_s < math.inf:
             raise SettingError(f"interval_s={interval_s!r} must be a positive number of seconds, for instance 0.2")
-        given: dict[str, Callable[[], Any] | None] = {
+        arguments: dict[str, Callable[[], Any] | None] = {
             "cpu": cpu,
             "memory": memory,
             "process": process,
@@ -88,7 +88,7 @@ class Monitor:
             "cpu_pressure": cpu_pressure,
             "memory_pressure": memory_pressure,
         }
-        self._functions = {name: function for name, function in given.items() if function is not None}
+        self._functions = {name: function for name, function in arguments.items() if function is not None}
         for name, function in self._functions.items():
             if not callable(function):
                 raise SettingError(f"{name}={function!r} must be a function without arguments that reads the sensor")

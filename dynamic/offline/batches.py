@@ -36,8 +36,8 @@ def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
     if isinstance(batch, (Tensor, np.ndarray)):
         named: dict[str, Any] = {"input": batch}
     elif isinstance(batch, Mapping):
-        given = {str(n): v for n, v in batch.items() if v is not None and n not in LABELS}
-        named = {name: given[name] for name in _in_order(network, given, sizes)}
+        values = {str(n): v for n, v in batch.items() if v is not None and n not in LABELS}
+        named = {name: values[name] for name in _in_order(network, values, sizes)}
     elif isinstance(batch, (tuple, list)):
         names = _positional(network)
         if len(names) < len(batch):  # forward(*args)
@@ -97,22 +97,22 @@ def _positional(network: nn.Module) -> list[str]:
     return [p.name for p in _parameters(network) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def _in_order(network: nn.Module, given: Mapping[str, Any], sizes: Sizes | None) -> list[str]:
+def _in_order(network: nn.Module, values: Mapping[str, Any], sizes: Sizes | None) -> list[str]:
     """The names of a dict in the order of forward, of which they may leave out some."""
     parameters = _parameters(network)
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if not given:
+    if not values:
         return []
     if sizes is not None and sizes.names != ("input",):
-        sizes.check_names(given)
+        sizes.check_names(values)
         return list(sizes.names)
-    unknown = [name for name in given if name not in names]
+    unknown = [name for name in values if name not in names]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise InputError(
-            f"inputs {sorted(given)}: {type(network).__name__}.forward takes no {unknown[0]!r}, it takes {names}. "
+            f"inputs {sorted(values)}: {type(network).__name__}.forward takes no {unknown[0]!r}, it takes {names}. "
             "Leave out the others, or put a module around it whose forward takes just these"
         )
-    return [*(name for name in names if name in given), *unknown]
+    return [*(name for name in names if name in values), *unknown]
 
 
 @contextmanager

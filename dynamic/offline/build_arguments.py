@@ -25,10 +25,10 @@ def check_split(groups: Any, search_share: float, seed: int) -> None:
         raise SettingError(f"seed={seed!r} must be a whole number from 0")
     if groups is None:
         return
-    given = np.asarray(groups)
-    if given.ndim != 1 or given.dtype == object:
+    array = np.asarray(groups)
+    if array.ndim != 1 or array.dtype == object:
         raise InputError(
-            f"groups are {given.dtype} of shape {given.shape}: give a number or a string for each input, [N]"
+            f"groups are {array.dtype} of shape {array.shape}: give a number or a string for each input, [N]"
         )
 
 

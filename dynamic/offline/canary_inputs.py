@@ -58,8 +58,8 @@ def draw_canaries(
     """
     if isinstance(canaries, str) and canaries == "calibration":
         return sample.canaries(records.logits)
-    given = example if isinstance(canaries, str) else canaries
-    named = named_tensors(cascade.networks[0], given)
+    source = example if isinstance(canaries, str) else canaries
+    named = named_tensors(cascade.networks[0], source)
     arrays = {name: tensor.detach().cpu().numpy()[:MOST] for name, tensor in named.items()}
     if isinstance(canaries, str):
         arrays = noise(arrays, seed=seed)

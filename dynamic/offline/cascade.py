@@ -47,10 +47,10 @@ class Cascade(nn.Module):
         listed = [networks] if isinstance(networks, nn.Module) else list(networks)
         if not listed:
             raise InputError("a cascade needs at least one network")
-        for place, given in enumerate(listed):
-            if not isinstance(given, nn.Module):
-                inside = ". Give its .network" if isinstance(getattr(given, "network", None), nn.Module) else ""
-                raise InputError(f"network {place} of the cascade is a {type(given).__name__}, no nn.Module{inside}")
+        for place, network in enumerate(listed):
+            if not isinstance(network, nn.Module):
+                inside = ". Give its .network" if isinstance(getattr(network, "network", None), nn.Module) else ""
+                raise InputError(f"network {place} of the cascade is a {type(network).__name__}, no nn.Module{inside}")
         listed = [bare(network) for network in listed]
         self.networks = nn.ModuleList(listed)
         self.combine = check_combination(combine)

@@ -75,10 +75,10 @@ def recertify(
             f"recertify takes a bundle (dynamic.load) and records (dynamic.calibrate, or None for the bundle's own). "
             f"It was given {type(bundle).__name__} and {type(records).__name__}"
         )
-    given = bundle.records if records is None else records
-    if given.fingerprint != bundle.ladder.fingerprint:
+    source = bundle.records if records is None else records
+    if source.fingerprint != bundle.ladder.fingerprint:
         raise CalibrationError(
-            f"records have the fingerprint {given.fingerprint[:12]}, the bundle {bundle.ladder.fingerprint[:12]}: "
+            f"records have the fingerprint {source.fingerprint[:12]}, the bundle {bundle.ladder.fingerprint[:12]}: "
             f"they are of another cascade, preprocessing, engine or precision. Calibrate this cascade on engine "
             f"{bundle.engine!r} ({bundle.precision})"
         )
@@ -86,10 +86,10 @@ def recertify(
     before = old.certificate
     delta = delta if delta is not None else 0.1 if before is None else before.delta
     measure = risk if risk is not None else "drop" if before is None else before.risk
-    elsewhere = given.made_on is not None and given.made_on != bundle.records.made_on
-    canaries, identity = _measured_here(bundle, given) if elsewhere else (None, bundle.calibrated_on)
+    elsewhere = source.made_on is not None and source.made_on != bundle.records.made_on
+    canaries, identity = _measured_here(bundle, source) if elsewhere else (None, bundle.calibrated_on)
     ladder = certify(
-        given,
+        source,
         max_drops,
         delta=delta,
         risk=measure,
@@ -112,7 +112,7 @@ def recertify(
         folder,
         bundle.spec,
         ladder,
-        given,
+        source,
         bundle.engine,
         bundle.precision,
         bundle.cascade,

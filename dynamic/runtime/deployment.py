@@ -159,10 +159,10 @@ class Deployment:
     def _matches(self, engine: Engine) -> bool:
         """Whether the ladder was measured on such an engine."""
         how = engine.name, engine.precision
-        known = self._calibrated.get(how)
-        if known is None:
-            known = self._calibrated[how] = self.bundle.ladder.fingerprint == self.bundle.fingerprint(*how)
-        return known
+        matches = self._calibrated.get(how)
+        if matches is None:
+            matches = self._calibrated[how] = self.bundle.ladder.fingerprint == self.bundle.fingerprint(*how)
+        return matches
 
     def certified(self, engine: Engine) -> bool:
         """Whether the ladder's certificates cover what this engine answers."""
@@ -253,16 +253,16 @@ class EngineRequest:
         return self.route if self.options is None else self.route or self.options.route
 
 
-def opened(bundle: DeployedBundle, given: EngineRequest, keep: bool) -> tuple[DeployedBundle, Engine]:
+def opened(bundle: DeployedBundle, request: EngineRequest, keep: bool) -> tuple[DeployedBundle, Engine]:
     """A bundle with the costs of the engine that it is opened on. It is profiled where they are missing.
 
     `keep` them in the bundle's folder: not where requests run meanwhile, which makes them too high. Raises EngineError
     where the engine cannot be had.
     """
-    engine = bundle.open(given.engine, threads=given.threads, route=given.route, options=given.options)
+    engine = bundle.open(request.engine, threads=request.threads, route=request.route, options=request.options)
     try:
         how = (engine.name, engine.precision, engine.threads)
-        route = given.forced_route
+        route = request.forced_route
         costs = bundle.costs_on(*how, route)
         if costs is None:
             if keep:
@@ -274,7 +274,7 @@ def opened(bundle: DeployedBundle, given: EngineRequest, keep: bool) -> tuple[De
                     *how,
                 )
             costs = bundle.profile(
-                engine=engine.name, keep=keep, threads=given.threads, route=given.route, options=given.options
+                engine=engine.name, keep=keep, threads=request.threads, route=request.route, options=request.options
             ).costs
             assert costs is not None
         if costs.route:  # it was opened before they were known

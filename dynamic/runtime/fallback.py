@@ -112,7 +112,7 @@ class FallbackEngines:
         self._clock, self._failed = clock, failed
         self._rests: dict[_Route, float] = {}  # until when
         self._silent_until = -math.inf  # rows without a finite answer are taken for the network's until then
-        self._told: set[_Route | frozenset[int]] = set()  # ways, and sub-models that did not load
+        self._reported: set[_Route | frozenset[int]] = set()  # ways, and sub-models that did not load
         self.forget()
 
     def forget(self) -> Any:
@@ -264,7 +264,7 @@ class FallbackEngines:
             answer = self._checked(output, engine, moved, usual, inputs, count)
             with self._lock:
                 self._rests.pop((name, stagewise), None)
-                self._told.discard((name, stagewise))
+                self._reported.discard((name, stagewise))
         return replace(answer, ignores_deadline=is_last and work.ends_s is not None)
 
     def _count_silence(self, count: int, now: float, is_networks: bool) -> None:
@@ -319,8 +319,8 @@ class FallbackEngines:
             if not lost:
                 self._rests[name, stagewise] = self._clock() + COOL_DOWN_S
             what = lost or (name, stagewise)
-            new = what not in self._told
-            self._told.add(what)
+            new = what not in self._reported
+            self._reported.add(what)
         if new:
             logger.warning(
                 "engine %s failed%s: %s. Requests go another way for %g s (told once, counted in "

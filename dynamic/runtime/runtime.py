@@ -115,13 +115,13 @@ class Runtime:
         on_change: OnChange | None = None,
         fallback: Sequence[str] | None = None,
     ) -> None:
-        given = EngineRequest(engine, threads, route, options)
+        request = EngineRequest(engine, threads, route, options)
         watch = monitor if monitor is not None else Monitor()
         if bundle.preload:
             begin(watch)  # before the engine: the policy takes the first reading for memory without models
         opened_engine = None
         try:
-            bundle, opened_engine, others = _opener(given, fallback, keep=True)(bundle)
+            bundle, opened_engine, others = _opener(request, fallback, keep=True)(bundle)
             self._set_up(
                 bundle,
                 bundle.frontier,
@@ -135,7 +135,7 @@ class Runtime:
                 workers=workers,
                 on_change=on_change,
                 others=others,
-                opener=_opener(given, fallback, keep=False),  # of a swap, while requests run
+                opener=_opener(request, fallback, keep=False),  # of a swap, while requests run
                 owns_monitor=monitor is None,
                 starts_monitor=not bundle.preload,
             )
@@ -474,9 +474,9 @@ class Runtime:
         self._handler.check_open()
         with self._swapping, self._spacing.action():
             check_successor(self.bundle, bundle)
-            made, engine, rest = self._open(bundle)
+            profiled, engine, rest = self._open(bundle)
             try:
-                fresh = self._serve(made, made.frontier, engine, rest)
+                fresh = self._serve(profiled, profiled.frontier, engine, rest)
                 self._decide_first(fresh)
                 fresh.load_as(self.deployment, self.budget, self._read.latest)
                 old = self._exchange(fresh)
@@ -486,7 +486,7 @@ class Runtime:
         old.retire()
         if self._handler.closed:  # in the meantime, by a signal handler perhaps
             self.deployment.retire()
-        logger.info("bundle %s is at work now, %s before", made.folder, old.bundle.folder)
+        logger.info("bundle %s is at work now, %s before", profiled.folder, old.bundle.folder)
 
     def stats(self) -> Statistics:
         """What has been done so far. It waits for nobody: any thread and any signal handler may ask."""
@@ -653,11 +653,11 @@ class Runtime:
         )
 
 
-def _opener(given: EngineRequest, fallback: Sequence[str] | None, keep: bool) -> Opener:
+def _opener(request: EngineRequest, fallback: Sequence[str] | None, keep: bool) -> Opener:
     def opener(bundle: DeployedBundle) -> tuple[DeployedBundle, Engine, Others]:
-        made, first = opened(bundle, given, keep)
+        profiled, first = opened(bundle, request, keep)
         try:
-            return made, first, others(made, first, fallback)
+            return profiled, first, others(profiled, first, fallback)
         except BaseException:
             first.close()
             raise

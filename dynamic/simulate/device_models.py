@@ -102,12 +102,12 @@ class Device:
             raise SettingError(f"throttle_c of device {self.name!r} needs resistance_c_per_w and capacity_j_per_c")
         if unknown := sorted(set(self.absent) - set(Snapshot.__dataclass_fields__)):
             raise SettingError(f"device {self.name!r} lacks a sensor {unknown[0]!r}, which no snapshot has")
-        if without := [figure for figure in self._given() if not self.source.get(figure)]:
+        if without := [figure for figure in self._changed_figures() if not self.source.get(figure)]:
             raise SettingError(
                 f"device {self.name!r} names no source for {without}: give a public one, or 'assumption'"
             )
 
-    def _given(self) -> list[str]:
+    def _changed_figures(self) -> list[str]:
         """Figures that were given, and that therefore need a source."""
         defaults = {f.name: f.default for f in fields(self)}
         figures = [name for name in defaults if name not in ("name", "source")]

@@ -63,11 +63,11 @@ class DrainModel:
         all steps were equally busy, the two terms cannot be separated, and inference gets the whole drain. Savings are
         then overestimated at first, and the cost of inference is never underestimated.
         """
-        given = 0.0 if self.idle is None else _GIVEN * (1 - (1 - _FORGET) * self.weight)
-        weight = self.weight + given
+        prior_weight = 0.0 if self.idle is None else _GIVEN * (1 - (1 - _FORGET) * self.weight)
+        weight = self.weight + prior_weight
         if not weight:
             return None
-        mean_e, mean_d = self.e / weight, (self.d + given * (self.idle or 0.0)) / weight
+        mean_e, mean_d = self.e / weight, (self.d + prior_weight * (self.idle or 0.0)) / weight
         per_effort = self.per_effort
         if per_effort is None:
             apart = self.ee / weight - mean_e * mean_e

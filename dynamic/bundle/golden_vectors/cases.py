@@ -40,8 +40,8 @@ def sequence(frontier: Frontier, random: Random, kind: Kind) -> Iterator[dict[st
         decision, after = _POLICY.decide(frontier, asked, snapshot, state)
         if CloseCalls.close or any(0 < abs(after.device.spread - spread) <= CLOSE for spread in SPREADS):
             continue
-        case: dict[str, Any] = {} if asked == last else {"budget": _given(asked, Budget())}
-        case |= {"snapshot": _given(snapshot, Snapshot(0.0)), "decision": _answer(decision)}
+        case: dict[str, Any] = {} if asked == last else {"budget": _differences(asked, Budget())}
+        case |= {"snapshot": _differences(snapshot, Snapshot(0.0)), "decision": _answer(decision)}
         easy, cases = easy != turns, cases - 1
         if turns:
             cases = (
@@ -150,10 +150,10 @@ def _answer(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _given(value: Budget | Snapshot, default: Budget | Snapshot) -> dict[str, Any]:
+def _differences(value: Budget | Snapshot, default: Budget | Snapshot) -> dict[str, Any]:
     """The fields that differ from the default."""
-    given = {name: field for name, field in vars(value).items() if field != getattr(default, name)}
-    return {name: list(field) if isinstance(field, tuple) else field for name, field in given.items()}
+    fields = {name: field for name, field in vars(value).items() if field != getattr(default, name)}
+    return {name: list(field) if isinstance(field, tuple) else field for name, field in fields.items()}
 
 
 def _short(value: float) -> float:

@@ -49,8 +49,8 @@ class Recorder:
     ) -> Records:
         """The records. Raises InputError on missing labels or wrong groups, CalibrationError where they are useless."""
         spec = self._spec
-        known = [label for label in self._labels if label is not None]
-        if known and len(known) < len(self._labels):
+        labels = [label for label in self._labels if label is not None]
+        if labels and len(labels) < len(self._labels):
             raise InputError("some batches have labels and some have none. Give labels for all or for none")
         count = sum(map(len, self._logits))
         group = None if groups is None else np.asarray(groups)
@@ -61,7 +61,7 @@ class Recorder:
         empty = np.empty((0, len(spec.stages), spec.classes), np.float32)
         records = Records(
             logits=np.concatenate(self._logits) if self._logits else empty,
-            label=np.concatenate(known) if known else None,
+            label=np.concatenate(labels) if labels else None,
             group=group,
             part=split(group, count, search_share=search_share, seed=seed),
             backbone=spec.backbone,

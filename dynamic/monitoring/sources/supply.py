@@ -56,11 +56,11 @@ class BatteryLevel:
             return Reading(fields, "power_supply, without a battery by now", left_out)
         elsewhere = from_psutil("sensors_battery") if sys.platform != "linux" and self._root == Path("/") else None
         if elsewhere is None:
-            given = "give Monitor(battery=function)"
+            remedy = "give Monitor(battery=function)"
             raise AbsentError(
-                f"no battery on this system: {given}"
+                f"no battery on this system: {remedy}"
                 if not left_out
-                else f"no valid battery ({', '.join(map(str, left_out))}): {given}"
+                else f"no valid battery ({', '.join(map(str, left_out))}): {remedy}"
             )
         fields = {"battery": min(1.0, elsewhere.percent / 100), "battery_mwh": None, "plugged": elsewhere.power_plugged}
         return Reading(fields, "psutil")

@@ -141,8 +141,8 @@ def check_logits(logits: Any, exits: int, labels: NDArray[np.int64]) -> int:
     Raises InputError where it is not one `[B, C]` for each exit, or a label is out of range.
     """
     if not isinstance(logits, (list, tuple)) or len(logits) != exits:
-        given = f"{len(logits)} answers" if isinstance(logits, (list, tuple)) else f"a {type(logits).__name__}"
-        raise InputError(f"the network gave {given} for {exits} exits. Its forward has to give a list, one each")
+        actual = f"{len(logits)} answers" if isinstance(logits, (list, tuple)) else f"a {type(logits).__name__}"
+        raise InputError(f"the network gave {actual} for {exits} exits. Its forward has to give a list, one each")
     shapes = [list(answer.shape) for answer in logits]
     if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
         raise InputError(f"the exits gave {shapes}, expected [B, C], the same classes C at every exit")

@@ -43,8 +43,8 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         content = inner[0] if inner else content
     named = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not named:
-        given = f"the keys {few([str(k) for k in content])}" if isinstance(content, Mapping) else type(content).__name__
-        raise CorruptError(f"{path} holds {given} and no weights by name. Save network.state_dict()")
+        names = f"the keys {few([str(k) for k in content])}" if isinstance(content, Mapping) else type(content).__name__
+        raise CorruptError(f"{path} holds {names} and no weights by name. Save network.state_dict()")
     return named
 
 
@@ -55,11 +55,11 @@ def renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
     """
     mine, theirs = ({n.replace("_orig_mod.", ""): n for n in names} for names in (own, tensors))
     for stripped in (mine, _without_first(mine)):
-        given = theirs
+        names = theirs
         for _ in range(3):
-            if set(given) & set(stripped):
-                return {stripped.get(name, name): tensors[before] for name, before in given.items()}
-            given = _without_first(given)
+            if set(names) & set(stripped):
+                return {stripped.get(name, name): tensors[before] for name, before in names.items()}
+            names = _without_first(names)
     return dict(tensors)
 
 

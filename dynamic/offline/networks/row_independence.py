@@ -65,8 +65,8 @@ def answers(network: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     if not isinstance(network, StagedNetwork):
         return [primary_logits(output)]
     if not isinstance(output, (list, tuple)):
-        given = type(output).__name__
-        raise InputError(f"{_name(network)} gives a {given}. Its forward has to give a list, one for each exit")
+        kind = type(output).__name__
+        raise InputError(f"{_name(network)} gives a {kind}. Its forward has to give a list, one for each exit")
     return list(output)
 
 

@@ -38,11 +38,11 @@ class Sizes:
         shapes = tuple(tuple(tensor.shape[1:]) for tensor in example.values())
         return Sizes(network, tuple(example), shapes, (frozenset(),) * len(shapes))
 
-    def check_names(self, given: Mapping[str, object]) -> None:
+    def check_names(self, inputs: Mapping[str, object]) -> None:
         """Raises InputError where these are not the inputs that were traced."""
-        if set(given) != set(self.names):
+        if set(inputs) != set(self.names):
             raise InputError(
-                f"inputs {sorted(given)}: the network was traced with {list(self.names)}. Give those, or wrap it "
+                f"inputs {sorted(inputs)}: the network was traced with {list(self.names)}. Give those, or wrap it "
                 "again with example inputs of the others"
             )
 
@@ -59,11 +59,11 @@ class Sizes:
         if len(tensors) != len(self.shapes):
             raise InputError(f"{len(tensors)} inputs given. The network was traced with {list(self.names)}")
         for name, shape, free, tensor in zip(self.names, self.shapes, self.free, tensors, strict=True):
-            given = tuple(tensor.shape[1:])
-            if given == shape:  # nearly always
+            size = tuple(tensor.shape[1:])
+            if size == shape:  # nearly always
                 continue
             if tensor.ndim == len(shape) + 1 and all(
-                a == b or d in free for d, (a, b) in enumerate(zip(given, shape, strict=True))
+                a == b or d in free for d, (a, b) in enumerate(zip(size, shape, strict=True))
             ):
                 continue
             raise InputError(

@@ -64,15 +64,15 @@ def count_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, An
 
     Normalization, activations, pooling and other elementwise work are not multiply-adds and are listed instead.
     """
-    given = kwargs or {}
-    batch = next((len(a) for a in (*args, *given.values()) if isinstance(a, Tensor) and a.ndim), 1)
+    keywords = kwargs or {}
+    batch = next((len(a) for a in (*args, *keywords.values()) if isinstance(a, Tensor) and a.ndim), 1)
     counter, operators = Counter(), _Operators()
     try:
         with counting(counter), operators:
-            module(*args, **given)
+            module(*args, **keywords)
     except Exception as error:  # an operator that supports no dispatch mode may raise anything
         with torch.no_grad():
-            module(*args, **given)  # where the network itself is at fault, its own error comes
+            module(*args, **keywords)  # where the network itself is at fault, its own error comes
         name, reason = type(module).__name__, (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning("the multiply-adds of %s are counted in part only: %s", name, reason)
         operators.uncounted.add(f"{name} in part: {reason}")

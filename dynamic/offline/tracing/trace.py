@@ -210,11 +210,11 @@ def input_names(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[str,
 
 def _not_given(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """Optional arguments of forward that the example does not give: traced at their defaults."""
-    given = set(input_names(backbone, inputs))
+    names = set(input_names(backbone, inputs))
     return {
         p.name: p.default
         for p in inspect.signature(backbone.forward).parameters.values()
-        if p.name not in given and p.default is not p.empty
+        if p.name not in names and p.default is not p.empty
     }
 
 

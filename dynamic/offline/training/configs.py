@@ -183,8 +183,8 @@ def _check_flag(name: str, value: object) -> None:
         raise SettingError(f"{name}={value!r} must be True or False")
 
 
-def _weights(given: Sequence[float]) -> tuple[float, ...]:
-    weights = tuple(plain(weight) for weight in given)
+def _weights(exit_weights: Sequence[float]) -> tuple[float, ...]:
+    weights = tuple(plain(weight) for weight in exit_weights)
     for weight in weights:
         check_number("exit_weights", weight)
     if not weights or not all(0 <= weight < math.inf for weight in weights) or not any(weights):

@@ -190,12 +190,12 @@ def _remember(network: StagedNetwork, mode: Mode, used_batches: UsedBatches) -> 
         remember(backbone, used_batches.hashes)
 
 
-def _exit_weights(given: Sequence[float] | None, exits: int) -> tuple[float, ...]:
-    if given is None:
+def _exit_weights(weights: Sequence[float] | None, exits: int) -> tuple[float, ...]:
+    if weights is None:
         return tuple((i + 1) / exits for i in range(exits))
-    if len(given) != exits:
-        raise SettingError(f"{len(given)} exit_weights for {exits} exits. Give one each, the network's own included")
-    return tuple(float(w) for w in given)
+    if len(weights) != exits:
+        raise SettingError(f"{len(weights)} exit_weights for {exits} exits. Give one each, the network's own included")
+    return tuple(float(w) for w in weights)
 
 
 class _Plain(StagedNetwork):

@@ -213,10 +213,10 @@ def _train(
     settings: Settings,
     checkpoint: Checkpoint,
     progress: bool | None,
-    given: ExitLoss | None = None,
+    loss: ExitLoss | None = None,
 ) -> History:
     equal = (1.0,) * len(heads)
-    taught = None if given is None else replace(given, weights=equal)
+    taught = None if loss is None else replace(loss, weights=equal)
     loss = taught or ExitLoss(equal, label_smoothing=settings.label_smoothing)
     optimizer = settings.make_optimizer(p for head in heads for p in head.parameters())
     for head in heads:

@@ -53,7 +53,7 @@ class Announcer:
 
     def __init__(self, on_change: OnChange | None) -> None:
         self._on_change = on_change
-        self._told = False
+        self._has_warned = False
 
     def __call__(self, before: CostedPoint | None, decision: Decision, snapshot: Snapshot) -> None:
         """Tell of one change."""
@@ -63,8 +63,8 @@ class Announcer:
             if self._on_change is not None:
                 self._on_change(Change(snapshot.time_s, before, decision.point, decision, snapshot))
         except Exception as error:
-            if not self._told:
-                self._told = True
+            if not self._has_warned:
+                self._has_warned = True
                 logger.warning(
                     "on_change raised %r. Requests are answered all the same (told once)", error, exc_info=error
                 )
@@ -72,13 +72,13 @@ class Announcer:
 
 def _log(before: CostedPoint | None, decision: Decision, snapshot: Snapshot) -> None:
     name = decision.point.name
-    known = {field: value for field, value in asdict(snapshot).items() if value not in (None, ())}
+    readings = {field: value for field, value in asdict(snapshot).items() if value not in (None, ())}
     fields = {
-        "time_s": known.pop("time_s"),
+        "time_s": readings.pop("time_s"),
         "from": None if before is None else before.name,
         "to": name,
         "reason": decision.reason,
         "violated_limits": decision.violated_limits,
-        "snapshot": known,
+        "snapshot": readings,
     }
     logger.info("decision %s: %s", name, decision.reason, extra={"dynamic": fields})

@@ -56,9 +56,9 @@ class RequestReading:
     def __init__(self, monitor: HasLatest, starts: bool = False) -> None:
         self._monitor = monitor
         self._last = Snapshot(time_s=0.0)  # that was good; before any nothing is known
-        self._told = False
+        self._has_warned = False
         # the monitor's snapshot and what was made of it last: one tuple, so that threads always see a pair that fits
-        self._known: tuple[Snapshot, Snapshot] | None = None
+        self._last_pair: tuple[Snapshot, Snapshot] | None = None
         self._starts = starts
         self._starting = threading.RLock()  # reentrant: a signal handler may read too
         self.started: Callable[[], None] = lambda: None
@@ -108,19 +108,19 @@ class RequestReading:
         self, latest: Snapshot, rows: int, waited_ms: float, queue_length: int, servers: int | None
     ) -> Snapshot:
         """A snapshot for a request of so many rows that has waited. Others wait behind it for so many `servers`."""
-        known = self._known
-        if known is not None and known[0] is latest:
-            made = known[1]
-            same = made.rows == rows and made.waited_ms == waited_ms
-            if same and made.queue_length == queue_length and made.servers == servers:
-                return made
-        made = fast_replace(latest, rows=rows, waited_ms=waited_ms, queue_length=queue_length, servers=servers)
-        self._known = latest, made
-        return made
+        pair = self._last_pair
+        if pair is not None and pair[0] is latest:
+            snapshot = pair[1]
+            same = snapshot.rows == rows and snapshot.waited_ms == waited_ms
+            if same and snapshot.queue_length == queue_length and snapshot.servers == servers:
+                return snapshot
+        snapshot = fast_replace(latest, rows=rows, waited_ms=waited_ms, queue_length=queue_length, servers=servers)
+        self._last_pair = latest, snapshot
+        return snapshot
 
     def _failed(self, error: Exception) -> None:
-        if not self._told:
-            self._told = True
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 "monitor %s raised %r. Requests are answered by its last good snapshot (told once)",
                 type(self._monitor).__name__,

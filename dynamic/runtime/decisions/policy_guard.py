@@ -26,7 +26,7 @@ class Guard:
 
     def __init__(self, policy: Policy, failed: Callable[[], None]) -> None:
         self.policy, self._count = policy, failed
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._state: Any = None
         self._last: Decision | None = None  # good on `_frontier`
         self._frontier: Frontier | None = None
@@ -86,8 +86,8 @@ class Guard:
     def _failed(self, what: str, error: Exception) -> None:
         self._count()
         kind = f"{what} {type(error).__name__}"
-        if kind not in self._told and len(self._told) < 100:
-            self._told.add(kind)
+        if kind not in self._reported and len(self._reported) < 100:
+            self._reported.add(kind)
             logger.warning(
                 "policy %s failed in %s: %r. Requests are answered, by its last good decision (told once, counted in "
                 "stats().policy_failures)",

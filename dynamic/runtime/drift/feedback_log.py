@@ -29,7 +29,7 @@ class FeedbackLog:
 
     def __init__(self, classes: int, names: Sequence[str] | None) -> None:
         self._classes, self._names = classes, names
-        self._kept: list[_Answered | None] = [None] * KEPT  # a result's place is its id modulo KEPT
+        self._entries: list[_Answered | None] = [None] * KEPT  # a result's place is its id modulo KEPT
         self._next = 0
         # inputs whose labels came, right answers among them, and the expected number of those: replaced as a whole, so
         # that a signal handler may read it at any moment
@@ -37,7 +37,7 @@ class FeedbackLog:
 
     def enter(self, number: int, labels: Sequence[int], point: OperatingPoint) -> None:
         """Keep the answers `labels [B]` (-1: none) that `point` gave in the request of this number."""
-        self._kept[number % KEPT] = number, array("i", labels), point
+        self._entries[number % KEPT] = number, array("i", labels), point
         self._next = max(self._next, number + 1)
 
     def feedback(self, result_id: int, label: Label | Iterable[Label]) -> None:
@@ -49,7 +49,7 @@ class FeedbackLog:
                 f"{len(wanted)} labels for result {number}, which has {len(answers)} rows: give one for each, in order"
             )
         right = [self._is(answer, truth) for answer, truth in zip(answers, wanted, strict=True)]
-        self._kept[number % KEPT] = number, None, point
+        self._entries[number % KEPT] = number, None, point
         count, correct, expected = self._counts
         if point.drop is None or expected is None:  # measured without labels: that is no accuracy
             expected = None
@@ -72,12 +72,12 @@ class FeedbackLog:
             raise InputError(f"a {type(result_id).__name__} is no result's id: give result.id") from error
         if not 0 <= number < self._next:
             raise InputError(f"no result has the id {number}: give result.id, of a result of this runtime")
-        kept = self._kept[number % KEPT]
-        if kept is None or kept[0] != number:
+        entry = self._entries[number % KEPT]
+        if entry is None or entry[0] != number:
             raise InputError(
                 f"result {number} is too old: the answers of the latest {KEPT} are kept, so hand labels in sooner"
             )
-        _, answers, point = kept
+        _, answers, point = entry
         if answers is None:
             raise InputError(f"result {number} has its label already, which was counted once: the first stands")
         return number, answers, point

@@ -131,7 +131,7 @@ def _code(name: str, tensor: Tensor) -> _Coded:
     nonzero = np.flatnonzero(bits)
     ways = [_numbers(facts, bits), *_tabled(facts, bits)]
     if 0 < len(nonzero) < len(bits):
-        gaps = encode(_gaps(nonzero))
+        gaps = encode(gaps_between(nonzero))
         values = bits[nonzero]
         few = [_numbers(facts, values), *_tabled(facts, values)]
         ways += [_Coded({**way.facts, "gaps": _code_facts(gaps)}, (gaps.bits, *way.parts)) for way in few]
@@ -157,7 +157,7 @@ def _decoded(entry: Mapping[str, Any], codes: memoryview, position: int) -> tupl
     if "same" in entry:
         bits[:] = entry["same"]
     else:
-        where = _positions(stream(entry["gaps"])) if "gaps" in entry else slice(None)
+        where = positions_after(stream(entry["gaps"])) if "gaps" in entry else slice(None)
         index = stream(entry["index"]) if "index" in entry else slice(None)
         if entry["half"]:
             numbers = np.frombuffer(take(2 * entry["numbers"]), "<f2").astype(np.float32).view(np.uint32)
@@ -167,7 +167,7 @@ def _decoded(entry: Mapping[str, Any], codes: memoryview, position: int) -> tupl
     return torch.from_numpy(bits).view(dtype).reshape(entry["shape"]), position
 
 
-def _gaps(nonzero: NDArray[np.int64]) -> NDArray[np.int64]:
+def gaps_between(nonzero: NDArray[np.int64]) -> NDArray[np.int64]:
     """Zeros before each weight. `_FAR` stands for that many zeros and no weight."""
     before = np.diff(nonzero, prepend=-1) - 1
     skips = before // _FAR
@@ -176,8 +176,8 @@ def _gaps(nonzero: NDArray[np.int64]) -> NDArray[np.int64]:
     return gaps
 
 
-def _positions(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the weights are: the inverse of `_gaps`."""
+def positions_after(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the weights are: the inverse of `gaps_between`."""
     steps = np.where(gaps == _FAR, _FAR, gaps + 1)
     positions: NDArray[np.int64] = (np.cumsum(steps) - 1)[gaps != _FAR]
     return positions

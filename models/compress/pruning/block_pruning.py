@@ -342,7 +342,7 @@ def _by_loss(
     bar = track(range(passes), "branches", passes, progress)
     begin = time.perf_counter()
     whole = _loss(network, batches)
-    if (estimate := _estimate(passes, time.perf_counter() - begin)) is not None:
+    if (estimate := time_estimate(passes, time.perf_counter() - begin)) is not None:
         logger.warning("prune_blocks: %s", estimate)
     try:
         for _ in range(count):
@@ -363,7 +363,7 @@ def _by_loss(
     return result
 
 
-def _estimate(passes: int, pass_s: float) -> str | None:
+def time_estimate(passes: int, pass_s: float) -> str | None:
     """How long the passes over the data take. None where that is short."""
     if passes * pass_s < _LONG_S:
         return None

@@ -164,7 +164,7 @@ def save_codes(compressed: WeightsCompressed, path: str | Path) -> int:
             continue
         if not torch.equal(coded.value, tensor.cpu()):
             raise InputError(f"{name} differs from its codes, since it changed: call quantize_weights again")
-        tensors[f"{name}|codes"] = torch.from_numpy(_packed(coded.codes.numpy(), compressed.bits))
+        tensors[f"{name}|codes"] = torch.from_numpy(pack_codes(coded.codes.numpy(), compressed.bits))
         tensors[f"{name}|scales"] = coded.scales
         kind = str(coded.dtype).removeprefix("torch.")
         entries[name] = {"shape": list(coded.shape), "group": coded.group, "axis": coded.axis, "dtype": kind}
@@ -198,7 +198,7 @@ def load_codes(network: nn.Module, path: str | Path) -> None:
         for name, entry in facts["weights"].items():
             scales, shape, axis = tensors[f"{name}|scales"], tuple(entry["shape"]), entry["axis"]
             columns = int(np.prod(shape)) // shape[axis]
-            codes = _unpacked(tensors[f"{name}|codes"].numpy(), facts["bits"], shape[axis] * columns)
+            codes = unpack_codes(tensors[f"{name}|codes"].numpy(), facts["bits"], shape[axis] * columns)
             rows = torch.from_numpy(codes).view(shape[axis], columns)
             state[name] = Coded(rows, scales, entry["group"], axis, shape, getattr(torch, entry["dtype"])).value
     except (KeyError, ValueError, RuntimeError) as error:
@@ -234,14 +234,14 @@ def _from_rows(rows: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
     return rows.view(moved).movedim(0, axis).contiguous()
 
 
-def _packed(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     """Codes in order, each in `bits` bits, the lowest code as 0."""
     plain = (codes.reshape(-1).astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     return np.packbits(np.unpackbits(plain[:, None], axis=1)[:, 8 - bits :].reshape(-1))
 
 
-def _unpacked(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int8]:
-    """The inverse of `_packed`. ValueError where there are fewer codes."""
+def unpack_codes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int8]:
+    """The inverse of `pack_codes`. ValueError where there are fewer codes."""
     if 8 * len(packed) < bits * count:
         raise ValueError(f"{len(packed)} bytes for {count} codes of {bits} bits")
     each = np.unpackbits(packed, count=bits * count).reshape(count, bits)

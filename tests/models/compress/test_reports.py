@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.models import compress
 from dynamic.models.compress import prune_weights, quantize, quantize_weights, separate
-from dynamic.models.compress.pruning.block_pruning import _estimate
+from dynamic.models.compress.pruning.block_pruning import time_estimate
 from dynamic.models.compress.report import Measured, Report, measure
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.onnx_export.stage_graphs import export_stages
@@ -252,8 +252,8 @@ def test_a_target_that_is_not_met_is_said(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_passes_over_the_data_are_estimated() -> None:
-    assert _estimate(27, 1.0) is None
-    words = _estimate(351, 0.9)
+    assert time_estimate(27, 1.0) is None
+    words = time_estimate(351, 0.9)
     assert words is not None
     assert "351 passes over the data of 0.9 s each take about 316 s" in words
 

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.models import CifarResNet, save_weights
 from dynamic.models.compress.packing.half_precision import to_half_precision
-from dynamic.models.compress.packing.packed_file import _gaps, _positions, load_packed, save_packed, unpacked
+from dynamic.models.compress.packing.packed_file import (
+    gaps_between,
+    load_packed,
+    positions_after,
+    save_packed,
+    unpacked,
+)
 from dynamic.models.compress.packing.weight_clustering import cluster
 from dynamic.models.compress.pruning.weight_pruning import baked, prune_weights
 from dynamic.offline.networks.checkpoints import read_tensors, write_tensors
@@ -89,10 +95,10 @@ def test_half_the_bytes_where_no_bit_is_lost(tmp_path: Path) -> None:
 
 
 def test_gaps_by_hand() -> None:
-    assert _gaps(np.array([0, 1, 5, 260, 1000])).tolist() == [0, 0, 3, 254, 255, 255, 229]
-    assert _gaps(np.array([255, 511])).tolist() == [255, 0, 255, 0]
+    assert gaps_between(np.array([0, 1, 5, 260, 1000])).tolist() == [0, 0, 3, 254, 255, 255, 229]
+    assert gaps_between(np.array([255, 511])).tolist() == [255, 0, 255, 0]
     for where in ([0], [254], [255], [256], [3, 600, 601, 5000]):
-        assert _positions(_gaps(np.array(where))).tolist() == where
+        assert positions_after(gaps_between(np.array(where))).tolist() == where
 
 
 def test_all_dtypes_and_odd_shapes(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import dynamic
 from dynamic.models import CifarResNet, save_weights
 from dynamic.models.compress.quantization.weight_only import (
     WeightsCompressed,
-    _packed,
-    _unpacked,
     load_codes,
+    pack_codes,
     quantize_weights,
     save_codes,
+    unpack_codes,
 )
 from dynamic.policies.errors import CorruptError, InputError, SettingError
 
@@ -113,16 +113,16 @@ def test_transposed_convolutions_have_a_scale_for_each_output() -> None:
 def test_packing_by_bits(bits: int) -> None:
     most = 2 ** (bits - 1) - 1
     codes = np.random.default_rng(0).integers(-most, most + 1, 37).astype(np.int8)
-    packed = _packed(codes, bits)
+    packed = pack_codes(codes, bits)
     assert len(packed) == -(-37 * bits // 8)
-    np.testing.assert_array_equal(_unpacked(packed, bits, 37), codes)
+    np.testing.assert_array_equal(unpack_codes(packed, bits, 37), codes)
     with pytest.raises(ValueError, match="bytes"):
-        _unpacked(packed[:-1], bits, 37)
+        unpack_codes(packed[:-1], bits, 37)
 
 
 def test_packing_by_hand() -> None:
-    assert _packed(np.array([-7, 7], np.int8), 4).tolist() == [0b0001_1111]
-    assert _packed(np.array([-1, 0, 1, 1, 0], np.int8), 2).tolist() == [0b01_10_11_11, 0b10_00_00_00]
+    assert pack_codes(np.array([-7, 7], np.int8), 4).tolist() == [0b0001_1111]
+    assert pack_codes(np.array([-1, 0, 1, 1, 0], np.int8), 2).tolist() == [0b01_10_11_11, 0b10_00_00_00]
 
 
 @pytest.mark.parametrize(("bits", "group"), [(2, None), (3, 16), (4, 32), (8, None)])
