@@ -1,6 +1,7 @@
 """The contract of a policy: a pure function from frontier, budget, snapshot and state to a decision."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -55,30 +56,31 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """What one request took, for the policy to learn from.
+    """What the requests of one decision took, for the policy to learn from.
 
     Args:
         point: The point that ran.
-        stage: The stage of the deepest exit.
-        rows: Inputs in the request.
-        latency_ms: Time of the work alone, without the wait in a queue.
-        expected_ms: Time that the profile predicts for this stage. 0 where the measured time has no meaning, such as
-            after a network was loaded.
+        stages: `[N]`, for each request the stage of its deepest exit. The oldest request comes first.
+        rows: `[N]`, inputs in each request.
+        latency_ms: `[N]`, time of the work alone, without the wait in a queue.
+        expected_ms: `[N]`, time that the profile predicts for this stage. 0 where the measured time has no meaning,
+            such as after a network was loaded.
         threads: Threads of the engine.
-        snapshot: The readings that the request ran under.
+        snapshot: The readings that the requests ran under.
         drift: Whether inputs differ from those of the calibration.
 
     Example:
-        >>> feedback = dynamic.policies.Feedback(frontier.cheapest, 0, 1, 12.0, 10.0, 2, dynamic.Snapshot(0.0))
-        >>> feedback.latency_ms / feedback.expected_ms
-        1.2
+        >>> now = dynamic.Snapshot(0.0)
+        >>> two = dynamic.policies.Feedback(frontier.cheapest, [0, 0], [1, 1], [12, 9], [10, 10], 2, now)
+        >>> sum(two.latency_ms) / sum(two.expected_ms)
+        1.05
     """
 
     point: CostedPoint
-    stage: int
-    rows: int
-    latency_ms: float
-    expected_ms: float
+    stages: Sequence[int]
+    rows: Sequence[int]
+    latency_ms: Sequence[float]
+    expected_ms: Sequence[float]
     threads: int
     snapshot: Snapshot
     drift: bool = False
@@ -89,7 +91,7 @@ class Policy(Protocol):
 
     A policy of your own inherits from this class and defines `decide`. The state of a policy without memory is None.
     With `decides_each_request = False` a runtime repeats a decision until the readings, the budget or the queue change,
-    or 24 requests were observed.
+    or 32 requests were observed.
 
     Example:
         >>> class Cheapest(dynamic.Policy):
@@ -131,11 +133,11 @@ class Policy(Protocol):
         """
 
     def observe(self, state: Any, feedback: Feedback) -> Any:
-        """Learn from a request that was answered.
+        """Learn from requests that were answered. A runtime calls it before the next decision.
 
         Args:
             state: The state after the last call.
-            feedback: What the request took.
+            feedback: What the requests of one decision took.
 
         Returns:
             The state after it. Without a definition of your own it is the same one.
@@ -145,7 +147,7 @@ class Policy(Protocol):
 
         Example:
             >>> policy = dynamic.policies.FixedPolicy("reference")
-            >>> feedback = dynamic.policies.Feedback(frontier.cheapest, 0, 1, 12.0, 10.0, 2, dynamic.Snapshot(0.0))
+            >>> feedback = dynamic.policies.Feedback(frontier.cheapest, [0], [1], [12], [10], 2, dynamic.Snapshot(0.0))
             >>> policy.observe(None, feedback) is None
             True
         """

@@ -1,15 +1,18 @@
 """What a user gets: a certified cascade through `run(x)` against the best static network of its accuracy, CIFAR-10.
 
-    python -m benchmarks.runtime.as_users_run
+    python -m benchmarks.runtime.as_users_run [--cascade family]
 
-The cascade is made by the public steps alone. int8 versions of ResNet-20, 32 and 56 and ResNet-56 as it was given are
-built on one half of the test images for a drop of at most 0.005 to ResNet-56 (delta 0.1), and profiled here. Ranges of
-int8 come from training images. The other half reports.
+The cascade is made by the public steps alone. It is built on one half of the test images for a drop of at most 0.005 to
+ResNet-56 (delta 0.1), and profiled here. Ranges of int8 come from training images. The other half reports.
+
+- "resnets": int8 versions of ResNet-20, 32 and 56, and ResNet-56 as it was given. Nothing was trained for it.
+- "family": that of `family_cascade.py`, with two students that were trained for it.
 
 `run(x)` is timed with everything on: monitor, drift test, observation, decisions. Beside it the same cascade as a bare
 engine call (its thresholds are known there), and every static network alone as a bare call: ResNet-20, 32, 44 and 56 in
-float32 and int8. Each side runs in its best setting of threads and waiting, chosen on calibration images of the first
-split. All are processes that take turns, one request behind the other (`alternating.py`).
+float32 and int8, and the students in int8 where they are members. Each side runs in its best setting of threads and
+waiting, chosen on calibration images of the first split. All are processes that take turns, one request behind the
+other (`alternating.py`).
 
 The opponent is the fastest static network that is at least as accurate as the cascade on the images that report, or the
 most accurate one where none is. Every answer of `run(x)` has to be certified. One half decides that within 0.3 points
@@ -28,6 +31,7 @@ import torch
 from torch import nn
 
 import dynamic
+from benchmarks.cascades import family_networks
 from benchmarks.cascades.family_networks import CALIBRATION, EXAMPLE
 from benchmarks.harness import cifar
 from benchmarks.harness.alternating import (
@@ -52,11 +56,12 @@ from dynamic.offline.onnx_export.stage_graphs import export_stages
 MAX_DROP, DELTA = 0.005, 0.1
 MEMBERS = ("resnet20 int8", "resnet32 int8", "resnet56 int8", "resnet56")  # the last is the reference
 SPLITS, REQUESTS, BLOCK, SCREENED = 5, 1500, 50, 200
+RESULT = {"resnets": "runtime/as_users_run", "family": "runtime/as_users_run_family"}
 RUN, BARE = "run(x)", "bare cascade"
 
 
-def networks(data: Path) -> dict[str, nn.Module]:
-    """The ResNets as they were given, and in int8."""
+def resnets(data: Path) -> tuple[dynamic.Cascade, dict[str, nn.Module]]:
+    """The cascade of int8 ResNets, and the static networks: the ResNets as they were given, and in int8."""
     given = dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
     images = cifar.images(data, "train")
     few = images.select(np.random.default_rng(0).permutation(len(images))[:CALIBRATION])
@@ -65,16 +70,25 @@ def networks(data: Path) -> dict[str, nn.Module]:
         f"{name} int8": quantize(network, EXAMPLE, calibration_loader=batches, latency=False).network
         for name, network in given.items()
     }
-    return {**given, **int8}
+    every = {**given, **int8}
+    return dynamic.Cascade([every[member] for member in MEMBERS], names=list(MEMBERS)), every
+
+
+def family(data: Path) -> tuple[dynamic.Cascade, dict[str, nn.Module]]:
+    """The cascade with students, and the static networks: the ResNets as they were given, and all of them in int8."""
+    given = dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
+    return family_networks.cascade(data), {**given, **family_networks.alone(data)}
+
+
+CASCADES = {"resnets": resnets, "family": family}
 
 
 def built(
-    data: Path, every: Mapping[str, nn.Module], half: Sequence[int], engine: str, folder: Path, threads: Sequence[int]
+    data: Path, cascade: dynamic.Cascade, half: Sequence[int], engine: str, folder: Path, threads: Sequence[int]
 ) -> dynamic.Bundle:
     """The bundle of one split, certified, saved in `folder` and profiled there."""
     images = cifar.images(data, "test").select(np.array(half))
     name, precision = ENGINES[engine]
-    cascade = dynamic.Cascade([every[member] for member in MEMBERS], names=list(MEMBERS))
     bundle = dynamic.build(
         cascade,
         cifar.batches(images, size=1),  # as it is timed
@@ -198,6 +212,7 @@ def main() -> None:
     """Every engine and split, saved after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
+    parser.add_argument("--cascade", default="resnets", choices=CASCADES)
     parser.add_argument("--engines", nargs="*", default=["onnxruntime f32", "openvino f32"], choices=list(ENGINES))
     parser.add_argument("--splits", type=int, default=SPLITS)
     parser.add_argument("--requests", type=int, default=REQUESTS)
@@ -210,7 +225,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         progress("int8 networks and their graphs")
-        every, images = networks(data), cifar.images(data, "test")
+        (cascade, every), images = CASCADES[options.cascade](data), cifar.images(data, "test")
         inputs = cifar.PREPROCESS(images.images)
         np.save(folder / "inputs.npy", inputs)
         statics = {name: folder / name for name in every}
@@ -226,13 +241,13 @@ def main() -> None:
                 progress(f"split {seed} of {options.splits} on {engine}: building")
                 name, _ = ENGINES[engine]
                 threads = sorted({setting.threads for setting in settings(name, bare=False)})
-                bundle = built(data, every, sides[0], engine, folder / f"{name}-{seed}", threads)
+                bundle = built(data, cascade, sides[0], engine, folder / f"{name}-{seed}", threads)
                 known = (images.labels, *sides, options.requests)
                 one = split_of(bundle, statics, engine, known, folder, chosen[engine])
                 result[engine]["splits"].append(one)
                 result[engine]["over_splits"] = summary(result[engine]["splits"])
-                figures = {"max_drop": MAX_DROP, "delta": DELTA, "members": MEMBERS, "engines": result}
-                path = save("runtime/as_users_run", figures | {"skipped": skipped, "not_measured": not_measured()})
+                figures = {"max_drop": MAX_DROP, "delta": DELTA, "members": cascade.names, "engines": result}
+                path = save(RESULT[options.cascade], figures | {"skipped": skipped, "not_measured": not_measured()})
     for engine in here:
         print(f"{engine}: {result[engine]['over_splits']}")
     print(f"{circumstances()}\n{path}")

@@ -85,7 +85,7 @@ class Steps:
         t3 = clock()
         point = decision.point
         expected_ms = self._frontier.path_ms(point, stage, rows=1)
-        told = Feedback(point, stage, 1, 1.05 * expected_ms, expected_ms, self._threads, snapshot, False)
+        told = Feedback(point, [stage], [1], [1.05 * expected_ms], [expected_ms], self._threads, snapshot, False)
         self._guard.observe(told)
         t4 = clock()
         for name, took in zip(self.took, (t1 - t0, t2 - t1, t4 - t3, (t2 - t0) + (t4 - t3)), strict=True):

@@ -97,7 +97,7 @@ def main() -> None:
         run(x)
     kinds: dict[bool, list[tuple[str, str]]] = {}
     for x in inputs[100:]:
-        repeats = run._handler.plan is not None
+        repeats = run._controller.plan is not None
         calls: list[tuple[str, str]] = []
         with traced(calls):
             run(x)

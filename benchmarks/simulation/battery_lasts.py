@@ -26,7 +26,7 @@ from benchmarks.simulation.cifar_simulated import Simulated, simulated
 from dynamic.policies import Budget, BudgetPolicy, CostedPoint, Decision, Feedback, Frontier, Policy, Snapshot
 from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.simulate import Device, Poisson, Schedule, SimulationReport, Workload, simulate
-from dynamic.simulate.simulator import Decide
+from dynamic.simulate.requests.simulated_runtime import Decide
 
 ASKED_H, FULL_H, IDLE_H, TOO_SHORT_H = 5.0, 3.0, 7.0, 4.0
 START = 0.5

@@ -22,7 +22,7 @@ from dynamic.policies.control.fixed_policy import FixedPolicy
 from dynamic.policies.ladder import Interval
 from dynamic.policies.stage_plan import plan
 from dynamic.simulate import Bursts, Poisson, device, simulate
-from dynamic.simulate.simulator import Decide
+from dynamic.simulate.requests.simulated_runtime import Decide
 
 BACKBONE = (0, 0, 1, 1)
 OFF, ALL = np.inf, -np.inf

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from dynamic.bundle.contract import DeployedBundle
-from dynamic.engines.contract import Array, Engine, Output
+from dynamic.engines.contract import Array, Engine
 from dynamic.engines.engine_factory import check_engine, installed
 from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.outputs import is_finite
@@ -22,7 +22,7 @@ from dynamic.policies.errors import BundleError, DynamicError, EngineError
 from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.decisions.policy_guard import Guard
-from dynamic.runtime.drift.drift_watch import Captured, DriftWatch
+from dynamic.runtime.drift.drift_watch import Captured, Drifts, DriftWatch, Tested
 from dynamic.runtime.drift.streams import DriftOptions
 from dynamic.runtime.fallback import COOL_DOWN_S, FallbackEngines
 
@@ -190,13 +190,11 @@ class Deployment:
         """What the drift test needs of the inputs of a request. None where it is not tested."""
         return self.watch.capture(inputs, x) if self.watches(engine) else None
 
-    def drift(
-        self, engine: Engine, point: CostedPoint, stages: Sequence[int], output: Output, captured: Captured | None
-    ) -> tuple[bool, bool]:
-        """Whether inputs have drifted, and whether this output is the first to show it."""
-        if captured is not None and self.watches(engine):
-            return self.watch.observe(point, stages, output.score.tolist(), captured)
-        return bool(self.watch.drifted), False
+    def drift(self, engine: Engine, point: CostedPoint, requests: Sequence[Tested]) -> Drifts:
+        """What the drift test says after each of these requests, which ran under one operating point."""
+        if not self.watches(engine):
+            return Drifts([bool(self.watch.drifted)] * len(requests))
+        return self.watch.observe(point, requests)
 
     def exclude_backbones(self, backbones: frozenset[int]) -> bool:
         """Exclude the points that need these backbones, for a while. Returns whether others remain."""

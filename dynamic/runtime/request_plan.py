@@ -8,17 +8,13 @@ import numpy as np
 from dynamic.engines.contract import Array, Engine, Output
 from dynamic.engines.outputs import is_finite
 from dynamic.policies.budget import Budget
+from dynamic.policies.control.repetition import slow_ms
 from dynamic.policies.decision import Decision
 from dynamic.policies.errors import EngineError
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.counters import Entry
 from dynamic.runtime.deployment import Deployment
 from dynamic.runtime.drift.drift_watch import Captured
-
-# observations that wait: then the policy decides again. It takes 0.3 ms, 1 ms where caches are cold, and one request in
-# 24 pays for it
-MOST_OBSERVATIONS = 24
-_SLOW = 2.0  # a request that takes so many times what was expected ends the plan
 
 
 class Conditions(NamedTuple):
@@ -113,7 +109,7 @@ class RequestPlan:
         self.conditions = Conditions(deployment, decision, engine, snapshot, learns=True, repeated=True)
         self.run = run
         self.certified, self.expected_ms = certified, tuple(expected_ms)
-        self.slow_ms = tuple(_SLOW * one * decision.slowdown for one in expected_ms)
+        self.slow_ms = slow_ms(expected_ms, decision.slowdown)
         self.watches = deployment.watches(engine)
         spec = deployment.bundle.spec
         self.answer_shape = (1, spec.classes)
@@ -124,6 +120,22 @@ class RequestPlan:
         takes_arrays = deployment.bundle.preprocess is None and len(spec.inputs) == 1
         self.shape = first.shape if takes_arrays else None
         self.batch_shape = (1, *first.shape) if len(spec.inputs) == 1 else None
+
+    def renewed(self, latest: Snapshot, snapshot: Snapshot, decision: Decision) -> "RequestPlan":
+        """The plan under another decision that runs the same.
+
+        Args:
+            latest: The monitor's snapshot that the decision saw.
+            snapshot: The same as the policy saw it.
+            decision: The decision.
+        """
+        plan = object.__new__(RequestPlan)
+        for name in RequestPlan.__slots__:
+            setattr(plan, name, getattr(self, name))
+        plan.latest, plan.decision = latest, decision
+        plan.conditions = self.conditions._replace(decision=decision, snapshot=snapshot)
+        plan.slow_ms = slow_ms(self.expected_ms, decision.slowdown)
+        return plan
 
     def runs_the_same_as(self, deployment: Deployment, budget: Budget, decision: Decision) -> bool:
         """Whether a new decision runs the same: then other threads may repeat this plan until there is another."""

@@ -28,6 +28,7 @@ from dynamic.policies.frontier import Frontier
 from dynamic.policies.validation.numbers import plain
 from dynamic.progress import size_of, track
 from dynamic.runtime.counters import RuntimeCounters
+from dynamic.runtime.decisions.controller import Controller
 from dynamic.runtime.decisions.decision_log import Announcer, OnChange
 from dynamic.runtime.decisions.device_reading import HasLatest, RequestReading, begin
 from dynamic.runtime.decisions.unmeasured_limits import SensorCheck
@@ -249,17 +250,16 @@ class Runtime:
         self._read.started = lambda: self._sensors.warn(self.budget)
         if not starts_monitor:
             _ = self._read.latest  # before any model is loaded
-        self._handler = RequestHandler(
+        self._controller = Controller(
             self._read,
             Announcer(on_change),
             RuntimeCounters(len(bundle.spec.stages)),
             FeedbackLog(bundle.spec.classes, bundle.classes),
             lambda: len(self._waiting),
-            workers,
-            clock,
         )
+        self._handler = RequestHandler(self._controller, workers, clock)
         self._waiting = Waiting(queue, workers, self._handler, self._retire)
-        self._handler.deployment = self._serve(bundle, frontier, engine, others)
+        self._controller.deployment = self._serve(bundle, frontier, engine, others)
         self.deployment.guard.begin()
         self.budget = budget  # checked by the setter
         forget_after_fork(self)
@@ -335,12 +335,12 @@ class Runtime:
 
     def _submit(self, x: Any, came: float, copy: bool) -> "Future[Result]":
         thread = threading.get_ident()
-        self._handler.inside.append(thread)
+        self._controller.inside.append(thread)
         try:
-            self._handler.check_open()
+            self._controller.check_open()
             return self._waiting.submit(self._owned(x) if copy else x, came)
         finally:
-            self._handler.inside.remove(thread)
+            self._controller.inside.remove(thread)
 
     def _owned(self, x: Any) -> Any:
         """A copy. What will be refused for its shape or type is not copied: it may be huge."""
@@ -407,23 +407,23 @@ class Runtime:
         Setting anything else raises BudgetError, as does a limit about which the costs say nothing. A limit that no
         sensor of this device can follow gives a warning, once.
         """
-        return self._handler.budget
+        return self._controller.budget
 
     @budget.setter
     def budget(self, budget: Budget) -> None:
         if not isinstance(budget, Budget):
             raise BudgetError(f"budget={budget!r} must be a dynamic.Budget, such as Budget(latency_ms=20)")
-        handler = self._handler
-        before: Budget | None = getattr(handler, "budget", None)
+        controller = self._controller
+        before: Budget | None = getattr(controller, "budget", None)
         while True:  # no lock: a signal handler may set it while its own thread holds that
             deployment = self.deployment
             try:
                 check_budget(budget, deployment.whole)
             except BudgetError:
-                if before is not None and handler.budget is budget:  # stored, and then a swap came between
-                    handler.budget = before
+                if before is not None and controller.budget is budget:  # stored, and then a swap came between
+                    controller.budget = before
                 raise
-            handler.budget = budget
+            controller.budget = budget
             if deployment is self.deployment:
                 break
         self._sensors.warn(budget)
@@ -431,7 +431,7 @@ class Runtime:
     @property
     def deployment(self) -> Deployment:
         """What is at work now."""
-        return self._handler.deployment
+        return self._controller.deployment
 
     @property
     def bundle(self) -> DeployedBundle:
@@ -471,7 +471,7 @@ class Runtime:
             >>> with bundle.runtime() as run:
             ...     run.swap(dynamic.load("shelf"))
         """
-        self._handler.check_open()
+        self._controller.check_open()
         with self._swapping, self._spacing.action():
             check_successor(self.bundle, bundle)
             profiled, engine, rest = self._open(bundle)
@@ -484,18 +484,18 @@ class Runtime:
                 engine.close()
                 raise
         old.retire()
-        if self._handler.closed:  # in the meantime, by a signal handler perhaps
+        if self._controller.closed:  # in the meantime, by a signal handler perhaps
             self.deployment.retire()
         logger.info("bundle %s is at work now, %s before", profiled.folder, old.bundle.folder)
 
     def stats(self) -> Statistics:
         """What has been done so far. It waits for nobody: any thread and any signal handler may ask."""
-        handler, waiting, watch = self._handler, self._waiting, self.deployment.watch
+        controller, waiting, watch = self._controller, self._waiting, self.deployment.watch
         lines = self._sensors.lines(self.budget)
-        waits = [(one.id, one.entry(one.certified)) for one in handler.observations[:]]
-        return handler.counters.statistics(
+        waits = [(one.id, one.entry(one.certified)) for one in controller.observations[:]]
+        return controller.counters.statistics(
             watch.drifted,
-            handler.feedback_log.estimate(),
+            controller.feedback_log.estimate(),
             waiting.shed,
             waiting.longest,
             lines,
@@ -523,8 +523,8 @@ class Runtime:
             ...     run.stats().feedback.count
             1
         """
-        with self._handler.learned():
-            self._handler.feedback_log.feedback(result_id, label)
+        with self._controller.learned():
+            self._controller.feedback_log.feedback(result_id, label)
 
     def restart_drift(self) -> None:
         """Watch inputs anew, after an alarm or before one: the next request is decided as if there had been none.
@@ -532,13 +532,15 @@ class Runtime:
         Inputs seen so far count as known: what comes is compared with them too. So inputs that have changed for good
         alarm less and less, and are as little covered by the certificate as before: calibrate again with such inputs.
         """
-        with self._handler.learned():
-            self._handler.plan = None
+        with self._controller.learned():
+            self._controller.plan = None
             deployment = self.deployment
             deployment.watch.restart()
             if deployment.last_feedback is not None and deployment.last_feedback.drift:
                 # not a request once more: it says nothing of the device, and nothing was spent
-                deployment.last_feedback = replace(deployment.last_feedback, drift=False, expected_ms=0.0, rows=0)
+                deployment.last_feedback = replace(
+                    deployment.last_feedback, drift=False, stages=(), rows=(), latency_ms=(), expected_ms=()
+                )
                 deployment.guard.observe(deployment.last_feedback)
 
     def close(self, drain: bool = False, timeout_s: float | None = None) -> None:
@@ -567,10 +569,10 @@ class Runtime:
             raise SettingError(
                 f"timeout_s={timeout_s!r} must be a number of seconds of at least 0, or None for no limit"
             )
-        handler = self._handler
-        handler.closed, handler.plan = True, None
+        controller = self._controller
+        controller.closed, controller.plan = True, None
         # what the interrupted thread holds, a worker may need: to wait for workers then is to wait for oneself
-        wait = threading.get_ident() not in handler.inside and not in_signal_handler()
+        wait = threading.get_ident() not in controller.inside and not in_signal_handler()
         if self._waiting.close(drain, timeout_s, wait):  # else the last worker does it
             self._retire()
         if self._owns_monitor:
@@ -591,7 +593,7 @@ class Runtime:
     def forget(self) -> Any:
         """What a forked child must not take from its parent (see `dynamic.engines.forking`)."""
         self._swapping = threading.RLock()
-        self._handler.forget()
+        self._controller.forget()
         self.deployment.forget()
         self._read.forget()
         return self._waiting.forget()
@@ -601,43 +603,43 @@ class Runtime:
         # the policy takes its first reading for memory without models: that is not the reading of now
         latest = self._read.latest
         first = fast_replace(latest, memory_process_mb=(self._read.first or latest).memory_process_mb)
-        handler = self._handler
-        with handler.held():  # no policy is asked twice at once
-            handler.check_open()
-            budget = handler.budget
+        controller = self._controller
+        with controller.held():  # no policy is asked twice at once
+            controller.check_open()
+            budget = controller.budget
             check_budget(budget, fresh.whole)
             fresh.guard.begin()
             fresh.decision = fresh.guard.decide(fresh.frontier, budget, first)
 
     def _exchange(self, fresh: Deployment) -> Deployment:
         """Put it to work, and return what was at work before."""
-        handler = self._handler
-        with handler.learned():
-            handler.check_open()
-            budget = handler.budget
+        controller = self._controller
+        with controller.learned():
+            controller.check_open()
+            budget = controller.budget
             check_budget(budget, fresh.whole)
-            handler.plan = None
-            old = handler.deployment
+            controller.plan = None
+            old = controller.deployment
             fresh.decision = old.decision  # so that the change is told
-            handler.deployment = fresh
-            if handler.budget is not budget:  # set meanwhile, without a lock
+            controller.deployment = fresh
+            if controller.budget is not budget:  # set meanwhile, without a lock
                 try:
-                    check_budget(handler.budget, fresh.whole)
+                    check_budget(controller.budget, fresh.whole)
                 except BudgetError:
-                    handler.deployment = old
+                    controller.deployment = old
                     raise
-            handler.counters.begin(len(fresh.bundle.spec.stages))
+            controller.counters.begin(len(fresh.bundle.spec.stages))
             return old
 
     def _serve(self, bundle: DeployedBundle, frontier: Frontier, engine: Engine, others: Others) -> Deployment:
-        handler = self._handler
+        controller = self._controller
 
         def engine_failed() -> None:
-            with handler.lock:
-                handler.counters.engine_failures += 1
+            with controller.lock:
+                controller.counters.engine_failures += 1
 
         def policy_failed() -> None:  # it is asked under the lock
-            handler.counters.policy_failures += 1
+            controller.counters.policy_failures += 1
 
         return Deployment(
             bundle,

@@ -1,7 +1,7 @@
 """A policy on a simulated device: recorded answers, simulated time, battery and heat, real decisions."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from dynamic.policies.records import Records
 from dynamic.simulate.device_models import Device
 from dynamic.simulate.report import SimulationReport
 from dynamic.simulate.requests.outcomes import outcomes
-from dynamic.simulate.requests.simulated_runtime import Requests, Rules, serve
+from dynamic.simulate.requests.simulated_runtime import Decide, Requests, Rules, serve
 from dynamic.simulate.summary import summarize
 from dynamic.simulate.workload import Workload
 from dynamic.simulate.world.device_world import World
@@ -21,7 +21,6 @@ from dynamic.simulate.world.environment import Budgets, Environment, Surrounding
 from dynamic.simulate.world.processes import Value, pieces
 from dynamic.simulate.world.virtual_sensors import Faults, Sensors
 
-Decide = Literal["request", "monitor"]
 DECIDE: tuple[Decide, ...] = get_args(Decide)
 
 
@@ -71,7 +70,7 @@ def simulate(
     noise: float = 1.0,
     stalls: Stalls | None = None,
     monitor_hz: float | None = 5.0,
-    decide: Decide = "request",
+    decide: Decide | None = None,
     queue_limit: int | None = None,
     samples: int = 200,
 ) -> SimulationReport:
@@ -118,7 +117,9 @@ def simulate(
         noise: Spread of times over the profiled spread. 0: no noise.
         stalls: Delays by the scheduler. None: none.
         monitor_hz: Readings of the sensors a second. None: one for every request.
-        decide: "request" for a decision at every request, "monitor" for one after every reading.
+        decide: "request" for a decision at every request, "monitor" for one after every reading. "change" for one
+            after every reading, and where a request has waited, was slow, or 32 were answered. None: as the runtime
+            does for this policy, which is "change" where it has `decides_each_request = False`, else "request".
         queue_limit: Number of requests that may wait. One more sheds the oldest. None: no limit.
         samples: Number of samples in the report's series.
 
@@ -151,7 +152,7 @@ def simulate(
         raise InputError("there are no records: nothing can be replayed")
     if not 0 < battery <= 1:
         raise SettingError(f"battery={battery} must be a fraction above 0, 1 for full")
-    if decide not in DECIDE:
+    if decide is not None and decide not in DECIDE:
         raise SettingError(f"decide={decide!r} must be one of {DECIDE}")
     if not 0 <= noise < float("inf"):
         raise SettingError(f"noise={noise} must not be negative: 1 is as spread as profiled")
@@ -184,7 +185,7 @@ def simulate(
     )
     env.process_mb = process_mb
     rules = Rules(
-        per_request=decide == "request",
+        decide=decide or ("request" if policy.decides_each_request else "change"),
         queue_limit=queue_limit,
         cores=device.cores,
         reads_itself=monitor_hz is None,

@@ -205,11 +205,11 @@ class BudgetPolicy(Policy):
         )
 
     def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
-        """Learn from a request: its time beyond what the load explains, its effort, and drift.
+        """Learn from requests: their time beyond what the load explains, their effort, and drift.
 
         Args:
             state: The state after the last call.
-            feedback: What the request took.
+            feedback: What the requests of one decision took.
 
         Returns:
             The state after it.
@@ -219,12 +219,13 @@ class BudgetPolicy(Policy):
 
         Example:
             >>> policy = dynamic.BudgetPolicy()
-            >>> slow = dynamic.policies.Feedback(frontier.points[0], 1, 1, 20.0, 10.0, 1, dynamic.Snapshot(0.0))
+            >>> slow = dynamic.policies.Feedback(frontier.points[0], [1], [1], [20.0], [10.0], 1, dynamic.Snapshot(0.0))
             >>> policy.observe(policy.initial(), slow).device.slowdown > 1
             True
         """
         effort = (feedback.point.energy_mj or feedback.point.cpu_ms)[0]
-        return fast_replace(state, device=state.device.with_feedback(feedback, effort), requests=state.requests + 1)
+        requests = state.requests + len(feedback.stages)
+        return fast_replace(state, device=state.device.with_feedback(feedback, effort), requests=requests)
 
     def _filter(
         self,

@@ -145,17 +145,22 @@ class DeviceState:
         return now
 
     def with_feedback(self, feedback: Feedback, effort: float) -> Self:
-        """After a request: its time beyond what the load explains, and whether inputs have drifted."""
-        contention, snapshot = self.contention, feedback.snapshot
+        """After requests: their time beyond what the load explains, and whether inputs have drifted.
+
+        Args:
+            feedback: What they took.
+            effort: Of the point that ran, for one input.
+        """
+        contention, snapshot, rows = self.contention, feedback.snapshot, sum(feedback.rows)
         if snapshot is not self.snapshot or feedback.threads != self.threads:  # of a request on another thread
             load, cores = newest(snapshot.cpu_load, self.cpu_load), newest(snapshot.cpu_cores, self.cpu_cores)
             contention = fair_share(load, cores, newest(snapshot.cpu_pressure, self.cpu_pressure), feedback.threads)
         return fast_replace(
             self,
-            speed=self.speed.observe(feedback.latency_ms, feedback.expected_ms * contention),
+            speed=self.speed.observe(feedback.latency_ms, [contention * ms for ms in feedback.expected_ms]),
             drift=feedback.drift,
-            effort=self.effort + effort * feedback.rows,
-            count=self.count + feedback.rows,
+            effort=self.effort + effort * rows,
+            count=self.count + rows,
         )
 
     def _excess(self, frontier: Frontier, process_mb: float, decay: float, settled: bool) -> float:

@@ -7,6 +7,7 @@ Kalman filter's variance is of the mean, and it falls however much requests scat
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _DRIFT = 0.001  # variance that the true log ratio gains from one request to the next
@@ -43,23 +44,27 @@ class Slowdown:
         """Standard deviation of a single request's log ratio."""
         return math.sqrt(self.scatter)
 
-    def observe(self, observed_ms: float, expected_ms: float) -> "Slowdown":
-        """The estimate after one more request. Without an expected time it does not change.
+    def observe(self, observed_ms: Sequence[float], expected_ms: Sequence[float]) -> "Slowdown":
+        """The estimate after these requests, in their order. Those without an expected time do not change it.
 
         The innovation is clipped (Huber 1964), because one stalled request does not make a slow device. Several in a
         row do. The mean is then as uncertain as at the start, so it follows at once. Otherwise it is well known, and
         decisions near a limit do not follow noise.
         """
-        if not (0 < observed_ms < math.inf and 0 < expected_ms < math.inf):
-            return self
-        off = math.log(observed_ms / expected_ms) - self.mean
-        noise = max(_NOISE, self.scatter)  # as large as single requests scatter
-        side = 0 if off * off <= noise else 1 if off > 0 else -1
-        run = self.run + side if side * self.run > 0 else side
-        variance = (self.variance if abs(run) < _RUN else max(self.variance, noise)) + _DRIFT
-        most = _FARTHEST * math.sqrt(variance + noise)
-        surprise = max(-most, min(most, off))
-        gain = variance / (variance + noise)
-        far = max(-_LARGEST, min(_LARGEST, off))
-        scatter = self.scatter + _WEIGHT * (far * far - self.scatter)
-        return Slowdown(self.mean + gain * surprise, (1 - gain) * variance, scatter, run)
+        mean, variance, scatter, run = self.mean, self.variance, self.scatter, self.run
+        learned = False
+        for observed, expected in zip(observed_ms, expected_ms, strict=True):
+            if not (0 < observed < math.inf and 0 < expected < math.inf):
+                continue
+            learned = True
+            off = math.log(observed / expected) - mean
+            noise = max(_NOISE, scatter)  # as large as single requests scatter
+            side = 0 if off * off <= noise else 1 if off > 0 else -1
+            run = run + side if side * run > 0 else side
+            variance = (variance if abs(run) < _RUN else max(variance, noise)) + _DRIFT
+            most = _FARTHEST * math.sqrt(variance + noise)
+            gain = variance / (variance + noise)
+            mean, variance = mean + gain * max(-most, min(most, off)), (1 - gain) * variance
+            far = max(-_LARGEST, min(_LARGEST, off))
+            scatter += _WEIGHT * (far * far - scatter)
+        return Slowdown(mean, variance, scatter, run) if learned else self

@@ -254,7 +254,9 @@ def replayed(shelf: Path) -> Iterator[tuple[dict[str, Any], Decision, BudgetStat
                 figure = next(p for p in device["points"] if p["name"] == decision.point.name)
                 expected_ms = figure["path_ms"][stage][device["batch"].index(rows)]
                 took_ms, drift = case["feedback"]["latency_ms"], case["feedback"]["drift"]
-                fed = Feedback(decision.point, stage, rows, took_ms, expected_ms, device["threads"], seen, drift)
+                fed = Feedback(
+                    decision.point, [stage], [rows], [took_ms], [expected_ms], device["threads"], seen, drift
+                )
                 state = policy.observe(state, fed)
 
 

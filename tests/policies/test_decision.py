@@ -53,6 +53,6 @@ def test_a_decision_travels() -> None:
 
 
 def test_nothing_has_drifted_unless_a_request_says_so() -> None:
-    feedback = Feedback(POINT, 0, 1, 2.0, 1.0, 1, Snapshot(0.0))
+    feedback = Feedback(POINT, [0], [1], [2.0], [1.0], 1, Snapshot(0.0))
     assert feedback.drift is False
     assert replace(feedback, drift=True).drift is True

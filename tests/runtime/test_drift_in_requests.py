@@ -163,7 +163,7 @@ def test_an_alarm_during_a_request_that_loads_is_told(bundle: dynamic.Bundle) ->
 
     class Watched(BudgetPolicy):
         def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
-            seen.append((feedback.drift, feedback.expected_ms))
+            seen.append((feedback.drift, *feedback.expected_ms))
             return super().observe(state, feedback)
 
     run = scripted(bundle, policy=Watched())

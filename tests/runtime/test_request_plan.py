@@ -11,7 +11,7 @@ from support.runtime_cases import monitor, shared_blobs
 import dynamic
 from dynamic.policies import BudgetPolicy, Decision, Feedback, Policy
 from dynamic.policies.control.budget_policy import BudgetState
-from dynamic.runtime.request_plan import MOST_OBSERVATIONS
+from dynamic.policies.control.repetition import MOST_OBSERVATIONS
 
 X = np.random.default_rng(0).normal(size=(64, 12)).astype(np.float32)
 
@@ -42,7 +42,7 @@ class Counting(BudgetPolicy):
         return super().decide(*given)
 
     def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
-        self.observations += 1
+        self.observations += len(feedback.stages)
         return super().observe(state, feedback)
 
 
@@ -50,7 +50,7 @@ def steady(run: Any) -> None:
     """Until a request repeats the one before: the first ones load, and may be slow."""
     for _ in range(200):
         run(X[0])
-        if run._handler.plan is not None:
+        if run._controller.plan is not None:
             return
     raise AssertionError("no request repeats another")
 
@@ -70,11 +70,11 @@ def test_answers_are_those_of_a_batch(bundle: dynamic.Bundle) -> None:
 
 def test_one_decision_for_many_requests(bundle: dynamic.Bundle) -> None:
     policy = Counting()
-    with bundle.runtime(monitor=monitor(), policy=policy) as run:
+    with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
         steady(run)
-        run._handler.plan.slow_ms = (1e9, 1e9)  # however busy the machine is, none is slow
+        run._controller.plan.slow_ms = (1e9, 1e9)  # however busy the machine is, none is slow
         policy.decisions = policy.observations = 0
-        waiting = len(run._handler.observations)
+        waiting = len(run._controller.observations)
         before = run.stats().requests
         for _ in range(MOST_OBSERVATIONS - waiting):
             run(X[0])
@@ -82,7 +82,7 @@ def test_one_decision_for_many_requests(bundle: dynamic.Bundle) -> None:
         assert run.stats().requests == before + MOST_OBSERVATIONS - waiting, "counted at once"
         run(X[0])
         assert policy.decisions == 1
-        assert policy.observations == MOST_OBSERVATIONS + 1, "all of them, and its own"
+        assert policy.observations == MOST_OBSERVATIONS, "all of them"
 
 
 class Blocking(Counting):
@@ -105,7 +105,7 @@ def test_one_thread_decides_while_the_others_repeat(bundle: dynamic.Bundle, chan
     policy, watch = Blocking(), monitor(battery=0.9)
     with bundle.runtime(monitor=watch, policy=policy, drift_alpha=None) as run:
         steady(run)
-        plan = run._handler.plan
+        plan = run._controller.plan
         plan.slow_ms = (1e9, 1e9)
         if change == "snapshot":
             watch.set(battery=0.8)
@@ -114,7 +114,7 @@ def test_one_thread_decides_while_the_others_repeat(bundle: dynamic.Bundle, chan
             run(X[0])
             plan.slow_ms = (1e9, 1e9)
         else:
-            while len(run._handler.observations) < MOST_OBSERVATIONS:
+            while len(run._controller.observations) < MOST_OBSERVATIONS:
                 run(X[0])
         policy.decisions = 0
         policy.asked.clear()
@@ -122,23 +122,23 @@ def test_one_thread_decides_while_the_others_repeat(bundle: dynamic.Bundle, chan
         other = threading.Thread(target=run, args=(X[0],))
         other.start()
         assert policy.asked.wait(60)
-        before = len(run._handler.observations)
+        before = len(run._controller.observations)
         for _ in range(3):
             assert run(X[0]).decision is plan.decision
-        assert len(run._handler.observations) == before + 3
+        assert len(run._controller.observations) == before + 3
         policy.may.set()
         other.join(60)
         assert policy.decisions == 1
         run(X[0])
-        assert run._handler.plan is not plan
+        assert run._controller.plan is not plan
 
 
 def test_observations_do_not_pile_up_while_one_decides(bundle: dynamic.Bundle) -> None:
     policy = Blocking()
     with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
         steady(run)
-        run._handler.plan.slow_ms = (1e9, 1e9)
-        run._handler.deciding_thread = -1  # another thread, which never ends
+        run._controller.plan.slow_ms = (1e9, 1e9)
+        run._controller.deciding_thread = -1  # another thread, which never ends
         policy.decisions = 0
         for _ in range(20 * MOST_OBSERVATIONS):
             run(X[0])
@@ -150,7 +150,7 @@ def test_what_ends_a_plan(bundle: dynamic.Bundle, change: str) -> None:
     policy, watch = Counting(), monitor(battery=0.9)
     with bundle.runtime(monitor=watch, policy=policy) as run:
         steady(run)
-        run._handler.plan.slow_ms = (1e9, 1e9)
+        run._controller.plan.slow_ms = (1e9, 1e9)
         run(X[0])
         policy.decisions = 0
         if change == "snapshot":
@@ -162,7 +162,7 @@ def test_what_ends_a_plan(bundle: dynamic.Bundle, change: str) -> None:
             assert policy.decisions == 1
             return
         elif change == "slow":
-            run._handler.plan.slow_ms = (1e-9, 1e-9)
+            run._controller.plan.slow_ms = (1e-9, 1e-9)
             run(X[0])
             assert policy.decisions == 0, "the next one decides"
         else:
@@ -185,11 +185,11 @@ def test_an_engine_that_fails_on_a_batch_is_not_asked_for_the_next_input(
 
         monkeypatch.setattr(run.engine, "run", fails)
         run(X)
-        assert run._handler.plan is None
+        assert run._controller.plan is None
         failures = run.stats().engine_failures
         assert failures >= 1
         run(X[0])
-        assert run._handler.plan is None, "another way answers for a while"
+        assert run._controller.plan is None, "another way answers for a while"
 
 
 def test_another_point_ends_the_plan_at_once(bundle: dynamic.Bundle) -> None:
@@ -201,11 +201,11 @@ def test_another_point_ends_the_plan_at_once(bundle: dynamic.Bundle) -> None:
     watch = monitor(battery=0.9)
     with bundle.runtime(monitor=watch, policy=Turns(), drift_alpha=None) as run:
         steady(run)
-        before = run._handler.plan
+        before = run._controller.plan
         assert before is not None
         watch.set(battery=0.1)
         run(X)  # a batch decides, and makes no plan of its own
-        assert run._handler.plan is None
+        assert run._controller.plan is None
         assert run(X[0]).decision.point is not before.decision.point
 
 
@@ -214,8 +214,8 @@ def test_a_fork_inside_a_request_leaves_no_request_behind(bundle: dynamic.Bundle
     watch, forks = monitor(battery=0.9), []
 
     def fork(_: Any) -> None:
-        forks.append(list(run._handler.inside))
-        run._handler.forget()
+        forks.append(list(run._controller.inside))
+        run._controller.forget()
 
     with bundle.runtime(dynamic.Budget(battery_floor=0.5), monitor=watch, on_change=fork, drift_alpha=None) as run:
         run(X[0])
@@ -223,7 +223,7 @@ def test_a_fork_inside_a_request_leaves_no_request_behind(bundle: dynamic.Bundle
         run(X[0])
         assert forks, "the decision has changed"
         assert forks[-1] == [threading.get_ident()], "inside the request"
-        assert run._handler.inside == []
+        assert run._controller.inside == []
 
 
 def test_a_label_may_come_right_after_the_answer(bundle: dynamic.Bundle) -> None:
@@ -256,7 +256,7 @@ def test_an_engine_that_fails_once_is_asked_again(bundle: dynamic.Bundle) -> Non
         def fails(inputs: Any) -> Any:
             raise RuntimeError("once")
 
-        run._handler.plan.run = fails
+        run._controller.plan.run = fails
         assert run(X[0]).label == truth
         assert run.stats().engine_failures == 0
 

@@ -156,7 +156,7 @@ def test_a_request_that_loads_says_nothing_about_the_device(bundle: dynamic.Bund
 
     class Watched(BudgetPolicy):
         def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
-            seen.append(feedback.latency_ms)
+            seen.extend(feedback.latency_ms)
             return super().observe(state, feedback)
 
     with bundle.runtime(monitor=monitor(memory_process_mb=100.0), policy=Watched()) as run:
@@ -192,7 +192,7 @@ def test_the_policy_sees_the_newest_reading_and_the_rows_asked(bundle: dynamic.B
 
     class Watched(BudgetPolicy):
         def observe(self, state: BudgetState, feedback: Feedback) -> BudgetState:
-            seen.append(feedback.snapshot)
+            seen.extend([feedback.snapshot] * len(feedback.stages))
             return super().observe(state, feedback)
 
     watch = monitor(battery=0.9)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -50,6 +50,14 @@ def score(image: Floats, seed: int) -> float:
 
 def sharpness(image: Floats) -> float:
     return float(np.abs(np.diff(image, axis=-1)).mean()) / 0.05
+
+
+class Scored(NamedTuple):
+    """What the drift test needs of a request."""
+
+    stages: list[int]
+    output: Output
+    captured: tuple[Floats, ...] | None
 
 
 class Scores:
@@ -124,7 +132,7 @@ def test_a_frame_of_no_usual_numbers_spoils_no_later_one(
     stream = Stream(bundle, drift=DriftOptions(only_changed=only_changed))
     for _ in range(30):
         stream(scene(0), 0)
-    frames = stream.run._handler.deployment.watch._frames
+    frames = stream.run._controller.deployment.watch._frames
     pixels = np.full(256 if frames.camera else 64, broken, np.float32)
     assert len(frames.take(pixels, 0, 1, (0, 0.5, 0, 0.9), True)) == 1
     before = stream.run.stats().near_duplicates
@@ -155,7 +163,7 @@ def test_a_static_camera_of_100_000_frames(bundle: dynamic.Bundle) -> None:
     outputs = [Output(np.zeros((1, 4), np.float32), np.zeros(1, np.int64), found) for found in scores]
     for i in range(100_000):
         captured = watch.capture(pool[i % 200])
-        watch.observe(point, [0], outputs[i % 1000].score.tolist(), captured)
+        watch.observe(point, [Scored([0], outputs[i % 1000], captured)])
     assert watch.drifted is False
     assert watch.near_duplicates > 99_000
 
@@ -342,5 +350,5 @@ def test_images_of_any_layout(bundle: dynamic.Bundle, shape: tuple[int, ...]) ->
     for _ in range(200):
         frame = (image + random.integers(-3, 4, shape)).astype(np.uint8)
         output = Output(np.zeros((1, 4), np.float32), np.zeros(1, np.int64), np.full(1, 0.9, np.float32))
-        watch.observe(point, [0], output.score.tolist(), watch.capture({"x": frame[None]}))
+        watch.observe(point, [Scored([0], output, watch.capture({"x": frame[None]}))])
     assert (watch.drifted, watch.near_duplicates) == (False, 198)

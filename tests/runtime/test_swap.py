@@ -322,7 +322,7 @@ def test_a_forked_child_answers_and_starts_workers_anew(bundle: dynamic.Bundle) 
     x = np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)
     with bundle.runtime(monitor=watch, drift_alpha=None, threads=1) as run:
         before = [run(x).label.tolist(), run.submit(x).result(LIMIT_S).label.tolist()]
-        held = run._handler.lock, run._waiting._changed
+        held = run._controller.lock, run._waiting._changed
         held[0].acquire(), held[1].acquire()  # as if other threads were at work when the process forks
 
         def work() -> Any:

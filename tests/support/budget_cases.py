@@ -48,7 +48,7 @@ def feedback(
     latency_ms: float, expected_ms: float, drift: bool = False, point: CostedPoint = FRONTIER.points[0], **seen: Any
 ) -> Feedback:
     """A request of one input."""
-    return Feedback(point, 2, 1, latency_ms, expected_ms, 2, Snapshot(0, **seen), drift)
+    return Feedback(point, [2], [1], [latency_ms], [expected_ms], 2, Snapshot(0, **seen), drift)
 
 
 def drifted(state: BudgetState | None = None) -> BudgetState:

@@ -63,7 +63,7 @@ def sequence(frontier: Frontier, random: Random, kind: Kind) -> Iterator[dict[st
             drift = random.random() < (0.7 if state.device.drift else 0.02 if kind.limits else 0.2)
             case["feedback"] = {"stage": stage, "latency_ms": took_ms, "drift": drift}
             state = _POLICY.observe(
-                state, Feedback(decision.point, stage, rows, took_ms, expected_ms, threads, snapshot, drift)
+                state, Feedback(decision.point, [stage], [rows], [took_ms], [expected_ms], threads, snapshot, drift)
             )
         yield case
 

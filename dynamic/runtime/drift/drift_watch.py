@@ -4,13 +4,14 @@ import logging
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.engines.contract import Array, InputSpec
+from dynamic.engines.contract import Array, InputSpec, Output
 from dynamic.policies.certification.drift import DriftTest
 from dynamic.policies.frontier import CostedPoint
 from dynamic.policies.ladder import Ladder
@@ -27,6 +28,35 @@ TESTED = 8
 
 
 _SUSPICIOUS = 3.0  # money of the test's, from which on inputs are compared with all of the latest
+
+
+class Tested(Protocol):
+    """What the test needs of a request."""
+
+    @property
+    def stages(self) -> Sequence[int]:
+        """`[B]`, where each row exited."""
+
+    @property
+    def output(self) -> Output:
+        """What the engine gave, with the scores `[B]` at these stages."""
+
+    @property
+    def captured(self) -> Captured | None:
+        """What `DriftWatch.capture` gave for it."""
+
+
+@dataclass(frozen=True)
+class Drifts:
+    """What the drift test says of some requests.
+
+    Args:
+        by_request: Whether inputs had drifted after each request.
+        is_new: Whether one of these requests is the first to show it.
+    """
+
+    by_request: Sequence[bool]
+    is_new: bool = False
 
 
 class DriftWatch:
@@ -93,27 +123,31 @@ class DriftWatch:
             return (frames.pixels(inputs, 0),)
         return tuple(frames.pixels(inputs, row) for row in range(rows))
 
-    def observe(
-        self, point: CostedPoint, stages: Sequence[int], scores: Sequence[float], captured: Captured | None
-    ) -> tuple[bool, bool]:
-        """Test what the rows of a request scored.
+    def observe(self, point: CostedPoint, requests: Sequence[Tested]) -> Drifts:
+        """Test what the rows of requests scored.
 
         Args:
-            point: The operating point that it ran under.
-            stages: `[B]`, where each row exited.
-            scores: `[B]`, of these stages.
-            captured: What `capture` gave for it.
+            point: The operating point that they ran under.
+            requests: What each of them showed.
 
         Returns:
-            Whether inputs have drifted, and whether this request is the first to show it.
+            Whether inputs had drifted after each request, and whether one of these is the first to show it.
         """
-        test, frames = self.test, self._frames
-        if test.alarm or captured is None:
-            return test.alarm, False
-        entrance = self._entrances.get(point)
+        test, entrance = self.test, self._entrances.get(point)
         if entrance is None:
             entrance = self._entrances[point] = _entrance(point)
-        first, threshold = entrance
+        before, by_request = test.alarm, []
+        for request in requests:
+            if not test.alarm and request.captured is not None:
+                self._test(*entrance, request.stages, request.output.score.tolist(), request.captured)
+            by_request.append(test.alarm)
+        return Drifts(by_request, is_new=test.alarm and not before)
+
+    def _test(
+        self, first: int, threshold: float, stages: Sequence[int], scores: Sequence[float], captured: Captured
+    ) -> None:
+        """Test the rows of one request: `stages [B]` of their exits, and the scores there."""
+        test, frames = self.test, self._frames
         tested = scores[:TESTED]
         for row, score in enumerate(tested):
             if self._every > 1:
@@ -134,7 +168,6 @@ class DriftWatch:
             if frames.camera and not was:
                 test.restart()  # what repeated inputs have won says nothing
             test.alarm |= frames.changed
-        return test.alarm, test.alarm
 
     def _rank(self, entry: Entry) -> float:
         """Where an input stands among those of the calibration, 0 to 1, as far as its exit tells."""

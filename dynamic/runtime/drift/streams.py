@@ -203,9 +203,10 @@ class Frames:
         again = False
         if len(recent) >= rows:
             apart = pixels - recent[-rows]
-            again = apart.dot(apart) <= self._most and self._same(pixels, recent[-rows])
+            again = apart.dot(apart) <= self._most and self._same(pixels, recent[-rows], _variance(pixels))
         if suspicious and not again:
-            again = any(self._same(pixels, other) for other in recent)
+            variance = _variance(pixels)
+            again = any(self._same(pixels, other, variance) for other in recent)
         recent.append(pixels)
         if again:
             self._held.append(entry)
@@ -219,9 +220,9 @@ class Frames:
                 return (*held, entry)
         return (entry,)
 
-    def _same(self, one: Floats, other: Floats) -> bool:
-        apart = one - other
-        variance, times = float(one.var()), 2 * _SAME * len(one)
+    def _same(self, one: Floats, other: Floats, variance: float) -> bool:
+        """Whether two frames are near-duplicates. `variance` is that of the first."""
+        apart, times = one - other, 2 * _SAME * len(one)
         self._largest = max(self._largest, variance)
         self._most = times * self._largest
         return float(apart.dot(apart)) <= times * max(variance, _CONTRAST * self._largest)
@@ -244,7 +245,7 @@ class Frames:
     def _in_camera(self, pixels: Floats, row: int, entry: Entry) -> Sequence[Entry]:
         scene, figures = self._scene_of(pixels, row)
         self.changed |= scene.take(*figures, self._rank(entry))
-        again = scene.latest is not None and self._same(pixels, scene.latest)
+        again = scene.latest is not None and self._same(pixels, scene.latest, figures[1])
         scene.latest = pixels
         self._single = max(self._single - 1, 0) if again else self._single + 1
         if self._single >= _FORGOTTEN and not self._always:
@@ -348,6 +349,12 @@ def _places(shape: Sequence[int]) -> _Places:
     chosen = np.random.default_rng(0).permutation(first)[:_PAIRS]
     ordered = np.sort(chosen)
     return np.sort(chosen[:_FEW]), np.concatenate([ordered, ordered + step])
+
+
+def _variance(pixels: Floats) -> float:
+    """As `pixels.var()`, in 3 us where that takes 9."""
+    centred = pixels - np.float32(np.add.reduce(pixels) / len(pixels))
+    return float(centred.dot(centred)) / len(pixels)
 
 
 def _apart(one: float, other: float) -> bool:

@@ -72,7 +72,7 @@ def test_load_shares_the_processor() -> None:
 def test_slowdown_is_what_load_does_not_explain() -> None:
     start = POLICY.initial()
     slow = POLICY.observe(start, feedback(200, 100))
-    assert slow.device.speed == start.device.speed.observe(200, 100)
+    assert slow.device.speed == start.device.speed.observe([200], [100])
     explained = POLICY.observe(start, feedback(200, 100, cpu_load=1.0, cpu_cores=2))  # (2 + 2) / 2 = twice
     assert explained.device.speed.ratio == pytest.approx(1)
     waiting = POLICY.observe(start, feedback(200, 100, cpu_pressure=0.5))  # half of the time something waits

@@ -205,7 +205,7 @@ def test_what_was_accepted_is_answered_before_an_error(bundle: dynamic.Bundle, e
             engine.gate.release(3)
             raise OSError("unplugged")
         closing.start()
-        while not run._handler.closed:
+        while not run._controller.closed:
             time.sleep(0.001)
         engine.gate.release(3)
         yield X

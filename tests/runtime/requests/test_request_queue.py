@@ -176,7 +176,7 @@ def test_draining_answers_what_was_accepted(bundle: dynamic.Bundle, engine: Gate
     engine.wait()
     closing = threading.Thread(target=run.close, kwargs={"drain": True})
     closing.start()
-    while not run._handler.closed:
+    while not run._controller.closed:
         time.sleep(0.001)
     for use in (lambda: run.submit(X), lambda: run(X)):
         with pytest.raises(ClosedError):

@@ -1,0 +1,257 @@
+"""Decides when something has changed, not once for each request, and learns from what requests showed meanwhile."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count, groupby
+from operator import attrgetter
+
+import numpy as np
+
+from dynamic.policies.budget import Budget
+from dynamic.policies.control.feasibility import covered
+from dynamic.policies.control.repetition import MOST_OBSERVATIONS
+from dynamic.policies.decision import Decision, Feedback
+from dynamic.policies.errors import ClosedError
+from dynamic.policies.snapshot import Snapshot
+from dynamic.runtime.counters import Entry, RuntimeCounters
+from dynamic.runtime.decisions.decision_log import Announcer
+from dynamic.runtime.decisions.device_reading import RequestReading
+from dynamic.runtime.deployment import Deployment
+from dynamic.runtime.drift.feedback_log import FeedbackLog
+from dynamic.runtime.fallback import Answer
+from dynamic.runtime.request_plan import Conditions, Observation, RequestPlan
+from dynamic.runtime.requests.request_queue import CLOSED
+from dynamic.runtime.result import answers
+
+_MOST_WAITING_FACTOR = 8  # times what may wait to be learned from: then a thread decides although another does
+
+
+class Controller:
+    """What requests share: the deployment at work, the budget, the plan, and what is still to be learned from.
+
+    `plan`: what requests repeat, None where the next one decides the long way. `lock`: of counters, feedback and
+    observations, and of what changes in a deployment. It is reentrant, since a signal handler may run a request while
+    its own thread is in one. `inside`: threads that are in this runtime's code, once for each call.
+
+    Args:
+        read: Reads the monitor.
+        announce: Logs changes of the decision.
+        counters: Counts requests.
+        feedback_log: Keeps answers until their labels come.
+        waiting: Gives how many requests wait.
+    """
+
+    deployment: Deployment
+    budget: Budget
+
+    def __init__(
+        self,
+        read: RequestReading,
+        announce: Announcer,
+        counters: RuntimeCounters,
+        feedback_log: FeedbackLog,
+        waiting: Callable[[], int],
+    ) -> None:
+        self.read, self._announce, self.waiting = read, announce, waiting
+        self.counters, self.feedback_log = counters, feedback_log
+        self.closed = False
+        self.plan: RequestPlan | None = None
+        self.deciding_thread: int | None = None  # the thread that decides again, while others repeat what was decided
+        self.slow = False  # whether a request took longer than its plan allows: the next one decides again
+        self.observations: list[Observation] = []  # that the policy has not seen: appended without a lock
+        self.ids = count()
+        self._learns = False
+        self.forget()
+
+    def forget(self) -> None:
+        """A lock that the parent held, perhaps, is no lock in a forked child."""
+        self.lock = threading.RLock()
+        self._learns, self.deciding_thread = False, None
+        # the thread that forks is the only one in a child
+        self.inside: list[int] = [thread for thread in getattr(self, "inside", ()) if thread == threading.get_ident()]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The lock, with this thread among those `inside`."""
+        thread = threading.get_ident()
+        self.inside.append(thread)
+        try:
+            with self.lock:
+                yield
+        finally:
+            self.inside.remove(thread)
+
+    @contextmanager
+    def learned(self) -> Iterator[None]:
+        """`held`, once every observation has been learned from. An alarm is logged when the lock is free again."""
+        alarmed = None
+        try:
+            with self.held():
+                alarmed = self.learn()
+                yield
+        finally:
+            self.warn(alarmed)
+
+    def check_open(self) -> None:
+        """Raises ClosedError where no request is taken any more."""
+        if self.closed:
+            raise ClosedError(CLOSED)
+
+    def entered(self, thread: int) -> Deployment:
+        """The deployment at work, entered. Raises ClosedError where there is none any more."""
+        while True:
+            deployment = self.deployment
+            if deployment.enter(thread):
+                return deployment
+            deployment.leave(thread)
+            if deployment is self.deployment:  # else a swap has put another in its place
+                raise ClosedError(CLOSED)
+
+    def takes_turn(self, plan: RequestPlan, thread: int) -> bool:
+        """Whether a request of this thread decides again: something has changed, and no other thread does so."""
+        waiting = len(self.observations)
+        if not self.slow and waiting < MOST_OBSERVATIONS and self.read.latest is plan.latest:
+            return False
+        if self.deciding_thread is not None and waiting < _MOST_WAITING_FACTOR * MOST_OBSERVATIONS:
+            return False
+        self.deciding_thread = thread
+        return True
+
+    def decide(self, deployment: Deployment, budget: Budget, snapshot: Snapshot) -> Decision:
+        """The decision for a request, after everything that was observed. A plan that runs another way ends.
+
+        Args:
+            deployment: What the request runs on.
+            budget: The limits.
+            snapshot: The readings, with what is known of the request.
+
+        Returns:
+            The decision.
+        """
+        with self.learned():
+            self.slow = False
+            if deployment.lost:
+                deployment.restore_excluded()
+            decision = deployment.guard.decide(deployment.frontier, budget, snapshot)
+            plan = self.plan
+            if plan is not None and not plan.runs_the_same_as(deployment, budget, decision):
+                self.plan = None
+            last = deployment.decision
+            if decision.one_request_only and last is not None:  # what runs for the others stays what it was
+                return decision
+            deployment.decision = decision
+            changed = last is not None and last.point is not decision.point
+            self.counters.changes += changed
+        if last is None or changed:
+            self._announce(None if last is None else last.point, decision, snapshot)
+        return decision
+
+    def renew(self, plan: RequestPlan) -> RequestPlan | None:
+        """The plan after another decision, for requests of one row. None: the request has to go the long way."""
+        deployment, latest = plan.deployment, self.read.latest
+        snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None)
+        decision = self.decide(deployment, plan.budget, snapshot)
+        if self.plan is None or deployment.stagewise(decision, False, snapshot, 1):
+            self.plan = None
+            return None
+        return self._store(plan.renewed(latest, snapshot, decision))
+
+    def plan_next(
+        self,
+        deployment: Deployment,
+        budget: Budget,
+        latest: Snapshot,
+        snapshot: Snapshot,
+        decision: Decision,
+        answer: Answer,
+    ) -> None:
+        """Let the next requests repeat one of one row, where its decision holds until something changes."""
+        engine, point = deployment.engines.first, decision.point
+        repeats = (
+            answer.engine is engine
+            and answer.usual
+            and not answer.moved
+            and answer.is_answered
+            and not self.closed
+            and not decision.one_request_only
+            and not deployment.guard.decides_each_request
+            and not deployment.watch.groups_requests
+        )
+        run = deployment.engines.bind(point.backbones, point.thresholds, 1) if repeats else None
+        if run is None:
+            self.plan = None
+            return
+        frontier = deployment.frontier
+        expected_ms = [frontier.path_ms(point, stage, rows=1) for stage in range(len(deployment.bundle.spec.stages))]
+        certified = (
+            deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.drifted
+        )
+        self._store(RequestPlan(deployment, budget, latest, snapshot, decision, engine, run, certified, expected_ms))
+
+    def _store(self, plan: RequestPlan) -> RequestPlan:
+        """Let requests follow a plan, unless something else holds by now. Returns it."""
+        deployment = plan.deployment
+        with self.lock:
+            current = plan.decision is deployment.decision and deployment is self.deployment
+            if current and plan.budget is self.budget and not self.closed:
+                self.plan = plan
+        return plan
+
+    def learn(self) -> Deployment | None:
+        """Give the observations that wait to the drift test, the policy, the feedback log and the counters.
+
+        To be called under the lock. A call inside another, by a signal handler, does nothing.
+
+        Returns:
+            The deployment whose inputs have just been found to drift, for `warn` once the lock is free.
+        """
+        if self._learns:
+            return None
+        self._learns = True
+        try:
+            batch = self.observations[:]  # other threads append meanwhile
+            if not batch:
+                return None
+            labels = answers(np.concatenate([one.output.logits for one in batch]))[0].tolist()
+            entries: list[Entry] = []
+            alarmed, row = None, 0
+            for shared, group in groupby(batch, attrgetter("conditions")):
+                observations = tuple(group)
+                drifts = shared.deployment.drift(shared.engine, shared.decision.point, observations)
+                if drifts.is_new:
+                    alarmed = shared.deployment
+                if drifts.is_new or shared.learns:
+                    self._feed(shared, observations, drift=drifts.by_request[-1])
+                for one, drift in zip(observations, drifts.by_request, strict=True):
+                    rows = len(one.stages)
+                    self.feedback_log.enter(one.id, labels[row : row + rows], shared.decision.point.operating_point)
+                    entries.append(one.entry(one.certified and (shared.repeated or not drift)))
+                    row += rows
+            self.counters.enter(entries, frozenset(one.id for one in batch))
+            del self.observations[: len(batch)]
+        finally:
+            self._learns = False
+        if alarmed is not None:
+            self.plan = None
+        return alarmed
+
+    def _feed(self, shared: Conditions, observations: Sequence[Observation], drift: bool) -> None:
+        """Let the policy learn from the requests of one decision."""
+        feedback = Feedback(
+            shared.decision.point,
+            [max(one.stages) for one in observations],
+            [len(one.stages) for one in observations],
+            [one.work_ms for one in observations],
+            [one.expected_ms for one in observations],
+            shared.engine.threads,
+            shared.snapshot,
+            drift,
+        )
+        shared.deployment.last_feedback = feedback
+        shared.deployment.guard.observe(feedback)
+
+    def warn(self, alarmed: Deployment | None) -> None:
+        """Log that the inputs of a deployment have drifted. Handlers of logs may be slow: not under the lock."""
+        if alarmed is not None:
+            alarmed.watch.warn(self.budget.on_drift)

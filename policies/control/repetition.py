@@ -1,0 +1,20 @@
+"""How long a decision is repeated before the policy decides again. Runtime and simulator follow the same rules."""
+
+from collections.abc import Sequence
+
+# requests that were answered since the last decision: then the policy decides again
+MOST_OBSERVATIONS = 32
+_SLOW = 2.0  # a request that takes so many times what was expected: then too
+
+
+def slow_ms(expected_ms: Sequence[float], slowdown: float) -> tuple[float, ...]:
+    """The time of a request at each stage beyond which the device has changed.
+
+    Args:
+        expected_ms: `[S]`, profiled time of a request that exits at each stage.
+        slowdown: Of the decision.
+
+    Returns:
+        `[S]`, in milliseconds.
+    """
+    return tuple(_SLOW * slowdown * ms for ms in expected_ms)
