@@ -100,7 +100,7 @@ def ready(steps: int = STEPS) -> tuple[dynamic.Bundle, ImageSet]:
     if not (FOLDER / "bundle.json").is_file():
         build(problem(steps), FOLDER)
     bundle = dynamic.load(FOLDER)
-    return bundle if bundle.costs else bundle.profile(), split()[2]
+    return bundle if bundle.costs else bundle.profile(batch=(1,)), split()[2]
 
 
 def _trained(name: str, x: torch.Tensor, y: torch.Tensor, steps: int) -> nn.Module:

@@ -64,7 +64,7 @@ def main() -> None:
     bundle = dynamic.build(
         family.cascade(), batches(calibrate), max_drops=(0.02,), preprocess=PREPROCESS, classes=train.classes
     )
-    bundle = bundle.save(options.out / "family").profile(batch=(1, 8))
+    bundle = bundle.save(options.out / "family").profile(batch=(1,))
     print(f"\n{bundle}\n\n{family.advice(bundle)}")
     print(f"\npicture: {family.chart(options.out / 'family.png', bundle)}")
 

@@ -207,7 +207,7 @@ def main() -> None:
     digits_bundle.build(problem, shelf)
 
     # from here on no torch is needed: this is what a device does
-    bundle = dynamic.load(shelf).profile()
+    bundle = dynamic.load(shelf).profile(batch=(1,))
     assert bundle.costs is not None
     rows = contenders(bundle, problem.names)
     measure(bundle, rows, problem.report, options.single)

@@ -55,7 +55,7 @@ def main() -> None:
     print(dynamic.fit(net, train_loader, mode="heads"))
 
     bundle = dynamic.build(net, held_out_loader, preprocess=preprocess, classes=train.classes)
-    bundle = bundle.save("out/mine").profile()
+    bundle = bundle.save("out/mine").profile(batch=(1,))
 
     # on a device this is all: pip install dynamic-inference, copy out/mine, no torch
     bundle = dynamic.load("out/mine")

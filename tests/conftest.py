@@ -60,6 +60,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_profiles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Costs are measured for a moment, but for the tests of profiles themselves."""
+    from support.quick_profiles import be_quick
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "tests/profiling" not in request.node.nodeid:
+            be_quick(patch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_to_later_tests(own_cache: None) -> Iterator[None]:
     """A test that changes the process for those after it fails itself, not they."""

@@ -19,7 +19,7 @@ from dynamic.policies.control.feasibility import covered
 from dynamic.policies.decision import Decision
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.batch_splitting import most_rows, run_split
-from dynamic.runtime.decisions.controller import Controller
+from dynamic.runtime.decisions.controller import Controller, Renewal
 from dynamic.runtime.deployment import Deployment
 from dynamic.runtime.fallback import Answer, SubModelError
 from dynamic.runtime.request_plan import Conditions, Observation, RequestPlan
@@ -78,10 +78,10 @@ class RequestHandler:
             if ready is None and ((starts - began) * 1e3 > _CONVERSION_MS or len(next(iter(inputs.values()))) != 1):
                 return None
             if controller.takes_turn(plan, thread):
-                renewed = controller.renew(plan)
-                if renewed is None:
-                    return None
-                plan, starts = renewed, self._clock()
+                renewal = controller.renew(plan)
+                if renewal.plan is None:
+                    return self._answer(deployment, x, None, began, renewal)
+                plan, starts = renewal.plan, self._clock()
             try:
                 output = plan.run(inputs)
                 ended = self._clock()
@@ -114,25 +114,33 @@ class RequestHandler:
         finally:
             deployment.leave(thread)
 
-    def _answer(self, deployment: Deployment, x: Any, came: float | None, began: float) -> Result:
-        """The answer of a request that goes the long way."""
+    def _answer(
+        self, deployment: Deployment, x: Any, came: float | None, began: float, renewal: Renewal | None = None
+    ) -> Result:
+        """The answer of a request that goes the long way, by the decision of a `renewal` where there was one."""
         controller = self._controller
         inputs, single = named_inputs(deployment.bundle, x)
         rows = len(next(iter(inputs.values())))
         deployment.rows[rows > 1] = rows  # what a swap loads before the exchange
-        budget = controller.budget
+        budget = controller.budget if renewal is None else renewal.budget
         arrival = began if came is None else came
         waited_ms, conversion_ms = (began - arrival) * 1e3, (self._clock() - began) * 1e3
         if conversion_ms > _CONVERSION_MS:  # preprocessing is no work of the engine, but time that has passed
             waited_ms += conversion_ms
-        latest, servers = controller.read.latest, None if came is None else self._servers
-        snapshot = controller.read.of_request(latest, rows, waited_ms, controller.waiting(), servers)
+        if renewal is None:
+            latest, servers = controller.read.latest, None if came is None else self._servers
+            snapshot = controller.read.of_request(latest, rows, waited_ms, controller.waiting(), servers)
+        else:
+            latest, snapshot, waited_ms = renewal.latest, renewal.snapshot, 0.0
         if deployment.unchecked is not None:  # after the first reading, which is of memory without networks
             deployment.check()
         ends_s = None if budget.deadline_ms is None else arrival + budget.deadline_ms / 1e3
         whole = False
         while True:
-            decision = controller.decide(deployment, budget, snapshot)
+            if renewal is None:
+                decision = controller.decide(deployment, budget, snapshot)
+            else:
+                decision, renewal = renewal.decision, None
             stagewise = deployment.stagewise(decision, ends_s is not None, snapshot, rows)
             expected_s = None if ends_s is None else deployment.expected_s(decision, rows)
             starts = self._clock()  # what comes before is the same however slow the engine is
@@ -169,7 +177,7 @@ class RequestHandler:
         if deployment.lost or deployment.engines.has_failures:
             controller.plan = None
         elif rows == 1 and waited_ms == 0.0 and ends_s is None and not stagewise:
-            controller.plan_next(deployment, budget, latest, snapshot, decision, answer)
+            controller.plan_next(deployment, budget, latest, snapshot, decision, answer, observation.work_ms)
         kind = Prediction if single else BatchResult
         classes = deployment.bundle.classes
         return kind(
@@ -234,6 +242,7 @@ class RequestHandler:
             )
             controller.observations.append(observation)
             alarmed = controller.learn()
+            controller.answered += 1
             drifted = bool(deployment.watch.drifted)
         controller.warn(alarmed)
         return observation._replace(certified=False) if drifted else observation

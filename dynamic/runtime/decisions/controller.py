@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, groupby
 from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,16 @@ from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import answers
 
 _MOST_WAITING_FACTOR = 8  # times what may wait to be learned from: then a thread decides although another does
+
+
+class Renewal(NamedTuple):
+    """Another decision for a request that was about to repeat the last one. No plan: it goes the long way."""
+
+    budget: Budget  # that it was made for
+    latest: Snapshot  # of the monitor
+    snapshot: Snapshot  # the same as the policy saw it
+    decision: Decision
+    plan: RequestPlan | None
 
 
 class Controller:
@@ -60,6 +71,7 @@ class Controller:
         self.deciding_thread: int | None = None  # the thread that decides again, while others repeat what was decided
         self.slow = False  # whether a request took longer than its plan allows: the next one decides again
         self.observations: list[Observation] = []  # that the policy has not seen: appended without a lock
+        self.answered = 0  # requests since the last decision that the policy has seen
         self.ids = count()
         self._learns = False
         self.forget()
@@ -110,7 +122,7 @@ class Controller:
 
     def takes_turn(self, plan: RequestPlan, thread: int) -> bool:
         """Whether a request of this thread decides again: something has changed, and no other thread does so."""
-        waiting = len(self.observations)
+        waiting = len(self.observations) + self.answered
         if not self.slow and waiting < MOST_OBSERVATIONS and self.read.latest is plan.latest:
             return False
         if self.deciding_thread is not None and waiting < _MOST_WAITING_FACTOR * MOST_OBSERVATIONS:
@@ -130,7 +142,7 @@ class Controller:
             The decision.
         """
         with self.learned():
-            self.slow = False
+            self.slow, self.answered = False, 0
             if deployment.lost:
                 deployment.restore_excluded()
             decision = deployment.guard.decide(deployment.frontier, budget, snapshot)
@@ -147,15 +159,16 @@ class Controller:
             self._announce(None if last is None else last.point, decision, snapshot)
         return decision
 
-    def renew(self, plan: RequestPlan) -> RequestPlan | None:
-        """The plan after another decision, for requests of one row. None: the request has to go the long way."""
+    def renew(self, plan: RequestPlan) -> Renewal:
+        """Decide again for a request of one row that would repeat `plan`."""
         deployment, latest = plan.deployment, self.read.latest
         snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None)
         decision = self.decide(deployment, plan.budget, snapshot)
         if self.plan is None or deployment.stagewise(decision, False, snapshot, 1):
             self.plan = None
-            return None
-        return self._store(plan.renewed(latest, snapshot, decision))
+            return Renewal(plan.budget, latest, snapshot, decision, None)
+        renewed = self._store(plan.renewed(latest, snapshot, decision))
+        return Renewal(plan.budget, latest, snapshot, decision, renewed)
 
     def plan_next(
         self,
@@ -165,8 +178,19 @@ class Controller:
         snapshot: Snapshot,
         decision: Decision,
         answer: Answer,
+        work_ms: float,
     ) -> None:
-        """Let the next requests repeat one of one row, where its decision holds until something changes."""
+        """Let the next requests repeat one of one row, where its decision holds until something changes.
+
+        Args:
+            deployment: What the request ran on.
+            budget: The limits.
+            latest: The monitor's snapshot that the decision saw.
+            snapshot: The same with what was asked, as the policy saw it.
+            decision: The decision.
+            answer: The answer.
+            work_ms: What it took.
+        """
         engine, point = deployment.engines.first, decision.point
         repeats = (
             answer.engine is engine
@@ -187,7 +211,10 @@ class Controller:
         certified = (
             deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.drifted
         )
-        self._store(RequestPlan(deployment, budget, latest, snapshot, decision, engine, run, certified, expected_ms))
+        plan = RequestPlan(deployment, budget, latest, snapshot, decision, engine, run, certified, expected_ms)
+        self._store(plan)
+        if work_ms > plan.slow_ms[answer.stages[0]]:
+            self.slow = True
 
     def _store(self, plan: RequestPlan) -> RequestPlan:
         """Let requests follow a plan, unless something else holds by now. Returns it."""

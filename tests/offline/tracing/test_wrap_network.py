@@ -67,6 +67,9 @@ FAMILIES: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "vit": (64, lambda: VisionTransformer(64, 16, 4, 2, 32, 64, num_classes=7)),
 }
 
+# one of each kind of layer. The benchmark exports all of them
+EXPORTED = ("densenet", "efficientnet_v2", "googlenet", "maxvit", "shufflenet_v2_x0_5", "swin_v2")
+
 
 def leaf_calls(network: nn.Module) -> tuple[list[str], list[Any]]:
     """Names of leaf modules as they run, and the hooks that note them."""
@@ -110,6 +113,8 @@ def test_every_family_wraps_stops_and_exports(name: str) -> None:
     assert 0 < len(ran[0]) < 0.7 * len(whole)
     for hook in hooks:
         hook.remove()
+    if name not in EXPORTED:
+        return
     carry = (x,)
     for stage in net.exit_stages:
         batch = torch.export.Dim("batch")
