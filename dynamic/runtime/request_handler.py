@@ -16,6 +16,7 @@ from dynamic.engines.contract import Array
 from dynamic.engines.memory import own_buffers
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.feasibility import covered
+from dynamic.policies.control.repetition import MOST_OBSERVATIONS
 from dynamic.policies.decision import Decision
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.batch_splitting import most_rows, run_split
@@ -77,7 +78,12 @@ class RequestHandler:
             starts = self._clock()
             if ready is None and ((starts - began) * 1e3 > _CONVERSION_MS or len(next(iter(inputs.values()))) != 1):
                 return None
-            if controller.takes_turn(plan, thread):
+            due = (
+                controller.slow
+                or len(controller.observations) + controller.answered >= MOST_OBSERVATIONS
+                or controller.read.latest is not plan.latest
+            )
+            if due and controller.takes_turn(thread):
                 renewal = controller.renew(plan)
                 if renewal.plan is None:
                     return self._answer(deployment, x, None, began, renewal)

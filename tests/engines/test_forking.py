@@ -144,8 +144,14 @@ def test_a_child_after_models_were_dropped(case: Case, way: str, drop: str) -> N
 
 
 @pytest.mark.parametrize("way", WAYS[1:])
-@pytest.mark.parametrize("opened_on", ["the main thread", "another thread"])
-@pytest.mark.parametrize("order", ["the first first", "the last first", "on another thread"])
+@pytest.mark.parametrize(
+    ("order", "opened_on"),
+    [
+        ("the first first", "another thread"),
+        ("the last first", "the main thread"),
+        ("on another thread", "the main thread"),
+    ],
+)
 def test_a_signal_after_bundles_are_closed(case: Case, way: str, opened_on: str, order: str) -> None:
     """An engine that gives the thread a signal stack and takes it away again would end the process here."""
 

@@ -120,11 +120,9 @@ class Controller:
             if deployment is self.deployment:  # else a swap has put another in its place
                 raise ClosedError(CLOSED)
 
-    def takes_turn(self, plan: RequestPlan, thread: int) -> bool:
-        """Whether a request of this thread decides again: something has changed, and no other thread does so."""
+    def takes_turn(self, thread: int) -> bool:
+        """Whether it is this thread that decides again. The others repeat their plan while one does."""
         waiting = len(self.observations) + self.answered
-        if not self.slow and waiting < MOST_OBSERVATIONS and self.read.latest is plan.latest:
-            return False
         if self.deciding_thread is not None and waiting < _MOST_WAITING_FACTOR * MOST_OBSERVATIONS:
             return False
         self.deciding_thread = thread

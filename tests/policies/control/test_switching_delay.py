@@ -32,6 +32,14 @@ def test_one_that_does_not_find_it_better_starts_anew() -> None:
     assert until_changed(delay.confirm())[0] == 16
 
 
+def test_requests_before_a_point_was_better_do_not_count() -> None:
+    # one decision stands for 32 requests: the first that finds a better point says nothing of those before it
+    delay = SwitchDelay().wait(32)
+    assert delay is not None
+    assert delay.wait(14) is not None
+    assert delay.wait(15) is None
+
+
 def test_forced_back_at_once_it_takes_twice_as_long_up_to_4096() -> None:
     delay, took = SwitchDelay(), []
     for _ in range(10):
