@@ -56,11 +56,12 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """What the requests of one decision took, for the policy to learn from.
+    """What requests of one decision took, for the policy to learn from.
 
     Args:
         point: The point that ran.
-        stages: `[N]`, for each request the stage of its deepest exit. The oldest request comes first.
+        stages: `[N]`, for each request the stage of its deepest exit. The oldest request comes first. N is 0 where
+            nothing but `drift` has changed.
         rows: `[N]`, inputs in each request.
         latency_ms: `[N]`, time of the work alone, without the wait in a queue.
         expected_ms: `[N]`, time that the profile predicts for this stage. 0 where the measured time has no meaning,
@@ -87,11 +88,11 @@ class Feedback:
 
 
 class Policy(Protocol):
-    """Chooses a point of the frontier for each request. It has no memory but the state that it is given.
+    """Chooses a point of the frontier for requests. It has no memory but the state that it is given.
 
     A policy of your own inherits from this class and defines `decide`. The state of a policy without memory is None.
     With `decides_each_request = False` a runtime repeats a decision until the readings, the budget or the queue change,
-    or 32 requests were observed.
+    a request is slow or fails, or 32 requests were observed.
 
     Example:
         >>> class Cheapest(dynamic.Policy):
@@ -137,7 +138,7 @@ class Policy(Protocol):
 
         Args:
             state: The state after the last call.
-            feedback: What the requests of one decision took.
+            feedback: What requests of one decision took.
 
         Returns:
             The state after it. Without a definition of your own it is the same one.

@@ -78,13 +78,16 @@ class RequestHandler:
             starts = self._clock()
             if ready is None and ((starts - began) * 1e3 > _CONVERSION_MS or len(next(iter(inputs.values()))) != 1):
                 return None
-            due = (
-                controller.slow
+            due = (  # here and not in the controller: a call of its own takes 0.3 us of each request
+                controller.due
                 or len(controller.observations) + controller.answered >= MOST_OBSERVATIONS
                 or controller.read.latest is not plan.latest
             )
-            if due and controller.takes_turn(thread):
+            renewal = None
+            if due and controller.take_turn(thread):
                 renewal = controller.renew(plan)
+                if renewal is None:
+                    return None
                 if renewal.plan is None:
                     return self._answer(deployment, x, None, began, renewal)
                 plan, starts = renewal.plan, self._clock()
@@ -94,7 +97,7 @@ class RequestHandler:
                 stage = plan.stage(output)
             except Exception:  # the long way tries again, and has other ways to answer
                 controller.plan = None
-                return None
+                return None if renewal is None else self._answer(deployment, x, None, began, renewal)
             work_ms, latency_ms = (ended - starts) * 1e3, (ended - began) * 1e3
             certified = plan.certified and deployment.covers(inputs)
             number = next(controller.ids)
@@ -114,7 +117,7 @@ class RequestHandler:
                 )
             )
             if work_ms > plan.slow_ms[stage]:
-                controller.slow = True
+                controller.due = True
             kind = Prediction if single else BatchResult
             return kind(number, output, plan.names, latency_ms, plan.decision, certified)
         finally:
@@ -248,7 +251,6 @@ class RequestHandler:
             )
             controller.observations.append(observation)
             alarmed = controller.learn()
-            controller.answered += 1
             drifted = bool(deployment.watch.drifted)
         controller.warn(alarmed)
         return observation._replace(certified=False) if drifted else observation

@@ -59,8 +59,9 @@ class Observation(NamedTuple):
 class RequestPlan:
     """A decision that holds until something changes, with all that requests of one row need of it.
 
-    It holds for one budget, one snapshot of the monitor and one deployment. `MOST_OBSERVATIONS` requests, one that
-    takes more than `slow_ms [S]` of its stage, a failure, or an answer that is not finite end it too.
+    It holds for one budget and one deployment. It is renewed with another snapshot of the monitor, after
+    `MOST_OBSERVATIONS` requests, and after one that takes more than `slow_ms [S]` of its stage. Another point, a
+    failure, or an answer that is not finite end it.
 
     Args:
         deployment: What is at work.
@@ -121,18 +122,21 @@ class RequestPlan:
         self.shape = first.shape if takes_arrays else None
         self.batch_shape = (1, *first.shape) if len(spec.inputs) == 1 else None
 
-    def renewed(self, latest: Snapshot, snapshot: Snapshot, decision: Decision) -> "RequestPlan":
-        """The plan under another decision that runs the same.
+    def renewed(
+        self, latest: Snapshot, snapshot: Snapshot, decision: Decision, run: Callable[[Mapping[str, Array]], Output]
+    ) -> "RequestPlan":
+        """The plan under another decision for the same point.
 
         Args:
             latest: The monitor's snapshot that the decision saw.
             snapshot: The same as the policy saw it.
             decision: The decision.
+            run: What the engine gave for the point.
         """
         plan = object.__new__(RequestPlan)
         for name in RequestPlan.__slots__:
             setattr(plan, name, getattr(self, name))
-        plan.latest, plan.decision = latest, decision
+        plan.latest, plan.decision, plan.run = latest, decision, run
         plan.conditions = self.conditions._replace(decision=decision, snapshot=snapshot)
         plan.slow_ms = slow_ms(self.expected_ms, decision.slowdown)
         return plan

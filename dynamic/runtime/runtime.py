@@ -1,4 +1,4 @@
-"""Runs inputs through a bundle under a budget, deciding anew for every request."""
+"""Runs inputs through a bundle under a budget, and decides again when something has changed."""
 
 import logging
 import math

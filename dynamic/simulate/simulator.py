@@ -185,7 +185,7 @@ def simulate(
     )
     env.process_mb = process_mb
     rules = Rules(
-        decide=decide or ("request" if policy.decides_each_request else "change"),
+        decide=decide or ("request" if getattr(policy, "decides_each_request", True) else "change"),
         queue_limit=queue_limit,
         cores=device.cores,
         reads_itself=monitor_hz is None,

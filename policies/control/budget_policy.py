@@ -62,9 +62,10 @@ class BudgetPolicy(Policy):
     took beyond that. Where requests scatter more than during the profile, percentiles include this scatter.
 
     A point that a limit excludes is replaced at once. A better point runs after it was better for 16 requests, and
-    after twice as many where the last change was soon forced back, up to 4,096. A point that heat or a battery has
-    excluded is skipped for 5 minutes, and for twice as long where it is soon excluded again, up to 20 minutes. A
-    request that has waited gets a faster point for itself alone. A new budget is applied at once.
+    after two decisions at least. It takes twice as many requests where the last change was soon forced back, up to
+    4,096. A point that heat or a battery has excluded is skipped for 5 minutes, and for twice as long where it is soon
+    excluded again, up to 20 minutes. A request that has waited gets a faster point for itself alone. A new budget is
+    applied at once.
 
     Args:
         limits: Names of the limits that count, as in `Budget.priority`. ("latency", "deadline") decides by time alone.
@@ -209,7 +210,7 @@ class BudgetPolicy(Policy):
 
         Args:
             state: The state after the last call.
-            feedback: What the requests of one decision took.
+            feedback: What requests of one decision took.
 
         Returns:
             The state after it.

@@ -37,8 +37,8 @@ class SwitchDelay:
     def wait(self, requests: int = 1) -> "SwitchDelay | None":
         """After a decision in which another point is better and the current one is allowed. None: change now.
 
-        `requests` have run since the last decision. Where that did not find a better point, they say nothing of it: a
-        single decision would follow noise.
+        `requests` have run since the last decision. Those before the first decision that found a better point do not
+        count, since a single decision may follow noise.
         """
         better = self.better + requests if self.better else 1
         return None if better >= self.needed else SwitchDelay(self.needed, better, self.since + requests)

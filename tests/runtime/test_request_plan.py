@@ -299,3 +299,72 @@ def test_time_is_counted_on_the_runtime_s_clock(bundle: dynamic.Bundle) -> None:
         took_ms = (time.perf_counter() - began) * 1e3
     assert all(result.latency_ms > 0 for result in results)
     assert sum(result.latency_ms for result in results) <= took_ms
+
+
+class Turns(Always):
+    """The most accurate point above half of the charge, and the cheapest below."""
+
+    def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> tuple[Decision, Any]:
+        return Decision(frontier.points[0 if snapshot.battery > 0.5 else -1]), state
+
+
+def test_a_plan_that_another_has_replaced_is_not_renewed(bundle: dynamic.Bundle) -> None:
+    """Else a request would run one point under the decision for another, and all after it."""
+    watch = monitor(battery=0.9)
+    with bundle.runtime(monitor=watch, policy=Turns(), drift_alpha=None) as run:
+        steady(run)
+        controller = run._controller
+        old = controller.plan
+        watch.set(battery=0.1)
+        steady(run)
+        current = controller.plan
+        assert old is not None
+        assert current is not None
+        assert current.decision.point is not old.decision.point
+        renewal = controller.renew(old)  # by a thread that had read the old plan
+        assert renewal is not None
+        assert renewal.plan is None
+        assert controller.plan is current
+        assert run(X[0]).decision.point is current.decision.point
+
+
+def test_what_ends_a_plan_while_it_is_renewed_ends_it(bundle: dynamic.Bundle) -> None:
+    class Ends(Always):
+        run: Any = None
+
+        def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> tuple[Decision, Any]:
+            if self.run is not None:
+                self.run._controller.plan = None  # as drift does, or a network that does not load
+            return super().decide(frontier, budget, snapshot, state)
+
+    policy = Ends()
+    with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
+        steady(run)
+        plan, policy.run = run._controller.plan, run
+        assert plan is not None
+        renewal = run._controller.renew(plan)
+        assert renewal is not None
+        assert renewal.plan is None
+        assert run._controller.plan is None
+
+
+def test_another_budget_is_not_decided_on_by_the_old_one(bundle: dynamic.Bundle) -> None:
+    policy = Counting()
+    with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
+        steady(run)
+        plan = run._controller.plan
+        run.budget = dynamic.Budget(latency_ms=50)
+        policy.decisions = 0
+        assert plan is not None
+        assert run._controller.renew(plan) is None
+        assert policy.decisions == 0
+
+
+def test_requests_count_although_a_label_is_given_after_each(bundle: dynamic.Bundle) -> None:
+    policy = Counting()
+    with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
+        steady(run)
+        policy.decisions = 0
+        for _ in range(MOST_OBSERVATIONS + 1):
+            run.feedback(run(X[0]).id, 0)
+        assert policy.decisions == 1

@@ -1,5 +1,6 @@
 """The simulator and the runtime decide alike: a simulated stream, played through a real runtime, event by event."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -89,6 +90,9 @@ def test_a_recorded_stream_is_decided_alike(
     )
     assert report.answered == 300
     assert len({name for _, name in simulated.events}) > 1, "nothing has to be decided"
+    # each reading that a request meets is decided on: requests come every half second
+    readings = {math.floor(number / 2 * monitor_hz + 1e-9) / monitor_hz for number in range(300)}
+    assert sorted({snapshot.time_s for snapshot in simulated.snapshots.values()}) == pytest.approx(sorted(readings))
     real, clock, watch = Recorder(), Clock(), dynamic.FixedMonitor(simulated.snapshots[0])
     bundle = shared_blobs(tmp_path_factory)
     ladder = replace(LADDER, fingerprint=bundle.ladder.fingerprint)

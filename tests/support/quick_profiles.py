@@ -21,7 +21,7 @@ def be_quick(patch: pytest.MonkeyPatch) -> None:
         return faster(engine, rows, min(seconds, _MOST_S), clock)
 
     def remembered(engine: Any, folder: Path | None) -> BackboneMemory:
-        key = (engine.name, engine.precision, engine.threads, folder and _sizes(folder))
+        key = (engine.name, engine.precision, engine.threads, engine.spec.backbones, folder and _sizes(folder))
         if key not in _memories:
             _memories[key] = memory(engine, folder)
         return _memories[key]

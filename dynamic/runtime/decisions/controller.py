@@ -69,7 +69,7 @@ class Controller:
         self.closed = False
         self.plan: RequestPlan | None = None
         self.deciding_thread: int | None = None  # the thread that decides again, while others repeat what was decided
-        self.slow = False  # whether a request took longer than its plan allows: the next one decides again
+        self.due = False  # whether the next request decides again: one took longer than its plan allows, or drift
         self.observations: list[Observation] = []  # that the policy has not seen: appended without a lock
         self.answered = 0  # requests since the last decision that the policy has seen
         self.ids = count()
@@ -120,8 +120,8 @@ class Controller:
             if deployment is self.deployment:  # else a swap has put another in its place
                 raise ClosedError(CLOSED)
 
-    def takes_turn(self, thread: int) -> bool:
-        """Whether it is this thread that decides again. The others repeat their plan while one does."""
+    def take_turn(self, thread: int) -> bool:
+        """Let this thread decide again. False where another one does: the others repeat their plan meanwhile."""
         waiting = len(self.observations) + self.answered
         if self.deciding_thread is not None and waiting < _MOST_WAITING_FACTOR * MOST_OBSERVATIONS:
             return False
@@ -139,8 +139,9 @@ class Controller:
         Returns:
             The decision.
         """
+        self.due = False  # before what was observed is looked at: what comes meanwhile counts for the next decision
         with self.learned():
-            self.slow, self.answered = False, 0
+            self.answered = 0
             if deployment.lost:
                 deployment.restore_excluded()
             decision = deployment.guard.decide(deployment.frontier, budget, snapshot)
@@ -157,16 +158,22 @@ class Controller:
             self._announce(None if last is None else last.point, decision, snapshot)
         return decision
 
-    def renew(self, plan: RequestPlan) -> Renewal:
-        """Decide again for a request of one row that would repeat `plan`."""
-        deployment, latest = plan.deployment, self.read.latest
+    def renew(self, plan: RequestPlan) -> Renewal | None:
+        """Decide again for a request of one row that would repeat `plan`. None: there is another budget by now."""
+        deployment, budget, latest = plan.deployment, plan.budget, self.read.latest
+        if budget is not self.budget:
+            return None
         snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None)
-        decision = self.decide(deployment, plan.budget, snapshot)
-        if self.plan is None or deployment.stagewise(decision, False, snapshot, 1):
-            self.plan = None
-            return Renewal(plan.budget, latest, snapshot, decision, None)
-        renewed = self._store(plan.renewed(latest, snapshot, decision))
-        return Renewal(plan.budget, latest, snapshot, decision, renewed)
+        decision = self.decide(deployment, budget, snapshot)
+        point, renewed = decision.point, None
+        with self.lock:
+            # whatever ended the plan, or put another in its place, may have changed what it runs or certifies
+            if self.plan is plan and not deployment.stagewise(decision, False, snapshot, 1):
+                run = deployment.engines.bind(point.backbones, point.thresholds, 1)
+                renewed = None if run is None else plan.renewed(latest, snapshot, decision, run)
+            if self.plan is plan:
+                self.plan = renewed if self._holds(deployment, budget, decision) else None
+        return Renewal(budget, latest, snapshot, decision, renewed)
 
     def plan_next(
         self,
@@ -206,22 +213,20 @@ class Controller:
             return
         frontier = deployment.frontier
         expected_ms = [frontier.path_ms(point, stage, rows=1) for stage in range(len(deployment.bundle.spec.stages))]
-        certified = (
-            deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.drifted
-        )
-        plan = RequestPlan(deployment, budget, latest, snapshot, decision, engine, run, certified, expected_ms)
-        self._store(plan)
-        if work_ms > plan.slow_ms[answer.stages[0]]:
-            self.slow = True
-
-    def _store(self, plan: RequestPlan) -> RequestPlan:
-        """Let requests follow a plan, unless something else holds by now. Returns it."""
-        deployment = plan.deployment
-        with self.lock:
-            current = plan.decision is deployment.decision and deployment is self.deployment
-            if current and plan.budget is self.budget and not self.closed:
+        with self.lock:  # drift and networks that do not load change under it
+            certified = (
+                deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.drifted
+            )
+            plan = RequestPlan(deployment, budget, latest, snapshot, decision, engine, run, certified, expected_ms)
+            if self._holds(deployment, budget, decision):
                 self.plan = plan
-        return plan
+        if work_ms > plan.slow_ms[answer.stages[0]]:
+            self.due = True
+
+    def _holds(self, deployment: Deployment, budget: Budget, decision: Decision) -> bool:
+        """Whether this is still what is at work. To be called under the lock."""
+        current = decision is deployment.decision and deployment is self.deployment
+        return current and budget is self.budget and not self.closed
 
     def learn(self) -> Deployment | None:
         """Give the observations that wait to the drift test, the policy, the feedback log and the counters.
@@ -253,12 +258,13 @@ class Controller:
                     self.feedback_log.enter(one.id, labels[row : row + rows], shared.decision.point.operating_point)
                     entries.append(one.entry(one.certified and (shared.repeated or not drift)))
                     row += rows
+            self.answered += len(batch)
             self.counters.enter(entries, frozenset(one.id for one in batch))
             del self.observations[: len(batch)]
         finally:
             self._learns = False
         if alarmed is not None:
-            self.plan = None
+            self.plan, self.due = None, True
         return alarmed
 
     def _feed(self, shared: Conditions, observations: Sequence[Observation], drift: bool) -> None:
