@@ -83,8 +83,10 @@ class Log:
         self.memory_mb.append((hour, psutil.Process().memory_info().rss / 1e6))
 
     def memory(self, from_h: float, to_h: float) -> float:
-        """Resident memory then, in MB, the median."""
-        return median(mb for hour, mb in self.memory_mb if from_h <= hour < to_h)
+        """Resident memory then, in MB: the median, or the nearest reading where a busy machine left none."""
+        inside = [mb for hour, mb in self.memory_mb if from_h <= hour < to_h]
+        nearest = min(self.memory_mb, key=lambda reading: max(from_h - reading[0], reading[0] - to_h))
+        return median(inside) if inside else nearest[1]
 
 
 class Clock:

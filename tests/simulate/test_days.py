@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,9 +137,13 @@ def test_no_frame_fails_while_the_bundle_is_replaced(night: Any) -> None:
 
 
 def test_memory_is_what_it_was_after_the_overload_and_after_the_swap(night: Any) -> None:
-    before_mb = night.memory(shop.OPENS + 1, shop.RUSH)
-    assert night.memory(shop.CLOSED + 1, shop.SWAP) == pytest.approx(before_mb, rel=0.1)
-    assert night.memory(shop.SWAP + 1, shop.ENDS) == pytest.approx(before_mb, rel=0.1)
+    times = ((shop.OPENS + 1, shop.RUSH), (shop.CLOSED + 1, shop.SWAP), (shop.SWAP + 1, shop.ENDS))
+    readings = [[mb for hour, mb in night.memory_mb if begins <= hour < ends] for begins, ends in times]
+    if not all(readings):
+        pytest.skip(f"a busy machine read the memory {list(map(len, readings))} times before, between and after")
+    before_mb, between_mb, after_mb = map(median, readings)
+    assert between_mb == pytest.approx(before_mb, rel=0.1)
+    assert after_mb == pytest.approx(before_mb, rel=0.1)
 
 
 def test_with_drift_and_overload_what_comes_first_wins(night: Any) -> None:
