@@ -467,3 +467,12 @@ def test_figures_by_hand() -> None:
         "first_ms": [11.0],
         "path_ms": [[11.0], [111.0]],
     }
+
+
+def test_a_sequence_ends_where_every_further_case_lies_on_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `build` would never end on a ladder whose points cannot be told apart."""
+    cases = "dynamic.bundle.golden_vectors.cases"
+    monkeypatch.setattr(f"{cases}.SPREADS", (1.0,))
+    monkeypatch.setattr(f"{cases}.CLOSE", 1e9)  # every state lies on that limit
+    monkeypatch.setattr(f"{cases}._MOST_REJECTED", 20)
+    assert all(sequence["cases"] == [] for sequence in golden(LADDER)["sequences"])

@@ -16,13 +16,16 @@ from dynamic.policies.snapshot import Snapshot
 _SENSORS = ("cpu_load", "cpu_cores", "memory_process_mb", "battery", "temperature_c")
 _POLICY = CheckedPolicy()
 
+_MOST_REJECTED = 1000  # in a row: what lies on a limit is then the state itself, and no later case would differ
+
 
 def sequence(frontier: Frontier, random: Random, kind: Kind) -> Iterator[dict[str, Any]]:
     """Cases on one device, one after another, under budgets that change sometimes. The device lacks some sensors."""
     state, slower = _POLICY.initial(), random.lognormvariate(0.2, 0.5)
     missing: dict[str, Any] = dict.fromkeys(name for name in _SENSORS if not kind.limits and random.random() < 0.25)
     last, now, easy, cases = None, Snapshot(0.0), True, 0
-    while True:
+    rejected = 0  # in a row
+    while rejected < _MOST_REJECTED:
         # sometimes the clock is set back
         time_s = round(state.device.time_s + random.choice(kind.steps_s), 1)
         turns = cases <= 0
@@ -39,7 +42,9 @@ def sequence(frontier: Frontier, random: Random, kind: Kind) -> Iterator[dict[st
         CloseCalls.close = False
         decision, after = _POLICY.decide(frontier, asked, snapshot, state)
         if CloseCalls.close or any(0 < abs(after.device.spread - spread) <= CLOSE for spread in SPREADS):
+            rejected += 1
             continue
+        rejected = 0
         case: dict[str, Any] = {} if asked == last else {"budget": _differences(asked, Budget())}
         case |= {"snapshot": _differences(snapshot, Snapshot(0.0)), "decision": _answer(decision)}
         easy, cases = easy != turns, cases - 1
