@@ -5,8 +5,8 @@
 A made-up cascade of four stages and two networks (times do not depend on what it answers), Poisson arrivals on the
 simulated phone, bursts of background load. "busy": 60% of what its reference can serve, and a deadline. Most requests
 wait, and a request that waits or has a deadline is decided for itself. "light": 10%, and no deadline, so that decisions
-are repeated. The fixed policy does nothing, so its figures are the simulator's own share; what others take on top is
-theirs. Every figure is the median of repeats that take turns; reading records and drawing noise before the loop counts
+are repeated. The fixed policy does nothing, so its figures are the simulator's own share. What others take on top is
+theirs. Every figure is the median of repeats that take turns. Reading records and drawing noise before the loop counts
 too.
 """
 

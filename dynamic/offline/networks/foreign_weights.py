@@ -43,8 +43,10 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         content = inner[0] if inner else content
     named = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not named:
-        names = f"the keys {few([str(k) for k in content])}" if isinstance(content, Mapping) else type(content).__name__
-        raise CorruptError(f"{path} holds {names} and no weights by name. Save network.state_dict()")
+        contents = (
+            f"the keys {few([str(k) for k in content])}" if isinstance(content, Mapping) else type(content).__name__
+        )
+        raise CorruptError(f"{path} holds {contents} and no weights by name. Save network.state_dict()")
     return named
 
 
