@@ -89,7 +89,8 @@ class Answers:
         body: Cost of the body of each stage `[S]`, in any one unit. None: multiply-adds.
         head: Cost of the head of each stage `[S]`, in the same unit. None: multiply-adds.
         expected: Whether losses are expected values under what all stages together predict (see `belief`). They
-            distinguish thresholds that the labels of a few hundred inputs cannot.
+            distinguish thresholds that the labels of a few hundred inputs cannot. Where the correct answer is the
+            reference's, the stages before the reference predict it, and the loss of the last stage is the real one.
 
     Raises:
         SettingError: when costs are not S numbers of 0 or more.
@@ -123,7 +124,10 @@ class Answers:
         self._chosen = predictions(last)  # [N], by the reference
         self._correct = risk.correct_answers(records, self._chosen)  # [N]
         self._reference = _right(last, self._correct)  # [N]
-        self._belief = belief(self._probability, self._correct) if expected and risk.needs_labels else None
+        self._belief = None
+        if expected and (risk.needs_labels or records.stages > 1):
+            before = records.stages if risk.needs_labels else records.stages - 1
+            self._belief = belief(self._probability[:before], self._correct)
         self._path: list[tuple[EvaluatedExit, Running]] = []  # the exits of the latest set
         self._sets: dict[tuple[int, ...], Exits] = {}
 
@@ -169,7 +173,7 @@ class Answers:
         state = self._path[-1][1] if self._path else self._combiner.start()
         answer, confidence, after = self._combiner.merge(state, stage, self._probability[stage])
         score = np.where(np.isnan(confidence), np.float32(-np.inf), confidence)
-        if self._belief is None:
+        if self._belief is None or (stage == self.stages - 1 and not self._risk.needs_labels):
             loss = self._risk.loss(_right(answer, self._correct), self._reference)
             return EvaluatedExit(stage, score, loss, np.abs(loss)), after
         return EvaluatedExit(stage, score, *self._expected(predictions(answer), self._belief)), after
@@ -178,6 +182,8 @@ class Answers:
         """(loss, its square) of answers `[N]`, expected over the label: this answer, the reference's, or another."""
         same, rows = chosen == self._chosen, np.arange(len(chosen))
         own = np.where(chosen < 0, np.float32(0.0), belief[rows, chosen])
+        if not self._risk.needs_labels:  # what the reference answers is not used here: it is what `own` is about
+            return 1 - own, 1 - own
         other = np.where(same | (self._chosen < 0), np.float32(0.0), belief[rows, self._chosen])
         yes, no = np.ones_like(same), np.zeros_like(same)
         cases = ((own, yes, same), (other, no, yes), (1 - own - other, no, no))

@@ -17,7 +17,7 @@ from dynamic.policies.records import Records
 Losses = NDArray[np.int8]
 Rights = NDArray[np.bool_]
 
-_SPARE = 0.025  # of the level, for the nuisance parameter of a signed loss (beta of Berger and Boos)
+SPARE = 0.025  # of the level, for the nuisance parameter of a signed loss (beta of Berger and Boos)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Evidence:
         lost, gained = (round(times * count) for count in self._counts)
         count = round(times * self.sample.count)
         if self.risk.signed:
-            return signed_p(lost, gained, count, target, _SPARE * level)
+            return signed_p(lost, gained, count, target, SPARE * level)
         return binomial_p(lost, count, target)
 
     def needed(self, target: float, level: float) -> int | None:

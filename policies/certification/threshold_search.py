@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamic.policies.certification.answers import Answers, Exits
 from dynamic.policies.certification.risks import RISKS, Risk
 from dynamic.policies.certification.thresholds.best_threshold import best_threshold
-from dynamic.policies.certification.thresholds.grids import ThresholdGrid, is_within, risk_and_se
+from dynamic.policies.certification.thresholds.grids import ThresholdGrid, grid_thresholds, is_within, risk_and_se
 from dynamic.policies.errors import CalibrationError
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
@@ -145,6 +146,19 @@ class Search:
         """The cheapest thresholds, whatever their risk: every input exits at the cheapest exit."""
         grid = min(self._grids, key=lambda g: float(g.cost.min()))
         return self._candidate(grid.exits, grid.limits(np.unravel_index(int(grid.cost.argmin()), grid.cost.shape)))
+
+    def candidate(self, thresholds: Sequence[float]) -> Candidate:
+        """Some thresholds with their cost and risk. Raises ValueError where this set of exits was not searched."""
+        chosen = tuple(s for s, limit in enumerate(thresholds) if limit != np.inf)
+        for grid in self._grids:
+            if tuple(stage.stage for stage in grid.exits.stages[:-1]) == chosen:
+                return self._candidate(grid.exits, [thresholds[s] for s in chosen])
+        raise ValueError(f"exits {chosen} were not searched")
+
+    def thresholds(self, quantiles: int) -> NDArray[np.float32]:
+        """Thresholds of the first exit at so many quantiles of its scores, and -inf `[Q]`."""
+        (score,) = (grid.exits.stages[0].score for grid in self._grids if len(grid.exits.stages) == 2)
+        return grid_thresholds(score, quantiles)[:-1]
 
     def path(self, margin: float, step: float = 0.01) -> list[Candidate]:
         """Return thresholds from about the safest to about the cheapest, without dominated ones.

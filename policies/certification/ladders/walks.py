@@ -1,12 +1,14 @@
 """Walks along a path of thresholds, from the safest to the cheapest, each step a test on the certifying records."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynamic.policies.certification.answers import Answers
 from dynamic.policies.certification.bounds import upper_bound
 from dynamic.policies.certification.ladders.chosen_points import ChosenPoint, cheapest_within, in_order
+from dynamic.policies.certification.ladders.counted_steps import LossTest
+from dynamic.policies.certification.ladders.step_paths import OneExitPath, SearchedPath, StepPath
 from dynamic.policies.certification.risks import Evidence, Risk, Sample
 from dynamic.policies.certification.threshold_search import QUANTILES, Candidate, Search
 from dynamic.policies.ladder import Missing
@@ -67,6 +69,16 @@ class RecordParts:
         certifying = len(self.certify_records)
         return STANDARD_ERRORS * math.sqrt(len(self.search_records) / certifying) if certifying else 0.0
 
+    @property
+    def has_one_exit(self) -> bool:
+        """Whether one threshold is free, and records are independent."""
+        return self.search_records.stages == 2 and self.certify_records.group is None
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether losses only grow as thresholds fall: inputs that continue get the answer of the reference."""
+        return self.combine == "last" and not self.risk.of_reference
+
     def combiner(self, score: Score) -> Combiner:
         """The combiner with this score."""
         return Combiner(self.temperature, score, combine=self.combine, backbone=self.search_records.backbone)
@@ -114,7 +126,6 @@ def certified_points(
     Returns:
         Points and missing targets.
     """
-    path = parts.path(one.search)
     if not len(parts.certify_records):
         return CertifiedPoints((), tuple(Missing(target, None, None) for target in targets))
     answers = Answers(
@@ -126,19 +137,22 @@ def certified_points(
         return Evidence(parts.risk, sample, answers.exits_under(candidate.thresholds)[1])
 
     level = delta * (1 - 3 * EXTREME_SHARE) / max(len(targets), 1)
-    steps = [evidence(candidate) for candidate in path]
-    reached = walk(steps, targets, level)
+    path: StepPath
+    if parts.has_one_exit:
+        test = LossTest(parts.risk, len(parts.certify_records), nested=parts.is_nested)
+        path = OneExitPath(
+            answers.exits((0,)), test, search=one.search, evidence=evidence, margin=parts.errors, level=level
+        )
+    else:
+        path = SearchedPath.of(parts.path(one.search), evidence)
+    reached = walk_by(path.first_failure, len(path), targets, level)
     points, missing = [], []
     for target in targets:
         last = max(reached[t] for t in targets if t <= target) - 1
-        if last >= 0:
-            points.append(ChosenPoint(f"{parts.risk.name} {target:g}", path[last], target, target))
+        if last >= 0 and path.candidate(last).cost < one.search.reference.cost:
+            points.append(ChosenPoint(f"{parts.risk.name} {target:g}", path.candidate(last), target, target))
         else:
-            # the first step may have been unlucky. A step that these records suffice for comes after one that fails
-            forecasts = ((step.needed(target, level), step.mean) for step in steps[:10])
-            forecast = [(n, mean) for n, mean in forecasts if n is not None and n > sample.units]
-            needed, risk = min(forecast, default=(None, steps[0].mean if steps else None))
-            missing.append(Missing(target, risk, needed))
+            missing.append(path.missing(target, level))
     if not points:
         return CertifiedPoints((), tuple(missing))
 
@@ -174,17 +188,39 @@ def walk(steps: Sequence[Evidence], targets: Sequence[float], level: float) -> d
     Returns:
         The number of steps by target.
     """
+
+    def first_failure(target: float, own: float, at: int) -> int:
+        while at < len(steps) and steps[at].p_value(target, own) <= own:
+            at += 1
+        return at
+
+    return walk_by(first_failure, len(steps), targets, level)
+
+
+def walk_by(
+    first_failure: Callable[[float, float, int], int], count: int, targets: Sequence[float], level: float
+) -> dict[float, int]:
+    """The number of steps that the walk of each target rejects, where steps are tested by a function.
+
+    Args:
+        first_failure: Target, level and number of a step -> number of the first step from there on that is not
+            rejected.
+        count: Number of steps.
+        targets: One walk for each.
+        level: Of each walk at the start.
+
+    Returns:
+        The number of steps by target.
+    """
     levels, reached = dict.fromkeys(targets, level), dict.fromkeys(targets, 0)
     walking = sorted(targets, reverse=True)  # the largest are the most likely to reach the end
     arrived = True
     while arrived:
         arrived = False
         for target in list(walking):
-            at, own = reached[target], levels[target]
-            while at < len(steps) and steps[at].p_value(target, own) <= own:
-                at += 1
-            reached[target] = at
-            if at == len(steps):
+            own = levels[target]
+            at = reached[target] = first_failure(target, own, reached[target])
+            if at == count:
                 heir = next((t for t in walking if t < target), None)
                 heir = next((t for t in walking if t != target), None) if heir is None else heir
                 walking.remove(target)

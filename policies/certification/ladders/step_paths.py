@@ -1,0 +1,145 @@
+"""Paths of thresholds that walks test in order: those of a search, and those of one exit."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dynamic.policies.certification.answers import Exits
+from dynamic.policies.certification.ladders.counted_steps import CountedSteps, LossTest
+from dynamic.policies.certification.risks import Evidence
+from dynamic.policies.certification.threshold_search import Candidate, Search
+from dynamic.policies.ladder import Missing
+
+_FORECASTS = 10  # steps that are asked how many records they need
+_MOST_STEPS = 2000  # certifying records. Beyond, thresholds are quantiles of scores that chose
+_QUANTILES = 250  # of these scores
+
+
+class StepPath(Protocol):
+    """Thresholds in the order in which they are tested, from the safest to the cheapest."""
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        ...
+
+    def first_failure(self, target: float, level: float, start: int) -> int:
+        """The number of the first step from `start` on that is not rejected, or of steps where all are."""
+        ...
+
+    def candidate(self, step: int) -> Candidate:
+        """The thresholds of a step, with cost and risk on the records that chose."""
+        ...
+
+    def missing(self, target: float, level: float) -> Missing:
+        """What a target without a certified point lacks."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class SearchedPath:
+    """The path of a search.
+
+    Args:
+        candidates: The thresholds.
+        steps: Evidence on each of them.
+    """
+
+    candidates: Sequence[Candidate]
+    steps: Sequence[Evidence]
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], evidence: Callable[[Candidate], Evidence]) -> "SearchedPath":
+        """The path with the evidence on its thresholds."""
+        return cls(candidates, [evidence(candidate) for candidate in candidates])
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def first_failure(self, target: float, level: float, start: int) -> int:
+        """See `StepPath`."""
+        while start < len(self.steps) and self.steps[start].p_value(target, level) <= level:
+            start += 1
+        return start
+
+    def candidate(self, step: int) -> Candidate:
+        """See `StepPath`."""
+        return self.candidates[step]
+
+    def missing(self, target: float, level: float) -> Missing:
+        """See `StepPath`. The first step may be unlucky, so a few later ones are asked too."""
+        return forecast(self.steps[:_FORECASTS], target, level)
+
+
+class OneExitPath:
+    """All thresholds of the only exit. A walk starts at the highest one, which is the safest.
+
+    The risk there can be shown to be below a target only where records without any loss suffice for that. Otherwise a
+    walk starts at the threshold of the least expected risk, which records choose that certify nothing.
+
+    Args:
+        exits: The exit and the last stage, evaluated on the certifying records.
+        test: The test of their losses.
+        search: The search on the records that chose.
+        evidence: Thresholds -> evidence of the certifying records on them.
+        margin: Standard errors that the search adds to a risk.
+        level: Of each target at the start.
+    """
+
+    def __init__(
+        self,
+        exits: Exits,
+        test: LossTest,
+        *,
+        search: Search,
+        evidence: Callable[[Candidate], Evidence],
+        margin: float,
+        level: float,
+    ) -> None:
+        self._search, self._evidence, self._level = search, evidence, level
+        within = None
+        if test.count > _MOST_STEPS and not test.nested:
+            within = search.thresholds(_QUANTILES)
+        self.steps = CountedSteps.of(exits, test, within)
+        self._margin = margin
+        self._starts: dict[float, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def first_failure(self, target: float, level: float, start: int) -> int:
+        """See `StepPath`."""
+        first = max(start, self._start(target))
+        at = self.steps.first_failure(target, level, first)
+        return start if at == first else at
+
+    def candidate(self, step: int) -> Candidate:
+        """See `StepPath`."""
+        return self._search.candidate((float(self.steps.thresholds[step]),))
+
+    def missing(self, target: float, level: float) -> Missing:
+        """See `StepPath`."""
+        count = len(self.steps)
+        chosen = sorted({math.ceil(count * part / _FORECASTS) - 1 for part in range(1, _FORECASTS + 1)} - {-1})
+        return forecast([self._evidence(self.candidate(step)) for step in chosen], target, level)
+
+    def _start(self, target: float) -> int:
+        """Number of the step at which the walk of a target starts."""
+        if target not in self._starts:
+            self._starts[target] = 0
+            if self.steps.test.most_lost(target, self._level) < 0:
+                safest = next((c for c in self._search.path(self._margin)), self._search.reference)
+                falling = -self.steps.thresholds.astype(np.float64)
+                self._starts[target] = int(np.searchsorted(falling, -safest.thresholds[0]))
+        return self._starts[target]
+
+
+def forecast(steps: Sequence[Evidence], target: float, level: float) -> Missing:
+    """The target with the fewest records that would do for one of some steps."""
+    units = steps[0].sample.units if steps else 0
+    forecasts = ((step.needed(target, level), step) for step in steps)
+    enough = [(needed, step.mean) for needed, step in forecasts if needed is not None and needed > units]
+    needed, risk = min(enough, default=(None, steps[0].mean if steps else None))
+    return Missing(target, risk, needed)
