@@ -114,13 +114,34 @@ def certify(
     floor: Floor = None,
     risk: Annotated[str | None, typer.Option(help="Another risk.")] = None,
     score: Annotated[str | None, typer.Option(help="Another score, or 'auto'.")] = None,
+    ask: Annotated[
+        Path | None,
+        typer.Option(help="A CSV file: rows to be labelled are written there, until they suffice for a certificate."),
+    ] = None,
+    budget: Annotated[int | None, typer.Option(help="The most labels that --ask asks for.")] = None,
+    rows: Annotated[int, typer.Option(help="Rows that --ask writes at a time.")] = 50,
 ) -> None:
     """Make another ladder from a bundle's records: other targets, risk or delta. A choice by the outcome voids it."""
+    from dynamic.cli.label_questions import records_with_labels
+
+    bundle = dynamic.load(shelf)
+    measure = None if risk is None else risk_named(risk).name
+    records = None
+    if ask is not None:
+        chosen = None if score is None else check_score_choice(score)
+        records = records_with_labels(
+            bundle, ask, max_drop or None, delta=delta, risk=measure, score=chosen, budget=budget, rows=rows
+        )
+        if records is None:
+            return
+    elif budget is not None:
+        raise SettingError(f"--budget {budget} has nobody to ask: give --ask labels.csv")
     bundle = dynamic.recertify(
-        dynamic.load(shelf),
+        bundle,
         max_drop or None,
         delta=delta,
-        risk=None if risk is None else risk_named(risk).name,
+        records=records,
+        risk=measure,
         score=None if score is None else check_score_choice(score),
         floor=floor,
     ).save(out)

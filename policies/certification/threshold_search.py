@@ -155,10 +155,41 @@ class Search:
                 return self._candidate(grid.exits, [thresholds[s] for s in chosen])
         raise ValueError(f"exits {chosen} were not searched")
 
-    def thresholds(self, quantiles: int) -> NDArray[np.float32]:
-        """Thresholds of the first exit at so many quantiles of its scores, and -inf `[Q]`."""
-        (score,) = (grid.exits.stages[0].score for grid in self._grids if len(grid.exits.stages) == 2)
-        return grid_thresholds(score, quantiles)[:-1]
+    def threshold_for(self, exits: int) -> float:
+        """The lowest threshold under which at most so many of the records exit at the first exit, alone on."""
+        score = np.sort(self._single(0).exits.stages[0].score)[::-1]
+        return float(score[exits]) if exits < len(score) else -np.inf
+
+    def thresholds(self, stage: int, quantiles: int) -> NDArray[np.float32]:
+        """Thresholds of one exit at so many quantiles of its scores, and -inf `[Q]`."""
+        return grid_thresholds(self._single(stage).exits.stages[0].score, quantiles)[:-1]
+
+    def safest_threshold(self, stage: int, margin: float) -> float:
+        """The threshold of one exit, alone on, with the least risk. It is the lowest of equals."""
+        grid = self._single(stage)
+        bound = grid.bound(margin)
+        return float(grid.thresholds[0][int(np.flatnonzero(bound <= bound.min() + _EQUAL)[0])])
+
+    def single_exit(self, targets: Sequence[float], margin: float, worth: float) -> int | None:
+        """The exit that is enough, alone on.
+
+        Args:
+            targets: Limits of the risk.
+            margin: Standard errors that are added to the risk.
+            worth: Several exits must cost less than one by this share, on average over the targets.
+
+        Returns:
+            Its stage. None: several exits cost less by more than that.
+        """
+        full = self.reference.cost
+        least = sum(min(full, *(grid.cheapest(target, margin)[0] for grid in self._grids)) for target in targets)
+        singles = [grid for grid in self._grids if len(grid.exits.stages) == 2]
+        costs = [sum(min(full, grid.cheapest(target, margin)[0]) for target in targets) for grid in singles]
+        best = int(np.argmin(costs))
+        return singles[best].exits.stages[0].stage if least >= costs[best] * (1 - worth) else None
+
+    def _single(self, stage: int) -> ThresholdGrid:
+        return next(g for g in self._grids if len(g.exits.stages) == 2 and g.exits.stages[0].stage == stage)
 
     def path(self, margin: float, step: float = 0.01) -> list[Candidate]:
         """Return thresholds from about the safest to about the cheapest, without dominated ones.

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from dynamic.policies.certification.answers import Exits
 from dynamic.policies.certification.bounds import batch_p, binomial_p, hypergeometric_p, signed_p
-from dynamic.policies.certification.risks import SPARE, Risk
-from dynamic.policies.certification.thresholds.grids import midpoints
+from dynamic.policies.certification.risks import ROUNDING, SPARE, Risk
 
+_CLEARANCE = 1 / 16  # of the gap between two scores, so that rounding moves no record past a threshold
 _FEW_LOSSES = 6.0  # expected ones, below which the harm bounds the drop better than its own test
-_ROUNDING = 1e-9  # a target of 0.02 allows 200 of 10,000 inputs, however it is rounded
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class LossTest:
             The p-value.
         """
         if self.batch is not None:
-            allowed = int(target * self.batch + _ROUNDING)
+            allowed = int(target * self.batch + ROUNDING)
             if self.nested:
                 return batch_p(lost, self.count, self.batch, allowed)
             return hypergeometric_p(lost, self.count, self.batch, allowed + 1)
@@ -96,45 +95,54 @@ class CountedSteps:
         thresholds: Falling. Equal scores exit together `[K]`.
         lost: Losses of 1 under each `[K]`.
         gained: Losses of -1 under each `[K]`.
+        exits: Certifying records that exit under each `[K]`.
         test: The test of the losses.
     """
 
     thresholds: NDArray[np.float32]
     lost: NDArray[np.intp]
     gained: NDArray[np.intp]
+    exits: NDArray[np.intp]
     test: LossTest
 
     @classmethod
-    def of(cls, exits: Exits, test: LossTest, within: NDArray[np.float32] | None = None) -> "CountedSteps":
+    def of(
+        cls, exits: Exits, test: LossTest, within: NDArray[np.float32] | None = None, *, worst: bool = True
+    ) -> "CountedSteps":
         """The steps of one exit.
 
         Args:
             exits: The exit and the last stage, evaluated on the certifying records.
             test: The test of the losses.
             within: Only these thresholds, which do not depend on the certifying records. None: all.
+            worst: Whether missing labels count as the largest loss that they may give, and not as the least.
 
         Returns:
             The steps.
         """
-        exit_, last = exits.stages
+        exit_ = exits.stages[0]
+        exit_loss, last_loss = exits.loss if worst else exits.best
         order = exit_.most_confident_first
         score = exit_.score[order]
         ends = np.flatnonzero(np.append(score[:-1] > score[1:], True) & (score > -np.inf))
         lower = np.append(score, np.float32(-np.inf))[ends + 1]
-        thresholds = np.append(score[:1], midpoints(lower, score[ends]))  # at the highest score no record exits
+        thresholds = np.append(score[:1], _just_above(lower, score[ends]))  # at the highest score no record exits
         passed = np.append(0, ends + 1)
-        if passed[-1] == len(score):
-            thresholds[-1] = -np.inf  # the last step is every input
         if within is not None:
             thresholds = np.sort(within)[::-1]
             passed = np.searchsorted(-score, -thresholds, side="left")  # threshold < score
 
         def counts(sign: int) -> NDArray[np.intp]:
-            here, there = exit_.loss[order] == sign, last.loss[order] == sign
+            here, there = exit_loss[order] == sign, last_loss[order] == sign
             changes = np.cumsum(here.astype(np.intp) - there)
             return np.asarray(there.sum() + np.append(0, changes)[passed], np.intp)
 
-        return cls(thresholds, counts(1), counts(-1), test)
+        lost = counts(1)
+        if worst and test.batch is not None:
+            # nobody answers inputs of the batch that exit and were not asked about: such a step is never rejected
+            opened = np.append(0, np.cumsum((exits.loss != exits.best)[0][order]))[passed]
+            lost = np.where(opened > 0, test.count + 1, lost)
+        return cls(thresholds, lost, counts(-1), passed, test)
 
     def __len__(self) -> int:
         return len(self.thresholds)
@@ -155,3 +163,10 @@ class CountedSteps:
         """Numbers of the steps whose losses differ from those before."""
         differ = (np.diff(self.lost) != 0) | (np.diff(self.gained) != 0)
         return np.flatnonzero(np.append(True, differ))
+
+
+def _just_above(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Thresholds under which inputs above `low` exit, but for a clearance, and those at `high` always do."""
+    with np.errstate(invalid="ignore"):
+        between = (low + _CLEARANCE * (high.astype(np.float64) - low)).astype(np.float32)
+    return np.where(np.isfinite(low) & (between < high), between, low)

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamic.policies.certification.answers import Exits
 from dynamic.policies.certification.ladders.counted_steps import CountedSteps, LossTest
@@ -37,6 +39,18 @@ class StepPath(Protocol):
         """What a target without a certified point lacks."""
         ...
 
+    def evidence(self, candidate: Candidate) -> Evidence:
+        """What the certifying records say of some thresholds."""
+        ...
+
+    def best_failure(self, target: float, level: float, start: int) -> int:
+        """As `first_failure`, where missing labels give the least loss."""
+        ...
+
+    def open_rows(self, step: int) -> NDArray[np.intp]:
+        """Certifying records whose label a step needs, in the order in which steps up to it need them."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class SearchedPath:
@@ -45,15 +59,17 @@ class SearchedPath:
     Args:
         candidates: The thresholds.
         steps: Evidence on each of them.
+        evidence: Thresholds -> evidence of the certifying records on them.
     """
 
     candidates: Sequence[Candidate]
     steps: Sequence[Evidence]
+    evidence: Callable[[Candidate], Evidence]
 
     @classmethod
     def of(cls, candidates: Sequence[Candidate], evidence: Callable[[Candidate], Evidence]) -> "SearchedPath":
         """The path with the evidence on its thresholds."""
-        return cls(candidates, [evidence(candidate) for candidate in candidates])
+        return cls(candidates, [evidence(candidate) for candidate in candidates], evidence)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -72,19 +88,35 @@ class SearchedPath:
         """See `StepPath`. The first step may be unlucky, so a few later ones are asked too."""
         return forecast(self.steps[:_FORECASTS], target, level)
 
+    def best_failure(self, target: float, level: float, start: int) -> int:
+        """See `StepPath`."""
+        while start < len(self.steps) and self.steps[start].best.p_value(target, level) <= level:
+            start += 1
+        return start
+
+    def open_rows(self, step: int) -> NDArray[np.intp]:
+        """See `StepPath`."""
+        rows: dict[int, None] = {}
+        for evidence in self.steps[: step + 1]:
+            if evidence.opened is not None:
+                rows |= dict.fromkeys(np.flatnonzero(evidence.opened).tolist())
+        return np.array(list(rows), np.intp)
+
 
 class OneExitPath:
     """All thresholds of the only exit. A walk starts at the highest one, which is the safest.
 
-    The risk there can be shown to be below a target only where records without any loss suffice for that. Otherwise a
-    walk starts at the threshold of the least expected risk, which records choose that certify nothing.
+    A walk starts elsewhere where the records are too few to show any risk below the target, even without a loss, and
+    where the reference loses too, so that the first exits gain. Then it starts at the threshold of the least expected
+    risk, which records choose that certify nothing.
 
     Args:
-        exits: The exit and the last stage, evaluated on the certifying records.
+        exits: The exit and the last stage, evaluated on the certifying records. All other exits are off.
         test: The test of their losses.
+        stages: Number of stages.
         search: The search on the records that chose.
         evidence: Thresholds -> evidence of the certifying records on them.
-        margin: Standard errors that the search adds to a risk.
+        margin: Standard errors that the search adds to a risk. None: every walk starts at the highest threshold.
         level: Of each target at the start.
     """
 
@@ -93,15 +125,17 @@ class OneExitPath:
         exits: Exits,
         test: LossTest,
         *,
+        stages: int,
         search: Search,
         evidence: Callable[[Candidate], Evidence],
-        margin: float,
+        margin: float | None,
         level: float,
     ) -> None:
-        self._search, self._evidence, self._level = search, evidence, level
+        self._search, self.evidence, self._level, self._exits = search, evidence, level, exits
+        self._stage, self._stages = exits.stages[0].stage, stages
         within = None
         if test.count > _MOST_STEPS and not test.nested:
-            within = search.thresholds(_QUANTILES)
+            within = search.thresholds(self._stage, _QUANTILES)
         self.steps = CountedSteps.of(exits, test, within)
         self._margin = margin
         self._starts: dict[float, int] = {}
@@ -117,22 +151,39 @@ class OneExitPath:
 
     def candidate(self, step: int) -> Candidate:
         """See `StepPath`."""
-        return self._search.candidate((float(self.steps.thresholds[step]),))
+        limits = [math.inf] * (self._stages - 1)
+        limits[self._stage] = float(self.steps.thresholds[step])
+        return self._search.candidate(limits)
 
     def missing(self, target: float, level: float) -> Missing:
         """See `StepPath`."""
         count = len(self.steps)
         chosen = sorted({math.ceil(count * part / _FORECASTS) - 1 for part in range(1, _FORECASTS + 1)} - {-1})
-        return forecast([self._evidence(self.candidate(step)) for step in chosen], target, level)
+        return forecast([self.evidence(self.candidate(step)) for step in chosen], target, level)
+
+    def best_failure(self, target: float, level: float, start: int) -> int:
+        """See `StepPath`."""
+        return self._best.first_failure(target, level, start)
+
+    def open_rows(self, step: int) -> NDArray[np.intp]:
+        """See `StepPath`."""
+        order, opened = self._exits.stages[0].most_confident_first, self._exits.loss != self._exits.best
+        first = order[: self.steps.exits[step]]
+        return np.concatenate([first[opened[0][first]], order[opened[1][order]] if opened[1].any() else first[:0]])
+
+    @cached_property
+    def _best(self) -> CountedSteps:
+        return CountedSteps.of(self._exits, self.steps.test, worst=False)
 
     def _start(self, target: float) -> int:
         """Number of the step at which the walk of a target starts."""
         if target not in self._starts:
             self._starts[target] = 0
-            if self.steps.test.most_lost(target, self._level) < 0:
-                safest = next((c for c in self._search.path(self._margin)), self._search.reference)
+            unreachable = self.steps.test.most_lost(target, self._level) < 0
+            if self._margin is not None and (unreachable or self.steps.test.risk.of_reference):
+                safest = self._search.safest_threshold(self._stage, self._margin)
                 falling = -self.steps.thresholds.astype(np.float64)
-                self._starts[target] = int(np.searchsorted(falling, -safest.thresholds[0]))
+                self._starts[target] = int(np.searchsorted(falling, -safest))
         return self._starts[target]
 
 
