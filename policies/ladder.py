@@ -106,12 +106,15 @@ class Missing:
     Args:
         target: The risk that was asked for.
         risk: Measured risk of the first thresholds that more records could certify. None: there are none.
-        needed: Certifying records, or groups, that suffice if that risk is the true one. None: no number does.
+        needed: Certifying records, or groups, that suffice in half of the cases if that risk is the true one. None: no
+            number does.
+        likely: Those that suffice in nine of ten cases. None: no number does, or it is not known.
     """
 
     target: float
     risk: float | None
     needed: int | None
+    likely: int | None = None
 
 
 @dataclass(frozen=True)
@@ -333,11 +336,12 @@ def _certificate(value: Any, name: str) -> Certificate:
 
 
 def _missing(value: Any, name: str) -> Missing:
-    data = mapping(value, name, ("target", "risk", "needed"))
+    data = mapping(value, name, ("target", "risk", "needed"), ("likely",))
     return Missing(
         target=_change(data["target"], f"{name}.target"),
         risk=maybe(data["risk"], f"{name}.risk", _change),
         needed=maybe(data["needed"], f"{name}.needed", _count),
+        likely=maybe(data.get("likely"), f"{name}.likely", _count),
     )
 
 

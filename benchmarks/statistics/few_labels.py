@@ -147,7 +147,7 @@ def task_named(name: str, data: Path) -> Task:
 
 def in_batch(task: Task, target: float, count: int) -> Callable[[int], list[float]]:
     """Seed -> net share, calls and whether the promise for the batch is broken."""
-    settings = DemandSettings.of((target,), risk="disagreement", budget=count)
+    settings = DemandSettings.of((target,), risk="disagreement", budget=count, batch_size=max(10, count // 40))
     asking = Asking(task.records(), settings, finite=True)
 
     def draw(seed: int) -> list[float]:
@@ -162,11 +162,11 @@ def in_batch(task: Task, target: float, count: int) -> Callable[[int], list[floa
 
 def in_future(task: Task, target: float, count: int) -> Callable[[int], list[float]]:
     """Seed -> share of future inputs, calls and whether the promise for them is broken."""
-    settings = DemandSettings.of((target,), risk="disagreement", budget=count)
+    settings = DemandSettings.of((target,), risk="disagreement", budget=count, batch_size=max(10, count // 40))
 
     def draw(seed: int) -> list[float]:
         random = np.random.default_rng([count, seed])
-        pool = task.taken(random.integers(len(task.score), size=max(3 * count, 800)))
+        pool = task.taken(random.integers(len(task.score), size=max(2 * count, 800)))
         one, answers = Asking(pool.records(), settings), Answers()
         ask(one, lambda rows: pool.wrong[rows].astype(np.int64), answers)
         alone = exits(task, one.thresholds(answers.labels)[target])

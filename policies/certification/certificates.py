@@ -110,7 +110,8 @@ def certify(
         test=batch_test_name(len(records)) if records.finite else test_name(measure, records.group is not None),
         images=len(certify_records),
         groups=None if records.group is None else parts.sample.units,
-        search_images=len(search_records),
+        # on demand all inputs show what the only exit costs, and none of them chooses
+        search_images=0 if records.on_demand and len(search_records) == len(records) else len(search_records),
         date=datetime.now(UTC).date().isoformat(),
         missing=certified.missing,
         batch=len(records) if records.finite else None,

@@ -189,20 +189,25 @@ class Evidence:
     def _means(self) -> NDArray[np.float64]:
         return self.sample.unit_means(self.losses)
 
-    def p_value(self, target: float, level: float, times: float = 1.0) -> float:
+    def p_value(self, target: float, level: float, times: float = 1.0, luck: float = 0.0) -> float:
         """A p-value to compare with `level`. What is rejected at a level is rejected at every larger one.
 
         Args:
             target: The risk under the hypothesis.
             level: The level of the test.
             times: As if each record had occurred so many times.
+            luck: As if the mean were higher by so many standard errors.
 
         Returns:
             The p-value.
         """
         if self.sample.group is not None:
-            return betting_p(self._means, target, times)
+            worse = luck * self._means.std() / math.sqrt(times * len(self._means)) if luck else 0.0
+            return betting_p(np.minimum(self._means + worse, 1.0), target, times)
         lost, gained = (round(times * count) for count in self._counts)
+        if luck:
+            square = times * (sum(self._counts) - self.sample.count * self.mean**2)
+            lost += round(luck * math.sqrt(max(square, 0.0)))
         count = round(times * self.sample.count)
         if self.sample.batch is not None:  # losses alone: the drop is at most that
             total = max(round(times * self.sample.batch), count)
@@ -211,19 +216,22 @@ class Evidence:
             return signed_p(lost, gained, count, target, SPARE * level)
         return binomial_p(lost, count, target)
 
-    def needed(self, target: float, level: float) -> int | None:
-        """Units that suffice if the measured risk is the true one. None: no number does."""
+    def needed(self, target: float, level: float, luck: float = 0.0) -> int | None:
+        """Units that suffice in half of the cases if the measured risk is the true one. None: no number does.
+
+        With `luck` they suffice although their risk is so many standard errors higher. 1.28 is nine cases of ten.
+        """
         if not self.sample.units or self.mean >= target:
             return None
         enough = 1
-        while self.p_value(target, level, enough) > level:
+        while self.p_value(target, level, enough, luck) > level:
             enough *= 2
             if enough * self.sample.units > 100_000_000:
                 return None
         low, high = enough / 2, float(enough)
         for _ in range(12):
             middle = 0.5 * (low + high)
-            low, high = (low, middle) if self.p_value(target, level, middle) <= level else (middle, high)
+            low, high = (low, middle) if self.p_value(target, level, middle, luck) <= level else (middle, high)
         return math.ceil(high * self.sample.units)
 
 

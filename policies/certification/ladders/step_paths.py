@@ -15,6 +15,7 @@ from dynamic.policies.certification.risks import Evidence
 from dynamic.policies.certification.threshold_search import Candidate, Search
 from dynamic.policies.ladder import Missing
 
+NINE_OF_TEN = 1.2816  # quantile of the normal distribution
 _FORECASTS = 10  # steps that are asked how many records they need
 _MOST_STEPS = 2000  # certifying records. Beyond, thresholds are quantiles of scores that chose
 _QUANTILES = 250  # of these scores
@@ -106,9 +107,9 @@ class SearchedPath:
 class OneExitPath:
     """All thresholds of the only exit. A walk starts at the highest one, which is the safest.
 
-    A walk starts elsewhere where the records are too few to show any risk below the target, even without a loss, and
-    where the reference loses too, so that the first exits gain. Then it starts at the threshold of the least expected
-    risk, which records choose that certify nothing.
+    A walk starts elsewhere where the records are too few to show a risk below the target, even without a loss. It does
+    so too where the reference loses, because the first exits may gain there. Then it starts at the threshold of the
+    least expected risk, which records choose that certify nothing.
 
     Args:
         exits: The exit and the last stage, evaluated on the certifying records. All other exits are off.
@@ -190,7 +191,9 @@ class OneExitPath:
 def forecast(steps: Sequence[Evidence], target: float, level: float) -> Missing:
     """The target with the fewest records that would do for one of some steps."""
     units = steps[0].sample.units if steps else 0
-    forecasts = ((step.needed(target, level), step) for step in steps)
-    enough = [(needed, step.mean) for needed, step in forecasts if needed is not None and needed > units]
-    needed, risk = min(enough, default=(None, steps[0].mean if steps else None))
-    return Missing(target, risk, needed)
+    forecasts = [(step.needed(target, level), number) for number, step in enumerate(steps)]
+    enough = [(needed, number) for needed, number in forecasts if needed is not None and needed > units]
+    if not enough:
+        return Missing(target, steps[0].mean if steps else None, None)
+    needed, number = min(enough)
+    return Missing(target, steps[number].mean, needed, steps[number].needed(target, level, NINE_OF_TEN))

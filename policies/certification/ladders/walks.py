@@ -19,7 +19,9 @@ from dynamic.policies.scores import SCORES, Combination, Combiner, Score
 
 FINE_QUANTILES = 20  # of scores on the path
 EXTREME_SHARE = 0.025  # of delta for each bound of the most accurate, the cheapest and, for errors, the reference
-SEARCH_LOSS = 100.0  # share of the cost that a search over several exits loses, times the number of records
+# share of the cost that a search over several exits loses, by how many losses a certificate is likely to allow. With
+# fewer than 10 its first steps fail, at any saving that was tried (CIFAR-10, five and three stages)
+SEARCH_LOSS, FEW_LOSSES_LOSS, SOME_LOSSES = 1.0, 0.5, 10.0
 STANDARD_ERRORS = 1.5  # about how far a bound is above the measured risk. The path minimizes the sum of both
 
 
@@ -130,8 +132,9 @@ class RecordParts:
             return 0
         if self.certify_records.on_demand or self.search_records.stages < 2 or self.risk.of_reference:
             return None  # the first exits may gain where the reference loses too, and one exit does not find that
-        count = len(self.search_records) + len(self.certify_records)
-        return search.single_exit(targets, self.errors, SEARCH_LOSS / count)
+        losses = len(self.certify_records) * sum(targets) / len(targets)  # that targets allow
+        worth = FEW_LOSSES_LOSS if losses < SOME_LOSSES else SEARCH_LOSS / losses
+        return search.single_exit(targets, self.errors, worth)
 
     @property
     def has_one_exit(self) -> bool:
