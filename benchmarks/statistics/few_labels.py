@@ -151,7 +151,7 @@ def in_batch(task: Task, target: float, count: int) -> Callable[[int], list[floa
     asking = Asking(task.records(), settings, finite=True)
 
     def draw(seed: int) -> list[float]:
-        one, answers = asking.redrawn(seed), Answers()
+        one, answers = asking.other_draw(seed), Answers()
         ask(one, lambda rows: task.wrong[rows].astype(np.int64), answers)
         alone = exits(task, one.thresholds(answers.labels)[target])
         alone[list(answers.labels)] = False
@@ -236,7 +236,7 @@ def code() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
-def drawn(name: str, draws: int, make: Callable[[], Callable[[int], list[float]]]) -> NDArray[np.float64]:
+def draws_of(name: str, draws: int, make: Callable[[], Callable[[int], list[float]]]) -> NDArray[np.float64]:
     """All draws of a cell `[draws, 3]`, those of earlier runs first."""
     rows: list[list[float]] = []
     draw = None
@@ -292,7 +292,7 @@ def main() -> None:
     print(f"{options.draws} draws: violations up to {within:.3f} are within chance")
     for cell, file, make in cells(tasks, tuple(options.counts), package):
         began = time.perf_counter()
-        share, calls, wrong = drawn(file, options.draws, make).mean(axis=0)
+        share, calls, wrong = draws_of(file, options.draws, make).mean(axis=0)
         table[cell] = {"share": round(share, 4), "calls": round(calls, 1), "violations": round(wrong, 4)}
         print(f"{cell:48} {share:7.3f} {calls:8.1f} {wrong:7.3f}", flush=True)
         progress(f"{cell}: {time.perf_counter() - began:.0f} s")

@@ -24,8 +24,8 @@ def belief(probability: Sequence[Floats], label: NDArray[np.int64]) -> Floats:
     which is a convex problem that damped Newton steps solve.
     """
     logs = [np.nan_to_num(np.maximum(np.log(np.maximum(p, 1e-30)), _LOWEST), nan=0.0) for p in probability]
-    known = np.flatnonzero(label >= 0)
-    few = known[:: max(1, len(known) // _MOST)]
+    labelled_rows = np.flatnonzero(label >= 0)
+    few = labelled_rows[:: max(1, len(labelled_rows) // _MOST)]
     weight = _fit(np.stack([log[few] for log in logs], axis=-1).astype(np.float64), label[few])
     return softmax(sum((np.float32(w) * log for w, log in zip(weight, logs, strict=True)), np.zeros_like(logs[0])))
 

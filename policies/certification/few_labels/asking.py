@@ -113,13 +113,13 @@ class Demand:
     Args:
         records: With these labels, for `certify` with the same settings.
         plan: What was likely before.
-        asked: Labels that were asked for.
+        question_count: Labels that were asked for.
         reason: Why asking ended, in words.
     """
 
     records: Records
     plan: LabelPlan
-    asked: int
+    question_count: int
     reason: str
 
 
@@ -156,7 +156,7 @@ class Asking:
         self._empty, self._search, self._parts = empty, search, parts
         self._draw(settings.seed)
 
-    def redrawn(self, seed: int) -> "Asking":
+    def other_draw(self, seed: int) -> "Asking":
         """The questions of another draw of the same inputs."""
         fresh = copy.copy(self)
         fresh._draw(seed)
@@ -166,14 +166,14 @@ class Asking:
         self.take(np.random.default_rng(seed).permutation(len(self._empty))[: max(self.plan.draws, 1)])
 
     def take(self, rows: NDArray[np.intp]) -> None:
-        """Let these rows certify. They must be drawn at random, as `redrawn` does."""
+        """Let these rows certify. They must be drawn at random, as `other_draw` does."""
         count = len(self._empty)
         part = np.full(count, SEARCH, np.int8)
         part[rows] = CERTIFY
-        self._drawn = np.flatnonzero(part)
-        self._places = {row: place for place, row in enumerate(self._drawn.tolist())}
+        self._sample_rows = np.flatnonzero(part)
+        self._places = {row: place for place, row in enumerate(self._sample_rows.tolist())}
         self.records = replace(self._empty, part=part)
-        self._parts = replace(self._parts, certify_records=self.records.select(self._drawn))
+        self._parts = replace(self._parts, certify_records=self.records.select(self._sample_rows))
         if count and self.records.stages > 2 and not self.records.finite:
             self._parts = replace(self._parts, search_records=choosing_records(self.records))
             self._search = self._parts.search(self.settings.score)
@@ -199,7 +199,7 @@ class Asking:
             The rows, and, where there are none, the reason why.
         """
         label = self._labels(labels)
-        asked = int((label != UNKNOWN).sum())
+        question_count = int((label != UNKNOWN).sum())
         path = self._parts.steps(self._search, self.settings.targets, self._level, self._answers.labelled(label))
         count, targets = len(path), self.settings.targets
         least = walk_by(path.first_failure, count, targets, self._level)
@@ -207,11 +207,11 @@ class Asking:
         open_targets = [target for target in targets if most[target] > least[target]]
         if not open_targets:
             return np.empty(0, np.int64), "more labels cannot help: every step is decided"
-        left = len(self.records) if self.settings.budget is None else self.settings.budget - asked
+        left = len(self.records) if self.settings.budget is None else self.settings.budget - question_count
         if left <= 0:
             return np.empty(0, np.int64), f"the budget of {self.settings.budget} labels is spent"
         step = min(max(most[target] for target in open_targets), count - 1)
-        rows = self._drawn[path.open_rows(step)]
+        rows = self._sample_rows[path.open_rows(step)]
         return rows[: min(self.settings.batch_size, left)], ""
 
     def thresholds(self, labels: Mapping[int, int]) -> dict[float, tuple[float, ...] | None]:
@@ -222,7 +222,7 @@ class Asking:
 
     def _labels(self, labels: Mapping[int, int]) -> NDArray[np.int64]:
         """The labels of the inputs drawn, by their place."""
-        label = np.full(len(self._drawn), UNKNOWN, np.int64)
+        label = np.full(len(self._sample_rows), UNKNOWN, np.int64)
         for row, answer in labels.items():
             if row in self._places:
                 label[self._places[row]] = answer
@@ -230,8 +230,8 @@ class Asking:
 
     def answered(self, labels: Mapping[int, int]) -> Records:
         """The records with these labels."""
-        drawn = set(self._drawn.tolist())
-        return self._labelled(self.records, {row: label for row, label in labels.items() if row in drawn})
+        sample_rows = set(self._sample_rows.tolist())
+        return self._labelled(self.records, {row: label for row, label in labels.items() if row in sample_rows})
 
     def _labelled(self, records: Records, labels: Mapping[int, int]) -> Records:
         """These records with labels by their place. For "disagreement" they are answers of the reference."""
@@ -274,9 +274,9 @@ def ask(asking: Asking, oracle: Oracle, store: AnswerStore) -> Demand:
             break
         store.add(_answers(oracle, rows, len(store.labels), asking.records.logits.shape[2]))
     records = asking.answered(store.labels)
-    asked = int((records.part[list(store.labels)] == CERTIFY).sum())
-    logger.info("%d labels were asked for: %s", asked, reason)
-    return Demand(records, plan, asked, reason)
+    question_count = int((records.part[list(store.labels)] == CERTIFY).sum())
+    logger.info("%d labels were asked for: %s", question_count, reason)
+    return Demand(records, plan, question_count, reason)
 
 
 def with_oracle_stage(records: Records) -> Records:
@@ -296,18 +296,18 @@ def with_oracle_stage(records: Records) -> Records:
 def _answers(oracle: Oracle, rows: NDArray[np.int64], count: int, classes: int) -> dict[int, int]:
     """The answers by row."""
     try:
-        given = oracle(rows.copy())
+        reply = oracle(rows.copy())
     except Exception as error:
         raise CalibrationError(
             f"the oracle raised {type(error).__name__} on rows {_some(rows)} ({error}). {count} answers are kept: "
             "mend it and call again with the same checkpoint"
         ) from error
-    if given is None:
+    if reply is None:
         raise CalibrationError(
             f"the oracle has no answer yet on rows {_some(rows)}. {count} answers are kept: call again with the same "
             "checkpoint when it has"
         )
-    labels = np.asarray(given)
+    labels = np.asarray(reply)
     if labels.shape != rows.shape or labels.dtype.kind not in "iu":
         raise InputError(
             f"the oracle answered {labels.dtype} {list(labels.shape)} for {len(rows)} rows: give a class index, an "

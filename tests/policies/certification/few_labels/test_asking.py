@@ -69,7 +69,7 @@ def test_only_inputs_that_exit_are_asked_about_the_most_confident_first() -> Non
     drawn = demand.plan.draws
     allowed = max(lost for lost in range(drawn) if binomial_p(lost, drawn, 0.1) <= 0.1)
     assert sum(wrong[rows]) in range(allowed + 1, allowed + 6), "at most one batch more than decides"
-    assert demand.asked == len(rows) < drawn
+    assert demand.question_count == len(rows) < drawn
     assert "more labels cannot help" in demand.reason
     (point,) = ladder_of(demand, 0.1).points[1:]
     assert point.bound == 0.1
@@ -180,7 +180,7 @@ def test_every_batch_and_every_draw(allowed: int, drawn: int, monkeypatch: pytes
     for wrong in itertools.product((False, True), repeat=total):
         broken = 0
         for some in draws:
-            one = base.redrawn(0)
+            one = base.other_draw(0)
             one.take(np.array(some))
             store = Memory()
             ask(one, answers(np.array(wrong)), store)
@@ -210,7 +210,7 @@ def test_where_every_certificate_is_wrong_by_a_hair(finite: bool) -> None:
     random = np.random.default_rng(0)
     for seed in range(draws):
         rows = np.arange(size) if finite else random.integers(size, size=400)
-        one = base.redrawn(seed) if finite else Asking(proxy(score[rows]), settings)
+        one = base.other_draw(seed) if finite else Asking(proxy(score[rows]), settings)
         store = Memory()
         ask(one, answers(wrong[rows]), store)
         thresholds = one.thresholds(store.labels)[target]
