@@ -61,6 +61,12 @@ FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "OpenVINO": ("engines", "openvino f32", "over_splits", "ratio", "mean"),
     },
+    "statistics/few_labels": {
+        "share that the proxy answers at 0.98, 200 labels, CIFAR-10": ("table", "cifar 0.98 200 batch", "share"),
+        "BARGAIN": ("table", "cifar 0.98 bargain", "share"),
+        "CLINC150": ("table", "clinc 0.98 200 batch", "share"),
+        "its BARGAIN": ("table", "clinc 0.98 bargain", "share"),
+    },
     "wrapping/wrap_torchvision": {"networks that pass": ("passing",)},
 }
 
