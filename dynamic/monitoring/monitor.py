@@ -1,9 +1,11 @@
 """The state of the device, refreshed in the background: reading it costs one attribute access."""
 
+import logging
 import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +19,8 @@ from dynamic.policies.snapshot import Snapshot
 from dynamic.policies.validation.numbers import plain
 
 __all__ = ["Battery", "FixedMonitor", "Monitor", "TraceMonitor"]
+
+logger = logging.getLogger("dynamic")
 
 
 class Monitor:
@@ -99,6 +103,7 @@ class Monitor:
         self._watch: Watch | None = None
         self._pid: int | None = None  # the process whose threads these are
         self._left: list[Watch] = []
+        self._listeners: list[Callable[[], object]] = []
 
     def start(self) -> Self:
         """Begin to refresh. Wait for the first reading, but no longer than the interval.
@@ -113,7 +118,8 @@ class Monitor:
             self._leave(self._watch)
         self._pid = os.getpid()
         # all new: file handles and what a fork may have copied of locks are not used again
-        self._watch = Watch(sources(self._root, self._functions), self.interval_s, self._set, self._reported)
+        every = sources(self._root, self._functions)
+        self._watch = Watch(every, self.interval_s, self._set, self._reported, published=self._call_listeners)
         self._watch.start()
         return self
 
@@ -132,6 +138,39 @@ class Monitor:
         watch = self._watch
         return () if watch is None or self._pid != os.getpid() else watch.reports()
 
+    def subscribe(self, listener: Callable[[], object]) -> Callable[[], None]:
+        """Have a function called after each new `latest`, on a thread of the monitor.
+
+        While it runs, the sensors of that thread are not read. One that raises is logged, and is called again.
+
+        Args:
+            listener: Takes no arguments.
+
+        Returns:
+            A function that ends the subscription. It may be called again.
+
+        Raises:
+            SettingError: `listener` is no function.
+
+        Example:
+            >>> import threading
+            >>> arrived = threading.Event()
+            >>> with dynamic.Monitor(root="/nothing") as monitor:
+            ...     end = monitor.subscribe(arrived.set)
+            ...     arrived.wait(60)
+            ...     end()
+            True
+        """
+        if not callable(listener):
+            raise SettingError(f"listener={listener!r} must be a function without arguments")
+        entry = partial(listener)  # another object each time, so that each subscription ends alone
+        self._listeners = [*self._listeners, entry]
+
+        def end() -> None:
+            self._listeners = [other for other in self._listeners if other is not entry]
+
+        return end
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -146,3 +185,10 @@ class Monitor:
 
     def _set(self, snapshot: Snapshot) -> None:
         self.latest = snapshot
+
+    def _call_listeners(self) -> None:
+        for listener in self._listeners:
+            try:
+                listener()
+            except Exception as error:  # whatever a user's function raises
+                logger.warning("%r, which listens to the monitor, raised %r", listener, error, exc_info=error)

@@ -76,13 +76,14 @@ class Runtime:
         route: "graph" or "stages" for every request that may take it. None: whichever was measured faster.
         options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
         monitor: Reads the device. None: a `dynamic.Monitor` of this runtime. A monitor that is given is started, and
-            goes on when the runtime closes.
+            continues when the runtime closes. One with `subscribe` lets the runtime decide on its thread.
         policy: Chooses the operating point. None: `dynamic.BudgetPolicy()`.
         drift_alpha: The probability of a false alarm of drift, in (0, 1). None: inputs are not watched.
         drift: Which inputs the drift test counts. None: the usual ones.
         queue: How many inputs may wait, at least 1. One more and the oldest is shed.
         workers: How many threads answer inputs that were submitted, at least 1.
-        on_change: Called with a `dynamic.Change` when the decision changes, on the thread of the request.
+        on_change: Called with a `dynamic.Change` when the decision changes, on the thread that decides: that of a
+            request, or the monitor's. It should return soon.
         fallback: The engines that answer when the first fails, in their order. None: those installed.
 
     Raises:
@@ -263,6 +264,7 @@ class Runtime:
         self.deployment.guard.begin()
         self.budget = budget  # checked by the setter
         forget_after_fork(self)
+        self._read.follow(self._controller.refresh)
 
     def __call__(self, x: Any) -> Result:
         """Answer one input or a batch.
@@ -575,6 +577,7 @@ class Runtime:
         wait = threading.get_ident() not in controller.inside and not in_signal_handler()
         if self._waiting.close(drain, timeout_s, wait):  # else the last worker does it
             self._retire()
+        self._read.unfollow()
         if self._owns_monitor:
             self.monitor.close()
 

@@ -3,7 +3,8 @@
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+from weakref import WeakMethod
 
 from dynamic.policies.fast_paths import fast_replace
 from dynamic.policies.snapshot import Snapshot
@@ -23,6 +24,14 @@ class HasLatest(Protocol):
 
     def close(self) -> None:
         """Stop refreshing."""
+
+
+@runtime_checkable
+class HasListeners(Protocol):
+    """What a monitor may have besides: then a runtime decides on the monitor's thread, and not during a request."""
+
+    def subscribe(self, listener: Callable[[], object], /) -> Callable[[], None]:
+        """Call a function after each new `latest`. Returns what ends that."""
 
 
 def begin(monitor: HasLatest) -> None:
@@ -64,6 +73,25 @@ class RequestReading:
         self.started: Callable[[], None] = lambda: None
         self.news: Callable[[], None] | None = None  # called once, with the monitor's next snapshot
         self.first: Snapshot | None = None
+        self.unfollow: Callable[[], None] = lambda: None  # ends `follow`
+
+    def follow(self, method: Callable[[], None]) -> None:
+        """Have a bound method called after each new snapshot, where the monitor can do that.
+
+        The monitor does not keep its object in memory.
+        """
+        if isinstance(self._monitor, HasListeners):
+            weak = WeakMethod(method)
+            ends: list[Callable[[], None]] = []
+
+            def call() -> None:
+                if (alive := weak()) is not None:
+                    alive()
+                else:
+                    ends[0]()
+
+            self.unfollow = self._monitor.subscribe(call)
+            ends.append(self.unfollow)
 
     @property
     def waits(self) -> bool:
