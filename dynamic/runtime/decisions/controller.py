@@ -21,7 +21,7 @@ from dynamic.runtime.decisions.device_reading import RequestReading
 from dynamic.runtime.deployment import Deployment
 from dynamic.runtime.drift.feedback_log import FeedbackLog
 from dynamic.runtime.fallback import Answer
-from dynamic.runtime.request_plan import Conditions, Observation, RequestPlan
+from dynamic.runtime.request_plan import Conditions, DecisionContext, Observation, RequestPlan
 from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import answers
 
@@ -32,10 +32,7 @@ _MOST_WAITING_FACTOR = 8  # times what may wait to be learned from: then a threa
 class Renewal(NamedTuple):
     """Another decision for a request that was about to repeat the last one. No plan: it goes the long way."""
 
-    budget: Budget  # that it was made for
-    latest: Snapshot  # of the monitor
-    snapshot: Snapshot  # the same as the policy saw it
-    decision: Decision
+    context: DecisionContext
     plan: RequestPlan | None
 
 
@@ -163,7 +160,7 @@ class Controller:
     def refresh(self) -> None:
         """Renew the plan on the monitor's thread, so that no request pays for it. With cold caches it takes 1 ms.
 
-        Requests repeat the plan before meanwhile. The next request decides where there is no plan, and after a long time
+        Requests repeat the plan before meanwhile. The next request decides where there is no plan, and after a pause
         without requests.
         """
         plan = self.plan
@@ -193,37 +190,26 @@ class Controller:
             return None
         snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None)
         decision = self.decide(deployment, budget, snapshot)
+        context = DecisionContext(deployment, budget, latest, snapshot, decision)
         point, renewed = decision.point, None
         with self.lock:
             # whatever ended the plan, or put another in its place, may have changed what it runs or certifies
             if self.plan is plan and not deployment.stagewise(decision, False, snapshot, 1):
                 run = deployment.engines.bind(point.backbones, point.thresholds, 1)
-                renewed = None if run is None else plan.renewed(latest, snapshot, decision, run)
+                renewed = None if run is None else plan.renewed(context, run)
             if self.plan is plan:
-                self.plan = renewed if self._holds(deployment, budget, decision) else None
-        return Renewal(budget, latest, snapshot, decision, renewed)
+                self.plan = renewed if self._holds(context) else None
+        return Renewal(context, renewed)
 
-    def plan_next(
-        self,
-        deployment: Deployment,
-        budget: Budget,
-        latest: Snapshot,
-        snapshot: Snapshot,
-        decision: Decision,
-        answer: Answer,
-        work_ms: float,
-    ) -> None:
+    def plan_next(self, context: DecisionContext, answer: Answer, work_ms: float) -> None:
         """Let the next requests repeat one of one row, where its decision holds until something changes.
 
         Args:
-            deployment: What the request ran on.
-            budget: The limits.
-            latest: The monitor's snapshot that the decision saw.
-            snapshot: The same with what was asked, as the policy saw it.
-            decision: The decision.
+            context: The decision of the request, and what it was made for.
             answer: The answer.
             work_ms: What it took.
         """
+        deployment, budget, _, _, decision = context
         engine, point = deployment.engines.first, decision.point
         repeats = (
             answer.engine is engine
@@ -245,14 +231,15 @@ class Controller:
             certified = (
                 deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.drifted
             )
-            plan = RequestPlan(deployment, budget, latest, snapshot, decision, engine, run, certified, expected_ms)
-            if self._holds(deployment, budget, decision):
+            plan = RequestPlan(context, engine, run, certified, expected_ms)
+            if self._holds(context):
                 self.plan = plan
         if work_ms > plan.slow_ms[answer.stages[0]]:
             self.due = True
 
-    def _holds(self, deployment: Deployment, budget: Budget, decision: Decision) -> bool:
+    def _holds(self, context: DecisionContext) -> bool:
         """Whether this is still what is at work. To be called under the lock."""
+        deployment, budget, _, _, decision = context
         current = decision is deployment.decision and deployment is self.deployment
         return current and budget is self.budget and not self.closed
 
