@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from functools import partial
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -103,7 +103,8 @@ class Monitor:
         self._watch: Watch | None = None
         self._pid: int | None = None  # the process whose threads these are
         self._left: list[Watch] = []
-        self._listeners: list[Callable[[], object]] = []
+        self._listeners: dict[int, Callable[[], object]] = {}  # by number
+        self._numbers = count()
 
     def start(self) -> Self:
         """Begin to refresh. Wait for the first reading, but no longer than the interval.
@@ -118,8 +119,8 @@ class Monitor:
             self._leave(self._watch)
         self._pid = os.getpid()
         # all new: file handles and what a fork may have copied of locks are not used again
-        every = sources(self._root, self._functions)
-        self._watch = Watch(every, self.interval_s, self._set, self._reported, published=self._call_listeners)
+        source_list = sources(self._root, self._functions)
+        self._watch = Watch(source_list, self.interval_s, self._set, self._reported, after_publish=self._call_listeners)
         self._watch.start()
         return self
 
@@ -141,7 +142,7 @@ class Monitor:
     def subscribe(self, listener: Callable[[], object]) -> Callable[[], None]:
         """Have a function called after each new `latest`, on a thread of the monitor.
 
-        While it runs, the sensors of that thread are not read. One that raises is logged, and is called again.
+        While it runs, the sensors of that thread are not read. One that raises is logged once, and is called again.
 
         Args:
             listener: Takes no arguments.
@@ -163,11 +164,11 @@ class Monitor:
         """
         if not callable(listener):
             raise SettingError(f"listener={listener!r} must be a function without arguments")
-        entry = partial(listener)  # another object each time, so that each subscription ends alone
-        self._listeners = [*self._listeners, entry]
+        number = next(self._numbers)
+        self._listeners[number] = listener
 
         def end() -> None:
-            self._listeners = [other for other in self._listeners if other is not entry]
+            self._listeners.pop(number, None)
 
         return end
 
@@ -187,8 +188,12 @@ class Monitor:
         self.latest = snapshot
 
     def _call_listeners(self) -> None:
-        for listener in self._listeners:
+        for number, listener in list(self._listeners.items()):
             try:
                 listener()
-            except Exception as error:  # whatever a user's function raises
-                logger.warning("%r, which listens to the monitor, raised %r", listener, error, exc_info=error)
+            except BaseException as error:  # whatever a user's function raises: the sensors are read all the same
+                key = f"listener {number}"
+                if key not in self._reported:
+                    self._reported.add(key)
+                    message = "%r, which listens to the monitor, raised %r. It is called again (logged once)"
+                    logger.warning(message, listener, error, exc_info=error)

@@ -23,7 +23,7 @@ class Watch:
 
     One more thread supervises them. A source that takes longer than 0.25 s keeps its thread, whether it hangs or not,
     and the others continue in a new one. `publish` is called with every new snapshot, under a lock, and never after
-    `stop` has returned. `published` is called after it, without the lock and on the same thread, unless `start` called.
+    `stop` has returned.
 
     Args:
         sources: The sources.
@@ -31,7 +31,7 @@ class Watch:
         publish: Receives every new snapshot.
         reported: Names of sources whose problem was logged. More are added.
         clock: Time in seconds.
-        published: Called after each `publish`.
+        after_publish: Called after each `publish` by a thread of this watch, on that thread and without the lock.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Watch:
         publish: Callable[[Snapshot], None],
         reported: set[str],
         clock: Callable[[], float] = time.monotonic,
-        published: Callable[[], None] = lambda: None,
+        after_publish: Callable[[], None] = lambda: None,
     ) -> None:
         self._interval_s, self._reported, self._clock = interval_s, reported, clock
-        self._publish, self._after_publish = publish, published
+        self._publish, self._after_publish = publish, after_publish
         self._stop = threading.Event()
         self._lock = threading.RLock()  # of all below, and of publishing. A signal handler may ask for reports
         self._states = [SourceState(s, *periods(s, interval_s)) for s in sources]
@@ -139,9 +139,9 @@ class Watch:
                     worker.busy = None
                 if self._stop.is_set():
                     return
-            published = self._refresh()
+            is_new = self._refresh()
             worker.ready.set()
-            if published:
+            if is_new:
                 self._after_publish()
             self._try_again()
             self._stop.wait(self._interval_s)

@@ -214,7 +214,7 @@ class RequestHandler:
     ) -> Observation:
         """What a request showed, once everybody who learns from it has."""
         controller = self._controller
-        deployment, budget, _, snapshot, decision = context
+        deployment, budget, decision = context.deployment, context.budget, context.decision
         output, point, stages = answer.output, decision.point, answer.stages
         # of several engines, one that was not calibrated decides
         engine = next((engine for engine in answer.engines if not deployment.calibrated(engine)), answer.engine)
@@ -235,7 +235,9 @@ class RequestHandler:
             )
             observation = Observation(
                 id=next(controller.ids),
-                conditions=Conditions(deployment, decision, engine, snapshot, learns=not answer.moved, repeated=False),
+                conditions=Conditions(
+                    deployment, decision, engine, context.snapshot, learns=not answer.moved, repeated=False
+                ),
                 stages=stages,
                 output=output,
                 captured=captured,

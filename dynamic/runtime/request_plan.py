@@ -87,6 +87,7 @@ class RequestPlan:
         "budget",
         "certified",
         "conditions",
+        "context",
         "decision",
         "deployment",
         "dtype",
@@ -108,9 +109,10 @@ class RequestPlan:
         certified: bool,
         expected_ms: Sequence[float],
     ) -> None:
-        deployment, self.budget, self.latest, snapshot, decision = context
-        self.deployment, self.decision = deployment, decision
-        self.conditions = Conditions(deployment, decision, engine, snapshot, learns=True, repeated=True)
+        deployment, decision = context.deployment, context.decision
+        self.context, self.deployment, self.decision = context, deployment, decision
+        self.budget, self.latest = context.budget, context.latest
+        self.conditions = Conditions(deployment, decision, engine, context.snapshot, learns=True, repeated=True)
         self.run = run
         self.certified, self.expected_ms = certified, tuple(expected_ms)
         self.slow_ms = slow_ms(expected_ms, decision.slowdown)
@@ -127,13 +129,12 @@ class RequestPlan:
 
     def renewed(self, context: DecisionContext, run: Callable[[Mapping[str, Array]], Output]) -> "RequestPlan":
         """The plan under another decision for the same point. `run`: what the engine gave for it."""
-        _, _, latest, snapshot, decision = context
         plan = object.__new__(RequestPlan)
         for name in RequestPlan.__slots__:
             setattr(plan, name, getattr(self, name))
-        plan.latest, plan.decision, plan.run = latest, decision, run
-        plan.conditions = self.conditions._replace(decision=decision, snapshot=snapshot)
-        plan.slow_ms = slow_ms(self.expected_ms, decision.slowdown)
+        plan.context, plan.latest, plan.decision, plan.run = context, context.latest, context.decision, run
+        plan.conditions = self.conditions._replace(decision=context.decision, snapshot=context.snapshot)
+        plan.slow_ms = slow_ms(self.expected_ms, context.decision.slowdown)
         return plan
 
     def runs_the_same_as(self, deployment: Deployment, budget: Budget, decision: Decision) -> bool:

@@ -76,14 +76,13 @@ class Runtime:
         route: "graph" or "stages" for every request that may take it. None: whichever was measured faster.
         options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
         monitor: Reads the device. None: a `dynamic.Monitor` of this runtime. A monitor that is given is started, and
-            continues when the runtime closes. One with `subscribe` lets the runtime decide on its thread.
+            continues when the runtime closes. One with `subscribe` lets the policy decide on its thread too.
         policy: Chooses the operating point. None: `dynamic.BudgetPolicy()`.
         drift_alpha: The probability of a false alarm of drift, in (0, 1). None: inputs are not watched.
         drift: Which inputs the drift test counts. None: the usual ones.
         queue: How many inputs may wait, at least 1. One more and the oldest is shed.
         workers: How many threads answer inputs that were submitted, at least 1.
-        on_change: Called with a `dynamic.Change` when the decision changes, on the thread that decides: that of a
-            request, or the monitor's. It should return soon.
+        on_change: Called with a `dynamic.Change` when the decision changes, on the thread of the request.
         fallback: The engines that answer when the first fails, in their order. None: those installed.
 
     Raises:
@@ -262,6 +261,7 @@ class Runtime:
         self._waiting = Waiting(queue, workers, self._handler, self._retire)
         self._controller.deployment = self._serve(bundle, frontier, engine, others)
         self.deployment.guard.begin()
+        self.deployment.guard.report()
         self.budget = budget  # checked by the setter
         forget_after_fork(self)
         self._read.follow(self._controller.refresh)
@@ -575,9 +575,11 @@ class Runtime:
         controller.closed, controller.plan = True, None
         # what the interrupted thread holds, a worker may need: to wait for workers then is to wait for oneself
         wait = threading.get_ident() not in controller.inside and not in_signal_handler()
+        self._read.unfollow()
+        if wait and controller.lock.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            controller.lock.release()  # the monitor's thread decides no more
         if self._waiting.close(drain, timeout_s, wait):  # else the last worker does it
             self._retire()
-        self._read.unfollow()
         if self._owns_monitor:
             self.monitor.close()
 
@@ -613,6 +615,7 @@ class Runtime:
             check_budget(budget, fresh.whole)
             fresh.guard.begin()
             fresh.decision = fresh.guard.decide(fresh.frontier, budget, first)
+        fresh.guard.report()
 
     def _exchange(self, fresh: Deployment) -> Deployment:
         """Put it to work, and return what was at work before."""

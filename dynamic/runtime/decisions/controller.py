@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from dynamic.runtime.request_plan import Conditions, DecisionContext, Observatio
 from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import answers
 
-_MOST_IDLE = 10  # decisions in a row without a request: the plan of a slow stream is new, and an idle device rests
+_FEWEST = 2  # requests since the last decision: in a slower stream each request decides, and once is enough
 _MOST_WAITING_FACTOR = 8  # times what may wait to be learned from: then a thread decides although another does
 
 
@@ -71,7 +72,6 @@ class Controller:
         self.observations: list[Observation] = []  # that the policy has not seen: appended without a lock
         self.answered = 0  # requests since the last decision that the policy has seen
         self.ids = count()
-        self._idle = 0  # decisions in a row without a request between them
         self._learns = False
         self.forget()
 
@@ -158,30 +158,46 @@ class Controller:
         return decision
 
     def refresh(self) -> None:
-        """Renew the plan on the monitor's thread, so that no request pays for it. With cold caches it takes 1 ms.
+        """Decide on a new snapshot on the monitor's thread, so that no request pays for it: 1 ms with cold caches.
 
-        Requests repeat the plan before meanwhile. The next request decides where there is no plan, and after a pause
-        without requests.
+        Requests repeat the plan meanwhile. Only a decision that runs the same is taken, and renews the plan. Otherwise
+        nothing is, and the next request decides, as it does in a stream that is slower than the snapshots.
         """
         plan = self.plan
-        if plan is None or self.closed or self.deciding_thread is not None or plan.latest is self.read.latest:
+        if plan is None or self.deciding_thread is not None or plan.latest is self.read.latest:
             return
-        self._idle = 0 if self.observations or self.answered else self._idle + 1
-        if self._idle > _MOST_IDLE:
+        if len(self.observations) + self.answered < _FEWEST:
             return
         thread = self.deciding_thread = threading.get_ident()
-        self.inside.append(thread)
         try:
-            if plan.deployment.enter(thread):
-                self.renew(plan)
-        except Exception:  # the next request decides, and its caller sees what is wrong
+            with self.learned():
+                if self.plan is plan and self._holds(plan.context):
+                    plan.deployment.enter(thread)
+                    try:
+                        self.plan = self._repeated(plan)
+                    finally:
+                        plan.deployment.leave(thread)
+        except Exception:  # the caller of the next request sees what is wrong
             self.plan = None
             raise
         finally:
-            plan.deployment.leave(thread)
             if self.deciding_thread == thread:
                 self.deciding_thread = None
-            self.inside.remove(thread)
+
+    def _repeated(self, plan: RequestPlan) -> RequestPlan | None:
+        """The plan under a new decision, where that runs the same. Otherwise none, and nothing is decided."""
+        deployment, budget, latest = plan.deployment, plan.budget, self.read.latest
+        snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None)
+        if deployment.lost or deployment.stagewise(plan.decision, False, snapshot, 1):
+            return None
+        repeats = partial(plan.runs_the_same_as, deployment, budget)
+        decision = deployment.guard.decide_if(deployment.frontier, budget, snapshot, repeats)
+        point = plan.decision.point
+        run = None if decision is None else deployment.engines.bind(point.backbones, point.thresholds, 1)
+        if decision is None or run is None:
+            return None
+        self.due, self.answered, deployment.decision = False, 0, decision
+        return plan.renewed(DecisionContext(deployment, budget, latest, snapshot, decision), run)
 
     def renew(self, plan: RequestPlan) -> Renewal | None:
         """Decide again for a request of one row that would repeat `plan`. None: there is another budget by now."""
@@ -209,7 +225,7 @@ class Controller:
             answer: The answer.
             work_ms: What it took.
         """
-        deployment, budget, _, _, decision = context
+        deployment, budget, decision = context.deployment, context.budget, context.decision
         engine, point = deployment.engines.first, decision.point
         repeats = (
             answer.engine is engine
@@ -239,9 +255,9 @@ class Controller:
 
     def _holds(self, context: DecisionContext) -> bool:
         """Whether this is still what is at work. To be called under the lock."""
-        deployment, budget, _, _, decision = context
-        current = decision is deployment.decision and deployment is self.deployment
-        return current and budget is self.budget and not self.closed
+        deployment = context.deployment
+        current = context.decision is deployment.decision and deployment is self.deployment
+        return current and context.budget is self.budget and not self.closed
 
     def learn(self) -> Deployment | None:
         """Give the observations that wait to the drift test, the policy, the feedback log and the counters.
@@ -298,6 +314,7 @@ class Controller:
         shared.deployment.guard.observe(feedback)
 
     def warn(self, alarmed: Deployment | None) -> None:
-        """Log that the inputs of a deployment have drifted. Handlers of logs may be slow: not under the lock."""
+        """Log what was found under the lock, now that it is free: drift of a deployment, and faults of the policy."""
+        self.deployment.guard.report()
         if alarmed is not None:
             alarmed.watch.warn(self.budget.on_drift)

@@ -45,10 +45,10 @@ OnChange = Callable[[Change], object]
 
 
 class Announcer:
-    """Reports changes on logger "dynamic" and to a function, on the thread that decided.
+    """Reports changes on logger "dynamic" and to a function, on the thread of the request that decided.
 
     Log records carry `record.dynamic`: time_s, from, to, reason, violated_limits, and the snapshot's known fields. A
-    function that raises is logged once and goes on being called.
+    function that raises is logged once and is called again.
     """
 
     def __init__(self, on_change: OnChange | None) -> None:

@@ -73,12 +73,22 @@ class RequestReading:
         self.started: Callable[[], None] = lambda: None
         self.news: Callable[[], None] | None = None  # called once, with the monitor's next snapshot
         self.first: Snapshot | None = None
-        self.unfollow: Callable[[], None] = lambda: None  # ends `follow`
+        self._end: Callable[[], None] | None = None  # of the subscription
+
+    def unfollow(self) -> None:
+        """End `follow`. Nothing where there is no subscription."""
+        end, self._end = self._end, None
+        if end is not None:
+            try:
+                end()
+            except Exception as error:
+                name = type(self._monitor).__name__
+                logger.warning("monitor %s does not end a subscription: %r", name, error, exc_info=error)
 
     def follow(self, method: Callable[[], None]) -> None:
         """Have a bound method called after each new snapshot, where the monitor can do that.
 
-        The monitor does not keep its object in memory.
+        The monitor does not keep its object in memory. A subscription that fails is logged, and requests decide.
         """
         if isinstance(self._monitor, HasListeners):
             weak = WeakMethod(method)
@@ -90,8 +100,16 @@ class RequestReading:
                 else:
                     ends[0]()
 
-            self.unfollow = self._monitor.subscribe(call)
-            ends.append(self.unfollow)
+            try:
+                end = self._monitor.subscribe(call)
+                if not callable(end):
+                    raise TypeError(f"subscribe returned {end!r:.80}, and not a function that ends the subscription")
+            except Exception as error:
+                name = type(self._monitor).__name__
+                logger.warning("monitor %s: %r. Requests decide on its snapshots", name, error, exc_info=error)
+                return
+            ends.append(end)
+            self._end = end
 
     @property
     def waits(self) -> bool:
@@ -118,7 +136,8 @@ class RequestReading:
                 self.first = latest
             if self.news is not None and latest is not before:
                 news, self.news = self.news, None
-                news()
+                if news is not None:  # else another thread has taken it
+                    news()
         if starting:
             self.started()
         return self._last
