@@ -1,5 +1,6 @@
 """The modern CIFAR-10 network of the benchmarks: its two forms agree, and training continues where it stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from benchmarks.cascades import modern_network
 from benchmarks.cascades.modern_network import Images, Recipe, Trained, average_decay, deployed, rate_factor, train
 from benchmarks.runtime import as_users_run
 from dynamic.data import ImageSet
+from dynamic.offline.networks.checkpoints import read_tensors
 
 
 def pictures(count: int = 20) -> ImageSet:
@@ -72,8 +74,8 @@ def test_schedules() -> None:
 
 
 def test_training_continues_after_the_last_whole_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, recipe = pictures(), Recipe(epochs=4, batch=4)
-    whole, facts = train(images, recipe, tmp_path / "whole.safetensors")
+    images, recipe = pictures(), Recipe(epochs=4, batch=4, whitening_epochs=1)
+    whole, facts = train(images, recipe, tmp_path / "whole.safetensors", 2)
     assert len(facts["losses"]) == 4
 
     def interrupted(text: str) -> None:
@@ -82,13 +84,16 @@ def test_training_continues_after_the_last_whole_epoch(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(modern_network, "progress", interrupted)  # it is called after the checkpoint
         with pytest.raises(KeyboardInterrupt):
-            train(images, recipe, tmp_path / "parts.safetensors")
-    parts, continued = train(images, recipe, tmp_path / "parts.safetensors")
+            train(images, recipe, tmp_path / "parts.safetensors", 2)
+    learned_bias = read_tensors(tmp_path / "parts.safetensors")[0]["network.whitening.bias"]
+    torch.testing.assert_close(whole.state_dict()["0.bias"], learned_bias)  # learned in the first epoch alone
+    assert learned_bias.abs().max() > 0
+    parts, continued = train(images, recipe, tmp_path / "parts.safetensors", 2)
     assert continued["losses"] == facts["losses"]
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other)
     with pytest.raises(SystemExit, match="4 epochs, not 5"):
-        train(images, Recipe(epochs=5, batch=4), tmp_path / "parts.safetensors")
+        train(images, replace(recipe, epochs=5), tmp_path / "parts.safetensors", 2)
 
 
 def test_without_weights_the_static_networks_are_the_others_alone(
