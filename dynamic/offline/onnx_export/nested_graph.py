@@ -78,7 +78,8 @@ class Nest:
     `temperature [S]`, `score` and `combine` are those of a ladder. `batch`: "single" for one row, "dynamic" for any
     number of rows, those that are done leaving it. `preprocess`: the graph then takes images as bytes `[B, H, W, C]`,
     resized and cropped, and scales and normalizes them. `only [S-1]`: thresholds of a point. Exits that it
-    switches off, and everything after a stage where every input exits, are not in the graph.
+    switches off, and everything after a stage where every input exits, are not in the graph. `blocks`: carried images
+    are laid out for ONNX Runtime (`carried_images`).
     """
 
     folder: Path
@@ -89,6 +90,7 @@ class Nest:
     batch: str
     preprocess: Preprocess | None = None
     only: Sequence[float] | None = None
+    blocks: bool = True
     _opset: int = field(default=0, init=False)
     _limits: list[str] = field(default_factory=list, init=False)
     _group: tuple[int, ...] = field(default=(), init=False)
@@ -193,7 +195,9 @@ class Nest:
         spec, of = self.spec, self.spec.backbone
         state = state.enter(s > 0 and self._group[s] != self._group[s - 1])
         total = state.total
-        stage = load_stage(self.folder / spec.stages[s].graph, f"{body.prefix}s{s}/", carry)
+        carried = s > 0 and of[s] == of[s - 1]
+        path = self.folder / spec.stages[s].graph
+        stage = load_stage(path, f"{body.prefix}s{s}/", carry, blocks=self.blocks and carried)
         self._opset = max(self._opset, stage.opset)
         inline(body, stage.body, stage.initializers)
         if s not in self._present:
