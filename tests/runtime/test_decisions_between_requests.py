@@ -184,6 +184,27 @@ def test_a_slow_stream_decides_once_a_request(bundle: dynamic.Bundle) -> None:
         assert policy.threads == [threading.get_ident()] * 5
 
 
+def test_after_a_pause_as_long_as_the_last_no_request_decides(bundle: dynamic.Bundle) -> None:
+    """Groups of requests with pauses of four snapshots: one for the group before, and three without requests."""
+    monitor, policy = Pushed(), Recorded()
+    with bundle.runtime(monitor=monitor, policy=policy, drift_alpha=None) as run:
+        steady(run)
+        own = []
+        for _ in range(4):
+            policy.threads.clear()
+            for _ in range(10):
+                run(X[0])
+            own.append(policy.threads.count(threading.get_ident()))
+            for _ in range(4):
+                monitor.push(cpu_load=0.1)
+        assert own[1] == 1  # the length of a pause is not known before one has ended
+        assert own[2:] == [0, 0]
+        for _ in range(50):
+            monitor.push(cpu_load=0.1)
+        assert policy.threads.count(threading.get_ident()) == 0
+        assert len(policy.threads) <= 4  # an idle device does not decide
+
+
 def test_a_budget_that_is_set_meanwhile_is_not_decided_on_by_the_old_one(bundle: dynamic.Bundle) -> None:
     monitor = Pushed()
     changes: list[dynamic.Change] = []

@@ -27,6 +27,7 @@ from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import answers
 
 _FEWEST = 2  # requests since the last decision: in a slower stream each request decides, and once is enough
+_LONGEST_PAUSE = 10  # snapshots between groups of requests that are decided on: 2 s at five a second
 _MOST_WAITING_FACTOR = 8  # times what may wait to be learned from: then a thread decides although another does
 
 
@@ -72,6 +73,8 @@ class Controller:
         self.observations: list[Observation] = []  # that the policy has not seen: appended without a lock
         self.answered = 0  # requests since the last decision that the policy has seen
         self.ids = count()
+        self._pause = 0  # snapshots since the last group of requests
+        self._last_pause = 0  # the same of the pause before: as long as the next one, probably
         self._learns = False
         self.forget()
 
@@ -161,12 +164,13 @@ class Controller:
         """Decide on a new snapshot on the monitor's thread, so that no request pays for it: 1 ms with cold caches.
 
         Requests repeat the plan meanwhile. Only a decision that runs the same is taken, and renews the plan. Otherwise
-        nothing is, and the next request decides, as it does in a stream that is slower than the snapshots.
+        nothing is, and the next request decides, as it does in a stream that is slower than the snapshots. In a pause
+        between groups of requests each decision takes the place of the one before.
         """
         plan = self.plan
         if plan is None or self.deciding_thread is not None or plan.latest is self.read.latest:
             return
-        if len(self.observations) + self.answered < _FEWEST:
+        if not self._is_worth_it(len(self.observations) + self.answered):
             return
         thread = self.deciding_thread = threading.get_ident()
         try:
@@ -183,6 +187,14 @@ class Controller:
         finally:
             if self.deciding_thread == thread:
                 self.deciding_thread = None
+
+    def _is_worth_it(self, requests: int) -> bool:
+        """Whether to decide on this snapshot, after so many requests since the last decision."""
+        if requests >= _FEWEST:
+            self._last_pause, self._pause = self._pause, 0
+            return True
+        self._pause += 1
+        return requests == 0 and self._pause <= self._last_pause <= _LONGEST_PAUSE
 
     def _repeated(self, plan: RequestPlan) -> RequestPlan | None:
         """The plan under a new decision, where that runs the same. Otherwise none, and nothing is decided."""
