@@ -116,8 +116,8 @@ class RequestHandler:
                     waited_ms=0.0,
                 )
             )
-            if work_ms > plan.slow_ms[stage]:
-                controller.due = True
+            if work_ms > plan.slow_ms[stage] or controller.was_slow:
+                controller.note_slow(work_ms > plan.slow_ms[stage])
             kind = Prediction if single else BatchResult
             return kind(number, output, plan.names, latency_ms, plan.decision, certified)
         finally:

@@ -70,8 +70,8 @@ class RequestPlan:
     """A decision that holds until something changes, with all that requests of one row need of it.
 
     It holds for one budget and one deployment. It is renewed with another snapshot of the monitor, after
-    `MOST_OBSERVATIONS` requests, and after one that takes more than `slow_ms [S]` of its stage. Another point, a
-    failure, or an answer that is not finite end it.
+    `MOST_OBSERVATIONS` requests, and after two in a row that take more than `slow_ms [S]` of their stage. Another
+    point, a failure, or an answer that is not finite end it.
 
     Args:
         context: The decision, and what it was made for.

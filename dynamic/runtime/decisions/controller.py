@@ -69,7 +69,8 @@ class Controller:
         self.closed = False
         self.plan: RequestPlan | None = None
         self.deciding_thread: int | None = None  # the thread that decides again, while others repeat what was decided
-        self.due = False  # whether the next request decides again: one took longer than its plan allows, or drift
+        self.due = False  # whether the next request decides again: two in a row were slow, or drift
+        self.was_slow = False  # the last request
         self.observations: list[Observation] = []  # that the policy has not seen: appended without a lock
         self.answered = 0  # requests since the last decision that the policy has seen
         self.ids = count()
@@ -262,8 +263,15 @@ class Controller:
             plan = RequestPlan(context, engine, run, certified, expected_ms)
             if self._holds(context):
                 self.plan = plan
-        if work_ms > plan.slow_ms[answer.stages[0]]:
-            self.due = True
+        self.note_slow(work_ms > plan.slow_ms[answer.stages[0]])
+
+    def note_slow(self, is_slow: bool) -> None:
+        """Let the next request decide after two slow ones in a row.
+
+        One alone finds cold caches, after a pause, as often as a device that has changed. It cost a decision each time.
+        """
+        self.due = self.due or (is_slow and self.was_slow)
+        self.was_slow = is_slow
 
     def _holds(self, context: DecisionContext) -> bool:
         """Whether this is still what is at work. To be called under the lock."""
