@@ -238,8 +238,8 @@ class BlockHead(nn.Module):
 def _cell_weights(sides: Sequence[int], grid: int) -> Tensor | None:
     """The means over the cells of a grid as a product `[H W] -> [grid grid]`, None where all cells have the same size.
 
-    The exporter writes uneven cells as a gather of every pixel: 560 us of 33 ms on OpenVINO, 220 on ONNX Runtime
-    (256 channels of 14 x 14 pixels, one thread).
+    The exporter writes uneven cells as a gather of every pixel. Of 256 channels of 14 x 14 pixels it takes 1.5 ms on
+    OpenVINO and 0.2 on ONNX Runtime. On the same thread all of ResNet-18 takes 33.
     """
     if all(side % grid == 0 for side in sides):
         return None

@@ -50,12 +50,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By engine, the graphs of a network with an exit between its two blocks."""
     x = torch.randn(2, 3, 8, 8)
     cascade = dynamic.Cascade(dynamic.wrap(network(), x, exits=["2"]))
-    made = {}
+    by_engine = {}
     for engine in ("onnxruntime", "openvino"):
-        folder = made[engine] = tmp_path_factory.mktemp(engine)
+        folder = by_engine[engine] = tmp_path_factory.mktemp(engine)
         spec = export_stages(cascade, folder, x)
         write_graphs(folder, spec, replace(plain_ladder(spec, cascade.combine), temperature=(1.0, 1.0)), engine)
-    return made
+    return by_engine
 
 
 def test_only_for_the_engine_that_gains(folders: dict[str, Path]) -> None:
@@ -86,8 +86,8 @@ def test_the_same_answers(folders: dict[str, Path], rows: int, poison: float | N
         options = {"INFERENCE_PRECISION_HINT": "f32"}
         for folder in folders.values():
             path = folder / (SINGLE_GRAPH if rows == 1 else "graph.onnx")
-            found = openvino.Core().compile_model(str(path), "CPU", options)([x, limits])["logits"]
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+            logits = openvino.Core().compile_model(str(path), "CPU", options)([x, limits])["logits"]
+            np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def graph(readers: str, channels: int | str = C, rank: int = 4) -> onnx.GraphProto:
