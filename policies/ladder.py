@@ -14,6 +14,7 @@ RiskName = Literal["drop", "harm", "disagreement", "error"]  # see `dynamic.poli
 KINDS: tuple[RiskName, ...] = get_args(RiskName)
 _MOST_STAGES = 1000
 _ROUNDING = 1e-9
+_LATER = ("batch",)  # fields of a certificate that older bundles lack
 # float32 rounds scores, so a threshold may lie a little outside
 _SCORE_RANGES: dict[Score, tuple[float, float]] = {
     "max_probability": (-1e-3, 1.001),
@@ -105,12 +106,15 @@ class Missing:
     Args:
         target: The risk that was asked for.
         risk: Measured risk of the first thresholds that more records could certify. None: there are none.
-        needed: Certifying records, or groups, that suffice if that risk is the true one. None: no number does.
+        needed: Certifying records, or groups, that suffice in half of the cases if that risk is the true one. None: no
+            number does.
+        likely: Those that suffice in nine of ten cases. None: no number does, or it is not known.
     """
 
     target: float
     risk: float | None
     needed: int | None
+    likely: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class Certificate:
         search_images: Records that chose the thresholds.
         date: ISO date.
         missing: Targets without a certified point.
+        batch: Inputs of the one finite batch that the bounds are for. None: they are for future inputs.
     """
 
     risk: RiskName
@@ -138,6 +143,7 @@ class Certificate:
     search_images: int
     date: str
     missing: tuple[Missing, ...] = ()
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -314,7 +320,8 @@ def _point(value: Any, name: str, stages: int) -> OperatingPoint:
 
 
 def _certificate(value: Any, name: str) -> Certificate:
-    data = mapping(value, name, [f.name for f in fields(Certificate)])
+    required = [f.name for f in fields(Certificate) if f.name not in _LATER]
+    data = mapping(value, name, required, _LATER)
     return Certificate(
         risk=_kind(data["risk"], f"{name}.risk"),
         delta=_level(data["delta"], f"{name}.delta"),
@@ -324,15 +331,17 @@ def _certificate(value: Any, name: str) -> Certificate:
         search_images=_count(data["search_images"], f"{name}.search_images"),
         date=text(data["date"], f"{name}.date"),
         missing=items(data["missing"], f"{name}.missing", _missing),
+        batch=maybe(data.get("batch"), f"{name}.batch", _count),
     )
 
 
 def _missing(value: Any, name: str) -> Missing:
-    data = mapping(value, name, ("target", "risk", "needed"))
+    data = mapping(value, name, ("target", "risk", "needed"), ("likely",))
     return Missing(
         target=_change(data["target"], f"{name}.target"),
         risk=maybe(data["risk"], f"{name}.risk", _change),
         needed=maybe(data["needed"], f"{name}.needed", _count),
+        likely=maybe(data.get("likely"), f"{name}.likely", _count),
     )
 
 

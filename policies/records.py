@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from dynamic.policies.errors import CalibrationError, CorruptError, InputError, SettingError
 from dynamic.policies.validation.array_files import read_arrays, write_arrays
-from dynamic.policies.validation.fields import items, number, text, whole
+from dynamic.policies.validation.fields import flag, items, number, text, whole
 
 SEARCH, CERTIFY = 0, 1
+UNKNOWN = -1  # the label of an input that nobody was asked about
 # of a calibration set. It gives about the cheapest certified point (benchmarks/statistics/certified.py)
 SEARCH_SHARE = 0.25
 
@@ -22,7 +23,7 @@ class Records:
 
     Args:
         logits: Raw logits of each stage alone `[N, S, C]`, float32.
-        label: Labels `[N]`. None: there are none.
+        label: Labels `[N]`, -1 for inputs that nobody was asked about. None: there are none.
         group: Inputs with the same value belong together `[N]`, such as frames of one video. None: all are independent.
         part: 0 for records that choose thresholds, 1 for records that certify `[N]`.
         backbone: Number of the backbone of each stage `[S]`.
@@ -31,6 +32,8 @@ class Records:
         stage_names: Names of the stages `[S]`.
         fingerprint: Of cascade, preprocessing, engine and precision.
         made_on: Engine and machine that computed the logits, as JSON. None: unknown.
+        on_demand: Whether labels were asked for as a certificate needed them. Part 1 was then drawn at random.
+        finite: Whether these inputs are one finite batch, and certificates are for this batch alone.
 
     Raises:
         InputError: when shapes, types or labels do not fit.
@@ -50,6 +53,8 @@ class Records:
     stage_names: tuple[str, ...]
     fingerprint: str
     made_on: str | None = None
+    on_demand: bool = False
+    finite: bool = False
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3 or self.logits.dtype != np.float32:
@@ -64,9 +69,12 @@ class Records:
         for name in ("backbone", "macs", "head_macs", "stage_names"):
             if len(getattr(self, name)) != stages:
                 raise InputError(f"{name} has {len(getattr(self, name))} entries for {stages} stages")
-        if self.label is not None and count and not (self.label.min() >= 0 and self.label.max() < classes):
+        if self.label is not None and count and not (self.label.min() >= UNKNOWN and self.label.max() < classes):
             low, high = self.label.min(), self.label.max()
-            raise InputError(f"labels run from {low} to {high}: {classes} classes have labels from 0 to {classes - 1}")
+            raise InputError(
+                f"labels run from {low} to {high}: {classes} classes have labels from 0 to {classes - 1}, and "
+                f"{UNKNOWN} is an input that nobody was asked about"
+            )
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -104,7 +112,14 @@ class Records:
             self.stage_names,
             self.fingerprint,
             self.made_on,
+            self.on_demand,
+            self.finite,
         )
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether every input has a label."""
+        return self.label is not None and not bool(np.any(self.label == UNKNOWN))
 
     def save(self, path: Path) -> None:
         """Write the records as `.npz`, without pickle. The file appears whole or not at all.
@@ -134,6 +149,8 @@ class Records:
             arrays["label"] = self.label
         if self.group is not None:
             arrays["group"] = self.group
+        if self.on_demand:
+            arrays |= {"on_demand": np.array(True), "finite": np.array(self.finite)}
         if self.made_on is not None:
             arrays["made_on"] = np.array(self.made_on)
         write_arrays(path, arrays)
@@ -181,6 +198,8 @@ class Records:
                 stage_names=items(arrays["stage_names"].tolist(), "stage_names", text, stages),
                 fingerprint=text(arrays["fingerprint"].item(), "fingerprint"),
                 made_on=None if made_on is None else text(made_on.item(), "made_on"),
+                on_demand="on_demand" in arrays and flag(arrays["on_demand"].item(), "on_demand"),
+                finite="finite" in arrays and flag(arrays["finite"].item(), "finite"),
             )
         except KeyError as error:
             raise CorruptError(f"{path} lacks {error}, so it holds no records: calibrate again") from error
@@ -240,7 +259,7 @@ def check_usable(records: Records) -> None:
             f"the logits have {records.logits.shape[2]} class, and a score compares at least 2: give networks with a "
             "logit for each class"
         )
-    if records.label is not None and len(np.unique(records.label)) < 2:
+    if records.is_labelled and records.label is not None and len(np.unique(records.label)) < 2:
         raise CalibrationError(
             f"all {len(records)} calibration labels are class {records.label[0]}: give held-out inputs of every class"
         )
@@ -248,7 +267,7 @@ def check_usable(records: Records) -> None:
     if not np.isin(records.part, (SEARCH, CERTIFY)).all():
         parts = sorted(set(records.part.tolist()))
         raise CalibrationError(f"part holds {parts}: it must be {SEARCH} (search) or {CERTIFY} (certify)")
-    if records.label is not None and search.any() and len(np.unique(records.label[search])) < 2:
+    if records.is_labelled and records.label is not None and search.any() and len(np.unique(records.label[search])) < 2:
         remedy = "more groups, or groups that do not follow the classes"
         raise CalibrationError(
             f"the {int(search.sum())} records that choose thresholds are of one class, all {len(records)} are not: "

@@ -3,17 +3,24 @@
 `build` needs torch. It is imported only when a command needs it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 import dynamic
+from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.tables import ladder_text
 from dynamic.cli.options import Shelf
-from dynamic.errors import SettingError
-from dynamic.policies.certification.ladders.settings import check_score_choice
+from dynamic.data.answer_file import AnswerFile
+from dynamic.errors import CalibrationError, SettingError
+from dynamic.policies import ladder as ladders
+from dynamic.policies.certification.few_labels.asking import Asking, DemandSettings
+from dynamic.policies.certification.few_labels.label_plan import curve_text
+from dynamic.policies.certification.ladders.settings import ScoreChoice, check_score_choice
 from dynamic.policies.certification.risks import risk_named
+from dynamic.policies.records import Records
 from dynamic.policies.scores import check_combination
 
 Targets = Annotated[
@@ -114,18 +121,98 @@ def certify(
     floor: Floor = None,
     risk: Annotated[str | None, typer.Option(help="Another risk.")] = None,
     score: Annotated[str | None, typer.Option(help="Another score, or 'auto'.")] = None,
+    ask: Annotated[
+        Path | None,
+        typer.Option(help="A CSV file: rows to be labelled are written there, until they suffice for a certificate."),
+    ] = None,
+    budget: Annotated[int | None, typer.Option(help="The most labels that --ask asks for.")] = None,
+    rows: Annotated[int, typer.Option(help="Rows that --ask writes at a time.")] = 50,
 ) -> None:
     """Make another ladder from a bundle's records: other targets, risk or delta. A choice by the outcome voids it."""
+    bundle = dynamic.load(shelf)
+    measure = None if risk is None else risk_named(risk).name
+    records = None
+    if ask is not None:
+        chosen = None if score is None else check_score_choice(score)
+        records = _records_with_labels(
+            bundle, ask, max_drop or None, delta=delta, risk=measure, score=chosen, budget=budget, rows=rows
+        )
+        if records is None:
+            return
+    elif budget is not None:
+        raise SettingError(f"--budget {budget} has nobody to ask: give --ask labels.csv")
     bundle = dynamic.recertify(
-        dynamic.load(shelf),
+        bundle,
         max_drop or None,
         delta=delta,
-        risk=None if risk is None else risk_named(risk).name,
+        records=records,
+        risk=measure,
         score=None if score is None else check_score_choice(score),
         floor=floor,
     ).save(out)
     print(ladder_text(bundle.ladder))
     print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
+
+
+def _records_with_labels(
+    bundle: Bundle,
+    path: Path,
+    max_drops: Sequence[float] | None,
+    *,
+    delta: float | None,
+    risk: ladders.RiskName | None,
+    score: ScoreChoice | None,
+    budget: int | None,
+    rows: int,
+) -> Records | None:
+    """The records with the labels of a file, or None where it has questions left.
+
+    Args:
+        bundle: A bundle whose records have no labels.
+        path: The CSV file of rows and labels. It is made or extended.
+        max_drops: Targets of the certificate.
+        delta: The probability that a bound is wrong. None: as before.
+        risk: What is bounded. None: as before.
+        score: Confidence that is compared with thresholds. None: as before.
+        budget: The most labels. None: as many as are likely to be worth it.
+        rows: Rows that are written at a time.
+
+    Returns:
+        The records, or None.
+
+    Raises:
+        CalibrationError: when the records have labels already, or nobody is needed.
+        InputError: when a row or label of the file is wrong.
+        SettingError: when a setting is out of range.
+    """
+    records, ladder = bundle.records, bundle.ladder
+    if records.is_labelled:
+        raise CalibrationError(f"all {len(records)} records have labels, and nothing is left to ask: leave --ask out")
+    before = ladder.certificate
+    measure = risk or ("drop" if before is None else before.risk)
+    if measure == "disagreement":
+        raise CalibrationError("risk 'disagreement' needs no labels, the last network answers: leave --ask out")
+    settings = DemandSettings.of(
+        max_drops,
+        delta=delta if delta is not None else 0.1 if before is None else before.delta,
+        risk=measure,
+        combine=ladder.combine,
+        score=score or ladder.score,
+        budget=budget,
+        batch_size=rows,
+    )
+    asking = Asking(records, settings)
+    store = AnswerFile(path, len(records), records.logits.shape[2])
+    if not store.labels and not store.questions:
+        print(f"about {asking.plan.labels} labels are likely, for {asking.plan.draws} inputs drawn at random")
+        print(curve_text(asking.curve))
+    questions, reason = asking.next_rows(store.labels)
+    if len(questions):
+        store.ask(questions.tolist())
+        print(f"{len(store.questions)} rows of {path} have no label: fill them in and call again")
+        return None
+    print(f"{len(store.labels)} labels: {reason}")
+    return asking.answered(store.labels)
 
 
 def export(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from dynamic.bundle.canaries.canary_set import Reservoir
 from dynamic.bundle.fingerprint import fingerprint
 from dynamic.bundle.measurements.record_writer import Recorder
+from dynamic.data.answer_file import AnswerFile
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, open_engine
 from dynamic.engines.options import EngineName, Precision
@@ -31,16 +33,18 @@ from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import last_logits
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.torchvision_transforms import from_transforms
-from dynamic.policies.errors import CalibrationError, InputError
+from dynamic.policies.certification.few_labels.asking import Asking, DemandSettings, Oracle, ask, with_oracle_stage
+from dynamic.policies.errors import CalibrationError, InputError, SettingError
+from dynamic.policies.ladder import RiskName
 from dynamic.policies.records import SEARCH_SHARE, Records
-from dynamic.policies.scores import Combiner
+from dynamic.policies.scores import Combination, Combiner, Score
 from dynamic.progress import size_of, track
 from dynamic.storage.temporary_files import TemporaryFolder
 
 
 def calibrate(
     networks: Cascade | nn.Module | Sequence[nn.Module],
-    calibration_loader: Iterable[Any],
+    calibration_loader: Iterable[Any] | None = None,
     *,
     engine: EngineName = "onnxruntime",
     precision: Precision = "f32",
@@ -49,13 +53,26 @@ def calibrate(
     search_share: float = SEARCH_SHARE,
     seed: int = 0,
     progress: bool | None = None,
+    batch: Iterable[Any] | None = None,
+    labels: Oracle | None = None,
+    budget: int | None = None,
+    max_drops: Sequence[float] | None = None,
+    delta: float = 0.1,
+    risk: RiskName = "drop",
+    score: Score = "max_probability",
+    checkpoint: Path | str | None = None,
 ) -> Records:
     """Run held-out data through every stage, on the engine and precision that will ship.
+
+    With `labels=` it asks for labels on demand, of those inputs alone that decide on a certificate for `max_drops`,
+    `delta` and `risk`. `certify` then takes the records with the same settings and `combine`. Each answer is on disk
+    before the next question, if there is a `checkpoint`. Answers that differ from those of a network are all that
+    "drop" and "harm" need labels for. For "disagreement" the oracle is the reference, and `networks` come before it.
 
     Args:
         networks: For the same task, plain or wrapped, the smallest first.
         calibration_loader: Batches of `(inputs, labels [B])`, or of inputs alone, preprocessed as in training. No
-            network was trained on them and nothing was chosen with them.
+            network was trained on them and nothing was chosen with them. None: `batch` has them.
         engine: What will run the stages.
         precision: Its arithmetic. "bf16" needs OpenVINO.
         groups: A number or string for each input `[N]`, equal for inputs that belong together, such as those of one
@@ -65,13 +82,25 @@ def calibrate(
             to 5,000 images, a quarter gave certified points of about the least cost.
         seed: Of the division into search and certification.
         progress: Whether a progress bar is shown. None: in a terminal.
+        batch: Batches of one finite set, in place of the loader. Certificates are then for this set alone, in which
+            inputs that were asked about have right answers. They need fewer labels.
+        labels: An oracle: rows `[K]` of the inputs, in the order of the loader -> their labels `[K]`. It is a person, a
+            large network or a service. None: the loader has the labels.
+        budget: The most labels that are asked for. None: as many as are likely to be worth it.
+        max_drops: Targets of the certificate that labels are asked for, as in `certify`, each above 0.
+        delta: The probability that a bound of it is wrong.
+        risk: What it bounds.
+        score: Confidence that is compared with thresholds.
+        checkpoint: A CSV file of rows and labels. Answers that it has are not asked for again.
 
     Returns:
         The logits of every stage for every input, with labels and fingerprint.
 
     Raises:
-        CalibrationError: There are no data, or no second class.
-        InputError: Shapes, labels or classes do not fit.
+        CalibrationError: There are no data, or no second class, or fewer inputs than any certificate needs. The oracle
+            raised, or has no answer yet.
+        InputError: Shapes, labels or classes do not fit, or the oracle contradicts itself.
+        SettingError: A setting of the certificate is out of range.
         EngineError: The engine cannot run the cascade.
 
     Example:
@@ -80,17 +109,42 @@ def calibrate(
         (600, 2, 4)
     """
     check_engine(engine, precision)
+    loader = calibration_loader if batch is None else batch
+    if loader is None or (calibration_loader is not None and batch is not None):
+        raise InputError("calibrate takes a calibration_loader, or batch= for one finite set: give one of both")
+    if batch is not None and labels is None:
+        raise SettingError("batch= has no oracle: a certificate for one finite set asks for labels. Give labels=")
+    if budget is not None and labels is None:
+        raise SettingError(f"budget={budget!r} has no oracle to ask: give labels=")
+    demand = None
+    if labels is not None:
+        combine: Combination = networks.combine if isinstance(networks, Cascade) else "last"
+        demand = DemandSettings.of(
+            max_drops, delta=delta, risk=risk, combine=combine, score=score, budget=budget, seed=seed
+        )
+        if groups is not None:
+            raise SettingError("groups= and labels= exclude each other: labels on demand need independent inputs")
+        networks = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks)
-    batches, example, labels = peek(calibration_loader)
-    check_first(cascade, example, labels)
+    batches, example, given_labels = peek(loader)
+    check_first(cascade, example, given_labels)
     with TemporaryFolder("calibration") as folder, evaluating(cascade):
         spec = describe(cascade, example) if engine == "torch" else export_stages(cascade, folder, example)
         stages = cascade.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
         opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
         try:
-            return collect(cascade, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress)
+            records = collect(
+                cascade, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress
+            )
         finally:
             opened.close()
+    if labels is None or demand is None:
+        return records
+    if not demand.risk.needs_labels:
+        records = with_oracle_stage(records)
+    path = None if checkpoint is None else Path(checkpoint)
+    store = AnswerFile(path, len(records), records.logits.shape[2])
+    return ask(Asking(records, demand, finite=batch is not None), labels, store).records
 
 
 def plain_combiner(spec: CascadeSpec) -> Combiner:

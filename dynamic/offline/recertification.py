@@ -82,6 +82,11 @@ def recertify(
             f"they are of another cascade, preprocessing, engine or precision. Calibrate this cascade on engine "
             f"{bundle.engine!r} ({bundle.precision})"
         )
+    if source.finite:
+        raise CalibrationError(
+            f"the records are one batch of {len(source)} inputs, and a bundle runs on future ones: calibrate without "
+            "batch="
+        )
     old = bundle.ladder
     before = old.certificate
     delta = delta if delta is not None else 0.1 if before is None else before.delta

@@ -1,7 +1,8 @@
 """The answers of every set of exits on some records, with their losses and costs."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,7 @@ from dynamic.policies.stage_plan import plan
 
 Floats = NDArray[Any]  # float64, or float32 where it holds counts
 Losses = NDArray[Any]  # int8, or float32 where they are expected values
+_NONE = np.empty(0, np.int8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +31,17 @@ class EvaluatedExit:
         score: Score of each record there `[N]`. NaN is -inf, so it never exits.
         loss: Loss of an exit here `[N]`: int8 in {-1, 0, 1}, or float32 for expected values.
         square: Its square `[N]`.
+        best: The least loss that a label may give `[N]`. It differs from `loss` where a label is needed and missing,
+            and `loss` is then the largest. None: all losses are known.
+        answer: Predictions `[N]`, where labels are asked for on demand. None otherwise.
     """
 
     stage: int
     score: NDArray[np.float32]
     loss: Losses
     square: Losses
+    best: Losses | None = None
+    answer: NDArray[np.int64] | None = None
 
     @cached_property
     def most_confident_first(self) -> NDArray[np.intp]:
@@ -64,6 +71,11 @@ class Exits:
         """Squares of the losses `[k + 1, N]`."""
         return np.stack([stage.square for stage in self.stages])
 
+    @cached_property
+    def best(self) -> Losses:
+        """The least losses that missing labels may give `[k + 1, N]`."""
+        return np.stack([stage.loss if stage.best is None else stage.best for stage in self.stages])
+
     def exit_numbers(self, limits: Sequence[float]) -> NDArray[np.intp]:
         """Number, in this set, of the exit of each record under thresholds `limits [k]`: `[N]`."""
         passed = np.zeros(len(self.stages[0].score), np.int8)  # exits that a record has passed
@@ -89,7 +101,8 @@ class Answers:
         body: Cost of the body of each stage `[S]`, in any one unit. None: multiply-adds.
         head: Cost of the head of each stage `[S]`, in the same unit. None: multiply-adds.
         expected: Whether losses are expected values under what all stages together predict (see `belief`). They
-            distinguish thresholds that the labels of a few hundred inputs cannot.
+            distinguish thresholds that the labels of a few hundred inputs cannot. Where the correct answer is the
+            reference's, the stages before the reference predict it, and the loss of the last stage is the real one.
 
     Raises:
         SettingError: when costs are not S numbers of 0 or more.
@@ -123,7 +136,12 @@ class Answers:
         self._chosen = predictions(last)  # [N], by the reference
         self._correct = risk.correct_answers(records, self._chosen)  # [N]
         self._reference = _right(last, self._correct)  # [N]
-        self._belief = belief(self._probability, self._correct) if expected and risk.needs_labels else None
+        self._unknown = self._correct < 0  # [N], labels that are missing, or answers of the reference
+        self._on_demand = records.on_demand
+        self._belief = None
+        if expected and (risk.needs_labels or records.stages > 1):
+            before = records.stages if risk.needs_labels else records.stages - 1
+            self._belief = belief(self._probability[:before], self._correct)
         self._path: list[tuple[EvaluatedExit, Running]] = []  # the exits of the latest set
         self._sets: dict[tuple[int, ...], Exits] = {}
 
@@ -152,11 +170,50 @@ class Answers:
     def exits_under(self, thresholds: Sequence[float]) -> tuple[NDArray[np.intp], Losses]:
         """(stage at which each record exits `[N]`, its loss there `[N]`) under `thresholds [S-1]`."""
         chosen = tuple(s for s, limit in enumerate(thresholds) if limit != np.inf)
-        if chosen not in self._sets:
-            self._sets[chosen] = self.exits(chosen)
-        exits = self._sets[chosen]
+        exits = self.exits_of(chosen)
         at = exits.exit_numbers([thresholds[s] for s in chosen])
         return np.array([*chosen, self.stages - 1])[at], exits.losses_at(at)[0]
+
+    def exits_of(self, chosen: tuple[int, ...]) -> Exits:
+        """The exits of a set, which are evaluated once and stay in memory."""
+        if chosen not in self._sets:
+            self._sets[chosen] = self.exits(chosen)
+        return self._sets[chosen]
+
+    def open_under(self, thresholds: Sequence[float]) -> NDArray[np.bool_]:
+        """Where a missing label decides on the loss under `thresholds [S-1]`: `[N]`."""
+        at, _ = self.exits_under(thresholds)
+        chosen = tuple(s for s, limit in enumerate(thresholds) if limit != np.inf)
+        exits = self.exits_of(chosen)
+        number = np.searchsorted(np.array([*chosen, self.stages - 1]), at)
+        where = number * len(at) + np.arange(len(at))
+        return np.asarray(exits.best.ravel().take(where) != exits.loss.ravel().take(where))
+
+    def labelled(self, label: NDArray[np.int64]) -> "Answers":
+        """The same answers of records whose labels are asked for on demand, with other labels `[N]`."""
+        fresh = copy.copy(self)
+        fresh._correct, fresh._unknown, fresh._reference = label, label < 0, self._chosen == label
+        fresh._path = []
+        fresh._sets = {
+            chosen: Exits(tuple(fresh._labelled_exit(stage) for stage in exits.stages), exits.cost)
+            for chosen, exits in self._sets.items()
+        }
+        return fresh
+
+    def _labelled_exit(self, exit_: EvaluatedExit) -> EvaluatedExit:
+        """An exit with its losses, as far as labels are known."""
+        answer = exit_.answer
+        assert answer is not None
+        # what the reference answers is missing too where it is the one that is asked
+        same = (
+            answer == self._chosen if self._risk.needs_labels else np.full(len(answer), exit_.stage == self.stages - 1)
+        )
+        worst, least = self._risk.open_losses(same)
+        loss = self._risk.loss(answer == self._correct, self._reference)
+        if not self._risk.needs_labels and exit_.stage == self.stages - 1:
+            loss = least
+        loss, best = np.where(self._unknown, worst, loss), np.where(self._unknown, least, loss)
+        return replace(exit_, loss=loss, square=np.abs(loss), best=best)
 
     def clear(self) -> None:
         """Free the memory of the evaluation. Nothing can be evaluated afterwards."""
@@ -169,15 +226,22 @@ class Answers:
         state = self._path[-1][1] if self._path else self._combiner.start()
         answer, confidence, after = self._combiner.merge(state, stage, self._probability[stage])
         score = np.where(np.isnan(confidence), np.float32(-np.inf), confidence)
-        if self._belief is None:
-            loss = self._risk.loss(_right(answer, self._correct), self._reference)
-            return EvaluatedExit(stage, score, loss, np.abs(loss)), after
+        if self._belief is None or (stage == self.stages - 1 and not self._risk.needs_labels):
+            if self._on_demand:
+                return self._labelled_exit(EvaluatedExit(stage, score, _NONE, _NONE, answer=predictions(answer))), after
+            loss, best = self._risk.loss(_right(answer, self._correct), self._reference), None
+            if self._unknown.any():
+                worst, least = self._risk.open_losses(predictions(answer) == self._chosen)
+                loss, best = np.where(self._unknown, worst, loss), np.where(self._unknown, least, loss)
+            return EvaluatedExit(stage, score, loss, np.abs(loss), best), after
         return EvaluatedExit(stage, score, *self._expected(predictions(answer), self._belief)), after
 
     def _expected(self, chosen: NDArray[np.int64], belief: NDArray[np.float32]) -> tuple[Losses, Losses]:
         """(loss, its square) of answers `[N]`, expected over the label: this answer, the reference's, or another."""
         same, rows = chosen == self._chosen, np.arange(len(chosen))
         own = np.where(chosen < 0, np.float32(0.0), belief[rows, chosen])
+        if not self._risk.needs_labels:  # what the reference answers is not used here: it is what `own` is about
+            return 1 - own, 1 - own
         other = np.where(same | (self._chosen < 0), np.float32(0.0), belief[rows, self._chosen])
         yes, no = np.ones_like(same), np.zeros_like(same)
         cases = ((own, yes, same), (other, no, yes), (1 - own - other, no, no))

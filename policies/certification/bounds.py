@@ -30,6 +30,59 @@ def binomial_p(events: int, count: int, target: float) -> float:
     return _rounded_up(float(chance[: max(events - first + 1, 0)].sum()))
 
 
+@lru_cache(65536)
+def hypergeometric_p(events: int, drawn: int, total: int, losing: int) -> float:
+    """P(X <= events), where X of the `drawn` inputs are among the `losing` ones of `total` (Clopper, Pearson 1934).
+
+    It is the exact test of a finite batch, of which inputs are drawn without replacement. It falls as `losing` rises.
+
+    Args:
+        events: Losing inputs among those drawn.
+        drawn: Inputs drawn.
+        total: Inputs of the batch.
+        losing: Losing inputs of the batch under the hypothesis. More than `total` are impossible, and the p-value is 0.
+
+    Returns:
+        The p-value.
+    """
+    if losing > total:
+        return 0.0
+    least, most = max(0, drawn + losing - total), min(drawn, losing)
+    if events < least:
+        return 0.0
+    if events >= most:
+        return 1.0
+    k = np.arange(least, most, dtype=np.float64)
+    rise = (losing - k) / (k + 1) * ((drawn - k) / (total - losing - drawn + k + 1))  # of k + 1 over k
+    mode = min(max((drawn + 1) * (losing + 1) // (total + 2), least), most) - least
+    with np.errstate(over="ignore"):
+        below = np.cumprod(1 / rise[:mode][::-1])[::-1]
+    chance = np.concatenate([below, [1.0], np.cumprod(rise[mode:])])
+    return _rounded_up(float(chance[: events - least + 1].sum() / chance.sum()))
+
+
+def batch_p(events: int, drawn: int, total: int, allowed: int) -> float:
+    """The p-value for "more than `allowed` losing inputs of a batch are not drawn", where drawn inputs lose nothing.
+
+    The batch has `total` inputs, of which `drawn` are drawn at random, and `events` of these lose. Let exits be nested:
+    each step adds inputs. Number the losing inputs in the order in which steps add them. A step with at most `events`
+    drawn ones is wrong only where number `allowed + 1` of those not drawn comes before number `events + 1` of those
+    drawn. Then at most `events` of the first `allowed + 1 + events` losing inputs are drawn, and that has this
+    probability. The first such step decides for all, so steps need no correction (Zeighami et al. 2025,
+    arXiv 2509.02896, Definition 2.1 has the promise. The tail is that of Clopper, Pearson 1934).
+
+    Args:
+        events: Losing inputs among those drawn.
+        drawn: Inputs drawn.
+        total: Inputs of the batch.
+        allowed: Losing inputs that the promise allows.
+
+    Returns:
+        The p-value.
+    """
+    return hypergeometric_p(events, drawn, total, allowed + 1 + events)
+
+
 @lru_cache(4096)
 def largest_share(events: int, count: int, level: float) -> float:
     """Upper confidence bound of a share at `level` (Clopper, Pearson 1934): the least with `binomial_p` <= level."""

@@ -20,11 +20,11 @@ from dynamic.policies.certification.ladders.chosen_points import uncertified_poi
 from dynamic.policies.certification.ladders.measured_points import below_floor, measured_point, why_excluded, wilson
 from dynamic.policies.certification.ladders.settings import ScoreChoice, check_settings
 from dynamic.policies.certification.ladders.shortage import shortage
-from dynamic.policies.certification.ladders.walks import RecordParts, certified_points
+from dynamic.policies.certification.ladders.walks import RecordParts, certified_points, choosing_records
 from dynamic.policies.certification.replay import replay
-from dynamic.policies.certification.risks import test_name
+from dynamic.policies.certification.risks import batch_test_name, test_name
 from dynamic.policies.certification.temperature import fit_temperatures
-from dynamic.policies.errors import CalibrationError
+from dynamic.policies.errors import CalibrationError, SettingError
 from dynamic.policies.ladder import Certificate, Ladder, RiskName
 from dynamic.policies.records import CERTIFY, SEARCH, Records, check_usable
 from dynamic.policies.scores import Combination, check_combination
@@ -92,6 +92,10 @@ def certify(
     check_combination(combine)
     check_usable(records)
     search_records, certify_records = records.select(records.part == SEARCH), records.select(records.part == CERTIFY)
+    if records.on_demand:
+        search_records = choosing_records(records)
+        if score == "auto":
+            raise SettingError("score='auto' chooses by labels, and these were asked for on demand: name one score")
     temperature = fit_temperatures(records)
     parts = RecordParts(search_records, certify_records, measure, combine, body_cost, head_cost, temperature)
     one = parts.best_search(targets) if score == "auto" else parts.search(score)
@@ -103,18 +107,20 @@ def certify(
     certificate = Certificate(
         risk=measure.name,
         delta=delta,
-        test=test_name(measure, records.group is not None),
+        test=batch_test_name(len(records)) if records.finite else test_name(measure, records.group is not None),
         images=len(certify_records),
         groups=None if records.group is None else parts.sample.units,
-        search_images=len(search_records),
+        # on demand all inputs show what the only exit costs, and none of them chooses
+        search_images=0 if records.on_demand and len(search_records) == len(records) else len(search_records),
         date=datetime.now(UTC).date().isoformat(),
         missing=certified.missing,
+        batch=len(records) if records.finite else None,
     )
     if strict and not certified.points:
         raise CalibrationError(
             f"nothing can be certified. {shortage(certificate)}. Give more held-out inputs, larger max_drops or delta"
         )
-    search = one.search if certified.points else parts.search(one.score, expected=False).search
+    search = one.search if certified.points or records.on_demand else parts.search(one.score, expected=False).search
     points = certified.points or uncertified_points(search, targets, margin=margin, risk_limit=risk_limit)
     combiner = parts.combiner(one.score)
     measured = certify_records if len(certify_records) else records

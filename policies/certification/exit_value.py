@@ -90,7 +90,7 @@ def choose_exits(
     if not max_drops:
         raise SettingError("max_drops is empty: give the accuracy that may be given up, e.g. (0.0, 0.01)")
     search_records = records.select(records.part == SEARCH)
-    if not len(search_records) or search_records.label is None:
+    if not len(search_records) or not search_records.is_labelled:
         raise CalibrationError(
             f"{len(search_records)} labelled records to choose exits by: give labelled held-out inputs"
         )

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.errors import SettingError
-from dynamic.policies.records import Records
+from dynamic.policies.records import UNKNOWN, Records
 from dynamic.policies.validation.numbers import plain
 
 SHARE = 0.5  # of the accuracy of the reference beyond chance. The default floor requires it of every point
@@ -45,6 +45,8 @@ class Level:
 
 def levels(records: Records) -> tuple[Level, ...]:
     """The level of every stage. Without labels it is the agreement with the last stage."""
+    if records.label is not None and not records.is_labelled:
+        records = records.select(records.label != UNKNOWN)
     answers = _answers(records)  # [N, S]
     correct = records.label if records.label is not None else answers[:, -1]
     count = len(correct)

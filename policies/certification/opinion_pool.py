@@ -1,4 +1,4 @@
-"""What all stages together predict for an input: a logarithmic opinion pool with weights fitted to the labels."""
+"""What stages together predict for an input: a logarithmic opinion pool with weights fitted to the right answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +19,13 @@ _LOWEST = -30.0  # of a logarithm, so that a probability of 0 does not exclude a
 def belief(probability: Sequence[Floats], label: NDArray[np.int64]) -> Floats:
     """Probabilities of the label `[N, C]` from those of the stages `[S][N, C]`. A row without finite ones is uniform.
 
-    They are proportional to the product of p_s ** w_s (Genest and Zidek 1986, the logarithmic pool). The weights `[S]`
-    maximize the likelihood, which is a convex problem that damped Newton steps solve.
+    Negative labels are unknown, and the weights are equal where all are. The probabilities are proportional to the
+    product of p_s ** w_s (Genest and Zidek 1986, the logarithmic pool). The weights `[S]` maximize the likelihood,
+    which is a convex problem that damped Newton steps solve.
     """
     logs = [np.nan_to_num(np.maximum(np.log(np.maximum(p, 1e-30)), _LOWEST), nan=0.0) for p in probability]
-    few = slice(None, None, max(1, len(label) // _MOST))
+    known = np.flatnonzero(label >= 0)
+    few = known[:: max(1, len(known) // _MOST)]
     weight = _fit(np.stack([log[few] for log in logs], axis=-1).astype(np.float64), label[few])
     return softmax(sum((np.float32(w) * log for w, log in zip(weight, logs, strict=True)), np.zeros_like(logs[0])))
 
@@ -31,6 +33,8 @@ def belief(probability: Sequence[Floats], label: NDArray[np.int64]) -> Floats:
 def _fit(logs: NDArray[np.float64], label: NDArray[np.int64]) -> NDArray[np.float64]:
     """Weights `[S]` for `logs [N, C, S]`."""
     count, _, stages = logs.shape
+    if not count:
+        return np.full(stages, 1.0 / stages)
     own = logs[np.arange(count), label].mean(axis=0)  # [S]
     equal = np.full(stages, 1.0 / stages)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.certification.bounds import betting_p, binomial_p, signed_p
+from dynamic.policies.certification.bounds import betting_p, binomial_p, hypergeometric_p, signed_p
 from dynamic.policies.errors import CalibrationError, SettingError
 from dynamic.policies.ladder import RiskName
 from dynamic.policies.records import Records
@@ -17,7 +17,8 @@ from dynamic.policies.records import Records
 Losses = NDArray[np.int8]
 Rights = NDArray[np.bool_]
 
-_SPARE = 0.025  # of the level, for the nuisance parameter of a signed loss (beta of Berger and Boos)
+ROUNDING = 1e-9  # a target of 0.02 allows 200 of 10,000 inputs, however it is rounded
+SPARE = 0.025  # of the level, for the nuisance parameter of a signed loss (beta of Berger and Boos)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Risk:
             CalibrationError: when labels are needed and missing.
         """
         if not self.needs_labels:
-            return reference
+            # on demand the reference itself was asked, and its answers are the labels
+            return records.label if records.on_demand and records.label is not None else reference
         if records.label is None:
             without = next(name for name, risk in RISKS.items() if not risk.needs_labels)
             raise CalibrationError(
@@ -61,6 +63,21 @@ class Risk:
                 f"use risk={without!r}, which compares with the last network's answers and needs none"
             )
         return records.label
+
+    def open_losses(self, same: Rights) -> tuple[Losses, Losses]:
+        """The worst and the best loss where the correct answer is not known.
+
+        Args:
+            same: Whether an answer is that of the reference `[N]`.
+
+        Returns:
+            The largest and the least loss that any correct answer gives `[N]`. Where both are equal, nobody has to be
+            asked: equal answers have no drop.
+        """
+        differ, none = (~same).astype(np.int8), np.zeros(len(same), np.int8)
+        if self.of_reference:
+            return np.ones_like(none), none
+        return differ, -differ if self.signed else none
 
 
 def _drop(right: Rights, reference_right: Rights) -> Losses:
@@ -104,10 +121,12 @@ class Sample:
     Args:
         count: Number of records N.
         group: Group of each record `[N]`. None: records are independent.
+        batch: Inputs of the finite batch that the records are drawn from. None: the promise is for future inputs.
     """
 
     count: int
     group: NDArray[Any] | None = None
+    batch: int | None = None
 
     @cached_property
     def _group(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -140,11 +159,22 @@ class Evidence:
         risk: What is measured.
         sample: The records.
         losses: Their losses under the thresholds `[N]`.
+        opened: Where a missing label decides on the loss, which is then the largest that there may be `[N]`. None:
+            nowhere.
     """
 
     risk: Risk
     sample: Sample
     losses: Losses
+    opened: Rights | None = None
+
+    @cached_property
+    def best(self) -> "Evidence":
+        """The evidence if every missing label gave the least loss."""
+        if self.opened is None or not self.opened.any():
+            return self
+        least = -1 if self.risk.signed else 0
+        return Evidence(self.risk, self.sample, np.where(self.opened, least, self.losses).astype(np.int8))
 
     @cached_property
     def mean(self) -> float:
@@ -159,39 +189,55 @@ class Evidence:
     def _means(self) -> NDArray[np.float64]:
         return self.sample.unit_means(self.losses)
 
-    def p_value(self, target: float, level: float, times: float = 1.0) -> float:
+    def p_value(self, target: float, level: float, times: float = 1.0, luck: float = 0.0) -> float:
         """A p-value to compare with `level`. What is rejected at a level is rejected at every larger one.
 
         Args:
             target: The risk under the hypothesis.
             level: The level of the test.
             times: As if each record had occurred so many times.
+            luck: As if the mean were higher by so many standard errors.
 
         Returns:
             The p-value.
         """
         if self.sample.group is not None:
-            return betting_p(self._means, target, times)
+            worse = luck * self._means.std() / math.sqrt(times * len(self._means)) if luck else 0.0
+            return betting_p(np.minimum(self._means + worse, 1.0), target, times)
         lost, gained = (round(times * count) for count in self._counts)
+        if luck:
+            square = times * (sum(self._counts) - self.sample.count * self.mean**2)
+            lost += round(luck * math.sqrt(max(square, 0.0)))
         count = round(times * self.sample.count)
+        if self.sample.batch is not None:  # losses alone: the drop is at most that
+            total = max(round(times * self.sample.batch), count)
+            return hypergeometric_p(lost, count, total, int(target * total + ROUNDING) + 1)
         if self.risk.signed:
-            return signed_p(lost, gained, count, target, _SPARE * level)
+            return signed_p(lost, gained, count, target, SPARE * level)
         return binomial_p(lost, count, target)
 
-    def needed(self, target: float, level: float) -> int | None:
-        """Units that suffice if the measured risk is the true one. None: no number does."""
+    def needed(self, target: float, level: float, luck: float = 0.0) -> int | None:
+        """Units that suffice in half of the cases if the measured risk is the true one. None: no number does.
+
+        With `luck` they suffice although their risk is so many standard errors higher. 1.28 is nine cases of ten.
+        """
         if not self.sample.units or self.mean >= target:
             return None
         enough = 1
-        while self.p_value(target, level, enough) > level:
+        while self.p_value(target, level, enough, luck) > level:
             enough *= 2
             if enough * self.sample.units > 100_000_000:
                 return None
         low, high = enough / 2, float(enough)
         for _ in range(12):
             middle = 0.5 * (low + high)
-            low, high = (low, middle) if self.p_value(target, level, middle) <= level else (middle, high)
+            low, high = (low, middle) if self.p_value(target, level, middle, luck) <= level else (middle, high)
         return math.ceil(high * self.sample.units)
+
+
+def batch_test_name(batch: int) -> str:
+    """The test of one finite batch, in words."""
+    return f"exact hypergeometric, for one batch of {batch} inputs"
 
 
 def test_name(risk: Risk, grouped: bool) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.records import Records
+from dynamic.policies.records import SEARCH, UNKNOWN, Records
 
 LOWEST, HIGHEST = 0.05, 20.0
 _STEPS = 60
@@ -43,10 +43,10 @@ def fit_temperature(logits: NDArray[np.float32], label: NDArray[np.int64]) -> fl
 
 
 def fit_temperatures(records: Records) -> tuple[float, ...]:
-    """A temperature for each stage `[S]`, from the search part alone. It is 1.0 without labels."""
+    """A temperature for each stage `[S]`, from the labels of the search part alone. It is 1.0 without labels."""
     if records.label is None:
         return (1.0,) * records.stages
-    search = records.part == 0
+    search = (records.part == SEARCH) & (records.label != UNKNOWN)
     return tuple(
         fit_temperature(records.logits[search, stage], records.label[search]) for stage in range(records.stages)
     )

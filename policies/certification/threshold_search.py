@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamic.policies.certification.answers import Answers, Exits
 from dynamic.policies.certification.risks import RISKS, Risk
 from dynamic.policies.certification.thresholds.best_threshold import best_threshold
-from dynamic.policies.certification.thresholds.grids import ThresholdGrid, is_within, risk_and_se
+from dynamic.policies.certification.thresholds.grids import ThresholdGrid, grid_thresholds, is_within, risk_and_se
 from dynamic.policies.errors import CalibrationError
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
@@ -145,6 +146,125 @@ class Search:
         """The cheapest thresholds, whatever their risk: every input exits at the cheapest exit."""
         grid = min(self._grids, key=lambda g: float(g.cost.min()))
         return self._candidate(grid.exits, grid.limits(np.unravel_index(int(grid.cost.argmin()), grid.cost.shape)))
+
+    def candidate(self, thresholds: Sequence[float]) -> Candidate:
+        """Return some thresholds with their cost and risk.
+
+        Args:
+            thresholds: One for each stage but the last `[S-1]`.
+
+        Returns:
+            The thresholds with both.
+
+        Raises:
+            ValueError: when this set of exits was not searched.
+
+        Example:
+            >>> combiner = dynamic.policies.Combiner(ladder.temperature, ladder.score, combine="last")
+            >>> search = dynamic.policies.Search(records, combiner)
+            >>> search.candidate((float("inf"),)) == search.reference
+            True
+        """
+        chosen = tuple(s for s, limit in enumerate(thresholds) if limit != np.inf)
+        for grid in self._grids:
+            if tuple(stage.stage for stage in grid.exits.stages[:-1]) == chosen:
+                return self._candidate(grid.exits, [thresholds[s] for s in chosen])
+        raise ValueError(f"exits {chosen} were not searched")
+
+    def threshold_for(self, exits: int) -> float:
+        """Return the lowest threshold of the first exit, alone on, under which at most so many records exit.
+
+        Args:
+            exits: The number of records.
+
+        Returns:
+            The threshold.
+
+        Raises:
+            IndexError: when the number is negative and beyond the records.
+
+        Example:
+            >>> combiner = dynamic.policies.Combiner(ladder.temperature, ladder.score, combine="last")
+            >>> search = dynamic.policies.Search(records, combiner)
+            >>> search.threshold_for(len(records))
+            -inf
+        """
+        score = np.sort(self._single(0).exits.stages[0].score)[::-1]
+        return float(score[exits]) if exits < len(score) else -np.inf
+
+    def thresholds(self, stage: int, quantiles: int) -> NDArray[np.float32]:
+        """Return thresholds of one exit at quantiles of its scores, and -inf.
+
+        Args:
+            stage: The exit's stage.
+            quantiles: How many quantiles.
+
+        Returns:
+            The thresholds, rising `[Q]`.
+
+        Raises:
+            StopIteration: when the stage has no exit.
+
+        Example:
+            >>> combiner = dynamic.policies.Combiner(ladder.temperature, ladder.score, combine="last")
+            >>> search = dynamic.policies.Search(records, combiner)
+            >>> len(search.thresholds(0, 10)) <= 11
+            True
+        """
+        return grid_thresholds(self._single(stage).exits.stages[0].score, quantiles)[:-1]
+
+    def safest_threshold(self, stage: int, margin: float) -> float:
+        """Return the threshold of one exit, alone on, with the least risk, the lowest of equals.
+
+        Args:
+            stage: The exit's stage.
+            margin: Standard errors that are added to the risk.
+
+        Returns:
+            The threshold.
+
+        Raises:
+            StopIteration: when the stage has no exit.
+
+        Example:
+            >>> combiner = dynamic.policies.Combiner(ladder.temperature, ladder.score, combine="last")
+            >>> search = dynamic.policies.Search(records, combiner)
+            >>> search.safest_threshold(0, 1.0) <= 1.0
+            True
+        """
+        grid = self._single(stage)
+        bound = grid.bound(margin)
+        return float(grid.thresholds[0][int(np.flatnonzero(bound <= bound.min() + _EQUAL)[0])])
+
+    def single_exit(self, targets: Sequence[float], margin: float, worth: float) -> int | None:
+        """Return the exit that is enough, alone on.
+
+        Args:
+            targets: Limits of the risk.
+            margin: Standard errors that are added to the risk.
+            worth: Several exits must cost less than one by this share, on average over the targets.
+
+        Returns:
+            Its stage. None: several exits cost less by more than that.
+
+        Raises:
+            TypeError: when an argument is not a number.
+
+        Example:
+            >>> combiner = dynamic.policies.Combiner(ladder.temperature, ladder.score, combine="last")
+            >>> search = dynamic.policies.Search(records, combiner)
+            >>> search.single_exit((0.02,), 1.0, 0.1)
+            0
+        """
+        full = self.reference.cost
+        least = sum(min(full, *(grid.cheapest(target, margin)[0] for grid in self._grids)) for target in targets)
+        singles = [grid for grid in self._grids if len(grid.exits.stages) == 2]
+        costs = [sum(min(full, grid.cheapest(target, margin)[0]) for target in targets) for grid in singles]
+        best = int(np.argmin(costs))
+        return singles[best].exits.stages[0].stage if least >= costs[best] * (1 - worth) else None
+
+    def _single(self, stage: int) -> ThresholdGrid:
+        return next(g for g in self._grids if len(g.exits.stages) == 2 and g.exits.stages[0].stage == stage)
 
     def path(self, margin: float, step: float = 0.01) -> list[Candidate]:
         """Return thresholds from about the safest to about the cheapest, without dominated ones.

@@ -50,7 +50,7 @@ class Outcome:
         )
         self.stages = played.stage
         self.stage: list[int] = played.stage.tolist()
-        self.right = None if records.label is None else played.prediction == records.label
+        self.right = played.prediction == records.label if records.is_labelled else None
         self.on = [stage for stage, on in enumerate(costed.plan.on) if on]
         self.path_ms = [frontier.path_ms(costed, stage, rows=1) for stage in range(records.stages)]
         self.checks = _checks(self.path_ms, costed.plan, ahead_ms(costs, costed.plan, 1))
@@ -72,7 +72,7 @@ class Outcome:
         Returns:
             Correctness `[M]`. None without labels.
         """
-        if self._records.label is None:
+        if not self._records.is_labelled:
             return None
         if self._answers is None:
             records, state = self._records, self._combiner.start()

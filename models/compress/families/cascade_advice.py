@@ -32,7 +32,7 @@ def networks_alone(bundle: Bundle) -> list[Alone]:
     BundleError before `bundle.profile()`, CalibrationError where its records have no labels.
     """
     costs, records = bundle.frontier.costs, bundle.records
-    if records.label is None:
+    if not records.is_labelled:
         raise CalibrationError("the bundle's records have no labels: build it from a loader of (inputs, labels)")
     certifying = records.select(records.part == CERTIFY) if (records.part == CERTIFY).any() else records
     assert certifying.label is not None

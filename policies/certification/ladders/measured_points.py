@@ -29,7 +29,7 @@ def measured_point(
     chosen: ChosenPoint,
     delta: float,
 ) -> OperatingPoint:
-    """A point as it answers some records.
+    """A point as it answers some records. Where a label is missing, its loss is the largest that there may be.
 
     Args:
         records: N records that did not choose the thresholds.
@@ -44,12 +44,17 @@ def measured_point(
     """
     run = replay(records.logits, combiner, thresholds=chosen.candidate.thresholds, backbone=records.backbone)
     correct = risk.correct_answers(records, reference)
-    loss = risk.loss(run.prediction == correct, reference == correct)
+    loss, unknown = risk.loss(run.prediction == correct, reference == correct), correct < 0
+    by_reference = records.on_demand and not risk.needs_labels  # it was asked for some answers alone
+    if unknown.any():
+        same = run.stage == records.stages - 1 if by_reference else run.prediction == reference
+        loss = np.where(unknown, risk.open_losses(same)[0], loss)
     sample = Sample(len(records), records.group)
-    right = run.prediction == (reference if records.label is None else records.label)
+    labels = records.label if records.is_labelled and not by_reference else None
+    right = loss == 0 if by_reference else run.prediction == (reference if labels is None else labels)
     stages = plan(np.array(chosen.candidate.thresholds, np.float32), records.backbone)
     needed = {b for s, b in enumerate(records.backbone) if stages.run[s] and s <= stages.deepest}
-    drop = None if records.label is None else sample.mean((reference == records.label).astype(np.int8) - right)
+    drop = None if labels is None else sample.mean((reference == labels).astype(np.int8) - right)
     return OperatingPoint(
         name=chosen.name,
         thresholds=chosen.candidate.thresholds,

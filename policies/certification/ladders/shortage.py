@@ -1,5 +1,7 @@
 """What targets without a certified point would need, in words."""
 
+import math
+
 from dynamic.policies.ladder import Certificate
 
 
@@ -10,7 +12,11 @@ def shortage(certificate: Certificate) -> str:
     targets: dict[str, list[str]] = {}  # by their message
     for entry in certificate.missing:
         if entry.needed is not None:
-            message = f"measured {entry.risk:.4f}, about {entry.needed} certifying {unit} would do"
+            message = (
+                f"measured {entry.risk:.4f}, about {_amount(certificate, entry.needed)} would do in half of the cases"
+            )
+            if entry.likely is not None:
+                message += f", {_amount(certificate, entry.likely).partition(' ')[0]} in nine of ten"
         elif entry.risk is not None:
             message = f"measured {entry.risk:.4f}, and no thresholds on the path lost less. More {unit} may find better"
         else:
@@ -18,3 +24,10 @@ def shortage(certificate: Certificate) -> str:
         targets.setdefault(message, []).append(f"{entry.target:g}")
     needs = (f"{certificate.risk} {', '.join(some)}: {message}" for message, some in targets.items())
     return f"{count} {unit} certify. " + ". ".join(needs)
+
+
+def _amount(certificate: Certificate, certifying: int) -> str:
+    """So many certifying records as images in all, of which some choose. Groups are counted as they certify."""
+    if certificate.groups is not None or not certificate.images:
+        return f"{certifying} certifying groups"
+    return f"{math.ceil(certifying * (certificate.images + certificate.search_images) / certificate.images)} images"

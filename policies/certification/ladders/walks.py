@@ -1,20 +1,27 @@
 """Walks along a path of thresholds, from the safest to the cheapest, each step a test on the certifying records."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from dynamic.policies.certification.answers import Answers
 from dynamic.policies.certification.bounds import upper_bound
 from dynamic.policies.certification.ladders.chosen_points import ChosenPoint, cheapest_within, in_order
-from dynamic.policies.certification.risks import Evidence, Risk, Sample
+from dynamic.policies.certification.ladders.counted_steps import LossTest
+from dynamic.policies.certification.ladders.step_paths import OneExitPath, SearchedPath, StepPath
+from dynamic.policies.certification.risks import ROUNDING, Evidence, Risk, Sample
 from dynamic.policies.certification.threshold_search import QUANTILES, Candidate, Search
 from dynamic.policies.ladder import Missing
-from dynamic.policies.records import Records
+from dynamic.policies.records import SEARCH, UNKNOWN, Records
 from dynamic.policies.scores import SCORES, Combination, Combiner, Score
 
 FINE_QUANTILES = 20  # of scores on the path
 EXTREME_SHARE = 0.025  # of delta for each bound of the most accurate, the cheapest and, for errors, the reference
+# share of the cost that a search over several exits loses, by how many losses a certificate is likely to allow. With
+# fewer than 10 its first steps fail, at any saving that was tried (CIFAR-10, five and three stages)
+SEARCH_LOSS, FEW_LOSSES_LOSS, SOME_LOSSES = 1.0, 0.5, 10.0
 STANDARD_ERRORS = 1.5  # about how far a bound is above the measured risk. The path minimizes the sum of both
 
 
@@ -32,6 +39,16 @@ class CertifiedPoints:
 
     points: tuple[ChosenPoint, ...]
     missing: tuple[Missing, ...]
+
+
+def choosing_records(records: Records) -> Records:
+    """The records that choose where labels were asked for on demand: they have no labels.
+
+    One threshold is free of any choice, so all records show what it costs. For a finite batch all scores are known, and
+    thresholds may be any function of them. Otherwise inputs that were not drawn choose.
+    """
+    chosen = records if records.finite or records.stages == 2 else records.select(records.part == SEARCH)
+    return replace(chosen, label=np.full(len(chosen), UNKNOWN, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +76,86 @@ class RecordParts:
     @property
     def sample(self) -> Sample:
         """The certifying records as a sample."""
-        return Sample(len(self.certify_records), self.certify_records.group)
+        return Sample(len(self.certify_records), self.certify_records.group, self.batch)
+
+    @property
+    def batch(self) -> int | None:
+        """Inputs of the finite batch that a certificate is for. None: it is for future inputs."""
+        return len(self.search_records) if self.certify_records.finite else None
 
     @property
     def errors(self) -> float:
         """Standard errors of the search part that equal `STANDARD_ERRORS` of the certifying part."""
         certifying = len(self.certify_records)
         return STANDARD_ERRORS * math.sqrt(len(self.search_records) / certifying) if certifying else 0.0
+
+    def level(self, delta: float, targets: Sequence[float]) -> float:
+        """The level of each target. Labels on demand leave none for the most accurate and the cheapest thresholds."""
+        rest = 0.0 if self.certify_records.on_demand else 3 * EXTREME_SHARE
+        return delta * (1 - rest) / max(len(targets), 1)
+
+    def answers(self, score: Score) -> Answers:
+        """What the certifying records answer."""
+        return Answers(self.certify_records, self.combiner(score), self.risk, body=self.body_cost, head=self.head_cost)
+
+    def steps(self, one: ScoreSearch, targets: Sequence[float], level: float, answers: Answers) -> StepPath:
+        """The steps of the walks, with what the certifying records say of them."""
+        sample = self.sample
+
+        def evidence(candidate: Candidate) -> Evidence:
+            opened = answers.open_under(candidate.thresholds)
+            return Evidence(self.risk, sample, answers.exits_under(candidate.thresholds)[1], opened)
+
+        stage = self.free_exit(one.search, targets)
+        if stage is None:
+            return SearchedPath.of(self.path(one.search), evidence)
+        test = LossTest(self.risk, len(self.certify_records), self.batch, self.is_nested)
+        return OneExitPath(
+            answers.exits_of((stage,)),
+            test,
+            stages=answers.stages,
+            search=one.search,
+            evidence=evidence,
+            margin=None if self.certify_records.on_demand else self.errors,
+            level=level,
+        )
+
+    def free_exit(self, search: Search, targets: Sequence[float]) -> int | None:
+        """The only exit whose threshold is free. None: a search chooses the thresholds of several exits.
+
+        A search pays where several exits save more than it loses: its path is chosen by few records, and their number
+        decides how much it loses.
+        """
+        if self.certify_records.group is not None:
+            return None
+        if self.search_records.stages == 2:
+            return 0
+        if self.certify_records.on_demand or self.search_records.stages < 2 or self.risk.of_reference:
+            return None  # the first exits may gain where the reference loses too, and one exit does not find that
+        losses = len(self.certify_records) * sum(targets) / len(targets)  # that targets allow
+        worth = FEW_LOSSES_LOSS if losses < SOME_LOSSES else SEARCH_LOSS / losses
+        return search.single_exit(targets, self.errors, worth)
+
+    @property
+    def has_one_exit(self) -> bool:
+        """Whether one threshold is free, and records are independent."""
+        return self.search_records.stages == 2 and self.certify_records.group is None
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether losses only grow as thresholds fall: inputs that continue get the answer of the reference."""
+        return self.combine == "last" and not self.risk.of_reference
+
+    def with_free_exits(self, search: Search, target: float, candidate: Candidate | None) -> Candidate | None:
+        """The thresholds, or lower ones that need no label, because so few inputs of a batch exit under them.
+
+        The share that exits bounds the risk, where inputs that continue lose nothing. In a finite batch that share is
+        known, so this spends nothing of delta.
+        """
+        if self.batch is None or not self.has_one_exit or not self.is_nested:
+            return candidate
+        free = search.candidate((search.threshold_for(int(target * self.batch + ROUNDING)),))
+        return free if candidate is None or free.cost < candidate.cost else candidate
 
     def combiner(self, score: Score) -> Combiner:
         """The combiner with this score."""
@@ -114,36 +204,23 @@ def certified_points(
     Returns:
         Points and missing targets.
     """
-    path = parts.path(one.search)
     if not len(parts.certify_records):
         return CertifiedPoints((), tuple(Missing(target, None, None) for target in targets))
-    answers = Answers(
-        parts.certify_records, parts.combiner(one.score), parts.risk, body=parts.body_cost, head=parts.head_cost
-    )
-    sample = parts.sample
-
-    def evidence(candidate: Candidate) -> Evidence:
-        return Evidence(parts.risk, sample, answers.exits_under(candidate.thresholds)[1])
-
-    level = delta * (1 - 3 * EXTREME_SHARE) / max(len(targets), 1)
-    steps = [evidence(candidate) for candidate in path]
-    reached = walk(steps, targets, level)
-    points, missing = [], []
-    for target in targets:
-        last = max(reached[t] for t in targets if t <= target) - 1
-        if last >= 0:
-            points.append(ChosenPoint(f"{parts.risk.name} {target:g}", path[last], target, target))
-        else:
-            # the first step may have been unlucky. A step that these records suffice for comes after one that fails
-            forecasts = ((step.needed(target, level), step.mean) for step in steps[:10])
-            forecast = [(n, mean) for n, mean in forecasts if n is not None and n > sample.units]
-            needed, risk = min(forecast, default=(None, steps[0].mean if steps else None))
-            missing.append(Missing(target, risk, needed))
+    level = parts.level(delta, targets)
+    path = parts.steps(one, targets, level, parts.answers(one.score))
+    chosen = points_of(parts, one, targets, level, path)
+    points = [point for point in chosen.values() if point is not None]
+    missing = [path.missing(target, level) for target, point in chosen.items() if point is None]
     if not points:
         return CertifiedPoints((), tuple(missing))
+    if parts.certify_records.on_demand:
+        first = ChosenPoint(
+            "reference", one.search.reference, *((None, None) if parts.risk.of_reference else (0.0, 0.0))
+        )
+        return CertifiedPoints(tuple(in_order(first, points)), tuple(missing))
 
     def bounded(name: str, candidate: Candidate) -> ChosenPoint:
-        own, least = evidence(candidate), delta * EXTREME_SHARE
+        own, least = path.evidence(candidate), delta * EXTREME_SHARE
         if own.p_value(0.0, least) <= least:
             return ChosenPoint(name, candidate, None, 0.0)
         bound = upper_bound(lambda target: own.p_value(target, least), least)
@@ -160,6 +237,28 @@ def certified_points(
     return CertifiedPoints(tuple(in_order(reference, [*points, *ends])), tuple(missing))
 
 
+def target_points(
+    parts: RecordParts, one: ScoreSearch, targets: Sequence[float], level: float, answers: Answers
+) -> dict[float, ChosenPoint | None]:
+    """The point that certifying records with these answers give for each target. None: there is none."""
+    return points_of(parts, one, targets, level, parts.steps(one, targets, level, answers))
+
+
+def points_of(
+    parts: RecordParts, one: ScoreSearch, targets: Sequence[float], level: float, path: StepPath
+) -> dict[float, ChosenPoint | None]:
+    """The last step that each walk rejects, as a point. None: there is none that is cheaper than the reference."""
+    reached = walk_by(path.first_failure, len(path), targets, level)
+    points: dict[float, ChosenPoint | None] = {}
+    for target in targets:
+        last = max(reached[t] for t in targets if t <= target) - 1
+        candidate = parts.with_free_exits(one.search, target, path.candidate(last) if last >= 0 else None)
+        cheaper = candidate is not None and candidate.cost < one.search.reference.cost
+        name = f"{parts.risk.name} {target:g}"
+        points[target] = ChosenPoint(name, candidate, target, target) if candidate is not None and cheaper else None
+    return points
+
+
 def walk(steps: Sequence[Evidence], targets: Sequence[float], level: float) -> dict[float, int]:
     """The number of steps that the walk of each target rejects.
 
@@ -174,17 +273,39 @@ def walk(steps: Sequence[Evidence], targets: Sequence[float], level: float) -> d
     Returns:
         The number of steps by target.
     """
+
+    def first_failure(target: float, own: float, at: int) -> int:
+        while at < len(steps) and steps[at].p_value(target, own) <= own:
+            at += 1
+        return at
+
+    return walk_by(first_failure, len(steps), targets, level)
+
+
+def walk_by(
+    first_failure: Callable[[float, float, int], int], count: int, targets: Sequence[float], level: float
+) -> dict[float, int]:
+    """The number of steps that the walk of each target rejects, where steps are tested by a function.
+
+    Args:
+        first_failure: Target, level and number of a step -> number of the first step from there on that is not
+            rejected.
+        count: Number of steps.
+        targets: One walk for each.
+        level: Of each walk at the start.
+
+    Returns:
+        The number of steps by target.
+    """
     levels, reached = dict.fromkeys(targets, level), dict.fromkeys(targets, 0)
     walking = sorted(targets, reverse=True)  # the largest are the most likely to reach the end
     arrived = True
     while arrived:
         arrived = False
         for target in list(walking):
-            at, own = reached[target], levels[target]
-            while at < len(steps) and steps[at].p_value(target, own) <= own:
-                at += 1
-            reached[target] = at
-            if at == len(steps):
+            own = levels[target]
+            at = reached[target] = first_failure(target, own, reached[target])
+            if at == count:
                 heir = next((t for t in walking if t < target), None)
                 heir = next((t for t in walking if t != target), None) if heir is None else heir
                 walking.remove(target)

@@ -37,7 +37,7 @@ class ThresholdGrid:
     def of(cls, exits: Exits, count: int, *, quantiles: int) -> "ThresholdGrid":
         """The grid of a set of exits, with at most so many thresholds inside the range of scores of each exit."""
         k = len(exits.stages) - 1
-        thresholds = tuple(_grid_thresholds(exits.stages[j].score, quantiles) for j in range(k))
+        thresholds = tuple(grid_thresholds(exits.stages[j].score, quantiles) for j in range(k))
         # sums over records as if all exited at the first exit, then for each stage the change by those that continue
         cost = np.array(exits.cost[0] * count)
         loss, square = exits.loss.astype(np.float32), exits.square.astype(np.float32)
@@ -100,7 +100,7 @@ def midpoints(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np
     return np.where(middle < high, middle, low)
 
 
-def _grid_thresholds(score: NDArray[np.float32], quantiles: int) -> NDArray[np.float32]:
+def grid_thresholds(score: NDArray[np.float32], quantiles: int) -> NDArray[np.float32]:
     """-inf (all exit), midpoints next to evenly spaced quantiles, and the largest score (none exits)."""
     ordered = np.sort(score)
     at = np.arange(1, quantiles + 1) * len(ordered) // (quantiles + 1)

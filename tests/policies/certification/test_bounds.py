@@ -11,12 +11,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binom, binomtest, multinomial
+from scipy.stats import binom, binomtest, hypergeom, multinomial
 from support.policy_cases import repeatable
 
 from dynamic.policies.certification.bounds import (
+    batch_p,
     betting_p,
     binomial_p,
+    hypergeometric_p,
     largest_share,
     signed_p,
     upper_bound,
@@ -363,3 +365,43 @@ def test_signed_p_is_close_and_betting_is_not() -> None:
     betting = upper_bound(lambda target: betting_p(losses, target), 0.1, high=0.5)
     assert 1.28 < (signed - losses.mean()) / error < 1.6
     assert (betting - losses.mean()) / error > 2
+
+
+# a finite batch
+
+
+@pytest.mark.parametrize(("total", "losing"), [(3, 1), (7, 3), (60, 12), (2000, 37), (10_000, 200), (50_000, 4000)])
+def test_hypergeometric_p_is_the_cumulative_distribution(total: int, losing: int) -> None:
+    for drawn in {1, 2, total // 7, total // 2, total - 1, total} - {0}:
+        middle, spread = drawn * losing / total, math.sqrt(drawn * losing) / math.sqrt(total) + 1
+        for events in {0, 1, *(int(middle + z * spread) for z in (-5, -2, -1, 0, 1, 2, 5))}:
+            if not 0 <= events <= drawn:
+                continue
+            expected = float(hypergeom.cdf(events, total, losing, drawn))
+            p = hypergeometric_p(events, drawn, total, losing)
+            assert p == pytest.approx(expected, rel=1e-7, abs=1e-15)
+
+
+def test_hypergeometric_p_by_hand() -> None:
+    # 2 of 5 inputs lose. None of the 3 drawn does in 1 of 10 draws, at most one in 7 of 10
+    assert hypergeometric_p(0, 3, 5, 2) == pytest.approx(0.1)
+    assert hypergeometric_p(1, 3, 5, 2) == pytest.approx(0.7)
+    assert hypergeometric_p(2, 3, 5, 2) == 1.0
+    assert hypergeometric_p(0, 3, 5, 6) == 0.0  # there are no 6 losing inputs
+    assert hypergeometric_p(0, 4, 5, 2) == 0.0  # 4 of 5 always hold one
+
+
+@pytest.mark.parametrize(("total", "drawn"), [(6, 2), (7, 3), (8, 5)])
+def test_a_batch_of_every_kind_and_every_draw(total: int, drawn: int) -> None:
+    """Nested exits stop before the losing input that is one too many. Every batch and every draw are counted."""
+    draws = [set(some) for some in itertools.combinations(range(total), drawn)]
+    for allowed, events in itertools.product(range(3), range(drawn)):
+        worst = 0.0
+        for losing in itertools.product((False, True), repeat=total):  # in the order in which inputs exit
+            wrong = 0
+            for some in draws:
+                loses = [i for i in range(total) if losing[i] and i in some]
+                end = loses[events] if len(loses) > events else total
+                wrong += sum(losing[i] and i not in some for i in range(end)) > allowed
+            worst = max(worst, wrong / len(draws))
+        assert worst == pytest.approx(batch_p(events, drawn, total, allowed), rel=1e-8), "and it is reached"

@@ -97,9 +97,11 @@ def test_levels_add_up_to_delta(risk: str, targets: tuple[float, ...], monkeypat
     asked: list[tuple[float, float]] = []
     plain = Evidence.p_value
 
-    def recorded_walk(steps: Any, over: Any, level: float) -> dict[float, int]:
+    plain_walk = walks.walk_by
+
+    def recorded_walk(first_failure: Any, count: int, over: Any, level: float) -> dict[float, int]:
         walked.append(level)
-        found = walk(steps, over, level)
+        found = plain_walk(first_failure, count, over, level)
         asked.clear()
         return found
 
@@ -107,7 +109,7 @@ def test_levels_add_up_to_delta(risk: str, targets: tuple[float, ...], monkeypat
         asked.append((target, level))
         return plain(self, target, level, times)
 
-    monkeypatch.setattr(walks, "walk", recorded_walk)
+    monkeypatch.setattr(walks, "walk_by", recorded_walk)
     monkeypatch.setattr(Evidence, "p_value", p_value)
     monkeypatch.setattr(Evidence, "needed", lambda *_: None)
     logits, label = learned(1600, 3, reach=(2.0, 4.0))

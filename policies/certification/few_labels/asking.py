@@ -1,0 +1,361 @@
+"""Labels on demand: only inputs whose label decides on the next step of a walk are asked about.
+
+A label that is missing counts as the largest loss that it may give. So a certificate holds whichever inputs were asked
+about, in whatever order, and wherever asking ended: losses are never smaller than the true ones, and p-values rise with
+losses. What is asked about decides on the cost of a certificate alone.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.policies.certification.answers import Answers
+from dynamic.policies.certification.few_labels.label_plan import LabelPlan, Outlook, check_reachable, curve_text
+from dynamic.policies.certification.ladders.settings import ScoreChoice, check_settings
+from dynamic.policies.certification.ladders.walks import (
+    RecordParts,
+    ScoreSearch,
+    choosing_records,
+    target_points,
+    walk_by,
+)
+from dynamic.policies.certification.risks import Risk
+from dynamic.policies.errors import CalibrationError, InputError, SettingError
+from dynamic.policies.ladder import RiskName
+from dynamic.policies.records import CERTIFY, SEARCH, UNKNOWN, Records
+from dynamic.policies.scores import Combination, Score, check_combination
+from dynamic.policies.validation.numbers import plain, plain_items
+
+logger = logging.getLogger("dynamic")
+
+Oracle = Callable[[NDArray[np.int64]], Any]
+BATCH_SIZE = 10  # rows that are asked about at a time
+_ORACLE_COST = 1000.0  # times that of all networks together: nobody measures a person
+_CHOOSING = 0.25  # of the inputs choose thresholds where more than one is free, and the promise is for future inputs
+
+
+class AnswerStore(Protocol):
+    """Where answers are kept: see `dynamic.data.answer_file.AnswerFile`."""
+
+    labels: dict[int, int]
+
+    def add(self, answers: Mapping[int, int]) -> None:
+        """Keep answers before anything else is asked."""
+        ...
+
+
+@dataclass(frozen=True)
+class DemandSettings:
+    """What a certificate is asked for.
+
+    Args:
+        targets: In rising order.
+        delta: The probability that a bound is wrong.
+        risk: What is bounded.
+        combine: How answers of stages are combined.
+        score: Confidence of an answer.
+        budget: The most labels. None: as many as the plan takes.
+        batch_size: Rows that are asked about at a time.
+        seed: Of the inputs that are drawn.
+    """
+
+    targets: tuple[float, ...]
+    delta: float
+    risk: Risk
+    combine: Combination
+    score: Score
+    budget: int | None
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        max_drops: Sequence[float] | None,
+        *,
+        delta: float = 0.1,
+        risk: RiskName = "drop",
+        combine: Combination = "last",
+        score: ScoreChoice = "max_probability",
+        budget: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        seed: int = 0,
+    ) -> "DemandSettings":
+        """The settings, checked. Raises SettingError where one is out of range."""
+        measure, targets = check_settings(plain_items(max_drops), plain(delta), risk=risk, score=score)
+        budget, batch_size = plain(budget), plain(batch_size)
+        for name, value in (("budget", budget), ("batch_size", batch_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise SettingError(f"{name}={value!r} must be a whole number of 1 or more, such as 200")
+        if not measure.needs_labels and combine != "last":
+            raise SettingError(
+                f"combine={combine!r} averages answers, and the reference is asked for some alone: use combine='last'"
+            )
+        if score == "auto":
+            raise SettingError("score='auto' chooses by labels, and labels are asked for on demand: name one score")
+        if max_drops is None:
+            targets = [target for target in targets if target > 0]
+        if 0.0 in targets:
+            raise SettingError("max_drops holds 0, and labels on demand start where nothing is lost: give more than 0")
+        return cls(tuple(targets), plain(delta), measure, check_combination(combine), score, budget, batch_size, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """Records of which some labels were asked for.
+
+    Args:
+        records: With these labels, for `certify` with the same settings.
+        plan: What was likely before.
+        asked: Labels that were asked for.
+        reason: Why asking ended, in words.
+    """
+
+    records: Records
+    plan: LabelPlan
+    asked: int
+    reason: str
+
+
+class Asking:
+    """The questions of a certificate, one batch after the other.
+
+    Args:
+        records: Records of all inputs, whose labels are not used.
+        settings: What the certificate is asked for.
+        finite: Whether the records are one finite batch that the promise is for.
+
+    Raises:
+        CalibrationError: when there are fewer inputs than any certificate needs, or they have groups.
+        SettingError: when the budget is above the number of inputs.
+    """
+
+    def __init__(self, records: Records, settings: DemandSettings, *, finite: bool = False) -> None:
+        if records.group is not None:
+            raise CalibrationError("labels on demand need independent inputs, and these have groups: label them all")
+        self.settings = settings
+        count = len(records)
+        if settings.budget is not None and settings.budget > count:
+            raise SettingError(f"budget={settings.budget} is above the {count} inputs: give at most {count}")
+        unknown = np.full(count, UNKNOWN, np.int64)
+        part = np.full(count, CERTIFY, np.int8)
+        empty = replace(records, label=unknown, part=part, on_demand=True, finite=finite)
+        empty = self._labelled(empty, {})
+        parts = self._records_of(choosing_records(replace(empty, part=np.full(count, SEARCH, np.int8))), empty)
+        search = parts.search(settings.score)
+        self._level = parts.level(settings.delta, settings.targets)
+        self.outlook = _outlook(parts, search, count, finite)
+        check_reachable(self.outlook, settings.targets, self._level, settings.risk.name)
+        self.plan = self.outlook.plan(settings.targets, self._level, settings.budget or count)
+        self._empty, self._search, self._parts = empty, search, parts
+        self._draw(settings.seed)
+
+    def redrawn(self, seed: int) -> "Asking":
+        """The questions of another draw of the same inputs."""
+        fresh = copy.copy(self)
+        fresh._draw(seed)
+        return fresh
+
+    def _draw(self, seed: int) -> None:
+        self.take(np.random.default_rng(seed).permutation(len(self._empty))[: max(self.plan.draws, 1)])
+
+    def take(self, rows: NDArray[np.intp]) -> None:
+        """Let these rows certify. They must be drawn at random, as `redrawn` does."""
+        count = len(self._empty)
+        part = np.full(count, SEARCH, np.int8)
+        part[rows] = CERTIFY
+        self._drawn = np.flatnonzero(part)
+        self._places = {row: place for place, row in enumerate(self._drawn.tolist())}
+        self.records = replace(self._empty, part=part)
+        self._parts = replace(self._parts, certify_records=self.records.select(self._drawn))
+        if count and self.records.stages > 2 and not self.records.finite:
+            self._parts = replace(self._parts, search_records=choosing_records(self.records))
+            self._search = self._parts.search(self.settings.score)
+        self._answers = self._parts.answers(self.settings.score)
+        if self.records.stages == 2:
+            self._answers.exits_of((0,))
+        else:
+            for candidate in self._parts.path(self._search.search):
+                self._answers.exits_under(candidate.thresholds)
+
+    @cached_property
+    def curve(self) -> tuple[LabelPlan, ...]:
+        """Labels against what they would save."""
+        return self.outlook.curve(self.settings.targets, self._level)
+
+    def next_rows(self, labels: Mapping[int, int]) -> tuple[NDArray[np.int64], str]:
+        """The rows to ask about next.
+
+        Args:
+            labels: Those that are known, by row.
+
+        Returns:
+            The rows, and, where there are none, the reason why.
+        """
+        label = self._labels(labels)
+        asked = int((label != UNKNOWN).sum())
+        path = self._parts.steps(self._search, self.settings.targets, self._level, self._answers.labelled(label))
+        count, targets = len(path), self.settings.targets
+        least = walk_by(path.first_failure, count, targets, self._level)
+        most = walk_by(path.best_failure, count, targets, self._level)
+        open_targets = [target for target in targets if most[target] > least[target]]
+        if not open_targets:
+            return np.empty(0, np.int64), "more labels cannot help: every step is decided"
+        left = len(self.records) if self.settings.budget is None else self.settings.budget - asked
+        if left <= 0:
+            return np.empty(0, np.int64), f"the budget of {self.settings.budget} labels is spent"
+        step = min(max(most[target] for target in open_targets), count - 1)
+        rows = self._drawn[path.open_rows(step)]
+        return rows[: min(self.settings.batch_size, left)], ""
+
+    def thresholds(self, labels: Mapping[int, int]) -> dict[float, tuple[float, ...] | None]:
+        """The thresholds that these labels certify for each target, as `certify` gives them. None: there are none."""
+        answers = self._answers.labelled(self._labels(labels))
+        points = target_points(self._parts, self._search, self.settings.targets, self._level, answers)
+        return {target: None if point is None else point.candidate.thresholds for target, point in points.items()}
+
+    def _labels(self, labels: Mapping[int, int]) -> NDArray[np.int64]:
+        """The labels of the inputs drawn, by their place."""
+        label = np.full(len(self._drawn), UNKNOWN, np.int64)
+        for row, answer in labels.items():
+            if row in self._places:
+                label[self._places[row]] = answer
+        return label
+
+    def answered(self, labels: Mapping[int, int]) -> Records:
+        """The records with these labels."""
+        drawn = set(self._drawn.tolist())
+        return self._labelled(self.records, {row: label for row, label in labels.items() if row in drawn})
+
+    def _labelled(self, records: Records, labels: Mapping[int, int]) -> Records:
+        """These records with labels by their place. For "disagreement" they are answers of the reference."""
+        label = np.full(len(records), UNKNOWN, np.int64)
+        label[list(labels)] = list(labels.values())
+        if self.settings.risk.needs_labels:
+            return replace(records, label=label)
+        logits = records.logits.copy()
+        logits[:, -1] = 0.0
+        logits[list(labels), -1, list(labels.values())] = 1.0
+        return replace(records, logits=logits, label=label)
+
+    def _records_of(self, choosing: Records, certifying: Records) -> RecordParts:
+        settings = self.settings
+        return RecordParts(choosing, certifying, settings.risk, settings.combine, None, None, (1.0,) * choosing.stages)
+
+
+def ask(asking: Asking, oracle: Oracle, store: AnswerStore) -> Demand:
+    """Ask an oracle until more labels cannot help or the budget is spent.
+
+    Args:
+        asking: The questions.
+        oracle: Rows `[K]` -> their labels `[K]`: a person, a network or a service.
+        store: Where each answer is kept before the next question. Answers that it has are not asked for again.
+
+    Returns:
+        The records with these labels.
+
+    Raises:
+        CalibrationError: when the oracle raises, or has no answer yet.
+        InputError: when it answers something else than one class for each row.
+    """
+    plan = asking.plan
+    if logger.isEnabledFor(logging.INFO):
+        words = "about %d labels are likely, for %d inputs drawn at random\n%s"
+        logger.info(words, plan.labels, plan.draws, curve_text(asking.curve))
+    while True:
+        rows, reason = asking.next_rows(store.labels)
+        if not len(rows):
+            break
+        store.add(_answers(oracle, rows, len(store.labels), asking.records.logits.shape[2]))
+    records = asking.answered(store.labels)
+    asked = int((records.part[list(store.labels)] == CERTIFY).sum())
+    logger.info("%d labels were asked for: %s", asked, reason)
+    return Demand(records, plan, asked, reason)
+
+
+def with_oracle_stage(records: Records) -> Records:
+    """Records with one more stage, the oracle, which is the reference. It counts as more expensive than all others."""
+    count, _, classes = records.logits.shape
+    last = np.zeros((count, 1, classes), np.float32)
+    return replace(
+        records,
+        logits=np.concatenate([records.logits, last], axis=1),
+        backbone=(*records.backbone, max(records.backbone) + 1),
+        macs=(*records.macs, _ORACLE_COST * (sum(records.macs) + sum(records.head_macs) + 1.0)),
+        head_macs=(*records.head_macs, 0.0),
+        stage_names=(*records.stage_names, "oracle"),
+    )
+
+
+def _answers(oracle: Oracle, rows: NDArray[np.int64], count: int, classes: int) -> dict[int, int]:
+    """The answers by row."""
+    try:
+        given = oracle(rows.copy())
+    except Exception as error:
+        raise CalibrationError(
+            f"the oracle raised {type(error).__name__} on rows {_some(rows)} ({error}). {count} answers are kept: "
+            "mend it and call again with the same checkpoint"
+        ) from error
+    if given is None:
+        raise CalibrationError(
+            f"the oracle has no answer yet on rows {_some(rows)}. {count} answers are kept: call again with the same "
+            "checkpoint when it has"
+        )
+    labels = np.asarray(given)
+    if labels.shape != rows.shape or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"the oracle answered {labels.dtype} {list(labels.shape)} for {len(rows)} rows: give a class index, an "
+            f"integer from 0 to {classes - 1}, for each row"
+        )
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise InputError(
+            f"the oracle answered class {wrong[0]}, and the cascade has {classes} classes, 0 to {classes - 1}: ask "
+            "about the classes of the cascade"
+        )
+    return dict(zip(rows.tolist(), labels.tolist(), strict=True))
+
+
+def _some(rows: NDArray[np.int64]) -> str:
+    return f"{', '.join(map(str, rows[:3].tolist()))}{' ...' if len(rows) > 3 else ''}"
+
+
+def _outlook(parts: RecordParts, one: ScoreSearch, count: int, finite: bool) -> Outlook:
+    """What is known of the steps of a path from unlabelled logits."""
+    records = parts.search_records
+    combiner = parts.combiner(one.score)
+    open_answers = Answers(records, combiner, parts.risk)
+    expected = Answers(records, combiner, parts.risk, expected=True)
+    drawable = count if finite or records.stages == 2 else int(count * (1 - _CHOOSING))
+    if parts.has_one_exit:
+        opened, losses = open_answers.exits((0,)), expected.exits((0,))
+        order = opened.stages[0].most_confident_first
+        lost = (losses.loss + losses.square) / 2
+
+        def along(values: NDArray[Any]) -> NDArray[np.float64]:
+            here, there = values[0][order].astype(float), values[1][order].astype(float)
+            return np.asarray((there.sum() + np.cumsum(here - there)) / len(records))
+
+        saved = np.arange(1, len(records) + 1) / len(records)
+        open_share, risks = along(opened.loss != opened.best), along(lost)
+    else:
+        path = parts.path(one.search)
+        open_share = np.array([open_answers.open_under(c.thresholds).mean() for c in path])
+        risks = np.array([c.risk for c in path])
+        saved = np.array([1 - c.cost / one.search.reference.cost for c in path])
+    rising = np.maximum.accumulate
+    return Outlook(
+        parts.risk,
+        rising(open_share),
+        rising(risks),
+        rising(saved),
+        drawable,
+        count if finite else None,
+        parts.is_nested,
+    )
