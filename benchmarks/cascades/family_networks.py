@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -134,4 +135,10 @@ def alone(data: Path) -> dict[str, nn.Module]:
 
 def eight(data: Path, network: nn.Module) -> nn.Module:
     """In int8, with ranges from training images."""
-    return quantize(network, EXAMPLE, calibration_loader=cifar.batches(training(data)[2]), latency=False).network
+    return quantize(network, EXAMPLE, calibration_loader=calibration_batches(data), latency=False).network
+
+
+@cache
+def calibration_batches(data: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The training images that calibrate int8. All 50,000 are read for it, so this is done once."""
+    return cifar.batches(training(data)[2])

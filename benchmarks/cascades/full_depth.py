@@ -14,9 +14,11 @@ Latency does not depend on what the weights are, as long as they are ordinary nu
 """
 
 import argparse
+import math
+import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ from benchmarks.harness.alternating_worker import Job, keep_spec
 from benchmarks.harness.common import add_data_option, data_folder, progress, save
 from dynamic.models import CifarResNet
 from dynamic.offline.onnx_export.stage_graphs import export_stages
-from dynamic.offline.onnx_export.whole_graph import write_graphs
+from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
+from dynamic.policies.ladder import Interval
 from dynamic.profiling.graph_profile import NOBODY
 
 EXITS = 3
@@ -63,13 +66,13 @@ class Case:
 
 
 CASES = (
-    Case("ResNet-18 at 224", {"onnxruntime f32": 1.05, "openvino f32": 1.05, "openvino bf16": 1.10}, 5),
+    Case("ResNet-18 at 224", {"onnxruntime f32": 1.03, "openvino f32": 1.05, "openvino bf16": 1.10}, 5),
     Case("ResNet-56 at 32", {"onnxruntime f32": 1.08, "openvino f32": 1.08, "openvino bf16": 1.25}, 20),
 )
 
 
 def make(case: Case, folder: Path, data: Path | None) -> str:
-    """Write `cascade/`, `alone/` and `inputs.npy` under `folder`; says what the weights are."""
+    """Write `cascade/<engine>/`, `alone/` and `inputs.npy` under `folder`. Return what the weights are."""
     torch.manual_seed(0)
     if case is CASES[0]:
         images = torch.randn(200, 3, 224, 224)
@@ -99,18 +102,27 @@ def make(case: Case, folder: Path, data: Path | None) -> str:
 
 def _write_cascade(cascade: dynamic.Cascade, folder: Path, example: torch.Tensor) -> None:
     spec = export_stages(cascade, folder, example, progress=False)
-    ladder = dynamic.Ladder(
-        temperature=(TEMPERATURE,) * len(spec.stages),
-        score="max_probability",
-        combine=cascade.combine,
-        backbone=spec.backbone,
-        stage_names=tuple(stage.name for stage in spec.stages),
-        points=(),
-        fingerprint="",
-        certified=False,
+    stages = len(spec.stages)
+    nothing_known = Interval(0, 0, 0)
+    # a ladder is not read without its reference
+    reference = dynamic.OperatingPoint(
+        name="reference",
+        thresholds=(math.inf,) * (stages - 1),
+        backbones=spec.backbones[-1:],
+        target=0.0,
+        risk=0.0,
+        bound=None,
+        delta=None,
+        n=0,
+        accuracy=nothing_known,
+        shares=(*(0.0,) * (stages - 1), 1.0),
     )
-    write_graphs(folder, spec, ladder)
-    keep_spec(folder, spec, ladder)
+    ladder = replace(plain_ladder(spec, cascade.combine), temperature=(TEMPERATURE,) * stages, points=(reference,))
+    for engine in sorted({engine for engine, _ in ENGINES.values()}):
+        own = folder / engine
+        shutil.copytree(folder / "backbones", own / "backbones")
+        write_graphs(own, spec, ladder, engine)
+        keep_spec(own, spec, ladder)
 
 
 def contenders(engine_name: str, folder: Path) -> list[Contender]:
@@ -118,18 +130,19 @@ def contenders(engine_name: str, folder: Path) -> list[Contender]:
     engine, precision = ENGINES[engine_name]
     nobody, off = (float(NOBODY),) * EXITS, (float("inf"),) * EXITS
 
-    def all_settings(name: str, part: str, route: str | None, limits: tuple[float, ...] | None) -> list[Contender]:
+    def all_settings(name: str, part: Path, route: str | None, limits: tuple[float, ...] | None) -> list[Contender]:
         inputs = str(folder / "inputs.npy")
         return [
-            Contender(name, Job(engine, precision, str(folder / part), route, setting, inputs), limits)
+            Contender(name, Job(engine, precision, str(part), route, setting, inputs), limits)
             for setting in settings(engine, bare=route is None)
         ]
 
+    cascade = folder / "cascade" / engine
     return [
-        *all_settings("unsplit", "alone", None, None),
-        *all_settings("graph", "cascade", "graph", nobody),
-        *all_settings("stages", "cascade", "stages", nobody),
-        *all_settings("exits off", "cascade", "graph", off),
+        *all_settings("unsplit", folder / "alone", None, None),
+        *all_settings("graph", cascade, "graph", nobody),
+        *all_settings("stages", cascade, "stages", nobody),
+        *all_settings("exits off", cascade, "graph", off),
     ]
 
 

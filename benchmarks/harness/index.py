@@ -78,6 +78,7 @@ WEIGHTS = {
     "trained_exits_distill.safetensors": ("benchmarks.cascades.trained_exits --train distill", "5 hours"),
     "family_student_16.packed, family_student_32.packed": ("benchmarks.cascades.family_students", "a day"),
     "family_heads.safetensors": ("benchmarks.cascades.family_cascade --train", "1 hour, after the students"),
+    "modern_network.safetensors": ("benchmarks.cascades.modern_network", "half an hour"),
     "compress_pruning_network.safetensors, .json": ("benchmarks.compress.compress_pruning --train", "a day"),
 }
 

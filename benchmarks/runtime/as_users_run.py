@@ -3,16 +3,18 @@
     python -m benchmarks.runtime.as_users_run [--cascade family]
 
 The cascade is made by the public steps alone. It is built on one half of the test images for a drop of at most 0.005 to
-ResNet-56 (delta 0.1), and profiled here. Ranges of int8 come from training images. The other half reports.
+its last network (delta 0.1), and profiled here. Ranges of int8 come from training images. The other half reports.
 
 - "resnets": int8 versions of ResNet-20, 32 and 56, and ResNet-56 as it was given. Nothing was trained for it.
 - "family": that of `family_cascade.py`, with two students that were trained for it.
+- "modern": int8 versions of the two students and of the network of `modern_network.py`, and that network as it was
+  trained.
 
 `run(x)` is timed with everything on: monitor, drift test, observation, decisions. Beside it the same cascade as a bare
 engine call (its thresholds are known there), and every static network alone as a bare call: ResNet-20, 32, 44 and 56 in
-float32 and int8, and the students in int8 where they are members. Each side runs in its best setting of threads and
-waiting, chosen on calibration images of the first split. All are processes that take turns, one request behind the
-other (`alternating.py`).
+float32 and int8, the modern network in both where it was trained, and the students in int8 where they are members. Each
+side runs in its best setting of threads and waiting, chosen on calibration images of the first split. All are processes
+that take turns, one request behind the other (`alternating.py`).
 
 The opponent is the fastest static network that is at least as accurate as the cascade on the images that report, or the
 most accurate one where none is. Every answer of `run(x)` has to be certified. One half decides that within 0.3 points
@@ -31,7 +33,7 @@ import torch
 from torch import nn
 
 import dynamic
-from benchmarks.cascades import family_networks
+from benchmarks.cascades import family_networks, modern_network
 from benchmarks.cascades.family_networks import CALIBRATION, EXAMPLE
 from benchmarks.harness import cifar
 from benchmarks.harness.alternating import (
@@ -48,7 +50,7 @@ from benchmarks.harness.alternating import (
     workers,
 )
 from benchmarks.harness.alternating_worker import Job, Setting, keep_spec
-from benchmarks.harness.common import add_data_option, data_folder, progress, ratio, save
+from benchmarks.harness.common import add_data_option, data_folder, progress, ratio, required, save
 from dynamic.data import stratified_halves
 from dynamic.models.compress import quantize
 from dynamic.offline.onnx_export.stage_graphs import export_stages
@@ -56,7 +58,11 @@ from dynamic.offline.onnx_export.stage_graphs import export_stages
 MAX_DROP, DELTA = 0.005, 0.1
 MEMBERS = ("resnet20 int8", "resnet32 int8", "resnet56 int8", "resnet56")  # the last is the reference
 SPLITS, REQUESTS, BLOCK, SCREENED = 5, 1500, 50, 200
-RESULT = {"resnets": "runtime/as_users_run", "family": "runtime/as_users_run_family"}
+RESULT = {
+    "resnets": "runtime/as_users_run",
+    "family": "runtime/as_users_run_family",
+    "modern": "runtime/as_users_run_modern",
+}
 RUN, BARE = "run(x)", "bare cascade"
 
 
@@ -71,16 +77,37 @@ def resnets(data: Path) -> tuple[dynamic.Cascade, dict[str, nn.Module]]:
         for name, network in given.items()
     }
     every = {**given, **int8}
-    return dynamic.Cascade([every[member] for member in MEMBERS], names=list(MEMBERS)), every
+    cascade = dynamic.Cascade([every[member] for member in MEMBERS], names=list(MEMBERS))
+    return cascade, every | modern_networks(data, "modern int8")
 
 
 def family(data: Path) -> tuple[dynamic.Cascade, dict[str, nn.Module]]:
     """The cascade with students, and the static networks: the ResNets as they were given, and all of them in int8."""
     given = dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
-    return family_networks.cascade(data), {**given, **family_networks.alone(data)}
+    every = {**given, **family_networks.alone(data), **modern_networks(data, "modern-int8")}
+    return family_networks.cascade(data), every
 
 
-CASCADES = {"resnets": resnets, "family": family}
+def modern(data: Path) -> tuple[dynamic.Cascade, dict[str, nn.Module]]:
+    """The cascade of students and the modern network, and the static networks of "family"."""
+    required(modern_network.FILE, modern_network.COMMAND)
+    given = dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
+    every = {**given, **family_networks.alone(data), **modern_networks(data, "modern-int8")}
+    students = {"student16-int8": every["student16-int8"]}
+    students["student32-int8"] = family_networks.eight(data, family_networks.larger_student())
+    members = {**students, "modern-int8": every["modern-int8"], "modern": every["modern"]}
+    return dynamic.Cascade(list(members.values()), names=list(members)), every
+
+
+def modern_networks(data: Path, int8_name: str) -> dict[str, nn.Module]:
+    """The modern network in float32 and int8. None where its weights do not exist."""
+    if not modern_network.FILE.is_file():
+        progress(f"without the modern network, which {modern_network.COMMAND} trains")
+        return {}
+    return {"modern": modern_network.modern_network(), int8_name: modern_network.int8_network(data)}
+
+
+CASCADES = {"resnets": resnets, "family": family, "modern": modern}
 
 
 def built(
@@ -164,6 +191,7 @@ def split_of(
         right = accuracies(running, best, report, labels)
         took = alternate(running, best, report[:requests], BLOCK)
     by_name = {contender.name: contender for contender in best}
+    reference = bundle.spec.stages[-1].name
     timed = {name: took[contender.key] for name, contender in by_name.items()}
     rows: dict[str, Any] = {
         name: {"setting": by_name[name].key.split(" | ")[1], "accuracy": right[name], **row_of(one)}
@@ -184,7 +212,8 @@ def split_of(
         "ratio_cpu": round(rows[RUN]["cpu_ms"] / rows[opponent]["cpu_ms"], 3),
         "ratio_of_bare_cascade": ratio(timed[BARE].ms, against.ms)["ratio"],
         "ratio_to_resnet56": ratio(timed[RUN].ms, timed["resnet56"].ms)["ratio"],
-        "gain": round(right[RUN] - right["resnet56"], 4),
+        "ratio_to_reference": ratio(timed[RUN].ms, timed[reference].ms)["ratio"],
+        "gain": round(right[RUN] - right[reference], 4),
         "rows": rows,
         "settings_ms": means,
     }
@@ -200,7 +229,8 @@ def split_of(
 
 def summary(splits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over the splits, with the least and the largest."""
-    keys = ("ratio_p50", "ratio_p95", "ratio_p99", "ratio_cpu", "ratio_of_bare_cascade", "ratio_to_resnet56", "gain")
+    ratios = ("p50", "p95", "p99", "cpu", "of_bare_cascade", "to_resnet56", "to_reference")
+    keys = (*(f"ratio_{key}" for key in ratios), "gain")
     values = {"ratio": [one["ratio"]["ratio"] for one in splits], **{key: [one[key] for one in splits] for key in keys}}
     return {
         key: {"mean": round(statistics.fmean(some), 4), "least": min(some), "largest": max(some)}

@@ -1,1 +1,1 @@
-"""Which networks can be wrapped."""
+"""Which networks can be wrapped, and the peer library that wraps them too."""

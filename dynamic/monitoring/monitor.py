@@ -1,9 +1,11 @@
 """The state of the device, refreshed in the background: reading it costs one attribute access."""
 
+import logging
 import math
 import os
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +19,8 @@ from dynamic.policies.snapshot import Snapshot
 from dynamic.policies.validation.numbers import plain
 
 __all__ = ["Battery", "FixedMonitor", "Monitor", "TraceMonitor"]
+
+logger = logging.getLogger("dynamic")
 
 
 class Monitor:
@@ -99,6 +103,8 @@ class Monitor:
         self._watch: Watch | None = None
         self._pid: int | None = None  # the process whose threads these are
         self._left: list[Watch] = []
+        self._listeners: dict[int, Callable[[], object]] = {}  # by number
+        self._numbers = count()
 
     def start(self) -> Self:
         """Begin to refresh. Wait for the first reading, but no longer than the interval.
@@ -113,7 +119,8 @@ class Monitor:
             self._leave(self._watch)
         self._pid = os.getpid()
         # all new: file handles and what a fork may have copied of locks are not used again
-        self._watch = Watch(sources(self._root, self._functions), self.interval_s, self._set, self._reported)
+        source_list = sources(self._root, self._functions)
+        self._watch = Watch(source_list, self.interval_s, self._set, self._reported, after_publish=self._call_listeners)
         self._watch.start()
         return self
 
@@ -132,6 +139,39 @@ class Monitor:
         watch = self._watch
         return () if watch is None or self._pid != os.getpid() else watch.reports()
 
+    def subscribe(self, listener: Callable[[], object]) -> Callable[[], None]:
+        """Have a function called after each new `latest`, on a thread of the monitor.
+
+        While it runs, the sensors of that thread are not read. One that raises is logged once, and is called again.
+
+        Args:
+            listener: Takes no arguments.
+
+        Returns:
+            A function that ends the subscription. It may be called again.
+
+        Raises:
+            SettingError: `listener` is no function.
+
+        Example:
+            >>> import threading
+            >>> arrived = threading.Event()
+            >>> with dynamic.Monitor(root="/nothing") as monitor:
+            ...     end = monitor.subscribe(arrived.set)
+            ...     arrived.wait(60)
+            ...     end()
+            True
+        """
+        if not callable(listener):
+            raise SettingError(f"listener={listener!r} must be a function without arguments")
+        number = next(self._numbers)
+        self._listeners[number] = listener
+
+        def end() -> None:
+            self._listeners.pop(number, None)
+
+        return end
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -146,3 +186,14 @@ class Monitor:
 
     def _set(self, snapshot: Snapshot) -> None:
         self.latest = snapshot
+
+    def _call_listeners(self) -> None:
+        for number, listener in list(self._listeners.items()):
+            try:
+                listener()
+            except BaseException as error:  # whatever a user's function raises: the sensors are read all the same
+                key = f"listener {number}"
+                if key not in self._reported:
+                    self._reported.add(key)
+                    message = "%r, which listens to the monitor, raised %r. It is called again (logged once)"
+                    logger.warning(message, listener, error, exc_info=error)

@@ -31,6 +31,7 @@ class Watch:
         publish: Receives every new snapshot.
         reported: Names of sources whose problem was logged. More are added.
         clock: Time in seconds.
+        after_publish: Called after each `publish` by a thread of this watch, on that thread and without the lock.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Watch:
         publish: Callable[[Snapshot], None],
         reported: set[str],
         clock: Callable[[], float] = time.monotonic,
+        after_publish: Callable[[], None] = lambda: None,
     ) -> None:
-        self._interval_s, self._publish, self._reported, self._clock = interval_s, publish, reported, clock
+        self._interval_s, self._reported, self._clock = interval_s, reported, clock
+        self._publish, self._after_publish = publish, after_publish
         self._stop = threading.Event()
         self._lock = threading.RLock()  # of all below, and of publishing. A signal handler may ask for reports
         self._states = [SourceState(s, *periods(s, interval_s)) for s in sources]
@@ -70,7 +73,7 @@ class Watch:
             workers = list(self._workers)
         end = time.monotonic() + _CLOSING_S
         for thread in (self._keeper, *(worker.thread for worker in workers)):
-            if thread is not None:
+            if thread is not None and thread is not threading.current_thread():  # a listener may stop the monitor
                 thread.join(max(0.0, end - time.monotonic()))
 
     def reports(self) -> tuple[SourceReport, ...]:
@@ -136,8 +139,10 @@ class Watch:
                     worker.busy = None
                 if self._stop.is_set():
                     return
-            self._refresh()
+            is_new = self._refresh()
             worker.ready.set()
+            if is_new:
+                self._after_publish()
             self._try_again()
             self._stop.wait(self._interval_s)
 
@@ -203,17 +208,19 @@ class Watch:
             self._try_again()
             if now - published >= self._interval_s:
                 published = now
-                self._refresh(only_if_stale=True)
+                if self._refresh(only_if_stale=True):
+                    self._after_publish()
 
-    def _refresh(self, only_if_stale: bool = False) -> None:
+    def _refresh(self, only_if_stale: bool = False) -> bool:
+        """Publish a snapshot. Returns False where there was no reason to."""
         with self._lock:
             if self._stop.is_set():
-                return
+                return False
             now = self._clock()
             fresh = self._fresh(now)
             names = frozenset(state.source.name for state in fresh)
             if only_if_stale and names == self._published:
-                return
+                return False
             self._published = names
             readings = [state.reading.fields for state in fresh if state.reading is not None]
             missing = tuple(sorted(state.source.name for state in self._states if state.source.name not in names))
@@ -222,6 +229,7 @@ class Watch:
                     time_s=max((state.read_at for state in fresh), default=now), **merge(readings), missing=missing
                 )
             )
+            return True
 
     def _fresh(self, now: float) -> list[SourceState]:
         return [s for s in self._states if s.reading is not None and now - s.read_at <= s.keep_s]

@@ -147,7 +147,9 @@ def build(
         spec, exported = _exported(cascade, folder, example, engine, progress)
         stages = cascade.stages_for([i.name for i in spec.inputs])
         if exported:
-            write_graphs(folder, spec, plain_ladder(spec, cascade.combine))  # written again once temperatures are known
+            graph_engine = None if engine == AUTO else engine
+            # written again once temperatures are known
+            write_graphs(folder, spec, plain_ladder(spec, cascade.combine), graph_engine)
         if engine == AUTO:
             engine_name = chosen(
                 folder, spec, plain_combiner(spec), lambda _: precision, keep=True, cascade=cascade.fingerprint()

@@ -23,7 +23,7 @@ from dynamic.runtime.batch_splitting import most_rows, run_split
 from dynamic.runtime.decisions.controller import Controller, Renewal
 from dynamic.runtime.deployment import Deployment
 from dynamic.runtime.fallback import Answer, SubModelError
-from dynamic.runtime.request_plan import Conditions, Observation, RequestPlan
+from dynamic.runtime.request_plan import Conditions, DecisionContext, Observation, RequestPlan
 from dynamic.runtime.result import BatchResult, Prediction, Result
 
 _CONVERSION_MS = 1.0  # conversion of inputs that takes less is no wait for the policy: such requests share one snapshot
@@ -116,8 +116,8 @@ class RequestHandler:
                     waited_ms=0.0,
                 )
             )
-            if work_ms > plan.slow_ms[stage]:
-                controller.due = True
+            if work_ms > plan.slow_ms[stage] or controller.was_slow:
+                controller.note_slow(work_ms > plan.slow_ms[stage])
             kind = Prediction if single else BatchResult
             return kind(number, output, plan.names, latency_ms, plan.decision, certified)
         finally:
@@ -131,7 +131,7 @@ class RequestHandler:
         inputs, single = named_inputs(deployment.bundle, x)
         rows = len(next(iter(inputs.values())))
         deployment.rows[rows > 1] = rows  # what a swap loads before the exchange
-        budget = controller.budget if renewal is None else renewal.budget
+        budget = controller.budget if renewal is None else renewal.context.budget
         arrival = began if came is None else came
         waited_ms, conversion_ms = (began - arrival) * 1e3, (self._clock() - began) * 1e3
         if conversion_ms > _CONVERSION_MS:  # preprocessing is no work of the engine, but time that has passed
@@ -140,7 +140,7 @@ class RequestHandler:
             latest, servers = controller.read.latest, None if came is None else self._servers
             snapshot = controller.read.of_request(latest, rows, waited_ms, controller.waiting(), servers)
         else:
-            latest, snapshot, waited_ms = renewal.latest, renewal.snapshot, 0.0
+            latest, snapshot, waited_ms = renewal.context.latest, renewal.context.snapshot, 0.0
         if deployment.unchecked is not None:  # after the first reading, which is of memory without networks
             deployment.check()
         ends_s = None if budget.deadline_ms is None else arrival + budget.deadline_ms / 1e3
@@ -149,7 +149,7 @@ class RequestHandler:
             if renewal is None:
                 decision = controller.decide(deployment, budget, snapshot)
             else:
-                decision, renewal = renewal.decision, None
+                decision, renewal = renewal.context.decision, None
             stagewise = deployment.stagewise(decision, ends_s is not None, snapshot, rows)
             expected_s = None if ends_s is None else deployment.expected_s(decision, rows)
             starts = self._clock()  # what comes before is the same however slow the engine is
@@ -171,11 +171,9 @@ class RequestHandler:
                     whole = not deployment.exclude_backbones(error.backbones)
                     controller.plan = None
         ended = self._clock()
+        context = DecisionContext(deployment, budget, latest, snapshot, decision)
         observation = self._observed(
-            deployment,
-            budget,
-            decision,
-            snapshot,
+            context,
             answer,
             inputs,
             x,
@@ -186,7 +184,7 @@ class RequestHandler:
         if deployment.lost or deployment.engines.has_failures:
             controller.plan = None
         elif rows == 1 and waited_ms == 0.0 and ends_s is None and not stagewise:
-            controller.plan_next(deployment, budget, latest, snapshot, decision, answer, observation.work_ms)
+            controller.plan_next(context, answer, observation.work_ms)
         kind = Prediction if single else BatchResult
         classes = deployment.bundle.classes
         return kind(
@@ -206,10 +204,7 @@ class RequestHandler:
 
     def _observed(
         self,
-        deployment: Deployment,
-        budget: Budget,
-        decision: Decision,
-        snapshot: Snapshot,
+        context: DecisionContext,
         answer: Answer,
         inputs: Mapping[str, Array],
         x: Any,
@@ -219,6 +214,7 @@ class RequestHandler:
     ) -> Observation:
         """What a request showed, once everybody who learns from it has."""
         controller = self._controller
+        deployment, budget, decision = context.deployment, context.budget, context.decision
         output, point, stages = answer.output, decision.point, answer.stages
         # of several engines, one that was not calibrated decides
         engine = next((engine for engine in answer.engines if not deployment.calibrated(engine)), answer.engine)
@@ -239,7 +235,9 @@ class RequestHandler:
             )
             observation = Observation(
                 id=next(controller.ids),
-                conditions=Conditions(deployment, decision, engine, snapshot, learns=not answer.moved, repeated=False),
+                conditions=Conditions(
+                    deployment, decision, engine, context.snapshot, learns=not answer.moved, repeated=False
+                ),
                 stages=stages,
                 output=output,
                 captured=captured,

@@ -17,6 +17,16 @@ from dynamic.runtime.deployment import Deployment
 from dynamic.runtime.drift.drift_watch import Captured
 
 
+class DecisionContext(NamedTuple):
+    """A decision, and what it was made for."""
+
+    deployment: Deployment
+    budget: Budget
+    latest: Snapshot  # of the monitor
+    snapshot: Snapshot  # the same with what was asked, as the policy saw it
+    decision: Decision
+
+
 class Conditions(NamedTuple):
     """What the requests of one decision share."""
 
@@ -60,15 +70,11 @@ class RequestPlan:
     """A decision that holds until something changes, with all that requests of one row need of it.
 
     It holds for one budget and one deployment. It is renewed with another snapshot of the monitor, after
-    `MOST_OBSERVATIONS` requests, and after one that takes more than `slow_ms [S]` of its stage. Another point, a
-    failure, or an answer that is not finite end it.
+    `MOST_OBSERVATIONS` requests, and after two in a row that take more than `slow_ms [S]` of their stage. Another
+    point, a failure, or an answer that is not finite end it.
 
     Args:
-        deployment: What is at work.
-        budget: The budget of the decision.
-        latest: The monitor's snapshot that the decision saw.
-        snapshot: The same with what was asked, as policies see it.
-        decision: The decision.
+        context: The decision, and what it was made for.
         engine: The engine that runs it.
         run: What the engine gave for this operating point (`Engine.bind`).
         certified: Whether answers to finite inputs are certified.
@@ -81,6 +87,7 @@ class RequestPlan:
         "budget",
         "certified",
         "conditions",
+        "context",
         "decision",
         "deployment",
         "dtype",
@@ -96,18 +103,16 @@ class RequestPlan:
 
     def __init__(
         self,
-        deployment: Deployment,
-        budget: Budget,
-        latest: Snapshot,
-        snapshot: Snapshot,
-        decision: Decision,
+        context: DecisionContext,
         engine: Engine,
         run: Callable[[Mapping[str, Array]], Output],
         certified: bool,
         expected_ms: Sequence[float],
     ) -> None:
-        self.deployment, self.budget, self.latest, self.decision = deployment, budget, latest, decision
-        self.conditions = Conditions(deployment, decision, engine, snapshot, learns=True, repeated=True)
+        deployment, decision = context.deployment, context.decision
+        self.context, self.deployment, self.decision = context, deployment, decision
+        self.budget, self.latest = context.budget, context.latest
+        self.conditions = Conditions(deployment, decision, engine, context.snapshot, learns=True, repeated=True)
         self.run = run
         self.certified, self.expected_ms = certified, tuple(expected_ms)
         self.slow_ms = slow_ms(expected_ms, decision.slowdown)
@@ -122,23 +127,14 @@ class RequestPlan:
         self.shape = first.shape if takes_arrays else None
         self.batch_shape = (1, *first.shape) if len(spec.inputs) == 1 else None
 
-    def renewed(
-        self, latest: Snapshot, snapshot: Snapshot, decision: Decision, run: Callable[[Mapping[str, Array]], Output]
-    ) -> "RequestPlan":
-        """The plan under another decision for the same point.
-
-        Args:
-            latest: The monitor's snapshot that the decision saw.
-            snapshot: The same as the policy saw it.
-            decision: The decision.
-            run: What the engine gave for the point.
-        """
+    def renewed(self, context: DecisionContext, run: Callable[[Mapping[str, Array]], Output]) -> "RequestPlan":
+        """The plan under another decision for the same point. `run`: what the engine gave for it."""
         plan = object.__new__(RequestPlan)
         for name in RequestPlan.__slots__:
             setattr(plan, name, getattr(self, name))
-        plan.latest, plan.decision, plan.run = latest, decision, run
-        plan.conditions = self.conditions._replace(decision=decision, snapshot=snapshot)
-        plan.slow_ms = slow_ms(self.expected_ms, decision.slowdown)
+        plan.context, plan.latest, plan.decision, plan.run = context, context.latest, context.decision, run
+        plan.conditions = self.conditions._replace(decision=context.decision, snapshot=context.snapshot)
+        plan.slow_ms = slow_ms(self.expected_ms, context.decision.slowdown)
         return plan
 
     def runs_the_same_as(self, deployment: Deployment, budget: Budget, decision: Decision) -> bool:

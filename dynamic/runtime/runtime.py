@@ -76,7 +76,7 @@ class Runtime:
         route: "graph" or "stages" for every request that may take it. None: whichever was measured faster.
         options: Options of one engine, such as `dynamic.OnnxRuntimeOptions(idle="spin")`.
         monitor: Reads the device. None: a `dynamic.Monitor` of this runtime. A monitor that is given is started, and
-            goes on when the runtime closes.
+            continues when the runtime closes. One with `subscribe` lets the policy decide on its thread too.
         policy: Chooses the operating point. None: `dynamic.BudgetPolicy()`.
         drift_alpha: The probability of a false alarm of drift, in (0, 1). None: inputs are not watched.
         drift: Which inputs the drift test counts. None: the usual ones.
@@ -261,8 +261,10 @@ class Runtime:
         self._waiting = Waiting(queue, workers, self._handler, self._retire)
         self._controller.deployment = self._serve(bundle, frontier, engine, others)
         self.deployment.guard.begin()
+        self.deployment.guard.report()
         self.budget = budget  # checked by the setter
         forget_after_fork(self)
+        self._read.follow(self._controller.refresh)
 
     def __call__(self, x: Any) -> Result:
         """Answer one input or a batch.
@@ -573,6 +575,9 @@ class Runtime:
         controller.closed, controller.plan = True, None
         # what the interrupted thread holds, a worker may need: to wait for workers then is to wait for oneself
         wait = threading.get_ident() not in controller.inside and not in_signal_handler()
+        self._read.unfollow()
+        if wait and controller.lock.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            controller.lock.release()  # the monitor's thread decides no more
         if self._waiting.close(drain, timeout_s, wait):  # else the last worker does it
             self._retire()
         if self._owns_monitor:
@@ -610,6 +615,7 @@ class Runtime:
             check_budget(budget, fresh.whole)
             fresh.guard.begin()
             fresh.decision = fresh.guard.decide(fresh.frontier, budget, first)
+        fresh.guard.report()
 
     def _exchange(self, fresh: Deployment) -> Deployment:
         """Put it to work, and return what was at work before."""

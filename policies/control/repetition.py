@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 # requests that were answered since the last decision: then the policy decides again
 MOST_OBSERVATIONS = 32
-_SLOW = 2.0  # a request that takes so many times what was expected: then too
+_SLOW = 2.0  # two requests in a row that take so many times what was expected: then too. One may have been unlucky
 
 
 def slow_ms(expected_ms: Sequence[float], slowdown: float) -> tuple[float, ...]:
-    """The time of a request at each stage beyond which the device has changed.
+    """The time of a request at each stage beyond which it is slow. Two slow ones in a row: the device has changed.
 
     Args:
         expected_ms: `[S]`, profiled time of a request that exits at each stage.

@@ -116,6 +116,7 @@ def test_one_thread_decides_while_the_others_repeat(bundle: dynamic.Bundle, chan
         elif change == "slow":
             plan.slow_ms = (1e-9, 1e-9)
             run(X[0])
+            run(X[0])
             plan.slow_ms = (1e9, 1e9)
         else:
             while run._controller.answered + len(run._controller.observations) < MOST_OBSERVATIONS:
@@ -165,6 +166,13 @@ def test_what_ends_a_plan(bundle: dynamic.Bundle, change: str) -> None:
             return
         elif change == "slow":
             run._controller.plan.slow_ms = (1e-9, 1e-9)
+            run(X[0])
+            run._controller.plan.slow_ms = (1e9, 1e9)
+            run(X[0])
+            run(X[0])
+            assert policy.decisions == 0, "one alone is no reason, and the one after it was not slow"
+            run._controller.plan.slow_ms = (1e-9, 1e-9)
+            run(X[0])
             run(X[0])
             assert policy.decisions == 0, "the next one decides"
         else:

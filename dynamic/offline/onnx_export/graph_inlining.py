@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from dynamic.offline.onnx_export.carried_images import block_images
 from dynamic.offline.onnx_export.if_nodes import Body
 from dynamic.offline.onnx_export.node_names import captured, rename
 
@@ -24,10 +25,15 @@ class StageGraph:
     opset: int
 
 
-def load_stage(path: Path, prefix: str, inputs: Sequence[str]) -> StageGraph:
-    """The graph with `prefix` before every name, but for its inputs: they are called `inputs`."""
+def load_stage(path: Path, prefix: str, inputs: Sequence[str], blocks: bool = False) -> StageGraph:
+    """The graph with `prefix` before every name, but for its inputs: they are called `inputs`.
+
+    `blocks`: with `block_images`.
+    """
     model = onnx.load(path, load_external_data=False)
     graph = model.graph
+    if blocks:
+        block_images(graph)
     named = dict(zip([i.name for i in graph.input], inputs, strict=True))
     for node in graph.node:
         rename(node, lambda name: named.get(name, prefix + name))

@@ -27,6 +27,7 @@ from dynamic.policies.scores import PATIENCE, TINY, Combination, groups
 _NOT_YET = -1  # the stage of a row that has not left
 _NO_ANSWER = -1.0  # its `same` before the first answer: one more is 0
 _KINDS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT)  # of an ending
+_EXIT_KINDS = (TensorProto.FLOAT, TensorProto.BOOL, TensorProto.FLOAT)  # of a backbone with one exit
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class _State:
 class _Ending:
     """What a nest yields, by name: `total [B, C]`, `stage [B]`, `score [B]`.
 
-    In the end `total` is the answer's probabilities. A backbone passes on a sum of probabilities, as in `_State`.
+    In the end `total` is the answer's probabilities. A backbone passes on a sum of probabilities, as in `_State`. Where
+    it has one exit, its `stage` is whether the row exits there: 2 operations less between backbones.
     For rows that continue it is not always guarded (`_guards_later`). With "patience" their `score` is `same` there.
     """
 
@@ -78,7 +80,8 @@ class Nest:
     `temperature [S]`, `score` and `combine` are those of a ladder. `batch`: "single" for one row, "dynamic" for any
     number of rows, those that are done leaving it. `preprocess`: the graph then takes images as bytes `[B, H, W, C]`,
     resized and cropped, and scales and normalizes them. `only [S-1]`: thresholds of a point. Exits that it
-    switches off, and everything after a stage where every input exits, are not in the graph.
+    switches off, and everything after a stage where every input exits, are not in the graph. `blocks`: carried images
+    are laid out for ONNX Runtime (`carried_images`).
     """
 
     folder: Path
@@ -89,6 +92,7 @@ class Nest:
     batch: str
     preprocess: Preprocess | None = None
     only: Sequence[float] | None = None
+    blocks: bool = True
     _opset: int = field(default=0, init=False)
     _limits: list[str] = field(default_factory=list, init=False)
     _group: tuple[int, ...] = field(default=(), init=False)
@@ -159,13 +163,15 @@ class Nest:
             return self._stage(body, first, inputs, state)
         if not exits:
             return self._backbone(body, own[-1] + 1, inputs, state)
+        (only, *more), kinds = exits, _KINDS if len(exits) > 1 else _EXIT_KINDS
         if self._tests_exits:
             run, skip = body.inside("run"), body.inside("skip")
             ran = self._stage(run, first, inputs, state)
             total = state.total or self._filled(skip, inputs[0], self._nothing, self.spec.classes)
-            stage, unsaid = self._filled(skip, total, _NOT_YET), _NO_ANSWER if self._patient else np.nan
+            stage = self._filled(skip, total, _NOT_YET if more else False)
+            unsaid = _NO_ANSWER if self._patient else np.nan
             skipped = (total, stage, state.same or self._filled(skip, total, unsaid))
-            branches = Branch(run, ran.names, _KINDS), Branch(skip, skipped, _KINDS)
+            branches = Branch(run, ran.names, kinds), Branch(skip, skipped, kinds)
             ending = _Ending(*body.branch(self._any_on(body, own), *branches))
         else:
             ending = self._stage(body, first, inputs, state)
@@ -178,11 +184,15 @@ class Nest:
             # between backbones a group begins, or there is but one
             return _State(total, same=score if self._patient else None)
 
+        def here(inner: Body) -> _Ending:
+            stage = ending.stage if more else self._filled(inner, ending.score, only)
+            return _Ending(self._answered(inner, ending.total, several), stage, ending.score)
+
         return self._onward(
             body,
-            body.add("Less", body.constant(_NOT_YET, np.int64), ending.stage),  # [B]
+            body.add("Less", body.constant(_NOT_YET, np.int64), ending.stage) if more else ending.stage,  # [B]
             None,
-            here=lambda inner: replace(ending, total=self._answered(inner, ending.total, several)),
+            here=here,
             carry=inputs,
             after=after,
             rest=lambda inner, inner_inputs, inner_state: self._backbone(inner, own[-1] + 1, inner_inputs, inner_state),
@@ -193,7 +203,9 @@ class Nest:
         spec, of = self.spec, self.spec.backbone
         state = state.enter(s > 0 and self._group[s] != self._group[s - 1])
         total = state.total
-        stage = load_stage(self.folder / spec.stages[s].graph, f"{body.prefix}s{s}/", carry)
+        carried = s > 0 and of[s] == of[s - 1]
+        path = self.folder / spec.stages[s].graph
+        stage = load_stage(path, f"{body.prefix}s{s}/", carry, blocks=self.blocks and carried)
         self._opset = max(self._opset, stage.opset)
         inline(body, stage.body, stage.initializers)
         if s not in self._present:
@@ -219,9 +231,12 @@ class Nest:
             if to_the_end:  # inputs that do not exit continue
                 answer = self._answered(inner, raw, state.before is not None)
                 return _Ending(answer, self._filled(inner, score, s), score)
-            not_yet = inner.constant([_NOT_YET], np.int64)
-            at = inner.add("Where", leaves, inner.constant([s], np.int64), not_yet)
-            bare = self._guards_later([k for k in self._present if of[k] == of[s]])
+            exits = [k for k in self._present if of[k] == of[s]]
+            at = leaves
+            if len(exits) > 1:
+                not_yet = inner.constant([_NOT_YET], np.int64)
+                at = inner.add("Where", leaves, inner.constant([s], np.int64), not_yet)
+            bare = self._guards_later(exits)
             own_total = raw if bare else self._guarded(inner, raw, score, total)
             return _Ending(own_total, at, self._same(inner, score, state) or score)
 
@@ -362,7 +377,7 @@ class Nest:
 
     def _filled(self, body: Body, like: str, value: float, width: int = 0) -> str:
         """As many rows as `like` has of a value: `[B]`, or `[B, width]`."""
-        kind = np.int64 if isinstance(value, int) else np.float32
+        kind = np.bool_ if isinstance(value, bool) else np.int64 if isinstance(value, int) else np.float32
         if self.batch == "single":
             return body.add("Identity", body.constant(np.full((1, width) if width else 1, value, kind), kind))
         shape = body.add("Shape", like, start=0, end=1)

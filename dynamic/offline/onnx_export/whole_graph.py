@@ -151,11 +151,12 @@ def write_graphs(
 ) -> None:
     """Write a bundle's graphs beside the stages' own, whose weights they share. Their inputs are those of the network.
 
-    `engine`, `precision`: of the calibration. Raises InputError on an input whose name the graphs use themselves.
+    `engine`, `precision`: of the calibration. Except for "openvino" the graphs are laid out for ONNX Runtime. They run
+    on both. Raises InputError on an input whose name the graphs use themselves.
     """
     facts = _Facts(engine=engine, precision=precision)
     for batch, file in (("dynamic", GRAPH), ("single", SINGLE_GRAPH)):
-        model = _nest(folder, spec, ladder, batch, None, only=False)
+        model = _nest(folder, spec, ladder, batch, None, only=False, engine=engine)
         with disk_errors("the graph", folder):
             onnx.save(_described(model, spec, ladder, facts), folder / file)
 
@@ -171,7 +172,13 @@ class _Facts:
 
 
 def _nest(
-    folder: Path, spec: CascadeSpec, ladder: Ladder, batch: str, preprocess: Preprocess | None, only: bool
+    folder: Path,
+    spec: CascadeSpec,
+    ladder: Ladder,
+    batch: str,
+    preprocess: Preprocess | None,
+    only: bool,
+    engine: str | None,
 ) -> onnx.ModelProto:
     if len(ladder.temperature) != len(spec.stages):
         raise InputError(f"the ladder is of {len(ladder.temperature)} stages, the cascade has {len(spec.stages)}")
@@ -182,7 +189,8 @@ def _nest(
         if isinstance(step, Normalize):
             step.check(spec.inputs[0].shape[0])
     limits = ladder.points[0].thresholds if only else None
-    return Nest(folder, spec, ladder.temperature, ladder.score, ladder.combine, batch, preprocess, limits).model()
+    rule = ladder.temperature, ladder.score, ladder.combine
+    return Nest(folder, spec, *rule, batch, preprocess, limits, blocks=engine != "openvino").model()
 
 
 def _write(
@@ -197,7 +205,7 @@ def _write(
     """Write the graph with its weights inside, or in `<name>.data` beside it where one file cannot hold them."""
     if facts.classes is not None and len(facts.classes) != spec.classes:
         raise InputError(f"{len(facts.classes)} class names for {spec.classes} classes: give one for each, in order")
-    model = _described(_nest(folder, spec, ladder, batch, facts.preprocess, only), spec, ladder, facts)
+    model = _described(_nest(folder, spec, ladder, batch, facts.preprocess, only, facts.engine), spec, ladder, facts)
     external_data_helper.load_external_data_for_model(model, str(folder))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

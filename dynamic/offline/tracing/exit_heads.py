@@ -47,6 +47,8 @@ class ExitHead(nn.Module):
         room: The size of the backbone.
     """
 
+    cells: Tensor | None
+
     def __init__(
         self, shape: tuple[int, ...], channel: int, classes: int, classifier: Classifier | None, room: Room
     ) -> None:
@@ -62,6 +64,9 @@ class ExitHead(nn.Module):
             if grid <= side and hidden * (self._width(channels, grid) + classes) <= most
         ]
         self.grid, hidden = fitting[0] if fitting else (1, 0)
+        self.sides = tuple(shape[d - 1] for d in self.positions)
+        cells = _cell_weights(self.sides, self.grid) if self.grid > 1 else None
+        self.register_buffer("cells", cells, persistent=False)
         width = self._width(channels, self.grid)
         make = (_hidden(hidden) if hidden else _linear) if classifier is None else classifier
         self.classifier = make(width, classes)
@@ -79,6 +84,8 @@ class ExitHead(nn.Module):
         if self.grid == 1:
             return torch.cat([feature.mean(self.positions), feature.amax(self.positions)], dim=1)
         image = feature if self.channel == 1 else feature.movedim(self.channel, 1)  # [B, C, H, W]
+        if self.cells is not None and image.shape[2:] == self.sides:
+            return (image.flatten(2) @ self.cells).flatten(1)  # [B, C, H W] @ [H W, grid grid]
         return F.adaptive_avg_pool2d(image, self.grid).flatten(1)
 
     def classify(self, pooled: Tensor) -> Tensor:
@@ -226,6 +233,22 @@ class BlockHead(nn.Module):
         deep = self.blocks(feature)
         logits: Tensor = self.classifier(deep.mean(self.positions) if self.positions else deep)
         return logits
+
+
+def _cell_weights(sides: Sequence[int], grid: int) -> Tensor | None:
+    """The means over the cells of a grid as a product `[H W] -> [grid grid]`, None where all cells have the same size.
+
+    The exporter writes uneven cells as a gather of every pixel. Of 256 channels of 14 x 14 pixels it takes 1.5 ms on
+    OpenVINO and 0.2 on ONNX Runtime. On the same thread all of ResNet-18 takes 33.
+    """
+    if all(side % grid == 0 for side in sides):
+        return None
+    return torch.kron(*(_means(side, grid) for side in sides)).T.contiguous()
+
+
+def _means(side: int, grid: int) -> Tensor:
+    """`[grid, side]`: the cells of `adaptive_avg_pool2d` along one side."""
+    return F.adaptive_avg_pool1d(torch.eye(side), grid).T
 
 
 def _linear(width: int, classes: int) -> nn.Module:

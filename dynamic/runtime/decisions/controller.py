@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -21,20 +22,19 @@ from dynamic.runtime.decisions.device_reading import RequestReading
 from dynamic.runtime.deployment import Deployment
 from dynamic.runtime.drift.feedback_log import FeedbackLog
 from dynamic.runtime.fallback import Answer
-from dynamic.runtime.request_plan import Conditions, Observation, RequestPlan
+from dynamic.runtime.request_plan import Conditions, DecisionContext, Observation, RequestPlan
 from dynamic.runtime.requests.request_queue import CLOSED
 from dynamic.runtime.result import answers
 
+_FEWEST = 2  # requests since the last decision: in a slower stream each request decides, and once is enough
+_LONGEST_PAUSE = 10  # snapshots between groups of requests that are decided on: 2 s at five a second
 _MOST_WAITING_FACTOR = 8  # times what may wait to be learned from: then a thread decides although another does
 
 
 class Renewal(NamedTuple):
     """Another decision for a request that was about to repeat the last one. No plan: it goes the long way."""
 
-    budget: Budget  # that it was made for
-    latest: Snapshot  # of the monitor
-    snapshot: Snapshot  # the same as the policy saw it
-    decision: Decision
+    context: DecisionContext
     plan: RequestPlan | None
 
 
@@ -69,10 +69,13 @@ class Controller:
         self.closed = False
         self.plan: RequestPlan | None = None
         self.deciding_thread: int | None = None  # the thread that decides again, while others repeat what was decided
-        self.due = False  # whether the next request decides again: one took longer than its plan allows, or drift
+        self.due = False  # whether the next request decides again: two in a row were slow, or drift
+        self.was_slow = False  # the last request
         self.observations: list[Observation] = []  # that the policy has not seen: appended without a lock
         self.answered = 0  # requests since the last decision that the policy has seen
         self.ids = count()
+        self._pause = 0  # snapshots since the last group of requests
+        self._last_pause = 0  # the same of the pause before: as long as the next one, probably
         self._learns = False
         self.forget()
 
@@ -158,6 +161,57 @@ class Controller:
             self._announce(None if last is None else last.point, decision, snapshot)
         return decision
 
+    def refresh(self) -> None:
+        """Decide on a new snapshot on the monitor's thread, so that no request pays for it: 1 ms with cold caches.
+
+        Requests repeat the plan meanwhile. Only a decision that runs the same is taken, and renews the plan. Otherwise
+        nothing is, and the next request decides, as it does in a stream that is slower than the snapshots. In a pause
+        between groups of requests each decision takes the place of the one before.
+        """
+        plan = self.plan
+        if plan is None or self.deciding_thread is not None or plan.latest is self.read.latest:
+            return
+        if not self._is_worth_it(len(self.observations) + self.answered):
+            return
+        thread = self.deciding_thread = threading.get_ident()
+        try:
+            with self.learned():
+                if self.plan is plan and self._holds(plan.context):
+                    plan.deployment.enter(thread)
+                    try:
+                        self.plan = self._repeated(plan)
+                    finally:
+                        plan.deployment.leave(thread)
+        except Exception:  # the caller of the next request sees what is wrong
+            self.plan = None
+            raise
+        finally:
+            if self.deciding_thread == thread:
+                self.deciding_thread = None
+
+    def _is_worth_it(self, requests: int) -> bool:
+        """Whether to decide on this snapshot, after so many requests since the last decision."""
+        if requests >= _FEWEST:
+            self._last_pause, self._pause = self._pause, 0
+            return True
+        self._pause += 1
+        return requests == 0 and self._pause <= self._last_pause <= _LONGEST_PAUSE
+
+    def _repeated(self, plan: RequestPlan) -> RequestPlan | None:
+        """The plan under a new decision, where that runs the same. Otherwise none, and nothing is decided."""
+        deployment, budget, latest = plan.deployment, plan.budget, self.read.latest
+        snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None)
+        if deployment.lost or deployment.stagewise(plan.decision, False, snapshot, 1):
+            return None
+        repeats = partial(plan.runs_the_same_as, deployment, budget)
+        decision = deployment.guard.decide_if(deployment.frontier, budget, snapshot, repeats)
+        point = plan.decision.point
+        run = None if decision is None else deployment.engines.bind(point.backbones, point.thresholds, 1)
+        if decision is None or run is None:
+            return None
+        self.due, self.answered, deployment.decision = False, 0, decision
+        return plan.renewed(DecisionContext(deployment, budget, latest, snapshot, decision), run)
+
     def renew(self, plan: RequestPlan) -> Renewal | None:
         """Decide again for a request of one row that would repeat `plan`. None: there is another budget by now."""
         deployment, budget, latest = plan.deployment, plan.budget, self.read.latest
@@ -165,37 +219,26 @@ class Controller:
             return None
         snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None)
         decision = self.decide(deployment, budget, snapshot)
+        context = DecisionContext(deployment, budget, latest, snapshot, decision)
         point, renewed = decision.point, None
         with self.lock:
             # whatever ended the plan, or put another in its place, may have changed what it runs or certifies
             if self.plan is plan and not deployment.stagewise(decision, False, snapshot, 1):
                 run = deployment.engines.bind(point.backbones, point.thresholds, 1)
-                renewed = None if run is None else plan.renewed(latest, snapshot, decision, run)
+                renewed = None if run is None else plan.renewed(context, run)
             if self.plan is plan:
-                self.plan = renewed if self._holds(deployment, budget, decision) else None
-        return Renewal(budget, latest, snapshot, decision, renewed)
+                self.plan = renewed if self._holds(context) else None
+        return Renewal(context, renewed)
 
-    def plan_next(
-        self,
-        deployment: Deployment,
-        budget: Budget,
-        latest: Snapshot,
-        snapshot: Snapshot,
-        decision: Decision,
-        answer: Answer,
-        work_ms: float,
-    ) -> None:
+    def plan_next(self, context: DecisionContext, answer: Answer, work_ms: float) -> None:
         """Let the next requests repeat one of one row, where its decision holds until something changes.
 
         Args:
-            deployment: What the request ran on.
-            budget: The limits.
-            latest: The monitor's snapshot that the decision saw.
-            snapshot: The same with what was asked, as the policy saw it.
-            decision: The decision.
+            context: The decision of the request, and what it was made for.
             answer: The answer.
             work_ms: What it took.
         """
+        deployment, budget, decision = context.deployment, context.budget, context.decision
         engine, point = deployment.engines.first, decision.point
         repeats = (
             answer.engine is engine
@@ -217,16 +260,24 @@ class Controller:
             certified = (
                 deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.drifted
             )
-            plan = RequestPlan(deployment, budget, latest, snapshot, decision, engine, run, certified, expected_ms)
-            if self._holds(deployment, budget, decision):
+            plan = RequestPlan(context, engine, run, certified, expected_ms)
+            if self._holds(context):
                 self.plan = plan
-        if work_ms > plan.slow_ms[answer.stages[0]]:
-            self.due = True
+        self.note_slow(work_ms > plan.slow_ms[answer.stages[0]])
 
-    def _holds(self, deployment: Deployment, budget: Budget, decision: Decision) -> bool:
+    def note_slow(self, is_slow: bool) -> None:
+        """Let the next request decide after two slow ones in a row.
+
+        One alone finds cold caches, after a pause, as often as a device that has changed. It cost a decision each time.
+        """
+        self.due = self.due or (is_slow and self.was_slow)
+        self.was_slow = is_slow
+
+    def _holds(self, context: DecisionContext) -> bool:
         """Whether this is still what is at work. To be called under the lock."""
-        current = decision is deployment.decision and deployment is self.deployment
-        return current and budget is self.budget and not self.closed
+        deployment = context.deployment
+        current = context.decision is deployment.decision and deployment is self.deployment
+        return current and context.budget is self.budget and not self.closed
 
     def learn(self) -> Deployment | None:
         """Give the observations that wait to the drift test, the policy, the feedback log and the counters.
@@ -283,6 +334,7 @@ class Controller:
         shared.deployment.guard.observe(feedback)
 
     def warn(self, alarmed: Deployment | None) -> None:
-        """Log that the inputs of a deployment have drifted. Handlers of logs may be slow: not under the lock."""
+        """Log what was found under the lock, now that it is free: drift of a deployment, and faults of the policy."""
+        self.deployment.guard.report()
         if alarmed is not None:
             alarmed.watch.warn(self.budget.on_drift)

@@ -1,4 +1,4 @@
-"""Every change of decision, told: a log line with fields, and the user's own function."""
+"""Reports every change of decision: a log line with fields, and the user's own function."""
 
 import logging
 from collections.abc import Callable
@@ -45,10 +45,10 @@ OnChange = Callable[[Change], object]
 
 
 class Announcer:
-    """Tells of changes on logger "dynamic" and to a function, on the thread of the request that brought the change.
+    """Reports changes on logger "dynamic" and to a function, on the thread of the request that decided.
 
     Log records carry `record.dynamic`: time_s, from, to, reason, violated_limits, and the snapshot's known fields. A
-    function that raises is logged once and goes on being called.
+    function that raises is logged once and is called again.
     """
 
     def __init__(self, on_change: OnChange | None) -> None:
@@ -56,7 +56,7 @@ class Announcer:
         self._has_warned = False
 
     def __call__(self, before: CostedPoint | None, decision: Decision, snapshot: Snapshot) -> None:
-        """Tell of one change."""
+        """Report one change."""
         try:
             if logger.isEnabledFor(logging.INFO):
                 _log(before, decision, snapshot)

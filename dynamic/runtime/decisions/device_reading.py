@@ -3,7 +3,8 @@
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+from weakref import WeakMethod
 
 from dynamic.policies.fast_paths import fast_replace
 from dynamic.policies.snapshot import Snapshot
@@ -23,6 +24,14 @@ class HasLatest(Protocol):
 
     def close(self) -> None:
         """Stop refreshing."""
+
+
+@runtime_checkable
+class HasListeners(Protocol):
+    """What a monitor may have besides: then a runtime decides on the monitor's thread, and not during a request."""
+
+    def subscribe(self, listener: Callable[[], object], /) -> Callable[[], None]:
+        """Call a function after each new `latest`. Returns what ends that."""
 
 
 def begin(monitor: HasLatest) -> None:
@@ -64,6 +73,43 @@ class RequestReading:
         self.started: Callable[[], None] = lambda: None
         self.news: Callable[[], None] | None = None  # called once, with the monitor's next snapshot
         self.first: Snapshot | None = None
+        self._end: Callable[[], None] | None = None  # of the subscription
+
+    def unfollow(self) -> None:
+        """End `follow`. Nothing where there is no subscription."""
+        end, self._end = self._end, None
+        if end is not None:
+            try:
+                end()
+            except Exception as error:
+                name = type(self._monitor).__name__
+                logger.warning("monitor %s does not end a subscription: %r", name, error, exc_info=error)
+
+    def follow(self, method: Callable[[], None]) -> None:
+        """Have a bound method called after each new snapshot, where the monitor can do that.
+
+        The monitor does not keep its object in memory. A subscription that fails is logged, and requests decide.
+        """
+        if isinstance(self._monitor, HasListeners):
+            weak = WeakMethod(method)
+            ends: list[Callable[[], None]] = []
+
+            def call() -> None:
+                if (alive := weak()) is not None:
+                    alive()
+                else:
+                    ends[0]()
+
+            try:
+                end = self._monitor.subscribe(call)
+                if not callable(end):
+                    raise TypeError(f"subscribe returned {end!r:.80}, and not a function that ends the subscription")
+            except Exception as error:
+                name = type(self._monitor).__name__
+                logger.warning("monitor %s: %r. Requests decide on its snapshots", name, error, exc_info=error)
+                return
+            ends.append(end)
+            self._end = end
 
     @property
     def waits(self) -> bool:
@@ -90,7 +136,8 @@ class RequestReading:
                 self.first = latest
             if self.news is not None and latest is not before:
                 news, self.news = self.news, None
-                news()
+                if news is not None:  # else another thread has taken it
+                    news()
         if starting:
             self.started()
         return self._last

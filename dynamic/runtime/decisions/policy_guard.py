@@ -1,4 +1,4 @@
-"""Whatever a policy does, requests are answered: its faults are counted and told, and the last good decision stands."""
+"""Whatever a policy does, requests are answered: faults are counted and logged, and the last good decision holds."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ class Guard:
     """A policy that cannot fail, with its state. Not safe for several threads at once.
 
     Where `decide` raises, or gives what cannot be run, the last good decision holds. Before any, the first point of the
-    frontier runs, the reference. The state remains as it was. Each kind of fault is logged once, with the exception.
+    frontier runs, the reference. The state remains as it was. `report` logs each kind of fault once.
 
     Args:
         policy: The policy.
@@ -27,7 +27,9 @@ class Guard:
     def __init__(self, policy: Policy, failed: Callable[[], None]) -> None:
         self.policy, self._count = policy, failed
         self._reported: set[str] = set()
+        self._unreported: list[tuple[str, Exception]] = []
         self._state: Any = None
+        self._replaced: Any = None  # the state before a decision that the next one takes the place of
         self._last: Decision | None = None  # good on `_frontier`
         self._frontier: Frontier | None = None
         self._points: frozenset[CostedPoint] = frozenset()
@@ -50,6 +52,8 @@ class Guard:
             self._frontier, self._points = frontier, frozenset(frontier.points)
             if self._last is not None and self._last.point not in self._points:
                 self._last = None
+        if self._replaced is not None:
+            self._state, self._replaced = self._replaced, None
         try:
             decision, state = self.policy.decide(frontier, budget, snapshot, self._state)
             if not isinstance(decision, Decision):
@@ -67,8 +71,25 @@ class Guard:
             self._last = decision
         return decision
 
+    def decide_if(
+        self, frontier: Frontier, budget: Budget, snapshot: Snapshot, accepts: Callable[[Decision], bool]
+    ) -> Decision | None:
+        """What the policy decides, where that is accepted. Otherwise None, and its state is as before.
+
+        Where nothing is observed until the next decision, that one takes the place of this one.
+        """
+        good = self._last
+        state = self._state if self._replaced is None else self._replaced
+        decision = self.decide(frontier, budget, snapshot)
+        if accepts(decision):
+            self._replaced = state
+            return decision
+        self._state, self._last = state, good
+        return None
+
     def observe(self, feedback: Feedback) -> None:
         """Let the policy take in what a request took."""
+        self._replaced = None
         try:
             self._state = self.policy.observe(self._state, feedback)
         except Exception as error:
@@ -88,6 +109,12 @@ class Guard:
         kind = f"{what} {type(error).__name__}"
         if kind not in self._reported and len(self._reported) < 100:
             self._reported.add(kind)
+            self._unreported.append((what, error))
+
+    def report(self) -> None:
+        """Log the faults. Not under a lock that requests need, since a log handler may wait for a request."""
+        while self._unreported:
+            what, error = self._unreported.pop(0)
             logger.warning(
                 "policy %s failed in %s: %r. Requests are answered, by its last good decision (told once, counted in "
                 "stats().policy_failures)",

@@ -120,6 +120,7 @@ def serve(
     snapshot: Any = None
     holds = False  # whether the next request may repeat the last decision
     due = False  # whether it does not because requests were slow or many
+    was_slow = False  # the last request
     limits_ms: Sequence[float] = ()  # beyond which a request was slow
     load_until_s = -math.inf
     while number < count:
@@ -247,8 +248,10 @@ def serve(
         took.append(took_ms)
         took_stages.append(stage)
         expected.append(expected_ms)
-        if changes and (took_ms > limits_ms[stage] or len(took) >= MOST_OBSERVATIONS):
-            due = True
+        if changes:
+            is_slow = took_ms > limits_ms[stage]
+            due = due or (is_slow and was_slow) or len(took) >= MOST_OBSERVATIONS
+            was_slow = is_slow
         number += 1
     if took:
         observe(state, _feedback(decision.point, took_stages, took, expected, threads, snapshot))

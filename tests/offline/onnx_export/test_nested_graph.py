@@ -121,8 +121,8 @@ def test_what_leaving_at_the_first_network_costs(case: Case, tmp_path: Path) -> 
     """Of the operators that are no layer, every one is counted: an exit costs what lies between it and the answer."""
     profile = Profile(case.ruled("margin", "mean"), tmp_path, 1, (-INF, 0.5, 0.5), "as written")
     cost = [op for stage, op, _ in profile.ran if stage == -1]
-    score, decision = ["Softmax", "TopK", "Mul", "ReduceSum", "ReduceSum", "Div"], ["Less", "Where"]
-    around = ["Split", "Less", "If", "Less", "If", "Add", "Log"]  # is the exit on, does it leave, the answer
+    score, decision = ["Softmax", "TopK", "Mul", "ReduceSum", "ReduceSum", "Div"], ["Less"]
+    around = ["Split", "Less", "If", "If", "Add", "Log"]  # is the exit on, does it leave, the answer
     assert sorted(op for op in cost if op != "Identity") == sorted(score + decision + around)
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[3]
 WITHOUT = """
 import runpy, sys
 sys.modules["earlyon"] = None
-runpy.run_module("benchmarks.cascades.against_earlyon", run_name="__main__")
+runpy.run_module("benchmarks.wrapping.against_earlyon", run_name="__main__")
 """
 
 

@@ -1,6 +1,6 @@
 """Against the peer library earlyon 0.3, on the same backbone, trained heads and images.
 
-    pip install earlyon==0.3 && python -m benchmarks.cascades.against_earlyon
+    pip install earlyon==0.3 && python -m benchmarks.wrapping.against_earlyon
 
 Installs nothing: without earlyon it says so and stops. The backbone is the given ResNet-56 with the heads that
 frozen_exits.py trained, put into earlyon's public `EarlyExitWrapper` as its documentation says: an `ExitPoint` on the
@@ -382,7 +382,7 @@ def main() -> None:
         figures["one stays"] = one_hard(listed, peer, report, inputs, options.repeats)
     figures["not measured"] = NOT_MEASURED
     print(f"\nnot measured: {'; '.join(NOT_MEASURED)}")
-    print(save("cascades/against_earlyon", figures))
+    print(save("wrapping/against_earlyon", figures))
 
 
 if __name__ == "__main__":
