@@ -110,7 +110,9 @@ def calibrate(
     """
     check_engine(engine, precision)
     loader = calibration_loader if batch is None else batch
-    if loader is None or (calibration_loader is not None and batch is not None):
+    if loader is None:
+        raise InputError("None is no loader. Give batches as calibration_loader=, or as batch= for one finite set")
+    if calibration_loader is not None and batch is not None:
         raise InputError("calibrate takes a calibration_loader, or batch= for one finite set: give one of both")
     if batch is not None and labels is None:
         raise SettingError("batch= has no oracle: a certificate for one finite set asks for labels. Give labels=")

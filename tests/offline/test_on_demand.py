@@ -130,7 +130,7 @@ def test_what_is_refused(options: Any, error: type[Exception], message: str) -> 
 
 
 def test_neither_a_loader_nor_a_batch() -> None:
-    with pytest.raises(InputError, match="give one of both"):
+    with pytest.raises(InputError, match="None is no loader"):
         calibrated(turned(0.1), None)
     with pytest.raises(SettingError, match="batch= has no oracle"):
         calibrated(turned(0.1), None, batch=loader(task()[0]))
