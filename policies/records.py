@@ -33,7 +33,7 @@ class Records:
         fingerprint: Of cascade, preprocessing, engine and precision.
         made_on: Engine and machine that computed the logits, as JSON. None: unknown.
         on_demand: Whether labels were asked for as a certificate needed them. Part 1 was then drawn at random.
-        finite: Whether these inputs are one finite batch, and certificates are for this batch alone.
+        batch: Inputs of the one finite batch that certificates are for. None: they are for future inputs.
 
     Raises:
         InputError: when shapes, types or labels do not fit.
@@ -54,7 +54,7 @@ class Records:
     fingerprint: str
     made_on: str | None = None
     on_demand: bool = False
-    finite: bool = False
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3 or self.logits.dtype != np.float32:
@@ -113,8 +113,13 @@ class Records:
             self.fingerprint,
             self.made_on,
             self.on_demand,
-            self.finite,
+            self.batch,
         )
+
+    @property
+    def finite(self) -> bool:
+        """Whether certificates are for one finite batch, and not for future inputs."""
+        return self.batch is not None
 
     @property
     def is_labelled(self) -> bool:
@@ -150,7 +155,9 @@ class Records:
         if self.group is not None:
             arrays["group"] = self.group
         if self.on_demand:
-            arrays |= {"on_demand": np.array(True), "finite": np.array(self.finite)}
+            arrays["on_demand"] = np.array(True)
+        if self.batch is not None:
+            arrays["batch"] = np.array(self.batch)
         if self.made_on is not None:
             arrays["made_on"] = np.array(self.made_on)
         write_arrays(path, arrays)
@@ -199,7 +206,7 @@ class Records:
                 fingerprint=text(arrays["fingerprint"].item(), "fingerprint"),
                 made_on=None if made_on is None else text(made_on.item(), "made_on"),
                 on_demand="on_demand" in arrays and flag(arrays["on_demand"].item(), "on_demand"),
-                finite="finite" in arrays and flag(arrays["finite"].item(), "finite"),
+                batch=whole(arrays["batch"].item(), "batch") if "batch" in arrays else None,
             )
         except KeyError as error:
             raise CorruptError(f"{path} lacks {error}, so it holds no records: calibrate again") from error

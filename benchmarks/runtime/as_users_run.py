@@ -83,20 +83,24 @@ def resnets(data: Path) -> tuple[dynamic.Cascade, dict[str, nn.Module]]:
 
 def family(data: Path) -> tuple[dynamic.Cascade, dict[str, nn.Module]]:
     """The cascade with students, and the static networks: the ResNets as they were given, and all of them in int8."""
-    given = dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
-    every = {**given, **family_networks.alone(data), **modern_networks(data, "modern-int8")}
-    return family_networks.cascade(data), every
+    return family_networks.cascade(data), with_students(data)
 
 
 def modern(data: Path) -> tuple[dynamic.Cascade, dict[str, nn.Module]]:
     """The cascade of students and the modern network, and the static networks of "family"."""
     required(modern_network.FILE, modern_network.COMMAND)
-    given = dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
-    every = {**given, **family_networks.alone(data), **modern_networks(data, "modern-int8")}
-    students = {"student16-int8": every["student16-int8"]}
-    students["student32-int8"] = family_networks.eight(data, family_networks.larger_student())
-    members = {**students, "modern-int8": every["modern-int8"], "modern": every["modern"]}
+    every = with_students(data)
+    with_exits = {"student32-int8": family_networks.eight(data, family_networks.larger_student())}
+    members = {
+        name: (every | with_exits)[name] for name in ("student16-int8", "student32-int8", "modern-int8", "modern")
+    }
     return dynamic.Cascade(list(members.values()), names=list(members)), every
+
+
+def with_students(data: Path) -> dict[str, nn.Module]:
+    """The static networks: the ResNets as they were given and in int8, the students in int8, the modern network."""
+    given = dict(zip(cifar.NAMES, cifar.networks(data), strict=True))
+    return {**given, **family_networks.alone(data), **modern_networks(data, "modern-int8")}
 
 
 def modern_networks(data: Path, int8_name: str) -> dict[str, nn.Module]:

@@ -85,10 +85,15 @@ class Answers:
 
     def __init__(self) -> None:
         self.labels: dict[int, int] = {}
+        self.draw: Any = None
 
     def add(self, answers: Any) -> None:
         """Keep answers."""
         self.labels |= answers
+
+    def keep_draw(self, draw: Any) -> None:
+        """Keep the draw."""
+        self.draw = draw
 
 
 def confidence(logits: NDArray[Any]) -> NDArray[np.float32]:

@@ -201,8 +201,8 @@ def _records_with_labels(
         budget=budget,
         batch_size=rows,
     )
-    asking = Asking(records, settings)
     store = AnswerFile(path, len(records), records.logits.shape[2])
+    asking = Asking(records, settings).resumed(store)
     if not store.labels and not store.questions:
         print(f"about {asking.plan.labels} labels are likely, for {asking.plan.draws} inputs drawn at random")
         print(curve_text(asking.curve))

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from dynamic.policies.certification.few_labels.draw_record import DrawRecord
 from dynamic.policies.errors import CorruptError, InputError
 from dynamic.storage.atomic_write import replace_text
 
@@ -15,13 +17,15 @@ _MOST_ROWS = 10_000_000
 class AnswerFile:
     """A CSV file of rows and labels. A row without a label is a question.
 
+    Beside it lies a file with `.draw.json` behind its name: the draw of inputs that the answers belong to.
+
     Args:
-        path: The file. None: answers are kept in memory alone.
+        path: The CSV file. None: answers are kept in memory alone.
         count: Rows that there are.
         classes: Classes that labels may have.
 
     Raises:
-        CorruptError: when a line does not read.
+        CorruptError: when a line or the draw does not read.
         InputError: when a row or a label is none that there is, or two labels of one row differ.
     """
 
@@ -29,6 +33,10 @@ class AnswerFile:
         self._path, self._count, self._classes = path, count, classes
         self.labels: dict[int, int] = {}
         self.questions: list[int] = []
+        self.draw: DrawRecord | None = None
+        self._draw_path = None if path is None else path.with_name(f"{path.name}.draw.json")
+        if self._draw_path is not None and self._draw_path.exists():
+            self.draw = _draw(self._draw_path)
         if path is not None and path.exists():
             self._read(path)
 
@@ -39,6 +47,12 @@ class AnswerFile:
         self.labels |= answers
         self.questions = [row for row in self.questions if row not in answers]
         self._write()
+
+    def keep_draw(self, draw: DrawRecord) -> None:
+        """Keep the draw that answers belong to, in memory and on disk."""
+        self.draw = draw
+        if self._draw_path is not None:
+            replace_text(self._draw_path, json.dumps(draw.to_json()))
 
     def ask(self, rows: Iterable[int]) -> None:
         """Write questions down: rows whose labels a person fills in."""
@@ -91,6 +105,15 @@ class AnswerFile:
         writer.writerows(self.labels.items())
         writer.writerows((row, "") for row in self.questions)
         replace_text(self._path, text.getvalue())
+
+
+def _draw(path: Path) -> DrawRecord:
+    try:
+        return DrawRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptError(
+            f"{path} does not read ({error}): restore it. A new draw of the same inputs would spend the guarantee"
+        ) from error
 
 
 def _whole(cells: Sequence[str], where: str, name: str) -> int | None:

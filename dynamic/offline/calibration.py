@@ -86,12 +86,14 @@ def calibrate(
             inputs that were asked about have right answers. They need fewer labels.
         labels: An oracle: rows `[K]` of the inputs, in the order of the loader -> their labels `[K]`. It is a person, a
             large network or a service. None: the loader has the labels.
-        budget: The most labels that are asked for. None: as many as are likely to be worth it.
+        budget: The most labels that are asked for. None: as many as are likely to be worth it. A larger one later asks
+            more about the same draw of inputs.
         max_drops: Targets of the certificate that labels are asked for, as in `certify`, each above 0.
         delta: The probability that a bound of it is wrong.
         risk: What it bounds.
         score: Confidence that is compared with thresholds.
-        checkpoint: A CSV file of rows and labels. Answers that it has are not asked for again.
+        checkpoint: A CSV file of rows and labels. Answers that it has are not asked for again. A file beside it keeps
+            the draw of inputs. None: each call draws anew, and is a look of its own at the whole of delta.
 
     Returns:
         The logits of every stage for every input, with labels and fingerprint.
@@ -99,8 +101,9 @@ def calibrate(
     Raises:
         CalibrationError: There are no data, or no second class, or fewer inputs than any certificate needs. The oracle
             raised, or has no answer yet.
-        InputError: Shapes, labels or classes do not fit, or the oracle contradicts itself.
-        SettingError: A setting of the certificate is out of range.
+        InputError: Shapes, labels or classes do not fit, or the oracle contradicts itself, or the checkpoint is about
+            other inputs.
+        SettingError: A setting of the certificate is out of range, or another one than the checkpoint was begun with.
         EngineError: The engine cannot run the cascade.
 
     Example:

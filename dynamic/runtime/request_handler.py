@@ -235,9 +235,7 @@ class RequestHandler:
             )
             observation = Observation(
                 id=next(controller.ids),
-                conditions=Conditions(
-                    deployment, decision, engine, context.snapshot, learns=not answer.moved, repeated=False
-                ),
+                conditions=Conditions(context, engine, learns=not answer.moved, repeated=False),
                 stages=stages,
                 output=output,
                 captured=captured,

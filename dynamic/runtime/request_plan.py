@@ -30,10 +30,8 @@ class DecisionContext(NamedTuple):
 class Conditions(NamedTuple):
     """What the requests of one decision share."""
 
-    deployment: Deployment
-    decision: Decision
+    context: DecisionContext
     engine: Engine
-    snapshot: Snapshot
     learns: bool  # False: something was loaded
     repeated: bool  # it went by a plan
 
@@ -54,11 +52,11 @@ class Observation(NamedTuple):
 
     def entry(self, certified: bool) -> Entry:
         """What counters take of it."""
-        deployment, decision = self.conditions.deployment, self.conditions.decision
+        context = self.conditions.context
         return Entry(
-            decision.point.name,
+            context.decision.point.name,
             self.stages,
-            len(deployment.bundle.spec.stages),
+            len(context.deployment.bundle.spec.stages),
             certified,
             self.output.complete,
             self.latency_ms,
@@ -87,7 +85,6 @@ class RequestPlan:
         "budget",
         "certified",
         "conditions",
-        "context",
         "decision",
         "deployment",
         "dtype",
@@ -110,9 +107,9 @@ class RequestPlan:
         expected_ms: Sequence[float],
     ) -> None:
         deployment, decision = context.deployment, context.decision
-        self.context, self.deployment, self.decision = context, deployment, decision
+        self.deployment, self.decision = deployment, decision  # a request reads these four
         self.budget, self.latest = context.budget, context.latest
-        self.conditions = Conditions(deployment, decision, engine, context.snapshot, learns=True, repeated=True)
+        self.conditions = Conditions(context, engine, learns=True, repeated=True)
         self.run = run
         self.certified, self.expected_ms = certified, tuple(expected_ms)
         self.slow_ms = slow_ms(expected_ms, decision.slowdown)
@@ -132,8 +129,8 @@ class RequestPlan:
         plan = object.__new__(RequestPlan)
         for name in RequestPlan.__slots__:
             setattr(plan, name, getattr(self, name))
-        plan.context, plan.latest, plan.decision, plan.run = context, context.latest, context.decision, run
-        plan.conditions = self.conditions._replace(decision=context.decision, snapshot=context.snapshot)
+        plan.latest, plan.decision, plan.run = context.latest, context.decision, run
+        plan.conditions = self.conditions._replace(context=context)
         plan.slow_ms = slow_ms(self.expected_ms, context.decision.slowdown)
         return plan
 

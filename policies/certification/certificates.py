@@ -92,6 +92,10 @@ def certify(
     check_combination(combine)
     check_usable(records)
     search_records, certify_records = records.select(records.part == SEARCH), records.select(records.part == CERTIFY)
+    if records.batch is not None and records.batch != len(records):
+        raise CalibrationError(
+            f"the {len(records)} records are a part of a batch of {records.batch} inputs: certify the whole batch"
+        )
     if records.on_demand:
         search_records = choosing_records(records)
         if score == "auto":
@@ -114,7 +118,7 @@ def certify(
         search_images=0 if records.on_demand and len(search_records) == len(records) else len(search_records),
         date=datetime.now(UTC).date().isoformat(),
         missing=certified.missing,
-        batch=len(records) if records.finite else None,
+        batch=records.batch,
     )
     if strict and not certified.points:
         raise CalibrationError(

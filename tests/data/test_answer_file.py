@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dynamic.data.answer_file import AnswerFile
+from dynamic.policies.certification.few_labels.draw_record import DrawRecord
 from dynamic.policies.errors import CorruptError, InputError
 
 
@@ -76,3 +77,26 @@ def test_an_answer_that_contradicts_an_earlier_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="row 1 has label 0, and it had 2 before"):
         store.add({1: 0})
     assert AnswerFile(tmp_path / "labels.csv", 10, 3).labels == {1: 2}
+
+
+DRAW = DrawRecord(10, 5, 0, (0.02, 0.05), 0.1, "drop", "last", "max_probability", False, (1.5, -2.0))
+
+
+def test_the_draw_is_kept_beside_the_answers(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    file = AnswerFile(path, 10, 4)
+    assert file.draw is None
+    file.keep_draw(DRAW)
+    file.add({1: 2})
+    again = AnswerFile(path, 10, 4)
+    assert (again.draw, again.labels) == (DRAW, {1: 2})
+    assert path.read_text() == "row,label\n1,2\n", "for a person"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"inputs": 10}', "[" * 100_000])
+def test_a_draw_that_does_not_read(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "labels.csv"
+    AnswerFile(path, 10, 4).keep_draw(DRAW)
+    (tmp_path / "labels.csv.draw.json").write_text(text)
+    with pytest.raises(CorruptError, match=r"labels.csv.draw.json does not read .* restore it"):
+        AnswerFile(path, 10, 4)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
-from support.runtime_cases import Fake, faked, shared_blobs
+from support.runtime_cases import Fake, faked, shared_blobs, steady
 
 import dynamic
 from dynamic.engines.contract import Output
@@ -92,19 +92,10 @@ class Bound(Fake):
         return lambda inputs: self.run(inputs, thresholds)
 
 
-def steady(run: Any) -> None:
-    """Until a request repeats the one before, and the policy has seen no request since."""
-    for _ in range(200):
-        run(X[0])
-        if run._controller.plan is not None:
-            return
-    raise AssertionError("no request repeats another")
-
-
 def test_a_new_snapshot_is_decided_on_by_the_monitor_s_thread(bundle: dynamic.Bundle) -> None:
     monitor, policy = Pushed(), Recorded()
     with bundle.runtime(monitor=monitor, policy=policy, drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         policy.threads.clear()
         for _ in range(5):
             for _ in range(controller._FEWEST):
@@ -124,7 +115,7 @@ def test_another_point_is_decided_on_by_the_request_that_runs_it(bundle: dynamic
         threads.append(threading.get_ident())
 
     with bundle.runtime(monitor=monitor, policy=ByBattery(), on_change=note) as run:
-        steady(run)
+        steady(run, X[0])
         run(X[0])
         first, last = run.frontier.points[0], run.frontier.points[-1]
         assert first is not last
@@ -132,7 +123,7 @@ def test_another_point_is_decided_on_by_the_request_that_runs_it(bundle: dynamic
         assert len(changes) == 1
         assert run(X[0]).decision.point is last
         assert [change.after for change in changes] == [first, last]
-        steady(run)
+        steady(run, X[0])
         run(X[0])
         monitor.push(battery=1.0)
         assert run(X[0]).decision.point is first
@@ -173,7 +164,7 @@ def test_decisions_are_those_of_requests_alone(bundle: dynamic.Bundle, requests:
 def test_a_slow_stream_decides_once_a_request(bundle: dynamic.Bundle) -> None:
     monitor, policy = Pushed(), Recorded()
     with bundle.runtime(monitor=monitor, policy=policy, drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         monitor.push(cpu_load=0.1)
         run(X[0])
         policy.threads.clear()
@@ -188,7 +179,7 @@ def test_after_a_pause_as_long_as_the_last_no_request_decides(bundle: dynamic.Bu
     """Groups of requests with pauses of four snapshots: one for the group before, and three without requests."""
     monitor, policy = Pushed(), Recorded()
     with bundle.runtime(monitor=monitor, policy=policy, drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         own = []
         for _ in range(4):
             policy.threads.clear()
@@ -209,7 +200,7 @@ def test_a_budget_that_is_set_meanwhile_is_not_decided_on_by_the_old_one(bundle:
     monitor = Pushed()
     changes: list[dynamic.Change] = []
     with bundle.runtime(monitor=monitor, policy=ByBattery(), on_change=changes.append) as run:
-        steady(run)
+        steady(run, X[0])
         run(X[0])
         before = run.deployment.decision
         run.budget = dynamic.Budget()
@@ -230,7 +221,7 @@ def test_closing_waits_for_a_decision(bundle: dynamic.Bundle) -> None:
 
     main = threading.get_ident()
     run = bundle.runtime(monitor=monitor, policy=Slow(), drift_alpha=None)
-    steady(run)
+    steady(run, X[0])
     run(X[0])
     (listener,) = monitor.listeners
     monitor.latest = dynamic.Snapshot(time_s=1.0, battery=1.0)
@@ -253,7 +244,7 @@ def test_nothing_is_decided_without_a_plan_or_once_closed(bundle: dynamic.Bundle
     with bundle.runtime(monitor=monitor, policy=policy, drift_alpha=None) as run:
         monitor.push(cpu_load=0.1)
         assert policy.threads == []
-        steady(run)
+        steady(run, X[0])
         listeners = list(monitor.listeners)
     assert monitor.listeners == []
     asked = len(policy.threads)
@@ -265,7 +256,7 @@ def test_nothing_is_decided_without_a_plan_or_once_closed(bundle: dynamic.Bundle
 def test_what_fails_between_requests_is_seen_by_the_next(bundle: dynamic.Bundle) -> None:
     monitor = Pushed()
     with faked(bundle, Bound(), monitor=monitor, policy=ByBattery(), drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         for _ in range(controller._FEWEST):
             run(X[0])
 

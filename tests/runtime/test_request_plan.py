@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.runtime_cases import monitor, shared_blobs
+from support.runtime_cases import monitor, shared_blobs, steady
 
 import dynamic
 from dynamic.policies import BudgetPolicy, Decision, Feedback, Policy
@@ -52,15 +52,6 @@ def nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynamic.runtime.request_plan.slow_ms", lambda expected_ms, _: (1e9,) * len(expected_ms))
 
 
-def steady(run: Any) -> None:
-    """Until a request repeats the one before: the first ones load, and may be slow."""
-    for _ in range(200):
-        run(X[0])
-        if run._controller.plan is not None:
-            return
-    raise AssertionError("no request repeats another")
-
-
 def test_answers_are_those_of_a_batch(bundle: dynamic.Bundle) -> None:
     with bundle.runtime(monitor=monitor(), policy=Always()) as run:
         truth = run(X)
@@ -77,7 +68,7 @@ def test_answers_are_those_of_a_batch(bundle: dynamic.Bundle) -> None:
 def test_one_decision_for_many_requests(bundle: dynamic.Bundle) -> None:
     policy = Counting()
     with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         policy.decisions, policy.observations = 0, run._controller.answered
         waiting = run._controller.answered + len(run._controller.observations)
         before = run.stats().requests
@@ -109,7 +100,7 @@ def test_one_thread_decides_while_the_others_repeat(bundle: dynamic.Bundle, chan
     """Else each of many threads decides, in turn, whenever one of them has to."""
     policy, watch = Blocking(), monitor(battery=0.9)
     with bundle.runtime(monitor=watch, policy=policy, drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         plan = run._controller.plan
         if change == "snapshot":
             watch.set(battery=0.8)
@@ -141,7 +132,7 @@ def test_one_thread_decides_while_the_others_repeat(bundle: dynamic.Bundle, chan
 def test_observations_do_not_pile_up_while_one_decides(bundle: dynamic.Bundle) -> None:
     policy = Blocking()
     with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         run._controller.deciding_thread = -1  # another thread, which never ends
         policy.decisions = 0
         for _ in range(20 * MOST_OBSERVATIONS):
@@ -153,7 +144,7 @@ def test_observations_do_not_pile_up_while_one_decides(bundle: dynamic.Bundle) -
 def test_what_ends_a_plan(bundle: dynamic.Bundle, change: str) -> None:
     policy, watch = Counting(), monitor(battery=0.9)
     with bundle.runtime(monitor=watch, policy=policy) as run:
-        steady(run)
+        steady(run, X[0])
         run(X[0])
         policy.decisions = 0
         if change == "snapshot":
@@ -188,7 +179,7 @@ def test_an_engine_that_fails_on_a_batch_is_not_asked_for_the_next_input(
     bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with bundle.runtime(monitor=monitor(), drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
 
         def fails(*_: Any, **__: Any) -> Any:
             raise RuntimeError("out of memory")
@@ -210,7 +201,7 @@ def test_another_point_ends_the_plan_at_once(bundle: dynamic.Bundle) -> None:
 
     watch = monitor(battery=0.9)
     with bundle.runtime(monitor=watch, policy=Turns(), drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         before = run._controller.plan
         assert before is not None
         watch.set(battery=0.1)
@@ -248,7 +239,7 @@ def test_a_label_may_come_right_after_the_answer(bundle: dynamic.Bundle) -> None
 
 def test_an_input_that_is_not_finite_is_never_certified(bundle: dynamic.Bundle) -> None:
     with bundle.runtime(monitor=monitor()) as run:
-        steady(run)
+        steady(run, X[0])
         assert run(X[0]).certified
         for value in (np.nan, np.inf):
             bad = X[0].copy()
@@ -259,9 +250,9 @@ def test_an_input_that_is_not_finite_is_never_certified(bundle: dynamic.Bundle) 
 
 def test_an_engine_that_fails_once_is_asked_again(bundle: dynamic.Bundle) -> None:
     with bundle.runtime(monitor=monitor()) as run:
-        steady(run)
+        steady(run, X[0])
         truth = run(X[0]).label
-        steady(run)
+        steady(run, X[0])
 
         def fails(inputs: Any) -> Any:
             raise RuntimeError("once")
@@ -320,11 +311,11 @@ def test_a_plan_that_another_has_replaced_is_not_renewed(bundle: dynamic.Bundle)
     """Else a request would run one point under the decision for another, and all after it."""
     watch = monitor(battery=0.9)
     with bundle.runtime(monitor=watch, policy=Turns(), drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         controller = run._controller
         old = controller.plan
         watch.set(battery=0.1)
-        steady(run)
+        steady(run, X[0])
         current = controller.plan
         assert old is not None
         assert current is not None
@@ -347,7 +338,7 @@ def test_what_ends_a_plan_while_it_is_renewed_ends_it(bundle: dynamic.Bundle) ->
 
     policy = Ends()
     with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         plan, policy.run = run._controller.plan, run
         assert plan is not None
         renewal = run._controller.renew(plan)
@@ -359,7 +350,7 @@ def test_what_ends_a_plan_while_it_is_renewed_ends_it(bundle: dynamic.Bundle) ->
 def test_another_budget_is_not_decided_on_by_the_old_one(bundle: dynamic.Bundle) -> None:
     policy = Counting()
     with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         plan = run._controller.plan
         run.budget = dynamic.Budget(latency_ms=50)
         policy.decisions = 0
@@ -371,7 +362,7 @@ def test_another_budget_is_not_decided_on_by_the_old_one(bundle: dynamic.Bundle)
 def test_requests_count_although_a_label_is_given_after_each(bundle: dynamic.Bundle) -> None:
     policy = Counting()
     with bundle.runtime(monitor=monitor(), policy=policy, drift_alpha=None) as run:
-        steady(run)
+        steady(run, X[0])
         policy.decisions = 0
         for _ in range(MOST_OBSERVATIONS + 1):
             run.feedback(run(X[0]).id, 0)

@@ -104,6 +104,15 @@ class Fake:
         self.closed += 1
 
 
+def steady(run: Runtime, x: NDArray[Any]) -> None:
+    """Until a request repeats the one before: the first ones load, and may be slow."""
+    for _ in range(200):
+        run(x)
+        if run._controller.plan is not None:
+            return
+    raise AssertionError("no request repeats another")
+
+
 class Takes(Policy):
     """Always the point of this name; `changes` of the decision."""
 

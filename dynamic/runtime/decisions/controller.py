@@ -171,12 +171,12 @@ class Controller:
         plan = self.plan
         if plan is None or self.deciding_thread is not None or plan.latest is self.read.latest:
             return
-        if not self._is_worth_it(len(self.observations) + self.answered):
+        if not self._note_snapshot(len(self.observations) + self.answered):
             return
         thread = self.deciding_thread = threading.get_ident()
         try:
             with self.learned():
-                if self.plan is plan and self._holds(plan.context):
+                if self.plan is plan and self._holds(plan.conditions.context):
                     plan.deployment.enter(thread)
                     try:
                         self.plan = self._repeated(plan)
@@ -189,8 +189,8 @@ class Controller:
             if self.deciding_thread == thread:
                 self.deciding_thread = None
 
-    def _is_worth_it(self, requests: int) -> bool:
-        """Whether to decide on this snapshot, after so many requests since the last decision."""
+    def _note_snapshot(self, requests: int) -> bool:
+        """Count a snapshot, after so many requests since the last decision. Returns whether to decide on it."""
         if requests >= _FEWEST:
             self._last_pause, self._pause = self._pause, 0
             return True
@@ -298,15 +298,15 @@ class Controller:
             entries: list[Entry] = []
             alarmed, row = None, 0
             for shared, group in groupby(batch, attrgetter("conditions")):
-                observations = tuple(group)
-                drifts = shared.deployment.drift(shared.engine, shared.decision.point, observations)
+                observations, deployment, point = tuple(group), shared.context.deployment, shared.context.decision.point
+                drifts = deployment.drift(shared.engine, point, observations)
                 if drifts.is_new:
-                    alarmed = shared.deployment
+                    alarmed = deployment
                 if drifts.is_new or shared.learns:
                     self._feed(shared, observations, drift=drifts.by_request[-1])
                 for one, drift in zip(observations, drifts.by_request, strict=True):
                     rows = len(one.stages)
-                    self.feedback_log.enter(one.id, labels[row : row + rows], shared.decision.point.operating_point)
+                    self.feedback_log.enter(one.id, labels[row : row + rows], point.operating_point)
                     entries.append(one.entry(one.certified and (shared.repeated or not drift)))
                     row += rows
             self.answered += len(batch)
@@ -320,18 +320,19 @@ class Controller:
 
     def _feed(self, shared: Conditions, observations: Sequence[Observation], drift: bool) -> None:
         """Let the policy learn from the requests of one decision."""
+        context = shared.context
         feedback = Feedback(
-            shared.decision.point,
+            context.decision.point,
             [max(one.stages) for one in observations],
             [len(one.stages) for one in observations],
             [one.work_ms for one in observations],
             [one.expected_ms for one in observations],
             shared.engine.threads,
-            shared.snapshot,
+            context.snapshot,
             drift,
         )
-        shared.deployment.last_feedback = feedback
-        shared.deployment.guard.observe(feedback)
+        context.deployment.last_feedback = feedback
+        context.deployment.guard.observe(feedback)
 
     def warn(self, alarmed: Deployment | None) -> None:
         """Log what was found under the lock, now that it is free: drift of a deployment, and faults of the policy."""

@@ -16,14 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.certification.answers import Answers
-from dynamic.policies.certification.few_labels.label_plan import LabelPlan, Outlook, check_reachable, curve_text
+from dynamic.policies.certification.few_labels.draw_record import DrawRecord, compared_logits
+from dynamic.policies.certification.few_labels.label_plan import (
+    LabelPlan,
+    Outlook,
+    check_reachable,
+    curve_text,
+    fewest_draws,
+)
 from dynamic.policies.certification.ladders.settings import ScoreChoice, check_settings
 from dynamic.policies.certification.ladders.walks import (
     RecordParts,
     ScoreSearch,
     choosing_records,
     target_points,
-    walk_by,
+    walk,
 )
 from dynamic.policies.certification.risks import Risk
 from dynamic.policies.errors import CalibrationError, InputError, SettingError
@@ -37,16 +44,23 @@ logger = logging.getLogger("dynamic")
 Oracle = Callable[[NDArray[np.int64]], Any]
 BATCH_SIZE = 10  # rows that are asked about at a time
 _ORACLE_COST = 1000.0  # times that of all networks together: nobody measures a person
-_CHOOSING = 0.25  # of the inputs choose thresholds where more than one is free, and the promise is for future inputs
+_CHOOSING = (
+    0.25  # of the inputs choose what the others certify: how many are drawn, and the thresholds of several exits
+)
 
 
 class AnswerStore(Protocol):
     """Where answers are kept: see `dynamic.data.answer_file.AnswerFile`."""
 
     labels: dict[int, int]
+    draw: DrawRecord | None
 
     def add(self, answers: Mapping[int, int]) -> None:
         """Keep answers before anything else is asked."""
+        ...
+
+    def keep_draw(self, draw: DrawRecord) -> None:
+        """Keep the draw that answers belong to, before the first question."""
         ...
 
 
@@ -143,27 +157,81 @@ class Asking:
         count = len(records)
         if settings.budget is not None and settings.budget > count:
             raise SettingError(f"budget={settings.budget} is above the {count} inputs: give at most {count}")
-        unknown = np.full(count, UNKNOWN, np.int64)
-        part = np.full(count, CERTIFY, np.int8)
-        empty = replace(records, label=unknown, part=part, on_demand=True, finite=finite)
-        empty = self._labelled(empty, {})
-        parts = self._records_of(choosing_records(replace(empty, part=np.full(count, SEARCH, np.int8))), empty)
-        search = parts.search(settings.score)
-        self._level = parts.level(settings.delta, settings.targets)
-        self.outlook = _outlook(parts, search, count, finite)
-        check_reachable(self.outlook, settings.targets, self._level, settings.risk.name)
-        self.plan = self.outlook.plan(settings.targets, self._level, settings.budget or count)
-        self._empty, self._search, self._parts = empty, search, parts
-        self._draw(settings.seed)
+        unknown, batch = np.full(count, UNKNOWN, np.int64), count if finite else None
+        part = np.full(count, SEARCH, np.int8)
+        self._empty = self._labelled(replace(records, label=unknown, part=part, on_demand=True, batch=batch), {})
+        self._parts = self._records_of(choosing_records(self._empty), self._empty)
+        self._search = self._parts.search(settings.score)
+        self._level = self._parts.level(settings.delta, settings.targets)
+        fewest = {x: fewest_draws(0, x, self._level, batch, self._parts.is_nested) for x in settings.targets}
+        check_reachable(count, fewest, settings.risk.name)
+        self._order = np.random.default_rng(settings.seed).permutation(count)  # [N]
+        self.outlook, self.plan = self._planned(min(fewest.values()))
+        self._draw(self.plan.draws)
 
-    def other_draw(self, seed: int) -> "Asking":
-        """The questions of another draw of the same inputs."""
+    def _planned(self, fewest: int) -> tuple[Outlook, LabelPlan]:
+        """What is known of the steps, and how many inputs are drawn.
+
+        The scores of a finite batch are fixed, so any of them may plan. For future inputs the number of draws must not
+        depend on inputs that are drawn, so the last in order plan, and are never drawn. Where the others would be too
+        few for any certificate, all are drawn, whatever their scores are.
+        """
+        count, settings, finite = len(self._empty), self.settings, self._empty.finite
+        drawable = count if finite else int(count * (1 - _CHOOSING))
+        budget = settings.budget or count
+        if finite or drawable < fewest:
+            outlook = _outlook(self._parts, self._search, count)
+            plan = outlook.plan if finite else outlook.plan_all
+            return outlook, plan(settings.targets, self._level, budget)
+        parts = self._records_of(self._empty.select(np.sort(self._order[drawable:])), self._empty)
+        outlook = _outlook(parts, parts.search(settings.score), drawable)
+        return outlook, outlook.plan(settings.targets, self._level, budget)
+
+    def resumed(self, store: AnswerStore) -> "Asking":
+        """The questions of the draw that a store has answers of. It keeps this one where it has none.
+
+        Raises:
+            InputError: when its answers are about other inputs.
+            SettingError: when they were asked for with other settings. The budget alone may be another one.
+        """
+        own = self.draw_record
+        if store.draw is None:
+            store.keep_draw(own)
+            return self
+        own.check_continues(store.draw)
+        if store.draw.draws == own.draws:
+            return self
         fresh = copy.copy(self)
-        fresh._draw(seed)
+        fresh.plan = replace(self.plan, draws=store.draw.draws)
+        fresh._draw(store.draw.draws)
         return fresh
 
-    def _draw(self, seed: int) -> None:
-        self.take(np.random.default_rng(seed).permutation(len(self._empty))[: max(self.plan.draws, 1)])
+    @property
+    def draw_record(self) -> DrawRecord:
+        """What a checkpoint keeps of the draw."""
+        settings = self.settings
+        return DrawRecord(
+            len(self._empty),
+            self.plan.draws,
+            settings.seed,
+            settings.targets,
+            settings.delta,
+            settings.risk.name,
+            settings.combine,
+            settings.score,
+            self._empty.finite,
+            compared_logits(self._empty),
+        )
+
+    def other_draw(self, seed: int) -> "Asking":
+        """The questions of another draw of a finite batch."""
+        fresh = copy.copy(self)
+        fresh._order = np.random.default_rng(seed).permutation(len(self._empty))
+        fresh._draw(self.plan.draws)
+        return fresh
+
+    def _draw(self, draws: int) -> None:
+        self.take(self._order[: max(draws, 1)])
 
     def take(self, rows: NDArray[np.intp]) -> None:
         """Let these rows certify. They must be drawn at random, as `other_draw` does."""
@@ -187,7 +255,7 @@ class Asking:
     @cached_property
     def curve(self) -> tuple[LabelPlan, ...]:
         """Labels against what they would save."""
-        return self.outlook.curve(self.settings.targets, self._level)
+        return self.outlook.curve(self.settings.targets, self._level, len(self._empty))
 
     def next_rows(self, labels: Mapping[int, int]) -> tuple[NDArray[np.int64], str]:
         """The rows to ask about next.
@@ -201,16 +269,15 @@ class Asking:
         label = self._labels(labels)
         question_count = int((label != UNKNOWN).sum())
         path = self._parts.steps(self._search, self.settings.targets, self._level, self._answers.labelled(label))
-        count, targets = len(path), self.settings.targets
-        least = walk_by(path.first_failure, count, targets, self._level)
-        most = walk_by(path.best_failure, count, targets, self._level)
+        targets = self.settings.targets
+        least, most = walk(path, targets, self._level), walk(path.best, targets, self._level)
         open_targets = [target for target in targets if most[target] > least[target]]
         if not open_targets:
             return np.empty(0, np.int64), "more labels cannot help: every step is decided"
         left = len(self.records) if self.settings.budget is None else self.settings.budget - question_count
         if left <= 0:
             return np.empty(0, np.int64), f"the budget of {self.settings.budget} labels is spent"
-        step = min(max(most[target] for target in open_targets), count - 1)
+        step = min(max(most[target] for target in open_targets), len(path) - 1)
         rows = self._sample_rows[path.open_rows(step)]
         return rows[: min(self.settings.batch_size, left)], ""
 
@@ -262,8 +329,10 @@ def ask(asking: Asking, oracle: Oracle, store: AnswerStore) -> Demand:
 
     Raises:
         CalibrationError: when the oracle raises, or has no answer yet.
-        InputError: when it answers something else than one class for each row.
+        InputError: when it answers something else than one class for each row, or the store is about other inputs.
+        SettingError: when the store has answers that were asked for with other settings.
     """
+    asking = asking.resumed(store)
     plan = asking.plan
     if logger.isEnabledFor(logging.INFO):
         words = "about %d labels are likely, for %d inputs drawn at random\n%s"
@@ -326,13 +395,12 @@ def _some(rows: NDArray[np.int64]) -> str:
     return f"{', '.join(map(str, rows[:3].tolist()))}{' ...' if len(rows) > 3 else ''}"
 
 
-def _outlook(parts: RecordParts, one: ScoreSearch, count: int, finite: bool) -> Outlook:
-    """What is known of the steps of a path from unlabelled logits."""
+def _outlook(parts: RecordParts, one: ScoreSearch, drawable: int) -> Outlook:
+    """What is known of the steps of a path from unlabelled logits. So many inputs can be drawn."""
     records = parts.search_records
     combiner = parts.combiner(one.score)
     open_answers = Answers(records, combiner, parts.risk)
     expected = Answers(records, combiner, parts.risk, expected=True)
-    drawable = count if finite or records.stages == 2 else int(count * (1 - _CHOOSING))
     if parts.has_one_exit:
         opened, losses = open_answers.exits((0,)), expected.exits((0,))
         order = opened.stages[0].most_confident_first
@@ -356,6 +424,6 @@ def _outlook(parts: RecordParts, one: ScoreSearch, count: int, finite: bool) -> 
         rising(risks),
         rising(saved),
         drawable,
-        count if finite else None,
+        parts.batch,
         parts.is_nested,
     )

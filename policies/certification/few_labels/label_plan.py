@@ -1,11 +1,11 @@
 """How many inputs to draw for a certificate, and what a number of labels would save, from unlabelled scores alone.
 
-A plan decides what a certificate costs, never whether it holds. It depends on scores and settings, which are known
-before any label is.
+A plan decides what a certificate costs, never whether it holds, where the inputs that it looks at are not drawn, or are
+all of a finite batch. It depends on scores and settings, which are known before any label is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -84,14 +84,14 @@ class Outlook:
         least = LabelPlan(budget, 0, 0, 0.0, 0.0)
         return max(plans, key=lambda plan: (self._worth(plan), -plan.draws), default=least)
 
-    def curve(self, targets: Sequence[float], level: float) -> tuple[LabelPlan, ...]:
-        """A plan for each of some numbers of labels, up to all inputs."""
-        budgets = [labels for labels in CURVE if labels < self.count]
-        return tuple(self.plan(targets, level, labels) for labels in [*budgets, self.count])
+    def curve(self, targets: Sequence[float], level: float, most: int) -> tuple[LabelPlan, ...]:
+        """A plan for each of some budgets, up to the largest that there is."""
+        budgets = [labels for labels in CURVE if labels < most]
+        return tuple(self.plan(targets, level, labels) for labels in [*budgets, most])
 
-    def fewest(self, target: float, level: float) -> int:
-        """The fewest draws that certify a target, of which none loses. More than there are inputs where none do."""
-        return fewest_draws(0, target, level, self.batch, self.nested)
+    def plan_all(self, targets: Sequence[float], level: float, budget: int) -> LabelPlan:
+        """The plan that draws every input."""
+        return self._expected(self.count, targets, level, budget)
 
     def _worth(self, plan: LabelPlan) -> float:
         """What a plan saves. Labels of a finite batch are answers that the reference gives."""
@@ -178,13 +178,12 @@ def curve_text(plans: Sequence[LabelPlan]) -> str:
     return "\n".join(lines)
 
 
-def check_reachable(outlook: Outlook, targets: Sequence[float], level: float, risk: str) -> None:
-    """Raise CalibrationError where there are fewer inputs than any certificate needs."""
-    needs = {target: outlook.fewest(target, level) for target in targets}
-    if all(draws > outlook.count for draws in needs.values()):
-        words = ", ".join(f"{draws} for {risk} {target:g}" for target, draws in needs.items() if draws < 2**31)
+def check_reachable(count: int, fewest: Mapping[float, int], risk: str) -> None:
+    """Raise CalibrationError where there are fewer inputs than any target needs."""
+    if all(draws > count for draws in fewest.values()):
+        words = ", ".join(f"{draws} for {risk} {target:g}" for target, draws in fewest.items() if draws < 2**31)
         raise CalibrationError(
-            f"{outlook.count} inputs are fewer than any certificate needs: {words or 'no number does for target 0'}. "
+            f"{count} inputs are fewer than any certificate needs: {words or 'no number does for target 0'}. "
             "Give more inputs, larger max_drops or a larger delta"
         )
 

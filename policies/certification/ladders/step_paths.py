@@ -21,8 +21,8 @@ _MOST_STEPS = 2000  # certifying records. Beyond, thresholds are quantiles of sc
 _QUANTILES = 250  # of these scores
 
 
-class StepPath(Protocol):
-    """Thresholds in the order in which they are tested, from the safest to the cheapest."""
+class Steps(Protocol):
+    """Tests in the order in which a walk takes them, from the safest thresholds to the cheapest."""
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -30,6 +30,15 @@ class StepPath(Protocol):
 
     def first_failure(self, target: float, level: float, start: int) -> int:
         """The number of the first step from `start` on that is not rejected, or of steps where all are."""
+        ...
+
+
+class StepPath(Steps, Protocol):
+    """Steps with their thresholds."""
+
+    @property
+    def best(self) -> Steps:
+        """The steps if every missing label gave the least loss."""
         ...
 
     def candidate(self, step: int) -> Candidate:
@@ -44,42 +53,49 @@ class StepPath(Protocol):
         """What the certifying records say of some thresholds."""
         ...
 
-    def best_failure(self, target: float, level: float, start: int) -> int:
-        """As `first_failure`, where missing labels give the least loss."""
-        ...
-
     def open_rows(self, step: int) -> NDArray[np.intp]:
         """Certifying records whose label a step needs, in the order in which steps up to it need them."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
-class SearchedPath:
-    """The path of a search.
+class EvidenceSteps:
+    """Steps that are tested by the evidence on each of them."""
 
-    Args:
-        candidates: The thresholds.
-        steps: Evidence on each of them.
-        evidence: Thresholds -> evidence of the certifying records on them.
-    """
-
-    candidates: Sequence[Candidate]
     steps: Sequence[Evidence]
-    evidence: Callable[[Candidate], Evidence]
-
-    @classmethod
-    def of(cls, candidates: Sequence[Candidate], evidence: Callable[[Candidate], Evidence]) -> "SearchedPath":
-        """The path with the evidence on its thresholds."""
-        return cls(candidates, [evidence(candidate) for candidate in candidates], evidence)
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def first_failure(self, target: float, level: float, start: int) -> int:
-        """See `StepPath`."""
+        """See `Steps`."""
         while start < len(self.steps) and self.steps[start].p_value(target, level) <= level:
             start += 1
         return start
+
+
+@dataclass(frozen=True, eq=False)
+class SearchedPath(EvidenceSteps):
+    """The path of a search.
+
+    Args:
+        steps: Evidence on each step.
+        candidates: Its thresholds.
+        evidence: Thresholds -> evidence of the certifying records on them.
+    """
+
+    candidates: Sequence[Candidate]
+    evidence: Callable[[Candidate], Evidence]
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], evidence: Callable[[Candidate], Evidence]) -> "SearchedPath":
+        """The path with the evidence on its thresholds."""
+        return cls([evidence(candidate) for candidate in candidates], candidates, evidence)
+
+    @property
+    def best(self) -> Steps:
+        """See `StepPath`."""
+        return EvidenceSteps([step.best for step in self.steps])
 
     def candidate(self, step: int) -> Candidate:
         """See `StepPath`."""
@@ -88,12 +104,6 @@ class SearchedPath:
     def missing(self, target: float, level: float) -> Missing:
         """See `StepPath`. The first step may be unlucky, so a few later ones are asked too."""
         return forecast(self.steps[:_FORECASTS], target, level)
-
-    def best_failure(self, target: float, level: float, start: int) -> int:
-        """See `StepPath`."""
-        while start < len(self.steps) and self.steps[start].best.p_value(target, level) <= level:
-            start += 1
-        return start
 
     def open_rows(self, step: int) -> NDArray[np.intp]:
         """See `StepPath`."""
@@ -117,7 +127,8 @@ class OneExitPath:
         stages: Number of stages.
         search: The search on the records that chose.
         evidence: Thresholds -> evidence of the certifying records on them.
-        margin: Standard errors that the search adds to a risk. None: every walk starts at the highest threshold.
+        margin: Standard errors that the search adds to a risk. None: labels were asked for on demand, so that no record
+            chose. Every walk then starts at the highest threshold and takes every step.
         level: Of each target at the start.
     """
 
@@ -135,7 +146,7 @@ class OneExitPath:
         self._search, self.evidence, self._level, self._exits = search, evidence, level, exits
         self._stage, self._stages = exits.stages[0].stage, stages
         within = None
-        if test.count > _MOST_STEPS and not test.nested:
+        if margin is not None and test.count > _MOST_STEPS and not test.nested:
             within = search.thresholds(self._stage, _QUANTILES)
         self.steps = CountedSteps.of(exits, test, within)
         self._margin = margin
@@ -145,7 +156,7 @@ class OneExitPath:
         return len(self.steps)
 
     def first_failure(self, target: float, level: float, start: int) -> int:
-        """See `StepPath`."""
+        """See `Steps`."""
         first = max(start, self._start(target))
         at = self.steps.first_failure(target, level, first)
         return start if at == first else at
@@ -162,10 +173,6 @@ class OneExitPath:
         chosen = sorted({math.ceil(count * part / _FORECASTS) - 1 for part in range(1, _FORECASTS + 1)} - {-1})
         return forecast([self.evidence(self.candidate(step)) for step in chosen], target, level)
 
-    def best_failure(self, target: float, level: float, start: int) -> int:
-        """See `StepPath`."""
-        return self._best.first_failure(target, level, start)
-
     def open_rows(self, step: int) -> NDArray[np.intp]:
         """See `StepPath`."""
         order, opened = self._exits.stages[0].most_confident_first, self._exits.loss != self._exits.best
@@ -173,7 +180,8 @@ class OneExitPath:
         return np.concatenate([first[opened[0][first]], order[opened[1][order]] if opened[1].any() else first[:0]])
 
     @cached_property
-    def _best(self) -> CountedSteps:
+    def best(self) -> CountedSteps:
+        """See `StepPath`."""
         return CountedSteps.of(self._exits, self.steps.test, worst=False)
 
     def _start(self, target: float) -> int:

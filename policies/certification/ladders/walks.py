@@ -1,7 +1,7 @@
 """Walks along a path of thresholds, from the safest to the cheapest, each step a test on the certifying records."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from dynamic.policies.certification.answers import Answers
 from dynamic.policies.certification.bounds import upper_bound
 from dynamic.policies.certification.ladders.chosen_points import ChosenPoint, cheapest_within, in_order
 from dynamic.policies.certification.ladders.counted_steps import LossTest
-from dynamic.policies.certification.ladders.step_paths import OneExitPath, SearchedPath, StepPath
+from dynamic.policies.certification.ladders.step_paths import OneExitPath, SearchedPath, StepPath, Steps
 from dynamic.policies.certification.risks import ROUNDING, Evidence, Risk, Sample
 from dynamic.policies.certification.threshold_search import QUANTILES, Candidate, Search
 from dynamic.policies.ladder import Missing
@@ -81,7 +81,7 @@ class RecordParts:
     @property
     def batch(self) -> int | None:
         """Inputs of the finite batch that a certificate is for. None: it is for future inputs."""
-        return len(self.search_records) if self.certify_records.finite else None
+        return self.certify_records.batch
 
     @property
     def errors(self) -> float:
@@ -126,11 +126,10 @@ class RecordParts:
         A search pays where several exits save more than it loses: its path is chosen by few records, and their number
         decides how much it loses.
         """
-        if self.certify_records.group is not None:
-            return None
-        if self.search_records.stages == 2:
+        if self.has_one_exit:
             return 0
-        if self.certify_records.on_demand or self.search_records.stages < 2 or self.risk.of_reference:
+        grouped, stages = self.certify_records.group is not None, self.search_records.stages
+        if grouped or self.certify_records.on_demand or stages < 2 or self.risk.of_reference:
             return None  # the first exits may gain where the reference loses too, and one exit does not find that
         losses = len(self.certify_records) * sum(targets) / len(targets)  # that targets allow
         worth = FEW_LOSSES_LOSS if losses < SOME_LOSSES else SEARCH_LOSS / losses
@@ -248,7 +247,7 @@ def points_of(
     parts: RecordParts, one: ScoreSearch, targets: Sequence[float], level: float, path: StepPath
 ) -> dict[float, ChosenPoint | None]:
     """The last step that each walk rejects, as a point. None: there is none that is cheaper than the reference."""
-    reached = walk_by(path.first_failure, len(path), targets, level)
+    reached = walk(path, targets, level)
     points: dict[float, ChosenPoint | None] = {}
     for target in targets:
         last = max(reached[t] for t in targets if t <= target) - 1
@@ -259,38 +258,14 @@ def points_of(
     return points
 
 
-def walk(steps: Sequence[Evidence], targets: Sequence[float], level: float) -> dict[float, int]:
+def walk(steps: Steps, targets: Sequence[float], level: float) -> dict[float, int]:
     """The number of steps that the walk of each target rejects.
 
     A walk that reaches the end of the path hands its level to another target. The probability of any error is below
     the sum of the levels (Bretz et al. 2009).
 
     Args:
-        steps: Evidence on the thresholds of the path, the safest first.
-        targets: One walk for each.
-        level: Of each walk at the start.
-
-    Returns:
-        The number of steps by target.
-    """
-
-    def first_failure(target: float, own: float, at: int) -> int:
-        while at < len(steps) and steps[at].p_value(target, own) <= own:
-            at += 1
-        return at
-
-    return walk_by(first_failure, len(steps), targets, level)
-
-
-def walk_by(
-    first_failure: Callable[[float, float, int], int], count: int, targets: Sequence[float], level: float
-) -> dict[float, int]:
-    """The number of steps that the walk of each target rejects, where steps are tested by a function.
-
-    Args:
-        first_failure: Target, level and number of a step -> number of the first step from there on that is not
-            rejected.
-        count: Number of steps.
+        steps: The steps of the path, the safest first.
         targets: One walk for each.
         level: Of each walk at the start.
 
@@ -304,8 +279,8 @@ def walk_by(
         arrived = False
         for target in list(walking):
             own = levels[target]
-            at = reached[target] = first_failure(target, own, reached[target])
-            if at == count:
+            at = reached[target] = steps.first_failure(target, own, reached[target])
+            if at == len(steps):
                 heir = next((t for t in walking if t < target), None)
                 heir = next((t for t in walking if t != target), None) if heir is None else heir
                 walking.remove(target)

@@ -172,8 +172,8 @@ def by_hand() -> Records:
 
 BELIEF = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.1, 0.9, 0.0], [0.25, 0.25, 0.5]])
 BY_HAND: dict[str, tuple[list[float], list[float]]] = {
-    # same answer; 0.5 right and 0.2 won; same; as likely won as lost. The belief is about the reference's answer for
-    # "disagreement", which does not look at that answer: a few hundred of them tie at most thresholds
+    # in turn: the same answer, 0.5 right and 0.2 won, the same again, as likely won as lost. For "disagreement" the
+    # belief is about the reference's answer, without a look at it: a few hundred of them tie at most thresholds
     "drop": ([0, 0.3, 0, 0], [0, 0.7, 0, 0.5]),
     "harm": ([0, 0.5, 0, 0.25], [0, 0.5, 0, 0.25]),
     "disagreement": ([0.5, 0.8, 0.1, 0.75], [0.5, 0.8, 0.1, 0.75]),

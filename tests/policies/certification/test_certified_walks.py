@@ -10,6 +10,7 @@ from support.policy_cases import learned, make_records
 
 from dynamic.policies.certification.certificates import certify
 from dynamic.policies.certification.ladders import walks
+from dynamic.policies.certification.ladders.step_paths import EvidenceSteps
 from dynamic.policies.certification.ladders.walks import walk
 from dynamic.policies.certification.risks import RISKS, Evidence
 
@@ -58,7 +59,7 @@ def test_a_walk_is_the_graphs() -> None:
     for _ in range(300):
         targets = sorted(random.choice(100, random.integers(1, 5), replace=False) / 100)
         steps = [Step({t: 0.15 * random.random() ** 3 for t in targets}) for _ in range(random.integers(0, 5))]
-        found = walk(steps, targets, 0.1 / len(targets))
+        found = walk(EvidenceSteps(steps), targets, 0.1 / len(targets))
         assert found == by_graph(steps, targets, 0.1 / len(targets))
         arrived += 0 < sum(n == len(steps) for n in found.values()) < len(targets)
     assert arrived > 30, "levels were handed on"
@@ -66,10 +67,10 @@ def test_a_walk_is_the_graphs() -> None:
 
 def test_a_walk_by_hand() -> None:
     steps = [Step({0.0: 0.03, 0.1: 0.001}), Step({0.0: 0.2, 0.1: 0.02})]
-    assert walk(steps, [0.0, 0.1], 0.02) == {0.0: 1, 0.1: 2}  # 0.1 arrives, 0 then has 0.04
-    assert walk(steps, [0.0, 0.1], 0.019) == {0.0: 0, 0.1: 1}
-    assert walk(steps, [0.0], 0.03) == {0.0: 1}
-    assert walk([], [0.0, 0.1], 0.05) == {0.0: 0, 0.1: 0}
+    assert walk(EvidenceSteps(steps), [0.0, 0.1], 0.02) == {0.0: 1, 0.1: 2}  # 0.1 arrives, 0 then has 0.04
+    assert walk(EvidenceSteps(steps), [0.0, 0.1], 0.019) == {0.0: 0, 0.1: 1}
+    assert walk(EvidenceSteps(steps), [0.0], 0.03) == {0.0: 1}
+    assert walk(EvidenceSteps([]), [0.0, 0.1], 0.05) == {0.0: 0, 0.1: 0}
 
 
 @pytest.mark.parametrize("safe", [(0, 0, 0), (4, 0, 0), (0, 0, 4), (4, 4, 0), (0, 4, 4), (4, 2, 4), (2, 1, 0)])
@@ -82,7 +83,7 @@ def test_walks_err_no_more_often_than_all_their_levels(safe: tuple[int, int, int
         p = random.random((4, 3))
         p[np.arange(4)[:, None] < np.array(safe)] = 0.0
         steps = [Step(dict(zip(targets, row, strict=True))) for row in p.tolist()]
-        found = walk(steps, targets, level / 3)
+        found = walk(EvidenceSteps(steps), targets, level / 3)
         erred += any(found[t] > count for t, count in zip(targets, safe, strict=True))
     low, high = binom.ppf([0.001, 0.999], draws, level)
     assert erred <= high
@@ -97,11 +98,9 @@ def test_levels_add_up_to_delta(risk: str, targets: tuple[float, ...], monkeypat
     asked: list[tuple[float, float]] = []
     plain = Evidence.p_value
 
-    plain_walk = walks.walk_by
-
-    def recorded_walk(first_failure: Any, count: int, over: Any, level: float) -> dict[float, int]:
+    def recorded_walk(steps: Any, over: Any, level: float) -> dict[float, int]:
         walked.append(level)
-        found = plain_walk(first_failure, count, over, level)
+        found = walk(steps, over, level)
         asked.clear()
         return found
 
@@ -109,7 +108,7 @@ def test_levels_add_up_to_delta(risk: str, targets: tuple[float, ...], monkeypat
         asked.append((target, level))
         return plain(self, target, level, times)
 
-    monkeypatch.setattr(walks, "walk_by", recorded_walk)
+    monkeypatch.setattr(walks, "walk", recorded_walk)
     monkeypatch.setattr(Evidence, "p_value", p_value)
     monkeypatch.setattr(Evidence, "needed", lambda *_: None)
     logits, label = learned(1600, 3, reach=(2.0, 4.0))

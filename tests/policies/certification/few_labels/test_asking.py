@@ -14,6 +14,7 @@ from support.policy_cases import INF, learned, make_records
 from dynamic.policies.certification.bounds import batch_p, binomial_p
 from dynamic.policies.certification.certificates import certify
 from dynamic.policies.certification.few_labels.asking import Asking, Demand, DemandSettings, ask, with_oracle_stage
+from dynamic.policies.certification.few_labels.draw_record import DrawRecord
 from dynamic.policies.errors import CalibrationError, InputError, SettingError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
@@ -25,10 +26,14 @@ class Memory:
     def __init__(self) -> None:
         self.labels: dict[int, int] = {}
         self.sizes: list[int] = []
+        self.draw: DrawRecord | None = None
 
     def add(self, answers: Mapping[int, int]) -> None:
         self.labels |= answers
         self.sizes.append(len(answers))
+
+    def keep_draw(self, draw: DrawRecord) -> None:
+        self.draw = draw
 
 
 def proxy(score: Any, classes: int = 4) -> Records:
@@ -295,3 +300,113 @@ def test_records_with_missing_labels_are_saved(tmp_path: Any) -> None:
     assert ladder_of(demand, 0.1) == certify(again, (0.1,), risk="disagreement", combine="last", floor=0)
     with pytest.raises(SettingError, match="name one score"):
         ladder_of(demand, 0.1, score="auto")
+
+
+def test_a_larger_budget_asks_more_about_the_same_draw() -> None:
+    random = np.random.default_rng(0)
+    score, wrong = random.uniform(0, 4, 2000), random.random(2000) < 0.03
+    records, store = proxy(score), Memory()
+    draws = []
+    for budget in (20, 60, 200):
+        settings = DemandSettings.of((0.05,), risk="disagreement", budget=budget)
+        assert budget == 20 or Asking(records, settings).plan.draws != draws[0], "alone it would draw others"
+        demand = ask(Asking(records, settings), answers(wrong), store)
+        draws.append(demand.plan.draws)
+        assert int((demand.records.part == 1).sum()) == draws[0]
+        assert demand.question_count <= budget
+    assert len(set(draws)) == 1
+
+
+def test_looking_again_with_larger_budgets_is_one_look() -> None:
+    """The risk is a hair above the target. Any of six certificates in a row is wrong no more often than one."""
+    size, draws, broken = 400, 200, 0
+    records, random = proxy(np.full(size, 2.0)), np.random.default_rng(0)
+    for seed in range(draws):
+        wrong = random.random(size) < 0.0501
+        store, any_broken = Memory(), False
+        for budget in (50, 80, 110, 140, 170, 210):
+            settings = DemandSettings.of((0.05,), risk="disagreement", budget=budget, batch_size=size, seed=seed)
+            one = Asking(records, settings).resumed(store)
+            ask(one, answers(wrong), store)
+            any_broken |= one.thresholds(store.labels)[0.05] is not None
+        broken += any_broken
+    assert broken <= binom.ppf(0.999, draws, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1}, "seed=1, and the answers of this checkpoint were asked for with 0. A second look"),
+        ({"max_drops": (0.1,)}, r"targets=\(0.1,\), and .* with \(0.05,\)"),
+        ({"delta": 0.2}, "delta=0.2"),
+        ({"risk": "harm"}, "risk='harm'"),
+        ({"score": "margin"}, "score='margin'"),
+    ],
+)
+def test_another_draw_of_the_same_inputs_is_refused(options: Any, message: str) -> None:
+    logits, label = learned(2000, 2, reach=(2.0, 4.0))
+    records, store = make_records(logits, None, (0, 1)), Memory()
+    usual: dict[str, Any] = {"max_drops": (0.05,), "risk": "drop", "budget": 40}
+    ask(Asking(records, DemandSettings.of(**usual)), lambda rows: label[rows], store)
+    kept = dict(store.labels)
+    with pytest.raises(SettingError, match=message):
+        ask(Asking(records, DemandSettings.of(**(usual | options))), lambda rows: label[rows], store)
+    with pytest.raises(SettingError, match="is_batch=True"):
+        ask(Asking(records, DemandSettings.of(**usual), finite=True), lambda rows: label[rows], store)
+    assert store.labels == kept
+
+
+def test_answers_about_other_inputs_are_refused() -> None:
+    random = np.random.default_rng(0)
+    score = random.uniform(0, 4, 600)
+    settings, store = DemandSettings.of((0.1,), risk="disagreement", budget=30), Memory()
+    ask(Asking(proxy(score), settings), answers(np.zeros(600, bool)), store)
+    near = score * (1 + 1e-5)  # as another machine rounds
+    ask(Asking(proxy(near), settings), answers(np.zeros(600, bool)), store)
+    with pytest.raises(InputError, match="the same inputs in the same order"):
+        ask(Asking(proxy(random.permutation(score)), settings), answers(np.zeros(600, bool)), store)
+    with pytest.raises(SettingError, match="inputs=599"):
+        ask(Asking(proxy(score[1:]), settings), answers(np.zeros(599, bool)), store)
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_how_many_future_inputs_are_drawn_does_not_depend_on_them(stages: int) -> None:
+    """Inputs that may be drawn get other scores, and as many are drawn as before."""
+    logits, _ = learned(2000, stages, reach=(2.0, 4.0))
+    settings = DemandSettings.of((0.05,), risk="harm", budget=100)
+    order = np.random.default_rng(settings.seed).permutation(2000)
+    other = logits.copy()
+    other[order[:1500]] = np.random.default_rng(1).normal(size=logits[:1500].shape)
+    counts = []
+    for each in (logits, other):
+        one = Asking(make_records(each, None, tuple(range(stages))), settings)
+        counts.append(one.plan.draws)
+        assert set(np.flatnonzero(one.records.part == 1)) <= set(order[:1500])
+    assert counts[0] == counts[1]
+
+
+def test_all_are_drawn_where_a_part_would_be_too_few() -> None:
+    fewest = next(n for n in range(1, 500) if 0.98**n <= 0.1)
+    demand, _ = asked(proxy(np.linspace(0, 4, fewest + 5)), answers(np.zeros(fewest + 5, bool)), 0.02)
+    assert demand.plan.draws == fewest + 5
+
+
+def test_a_part_of_a_batch_is_no_batch() -> None:
+    demand, _ = asked(proxy(np.linspace(0, 4, 300)), answers(np.zeros(300, bool)), finite=True)
+    part = demand.records.select(np.arange(300) < 200)
+    with pytest.raises(CalibrationError, match="the 200 records are a part of a batch of 300 inputs"):
+        certify(part, (0.1,), risk="disagreement", combine="last", floor=0)
+
+
+def test_every_threshold_is_tested_where_labels_were_asked_for() -> None:
+    """Beyond 2,000 draws too: quantiles of scores that certify would depend on them."""
+    logits, label = learned(4000, 2, reach=(2.0, 4.0))
+    target = 0.1 + float((logits[:, -1].argmax(1) != label).mean())
+    records = make_records(logits, None, (0, 1), body=(1.0, 3.0))
+    demand, _ = asked(records, lambda rows: label[rows], target, risk="error", budget=4000)
+    assert demand.plan.draws > 2000
+    (limit,) = (p.thresholds[0] for p in ladder_of(demand, target, "error").points[1:])
+    parts_score = np.exp(logits[:, 0]).max(1) / np.exp(logits[:, 0]).sum(1)
+    drawn = np.sort(parts_score[demand.records.part == 1])
+    below, above = drawn[drawn <= limit], drawn[drawn > limit]
+    assert limit == -INF or (limit - below[-1]) / (above[0] - below[-1]) == pytest.approx(1 / 16, abs=0.02)
