@@ -5,9 +5,10 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from dynamic.policies.certification.few_labels.draw_record import DrawRecord
 from dynamic.policies.errors import CorruptError, InputError
+from dynamic.policies.validation.fields import mapping
 from dynamic.storage.atomic_write import replace_text
 
 HEAD = ("row", "label")
@@ -33,7 +34,7 @@ class AnswerFile:
         self._path, self._count, self._classes = path, count, classes
         self.labels: dict[int, int] = {}
         self.questions: list[int] = []
-        self.draw: DrawRecord | None = None
+        self.draw: Mapping[str, Any] | None = None
         self._draw_path = None if path is None else path.with_name(f"{path.name}.draw.json")
         if self._draw_path is not None and self._draw_path.exists():
             self.draw = _draw(self._draw_path)
@@ -48,11 +49,11 @@ class AnswerFile:
         self.questions = [row for row in self.questions if row not in answers]
         self._write()
 
-    def keep_draw(self, draw: DrawRecord) -> None:
+    def keep_draw(self, draw: Mapping[str, Any]) -> None:
         """Keep the draw that answers belong to, in memory and on disk."""
-        self.draw = draw
+        self.draw = dict(draw)
         if self._draw_path is not None:
-            replace_text(self._draw_path, json.dumps(draw.to_json()))
+            replace_text(self._draw_path, json.dumps(self.draw))
 
     def ask(self, rows: Iterable[int]) -> None:
         """Write questions down: rows whose labels a person fills in."""
@@ -107,9 +108,9 @@ class AnswerFile:
         replace_text(self._path, text.getvalue())
 
 
-def _draw(path: Path) -> DrawRecord:
+def _draw(path: Path) -> dict[str, Any]:
     try:
-        return DrawRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return mapping(json.loads(path.read_text(encoding="utf-8")), "draw")
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptError(
             f"{path} does not read ({error}): restore it. A new draw of the same inputs would spend the guarantee"

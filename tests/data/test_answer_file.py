@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from dynamic.data.answer_file import AnswerFile
-from dynamic.policies.certification.few_labels.draw_record import DrawRecord
 from dynamic.policies.errors import CorruptError, InputError
 
 
@@ -79,7 +78,7 @@ def test_an_answer_that_contradicts_an_earlier_one(tmp_path: Path) -> None:
     assert AnswerFile(tmp_path / "labels.csv", 10, 3).labels == {1: 2}
 
 
-DRAW = DrawRecord(10, 5, 0, (0.02, 0.05), 0.1, "drop", "last", "max_probability", False, (1.5, -2.0))
+DRAW = {"inputs": 10, "targets": [0.02, 0.05]}
 
 
 def test_the_draw_is_kept_beside_the_answers(tmp_path: Path) -> None:
@@ -93,7 +92,7 @@ def test_the_draw_is_kept_beside_the_answers(tmp_path: Path) -> None:
     assert path.read_text() == "row,label\n1,2\n", "for a person"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"inputs": 10}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
 def test_a_draw_that_does_not_read(tmp_path: Path, text: str) -> None:
     path = tmp_path / "labels.csv"
     AnswerFile(path, 10, 4).keep_draw(DRAW)

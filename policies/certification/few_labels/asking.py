@@ -53,14 +53,14 @@ class AnswerStore(Protocol):
     """Where answers are kept: see `dynamic.data.answer_file.AnswerFile`."""
 
     labels: dict[int, int]
-    draw: DrawRecord | None
+    draw: Mapping[str, Any] | None
 
     def add(self, answers: Mapping[int, int]) -> None:
         """Keep answers before anything else is asked."""
         ...
 
-    def keep_draw(self, draw: DrawRecord) -> None:
-        """Keep the draw that answers belong to, before the first question."""
+    def keep_draw(self, draw: Mapping[str, Any]) -> None:
+        """Keep the draw that answers belong to, as plain JSON types, before the first question."""
         ...
 
 
@@ -191,19 +191,21 @@ class Asking:
         """The questions of the draw that a store has answers of. It keeps this one where it has none.
 
         Raises:
+            CorruptError: when the draw does not read.
             InputError: when its answers are about other inputs.
             SettingError: when they were asked for with other settings. The budget alone may be another one.
         """
         own = self.draw_record
         if store.draw is None:
-            store.keep_draw(own)
+            store.keep_draw(own.to_json())
             return self
-        own.check_continues(store.draw)
-        if store.draw.draws == own.draws:
+        earlier = DrawRecord.from_json(store.draw)
+        own.check_continues(earlier)
+        if earlier.draws == own.draws:
             return self
         fresh = copy.copy(self)
-        fresh.plan = replace(self.plan, draws=store.draw.draws)
-        fresh._draw(store.draw.draws)
+        fresh.plan = replace(self.plan, draws=earlier.draws)
+        fresh._draw(earlier.draws)
         return fresh
 
     @property

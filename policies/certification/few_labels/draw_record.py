@@ -4,12 +4,13 @@ A certificate holds for one draw of inputs. Another target or seed gives another
 best of several draws is wrong more often than each of them: each is a look at the whole of delta.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from dynamic.policies.errors import InputError, SettingError
+from dynamic.policies.errors import CorruptError, InputError, SettingError
 from dynamic.policies.records import Records
 from dynamic.policies.validation.fields import flag, items, mapping, number, text, whole
 
@@ -48,12 +49,21 @@ class DrawRecord:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON types."""
-        return asdict(self)
+        return asdict(self) | {"targets": list(self.targets), "logits": list(self.logits)}
 
     @classmethod
     def from_json(cls, value: Any) -> "DrawRecord":
-        """The inverse of `to_json`. Raises ValueError where a field is missing or wrong."""
-        data = mapping(value, "draw", [field.name for field in fields(cls)])
+        """The inverse of `to_json`. Raises CorruptError where a field is missing or wrong."""
+        try:
+            return cls._read(mapping(value, "draw", [field.name for field in fields(cls)]))
+        except ValueError as error:
+            raise CorruptError(
+                f"the draw of this checkpoint does not read ({error}): restore it. A new draw of the same inputs would "
+                "spend the guarantee"
+            ) from error
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any]) -> "DrawRecord":
         return cls(
             inputs=whole(data["inputs"], "inputs"),
             draws=whole(data["draws"], "draws"),
@@ -70,10 +80,10 @@ class DrawRecord:
     def check_continues(self, earlier: "DrawRecord") -> None:
         """Raise SettingError or InputError where this draw is another look than the one of an earlier call."""
         for name in ("inputs", "seed", "targets", "delta", "risk", "combine", "score", "is_batch"):
-            mine, kept = getattr(self, name), getattr(earlier, name)
-            if mine != kept:
+            own, before = getattr(self, name), getattr(earlier, name)
+            if own != before:
                 raise SettingError(
-                    f"{name}={mine!r}, and the answers of this checkpoint were asked for with {kept!r}. A second look "
+                    f"{name}={own!r}, and the answers of this checkpoint were asked for with {before!r}. A second look "
                     "at the same inputs spends the guarantee: keep the settings, or ask about new inputs"
                 )
         differ = ~np.isclose(self.logits, earlier.logits, rtol=_TOLERANCE, atol=_TOLERANCE)

@@ -1,6 +1,7 @@
 """Labels on demand: who is asked, when asking ends, and that the promise holds whatever was asked."""
 
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,8 +15,7 @@ from support.policy_cases import INF, learned, make_records
 from dynamic.policies.certification.bounds import batch_p, binomial_p
 from dynamic.policies.certification.certificates import certify
 from dynamic.policies.certification.few_labels.asking import Asking, Demand, DemandSettings, ask, with_oracle_stage
-from dynamic.policies.certification.few_labels.draw_record import DrawRecord
-from dynamic.policies.errors import CalibrationError, InputError, SettingError
+from dynamic.policies.errors import CalibrationError, CorruptError, InputError, SettingError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 
@@ -26,14 +26,14 @@ class Memory:
     def __init__(self) -> None:
         self.labels: dict[int, int] = {}
         self.sizes: list[int] = []
-        self.draw: DrawRecord | None = None
+        self.draw: Mapping[str, Any] | None = None
 
     def add(self, answers: Mapping[int, int]) -> None:
         self.labels |= answers
         self.sizes.append(len(answers))
 
-    def keep_draw(self, draw: DrawRecord) -> None:
-        self.draw = draw
+    def keep_draw(self, draw: Mapping[str, Any]) -> None:
+        self.draw = json.loads(json.dumps(draw))
 
 
 def proxy(score: Any, classes: int = 4) -> Records:
@@ -410,3 +410,14 @@ def test_every_threshold_is_tested_where_labels_were_asked_for() -> None:
     drawn = np.sort(parts_score[demand.records.part == 1])
     below, above = drawn[drawn <= limit], drawn[drawn > limit]
     assert limit == -INF or (limit - below[-1]) / (above[0] - below[-1]) == pytest.approx(1 / 16, abs=0.02)
+
+
+@pytest.mark.parametrize("change", [{"draws": -1}, {"targets": "0.1"}, {"logits": [float("nan")]}, {"delta": None}])
+def test_a_draw_that_does_not_read_is_refused(change: Any) -> None:
+    records, settings, store = proxy(np.linspace(0, 4, 300)), DemandSettings.of((0.1,), risk="disagreement"), Memory()
+    store.draw = Asking(records, settings).draw_record.to_json() | change
+    with pytest.raises(CorruptError, match=r"draw of this checkpoint does not read .*: restore it"):
+        Asking(records, settings).resumed(store)
+    store.draw = {"inputs": 300}
+    with pytest.raises(CorruptError, match="does not read"):
+        Asking(records, settings).resumed(store)
