@@ -118,7 +118,7 @@ def simulate(
         stalls: Delays by the scheduler. None: none.
         monitor_hz: Readings of the sensors a second. None: one for every request.
         decide: "request" for a decision at every request, "monitor" for one after every reading. "change" for one
-            after every reading, and where a request has waited, was slow, or 32 were answered. None: as the runtime
+            after every reading, and where a request has waited, was slow, or 128 were answered. None: as the runtime
             does for this policy, which is "change" where it has `decides_each_request = False`, else "request".
         queue_limit: Number of requests that may wait. One more sheds the oldest. None: no limit.
         samples: Number of samples in the report's series.
