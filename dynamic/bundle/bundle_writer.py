@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dynamic.bundle.canaries.check import CHECKS
+from dynamic.bundle.contract import Preprocessing
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.bundle.golden_vectors import golden, to_text
 from dynamic.bundle.manifest import MANIFEST, SCHEMA, holds_bundle, manifest_hash, preprocess_json
 from dynamic.bundle.measurements.stored_costs import COSTS
 from dynamic.bundle.version_files import VersionFiles
-from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine
 from dynamic.policies.errors import BundleError, InputError
@@ -40,7 +40,7 @@ def write(
     precision: str,
     cascade: str,
     classes: Sequence[str] | None,
-    preprocess: Preprocess | None,
+    preprocess: Preprocessing | None,
     calibrated_on: EngineIdentity | None = None,
 ) -> None:
     """Write ladder, records and manifest beside the graphs that already lie in `folder`."""

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dynamic.bundle.canaries.canary_set import CANARIES
+from dynamic.bundle.contract import Preprocessing
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.data.preprocessing import Preprocess
+from dynamic.data.sound.sound_preprocess import SoundPreprocess, is_sound
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.engine_factory import ENGINES, PRECISIONS
 from dynamic.policies.errors import (
@@ -51,7 +53,7 @@ class Facts:
     cascade: str
     fingerprint: str
     classes: tuple[str, ...] | None
-    preprocess: Preprocess | None
+    preprocess: Preprocessing | None
     calibrated_on: EngineIdentity | None
     files: Mapping[str, tuple[int, str]]
 
@@ -83,7 +85,7 @@ def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
             cascade=text(manifest["cascade"], "cascade"),
             fingerprint=text(manifest["fingerprint"], "fingerprint"),
             classes=names,
-            preprocess=None if preprocess is None else Preprocess.from_json(preprocess),
+            preprocess=None if preprocess is None else _preprocessing(preprocess),
             calibrated_on=None if identity is None else EngineIdentity.from_json(identity),
             files={file_name(name): _file(entry, name) for name, entry in mapping(manifest["files"], "files").items()},
         )
@@ -93,6 +95,10 @@ def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
         raise CorruptError(f"{folder}: the manifest lacks {error}. Build or copy the bundle again") from error
     except (TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         raise CorruptError(f"{folder}: the manifest does not read ({error}). Build or copy the bundle again") from error
+
+
+def _preprocessing(data: Any) -> Preprocessing:
+    return SoundPreprocess.from_json(data) if is_sound(data) else Preprocess.from_json(data)
 
 
 def check_ladder(facts: Facts, ladder: Ladder, folder: Path) -> None:
@@ -223,5 +229,5 @@ def holds_bundle(folder: Path) -> bool:
     return (standing(folder, MANIFEST) / MANIFEST).is_file()
 
 
-def preprocess_json(preprocess: Preprocess | None) -> Any:
+def preprocess_json(preprocess: Preprocessing | None) -> Any:
     return None if preprocess is None else preprocess.to_json()

@@ -3,7 +3,6 @@
 import logging
 
 from dynamic.bundle.contract import DeployedBundle
-from dynamic.data.resize_step import Resize, import_pillow
 from dynamic.engines.engine_factory import check_installed_engine
 from dynamic.policies.errors import DynamicError, EngineError
 
@@ -21,8 +20,8 @@ def check_packages(bundle: DeployedBundle) -> None:
     Raises:
         DynamicError: A package is missing. The message says how to install it.
     """
-    if bundle.preprocess is not None and any(isinstance(step, Resize) for step in bundle.preprocess.steps):
-        import_pillow()
+    if bundle.preprocess is not None:
+        bundle.preprocess.check_packages()
 
 
 def check_needs(bundle: DeployedBundle) -> None:

@@ -29,6 +29,7 @@ from dynamic.cli.options import (
 from dynamic.data.image_steps import RGB, Gray
 from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import find_pictures
+from dynamic.data.preprocessing import Preprocess
 from dynamic.errors import InputError
 from dynamic.policies.budget import check_on_drift
 from dynamic.progress import track
@@ -100,6 +101,11 @@ def run(
     bundle = dynamic.load(shelf)
     if bundle.preprocess is None:
         raise InputError(f"{shelf} was built with preprocess=None: images cannot become its inputs. Build it again")
+    if not isinstance(bundle.preprocess, Preprocess):
+        raise InputError(
+            f"{shelf} takes no images, and this command reads images: answer from Python, "
+            "run(dynamic.data.load_sound(path)) for a sound"
+        )
     pictures, stages = find_pictures(images, split), [stage.name for stage in bundle.spec.stages]
     converts = any(isinstance(step, (Gray, RGB)) for step in bundle.preprocess.steps)
     channels = None if converts else bundle.spec.inputs[0].shape[0]

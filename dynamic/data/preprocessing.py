@@ -9,11 +9,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from dynamic.data.arrays import as_array
 from dynamic.data.image_arrays import checked_batch, one_image, pixels_of, sizes_of, stacked
 from dynamic.data.image_steps import RGB, CenterCrop, Gray, ImageStep
 from dynamic.data.number_steps import Floats, Normalize, NumberStep, Scale
 from dynamic.data.picture_decoding import is_picture
-from dynamic.data.resize_step import Interpolation, Pixels, Resize
+from dynamic.data.resize_step import Interpolation, Pixels, Resize, import_pillow
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
 from dynamic.policies.validation.fields import items, mapping, short
 from dynamic.policies.validation.numbers import plain_items
@@ -219,6 +220,36 @@ class Preprocess:
             elif hasattr(image, "shape"):
                 pixels = pixels_of(image)
                 self._check_sizes(one_image(pixels) if several or pixels.ndim < 4 else checked_batch(pixels), shape)
+
+    def is_single(self, images: Any) -> bool:
+        """Return whether this is one image, and not a batch.
+
+        Args:
+            images: Images as for a call.
+
+        Returns:
+            Whether it is one.
+
+        Raises:
+            InputError: It is no array.
+
+        Example:
+            >>> dynamic.Preprocess().is_single(np.zeros((8, 8, 3), np.uint8))
+            True
+        """
+        if isinstance(images, (list, tuple)) or is_picture(images):
+            return is_picture(images)
+        shape = getattr(images, "shape", None)
+        return len(as_array(images, "the image").shape if shape is None else shape) < 4
+
+    def check_packages(self) -> None:
+        """Check the packages that it needs: Pillow, where it resizes.
+
+        Raises:
+            DynamicError: Pillow is not installed.
+        """
+        if any(isinstance(step, Resize) for step in self.steps):
+            import_pillow()
 
     def _read(self, image: Any, shape: Sequence[int] | None) -> Pixels:
         """The pixels of images whose shape fits."""

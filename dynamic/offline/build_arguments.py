@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.data.sound.sound_preprocess import SoundPreprocess
 from dynamic.engines.contract import CascadeSpec
 from dynamic.policies.certification.risks import RISKS, Risk
 from dynamic.policies.errors import CalibrationError, InputError, SettingError
@@ -40,6 +41,18 @@ def check_classes(classes: Sequence[str] | None, spec: CascadeSpec) -> None:
         raise InputError(f"classes={classes!r:.80} must be a list of names, one for each class")
     if len(classes) != spec.classes:
         raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
+
+
+def check_preprocess(preprocess: Any, spec: CascadeSpec) -> None:
+    """Raises InputError on preprocessing of sounds that makes no input of the network. Images may have many sizes."""
+    if not isinstance(preprocess, SoundPreprocess):
+        return
+    if len(spec.inputs) != 1:
+        raise InputError(
+            f"preprocessing makes one input of a sound, and the network takes {len(spec.inputs)}: build "
+            "with preprocess=None"
+        )
+    preprocess.check_shape(spec.inputs[0].shape)
 
 
 def check_labels_for(risk: Risk, labels: NDArray[np.int64] | None) -> None:

@@ -107,13 +107,18 @@ ROOMS = {
         "CenterCrop",
         "Gray",
         "ImageSet",
+        "LogMel",
         "Normalize",
         "Preprocess",
         "Resize",
         "Scale",
+        "Sound",
+        "SoundPreprocess",
         "digits",
         "load_images",
+        "load_sound",
         "stratified_halves",
+        "windows",
     ],
 }
 
