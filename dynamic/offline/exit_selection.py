@@ -112,7 +112,7 @@ def keep_exits(network: ExitNetwork, example_inputs: Batch, *, names: Sequence[s
     if not names or (unknown := [name for name in names if name not in own_names]):
         raise ExitError(f"exits {list(names) if not names else unknown} cannot be kept. The network has {own_names}")
     heads: Iterator[nn.Module] = (h for h, e in zip(network.heads, network.exits, strict=True) if e.name in names)
-    layout = {e.name: _layout(e.shape, e.channel) for e in network.exits if e.name in names}
+    layout = {e.name: "BND" if e.masked else _layout(e.shape, e.channel) for e in network.exits if e.name in names}
     fewer = wrap(
         network.backbone,
         example_inputs,

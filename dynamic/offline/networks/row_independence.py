@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from dynamic.offline.batches import run_on
 from dynamic.offline.networks.module_modes import untouched
 from dynamic.offline.staged_network import StagedNetwork, primary_logits
-from dynamic.offline.tracing.multiply_adds import rounds
+from dynamic.offline.tracing.multiply_adds import ROUNDED_LIMIT, rounds
 from dynamic.policies.errors import InputError
 
 logger = logging.getLogger("dynamic")
 
 ROWS = (2, 1, 5)  # batch sizes that networks and graphs are tried at
 _CLOSE = 5e-3  # of the largest logit: other batch sizes may take other kernels, on CUDA in TF32
-_ROUNDED = 0.15  # the same where activations are rounded: a value between two codes may fall to either side
 
 
 def check_rows(network: nn.Module, example: Mapping[str, Tensor], values: bool = True) -> None:
@@ -38,7 +37,7 @@ def check_rows(network: nn.Module, example: Mapping[str, Tensor], values: bool =
 
 
 def _check_values(network: nn.Module, five: Mapping[str, Tensor], logits: Mapping[int, Sequence[Tensor]]) -> None:
-    most, share = max(ROWS), _ROUNDED if rounds(network) else _CLOSE
+    most, share = max(ROWS), ROUNDED_LIMIT if rounds(network) else _CLOSE
     for number, whole in enumerate(logits[most]):
         limit = share * max(1.0, float(whole.nan_to_num().abs().max()))
         for count in ROWS:

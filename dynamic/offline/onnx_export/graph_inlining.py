@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from dynamic.offline.onnx_export.carried_images import block_images
 from dynamic.offline.onnx_export.if_nodes import Body
 from dynamic.offline.onnx_export.node_names import captured, rename
+from dynamic.offline.onnx_export.onnxruntime_forms import block_images
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class Nest:
     number of rows, those that are done leaving it. `preprocess`: the graph then takes images as bytes `[B, H, W, C]`,
     resized and cropped, and scales and normalizes them. `only [S-1]`: thresholds of a point. Exits that it
     switches off, and everything after a stage where every input exits, are not in the graph. `blocks`: carried images
-    are laid out for ONNX Runtime (`carried_images`).
+    are laid out for ONNX Runtime (`block_images`).
     """
 
     folder: Path

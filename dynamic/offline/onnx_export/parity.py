@@ -13,14 +13,12 @@ from dynamic.engines.stage_loop import StageEngine
 from dynamic.offline.batches import Batch, named_tensors
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.row_independence import ROWS
-from dynamic.offline.tracing.multiply_adds import rounds
+from dynamic.offline.tracing.multiply_adds import ROUNDED_LIMIT, rounds
 from dynamic.policies.errors import EngineError
 from dynamic.policies.scores import Combiner
 
 # of the largest logit: beyond it a graph is wrong, not merely rounded otherwise
 _PARITY = {"f32": 1e-3, "bf16": 0.15}
-# of networks that round activations (`rounds` on a module): a value between two codes may fall to either side
-_ROUNDED_PARITY = 0.15
 _REMEDY = "use engine='torch', or report the network"
 
 
@@ -35,7 +33,7 @@ def check_parity(cascade: Cascade, engine: CascadeEngine, spec: CascadeSpec, exa
     names = [i.name for i in spec.inputs]
     combiner = Combiner((1.0,) * len(spec.stages), "max_probability", combine=cascade.combine, backbone=spec.backbone)
     own = StageEngine(TorchExecutor(cascade.stages_for(names), spec, device=_device(cascade)), spec, combiner)
-    rounded = [_ROUNDED_PARITY if rounds(network) else 0.0 for network in cascade.networks]
+    rounded = [ROUNDED_LIMIT if rounds(network) else 0.0 for network in cascade.networks]
     shares = [max(_PARITY[engine.precision], rounded[backbone]) for backbone in spec.backbone]
     for count in ROWS:
         inputs = {name: array[:count] for name, array in five.items()}

@@ -26,6 +26,7 @@ from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_rows
 from dynamic.offline.onnx_export.batch_norm_folding import fold_norms
 from dynamic.offline.onnx_export.node_names import captured
+from dynamic.offline.onnx_export.onnxruntime_forms import separate_roundings
 from dynamic.offline.onnx_export.padded_shortcuts import convolve_shortcuts
 from dynamic.offline.onnx_export.reserved_names import check_names
 from dynamic.offline.staged_network import Stage
@@ -62,6 +63,7 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
         model = _to_onnx(_LogitsOnly(stage) if last else stage, carry, names, spec)
         fold_norms(model.graph)
         convolve_shortcuts(model.graph)
+        separate_roundings(model.graph)
         with disk_errors("the graph", folder):
             if spec.backbone not in weights:  # made once: it starts with an empty file
                 weights[spec.backbone] = _WeightFile(folder / "backbones" / f"{spec.backbone}.weights")

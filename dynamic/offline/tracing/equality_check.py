@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dynamic.offline.networks.module_modes import in_mode, untouched
 from dynamic.offline.staged_network import Stage
 from dynamic.offline.tracing.dry_run import rows
+from dynamic.offline.tracing.multiply_adds import ROUNDED_LIMIT, rounds
 from dynamic.policies.errors import ExitError, WrapError
 
 CLOSE = 1e-5  # of the largest logit: how far a network captured by torch.export may be off
@@ -71,7 +72,8 @@ def check_evaluation(
                 fewer = tuple(t.index_select(0, remaining.to(t.device)) for t in fewer)
         answers["stage by stage"] = carry[0]
     largest = max(1.0, float(expected.abs().max()))
-    limit = 0.0 if exact else CLOSE * largest
+    rounded = ROUNDED_LIMIT if rounds(backbone) and not exact else 0.0
+    limit = 0.0 if exact else max(CLOSE, rounded) * largest
     name = type(backbone).__name__
     for how, logits in answers.items():
         if logits.shape != expected.shape or not _same(expected, logits, limit):
@@ -80,7 +82,9 @@ def check_evaluation(
                 f"changes views in place, or has hooks on its outermost module. {_FIX}"
             )
     if not _same(
-        expected[remaining.to(expected.device)] if len(stages) > 1 else expected, fewer[0], _COMPACTED * largest
+        expected[remaining.to(expected.device)] if len(stages) > 1 else expected,
+        fewer[0],
+        max(_COMPACTED, rounded) * largest,
     ):
         raise WrapError(f"{name} mixes the rows of a batch behind exit {stages[0].name!r}: rows cannot leave. {_FIX}")
 

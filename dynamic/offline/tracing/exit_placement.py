@@ -60,6 +60,7 @@ class PlacedExit:
         shape: Of the feature that its head reads, without the batch.
         channel: The feature's dimension that holds the channels.
         carry: How many tensors cross there.
+        masked: Whether the head reads the mean over positions under a mask.
     """
 
     name: str
@@ -67,6 +68,7 @@ class PlacedExit:
     shape: tuple[int, ...]
     channel: int
     carry: int
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,8 @@ class Placer:
 def _readable(node: fx.Node, shape: Shape) -> bool:
     """Whether a head can read what this node gives."""
     is_computed = node.op not in ("placeholder", "output", "get_attr")
-    return is_computed and shape.dtype.is_floating_point and 2 <= len(shape.size) <= 5
+    rounds = getattr(node.target, "namespace", None) == "quantized_decomposed"  # engines fuse it with what reads it
+    return is_computed and not rounds and shape.dtype.is_floating_point and 2 <= len(shape.size) <= 5
 
 
 def _kind(value: object) -> str:

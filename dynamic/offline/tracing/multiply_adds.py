@@ -35,6 +35,9 @@ FLOPS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
 _ROUNDED_COST = 0.5
 
 
+# of the largest logit, between two runs of such a network: a value between two codes may fall to either side
+ROUNDED_LIMIT = 0.15
+
 _CODES = "dequantize_per_channel"  # gives a weight from int8 codes, see `compress/quantization/int8_arithmetic.py`
 _VIEWS = ("t", "transpose", "permute", "view", "reshape", "expand", "unsqueeze")  # of a weight, on its way to a product
 

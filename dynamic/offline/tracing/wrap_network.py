@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, fx, nn
 
 from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.networks.float_types import check_halves
+from dynamic.offline.networks.masked_pooling import mask_of, pooled
 from dynamic.offline.networks.module_modes import bare, in_mode, untouched, view
 from dynamic.offline.networks.row_independence import check_rows
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
 from dynamic.offline.tracing.channel_layout import Layouts
-from dynamic.offline.tracing.dry_run import observe, rows
+from dynamic.offline.tracing.dry_run import Observed, observe, rows
 from dynamic.offline.tracing.equality_check import CLOSE, changed_in_place, check_evaluation, check_training
 from dynamic.offline.tracing.exit_heads import Classifier, ExitHead, Head, Room
 from dynamic.offline.tracing.exit_placement import Exits, Placed, PlacedExit, Placer, check_asked
@@ -42,6 +44,9 @@ def wrap(
 
     The network is traced with torch.fx, or with torch.export where that fails or where only that has the named modules.
     After torch.export the backbone is for evaluation only, and heads alone can be trained.
+
+    An input `attention_mask [B, N]` is the mask of a sequence. Heads then read the mean of a feature `[B, N, D]` over
+    the positions where it is not 0, so that padding changes no answer.
 
     The backbone is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns with
     DynamicWarning where outputs beside the logits are dropped, and where only torch.export captures the network.
@@ -214,6 +219,11 @@ class ExitNetwork(StagedNetwork):
         observed = observe(self, captured.graph, example)
         cutter = Cutter(captured.graph, observed)
         placed: Placed = Placer(self.backbone, captured, observed, cutter, Layouts(self, observed)).place(exits, layout)
+        own_nodes = placed.nodes
+        if means := _means(captured.graph, observed, placed):
+            observed = observe(self, captured.graph, example)
+            cutter = Cutter(captured.graph, observed)
+            placed = _with_means(placed, means, observed, cutter)
         classes = observed.two[cutter.nodes[-1]]
         if not len(getattr(classes, "size", ())) == 2 or classes.size[0] != 2:
             raise InputError(
@@ -239,7 +249,7 @@ class ExitNetwork(StagedNetwork):
         check_evaluation(self.backbone, self._own_logits, self._last_logits, stages, example, self.tracer == "fx")
         if self.tracer == "fx":  # torch.export writes sizes into its graph, whatever a trial gives
             self.traced_sizes = self._checked_sizes(stages, example)
-        return placed.nodes
+        return own_nodes
 
     def _checked_sizes(self, stages: Sequence[Stage], example: Mapping[str, Tensor]) -> Sizes:
         """The sizes at which graph and stages are right."""
@@ -270,6 +280,7 @@ class ExitNetwork(StagedNetwork):
             self._why_not_trainable = "its graph in train mode does not hold the places of the exits"
             return captured
         self._put_constants(training)
+        training_nodes = pooled(training.graph, training_nodes, [place.masked for place in self.exits])
         self._train = _function(_with_heads(training.graph, training_nodes, self._cloned))
         # without its auxiliary branches a network draws other random numbers: nothing to compare then
         alike = not training.dropped
@@ -296,6 +307,32 @@ class ExitNetwork(StagedNetwork):
         with in_mode(self.heads, training=False):
             last: Tensor = self(*inputs)[-1]
         return last
+
+
+def _means(graph: fx.Graph, observed: Observed, placed: Placed) -> list[fx.Node]:
+    """What heads read, where some read means under a mask, which are put into the graph. Else nothing.
+
+    They do where a feature is `[B, N, D]` and has the positions of the mask.
+    """
+    mask = mask_of(graph)
+    if mask is None:
+        return []
+    masked = []
+    for place, node in zip(placed.exits, placed.nodes, strict=True):
+        sizes = zip(observed.runs(node), observed.runs(mask), strict=True)
+        alike = all(len(own.size) == 3 and own.size[:2] == other.size for own, other in sizes)
+        masked.append(alike and place.channel == 2)
+    return pooled(graph, placed.nodes, masked) if any(masked) else []
+
+
+def _with_means(placed: Placed, means: Sequence[fx.Node], observed: Observed, cutter: Cutter) -> Placed:
+    """The exits, which read means under the mask."""
+    exits = []
+    for place, node, mean in zip(placed.exits, placed.nodes, means, strict=True):
+        if mean is not node:
+            place = replace(place, shape=observed.two[mean].size[1:], channel=1, masked=True)
+        exits.append(replace(place, carry=len(cutter.carry(mean))))
+    return Placed(tuple(exits), tuple(means))
 
 
 class _Graphs(tuple[fx.Graph, ...]):

@@ -176,6 +176,34 @@ class Int8Linear(_Untrainable):
         return linear(x, self.codes, self.scales, self.bias, self.bias_scales, self.zeros)
 
 
+class RoundedLinear(_Untrainable):
+    """A linear layer and the rounding of its input to `grid`, in the place of an `nn.Linear` (see `Int8Linear`)."""
+
+    def __init__(self, grid: Grid, codes: nn.Parameter, scales: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = codes.shape
+        self.rounded = Rounded(grid)
+        self.weights = Int8Linear(codes, scales, bias, grid.scale)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights `[K, D]` as floats: networks read their type."""
+        w = self.weights
+        return _floats(w.codes, w.scales, w.zeros)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias `[K]` as floats."""
+        w = self.weights
+        return _bias(w.bias, w.bias_scales, w.zeros)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., K]`."""
+        self._check()
+        output: Tensor = self.weights(self.rounded(x))
+        return output
+
+
 class Int8Conv(Rounded):
     """A convolution, its rectifier, and the rounding of the result to `grid`, see `Int8Linear`.
 

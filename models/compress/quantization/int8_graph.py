@@ -14,6 +14,7 @@ from dynamic.models.compress.quantization.int8_arithmetic import Grid, Int8Conv,
 from dynamic.models.compress.quantization.int8_plan import CONVS, Int8Plan
 from dynamic.models.compress.quantization.weight_codes import (
     WeightRange,
+    bias_floor,
     saturating_channels,
     weight_codes,
     weight_scales,
@@ -24,7 +25,6 @@ from dynamic.offline.tracing.trace import capture_fx
 from dynamic.policies.errors import WrapError
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_MOST_BIAS = 2**30  # in steps of the 32-bit accumulator
 
 
 def float_stages(network: nn.Module, example_inputs: Batch) -> list[fx.GraphModule]:
@@ -56,14 +56,36 @@ def float_stages(network: nn.Module, example_inputs: Batch) -> list[fx.GraphModu
 
 def _alone(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
     """The graph as a module that holds what it uses, under the names of the plain network."""
-    members = {}
+    members: dict[str, Any] = _linear_modules(root, graph)
     for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
+        if node.op in ("call_module", "get_attr") and node.target not in members:
             member = operator.attrgetter(str(node.target))(root)
             if hasattr(root, "backbone") and hasattr(root, "constants"):
                 node.target = str(node.target).removeprefix("backbone.")
             members[str(node.target)] = member
     return fx.GraphModule(members, graph, name)
+
+
+def _linear_modules(root: nn.Module, graph: fx.Graph) -> dict[str, Any]:
+    """Modules of torch.nn in place of the linear operations that torch.export writes, by name."""
+    layers: dict[str, Any] = {}
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default):
+        source, *used = node.args
+        if node.kwargs or not all(n is None or (isinstance(n, fx.Node) and n.op == "get_attr") for n in used):
+            continue  # a weight that is computed
+        weight, bias = [operator.attrgetter(str(n.target))(root) for n in used if n is not None] + [None] * (
+            2 - len(used)
+        )
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        layer.weight, layer.bias = weight, bias
+        name = str(used[0].target).removesuffix(".weight")
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(graph.call_module(name, (source,)))
+        graph.erase_node(node)
+        for unused in {n for n in used if n is not None and not n.users}:
+            graph.erase_node(unused)
+        layers[name] = layer.eval()
+    return layers
 
 
 def _fold(stage: fx.GraphModule) -> None:
@@ -167,8 +189,8 @@ class Rewriter:
         if id(weight) not in self._weights:
             scales = weight_scales(weight, self._weight_range)
             for source, bias in self._plan.biases[id(weight)]:
-                if bias is not None:  # the bias must fit the accumulator where the weights of a channel are tiny too
-                    scales = torch.maximum(scales, bias.detach().abs() / (self._grid(source).scale * _MOST_BIAS))
+                if bias is not None:
+                    scales = torch.maximum(scales, bias_floor(bias.detach(), self._grid(source).scale))
             codes = weight_codes(weight, scales, self._weight_range)
             self._weights[id(weight)] = nn.Parameter(codes, requires_grad=False), scales
         return self._weights[id(weight)]

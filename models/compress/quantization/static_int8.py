@@ -8,7 +8,8 @@ QLinearConv, QLinearAdd and NhwcMaxPool, and OpenVINO 2026.4 runs its int8 kerne
 """
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,16 +18,19 @@ from torch import Tensor, fx, nn
 from dynamic.models.compress.quantization.activation_ranges import Observer, RangeMethod, grids
 from dynamic.models.compress.quantization.int8_graph import Rewriter, Watcher, float_stages
 from dynamic.models.compress.quantization.int8_plan import Int8Plan
+from dynamic.models.compress.quantization.linear_layers import LinearLayers
+from dynamic.models.compress.quantization.quantized_exits import QuantizedExits
 from dynamic.models.compress.quantization.sum_scales import without_ties
 from dynamic.models.compress.quantization.weight_codes import WeightRange
 from dynamic.models.compress.report import Compressed, copied, report
 from dynamic.offline.batches import Batch, labelled_batches, named_tensors, run_on, taken_by
 from dynamic.offline.networks.float_types import check_float32
-from dynamic.offline.networks.module_modes import evaluating, view
+from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.used_data import hashes_of, remember
 from dynamic.offline.option_words import check_word
-from dynamic.offline.staged_network import Stage, StagedNetwork
-from dynamic.policies.errors import InputError
+from dynamic.offline.staged_network import StagedNetwork
+from dynamic.offline.tracing.trace import capture_export
+from dynamic.policies.errors import InputError, TraceError
 
 
 def quantize(
@@ -45,11 +49,14 @@ def quantize(
     Torch computes the rounding of an engine. Engines differ from it, and from each other, where they fuse operations
     and round less often. So calibrate a cascade on the engine that ships.
 
+    Where torch.fx cannot trace the network, its linear layers become int8 where they stand, and all else remains float.
+    That is the case of encoders of `transformers`.
+
     A network with exits from `dynamic.wrap` becomes one with the same exits. Its heads remain float and can be trained
     (`dynamic.fit(..., mode="heads")`). The other order works too: quantize, then wrap. int8 parts cannot be trained.
 
     Args:
-        network: Any network that torch.fx can trace, in float32. It does not change.
+        network: Any network that torch.fx or torch.export captures, in float32. It does not change.
         example_inputs: A batch as the network takes it.
         calibration_loader: Inputs, or `(inputs, labels)`, read twice for the ranges of tensors. A few hundred inputs
             of the kind that the network will see are enough. Training data are right for this.
@@ -71,7 +78,7 @@ def quantize(
         CalibrationError: The loader is empty, or values are not finite.
         InputError: Weights are not float32, no layer can be quantized, or a name in `skip` does not exist.
         SettingError: `ranges` or `weight_range` is no choice.
-        TraceError: torch.fx cannot trace the network.
+        TraceError: Neither torch.fx nor torch.export captures the network.
 
     Example:
         >>> from dynamic.models import compress
@@ -87,19 +94,54 @@ def quantize(
     named = named_tensors(own, example_inputs)
     with torch.no_grad(), evaluating(own), taken_by(own, named):
         run_on(own, named)
-    stages = float_stages(own, example_inputs)
+    try:
+        stages = float_stages(own, example_inputs)
+    except TraceError as error:
+        done = _in_place(own, named, calibration_loader, skip, ranges, weight_range, error)
+    else:
+        done = _in_graphs(network, own, stages, calibration_loader, skip, ranges, weight_range)
+    done.network.eval()
+    remember(done.network, hashes_of(network))
+    comparison = report(
+        "int8",
+        network,
+        done.network,
+        example_inputs,
+        eval_loader,
+        latency=latency,
+        left_alone=done.left_alone,
+        facts={"calibration": ranges, "weight_range": weight_range, **done.facts},
+        usual_drop=0.01,
+    )
+    return Compressed(done.network, comparison)
+
+
+@dataclass(frozen=True, eq=False)
+class _Quantized:
+    network: nn.Module
+    left_alone: Mapping[str, str]
+    facts: Mapping[str, Any]
+
+
+def _in_graphs(
+    network: nn.Module,
+    own: nn.Module,
+    stages: Sequence[fx.GraphModule],
+    loader: Iterable[Any],
+    skip: Collection[str],
+    ranges: RangeMethod,
+    weight_range: WeightRange,
+) -> _Quantized:
+    """The stages of `own`, a copy of `network`, written again with int8 operations."""
     plan = Int8Plan(skip)
     for stage in stages:
         plan.read(stage)
     if not plan.layers:
-        raise InputError(
-            f"this {type(network).__name__} has no Conv or Linear of torch.nn that is not in skip, so nothing can be "
-            f"quantized (left alone: {plan.left_alone or 'nothing'})"
-        )
+        raise _nothing(network, plan.left_alone)
 
     def show(observer: Observer) -> int:
         count = 0
-        for inputs, _ in labelled_batches(calibration_loader):
+        for inputs, _ in labelled_batches(loader):
             carry: Any = tuple(named_tensors(network, inputs).values())
             count += len(carry[0])
             for stage in stages:
@@ -120,59 +162,52 @@ def quantize(
         exits = own.exit_stages
         result = QuantizedExits(bodies, [stage.head for stage in exits], [stage.name for stage in exits])
         result.traced_sizes = own.traced_sizes
-    result.eval()
-    remember(result, hashes_of(network))
     facts = {
-        "calibration": ranges,
         "layers": len(plan.layers),
         "sums": len(plan.sums),
-        "weight_range": weight_range,
         "saturating_channels": rewriter.saturating,
         "ranges": {plan.names[node]: list(grid.values) for node, grid in tensor_grids.items()},
     }
-    comparison = report(
-        "int8",
-        network,
-        result,
-        example_inputs,
-        eval_loader,
-        latency=latency,
-        left_alone=plan.left_alone,
-        facts=facts,
-        usual_drop=0.01,
+    return _Quantized(result, plan.left_alone, facts)
+
+
+def _in_place(
+    own: nn.Module,
+    example: Mapping[str, Tensor],
+    loader: Iterable[Any],
+    skip: Collection[str],
+    ranges: RangeMethod,
+    weight_range: WeightRange,
+    fx_error: TraceError,
+) -> _Quantized:
+    """`own`, a copy that torch.fx cannot trace, with int8 layers in the places of its linear ones."""
+    own.eval()
+    try:
+        capture_export(own, example)  # or no engine could run the result
+    except TraceError as error:
+        raise TraceError(
+            f"neither torch.fx nor torch.export captures {type(own).__name__}. torch.fx stops {fx_error}. "
+            f"torch.export stops {error}"
+        ) from error
+    linear = LinearLayers(own, skip)
+    layer_grids = linear.grids(loader, ranges)
+    if not linear.layers:
+        raise _nothing(own, linear.left_alone)
+    own.requires_grad_(False)
+    facts = {
+        "layers": len(linear.layers),
+        "sums": 0,
+        "saturating_channels": linear.replace(layer_grids, weight_range),
+        "ranges": {name: list(grid.values) for name, grid in layer_grids.items()},
+    }
+    return _Quantized(own, linear.left_alone, facts)
+
+
+def _nothing(network: nn.Module, left_alone: Mapping[str, str]) -> InputError:
+    return InputError(
+        f"this {type(network).__name__} has no Conv or Linear of torch.nn that is not in skip, so nothing can be "
+        f"quantized (left alone: {left_alone or 'nothing'})"
     )
-    return Compressed(result, comparison)
-
-
-class QuantizedExits(StagedNetwork):
-    """Quantized stages of a network with exits, and its float heads."""
-
-    trainable_backbone = False  # dynamic.fit reads it
-
-    def __init__(self, bodies: Sequence[nn.Module], heads: Sequence[nn.Module], names: Sequence[str]) -> None:
-        super().__init__()
-        self.bodies = nn.ModuleList(bodies)
-        self.heads = nn.ModuleList(heads)
-        self._names = tuple(names)
-
-    @property
-    def exit_stages(self) -> tuple[Stage, ...]:
-        """The stages in evaluation mode. They share the weights."""
-        parts = zip(self._names, self.bodies, self.heads, strict=True)
-        return tuple(Stage(name, view(body), view(head)).eval() for name, body, head in parts)
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> list[Tensor]:
-        """Logits `[B, C]` of every exit, the last of the backbone itself."""
-        if self.traced_sizes is not None:
-            self.traced_sizes.check(self.traced_sizes.bound(args, kwargs))
-        first: Any = self.bodies[0]
-        names = [node.target for node in first.graph.find_nodes(op="placeholder")]
-        carry = (*args, *(kwargs[name] for name in names[len(args) :]))
-        logits = []
-        for body, head in zip(self.bodies, self.heads, strict=True):
-            carry = body(*carry)
-            logits.append(head(carry[0]))
-        return logits
 
 
 def _check(network: nn.Module, skip: Collection[str]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 WeightRange = Literal["portable", "seven_bits", "full"]
 
 _LARGEST_PAIR = 128  # 32767 // 255: of two weight codes of one sign
+_MOST_BIAS = 2**30  # in steps of the 32-bit accumulator
 _SMALLEST_SCALE = 1e-12  # a channel of zeros gets it
 
 
@@ -37,6 +38,11 @@ def weight_scales(weight: Tensor, weight_range: WeightRange) -> Tensor:
     else:
         scales = largest / (127 if weight_range == "full" else 63)
     return scales.clamp(min=_SMALLEST_SCALE)
+
+
+def bias_floor(bias: Tensor, input_scale: float) -> Tensor:
+    """The least scale of each channel `[K]` at which its bias fits the accumulator, where its weights are tiny too."""
+    return bias.abs() / (input_scale * _MOST_BIAS)
 
 
 def weight_codes(weight: Tensor, scales: Tensor, weight_range: WeightRange) -> Tensor:

@@ -28,7 +28,8 @@ from dynamic.models.compress.quantization.int8_arithmetic import (
     round_to_grid,
 )
 from dynamic.models.compress.quantization.int8_graph import float_stages
-from dynamic.models.compress.quantization.static_int8 import QuantizedExits, quantize
+from dynamic.models.compress.quantization.quantized_exits import QuantizedExits
+from dynamic.models.compress.quantization.static_int8 import quantize
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder
 from dynamic.offline.staged_network import StagedNetwork

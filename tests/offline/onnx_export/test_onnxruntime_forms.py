@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.engines.contract import SINGLE_GRAPH
-from dynamic.offline.onnx_export.carried_images import block_images
 from dynamic.offline.onnx_export.node_names import branches
+from dynamic.offline.onnx_export.onnxruntime_forms import block_images
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
 
