@@ -102,7 +102,7 @@ def device_between(before: Moment, after: Moment, predicted_ms: float, device: D
     """The device with the figures of two moments. `predicted_ms`: the mean time from start to end by profile alone."""
     excess = (1 + threads) / device.cores - 1  # of the simulator's rule, with one busy process
     alone_ms, loaded_ms = (before.alone_ms + after.alone_ms) / 2, (before.loaded_ms + after.loaded_ms) / 2
-    figures = {
+    figures: dict[str, Any] = {
         "overhead_ms": max(0.0, alone_ms - predicted_ms),
         "wake_ms": (before.wake_ms + after.wake_ms) / 2,
         "handover_ms": (before.handover_ms + after.handover_ms) / 2,
@@ -118,7 +118,9 @@ def work_ms(answers: Sequence[Answer]) -> float:
 
 def begin_ms(answers: Sequence[Answer]) -> tuple[float, float]:
     """Mean time until requests begin: those that find nobody, after they came. Others, after the last was done."""
-    alone, waited, free_s = [], [], 0.0
+    alone: list[float] = []
+    waited: list[float] = []
+    free_s = 0.0
     for a in answers:
         if a.latency_ms is None:
             continue

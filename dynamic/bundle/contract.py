@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from dynamic.bundle.canaries.canary_set import Canaries
 from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.data.arrays import Side
 from dynamic.engines.contract import Array, CascadeSpec
 from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.route_choice import CascadeEngine
@@ -22,11 +23,11 @@ class Preprocessing(Protocol):
     `dynamic.Preprocess` takes images, `dynamic.data.SoundPreprocess` sounds.
     """
 
-    def __call__(self, x: Any, shape: Sequence[int] | None = None, /) -> Array:
+    def __call__(self, x: Any, shape: Sequence[Side] | None = None, /) -> Array:
         """The input `[B, ...]` of one or several. InputError: they do not fit, or do not make `shape`."""
         ...
 
-    def check(self, x: Any, shape: Sequence[int], /) -> None:
+    def check(self, x: Any, shape: Sequence[Side], /) -> None:
         """Raises InputError where a call would for a shape or a type, in little time."""
         ...
 

@@ -1,11 +1,34 @@
 """Arrays of a user's inputs, with an error in words where there is none."""
 
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.errors import InputError
+
+Side = int | Container[int]  # of a dimension: its size, or the sizes that it may have
+
+
+def fits(shape: Sequence[int], sides: Sequence[Side]) -> bool:
+    """Return whether each size of a shape is allowed.
+
+    Args:
+        shape: The sizes.
+        sides: For each dimension its size, or the sizes that it may have.
+
+    Returns:
+        Whether they are.
+
+    Example:
+        >>> from dynamic.data.arrays import fits
+        >>> fits((3, 64), (3, range(32, 65, 32))), fits((3, 65), (3, range(32, 65, 32)))
+        (True, False)
+    """
+    if len(shape) != len(sides):
+        return False
+    return all(size == side if isinstance(side, int) else size in side for size, side in zip(shape, sides, strict=True))
 
 
 def as_array(value: Any, what: str) -> NDArray[Any]:
