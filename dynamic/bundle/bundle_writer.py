@@ -10,10 +10,10 @@ from pathlib import Path
 from dynamic.bundle.canaries.check import CHECKS
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.bundle.golden_vectors import golden, to_text
-from dynamic.bundle.manifest import MANIFEST, SCHEMA, holds_bundle, manifest_hash, preprocess_json
+from dynamic.bundle.manifest import MANIFEST, holds_bundle, manifest_hash, preprocess_json, schema_of
 from dynamic.bundle.measurements.stored_costs import COSTS
 from dynamic.bundle.version_files import VersionFiles
-from dynamic.data.preprocessing import Preprocess
+from dynamic.data import Preprocessing
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine
 from dynamic.policies.errors import BundleError, InputError
@@ -40,7 +40,7 @@ def write(
     precision: str,
     cascade: str,
     classes: Sequence[str] | None,
-    preprocess: Preprocess | None,
+    preprocess: Preprocessing | None,
     calibrated_on: EngineIdentity | None = None,
 ) -> None:
     """Write ladder, records and manifest beside the graphs that already lie in `folder`."""
@@ -49,11 +49,13 @@ def write(
         raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
     (folder / "ladder.json").write_text(json.dumps(ladder.to_json(), indent=1), encoding="utf-8")
     (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
+    for name, content in preprocess.files.items() if preprocess is not None else ():
+        (folder / name).write_bytes(content)
     records.save(folder / "records.npz")
     vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in MACHINE_FOLDERS)
     files = sorted(p for p in vouched if p.is_file() and p.name != MANIFEST)
     manifest = {
-        "schema": SCHEMA,
+        "schema": schema_of(preprocess),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "engine": engine,
         "precision": precision,

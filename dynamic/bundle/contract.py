@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from dynamic.bundle.canaries.canary_set import Canaries
 from dynamic.bundle.fingerprint import EngineIdentity
-from dynamic.data.preprocessing import Preprocess
+from dynamic.data import Preprocessing
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.route_choice import CascadeEngine
@@ -39,7 +39,7 @@ class DeployedBundle(Protocol):
     @property
     def classes(self) -> tuple[str, ...] | None: ...
     @property
-    def preprocess(self) -> Preprocess | None: ...
+    def preprocess(self) -> Preprocessing | None: ...
     @property
     def costs(self) -> Costs | None: ...
     @property

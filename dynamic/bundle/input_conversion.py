@@ -24,26 +24,17 @@ def named_inputs(bundle: DeployedBundle, x: Any) -> tuple[Mapping[str, Array], b
     """
     inputs = bundle.spec.inputs
     if bundle.preprocess is not None and not isinstance(x, Mapping):
-        images = bundle.preprocess(x, inputs[0].shape)
-        return {inputs[0].name: images}, len(images) == 1 and _is_one_image(x)
+        return bundle.preprocess.arrays(x, inputs)
     views, single = _views(inputs, x)
     return {name: _in_order(array) for name, array in views.items()}, single
 
 
 def check_shapes(bundle: DeployedBundle, x: Any) -> None:
-    """Raises InputError where `named_inputs` would for a shape or a type, without converting arrays or images."""
+    """Raises InputError where `named_inputs` would for a shape or a type, without converting what is given."""
     if bundle.preprocess is not None and not isinstance(x, Mapping):
-        bundle.preprocess.check(x, bundle.spec.inputs[0].shape)
+        bundle.preprocess.check(x, bundle.spec.inputs)
     else:
         _views(bundle.spec.inputs, x)
-
-
-def _is_one_image(x: Any) -> bool:
-    """Whether `x` is an image, not a batch of one."""
-    if isinstance(x, (list, tuple)) or is_picture(x):
-        return is_picture(x)
-    shape = getattr(x, "shape", None)
-    return len(as_numbers(x, "the input").shape if shape is None else shape) < 4
 
 
 def _views(spec: tuple[InputSpec, ...], x: Any) -> tuple[Mapping[str, Array], bool]:

@@ -12,7 +12,9 @@ from typing import Any
 
 from dynamic.bundle.canaries.canary_set import CANARIES
 from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.data import Preprocessing
 from dynamic.data.preprocessing import Preprocess
+from dynamic.data.text.text_preprocessing import TOKENIZER, TextPreprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.engine_factory import ENGINES, PRECISIONS
 from dynamic.policies.errors import (
@@ -25,10 +27,12 @@ from dynamic.policies.validation.fields import items, mapping, maybe, number, te
 from dynamic.storage.inner_paths import file_name
 from dynamic.storage.json_files import read_json
 from dynamic.storage.open_files import folder_state
+from dynamic.storage.regular_files import check_hash
 from dynamic.storage.versioned_folder import standing
 
 MANIFEST = "bundle.json"
-SCHEMA = 1
+SCHEMA = 2  # of bundles that take texts. Others have the first, which earlier versions read too
+_FIRST_SCHEMA = 1
 LADDER, RECORDS = "ladder.json", "records.npz"
 _ALWAYS = (LADDER, RECORDS)
 _WHERE_PRESENT = (CANARIES, GRAPH, SINGLE_GRAPH)  # used where they lie in the folder, so they must be listed
@@ -51,7 +55,7 @@ class Facts:
     cascade: str
     fingerprint: str
     classes: tuple[str, ...] | None
-    preprocess: Preprocess | None
+    preprocess: Preprocessing | None
     calibrated_on: EngineIdentity | None
     files: Mapping[str, tuple[int, str]]
 
@@ -83,7 +87,7 @@ def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
             cascade=text(manifest["cascade"], "cascade"),
             fingerprint=text(manifest["fingerprint"], "fingerprint"),
             classes=names,
-            preprocess=None if preprocess is None else Preprocess.from_json(preprocess),
+            preprocess=None if preprocess is None else _preprocess(preprocess, manifest, folder),
             calibrated_on=None if identity is None else EngineIdentity.from_json(identity),
             files={file_name(name): _file(entry, name) for name, entry in mapping(manifest["files"], "files").items()},
         )
@@ -223,5 +227,19 @@ def holds_bundle(folder: Path) -> bool:
     return (standing(folder, MANIFEST) / MANIFEST).is_file()
 
 
-def preprocess_json(preprocess: Preprocess | None) -> Any:
+def preprocess_json(preprocess: Preprocessing | None) -> Any:
     return None if preprocess is None else preprocess.to_json()
+
+
+def schema_of(preprocess: Preprocessing | None) -> int:
+    """The schema that a manifest with this preprocessing has."""
+    return SCHEMA if isinstance(preprocess, TextPreprocess) else _FIRST_SCHEMA
+
+
+def _preprocess(value: Any, manifest: Mapping[str, Any], folder: Path) -> Preprocessing:
+    """The preprocessing. A tokenizer is read right away, from a file whose hash the manifest lists."""
+    if "text" not in mapping(value, "preprocess"):
+        return Preprocess.from_json(value)
+    _, sha256 = _file(mapping(manifest["files"], "files")[TOKENIZER], TOKENIZER)
+    check_hash(folder, TOKENIZER, sha256)
+    return TextPreprocess.from_json(value, (folder / TOKENIZER).read_bytes())

@@ -3,7 +3,6 @@
 import logging
 
 from dynamic.bundle.contract import DeployedBundle
-from dynamic.data.resize_step import Resize, import_pillow
 from dynamic.engines.engine_factory import check_installed_engine
 from dynamic.policies.errors import DynamicError, EngineError
 
@@ -13,16 +12,14 @@ logger = logging.getLogger("dynamic")
 def check_packages(bundle: DeployedBundle) -> None:
     """Check the packages without which some input could not be answered.
 
-    A small picture may need no resize, so that a missing Pillow would show only once another picture comes.
-
     Args:
         bundle: The bundle.
 
     Raises:
         DynamicError: A package is missing. The message says how to install it.
     """
-    if bundle.preprocess is not None and any(isinstance(step, Resize) for step in bundle.preprocess.steps):
-        import_pillow()
+    if bundle.preprocess is not None:
+        bundle.preprocess.check_installed()
 
 
 def check_needs(bundle: DeployedBundle) -> None:

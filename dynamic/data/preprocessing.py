@@ -9,11 +9,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from dynamic.data.arrays import as_numbers
 from dynamic.data.image_arrays import checked_batch, one_image, pixels_of, sizes_of, stacked
 from dynamic.data.image_steps import RGB, CenterCrop, Gray, ImageStep
 from dynamic.data.number_steps import Floats, Normalize, NumberStep, Scale
 from dynamic.data.picture_decoding import is_picture
-from dynamic.data.resize_step import Interpolation, Pixels, Resize
+from dynamic.data.resize_step import Interpolation, Pixels, Resize, import_pillow
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
 from dynamic.policies.validation.fields import items, mapping, short
 from dynamic.policies.validation.numbers import plain_items
@@ -197,21 +198,51 @@ class Preprocess:
                 f"the images do not fit in memory ({error}): give fewer or smaller ones at a time"
             ) from error
 
-    def check(self, images: Any, shape: Sequence[int]) -> None:
+    def arrays(self, x: Any, inputs: Sequence[Any]) -> tuple[dict[str, Floats], bool]:
+        """The inputs of a network.
+
+        Args:
+            x: Images, as for a call.
+            inputs: What the network takes: the one input has `name` and `shape [C, H, W]`.
+
+        Returns:
+            float32 `[B, C, H, W]` by name, and whether `x` is one image.
+
+        Raises:
+            InputError: As for a call.
+        """
+        images = self(x, inputs[0].shape)
+        return {inputs[0].name: images}, len(images) == 1 and _is_one_image(x)
+
+    def check_installed(self) -> None:
+        """Raise DynamicError where an image may need Pillow, which is missing.
+
+        A small image may need no resize, so that it would show only once another one comes.
+        """
+        if any(isinstance(step, Resize) for step in self.steps):
+            import_pillow()
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files that travel in a bundle, by name: none."""
+        return {}
+
+    def check(self, images: Any, inputs: Sequence[Any]) -> None:
         """Check the shape that images would have after preprocessing, without decoding them.
 
         Lists of numbers are no images yet and pass.
 
         Args:
             images: Images as for a call.
-            shape: Required `[C, H, W]` of the result.
+            inputs: What the network takes: the one input has `shape [C, H, W]`.
 
         Raises:
             InputError: The result would have another shape.
 
         Example:
-            >>> dynamic.Preprocess().check(np.zeros((8, 8, 3), np.uint8), shape=(3, 8, 8))
+            >>> dynamic.Preprocess().check(np.zeros((8, 12), np.uint8), bundle.spec.inputs)
         """
+        shape = inputs[0].shape
         several = isinstance(images, (list, tuple))
         for image in images if several else (images,):
             if is_picture(image):
@@ -258,3 +289,11 @@ class Preprocess:
             if isinstance(step, (Scale, Normalize)):
                 step.apply(numbers)
         return numbers
+
+
+def _is_one_image(x: Any) -> bool:
+    """Whether `x` is an image, not a batch of one."""
+    if isinstance(x, (list, tuple)) or is_picture(x):
+        return is_picture(x)
+    shape = getattr(x, "shape", None)
+    return len(as_numbers(x, "the input").shape if shape is None else shape) < 4

@@ -19,7 +19,13 @@ from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, check_installed_engine, open_engine
 from dynamic.engines.options import Precision
 from dynamic.offline.batches import Batch
-from dynamic.offline.build_arguments import check_classes, check_labels_for, check_split, warn_order
+from dynamic.offline.build_arguments import (
+    check_classes,
+    check_labels_for,
+    check_split,
+    check_tokens,
+    warn_order,
+)
 from dynamic.offline.calibration import check_first, collect, peek, plain_combiner
 from dynamic.offline.canary_inputs import CanaryInputs, check_canary_inputs, check_canary_word, draw_canaries
 from dynamic.offline.cascade import Cascade
@@ -83,8 +89,9 @@ def build(
         delta: Chance, over the draw of the data, that a bound is wrong.
         max_drops: Targets, for each of which a point is certified. None: 0, 0.005, 0.01, 0.02 and 0.05, without 0
             unless the risk is "drop".
-        preprocess: The torchvision transforms, or a `dynamic.Preprocess`, that made the inputs from images. The device
-            then does the same. None: the device's inputs are ready.
+        preprocess: The torchvision transforms, or a `dynamic.Preprocess`, that made the inputs from images, or the
+            tokenizer, or a `dynamic.TextPreprocess`, that made them from texts. The device then does the same. None:
+            the device's inputs are ready.
         classes: Names of the classes in label order.
         combine: How answers become one. "backbones" averages the latest answer of each network, "mean" those of all
             stages, "last" takes the latest. A `Cascade` has its own, and this is not used.
@@ -134,6 +141,7 @@ def build(
     if not allow_reuse:
         batches = ObservedLoader(batches, lambda inputs: check_fresh(cascade.networks, [batch_hash(inputs)], False))
         check_fresh(cascade.networks, [batch_hash(example)], False)
+    check_tokens(shipped, cascade, example)
     check_first(cascade, example, labels)
     plain = describe(cascade, example)
     check_classes(classes, plain)

@@ -28,6 +28,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "policies.certification": ({"numpy"}, CORE),
     "storage": (set(), CORE),
     "data": ({"numpy", "PIL", "sklearn"}, CORE | {"storage"}),
+    "data.text": ({"numpy", "tokenizers"}, CORE),
     "engines": ({"numpy"}, CORE | {"storage"}),
     "engines.onnxruntime": ({"numpy", "onnxruntime"}, CORE),
     "engines.openvino": ({"numpy", "openvino"}, CORE),

@@ -13,6 +13,7 @@ from onnx import external_data_helper
 
 from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.bundle_engine import has_graphs
+from dynamic.data import Preprocessing
 from dynamic.data.number_steps import Normalize
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
@@ -165,7 +166,7 @@ def write_graphs(
 class _Facts:
     """What the graph's numbers depend on, beside cascade and ladder, where that is given."""
 
-    preprocess: Preprocess | None = None
+    preprocess: Preprocessing | None = None
     classes: Sequence[str] | None = None
     engine: str | None = None
     precision: str | None = None
@@ -205,7 +206,8 @@ def _write(
     """Write the graph with its weights inside, or in `<name>.data` beside it where one file cannot hold them."""
     if facts.classes is not None and len(facts.classes) != spec.classes:
         raise InputError(f"{len(facts.classes)} class names for {spec.classes} classes: give one for each, in order")
-    model = _described(_nest(folder, spec, ladder, batch, facts.preprocess, only, facts.engine), spec, ladder, facts)
+    inside = facts.preprocess if isinstance(facts.preprocess, Preprocess) else None  # a graph takes texts as token ids
+    model = _described(_nest(folder, spec, ladder, batch, inside, only, facts.engine), spec, ladder, facts)
     external_data_helper.load_external_data_for_model(model, str(folder))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
