@@ -81,8 +81,8 @@ def _table(embeddings: Tensor, vocabulary: int, width: int) -> Tensor:
     """The first rows of a table `[V, D]` and its first principal components `[vocabulary, width]`."""
     if embeddings.ndim != 2 or len(embeddings) < vocabulary or embeddings.shape[1] < width:
         raise SettingError(
-            f"embeddings have shape {list(embeddings.shape)}, expected at least [{vocabulary}, {width}]: give the table "
-            "of an encoder that reads the same tokens, or a smaller width"
+            f"embeddings have shape {list(embeddings.shape)}, expected at least [{vocabulary}, {width}]: give the "
+            "table of an encoder that reads the same tokens, or a smaller width"
         )
     table = embeddings.detach()[:vocabulary].float()
     if table.shape[1] == width:

@@ -92,7 +92,7 @@ class Policy(Protocol):
 
     A policy of your own inherits from this class and defines `decide`. The state of a policy without memory is None.
     With `decides_each_request = False` a runtime repeats a decision until the readings, the budget or the queue change,
-    a request is slow or fails, or 32 requests were observed.
+    a request is slow or fails, or 128 requests were observed.
 
     Example:
         >>> class Cheapest(dynamic.Policy):

@@ -9,12 +9,14 @@ same order, through `simulate`, on a device with this machine's cores and memory
 Several budgets take turns, each without load by others, and with a process that spins during every other stretch of
 time, which the simulator is told as half the cores of two.
 
-Profiling calls the engine again and again; a request served is also preprocessed and finds caches that grew cold: the
-device's `overhead_ms`. And one that finds nobody before it waits for the worker to wake up: `wake_ms`. Both come from a
-run of their own, without limits and with other arrivals: what requests took from start to end more than the simulator
-says without it, and the mean wait of those that came after the last was done. This machine is a virtual one whose
-speed moves from minute to minute, so both and the profile are measured anew before every row. Latency counts from
-submission: when the sender was late, that is its own (`late_p95_ms`).
+Profiling calls the engine again and again. A request that is served is also preprocessed and finds cold caches: the
+device's `overhead_ms`. One that finds nobody before it waits for the worker to wake up: `wake_ms`. Beside a busy
+process a request takes longer, by `contention_share` of what an even division of the cores would cost it. All three
+come from runs of their own, without limits and with other arrivals, alone and beside one busy process. They give what
+requests took from start to end more than the simulator says without it, the mean wait of those that came after the last
+was done, and the ratio of both runs. This machine is a virtual one whose speed moves from minute to minute. So the
+profile is made again before every row, and the runs are made before and after it. Their mean counts. No figure of a row
+itself is used. Latency counts from submission: when the sender was late, that is its own (`late_p95_ms`).
 
 Asked: mean latency within 10%, shares of stages within 2 points, deadline misses within 3 points (limits on latency
 count as deadlines where there is none).
@@ -24,7 +26,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,12 +41,13 @@ from benchmarks.runtime.contention import KEPT, Served, prepared
 from dynamic.data import stratified_halves
 from dynamic.engines.memory import available_cores
 from dynamic.policies import BudgetPolicy, Frontier, Records
-from dynamic.simulate import Bursty, Device, Recorded, SimulationReport, Steps, simulate
+from dynamic.simulate import Bursty, Device, Recorded, Steps, simulate
 
 NAME = "ResNet-20, 32, 56 on CIFAR-10"
 USED, QUEUE, SEED = 0.35, 64, 0
 LATENCY, SHARES, MISSES = 0.10, 2.0, 3.0  # asked: share of the mean, points, points
-FIRST_S = 20.0  # of the run that tells the overhead
+FIRST_S = 10.0  # of each run that device figures come from
+FITTED = ("overhead_ms", "wake_ms", "contention_share")
 NOT_MEASURED = ("battery, heat and clocks", "batches", "several workers", "other engines than ONNX Runtime")
 
 
@@ -78,12 +81,36 @@ def this_machine(threads: int) -> Device:
     )
 
 
-def overhead_ms(answers: Sequence[Answer], report: SimulationReport) -> float:
-    """What requests took from their start to their end more than simulated ones."""
-    work_ms = float(np.mean([a.work_ms for a in answers if a.latency_ms is not None]))
-    assert report.mean_latency_ms is not None
-    assert report.mean_wait_ms is not None
-    return max(0.0, work_ms - (report.mean_latency_ms - report.mean_wait_ms))
+@dataclass(frozen=True)
+class Moment:
+    """Mean times of requests without limits, at one moment of this machine.
+
+    Args:
+        alone_ms: From start to end, without load by others.
+        loaded_ms: The same beside one busy process.
+        wake_ms: Until a worker that sleeps begins.
+    """
+
+    alone_ms: float
+    loaded_ms: float
+    wake_ms: float
+
+
+def device_between(before: Moment, after: Moment, predicted_ms: float, device: Device, threads: int) -> Device:
+    """The device with the figures of two moments. `predicted_ms`: the mean time from start to end by profile alone."""
+    excess = (1 + threads) / device.cores - 1  # of the simulator's rule, with one busy process
+    alone_ms, loaded_ms = (before.alone_ms + after.alone_ms) / 2, (before.loaded_ms + after.loaded_ms) / 2
+    figures = {
+        "overhead_ms": max(0.0, alone_ms - predicted_ms),
+        "wake_ms": (before.wake_ms + after.wake_ms) / 2,
+        "contention_share": max(0.0, loaded_ms / alone_ms - 1) / excess if excess > 0 else 1.0,
+    }
+    return replace(device, source={**device.source, **dict.fromkeys(figures, "a run")}, **figures)
+
+
+def work_ms(answers: Sequence[Answer]) -> float:
+    """Mean time from start to end."""
+    return float(np.mean([a.work_ms for a in answers if a.latency_ms is not None]))
 
 
 def wake_ms(answers: Sequence[Answer]) -> float:
@@ -137,7 +164,7 @@ def compare(answers: Sequence[Answer], report: Any, budget: dynamic.Budget, stag
         "shares": (counts / counts.sum()).tolist(),
         "missed": float((ms > limit_ms).mean()) if limit_ms else None,
         "cut": sum(a.cut for a in answers) / len(answers),
-        "work_mean_ms": float(np.mean([a.work_ms for a in answers if a.latency_ms is not None])),
+        "work_mean_ms": work_ms(answers),
         "late_p95_ms": float(np.percentile([a.late_ms for a in answers], 95)),
         "load": spread([a.load or 0.0 for a in answers]),
         "slowdown": spread([a.slowdown for a in answers]),
@@ -225,10 +252,15 @@ def main() -> None:
     first = trace.arrivals(np.random.default_rng(SEED + 1))
     first = first[first < FIRST_S]
 
-    def calibrated() -> tuple[Frontier, Device]:
-        """As the machine is now: profiled, and what a request without limits takes beside that."""
-        now = profiled()
-        answers = live(served, dynamic.Budget(), first.tolist(), items[: len(first)], [(0.0, 0)], given)
+    def moment() -> Moment:
+        """Requests without limits as the machine is now, alone and beside one busy process."""
+        alone, loaded = (
+            live(served, dynamic.Budget(), first.tolist(), items[: len(first)], [(0.0, busy)], given) for busy in (0, 1)
+        )
+        return Moment(work_ms(alone), work_ms(loaded), wake_ms(alone))
+
+    def predicted_ms(now: Frontier) -> float:
+        """Mean time from start to end of the same requests, by profile alone."""
         report = simulate(
             now,
             records,
@@ -238,16 +270,18 @@ def main() -> None:
             budget=dynamic.Budget(),
             seed=SEED,
         )
-        source = {**device.source, "overhead_ms": "a run", "wake_ms": "a run"}
-        found = replace(device, overhead_ms=overhead_ms(answers, report), wake_ms=wake_ms(answers), source=source)
-        progress(f"a request takes {found.overhead_ms:.3f} ms beside its stages, waking up {found.wake_ms:.3f} ms")
-        return now, found
+        assert report.mean_latency_ms is not None
+        assert report.mean_wait_ms is not None
+        return report.mean_latency_ms - report.mean_wait_ms
 
     rows: dict[str, Any] = {}
+    before = moment()
     for label, (real_load, simulated_load) in loads.items():
         for name, budget in chosen.items():
-            now, here = calibrated()
+            now = profiled()
             answers = live(served, budget, times_s.tolist(), items, real_load, given)
+            after = moment()
+            here = device_between(before, after, predicted_ms(now), device, now.costs.threads)
             report = simulate(
                 now,
                 records,
@@ -260,7 +294,8 @@ def main() -> None:
                 queue_limit=QUEUE,
             )
             row = rows[f"{name}, {label}"] = compare(answers, report, budget, records.stages)
-            row["calibrated"] = {"overhead_ms": round(here.overhead_ms, 4), "wake_ms": round(here.wake_ms, 4)}
+            row["before"], row["after"], before = asdict(before), asdict(after), after
+            row["fitted"] = {name: round(getattr(here, name), 4) for name in FITTED}
             show(f"{name}, {label}", row)
             if options.keep:
                 kept = KEPT / f"simulated-{name}-{label}.json".replace(" ", "-")

@@ -29,6 +29,7 @@ from dynamic.bundle.bundle_writer import MACHINE_FOLDERS, save_copy
 from dynamic.bundle.canaries.canary_set import CANARIES, Canaries
 from dynamic.bundle.canaries.check import CanaryReport
 from dynamic.bundle.canaries.reports import canary_report, engine_agrees
+from dynamic.bundle.contract import Preprocessing
 from dynamic.bundle.fingerprint import EngineIdentity, fingerprint
 from dynamic.bundle.manifest import preprocess_json
 from dynamic.bundle.measurements.cost_profile import check_powers, profile_here
@@ -36,7 +37,6 @@ from dynamic.bundle.measurements.record_writer import calibrate_here
 from dynamic.bundle.measurements.stored_costs import costs_name, is_of_route, keep_costs, stored_costs, write_costs
 from dynamic.bundle.tables import bundle_text
 from dynamic.bundle.version_files import VersionFiles
-from dynamic.data import Preprocessing
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.options import EngineOptions, Route, keywords_of
 from dynamic.engines.route_choice import CascadeEngine
@@ -71,7 +71,7 @@ class Bundle:
         precision: The precision of the calibration.
         cascade: The fingerprint of the networks.
         classes: Class names in label order. None: they have none.
-        preprocess: What makes inputs from images or texts. None: inputs arrive ready.
+        preprocess: What makes inputs from images, sounds or texts. None: inputs arrive ready.
         costs: What stages cost on this machine. None: it is not profiled yet.
         modules: The torch modules that engine "torch" runs. None: there are none.
         modules_cascade: The fingerprint of these modules. None: it is not known.

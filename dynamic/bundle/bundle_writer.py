@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dynamic.bundle.canaries.check import CHECKS
+from dynamic.bundle.contract import Preprocessing
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.bundle.golden_vectors import golden, to_text
-from dynamic.bundle.manifest import MANIFEST, holds_bundle, manifest_hash, preprocess_json, schema_of
+from dynamic.bundle.manifest import MANIFEST, SCHEMA, holds_bundle, manifest_hash, preprocess_json
 from dynamic.bundle.measurements.stored_costs import COSTS
 from dynamic.bundle.version_files import VersionFiles
-from dynamic.data import Preprocessing
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine
 from dynamic.policies.errors import BundleError, InputError
@@ -55,7 +55,7 @@ def write(
     vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in MACHINE_FOLDERS)
     files = sorted(p for p in vouched if p.is_file() and p.name != MANIFEST)
     manifest = {
-        "schema": schema_of(preprocess),
+        "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "engine": engine,
         "precision": precision,

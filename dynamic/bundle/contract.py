@@ -1,13 +1,12 @@
 """What the other rooms need of a bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from dynamic.bundle.canaries.canary_set import Canaries
 from dynamic.bundle.fingerprint import EngineIdentity
-from dynamic.data import Preprocessing
-from dynamic.engines.contract import CascadeSpec
+from dynamic.engines.contract import Array, CascadeSpec, InputSpec
 from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.costs import Costs
@@ -15,6 +14,38 @@ from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
+
+
+class Preprocessing(Protocol):
+    """What makes the input of a network from what a user has. It is data, and travels in the manifest.
+
+    `dynamic.Preprocess` takes images, `dynamic.data.SoundPreprocess` sounds, `dynamic.TextPreprocess` texts.
+    """
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """What it holds beside its plain data, by the name of the file in a bundle."""
+        ...
+
+    def arrays(self, x: Any, inputs: Sequence[InputSpec], /) -> Mapping[str, Array]:
+        """The inputs of a network by name, `[B, ...]` of one or several. InputError: they do not fit."""
+        ...
+
+    def check(self, x: Any, shape: Sequence[int], /) -> None:
+        """Raises InputError where a call would for a shape or a type, in little time."""
+        ...
+
+    def is_single(self, x: Any, /) -> bool:
+        """Whether `x` is one, and not a batch of one."""
+        ...
+
+    def check_packages(self) -> None:
+        """Raises DynamicError where a package is missing without which some input has no answer."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        ...
 
 
 class DeployedBundle(Protocol):

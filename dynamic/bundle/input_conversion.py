@@ -24,15 +24,16 @@ def named_inputs(bundle: DeployedBundle, x: Any) -> tuple[Mapping[str, Array], b
     """
     inputs = bundle.spec.inputs
     if bundle.preprocess is not None and not isinstance(x, Mapping):
-        return bundle.preprocess.arrays(x, inputs)
+        arrays = bundle.preprocess.arrays(x, inputs)
+        return arrays, len(arrays[inputs[0].name]) == 1 and bundle.preprocess.is_single(x)
     views, single = _views(inputs, x)
     return {name: _in_order(array) for name, array in views.items()}, single
 
 
 def check_shapes(bundle: DeployedBundle, x: Any) -> None:
-    """Raises InputError where `named_inputs` would for a shape or a type, without converting what is given."""
+    """Raises InputError where `named_inputs` would for a shape or a type, without converting arrays or images."""
     if bundle.preprocess is not None and not isinstance(x, Mapping):
-        bundle.preprocess.check(x, bundle.spec.inputs)
+        bundle.preprocess.check(x, bundle.spec.inputs[0].shape)
     else:
         _views(bundle.spec.inputs, x)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dynamic.bundle.canaries.canary_set import CANARIES
+from dynamic.bundle.contract import Preprocessing
 from dynamic.bundle.fingerprint import EngineIdentity
-from dynamic.data import Preprocessing
 from dynamic.data.preprocessing import Preprocess
-from dynamic.data.text.text_preprocessing import TOKENIZER, TextPreprocess
+from dynamic.data.sound.sound_preprocess import SoundPreprocess, is_sound
+from dynamic.data.text.text_preprocessing import TOKENIZER, TextPreprocess, is_text
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.engine_factory import ENGINES, PRECISIONS
 from dynamic.policies.errors import (
@@ -31,8 +32,7 @@ from dynamic.storage.regular_files import check_hash
 from dynamic.storage.versioned_folder import standing
 
 MANIFEST = "bundle.json"
-SCHEMA = 2  # of bundles that take texts. Others have the first, which earlier versions read too
-_FIRST_SCHEMA = 1
+SCHEMA = 1
 LADDER, RECORDS = "ladder.json", "records.npz"
 _ALWAYS = (LADDER, RECORDS)
 _WHERE_PRESENT = (CANARIES, GRAPH, SINGLE_GRAPH)  # used where they lie in the folder, so they must be listed
@@ -87,7 +87,7 @@ def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
             cascade=text(manifest["cascade"], "cascade"),
             fingerprint=text(manifest["fingerprint"], "fingerprint"),
             classes=names,
-            preprocess=None if preprocess is None else _preprocess(preprocess, manifest, folder),
+            preprocess=None if preprocess is None else _preprocessing(preprocess, manifest, folder),
             calibrated_on=None if identity is None else EngineIdentity.from_json(identity),
             files={file_name(name): _file(entry, name) for name, entry in mapping(manifest["files"], "files").items()},
         )
@@ -97,6 +97,15 @@ def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
         raise CorruptError(f"{folder}: the manifest lacks {error}. Build or copy the bundle again") from error
     except (TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         raise CorruptError(f"{folder}: the manifest does not read ({error}). Build or copy the bundle again") from error
+
+
+def _preprocessing(data: Any, manifest: Mapping[str, Any], folder: Path) -> Preprocessing:
+    """The preprocessing. A tokenizer is read right away, from a file whose hash the manifest lists."""
+    if is_text(data):
+        _, sha256 = _file(mapping(manifest["files"], "files")[TOKENIZER], TOKENIZER)
+        check_hash(folder, TOKENIZER, sha256)
+        return TextPreprocess.from_json(data, (folder / TOKENIZER).read_bytes())
+    return SoundPreprocess.from_json(data) if is_sound(data) else Preprocess.from_json(data)
 
 
 def check_ladder(facts: Facts, ladder: Ladder, folder: Path) -> None:
@@ -229,17 +238,3 @@ def holds_bundle(folder: Path) -> bool:
 
 def preprocess_json(preprocess: Preprocessing | None) -> Any:
     return None if preprocess is None else preprocess.to_json()
-
-
-def schema_of(preprocess: Preprocessing | None) -> int:
-    """The schema that a manifest with this preprocessing has."""
-    return SCHEMA if isinstance(preprocess, TextPreprocess) else _FIRST_SCHEMA
-
-
-def _preprocess(value: Any, manifest: Mapping[str, Any], folder: Path) -> Preprocessing:
-    """The preprocessing. A tokenizer is read right away, from a file whose hash the manifest lists."""
-    if "text" not in mapping(value, "preprocess"):
-        return Preprocess.from_json(value)
-    _, sha256 = _file(mapping(manifest["files"], "files")[TOKENIZER], TOKENIZER)
-    check_hash(folder, TOKENIZER, sha256)
-    return TextPreprocess.from_json(value, (folder / TOKENIZER).read_bytes())

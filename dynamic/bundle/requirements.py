@@ -12,6 +12,8 @@ logger = logging.getLogger("dynamic")
 def check_packages(bundle: DeployedBundle) -> None:
     """Check the packages without which some input could not be answered.
 
+    A small picture may need no resize, so that a missing Pillow would show only once another picture comes.
+
     Args:
         bundle: The bundle.
 
@@ -19,7 +21,7 @@ def check_packages(bundle: DeployedBundle) -> None:
         DynamicError: A package is missing. The message says how to install it.
     """
     if bundle.preprocess is not None:
-        bundle.preprocess.check_installed()
+        bundle.preprocess.check_packages()
 
 
 def check_needs(bundle: DeployedBundle) -> None:

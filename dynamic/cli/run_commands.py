@@ -31,6 +31,7 @@ from dynamic.cli.options import (
 from dynamic.data.image_steps import RGB, Gray
 from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import find_pictures
+from dynamic.data.preprocessing import Preprocess
 from dynamic.data.text.text_files import text_lines
 from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.errors import InputError
@@ -183,6 +184,11 @@ def _items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: str | 
         raise InputError(f"{shelf} was built with preprocess=None: files cannot become its inputs. Build it again")
     if isinstance(bundle.preprocess, TextPreprocess):
         return [_Item(line.name, line.true_class, partial(str, line.text)) for line in text_lines(paths, classes)]
+    if not isinstance(bundle.preprocess, Preprocess):
+        raise InputError(
+            f"{shelf} takes neither images nor texts, which this command reads: answer from Python, "
+            "run(dynamic.data.load_sound(path)) for a sound"
+        )
     converts = any(isinstance(step, (Gray, RGB)) for step in bundle.preprocess.steps)
     channels = None if converts else bundle.spec.inputs[0].shape[0]
     return [

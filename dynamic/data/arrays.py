@@ -1,11 +1,48 @@
 """Arrays of a user's inputs, with an error in words where there is none."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.errors import InputError
+
+
+class NamedInput(Protocol):
+    """An input of a network, as a bundle describes it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+class OneInput:
+    """Preprocessing, a function of `(x, shape)`, that makes one array and is plain data alone."""
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files that travel in a bundle: none."""
+        return {}
+
+    def arrays(self, x: Any, inputs: Sequence[NamedInput]) -> Mapping[str, NDArray[Any]]:
+        """Make the input of a network.
+
+        Args:
+            x: What a call takes.
+            inputs: What the network takes. The first is made.
+
+        Returns:
+            The array `[B, ...]` by its name.
+
+        Raises:
+            InputError: As for a call.
+        """
+        make: Any = self
+        return {inputs[0].name: make(x, inputs[0].shape)}
 
 
 def as_array(value: Any, what: str) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dynamic.data.arrays import as_numbers
+from dynamic.data.arrays import OneInput, as_array
 from dynamic.data.image_arrays import checked_batch, one_image, pixels_of, sizes_of, stacked
 from dynamic.data.image_steps import RGB, CenterCrop, Gray, ImageStep
 from dynamic.data.number_steps import Floats, Normalize, NumberStep, Scale
@@ -35,7 +35,7 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class Preprocess(OneInput):
     """The steps from uint8 images to the float32 input of a network.
 
     Image steps come first, then at most one `Scale`, then `Normalize`. Without `Scale` values remain 0 to 255.
@@ -198,51 +198,21 @@ class Preprocess:
                 f"the images do not fit in memory ({error}): give fewer or smaller ones at a time"
             ) from error
 
-    def arrays(self, x: Any, inputs: Sequence[Any]) -> tuple[dict[str, Floats], bool]:
-        """The inputs of a network.
-
-        Args:
-            x: Images, as for a call.
-            inputs: What the network takes: the one input has `name` and `shape [C, H, W]`.
-
-        Returns:
-            float32 `[B, C, H, W]` by name, and whether `x` is one image.
-
-        Raises:
-            InputError: As for a call.
-        """
-        images = self(x, inputs[0].shape)
-        return {inputs[0].name: images}, len(images) == 1 and _is_one_image(x)
-
-    def check_installed(self) -> None:
-        """Raise DynamicError where an image may need Pillow, which is missing.
-
-        A small image may need no resize, so that it would show only once another one comes.
-        """
-        if any(isinstance(step, Resize) for step in self.steps):
-            import_pillow()
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """The files that travel in a bundle, by name: none."""
-        return {}
-
-    def check(self, images: Any, inputs: Sequence[Any]) -> None:
+    def check(self, images: Any, shape: Sequence[int]) -> None:
         """Check the shape that images would have after preprocessing, without decoding them.
 
         Lists of numbers are no images yet and pass.
 
         Args:
             images: Images as for a call.
-            inputs: What the network takes: the one input has `shape [C, H, W]`.
+            shape: Required `[C, H, W]` of the result.
 
         Raises:
             InputError: The result would have another shape.
 
         Example:
-            >>> dynamic.Preprocess().check(np.zeros((8, 12), np.uint8), bundle.spec.inputs)
+            >>> dynamic.Preprocess().check(np.zeros((8, 8, 3), np.uint8), shape=(3, 8, 8))
         """
-        shape = inputs[0].shape
         several = isinstance(images, (list, tuple))
         for image in images if several else (images,):
             if is_picture(image):
@@ -250,6 +220,36 @@ class Preprocess:
             elif hasattr(image, "shape"):
                 pixels = pixels_of(image)
                 self._check_sizes(one_image(pixels) if several or pixels.ndim < 4 else checked_batch(pixels), shape)
+
+    def is_single(self, images: Any) -> bool:
+        """Return whether this is one image, and not a batch.
+
+        Args:
+            images: Images as for a call.
+
+        Returns:
+            Whether it is one.
+
+        Raises:
+            InputError: It is no array.
+
+        Example:
+            >>> dynamic.Preprocess().is_single(np.zeros((8, 8, 3), np.uint8))
+            True
+        """
+        if isinstance(images, (list, tuple)) or is_picture(images):
+            return is_picture(images)
+        shape = getattr(images, "shape", None)
+        return len(as_array(images, "the image").shape if shape is None else shape) < 4
+
+    def check_packages(self) -> None:
+        """Check the packages that it needs: Pillow, where it resizes.
+
+        Raises:
+            DynamicError: Pillow is not installed.
+        """
+        if any(isinstance(step, Resize) for step in self.steps):
+            import_pillow()
 
     def _read(self, image: Any, shape: Sequence[int] | None) -> Pixels:
         """The pixels of images whose shape fits."""
@@ -289,11 +289,3 @@ class Preprocess:
             if isinstance(step, (Scale, Normalize)):
                 step.apply(numbers)
         return numbers
-
-
-def _is_one_image(x: Any) -> bool:
-    """Whether `x` is an image, not a batch of one."""
-    if isinstance(x, (list, tuple)) or is_picture(x):
-        return is_picture(x)
-    shape = getattr(x, "shape", None)
-    return len(as_numbers(x, "the input").shape if shape is None else shape) < 4

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dynamic.data import Preprocessing
+from dynamic.data.sound.sound_preprocess import SoundPreprocess
 from dynamic.data.text.text_preprocessing import TextPreprocess, input_kinds
 from dynamic.engines.contract import CascadeSpec, InputSpec
 from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
@@ -50,17 +50,19 @@ def check_classes(classes: Sequence[str] | None, spec: CascadeSpec) -> None:
         raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
 
 
-def check_labels_for(risk: Risk, labels: NDArray[np.int64] | None) -> None:
-    """Raises CalibrationError where a risk needs labels and the first batch has none."""
-    if labels is None and risk.needs_labels:
-        without = next(name for name, other in RISKS.items() if not other.needs_labels)
-        raise CalibrationError(
-            f"risk={risk.name!r} needs labels and the loader gives none: give (inputs, labels), or use "
-            f"risk={without!r}, which compares with the last network's answers"
+def check_preprocess(preprocess: Any, spec: CascadeSpec) -> None:
+    """Raises InputError on preprocessing of sounds that makes no input of the network. Images may have many sizes."""
+    if not isinstance(preprocess, SoundPreprocess):
+        return
+    if len(spec.inputs) != 1:
+        raise InputError(
+            f"preprocessing makes one input of a sound, and the network takes {len(spec.inputs)}: build "
+            "with preprocess=None"
         )
+    preprocess.check_shape(spec.inputs[0].shape)
 
 
-def check_tokens(preprocess: Preprocessing | None, cascade: Cascade, example: Batch) -> None:
+def check_tokens(preprocess: Any, cascade: Cascade, example: Batch) -> None:
     """Raises InputError on a tokenizer whose ids, or inputs, a network does not take."""
     if not isinstance(preprocess, TextPreprocess):
         return
@@ -92,6 +94,16 @@ def _rows_of_tables(network: nn.Module, named: Mapping[str, Tensor], ids: Tensor
         with torch.no_grad(), suppress(InputError), taken_by(network, named):  # an id beyond the table fails inside
             run_on(network, named)
     return min(rows, default=None)
+
+
+def check_labels_for(risk: Risk, labels: NDArray[np.int64] | None) -> None:
+    """Raises CalibrationError where a risk needs labels and the first batch has none."""
+    if labels is None and risk.needs_labels:
+        without = next(name for name, other in RISKS.items() if not other.needs_labels)
+        raise CalibrationError(
+            f"risk={risk.name!r} needs labels and the loader gives none: give (inputs, labels), or use "
+            f"risk={without!r}, which compares with the last network's answers"
+        )
 
 
 def warn_order(spec: CascadeSpec, names: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from dynamic.offline.batches import Batch
 from dynamic.offline.build_arguments import (
     check_classes,
     check_labels_for,
+    check_preprocess,
     check_split,
     check_tokens,
     warn_order,
@@ -89,9 +90,9 @@ def build(
         delta: Chance, over the draw of the data, that a bound is wrong.
         max_drops: Targets, for each of which a point is certified. None: 0, 0.005, 0.01, 0.02 and 0.05, without 0
             unless the risk is "drop".
-        preprocess: The torchvision transforms, or a `dynamic.Preprocess`, that made the inputs from images, or the
-            tokenizer, or a `dynamic.TextPreprocess`, that made them from texts. The device then does the same. None:
-            the device's inputs are ready.
+        preprocess: What made the inputs: the torchvision transforms or a `dynamic.Preprocess` for images, a
+            `dynamic.data.SoundPreprocess` for sounds, the tokenizer or a `dynamic.TextPreprocess` for texts. The device
+            then does the same. None: its inputs are ready.
         classes: Names of the classes in label order.
         combine: How answers become one. "backbones" averages the latest answer of each network, "mean" those of all
             stages, "last" takes the latest. A `Cascade` has its own, and this is not used.
@@ -145,6 +146,7 @@ def build(
     check_first(cascade, example, labels)
     plain = describe(cascade, example)
     check_classes(classes, plain)
+    check_preprocess(shipped, plain)
     check_canary_inputs(canaries, cascade, plain)
     check_labels_for(measure, labels)
     warn_order(plain, cascade.names)

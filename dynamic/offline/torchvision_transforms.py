@@ -11,11 +11,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
-from dynamic.data import Preprocessing
 from dynamic.data.image_steps import RGB, CenterCrop, Gray
 from dynamic.data.number_steps import Normalize, Scale
 from dynamic.data.preprocessing import Preprocess, Step
 from dynamic.data.resize_step import Interpolation, Resize
+from dynamic.data.sound.sound_preprocess import SoundPreprocess
 from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.policies.errors import InputError
 
@@ -28,16 +28,16 @@ _HOW = (
 )
 
 
-def from_transforms(transform: Any) -> Preprocessing | None:
+def from_transforms(transform: Any) -> Preprocess | SoundPreprocess | TextPreprocess | None:
     """The same preprocessing as data.
 
     Takes what `weights.transforms()` of a torchvision classification network returns, a `Preprocess`, a
-    `TextPreprocess`, a tokenizer, or None. Takes a `Compose` too (v1 or v2, nested or not), an `nn.Sequential`, or one
-    step alone. The steps may be Resize, CenterCrop, Grayscale, RGB, ToTensor, PILToTensor, ToImage, ConvertImageDtype,
-    ToDtype and Normalize. The result gives the pixels that `transform` gives on PIL images. Raises InputError naming
-    the step that cannot travel.
+    `SoundPreprocess`, a `TextPreprocess`, a tokenizer, or None. Takes a `Compose` too (v1 or v2, nested or not), an
+    `nn.Sequential`, or one step alone. The steps may be Resize, CenterCrop, Grayscale, RGB, ToTensor, PILToTensor, ToImage, ConvertImageDtype, ToDtype and
+    Normalize. The result gives the pixels that `transform` gives on PIL images. Raises InputError naming the step that
+    cannot travel.
     """
-    if transform is None or isinstance(transform, (Preprocess, TextPreprocess)):
+    if transform is None or isinstance(transform, (Preprocess, SoundPreprocess, TextPreprocess)):
         return transform
     if hasattr(transform, "backend_tokenizer") or callable(getattr(transform, "token_to_id", None)):
         return TextPreprocess.of(transform)

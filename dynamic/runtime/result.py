@@ -68,7 +68,7 @@ class Prediction(_Answer):
     - The operating point has no bound, or promises a larger drop than `max_drop` (see `decision.point.bound`).
     - A deadline ended the request early, or a sub-model does not load.
     - The answer is not finite, or the input holds NaN or infinity and those of the calibration did not.
-    - Inputs have drifted from those of the calibration. That is noticed some 32 requests later at most.
+    - Inputs have drifted from those of the calibration. That is noticed some 128 requests later at most.
 
     Args:
         id: The number of the request, for `Runtime.feedback`.

@@ -15,7 +15,16 @@ from dynamic.policies.snapshot import Snapshot
 _NEEDED = ("relative_speed", "cores", "memory_mb", "battery_mwh", "idle_mw", "active_mw")
 _POSITIVE = (*_NEEDED, "resistance_c_per_w", "capacity_j_per_c")
 _STEPS = ("battery_step", "temperature_step_c")
-_NOT_NEGATIVE = ("screen_mw", "charging_mw", "hysteresis_c", "load_ms_per_mb", "overhead_ms", "wake_ms", *_STEPS)
+_NOT_NEGATIVE = (
+    "screen_mw",
+    "charging_mw",
+    "hysteresis_c",
+    "load_ms_per_mb",
+    "overhead_ms",
+    "wake_ms",
+    "contention_share",
+    *_STEPS,
+)
 _MAY_BE_NONE = ("battery_mwh", "resistance_c_per_w", "capacity_j_per_c", "throttle_c")
 
 
@@ -43,6 +52,8 @@ class Device:
         load_ms_per_mb: Time to load a backbone, for each 10^6 bytes.
         overhead_ms: Time of a request beside its stages as profiled: preprocessing, cold caches.
         wake_ms: Time from the arrival of a request until a worker that sleeps begins with it.
+        contention_share: How much of the delay by others' load a request feels. 1: cores are divided evenly. A short
+            request behind a pause feels less, since schedulers prefer it. Fit it to requests under a known load.
         battery_step: Resolution of the charge. 0.01 is whole percents, 0 is exact.
         temperature_step_c: Resolution of the temperature. 0 is exact.
         absent: Fields of `Snapshot` that this device never has.
@@ -77,6 +88,7 @@ class Device:
     load_ms_per_mb: float = 0.0
     overhead_ms: float = 0.0
     wake_ms: float = 0.0
+    contention_share: float = 1.0
     battery_step: float = 0.0
     temperature_step_c: float = 0.0
     absent: tuple[str, ...] = ()

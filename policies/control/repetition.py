@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-# requests that were answered since the last decision: then the policy decides again
-MOST_OBSERVATIONS = 32
+# requests that were answered since the last decision: then the policy decides again. It takes 0.4 to 1.3 ms beside a
+# request of a tight loop. With 32 the mean of such a loop was 25 us longer, and the 97th percentile 1.5 times as long
+MOST_OBSERVATIONS = 128
 _SLOW = 2.0  # two requests in a row that take so many times what was expected: then too. One may have been unlucky
 
 

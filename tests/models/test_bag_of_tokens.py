@@ -43,7 +43,12 @@ def test_a_table_to_start_from() -> None:
 
 
 def test_settings() -> None:
-    for options in ({"width": 0}, {"dropout": 1.0}, {"embeddings": torch.zeros(6, 128)}, {"embeddings": torch.zeros(7)}):
+    for options in (
+        {"width": 0},
+        {"dropout": 1.0},
+        {"embeddings": torch.zeros(6, 128)},
+        {"embeddings": torch.zeros(7)},
+    ):
         with pytest.raises(SettingError, match=next(iter(options))):
             BagOfTokens(7, 3, **options)
     with pytest.raises(SettingError, match="vocabulary=0"):

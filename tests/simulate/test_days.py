@@ -151,7 +151,7 @@ def test_with_drift_and_overload_what_comes_first_wins(night: Any) -> None:
     # time comes first: where frames wait, savings are made although inputs have drifted
     usual = [answer for answer in answered if shop.DARK + 0.3 < answer.done < shop.CAREFUL]
     dark = sum(shop.DARK < answer.done < shop.CAREFUL for answer in answered)
-    # some 7 show the drift, and a decision holds for 32 requests at most
+    # some 7 show the drift, and a decision holds until the next snapshot at most, or until a frame waits
     if dark < 64:
         pytest.skip(f"{dark} frames were answered in the dark, too few to show drift: test_budget_policy.py has it")
     assert sum(answer.point != "reference" for answer in usual) > 0.2 * len(usual)

@@ -320,6 +320,18 @@ def test_only_who_finds_the_worker_asleep_waits_for_it_to_wake_by_hand() -> None
     assert served.mean_wait_ms == pytest.approx(plain.mean_wait_ms + 7.0)
 
 
+def test_a_request_feels_its_share_of_the_delay_by_others_by_hand() -> None:
+    # every core is demanded by others: (b + t) / c is 1 + t / c, so the delay is t / c of the time alone
+    more = COSTS.threads / DEVICE.cores
+    alone = run(Constant(1.0, 4.0), Budget(), noise=0.0)
+    for share in (0.0, 0.5, 1.0, 2.0):
+        device = replace(DEVICE, contention_share=share, source={**DEVICE.source, "contention_share": "assumption"})
+        loaded = run(Constant(1.0, 4.0), Budget(), device, noise=0.0, background_load=1.0)
+        assert list(loaded.latency_ms) == pytest.approx([ms * (1 + share * more) for ms in alone.latency_ms])
+    with pytest.raises(SettingError, match=r"contention_share=-0\.1"):
+        replace(DEVICE, contention_share=-0.1, source={**DEVICE.source, "contention_share": "assumption"})
+
+
 def test_a_request_that_is_cut_keeps_its_overhead_by_hand() -> None:
     # two records are unsure after 20 ms, and 40 more make 60; with 5 beside, that would end at 65, beyond 62
     slower = replace(DEVICE, overhead_ms=5.0, source={**DEVICE.source, "overhead_ms": "assumption"})

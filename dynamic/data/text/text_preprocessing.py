@@ -5,16 +5,18 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.data.arrays import NamedInput
 from dynamic.data.text.tokenizer_library import encoded, read_tokenizer, tokenizer_of
 from dynamic.policies.errors import CorruptError, InputError, SettingError
 from dynamic.policies.validation.fields import flag, mapping, text, whole
 
 TOKENIZER = "tokenizer.json"  # in a bundle
+TOKENS = "tokens"  # the step in its manifest
 
 USUAL = ("input_ids", "attention_mask")  # what every encoder takes
 _PADDING = (
@@ -28,17 +30,6 @@ _MOST_ID = 2**31 - 1
 logger = logging.getLogger("dynamic")
 
 Ids = NDArray[np.int64]
-
-
-class TokenInput(Protocol):
-    """An input of a network, as the bundle describes it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> str: ...
 
 
 _KINDS: dict[str, Callable[[Any], list[int]]] = {
@@ -68,6 +59,8 @@ class TextPreprocess:
         >>> texts(["lights off", "turn the lights off"])["attention_mask"].tolist()
         [[1, 1, 0, 0], [1, 1, 1, 1]]
     """
+
+    for_images: ClassVar[bool] = False
 
     tokenizer: str = field(repr=False)
     truncate: bool = False
@@ -154,7 +147,7 @@ class TextPreprocess:
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a manifest. The tokenizer is a file of its own, and its hash is here."""
         sha256 = hashlib.sha256(self.tokenizer.encode()).hexdigest()
-        return {"text": {"tokenizer": sha256, "truncate": self.truncate, "pad_id": self.pad_id}}
+        return {"steps": [{"step": TOKENS, "tokenizer": sha256, "truncate": self.truncate, "pad_id": self.pad_id}]}
 
     @classmethod
     def from_json(cls, data: Any, content: bytes) -> Self:
@@ -176,7 +169,8 @@ class TextPreprocess:
             True
         """
         try:
-            entry = mapping(data["text"], "text", ("tokenizer", "truncate", "pad_id"))
+            (step,) = data["steps"]
+            entry = mapping(step, TOKENS, ("step", "tokenizer", "truncate", "pad_id"))
             if hashlib.sha256(content).hexdigest() != text(entry["tokenizer"], "tokenizer", 64):
                 raise ValueError(f"{TOKENIZER} is another tokenizer")
             return cls(
@@ -248,31 +242,47 @@ class TextPreprocess:
             for s in starts
         ]
 
-    def arrays(self, x: Any, inputs: Sequence[TokenInput]) -> tuple[Mapping[str, NDArray[Any]], bool]:
-        """The inputs of a network.
+    def arrays(self, x: Any, inputs: Sequence[NamedInput]) -> Mapping[str, NDArray[Any]]:
+        """Make the inputs of a network.
 
         Args:
             x: A string, or a list of strings.
             inputs: What the network takes.
 
         Returns:
-            Arrays by name, `[B, N]`, and whether `x` is one text.
+            Arrays `[B, N]` by name.
 
         Raises:
             InputError: As for a call, or a text is longer than the network takes.
         """
-        texts, single = _texts(x)
+        texts, _ = _texts(x)
         kinds = input_kinds(inputs)
         least, most = _lengths(inputs)
         arrays = self._padded(texts, least, most)
-        return {i.name: arrays[kinds[i.name]].astype(i.dtype, copy=False) for i in inputs}, single
+        return {i.name: arrays[kinds[i.name]].astype(i.dtype, copy=False) for i in inputs}
 
-    def check(self, x: Any, inputs: Sequence[TokenInput]) -> None:
-        """Raise InputError where `x` is no text, without tokenizing it."""
+    def check(self, x: Any, shape: Sequence[Any] = ()) -> None:
+        """Check that these are texts, without tokenizing them.
+
+        Args:
+            x: What may be texts.
+            shape: Of the network's input. It is not used, since the length of a text is known by its tokens alone.
+
+        Raises:
+            InputError: They are something else.
+        """
         _texts(x)
 
-    def check_installed(self) -> None:
-        """Raise DynamicError where the library `tokenizers` is missing."""
+    def is_single(self, x: Any) -> bool:
+        """Whether `x` is one text, not a list. Raises InputError where it is neither."""
+        return _texts(x)[1]
+
+    def check_packages(self) -> None:
+        """Check that texts can be tokenized here.
+
+        Raises:
+            DynamicError: The library `tokenizers` is not installed.
+        """
         self._at(None)
 
     def _padded(self, texts: Sequence[str], least: int | None, most: int | None) -> dict[str, Ids]:
@@ -312,7 +322,15 @@ class TextPreprocess:
         return {**self.__dict__, "_loaded": {}}  # copies and other processes load their own
 
 
-def input_kinds(inputs: Sequence[TokenInput]) -> dict[str, str]:
+def is_text(data: Any) -> bool:
+    """Whether plain data of a manifest are those of a text's preprocessing."""
+    try:
+        return bool(data["steps"][0]["step"] == TOKENS)
+    except (KeyError, TypeError, IndexError):
+        return False
+
+
+def input_kinds(inputs: Sequence[NamedInput]) -> dict[str, str]:
     """For each input of a network, which of `input_ids`, `attention_mask` and `token_type_ids` it takes.
 
     Names decide. A network with one input of any name takes the ids. InputError where an input is none of them.
@@ -330,7 +348,7 @@ def input_kinds(inputs: Sequence[TokenInput]) -> dict[str, str]:
     return kinds
 
 
-def _lengths(inputs: Sequence[TokenInput]) -> tuple[int, int]:
+def _lengths(inputs: Sequence[NamedInput]) -> tuple[int, int]:
     """The least and the largest number of tokens of a row."""
     side = inputs[0].shape[0]
     return side, side

@@ -13,7 +13,7 @@ from onnx import external_data_helper
 
 from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.bundle_engine import has_graphs
-from dynamic.data import Preprocessing
+from dynamic.bundle.contract import Preprocessing
 from dynamic.data.number_steps import Normalize
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
@@ -70,7 +70,7 @@ def export(
         example_inputs: A batch as the networks take it, always needed for networks and never for a bundle.
         ladder: Of networks. None: temperature 1 and maximum probability.
         preprocess: Of networks, as in `build`. The graph then takes images as bytes `[B, H, W, C]`, resized and
-            cropped already, and scales and normalizes them.
+            cropped already, and scales and normalizes them. Of sounds it takes the features, `[B, 1, mels, frames]`.
         classes: Of networks, names in label order.
         progress: Whether a progress bar is shown. None: in a terminal.
 
@@ -206,8 +206,10 @@ def _write(
     """Write the graph with its weights inside, or in `<name>.data` beside it where one file cannot hold them."""
     if facts.classes is not None and len(facts.classes) != spec.classes:
         raise InputError(f"{len(facts.classes)} class names for {spec.classes} classes: give one for each, in order")
-    inside = facts.preprocess if isinstance(facts.preprocess, Preprocess) else None  # a graph takes texts as token ids
-    model = _described(_nest(folder, spec, ladder, batch, inside, only, facts.engine), spec, ladder, facts)
+    images = (
+        facts.preprocess if isinstance(facts.preprocess, Preprocess) else None
+    )  # features of sounds and token ids come ready
+    model = _described(_nest(folder, spec, ladder, batch, images, only, facts.engine), spec, ladder, facts)
     external_data_helper.load_external_data_for_model(model, str(folder))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

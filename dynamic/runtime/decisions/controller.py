@@ -28,7 +28,7 @@ from dynamic.runtime.result import answers
 
 _FEWEST = 2  # requests since the last decision: in a slower stream each request decides, and once is enough
 _LONGEST_PAUSE = 10  # snapshots between groups of requests that are decided on: 2 s at five a second
-_MOST_WAITING_FACTOR = 8  # times what may wait to be learned from: then a thread decides although another does
+_MOST_WAITING_FACTOR = 2  # times what may wait to be learned from: then a thread decides although another does
 
 
 class Renewal(NamedTuple):

@@ -163,7 +163,7 @@ def oracle(
     budgets = [budget if isinstance(budget, Budget) else budget(t) for t in start_s]
     load = pieces(background_load)
     wanted = np.array([load(t)[0] for t in arrival_s.tolist()])
-    contention = np.maximum(wanted + here.costs.threads / device.cores, 1.0)
+    contention = 1.0 + device.contention_share * np.maximum(wanted + here.costs.threads / device.cores - 1.0, 0.0)
     ambient = pieces(device.ambient_c if ambient_c is None else ambient_c)
     memory = pieces(device.memory_mb if memory_mb is None else memory_mb)
     free_mb = np.array([min(memory(t)[0], memory(t + slot_s * 0.999)[0]) for t in start_s])

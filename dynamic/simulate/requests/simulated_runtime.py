@@ -55,6 +55,7 @@ class Rules:
     process_mb: float
     overhead_ms: float
     wake_ms: float
+    contention_share: float
 
 
 @dataclass(eq=False)
@@ -104,7 +105,7 @@ def serve(
     costs, threads, cores = here.costs, here.costs.threads, rules.cores
     world, load_piece, exp, blank = env.world, env.load, math.exp, object.__new__
     graph, every, whole_mb = _way(costs) == "graph", frozenset(range(len(costs.memory_mb))), sum(costs.memory_mb)
-    overhead_ms, wake_s = rules.overhead_ms, rules.wake_ms * 1e-3
+    overhead_ms, wake_s, contention_share = rules.overhead_ms, rules.wake_ms * 1e-3, rules.contention_share
     log = Log()
     served, starts, ends, stages, points = log.served, log.start_s, log.end_s, log.stage, log.point
     took: list[float] = []  # of the requests of the last decision, which the policy has not seen yet
@@ -196,9 +197,8 @@ def serve(
         # the work
         if start_s >= load_until_s:
             load, load_until_s = load_piece(start_s)
-            contention = (load * cores + threads) / cores
-            if contention < 1.0:
-                contention = 1.0
+            excess = (load * cores + threads) / cores - 1.0
+            contention = 1.0 + contention_share * excess if excess > 0.0 else 1.0
         stage = outcome.stage[record_of[number]]
         if normal:
             spread = exp(outcome.sigma[stage] * normal[number])

@@ -57,20 +57,20 @@ def test_padding_and_truncation_of_the_file_are_not_used(tmp_path: Path) -> None
 
 
 def test_the_inputs_of_a_network() -> None:
-    arrays, single = texts().arrays("turn the lights", INPUTS)
-    assert single
+    arrays = texts().arrays("turn the lights", INPUTS)
+    assert texts().is_single("turn the lights")
     assert {name: array.tolist() for name, array in arrays.items()} == {
         "input_ids": [[2, 4, 5, 6, 3, 0]],
         "attention_mask": [[1, 1, 1, 1, 1, 0]],
     }
     assert arrays["attention_mask"].dtype == np.float32
-    arrays, single = texts().arrays(["on"], (InputSpec("tokens", (4,), "int32"),))
-    assert not single
+    arrays = texts().arrays(["on"], (InputSpec("tokens", (4,), "int32"),))
+    assert not texts().is_single(["on"])
     assert arrays["tokens"].tolist() == [[2, 8, 3, 0]]
     assert arrays["tokens"].dtype == np.int32
     for array in (np.array("on"), np.array(["on", "off"]), ("on", "off")):
-        _, single = texts().arrays(array, INPUTS)
-        assert single == (np.ndim(array) == 0)
+        assert texts().is_single(array) == (np.ndim(array) == 0)
+        assert texts().arrays(array, INPUTS)["input_ids"][0].tolist() == [2, 8, 3, 0, 0, 0]
 
 
 def test_what_a_network_takes_that_no_text_becomes() -> None:
@@ -84,7 +84,7 @@ def test_a_long_text_is_refused_or_cut_and_said(caplog: pytest.LogCaptureFixture
     with pytest.raises(InputError, match=r"has 7 tokens, and the network takes up to 6.*truncate=True"):
         texts().arrays(long, INPUTS)
     with caplog.at_level(logging.WARNING, "dynamic"):
-        arrays, _ = texts(truncate=True).arrays(["on", long], INPUTS)
+        arrays = texts(truncate=True).arrays(["on", long], INPUTS)
     assert arrays["input_ids"].tolist() == [[2, 8, 3, 0, 0, 0], [2, 4, 5, 6, 7, 3]]
     assert [record.message for record in caplog.records] == [
         f"a text is cut to the 6 tokens that the network takes: {long!a}"
@@ -138,8 +138,8 @@ def test_json_and_file() -> None:
     assert len(repr(made)) < 200
     with pytest.raises(CorruptError, match="another tokenizer"):
         dynamic.TextPreprocess.from_json(made.to_json(), b"{}")
-    entry = made.to_json()["text"]
-    for damaged in ({}, {"text": 3}, {"text": {**entry, "truncate": 1}}, {"text": {**entry, "pad_id": -1}}):
+    (entry,) = made.to_json()["steps"]
+    for damaged in ({}, {"steps": [3]}, {"steps": [{**entry, "truncate": 1}]}, {"steps": [{**entry, "pad_id": -1}]}):
         with pytest.raises(CorruptError, match="does not read"):
             dynamic.TextPreprocess.from_json(damaged, made.files["tokenizer.json"])
 

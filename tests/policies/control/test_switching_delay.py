@@ -33,7 +33,7 @@ def test_one_that_does_not_find_it_better_starts_anew() -> None:
 
 
 def test_requests_before_a_point_was_better_do_not_count() -> None:
-    # one decision stands for 32 requests: the first that finds a better point says nothing of those before it
+    # one decision stands for many requests: the first that finds a better point says nothing of those before it
     delay = SwitchDelay().wait(32)
     assert delay is not None
     assert delay.wait(14) is not None

@@ -1,0 +1,1 @@
+"""Sound: wav files, windows of a stream, and the features that networks take."""

@@ -1,0 +1,87 @@
+"""Windows of a stream of samples."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.data.arrays import as_numbers
+from dynamic.data.sound.log_mel import check_count
+from dynamic.data.sound.waveform import Sound
+from dynamic.policies.errors import InputError, SettingError
+
+_MOST = 2**24
+
+
+def windows(
+    stream: Sound | NDArray[Any] | Iterable[Any],
+    samples: int,
+    hop: int | None = None,
+    *,
+    last: Literal["drop", "pad"] = "drop",
+) -> Iterator[NDArray[Any]]:
+    """Cut a stream of samples into windows, as they arrive.
+
+    Window i starts at sample `i * hop`. At most one window and one block are kept in memory.
+
+    Args:
+        stream: Blocks of samples `[n]` of any lengths, such as a microphone gives them, or all samples at once.
+        samples: Length of a window.
+        hop: Samples from one window to the next. None: half a window.
+        last: What becomes of samples behind the last whole window: "drop", or "pad", which adds zeros. Zeros are
+            silence for floats and for integers with a sign. For uint8 it is 128.
+
+    Yields:
+        Windows `[samples]`, of the dtype of the blocks. Each is an array of its own.
+
+    Raises:
+        InputError: A length is out of range, or a block has several channels or another dtype than the one before.
+        SettingError: `hop` exceeds `samples`, or `last` is unknown.
+
+    Example:
+        >>> blocks = (np.arange(3) + 3 * i for i in range(4))
+        >>> [window.tolist() for window in dynamic.data.windows(blocks, 6, hop=3)]
+        [[0, 1, 2, 3, 4, 5], [3, 4, 5, 6, 7, 8], [6, 7, 8, 9, 10, 11]]
+    """
+    check_count("windows(samples", samples, _MOST)
+    hop = max(1, samples // 2) if hop is None else hop
+    check_count("windows(hop", hop, _MOST)
+    if hop > samples:
+        raise SettingError(f"hop={hop} exceeds the window of {samples} samples, and some would be in none: give less")
+    if last not in ("drop", "pad"):
+        raise SettingError(f"last={last!r:.80} is unknown: use 'drop' or 'pad'")
+    if isinstance(stream, Sound):
+        stream = stream.samples
+    return _cut(_blocks(stream), samples, hop, last == "pad")
+
+
+def _cut(blocks: Iterator[NDArray[Any]], samples: int, hop: int, pad: bool) -> Iterator[NDArray[Any]]:
+    kept: NDArray[Any] | None = None  # samples that no complete window began with
+    fresh = 0  # of them, how many no window has shown
+    for block in blocks:
+        if kept is not None and kept.dtype != block.dtype:
+            raise InputError(f"a block is of {block.dtype}, and those before of {kept.dtype}: give all of one dtype")
+        kept = block if kept is None else np.concatenate([kept, block])
+        fresh += len(block)
+        start = 0
+        while len(kept) - start >= samples:
+            yield kept[start : start + samples].copy()
+            start += hop
+            fresh = len(kept) - start - (samples - hop)
+        kept = kept[start:].copy()
+    if pad and kept is not None and fresh > 0:
+        silence = 128 if kept.dtype == np.uint8 else 0
+        yield np.pad(kept, (0, samples - len(kept)), constant_values=silence)
+
+
+def _blocks(stream: Any) -> Iterator[NDArray[Any]]:
+    """The blocks of a stream, checked."""
+    at_once = hasattr(stream, "shape") or (isinstance(stream, (list, tuple)) and all(map(np.isscalar, stream)))
+    for block in (stream,) if at_once else stream:
+        array = as_numbers(block.samples if isinstance(block, Sound) else block, "a block of the stream")
+        if array.ndim != 1:
+            raise InputError(
+                f"a block of the stream has shape {list(array.shape)}, expected [n]: average its channels first"
+            )
+        yield array
