@@ -1,6 +1,7 @@
 from dynamic.bundle.bundle import Bundle as Bundle
 from dynamic.bundle.bundle_reader import load as load
 from dynamic.data.preprocessing import Preprocess as Preprocess
+from dynamic.data.text.text_preprocessing import TextPreprocess as TextPreprocess
 from dynamic.engines.options import OnnxRuntimeOptions as OnnxRuntimeOptions
 from dynamic.engines.options import OpenVinoOptions as OpenVinoOptions
 from dynamic.engines.options import TorchOptions as TorchOptions

@@ -14,6 +14,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "openvino": ("openvino", "openvino"),
         "safetensors": ("safetensors", "build"),
         "sklearn": ("scikit-learn", "examples"),
+        "tokenizers": ("tokenizers", "text"),
         "torch": ("torch", "build"),
         "torch_pruning": ("torch-pruning", "build"),
         "torchvision": ("torchvision", "build"),

@@ -5,6 +5,7 @@ import importlib
 from dynamic.extras import with_remedy as _with_remedy
 
 try:
+    from dynamic.models.bag_of_tokens import BagOfTokens as BagOfTokens
     from dynamic.models.msdnet import MSDNet as MSDNet
     from dynamic.models.msdnet import MSDNetShape as MSDNetShape
     from dynamic.models.msdnet import msdnet_anytime as msdnet_anytime

@@ -71,7 +71,7 @@ class Bundle:
         precision: The precision of the calibration.
         cascade: The fingerprint of the networks.
         classes: Class names in label order. None: they have none.
-        preprocess: What makes inputs from images or sounds. None: inputs arrive ready.
+        preprocess: What makes inputs from images, sounds or texts. None: inputs arrive ready.
         costs: What stages cost on this machine. None: it is not profiled yet.
         modules: The torch modules that engine "torch" runs. None: there are none.
         modules_cascade: The fingerprint of these modules. None: it is not known.

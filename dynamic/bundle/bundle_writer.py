@@ -49,6 +49,8 @@ def write(
         raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
     (folder / "ladder.json").write_text(json.dumps(ladder.to_json(), indent=1), encoding="utf-8")
     (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
+    for name, content in preprocess.files.items() if preprocess is not None else ():
+        (folder / name).write_bytes(content)
     records.save(folder / "records.npz")
     vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in MACHINE_FOLDERS)
     files = sorted(p for p in vouched if p.is_file() and p.name != MANIFEST)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from dynamic.bundle.canaries.canary_set import Canaries
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.data.arrays import Side
-from dynamic.engines.contract import Array, CascadeSpec
+from dynamic.engines.contract import Array, CascadeSpec, InputSpec
 from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.costs import Costs
@@ -20,11 +20,20 @@ from dynamic.policies.scores import Combiner
 class Preprocessing(Protocol):
     """What makes the input of a network from what a user has. It is data, and travels in the manifest.
 
-    `dynamic.Preprocess` takes images, `dynamic.data.SoundPreprocess` sounds.
+    `dynamic.Preprocess` takes images, `dynamic.data.SoundPreprocess` sounds, `dynamic.TextPreprocess` texts.
     """
 
-    def __call__(self, x: Any, shape: Sequence[Side] | None = None, /) -> Array:
-        """The input `[B, ...]` of one or several. InputError: they do not fit, or do not make `shape`."""
+    def __call__(self, x: Any, /) -> Any:
+        """The input of a network whose sizes are not checked."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """What it holds beside its plain data, by the name of the file in a bundle."""
+        ...
+
+    def arrays(self, x: Any, inputs: Sequence[InputSpec], /) -> Mapping[str, Array]:
+        """The inputs of a network by name, `[B, ...]` of one or several. InputError: they do not fit."""
         ...
 
     def check(self, x: Any, shape: Sequence[Side], /) -> None:

@@ -24,8 +24,8 @@ def named_inputs(bundle: DeployedBundle, x: Any) -> tuple[Mapping[str, Array], b
     """
     inputs = bundle.spec.inputs
     if bundle.preprocess is not None and not isinstance(x, Mapping):
-        array = bundle.preprocess(x, inputs[0].sides)
-        return {inputs[0].name: array}, len(array) == 1 and bundle.preprocess.is_single(x)
+        arrays = bundle.preprocess.arrays(x, inputs)
+        return arrays, len(arrays[inputs[0].name]) == 1 and bundle.preprocess.is_single(x)
     views, single = _views(inputs, x)
     return {name: _in_order(array) for name, array in views.items()}, single
 

@@ -15,6 +15,7 @@ from dynamic.bundle.contract import Preprocessing
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.data.preprocessing import Preprocess
 from dynamic.data.sound.sound_preprocess import SoundPreprocess, is_sound
+from dynamic.data.text.text_preprocessing import TOKENIZER, TextPreprocess, is_text
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.engine_factory import ENGINES, PRECISIONS
 from dynamic.engines.inputs.dimensions import DimRange
@@ -28,6 +29,7 @@ from dynamic.policies.validation.fields import items, mapping, maybe, number, te
 from dynamic.storage.inner_paths import file_name
 from dynamic.storage.json_files import read_json
 from dynamic.storage.open_files import folder_state
+from dynamic.storage.regular_files import check_hash
 from dynamic.storage.versioned_folder import standing
 
 MANIFEST = "bundle.json"
@@ -87,7 +89,7 @@ def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
             cascade=text(manifest["cascade"], "cascade"),
             fingerprint=text(manifest["fingerprint"], "fingerprint"),
             classes=names,
-            preprocess=None if preprocess is None else _preprocessing(preprocess),
+            preprocess=None if preprocess is None else _preprocessing(preprocess, manifest, folder),
             calibrated_on=None if identity is None else EngineIdentity.from_json(identity),
             files={file_name(name): _file(entry, name) for name, entry in mapping(manifest["files"], "files").items()},
         )
@@ -99,7 +101,12 @@ def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
         raise CorruptError(f"{folder}: the manifest does not read ({error}). Build or copy the bundle again") from error
 
 
-def _preprocessing(data: Any) -> Preprocessing:
+def _preprocessing(data: Any, manifest: Mapping[str, Any], folder: Path) -> Preprocessing:
+    """The preprocessing. A tokenizer is read right away, from a file whose hash the manifest lists."""
+    if is_text(data):
+        _, sha256 = _file(mapping(manifest["files"], "files")[TOKENIZER], TOKENIZER)
+        check_hash(folder, TOKENIZER, sha256)
+        return TextPreprocess.from_json(data, (folder / TOKENIZER).read_bytes())
     return SoundPreprocess.from_json(data) if is_sound(data) else Preprocess.from_json(data)
 
 

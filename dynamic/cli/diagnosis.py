@@ -35,6 +35,7 @@ UNITS: Mapping[SensorField, str] = {
 _PACKAGES = {  # beside engines, and the feature that needs them
     "typer": "the shell, apart from doctor,",
     "PIL": "reading pictures, and preprocessing that resizes,",
+    "tokenizers": "preprocessing of texts",
 }
 _FIRST_S, _PATIENCE_S = 0.1, 2.5  # power and throttling need two readings a second apart
 _SILENT_FOR_NOW = ("plugged", "battery_mwh")  # which a battery may lack

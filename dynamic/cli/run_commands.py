@@ -2,7 +2,9 @@
 
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -30,6 +32,8 @@ from dynamic.data.image_steps import RGB, Gray
 from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import find_pictures
 from dynamic.data.preprocessing import Preprocess
+from dynamic.data.text.text_files import text_lines
+from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.errors import InputError
 from dynamic.policies.budget import check_on_drift
 from dynamic.progress import track
@@ -68,7 +72,14 @@ def profile(
 
 def run(
     shelf: Shelf,
-    images: Annotated[list[Path], typer.Argument(help="Image files, folders and zips.", show_default=False)],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Image files, folders and zips. Of a bundle for texts, files with one text a line, - for the "
+            "standard input.",
+            show_default=False,
+        ),
+    ],
     split: Annotated[str | None, typer.Option(help="Of folders and zips, only <split>/<class>/<image>.")] = None,
     latency_ms: LatencyMs = None,
     percentile: Percentile = "0.95",
@@ -84,9 +95,10 @@ def run(
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
 ) -> None:
-    """Run images under a budget, one at a time. Folders that are named like classes give the right answers.
+    """Run images or texts under a budget, one at a time.
 
-    Files that do not read, or do not fit, are skipped and listed with the reason.
+    Folders that are named like classes give the right answers, as do lines that begin with a class and a tab. What does
+    not read, or does not fit, is skipped and listed with the reason.
     """
     budget = dynamic.Budget(
         latency_ms=latency_ms,
@@ -99,16 +111,7 @@ def run(
         cpu_ms=cpu_ms,
     )
     bundle = dynamic.load(shelf)
-    if bundle.preprocess is None:
-        raise InputError(f"{shelf} was built with preprocess=None: images cannot become its inputs. Build it again")
-    if not isinstance(bundle.preprocess, Preprocess):
-        raise InputError(
-            f"{shelf} takes no images, and this command reads images: answer from Python, "
-            "run(dynamic.data.load_sound(path)) for a sound"
-        )
-    pictures, stages = find_pictures(images, split), [stage.name for stage in bundle.spec.stages]
-    converts = any(isinstance(step, (Gray, RGB)) for step in bundle.preprocess.steps)
-    channels = None if converts else bundle.spec.inputs[0].shape[0]
+    items, stages = _items(bundle, shelf, inputs, split), [stage.name for stage in bundle.spec.stages]
     latencies: list[float] = []
     right: list[bool] = []
     left_out: list[tuple[str, str]] = []  # file, why
@@ -117,23 +120,23 @@ def run(
     with bundle.runtime(
         budget, engine=engine, **_without_none(threads=threads, options=_idle_options(idle))
     ) as runtime:
-        for picture in track(pictures, "inference", len(pictures), shown):
+        for item in track(items, "inference", len(items), shown):
             try:
-                result = cast(Prediction, runtime(picture.pixels(channels)))  # one picture gives one
+                result = cast(Prediction, runtime(item.read()))  # one input gives one
             except InputError as error:
-                left_out.append((picture.name, error.reason if isinstance(error, PictureError) else str(error)))
-                if len(left_out) == len(pictures):  # nothing was answered
+                left_out.append((item.name, error.reason if isinstance(error, PictureError) else str(error)))
+                if len(left_out) == len(items):  # nothing was answered
                     if isinstance(error, PictureError):
                         raise
-                    raise InputError(f"{picture.name}: {error}") from error
+                    raise InputError(f"{item.name}: {error}") from error
                 continue
-            true_class = picture.folder if picture.folder in (bundle.classes or ()) else None
+            true_class = item.true_class
             latencies.append(result.latency_ms)
             if true_class is not None:
                 right.append(result.name == true_class)
                 runtime.feedback(result.id, true_class)
             row = {
-                "file": picture.name,
+                "file": item.name,
                 "class": true_class,
                 "label": result.label,
                 "name": result.name,
@@ -162,8 +165,36 @@ def run(
     else:
         print(run_text(stats, latencies, right, stages))
         if left_out:
-            print(left_out_text(left_out, len(pictures)))
+            print(left_out_text(left_out, len(items)))
         print(certificate_text(bundle.ladder))
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An input from a file. `read` gives what the runtime takes."""
+
+    name: str
+    true_class: str | None
+    read: Callable[[], Any]
+
+
+def _items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: str | None) -> list[_Item]:
+    classes = bundle.classes or ()
+    if bundle.preprocess is None:
+        raise InputError(f"{shelf} was built with preprocess=None: files cannot become its inputs. Build it again")
+    if isinstance(bundle.preprocess, TextPreprocess):
+        return [_Item(line.name, line.true_class, partial(str, line.text)) for line in text_lines(paths, classes)]
+    if not isinstance(bundle.preprocess, Preprocess):
+        raise InputError(
+            f"{shelf} takes neither images nor texts, which this command reads: answer from Python, "
+            "run(dynamic.data.load_sound(path)) for a sound"
+        )
+    converts = any(isinstance(step, (Gray, RGB)) for step in bundle.preprocess.steps)
+    channels = None if converts else bundle.spec.inputs[0].shape[0]
+    return [
+        _Item(picture.name, picture.folder if picture.folder in classes else None, partial(picture.pixels, channels))
+        for picture in find_pictures(paths, split)
+    ]
 
 
 def _idle_options(idle: str | None) -> "dynamic.OnnxRuntimeOptions | None":

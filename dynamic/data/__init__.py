@@ -1,4 +1,4 @@
-"""Pictures, sounds and arrays, from files to the input of a network."""
+"""Pictures, sounds, texts and arrays, from files to the input of a network."""
 
 from dynamic.data.image_steps import RGB, CenterCrop, Gray
 from dynamic.data.labelled_images import ImageSet, digits, load_images, stratified_halves
@@ -10,6 +10,7 @@ from dynamic.data.sound.sound_files import load_sound
 from dynamic.data.sound.sound_preprocess import SoundPreprocess
 from dynamic.data.sound.stream_windows import windows
 from dynamic.data.sound.waveform import Sound
+from dynamic.data.text.text_preprocessing import TextPreprocess
 
 __all__ = [
     "RGB",
@@ -23,6 +24,7 @@ __all__ = [
     "Scale",
     "Sound",
     "SoundPreprocess",
+    "TextPreprocess",
     "digits",
     "load_images",
     "load_sound",

@@ -1,7 +1,7 @@
 """Arrays of a user's inputs, with an error in words where there is none."""
 
-from collections.abc import Container, Sequence
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,44 @@ def fits(shape: Sequence[int], sides: Sequence[Side]) -> bool:
     if len(shape) != len(sides):
         return False
     return all(size == side if isinstance(side, int) else size in side for size, side in zip(shape, sides, strict=True))
+
+
+class NamedInput(Protocol):
+    """An input of a network, as a bundle describes it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def sides(self) -> tuple[Side, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+class OneInput:
+    """Preprocessing, a function of `(x, shape)`, that makes one array and is plain data alone."""
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files that travel in a bundle: none."""
+        return {}
+
+    def arrays(self, x: Any, inputs: Sequence[NamedInput]) -> Mapping[str, NDArray[Any]]:
+        """Make the input of a network.
+
+        Args:
+            x: What a call takes.
+            inputs: What the network takes. The first is made.
+
+        Returns:
+            The array `[B, ...]` by its name.
+
+        Raises:
+            InputError: As for a call.
+        """
+        make: Any = self
+        return {inputs[0].name: make(x, inputs[0].sides)}
 
 
 def as_array(value: Any, what: str) -> NDArray[Any]:

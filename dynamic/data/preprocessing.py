@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dynamic.data.arrays import Side, as_array, fits
+from dynamic.data.arrays import OneInput, Side, as_array, fits
 from dynamic.data.image_arrays import checked_batch, one_image, pixels_of, sizes_of, stacked
 from dynamic.data.image_steps import RGB, CenterCrop, Gray, ImageStep
 from dynamic.data.number_steps import Floats, Normalize, NumberStep, Scale
@@ -35,7 +35,7 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class Preprocess(OneInput):
     """The steps from uint8 images to the float32 input of a network.
 
     Image steps come first, then at most one `Scale`, then `Normalize`. Without `Scale` values remain 0 to 255.

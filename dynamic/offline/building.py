@@ -24,6 +24,7 @@ from dynamic.offline.build_arguments import (
     check_labels_for,
     check_preprocess,
     check_split,
+    check_tokens,
     warn_order,
 )
 from dynamic.offline.calibration import check_first, collect, peek, plain_combiner
@@ -90,7 +91,8 @@ def build(
         max_drops: Targets, for each of which a point is certified. None: 0, 0.005, 0.01, 0.02 and 0.05, without 0
             unless the risk is "drop".
         preprocess: What made the inputs: the torchvision transforms or a `dynamic.Preprocess` for images, a
-            `dynamic.data.SoundPreprocess` for sounds. The device then does the same. None: its inputs are ready.
+            `dynamic.data.SoundPreprocess` for sounds, the tokenizer or a `dynamic.TextPreprocess` for texts. The device
+            then does the same. None: its inputs are ready.
         classes: Names of the classes in label order.
         combine: How answers become one. "backbones" averages the latest answer of each network, "mean" those of all
             stages, "last" takes the latest. A `Cascade` has its own, and this is not used.
@@ -140,6 +142,7 @@ def build(
     if not allow_reuse:
         batches = ObservedLoader(batches, lambda inputs: check_fresh(cascade.networks, [batch_hash(inputs)], False))
         check_fresh(cascade.networks, [batch_hash(example)], False)
+    check_tokens(shipped, cascade, example)
     check_first(cascade, example, labels)
     plain = describe(cascade, example)
     check_classes(classes, plain)

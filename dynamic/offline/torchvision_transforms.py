@@ -16,6 +16,7 @@ from dynamic.data.number_steps import Normalize, Scale
 from dynamic.data.preprocessing import Preprocess, Step
 from dynamic.data.resize_step import Interpolation, Resize
 from dynamic.data.sound.sound_preprocess import SoundPreprocess
+from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.policies.errors import InputError
 
 _TO_TENSOR = (v1.PILToTensor, v2.PILToTensor, v2.ToImage, v2.ToPureTensor)
@@ -27,17 +28,19 @@ _HOW = (
 )
 
 
-def from_transforms(transform: Any) -> Preprocess | SoundPreprocess | None:
+def from_transforms(transform: Any) -> Preprocess | SoundPreprocess | TextPreprocess | None:
     """The same preprocessing as data.
 
     Takes what `weights.transforms()` of a torchvision classification network returns, a `Preprocess`, a
-    `SoundPreprocess`, or None. Takes a `Compose` too (v1 or v2, nested or not), an `nn.Sequential`, or one step alone.
-    The steps may be Resize, CenterCrop, Grayscale, RGB, ToTensor, PILToTensor, ToImage, ConvertImageDtype, ToDtype and
-    Normalize. The result gives the pixels that `transform` gives on PIL images. Raises InputError naming the step that
-    cannot travel.
+    `SoundPreprocess`, a `TextPreprocess`, a tokenizer, or None. Takes a `Compose` too (v1 or v2, nested or not), an
+    `nn.Sequential`, or one step alone. The steps may be Resize, CenterCrop, Grayscale, RGB, ToTensor, PILToTensor,
+    ToImage, ConvertImageDtype, ToDtype and Normalize. The result gives the pixels that `transform` gives on PIL images.
+    Raises InputError naming the step that cannot travel.
     """
-    if transform is None or isinstance(transform, (Preprocess, SoundPreprocess)):
+    if transform is None or isinstance(transform, (Preprocess, SoundPreprocess, TextPreprocess)):
         return transform
+    if hasattr(transform, "backend_tokenizer") or callable(getattr(transform, "token_to_id", None)):
+        return TextPreprocess.of(transform)
     if isinstance(transform, ImageClassification):
         return Preprocess(
             (

@@ -31,7 +31,7 @@ def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[boo
     points = ", ".join(f"{name!r} {share:.1%}" for name, share in stats.point_shares.items())
     return "\n".join(
         [
-            f"{stats.inputs} images, {accuracy}",
+            f"{stats.inputs} inputs, {accuracy}",
             f"latency mean {stats.mean_latency_ms:.2f} ms, median {p50:.2f} ms, p95 {p95:.2f} ms, "
             f"the first took {latency_ms[0]:.2f} ms, loading included",
             f"exits at {left}",
@@ -45,9 +45,9 @@ def run_text(stats: Statistics, latency_ms: Sequence[float], right: Sequence[boo
 
 
 def left_out_text(left_out: Sequence[tuple[str, str]], count: int) -> str:
-    """The images that were not answered, with the reasons."""
+    """The inputs that were not answered, with the reasons."""
     lines = (f"  {name}: {reason}" for name, reason in left_out)
-    return "\n".join([f"{len(left_out)} of {count} images were skipped:", *lines])
+    return "\n".join([f"{len(left_out)} of {count} inputs were skipped:", *lines])
 
 
 def feedback_text(feedback: FeedbackEstimate) -> str:

@@ -162,7 +162,7 @@ def test_run_answers_as_the_library_does(desk: Desk) -> None:
     assert code == 0
     assert "is violated" in lines[0]
     assert lines[1].startswith(f"{files[0]}  {own[0].name}  ")
-    assert lines[4].startswith("3 images, accuracy ")
+    assert lines[4].startswith("3 inputs, accuracy ")
     assert any(re.search(r"^accuracy .* by 3 labels of feedback, expected 0\.\d{4}$", line) for line in lines)
     assert any(line.startswith("on ") and "fingerprint" in line for line in lines), "what the bounds rest on"
 
@@ -213,7 +213,7 @@ def test_run_reads_zips_and_unlabelled_images(desk: Desk, tmp_path: Path) -> Non
     assert zipped.splitlines()[0] == folder.splitlines()[0]
     assert "of 100 whose class is given" in zipped
     shutil.copy(next((desk.folder / "data" / "report" / "7").iterdir()), tmp_path / "seven.png")
-    assert "1 images, no classes given" in shell("run", desk.shelf, tmp_path / "seven.png")[1]
+    assert "1 inputs, no classes given" in shell("run", desk.shelf, tmp_path / "seven.png")[1]
 
 
 def test_run_leaves_out_what_does_not_read_and_lists_it(desk: Desk, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_run_leaves_out_what_does_not_read_and_lists_it(desk: Desk, tmp_path: Pa
     code, out, err = shell("run", desk.shelf, tmp_path, "--quiet")
     assert (code, err) == (0, "")
     assert out.startswith("3 images")
-    left_out = out[out.index("2 of 5 images were skipped:") :].splitlines()
+    left_out = out[out.index("2 of 5 inputs were skipped:") :].splitlines()
     assert left_out[1] == f"  {tmp_path / '3.png'}: the file is empty"
     assert left_out[2].startswith(f"  {tmp_path / '4.png'}: ")
     assert "expected [1, 8, 8]" in left_out[2]

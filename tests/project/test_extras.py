@@ -33,6 +33,7 @@ BROUGHT = {
     "onnx": {"onnx"},
     "openvino": {"openvino"},
     "plot": {"matplotlib"},
+    "text": {"tokenizers"},
 }
 
 

@@ -27,7 +27,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "policies.control": (set(), CORE),
     "policies.certification": ({"numpy"}, CORE),
     "storage": (set(), CORE),
-    "data": ({"numpy", "PIL", "sklearn"}, CORE | {"storage"}),
+    "data": ({"numpy", "PIL", "sklearn", "tokenizers"}, CORE | {"storage"}),
     "engines": ({"numpy"}, CORE | {"storage"}),
     "engines.onnxruntime": ({"numpy", "onnxruntime"}, CORE),
     "engines.openvino": ({"numpy", "openvino"}, CORE),

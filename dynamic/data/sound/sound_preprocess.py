@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.data.arrays import Side, fits
+from dynamic.data.arrays import OneInput, Side, fits
 from dynamic.data.number_steps import Floats, own_numbers
 from dynamic.data.sound.log_mel import LogMel, check_count
 from dynamic.data.sound.waveform import MOST_RATE_HZ, Sound, samples_of, scaled
@@ -26,7 +26,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class SoundPreprocess:
+class SoundPreprocess(OneInput):
     """The steps from a waveform to the float32 input of a network.
 
     Integers are scaled to -1..1: int16 is divided by 32768, int32 by 2147483648, and uint8 is (x - 128) / 128. Floats

@@ -206,7 +206,9 @@ def _write(
     """Write the graph with its weights inside, or in `<name>.data` beside it where one file cannot hold them."""
     if facts.classes is not None and len(facts.classes) != spec.classes:
         raise InputError(f"{len(facts.classes)} class names for {spec.classes} classes: give one for each, in order")
-    images = facts.preprocess if isinstance(facts.preprocess, Preprocess) else None  # features of sounds come ready
+    images = (
+        facts.preprocess if isinstance(facts.preprocess, Preprocess) else None
+    )  # features of sounds and token ids come ready
     model = _described(_nest(folder, spec, ladder, batch, images, only, facts.engine), spec, ladder, facts)
     external_data_helper.load_external_data_for_model(model, str(folder))
     try:

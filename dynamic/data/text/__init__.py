@@ -1,0 +1,1 @@
+"""From texts to the token ids that a network takes."""

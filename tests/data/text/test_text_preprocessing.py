@@ -1,0 +1,173 @@
+"""Texts to token ids: by hand, against the library's own padding, and what is refused."""
+
+import copy
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.texts import tokenizer
+
+import dynamic
+from dynamic.engines.contract import InputSpec
+from dynamic.policies.errors import CorruptError, InputError, SettingError
+
+INPUTS = (InputSpec("input_ids", (6,), "int64"), InputSpec("attention_mask", (6,), "float32"))
+
+
+def texts(truncate: bool = False, **options: bool) -> dynamic.TextPreprocess:
+    return dynamic.TextPreprocess.of(tokenizer(**options), truncate=truncate)
+
+
+def test_tokens_by_hand() -> None:
+    every = ("input_ids", "attention_mask", "token_type_ids")
+    found = texts()(["Turn the lights off", "music"], inputs=every)
+    assert list(texts()("on")) == ["input_ids", "attention_mask"]
+    with pytest.raises(InputError, match="inputs=\\['pixels'\\]: texts become"):
+        texts()("on", inputs=["pixels"])
+    assert found["input_ids"].tolist() == [[2, 4, 5, 6, 7, 3], [2, 11, 3, 0, 0, 0]]
+    assert found["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
+    assert found["token_type_ids"].tolist() == [[0] * 6] * 2
+    assert all(array.dtype == np.int64 for array in found.values())
+
+
+def test_as_the_library_pads_and_truncates() -> None:
+    own = tokenizer()
+    batch = ["turn the lights off please", "on", "play some loud unheard music"]
+    own.enable_padding(length=8)
+    padded = texts()(batch, length=8)
+    encodings = own.encode_batch(batch)
+    assert padded["input_ids"].tolist() == [encoding.ids for encoding in encodings]
+    assert padded["attention_mask"].tolist() == [encoding.attention_mask for encoding in encodings]
+    own.enable_truncation(5)
+    own.enable_padding(length=5)
+    cut = texts(truncate=True)(batch, length=5)
+    assert cut["input_ids"].tolist() == [encoding.ids for encoding in own.encode_batch(batch)]
+
+
+def test_padding_and_truncation_of_the_file_are_not_used(tmp_path: Path) -> None:
+    own = tokenizer()
+    own.enable_padding(length=20, pad_id=1)
+    own.enable_truncation(3)
+    own.save(str(tmp_path / "tokenizer.json"))
+    made = dynamic.TextPreprocess.from_file(tmp_path / "tokenizer.json")
+    assert made(["turn the lights", "on"])["input_ids"].tolist() == [[2, 4, 5, 6, 3], [2, 8, 3, 1, 1]]
+    assert made.pad_id == 1
+
+
+def test_the_inputs_of_a_network() -> None:
+    arrays = texts().arrays("turn the lights", INPUTS)
+    assert texts().is_single("turn the lights")
+    assert {name: array.tolist() for name, array in arrays.items()} == {
+        "input_ids": [[2, 4, 5, 6, 3, 0]],
+        "attention_mask": [[1, 1, 1, 1, 1, 0]],
+    }
+    assert arrays["attention_mask"].dtype == np.float32
+    arrays = texts().arrays(["on"], (InputSpec("tokens", (4,), "int32"),))
+    assert not texts().is_single(["on"])
+    assert arrays["tokens"].tolist() == [[2, 8, 3, 0]]
+    assert arrays["tokens"].dtype == np.int32
+    for array in (np.array("on"), np.array(["on", "off"]), ("on", "off")):
+        assert texts().is_single(array) == (np.ndim(array) == 0)
+        assert texts().arrays(array, INPUTS)["input_ids"][0].tolist() == [2, 8, 3, 0, 0, 0]
+
+
+def test_what_a_network_takes_that_no_text_becomes() -> None:
+    for inputs in ((*INPUTS, InputSpec("pixels", (3, 8, 8), "float32")), (InputSpec("input", (1, 8, 8), "float32"),)):
+        with pytest.raises(InputError, match=r"texts become \['input_ids', 'attention_mask', 'token_type_ids'\]"):
+            texts().arrays("on", inputs)
+
+
+def test_a_long_text_is_refused_or_cut_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    long = "turn the lights off please"
+    with pytest.raises(InputError, match=r"has 7 tokens, and the network takes up to 6.*truncate=True"):
+        texts().arrays(long, INPUTS)
+    with caplog.at_level(logging.WARNING, "dynamic"):
+        arrays = texts(truncate=True).arrays(["on", long], INPUTS)
+    assert arrays["input_ids"].tolist() == [[2, 8, 3, 0, 0, 0], [2, 4, 5, 6, 7, 3]]
+    assert [record.message for record in caplog.records] == [
+        f"a text is cut to the 6 tokens that the network takes: {long!a}"
+    ]
+
+
+def test_an_empty_text_has_the_special_tokens_alone() -> None:
+    for empty in ("", "  \n"):
+        assert texts()(empty)["input_ids"].tolist() == [[2, 3]]
+        with pytest.raises(InputError, match="holds no token: leave empty texts out"):
+            texts(special=False)(empty)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (3, "a int is no text"),
+        (None, "a NoneType is no text"),
+        (b"on", "a bytes is no text: decode it"),
+        (np.zeros((2, 6)), "a ndarray is no text"),
+        (["on", 3], "a list of texts holds a int 3"),
+        (["on", ["off"]], "a list of texts holds a list"),
+        ([], "no texts"),
+        ("half \ud800 a character", "has no tokens for"),
+    ],
+)
+def test_what_is_no_text(x: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        texts().arrays(x, INPUTS)
+
+
+def test_a_word_without_a_token() -> None:
+    assert texts()("unheard")["input_ids"].tolist() == [[2, 1, 3]]
+    with pytest.raises(InputError, match="token for unknown words"):
+        texts(unknown=False)("unheard")
+
+
+def test_vocabulary() -> None:
+    assert texts().vocabulary == 14
+    own = tokenizer()
+    own.add_tokens(["kitchen"])
+    assert dynamic.TextPreprocess.of(own).vocabulary == 15
+
+
+def test_json_and_file() -> None:
+    made = texts(truncate=True)
+    again = dynamic.TextPreprocess.from_json(made.to_json(), made.files["tokenizer.json"])
+    assert again == made
+    assert again != texts()
+    assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made
+    assert len(repr(made)) < 200
+    with pytest.raises(CorruptError, match="another tokenizer"):
+        dynamic.TextPreprocess.from_json(made.to_json(), b"{}")
+    (entry,) = made.to_json()["steps"]
+    for damaged in ({}, {"steps": [3]}, {"steps": [{**entry, "truncate": 1}]}, {"steps": [{**entry, "pad_id": -1}]}):
+        with pytest.raises(CorruptError, match="does not read"):
+            dynamic.TextPreprocess.from_json(damaged, made.files["tokenizer.json"])
+
+
+def test_what_is_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a dict is no tokenizer that can travel"):
+        dynamic.TextPreprocess.of({})
+    with pytest.raises(InputError, match="does not read"):
+        dynamic.TextPreprocess.from_file(tmp_path / "missing.json")
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    with pytest.raises(InputError, match="the tokenizer does not read"):
+        dynamic.TextPreprocess.from_file(tmp_path / "other.json")
+    with pytest.raises(SettingError, match="truncate='yes'"):
+        dynamic.TextPreprocess(tokenizer().to_str(), truncate="yes")  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="pad_id=-1"):
+        dynamic.TextPreprocess(tokenizer().to_str(), pad_id=-1)
+
+
+def test_a_fast_tokenizer_of_transformers() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    made = dynamic.TextPreprocess.of(PreTrainedTokenizerFast(tokenizer_object=tokenizer(), pad_token="[PAD]"))
+    assert made("turn on")["input_ids"].tolist() == [[2, 4, 8, 3]]
+
+
+def test_batches() -> None:
+    found = texts().batches(["on", "turn off", "off"], [0, 1, 1], size=2)
+    assert [(x["input_ids"].shape, y.tolist()) for x, y in found] == [((2, 4), [0, 1]), ((1, 3), [1])]
+    assert texts().batches(["on"], [0], length=7)[0][0]["input_ids"].shape == (1, 7)
+    with pytest.raises(InputError, match="give one for each"):
+        texts().batches(["on"], [0, 1])
