@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.texts import tokenizer
+from support.networks.texts import tokenizer
 
 import dynamic
 from dynamic.engines.contract import InputSpec
