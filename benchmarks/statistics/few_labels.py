@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 import dynamic
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, progress, save
-from benchmarks.statistics.kept_draws import DELTA, Draw, check_draws, code, draws_of, within_chance
+from benchmarks.statistics.kept_draws import DELTA, Draw, MemoryStore, check_draws, code, draws_of, within_chance
 from benchmarks.statistics.label_tasks import TASKS, Task, task_named
 from dynamic.policies.certification.few_labels.asking import Asking, DemandSettings, ask
 
@@ -42,29 +42,13 @@ WITHOUT_GIVING_UP = (200, 500)
 FOLDER = ROOT / "out" / "few_labels"
 
 
-class Answers:
-    """The answers of an oracle, in memory."""
-
-    def __init__(self) -> None:
-        self.labels: dict[int, int] = {}
-        self.draw: Any = None
-
-    def add(self, answers: Any) -> None:
-        """Keep answers."""
-        self.labels |= answers
-
-    def keep_draw(self, draw: Any) -> None:
-        """Keep the draw."""
-        self.draw = draw
-
-
 def in_batch(task: Task, target: float, count: int) -> Draw:
     """Seed -> net share, calls and whether the promise for the batch is broken."""
     settings = DemandSettings.of((target,), risk="disagreement", budget=count, batch_size=max(10, count // 40))
     asking = Asking(task.records(), settings, finite=True)
 
     def draw(seed: int) -> list[float]:
-        one, answers = asking.other_draw(seed), Answers()
+        one, answers = asking.other_draw(seed), MemoryStore()
         ask(one, lambda rows: task.wrong[rows].astype(np.int64), answers)
         alone = exits(task, one.thresholds(answers.labels)[target])
         alone[list(answers.labels)] = False
@@ -80,7 +64,7 @@ def in_future(task: Task, target: float, count: int) -> Draw:
     def draw(seed: int) -> list[float]:
         random = np.random.default_rng([count, seed])
         pool = task.taken(random.integers(len(task.score), size=max(2 * count, 800)))
-        one, answers = Asking(pool.records(), settings), Answers()
+        one, answers = Asking(pool.records(), settings), MemoryStore()
         ask(one, lambda rows: pool.wrong[rows].astype(np.int64), answers)
         alone = exits(task, one.thresholds(answers.labels)[target])
         return [alone.mean(), len(answers.labels), float((alone & task.wrong).mean() > target + 1e-12)]

@@ -20,7 +20,6 @@ before, is above two standard errors of it. The cascades:
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -36,7 +35,7 @@ from numpy.typing import NDArray
 
 import dynamic
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, module_path, progress, required, save
-from benchmarks.statistics.kept_draws import DELTA, Draw, check_draws, code, draws_of, within_chance
+from benchmarks.statistics.kept_draws import DELTA, Draw, check_draws, code, draws_of, paired, within_chance
 from benchmarks.statistics.population import Population, cascades, family, two_stages
 from dynamic.policies.ladder import RiskName
 from dynamic.policies.scores import Combiner
@@ -115,19 +114,12 @@ def draw_of(library: Library, records: dynamic.Records, request: dict[str, Any])
 
 def row_of(before: NDArray[np.float64], after: NDArray[np.float64]) -> dict[str, Any]:
     """The figures of a cell, from draws `[draws, 3]` with the same seeds."""
-    change = after[:, 0] - before[:, 0]
-    error = float(change.std(ddof=1)) / math.sqrt(len(change))
     figures = {"before": before.mean(axis=0), "after": after.mean(axis=0)}
     row = {
         name: {"cost": round(float(c), 4), "violations": round(float(v), 4), "certified": round(float(k), 4)}
         for name, (c, v, k) in figures.items()
     }
-    change_mean = round(float(change.mean()), 4)
-    return row | {
-        "change": change_mean,
-        "standard_error": round(error, 4),
-        "worse": bool(change.mean() > 2 * error + 1e-9),
-    }
+    return row | paired(before, after)
 
 
 def main() -> None:

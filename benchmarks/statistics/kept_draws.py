@@ -3,8 +3,10 @@
 import argparse
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,22 @@ DELTA = 0.1
 CHUNK = 20  # draws in a file
 
 Draw = Callable[[int], list[float]]  # seed -> figures
+
+
+class MemoryStore:
+    """The answers of an oracle, in memory."""
+
+    def __init__(self) -> None:
+        self.labels: dict[int, int] = {}
+        self.draw: Any = None
+
+    def add(self, answers: Any) -> None:
+        """Keep answers."""
+        self.labels |= answers
+
+    def keep_draw(self, draw: Any) -> None:
+        """Keep the draw."""
+        self.draw = draw
 
 
 def code() -> str:
@@ -49,3 +67,14 @@ def check_draws(parser: argparse.ArgumentParser, draws: int) -> None:
     """Exit where draws are no whole number of files."""
     if draws % CHUNK:
         parser.error(f"--draws {draws} must be a multiple of {CHUNK}")
+
+
+def paired(before: NDArray[np.float64], after: NDArray[np.float64]) -> dict[str, Any]:
+    """How costs change, from draws with the same seeds `[draws, figures]`, whose first figure is the cost."""
+    change = after[:, 0] - before[:, 0]
+    error = float(change.std(ddof=1)) / math.sqrt(len(change))
+    return {
+        "change": round(float(change.mean()), 4),
+        "standard_error": round(error, 4),
+        "worse": bool(change.mean() > 2 * error + 1e-9),
+    }
