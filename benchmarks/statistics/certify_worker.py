@@ -1,4 +1,4 @@
-"""Certifies draws of records with whichever `dynamic` is imported: the benchmarks start it for two of them.
+"""Certifies draws of records with whichever `dynamic` is imported: `few_labels_before.py` starts it for two of them.
 
 Each line of stdin is a request in JSON, and each line of stdout its reply. It imports nothing of the benchmarks, so
 that it runs with an earlier library.
@@ -24,17 +24,18 @@ def records_of(path: str) -> dynamic.Records:
     return dynamic.Records(arrays["logits"], arrays["label"], None, part, backbone, *costs, tuple(names), "draws")
 
 
-def certified(records: dynamic.Records, request: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The certified point of one draw. No thresholds: there is none."""
-    count, target = request["count"], request["target"]
+def certified(records: dynamic.Records, request: dict[str, Any]) -> dict[str, Any]:
+    """Temperatures and points of the ladder of one draw. No points: nothing is certified."""
+    count, seed = request["count"], request["seed"]
     rows = np.random.default_rng([count, seed]).integers(len(records), size=count)
     sample = replace(records.select(rows), part=split(None, count, search_share=0.25, seed=seed))
-    ladder = dynamic.certify(sample, (target,), risk=request["risk"], combine=request["combine"])
-    point = next((p for p in ladder.points if ladder.certified and p.target == target), None)
-    return {
-        "temperature": list(ladder.temperature),
-        "thresholds": None if point is None else [float(t) for t in point.thresholds],
-    }
+    ladder = dynamic.certify(sample, request["targets"], risk=request["risk"], combine=request["combine"])
+    points = [
+        {"target": point.target, "bound": point.bound, "thresholds": [float(t) for t in point.thresholds]}
+        for point in ladder.points
+        if ladder.certified
+    ]
+    return {"temperature": list(ladder.temperature), "points": points}
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
         path = request["records"]
         if path not in opened:
             opened[path] = records_of(path)
-        print(json.dumps([certified(opened[path], request, seed) for seed in request["seeds"]]), flush=True)
+        print(json.dumps(certified(opened[path], request)), flush=True)
 
 
 if __name__ == "__main__":
