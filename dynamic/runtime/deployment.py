@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from dynamic.bundle.contract import DeployedBundle
-from dynamic.engines.contract import Array, Engine
+from dynamic.engines.contract import Array, Engine, InputSpec
 from dynamic.engines.engine_factory import check_engine, installed
 from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.outputs import is_finite
@@ -30,6 +30,11 @@ logger = logging.getLogger("dynamic")
 
 Others = Sequence[tuple[str, Callable[[], Engine]]]
 _KEPT = 1000  # figures remembered, as many as a frontier does
+
+
+def _images(bundle: DeployedBundle) -> tuple[InputSpec, ...]:
+    """The inputs that may be frames of a camera: features of sounds have the shape of images, and are none."""
+    return bundle.spec.inputs if bundle.preprocess is None or bundle.preprocess.for_images else ()
 
 
 class Deployment:
@@ -56,7 +61,7 @@ class Deployment:
         self.engines = FallbackEngines(bundle.spec, engine, others, clock, engine_failed)
         self._calibrated: dict[tuple[str, str], bool] = {}  # by engine and precision
         self._watched = partial(
-            DriftWatch, bundle.ladder, drift_alpha, inputs=bundle.spec.inputs, options=drift
+            DriftWatch, bundle.ladder, drift_alpha, inputs=_images(bundle), options=drift
         )  # but for whether it was calibrated elsewhere
         # the engine whose canaries the first request runs, see `check`; None: they have run
         self.unchecked = engine if isinstance(engine, CascadeEngine) and not bundle.preload else None

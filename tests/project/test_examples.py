@@ -168,3 +168,24 @@ def test_make_a_family_says_what_is_worth_it(folder: Path) -> None:
     assert alone[-1][0] == "CifarResNet"
     assert (folder / "out" / "family.png").read_bytes().startswith(b"\x89PNG")
     assert dynamic.load(folder / "out" / "family").costs is not None
+
+
+DATA = Path(os.environ.get("DYNAMIC_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.mark.skipif(not (DATA / "spoken_digits.zip").is_file(), reason="needs spoken_digits.zip in $DYNAMIC_DATA")
+def test_classify_sound_reports_on_a_speaker_that_was_not_heard(tmp_path: Path) -> None:
+    printed = run(tmp_path, "classify_sound.py", "--data", str(DATA / "spoken_digits.zip"), "--steps", "60")
+    assert "On 500 images in 1 groups (500 others chose)" in printed
+    accuracies = [float(text) for text in re.findall(r"^max_drop 0[.\d]*: accuracy (0\.\d+),", printed, re.MULTILINE)]
+    assert len(accuracies) == 4
+    assert min(accuracies) > 0.3  # ten classes
+    assert (tmp_path / "out" / "sound.png").read_bytes().startswith(b"\x89PNG")
+    assert dynamic.load(tmp_path / "out" / "sound").costs is not None
+
+
+def test_classify_sound_says_where_the_data_comes_from(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "classify_sound.py"), "--data", "missing.zip"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "missing.zip is not there. Download" in done.stderr

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class SoundPreprocess(OneInput):
         (1, 1, 40, 101)
     """
 
+    for_images: ClassVar[bool] = False
     rate_hz: int
     samples: int
     features: LogMel | None = _USUAL

@@ -62,6 +62,8 @@ class TextPreprocess:
 
     for_images: ClassVar[bool] = False
 
+    for_images: ClassVar[bool] = False
+
     tokenizer: str = field(repr=False)
     truncate: bool = False
     pad_id: int = 0
