@@ -23,12 +23,13 @@ from torch.export import Dim
 import dynamic
 from dynamic.bundle import manifest
 from dynamic.bundle.manifest import read_facts, read_manifest
+from dynamic.bundle.tables import costs_text
 from dynamic.engines.inputs.dimensions import DimRange
 from dynamic.errors import CorruptError, InputError, SchemaError
 from dynamic.policies.scores import Combiner
 
 ENGINES = ("onnxruntime", "openvino", "torch")
-LENGTHS = (1, LENGTH, 4 * LENGTH - 1, LIMIT)
+LENGTHS = (1, LENGTH, 4 * LENGTH, LIMIT)
 SIZES = ((1, 1), (12, 10), (48, 40), (64, 64))
 
 pytestmark = pytest.mark.filterwarnings("ignore:captured with torch.export")
@@ -136,6 +137,13 @@ def test_padding_under_the_mask_changes_no_answer(text_bundle: Any) -> None:
 
 def test_requests_of_several_sizes_follow_each_other(text_bundle: Any, text_cascade: Any) -> None:
     bundle = text_bundle.profile((1, 4), seconds=0.01)
+    costs = bundle.costs
+    assert costs is not None
+    assert costs.size == LENGTH
+    assert [entry.size for entry in costs.sizes] == [1, 4 * LENGTH, LIMIT]
+    assert "by size of input, at batch 1. The example has size 12" in costs_text(bundle, costs)
+    modules = text_cascade if bundle.engine == "torch" else None
+    assert dynamic.load(bundle.folder, modules=modules).costs == costs  # as it was kept
     with bundle.runtime(dynamic.Budget(max_drop=0.0)) as run:
         for length in (LENGTH, LENGTH, 1, LIMIT, LENGTH, 20, 20):
             inputs = texts(1, length, seed=5)
@@ -144,7 +152,7 @@ def test_requests_of_several_sizes_follow_each_other(text_bundle: Any, text_casc
             assert answer.stage.tolist() == [1]  # the reference
             assert answer.label.tolist() == [int(expected.argmax())]
         assert run.stats().requests == 7
-        with pytest.raises(InputError, match=f"49 is beyond the limit of {LIMIT}: cut, split or resize"):
+        with pytest.raises(InputError, match=f"{LIMIT + 1} is beyond the limit of {LIMIT}: cut, split or resize"):
             run({name: tensor.numpy() for name, tensor in texts(1, LIMIT + 1).items()})
 
 
