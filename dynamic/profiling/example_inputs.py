@@ -42,27 +42,19 @@ def other_sizes(spec: CascadeSpec) -> dict[int, dict[str, int]]:
         By rising size of one row, the number n of each dynamic dimension.
     """
     own: dict[str, int] = {}
-    spans = {}
+    spans: dict[str, DimRange] = {}
     for i in spec.inputs:
         for size, side in zip(i.shape, i.sides, strict=True):
-            if not isinstance(side, int):
+            if not isinstance(side, int) and side.name not in spans:
                 spans[side.name], own[side.name] = side, (size - side.offset) // side.factor
-    if not spans:
+    example = spec.example_size
+    if example is None:
         return {}
-    example = spec.example_size or 1
-    more = {
-        name: max(span.min, min(_LARGER * own[name], span.max or _LARGER * own[name])) for name, span in spans.items()
-    }
-    most = {name: more[name] if span.max is None else span.max for name, span in spans.items()}
+    more = {n: max(span.min, min(_LARGER * own[n], span.max or _LARGER * own[n])) for n, span in spans.items()}
+    most = {n: more[n] if span.max is None else span.max for n, span in spans.items()}
     found: dict[int, dict[str, int]] = {}
-    for numbers in ({name: span.min for name, span in spans.items()}, more, most):
-        arrays = example_arrays(spec, 1, numbers) if _fits(spans, numbers, example) else None
-        size = None if arrays is None else spec.size_of(arrays)
-        if size is not None and size != example:
+    for numbers in ({n: span.min for n, span in spans.items()}, more, most):
+        size = math.prod(span.size(numbers[n]) for n, span in spans.items())
+        if size != example and size <= _MOST * example:
             found.setdefault(size, numbers)
     return dict(sorted(found.items()))
-
-
-def _fits(spans: Mapping[str, DimRange], numbers: Mapping[str, int], example: int) -> bool:
-    """Whether inputs of these numbers are at most 64 times as large as the example."""
-    return math.prod(span.size(numbers[name]) for name, span in spans.items()) <= _MOST * example

@@ -45,11 +45,9 @@ class SizeCosts:
     def from_json(cls, data: Any, name: str) -> "SizeCosts":
         """What `dataclasses.asdict` described. Raises ValueError where it does not read."""
         fields: Mapping[str, Any] = mapping(data, name, cls.__dataclass_fields__)
-        return cls(
-            size=whole(fields["size"], f"{name}.size", 1),
-            **{table: items(fields[table], f"{name}.{table}", _row) for table in TABLES},
-            **{row: _row(fields[row], f"{name}.{row}") for row in ROWS},
-        )
+        read: dict[str, Any] = {table: items(fields[table], f"{name}.{table}", _row) for table in TABLES}
+        read |= {row: _row(fields[row], f"{name}.{row}") for row in ROWS}
+        return cls(size=whole(fields["size"], f"{name}.size", 1), **read)
 
 
 def check_sizes(size: int | None, sizes: Sequence[SizeCosts], stages: int, batches: int) -> None:
@@ -89,10 +87,11 @@ def between(known: Sequence[SizeCosts], size: int) -> SizeCosts:
     def row(a: Row, b: Row) -> Row:
         return tuple(max(x + share * (y - x), 0.0) for x, y in zip(a, b, strict=True))
 
-    tables = {
+    figures: dict[str, Any] = {
         name: tuple(row(a, b) for a, b in zip(getattr(low, name), getattr(high, name), strict=True)) for name in TABLES
     }
-    return SizeCosts(size, **tables, **{name: row(getattr(low, name), getattr(high, name)) for name in ROWS})
+    figures |= {name: row(getattr(low, name), getattr(high, name)) for name in ROWS}
+    return SizeCosts(size, **figures)
 
 
 def _row(value: Any, name: str) -> Row:
