@@ -22,6 +22,7 @@ from dynamic.profiling.example_inputs import example_arrays
 from dynamic.profiling.graph_profile import MIN_REPEATS, WARM_UP, measure_graph
 from dynamic.profiling.machine import machine_name
 from dynamic.profiling.resident_memory import backbone_memory
+from dynamic.profiling.size_profile import measure_sizes
 from dynamic.profiling.stage_column import measure_stages
 from dynamic.progress import track
 
@@ -48,6 +49,9 @@ def profile(
     stages. Where others use more than 15% of the processor meanwhile, everything is repeated, up to twice. The
     repetition with the least load counts.
 
+    Where dimensions are dynamic, these are costs at the size of the example. The least, the largest and four times its
+    size are measured by the same routes after it, each for as long.
+
     Args:
         engine: The engine.
         folder: The bundle, to measure resident memory of each backbone in separate processes. None: not measured.
@@ -69,6 +73,8 @@ def profile(
     columns, load = _measured_alone(partial(_columns, engine, seconds, clock, progress), sizes, limit_s, clock)
     left_out = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
     sizes = sizes[: len(columns)]
+    routes = [column.route for column in columns]
+    by_size, not_sized = measure_sizes(engine, sizes, routes, seconds, limit_s, clock, progress)
     memory = backbone_memory(engine, folder)
     costs = Costs(
         machine=machine_name(),
@@ -85,12 +91,14 @@ def profile(
         energy_source=None,
         memory_mb=memory.memory_mb,
         idle_mw=None,
-        not_measured=("energy", "idle power", *memory.not_measured, *left_out),
-        route=tuple(c.route for c in columns),
+        not_measured=("energy", "idle power", *memory.not_measured, *left_out, *not_sized),
+        route=tuple(routes),
         call_cpu_ms=tuple(c.call_cpu for c in columns),
         row_mb=memory.row_mb,
         noise=columns[0].noise,  # points are ranked at the smallest batch
         load=load,
+        size=engine.spec.example_size,
+        sizes=by_size,
     )
     for doubt in costs.doubts:
         logger.warning("%s", doubt)
