@@ -62,8 +62,6 @@ class TextPreprocess:
 
     for_images: ClassVar[bool] = False
 
-    for_images: ClassVar[bool] = False
-
     tokenizer: str = field(repr=False)
     truncate: bool = False
     pad_id: int = 0
