@@ -17,8 +17,8 @@ class BagOfTokens(nn.Module):
         vocabulary: Rows of the table of embeddings: `TextPreprocess.vocabulary`.
         classes: How many.
         width: Numbers of an embedding.
-        embeddings: `[vocabulary, D]`, the table of a trained encoder to start from, or a part of it. It is copied. Where
-            D is larger than `width`, its first principal components are taken. None: small random numbers.
+        embeddings: `[vocabulary, D]`, the table of a trained encoder to start from, or a part of it. It is copied.
+            Where D is larger than `width`, its first principal components are taken. None: small random numbers.
         dropout: Share of the mean that is left out in training.
 
     Raises:

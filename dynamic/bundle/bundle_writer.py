@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dynamic.bundle.canaries.check import CHECKS
 from dynamic.bundle.contract import Preprocessing
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.bundle.golden_vectors import golden, to_text
-from dynamic.bundle.manifest import MANIFEST, SCHEMA, holds_bundle, manifest_hash, preprocess_json
+from dynamic.bundle.manifest import MANIFEST, holds_bundle, manifest_hash, preprocess_json, schema_of, spec_json
 from dynamic.bundle.measurements.stored_costs import COSTS
 from dynamic.bundle.version_files import VersionFiles
 from dynamic.engines.contract import CascadeSpec
@@ -55,7 +55,7 @@ def write(
     vouched = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in MACHINE_FOLDERS)
     files = sorted(p for p in vouched if p.is_file() and p.name != MANIFEST)
     manifest = {
-        "schema": SCHEMA,
+        "schema": schema_of(spec),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "engine": engine,
         "precision": precision,
@@ -64,7 +64,7 @@ def write(
         "calibrated_on": None if calibrated_on is None else calibrated_on.to_json(),
         "classes": list(classes) if classes is not None else None,
         "preprocess": preprocess_json(preprocess),
-        "spec": asdict(spec),
+        "spec": spec_json(spec),
         "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files},
     }
     text = json.dumps(manifest | {"sha256": manifest_hash(manifest)}, indent=1)

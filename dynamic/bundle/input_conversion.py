@@ -9,6 +9,7 @@ from dynamic.bundle.contract import DeployedBundle
 from dynamic.data.arrays import as_numbers
 from dynamic.data.picture_decoding import is_picture
 from dynamic.engines.contract import Array, InputSpec
+from dynamic.engines.inputs.dimensions import Side
 from dynamic.engines.stage_loop import check_inputs
 from dynamic.policies.errors import InputError
 
@@ -33,7 +34,7 @@ def named_inputs(bundle: DeployedBundle, x: Any) -> tuple[Mapping[str, Array], b
 def check_shapes(bundle: DeployedBundle, x: Any) -> None:
     """Raises InputError where `named_inputs` would for a shape or a type, without converting arrays or images."""
     if bundle.preprocess is not None and not isinstance(x, Mapping):
-        bundle.preprocess.check(x, bundle.spec.inputs[0].shape)
+        bundle.preprocess.check(x, bundle.spec.inputs[0].sides)
     else:
         _views(bundle.spec.inputs, x)
 
@@ -42,35 +43,45 @@ def _views(spec: tuple[InputSpec, ...], x: Any) -> tuple[Mapping[str, Array], bo
     """Inputs without preprocessing, checked, and whether they are one without a batch dimension."""
     single = False
     if isinstance(x, Mapping):
-        shapes = {i.name: i.shape for i in spec}
-        named = {name: _numbers(value, f"input {name!r}", shapes.get(name, ())) for name, value in x.items()}
+        sides = {i.name: i.sides for i in spec}
+        named = {name: _numbers(value, f"input {name!r}", sides.get(name, ())) for name, value in x.items()}
     elif isinstance(x, tuple):
         if len(x) != len(spec):
             raise InputError(f"{len(x)} inputs given. This cascade takes {[i.name for i in spec]}")
-        named = {i.name: _numbers(value, f"input {i.name!r}", i.shape) for i, value in zip(spec, x, strict=True)}
+        named = {i.name: _numbers(value, f"input {i.name!r}", i.sides) for i, value in zip(spec, x, strict=True)}
     else:
         first = spec[0]
-        array = np.atleast_1d(_numbers(x, "the input", first.shape))
+        array = np.atleast_1d(_numbers(x, "the input", first.sides))
         single = array.ndim == len(first.shape)
         named = {first.name: array[None] if single else array}
     check_inputs(named, spec)
     return named, single
 
 
-def _numbers(value: Any, what: str, shape: tuple[int, ...]) -> Array:
-    """The array of an input `shape`, alone or with a batch dimension.
+def _numbers(value: Any, what: str, shape: tuple[Side, ...]) -> Array:
+    """The array of an input of a `shape`, alone or with a batch dimension.
 
     Images and lists of arrays have to be copied for it. So their shapes are checked before, as they may be huge.
     """
     if isinstance(value, np.ndarray) or not (is_picture(value) or isinstance(value, list)):
         return as_numbers(value, what)
     actual = _shape(value)
-    if actual is not None and shape not in (actual, actual[1:]):
+    if actual is not None and not _fits(actual, shape) and not _fits(actual[1:], shape):
+        wanted = ", ".join(map(str, shape))
         raise InputError(
-            f"{what} is a {type(value).__name__} of shape {list(actual)}, expected {list(shape)}, or a batch of it. "
+            f"{what} is a {type(value).__name__} of shape {list(actual)}, expected [{wanted}], or a batch of it. "
             "Give arrays as the network takes them, or build the bundle with preprocess="
         )
     return as_numbers(value, what)
+
+
+def _fits(actual: tuple[int, ...], shape: tuple[Side, ...]) -> bool:
+    return actual == shape or (
+        len(actual) == len(shape)
+        and all(
+            size == side if isinstance(side, int) else size in side for size, side in zip(actual, shape, strict=True)
+        )
+    )
 
 
 def _shape(value: Any, depth: int = 0) -> tuple[int, ...] | None:

@@ -6,7 +6,7 @@ Its hash proves that it is as it was written. It does not prove who wrote it, so
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dynamic.data.sound.sound_preprocess import SoundPreprocess, is_sound
 from dynamic.data.text.text_preprocessing import TOKENIZER, TextPreprocess, is_text
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.engine_factory import ENGINES, PRECISIONS
+from dynamic.engines.inputs.dimensions import DimRange
 from dynamic.policies.errors import (
     BundleError,
     CorruptError,
@@ -32,7 +33,8 @@ from dynamic.storage.regular_files import check_hash
 from dynamic.storage.versioned_folder import standing
 
 MANIFEST = "bundle.json"
-SCHEMA = 1
+SCHEMA = 2  # with dynamic dimensions. Without them a bundle has the first, which earlier versions read too
+_FIRST_SCHEMA = 1
 LADDER, RECORDS = "ladder.json", "records.npz"
 _ALWAYS = (LADDER, RECORDS)
 _WHERE_PRESENT = (CANARIES, GRAPH, SINGLE_GRAPH)  # used where they lie in the folder, so they must be listed
@@ -172,13 +174,52 @@ def _check_different(what: str, names: Iterable[str]) -> None:
 
 def _input(value: Any, name: str) -> InputSpec:
     data = mapping(value, name, ("name", "shape", "dtype"))
-    shape = items(data["shape"], f"{name}.shape", lambda v, side: whole(v, side, 1, _MOST_SIDE), most=16)
+    sides = items(data["shape"], f"{name}.shape", _side, most=16)
+    shape = tuple(size for size, _ in sides)
+    ranges = tuple(span for _, span in sides)
     count = 1
     for side in shape:
         count *= side
     if count > _MOST_VALUES:
         raise ValueError(f"{name}.shape={shape} has {count} values, the limit is {_MOST_VALUES}")
-    return InputSpec(text(data["name"], f"{name}.name", 1000), shape, word(data["dtype"], f"{name}.dtype", _DTYPES))
+    kind = word(data["dtype"], f"{name}.dtype", _DTYPES)
+    return InputSpec(text(data["name"], f"{name}.name", 1000), shape, kind, ranges if any(ranges) else ())
+
+
+def _side(value: Any, name: str) -> tuple[int, DimRange | None]:
+    """The size of a dimension, of a dynamic one that of the example, and its range."""
+    if not isinstance(value, Mapping):
+        return whole(value, name, 1, _MOST_SIDE), None
+    data = mapping(value, name, ("name", "min", "max", "factor", "offset", "example"))
+    least = whole(data["min"], f"{name}.min", 0, _MOST_SIDE)
+    span = DimRange(
+        name=text(data["name"], f"{name}.name", 1000),
+        min=least,
+        max=maybe(data["max"], f"{name}.max", lambda v, what: whole(v, what, least, _MOST_SIDE)),
+        factor=whole(data["factor"], f"{name}.factor", 1, _MOST_SIDE),
+        offset=whole(data["offset"], f"{name}.offset", -_MOST_SIDE, _MOST_SIDE),
+    )
+    size = whole(data["example"], f"{name}.example", 1, _MOST_SIDE)
+    if span.number(size) is None or span.size(least) < 1:
+        raise ValueError(f"{name}.example={size} must be from {span.words}")
+    return size, span
+
+
+def spec_json(spec: CascadeSpec) -> dict[str, Any]:
+    """A cascade as the manifest has it: a dimension is a number, or a range with its name."""
+    data = asdict(spec)
+    for entry, own in zip(data["inputs"], spec.inputs, strict=True):
+        del entry["ranges"]
+        entry["shape"] = [
+            side if isinstance(side, int) else {**asdict(side), "example": size}
+            for size, side in zip(own.shape, own.sides, strict=True)
+        ]
+    return data
+
+
+def schema_of(spec: CascadeSpec) -> int:
+    """The schema that a manifest of a cascade has."""
+    return SCHEMA if any(i.ranges for i in spec.inputs) else _FIRST_SCHEMA
 
 
 def _stage(value: Any, name: str) -> StageSpec:

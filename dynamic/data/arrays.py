@@ -17,6 +17,8 @@ class NamedInput(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
+    def sides(self) -> tuple[Any, ...]: ...
+    @property
     def dtype(self) -> str: ...
 
 
@@ -42,7 +44,7 @@ class OneInput:
             InputError: As for a call.
         """
         make: Any = self
-        return {inputs[0].name: make(x, inputs[0].shape)}
+        return {inputs[0].name: make(x, inputs[0].sides)}
 
 
 def as_array(value: Any, what: str) -> NDArray[Any]:

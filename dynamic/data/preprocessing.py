@@ -3,7 +3,7 @@
 Everything but the resize is numpy. The resize is Pillow's own, so that antialiasing and rounding are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -18,6 +18,8 @@ from dynamic.data.resize_step import Interpolation, Pixels, Resize, import_pillo
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
 from dynamic.policies.validation.fields import items, mapping, short
 from dynamic.policies.validation.numbers import plain_items
+
+Side = int | Container[int]  # of an image: its size, or the sizes that it may have
 
 _MOST_STEPS = 100  # that a file may hold
 
@@ -158,7 +160,7 @@ class Preprocess(OneInput):
                 f"preprocessing {short(data)} does not read ({error}): build the bundle again"
             ) from error
 
-    def __call__(self, images: Any, shape: Sequence[int] | None = None) -> Floats:
+    def __call__(self, images: Any, shape: Sequence[Side] | None = None) -> Floats:
         """Preprocess images.
 
         Colours are in the order RGB. OpenCV's order is BGR: give `image[..., ::-1]`. PIL images may have mode 1, L, LA,
@@ -166,7 +168,8 @@ class Preprocess(OneInput):
 
         Args:
             images: uint8 `[H, W]`, `[H, W, C]` or `[B, H, W, C]`, a PIL image, or a list of single images.
-            shape: Required `[C, H, W]` of the result. It is checked before an image is decoded or converted. None: any.
+            shape: Required `[C, H, W]` of the result: a number, or the sizes that are allowed. It is checked before an
+                image is decoded or converted. None: any.
 
         Returns:
             float32 `[B, C, H, W]`.
@@ -198,14 +201,14 @@ class Preprocess(OneInput):
                 f"the images do not fit in memory ({error}): give fewer or smaller ones at a time"
             ) from error
 
-    def check(self, images: Any, shape: Sequence[int]) -> None:
+    def check(self, images: Any, shape: Sequence[Side]) -> None:
         """Check the shape that images would have after preprocessing, without decoding them.
 
         Lists of numbers are no images yet and pass.
 
         Args:
             images: Images as for a call.
-            shape: Required `[C, H, W]` of the result.
+            shape: Required `[C, H, W]` of the result: a number, or the sizes that are allowed.
 
         Raises:
             InputError: The result would have another shape.
@@ -251,7 +254,7 @@ class Preprocess(OneInput):
         if any(isinstance(step, Resize) for step in self.steps):
             import_pillow()
 
-    def _read(self, image: Any, shape: Sequence[int] | None) -> Pixels:
+    def _read(self, image: Any, shape: Sequence[Side] | None) -> Pixels:
         """The pixels of images whose shape fits."""
         if shape is not None and is_picture(image):  # before it is decoded
             self._check_sizes(image, shape)
@@ -260,7 +263,7 @@ class Preprocess(OneInput):
             self._check_sizes(pixels, shape)
         return pixels
 
-    def _check_sizes(self, image: Any, shape: Sequence[int]) -> None:
+    def _check_sizes(self, image: Any, shape: Sequence[Side]) -> None:
         """Raise InputError where an image, or those of a batch, would not result in `shape [C, H, W]`."""
         sizes = sizes_of(image)
         if sizes is None:
@@ -269,10 +272,13 @@ class Preprocess(OneInput):
         for step in self.steps:
             if not isinstance(step, (Scale, Normalize)):
                 height, width, channels = step.shape(height, width, channels)
-        if (channels, height, width) != tuple(shape):
+        result = channels, height, width
+        if result != tuple(shape) and not all(
+            size == side if isinstance(side, int) else size in side for size, side in zip(result, shape, strict=True)
+        ):
             raise InputError(
-                f"the image has shape {list(sizes)}, of which preprocessing makes {[channels, height, width]}, "
-                f"expected {list(shape)}: resize or crop it first, and give as many channels"
+                f"the image has shape {list(sizes)}, of which preprocessing makes {list(result)}, expected "
+                f"[{', '.join(map(str, shape))}]: resize or crop it first, and give as many channels"
             )
 
     def _image(self, pixels: Pixels) -> Pixels:

@@ -7,10 +7,13 @@ policies.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dynamic.engines.inputs.dimensions import Ranges, Side, dynamic_places, request_size
 
 GRAPH, SINGLE_GRAPH = "graph.onnx", "graph_single.onnx"  # of a bundle: the whole cascade, for batches and for one row
 OUTPUTS = ("logits", "stage", "score")  # of those graphs
@@ -28,13 +31,22 @@ class InputSpec:
 
     Args:
         name: Name of the input.
-        shape: Shape without the batch dimension.
+        shape: Shape without the batch dimension. Where a dimension is dynamic, the size of the example.
         dtype: Name of the dtype.
+        ranges: For each dimension of `shape` the sizes that it may have, None where it is fixed. Empty: all are fixed.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    ranges: Ranges = ()
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """For each dimension of `shape` its size, or the sizes that it may have."""
+        if not self.ranges:
+            return self.shape
+        return tuple(size if span is None else span for size, span in zip(self.shape, self.ranges, strict=True))
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,16 @@ class CascadeSpec:
     def backbones(self) -> tuple[int, ...]:
         """Every backbone once, in order."""
         return tuple(dict.fromkeys(self.backbone))
+
+    @cached_property
+    def dynamic_places(self) -> tuple[tuple[str, int], ...]:
+        """(input, dimension with the batch counted) of each name of a dynamic dimension. Empty: all are fixed."""
+        return dynamic_places({i.name: i.ranges for i in self.inputs})
+
+    def size_of(self, inputs: Mapping[str, Array]) -> int | None:
+        """The size of one row of inputs (see `request_size`). None: no dimension is dynamic."""
+        places = self.dynamic_places
+        return request_size(places, {name: array.shape for name, array in inputs.items()}) if places else None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Executor, Expected, InputSpec, Output
+from dynamic.engines.inputs.dimensions import expected, size_fault
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.scores import TINY, Combiner
 from dynamic.policies.stage_plan import StagePlan, check_thresholds, plan
@@ -152,7 +153,7 @@ def _expected(expected_s: Expected | None, stage: int, alive: int, rows: int) ->
 
 def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int:
     """The number of rows. Raises InputError on a wrong name, shape, dtype or batch."""
-    rows = -1
+    rows, resized = -1, False
     if len(inputs) != len(specs) or not all(spec.name in inputs for spec in specs):
         names = sorted(spec.name for spec in specs)
         raise InputError(f"inputs are {sorted(inputs, key=str)}: this cascade takes {names}")
@@ -160,9 +161,11 @@ def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int
         array = inputs[spec.name]
         shape = array.shape
         if not shape or shape[1:] != spec.shape:
-            raise InputError(
-                f"input {spec.name!r} has shape {list(shape)}, expected [B, {', '.join(map(str, spec.shape))}]"
-            )
+            if not shape or not spec.ranges:
+                raise InputError(
+                    f"input {spec.name!r} has shape {list(shape)}, expected {expected(spec.shape, spec.ranges)}"
+                )
+            resized = True
         if array.dtype != spec.dtype:
             raise InputError(f"input {spec.name!r} is {array.dtype}, expected {spec.dtype}: convert it first")
         if shape[0] == 0:
@@ -170,4 +173,8 @@ def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int
         if rows not in (-1, shape[0]):
             raise InputError(f"input {spec.name!r} has {shape[0]} rows, another input {rows}")
         rows = shape[0]
+    if resized:
+        fault = size_fault((spec.name, inputs[spec.name].shape, spec.shape, spec.ranges) for spec in specs)
+        if fault is not None:
+            raise InputError(fault)
     return rows

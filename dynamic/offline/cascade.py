@@ -1,15 +1,18 @@
 """Several networks, plain or wrapped, as one list of stages."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import by_position, run_on
 from dynamic.offline.networks.module_modes import bare
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
+from dynamic.offline.tracing.sizes.declared_sizes import check_declared, ranges_of
+from dynamic.offline.tracing.sizes.dynamic_shapes import DynamicShapes, common_ranges
 from dynamic.policies.errors import InputError
 from dynamic.policies.scores import Combination, check_combination
 
@@ -25,6 +28,8 @@ class Cascade(nn.Module):
         combine: How answers become one. "backbones" averages the latest answer of each network so far, so that an exit
             is replaced by those behind it. "mean" averages the answers of all stages so far, "last" takes the latest.
         names: Of the networks. None: their class names, numbered where they repeat.
+        dynamic_shapes: Dimensions without a fixed size that all networks take, in the words of `torch.export`, as in
+            `wrap`. None: those of wrapped networks.
 
     Raises:
         SettingError: `combine` is not known.
@@ -42,6 +47,7 @@ class Cascade(nn.Module):
         combine: Combination = "backbones",
         *,
         names: Sequence[str] | None = None,
+        dynamic_shapes: DynamicShapes | None = None,
     ) -> None:
         super().__init__()
         listed = [networks] if isinstance(networks, nn.Module) else list(networks)
@@ -54,6 +60,7 @@ class Cascade(nn.Module):
         listed = [bare(network) for network in listed]
         self.networks = nn.ModuleList(listed)
         self.combine = check_combination(combine)
+        self._dynamic_shapes = dynamic_shapes
         self.names = tuple(names) if names is not None else _names(listed)
         if len(set(self.names)) != len(listed):
             raise InputError(f"names {self.names} for {len(listed)} networks: give one each, all different")
@@ -85,6 +92,33 @@ class Cascade(nn.Module):
     def backbone(self) -> tuple[int, ...]:
         """The network each stage belongs to `[S]`."""
         return tuple(number for number, group in enumerate(self._by_network()) for _ in group)
+
+    def ranges(self, example: Mapping[str, Tensor]) -> dict[str, Ranges]:
+        """The sizes that dynamic dimensions of each input may have. Empty: all are those of the example.
+
+        Args:
+            example: The inputs by name.
+
+        Returns:
+            The ranges by input, without the batch.
+
+        Raises:
+            InputError: The dynamic shapes do not fit the example, or a network does not take them.
+
+        Example:
+            >>> cascade = dynamic.Cascade(small, dynamic_shapes=({0: torch.export.Dim("batch")},))
+            >>> cascade.ranges({"input": torch.zeros(2, 12)})
+            {}
+        """
+        first = self.networks[0]
+        if self._dynamic_shapes is None:
+            declared = [sizes.by_name for n in self.networks if (sizes := getattr(n, "traced_sizes", None)) is not None]
+            ranges = common_ranges([d for d in declared if d], list(example))
+        else:
+            ranges = ranges_of(first, example, self._dynamic_shapes)
+        for network in self.networks if ranges else ():
+            check_declared(network, example, ranges)
+        return ranges
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Run every network on the whole batch.

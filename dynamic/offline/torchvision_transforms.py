@@ -33,9 +33,9 @@ def from_transforms(transform: Any) -> Preprocess | SoundPreprocess | TextPrepro
 
     Takes what `weights.transforms()` of a torchvision classification network returns, a `Preprocess`, a
     `SoundPreprocess`, a `TextPreprocess`, a tokenizer, or None. Takes a `Compose` too (v1 or v2, nested or not), an
-    `nn.Sequential`, or one step alone. The steps may be Resize, CenterCrop, Grayscale, RGB, ToTensor, PILToTensor, ToImage, ConvertImageDtype, ToDtype and
-    Normalize. The result gives the pixels that `transform` gives on PIL images. Raises InputError naming the step that
-    cannot travel.
+    `nn.Sequential`, or one step alone. The steps may be Resize, CenterCrop, Grayscale, RGB, ToTensor, PILToTensor,
+    ToImage, ConvertImageDtype, ToDtype and Normalize. The result gives the pixels that `transform` gives on PIL images.
+    Raises InputError naming the step that cannot travel.
     """
     if transform is None or isinstance(transform, (Preprocess, SoundPreprocess, TextPreprocess)):
         return transform

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.texts import CLASSES, sentences, tokenizer
+from support.networks.texts import CLASSES, sentences, tokenizer
 from torch import nn
 
 import dynamic

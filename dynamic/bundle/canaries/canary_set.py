@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, InputSpec
+from dynamic.engines.inputs.dimensions import DimRange, size_fault
 from dynamic.engines.stage_loop import check_inputs
 from dynamic.policies.errors import CorruptError, InputError
 from dynamic.policies.validation.array_files import read_arrays
@@ -24,7 +25,9 @@ from dynamic.storage.temporary_files import fresh_file
 CANARIES = "canaries.npz"  # of a bundle's folder
 MOST, LEAST = 64, 8  # canaries of a bundle
 MOST_BYTES = 1_000_000  # of the file, as long as there are more than LEAST
+_MOST_SIZES = 256  # of inputs that are sampled
 _LEVELS = 256  # values of a channel that is stored as codes
+_MOST_VALUES = 2**30  # of an input without a limit, as in a manifest
 _HEADER = 1024  # bytes of an array in a file beside its values: 128 as numpy writes them
 Source = Literal["calibration", "given", "noise"]
 
@@ -109,36 +112,57 @@ class Canaries:
 
 
 class Reservoir:
-    """A sample of inputs without replacement from a stream of unknown length (Vitter 1985, algorithm R)."""
+    """A sample of inputs without replacement from a stream of unknown length (Vitter 1985, algorithm R).
+
+    Canaries run as one batch. So inputs of each size are sampled for themselves, and the most frequent size counts.
+    """
 
     def __init__(self, size: int = MOST, seed: int = 0) -> None:
-        self._size, self._random = size, np.random.default_rng(seed)
-        self._rows: list[dict[str, Array]] = []
-        self._places: list[int] = []
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._size, self._seed = size, seed
+        self._samples: dict[tuple[tuple[int, ...], ...], _Sample] = {}
         self._count = 0
 
     def add(self, inputs: Mapping[str, Array]) -> None:
         """Consider the rows of one batch."""
-        shapes = {name: array.shape[1:] for name, array in inputs.items()}
-        self._shapes = self._shapes or shapes
-        if shapes != self._shapes:  # canaries run as one batch
-            return
+        shapes = tuple(array.shape[1:] for array in inputs.values())
+        if shapes not in self._samples:
+            if len(self._samples) >= _MOST_SIZES:
+                self._count += len(next(iter(inputs.values())))
+                return
+            self._samples[shapes] = _Sample(self._size, np.random.default_rng(self._seed))
         for row in range(len(next(iter(inputs.values())))):
-            place = self._count if self._count < self._size else int(self._random.integers(self._count + 1))
-            if place < self._size:
-                values = {name: np.array(array[row]) for name, array in inputs.items()}  # the batch is not held
-                if place == len(self._rows):
-                    self._rows.append(values)
-                    self._places.append(self._count)
-                else:
-                    self._rows[place], self._places[place] = values, self._count
+            self._samples[shapes].add(inputs, row, self._count)
             self._count += 1
 
     def canaries(self, logits: NDArray[np.float32]) -> Canaries:
         """The sample, with its rows of all `logits [all, S, C]`."""
-        inputs = {name: np.stack([row[name] for row in self._rows]) for name in self._rows[0]}
-        return Canaries(inputs, logits[self._places], "calibration")
+        sample = max(self._samples.values(), key=lambda sample: sample.count)  # the first of those that are equal
+        rows = sample.rows
+        inputs = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return Canaries(inputs, logits[sample.places], "calibration")
+
+
+class _Sample:
+    """Rows of one size, and their places among all."""
+
+    def __init__(self, size: int, random: np.random.Generator) -> None:
+        self._size, self._random = size, random
+        self.rows: list[dict[str, Array]] = []
+        self.places: list[int] = []
+        self.count = 0
+
+    def add(self, inputs: Mapping[str, Array], row: int, number: int) -> None:
+        """Consider a row of a batch, which is the one of this `number` among all."""
+        place = self.count if self.count < self._size else int(self._random.integers(self.count + 1))
+        self.count += 1
+        if place >= self._size:
+            return
+        values = {name: np.array(array[row]) for name, array in inputs.items()}  # the batch is not held
+        if place == len(self.rows):
+            self.rows.append(values)
+            self.places.append(number)
+        else:
+            self.rows[place], self.places[place] = values, number
 
 
 def noise(example: Mapping[str, Array], count: int = MOST, seed: int = 0) -> dict[str, Array]:
@@ -200,17 +224,22 @@ def _most_unpacked(spec: CascadeSpec) -> int:
     for i in spec.inputs:
         itemsize = 8 if i.dtype == "bfloat16" else np.dtype(i.dtype).itemsize  # numpy has no bfloat16
         channels = i.shape[0] if len(i.shape) == 3 else 1
-        total += MOST * math.prod(i.shape) * itemsize + channels * _LEVELS * itemsize + 2 * _HEADER
+        values = math.prod(side if isinstance(side, int) else _largest(side) for side in i.sides)
+        total += MOST * min(values, _MOST_VALUES) * itemsize + channels * _LEVELS * itemsize + 2 * _HEADER
     return total
+
+
+def _largest(span: DimRange) -> int:
+    """The largest size, where there is no limit as much as an input may hold."""
+    return _MOST_VALUES if span.max is None else span.size(span.max)
 
 
 def _checked(parts: Mapping[str, Array], spec: InputSpec) -> Mapping[str, Array]:
     """The parts of an input, before they are unpacked into more. Raises ValueError where they are of other shapes."""
     array = parts["values"] if "values" in parts else parts["codes"]
-    if array.shape[1:] != spec.shape:
-        raise ValueError(
-            f"input {spec.name!r:.80} has shape {list(array.shape)}, expected [B, {', '.join(map(str, spec.shape))}]"
-        )
+    fault = size_fault([(spec.name, array.shape, spec.shape, spec.ranges)])
+    if fault is not None:
+        raise ValueError(f"{fault:.300}")
     if len(array) > MOST:
         raise ValueError(f"input {spec.name!r:.80} has {len(array)} rows, the limit is {MOST}")
     return parts

@@ -129,10 +129,10 @@ class Nest:
         spec, top = self.spec, Body()
         count = len(spec.stages)
         rows: Any = "batch" if self.batch == "dynamic" else 1
-        inputs = [helper.make_tensor_value_info(i.name, _kind(i), [rows, *i.shape]) for i in spec.inputs]
+        inputs = [helper.make_tensor_value_info(i.name, _kind(i), [rows, *_sides(i)]) for i in spec.inputs]
         names = [i.name for i in spec.inputs]
         if self.preprocess is not None:
-            channels, *size = spec.inputs[0].shape
+            channels, *size = _sides(spec.inputs[0])
             inputs[0] = helper.make_tensor_value_info(names[0], TensorProto.UINT8, [rows, *size, channels])
             names[0] = _numbers(top, names[0], self.preprocess)
         if count > 1:
@@ -404,6 +404,11 @@ def _numbers(body: Body, images: str, preprocess: Preprocess) -> str:
             numbers = body.add("Sub", numbers, body.constant(np.reshape(step.mean, (-1, 1, 1))))
             numbers = body.add("Div", numbers, body.constant(np.reshape(step.std, (-1, 1, 1))))
     return numbers
+
+
+def _sides(spec: InputSpec) -> list[int | str]:
+    """The size of each dimension without the batch, the name of a dynamic one."""
+    return [side if isinstance(side, int) else side.name for side in spec.sides]
 
 
 def _kind(spec: InputSpec) -> int:

@@ -1,4 +1,7 @@
-"""Whether the graphs that ship give torch's logits: every stage and both graphs, at 1, 2 and 5 rows."""
+"""Whether the graphs that ship give torch's logits: every stage and both graphs, at 1, 2 and 5 rows.
+
+Where dimensions are dynamic, at 1 and 2 rows of other sizes too.
+"""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,6 +17,7 @@ from dynamic.offline.batches import Batch, named_tensors
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.row_independence import ROWS
 from dynamic.offline.tracing.multiply_adds import ROUNDED_LIMIT, rounds
+from dynamic.offline.tracing.sizes.dynamic_shapes import trial_inputs
 from dynamic.policies.errors import EngineError
 from dynamic.policies.scores import Combiner
 
@@ -23,7 +27,9 @@ _REMEDY = "use engine='torch', or report the network"
 
 
 def check_parity(cascade: Cascade, engine: CascadeEngine, spec: CascadeSpec, example: Batch) -> None:
-    """Run the cascade at 1, 2 and 5 rows on the engine that ships and on torch. `cascade` is in evaluation mode.
+    """Run the cascade at 1, 2 and 5 rows, and at other sizes, on the engine that ships and on torch.
+
+    `cascade` is in evaluation mode.
 
     Raises EngineError naming the stage, or the graph, that does not run or gives other logits.
     """
@@ -35,8 +41,12 @@ def check_parity(cascade: Cascade, engine: CascadeEngine, spec: CascadeSpec, exa
     own = StageEngine(TorchExecutor(cascade.stages_for(names), spec, device=_device(cascade)), spec, combiner)
     rounded = [ROUNDED_LIMIT if rounds(network) else 0.0 for network in cascade.networks]
     shares = [max(_PARITY[engine.precision], rounded[backbone]) for backbone in spec.backbone]
-    for count in ROWS:
-        inputs = {name: array[:count] for name, array in five.items()}
+    ranges = {i.name: i.ranges for i in spec.inputs if i.ranges}
+    cases = [{name: array[:count] for name, array in five.items()} for count in ROWS]
+    for other in trial_inputs(ranges, {name: tensor[:2] for name, tensor in named.items()}):
+        arrays = {name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in other.items()}
+        cases += [arrays, {name: array[:1] for name, array in arrays.items()}]
+    for inputs in cases:
         expected = own.all_logits(inputs)  # [B, S, C]
         limits = [s * max(1.0, _largest(expected[:, i])) for i, s in enumerate(shares)]
         _check_stages(engine.stages, inputs, expected, limits)

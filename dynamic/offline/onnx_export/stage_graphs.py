@@ -9,9 +9,10 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -19,6 +20,7 @@ from onnx import external_data_helper, numpy_helper
 from torch import Tensor, nn
 
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
+from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import Batch, named_tensors, taken_by
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.float_types import check_float32
@@ -31,11 +33,13 @@ from dynamic.offline.onnx_export.padded_shortcuts import convolve_shortcuts
 from dynamic.offline.onnx_export.reserved_names import check_names
 from dynamic.offline.staged_network import Stage
 from dynamic.offline.tracing.multiply_adds import cost_macs
+from dynamic.offline.tracing.sizes.dynamic_shapes import torch_shapes, trial_inputs
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.progress import track
 from dynamic.storage.atomic_write import disk_errors
 
 _EMBEDDED_BYTES = 256  # smaller constants are in the graph itself: engines read shapes and axes from them
+_OBSERVED = 2  # sizes besides the example's that show which dimensions of a carry are dynamic
 _ALIGNMENT = 4096  # of each weight in its file, so that engines can map it
 
 
@@ -51,14 +55,15 @@ def describe(cascade: Cascade, example_inputs: Batch) -> CascadeSpec:
 def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progress: bool | None = None) -> CascadeSpec:
     """Write the graphs of every stage under `folder/backbones` and describe them.
 
-    The batch dimension is dynamic, all others are those of `example_inputs`. Raises EngineError naming the
+    The batch dimension is dynamic, and so are those that the cascade declares (`Cascade.ranges`). All others are those
+    of `example_inputs`. Raises EngineError naming the
     stage where torch cannot export it, InputError on an input whose name the graphs use themselves.
     """
     check_names(named_tensors(cascade.networks[0], example_inputs))
     (folder / "backbones").mkdir(parents=True, exist_ok=True)
     weights: dict[int, _WeightFile] = {}
 
-    def write(stage: Stage, spec: StageSpec, carry: tuple[Tensor, ...], names: list[str]) -> None:
+    def write(stage: Stage, spec: StageSpec, carry: "_Carry", names: list[str]) -> None:
         last = spec.body_graph is None
         model = _to_onnx(_LogitsOnly(stage) if last else stage, carry, names, spec)
         fold_norms(model.graph)
@@ -79,7 +84,7 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
 def _walk(
     cascade: Cascade,
     example_inputs: Batch,
-    visit: Callable[[Stage, StageSpec, tuple[Tensor, ...], list[str]], None],
+    visit: Callable[[Stage, StageSpec, "_Carry", list[str]], None],
     label: str = "",
     progress: bool | None = False,
 ) -> tuple[CascadeSpec, list[Tensor]]:
@@ -90,11 +95,14 @@ def _walk(
     specs: list[StageSpec] = []
     stage_logits: list[Tensor] = []
     with evaluating(cascade):
+        ranges = cascade.ranges(inputs)
+        others = list(trial_inputs(ranges, inputs))[:_OBSERVED]
         for network in cascade.networks:
             check_float32(network)
             with taken_by(network, inputs):
                 check_rows(network, inputs)
         carry: tuple[Tensor, ...] = ()
+        carries: list[tuple[Tensor, ...]] = []  # at other sizes
         stages, backbone = cascade.stages_for(list(inputs)), cascade.backbone
         for number, stage in enumerate(track(stages, label, len(stages), progress)):
             belongs = backbone[number]
@@ -102,6 +110,7 @@ def _walk(
             last = number == len(stages) - 1 or backbone[number + 1] != belongs
             if first:
                 carry = tuple(inputs.values())
+                carries = [tuple(other.values()) for other in others]
             names = list(inputs) if first else [f"carry_{i}" for i in range(len(carry))]
             with torch.no_grad():
                 after = tuple(stage.body(*carry))
@@ -123,15 +132,55 @@ def _walk(
                 macs=cost_macs(stage.body, carry),
                 head_macs=cost_macs(stage.head, (after[0],)),
             )
-            visit(stage, spec, carry, names)
+            visit(stage, spec, _Carry(carry, carries, ranges if first else {}), names)
             specs.append(spec)
             stage_logits.append(logits)
             carry = after
+            with torch.no_grad():
+                carries = [tuple(stage.body(*other)) for other in carries]
     described = tuple(
-        InputSpec(name, tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
-        for name, tensor in inputs.items()
+        InputSpec(name, tuple(t.shape[1:]), str(t.dtype).removeprefix("torch."), ranges.get(name, ()))
+        for name, t in inputs.items()
     )
     return CascadeSpec(described, tuple(specs), int(stage_logits[0].shape[1])), stage_logits
+
+
+class _Carry:
+    """What a stage starts from: to be exported, and which of its dimensions are dynamic.
+
+    `own`: at the size of the example. `others`: at other sizes. `ranges`: of the inputs, for a stage that starts from
+    them.
+    """
+
+    def __init__(self, own: tuple[Tensor, ...], others: Sequence[tuple[Tensor, ...]], ranges: Mapping[str, Ranges]):
+        self._ranges = ranges
+        self.free = [
+            {d for d in range(1, tensor.ndim) for other in others if other[i].shape[d] != tensor.shape[d]}
+            for i, tensor in enumerate(own)
+        ]
+        # torch.export takes a size of 1 for a constant
+        candidates = (own, *others)
+        self.tensors = max(candidates, key=lambda tensors: min(self._sizes(tensors), default=2) >= 2)
+
+    def _sizes(self, tensors: tuple[Tensor, ...]) -> list[int]:
+        return [t.shape[d] for t, free in zip(tensors, self.free, strict=True) for d in free]
+
+    @property
+    def shapes(self) -> tuple[dict[int, Any], ...]:
+        """What is dynamic, in the words of torch.export."""
+        batch = torch.export.Dim("batch")
+        if self._ranges:
+            return tuple(torch_shapes(self._ranges, batch))
+        return tuple({0: batch, **dict.fromkeys(sorted(free), torch.export.Dim.AUTO)} for free in self.free)
+
+    def fixed(self, model: onnx.ModelProto) -> str | None:
+        """The first input of a graph that has a number for a dynamic dimension, and which dimension, in words."""
+        for value, free in zip(model.graph.input, self.free, strict=True):
+            for d in sorted(free):
+                size = value.type.tensor_type.shape.dim[d].dim_value
+                if size:
+                    return f"{size} in dimension {d} of input {value.name!r}"
+        return None
 
 
 class _LogitsOnly(nn.Module):
@@ -143,8 +192,7 @@ class _LogitsOnly(nn.Module):
         return self.stage(*carry)[0]  # type: ignore[no-any-return]
 
 
-def _to_onnx(module: nn.Module, carry: tuple[Tensor, ...], names: list[str], spec: StageSpec) -> onnx.ModelProto:
-    batch = torch.export.Dim("batch")
+def _to_onnx(module: nn.Module, carry: _Carry, names: list[str], spec: StageSpec) -> onnx.ModelProto:
     outputs = ["logits", *(f"next_{i}" for i in range(spec.carry))]
     quiet = logging.getLogger("torch.onnx")
     level, quiet.level = quiet.level, logging.ERROR
@@ -153,11 +201,11 @@ def _to_onnx(module: nn.Module, carry: tuple[Tensor, ...], names: list[str], spe
             warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user can act on
             program = torch.onnx.export(
                 module.eval(),
-                carry,
+                carry.tensors,
                 dynamo=True,
                 input_names=names,
                 output_names=outputs,
-                dynamic_shapes=(tuple({0: batch} for _ in carry),),  # forward(*carry)
+                dynamic_shapes=(carry.shapes,),  # forward(*carry)
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever went wrong in classes of its own
@@ -176,8 +224,13 @@ def _to_onnx(module: nn.Module, carry: tuple[Tensor, ...], names: list[str], spe
     fixed = [i.name for i in model.graph.input if i.type.tensor_type.shape.dim[0].dim_value]
     if fixed:
         raise EngineError(
-            f"stage {spec.name!r} is exported for a batch of {len(carry[0])} alone (input {fixed[0]!r}): it takes the "
-            "number of rows as a Python number, as len(x) does. Use x.shape[0]"
+            f"stage {spec.name!r} is exported for a batch of {len(carry.tensors[0])} alone (input {fixed[0]!r}): it "
+            "takes the number of rows as a Python number, as len(x) does. Use x.shape[0]"
+        )
+    if (size := carry.fixed(model)) is not None:
+        raise EngineError(
+            f"stage {spec.name!r} is exported for {size} alone, which dynamic_shapes makes dynamic: it takes the size "
+            "as a Python number, as int(x.shape[1]) and len(x[0]) do. Use x.shape[1], or leave the dimension fixed"
         )
     return model
 

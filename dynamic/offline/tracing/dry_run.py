@@ -1,7 +1,7 @@
 """Dry runs of a traced network: what every node gives, at several sizes, and what it costs."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,17 +27,18 @@ class Observed:
     """What each node gave, a `Shape` for a tensor, in tuples where it gave tuples, everything else as it was.
 
     `two`, `three`: with that many rows. `other`: two rows at another image size or length (None where the network
-    takes one size only). `macs`: multiply-adds of each node for one row.
+    takes one size only). `macs`: multiply-adds of each node for one row. `more`: two rows at further sizes.
     """
 
     two: Mapping[fx.Node, Any]
     three: Mapping[fx.Node, Any]
     other: Mapping[fx.Node, Any] | None
     macs: Mapping[fx.Node, float]
+    more: Sequence[Mapping[fx.Node, Any]] = ()
 
     def runs(self, node: fx.Node) -> tuple[Any, ...]:
         """The node's value in every run."""
-        return tuple(run[node] for run in (self.two, self.three, self.other) if run is not None)
+        return tuple(run[node] for run in (self.two, self.three, self.other, *self.more) if run is not None)
 
     def has_rows(self, value: Any, again: Any) -> bool:
         """Whether a value of `two` and `three` is a tensor with the batch, and nothing but it, as dimension 0."""
@@ -50,10 +51,13 @@ class Observed:
         )
 
 
-def observe(root: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor]) -> Observed:
+def observe(
+    root: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor], others: Iterable[Mapping[str, Tensor]] = ()
+) -> Observed:
     """Run `graph`, whose names are looked up on `root`, in eval mode on rows like `inputs`.
 
-    Raises TraceError where it does not run.
+    `others`: two rows at each of the other sizes that the graph has to take. Without, some are tried. Raises TraceError
+    where it does not run.
     """
     two, three = (list(rows(inputs, n).values()) for n in (2, 3))
     first = _Recorder(root, graph)
@@ -72,7 +76,21 @@ def observe(root: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor]) -> O
     second = _Recorder(root, graph)
     with torch.no_grad():
         second.run(*three)
+    declared = [_at_declared_size(root, graph, other) for other in others]
+    if declared:
+        return Observed(first.values, second.values, declared[0], first.macs, declared[1:])
     return Observed(first.values, second.values, _at_another_size(root, graph, two), first.macs)
+
+
+def _at_declared_size(root: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
+    recorder = _Recorder(root, graph)
+    try:
+        with torch.no_grad():
+            recorder.run(*inputs.values())
+    except Exception as error:  # a size that was written into the graph, or one that the network does not take
+        shapes = {name: list(tensor.shape) for name, tensor in inputs.items()}
+        raise TraceError(f"in the captured graph, which does not run on {shapes}: {_first_line(error)}") from error
+    return recorder.values
 
 
 def rows(inputs: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

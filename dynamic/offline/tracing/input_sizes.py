@@ -7,6 +7,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from dynamic.engines.inputs.dimensions import Ranges, expected, size_fault
+from dynamic.offline.tracing.sizes.dynamic_shapes import stretched
 from dynamic.policies.errors import InputError
 
 # dimensions that hold positions, by rank, in the usual orders: channels first, channels last
@@ -24,19 +26,28 @@ class Sizes:
     """The inputs that a network was traced with.
 
     `network`: its class. `names` and `shapes`, without the batch, in the order of forward. `free`: for each input the
-    dimensions, counted without the batch, that may have another size.
+    dimensions, counted without the batch, that may have another size. `ranges`: for each input the sizes that were
+    declared dynamic. Empty: none was, and `free` says all.
     """
 
     network: str
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     free: tuple[frozenset[int], ...]
+    ranges: tuple[Ranges, ...] = ()
 
     @staticmethod
-    def of(network: str, example: Mapping[str, Tensor]) -> "Sizes":
-        """The sizes of an example, none of which may differ."""
+    def of(network: str, example: Mapping[str, Tensor], ranges: Mapping[str, Ranges] | None = None) -> "Sizes":
+        """The sizes of an example, of which none may differ but those with a range."""
         shapes = tuple(tuple(tensor.shape[1:]) for tensor in example.values())
-        return Sizes(network, tuple(example), shapes, (frozenset(),) * len(shapes))
+        listed = tuple((ranges or {}).get(name, ()) for name in example)
+        free = tuple(frozenset(d for d, span in enumerate(spans) if span is not None) for spans in listed)
+        return Sizes(network, tuple(example), shapes, free, listed if any(listed) else ())
+
+    @property
+    def by_name(self) -> dict[str, Ranges]:
+        """The declared sizes of each input. Empty: none was declared."""
+        return dict(zip(self.names, self.ranges, strict=True)) if self.ranges else {}
 
     def check_names(self, inputs: Mapping[str, object]) -> None:
         """Raises InputError where these are not the inputs that were traced."""
@@ -58,6 +69,9 @@ class Sizes:
         """Raises InputError where tensors have other sizes than the network may run at."""
         if len(tensors) != len(self.shapes):
             raise InputError(f"{len(tensors)} inputs given. The network was traced with {list(self.names)}")
+        if self.ranges:
+            self._check_ranges(tensors)
+            return
         for name, shape, free, tensor in zip(self.names, self.shapes, self.free, tensors, strict=True):
             size = tuple(tensor.shape[1:])
             if size == shape:  # nearly always
@@ -68,13 +82,16 @@ class Sizes:
                 continue
             raise InputError(
                 f"{self.network} does not run on input {name!r}, {str(tensor.dtype).removeprefix('torch.')} "
-                f"{list(tensor.shape)}: it was traced at {_batch(shape)} and is right at that size alone. Give batches "
-                "of that size, resized or padded, or wrap the backbone again with example inputs of this size"
+                f"{list(tensor.shape)}: it was traced at {expected(shape, ())} and is right at that size alone. Give "
+                "batches of that size, resized or padded, or wrap the backbone again with example inputs of this size, "
+                "or with dynamic_shapes="
             )
 
-
-def _batch(shape: Sequence[int]) -> str:
-    return f"[{', '.join(['B', *map(str, shape)])}]"
+    def _check_ranges(self, tensors: Sequence[Tensor]) -> None:
+        sizes = (tuple(tensor.shape) for tensor in tensors)
+        fault = size_fault(zip(self.names, sizes, self.shapes, self.ranges, strict=True))
+        if fault is not None:
+            raise InputError(f"{self.network} does not run on these inputs: {fault}")
 
 
 def checked(fixed: Sizes, example: Mapping[str, Tensor], own: Run, others: Sequence[Run], limit: float) -> Sizes:
@@ -103,7 +120,7 @@ def _agreements(
     for sizes in zip(*(_sizes(tensor, own_dims) for tensor, own_dims in zip(inputs, dims, strict=True)), strict=True):
         if any(size < 1 for shape in sizes for size in shape) or sizes == tuple(tuple(t.shape) for t in inputs):
             continue
-        tensors = [_resized(tensor, shape) for tensor, shape in zip(inputs, sizes, strict=True)]
+        tensors = [stretched(tensor, shape) for tensor, shape in zip(inputs, sizes, strict=True)]
         try:
             expected = own([t.clone() for t in tensors])
         except Exception:  # a network that takes one size raises errors of its own
@@ -136,18 +153,3 @@ def _sizes(tensor: Tensor, dims: tuple[int, ...]) -> list[tuple[int, ...]]:
             shape[dim] += (*more, fewer, number + 1, -1)[change]
         shapes.append(tuple(shape))
     return shapes
-
-
-def _resized(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The tensor repeated or cut to a shape, its values no longer periodic."""
-    for dim, size in enumerate(shape):
-        before = tensor.shape[dim]
-        if size == before:
-            continue
-        tensor = torch.cat([tensor] * -(-size // before), dim=dim).narrow(dim, 0, size)
-        if tensor.is_floating_point():
-            ramp = torch.linspace(0.5, 1.5, size, dtype=tensor.dtype, device=tensor.device)
-            tensor = tensor * ramp.reshape(-1, *[1] * (tensor.ndim - dim - 1))
-        else:  # whole numbers may stand for words of a list
-            tensor = tensor.flip(dim)
-    return tensor

@@ -20,7 +20,9 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.networks.module_modes import in_mode, shallow, untouched
+from dynamic.offline.tracing.sizes.dynamic_shapes import torch_shapes
 from dynamic.policies.errors import InputError, TraceError
 
 
@@ -79,9 +81,16 @@ def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool
     return Captured("fx", traced, returned, named, tuple(dropped))
 
 
-def capture_export(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Captured:
-    """Trace in eval mode with torch.export, with a dynamic batch. Raises TraceError naming what stopped it."""
-    program = _exported(backbone, inputs)
+def capture_export(
+    backbone: nn.Module, inputs: Mapping[str, Tensor], ranges: Mapping[str, Ranges] | None = None
+) -> Captured:
+    """Trace in eval mode with torch.export, with a dynamic batch. Raises TraceError naming what stopped it.
+
+    `ranges`: of the dimensions besides the batch that are dynamic. Inputs then have two or more there.
+    """
+    batch = torch.export.Dim("batch")
+    shapes = torch_shapes(ranges or dict.fromkeys(inputs, ()), batch)
+    program = _exported(backbone, inputs, shapes)
     if any(_mutates(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # the same operations, none of which changes anything in place
     prefix = "backbone."
@@ -124,9 +133,44 @@ def capture_export(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Capture
     return Captured("export", graph, _returned_by_stack(graph, backbone), constants, tuple(dropped))
 
 
-def _exported(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
+def infer_sizes(
+    backbone: nn.Module, inputs: Mapping[str, Tensor], hints: Mapping[str, Mapping[int, Any]]
+) -> dict[str, list[int | tuple[str, int, int | None]]]:
+    """What torch.export makes of `Dim.AUTO` and `Dim.DYNAMIC`: for each input a size, or (name, min, max).
+
+    Raises InputError where it does not capture the network, or cannot state the range of a size.
+    """
+    try:
+        program = _exported(backbone, inputs, [{0: torch.export.Dim.AUTO, **hints.get(name, {})} for name in inputs])
+    except TraceError as error:
+        raise InputError(f"torch.export does not capture the network with these dynamic_shapes {error}") from error
+    users = set(program.graph_signature.user_inputs)
+    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
+    names: dict[str, str] = {}
+    sizes: dict[str, list[int | tuple[str, int, int | None]]] = {}
+    for name, value in zip(inputs, values, strict=True):
+        sizes[name] = []
+        for d, size in enumerate(value.shape):
+            if not isinstance(size, torch.SymInt):
+                sizes[name].append(int(size))
+                continue
+            symbol = size.node.expr
+            if not symbol.is_Symbol and d in hints.get(name, {}):
+                raise InputError(
+                    f"torch.export takes dimension {d} of input {name!r} for {symbol}: say so with a Dim of your own, "
+                    "such as 32 * torch.export.Dim('height', min=1, max=7)"
+                )
+            limits = program.range_constraints.get(symbol)
+            most = None if limits is None or not limits.upper.is_Integer else int(limits.upper)
+            least = 1 if limits is None or limits.lower <= 2 else int(limits.lower)  # torch.export assumes 2 or more
+            sizes[name].append((names.setdefault(str(symbol), f"{name}_{d}"), least, most))
+    return sizes
+
+
+def _exported(
+    backbone: nn.Module, inputs: Mapping[str, Tensor], shapes: Sequence[Mapping[int, Any]]
+) -> torch.export.ExportedProgram:
     args = tuple(inputs.values())
-    batch = torch.export.Dim("batch")
     problem: Exception | None = None
     for strict in (False, True):  # the second understands len(x), the first more of Python
         try:
@@ -134,7 +178,7 @@ def _exported(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export
                 return torch.export.export(
                     _Positional(backbone, tuple(inputs)),
                     args,
-                    dynamic_shapes=(tuple({0: batch} for _ in args),),
+                    dynamic_shapes=(tuple(dict(shape) for shape in shapes),),
                     strict=strict,
                 )
         except Exception as error:  # user code runs here: anything may come

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.networks.float_types import check_halves
 from dynamic.offline.networks.masked_pooling import mask_of, pooled
@@ -21,10 +22,13 @@ from dynamic.offline.tracing.equality_check import CLOSE, changed_in_place, chec
 from dynamic.offline.tracing.exit_heads import Classifier, ExitHead, Head, Room
 from dynamic.offline.tracing.exit_placement import Exits, Placed, PlacedExit, Placer, check_asked
 from dynamic.offline.tracing.graph_cut import Cutter
-from dynamic.offline.tracing.input_sizes import Sizes, checked
+from dynamic.offline.tracing.input_sizes import Run, Sizes, checked
+from dynamic.offline.tracing.sizes.declared_sizes import check_declared, check_trials, ranges_of
+from dynamic.offline.tracing.sizes.dynamic_shapes import DynamicShapes, traceable, trial_inputs
 from dynamic.offline.tracing.trace import Captured, capture_export, capture_fx, input_names
 from dynamic.policies.errors import DynamicError, DynamicWarning, ExitError, InputError, TraceError, WrapError
 
+_OBSERVED = 2  # declared sizes at which every operation is observed. At all of them the logits are compared
 _FIX = (
     "Mark the function that holds the line with torch.fx.wrap, write the branch as torch.where, decide it by a setting "
     "of the module, or give a network of several exits as a dynamic.offline.staged_network.StagedNetwork"
@@ -39,6 +43,7 @@ def wrap(
     layout: str | Mapping[str, str] | None = None,
     classifier: Classifier | None = None,
     head: Head | None = None,
+    dynamic_shapes: DynamicShapes | None = None,
 ) -> "ExitNetwork":
     """Cut a network into stages and put an exit head on each. `dynamic.fit` trains the heads.
 
@@ -64,6 +69,10 @@ def wrap(
         head: A function `(shape, channel, classes)` that makes the whole head, instead of a classifier. It gets the
             feature's shape without the batch and the dimension of its channels, from 1. `dynamic.models.ConvHead` is
             for exits that are trained together with the backbone.
+        dynamic_shapes: The dimensions that have no fixed size, as `torch.export` takes them: a dict by argument name or
+            a tuple, with `{1: torch.export.Dim("length", min=1, max=512)}`, `Dim.AUTO` or `Dim.DYNAMIC` for each. The
+            batch is always dynamic. Network and stages are compared at the least, the largest and other sizes. Every
+            size then runs in the bundle too. None: all sizes are those of the example.
 
     Returns:
         A module whose forward gives the logits of every exit, the backbone's own last.
@@ -77,6 +86,23 @@ def wrap(
     Example:
         >>> net = dynamic.wrap(large, torch.zeros(1, 12), exits=["1"])
         >>> [tuple(logits.shape) for logits in net(torch.zeros(2, 12))]
+        [(2, 4), (2, 4)]
+
+        A text of 1 to 64 tokens, where the example has 12:
+
+        >>> class Text(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.words, self.hidden = torch.nn.Embedding(100, 16), torch.nn.Linear(16, 16)
+        ...         self.classes = torch.nn.Linear(16, 4)
+        ...
+        ...     def forward(self, tokens, mask):
+        ...         features = torch.relu(self.hidden(self.words(tokens))) * mask[..., None]
+        ...         return self.classes(features.sum(1) / mask.sum(1, keepdim=True))
+        >>> length = torch.export.Dim("length", min=1, max=64)
+        >>> text = (torch.zeros(1, 12, dtype=torch.long), torch.ones(1, 12))
+        >>> net = dynamic.wrap(Text(), text, exits=["hidden"], dynamic_shapes=({1: length}, {1: length}))
+        >>> [tuple(logits.shape) for logits in net(torch.zeros(2, 50, dtype=torch.long), torch.ones(2, 50))]
         [(2, 4), (2, 4)]
     """
     if not isinstance(backbone, nn.Module):
@@ -96,14 +122,19 @@ def wrap(
     example = rows(named, 2)
     with torch.no_grad(), untouched(backbone), in_mode(backbone, training=False), taken_by(backbone, example):
         run_on(backbone, example)
+    ranges = {} if dynamic_shapes is None else ranges_of(backbone, example, dynamic_shapes)
+    if ranges:
+        check_declared(backbone, example, ranges)
+    sizes = Sizes.of(type(backbone).__name__, example, ranges)
+    example = traceable(ranges, example)
     problems: list[DynamicError] = []
     for capture in (_fx, capture_export):
         try:
-            captured = capture(backbone, example)
+            captured = capture(backbone, example, ranges)
         except TraceError as error:
             problems.append(error)
             continue
-        network = ExitNetwork(backbone, captured, example)
+        network = ExitNetwork(backbone, captured, sizes)
         try:
             with untouched(backbone), in_mode(backbone, training=False):
                 nodes = network._put_exits(captured, example, exits, layout, classifier, head)
@@ -135,7 +166,7 @@ def wrap(
     raise second if isinstance(first, TraceError) else first
 
 
-def _fx(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Captured:
+def _fx(backbone: nn.Module, inputs: Mapping[str, Tensor], _: Mapping[str, Ranges]) -> Captured:
     return capture_fx(backbone, inputs, training=False)
 
 
@@ -143,8 +174,8 @@ class ExitNetwork(StagedNetwork):
     """A backbone with exit heads, as `wrap` returns it.
 
     `forward` takes the backbone's inputs and returns the logits `[B, C]` of each exit in order, the backbone's own
-    last. Inputs have the sizes of the example. Where network and backbone agreed at three other sizes too, a dimension
-    may have any size. Raises InputError on other sizes.
+    last. Inputs have the sizes of the example, or those of `dynamic_shapes`. Without these, a dimension may have any
+    size where network and backbone agreed at three other sizes too. Raises InputError on other sizes.
 
     In evaluation mode the last logits are bit-equal to the backbone's, and within 1e-5 where `tracer` is "export".
     While the backbone is in train mode its own training graph runs, so that dropout, stochastic depth and batch norm
@@ -160,7 +191,7 @@ class ExitNetwork(StagedNetwork):
         traced_sizes: Of the inputs.
     """
 
-    def __init__(self, backbone: nn.Module, captured: Captured, example: Mapping[str, Tensor]) -> None:
+    def __init__(self, backbone: nn.Module, captured: Captured, sizes: Sizes) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList()
@@ -170,8 +201,8 @@ class ExitNetwork(StagedNetwork):
         self.tracer = captured.tracer
         self.trainable_backbone = False
         self.dropped: tuple[str, ...] = ()
-        self.input_names = tuple(example)
-        self.traced_sizes: Sizes = Sizes.of(type(backbone).__name__, example)
+        self.input_names = sizes.names
+        self.traced_sizes: Sizes = sizes
         self._stage_graphs = _Graphs(())
         self._evaluate: Callable[..., list[Tensor]] | None = None
         self._train: Callable[..., list[Tensor]] | None = None
@@ -216,7 +247,9 @@ class ExitNetwork(StagedNetwork):
         head: Head | None,
     ) -> tuple[fx.Node, ...]:
         """Place exits, make heads and stages, and check that stages give the backbone's logits. Returns the nodes."""
-        observed = observe(self, captured.graph, example)
+        ranges = self.traced_sizes.by_name
+        others = list(trial_inputs(ranges, example)) if ranges else []
+        observed = observe(self, captured.graph, example, others[:_OBSERVED])
         cutter = Cutter(captured.graph, observed)
         placed: Placed = Placer(self.backbone, captured, observed, cutter, Layouts(self, observed)).place(exits, layout)
         own_nodes = placed.nodes
@@ -247,12 +280,21 @@ class ExitNetwork(StagedNetwork):
         self._evaluate = _function(_with_heads(captured.graph, placed.nodes, self._cloned))
         stages = self.exit_stages
         check_evaluation(self.backbone, self._own_logits, self._last_logits, stages, example, self.tracer == "fx")
-        if self.tracer == "fx":  # torch.export writes sizes into its graph, whatever a trial gives
+        if ranges:
+            whole, staged = self._runs(stages)
+            with torch.no_grad(), untouched(self.backbone), in_mode(self.backbone, training=False):
+                check_trials(others, ranges, self._own_logits, (whole, staged))
+        elif self.tracer == "fx":  # torch.export writes sizes into its graph, whatever a trial gives
             self.traced_sizes = self._checked_sizes(stages, example)
         return own_nodes
 
     def _checked_sizes(self, stages: Sequence[Stage], example: Mapping[str, Tensor]) -> Sizes:
         """The sizes at which graph and stages are right."""
+        with torch.no_grad(), untouched(self.backbone), in_mode(self.backbone, training=False):
+            return checked(self.traced_sizes, example, self._own_logits, self._runs(stages), CLOSE)
+
+    def _runs(self, stages: Sequence[Stage]) -> tuple[Run, Run]:
+        """What gives the last logits by the graph, and stage by stage."""
 
         def whole(inputs: Sequence[Tensor]) -> Tensor:
             assert self._evaluate is not None
@@ -265,8 +307,7 @@ class ExitNetwork(StagedNetwork):
                 carry = stage.body(*carry)
             return carry[0]
 
-        with torch.no_grad(), untouched(self.backbone), in_mode(self.backbone, training=False):
-            return checked(self.traced_sizes, example, self._own_logits, (whole, staged), CLOSE)
+        return whole, staged
 
     def _put_training(self, captured: Captured, nodes: Sequence[fx.Node], example: Mapping[str, Tensor]) -> Captured:
         """Trace the backbone in train mode and find the exits again. Without it heads alone can be trained."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.texts import CLASSES, WORDS, MaskedMean, networks, sentences, tokenizer
+from support.networks.texts import CLASSES, WORDS, MaskedMean, networks, sentences, tokenizer
 from typer.testing import CliRunner
 
 import dynamic

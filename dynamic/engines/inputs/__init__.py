@@ -1,0 +1,1 @@
+"""Sizes of inputs: fixed, or a range."""
