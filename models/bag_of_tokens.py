@@ -89,4 +89,5 @@ def _table(embeddings: Tensor, vocabulary: int, width: int) -> Tensor:
         return table
     centred = table - table.mean(0)
     _, components = torch.linalg.eigh(centred.T @ centred)  # in rising order
-    return centred @ components[:, -width:].flip(1)
+    first: Tensor = centred @ components[:, -width:].flip(1)
+    return first

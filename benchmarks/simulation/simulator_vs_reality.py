@@ -10,13 +10,13 @@ Several budgets take turns, each without load by others, and with a process that
 time, which the simulator is told as half the cores of two.
 
 Profiling calls the engine again and again. A request that is served is also preprocessed and finds cold caches: the
-device's `overhead_ms`. One that finds nobody before it waits for the worker to wake up: `wake_ms`. Beside a busy
-process a request takes longer, by `contention_share` of what an even division of the cores would cost it. All three
-come from runs of their own, without limits and with other arrivals, alone and beside one busy process. They give what
-requests took from start to end more than the simulator says without it, the mean wait of those that came after the last
-was done, and the ratio of both runs. This machine is a virtual one whose speed moves from minute to minute. So the
-profile is made again before every row, and the runs are made before and after it. Their mean counts. No figure of a row
-itself is used. Latency counts from submission: when the sender was late, that is its own (`late_p95_ms`).
+device's `overhead_ms`. One that finds nobody before it waits for the worker to wake up: `wake_ms`. One that has waited
+begins `handover_ms` after the last is done, while the worker gives an answer and takes the next. Beside a busy process
+a request takes longer, by `contention_share` of what an even division of the cores would cost it. All four come from
+runs of their own, without limits and with other arrivals, alone and beside one busy process. This machine is a virtual
+one whose speed moves from minute to minute. So the profile is made again before every row, and the runs are made before
+and after it. Their mean counts. No figure of a row itself is used. Latency counts from submission: when the sender was
+late, that is its own (`late_p95_ms`).
 
 Asked: mean latency within 10%, shares of stages within 2 points, deadline misses within 3 points (limits on latency
 count as deadlines where there is none).
@@ -47,7 +47,7 @@ NAME = "ResNet-20, 32, 56 on CIFAR-10"
 USED, QUEUE, SEED = 0.35, 64, 0
 LATENCY, SHARES, MISSES = 0.10, 2.0, 3.0  # asked: share of the mean, points, points
 FIRST_S = 10.0  # of each run that device figures come from
-FITTED = ("overhead_ms", "wake_ms", "contention_share")
+FITTED = ("overhead_ms", "wake_ms", "handover_ms", "contention_share")
 NOT_MEASURED = ("battery, heat and clocks", "batches", "several workers", "other engines than ONNX Runtime")
 
 
@@ -89,20 +89,23 @@ class Moment:
         alone_ms: From start to end, without load by others.
         loaded_ms: The same beside one busy process.
         wake_ms: Until a worker that sleeps begins.
+        handover_ms: Until it begins with the next that waits.
     """
 
     alone_ms: float
     loaded_ms: float
     wake_ms: float
+    handover_ms: float
 
 
 def device_between(before: Moment, after: Moment, predicted_ms: float, device: Device, threads: int) -> Device:
     """The device with the figures of two moments. `predicted_ms`: the mean time from start to end by profile alone."""
     excess = (1 + threads) / device.cores - 1  # of the simulator's rule, with one busy process
     alone_ms, loaded_ms = (before.alone_ms + after.alone_ms) / 2, (before.loaded_ms + after.loaded_ms) / 2
-    figures = {
+    figures: dict[str, Any] = {
         "overhead_ms": max(0.0, alone_ms - predicted_ms),
         "wake_ms": (before.wake_ms + after.wake_ms) / 2,
+        "handover_ms": (before.handover_ms + after.handover_ms) / 2,
         "contention_share": max(0.0, loaded_ms / alone_ms - 1) / excess if excess > 0 else 1.0,
     }
     return replace(device, source={**device.source, **dict.fromkeys(figures, "a run")}, **figures)
@@ -113,16 +116,19 @@ def work_ms(answers: Sequence[Answer]) -> float:
     return float(np.mean([a.work_ms for a in answers if a.latency_ms is not None]))
 
 
-def wake_ms(answers: Sequence[Answer]) -> float:
-    """Mean wait of requests that were submitted after all before them were done."""
-    found, free_s = [], 0.0
+def begin_ms(answers: Sequence[Answer]) -> tuple[float, float]:
+    """Mean time until requests begin: those that find nobody, after they came. Others, after the last was done."""
+    alone: list[float] = []
+    waited: list[float] = []
+    free_s = 0.0
     for a in answers:
         if a.latency_ms is None:
             continue
-        if a.at_s + a.late_ms / 1e3 > free_s:
-            found.append(own_ms(a) - a.work_ms)
+        came_s = a.at_s + a.late_ms / 1e3
+        begins_s = came_s + (own_ms(a) - a.work_ms) / 1e3
+        (alone if came_s > free_s else waited).append(1e3 * (begins_s - max(came_s, free_s)))
         free_s = max(free_s, a.at_s + a.latency_ms / 1e3)
-    return float(np.mean(found))
+    return float(np.mean(alone)), float(np.mean(waited))
 
 
 def own_ms(answer: Answer) -> float:
@@ -257,7 +263,7 @@ def main() -> None:
         alone, loaded = (
             live(served, dynamic.Budget(), first.tolist(), items[: len(first)], [(0.0, busy)], given) for busy in (0, 1)
         )
-        return Moment(work_ms(alone), work_ms(loaded), wake_ms(alone))
+        return Moment(work_ms(alone), work_ms(loaded), *begin_ms(alone))
 
     def predicted_ms(now: Frontier) -> float:
         """Mean time from start to end of the same requests, by profile alone."""

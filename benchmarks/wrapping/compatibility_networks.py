@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 LENGTH, CLASSES = 16, 7  # of the classifiers of transformers
-TEXT = ("albert", "bert", "camembert", "convbert", "deberta-v2", "distilbert", "electra", "mobilebert", "modernbert")
-TEXT += ("mpnet", "nystromformer", "roberta", "xlm-roberta", "squeezebert")
+TEXT = (
+    *("albert", "bert", "camembert", "convbert", "deberta-v2", "distilbert", "electra", "mobilebert", "modernbert"),
+    *("mpnet", "nystromformer", "roberta", "xlm-roberta", "squeezebert"),
+)
 IMAGE = ("convnext", "resnet", "swin", "vit")
 AUDIO = ("audio-spectrogram-transformer", "wav2vec2")
 SMALL = {
@@ -74,8 +76,9 @@ def made(name: str) -> tuple[nn.Module, Callable[[int], Any]]:
     if source == "timm":
         import timm
 
-        network = timm.create_model(kind).eval()
-        size = network.default_cfg["input_size"]
+        network: nn.Module = timm.create_model(kind).eval()
+        cfg: Any = network.default_cfg
+        size = cfg["input_size"]
         return network, lambda rows: torch.randn(rows, *size)
     from transformers import AutoConfig, AutoModelForAudioClassification, AutoModelForImageClassification
     from transformers import AutoModelForSequenceClassification as AutoModelForTexts

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from dynamic.bundle.canaries.canary_set import Canaries
 from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.data.arrays import Side
 from dynamic.engines.contract import Array, CascadeSpec, InputSpec
 from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.route_choice import CascadeEngine
@@ -22,6 +23,10 @@ class Preprocessing(Protocol):
     `dynamic.Preprocess` takes images, `dynamic.data.SoundPreprocess` sounds, `dynamic.TextPreprocess` texts.
     """
 
+    def __call__(self, x: Any, /) -> Any:
+        """The input of a network whose sizes are not checked."""
+        ...
+
     @property
     def files(self) -> Mapping[str, bytes]:
         """What it holds beside its plain data, by the name of the file in a bundle."""
@@ -31,7 +36,7 @@ class Preprocessing(Protocol):
         """The inputs of a network by name, `[B, ...]` of one or several. InputError: they do not fit."""
         ...
 
-    def check(self, x: Any, shape: Sequence[int], /) -> None:
+    def check(self, x: Any, shape: Sequence[Side], /) -> None:
         """Raises InputError where a call would for a shape or a type, in little time."""
         ...
 

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from dynamic.bundle.contract import DeployedBundle
-from dynamic.data.arrays import as_numbers
+from dynamic.data.arrays import Side, as_numbers, fits
 from dynamic.data.picture_decoding import is_picture
 from dynamic.engines.contract import Array, InputSpec
-from dynamic.engines.inputs.dimensions import Side
 from dynamic.engines.stage_loop import check_inputs
 from dynamic.policies.errors import InputError
 
@@ -66,22 +65,13 @@ def _numbers(value: Any, what: str, shape: tuple[Side, ...]) -> Array:
     if isinstance(value, np.ndarray) or not (is_picture(value) or isinstance(value, list)):
         return as_numbers(value, what)
     actual = _shape(value)
-    if actual is not None and not _fits(actual, shape) and not _fits(actual[1:], shape):
+    if actual is not None and not fits(actual, shape) and not fits(actual[1:], shape):
         wanted = ", ".join(map(str, shape))
         raise InputError(
             f"{what} is a {type(value).__name__} of shape {list(actual)}, expected [{wanted}], or a batch of it. "
             "Give arrays as the network takes them, or build the bundle with preprocess="
         )
     return as_numbers(value, what)
-
-
-def _fits(actual: tuple[int, ...], shape: tuple[Side, ...]) -> bool:
-    return actual == shape or (
-        len(actual) == len(shape)
-        and all(
-            size == side if isinstance(side, int) else size in side for size, side in zip(actual, shape, strict=True)
-        )
-    )
 
 
 def _shape(value: Any, depth: int = 0) -> tuple[int, ...] | None:

@@ -1,12 +1,34 @@
 """Arrays of a user's inputs, with an error in words where there is none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.errors import InputError
+
+Side = int | Container[int]  # of a dimension: its size, or the sizes that it may have
+
+
+def fits(shape: Sequence[int], sides: Sequence[Side]) -> bool:
+    """Return whether each size of a shape is allowed.
+
+    Args:
+        shape: The sizes.
+        sides: For each dimension its size, or the sizes that it may have.
+
+    Returns:
+        Whether they are.
+
+    Example:
+        >>> from dynamic.data.arrays import fits
+        >>> fits((3, 64), (3, range(32, 65, 32))), fits((3, 65), (3, range(32, 65, 32)))
+        (True, False)
+    """
+    if len(shape) != len(sides):
+        return False
+    return all(size == side if isinstance(side, int) else size in side for size, side in zip(shape, sides, strict=True))
 
 
 class NamedInput(Protocol):
@@ -17,7 +39,7 @@ class NamedInput(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def sides(self) -> tuple[Any, ...]: ...
+    def sides(self) -> tuple[Side, ...]: ...
     @property
     def dtype(self) -> str: ...
 

@@ -3,13 +3,13 @@
 Everything but the resize is numpy. The resize is Pillow's own, so that antialiasing and rounding are the same.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from dynamic.data.arrays import OneInput, as_array
+from dynamic.data.arrays import OneInput, Side, as_array, fits
 from dynamic.data.image_arrays import checked_batch, one_image, pixels_of, sizes_of, stacked
 from dynamic.data.image_steps import RGB, CenterCrop, Gray, ImageStep
 from dynamic.data.number_steps import Floats, Normalize, NumberStep, Scale
@@ -18,8 +18,6 @@ from dynamic.data.resize_step import Interpolation, Pixels, Resize, import_pillo
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
 from dynamic.policies.validation.fields import items, mapping, short
 from dynamic.policies.validation.numbers import plain_items
-
-Side = int | Container[int]  # of an image: its size, or the sizes that it may have
 
 _MOST_STEPS = 100  # that a file may hold
 
@@ -273,9 +271,7 @@ class Preprocess(OneInput):
             if not isinstance(step, (Scale, Normalize)):
                 height, width, channels = step.shape(height, width, channels)
         result = channels, height, width
-        if result != tuple(shape) and not all(
-            size == side if isinstance(side, int) else size in side for size, side in zip(result, shape, strict=True)
-        ):
+        if not fits(result, shape):
             raise InputError(
                 f"the image has shape {list(sizes)}, of which preprocessing makes {list(result)}, expected "
                 f"[{', '.join(map(str, shape))}]: resize or crop it first, and give as many channels"

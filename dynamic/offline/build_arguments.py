@@ -59,7 +59,7 @@ def check_preprocess(preprocess: Any, spec: CascadeSpec) -> None:
             f"preprocessing makes one input of a sound, and the network takes {len(spec.inputs)}: build "
             "with preprocess=None"
         )
-    preprocess.check_shape(spec.inputs[0].shape)
+    preprocess.check_shape(spec.inputs[0].sides)
 
 
 def check_tokens(preprocess: Any, cascade: Cascade, example: Batch) -> None:

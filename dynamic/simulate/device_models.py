@@ -22,6 +22,7 @@ _NOT_NEGATIVE = (
     "load_ms_per_mb",
     "overhead_ms",
     "wake_ms",
+    "handover_ms",
     "contention_share",
     *_STEPS,
 )
@@ -52,6 +53,7 @@ class Device:
         load_ms_per_mb: Time to load a backbone, for each 10^6 bytes.
         overhead_ms: Time of a request beside its stages as profiled: preprocessing, cold caches.
         wake_ms: Time from the arrival of a request until a worker that sleeps begins with it.
+        handover_ms: Time from the end of a request until the worker begins with one that waits.
         contention_share: How much of the delay by others' load a request feels. 1: cores are divided evenly. A short
             request behind a pause feels less, since schedulers prefer it. Fit it to requests under a known load.
         battery_step: Resolution of the charge. 0.01 is whole percents, 0 is exact.
@@ -88,6 +90,7 @@ class Device:
     load_ms_per_mb: float = 0.0
     overhead_ms: float = 0.0
     wake_ms: float = 0.0
+    handover_ms: float = 0.0
     contention_share: float = 1.0
     battery_step: float = 0.0
     temperature_step_c: float = 0.0

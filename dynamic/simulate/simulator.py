@@ -82,9 +82,9 @@ def simulate(
     **Time.** A request takes the profiled time of the path to its stage, scaled to the device, and `overhead_ms`. This
     is divided by the clock's ratio to its maximum and multiplied by the contention at the start. Contention is 1 +
     `contention_share` x max(0, (b + t) / c - 1): b cores demanded by others, t threads of inference, c cores. A request
-    that arrives at an idle device also waits `wake_ms`. A backbone that is not in memory is loaded first. Backbones of
-    the first decision are there already. All are in memory where the costs choose route "graph" for one row. A
-    deadline, a limit on memory or too little free memory excludes that.
+    that arrives at an idle device also waits `wake_ms`, one behind another `handover_ms`. A backbone that is not in
+    memory is loaded first. Backbones of the first decision are there already. All are in memory where the costs choose
+    route "graph" for one row. A deadline, a limit on memory or too little free memory excludes that.
 
     **Deadlines** follow the rule of the engines. After the first answer, no stage begins that is late already. Nor does
     one whose next answer is expected late, by 95th percentiles times the slowdown of the decision.
@@ -194,6 +194,7 @@ def simulate(
         process_mb=process_mb,
         overhead_ms=device.overhead_ms,
         wake_ms=device.wake_ms,
+        handover_ms=device.handover_ms,
         contention_share=device.contention_share,
     )
     log = serve(here, played, requests, policy, env, rules)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.bundle.manifest import MANIFEST
+from dynamic.bundle.manifest import MANIFEST, SCHEMA
 from dynamic.engines.openvino import computes_bf16
 from dynamic.errors import (
     BundleError,
@@ -283,7 +283,7 @@ def test_a_manifest_edited_by_hand_is_refused(copy: Path) -> None:
 
 
 def test_a_newer_schema_is_refused(copy: Path) -> None:
-    manifest = json.loads((copy / MANIFEST).read_text()) | {"schema": 2}
+    manifest = json.loads((copy / MANIFEST).read_text()) | {"schema": SCHEMA + 1}
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(SchemaError, match="update"):
         dynamic.load(copy)

@@ -332,6 +332,15 @@ def test_a_request_feels_its_share_of_the_delay_by_others_by_hand() -> None:
         replace(DEVICE, contention_share=-0.1, source={**DEVICE.source, "contention_share": "assumption"})
 
 
+def test_who_waits_for_another_waits_for_the_worker_to_take_the_next_by_hand() -> None:
+    # 0 and 1 find nobody before them, 2 comes while 1 is served, which takes 20 or 60 ms
+    slower = replace(DEVICE, handover_ms=7.0, source={**DEVICE.source, "handover_ms": "assumption"})
+    workload = Recorded([1.0, 2.0, 2.01], 3.0)
+    plain, served = (run(workload, Budget(), d, noise=0.0) for d in (DEVICE, slower))
+    more = [b - a for a, b in zip(plain.latency_ms, served.latency_ms, strict=True)]
+    assert more == pytest.approx([0.0, 0.0, 7.0])
+
+
 def test_a_request_that_is_cut_keeps_its_overhead_by_hand() -> None:
     # two records are unsure after 20 ms, and 40 more make 60; with 5 beside, that would end at 65, beyond 62
     slower = replace(DEVICE, overhead_ms=5.0, source={**DEVICE.source, "overhead_ms": "assumption"})

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.data.arrays import OneInput
+from dynamic.data.arrays import OneInput, Side, fits
 from dynamic.data.number_steps import Floats, own_numbers
 from dynamic.data.sound.log_mel import LogMel, check_count
 from dynamic.data.sound.waveform import MOST_RATE_HZ, Sound, samples_of, scaled
@@ -123,7 +123,7 @@ class SoundPreprocess(OneInput):
                 f"preprocessing {short(data)} does not read ({error}): build the bundle again"
             ) from error
 
-    def __call__(self, sounds: Any, shape: Sequence[int] | None = None) -> Floats:
+    def __call__(self, sounds: Any, shape: Sequence[Side] | None = None) -> Floats:
         """Preprocess sounds.
 
         Args:
@@ -149,7 +149,7 @@ class SoundPreprocess(OneInput):
         except MemoryError as error:
             raise InputError(f"the sounds do not fit in memory ({error}): give fewer at a time") from error
 
-    def check(self, sounds: Any, shape: Sequence[int]) -> None:
+    def check(self, sounds: Any, shape: Sequence[Side]) -> None:
         """Check that sounds can be preprocessed, without computing their features.
 
         Args:
@@ -218,7 +218,7 @@ class SoundPreprocess(OneInput):
                 'longer="cut"'
             )
 
-    def check_shape(self, shape: Sequence[int] | None) -> None:
+    def check_shape(self, shape: Sequence[Side] | None) -> None:
         """Check that this is what a network takes.
 
         Args:
@@ -230,10 +230,10 @@ class SoundPreprocess(OneInput):
         Example:
             >>> dynamic.data.SoundPreprocess(8000, 4000, features=None).check_shape((4000,))
         """
-        if shape is not None and tuple(shape) != self.shape:
+        if shape is not None and not fits(self.shape, shape):
             raise InputError(
-                f"preprocessing makes {list(self.shape)} of a sound, and the network takes {list(shape)}: build with "
-                "the preprocessing that made its training inputs"
+                f"preprocessing makes {list(self.shape)} of a sound, and the network takes "
+                f"[{', '.join(map(str, shape))}]: build with the preprocessing that made its training inputs"
             )
 
     def _one(self, row: NDArray[Any]) -> Floats:

@@ -139,7 +139,7 @@ class TextPreprocess:
     def vocabulary(self) -> int:
         """How many rows a table of embeddings needs for these tokens: the largest id and one."""
         ids = self._at(None).get_vocab(with_added_tokens=True).values()
-        return max([*ids, self.pad_id]) + 1
+        return int(max([*ids, self.pad_id])) + 1
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -256,6 +256,12 @@ class TextPreprocess:
 
         Raises:
             InputError: As for a call, or a text is longer than the network takes.
+
+        Example:
+            >>> from dynamic.engines.contract import InputSpec
+            >>> texts = dynamic.TextPreprocess.from_file("tokenizer.json")
+            >>> texts.arrays("lights off", [InputSpec("input_ids", (4,), "int64")])["input_ids"].tolist()
+            [[4, 5, 0, 0]]
         """
         texts, _ = _texts(x)
         kinds = input_kinds(inputs)
@@ -271,11 +277,28 @@ class TextPreprocess:
 
         Raises:
             InputError: They are something else.
+
+        Example:
+            >>> dynamic.TextPreprocess.from_file("tokenizer.json").check(["lights on", "lights off"])
         """
         _texts(x)
 
     def is_single(self, x: Any) -> bool:
-        """Whether `x` is one text, not a list. Raises InputError where it is neither."""
+        """Return whether this is one text, and not a list.
+
+        Args:
+            x: Texts as for a call.
+
+        Returns:
+            Whether it is one.
+
+        Raises:
+            InputError: It is neither.
+
+        Example:
+            >>> dynamic.TextPreprocess.from_file("tokenizer.json").is_single(["lights off"])
+            False
+        """
         return _texts(x)[1]
 
     def check_packages(self) -> None:
@@ -355,7 +378,7 @@ def input_kinds(inputs: Sequence[NamedInput]) -> dict[str, str]:
 
 def _lengths(inputs: Sequence[NamedInput]) -> tuple[int, int | None, Container[int] | None]:
     """The least and the largest number of tokens of a row, and the numbers between that are allowed (None: all)."""
-    side = inputs[0].sides[0]
+    side: Any = inputs[0].sides[0]
     if isinstance(side, int):
         return side, side, None
     return max(1, side.size(side.min)), None if side.max is None else side.size(side.max), side

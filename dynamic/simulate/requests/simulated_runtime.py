@@ -55,6 +55,7 @@ class Rules:
     process_mb: float
     overhead_ms: float
     wake_ms: float
+    handover_ms: float
     contention_share: float
 
 
@@ -105,7 +106,8 @@ def serve(
     costs, threads, cores = here.costs, here.costs.threads, rules.cores
     world, load_piece, exp, blank = env.world, env.load, math.exp, object.__new__
     graph, every, whole_mb = _way(costs) == "graph", frozenset(range(len(costs.memory_mb))), sum(costs.memory_mb)
-    overhead_ms, wake_s, contention_share = rules.overhead_ms, rules.wake_ms * 1e-3, rules.contention_share
+    overhead_ms, contention_share = rules.overhead_ms, rules.contention_share
+    wake_s, handover_s = rules.wake_ms * 1e-3, rules.handover_ms * 1e-3
     log = Log()
     served, starts, ends, stages, points = log.served, log.start_s, log.end_s, log.stage, log.point
     took: list[float] = []  # of the requests of the last decision, which the policy has not seen yet
@@ -126,7 +128,7 @@ def serve(
     load_until_s = -math.inf
     while number < count:
         arrived_s = arrival_s[number]
-        start_s = arrived_s + wake_s if arrived_s > free_s or number == 0 else free_s
+        start_s = arrived_s + wake_s if arrived_s > free_s or number == 0 else free_s + handover_s
         while behind < count and arrival_s[behind] <= start_s:
             behind += 1
         waiting = behind - number - 1
