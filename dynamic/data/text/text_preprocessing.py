@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -26,6 +26,7 @@ _PADDING = (
     "<|endoftext|>",
 )  # tokens that fill a row, in the order they are looked for
 _MOST_ID = 2**31 - 1
+_MOST_LENGTH = 2**24
 
 logger = logging.getLogger("dynamic")
 
@@ -43,7 +44,8 @@ _KINDS: dict[str, Callable[[Any], list[int]]] = {
 class TextPreprocess:
     """A tokenizer, from texts to token ids, on the library `tokenizers`.
 
-    Each row is padded to the longest of the batch, or to the length of a network that takes one length alone.
+    Each row is padded to the longest text of its batch where the network takes any length (`wrap` and `build` with
+    `dynamic_shapes`), and else to the one length that it takes.
 
     Args:
         tokenizer: The tokenizer as JSON, as the library writes it. Padding and truncation in it are not used.
@@ -254,11 +256,16 @@ class TextPreprocess:
 
         Raises:
             InputError: As for a call, or a text is longer than the network takes.
+
+        Example:
+            >>> from dynamic.engines.contract import InputSpec
+            >>> texts = dynamic.TextPreprocess.from_file("tokenizer.json")
+            >>> texts.arrays("lights off", [InputSpec("input_ids", (4,), "int64")])["input_ids"].tolist()
+            [[4, 5, 0, 0]]
         """
         texts, _ = _texts(x)
         kinds = input_kinds(inputs)
-        least, most = _lengths(inputs)
-        arrays = self._padded(texts, least, most)
+        arrays = self._padded(texts, *_lengths(inputs))
         return {i.name: arrays[kinds[i.name]].astype(i.dtype, copy=False) for i in inputs}
 
     def check(self, x: Any, shape: Sequence[Any] = ()) -> None:
@@ -270,11 +277,28 @@ class TextPreprocess:
 
         Raises:
             InputError: They are something else.
+
+        Example:
+            >>> dynamic.TextPreprocess.from_file("tokenizer.json").check(["lights on", "lights off"])
         """
         _texts(x)
 
     def is_single(self, x: Any) -> bool:
-        """Whether `x` is one text, not a list. Raises InputError where it is neither."""
+        """Return whether this is one text, and not a list.
+
+        Args:
+            x: Texts as for a call.
+
+        Returns:
+            Whether it is one.
+
+        Raises:
+            InputError: It is neither.
+
+        Example:
+            >>> dynamic.TextPreprocess.from_file("tokenizer.json").is_single(["lights off"])
+            False
+        """
         return _texts(x)[1]
 
     def check_packages(self) -> None:
@@ -285,10 +309,14 @@ class TextPreprocess:
         """
         self._at(None)
 
-    def _padded(self, texts: Sequence[str], least: int | None, most: int | None) -> dict[str, Ids]:
-        """The rows of texts, at least and at most so many tokens long."""
+    def _padded(
+        self, texts: Sequence[str], least: int | None, most: int | None, allowed: Container[int] | None = None
+    ) -> dict[str, Ids]:
+        """The rows of texts, at least and at most so many tokens long, of a length that is allowed."""
         encodings = list(self._encoded(texts, most))
         length = max(least or 1, *(len(encoding.ids) for encoding in encodings))
+        while allowed is not None and length not in allowed and length < (most or _MOST_LENGTH):
+            length += 1
         arrays = {name: np.zeros((len(encodings), length), np.int64) for name in _KINDS}
         arrays["input_ids"][:] = self.pad_id
         for row, encoding in enumerate(encodings):
@@ -348,10 +376,12 @@ def input_kinds(inputs: Sequence[NamedInput]) -> dict[str, str]:
     return kinds
 
 
-def _lengths(inputs: Sequence[NamedInput]) -> tuple[int, int]:
-    """The least and the largest number of tokens of a row."""
-    side = inputs[0].shape[0]
-    return side, side
+def _lengths(inputs: Sequence[NamedInput]) -> tuple[int, int | None, Container[int] | None]:
+    """The least and the largest number of tokens of a row, and the numbers between that are allowed (None: all)."""
+    side: Any = inputs[0].sides[0]
+    if isinstance(side, int):
+        return side, side, None
+    return max(1, side.size(side.min)), None if side.max is None else side.size(side.max), side
 
 
 def _texts(x: Any) -> tuple[list[str], bool]:

@@ -11,6 +11,7 @@ from support.networks.texts import tokenizer
 
 import dynamic
 from dynamic.engines.contract import InputSpec
+from dynamic.engines.inputs.dimensions import DimRange
 from dynamic.policies.errors import CorruptError, InputError, SettingError
 
 INPUTS = (InputSpec("input_ids", (6,), "int64"), InputSpec("attention_mask", (6,), "float32"))
@@ -71,6 +72,21 @@ def test_the_inputs_of_a_network() -> None:
     for array in (np.array("on"), np.array(["on", "off"]), ("on", "off")):
         assert texts().is_single(array) == (np.ndim(array) == 0)
         assert texts().arrays(array, INPUTS)["input_ids"][0].tolist() == [2, 8, 3, 0, 0, 0]
+
+
+def test_padded_to_the_longest_of_the_batch_where_any_length_is_taken() -> None:
+    def inputs(**span: int) -> tuple[InputSpec, ...]:
+        return (InputSpec("input_ids", (6,), "int64", (DimRange("length", **span),)),)
+
+    def length(x: object, own: tuple[InputSpec, ...]) -> int:
+        return texts().arrays(x, own)["input_ids"].shape[1]
+
+    free = inputs(min=1, max=None)
+    assert [length(x, free) for x in ("on", ["on", "turn the lights"], "on " * 50)] == [3, 5, 52]
+    assert [length(x, inputs(min=4, max=8)) for x in ("on", "turn on the lights off")] == [4, 7]
+    assert [length(x, inputs(min=1, max=4, factor=4)) for x in ("on", "turn on the")] == [4, 8]
+    with pytest.raises(InputError, match="has 9 tokens, and the network takes up to 8"):
+        length("on " * 7, inputs(min=4, max=8))
 
 
 def test_what_a_network_takes_that_no_text_becomes() -> None:

@@ -1,10 +1,10 @@
 """What an example in a docstring may use without making it.
 
-`np`, `torch`, `nn`, `dynamic`. `small` and `large`: two trained networks that take `[B, 12]`, 4 classes.
-`inputs [600, 12]` and `labels [600]`: held out, numpy. `x [12]`: one of them.
-`train_loader`, `calibration_loader`, `eval_loader`: lists of batches `(inputs, labels)`, torch.
-`net`: `large` with one exit. `bundle`: of both networks, profiled. It lies in "shelf".
-`records`, `ladder`, `costs` and `frontier` of that bundle. The current folder is a temporary one.
+`np`, `torch`, `nn`, `dynamic`. `small` and `large`: two trained networks that take `[B, 12]`, 4 classes. `inputs
+[600, 12]` and `labels [600]`: held out, numpy. `x [12]`: one of them. `train_loader`, `calibration_loader`,
+`eval_loader`: lists of batches `(inputs, labels)`, torch. `net`: `large` with one exit. `bundle`: of both networks,
+profiled. It lies in "shelf". `records`, `ladder`, `costs` and `frontier` of that bundle. A tokenizer of seven words
+lies in "tokenizer.json". The current folder is a temporary one.
 """
 
 import copy
@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 
 import dynamic
@@ -36,6 +39,10 @@ def _made(folder: Path) -> dict[str, Any]:
         network.eval()
     train = [(inputs[i : i + 100], label[i : i + 100]) for i in range(0, 600, 100)]
     held = [(inputs[i : i + 100], label[i : i + 100]) for i in range(600, 1200, 100)]
+    words = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "turn", "the", "lights", "off", "on"))}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
     bundle = dynamic.build([small, large], held, classes=("a", "b", "c", "d"), progress=False)
     bundle = bundle.save(folder / "shelf").profile(batch=(1, 8), seconds=0.05, progress=False)
     return {
