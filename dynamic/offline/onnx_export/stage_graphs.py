@@ -26,6 +26,7 @@ from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_rows
+from dynamic.offline.onnx_export.adaptive_pooling import translations
 from dynamic.offline.onnx_export.batch_norm_folding import fold_norms
 from dynamic.offline.onnx_export.node_names import captured
 from dynamic.offline.onnx_export.onnxruntime_forms import separate_roundings
@@ -206,6 +207,7 @@ def _to_onnx(module: nn.Module, carry: _Carry, names: list[str], spec: StageSpec
                 input_names=names,
                 output_names=outputs,
                 dynamic_shapes=(carry.shapes,),  # forward(*carry)
+                custom_translation_table=translations() if any(carry.free) else None,
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever went wrong in classes of its own
