@@ -18,10 +18,17 @@ from dynamic.policies.records import split
 def records_of(path: str) -> dynamic.Records:
     """The records of a file, as `save_records` of `few_labels_before.py` writes it."""
     arrays = np.load(path)
-    names = arrays["stage_names"].tolist()
-    costs = (tuple(arrays[name].tolist()) for name in ("macs", "head_macs"))
-    part, backbone = np.ones(len(arrays["label"]), np.int8), tuple(arrays["backbone"].tolist())
-    return dynamic.Records(arrays["logits"], arrays["label"], None, part, backbone, *costs, tuple(names), "draws")
+    return dynamic.Records(
+        logits=arrays["logits"],
+        label=arrays["label"],
+        group=None,
+        part=np.ones(len(arrays["label"]), np.int8),
+        backbone=tuple(arrays["backbone"].tolist()),
+        macs=tuple(arrays["macs"].tolist()),
+        head_macs=tuple(arrays["head_macs"].tolist()),
+        stage_names=tuple(arrays["stage_names"].tolist()),
+        fingerprint="draws",
+    )
 
 
 def certified(records: dynamic.Records, request: dict[str, Any]) -> dict[str, Any]:

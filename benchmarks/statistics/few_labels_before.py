@@ -27,7 +27,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 import dynamic
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, module_path, required, save
-from benchmarks.statistics.kept_draws import DELTA, check_draws, code, draws_of, paired, within_chance
+from benchmarks.statistics.kept_draws import DELTA, Draw, check_draws, code, draws_of, paired, within_chance
 from benchmarks.statistics.population import Population, cascades, family, two_stages
 from dynamic.policies.ladder import RiskName
 from dynamic.policies.scores import Combiner
@@ -45,6 +45,7 @@ from dynamic.policies.scores import Combiner
 COUNTS = (200, 500, 1000)
 TARGETS: dict[RiskName, tuple[float, ...]] = {"drop": (0.01, 0.02, 0.05), "error": (0.08, 0.1, 0.15)}
 LADDERS: dict[RiskName, tuple[float, ...]] = {"drop": (0.005, 0.01, 0.02, 0.05), "error": (0.08, 0.1, 0.12, 0.15)}
+CASCADES = ("two", "three", "exits", "three and exits")
 FOLDER = ROOT / "out" / "few_labels_before"
 WORKER = Path(__file__).with_name("certify_worker.py")
 
@@ -52,8 +53,9 @@ WORKER = Path(__file__).with_name("certify_worker.py")
 def save_records(records: dynamic.Records, path: Path) -> None:
     """Write the records for `certify_worker.py`, which may be an earlier library's."""
     names = ("logits", "label", "backbone", "macs", "head_macs", "stage_names")
+    arrays: dict[str, Any] = {name: np.asarray(getattr(records, name)) for name in names}
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **{name: np.asarray(getattr(records, name)) for name in names})
+    np.savez(path, **arrays)
 
 
 class Library:
@@ -149,6 +151,10 @@ def row_of(before: NDArray[np.float64], after: NDArray[np.float64], last: str) -
     return row | paired(before, after)
 
 
+def _same(draw: Draw) -> Draw:
+    return draw
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Both libraries on the same draws.
@@ -168,7 +174,8 @@ class Comparison:
         for version, library in self.opened.items():
             file = f"{version}-{cell.replace(' ', '-')}{f'-{code()}' if version == 'after' else ''}"
             truths = Truths(library, records, request)
-            kept[version] = draws_of(FOLDER, file, self.draws, lambda t=truths: t.ladder if is_ladder else t.target)
+            draw = truths.ladder if is_ladder else truths.target
+            kept[version] = draws_of(FOLDER, file, self.draws, partial(_same, draw))
         row = row_of(kept["before"], kept["after"], "points" if is_ladder else "certified")
         print(
             f"{cell:50}{row['before']['cost']:8.3f}{row['after']['cost']:8.3f}{row['change']:9.4f}"
@@ -186,6 +193,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="folder where the earlier library is installed")
     parser.add_argument("--draws", type=int, default=300)
     parser.add_argument("--risks", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--cascades", nargs="+", default=CASCADES, choices=CASCADES)
     options = parser.parse_args()
     check_draws(parser, options.draws)
     required(options.before.resolve() / "dynamic" / "__init__.py", "the command that this file begins with")
@@ -199,6 +207,8 @@ def main() -> None:
     with libraries(options.before) as opened:
         comparison = Comparison(opened, options.draws)
         for risk, (name, one), count in product(options.risks, populations.items(), COUNTS):
+            if name not in options.cascades:
+                continue
             path = FOLDER / f"records-{name.replace(' ', '-')}.npz"
             save_records(one, path)
             usual = {"records": str(path), "count": count, "risk": risk, "combine": "backbones"}

@@ -138,6 +138,7 @@ def main() -> None:
     add_data_option(parser)
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
+    parser.add_argument("--risks", nargs="+", default=RISKS, choices=RISKS)
     parser.add_argument("--targets", nargs="+", type=float, default=TARGETS)
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
     options = parser.parse_args()
@@ -154,7 +155,7 @@ def main() -> None:
     print(f"{options.draws} draws, delta {DELTA}: violations up to {within:.3f} are within chance")
     head = f"{'cascade, way, risk, target, n':52}{'cost':>7}{'labels':>8}{'wrong':>7}{'best of two':>28}"
     print(f"{head}{'change':>9}{'se':>8}")
-    for way, risk, target, count in product(options.ways, RISKS, options.targets, options.counts):
+    for way, risk, target, count in product(options.ways, options.risks, options.targets, options.counts):
         singles: dict[str, NDArray[np.float64]] = {}
         for name, one in several.items():
             cell = f"{name} {way} {risk} {target:g} {count}"
