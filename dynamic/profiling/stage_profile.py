@@ -71,7 +71,7 @@ def profile(
         raise SettingError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
     limit_s = USUAL_LIMIT_S if batch is None else math.inf
     columns, load = _measured_alone(partial(_columns, engine, seconds, clock, progress), sizes, limit_s, clock)
-    left_out = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
+    left_out: tuple[str, ...] = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
     sizes = sizes[: len(columns)]
     routes = [column.route for column in columns]
     by_size: tuple[SizeCosts, ...] = ()
