@@ -35,8 +35,6 @@ def measure_sizes(
         The costs by rising size, and what was not measured in words.
     """
     sizes = other_sizes(engine.spec)
-    if not sizes:
-        return (), ()
     costs: list[SizeCosts] = []
     left_out: list[str] = []
     for size, numbers in track(sizes.items(), "profiling sizes", len(sizes), progress):

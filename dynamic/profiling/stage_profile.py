@@ -15,6 +15,7 @@ from typing import Protocol
 
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.monitoring.sources.cpu import OtherLoad
+from dynamic.policies.costing.size_costs import SizeCosts
 from dynamic.policies.costs import BUSY, Costs
 from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
@@ -22,7 +23,6 @@ from dynamic.profiling.example_inputs import example_arrays
 from dynamic.profiling.graph_profile import MIN_REPEATS, WARM_UP, measure_graph
 from dynamic.profiling.machine import machine_name
 from dynamic.profiling.resident_memory import backbone_memory
-from dynamic.profiling.size_profile import measure_sizes
 from dynamic.profiling.stage_column import measure_stages
 from dynamic.progress import track
 
@@ -71,10 +71,15 @@ def profile(
         raise SettingError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
     limit_s = USUAL_LIMIT_S if batch is None else math.inf
     columns, load = _measured_alone(partial(_columns, engine, seconds, clock, progress), sizes, limit_s, clock)
-    left_out = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
+    left_out: tuple[str, ...] = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
     sizes = sizes[: len(columns)]
     routes = [column.route for column in columns]
-    by_size, not_sized = measure_sizes(engine, sizes, routes, seconds, limit_s, clock, progress)
+    by_size: tuple[SizeCosts, ...] = ()
+    if engine.spec.example_size is not None:
+        from dynamic.profiling.size_profile import measure_sizes  # a runtime that profiles nothing needs no more memory
+
+        by_size, not_sized = measure_sizes(engine, sizes, routes, seconds, limit_s, clock, progress)
+        left_out += not_sized
     memory = backbone_memory(engine, folder)
     costs = Costs(
         machine=machine_name(),
@@ -91,7 +96,7 @@ def profile(
         energy_source=None,
         memory_mb=memory.memory_mb,
         idle_mw=None,
-        not_measured=("energy", "idle power", *memory.not_measured, *left_out, *not_sized),
+        not_measured=("energy", "idle power", *memory.not_measured, *left_out),
         route=tuple(routes),
         call_cpu_ms=tuple(c.call_cpu for c in columns),
         row_mb=memory.row_mb,
