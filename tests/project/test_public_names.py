@@ -40,6 +40,7 @@ NAMES = [
     "TorchOptions",
     "TraceMonitor",
     "TrainingConfig",
+    "at_resolution",
     "build",
     "calibrate",
     "certify",
