@@ -61,7 +61,8 @@ class Recordings:
 
 def at_speed(samples: Samples, factor: float) -> Samples:
     """The recording, faster and higher by a factor, as another speaker might sound."""
-    return np.interp(np.arange(0, len(samples) - 1, factor), np.arange(len(samples)), samples / 32768)
+    faster: Samples = np.interp(np.arange(0, len(samples) - 1, factor), np.arange(len(samples)), samples / 32768)
+    return faster
 
 
 def trained(width: int, x: torch.Tensor, y: torch.Tensor, steps: int) -> nn.Module:
@@ -154,7 +155,7 @@ def main() -> None:
     with bundle.runtime(dynamic.Budget(max_drop=0.1)) as run:
         for number, window in enumerate(windows(stream, PREPROCESS.samples, hop=2000)):
             answer = run(window)
-            answers.append((number * 2000 / PREPROCESS.rate_hz, str(answer.name), answer.probability))
+            answers.append((number * 2000 / PREPROCESS.rate_hz, str(answer.name), float(answer.probability)))
     draw(stream, answers, points)
     print("picture: out/sound.png, bundle: out/sound")
 

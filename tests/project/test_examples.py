@@ -184,8 +184,24 @@ def test_classify_sound_reports_on_a_speaker_that_was_not_heard(tmp_path: Path) 
     assert dynamic.load(tmp_path / "out" / "sound").costs is not None
 
 
-def test_classify_sound_says_where_the_data_comes_from(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / "classify_sound.py"), "--data", "missing.zip"]
+@pytest.mark.skipif(not (DATA / "imagenet_open_1000.zip").is_file(), reason="needs photographs in $DYNAMIC_DATA")
+def test_classify_photos_compares_networks_and_cascade(tmp_path: Path) -> None:
+    printed = run(tmp_path, "classify_photos.py", "--data", str(DATA), "--report", "60")
+    rows = re.findall(r"^(\S.*?) +([\d.]+)% +[\d.]+ +[\d.]+  (.*)$", printed, re.MULTILINE)
+    assert [name for name, _, _ in rows][:3] == ["025_128", "050_160", "075_192"]
+    assert rows[2][2].split() == ["0%", "0%", "100%"]
+    accuracies = [float(accuracy) for _, accuracy, _ in rows]
+    assert accuracies[0] > 20  # of 1,000 classes; 45% of many photographs, and 60 have a standard error of 6
+    assert accuracies[2] > 50
+    assert (tmp_path / "out" / "photos.png").read_bytes().startswith(b"\x89PNG")
+    assert dynamic.load(tmp_path / "out" / "photos").costs is not None
+
+
+@pytest.mark.parametrize(
+    ("script", "words"), [("classify_sound.py", "missing is not there. Download"), ("classify_photos.py", "--help")]
+)
+def test_an_example_says_where_its_data_comes_from(script: str, words: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / script), "--data", "missing"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
-    assert "missing.zip is not there. Download" in done.stderr
+    assert words in done.stderr
