@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from onnx import TensorProto
-from onnxscript import opset18 as op
+from onnxscript import opset18
+
+op: Any = opset18  # its types know tensors alone, not what is traced
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
