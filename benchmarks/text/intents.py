@@ -135,7 +135,7 @@ class Networks:
         self._example, self._train = train[0][0], train
 
     def with_exits(self, precision: str, layers: Sequence[int]) -> nn.Module:
-        """MiniLM with linear exits after some of its layers. Their heads are fitted on the features of this precision."""
+        """MiniLM with linear exits behind some layers, whose heads are fitted on the features of this precision."""
         names = [f"encoder.encoder.layer.{layer - 1}" for layer in layers]
         net = dynamic.wrap(
             self.encoders[LAYERS, precision],

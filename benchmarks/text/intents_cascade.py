@@ -2,10 +2,10 @@
 
     python -m benchmarks.text.intents_cascade
 
-CLINC150 and Banking77, one text at a time and 32 at once, on ONNX Runtime and OpenVINO. The bag of tokens and all heads
-are trained on the training texts (`intents.py`). Held-out texts are divided into halves: one certifies a drop of at most
-0.01 to the last network, the other reports. Accuracies are means of 20 divisions. Times are of the first: contenders
-take turns, one request behind the other, text in and answer out, and once more with the tokens made before.
+CLINC150 and Banking77, one text at a time and 32 at once, on ONNX Runtime and OpenVINO. The bag of tokens and all
+heads are trained on the training texts (`intents.py`). Held-out texts are divided into halves: one certifies a drop of
+at most 0.01 to the last network, the other reports. Accuracies are means of 20 divisions. Times are of the first:
+contenders take turns, one request behind the other, text in and answer out, and once more with the tokens made before.
 
 The opponent of a cascade is the fastest static network that is at least as accurate on the texts that report: the bag
 of tokens alone, or MiniLM that ends after 2, 4 or 6 layers with a linear head, in float32 or int8. Where there is none
@@ -142,10 +142,8 @@ def over_splits(
     for contender in listed:
         if contender.is_static:
             continue
-        able = [
-            c.name for c in listed if c.is_static and found[c.name]["accuracy"] >= found[contender.name]["accuracy"]
-        ]
         static = [c.name for c in listed if c.is_static]
+        able = [name for name in static if found[name]["accuracy"] >= found[contender.name]["accuracy"]]
         opponent = (
             min(able, key=lambda name: found[name]["ms"])
             if able
