@@ -17,6 +17,7 @@ from dynamic.offline.building import build as build
 from dynamic.offline.calibration import calibrate as calibrate
 from dynamic.offline.cascade import Cascade as Cascade
 from dynamic.offline.exit_selection import select_exits as select_exits
+from dynamic.offline.networks.input_resolution import at_resolution as at_resolution
 from dynamic.offline.onnx_export.whole_graph import export as export
 from dynamic.offline.recertification import recertify as recertify
 from dynamic.offline.tracing.wrap_network import wrap as wrap

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from dynamic.policies.costing.size_costs import TABLES, SizeCosts, between, check_sizes
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
 from dynamic.policies.validation.fields import MOST, items, mapping, maybe, number, text, whole
 
@@ -13,6 +14,7 @@ SCHEMA = 1
 _MOST_ROWS = 2**31  # in a batch
 BUSY = 0.15  # share of the processor that others use, above which a profile is doubtful
 _NOISY = 0.2  # uncertainty of a figure after repeats, above which a profile is doubtful
+_OF_SIZES = ("size", "sizes")  # fields that are left out where no dimension is dynamic
 Table = tuple[tuple[float, ...], ...]  # [S][K]
 
 
@@ -45,6 +47,9 @@ class Costs:
         row_mb: Memory `[B]` of one more row while a backbone runs. Empty: not measured.
         noise: Uncertainty of a figure after repeats, a fraction. Points that differ by less are ranked by compute.
         load: Share of the processor that other processes used during the profile. None: not measured.
+        size: Size of the inputs that all other figures are of: the product of the dynamic dimensions of one row, such
+            as tokens of a text or pixels of an image. None: no dimension is dynamic.
+        sizes: Times at other sizes, which rise. `at_size` interpolates between them.
 
     Raises:
         InputError: when a shape does not fit, or a figure is negative, infinite or NaN.
@@ -75,6 +80,8 @@ class Costs:
     row_mb: tuple[float, ...] = ()
     noise: float = 0.0
     load: float | None = None
+    size: int | None = None
+    sizes: tuple[SizeCosts, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.batch or any(a >= b for a, b in zip(self.batch, self.batch[1:], strict=False)):
@@ -97,12 +104,15 @@ class Costs:
                 continue
             if len(table) != len(self.latency_ms) or any(len(row) != len(self.batch) for row in table):
                 raise InputError(f"{name} must have a row for each stage and a column for each batch size")
+        check_sizes(self.size, self.sizes, len(self.latency_ms), len(self.batch))
         self._check_figures()
 
     def _check_figures(self) -> None:
         """Raise InputError on a figure that no device has: NaN, infinite, negative."""
         tables = (self.latency_ms, self.latency_p95_ms, self.head_ms, self.cpu_ms, self.energy_mj or ())
         rows = [row for table in tables for row in table]
+        for other in self.sizes:
+            rows += [row for name in TABLES for row in getattr(other, name)] + [other.call_ms, other.call_cpu_ms]
         rows += [self.call_ms, self.call_cpu_ms, self.call_mj, self.memory_mb, self.row_mb]
         rows += [(value,) for value in (self.idle_mw, self.load) if value is not None]
         for row in rows:
@@ -157,6 +167,52 @@ class Costs:
         slope = (row[i] - row[i - 1]) / (batch[i] - batch[i - 1])
         return max(row[i - 1] + slope * (rows - batch[i - 1]), 0.0)
 
+    @property
+    def measured_sizes(self) -> tuple[SizeCosts, ...]:
+        """The times at every measured size, rising. Empty: there is one size alone."""
+        if not self.sizes or self.size is None:
+            return ()
+        tables = {name: getattr(self, name) for name in TABLES}
+        own = SizeCosts(self.size, **tables, call_ms=self.call_ms, call_cpu_ms=self.call_cpu_ms)
+        return tuple(sorted((own, *self.sizes), key=lambda entry: entry.size))
+
+    def at_size(self, size: int | None) -> "Costs":
+        """Return the costs of inputs of another size.
+
+        Times are linear between measured sizes and beyond the largest, and constant below the smallest. The energy of a
+        stage grows as its time does, and the memory of a row as its size does.
+
+        Args:
+            size: The product of the dynamic dimensions of one row. None: that of the example.
+
+        Returns:
+            Costs whose figures are of this size. These costs, where none was measured at another size.
+
+        Raises:
+            TypeError: when the size is not a number.
+
+        Example:
+            >>> costs.at_size(100) is costs
+            True
+        """
+        if size is None or size == self.size or not self.sizes or self.size is None:
+            return self
+        there, ratio = between(self.measured_sizes, size), size / self.size
+        energy_mj = self.energy_mj and tuple(
+            tuple(mj * new / old if old > 0 else mj for mj, new, old in zip(*rows, strict=True))
+            for rows in zip(self.energy_mj, there.latency_ms, self.latency_ms, strict=True)
+        )
+        return replace(
+            self,
+            **{name: getattr(there, name) for name in TABLES},
+            call_ms=there.call_ms,
+            call_cpu_ms=there.call_cpu_ms,
+            energy_mj=energy_mj,
+            row_mb=tuple(mb * ratio for mb in self.row_mb),
+            size=size,
+            sizes=(),
+        )
+
     def powered(self, active_mw: float, idle_mw: float | None = None) -> "Costs":
         """Return these costs with energies from the power of the device.
 
@@ -188,7 +244,10 @@ class Costs:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON types."""
-        return asdict(self) | {"schema": SCHEMA}
+        data = asdict(self) | {"schema": SCHEMA}
+        if self.size is None:  # as earlier versions read it
+            del data["size"], data["sizes"]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Costs":
@@ -209,7 +268,8 @@ class Costs:
             True
         """
         try:
-            fields = mapping(data, "costs", ["schema", *cls.__dataclass_fields__])
+            own = [name for name in cls.__dataclass_fields__ if name not in _OF_SIZES]
+            fields = mapping(data, "costs", ["schema", *own], _OF_SIZES)
             schema = whole(fields["schema"], "schema", 1)
             if schema > SCHEMA:
                 raise SchemaError(
@@ -229,6 +289,8 @@ class Costs:
             read["noise"] = _figure(fields["noise"], "noise")
             for name in ("idle_mw", "load"):
                 read[name] = maybe(fields[name], name, _figure)
+            read["size"] = maybe(fields.get("size"), "size", lambda value, name: whole(value, name, 1))
+            read["sizes"] = items(fields.get("sizes", []), "sizes", SizeCosts.from_json)
             return cls(**read)
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CorruptError(f"costs do not read ({error}): profile again") from error

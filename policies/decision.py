@@ -37,7 +37,8 @@ class Decision:
         reason: Why this point runs, in words. An object whose `str` is the text is turned into text when it is read.
         keep_loaded: Backbones that may remain in memory. Those of the point always do. None: all that are loaded.
         slowdown: How much longer than profiled a request is expected to take now.
-        one_request_only: Whether the point is for this request alone, because it has waited.
+        one_request_only: Whether the point is for this request alone, because it has waited, or
+            is of another size.
 
     Example:
         >>> decision = dynamic.Decision(frontier.cheapest, reason="the cheapest point")

@@ -28,8 +28,8 @@ class Frontier:
     """Points of a ladder that no other point dominates on this device. The reference always belongs to it.
 
     A point dominates another where it is better in one figure and worse in none. The figures are promised drop,
-    accuracy, memory, and mean latency, p95 latency and CPU time at every batch size. Costs that a profile cannot
-    distinguish are ranked by compute (`Costs.noise`).
+    accuracy, memory, and mean latency, p95 latency and CPU time at every batch size and measured size of input. Costs
+    that a profile cannot distinguish are ranked by compute (`Costs.noise`).
 
     Args:
         ladder: The certified points, the reference first.
@@ -46,10 +46,13 @@ class Frontier:
     costs: Costs
     points: tuple[CostedPoint, ...]
     # requests need the same few figures again. These are not in __init__, so that a copy with other costs has none
-    _latency: dict[tuple[float | None, int, float], Rank] = field(default_factory=dict, init=False, repr=False)
+    _latency: dict[tuple[float | None, int, float, int | None], Rank] = field(
+        default_factory=dict, init=False, repr=False
+    )
     _loaded: dict[frozenset[int], int] = field(default_factory=dict, init=False, repr=False)
-    _first: dict[int, Rank] = field(default_factory=dict, init=False, repr=False)
-    _path: dict[tuple[CostedPoint, int, int], float] = field(default_factory=dict, init=False, repr=False)
+    _first: dict[tuple[int, int | None], Rank] = field(default_factory=dict, init=False, repr=False)
+    _path: dict[tuple[CostedPoint, int, int, int | None], float] = field(default_factory=dict, init=False, repr=False)
+    _sized: dict[int, Costs] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, ladder: Ladder, costs: Costs) -> "Frontier":
@@ -73,7 +76,11 @@ class Frontier:
             raise InputError(
                 f"costs are of {len(costs.latency_ms)} stages, the ladder has {len(ladder.backbone)}: profile again"
             )
-        return cls(ladder, costs, remove_dominated([with_costs(p, ladder, costs) for p in ladder.points], costs.noise))
+        points, *others = (
+            [with_costs(p, ladder, at_size) for p in ladder.points]
+            for at_size in (costs, *(costs.at_size(other.size) for other in costs.sizes))
+        )
+        return cls(ladder, costs, remove_dominated(points, costs.noise, others))
 
     def recost(self, costs: Costs) -> "Frontier":
         """Return a frontier of the same ladder with other costs. Certificates still hold.
@@ -98,13 +105,40 @@ class Frontier:
         """The point of the least CPU time at the smallest batch."""
         return self.points[self.processor.first((1 << len(self.points)) - 1)]
 
-    def latency_ms(self, percentile: float | None, rows: int, *, spread: float = 0.0) -> tuple[float, ...]:
+    def costs_at(self, size: int | None) -> Costs:
+        """Return the costs of inputs of a size (see `Costs.at_size`), which are computed once.
+
+        Args:
+            size: The product of the dynamic dimensions of one row. None: that of the example.
+
+        Returns:
+            The costs.
+
+        Raises:
+            TypeError: when the size is not a number.
+
+        Example:
+            >>> frontier.costs_at(None) is frontier.costs
+            True
+        """
+        if size is None or not self.costs.sizes:
+            return self.costs
+        costs = self._sized.get(size)
+        if costs is None:
+            costs = self.costs.at_size(size)
+            _remember(self._sized, size, costs)
+        return costs
+
+    def latency_ms(
+        self, percentile: float | None, rows: int, *, spread: float = 0.0, size: int | None = None
+    ) -> tuple[float, ...]:
         """Return the latency of a request at every point.
 
         Args:
             percentile: The share of requests with at most this latency, such as 0.95. None: the mean.
             rows: Inputs in the request.
             spread: See `latency`.
+            size: Of one row. None: that of the example.
 
         Returns:
             Latencies in milliseconds, in the order of `points`.
@@ -116,9 +150,9 @@ class Frontier:
             >>> len(frontier.latency_ms(0.95, rows=1)) == len(frontier.points)
             True
         """
-        return self.latency(percentile, rows, spread=spread).figures
+        return self.latency(percentile, rows, spread=spread, size=size).figures
 
-    def latency(self, percentile: float | None, rows: int, *, spread: float = 0.0) -> Rank:
+    def latency(self, percentile: float | None, rows: int, *, spread: float = 0.0, size: int | None = None) -> Rank:
         """Return the points, ranked by the latency of a request.
 
         Args:
@@ -126,6 +160,7 @@ class Frontier:
             rows: Inputs in the request.
             spread: Standard deviation of the log ratio of observed to expected times. It counts where requests
                 scatter more than during the profile. The next larger of `SPREADS` is used.
+            size: Of one row: the product of its dynamic dimensions. None: that of the example.
 
         Returns:
             The rank, by milliseconds.
@@ -139,24 +174,26 @@ class Frontier:
             True
         """
         wide = SPREADS[min(bisect_left(SPREADS, spread), len(SPREADS) - 1)]
-        rank = self._latency.get((percentile, rows, wide))
+        rank = self._latency.get((percentile, rows, wide, size))
         if rank is None:
+            costs = self.costs_at(size)
             rank = Rank(
                 [
-                    mean_ms(p.operating_point, p.plan, self.costs, rows)
+                    mean_ms(p.operating_point, p.plan, costs, rows)
                     if percentile is None
-                    else percentile_ms(p.operating_point, p.plan, self.costs, rows, percentile, wide)
+                    else percentile_ms(p.operating_point, p.plan, costs, rows, percentile, wide)
                     for p in self.points
                 ]
             )
-            _remember(self._latency, (percentile, rows, wide), rank)
+            _remember(self._latency, (percentile, rows, wide, size), rank)
         return rank
 
-    def first_answer(self, rows: int) -> Rank:
+    def first_answer(self, rows: int, *, size: int | None = None) -> Rank:
         """Return the points, ranked by the time until all rows have a first answer.
 
         Args:
             rows: Inputs in the request.
+            size: Of one row: the product of its dynamic dimensions. None: that of the example.
 
         Returns:
             The rank, by milliseconds.
@@ -168,10 +205,11 @@ class Frontier:
             >>> frontier.first_answer(1).figures[0] <= frontier.first_answer(8).figures[0]
             True
         """
-        rank = self._first.get(rows)
+        rank = self._first.get((rows, size))
         if rank is None:
-            rank = Rank([first_answer_ms(p.plan, self.costs, rows) for p in self.points])
-            _remember(self._first, rows, rank)
+            costs = self.costs_at(size)
+            rank = Rank([first_answer_ms(p.plan, costs, rows) for p in self.points])
+            _remember(self._first, (rows, size), rank)
         return rank
 
     @cached_property
@@ -231,13 +269,14 @@ class Frontier:
             _remember(self._loaded, backbones, points)
         return points
 
-    def path_ms(self, point: CostedPoint, depth: int, *, rows: int = 1) -> float:
+    def path_ms(self, point: CostedPoint, depth: int, *, rows: int = 1, size: int | None = None) -> float:
         """Return the expected time of a request whose deepest row exits at a stage.
 
         Args:
             point: A point of this frontier.
             depth: The stage.
             rows: Inputs in the request.
+            size: Of one row: the product of its dynamic dimensions. None: that of the example.
 
         Returns:
             The time in milliseconds.
@@ -249,10 +288,10 @@ class Frontier:
             >>> frontier.path_ms(frontier.points[0], depth=1) > 0
             True
         """
-        time_ms = self._path.get((point, depth, rows))
+        time_ms = self._path.get((point, depth, rows, size))
         if time_ms is None:
-            time_ms = depth_ms(point.operating_point, point.plan, self.costs, depth=depth, rows=rows)
-            _remember(self._path, (point, depth, rows), time_ms)
+            time_ms = depth_ms(point.operating_point, point.plan, self.costs_at(size), depth=depth, rows=rows)
+            _remember(self._path, (point, depth, rows, size), time_ms)
         return time_ms
 
 

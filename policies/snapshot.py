@@ -29,6 +29,8 @@ class Snapshot:
         waited_ms: How long this request has waited.
         queue_length: Requests that wait behind this one.
         servers: How many requests are served at once. None: one.
+        size: Size of one of the request's inputs, where dimensions are dynamic: the product of those of one row. None:
+            that of the example.
 
     Example:
         >>> snapshot = dynamic.Snapshot(0.0, cpu_load=0.5, cpu_cores=4)
@@ -55,3 +57,4 @@ class Snapshot:
     waited_ms: float | None = None
     queue_length: int | None = None
     servers: int | None = None
+    size: int | None = None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 _BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-def _convolution(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Module:
+def convolution(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Module:
     """TensorFlow's SAME padding: what is left over comes to the right and below."""
     layer = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2 if stride == 1 else 0, groups=groups)
     return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), layer) if stride == 2 else layer
@@ -30,7 +30,7 @@ class _Block(nn.Module):
         super().__init__()
         width = inputs * expansion
         self.expand = nn.Sequential(nn.Conv2d(inputs, width, 1), nn.ReLU6()) if expansion > 1 else nn.Identity()
-        self.dw = nn.Sequential(_convolution(width, width, 3, stride, width), nn.ReLU6())
+        self.dw = nn.Sequential(convolution(width, width, 3, stride, width), nn.ReLU6())
         self.project = nn.Conv2d(width, outputs, 1)
         self.adds = stride == 1 and inputs == outputs
 
@@ -44,7 +44,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv0 = nn.Sequential(_convolution(3, 32, 3, 2), nn.ReLU6())
+        self.conv0 = nn.Sequential(convolution(3, 32, 3, 2), nn.ReLU6())
         blocks, inputs = [], 32
         for expansion, outputs, repeats, stride in _BLOCKS:
             for number in range(repeats):

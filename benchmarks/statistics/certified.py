@@ -36,15 +36,12 @@ import dynamic
 from benchmarks.cascades import cifar_exits
 from benchmarks.harness import cifar
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, progress, save
-from dynamic.policies.certification.answers import Answers
+from benchmarks.statistics.population import Population
 from dynamic.policies.certification.certificates import certify
-from dynamic.policies.certification.replay import cost_to
-from dynamic.policies.certification.risks import RISKS
 from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.certification.threshold_search import Search
 from dynamic.policies.records import SEARCH_SHARE, split
 from dynamic.policies.scores import Combiner, Score
-from dynamic.policies.stage_plan import plan
 
 COUNTS = (500, 1000, 2000, 5000)
 TARGETS = (0.005, 0.01, 0.02)
@@ -60,22 +57,6 @@ _shared: dict[str, tuple[dynamic.Records, tuple[float, ...], tuple[float, ...]]]
 def everything(records: dynamic.Records) -> dynamic.Records:
     """The records, all of which choose."""
     return replace(records, part=np.zeros(len(records), np.int8))
-
-
-class Population:
-    """True risks and mean costs of thresholds under a combiner."""
-
-    def __init__(
-        self, records: dynamic.Records, combiner: Combiner, body: Sequence[float], head: Sequence[float]
-    ) -> None:
-        self._answers = Answers(records, combiner, RISKS["drop"], body=body, head=head)
-        self._backbone, self._costs = records.backbone, (body, head)
-
-    def truth(self, thresholds: Sequence[float]) -> tuple[float, float]:
-        """(risk, cost)."""
-        stage, loss = self._answers.exits_under(thresholds)
-        cost = cost_to(plan(np.array(thresholds, np.float32), self._backbone), *self._costs)
-        return float(loss.mean()), float(cost[stage].mean())
 
 
 def draw(cascade: str, count: int, seed: int, share: float) -> dict[str, Any]:

@@ -3,12 +3,8 @@
     python -m benchmarks.statistics.few_labels [--draws 300] [--bargain FOLDER]
 
 A proxy answers where it is confident, and an oracle answers the rest. The promise is that at most 10, 5 or 2% of the
-answers differ from the oracle's, with probability 0.9. Each label is a call of the oracle. The tasks:
-
-- cifar: ResNet-20, then ResNet-56, on the 10,000 test images of CIFAR-10
-- clinc: TF-IDF words and a logistic regression, then a linear SVM on words and pairs of words, on the 4,500 test texts
-  of CLINC150. The regression has C = 3, with which BARGAIN answers about what the issue of this benchmark measured
-- synthetic: 10,000 inputs, of which the most confident 8% are wrong 15% of the time
+answers differ from the oracle's, with probability 0.9. Each label is a call of the oracle. `label_tasks.py` has the
+tasks. A task has fewer labels than inputs.
 
 The promise for one batch counts every input of the task. Answers of the oracle that were asked for are right. `net` is
 the share of the batch that the proxy answers alone, without the inputs that were asked about. The promise for future
@@ -23,140 +19,36 @@ Draws are kept in out/ and an interrupted run continues.
 """
 
 import argparse
-import hashlib
 import importlib
-import json
 import sys
 import time
 import types
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 import dynamic
-from benchmarks.harness import cifar
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, progress, save
+from benchmarks.statistics.kept_draws import DELTA, Draw, MemoryStore, check_draws, code, draws_of, within_chance
+from benchmarks.statistics.label_tasks import TASKS, Task, task_named
 from dynamic.policies.certification.few_labels.asking import Asking, DemandSettings, ask
 
 TARGETS = (0.1, 0.05, 0.02)
 COUNTS = (60, 120, 200, 500, 1000, 2000)
 WITHOUT_GIVING_UP = (200, 500)
-DELTA = 0.1
-CHUNK = 20  # draws
 FOLDER = ROOT / "out" / "few_labels"
-CLASSES = 40  # of compact logits: scores of 1/40 and more are exact
 
 
-@dataclass(frozen=True)
-class Task:
-    """A proxy and an oracle on N inputs.
-
-    Args:
-        score: Confidence of the proxy `[N]`.
-        wrong: Where the oracle answers otherwise `[N]`.
-    """
-
-    score: NDArray[np.float32]
-    wrong: NDArray[np.bool_]
-
-    def records(self) -> dynamic.Records:
-        """Records with these scores. The proxy answers class 0, and the oracle 0 or 1: agreement is all that counts."""
-        count, score = len(self.score), np.clip(self.score.astype(np.float64), 1 / CLASSES, 1 - 1e-7)
-        logits = np.zeros((count, 2, CLASSES), np.float32)
-        logits[:, 0, 0] = np.log(score * (CLASSES - 1) / (1 - score))
-        part = np.ones(count, np.int8)
-        return dynamic.Records(
-            logits, None, None, part, (0, 1), (1.0, 3.0), (0.0, 0.0), ("proxy", "oracle"), "few_labels"
-        )
-
-    def taken(self, rows: NDArray[Any]) -> "Task":
-        """Some of the inputs."""
-        return Task(self.score[rows], self.wrong[rows])
-
-
-class Answers:
-    """The answers of an oracle, in memory."""
-
-    def __init__(self) -> None:
-        self.labels: dict[int, int] = {}
-        self.draw: Any = None
-
-    def add(self, answers: Any) -> None:
-        """Keep answers."""
-        self.labels |= answers
-
-    def keep_draw(self, draw: Any) -> None:
-        """Keep the draw."""
-        self.draw = draw
-
-
-def confidence(logits: NDArray[Any]) -> NDArray[np.float32]:
-    """The largest probability of each row."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(1 / shifted.sum(axis=1), np.float32)
-
-
-def compared(proxy: NDArray[Any], oracle: NDArray[Any]) -> Task:
-    """The task of two models, from their logits `[N, C]`."""
-    return Task(confidence(proxy), np.asarray(proxy.argmax(axis=1) != oracle.argmax(axis=1)))
-
-
-def cifar_task(data: Path) -> Task:
-    names = ("resnet20", "resnet32", "resnet56")
-    records = cifar.records(dynamic.Cascade(cifar.networks(data, names), names=names), cifar.images(data, "test"))
-    return compared(records.logits[:, 0], records.logits[:, 2])
-
-
-def clinc_task(data: Path) -> Task:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import LinearSVC
-
-    with zipfile.ZipFile(data / "intents.zip") as file:
-        name = next(n for n in file.namelist() if n.endswith("clinc150.json"))
-        texts = json.loads(file.read(name))
-    train, label = zip(*texts["train"], strict=True)
-    test = [text for text, _ in texts["test"]]
-    words, pairs = TfidfVectorizer(), TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    proxy = LogisticRegression(C=3).fit(words.fit_transform(train), label)
-    oracle = LinearSVC().fit(pairs.fit_transform(train), label)
-    return compared(proxy.decision_function(words.transform(test)), oracle.decision_function(pairs.transform(test)))
-
-
-def synthetic_task(_: Path) -> Task:
-    random, place = np.random.default_rng(0), (np.arange(10_000) + 0.5) / 10_000
-    wrong = random.random(10_000) < np.where(place < 0.08, 0.15, 0.35 * place**2.5)
-    return Task((1 - 0.9 * place).astype(np.float32), wrong)
-
-
-TASKS: dict[str, Callable[[Path], Task]] = {"cifar": cifar_task, "clinc": clinc_task, "synthetic": synthetic_task}
-
-
-def task_named(name: str, data: Path) -> Task:
-    """A task, which is computed once."""
-    path = FOLDER / f"task-{name}.npz"
-    if not path.is_file():
-        progress(f"computing {name}")
-        task = TASKS[name](data)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, score=task.score, wrong=task.wrong)
-    arrays = np.load(path)
-    return Task(arrays["score"], arrays["wrong"])
-
-
-def in_batch(task: Task, target: float, count: int) -> Callable[[int], list[float]]:
+def in_batch(task: Task, target: float, count: int) -> Draw:
     """Seed -> net share, calls and whether the promise for the batch is broken."""
     settings = DemandSettings.of((target,), risk="disagreement", budget=count, batch_size=max(10, count // 40))
     asking = Asking(task.records(), settings, finite=True)
 
     def draw(seed: int) -> list[float]:
-        one, answers = asking.other_draw(seed), Answers()
+        one, answers = asking.other_draw(seed), MemoryStore()
         ask(one, lambda rows: task.wrong[rows].astype(np.int64), answers)
         alone = exits(task, one.thresholds(answers.labels)[target])
         alone[list(answers.labels)] = False
@@ -165,14 +57,14 @@ def in_batch(task: Task, target: float, count: int) -> Callable[[int], list[floa
     return draw
 
 
-def in_future(task: Task, target: float, count: int) -> Callable[[int], list[float]]:
+def in_future(task: Task, target: float, count: int) -> Draw:
     """Seed -> share of future inputs, calls and whether the promise for them is broken."""
     settings = DemandSettings.of((target,), risk="disagreement", budget=count, batch_size=max(10, count // 40))
 
     def draw(seed: int) -> list[float]:
         random = np.random.default_rng([count, seed])
         pool = task.taken(random.integers(len(task.score), size=max(2 * count, 800)))
-        one, answers = Asking(pool.records(), settings), Answers()
+        one, answers = Asking(pool.records(), settings), MemoryStore()
         ask(one, lambda rows: pool.wrong[rows].astype(np.int64), answers)
         alone = exits(task, one.thresholds(answers.labels)[target])
         return [alone.mean(), len(answers.labels), float((alone & task.wrong).mean() > target + 1e-12)]
@@ -189,7 +81,7 @@ def exits(task: Task, thresholds: tuple[float, ...] | None) -> NDArray[np.bool_]
     return np.asarray(np.float32(thresholds[0]) < score)
 
 
-def bargain(package: Any, task: Task, target: float, count: int | None) -> Callable[[int], list[float]]:
+def bargain(package: Any, task: Task, target: float, count: int | None) -> Draw:
     """Seed -> net share, calls and whether the promise is broken. `count`: without its rule to give up."""
     size, truth = len(task.score), task.wrong.astype(np.int64)
 
@@ -235,27 +127,6 @@ def bargain_package(folder: Path) -> Any:
     return importlib.import_module("BARGAIN")
 
 
-def code() -> str:
-    """A hash of the code that draws depend on."""
-    files = sorted((ROOT / "policies" / "certification").rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
-
-
-def draws_of(name: str, draws: int, make: Callable[[], Callable[[int], list[float]]]) -> NDArray[np.float64]:
-    """All draws of a cell `[draws, 3]`, those of earlier runs first."""
-    rows: list[list[float]] = []
-    draw = None
-    for first in range(0, draws, CHUNK):
-        path = FOLDER / f"{name}-{first}.json"
-        if not path.is_file():
-            draw = draw or make()
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps([draw(seed) for seed in range(first, first + CHUNK)]))
-            partial.replace(path)
-        rows += json.loads(path.read_text())
-    return np.array(rows)
-
-
 def cells(tasks: dict[str, Task], counts: tuple[int, ...], package: Any) -> Iterator[tuple[str, str, Any]]:
     """(cell, name of its files, what makes its draws)."""
     version = code()
@@ -268,7 +139,7 @@ def cells(tasks: dict[str, Task], counts: tuple[int, ...], package: Any) -> Iter
                     f"bargain-{name}-{target}",
                     lambda t=task, x=target: bargain(package, t, x, None),
                 )
-            for count in counts:
+            for count in (n for n in counts if n < len(task.score)):
                 own = f"{name}-{target}-{count}-{version}"
                 yield f"{cell} {count} batch", f"batch-{own}", lambda t=task, x=target, n=count: in_batch(t, x, n)
                 yield f"{cell} {count} future", f"future-{own}", lambda t=task, x=target, n=count: in_future(t, x, n)
@@ -287,17 +158,16 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
     parser.add_argument("--bargain", type=Path, help="folder with the package of BARGAIN. Without it, it is left out")
     options = parser.parse_args()
-    if options.draws % CHUNK:
-        parser.error(f"--draws {options.draws} must be a multiple of {CHUNK}")
+    check_draws(parser, options.draws)
     data = data_folder(options.data)
-    tasks = {name: task_named(name, data) for name in options.tasks}
+    tasks = {name: task_named(name, data, FOLDER) for name in options.tasks}
     package = None if options.bargain is None else bargain_package(options.bargain)
-    within = int(binom.ppf(0.975, options.draws, DELTA)) / options.draws
+    within = within_chance(options.draws)
     table: dict[str, dict[str, float]] = {}
     print(f"{options.draws} draws: violations up to {within:.3f} are within chance")
     for cell, file, make in cells(tasks, tuple(options.counts), package):
         began = time.perf_counter()
-        share, calls, wrong = draws_of(file, options.draws, make).mean(axis=0)
+        share, calls, wrong = draws_of(FOLDER, file, options.draws, make).mean(axis=0)
         table[cell] = {"share": round(share, 4), "calls": round(calls, 1), "violations": round(wrong, 4)}
         print(f"{cell:48} {share:7.3f} {calls:8.1f} {wrong:7.3f}", flush=True)
         progress(f"{cell}: {time.perf_counter() - began:.0f} s")

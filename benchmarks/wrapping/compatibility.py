@@ -12,6 +12,8 @@ image and audio, small random configurations). All have random weights. For each
 - heads: every parameter of every head gets a gradient that is finite
 - export: `dynamic.export` writes one graph, and ONNX Runtime runs it for a batch of another size
 - parity: its logits are torch's within 1e-3 of their spread, at full depth and at the first exit
+- size: with `dynamic_shapes=`, the graph runs at another length or image size and gives the network's logits. Networks
+  that refuse another size themselves count as passing, and say so
 - int8: `quantize` gives a network whose logits correlate with those in float32 by 0.9 or more
 
 What is done is kept in the results file and an interrupted run continues. `--again` measures failures again.
@@ -31,7 +33,7 @@ from benchmarks.wrapping import compatibility_networks, compatibility_worker
 RESULT = RESULTS / "wrapping" / "compatibility.json"
 TIMM_COUNT, MOST_PARAMETERS = 300, 150e6
 TIMEOUT_S = 420
-CHECKS = ("number", "name", "exact", "heads", "export", "parity", "int8")
+CHECKS = ("number", "name", "exact", "heads", "export", "parity", "size", "int8")
 
 
 def names() -> list[str]:
@@ -66,6 +68,7 @@ def checked(name: str, timeout_s: float) -> dict[str, Any]:
         worker.kill()
         worker.join()
     passed = {check: row.get(check) is True for check in CHECKS}
+    row["reasons"] = {check: row[check] for check in CHECKS if isinstance(row.get(check), str)}
     return {"network": name, **row, **passed, "seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -79,7 +82,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "pass all": sum(all(row[check] for check in CHECKS) for row in some),
             **{check: sum(row[check] for row in some) for check in CHECKS},
         }
-    short = (re.sub(r"[\d.e+-]+|'[^']*'", "N", row["reason"])[:90] for row in rows if row.get("reason"))
+    reasons = [reason for row in rows for reason in (row.get("reason"), *row["reasons"].values()) if reason]
+    short = (re.sub(r"[\d.e+-]+|'[^']*'", "N", reason)[:90] for reason in reasons)
     return parts | {"reasons": dict(Counter(short).most_common(30))}
 
 

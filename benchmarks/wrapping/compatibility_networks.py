@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -102,3 +103,23 @@ def made(name: str) -> tuple[nn.Module, Callable[[int], Any]]:
     if kind == "wav2vec2":
         return network, lambda rows: torch.randn(rows, 1600)
     return network, lambda rows: torch.randn(rows, 64, 32)
+
+
+def other_size(name: str, x: Any) -> tuple[Any, Any]:
+    """A batch of another length or image size, and the shapes that allow it, as `torch.export` takes them."""
+    import torch
+    from torch.export import Dim
+
+    if isinstance(x, dict):  # texts
+        length = Dim("length", min=2, max=4 * LENGTH)
+        longer = {key: torch.cat([tensor, tensor], dim=1) for key, tensor in x.items()}
+        return longer, {key: {1: length} for key in x}
+    if x.ndim == 2:  # waveforms
+        return torch.cat([x, x], dim=1), ({1: Dim("samples", min=x.shape[1], max=4 * x.shape[1])},)
+    if x.ndim == 3:  # spectrograms
+        return torch.cat([x, x], dim=1), ({1: Dim("frames", min=x.shape[1], max=4 * x.shape[1])},)
+    size = x.shape[-1]
+    step = math.gcd(size, 32)
+    least, most = size // step, size // step + 2
+    sides = {2: step * Dim("height", min=least, max=most), 3: step * Dim("width", min=least, max=most)}
+    return torch.randn(len(x), x.shape[1], size + step, size + 2 * step), (sides,)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import dynamic
-from benchmarks.wrapping.compatibility_networks import made
+from benchmarks.wrapping.compatibility_networks import made, other_size
 from dynamic.models.compress import quantize
 from dynamic.offline.staged_network import primary_logits
 
@@ -53,16 +53,38 @@ def results(name: str) -> Iterator[dict[str, Any]]:
         own = primary_logits(called(network, x))
         yield {"exact": bool(torch.equal(called(net, x)[-1], own))}
     yield {"heads": heads_learn(net, x)}
+    same = exported_alike(net, x, batch(3))
+    yield {"export": True, "parity": same}
+    yield same_at_another_size(name, network, x)
+
+
+def exported_alike(net: Any, x: Any, other: Any) -> bool:
+    """Whether the graph gives the logits of the first exit and of the last for `other`, on ONNX Runtime."""
     with tempfile.TemporaryDirectory() as folder:
         path = dynamic.export(dynamic.Cascade([net]), Path(folder) / "whole.onnx", example_inputs=x, progress=False)
         session = onnxruntime.InferenceSession(path)
-        other = batch(3)
         with torch.no_grad():
             logits = called(net, other)
         feeds = {one.name: numbers for one, numbers in zip(session.get_inputs(), arrays(other), strict=False)}
         least, most = (exited(session, feeds, threshold, len(net.exits)) for threshold in (-np.inf, np.inf))
-        yield {"export": True}
-        yield {"parity": bool(same(least, logits[0]) and same(most, logits[-1]))}
+    return bool(same(least, logits[0]) and same(most, logits[-1]))
+
+
+def same_at_another_size(name: str, network: nn.Module, x: Any) -> dict[str, Any]:
+    """Whether a graph of any size gives the network's logits at another one."""
+    other, shapes = other_size(name, x)
+    try:
+        with torch.no_grad():
+            own = primary_logits(called(network, other))
+    except Exception as error:  # any network: many have one size alone
+        return {"size": True, "own size alone": f"{type(error).__name__}: {error}"[:200]}
+    try:
+        net = dynamic.wrap(network, x, exits=1, dynamic_shapes=shapes).eval()
+        with torch.no_grad():
+            exact = torch.allclose(called(net, other)[-1], own, rtol=0, atol=PARITY * max(1.0, float(own.abs().max())))
+        return {"size": exact and exported_alike(net, x, other)}
+    except dynamic.DynamicError as error:
+        return {"size": f"{type(error).__name__}: {error}"[:600]}
 
 
 def called(network: nn.Module, x: Any) -> Any:

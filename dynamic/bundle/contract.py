@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dynamic.bundle.canaries.canary_set import Canaries
 from dynamic.bundle.fingerprint import EngineIdentity
@@ -22,6 +22,8 @@ class Preprocessing(Protocol):
 
     `dynamic.Preprocess` takes images, `dynamic.data.SoundPreprocess` sounds, `dynamic.TextPreprocess` texts.
     """
+
+    for_images: ClassVar[bool]  # whether a stream of inputs may be a camera's
 
     def __call__(self, x: Any, /) -> Any:
         """The input of a network whose sizes are not checked."""

@@ -108,12 +108,31 @@ def costs_text(bundle: DeployedBundle, costs: Costs) -> str:
             "overhead of a request: "
             + ", ".join(f"{ms:.3f} ms at {k}" for ms, k in zip(costs.call_ms, costs.batch, strict=True)),
             "resident memory: " + ", ".join(f"{last[b]} {mb:.1f} MB" for b, mb in enumerate(costs.memory_mb)),
+            *sizes_text(costs, [stage.name for stage in stages]),
             f"not measured: {', '.join(costs.not_measured) or 'nothing is left out'}",
             "",
             points_text(bundle.frontier),
             certificate_text(bundle.ladder),
         ]
     )
+
+
+def sizes_text(costs: Costs, names: Sequence[str]) -> list[str]:
+    """What every stage costs at every measured size of input, at the smallest batch. Empty: there is one size."""
+    if not costs.sizes:
+        return []
+    rows = (
+        (name, str(at.size), *(f"{figure[s][0]:.3f}" for figure in (at.latency_ms, at.latency_p95_ms, at.cpu_ms)))
+        for s, name in enumerate(names)
+        for at in costs.measured_sizes
+    )
+    return [
+        "",
+        f"by size of input, at batch {costs.batch[0]}. The example has size {costs.size}, all other figures are of it.",
+        "Between measured sizes, and beyond the largest, times are taken as linear:",
+        table(("stage", "size", "median ms", "p95 ms", "CPU-ms"), rows),
+        "",
+    ]
 
 
 def machine_text(costs: Costs) -> str:

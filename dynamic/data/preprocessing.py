@@ -5,7 +5,7 @@ Everything but the resize is numpy. The resize is Pillow's own, so that antialia
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Preprocess(OneInput):
         (1, 3, 224, 224)
     """
 
+    for_images: ClassVar[bool] = True
     steps: tuple[Step, ...] = (Scale(),)
 
     def __post_init__(self) -> None:

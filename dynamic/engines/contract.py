@@ -102,6 +102,12 @@ class CascadeSpec:
         """(input, dimension with the batch counted) of each name of a dynamic dimension. Empty: all are fixed."""
         return dynamic_places({i.name: i.ranges for i in self.inputs})
 
+    @property
+    def example_size(self) -> int | None:
+        """The size of one row of the example. None: no dimension is dynamic."""
+        places = self.dynamic_places
+        return request_size(places, {i.name: (1, *i.shape) for i in self.inputs}) if places else None
+
     def size_of(self, inputs: Mapping[str, Array]) -> int | None:
         """The size of one row of inputs (see `request_size`). None: no dimension is dynamic."""
         places = self.dynamic_places

@@ -185,8 +185,9 @@ def build(
     if exported:
         write_graphs(folder, spec, ladder, engine_name, precision)
     (folder / "weights").mkdir()
+    written: set[int] = set()
     for name, network in zip(cascade.names, cascade.networks, strict=True):
-        _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors")
+        _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors", written)
     write(folder, spec, ladder, records, engine_name, precision, cascade.fingerprint(), classes, shipped, identity)
     return replace(read(folder, verify=False, modules=cascade), _owner=owner)
 
@@ -206,9 +207,10 @@ def _exported(
         return spec, False
 
 
-def _save_weights(network: nn.Module, path: Path) -> None:
-    # safetensors refuses tensors that share memory: tied weights are written once under their first name
-    addresses: set[int] = set()
+def _save_weights(network: nn.Module, path: Path, addresses: set[int]) -> None:
+    """Write the tensors of a network whose memory is not at the `addresses` of those before, and add theirs."""
+    # safetensors refuses tensors that share memory: tied weights are written once under their first name, and those
+    # of several networks with the first
     tensors = {}
     for name, tensor in network.state_dict().items():
         if tensor.data_ptr() in addresses and tensor.numel():

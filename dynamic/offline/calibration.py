@@ -122,6 +122,11 @@ def calibrate(
     if budget is not None and labels is None:
         raise SettingError(f"budget={budget!r} has no oracle to ask: give labels=")
     demand = None
+    if labels is not None and not callable(labels):
+        raise SettingError(
+            f"labels= is a {type(labels).__name__}, and it takes a function of rows, lambda rows: answers[rows]. "
+            "Where every input has a label, give batches of (inputs, labels) instead"
+        )
     if labels is not None:
         combine: Combination = networks.combine if isinstance(networks, Cascade) else "last"
         demand = DemandSettings.of(

@@ -42,7 +42,8 @@ def backbone_memory(engine: CascadeEngine, folder: Path | None) -> BackboneMemor
         sizes_mb = [_resident_mb(folder, backbone, engine) for backbone in backbones]
         return BackboneMemory(tuple(stays for _, stays in sizes_mb), tuple(row for row, _ in sizes_mb))
     except (OSError, subprocess.SubprocessError, ValueError):
-        size = [(folder / "backbones" / f"{b}.weights").stat().st_size / 1e6 for b in backbones]
+        files = [folder / "backbones" / f"{b}.weights" for b in backbones]
+        size = [file.stat().st_size / 1e6 if file.exists() else 0.0 for file in files]  # none: it shares another's
         return BackboneMemory(tuple(size), not_measured=("resident memory (the size of the weights is used instead)",))
 
 

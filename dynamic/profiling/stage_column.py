@@ -1,7 +1,7 @@
 """Costs of each stage when it runs alone, stage by stage."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -79,9 +79,15 @@ class StageColumn:
         ]
 
 
-def measure_stages(engine: StageEngine, rows: int, seconds: float, clock: Callable[[], float]) -> StageColumn:
-    """Measure every stage for about `seconds`, in alternating order."""
-    inputs = example_arrays(engine.spec, rows)
+def measure_stages(
+    engine: StageEngine,
+    rows: int,
+    seconds: float,
+    clock: Callable[[], float],
+    inputs: Mapping[str, Array] | None = None,
+) -> StageColumn:
+    """Measure every stage for about `seconds`, in alternating order. `inputs`: None are of the example's size."""
+    inputs = inputs or example_arrays(engine.spec, rows)
     column = StageColumn(len(engine.spec.stages))
     for repeat in range(WARM_UP):
         _repeat(engine, inputs, StageColumn(len(engine.spec.stages)), clock, repeat)
@@ -94,7 +100,7 @@ def measure_stages(engine: StageEngine, rows: int, seconds: float, clock: Callab
 
 
 def _repeat(
-    engine: StageEngine, inputs: dict[str, Array], column: StageColumn, clock: Callable[[], float], repeat: int
+    engine: StageEngine, inputs: Mapping[str, Array], column: StageColumn, clock: Callable[[], float], repeat: int
 ) -> None:
     """Every stage without and with its head, in alternating order, and two whole requests."""
     executor, spec = engine.executor, engine.spec

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.monitoring.sources.cpu import OtherLoad
+from dynamic.policies.costing.size_costs import SizeCosts
 from dynamic.policies.costs import BUSY, Costs
 from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
@@ -48,6 +49,9 @@ def profile(
     stages. Where others use more than 15% of the processor meanwhile, everything is repeated, up to twice. The
     repetition with the least load counts.
 
+    Where dimensions are dynamic, these are costs at the size of the example. The least, the largest and four times its
+    size are measured by the same routes after it, each for as long.
+
     Args:
         engine: The engine.
         folder: The bundle, to measure resident memory of each backbone in separate processes. None: not measured.
@@ -67,8 +71,15 @@ def profile(
         raise SettingError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
     limit_s = USUAL_LIMIT_S if batch is None else math.inf
     columns, load = _measured_alone(partial(_columns, engine, seconds, clock, progress), sizes, limit_s, clock)
-    left_out = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
+    left_out: tuple[str, ...] = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
     sizes = sizes[: len(columns)]
+    routes = [column.route for column in columns]
+    by_size: tuple[SizeCosts, ...] = ()
+    if engine.spec.example_size is not None:
+        from dynamic.profiling.size_profile import measure_sizes  # a runtime that profiles nothing needs no more memory
+
+        by_size, not_sized = measure_sizes(engine, sizes, routes, seconds, limit_s, clock, progress)
+        left_out += not_sized
     memory = backbone_memory(engine, folder)
     costs = Costs(
         machine=machine_name(),
@@ -86,11 +97,13 @@ def profile(
         memory_mb=memory.memory_mb,
         idle_mw=None,
         not_measured=("energy", "idle power", *memory.not_measured, *left_out),
-        route=tuple(c.route for c in columns),
+        route=tuple(routes),
         call_cpu_ms=tuple(c.call_cpu for c in columns),
         row_mb=memory.row_mb,
         noise=columns[0].noise,  # points are ranked at the smallest batch
         load=load,
+        size=engine.spec.example_size,
+        sizes=by_size,
     )
     for doubt in costs.doubts:
         logger.warning("%s", doubt)

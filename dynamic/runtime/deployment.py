@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from dynamic.bundle.contract import DeployedBundle
-from dynamic.engines.contract import Array, Engine
+from dynamic.engines.contract import Array, Engine, InputSpec
 from dynamic.engines.engine_factory import check_engine, installed
 from dynamic.engines.options import EngineOptions, Route
 from dynamic.engines.outputs import is_finite
@@ -30,6 +30,11 @@ logger = logging.getLogger("dynamic")
 
 Others = Sequence[tuple[str, Callable[[], Engine]]]
 _KEPT = 1000  # figures remembered, as many as a frontier does
+
+
+def _images(bundle: DeployedBundle) -> tuple[InputSpec, ...]:
+    """The inputs that may be frames of a camera: features of sounds have the shape of images, and are none."""
+    return bundle.spec.inputs if bundle.preprocess is None or bundle.preprocess.for_images else ()
 
 
 class Deployment:
@@ -56,7 +61,7 @@ class Deployment:
         self.engines = FallbackEngines(bundle.spec, engine, others, clock, engine_failed)
         self._calibrated: dict[tuple[str, str], bool] = {}  # by engine and precision
         self._watched = partial(
-            DriftWatch, bundle.ladder, drift_alpha, inputs=bundle.spec.inputs, options=drift
+            DriftWatch, bundle.ladder, drift_alpha, inputs=_images(bundle), options=drift
         )  # but for whether it was calibrated elsewhere
         # the engine whose canaries the first request runs, see `check`; None: they have run
         self.unchecked = engine if isinstance(engine, CascadeEngine) and not bundle.preload else None
@@ -75,7 +80,7 @@ class Deployment:
         self.lost: frozenset[int] = frozenset()  # backbones that do not load, with points left out for it
         self._lost_until = 0.0
         self._memory_mb = sum(frontier.costs.memory_mb)
-        self._ahead: dict[tuple[CostedPoint, int], tuple[tuple[float, float], ...]] = {}
+        self._ahead: dict[tuple[CostedPoint, int, int | None], tuple[tuple[float, float], ...]] = {}
         self.rows = [0, 0]  # of the last request of one row, and of the last of more; 0 before any
 
     @property
@@ -222,12 +227,12 @@ class Deployment:
         free_mb = snapshot.memory_available_mb
         return free_mb is not None and free_mb < self._memory_mb and not self.engines.first.ready(rows)
 
-    def expected_s(self, decision: Decision, rows: int) -> tuple[tuple[float, float], ...]:
-        """Seconds from each stage to the next answer, for one row and for all, under the decision's slowdown."""
-        key = decision.point, rows
+    def expected_s(self, decision: Decision, rows: int, size: int | None) -> tuple[tuple[float, float], ...]:
+        """Seconds from each stage to the next answer, for one row of a size and for all, under the slowdown."""
+        key = decision.point, rows, size
         ahead = self._ahead.get(key)
         if ahead is None:
-            one, every = (ahead_ms(self.frontier.costs, decision.point.plan, count) for count in (1, rows))
+            one, every = (ahead_ms(self.frontier.costs_at(size), decision.point.plan, count) for count in (1, rows))
             ahead = tuple(zip(one, every, strict=True))
             if len(self._ahead) >= _KEPT:  # a caller that varies rows without end must not fill memory
                 self._ahead.clear()

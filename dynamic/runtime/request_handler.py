@@ -76,7 +76,11 @@ class RequestHandler:
             ready = plan.inputs(x)
             inputs, single = ready or named_inputs(deployment.bundle, x)
             starts = self._clock()
-            if ready is None and ((starts - began) * 1e3 > _CONVERSION_MS or len(next(iter(inputs.values()))) != 1):
+            if ready is None and (
+                (starts - began) * 1e3 > _CONVERSION_MS
+                or len(next(iter(inputs.values()))) != 1
+                or (plan.size is not None and deployment.bundle.spec.size_of(inputs) != plan.size)
+            ):
                 return None
             due = (  # here and not in the controller: a call less for each request
                 controller.due
@@ -138,7 +142,8 @@ class RequestHandler:
             waited_ms += conversion_ms
         if renewal is None:
             latest, servers = controller.read.latest, None if came is None else self._servers
-            snapshot = controller.read.of_request(latest, rows, waited_ms, controller.waiting(), servers)
+            size = deployment.bundle.spec.size_of(inputs)
+            snapshot = controller.read.of_request(latest, rows, waited_ms, controller.waiting(), servers, size)
         else:
             latest, snapshot, waited_ms = renewal.context.latest, renewal.context.snapshot, 0.0
         if deployment.unchecked is not None:  # after the first reading, which is of memory without networks
@@ -151,7 +156,7 @@ class RequestHandler:
             else:
                 decision, renewal = renewal.context.decision, None
             stagewise = deployment.stagewise(decision, ends_s is not None, snapshot, rows)
-            expected_s = None if ends_s is None else deployment.expected_s(decision, rows)
+            expected_s = None if ends_s is None else deployment.expected_s(decision, rows, snapshot.size)
             starts = self._clock()  # what comes before is the same however slow the engine is
             try:
                 run = partial(
@@ -184,7 +189,8 @@ class RequestHandler:
         if deployment.lost or deployment.engines.has_failures:
             controller.plan = None
         elif rows == 1 and waited_ms == 0.0 and ends_s is None and not stagewise:
-            controller.plan_next(context, answer, observation.work_ms)
+            shape = inputs[deployment.bundle.spec.inputs[0].name].shape[1:]
+            controller.plan_next(context, answer, observation.work_ms, shape)
         kind = Prediction if single else BatchResult
         classes = deployment.bundle.classes
         return kind(
@@ -198,7 +204,7 @@ class RequestHandler:
         )
 
     def _most_rows(self, deployment: Deployment, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
-        costs, point, first = deployment.frontier.costs, decision.point, self._controller.read.first
+        costs, point, first = deployment.frontier.costs_at(snapshot.size), decision.point, self._controller.read.first
         before_mb = None if first is None else first.memory_process_mb  # without networks
         return most_rows(costs, point.operating_point.backbones, budget, snapshot, before_mb)
 
@@ -221,7 +227,8 @@ class RequestHandler:
         # loading, and the first run after it, happen once and say nothing about how slow the device is. Nor does an
         # engine or a way that was not profiled
         usual = answer.usual and not answer.moved
-        expected_ms = deployment.frontier.path_ms(point, max(stages), rows=len(stages)) if usual else 0.0
+        size = context.snapshot.size
+        expected_ms = deployment.frontier.path_ms(point, max(stages), rows=len(stages), size=size) if usual else 0.0
         pixels = deployment.bundle.preprocess is not None and not isinstance(x, Mapping)  # which are finite
         with controller.lock:
             captured = deployment.capture(engine, inputs, x)

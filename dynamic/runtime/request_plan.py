@@ -77,6 +77,7 @@ class RequestPlan:
         run: What the engine gave for this operating point (`Engine.bind`).
         certified: Whether answers to finite inputs are certified.
         expected_ms: `[S]`, what a request that exits at each stage should take.
+        shape: Of the first input without the batch. A plan is for requests of one size.
     """
 
     __slots__ = (
@@ -94,6 +95,7 @@ class RequestPlan:
         "names",
         "run",
         "shape",
+        "size",
         "slow_ms",
         "watches",
     )
@@ -105,6 +107,7 @@ class RequestPlan:
         run: Callable[[Mapping[str, Array]], Output],
         certified: bool,
         expected_ms: Sequence[float],
+        shape: tuple[int, ...],
     ) -> None:
         deployment, decision = context.deployment, context.decision
         self.deployment, self.decision = deployment, decision  # a request reads these four
@@ -121,8 +124,9 @@ class RequestPlan:
         first = spec.inputs[0]
         self.name, self.dtype = first.name, np.dtype(first.dtype)
         takes_arrays = deployment.bundle.preprocess is None and len(spec.inputs) == 1
-        self.shape = first.shape if takes_arrays else None
-        self.batch_shape = (1, *first.shape) if len(spec.inputs) == 1 else None
+        self.size = context.snapshot.size
+        self.shape = shape if takes_arrays else None
+        self.batch_shape = (1, *shape) if len(spec.inputs) == 1 else None
 
     def renewed(self, context: DecisionContext, run: Callable[[Mapping[str, Array]], Output]) -> "RequestPlan":
         """The plan under another decision for the same point. `run`: what the engine gave for it."""

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dynamic.policies.costing.size_costs import SizeCosts
 from dynamic.policies.costs import Costs, Table
 from dynamic.policies.errors import SettingError
 from dynamic.policies.snapshot import Snapshot
@@ -164,6 +165,18 @@ class Device:
             call_ms=slower((costs.call_ms,))[0],
             cpu_ms=slower(costs.cpu_ms),
             call_cpu_ms=slower((costs.call_cpu_ms,))[0],
+            sizes=tuple(
+                SizeCosts(
+                    size=other.size,
+                    latency_ms=slower(other.latency_ms),
+                    latency_p95_ms=slower(other.latency_p95_ms),
+                    head_ms=slower(other.head_ms),
+                    cpu_ms=slower(other.cpu_ms),
+                    call_ms=slower((other.call_ms,))[0],
+                    call_cpu_ms=slower((other.call_cpu_ms,))[0],
+                )
+                for other in costs.sizes
+            ),
         )
         return here.powered(self.active_mw, self.idle_mw + self.screen_mw)
 

@@ -1,5 +1,6 @@
 """A policy on a simulated device: recorded answers, simulated time, battery and heat, real decisions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -73,6 +74,7 @@ def simulate(
     decide: Decide | None = None,
     queue_limit: int | None = None,
     samples: int = 200,
+    sizes: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> SimulationReport:
     """Simulate a policy on a device: one request of one input at a time, first come first served.
 
@@ -122,6 +124,8 @@ def simulate(
             does for this policy, which is "change" where it has `decides_each_request = False`, else "request".
         queue_limit: Number of requests that may wait. One more sheds the oldest. None: no limit.
         samples: Number of samples in the report's series.
+        sizes: Size of each record's input `[N]`, where dimensions are dynamic: the product of those of one row, such as
+            tokens of a text. Its time is that of its size. None: all are of the example's size.
 
     Returns:
         The report.
@@ -158,6 +162,7 @@ def simulate(
         raise SettingError(f"noise={noise} must not be negative: 1 is as spread as profiled")
     if queue_limit is not None and queue_limit < 1:
         raise SettingError(f"queue_limit={queue_limit} must be at least 1, or None for no limit")
+    size_of = None if sizes is None else _checked_sizes(np.asarray(sizes), records, frontier)
     here = frontier.recost(device.costs(frontier.costs))
     played = outcomes(here, records, noise)
     arrivals = np.random.default_rng(seed)
@@ -171,6 +176,7 @@ def simulate(
         luck.standard_normal(len(record)).tolist() if noisy else [],
         luck.exponential(stalls.mean_ms, len(record)).tolist() if stalls else [],
         luck.uniform(size=len(record)).tolist() if stalls else [],
+        [] if size_of is None else size_of[record].tolist(),
     )
     ambient = device.ambient_c if ambient_c is None else ambient_c
     memory = device.memory_mb if memory_mb is None else memory_mb
@@ -204,6 +210,18 @@ def simulate(
         env.settle(end_s)
     report = summarize(log, device, env, tuple(played.values()), requests, records, frontier.ladder.certified)
     return replace(report, doubts=frontier.costs.doubts)
+
+
+def _checked_sizes(sizes: NDArray[np.int64], records: Records, frontier: Frontier) -> NDArray[np.int64]:
+    """The sizes of the records `[N]`. Raises InputError where they are none, or the costs are of one size alone."""
+    if sizes.shape != (len(records),) or sizes.dtype.kind not in "iu" or sizes.min() < 1:
+        raise InputError(
+            f"sizes are {sizes.dtype} {list(sizes.shape)}: give a whole number from 1 for each of the {len(records)} "
+            "records"
+        )
+    if not frontier.costs.sizes:
+        raise InputError("sizes were given, and the costs are of one size alone: profile a bundle of dynamic inputs")
+    return sizes
 
 
 def _shuffled(requests: int, records: int, random: np.random.Generator) -> NDArray[np.int64]:

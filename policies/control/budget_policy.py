@@ -18,7 +18,7 @@ from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 
 _NO_DECISION = Decision(cast(CostedPoint, None))  # every field is replaced
-_LOADED: Note = ("A request that waits uses a point whose networks are loaded",)
+_LOADED: Note = ("A request that waits, or is larger, uses a point whose networks are loaded",)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ class BudgetPolicy(Policy):
     A point that a limit excludes is replaced at once. A better point runs after it was better for 16 requests, and
     after two decisions at least. It takes twice as many requests where the last change was soon forced back, up to
     4,096. A point that heat or a battery has excluded is skipped for 5 minutes, and for twice as long where it is soon
-    excluded again, up to 20 minutes. A request that has waited gets a faster point for itself alone. A new budget is
-    applied at once.
+    excluded again, up to 20 minutes. A request that has waited gets a faster point for itself alone. So does one whose
+    inputs are larger than the example's, where dimensions are dynamic, and a smaller one gets a better point. A new
+    budget is applied at once.
 
     Args:
         limits: Names of the limits that count, as in `Budget.priority`. ("latency", "deadline") decides by time alone.
@@ -153,8 +154,9 @@ class BudgetPolicy(Policy):
             else:
                 base, switch_delay = current, longer
                 waiting = switch_delay
-        point = base
-        if device.waited_ms or device.queue_length:
+        point, usual = base, candidates.points
+        resized = device.size is not None and device.size != frontier.costs.size
+        if device.waited_ms or device.queue_length or resized:
             candidates = self._filter(limits, frontier, current, budget, device, wait=True)
             if not candidates.points >> base & 1:
                 # to load a network for one request would delay all requests behind it
@@ -164,6 +166,9 @@ class BudgetPolicy(Policy):
                 point = rank.first(points)
             else:
                 points = candidates.points & frontier.effort.below(effort_limit) or candidates.points
+                if resized:  # what the size of the example excludes, and this one does not
+                    loaded = frontier.within(device.resident | frontier.points[base].backbones)
+                    point = rank.first(points & ~usual & loaded | 1 << base)
         chosen = frontier.points[point]
         keep_loaded = None
         if "memory" in self.limits:

@@ -42,6 +42,7 @@ class DeviceState:
         temperature_c: See `Snapshot`.
         throttled: See `Snapshot`.
         rows: Inputs in the request that is about to run.
+        size: Size of one of them. None: that of the example.
         waited_ms: How long it has waited.
         queue_length: Requests that wait behind it.
         servers: How many requests are served at once.
@@ -73,6 +74,7 @@ class DeviceState:
     temperature_c: float | None = None
     throttled: bool | None = None
     rows: int = 1
+    size: int | None = None
     waited_ms: float = 0.0
     queue_length: int = 0
     servers: int = 1
@@ -107,6 +109,7 @@ class DeviceState:
             self,
             time_s=snapshot.time_s,
             rows=snapshot.rows or 1,
+            size=snapshot.size,
             waited_ms=snapshot.waited_ms or 0.0,
             queue_length=snapshot.queue_length or 0,
             servers=snapshot.servers or 1,

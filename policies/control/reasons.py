@@ -71,7 +71,7 @@ class Reason:
             f"{len(frontier.points)} points. {self._why()}"
         )
         words = best if first == self._place else f"{point.name!r} continues: {best}. {self._waits()}"
-        latency = frontier.latency(self._budget.percentile, device.rows, spread=device.spread)
+        latency = frontier.latency(self._budget.percentile, device.rows, spread=device.spread, size=device.size)
         predicted = plain(latency.figures[self._place] * device.slowdown, 3)
         certified = "It is not certified. " if point.bound is None else ""
         return f"{words}. {certified}The predicted latency is {predicted} ms, slowdown {device.slowdown:.2f}"
@@ -82,7 +82,7 @@ class Reason:
             return "safest"
         if self._rank is frontier.accuracy:
             return "most accurate"
-        mean = frontier.latency(None, device.rows)
+        mean = frontier.latency(None, device.rows, size=device.size)
         least, noise = mean.figures[mean.first(self._candidates)], frontier.costs.noise
         if mean.figures[first] <= least:
             return "fastest"

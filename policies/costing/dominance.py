@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from dynamic.policies.costing.costed_point import CostedPoint
 
 
-def remove_dominated(points: Sequence[CostedPoint], noise: float) -> tuple[CostedPoint, ...]:
-    """The points that no other dominates, in order. The first, which is the reference, always remains."""
-    figures = _compared(points, noise)
+def remove_dominated(
+    points: Sequence[CostedPoint], noise: float, others: Sequence[Sequence[CostedPoint]] = ()
+) -> tuple[CostedPoint, ...]:
+    """The points that no other dominates, in order. The first, which is the reference, always remains.
+
+    `others`: the same points with costs at other sizes of input, which count too.
+    """
+    figures = _compared(points, noise, others)
     return tuple(p for i, p in enumerate(points) if i == 0 or not any(_dominates(f, figures[i]) for f in figures))
 
 
@@ -31,10 +36,13 @@ def rank_within_noise(figures: Sequence[float], noise: float) -> list[float]:
     return ranked
 
 
-def _compared(points: Sequence[CostedPoint], noise: float) -> list[list[float]]:
+def _compared(
+    points: Sequence[CostedPoint], noise: float, others: Sequence[Sequence[CostedPoint]]
+) -> list[list[float]]:
     """All figures of all points, where less is better. Times are ranked within the noise."""
     columns = [[p.promised_drop for p in points], [-p.accuracy.mid for p in points]]
-    timed = [[*p.mean_ms, *p.p95_ms, *p.cpu_ms] for p in points]
+    sized = zip(points, *others, strict=True)
+    timed = [[figure for p in same for figure in (*p.mean_ms, *p.p95_ms, *p.cpu_ms)] for same in sized]
     columns += [rank_within_noise(list(column), noise) for column in zip(*timed, strict=True)]
     columns.append([p.memory_mb for p in points])
     return [list(row) for row in zip(*columns, strict=True)]

@@ -1,6 +1,7 @@
 """Bundles whose inputs have dynamic dimensions: torch's answers at every size, on every engine, by every route."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,14 @@ from torch.export import Dim
 import dynamic
 from dynamic.bundle import manifest
 from dynamic.bundle.manifest import read_facts, read_manifest
+from dynamic.bundle.tables import costs_text
 from dynamic.engines.inputs.dimensions import DimRange
 from dynamic.errors import CorruptError, InputError, SchemaError
+from dynamic.policies.costing.size_costs import SizeCosts
 from dynamic.policies.scores import Combiner
 
 ENGINES = ("onnxruntime", "openvino", "torch")
-LENGTHS = (1, LENGTH, 4 * LENGTH - 1, LIMIT)
+LENGTHS = (1, LENGTH, 4 * LENGTH, LIMIT)
 SIZES = ((1, 1), (12, 10), (48, 40), (64, 64))
 
 pytestmark = pytest.mark.filterwarnings("ignore:captured with torch.export")
@@ -136,6 +139,13 @@ def test_padding_under_the_mask_changes_no_answer(text_bundle: Any) -> None:
 
 def test_requests_of_several_sizes_follow_each_other(text_bundle: Any, text_cascade: Any) -> None:
     bundle = text_bundle.profile((1, 4), seconds=0.01)
+    costs = bundle.costs
+    assert costs is not None
+    assert costs.size == LENGTH
+    assert [entry.size for entry in costs.sizes] == [1, 4 * LENGTH, LIMIT]
+    assert "by size of input, at batch 1. The example has size 12" in costs_text(bundle, costs)
+    modules = text_cascade if bundle.engine == "torch" else None
+    assert dynamic.load(bundle.folder, modules=modules).costs == costs  # as it was kept
     with bundle.runtime(dynamic.Budget(max_drop=0.0)) as run:
         for length in (LENGTH, LENGTH, 1, LIMIT, LENGTH, 20, 20):
             inputs = texts(1, length, seed=5)
@@ -144,7 +154,7 @@ def test_requests_of_several_sizes_follow_each_other(text_bundle: Any, text_casc
             assert answer.stage.tolist() == [1]  # the reference
             assert answer.label.tolist() == [int(expected.argmax())]
         assert run.stats().requests == 7
-        with pytest.raises(InputError, match=f"49 is beyond the limit of {LIMIT}: cut, split or resize"):
+        with pytest.raises(InputError, match=f"{LIMIT + 1} is beyond the limit of {LIMIT}: cut, split or resize"):
             run({name: tensor.numpy() for name, tensor in texts(1, LIMIT + 1).items()})
 
 
@@ -242,3 +252,37 @@ def test_an_earlier_version_refuses_the_schema_of_dynamic_dimensions(text_bundle
     monkeypatch.setattr(manifest, "SCHEMA", 1)  # what an earlier version reads
     with pytest.raises(SchemaError, match="has schema 2, this version reads up to 1: update dynamic-inference"):
         manifest.read_manifest(text_bundle.folder)
+
+
+def test_the_first_request_gets_the_point_for_its_length(text_bundle: Any) -> None:
+    """By costs of our own: a long text takes a thousand times as long at the last stage."""
+    costs = text_bundle.profile((1,), seconds=0.01).costs
+    ones, nothing = ((1.0,), (1.0,)), ((0.0,), (0.0,))
+    long = SizeCosts(LIMIT, ((1.0,), (1e3,)), ((1.0,), (1e3,)), nothing, ((1.0,), (1e3,)), (0.0,))
+    tables = {"latency_ms": ones, "latency_p95_ms": ones, "head_ms": nothing, "cpu_ms": ones}
+    costs = replace(costs, **tables, call_ms=(0.0,), call_cpu_ms=(), sizes=(long,), noise=0.0)
+    point = {}
+    for length in (LENGTH, LIMIT):
+        with text_bundle.with_costs(costs, None).runtime(dynamic.Budget(latency_ms=100, percentile=None)) as run:
+            answer = run({name: tensor.numpy() for name, tensor in texts(1, length).items()})
+            point[length] = answer.decision.point
+            assert answer.decision.feasible
+    assert point[LENGTH].deep_ms[0] == 2.0
+    assert point[LIMIT].operating_point.thresholds == (-np.inf,)
+
+
+def test_a_plan_is_for_requests_of_one_size(image_bundle: Any) -> None:
+    bundle, _ = image_bundle
+    bundle = bundle.profile((1,), seconds=0.01)
+    sizes = ((12, 10), (12, 10), (12, 10), (20, 30), (20, 30), (30, 20), (12, 10))  # two of equal area
+    engine = bundle.open()
+    with bundle.runtime() as run:
+        for number, size in enumerate(sizes):
+            x = torch.randn(3, *size, generator=torch.Generator().manual_seed(number)).numpy()
+            answer = run(x)
+            expected = engine.stages.run({"input": x[None]}, answer.decision.point.thresholds)
+            assert answer.stage == expected.stage[0]
+            np.testing.assert_allclose(answer.log_probs, expected.logits[0], atol=1e-4)
+            plan = run._controller.plan
+            assert plan is None or plan.size == size[0] * size[1]
+    engine.close()

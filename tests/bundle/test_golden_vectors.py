@@ -163,7 +163,8 @@ def test_every_limit_binds_and_gives_way(shelf: Path) -> None:
 
 def test_every_reading_is_missing_now_and_then(shelf: Path) -> None:
     given = Counter(name for case in cases(shelf) for name in case["snapshot"])
-    unused = {"frequency_ratio", "power_mw", "missing"}  # told to people, and no policy reads them
+    # told to people, and no policy reads them. And the size: a port decides for inputs of the example's
+    unused = {"frequency_ratio", "power_mw", "missing", "size"}
     assert set(given) == set(Snapshot.__dataclass_fields__) - unused
     assert all(30 < count < 1000 for name, count in given.items() if name != "time_s")
 
@@ -202,7 +203,7 @@ def stand_in(device: dict[str, Any]) -> Any:
     """A frontier that knows nothing but the figures."""
     points, batch = device["points"], device["batch"]
 
-    def latency(percentile: float | None, rows: int, spread: float = 0.0) -> Rank:
+    def latency(percentile: float | None, rows: int, spread: float = 0.0, size: None = None) -> Rank:
         at, wide = batch.index(rows), next((i for i, s in enumerate(device["spreads"]) if s >= spread), -1)
         return Rank([p["mean_ms"][at] if percentile is None else p["p95_ms"][wide][at] for p in points])
 
@@ -228,7 +229,7 @@ def stand_in(device: dict[str, Any]) -> Any:
             noise=0.0,  # for words alone
         ),
         latency=latency,
-        first_answer=lambda rows: Rank([p["first_ms"][batch.index(rows)] for p in points]),
+        first_answer=lambda rows, size=None: Rank([p["first_ms"][batch.index(rows)] for p in points]),
         effort=Rank([p["energy_mj"] if metered else p["cpu_ms"] for p in points]),
         memory=Rank([p["memory_mb"] for p in points]),
         drop=Rank([p["promised_drop"] for p in points]),
@@ -318,6 +319,9 @@ CANNOT_OCCUR = {
     "return math.inf",
     # a thousand calm requests after a change that came too early
     "return SwitchDelay(self.needed // 2, 0, _PREMATURE * self.needed // 2)",
+    # inputs of another size than the example's, which a port knows nothing of
+    "loaded = frontier.within(device.resident | frontier.points[base].backbones)",
+    "point = rank.first(points & ~usual & loaded | 1 << base)",
     # feedback on another request than the last
     "load, cores = newest(snapshot.cpu_load, self.cpu_load), newest(snapshot.cpu_cores, self.cpu_cores)",
     "contention = fair_share(load, cores, newest(snapshot.cpu_pressure, self.cpu_pressure), feedback.threads)",

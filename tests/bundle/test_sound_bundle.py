@@ -14,7 +14,7 @@ from torch import nn
 
 import dynamic
 from dynamic.data import LogMel, Sound, SoundPreprocess
-from dynamic.policies.errors import CorruptError, InputError
+from dynamic.policies.errors import CorruptError, InputError, SettingError
 
 RATE = 8000
 PREPROCESS = SoundPreprocess(RATE, 2000, LogMel(mels=16, fft=128, hop=64), shorter="pad")
@@ -97,6 +97,15 @@ def test_what_does_not_fit_is_refused_and_the_next_request_is_answered(bundle: d
         assert run(tone(2, 3)).label == 2
         features = PREPROCESS(tone(2, 3))
         assert run({"input": features}).label.tolist() == [2]
+
+
+def test_sounds_that_repeat_are_no_camera(bundle: dynamic.Bundle) -> None:
+    with bundle.runtime() as run:
+        for _ in range(40):
+            run(tone(1, 1))
+        assert run.stats().near_duplicates == 0
+    with pytest.raises(SettingError, match="no input is an image"):
+        bundle.runtime(drift=dynamic.DriftOptions(only_changed=True))
 
 
 def test_it_runs_without_torch(bundle: dynamic.Bundle) -> None:

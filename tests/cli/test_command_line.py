@@ -224,7 +224,7 @@ def test_run_leaves_out_what_does_not_read_and_lists_it(desk: Desk, tmp_path: Pa
     Image.new("L", (9, 9)).save(tmp_path / "4.png")  # the network takes 8 x 8
     code, out, err = shell("run", desk.shelf, tmp_path, "--quiet")
     assert (code, err) == (0, "")
-    assert out.startswith("3 images")
+    assert out.startswith("3 inputs")
     left_out = out[out.index("2 of 5 inputs were skipped:") :].splitlines()
     assert left_out[1] == f"  {tmp_path / '3.png'}: the file is empty"
     assert left_out[2].startswith(f"  {tmp_path / '4.png'}: ")

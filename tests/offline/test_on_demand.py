@@ -117,6 +117,7 @@ def test_a_bundle_does_not_take_the_records_of_one_batch(tmp_path: Path) -> None
     [
         ({"batch": [torch.zeros(4, 2)]}, InputError, "give one of both"),
         ({"budget": 10}, SettingError, "budget=10 has no oracle to ask: give labels="),
+        ({"labels": np.zeros(COUNT, int)}, SettingError, "labels= is a ndarray, and it takes a function of rows"),
         ({"labels": lambda rows: rows, "budget": 0}, SettingError, "budget=0"),
         ({"labels": lambda rows: rows, "budget": COUNT + 1}, SettingError, f"above the {COUNT} inputs"),
         ({"labels": lambda rows: rows, "max_drops": (0.0,)}, SettingError, "max_drops holds 0"),

@@ -168,3 +168,40 @@ def test_make_a_family_says_what_is_worth_it(folder: Path) -> None:
     assert alone[-1][0] == "CifarResNet"
     assert (folder / "out" / "family.png").read_bytes().startswith(b"\x89PNG")
     assert dynamic.load(folder / "out" / "family").costs is not None
+
+
+DATA = Path(os.environ.get("DYNAMIC_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.mark.skipif(not (DATA / "spoken_digits.zip").is_file(), reason="needs spoken_digits.zip in $DYNAMIC_DATA")
+def test_classify_sound_reports_on_a_speaker_that_was_not_heard(tmp_path: Path) -> None:
+    printed = run(tmp_path, "classify_sound.py", "--data", str(DATA / "spoken_digits.zip"), "--steps", "60")
+    assert "On 500 images in 1 groups (500 others chose)" in printed
+    accuracies = [float(text) for text in re.findall(r"^max_drop 0[.\d]*: accuracy (0\.\d+),", printed, re.MULTILINE)]
+    assert len(accuracies) == 4
+    assert min(accuracies) > 0.3  # ten classes
+    assert (tmp_path / "out" / "sound.png").read_bytes().startswith(b"\x89PNG")
+    assert dynamic.load(tmp_path / "out" / "sound").costs is not None
+
+
+@pytest.mark.skipif(not (DATA / "imagenet_open_1000.zip").is_file(), reason="needs photographs in $DYNAMIC_DATA")
+def test_classify_photos_compares_networks_and_cascade(tmp_path: Path) -> None:
+    printed = run(tmp_path, "classify_photos.py", "--data", str(DATA), "--report", "60")
+    rows = re.findall(r"^(\S.*?) +([\d.]+)% +[\d.]+ +[\d.]+  (.*)$", printed, re.MULTILINE)
+    assert [name for name, _, _ in rows][:3] == ["025_128", "050_160", "075_192"]
+    assert rows[2][2].split() == ["0%", "0%", "100%"]
+    accuracies = [float(accuracy) for _, accuracy, _ in rows]
+    assert accuracies[0] > 20  # of 1,000 classes; 45% of many photographs, and 60 have a standard error of 6
+    assert accuracies[2] > 50
+    assert (tmp_path / "out" / "photos.png").read_bytes().startswith(b"\x89PNG")
+    assert dynamic.load(tmp_path / "out" / "photos").costs is not None
+
+
+@pytest.mark.parametrize(
+    ("script", "words"), [("classify_sound.py", "missing is not there. Download"), ("classify_photos.py", "--help")]
+)
+def test_an_example_says_where_its_data_comes_from(script: str, words: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / script), "--data", "missing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr

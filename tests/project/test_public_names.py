@@ -41,6 +41,7 @@ NAMES = [
     "TorchOptions",
     "TraceMonitor",
     "TrainingConfig",
+    "at_resolution",
     "build",
     "calibrate",
     "certify",

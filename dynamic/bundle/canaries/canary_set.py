@@ -129,7 +129,7 @@ class Reservoir:
             if len(self._samples) >= _MOST_SIZES:
                 self._count += len(next(iter(inputs.values())))
                 return
-            self._samples[shapes] = _Sample(self._size, np.random.default_rng(self._seed))
+            self._samples[shapes] = _Sample(self._size, self._seed)
         for row in range(len(next(iter(inputs.values())))):
             self._samples[shapes].add(inputs, row, self._count)
             self._count += 1
@@ -145,8 +145,8 @@ class Reservoir:
 class _Sample:
     """Rows of one size, and their places among all."""
 
-    def __init__(self, size: int, random: np.random.Generator) -> None:
-        self._size, self._random = size, random
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._random = size, np.random.default_rng(seed)
         self.rows: list[dict[str, Array]] = []
         self.places: list[int] = []
         self.count = 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class SoundPreprocess(OneInput):
         (1, 1, 40, 101)
     """
 
+    for_images: ClassVar[bool] = False
     rate_hz: int
     samples: int
     features: LogMel | None = _USUAL
@@ -108,16 +109,16 @@ class SoundPreprocess(OneInput):
         """
         try:
             steps = items(data["steps"], "steps", mapping, most=len(_KINDS))
-            found: dict[str, dict[str, Any]] = {}
+            by_kind: dict[str, dict[str, Any]] = {}
             for kind, entry in zip((SOUND, LOG_MEL), steps, strict=False):
                 settings = {name: value for name, value in entry.items() if name != "step"}
                 if entry["step"] != kind or not _KINDS[kind].issuperset(settings):
                     raise SchemaError(
                         f"preprocessing step {short(entry)} is not known to this version: update dynamic-inference"
                     )
-                found[kind] = settings
-            features = LogMel(**found[LOG_MEL]) if LOG_MEL in found else None
-            return cls(**found[SOUND], features=features)
+                by_kind[kind] = settings
+            features = LogMel(**by_kind[LOG_MEL]) if LOG_MEL in by_kind else None
+            return cls(**by_kind[SOUND], features=features)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise CorruptError(
                 f"preprocessing {short(data)} does not read ({error}): build the bundle again"

@@ -57,22 +57,22 @@ def windows(
 
 
 def _cut(blocks: Iterator[NDArray[Any]], samples: int, hop: int, pad: bool) -> Iterator[NDArray[Any]]:
-    kept: NDArray[Any] | None = None  # samples that no complete window began with
+    rest: NDArray[Any] | None = None  # samples that no complete window began with
     fresh = 0  # of them, how many no window has shown
     for block in blocks:
-        if kept is not None and kept.dtype != block.dtype:
-            raise InputError(f"a block is of {block.dtype}, and those before of {kept.dtype}: give all of one dtype")
-        kept = block if kept is None else np.concatenate([kept, block])
+        if rest is not None and rest.dtype != block.dtype:
+            raise InputError(f"a block is of {block.dtype}, and those before of {rest.dtype}: give all of one dtype")
+        rest = block if rest is None else np.concatenate([rest, block])
         fresh += len(block)
         start = 0
-        while len(kept) - start >= samples:
-            yield kept[start : start + samples].copy()
+        while len(rest) - start >= samples:
+            yield rest[start : start + samples].copy()
             start += hop
-            fresh = len(kept) - start - (samples - hop)
-        kept = kept[start:].copy()
-    if pad and kept is not None and fresh > 0:
-        silence = 128 if kept.dtype == np.uint8 else 0
-        yield np.pad(kept, (0, samples - len(kept)), constant_values=silence)
+            fresh = len(rest) - start - (samples - hop)
+        rest = rest[start:].copy()
+    if pad and rest is not None and fresh > 0:
+        silence = 128 if rest.dtype == np.uint8 else 0
+        yield np.pad(rest, (0, samples - len(rest)), constant_values=silence)
 
 
 def _blocks(stream: Any) -> Iterator[NDArray[Any]]:

@@ -2,7 +2,8 @@
 
 Each stage becomes `backbones/<b>_<s>.onnx` (body and head) and, where its exit can be switched off,
 `backbones/<b>_<s>_body.onnx` (body alone). Both refer to `backbones/<b>.weights`, which holds the weights of
-the whole backbone as ONNX external data.
+the whole backbone as ONNX external data. Backbones that share parameters, such as one network at several resolutions,
+refer to the file of the first.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_rows
+from dynamic.offline.onnx_export.adaptive_pooling import translations
 from dynamic.offline.onnx_export.batch_norm_folding import fold_norms
 from dynamic.offline.onnx_export.node_names import captured
 from dynamic.offline.onnx_export.onnxruntime_forms import separate_roundings
@@ -62,6 +64,7 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
     check_names(named_tensors(cascade.networks[0], example_inputs))
     (folder / "backbones").mkdir(parents=True, exist_ok=True)
     weights: dict[int, _WeightFile] = {}
+    owner = weight_owners(cascade)
 
     def write(stage: Stage, spec: StageSpec, carry: "_Carry", names: list[str]) -> None:
         last = spec.body_graph is None
@@ -70,15 +73,28 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
         convolve_shortcuts(model.graph)
         separate_roundings(model.graph)
         with disk_errors("the graph", folder):
-            if spec.backbone not in weights:  # made once: it starts with an empty file
-                weights[spec.backbone] = _WeightFile(folder / "backbones" / f"{spec.backbone}.weights")
-            weights[spec.backbone].move(model)
+            file = owner[spec.backbone]
+            if file not in weights:  # made once: it starts with an empty file
+                weights[file] = _WeightFile(folder / "backbones" / f"{file}.weights")
+            weights[file].move(model)
             onnx.save(model, folder / spec.graph)
             if spec.body_graph is not None:
                 onnx.save(_without_logits(model), folder / spec.body_graph)
 
     spec, _ = _walk(cascade, example_inputs, write, "exporting", progress)
     return spec
+
+
+def weight_owners(cascade: Cascade) -> tuple[int, ...]:
+    """For each backbone the first one that has a parameter in common with it, or that shares with such a one."""
+    owners: list[int] = []
+    places: dict[int, int] = {}  # of a parameter in memory -> the backbone that owns its file
+    for number, network in enumerate(cascade.networks):
+        own = [parameter.data_ptr() for parameter in network.parameters() if parameter.numel()]
+        owner = next((places[place] for place in own if place in places), number)
+        places |= dict.fromkeys((place for place in own if place not in places), owner)
+        owners.append(owner)
+    return tuple(owners)
 
 
 def _walk(
@@ -206,6 +222,7 @@ def _to_onnx(module: nn.Module, carry: _Carry, names: list[str], spec: StageSpec
                 input_names=names,
                 output_names=outputs,
                 dynamic_shapes=(carry.shapes,),  # forward(*carry)
+                custom_translation_table=translations() if any(carry.free) else None,
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever went wrong in classes of its own

@@ -45,12 +45,20 @@ class ExitHead(nn.Module):
         classifier: A function `(width, classes)` that makes the classifier. None: batch norm, a hidden layer, and a
             linear layer.
         room: The size of the backbone.
+        any_size: Whether the head is exported for features of every size, and not for `shape` alone.
     """
 
     cells: Tensor | None
 
     def __init__(
-        self, shape: tuple[int, ...], channel: int, classes: int, classifier: Classifier | None, room: Room
+        self,
+        shape: tuple[int, ...],
+        channel: int,
+        classes: int,
+        classifier: Classifier | None,
+        room: Room,
+        *,
+        any_size: bool = False,
     ) -> None:
         super().__init__()
         rank, channels = len(shape) + 1, shape[channel - 1]
@@ -65,7 +73,7 @@ class ExitHead(nn.Module):
         ]
         self.grid, hidden = fitting[0] if fitting else (1, 0)
         self.sides = tuple(shape[d - 1] for d in self.positions)
-        cells = _cell_weights(self.sides, self.grid) if self.grid > 1 else None
+        cells = _cell_weights(self.sides, self.grid) if self.grid > 1 and not any_size else None
         self.register_buffer("cells", cells, persistent=False)
         width = self._width(channels, self.grid)
         make = (_hidden(hidden) if hidden else _linear) if classifier is None else classifier

@@ -269,7 +269,8 @@ class ExitNetwork(StagedNetwork):
         room = Room(sum(p.numel() for p in self.backbone.parameters()), sum(observed.macs.values()))
         for place, node in zip(placed.exits, placed.nodes, strict=True):
             if head is None:
-                module: nn.Module = ExitHead(place.shape, place.channel, classes.size[1], classifier, room)
+                own, any_size = (place.shape, place.channel, classes.size[1]), bool(self.traced_sizes.ranges)
+                module: nn.Module = ExitHead(*own, classifier, room, any_size=any_size)
             else:
                 module = head(place.shape, place.channel, classes.size[1])
             self.heads.append(module.to(first.device, observed.two[node].dtype))

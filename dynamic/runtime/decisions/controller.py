@@ -200,7 +200,7 @@ class Controller:
     def _repeated(self, plan: RequestPlan) -> RequestPlan | None:
         """The plan under a new decision, where that runs the same. Otherwise none, and nothing is decided."""
         deployment, budget, latest = plan.deployment, plan.budget, self.read.latest
-        snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None)
+        snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None, plan.size)
         if deployment.lost or deployment.stagewise(plan.decision, False, snapshot, 1):
             return None
         repeats = partial(plan.runs_the_same_as, deployment, budget)
@@ -217,7 +217,7 @@ class Controller:
         deployment, budget, latest = plan.deployment, plan.budget, self.read.latest
         if budget is not self.budget:
             return None
-        snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None)
+        snapshot = self.read.of_request(latest, 1, 0.0, self.waiting(), None, plan.size)
         decision = self.decide(deployment, budget, snapshot)
         context = DecisionContext(deployment, budget, latest, snapshot, decision)
         point, renewed = decision.point, None
@@ -230,13 +230,14 @@ class Controller:
                 self.plan = renewed if self._holds(context) else None
         return Renewal(context, renewed)
 
-    def plan_next(self, context: DecisionContext, answer: Answer, work_ms: float) -> None:
+    def plan_next(self, context: DecisionContext, answer: Answer, work_ms: float, shape: tuple[int, ...]) -> None:
         """Let the next requests repeat one of one row, where its decision holds until something changes.
 
         Args:
             context: The decision of the request, and what it was made for.
             answer: The answer.
             work_ms: What it took.
+            shape: Of its first input, without the batch.
         """
         deployment, budget, decision = context.deployment, context.budget, context.decision
         engine, point = deployment.engines.first, decision.point
@@ -255,12 +256,13 @@ class Controller:
             self.plan = None
             return
         frontier = deployment.frontier
-        expected_ms = [frontier.path_ms(point, stage, rows=1) for stage in range(len(deployment.bundle.spec.stages))]
+        size, stages = context.snapshot.size, range(len(deployment.bundle.spec.stages))
+        expected_ms = [frontier.path_ms(point, stage, rows=1, size=size) for stage in stages]
         with self.lock:  # drift and networks that do not load change under it
             certified = (
                 deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.drifted
             )
-            plan = RequestPlan(context, engine, run, certified, expected_ms)
+            plan = RequestPlan(context, engine, run, certified, expected_ms, shape)
             if self._holds(context):
                 self.plan = plan
         self.note_slow(work_ms > plan.slow_ms[answer.stages[0]])

@@ -152,16 +152,27 @@ class RequestReading:
             return True
 
     def of_request(
-        self, latest: Snapshot, rows: int, waited_ms: float, queue_length: int, servers: int | None
+        self,
+        latest: Snapshot,
+        rows: int,
+        waited_ms: float,
+        queue_length: int,
+        servers: int | None,
+        size: int | None = None,
     ) -> Snapshot:
-        """A snapshot for a request of so many rows that has waited. Others wait behind it for so many `servers`."""
+        """A snapshot for a request of so many rows that has waited. Others wait behind it for so many `servers`.
+
+        `size`: of one of its rows. None: no dimension is dynamic.
+        """
         pair = self._last_pair
         if pair is not None and pair[0] is latest:
             snapshot = pair[1]
-            same = snapshot.rows == rows and snapshot.waited_ms == waited_ms
+            same = snapshot.rows == rows and snapshot.waited_ms == waited_ms and snapshot.size == size
             if same and snapshot.queue_length == queue_length and snapshot.servers == servers:
                 return snapshot
-        snapshot = fast_replace(latest, rows=rows, waited_ms=waited_ms, queue_length=queue_length, servers=servers)
+        snapshot = fast_replace(
+            latest, rows=rows, waited_ms=waited_ms, queue_length=queue_length, servers=servers, size=size
+        )
         self._last_pair = latest, snapshot
         return snapshot
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +38,14 @@ class Outcome:
     `stage [N]` is the exit stage of each record, `on` the stages that answer. `path_ms [S]` is the profiled time to the
     answer of each stage. `median_ms [S]` and `sigma [S]` describe the lognormal time to it, by matching two moments
     (Fenton 1960). `checks [S]` are the checks under a deadline until the answer of a stage. `longest_ahead_ms [S]` is
-    the largest `ahead_ms` of them (-inf: no check). `right [N]` is the correctness at `stage` (None: no labels).
+    the largest `ahead_ms` of them (-inf: no check). `right [N]` is the correctness at `stage` (None: no labels). Times
+    are those of inputs of the example's size. `at` gives those of another.
     """
 
     def __init__(self, costed: CostedPoint, number: int, frontier: Frontier, records: Records, noise: float) -> None:
-        ladder, costs = frontier.ladder, frontier.costs
+        ladder = frontier.ladder
+        self._frontier, self._noise = frontier, noise
+        self._sized: dict[int | None, Outcome] = {}  # by size of input: they share it
         self.point, self.number, self.name = costed, number, costed.name
         self._records, self._backbone = records, ladder.backbone
         self._combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
@@ -52,15 +56,29 @@ class Outcome:
         self.stage: list[int] = played.stage.tolist()
         self.right = played.prediction == records.label if records.is_labelled else None
         self.on = [stage for stage, on in enumerate(costed.plan.on) if on]
-        self.path_ms = [frontier.path_ms(costed, stage, rows=1) for stage in range(records.stages)]
+        self._answers: NDArray[np.bool_] | None = None
+        self._sized[None] = self
+        self._take_times(None)
+
+    def at(self, size: int | None) -> "Outcome":
+        """The same for inputs of another size, which take other times. None: that of the example."""
+        sized = self._sized.get(size)
+        if sized is None:
+            sized = self._sized[size] = copy(self)
+            sized._take_times(size)
+        return sized
+
+    def _take_times(self, size: int | None) -> None:
+        """Set the times to those of inputs of a size."""
+        costed, costs, stages = self.point, self._frontier.costs_at(size), range(self._records.stages)
+        self.path_ms = [self._frontier.path_ms(costed, stage, rows=1, size=size) for stage in stages]
         self.checks = _checks(self.path_ms, costed.plan, ahead_ms(costs, costed.plan, 1))
         self.longest_ahead_ms = [max((c.ahead_ms for c in checks), default=-math.inf) for checks in self.checks]
         spread = [
             costs.at(p95, 1) / costs.at(median, 1) if costs.at(median, 1) > 0 else 1.0
             for median, p95 in zip(costs.latency_ms, costs.latency_p95_ms, strict=True)
         ]
-        self.median_ms, self.sigma = _lognormal(self.path_ms, costs.at(costs.call_ms, 1), spread, noise)
-        self._answers: NDArray[np.bool_] | None = None
+        self.median_ms, self.sigma = _lognormal(self.path_ms, costs.at(costs.call_ms, 1), spread, self._noise)
 
     def right_at(self, stage: NDArray[np.int64], record: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Whether the answers of some records are right at other stages than theirs.

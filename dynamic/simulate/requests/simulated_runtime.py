@@ -33,6 +33,7 @@ class Requests:
         normal: Standard normal numbers `[M]`. Empty: no noise.
         stall_ms: Length of a stall `[M]`. Empty: no stalls.
         stall_at: Uniform numbers `[M]`: a stall happens where its chance is higher. Empty: no stalls.
+        size: Size of each request `[M]`, where dimensions are dynamic. Empty: all are of the example's size.
     """
 
     arrival_s: list[float]
@@ -40,6 +41,7 @@ class Requests:
     normal: list[float]
     stall_ms: list[float]
     stall_at: list[float]
+    size: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +103,7 @@ def serve(
     arrival_s, record_of, normal = requests.arrival_s, requests.record, requests.normal
     changes = rules.decide == "change"
     each = rules.decide == "request" or (changes and rules.reads_itself)
+    sizes, size, planned_size = requests.size, None, None
     stall_ms, stall_at, queue_limit = requests.stall_ms, requests.stall_at, rules.queue_limit
     decide, observe, state = policy.decide, policy.observe, policy.initial()
     costs, threads, cores = here.costs, here.costs.threads, rules.cores
@@ -151,6 +154,9 @@ def serve(
         if world.empty:
             break
         # the decision
+        if sizes:
+            size = sizes[number]
+            due = due or size != planned_size  # a plan is for one size
         queued = waiting > 0 or (arrived_s <= free_s and number > 0)
         if each or env.fresh or decision is None or (changes and (due or queued or not holds)):
             if took:
@@ -161,7 +167,9 @@ def serve(
                 env.read(start_s)
             env.fresh = False
             snapshot = blank(Snapshot)
-            snapshot.__dict__.update(env.reading, rows=1, waited_ms=(start_s - arrived_s) * 1e3, queue_length=waiting)
+            waited_ms = (start_s - arrived_s) * 1e3
+            snapshot.__dict__.update(env.reading, rows=1, waited_ms=waited_ms, queue_length=waiting, size=size)
+            planned_size = size
             decision, state = decide(here, env.budget, snapshot, state)
             fills = graph and decision.keep_loaded is None and resident != every
             fills = fills and _takes_graph(env.budget, snapshot, whole_mb)
@@ -185,6 +193,8 @@ def serve(
                     resident = resident & (decision.keep_loaded | needed)
                 env.process_mb = rules.process_mb + sum(costs.memory_mb[b] for b in resident)
             last = decision
+            if sizes:
+                outcome = outcome.at(size)
             if decision.point is not standing and not decision.one_request_only:
                 standing = decision.point
                 log.changes.append((start_s, outcome.name, decision.reason))
@@ -201,6 +211,8 @@ def serve(
             load, load_until_s = load_piece(start_s)
             excess = (load * cores + threads) / cores - 1.0
             contention = 1.0 + contention_share * excess if excess > 0.0 else 1.0
+        if sizes:  # where not every request decides
+            outcome = outcome.at(size)
         stage = outcome.stage[record_of[number]]
         if normal:
             spread = exp(outcome.sigma[stage] * normal[number])

@@ -370,20 +370,21 @@ def _answers(oracle: Oracle, rows: NDArray[np.int64], count: int, classes: int) 
         reply = oracle(rows.copy())
     except Exception as error:
         raise CalibrationError(
-            f"the oracle raised {type(error).__name__} on rows {_some(rows)} ({error}). {count} answers are kept: "
-            "mend it and call again with the same checkpoint"
+            f"the oracle raised {type(error).__name__} on rows {_some(rows)} ({error}). {_earlier(count)}: mend "
+            "it and call again with the same checkpoint"
         ) from error
     if reply is None:
         raise CalibrationError(
-            f"the oracle has no answer yet on rows {_some(rows)}. {count} answers are kept: call again with the same "
-            "checkpoint when it has"
+            f"the oracle has no answer yet on rows {_some(rows)}. {_earlier(count)}: call again with "
+            "the same checkpoint when it has"
         )
-    labels = np.asarray(reply)
+    indices = f"for {len(rows)} rows: give a class index, an integer from 0 to {classes - 1}, for each row"
+    try:
+        labels = np.asarray(reply)
+    except ValueError as error:
+        raise InputError(f"the oracle answered lists of different lengths {indices}") from error
     if labels.shape != rows.shape or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"the oracle answered {labels.dtype} {list(labels.shape)} for {len(rows)} rows: give a class index, an "
-            f"integer from 0 to {classes - 1}, for each row"
-        )
+        raise InputError(f"the oracle answered {labels.dtype} {list(labels.shape)} {indices}")
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise InputError(
@@ -391,6 +392,10 @@ def _answers(oracle: Oracle, rows: NDArray[np.int64], count: int, classes: int) 
             "about the classes of the cascade"
         )
     return dict(zip(rows.tolist(), labels.tolist(), strict=True))
+
+
+def _earlier(count: int) -> str:
+    return f"The {count} answers before are in the checkpoint, if there is one"
 
 
 def _some(rows: NDArray[np.int64]) -> str:

@@ -19,9 +19,11 @@ from dynamic.policies.scores import SCORES, Combination, Combiner, Score
 
 FINE_QUANTILES = 20  # of scores on the path
 EXTREME_SHARE = 0.025  # of delta for each bound of the most accurate, the cheapest and, for errors, the reference
-# share of the cost that a search over several exits loses, by how many losses a certificate is likely to allow. With
-# fewer than 10 its first steps fail, at any saving that was tried (CIFAR-10, five and three stages)
-SEARCH_LOSS, FEW_LOSSES_LOSS, SOME_LOSSES = 1.0, 0.5, 10.0
+# share of the cost that a search over several exits loses, times the losses that a certificate is likely to allow. One
+# exit too many costs little in one network, and a whole network elsewhere. With fewer than 10 losses the first steps of
+# a search fail, at any saving tried (CIFAR-10, three to six stages: benchmarks.statistics.few_labels_before)
+SEARCH_LOSS, SEARCH_LOSS_OF_EXITS = 2.0, 0.5
+FEW_LOSSES_LOSS, SOME_LOSSES = 0.5, 10.0
 STANDARD_ERRORS = 1.5  # about how far a bound is above the measured risk. The path minimizes the sum of both
 
 
@@ -124,7 +126,7 @@ class RecordParts:
         """The only exit whose threshold is free. None: a search chooses the thresholds of several exits.
 
         A search pays where several exits save more than it loses: its path is chosen by few records, and their number
-        decides how much it loses.
+        decides how much it loses. It loses less where all exits are those of one network.
         """
         if self.has_one_exit:
             return 0
@@ -132,7 +134,8 @@ class RecordParts:
         if grouped or self.certify_records.on_demand or stages < 2 or self.risk.of_reference:
             return None  # the first exits may gain where the reference loses too, and one exit does not find that
         losses = len(self.certify_records) * sum(targets) / len(targets)  # that targets allow
-        worth = FEW_LOSSES_LOSS if losses < SOME_LOSSES else SEARCH_LOSS / losses
+        lost = SEARCH_LOSS_OF_EXITS if len(set(self.search_records.backbone)) == 1 else SEARCH_LOSS
+        worth = FEW_LOSSES_LOSS if losses < SOME_LOSSES else lost / losses
         return search.single_exit(targets, self.errors, worth)
 
     @property

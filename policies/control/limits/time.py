@@ -10,11 +10,12 @@ def deadline(candidates: CandidateFilter, budget: Budget, device: DeviceState, w
     if budget.deadline_ms is None:
         return
     waited_ms, rows, slowdown = (device.waited_ms if wait else 0.0), device.rows, device.slowdown
+    size = device.size if wait else None
     remaining_ms = budget.deadline_ms - waited_ms
     waits = (waited_ms,) if waited_ms else ()
     fits = candidates.keep(
         "deadline_ms",
-        candidates.frontier.first_answer(rows),
+        candidates.frontier.first_answer(rows, size=size),
         remaining_ms / slowdown,
         (
             "deadline_ms allows at most {} ms to a first answer" + (", {} of which it has waited" if waits else ""),
@@ -32,7 +33,7 @@ def deadline(candidates: CandidateFilter, budget: Budget, device: DeviceState, w
         upgrade_share=UPGRADE_SHARE,
     )
     if fits:
-        whole = candidates.frontier.latency(budget.percentile, rows, spread=device.spread)
+        whole = candidates.frontier.latency(budget.percentile, rows, spread=device.spread, size=size)
         note = "deadline_ms of {} ms does not cut it", budget.deadline_ms
         candidates.prefer(whole, remaining_ms / slowdown, note)
 
@@ -42,8 +43,8 @@ def latency(candidates: CandidateFilter, budget: Budget, device: DeviceState, wa
     limit_ms = budget.latency_ms
     if limit_ms is None:
         return
-    slowdown = device.slowdown
-    rank = candidates.frontier.latency(budget.percentile, device.rows, spread=device.spread)
+    slowdown, size = device.slowdown, device.size if wait else None
+    rank = candidates.frontier.latency(budget.percentile, device.rows, spread=device.spread, size=size)
     waited_ms, behind = (device.waited_ms, device.queue_length) if wait else (0.0, 0)
     waits = (waited_ms,) if waited_ms else ()
     fits = candidates.keep(
@@ -66,7 +67,7 @@ def latency(candidates: CandidateFilter, budget: Budget, device: DeviceState, wa
         upgrade_share=UPGRADE_SHARE,
     )
     if behind and fits:  # requests are served one after the other, so the last one waits for all
-        mean, turns = candidates.frontier.latency(None, device.rows), behind / device.servers + 1
+        mean, turns = candidates.frontier.latency(None, device.rows, size=size), behind / device.servers + 1
         if not candidates.prefer(mean, limit_ms / slowdown / turns, ("{} wait behind it", behind)):
             candidates.points = 1 << mean.first(candidates.points)
             candidates.notes.append(("{} wait behind it", behind))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-CLASSES, LIMIT, LENGTH = 4, 48, 12
+CLASSES, LIMIT, LENGTH = 4, 64, 12
 WORDS = 100
 
 

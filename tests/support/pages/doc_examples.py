@@ -1,11 +1,10 @@
 """What an example in a docstring may use without making it.
 
-`np`, `torch`, `nn`, `dynamic`. `small` and `large`: two trained networks that take `[B, 12]`, 4 classes.
-`inputs [600, 12]` and `labels [600]`: held out, numpy. `x [12]`: one of them.
-`train_loader`, `calibration_loader`, `eval_loader`: lists of batches `(inputs, labels)`, torch.
-`net`: `large` with one exit. `bundle`: of both networks, profiled. It lies in "shelf".
-`records`, `ladder`, `costs` and `frontier` of that bundle. A tokenizer of seven words lies in "tokenizer.json". The
-current folder is a temporary one.
+`np`, `torch`, `nn`, `dynamic`. `small` and `large`: two trained networks that take `[B, 12]`, 4 classes. `inputs
+[600, 12]` and `labels [600]`: held out, numpy. `x [12]`: one of them. `train_loader`, `calibration_loader`,
+`eval_loader`: lists of batches `(inputs, labels)`, torch. `net`: `large` with one exit. `bundle`: of both networks,
+profiled. It lies in "shelf". `records`, `ladder`, `costs` and `frontier` of that bundle. A tokenizer of seven words
+lies in "tokenizer.json". The current folder is a temporary one.
 """
 
 import copy

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -109,7 +110,10 @@ def test_answers_that_are_there_are_not_asked_for_again() -> None:
         return answers(wrong)(rows)
 
     part = Memory()
-    with pytest.raises(CalibrationError, match=r"oracle raised TimeoutError on rows .*20 answers are kept.*call again"):
+    with pytest.raises(
+        CalibrationError,
+        match=r"oracle raised TimeoutError on rows .*20 answers before are in the checkpoint, if .*call again",
+    ):
         ask(Asking(records, settings), failing, part)
     second = ask(Asking(records, settings), answers(wrong), part)
     assert part.labels == whole.labels
@@ -201,10 +205,37 @@ def test_every_batch_and_every_draw(allowed: int, drawn: int, monkeypatch: pytes
         assert worst == pytest.approx(batch_p(max(events), drawn, total, allowed)), "and the level is used"
 
 
+@pytest.mark.parametrize("budget", [None, 2])
+@pytest.mark.parametrize(("count", "target", "delta"), [(4, 0.34, 0.3), (5, 0.4, 0.1), (6, 0.25, 0.2), (4, 0.7, 0.45)])
+def test_every_draw_of_future_inputs(count: int, target: float, delta: float, budget: int | None) -> None:
+    """Three inputs of equal probability, every kind of them, every draw: the exact chance of a wrong certificate."""
+    settings = DemandSettings.of((target,), risk="disagreement", delta=delta, batch_size=1, budget=budget)
+    kinds = np.array([3.0, 2.0, 1.0])
+    confidence = np.exp(kinds) / (np.exp(kinds) + 3)
+    chances = dict.fromkeys(itertools.product((False, True), repeat=3), 0.0)
+    for drawn in itertools.combinations_with_replacement(range(3), count):
+        times = np.bincount(drawn, minlength=3)
+        chance = math.factorial(count) / math.prod(map(math.factorial, times.tolist())) / 3**count
+        base = Asking(proxy(kinds[list(drawn)]), settings)
+        base.take(np.arange(count))
+        for wrong in chances:
+            store = Memory()
+            ask(base, answers(np.array(wrong)[list(drawn)]), store)
+            thresholds = base.thresholds(store.labels)[target]
+            exits = confidence > (INF if thresholds is None else thresholds[0])
+            chances[wrong] += chance * float((exits & np.array(wrong)).mean() > target)
+    worst = max(chances.values())
+    assert worst <= delta + 1e-12
+    if budget is None:  # a third of the inputs, two thirds or all are wrong, whatever is more than the target
+        share = next(k / 3 for k in range(1, 4) if k / 3 > target)
+        allowed = max((c for c in range(count) if binom.cdf(c, count, target) <= delta), default=-1)
+        assert worst == pytest.approx(binom.cdf(allowed, count, share)), "and the level is used"
+
+
 @pytest.mark.parametrize("finite", [False, True])
 def test_where_every_certificate_is_wrong_by_a_hair(finite: bool) -> None:
     """All that is lost is lost by the most confident inputs: whoever passes them has broken the promise."""
-    size, target, draws = 1000, 0.05, 500
+    size, target, draws = 1000, 0.05, 1000
     score = np.linspace(4, 0, size)
     settings = DemandSettings.of((target,), risk="disagreement", budget=100)
     base, broken = Asking(proxy(score), settings, finite=True), 0
@@ -237,6 +268,7 @@ def test_where_every_certificate_is_wrong_by_a_hair(finite: bool) -> None:
         (lambda rows: np.full(len(rows), 4), InputError, "answered class 4, and the cascade has 4 classes, 0 to 3"),
         (lambda rows: np.full(len(rows), -1), InputError, "answered class -1"),
         (lambda rows: np.zeros(3, int), InputError, r"answered int64 \[3\] for 10 rows: give a class index"),
+        (lambda rows: [[1]] * 9 + [[1, 2]], InputError, "lists of different lengths for 10 rows: give a class index"),
         (lambda rows: np.zeros((len(rows), 4)), InputError, r"answered float64 \[10, 4\] for 10 rows"),
         (lambda rows: ["cat"] * len(rows), InputError, "give a class index"),
     ],
