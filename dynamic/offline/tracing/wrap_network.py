@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.networks.float_types import check_halves
-from dynamic.offline.networks.masked_pooling import mask_of, pooled
 from dynamic.offline.networks.module_modes import bare, in_mode, untouched, view
 from dynamic.offline.networks.row_independence import check_rows
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
@@ -23,6 +22,7 @@ from dynamic.offline.tracing.exit_heads import Classifier, ExitHead, Head, Room
 from dynamic.offline.tracing.exit_placement import Exits, Placed, PlacedExit, Placer, check_asked
 from dynamic.offline.tracing.graph_cut import Cutter
 from dynamic.offline.tracing.input_sizes import Run, Sizes, checked
+from dynamic.offline.tracing.masked_pooling import mask_of, pooled
 from dynamic.offline.tracing.sizes.declared_sizes import check_declared, check_trials, ranges_of
 from dynamic.offline.tracing.sizes.dynamic_shapes import DynamicShapes, traceable, trial_inputs
 from dynamic.offline.tracing.trace import Captured, capture_export, capture_fx, input_names
