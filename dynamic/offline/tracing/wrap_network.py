@@ -105,6 +105,26 @@ def wrap(
         >>> [tuple(logits.shape) for logits in net(torch.zeros(2, 50, dtype=torch.long), torch.ones(2, 50))]
         [(2, 4), (2, 4)]
     """
+
+    def ranges(network: nn.Module, example: Mapping[str, Tensor]) -> Mapping[str, Ranges]:
+        return {} if dynamic_shapes is None else ranges_of(network, example, dynamic_shapes)
+
+    return wrap_at(
+        backbone, example_inputs, ranges, exits=exits, layout=layout, classifier=classifier, head=head
+    )
+
+
+def wrap_at(
+    backbone: nn.Module,
+    example_inputs: Batch,
+    ranges_at: Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Ranges]],
+    *,
+    exits: Exits = 3,
+    layout: str | Mapping[str, str] | None = None,
+    classifier: Classifier | None = None,
+    head: Head | None = None,
+) -> "ExitNetwork":
+    """`wrap` with the ranges of dynamic dimensions, which `ranges_at` gives for the network and its example."""
     if not isinstance(backbone, nn.Module):
         raise InputError(f"wrap takes a torch.nn.Module. This is a {type(backbone).__name__}")
     backbone = bare(backbone)
@@ -122,7 +142,7 @@ def wrap(
     example = rows(named, 2)
     with torch.no_grad(), untouched(backbone), in_mode(backbone, training=False), taken_by(backbone, example):
         run_on(backbone, example)
-    ranges = {} if dynamic_shapes is None else ranges_of(backbone, example, dynamic_shapes)
+    ranges = ranges_at(backbone, example)
     if ranges:
         check_declared(backbone, example, ranges)
     sizes = Sizes.of(type(backbone).__name__, example, ranges)
@@ -147,14 +167,14 @@ def wrap(
             warnings.warn(
                 f"captured with torch.export: only exit heads can be trained. torch.fx would not do: {problems[0]}",
                 DynamicWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         network.dropped = captured.dropped
         if captured.dropped:
             warnings.warn(
                 f"{type(backbone).__name__} gives more than logits, {', '.join(captured.dropped)}: that is dropped",
                 DynamicWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return network
     first, second = problems
@@ -254,7 +274,7 @@ class ExitNetwork(StagedNetwork):
         placed: Placed = Placer(self.backbone, captured, observed, cutter, Layouts(self, observed)).place(exits, layout)
         own_nodes = placed.nodes
         if means := _means(captured.graph, observed, placed):
-            observed = observe(self, captured.graph, example)
+            observed = observe(self, captured.graph, example, others[:_OBSERVED])
             cutter = Cutter(captured.graph, observed)
             placed = _with_means(placed, means, observed, cutter)
         classes = observed.two[cutter.nodes[-1]]
