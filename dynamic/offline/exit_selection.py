@@ -1,10 +1,11 @@
 """Exits of a wrapped network that pay, chosen by what they save. The others are removed."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
-from torch import nn
+import torch
 
 from dynamic.engines.options import EngineName
 from dynamic.offline.batches import Batch
@@ -13,6 +14,7 @@ from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.used_batches import ObservedLoader
 from dynamic.offline.networks.used_data import batch_hash, hashes_of, remember
 from dynamic.offline.tracing.channel_layout import LAYOUTS
+from dynamic.offline.tracing.sizes.dynamic_shapes import torch_shapes
 from dynamic.offline.tracing.wrap_network import ExitNetwork, wrap
 from dynamic.policies.certification.exit_value import Choice, choose_exits
 from dynamic.policies.errors import ExitError
@@ -111,7 +113,9 @@ def keep_exits(network: ExitNetwork, example_inputs: Batch, *, names: Sequence[s
     own_names = [e.name for e in network.exits]
     if not names or (unknown := [name for name in names if name not in own_names]):
         raise ExitError(f"exits {list(names) if not names else unknown} cannot be kept. The network has {own_names}")
-    heads: Iterator[nn.Module] = (h for h, e in zip(network.heads, network.exits, strict=True) if e.name in names)
+    # again from the first where torch.fx has taken all of them and torch.export follows
+    heads = cycle([h for h, e in zip(network.heads, network.exits, strict=True) if e.name in names])
+    ranges = network.traced_sizes.by_name
     layout = {e.name: _layout(e.shape, e.channel) for e in network.exits if e.name in names}
     fewer = wrap(
         network.backbone,
@@ -119,6 +123,7 @@ def keep_exits(network: ExitNetwork, example_inputs: Batch, *, names: Sequence[s
         exits=[n for n in own_names if n in names],
         layout=layout,
         head=lambda *_: next(heads),
+        dynamic_shapes=torch_shapes(ranges, torch.export.Dim("batch")) if ranges else None,
     )
     fewer.training = network.training  # of the whole alone: backbone and heads are in the modes they were in
     remember(fewer, hashes_of(network))

@@ -10,7 +10,7 @@ import dynamic
 from dynamic.models import BlockHead, CifarResNet, ConvHead
 from dynamic.offline.exit_selection import keep_exits, select_exits
 from dynamic.offline.tracing.exit_heads import ExitHead
-from dynamic.policies.errors import ExitError, LayoutError
+from dynamic.policies.errors import ExitError, InputError, LayoutError
 
 
 def network() -> nn.Module:
@@ -217,3 +217,15 @@ def test_wrapped_with_conv_heads_all_exits_train() -> None:
     dynamic.fit(net, data, mode="joint", epochs=1, progress=False)
     moved = [not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved)
+
+
+def test_dynamic_dimensions_are_kept_with_the_exits() -> None:
+    shapes = ({2: torch.export.Dim("height", min=2, max=40)},)
+    net = dynamic.wrap(network(), torch.randn(2, 3, 16, 16), exits=["0", "2"], dynamic_shapes=shapes).eval()
+    fewer = keep_exits(net, torch.randn(2, 3, 16, 16), names=["2"])
+    assert fewer.traced_sizes == net.traced_sizes
+    x = torch.randn(2, 3, 40, 16)
+    with torch.no_grad():
+        assert torch.equal(fewer(x)[-1], net(x)[-1])
+    with pytest.raises(InputError, match="41 is beyond the limit of 40"):
+        fewer(torch.randn(2, 3, 41, 16))

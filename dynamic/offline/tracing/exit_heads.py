@@ -45,14 +45,22 @@ class ExitHead(nn.Module):
         classifier: A function `(width, classes)` that makes the classifier. None: batch norm, a hidden layer, and a
             linear layer.
         room: The size of the backbone.
+        resized: Whether the positions have more than one size, so that the cells of a grid depend on the feature.
     """
 
     cells: Tensor | None
 
     def __init__(
-        self, shape: tuple[int, ...], channel: int, classes: int, classifier: Classifier | None, room: Room
+        self,
+        shape: tuple[int, ...],
+        channel: int,
+        classes: int,
+        classifier: Classifier | None,
+        room: Room,
+        resized: bool = False,
     ) -> None:
         super().__init__()
+        self.resized = resized
         rank, channels = len(shape) + 1, shape[channel - 1]
         self.channel = channel
         self.positions = tuple(d for d in range(1, rank) if d != channel)
@@ -65,7 +73,7 @@ class ExitHead(nn.Module):
         ]
         self.grid, hidden = fitting[0] if fitting else (1, 0)
         self.sides = tuple(shape[d - 1] for d in self.positions)
-        cells = _cell_weights(self.sides, self.grid) if self.grid > 1 else None
+        cells = _cell_weights(self.sides, self.grid) if self.grid > 1 and not resized else None
         self.register_buffer("cells", cells, persistent=False)
         width = self._width(channels, self.grid)
         make = (_hidden(hidden) if hidden else _linear) if classifier is None else classifier
@@ -84,6 +92,9 @@ class ExitHead(nn.Module):
         if self.grid == 1:
             return torch.cat([feature.mean(self.positions), feature.amax(self.positions)], dim=1)
         image = feature if self.channel == 1 else feature.movedim(self.channel, 1)  # [B, C, H, W]
+        if self.resized:
+            rows, columns = (_sized_means(image, d, self.grid) for d in (2, 3))
+            return (rows @ image @ columns.T).flatten(1)  # [grid, H] @ [B, C, H, W] @ [W, grid]
         if self.cells is not None and image.shape[2:] == self.sides:
             return (image.flatten(2) @ self.cells).flatten(1)  # [B, C, H W] @ [H W, grid grid]
         return F.adaptive_avg_pool2d(image, self.grid).flatten(1)
@@ -249,6 +260,16 @@ def _cell_weights(sides: Sequence[int], grid: int) -> Tensor | None:
 def _means(side: int, grid: int) -> Tensor:
     """`[grid, side]`: the cells of `adaptive_avg_pool2d` along one side."""
     return F.adaptive_avg_pool1d(torch.eye(side), grid).T
+
+
+def _sized_means(image: Tensor, dim: int, grid: int) -> Tensor:
+    """`_means` of a dimension of an image, in operations that take any size when they are exported."""
+    side, kind = image.shape[dim], {"device": image.device}
+    first = torch.arange(grid, **kind) * side // grid
+    after = (torch.arange(1, grid + 1, **kind) * side + (grid - 1)) // grid
+    at = torch.arange(side, **kind)
+    inside = (first[:, None] <= at) & (at < after[:, None])
+    return inside.to(image.dtype) / (after - first).to(image.dtype)[:, None]
 
 
 def _linear(width: int, classes: int) -> nn.Module:

@@ -259,7 +259,8 @@ class ExitNetwork(StagedNetwork):
         room = Room(sum(p.numel() for p in self.backbone.parameters()), sum(observed.macs.values()))
         for place, node in zip(placed.exits, placed.nodes, strict=True):
             if head is None:
-                module: nn.Module = ExitHead(place.shape, place.channel, classes.size[1], classifier, room)
+                resized = bool(ranges) and len({run.size[1:] for run in observed.runs(node)}) > 1
+                module: nn.Module = ExitHead(place.shape, place.channel, classes.size[1], classifier, room, resized)
             else:
                 module = head(place.shape, place.channel, classes.size[1])
             self.heads.append(module.to(first.device, observed.two[node].dtype))
