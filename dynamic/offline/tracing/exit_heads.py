@@ -264,12 +264,13 @@ def _means(side: int, grid: int) -> Tensor:
 
 def _sized_means(image: Tensor, dim: int, grid: int) -> Tensor:
     """`_means` of a dimension of an image, in operations that take any size when they are exported."""
-    side, kind = image.shape[dim], {"device": image.device}
-    first = torch.arange(grid, **kind) * side // grid
-    after = (torch.arange(1, grid + 1, **kind) * side + (grid - 1)) // grid
-    at = torch.arange(side, **kind)
+    side, device = image.shape[dim], image.device
+    first = torch.arange(grid, device=device) * side // grid
+    after = (torch.arange(1, grid + 1, device=device) * side + (grid - 1)) // grid
+    at = torch.arange(side, device=device)
     inside = (first[:, None] <= at) & (at < after[:, None])
-    return inside.to(image.dtype) / (after - first).to(image.dtype)[:, None]
+    means: Tensor = inside.to(image.dtype) / (after - first).to(image.dtype)[:, None]
+    return means
 
 
 def _linear(width: int, classes: int) -> nn.Module:
