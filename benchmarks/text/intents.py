@@ -4,6 +4,7 @@ Nothing of MiniLM is trained. Heads are linear layers on the mean of a layer, fi
 that are computed once. A network that ends after k layers is a static network too.
 """
 
+import copy
 import csv
 import io
 import json
@@ -123,7 +124,8 @@ class Networks:
         self.encoders: dict[tuple[int, str], Classifier] = {}
         for layer in range(1, LAYERS + 1):
             classifier = linear_head(features[:, layer], labels, len(task.classes))
-            shorter = model.from_pretrained(folder, num_hidden_layers=layer).eval()
+            shorter = copy.deepcopy(encoder)
+            shorter.encoder.layer = shorter.encoder.layer[:layer]
             self.encoders[layer, "f32"] = Classifier(shorter, classifier).eval()
         progress(f"{task.name}: int8")
         calibration = [inputs for inputs, _ in train[:8]]

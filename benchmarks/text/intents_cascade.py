@@ -233,8 +233,11 @@ def measure(data: Path, name: str, options: argparse.Namespace) -> dict[str, Any
     """Everything about one task, printed as tables."""
     task = TASKS[name](data)
     if options.texts:
-        few = np.random.default_rng(0).permutation(len(task.train.texts))[: options.texts]
-        task = Task(task.name, task.classes, task.train.select(few), task.held_out, task.out_of_scope)
+        train, held_out = (
+            part.select(np.random.default_rng(0).permutation(len(part.texts))[: options.texts])
+            for part in (task.train, task.held_out)
+        )
+        task = Task(task.name, task.classes, train, held_out, task.out_of_scope)
     networks = Networks(task)
     choosing, reporting = stratified_halves(task.held_out.labels, 0)
     order = np.random.default_rng(0).permutation(len(reporting))
@@ -284,7 +287,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000, help="texts timed one at a time, of each contender")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--streams", type=int, default=20, help="with texts out of scope (0: leave that out)")
-    parser.add_argument("--texts", type=int, help="train with so many texts, to try it out")
+    parser.add_argument("--texts", type=int, help="train with so many texts and hold out as many, to try it out")
     options = parser.parse_args()
     data = data_folder(options.data)
     figures = {name: measure(data, name, options) for name in options.tasks}
