@@ -219,6 +219,8 @@ def stand_in(device: dict[str, Any]) -> Any:
 
     metered = points[0]["energy_mj"] is not None
     mean_ms = [p["mean_ms"][0] for p in points]
+    effort = Rank([p["energy_mj"] if metered else p["cpu_ms"] for p in points])
+    processor = Rank([p["cpu_ms"] for p in points])
     return SimpleNamespace(
         points=[point(p) for p in points],
         costs=SimpleNamespace(
@@ -230,7 +232,8 @@ def stand_in(device: dict[str, Any]) -> Any:
         ),
         latency=latency,
         first_answer=lambda rows, size=None: Rank([p["first_ms"][batch.index(rows)] for p in points]),
-        effort=Rank([p["energy_mj"] if metered else p["cpu_ms"] for p in points]),
+        effort=effort,
+        effort_at=lambda size: effort,
         memory=Rank([p["memory_mb"] for p in points]),
         drop=Rank([p["promised_drop"] for p in points]),
         accuracy=Rank([-p["accuracy"] for p in points], ties=mean_ms),

@@ -109,9 +109,7 @@ def wrap(
     def ranges(network: nn.Module, example: Mapping[str, Tensor]) -> Mapping[str, Ranges]:
         return {} if dynamic_shapes is None else ranges_of(network, example, dynamic_shapes)
 
-    return wrap_at(
-        backbone, example_inputs, ranges, exits=exits, layout=layout, classifier=classifier, head=head
-    )
+    return wrap_at(backbone, example_inputs, ranges, exits=exits, layout=layout, classifier=classifier, head=head)
 
 
 def wrap_at(
