@@ -26,6 +26,7 @@ from benchmarks.harness.common import progress
 from dynamic.models import BagOfTokens, compress
 
 LAYERS = 6
+STATIC_LAYERS = (2, 4, LAYERS)  # where a static network ends
 _LENGTH = torch.export.Dim("length", min=1, max=512)
 SHAPES = {"input_ids": {1: _LENGTH}, "attention_mask": {1: _LENGTH}}
 
@@ -122,14 +123,14 @@ class Networks:
         labels = torch.cat([y for _, y in train])
         features = _features(encoder, train)
         self.encoders: dict[tuple[int, str], Classifier] = {}
-        for layer in range(1, LAYERS + 1):
+        for layer in STATIC_LAYERS:
             classifier = linear_head(features[:, layer], labels, len(task.classes))
             shorter = copy.deepcopy(encoder)
             shorter.encoder.layer = shorter.encoder.layer[:layer]
             self.encoders[layer, "f32"] = Classifier(shorter, classifier).eval()
         progress(f"{task.name}: int8")
         calibration = [inputs for inputs, _ in train[:8]]
-        for layer in range(1, LAYERS + 1):
+        for layer in STATIC_LAYERS:
             smaller = compress.quantize(
                 self.encoders[layer, "f32"], train[0][0], calibration_loader=calibration, latency=False
             )

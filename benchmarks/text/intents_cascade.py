@@ -27,11 +27,11 @@ from torch import nn
 
 import dynamic
 from benchmarks.harness.common import add_data_option, data_folder, progress, save, spread
-from benchmarks.text.intents import LAYERS, SHAPES, TASKS, Networks, Task, Texts
+from benchmarks.text.intents import LAYERS, SHAPES, STATIC_LAYERS, TASKS, Networks, Task, Texts
 from dynamic.data import stratified_halves
 from dynamic.policies import Combiner, replay
 
-MAX_DROP, EXITS, STATIC_LAYERS = 0.01, (2, 4), (2, 4, LAYERS)
+MAX_DROP, EXITS = 0.01, (2, 4)
 ENGINES = ("onnxruntime", "openvino")
 BLOCK, WARM = 20, 3
 GOALS = {"mean": 0.40, "p95": 1.05}
