@@ -179,7 +179,8 @@ class Costs:
     def at_size(self, size: int | None) -> "Costs":
         """Return the costs of inputs of another size.
 
-        Times are linear between measured sizes and beyond the largest, and constant below the smallest. The energy of a
+        Times are linear between measured sizes and beyond the largest, where none falls, and constant below the
+        smallest. The energy of a
         stage grows as its time does, and the memory of a row as its size does.
 
         Args:

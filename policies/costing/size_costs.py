@@ -68,24 +68,26 @@ def check_sizes(size: int | None, sizes: Sequence[SizeCosts], stages: int, batch
             raise InputError(f"the overhead at size {entry.size} must have an entry for each batch size")
 
 
-def between(known: Sequence[SizeCosts], size: int) -> SizeCosts:
+def between(measured: Sequence[SizeCosts], size: int) -> SizeCosts:
     """The costs at a size, linear between those of two measured ones and beyond the largest.
 
-    Below the smallest they are those of the smallest. No figure is below 0.
+    Below the smallest they are those of the smallest. Beyond the largest no figure falls: where it does before, that is
+    noise.
 
     Args:
-        known: Rising sizes, two or more.
+        measured: Rising sizes, two or more.
         size: The size.
 
     Returns:
         The costs.
     """
-    at = min(max(bisect_right([entry.size for entry in known], size), 1), len(known) - 1)
-    low, high = known[at - 1], known[at]
+    at = min(max(bisect_right([entry.size for entry in measured], size), 1), len(measured) - 1)
+    low, high = measured[at - 1], measured[at]
     share = max((size - low.size) / (high.size - low.size), 0.0)
 
     def row(a: Row, b: Row) -> Row:
-        return tuple(max(x + share * (y - x), 0.0) for x, y in zip(a, b, strict=True))
+        pairs = zip(a, b, strict=True)
+        return tuple(x + share * (y - x) if share <= 1.0 else y + (share - 1.0) * max(y - x, 0.0) for x, y in pairs)
 
     figures: dict[str, Any] = {
         name: tuple(row(a, b) for a, b in zip(getattr(low, name), getattr(high, name), strict=True)) for name in TABLES

@@ -8,7 +8,7 @@ import pytest
 from support.policy_cases import INF, make_costs, make_ladder, make_point
 
 import dynamic
-from dynamic.policies.costing.size_costs import SizeCosts
+from dynamic.policies.costing.size_costs import SizeCosts, between
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import CorruptError, InputError
 from dynamic.policies.frontier import Frontier
@@ -44,6 +44,19 @@ def test_times_are_linear_between_measured_sizes(size: int, first: float, second
     assert costs.call_ms[0] == pytest.approx(call)
     assert costs.size == size
     assert costs.row_mb == pytest.approx((3.0 * size / 10,))
+
+
+def test_noise_between_two_sizes_makes_no_larger_one_free() -> None:
+    """0.031 ms at 16 and 0.0305 at 64: beyond, times are those at 64. A stage that grows goes on to grow."""
+    sized = [
+        SizeCosts(size, ((ms,), (size,)), ((ms,), (size,)), NONE, ((ms,), (size,)), (call,))
+        for size, ms, call in ((16, 0.031, 0.2), (64, 0.0305, 0.1))
+    ]
+    larger = between(sized, 4096)
+    assert larger.latency_ms == larger.cpu_ms == ((0.0305,), (4096,))
+    assert larger.call_ms == (0.1,)
+    assert between(sized, 40).latency_ms[0][0] == pytest.approx(0.03075)
+    assert between(sized, 64).latency_ms == ((0.0305,), (64,))
 
 
 def test_the_energy_of_a_stage_grows_as_its_time() -> None:

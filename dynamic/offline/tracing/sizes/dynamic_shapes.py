@@ -38,10 +38,10 @@ def read_shapes(words: DynamicShapes, example: Mapping[str, Tensor], argument: s
         InputError: A word is not known, or does not fit the example.
     """
     entries = _by_name(words, example, argument)
-    found: dict[str, dict[int, DimRange | None]] = {}
+    spans: dict[str, dict[int, DimRange | None]] = {}
     hints: dict[str, dict[int, Any]] = {}
     for name, tensor in example.items():
-        found[name] = {}
+        spans[name] = {}
         for d, word in _by_dimension(name, entries[name], tensor).items():
             if isinstance(word, _Hint) and word != _STATIC:
                 if d:
@@ -49,15 +49,15 @@ def read_shapes(words: DynamicShapes, example: Mapping[str, Tensor], argument: s
             else:
                 span = _span(name, d, word, tensor)
                 if d:
-                    found[name][d] = span
+                    spans[name][d] = span
     if hints:
         for name, sizes in infer(hints).items():
             for d in hints.get(name, {}):
                 inferred = sizes[d]
-                found[name][d] = None if isinstance(inferred, int) else DimRange(*inferred)
-    ranges = {n: tuple(found[n].get(d) for d in range(1, tensor.ndim)) for n, tensor in example.items()}
+                spans[name][d] = None if isinstance(inferred, int) else DimRange(*inferred)
+    ranges = {n: tuple(spans[n].get(d) for d in range(1, tensor.ndim)) for n, tensor in example.items()}
     _check_example(ranges, example)
-    return {name: spans if any(spans) else () for name, spans in ranges.items()}
+    return {name: own if any(own) else () for name, own in ranges.items()}
 
 
 def torch_shapes(ranges: Mapping[str, Ranges], batch: Any) -> list[dict[int, Any]]:
@@ -190,22 +190,22 @@ def sizes_text(ranges: Mapping[str, Ranges], inputs: Mapping[str, Tensor]) -> st
 
 def _by_name(words: DynamicShapes, example: Mapping[str, Tensor], argument: str) -> dict[str, Any]:
     names = list(example)
-    given = f"dynamic_shapes={words!r:.200}"
+    label = f"dynamic_shapes={words!r:.200}"
     if isinstance(words, Mapping):
         entries = {str(name): value for name, value in words.items()}
         if names == ["input"] and set(entries) == {argument}:
             entries = {"input": entries[argument]}
         if set(entries) != set(names):
             raise InputError(
-                f"{given} names {sorted(entries)}, the inputs are {names}: name each, None for a fixed one"
+                f"{label} names {sorted(entries)}, the inputs are {names}: name each, None for a fixed one"
             )
         return entries
     if isinstance(words, (str, bytes)) or not isinstance(words, Sequence):
         raise InputError(
-            f"{given} is a {type(words).__name__}: give a dict by argument name, or a tuple, as torch.export"
+            f"{label} is a {type(words).__name__}: give a dict by argument name, or a tuple, as torch.export"
         )
     if len(words) != len(names):
-        raise InputError(f"{given} has {len(words)} entries, the inputs are {names}: give one for each, None for fixed")
+        raise InputError(f"{label} has {len(words)} entries, the inputs are {names}: give one for each, None for fixed")
     return dict(zip(names, words, strict=True))
 
 
