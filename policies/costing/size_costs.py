@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dynamic.policies.errors import InputError
 from dynamic.policies.validation.fields import items, mapping, number, whole
 
@@ -51,7 +53,9 @@ class SizeCosts:
 
 
 def check_sizes(size: int | None, sizes: Sequence[SizeCosts], stages: int, batches: int) -> None:
-    """Raises InputError where sizes do not rise, or a table is not of so many stages and batch sizes."""
+    """Raises InputError where a size is none, sizes do not rise, or a table is not of so many stages and batches."""
+    if size is not None:
+        check_size(size)
     if not sizes:
         return
     if size is None:
@@ -66,6 +70,14 @@ def check_sizes(size: int | None, sizes: Sequence[SizeCosts], stages: int, batch
                 raise InputError(f"{name} at size {entry.size} must have a row for each stage and batch size")
         if len(entry.call_ms) != batches or len(entry.call_cpu_ms) not in (0, batches):
             raise InputError(f"the overhead at size {entry.size} must have an entry for each batch size")
+
+
+def check_size(size: Any) -> None:
+    """Raises InputError where this is no size of a row: a whole number of 1 or more."""
+    if isinstance(size, (bool, np.bool_)) or not isinstance(size, (int, np.integer)) or size < 1:
+        raise InputError(
+            f"size={size!r:.40} is no size of an input: give the product of its dynamic dimensions, 1 or more"
+        )
 
 
 def between(measured: Sequence[SizeCosts], size: int) -> SizeCosts:

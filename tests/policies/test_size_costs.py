@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from support.policy_cases import INF, make_costs, make_ladder, make_point
 
@@ -73,6 +74,13 @@ def test_without_a_size_costs_are_themselves() -> None:
     assert [entry.size for entry in COSTS.measured_sizes] == [2, 10, 40]
 
 
+@pytest.mark.parametrize("size", [0, -3, 2.5, 10.0, True, "10", float("nan")])
+def test_what_is_no_size_is_refused(size: Any) -> None:
+    with pytest.raises(InputError, match=r"size=.* is no size of an input: give the product of its dynamic dimensions"):
+        COSTS.at_size(size)
+    assert COSTS.at_size(np.int64(10)) is COSTS  # type: ignore[arg-type]
+
+
 def test_through_json_and_as_earlier_versions_wrote_them_where_nothing_is_dynamic() -> None:
     again = Costs.from_json(json.loads(json.dumps(COSTS.to_json())))
     assert again == COSTS
@@ -88,6 +96,9 @@ def test_through_json_and_as_earlier_versions_wrote_them_where_nothing_is_dynami
     ("fields", "message"),
     [
         ({"size": None}, "need the size of the others"),
+        ({"size": 0}, "size=0 is no size of an input"),
+        ({"size": 0, "sizes": ()}, "size=0 is no size of an input"),
+        ({"size": 2.5}, "size=2.5 is no size of an input"),
         ({"size": 2}, "must rise from 1 and not repeat 2"),
         ({"sizes": (LARGE, SMALL)}, "must rise from 1"),
         ({"sizes": (replace(LARGE, head_ms=((0, 0),)),)}, "head_ms at size 40 must have a row for each stage"),
