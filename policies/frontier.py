@@ -116,7 +116,7 @@ class Frontier:
             The costs.
 
         Raises:
-            TypeError: when the size is not a number.
+            InputError: when the size is no whole number of 1 or more.
 
         Example:
             >>> frontier.costs_at(None) is frontier.costs
@@ -254,7 +254,7 @@ class Frontier:
             The rank, by energy or CPU time.
 
         Raises:
-            TypeError: when the size is not a number.
+            InputError: when the size is no whole number of 1 or more.
 
         Example:
             >>> frontier.effort_at(None) is frontier.effort
@@ -272,7 +272,7 @@ class Frontier:
             The rank, by milliseconds.
 
         Raises:
-            TypeError: when the size is not a number.
+            InputError: when the size is no whole number of 1 or more.
 
         Example:
             >>> frontier.processor_at(None) is frontier.processor
@@ -290,7 +290,7 @@ class Frontier:
             The rank, by negative accuracy.
 
         Raises:
-            TypeError: when the size is not a number.
+            InputError: when the size is no whole number of 1 or more.
 
         Example:
             >>> frontier.accuracy_at(None) is frontier.accuracy
@@ -308,7 +308,7 @@ class Frontier:
             The rank, by milliseconds.
 
         Raises:
-            TypeError: when the size is not a number.
+            InputError: when the size is no whole number of 1 or more.
 
         Example:
             >>> frontier.mean_at(None) is frontier.mean

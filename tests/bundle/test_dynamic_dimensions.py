@@ -308,3 +308,36 @@ def test_a_request_of_another_size_asks_the_policy(image_bundle: Any) -> None:
             assert answer.stage == expected.stage[0]
             np.testing.assert_allclose(answer.log_probs, expected.logits[0], atol=1e-4)
     engine.close()
+
+
+def test_a_plan_is_for_requests_of_one_size(image_bundle: Any) -> None:
+    bundle, _ = image_bundle
+    costs = bundle.profile((1,), seconds=0.01).costs
+    stages = range(len(costs.latency_ms))  # at the example's size a stage takes 1 ms, at four times the area 3
+    tables = {"latency_ms": ((1.0,),) * len(stages), "head_ms": ((0.0,),) * len(stages)}
+    tables |= {"latency_p95_ms": tables["latency_ms"], "cpu_ms": tables["latency_ms"]}
+    threes = ((3.0,),) * len(stages)
+    large = SizeCosts(4 * costs.size, threes, threes, tables["head_ms"], threes, (0.0,))
+    costs = replace(costs, **tables, call_ms=(0.0,), call_cpu_ms=(), sizes=(large,), noise=0.0, route=("stages",))
+    bundle = bundle.with_costs(costs, None)
+    sizes = ((12, 10), (12, 10), (12, 10), (24, 20), (24, 20), (20, 24), (12, 10), (12, 10))  # two of equal area
+    planned = []
+    engine = bundle.open()
+    with bundle.runtime(monitor=dynamic.FixedMonitor(dynamic.Snapshot(time_s=0.0))) as run:
+        for number, size in enumerate(sizes):
+            x = torch.randn(3, *size, generator=torch.Generator().manual_seed(number)).numpy()
+            answer = run(x)
+            expected = engine.stages.run({"input": x[None]}, answer.decision.point.thresholds)
+            assert answer.stage == expected.stage[0]
+            np.testing.assert_allclose(answer.log_probs, expected.logits[0], atol=1e-4)
+            plan = run._controller.plan
+            if number and sizes[number - 1] == size:
+                assert plan is not None
+                assert (plan.size, plan.shape) == (size[0] * size[1], (3, *size))
+                stage_ms = 1.0 if plan.size == costs.size else 3.0
+                expected_ms = stage_ms * np.cumsum(plan.decision.point.plan.run)  # of stages that run so far
+                assert plan.expected_ms == pytest.approx(expected_ms)
+                assert plan.slow_ms == pytest.approx(2 * plan.decision.slowdown * expected_ms)
+                planned.append(plan.size)
+    assert planned == [120, 120, 480, 120]
+    engine.close()

@@ -4,11 +4,12 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from support.policy_cases import INF, make_costs, make_ladder, make_point
 
 import dynamic
-from dynamic.policies.costing.size_costs import SizeCosts
+from dynamic.policies.costing.size_costs import SizeCosts, between
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import CorruptError, InputError
 from dynamic.policies.frontier import Frontier
@@ -46,6 +47,19 @@ def test_times_are_linear_between_measured_sizes(size: int, first: float, second
     assert costs.row_mb == pytest.approx((3.0 * size / 10,))
 
 
+def test_noise_between_two_sizes_makes_no_larger_one_free() -> None:
+    """0.031 ms at 16 and 0.0305 at 64: beyond, times are those at 64. A stage that grows goes on to grow."""
+    sized = [
+        SizeCosts(size, ((ms,), (size,)), ((ms,), (size,)), NONE, ((ms,), (size,)), (call,))
+        for size, ms, call in ((16, 0.031, 0.2), (64, 0.0305, 0.1))
+    ]
+    larger = between(sized, 4096)
+    assert larger.latency_ms == larger.cpu_ms == ((0.0305,), (4096,))
+    assert larger.call_ms == (0.1,)
+    assert between(sized, 40).latency_ms[0][0] == pytest.approx(0.03075)
+    assert between(sized, 64).latency_ms == ((0.0305,), (64,))
+
+
 def test_the_energy_of_a_stage_grows_as_its_time() -> None:
     costs = COSTS.powered(active_mw=1000.0, idle_mw=None).at_size(40)
     assert costs.energy_mj is not None
@@ -58,6 +72,13 @@ def test_without_a_size_costs_are_themselves() -> None:
     assert FIXED.at_size(77) is FIXED
     assert FIXED.measured_sizes == ()
     assert [entry.size for entry in COSTS.measured_sizes] == [2, 10, 40]
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, 10.0, True, "10", float("nan")])
+def test_what_is_no_size_is_refused(size: Any) -> None:
+    with pytest.raises(InputError, match=r"size=.* is no size of an input: give the product of its dynamic dimensions"):
+        COSTS.at_size(size)
+    assert COSTS.at_size(np.int64(10)) is COSTS  # type: ignore[arg-type]
 
 
 def test_through_json_and_as_earlier_versions_wrote_them_where_nothing_is_dynamic() -> None:
@@ -75,6 +96,9 @@ def test_through_json_and_as_earlier_versions_wrote_them_where_nothing_is_dynami
     ("fields", "message"),
     [
         ({"size": None}, "need the size of the others"),
+        ({"size": 0}, "size=0 is no size of an input"),
+        ({"size": 0, "sizes": ()}, "size=0 is no size of an input"),
+        ({"size": 2.5}, "size=2.5 is no size of an input"),
         ({"size": 2}, "must rise from 1 and not repeat 2"),
         ({"sizes": (LARGE, SMALL)}, "must rise from 1"),
         ({"sizes": (replace(LARGE, head_ms=((0, 0),)),)}, "head_ms at size 40 must have a row for each stage"),

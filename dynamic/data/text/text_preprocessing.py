@@ -131,8 +131,8 @@ class TextPreprocess:
             )
         own = tokenizer_of(inner.to_str())
         padding = getattr(inner, "padding", None) or {}
-        known = (own.token_to_id(token) for token in _PADDING)
-        pad_id = padding.get("pad_id", next((number for number in known if number is not None), 0))
+        numbers = (own.token_to_id(token) for token in _PADDING)
+        pad_id = padding.get("pad_id", next((number for number in numbers if number is not None), 0))
         return cls(own.to_str(), truncate, pad_id)
 
     @property
