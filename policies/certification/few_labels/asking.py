@@ -180,11 +180,11 @@ class Asking:
         drawable = count if finite else int(count * (1 - _CHOOSING))
         budget = settings.budget or count
         if finite or drawable < fewest:
-            outlook = _outlook(self._parts, self._search, count)
+            outlook = _outlook(self._parts, self._search, settings.targets, count)
             plan = outlook.plan if finite else outlook.plan_all
             return outlook, plan(settings.targets, self._level, budget)
         parts = self._records_of(self._empty.select(np.sort(self._order[drawable:])), self._empty)
-        outlook = _outlook(parts, parts.search(settings.score), drawable)
+        outlook = _outlook(parts, parts.search(settings.score), settings.targets, drawable)
         return outlook, outlook.plan(settings.targets, self._level, budget)
 
     def resumed(self, store: AnswerStore) -> "Asking":
@@ -248,8 +248,9 @@ class Asking:
             self._parts = replace(self._parts, search_records=choosing_records(self.records))
             self._search = self._parts.search(self.settings.score)
         self._answers = self._parts.answers(self.settings.score)
-        if self.records.stages == 2:
-            self._answers.exits_of((0,))
+        stage = self._parts.free_exit(self._search.search, self.settings.targets)
+        if stage is not None:
+            self._answers.exits_of((stage,))
         else:
             for candidate in self._parts.path(self._search.search):
                 self._answers.exits_under(candidate.thresholds)
@@ -402,14 +403,15 @@ def _some(rows: NDArray[np.int64]) -> str:
     return f"{', '.join(map(str, rows[:3].tolist()))}{' ...' if len(rows) > 3 else ''}"
 
 
-def _outlook(parts: RecordParts, one: ScoreSearch, drawable: int) -> Outlook:
+def _outlook(parts: RecordParts, one: ScoreSearch, targets: Sequence[float], drawable: int) -> Outlook:
     """What is known of the steps of a path from unlabelled logits. So many inputs can be drawn."""
     records = parts.search_records
     combiner = parts.combiner(one.score)
     open_answers = Answers(records, combiner, parts.risk)
     expected = Answers(records, combiner, parts.risk, expected=True)
-    if parts.has_one_exit:
-        opened, losses = open_answers.exits((0,)), expected.exits((0,))
+    stage = parts.free_exit(one.search, targets)
+    if stage is not None:
+        opened, losses = open_answers.exits((stage,)), expected.exits((stage,))
         order = opened.stages[0].most_confident_first
         lost = (losses.loss + losses.square) / 2
 
