@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
     parser.add_argument("--bargain", type=Path, help="folder with the package of BARGAIN. Without it, it is left out")
     options = parser.parse_args()
-    check_draws(parser, options.draws)
+    check_draws(options.draws)
     data = data_folder(options.data)
     tasks = {name: task_named(name, data, FOLDER) for name in options.tasks}
     package = None if options.bargain is None else bargain_package(options.bargain)

@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--risks", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--cascades", nargs="+", default=CASCADES, choices=CASCADES)
     options = parser.parse_args()
-    check_draws(parser, options.draws)
+    check_draws(options.draws)
     required(options.before.resolve() / "dynamic" / "__init__.py", "the command that this file begins with")
     records = family(data_folder(options.data))
     populations = {"two": two_stages(records)["resnet20"], **cascades(records)}

@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", type=float, default=TARGETS)
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
     options = parser.parse_args()
-    check_draws(parser, options.draws)
+    check_draws(options.draws)
     records = family(data_folder(options.data))
     several = cascades(records)
     version, within = code(), within_chance(options.draws)

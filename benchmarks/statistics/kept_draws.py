@@ -1,9 +1,9 @@
 """Draws that are kept in out/, so that an interrupted benchmark continues."""
 
-import argparse
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,10 @@ def within_chance(draws: int) -> float:
     return int(binom.ppf(0.975, draws, DELTA)) / draws
 
 
-def check_draws(parser: argparse.ArgumentParser, draws: int) -> None:
+def check_draws(draws: int) -> None:
     """Exit where draws are no whole number of files."""
     if draws % CHUNK:
-        parser.error(f"--draws {draws} must be a multiple of {CHUNK}")
+        sys.exit(f"--draws {draws} must be a multiple of {CHUNK}")
 
 
 def paired(before: NDArray[np.float64], after: NDArray[np.float64]) -> dict[str, Any]:

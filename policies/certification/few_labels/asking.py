@@ -277,12 +277,23 @@ class Asking:
         open_targets = [target for target in targets if most[target] > least[target]]
         if not open_targets:
             return np.empty(0, np.int64), "more labels cannot help: every step is decided"
-        left = len(self.records) if self.settings.budget is None else self.settings.budget - question_count
-        if left <= 0:
-            return np.empty(0, np.int64), f"the budget of {self.settings.budget} labels is spent"
         step = min(max(most[target] for target in open_targets), len(path) - 1)
         rows = self._sample_rows[path.open_rows(step)]
+        left = len(self.records) if self.settings.budget is None else self.settings.budget - question_count
+        if left <= 0:
+            return np.empty(0, np.int64), self._spent(labels, len(rows))
         return rows[: min(self.settings.batch_size, left)], ""
+
+    def _spent(self, labels: Mapping[int, int], open_rows: int) -> str:
+        """Why asking ends at the budget, and what a larger one can give."""
+        spent = f"the budget of {self.settings.budget} labels is spent"
+        lacking = [f"{target:g}" for target, limits in self.thresholds(labels).items() if limits is None]
+        if not lacking:
+            return spent
+        return (
+            f"{spent}, and nothing is certified for {self.settings.risk.name} {', '.join(lacking)}. Up to {open_rows} "
+            "more labels can help: call again with a larger budget and the same checkpoint"
+        )
 
     def thresholds(self, labels: Mapping[int, int]) -> dict[float, tuple[float, ...] | None]:
         """The thresholds that these labels certify for each target, as `certify` gives them. None: there are none."""
@@ -347,7 +358,9 @@ def ask(asking: Asking, oracle: Oracle, store: AnswerStore) -> Demand:
         store.add(_answers(oracle, rows, len(store.labels), asking.records.logits.shape[2]))
     records = asking.answered(store.labels)
     question_count = int((records.part[list(store.labels)] == CERTIFY).sum())
-    logger.info("%d labels were asked for: %s", question_count, reason)
+    is_certified = any(limits is not None for limits in asking.thresholds(store.labels).values())
+    level = logging.INFO if is_certified else logging.WARNING
+    logger.log(level, "%d labels were asked for: %s", question_count, reason)
     return Demand(records, plan, question_count, reason)
 
 

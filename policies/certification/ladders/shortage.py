@@ -17,6 +17,8 @@ def shortage(certificate: Certificate) -> str:
             )
             if entry.likely is not None:
                 message += f", {_amount(certificate, entry.likely).partition(' ')[0]} in nine of ten"
+        elif entry.risk is not None and entry.risk < entry.target:
+            message = f"measured {entry.risk:.4f}, and no thresholds that pass cost less than the last network"
         elif entry.risk is not None:
             message = f"measured {entry.risk:.4f}, and no thresholds on the path lost less. More {unit} may find better"
         else:

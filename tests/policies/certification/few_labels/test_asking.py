@@ -95,6 +95,18 @@ def test_the_budget_ends_it_and_what_was_not_asked_counts_as_lost() -> None:
     assert point.shares[0] * drawn == pytest.approx(30 + allowed)
 
 
+def test_a_budget_that_certifies_nothing_says_how_many_labels_can_help(caplog: pytest.LogCaptureFixture) -> None:
+    """All scores are equal, so all inputs that were drawn exit together."""
+    demand, _ = asked(proxy(np.full(400, 2.0)), answers(np.zeros(400, bool)), budget=10)
+    drawn = demand.plan.draws
+    assert demand.reason == (
+        f"the budget of 10 labels is spent, and nothing is certified for disagreement 0.1. Up to {drawn - 10} more "
+        "labels can help: call again with a larger budget and the same checkpoint"
+    )
+    (line,) = (r for r in caplog.records if r.levelname == "WARNING")
+    assert line.getMessage() == f"10 labels were asked for: {demand.reason}"
+
+
 def test_answers_that_are_there_are_not_asked_for_again() -> None:
     random = np.random.default_rng(0)
     score, wrong = random.uniform(0, 4, 600), random.random(600) < 0.05
