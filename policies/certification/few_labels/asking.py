@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +55,11 @@ class AnswerStore(Protocol):
 
     labels: dict[int, int]
     draw: Mapping[str, Any] | None
+
+    @property
+    def path(self) -> Path | None:
+        """The checkpoint on disk. None: answers are in memory alone."""
+        ...
 
     def add(self, answers: Mapping[int, int]) -> None:
         """Keep answers before anything else is asked."""
@@ -355,7 +361,7 @@ def ask(asking: Asking, oracle: Oracle, store: AnswerStore) -> Demand:
         rows, reason = asking.next_rows(store.labels)
         if not len(rows):
             break
-        store.add(_answers(oracle, rows, len(store.labels), asking.records.logits.shape[2]))
+        store.add(_answers(oracle, rows, store, asking.records.logits.shape[2]))
     records = asking.answered(store.labels)
     question_count = int((records.part[list(store.labels)] == CERTIFY).sum())
     is_certified = any(limits is not None for limits in asking.thresholds(store.labels).values())
@@ -378,19 +384,17 @@ def with_oracle_stage(records: Records) -> Records:
     )
 
 
-def _answers(oracle: Oracle, rows: NDArray[np.int64], count: int, classes: int) -> dict[int, int]:
+def _answers(oracle: Oracle, rows: NDArray[np.int64], store: AnswerStore, classes: int) -> dict[int, int]:
     """The answers by row."""
     try:
         reply = oracle(rows.copy())
     except Exception as error:
         raise CalibrationError(
-            f"the oracle raised {type(error).__name__} on rows {_some(rows)} ({error}). {_earlier(count)}: mend "
-            "it and call again with the same checkpoint"
+            f"the oracle raised {type(error).__name__} on rows {_some(rows)} ({error}): mend it and {_again(store)}"
         ) from error
     if reply is None:
         raise CalibrationError(
-            f"the oracle has no answer yet on rows {_some(rows)}. {_earlier(count)}: call again with "
-            "the same checkpoint when it has"
+            f"the oracle has no answer yet on rows {_some(rows)}: when it has, {_again(store)}"
         )
     indices = f"for {len(rows)} rows: give a class index, an integer from 0 to {classes - 1}, for each row"
     try:
@@ -408,8 +412,12 @@ def _answers(oracle: Oracle, rows: NDArray[np.int64], count: int, classes: int) 
     return dict(zip(rows.tolist(), labels.tolist(), strict=True))
 
 
-def _earlier(count: int) -> str:
-    return f"The {count} answers before are in the checkpoint, if there is one"
+def _again(store: AnswerStore) -> str:
+    """The remedy, and how many answers are kept."""
+    if store.path is None:
+        return "call again"
+    kept = f". {len(store.labels)} earlier answers are in the checkpoint" if store.labels else ""
+    return f"call again with the same checkpoint{kept}"
 
 
 def _some(rows: NDArray[np.int64]) -> str:
