@@ -40,7 +40,17 @@ from numpy.typing import NDArray
 
 import dynamic
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, module_path, required, save
-from benchmarks.statistics.kept_draws import CONSTANTS, DELTA, POLICIES, Draw, check_draws, code, draws_of, paired, within_chance
+from benchmarks.statistics.kept_draws import (
+    CONSTANTS,
+    DELTA,
+    POLICIES,
+    Draw,
+    check_draws,
+    code,
+    draws_of,
+    paired,
+    within_chance,
+)
 from benchmarks.statistics.population import Population, cascades, family, two_stages
 from dynamic.policies.ladder import RiskName
 from dynamic.policies.scores import Combiner

@@ -63,9 +63,7 @@ def code(script: str, records: Iterable[dynamic.Records], folder: Path = POLICIE
     return digest.hexdigest()[:12]
 
 
-def draws_of(
-    folder: Path, name: str, draws: int, make: Callable[[], Draw], first_seed: int = 0
-) -> NDArray[np.float64]:
+def draws_of(folder: Path, name: str, draws: int, make: Callable[[], Draw], first_seed: int = 0) -> NDArray[np.float64]:
     """All draws of a cell `[draws, figures]`, those of earlier runs first. `make` is called where some are missing."""
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[list[float]] = []

@@ -393,9 +393,7 @@ def _answers(oracle: Oracle, rows: NDArray[np.int64], store: AnswerStore, classe
             f"the oracle raised {type(error).__name__} on rows {_some(rows)} ({error}): mend it and {_again(store)}"
         ) from error
     if reply is None:
-        raise CalibrationError(
-            f"the oracle has no answer yet on rows {_some(rows)}: when it has, {_again(store)}"
-        )
+        raise CalibrationError(f"the oracle has no answer yet on rows {_some(rows)}: when it has, {_again(store)}")
     indices = f"for {len(rows)} rows: give a class index, an integer from 0 to {classes - 1}, for each row"
     try:
         labels = np.asarray(reply)
