@@ -117,7 +117,8 @@ def samples_of(sound: Any, rate_hz: int, samples: int = 0) -> NDArray[Any]:
 
 def _has_channels(array: NDArray[Any], samples: int) -> bool:
     """Whether rows `[T, channels]` are the samples of one sound, and no batch."""
-    return array.shape[1] < _MOST_CHANNELS < array.shape[0] and array.shape[1] != samples
+    rows, columns = array.shape
+    return columns != samples and columns < _MOST_CHANNELS < rows
 
 
 def scaled(samples: NDArray[Any]) -> NDArray[np.float64]:
