@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import SettingError
 
 _RANGE = 7.0  # natural logarithms of energy below the loudest point, 30 dB: what is below is noise of the recording
 
@@ -25,7 +25,7 @@ class SpectrogramCNN(nn.Module):
         dropout: Share of the last features that is left out in training.
 
     Raises:
-        InputError: A number is below 1, or `dropout` is not in [0, 1).
+        SettingError: A number is below 1, or `dropout` is not in [0, 1).
 
     Example:
         >>> from dynamic.models import SpectrogramCNN
@@ -35,10 +35,11 @@ class SpectrogramCNN(nn.Module):
 
     def __init__(self, classes: int, mels: int, *, width: int = 16, dropout: float = 0.3) -> None:
         super().__init__()
-        if min(classes, mels, width) < 1:
-            raise InputError(f"classes={classes}, mels={mels}, width={width}: all have to be at least 1")
+        for name, value in (("classes", classes), ("mels", mels), ("width", width)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingError(f"{name}={value!r:.80} must be a whole number from 1")
         if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} must lie in [0, 1), 0.3 is usual")
+            raise SettingError(f"dropout={dropout} must lie in [0, 1), 0.3 is usual")
         self.features = nn.Sequential(
             _convolution(1, width, 2),
             _convolution(width, width, 1),

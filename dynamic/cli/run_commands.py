@@ -32,6 +32,8 @@ from dynamic.data.image_steps import RGB, Gray
 from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import find_pictures
 from dynamic.data.preprocessing import Preprocess
+from dynamic.data.sound.recordings import find_recordings
+from dynamic.data.sound.sound_preprocess import SoundPreprocess
 from dynamic.data.text.text_files import text_lines
 from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.errors import InputError
@@ -76,7 +78,7 @@ def run(
         list[Path],
         typer.Argument(
             help="Image files, folders and zips. Of a bundle for texts, files with one text a line, - for the "
-            "standard input.",
+            "standard input. Of one for sounds, wav files and folders.",
             show_default=False,
         ),
     ],
@@ -95,7 +97,7 @@ def run(
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
 ) -> None:
-    """Run images or texts under a budget, one at a time.
+    """Run images, texts or sounds under a budget, one at a time.
 
     Folders that are named like classes give the right answers, as do lines that begin with a class and a tab. What does
     not read, or does not fit, is skipped and listed with the reason.
@@ -184,10 +186,15 @@ def _items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: str | 
         raise InputError(f"{shelf} was built with preprocess=None: files cannot become its inputs. Build it again")
     if isinstance(bundle.preprocess, TextPreprocess):
         return [_Item(line.name, line.true_class, partial(str, line.text)) for line in text_lines(paths, classes)]
+    if isinstance(bundle.preprocess, SoundPreprocess):
+        return [
+            _Item(recording.name, recording.folder if recording.folder in classes else None, recording.sound)
+            for recording in find_recordings(paths, split)
+        ]
     if not isinstance(bundle.preprocess, Preprocess):
         raise InputError(
-            f"{shelf} takes neither images nor texts, which this command reads: answer from Python, "
-            "run(dynamic.data.load_sound(path)) for a sound"
+            f"{shelf} takes neither images, nor texts, nor sounds, which this command reads: answer from Python, "
+            "runtime(inputs)"
         )
     converts = any(isinstance(step, (Gray, RGB)) for step in bundle.preprocess.steps)
     channels = None if converts else bundle.spec.inputs[0].shape[0]

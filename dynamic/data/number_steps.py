@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.validation.numbers import plain_items
 
 Floats = NDArray[np.float32]
@@ -16,6 +16,26 @@ def own_numbers(step: Any) -> None:
     """Replace numbers of numpy in a step by Python's own: steps are compared and written as JSON."""
     for name, value in vars(step).items():
         object.__setattr__(step, name, plain_items(value))
+
+
+def check_count(name: str, value: object, most: int) -> None:
+    """Check a setting that counts something.
+
+    Args:
+        name: As in "LogMel(mels".
+        value: The setting.
+        most: The largest value.
+
+    Raises:
+        SettingError: The value is no whole number from 1 to `most`.
+    """
+    if not is_count(value, most):
+        raise SettingError(f"{name}={value!r:.80}): give a whole number from 1 to {most}")
+
+
+def is_count(value: object, most: int) -> bool:
+    """Return whether a value is a whole number from 1 to `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 @dataclass(frozen=True)

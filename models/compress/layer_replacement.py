@@ -1,13 +1,14 @@
 """Finds the layers of a network in one run, and replaces them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynamic.offline.batches import Batch, named_tensors, run_on
-from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.networks.module_modes import calling_parts, evaluating
 from dynamic.policies.errors import InputError
 
 
@@ -29,17 +30,24 @@ def observe_layers(network: nn.Module, example_inputs: Batch, kinds: tuple[type[
     """
     shapes: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
-    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        shapes.setdefault(id(module), (tuple(args[0].shape), tuple(output.shape)))
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        shapes.setdefault(id(module), (tuple(input_of(args, kwargs).shape), tuple(output.shape)))
 
     layers = [(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
-    hooks = [module.register_forward_hook(note) for _, module in layers]
+    hooks = [module.register_forward_hook(note, with_kwargs=True) for _, module in layers]
     try:
-        run(network, example_inputs)
+        with calling_parts():
+            run(network, example_inputs)
     finally:
         for hook in hooks:
             hook.remove()
     return [Layer(name, module, *shapes.get(id(module), (None, None))) for name, module in layers]
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The input of a layer of torch.nn, as a hook gets it. Networks may call `layer(input=x)`."""
+    value: Tensor = args[0] if args else kwargs["input"]
+    return value
 
 
 def recurrent(network: nn.Module) -> dict[str, str]:
@@ -63,11 +71,26 @@ def run(network: nn.Module, example_inputs: Batch) -> object:
 
 
 def swap(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Replace modules by others wherever they stand in `network`."""
+    """Replace modules by others wherever they stand in `network`, where encoder layers will call them."""
     for parent in list(network.modules()):
         for name, child in parent._modules.items():  # named_children skips modules that stand twice
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
+    call_in_encoders(network, replacements.values())
+
+
+def call_in_encoders(network: nn.Module, replaced: Iterable[nn.Module]) -> None:
+    """Let the encoders of torch.nn that hold modules of `replaced` call them.
+
+    In evaluation mode they run one fused operator, which reads `linear1.weight` of a layer and never calls it. An
+    exported graph calls it. Both attributes have no other use.
+    """
+    fresh = set(replaced)
+    for part in network.modules():
+        if isinstance(part, nn.TransformerEncoderLayer) and not fresh.isdisjoint(part.modules()):
+            part.activation_relu_or_gelu = 0
+        elif isinstance(part, nn.TransformerEncoder) and not fresh.isdisjoint(part.modules()):
+            part.use_nested_tensor = False  # only fused operators take nested tensors
 
 
 def placed_like(fresh: nn.Module, old: nn.Module) -> nn.Module:

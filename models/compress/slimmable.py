@@ -5,7 +5,7 @@ Each width uses the leading channels of every layer. It has batch norms of its o
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dynamic.models.compress.layer_replacement import run, swap
+from dynamic.models.compress.layer_replacement import input_of, run, swap
 from dynamic.models.compress.report import copied
 from dynamic.models.resnet import BasicBlock
 from dynamic.offline.batches import Batch
@@ -162,9 +162,9 @@ class SlimConv2d(nn.Conv2d):
         self.bias = full.bias
         self.train(thin.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The convolution of this width."""
-        features: Tensor = self._conv_forward(x, *self._own())
+        features: Tensor = self._conv_forward(input, *self._own())
         return features
 
     def plain(self) -> nn.Conv2d:
@@ -187,9 +187,9 @@ class SlimLinear(nn.Linear):
         self.bias = full.bias
         self.train(thin.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The linear layer of this width."""
-        return F.linear(x, *self._own())
+        return F.linear(input, *self._own())
 
     def plain(self) -> nn.Linear:
         """A linear layer with a copy of the weights of this width."""
@@ -211,11 +211,11 @@ def narrow(network: nn.Module, example_inputs: Batch, width: float, round_to: in
     def channels(full: int) -> int:
         return min(full, max(1, math.floor(full * width / round_to + 0.5)) * round_to)
 
-    def cut(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def cut(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if module in visited:
             return
         visited.add(module)
-        x = args[0]
+        x = args[0] if isinstance(module, BasicBlock) else input_of(args, kwargs)
         if isinstance(module, BasicBlock):  # the padding of its shortcut is a number of its own
             module.new_channels = channels(module.conv2.out_channels) - x.shape[1]
         elif isinstance(module, nn.Conv2d):
@@ -241,7 +241,7 @@ def narrow(network: nn.Module, example_inputs: Batch, width: float, round_to: in
             _cut(module, x.shape[1])
 
     kinds = (nn.Conv2d, nn.Linear, _BatchNorm, BasicBlock)
-    hooks = [m.register_forward_pre_hook(cut) for m in thin.modules() if isinstance(m, kinds)]
+    hooks = [m.register_forward_pre_hook(cut, with_kwargs=True) for m in thin.modules() if isinstance(m, kinds)]
     try:
         run(thin, example_inputs)
     except InputError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from scipy.io import wavfile
 from torch import nn
 
 import dynamic
@@ -162,11 +163,49 @@ def test_a_graph_takes_the_features(bundle: dynamic.Bundle, networks: list[nn.Mo
     assert SoundPreprocess.from_json(json.loads(metadata["dynamic.preprocess"])) == PREPROCESS
 
 
-def test_the_command_for_images_says_that_it_takes_none(bundle: dynamic.Bundle) -> None:
-    command = [sys.executable, "-m", "dynamic", "run", str(bundle.folder), "picture.png"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def command(bundle: dynamic.Bundle, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "dynamic", "run", str(bundle.folder), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def test_the_command_reads_wav_files(bundle: dynamic.Bundle, tmp_path: Path) -> None:
+    """A folder with a class folder, a stereo file, one of another rate, a damaged one and two that are none."""
+    inside = tmp_path / "test" / "700 Hz"
+    inside.mkdir(parents=True)
+    wavfile.write(inside / "a.wav", RATE, tone(1, 5001))
+    wavfile.write(inside / "b.WAV", RATE, np.stack([tone(1, 5001)] * 2, axis=1))
+    wavfile.write(tmp_path / "other.wav", 44100, tone(1, 5001))
+    (tmp_path / "damaged.wav").write_bytes((inside / "a.wav").read_bytes()[:30])
+    (tmp_path / ".hidden.wav").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("no sound")
+    done = command(bundle, str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    *rows, last = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(row["file"]).name for row in rows] == ["a.wav", "b.WAV"]
+    with dynamic.load(bundle.folder).runtime() as run:
+        names = [run(tone(1, 5001)).name] * 2  # type: ignore[union-attr]
+    assert [(row["class"], row["name"]) for row in rows] == [("700 Hz", name) for name in names]
+    reasons = {Path(left["file"]).name: left["reason"] for left in last["summary"]["left_out"]}
+    assert sorted(reasons) == ["damaged.wav", "other.wav"]
+    assert "44100 samples a second, expected 8000" in reasons["other.wav"]
+    assert "does not read" in reasons["damaged.wav"]
+    alone = command(bundle, str(inside / "a.wav"), str(tmp_path), "--split", "test", "--json")
+    assert [Path(json.loads(line)["file"]).name for line in alone.stdout.splitlines()[:-1]] == [
+        "a.wav",
+        "a.wav",
+        "b.WAV",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("missing.wav", "does not exist"), ("", "holds no wav files"), ("picture.png", "does not read as a wav file")],
+)
+def test_the_command_says_what_it_takes(bundle: dynamic.Bundle, tmp_path: Path, place: str, words: str) -> None:
+    (tmp_path / "picture.png").write_bytes(b"no picture")
+    done = command(bundle, str(tmp_path / place))
     assert done.returncode == 1
-    assert "load_sound(path)" in " ".join(done.stderr.split())
+    assert words in " ".join(done.stderr.split())
 
 
 def test_damaged_settings_are_no_bundle(bundle: dynamic.Bundle, tmp_path: Path) -> None:

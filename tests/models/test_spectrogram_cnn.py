@@ -5,7 +5,7 @@ import torch
 
 import dynamic
 from dynamic.models import SpectrogramCNN
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import SettingError
 
 
 @pytest.mark.parametrize(("mels", "frames"), [(40, 51), (16, 1), (1, 7), (33, 64)])
@@ -36,7 +36,9 @@ def test_it_gets_exits() -> None:
         torch.testing.assert_close(logits[-1], network(sound))
 
 
-@pytest.mark.parametrize("settings", [{"classes": 0}, {"mels": 0}, {"width": 0}, {"dropout": 1.0}, {"dropout": -0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"classes": 0}, {"mels": 0}, {"width": 0}, {"classes": 2.5}, {"dropout": 1.0}, {"dropout": -0.1}]
+)
 def test_settings_out_of_range(settings: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=str(next(iter(settings)))):
+    with pytest.raises(SettingError, match=str(next(iter(settings)))):
         SpectrogramCNN(**({"classes": 5, "mels": 24} | settings))  # type: ignore[arg-type]

@@ -3,13 +3,15 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.data.number_steps import Floats, own_numbers
-from dynamic.policies.errors import InputError
+from dynamic.data.number_steps import Floats, check_count, own_numbers
+from dynamic.data.sound.waveform import MOST_RATE_HZ, Sound, samples_of, scaled
+from dynamic.policies.errors import InputError, SettingError
+from dynamic.policies.validation.numbers import plain
 
 Doubles = NDArray[np.float64]
 WindowShape = Literal["hann", "hamming"]
@@ -55,7 +57,7 @@ class LogMel:
         std: The difference is divided by it.
 
     Raises:
-        InputError: A number is out of range, or a word is unknown.
+        SettingError: A number is out of range, or a word is unknown.
 
     Example:
         >>> features = dynamic.data.LogMel(mels=40, fft=256, hop=80)
@@ -88,12 +90,12 @@ class LogMel:
                 continue
             check_count(f"LogMel({name}", value, most)
         if self.fft < 2:
-            raise InputError(f"LogMel(fft={self.fft}): a spectrum needs at least 2 samples, 400 are usual at 16 kHz")
+            raise SettingError(f"LogMel(fft={self.fft}): a spectrum needs at least 2 samples, 400 are usual at 16 kHz")
         for name, words in _WORDS.items():
             if getattr(self, name) not in words:
-                raise InputError(f"LogMel({name}={getattr(self, name)!r:.80}): use one of {words}")
+                raise SettingError(f"LogMel({name}={getattr(self, name)!r:.80}): use one of {words}")
         if not isinstance(self.area_normalized, bool):
-            raise InputError(f"LogMel(area_normalized={self.area_normalized!r:.80}): give True or False")
+            raise SettingError(f"LogMel(area_normalized={self.area_normalized!r:.80}): give True or False")
         for name, above, least in (
             ("low_hz", -1.0, "0 or more"),
             ("high_hz", self.low_hz, f"more than low_hz={self.low_hz}"),
@@ -107,7 +109,7 @@ class LogMel:
                 continue
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not above < value < 1e30 or (name == "low_hz" and value < 0):
-                raise InputError(f"LogMel({name}={value!r:.80}): give {least}")
+                raise SettingError(f"LogMel({name}={value!r:.80}): give {least}")
 
     def frames(self, samples: int) -> int:
         """Compute the number of spectra of a sound.
@@ -139,60 +141,67 @@ class LogMel:
             rate_hz: Samples a second.
 
         Raises:
-            InputError: A filter lies above.
+            SettingError: A filter lies above.
 
         Example:
             >>> dynamic.data.LogMel(high_hz=4000).check_rate(8000)
         """
         for name, edge in (("low_hz", self.low_hz), ("high_hz", self.high_hz)):
             if edge is not None and (edge > rate_hz / 2 or (name == "low_hz" and edge == rate_hz / 2)):
-                raise InputError(
+                raise SettingError(
                     f"LogMel({name}={edge}): a sound of {rate_hz} samples a second has frequencies up to "
                     f"{rate_hz / 2:g} Hz. Give {'less' if name == 'low_hz' else 'at most that'}"
                 )
 
-    def __call__(self, samples: NDArray[np.floating], rate_hz: int) -> Floats:
+    def __call__(self, samples: Sound | NDArray[Any], rate_hz: int) -> Floats:
         """Compute the features of one sound.
 
         Args:
-            samples: The sound `[T]`, -1 to 1.
+            samples: The sound `[T]`: floats from -1 to 1, or integers, which are scaled as in `SoundPreprocess`.
             rate_hz: Samples a second.
 
         Returns:
             float32 `[mels, frames]`.
 
         Raises:
-            InputError: The sound is too short, or a filter lies above half the sample rate.
+            InputError: The sound is too short, of another rate, shape or type, not finite, or far above 1.
+            SettingError: A filter lies above half the sample rate, or the rate is no whole number in range.
 
         Example:
             >>> silence = dynamic.data.LogMel(mels=8, fft=64, hop=32, floor=1.0)(np.zeros(320), 8000)
             >>> silence.shape, float(abs(silence).max())
             ((8, 11), 0.0)
         """
-        if len(samples) < self.least_samples():
+        rate_hz = plain(rate_hz)
+        check_count("LogMel()(rate_hz", rate_hz, MOST_RATE_HZ)
+        array = samples_of(samples, rate_hz)
+        if array.ndim != 1:
             raise InputError(
-                f"the sound has {len(samples)} samples, and features of {self.fft} samples with padding="
-                f"{self.padding!r} need at least {self.least_samples()}: give a longer one, or a smaller fft"
+                f"the sound has shape {list(array.shape)}, expected [T]: give one sound at a time, or several to a "
+                "SoundPreprocess"
             )
-        bank = _filters(self, rate_hz)
-        half, doubles = self.fft // 2, np.asarray(samples, np.float64)
-        if self.padding != "none":
-            doubles = np.pad(doubles, half, mode="reflect" if self.padding == "reflect" else "constant")
-        parts = np.lib.stride_tricks.sliding_window_view(doubles, self.fft)[:: self.hop]  # [frames, fft]
-        spectrum = np.fft.rfft(parts * _window(self))
-        magnitude = spectrum.real**2 + spectrum.imag**2
-        if self.power != 2.0:
-            magnitude **= self.power / 2
-        energy = bank @ magnitude.T  # [mels, frames]
-        energy = energy + self.floor if self.floor_mode == "add" else np.maximum(energy, self.floor)
-        levels = 10 * np.log10(energy) if self.log == "decibel" else np.log(energy)
-        return np.ascontiguousarray((levels - self.mean) / self.std, np.float32)
+        return levels_of(scaled(array), self, rate_hz)
 
 
-def check_count(name: str, value: object, most: int) -> None:
-    """Raises InputError where a value is no whole number from 1 to `most`. `name`: as in "LogMel(mels"."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise InputError(f"{name}={value!r:.80}): give a whole number from 1 to {most}")
+def levels_of(samples: Doubles, features: LogMel, rate_hz: int) -> Floats:
+    """The features `[mels, frames]` of samples `[T]` that `scaled` gave. InputError where they are too few."""
+    if len(samples) < features.least_samples():
+        raise InputError(
+            f"the sound has {len(samples)} samples, and features of {features.fft} samples with padding="
+            f"{features.padding!r} need at least {features.least_samples()}: give a longer one, or a smaller fft"
+        )
+    bank = _filters(features, rate_hz)
+    if features.padding != "none":
+        samples = np.pad(samples, features.fft // 2, mode="reflect" if features.padding == "reflect" else "constant")
+    parts = np.lib.stride_tricks.sliding_window_view(samples, features.fft)[:: features.hop]  # [frames, fft]
+    spectrum = np.fft.rfft(parts * _window(features))
+    magnitude = spectrum.real**2 + spectrum.imag**2
+    if features.power != 2.0:
+        magnitude **= features.power / 2
+    energy = bank @ magnitude.T  # [mels, frames]
+    energy = energy + features.floor if features.floor_mode == "add" else np.maximum(energy, features.floor)
+    levels = 10 * np.log10(energy) if features.log == "decibel" else np.log(energy)
+    return np.ascontiguousarray((levels - features.mean) / features.std, np.float32)
 
 
 @lru_cache(16)

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.data.arrays import OneInput, Side, fits
-from dynamic.data.number_steps import Floats, own_numbers
-from dynamic.data.sound.log_mel import LogMel, check_count
+from dynamic.data.number_steps import Floats, check_count, own_numbers
+from dynamic.data.sound.log_mel import LogMel, levels_of
 from dynamic.data.sound.waveform import MOST_RATE_HZ, Sound, samples_of, scaled
-from dynamic.policies.errors import CorruptError, InputError, SchemaError
+from dynamic.policies.errors import CorruptError, InputError, SchemaError, SettingError
 from dynamic.policies.validation.fields import items, mapping, short
 
 Shorter = Literal["error", "pad"]
@@ -41,7 +41,7 @@ class SoundPreprocess(OneInput):
         longer: What a longer sound is: an "error", or "cut", which keeps its beginning. `windows` cuts a stream.
 
     Raises:
-        InputError: A number is out of range, a word is unknown, or sounds are too short for the features.
+        SettingError: A number is out of range, a word is unknown, or sounds are too short for the features.
 
     Example:
         >>> preprocess = dynamic.data.SoundPreprocess(8000, 8000, dynamic.data.LogMel(mels=40, fft=256, hop=80))
@@ -62,14 +62,14 @@ class SoundPreprocess(OneInput):
         check_count("SoundPreprocess(samples", self.samples, _MOST_SAMPLES)
         for name, words in (("shorter", get_args(Shorter)), ("longer", get_args(Longer))):
             if getattr(self, name) not in words:
-                raise InputError(f"SoundPreprocess({name}={getattr(self, name)!r:.80}): use one of {words}")
+                raise SettingError(f"SoundPreprocess({name}={getattr(self, name)!r:.80}): use one of {words}")
         if self.features is None:
             return
         if not isinstance(self.features, LogMel):
-            raise InputError(f"SoundPreprocess(features={short(self.features)}): give a LogMel, or None")
+            raise SettingError(f"SoundPreprocess(features={short(self.features)}): give a LogMel, or None")
         self.features.check_rate(self.rate_hz)
         if self.samples < (least := self.features.least_samples()):
-            raise InputError(
+            raise SettingError(
                 f"SoundPreprocess(samples={self.samples}) is too short for features of {self.features.fft} samples, "
                 f"which need at least {least}: give more samples, or a smaller fft"
             )
@@ -183,7 +183,7 @@ class SoundPreprocess(OneInput):
             >>> dynamic.data.SoundPreprocess(8000, 4000).is_single(np.zeros(4000))
             True
         """
-        return not _is_list(sounds) and samples_of(sounds, self.rate_hz).ndim == 1
+        return not _is_list(sounds) and samples_of(sounds, self.rate_hz, self.samples).ndim == 1
 
     def check_packages(self) -> None:
         """Check the packages that it needs: none beside numpy."""
@@ -191,12 +191,17 @@ class SoundPreprocess(OneInput):
     def _rows(self, sounds: Any) -> list[NDArray[Any]]:
         """The samples of each sound, whose lengths fit."""
         if not _is_list(sounds):
-            samples = samples_of(sounds, self.rate_hz)
+            samples = samples_of(sounds, self.rate_hz, self.samples)
             rows = [samples] if samples.ndim == 1 else list(samples)
         else:
             if not len(sounds):
                 raise InputError("no sounds: give at least one")
-            rows = [samples_of(sound, self.rate_hz) for sound in sounds]
+            if np.isscalar(sounds[0]) and not isinstance(sounds[0], (str, bytes)):
+                raise InputError(
+                    f"the sounds are a list of {len(sounds)} numbers, expected one of arrays [T]: give one sound as an "
+                    "array, np.asarray(samples)"
+                )
+            rows = [samples_of(sound, self.rate_hz, self.samples) for sound in sounds]
             shape = next((row.shape for row in rows if row.ndim != 1), None)
             if shape is not None:
                 raise InputError(
@@ -243,7 +248,7 @@ class SoundPreprocess(OneInput):
             doubles = np.pad(doubles, (0, self.samples - len(doubles)))
         if self.features is None:
             return doubles.astype(np.float32)
-        return self.features(doubles, self.rate_hz)[None]
+        return levels_of(doubles, self.features, self.rate_hz)[None]
 
 
 def _is_list(sounds: Any) -> bool:

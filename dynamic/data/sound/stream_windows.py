@@ -6,10 +6,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.data.arrays import as_numbers
-from dynamic.data.sound.log_mel import check_count
-from dynamic.data.sound.waveform import Sound
+from dynamic.data.number_steps import check_count
+from dynamic.data.sound.waveform import Sound, check_rate, numbers_of
 from dynamic.policies.errors import InputError, SettingError
+from dynamic.policies.validation.numbers import plain
 
 _MOST = 2**24
 
@@ -36,14 +36,16 @@ def windows(
         Windows `[samples]`, of the dtype of the blocks. Each is an array of its own.
 
     Raises:
-        InputError: A length is out of range, or a block has several channels or another dtype than the one before.
-        SettingError: `hop` exceeds `samples`, or `last` is unknown.
+        InputError: The stream is nothing of that, or a block has several channels, or another dtype or rate than one
+            before.
+        SettingError: A length is out of range, `hop` exceeds `samples`, or `last` is unknown.
 
     Example:
         >>> blocks = (np.arange(3) + 3 * i for i in range(4))
         >>> [window.tolist() for window in dynamic.data.windows(blocks, 6, hop=3)]
         [[0, 1, 2, 3, 4, 5], [3, 4, 5, 6, 7, 8], [6, 7, 8, 9, 10, 11]]
     """
+    samples, hop = plain(samples), plain(hop)
     check_count("windows(samples", samples, _MOST)
     hop = max(1, samples // 2) if hop is None else hop
     check_count("windows(hop", hop, _MOST)
@@ -53,6 +55,8 @@ def windows(
         raise SettingError(f"last={last!r:.80} is unknown: use 'drop' or 'pad'")
     if isinstance(stream, Sound):
         stream = stream.samples
+    if not isinstance(stream, Iterable) or isinstance(stream, (str, bytes)):
+        numbers_of(stream, "the stream")
     return _cut(_blocks(stream), samples, hop, last == "pad")
 
 
@@ -78,8 +82,12 @@ def _cut(blocks: Iterator[NDArray[Any]], samples: int, hop: int, pad: bool) -> I
 def _blocks(stream: Any) -> Iterator[NDArray[Any]]:
     """The blocks of a stream, checked."""
     at_once = hasattr(stream, "shape") or (isinstance(stream, (list, tuple)) and all(map(np.isscalar, stream)))
+    rate_hz: int | None = None
     for block in (stream,) if at_once else stream:
-        array = as_numbers(block.samples if isinstance(block, Sound) else block, "a block of the stream")
+        if isinstance(block, Sound):
+            rate_hz = block.rate_hz if rate_hz is None else rate_hz
+            check_rate(block.rate_hz, rate_hz)
+        array = numbers_of(block.samples if isinstance(block, Sound) else block, "a block of the stream")
         if array.ndim != 1:
             raise InputError(
                 f"a block of the stream has shape {list(array.shape)}, expected [n]: average its channels first"

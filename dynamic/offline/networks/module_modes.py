@@ -29,6 +29,20 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
+def calling_parts() -> Iterator[None]:
+    """Attention and encoder layers of torch call their parts, as in an exported graph.
+
+    Else they run fused operators in evaluation mode, which read the weights of the parts and call none.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Whatever the code of `module` does to its attributes and buffers meanwhile is undone at the end."""
     parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]  # compiled: no code

@@ -33,15 +33,21 @@ def separate_roundings(graph: onnx.GraphProto) -> None:
 
     ONNX Runtime 1.32 multiplies in integers only where no other product reads the rounded tensor. Query, key and value
     of attention read one. It merges equal nodes, so the copies have another `axis`, which a rounding with one scale
-    does not use.
+    does not use. Where a scale has dimensions, or none are known, `axis` counts and the tensor is left as it is.
     """
+    scalars = _scalars(graph)
     makers = {output: node for node in graph.node for output in node.output}
     readers: dict[str, int] = {}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         rounded = makers.get(node.input[0]) if node.op_type in ("MatMul", "Gemm") else None
         maker = makers.get(rounded.input[0]) if rounded is not None and rounded.op_type == "DequantizeLinear" else None
-        if rounded is not None and maker is not None and maker.op_type == "QuantizeLinear":
+        if (
+            rounded is not None
+            and maker is not None
+            and maker.op_type == "QuantizeLinear"
+            and {rounded.input[1], maker.input[1]} <= scalars
+        ):
             number = readers[maker.output[0]] = readers.get(maker.output[0], -1) + 1
             if number:
                 copies = [_copied(maker, number, ()), _copied(rounded, number, (maker.output[0],))]
@@ -51,6 +57,17 @@ def separate_roundings(graph: onnx.GraphProto) -> None:
     ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(ordered)
+
+
+def _scalars(graph: onnx.GraphProto) -> set[str]:
+    """The constants of a graph that have no dimension."""
+    names = {tensor.name for tensor in graph.initializer if not tensor.dims}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            (value,) = node.attribute
+            if value.name in ("value_float", "value_int") or (value.name == "value" and not value.t.dims):
+                names.add(node.output[0])
+    return names
 
 
 def _copied(node: onnx.NodeProto, number: int, renamed: tuple[str, ...]) -> onnx.NodeProto:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from dynamic.offline.networks.module_modes import calling_parts
+
 logger = logging.getLogger("dynamic")
 
 # moving, reading and making tensors multiplies nothing: not worth a line in the report
@@ -121,13 +123,8 @@ class _Whole:
 @contextmanager
 def counting(counter: Counter) -> Iterator[None]:
     """Count what runs inside, without gradients, and attention in the operators that the counter has formulas for."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator without a formula
-    try:
-        with torch.no_grad(), counter:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with calling_parts(), torch.no_grad(), counter:  # the counter has no formula for a fused operator
+        yield
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]

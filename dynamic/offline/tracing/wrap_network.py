@@ -22,7 +22,7 @@ from dynamic.offline.tracing.exit_heads import Classifier, ExitHead, Head, Room
 from dynamic.offline.tracing.exit_placement import Exits, Placed, PlacedExit, Placer, check_asked
 from dynamic.offline.tracing.graph_cut import Cutter
 from dynamic.offline.tracing.input_sizes import Run, Sizes, checked
-from dynamic.offline.tracing.masked_pooling import mask_of, pooled
+from dynamic.offline.tracing.masked_pooling import MASK, mask_of, pooled, why_unread
 from dynamic.offline.tracing.sizes.declared_sizes import check_declared, check_trials, ranges_of
 from dynamic.offline.tracing.sizes.dynamic_shapes import DynamicShapes, traceable, trial_inputs
 from dynamic.offline.tracing.trace import Captured, capture_export, capture_fx, input_names
@@ -54,7 +54,8 @@ def wrap(
     the positions where it is not 0, so that padding changes no answer.
 
     The backbone is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns with
-    DynamicWarning where outputs beside the logits are dropped, and where only torch.export captures the network.
+    DynamicWarning where outputs beside the logits are dropped, where only torch.export captures the network, and where
+    heads read features of a sequence whose mask they cannot read.
 
     Args:
         backbone: The trained network.
@@ -167,6 +168,13 @@ def wrap_at(
                 DynamicWarning,
                 stacklevel=3,
             )
+        if network._why_unread is not None:
+            warnings.warn(
+                f"the example's {MASK} {network._why_unread}. So heads pool all positions, padding too: "
+                "give the network an input of that name that is 1 at real positions and 0 at padding",
+                DynamicWarning,
+                stacklevel=3,
+            )
         network.dropped = captured.dropped
         if captured.dropped:
             warnings.warn(
@@ -226,6 +234,7 @@ class ExitNetwork(StagedNetwork):
         self._train: Callable[..., list[Tensor]] | None = None
         self._cloned: frozenset[int] = frozenset()
         self._why_not_trainable = "torch.export captured it for evaluation only"
+        self._why_unread: str | None = None  # the mask of a sequence
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Logits `[B, C]` of every exit, the backbone's own last."""
@@ -271,7 +280,8 @@ class ExitNetwork(StagedNetwork):
         cutter = Cutter(captured.graph, observed)
         placed: Placed = Placer(self.backbone, captured, observed, cutter, Layouts(self, observed)).place(exits, layout)
         own_nodes = placed.nodes
-        if means := _means(captured.graph, observed, placed):
+        means, self._why_unread = _means(captured.graph, observed, placed, example)
+        if means:
             observed = observe(self, captured.graph, example, others[:_OBSERVED])
             cutter = Cutter(captured.graph, observed)
             placed = _with_means(placed, means, observed, cutter)
@@ -369,20 +379,26 @@ class ExitNetwork(StagedNetwork):
         return last
 
 
-def _means(graph: fx.Graph, observed: Observed, placed: Placed) -> list[fx.Node]:
+def _means(
+    graph: fx.Graph, observed: Observed, placed: Placed, example: Mapping[str, Tensor]
+) -> tuple[list[fx.Node], str | None]:
     """What heads read, where some read means under a mask, which are put into the graph. Else nothing.
 
-    They do where a feature is `[B, N, D]` and has the positions of the mask.
+    They do where a feature is `[B, N, D]` and has the positions of the mask. Second: why none can read the mask.
     """
     mask = mask_of(graph)
     if mask is None:
-        return []
+        return [], None
+    why = why_unread(example[MASK])
+    if why is not None:
+        sequences = any(place.channel == 2 and len(place.shape) == 2 for place in placed.exits)
+        return [], why if sequences else None
     masked = []
     for place, node in zip(placed.exits, placed.nodes, strict=True):
         sizes = zip(observed.runs(node), observed.runs(mask), strict=True)
         alike = all(len(own.size) == 3 and own.size[:2] == other.size for own, other in sizes)
         masked.append(alike and place.channel == 2)
-    return pooled(graph, placed.nodes, masked) if any(masked) else []
+    return (pooled(graph, placed.nodes, masked) if any(masked) else []), None
 
 
 def _with_means(placed: Placed, means: Sequence[fx.Node], observed: Observed, cutter: Cutter) -> Placed:

@@ -1,14 +1,15 @@
 """Mean and covariance of the inputs of layers, over batches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dynamic.models.compress.layer_replacement import input_of
 from dynamic.offline.batches import labelled_batches, named_tensors, run_on
-from dynamic.offline.networks.module_modes import evaluating
+from dynamic.offline.networks.module_modes import calling_parts, evaluating
 from dynamic.policies.errors import CalibrationError
 
 _FLOOR = 1e-6  # of the largest variance: a smaller variance counts as that, so that roots have an inverse
@@ -46,8 +47,8 @@ def moments(network: nn.Module, loader: Iterable[Any], layers: Sequence[nn.Modul
     """
     sums: dict[nn.Module, list[Any]] = {}  # number of rows, sum [G, I], sum of products [G, I, I]
 
-    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].detach().double().cpu()
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        x = input_of(args, kwargs).detach().double().cpu()
         groups = 1
         if isinstance(module, nn.Conv2d):
             groups = module.groups
@@ -58,9 +59,9 @@ def moments(network: nn.Module, loader: Iterable[Any], layers: Sequence[nn.Modul
         total[1] = total[1] + rows.sum(1)
         total[2] = total[2] + rows.mT @ rows
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
-        with evaluating(network), torch.no_grad():
+        with evaluating(network), calling_parts(), torch.no_grad():
             for inputs, _ in labelled_batches(loader):
                 run_on(network, named_tensors(network, inputs))
     finally:

@@ -197,10 +197,10 @@ class RoundedLinear(_Untrainable):
         w = self.weights
         return _bias(w.bias, w.bias_scales, w.zeros)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., D]` -> `[..., K]`."""
+    def forward(self, input: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., K]`. The parameter is named as that of `nn.Linear`."""
         self._check()
-        output: Tensor = self.weights(self.rounded(x))
+        output: Tensor = self.weights(self.rounded(input))
         return output
 
 

@@ -59,6 +59,8 @@ class Int8Plan:
         carry = iter(self._carry)
         for node in stage.graph.nodes:
             kind = type(modules[str(node.target)]) if node.op == "call_module" else node.target
+            if kind in LAYERS and not node.args:  # layer(input=x)
+                node.args, node.kwargs = (node.kwargs["input"],), {}
             source: Any = node.args[0] if node.args else None
             self.names[node] = str(node.target) if node.op == "call_module" else node.name
             if node.op == "placeholder":

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dynamic.models.compress.layer_replacement import call_in_encoders, input_of
 from dynamic.models.compress.quantization.activation_ranges import Observer, RangeMethod, grids
 from dynamic.models.compress.quantization.int8_arithmetic import Grid, RoundedLinear
 from dynamic.models.compress.quantization.weight_codes import (
@@ -21,6 +22,7 @@ from dynamic.models.compress.quantization.weight_codes import (
     weight_scales,
 )
 from dynamic.offline.batches import labelled_batches, named_tensors, run_on, taken_by
+from dynamic.offline.networks.module_modes import calling_parts
 
 
 class LinearLayers:
@@ -54,7 +56,7 @@ class LinearLayers:
             with ExitStack() as hooks:
                 for name, layer in self.layers.items():
                     handle = layer.register_forward_pre_hook(
-                        lambda _, args, kwargs, name=name: observer(name, _input(args, kwargs)), with_kwargs=True
+                        lambda _, args, kwargs, name=name: observer(name, input_of(args, kwargs)), with_kwargs=True
                     )
                     hooks.callback(handle.remove)
                 for inputs, _ in labelled_batches(loader):
@@ -64,7 +66,7 @@ class LinearLayers:
                         run_on(self._network, named)
             return count
 
-        with torch.no_grad():
+        with torch.no_grad(), calling_parts():
             layer_grids = grids(show, ranges, lambda name: f"the input of {name}")
         for name in [name for name in self.layers if name not in layer_grids]:
             del self.layers[name]
@@ -87,9 +89,5 @@ class LinearLayers:
         for name, module in list(self._network.named_modules(remove_duplicate=False)):
             if id(module) in fresh:  # a layer that has several places has one int8 form
                 self._network.set_submodule(name, fresh[id(module)].eval())
+        call_in_encoders(self._network, fresh.values())
         return saturating
-
-
-def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    value: Tensor = args[0] if args else kwargs["input"]
-    return value

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import signal
 
-from dynamic.data import LogMel
-from dynamic.policies.errors import InputError
+from dynamic.data import LogMel, Sound
+from dynamic.policies.errors import InputError, SettingError
 
 RATE = 8000
 Doubles = np.ndarray[Any, Any]
@@ -149,12 +149,12 @@ def test_silence_is_the_floor() -> None:
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(SettingError, match=words):
         LogMel(**settings)
 
 
 def test_filters_above_half_the_rate_are_refused() -> None:
-    with pytest.raises(InputError, match=r"high_hz=5000.*up to 4000 Hz"):
+    with pytest.raises(SettingError, match=r"high_hz=5000.*up to 4000 Hz"):
         LogMel(high_hz=5000.0)(np.zeros(8000), RATE)
 
 
@@ -165,3 +165,32 @@ def test_a_sound_that_is_too_short(padding: Any, least: int) -> None:
     if least > 1:
         with pytest.raises(InputError, match=f"need at least {least}"):
             features(np.zeros(least - 1), 16000)
+
+
+@pytest.mark.parametrize(("dtype", "zero", "full"), [(np.uint8, 128, 128), (np.int16, 0, 2**15), (np.int32, 0, 2**31)])
+@pytest.mark.parametrize("order", ["=", ">"])
+def test_integers_are_as_loud_as_the_floats_they_stand_for(dtype: Any, zero: int, full: int, order: str) -> None:
+    floats = np.round(0.9 * np.sin(np.arange(800) / 5) * 100) / 128  # whole numbers in each type
+    integers = (floats * full + zero).astype(np.dtype(dtype).newbyteorder(order))
+    features = LogMel()
+    np.testing.assert_array_equal(features(integers, 16000), features(floats, 16000))
+    np.testing.assert_array_equal(features(Sound(integers, 16000), 16000), features(floats, 16000))
+
+
+@pytest.mark.parametrize(
+    ("sound", "rate_hz", "error", "words"),
+    [
+        (np.full(800, np.nan), 16000, InputError, "not finite"),
+        (np.full(800, -np.inf), 16000, InputError, "not finite"),
+        (np.full(800, 12000.0), 16000, InputError, "up to 12000.*32768"),
+        (np.zeros(800, np.int64), 16000, InputError, "int64"),
+        (np.zeros((2, 800)), 16000, InputError, r"shape \[2, 800\], expected \[T\]"),
+        (None, 16000, InputError, "NoneType"),
+        (Sound(np.zeros(800), 8000), 16000, InputError, "8000 samples a second, expected 16000"),
+        (np.zeros(800), 0, SettingError, "rate_hz=0"),
+        (np.zeros(800), 16000.0, SettingError, "rate_hz=16000.0"),
+    ],
+)
+def test_what_is_no_sound(sound: Any, rate_hz: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        LogMel()(sound, rate_hz)

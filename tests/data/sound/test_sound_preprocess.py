@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dynamic.data import LogMel, Preprocess, Sound, SoundPreprocess
-from dynamic.policies.errors import CorruptError, InputError, SchemaError
+from dynamic.policies.errors import CorruptError, InputError, SchemaError, SettingError
 
 RAW = SoundPreprocess(8000, 400, features=None)
 FEATURES = SoundPreprocess(8000, 4000, LogMel(mels=20, fft=256, hop=100), shorter="pad", longer="cut")
@@ -80,6 +80,10 @@ def test_lengths() -> None:
         (np.full(400, np.inf), "not finite"),
         ("a.wav", "load_sound"),
         (None, "NoneType"),
+        ([0.1] * 400, "list of 400 numbers.*asarray"),
+        ([np.float32(0.1)] * 400, "list of 400 numbers.*asarray"),
+        ([np.zeros(400), 0.1], "one number"),
+        (np.zeros((400, 16)), r"\[400, 16\].*mean.*as a list"),
     ],
 )
 def test_what_is_refused(sound: Any, words: str) -> None:
@@ -145,5 +149,35 @@ def test_what_does_not_read(data: Any, error: type[Exception]) -> None:
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(SettingError, match=words):
         SoundPreprocess(**({"rate_hz": 8000, "samples": 8000} | settings))
+
+
+def test_a_batch_of_short_sounds_is_no_sound_of_many_channels() -> None:
+    short = SoundPreprocess(8000, 16, features=None)
+    batch = np.linspace(-1, 1, 64 * 16).reshape(64, 16)
+    np.testing.assert_array_equal(short(batch), batch.astype(np.float32))
+    assert not short.is_single(batch)
+    with pytest.raises(InputError, match="several channels"):
+        short(np.zeros((64, 15)))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+def test_other_byte_orders_are_the_same_sound(dtype: Any) -> None:
+    """scipy reads the samples of a file that begins with RIFX in its order."""
+    samples = noise(400) if dtype == np.float32 else np.arange(400, dtype=dtype) * 50
+    samples = samples.astype(dtype)
+    other = samples.astype(samples.dtype.newbyteorder(">"))
+    np.testing.assert_array_equal(RAW(other), RAW(samples))
+    np.testing.assert_array_equal(RAW((8000, other)), RAW(samples))
+    np.testing.assert_array_equal(RAW(other[None]), RAW(samples))
+
+
+@pytest.mark.parametrize(("samples", "words"), [(None, "NoneType"), (0.5, "one number"), ("a.wav", "load_sound")])
+def test_a_sound_of_nothing(samples: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Sound(samples, 8000)
+
+
+def test_a_sound_of_a_list_has_an_array() -> None:
+    assert Sound([0.5] * 8000, np.int64(8000)).seconds == 1.0  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def test_half_a_window_is_the_default_and_uint8_is_padded_with_silence() -> None
 
 def test_what_is_refused() -> None:
     for samples, hop in ((0, 1), (4, 0), (4, 1.5)):
-        with pytest.raises(InputError, match="whole number"):
+        with pytest.raises(SettingError, match="whole number"):
             windows(np.zeros(9), samples, hop)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="hop=5 exceeds the window of 4"):
         windows(np.zeros(9), 4, 5)
@@ -69,3 +69,25 @@ def test_what_is_refused() -> None:
         list(windows(np.zeros((9, 2)), 4))
     with pytest.raises(InputError, match="float32, and those before of int16"):
         list(windows([np.zeros(3, np.int16), np.zeros(3, np.float32)], 4))
+    for nothing in (None, 3, "a.wav"):
+        with pytest.raises(InputError):
+            windows(nothing, 4)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = windows(np.arange(6), np.int64(4), np.int32(2))  # type: ignore[arg-type]
+    assert [window.tolist() for window in found] == [[0, 1, 2, 3], [2, 3, 4, 5]]
+
+
+def test_blocks_have_one_rate() -> None:
+    blocks = [Sound(np.zeros(3), 8000), np.zeros(3), Sound(np.zeros(3), 8000)]
+    assert len(list(windows(blocks, 9))) == 1
+    with pytest.raises(InputError, match=r"16000 samples a second, expected 8000.*resample"):
+        list(windows([*blocks, Sound(np.zeros(3), 16000)], 9))
+
+
+def test_blocks_of_other_byte_orders_are_joined() -> None:
+    blocks = [np.arange(2, dtype=">i2"), np.arange(2, 4, dtype="<i2")]
+    (window,) = windows(blocks, 4)
+    assert window.tolist() == [0, 1, 2, 3]
+    assert window.dtype == np.int16

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import dynamic
 from dynamic.offline.exit_selection import keep_exits
 from dynamic.offline.tracing.masked_pooling import mean_under_mask
+from dynamic.policies.errors import DynamicWarning
 
 EXPORTED = "ignore:captured with torch.export:dynamic.policies.errors.DynamicWarning"
 
@@ -35,6 +36,49 @@ def test_the_mean_by_hand() -> None:
     feature = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]], [[5.0, 6.0], [7.0, 7.0], [9.0, 9.0]]])
     mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
     assert mean_under_mask(feature, mask).tolist() == [[2.0, 3.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("padding", [float("nan"), float("inf"), -float("inf")])
+def test_padding_may_hold_anything(padding: float) -> None:
+    feature = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [padding, padding]], [[padding, 1.0], [7.0, 7.0], [9.0, 9.0]]])
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
+    assert mean_under_mask(feature, mask).tolist() == [[2.0, 3.0], [0.0, 0.0]]
+
+
+class Additive(Words):
+    """It adds its mask, as attention does to its scores."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = attention_mask.flatten(1)[:, -input_ids.shape[1] :]
+        x = self.second(self.first(self.words(input_ids)))
+        logits: Tensor = self.classifier((x * torch.exp(mask).unsqueeze(-1)).sum(1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (torch.tensor([[0.0] * 5, [0.0] * 3 + [-1e4] * 2]), "down to -10000"),
+        (torch.zeros(2, 5), "0 at every position"),
+        (torch.ones(2, 1, 5, 5), r"shape \[2, 1, 5, 5\], expected \[B, N\]"),
+    ],
+)
+def test_a_mask_of_another_kind_is_not_read_and_a_warning_says_so(mask: Tensor, says: str) -> None:
+    ids = torch.randint(3, 60, (2, 5), generator=torch.Generator().manual_seed(0))
+    with pytest.warns(DynamicWarning, match=f"attention_mask .*{says}.*1 at real positions"):
+        wrapped = dynamic.wrap(Additive(), {"input_ids": ids, "attention_mask": mask}, exits=["first"]).eval()
+    assert (wrapped.exits[0].shape, wrapped.exits[0].masked) == ((5, 8), False)
+
+
+def test_no_warning_where_no_exit_reads_a_sequence() -> None:
+    class Late(Words):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            x = self.words(input_ids) * torch.exp(attention_mask).unsqueeze(-1)
+            logits: Tensor = self.classifier(self.second(self.first(x.sum(1))))
+            return logits
+
+    example = {"input_ids": tokens(2)["input_ids"], "attention_mask": torch.full((2, 12), -1.0)}
+    assert not dynamic.wrap(Late(), example, exits=["first"]).exits[0].masked
 
 
 @pytest.mark.filterwarnings(EXPORTED)
