@@ -27,6 +27,7 @@ from dynamic.bundle.manifest import read_facts, read_manifest
 from dynamic.bundle.tables import costs_text
 from dynamic.engines.inputs.dimensions import DimRange
 from dynamic.errors import CorruptError, InputError, SchemaError
+from dynamic.offline.tracing.exit_heads import ExitHead, Room
 from dynamic.policies.costing.size_costs import SizeCosts
 from dynamic.policies.scores import Combiner
 
@@ -61,7 +62,14 @@ def text_bundle(request: Any, text_cascade: Any, tmp_path_factory: pytest.TempPa
 
 def image_cascade() -> dynamic.Cascade:
     small, large = Convolutions(4).eval(), Convolutions(8).eval()
-    wrapped = dynamic.wrap(large, torch.randn(2, 3, 12, 10), exits=["block"], dynamic_shapes=image_shapes())
+    wrapped = dynamic.wrap(
+        large,
+        torch.randn(2, 3, 12, 10),
+        exits=["block"],
+        # with the grid of 4 x 4 cells that a larger network gets
+        head=lambda shape, channel, classes: ExitHead(shape, channel, classes, None, Room(1e9, 1e9), any_size=True),
+        dynamic_shapes=image_shapes(),
+    )
     return dynamic.Cascade([small, wrapped.eval()], names=("small", "large"))
 
 
@@ -271,18 +279,32 @@ def test_the_first_request_gets_the_point_for_its_length(text_bundle: Any) -> No
     assert point[LIMIT].operating_point.thresholds == (-np.inf,)
 
 
-def test_a_plan_is_for_requests_of_one_size(image_bundle: Any) -> None:
+class Watching(dynamic.BudgetPolicy):
+    """Keeps the sizes that it decided for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int | None] = []
+
+    def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> Any:
+        self.sizes.append(snapshot.size)
+        return super().decide(frontier, budget, snapshot, state)
+
+
+def test_a_request_of_another_size_asks_the_policy(image_bundle: Any) -> None:
     bundle, _ = image_bundle
     bundle = bundle.profile((1,), seconds=0.01)
-    sizes = ((12, 10), (12, 10), (12, 10), (20, 30), (20, 30), (30, 20), (12, 10))  # two of equal area
-    engine = bundle.open()
-    with bundle.runtime() as run:
-        for number, size in enumerate(sizes):
-            x = torch.randn(3, *size, generator=torch.Generator().manual_seed(number)).numpy()
+    sizes = ((12, 10), (12, 10), (20, 30), (20, 30), (30, 20), (12, 10))  # two of equal area
+    engine, policy, before = bundle.open(), Watching(), 0
+    with bundle.runtime(policy=policy) as run:
+        for number, (height, width) in enumerate(sizes):
+            x = torch.randn(3, height, width, generator=torch.Generator().manual_seed(number)).numpy()
+            asked = len(policy.sizes)
             answer = run(x)
+            if height * width != before:
+                assert height * width in policy.sizes[asked:]
+            before = height * width
             expected = engine.stages.run({"input": x[None]}, answer.decision.point.thresholds)
             assert answer.stage == expected.stage[0]
             np.testing.assert_allclose(answer.log_probs, expected.logits[0], atol=1e-4)
-            plan = run._controller.plan
-            assert plan is None or plan.size == size[0] * size[1]
     engine.close()

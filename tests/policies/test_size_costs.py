@@ -148,3 +148,78 @@ def test_long_texts_do_not_change_what_runs_for_the_others() -> None:
 def test_the_predicted_latency_is_that_of_the_size() -> None:
     decision, _ = decide(dynamic.BudgetPolicy().initial(), 40, 10)
     assert "The predicted latency is 6.5 ms" in str(decision.reason)
+
+
+# 'one' takes 9 ms at size 10 and 50 at size 100, the reference 30 and 40: the head of 'one' reads a large feature
+NONE = ((0.0,), (0.0,))
+HEADY = SizeCosts(100, ((50.0,), (35.0,)), ((50.0,), (35.0,)), ((45.0,), (0.0,)), ((50.0,), (35.0,)), (0.0,))
+ONE = make_point("one", (-INF,), (1.0, 0.0), accuracy=0.89)
+ONE_LADDER = make_ladder([REFERENCE, ONE], (0, 0))
+ONE_FRONTIER = Frontier.of(ONE_LADDER, make_costs(((9.0,), (21.0,)), (1,), size=10, sizes=(HEADY,)))
+
+
+def test_a_request_of_another_size_gets_the_point_that_is_fastest_there() -> None:
+    policy, budget = dynamic.BudgetPolicy(), dynamic.Budget(max_drop=0.01)
+    assert ONE_FRONTIER.mean_at(10) is ONE_FRONTIER.mean
+    assert ONE_FRONTIER.mean_at(100).figures == pytest.approx((40, 50))
+    for size, name in ((10, "one"), (100, "reference"), (55, "one")):  # at 55 29.5 and 35 ms
+        decision, _ = policy.decide(ONE_FRONTIER, budget, dynamic.Snapshot(0.0, size=size), policy.initial())
+        assert (decision.point.name, decision.one_request_only) == (name, size == 100)
+        assert f"'{name}' is the fastest of 2 of 2 points" in str(decision.reason)
+
+
+def test_equally_accurate_points_are_ranked_by_their_time_at_the_size() -> None:
+    equal = make_ladder([REFERENCE, replace(ONE, accuracy=REFERENCE.accuracy)], (0, 0))
+    policy, frontier = dynamic.BudgetPolicy(), Frontier.of(equal, ONE_FRONTIER.costs)
+    for size, name in ((10, "one"), (100, "reference")):
+        decision, _ = policy.decide(frontier, dynamic.Budget(), dynamic.Snapshot(0.0, size=size), policy.initial())
+        assert decision.point.name == name
+        assert f"'{name}' is the most accurate of 2 of 2 points" in str(decision.reason)
+
+
+def test_a_point_that_is_fastest_at_the_size_runs_where_its_network_is_loaded() -> None:
+    """Two networks: the reference runs first, and is in memory."""
+    long = SizeCosts(100, ((50.0,), (40.0,)), ((50.0,), (40.0,)), NONE, ((50.0,), (40.0,)), (0.0,))
+    costs = make_costs(((9.0,), (30.0,)), (1,), memory_mb=(50.0, 50.0), size=10, sizes=(long,))
+    points = [replace(REFERENCE, backbones=(1,)), replace(ONE, backbones=(0,))]
+    policy, frontier = dynamic.BudgetPolicy(), Frontier.of(make_ladder(points, (0, 1)), costs)
+    decision, state = policy.decide(frontier, dynamic.Budget(), dynamic.Snapshot(0.0, size=10), policy.initial())
+    assert decision.point.name == "reference"
+    saving = dynamic.Budget(max_drop=0.01)
+    for time_s, size, name in ((1.0, 10, "one"), (2.0, 100, "reference"), (3.0, 10, "one")):
+        decision, state = policy.decide(frontier, saving, dynamic.Snapshot(time_s, size=size), state)
+        assert decision.point.name == name
+
+
+@pytest.mark.parametrize("limit", ["cpu_ms", "energy_mj"])
+def test_energy_and_cpu_time_are_those_of_the_size(limit: Any) -> None:
+    """CPU times are 8 and 41 ms without the overhead, energies at 1 W as many mJ and the overhead of the example."""
+    policy, frontier = dynamic.BudgetPolicy(), FRONTIER
+    if limit == "energy_mj":
+        frontier = FRONTIER.recost(COSTS.powered(active_mw=1000.0))
+        assert frontier.effort_at(40).figures == pytest.approx((41.5, 5.5))
+    assert frontier.processor_at(40).figures == pytest.approx((41, 5))
+    for size, name in ((10, "reference"), (40, "quick"), (None, "reference")):
+        budget, snapshot = dynamic.Budget(**{limit: 10}), dynamic.Snapshot(0.0, rows=1, size=size)
+        decision, _ = policy.decide(frontier, budget, snapshot, policy.initial())
+        assert (decision.point.name, decision.feasible) == (name, True)
+
+
+def test_a_small_request_does_not_break_the_cooldown_after_heat() -> None:
+    policy, budget = dynamic.BudgetPolicy(), dynamic.Budget(latency_ms=10, percentile=None, temperature_c=60)
+    state, chosen = policy.initial(), []
+    readings: list[dict[str, Any]] = [
+        {"time_s": 0.0, "temperature_c": 40},
+        {"time_s": 1.0, "temperature_c": 40},
+        {"time_s": 2.0, "temperature_c": 75},
+        {"time_s": 3.0, "temperature_c": 75},
+        *({"time_s": 4.0 + second, "temperature_c": 40} for second in range(58)),
+        {"time_s": 62.0, "temperature_c": 40, "cpu_load": 0.9, "cpu_cores": 1},
+        {"time_s": 63.0, "temperature_c": 40, "cpu_load": 0.9, "cpu_cores": 1, "size": 2},
+    ]
+    for reading in readings:
+        decision, state = policy.decide(FRONTIER, budget, dynamic.Snapshot(rows=1, **reading), state)
+        chosen.append(decision.point.name)
+    assert chosen[:2] == ["reference", "reference"]
+    assert set(chosen[2:]) == {"quick"}
+    assert "are skipped for 300 s after heat" in str(decision.reason)

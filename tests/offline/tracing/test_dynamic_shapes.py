@@ -27,10 +27,11 @@ def backbone() -> Any:
     return bert()
 
 
-@pytest.fixture(scope="module")
-def net(backbone: Any) -> Any:
+@pytest.fixture(scope="module", params=[LENGTH, LIMIT])
+def net(backbone: Any, request: Any) -> Any:
+    """From an example of a usual length, and of the largest."""
     with pytest.warns(DynamicWarning, match="captured with torch.export"):
-        return dynamic.wrap(backbone, texts(2, LENGTH), exits=1, dynamic_shapes=text_shapes()).eval()
+        return dynamic.wrap(backbone, texts(2, request.param), exits=1, dynamic_shapes=text_shapes()).eval()
 
 
 @pytest.mark.parametrize("length", [1, 2, LENGTH, 4 * LENGTH, LIMIT])
