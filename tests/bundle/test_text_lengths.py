@@ -64,8 +64,6 @@ def test_the_numbers_of_torch_at_every_length(bundle: dynamic.Bundle, lengths: l
 def test_a_text_beyond_the_limit(bundle: dynamic.Bundle) -> None:
     with bundle.runtime() as run:
         for x in (text_of(LIMIT + 1, "music"), ["on", text_of(LIMIT + 1, "music")]):
-            with pytest.raises(
-                InputError, match=r"has 13 tokens, and the network takes up to 12: shorten it, or"
-            ):
+            with pytest.raises(InputError, match=r"has 13 tokens, and the network takes up to 12: shorten it, or"):
                 run(x)
         assert run(text_of(LIMIT, "music")).name == "music"
