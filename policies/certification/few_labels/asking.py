@@ -414,8 +414,8 @@ def _again(store: AnswerStore) -> str:
     """The remedy, and how many answers are kept."""
     if store.path is None:
         return "call again"
-    kept = f". {len(store.labels)} earlier answers are in the checkpoint" if store.labels else ""
-    return f"call again with the same checkpoint{kept}"
+    sentence = f". {len(store.labels)} earlier answers are in the checkpoint" if store.labels else ""
+    return f"call again with the same checkpoint{sentence}"
 
 
 def _some(rows: NDArray[np.int64]) -> str:
