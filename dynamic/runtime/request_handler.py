@@ -76,12 +76,14 @@ class RequestHandler:
             ready = plan.inputs(x)
             inputs, single = ready or named_inputs(deployment.bundle, x)
             starts = self._clock()
-            if ready is None and (
-                (starts - began) * 1e3 > _CONVERSION_MS
-                or len(next(iter(inputs.values()))) != 1
-                or (plan.size is not None and deployment.bundle.spec.size_of(inputs) != plan.size)
-            ):
+            if ready is None and ((starts - began) * 1e3 > _CONVERSION_MS or len(next(iter(inputs.values()))) != 1):
                 return None
+            if ready is None and plan.size is not None:
+                size = deployment.bundle.spec.size_of(inputs)
+                sized = plan if size == plan.size else controller.plan_at(plan, size)
+                if sized is None:
+                    return None
+                plan = sized
             due = (  # here and not in the controller: a call less for each request
                 controller.due
                 or len(controller.observations) + controller.answered >= MOST_OBSERVATIONS

@@ -65,7 +65,7 @@ class Observation(NamedTuple):
 
 
 class RequestPlan:
-    """A decision that holds until something changes, with all that requests of one row need of it.
+    """A decision that holds until something changes, with all that requests of one row and one size need of it.
 
     It holds for one budget and one deployment. It is renewed with another snapshot of the monitor, after
     `MOST_OBSERVATIONS` requests, and after two in a row that take more than `slow_ms [S]` of their stage. Another
@@ -78,6 +78,7 @@ class RequestPlan:
         certified: Whether answers to finite inputs are certified.
         expected_ms: `[S]`, what a request that exits at each stage should take.
         shape: Of the first input without the batch. A plan is for requests of one size.
+        family: What it shares with plans for other sizes that were made for the same readings and run the same point.
     """
 
     __slots__ = (
@@ -90,6 +91,7 @@ class RequestPlan:
         "deployment",
         "dtype",
         "expected_ms",
+        "family",
         "latest",
         "name",
         "names",
@@ -108,6 +110,7 @@ class RequestPlan:
         certified: bool,
         expected_ms: Sequence[float],
         shape: tuple[int, ...],
+        family: object,
     ) -> None:
         deployment, decision = context.deployment, context.decision
         self.deployment, self.decision = deployment, decision  # a request reads these four
@@ -124,7 +127,7 @@ class RequestPlan:
         first = spec.inputs[0]
         self.name, self.dtype = first.name, np.dtype(first.dtype)
         takes_arrays = deployment.bundle.preprocess is None and len(spec.inputs) == 1
-        self.size = context.snapshot.size
+        self.size, self.family = context.snapshot.size, family
         self.shape = shape if takes_arrays else None
         self.batch_shape = (1, *shape) if len(spec.inputs) == 1 else None
 
@@ -133,7 +136,7 @@ class RequestPlan:
         plan = object.__new__(RequestPlan)
         for name in RequestPlan.__slots__:
             setattr(plan, name, getattr(self, name))
-        plan.latest, plan.decision, plan.run = context.latest, context.decision, run
+        plan.latest, plan.decision, plan.run, plan.family = context.latest, context.decision, run, object()
         plan.conditions = self.conditions._replace(context=context)
         plan.slow_ms = slow_ms(self.expected_ms, context.decision.slowdown)
         return plan

@@ -27,7 +27,7 @@ from dynamic.bundle.manifest import read_facts, read_manifest
 from dynamic.bundle.tables import costs_text
 from dynamic.engines.inputs.dimensions import DimRange
 from dynamic.errors import CorruptError, InputError, SchemaError
-from dynamic.offline.tracing.exit_heads import ExitHead, Room
+from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.costing.size_costs import SizeCosts
 from dynamic.policies.scores import Combiner
 
@@ -62,14 +62,7 @@ def text_bundle(request: Any, text_cascade: Any, tmp_path_factory: pytest.TempPa
 
 def image_cascade() -> dynamic.Cascade:
     small, large = Convolutions(4).eval(), Convolutions(8).eval()
-    wrapped = dynamic.wrap(
-        large,
-        torch.randn(2, 3, 12, 10),
-        exits=["block"],
-        # with the grid of 4 x 4 cells that a larger network gets
-        head=lambda shape, channel, classes: ExitHead(shape, channel, classes, None, Room(1e9, 1e9), any_size=True),
-        dynamic_shapes=image_shapes(),
-    )
+    wrapped = dynamic.wrap(large, torch.randn(2, 3, 12, 10), exits=["block"], dynamic_shapes=image_shapes())
     return dynamic.Cascade([small, wrapped.eval()], names=("small", "large"))
 
 
@@ -279,49 +272,60 @@ def test_the_first_request_gets_the_point_for_its_length(text_bundle: Any) -> No
     assert point[LIMIT].operating_point.thresholds == (-np.inf,)
 
 
-class Watching(dynamic.BudgetPolicy):
-    """Keeps the sizes that it decided for."""
+def sized_costs(bundle: dynamic.Bundle, stage_ms: float) -> dynamic.Bundle:
+    """Each stage takes so many ms at the size of the example, and three times as many at four times the size."""
+    costs = bundle.profile((1,), seconds=0.01).costs
+    assert costs is not None
+    assert costs.size is not None
+    once, thrice, nothing = (((factor * stage_ms,),) * len(costs.latency_ms) for factor in (1.0, 3.0, 0.0))
+    large = SizeCosts(4 * costs.size, thrice, thrice, nothing, thrice, (0.0,))
+    tables: Any = {"latency_ms": once, "latency_p95_ms": once, "head_ms": nothing, "cpu_ms": once}
+    fields: Any = {"call_ms": (0.0,), "call_cpu_ms": (), "sizes": (large,), "noise": 0.0}
+    return bundle.with_costs(replace(costs, **tables, **fields), None)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int | None] = []
 
-    def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> Any:
-        self.sizes.append(snapshot.size)
-        return super().decide(frontier, budget, snapshot, state)
+class Counting(BudgetPolicy):
+    """Counts its decisions."""
+
+    decisions = 0
+
+    def decide(self, *given: Any) -> Any:
+        self.decisions += 1
+        return super().decide(*given)
 
 
-def test_a_request_of_another_size_asks_the_policy(image_bundle: Any) -> None:
-    bundle, _ = image_bundle
-    bundle = bundle.profile((1,), seconds=0.01)
-    sizes = ((12, 10), (12, 10), (20, 30), (20, 30), (30, 20), (12, 10))  # two of equal area
-    engine, policy, before = bundle.open(), Watching(), 0
-    with bundle.runtime(policy=policy) as run:
-        for number, (height, width) in enumerate(sizes):
-            x = torch.randn(3, height, width, generator=torch.Generator().manual_seed(number)).numpy()
-            asked = len(policy.sizes)
-            answer = run(x)
-            if height * width != before:
-                assert height * width in policy.sizes[asked:]
-            before = height * width
-            expected = engine.stages.run({"input": x[None]}, answer.decision.point.thresholds)
-            assert answer.stage == expected.stage[0]
-            np.testing.assert_allclose(answer.log_probs, expected.logits[0], atol=1e-4)
-    engine.close()
+def test_requests_of_several_sizes_repeat_a_plan_each(image_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # no request and no conversion is slow, however busy the machine is
+    monkeypatch.setattr("dynamic.runtime.request_handler._CONVERSION_MS", 1e9)
+    bundle, policy = sized_costs(image_bundle[0], 1e6), Counting()
+    monitor = dynamic.FixedMonitor(dynamic.Snapshot(time_s=0.0))
+    small, large, between = (torch.randn(3, *size).numpy() for size in ((12, 10), (24, 20), (15, 16)))
+    with bundle.runtime(policy=policy, monitor=monitor, drift_alpha=None) as run:
+        run(small)  # networks are loaded
+        for x in (small, large, between, small, large):
+            run(x)
+        policy.decisions = 0
+        decisions = [[run(x).decision for x in (small, large, between)] for _ in range(5)]
+        assert policy.decisions == 0
+        assert all(one is first for row in decisions for one, first in zip(row, decisions[0], strict=True))
+        plans = run._controller.plans
+        assert set(plans) == {120, 240, 480}
+        for size, factor in ((120, 1.0), (240, 1.0 + 2.0 / 3.0), (480, 3.0)):  # between them a line
+            expected_ms = factor * 1e6 * np.cumsum(plans[size].decision.point.plan.run)
+            assert plans[size].slow_ms == pytest.approx(2 * plans[size].decision.slowdown * expected_ms)
+        monitor.set(battery=0.5)
+        run(large)
+        assert policy.decisions == 1
+        assert list(run._controller.plans) == [480], "the others end with it"
+        run._controller.plan = None
+        assert run._controller.plans == {}
 
 
 def test_a_plan_is_for_requests_of_one_size(image_bundle: Any) -> None:
     bundle, _ = image_bundle
-    costs = bundle.profile((1,), seconds=0.01).costs
-    stages = range(len(costs.latency_ms))  # at the example's size a stage takes 1 ms, at four times the area 3
-    tables = {"latency_ms": ((1.0,),) * len(stages), "head_ms": ((0.0,),) * len(stages)}
-    tables |= {"latency_p95_ms": tables["latency_ms"], "cpu_ms": tables["latency_ms"]}
-    threes = ((3.0,),) * len(stages)
-    large = SizeCosts(4 * costs.size, threes, threes, tables["head_ms"], threes, (0.0,))
-    costs = replace(costs, **tables, call_ms=(0.0,), call_cpu_ms=(), sizes=(large,), noise=0.0, route=("stages",))
-    bundle = bundle.with_costs(costs, None)
+    bundle = sized_costs(bundle, 1.0)
     sizes = ((12, 10), (12, 10), (12, 10), (24, 20), (24, 20), (20, 24), (12, 10), (12, 10))  # two of equal area
-    planned = []
+    planned: list[Any] = []
     engine = bundle.open()
     with bundle.runtime(monitor=dynamic.FixedMonitor(dynamic.Snapshot(time_s=0.0))) as run:
         for number, size in enumerate(sizes):
@@ -330,11 +334,10 @@ def test_a_plan_is_for_requests_of_one_size(image_bundle: Any) -> None:
             expected = engine.stages.run({"input": x[None]}, answer.decision.point.thresholds)
             assert answer.stage == expected.stage[0]
             np.testing.assert_allclose(answer.log_probs, expected.logits[0], atol=1e-4)
-            plan = run._controller.plan
             if number and sizes[number - 1] == size:
-                assert plan is not None
+                plan = run._controller.plans[size[0] * size[1]]
                 assert (plan.size, plan.shape) == (size[0] * size[1], (3, *size))
-                stage_ms = 1.0 if plan.size == costs.size else 3.0
+                stage_ms = 1.0 if plan.size == 120 else 3.0
                 expected_ms = stage_ms * np.cumsum(plan.decision.point.plan.run)  # of stages that run so far
                 assert plan.expected_ms == pytest.approx(expected_ms)
                 assert plan.slow_ms == pytest.approx(2 * plan.decision.slowdown * expected_ms)

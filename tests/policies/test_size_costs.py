@@ -224,7 +224,8 @@ def test_energy_and_cpu_time_are_those_of_the_size(limit: Any) -> None:
         assert frontier.effort_at(40).figures == pytest.approx((41.5, 5.5))
     assert frontier.processor_at(40).figures == pytest.approx((41, 5))
     for size, name in ((10, "reference"), (40, "quick"), (None, "reference")):
-        budget, snapshot = dynamic.Budget(**{limit: 10}), dynamic.Snapshot(0.0, rows=1, size=size)
+        budget = dynamic.Budget(energy_mj=10) if limit == "energy_mj" else dynamic.Budget(cpu_ms=10)
+        snapshot = dynamic.Snapshot(0.0, rows=1, size=size)
         decision, _ = policy.decide(frontier, budget, snapshot, policy.initial())
         assert (decision.point.name, decision.feasible) == (name, True)
 

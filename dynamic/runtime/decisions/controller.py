@@ -29,6 +29,7 @@ from dynamic.runtime.result import answers
 _FEWEST = 2  # requests since the last decision: in a slower stream each request decides, and once is enough
 _LONGEST_PAUSE = 10  # snapshots between groups of requests that are decided on: 2 s at five a second
 _MOST_WAITING_FACTOR = 2  # times what may wait to be learned from: then a thread decides although another does
+_MOST_SIZES = 64  # of inputs, for which there is a plan
 
 
 class Renewal(NamedTuple):
@@ -41,9 +42,10 @@ class Renewal(NamedTuple):
 class Controller:
     """What requests share: the deployment at work, the budget, the plan, and what is still to be learned from.
 
-    `plan`: what requests repeat, None where the next one decides the long way. `lock`: of counters, feedback and
-    observations, and of what changes in a deployment. It is reentrant, since a signal handler may run a request while
-    its own thread is in one. `inside`: threads that are in this runtime's code, once for each call.
+    `plan`: what requests repeat, None where the next one decides the long way. `plans`: by size of input, where
+    dimensions are dynamic. `lock`: of counters, feedback and observations, and of what changes in a deployment. It is
+    reentrant, since a signal handler may run a request while its own thread is in one. `inside`: threads that are in
+    this runtime's code, once for each call.
 
     Args:
         read: Reads the monitor.
@@ -67,7 +69,8 @@ class Controller:
         self.read, self._announce, self.waiting = read, announce, waiting
         self.counters, self.feedback_log = counters, feedback_log
         self.closed = False
-        self.plan: RequestPlan | None = None
+        self.plans: dict[int | None, RequestPlan] = {}
+        self.plan = None
         self.deciding_thread: int | None = None  # the thread that decides again, while others repeat what was decided
         self.due = False  # whether the next request decides again: two in a row were slow, or drift
         self.was_slow = False  # the last request
@@ -78,6 +81,25 @@ class Controller:
         self._last_pause = 0  # the same of the pause before: as long as the next one, probably
         self._learns = False
         self.forget()
+
+    @property
+    def plan(self) -> RequestPlan | None:
+        """What requests repeat."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: RequestPlan | None) -> None:
+        last: RequestPlan | None = getattr(self, "_plan", None)
+        if plan is None or last is None or plan.family is not last.family or len(self.plans) >= _MOST_SIZES:
+            self.plans = {}  # plans of one family end together
+        if plan is not None:
+            self.plans[plan.size] = plan
+        self._plan = plan
+
+    def plan_at(self, plan: RequestPlan, size: int | None) -> RequestPlan | None:
+        """The plan of the same family for requests of another size. None: there is none."""
+        other = self.plans.get(size)
+        return other if other is not None and other.family is plan.family else None
 
     def forget(self) -> None:
         """A lock that the parent held, perhaps, is no lock in a forked child."""
@@ -223,10 +245,11 @@ class Controller:
         point, renewed = decision.point, None
         with self.lock:
             # whatever ended the plan, or put another in its place, may have changed what it runs or certifies
-            if self.plan is plan and not deployment.stagewise(decision, False, snapshot, 1):
+            current = self.plan is not None and self.plan.family is plan.family
+            if current and not deployment.stagewise(decision, False, snapshot, 1):
                 run = deployment.engines.bind(point.backbones, point.thresholds, 1)
                 renewed = None if run is None else plan.renewed(context, run)
-            if self.plan is plan:
+            if current and self.plan is not None:
                 self.plan = renewed if self._holds(context) else None
         return Renewal(context, renewed)
 
@@ -262,7 +285,10 @@ class Controller:
             certified = (
                 deployment.certified(engine) and covered(point.operating_point, budget) and not deployment.watch.drifted
             )
-            plan = RequestPlan(context, engine, run, certified, expected_ms, shape)
+            last, family = self.plan, object()
+            if last is not None and last.latest is context.latest:
+                family = last.family if last.runs_the_same_as(deployment, budget, decision) else family
+            plan = RequestPlan(context, engine, run, certified, expected_ms, shape, family)
             if self._holds(context):
                 self.plan = plan
         self.note_slow(work_ms > plan.slow_ms[answer.stages[0]])
