@@ -7,6 +7,7 @@ losses. What is asked about decides on the cost of a certificate alone.
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -180,11 +181,17 @@ class Asking:
 
         The scores of a finite batch are fixed, so any of them may plan. For future inputs the number of draws must not
         depend on inputs that are drawn, so the last in order plan, and are never drawn. Where the others would be too
-        few for any certificate, all are drawn, whatever their scores are.
+        few for any certificate, all are drawn, whatever their scores are. More than two stages need others to choose.
         """
         count, settings, finite = len(self._empty), self.settings, self._empty.finite
         drawable = count if finite else int(count * (1 - _CHOOSING))
         budget = settings.budget or count
+        if self._empty.stages > 2 and not finite and drawable < fewest:
+            enough = math.ceil(fewest / (1 - _CHOOSING))
+            raise CalibrationError(
+                f"{count} inputs are too few for {self._empty.stages} stages, because a quarter chooses the exits and "
+                f"{fewest} must certify: give {enough} inputs, or two stages, where {fewest} do"
+            )
         if finite or drawable < fewest:
             outlook = _outlook(self._parts, self._search, settings.targets, count)
             plan = outlook.plan if finite else outlook.plan_all

@@ -348,6 +348,21 @@ def test_fewer_inputs_than_any_certificate_needs() -> None:
         asked(proxy(np.linspace(0, 4, 100)), answers(np.zeros(100, bool)), 0.02)
 
 
+def test_several_exits_need_inputs_that_choose() -> None:
+    fewest = next(n for n in range(1, 500) if 0.98**n <= 0.1)
+    enough = math.ceil(4 * fewest / 3)
+    logits, label = learned(enough, 3, reach=(2.0, 4.0))
+    records = make_records(logits, None, (0, 1, 2))
+    with pytest.raises(
+        CalibrationError,
+        match=rf"^{enough - 1} inputs are too few for 3 stages, because a quarter chooses the exits and {fewest} must "
+        rf"certify: give {enough} inputs, or two stages, where {fewest} do$",
+    ):
+        asked(records.select(slice(enough - 1)), lambda rows: label[rows], 0.02, risk="drop")
+    demand, _ = asked(records, lambda rows: label[rows], 0.02, risk="drop")
+    assert demand.plan.draws <= int(0.75 * enough)
+
+
 def test_groups_are_refused() -> None:
     records = replace(proxy(np.linspace(0, 4, 300)), group=np.arange(300) // 3)
     with pytest.raises(CalibrationError, match="these have groups"):
