@@ -80,7 +80,7 @@ def measure(bundle: dynamic.Bundle, rows: list[Row], report: ImageSet, single: i
     """Accuracy over all of `report`, latency one image at a time; contenders take turns on each image."""
     assert bundle.preprocess is not None
     engine = bundle.open()
-    inputs = bundle.preprocess(report.images)
+    inputs = bundle.preprocess.arrays(report.images, bundle.spec.inputs)["input"]
     for row in rows:
         stages, right = [], 0
         for start in range(0, len(inputs), 64):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dynamic.offline.networks.masked_pooling import mean_under_mask
+from dynamic.offline.tracing.masked_pooling import mean_under_mask
 from dynamic.policies.errors import SettingError
 
 

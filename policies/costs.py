@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dynamic.policies.costing.size_costs import TABLES, SizeCosts, between, check_sizes
+from dynamic.policies.costing.size_costs import TABLES, SizeCosts, between, check_size, check_sizes
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
 from dynamic.policies.validation.fields import MOST, items, mapping, maybe, number, text, whole
 
@@ -179,7 +179,8 @@ class Costs:
     def at_size(self, size: int | None) -> "Costs":
         """Return the costs of inputs of another size.
 
-        Times are linear between measured sizes and beyond the largest, and constant below the smallest. The energy of a
+        Times are linear between measured sizes and beyond the largest, where none falls, and constant below the
+        smallest. The energy of a
         stage grows as its time does, and the memory of a row as its size does.
 
         Args:
@@ -189,12 +190,14 @@ class Costs:
             Costs whose figures are of this size. These costs, where none was measured at another size.
 
         Raises:
-            TypeError: when the size is not a number.
+            InputError: when the size is no whole number of 1 or more.
 
         Example:
             >>> costs.at_size(100) is costs
             True
         """
+        if size is not None:
+            check_size(size)
         if size is None or size == self.size or not self.sizes or self.size is None:
             return self
         there, ratio = between(self.measured_sizes, size), size / self.size

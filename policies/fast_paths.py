@@ -57,6 +57,10 @@ class Rank:
                 return i
         raise ValueError("an empty set has no first point")
 
+    def before(self, point: int) -> int:
+        """The points of lower rank than a point."""
+        return sum(1 << i for i in self._order[: self._order.index(point)])
+
     def least(self, points: int) -> int:
         """The points of least rank in a set that is not empty. Equals belong together."""
         least = self._keys[self.first(points)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
-from dynamic.policies.costing.costed_point import CostedPoint, row_mb, with_costs
+from dynamic.policies.costing.costed_point import CostedPoint, energy_mj, processor_ms, row_mb, with_costs
 from dynamic.policies.costing.dominance import rank_within_noise, remove_dominated
 from dynamic.policies.costing.latency import depth_ms, first_answer_ms, mean_ms, percentile_ms
 from dynamic.policies.costs import Costs
@@ -52,6 +52,7 @@ class Frontier:
     _loaded: dict[frozenset[int], int] = field(default_factory=dict, init=False, repr=False)
     _first: dict[tuple[int, int | None], Rank] = field(default_factory=dict, init=False, repr=False)
     _path: dict[tuple[CostedPoint, int, int, int | None], float] = field(default_factory=dict, init=False, repr=False)
+    _ranks: dict[tuple[str, int], Rank] = field(default_factory=dict, init=False, repr=False)
     _sized: dict[int, Costs] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -115,7 +116,7 @@ class Frontier:
             The costs.
 
         Raises:
-            TypeError: when the size is not a number.
+            InputError: when the size is no whole number of 1 or more.
 
         Example:
             >>> frontier.costs_at(None) is frontier.costs
@@ -242,6 +243,99 @@ class Frontier:
     def mean(self) -> Rank:
         """Points by mean latency at the smallest batch, in ms."""
         return self._measured([p.mean_ms[0] for p in self.points])
+
+    def effort_at(self, size: int | None) -> Rank:
+        """Return `effort` for inputs of a size.
+
+        Args:
+            size: The product of the dynamic dimensions of one row. None: that of the example.
+
+        Returns:
+            The rank, by energy or CPU time.
+
+        Raises:
+            InputError: when the size is no whole number of 1 or more.
+
+        Example:
+            >>> frontier.effort_at(None) is frontier.effort
+            True
+        """
+        return self._ranked("effort", size)
+
+    def processor_at(self, size: int | None) -> Rank:
+        """Return `processor` for inputs of a size.
+
+        Args:
+            size: See `effort_at`.
+
+        Returns:
+            The rank, by milliseconds.
+
+        Raises:
+            InputError: when the size is no whole number of 1 or more.
+
+        Example:
+            >>> frontier.processor_at(None) is frontier.processor
+            True
+        """
+        return self._ranked("processor", size)
+
+    def accuracy_at(self, size: int | None) -> Rank:
+        """Return `accuracy`, where equals are ranked by their time for inputs of a size.
+
+        Args:
+            size: See `effort_at`.
+
+        Returns:
+            The rank, by negative accuracy.
+
+        Raises:
+            InputError: when the size is no whole number of 1 or more.
+
+        Example:
+            >>> frontier.accuracy_at(None) is frontier.accuracy
+            True
+        """
+        return self._ranked("accuracy", size)
+
+    def mean_at(self, size: int | None) -> Rank:
+        """Return `mean` for inputs of a size.
+
+        Args:
+            size: See `effort_at`.
+
+        Returns:
+            The rank, by milliseconds.
+
+        Raises:
+            InputError: when the size is no whole number of 1 or more.
+
+        Example:
+            >>> frontier.mean_at(None) is frontier.mean
+            True
+        """
+        return self._ranked("mean", size)
+
+    def _ranked(self, kind: str, size: int | None) -> Rank:
+        """The rank of that name at a size."""
+        if size is None or size == self.costs.size or not self.costs.sizes:
+            usual: Rank = getattr(self, kind)
+            return usual
+        rank = self._ranks.get((kind, size))
+        if rank is not None:
+            return rank
+        costs, points = self.costs_at(size), [(p.operating_point, p.plan) for p in self.points]
+        if kind == "accuracy":
+            ties = rank_within_noise(self.mean_at(size).figures, self.costs.noise)
+            rank = Rank(self.accuracy.figures, ties=ties)
+        elif kind == "mean":
+            rank = self._measured([mean_ms(*p, costs, costs.batch[0]) for p in points])
+        elif kind == "effort" and costs.energy_mj is not None:
+            rank = self._measured([energy_mj(*p, costs, 0) for p in points])
+        else:
+            rank = self._measured([processor_ms(*p, costs, 0) for p in points])
+        _remember(self._ranks, (kind, size), rank)
+        return rank
 
     def _measured(self, figures: Sequence[float]) -> Rank:
         """Points by a measured figure. Those that the profile cannot distinguish are in the order of compute."""

@@ -7,6 +7,9 @@ commit of this repository:
 
     git worktree add ../before c16a715 && pip install --no-deps --target out/before ../before
 
+Kept draws of either library carry a hash of its policies. The constants of `free_exit` in `walks.py` were chosen on
+seeds 0 to 39 of this benchmark, so these are some of the draws that it reports.
+
 The population is what cascades say about the 10,000 test images of CIFAR-10. Each draw takes n of them with
 replacement, certifies one target, and looks the true risk and the mean cost up. A ladder has four targets, and its
 violation is that any of its bounds is wrong. Costs are multiply-adds, as shares of ResNet-56 alone, which runs where
@@ -37,7 +40,17 @@ from numpy.typing import NDArray
 
 import dynamic
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, module_path, required, save
-from benchmarks.statistics.kept_draws import DELTA, Draw, check_draws, code, draws_of, paired, within_chance
+from benchmarks.statistics.kept_draws import (
+    CONSTANTS,
+    DELTA,
+    POLICIES,
+    Draw,
+    check_draws,
+    code,
+    draws_of,
+    paired,
+    within_chance,
+)
 from benchmarks.statistics.population import Population, cascades, family, two_stages
 from dynamic.policies.ladder import RiskName
 from dynamic.policies.scores import Combiner
@@ -161,10 +174,12 @@ class Comparison:
 
     Args:
         opened: The libraries by version.
+        hashes: Of what draws depend on, by version.
         draws: How many.
     """
 
     opened: dict[str, Library]
+    hashes: dict[str, str]
     draws: int
 
     def row(self, cell: str, records: dynamic.Records, request: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +187,7 @@ class Comparison:
         kept = {}
         is_ladder = len(request["targets"]) > 1
         for version, library in self.opened.items():
-            file = f"{version}-{cell.replace(' ', '-')}{f'-{code()}' if version == 'after' else ''}"
+            file = f"{version}-{cell.replace(' ', '-')}-{self.hashes[version]}"
             truths = Truths(library, records, request)
             draw = truths.ladder if is_ladder else truths.target
             kept[version] = draws_of(FOLDER, file, self.draws, partial(_same, draw))
@@ -200,12 +215,14 @@ def main() -> None:
     records = family(data_folder(options.data))
     populations = {"two": two_stages(records)["resnet20"], **cascades(records)}
     within = within_chance(options.draws)
+    folders = {"before": options.before / "dynamic" / "policies", "after": POLICIES}
+    hashes = {version: code(Path(__file__).name, [records], folder) for version, folder in folders.items()}
     table: dict[str, Any] = {}
     ladders: dict[str, Any] = {}
     print(f"{options.draws} draws, delta {DELTA}: violations up to {within:.3f} are within chance")
     print(f"{'cascade, risk, target, n':50}{'before':>8}{'after':>8}{'change':>9}{'se':>8}{'violations':>18}")
     with libraries(options.before) as opened:
-        comparison = Comparison(opened, options.draws)
+        comparison = Comparison(opened, hashes, options.draws)
         for risk, (name, one), count in product(options.risks, populations.items(), COUNTS):
             if name not in options.cascades:
                 continue
@@ -223,7 +240,13 @@ def main() -> None:
         "violating": [cell for cell, row in every.items() if row["after"]["violations"] > within],
     }
     print(f"of {len(every)} cells {len(lists['worse'])} are worse, and {len(lists['violating'])} violate")
-    settings = {"draws": options.draws, "delta": DELTA, "within_chance": within}
+    settings = {
+        "draws": options.draws,
+        "delta": DELTA,
+        "within_chance": within,
+        "constants": CONSTANTS,
+        "hashes": hashes,
+    }
     print(save("statistics/few_labels_before", settings | lists | {"table": table, "ladders": ladders}))
 
 

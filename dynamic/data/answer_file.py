@@ -31,7 +31,7 @@ class AnswerFile:
     """
 
     def __init__(self, path: Path | None, count: int, classes: int) -> None:
-        self._path, self._count, self._classes = path, count, classes
+        self.path, self._count, self._classes = path, count, classes
         self.labels: dict[int, int] = {}
         self.questions: list[int] = []
         self.draw: Mapping[str, Any] | None = None
@@ -98,14 +98,14 @@ class AnswerFile:
             )
 
     def _write(self) -> None:
-        if self._path is None:
+        if self.path is None:
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEAD)
         writer.writerows(self.labels.items())
         writer.writerows((row, "") for row in self.questions)
-        replace_text(self._path, text.getvalue())
+        replace_text(self.path, text.getvalue())
 
 
 def _draw(path: Path) -> dict[str, Any]:

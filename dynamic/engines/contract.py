@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.engines.inputs.dimensions import Ranges, Side, dynamic_places, request_size
+from dynamic.engines.inputs.dimensions import DimRange, Ranges, dynamic_places, request_size
 
 GRAPH, SINGLE_GRAPH = "graph.onnx", "graph_single.onnx"  # of a bundle: the whole cascade, for batches and for one row
 OUTPUTS = ("logits", "stage", "score")  # of those graphs
@@ -42,7 +42,7 @@ class InputSpec:
     ranges: Ranges = ()
 
     @property
-    def sides(self) -> tuple[Side, ...]:
+    def sides(self) -> tuple[int | DimRange, ...]:
         """For each dimension of `shape` its size, or the sizes that it may have."""
         if not self.ranges:
             return self.shape

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Executor, Expected, InputSpec, Output
-from dynamic.engines.inputs.dimensions import expected, size_fault
+from dynamic.engines.inputs.dimensions import shape_text, size_fault
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.scores import TINY, Combiner
 from dynamic.policies.stage_plan import StagePlan, check_thresholds, plan
@@ -163,7 +163,7 @@ def check_inputs(inputs: Mapping[str, Array], specs: Sequence[InputSpec]) -> int
         if not shape or shape[1:] != spec.shape:
             if not shape or not spec.ranges:
                 raise InputError(
-                    f"input {spec.name!r} has shape {list(shape)}, expected {expected(spec.shape, spec.ranges)}"
+                    f"input {spec.name!r} has shape {list(shape)}, expected {shape_text(spec.shape, spec.ranges)}"
                 )
             resized = True
         if array.dtype != spec.dtype:

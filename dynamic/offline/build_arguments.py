@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamic.data.sound.sound_preprocess import SoundPreprocess
-from dynamic.data.text.text_preprocessing import TextPreprocess, input_kinds
+from dynamic.data.text.text_inputs import input_kinds
+from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.engines.contract import CascadeSpec, InputSpec
 from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.cascade import Cascade

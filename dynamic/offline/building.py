@@ -13,7 +13,8 @@ from torch import nn
 from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.bundle_reader import read
 from dynamic.bundle.bundle_writer import write
-from dynamic.bundle.canaries.canary_set import CANARIES, Reservoir
+from dynamic.bundle.canaries.canary_set import CANARIES
+from dynamic.bundle.canaries.reservoir import Reservoir
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, check_installed_engine, open_engine

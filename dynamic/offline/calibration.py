@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dynamic.bundle.canaries.canary_set import Reservoir
+from dynamic.bundle.canaries.reservoir import Reservoir
 from dynamic.bundle.fingerprint import fingerprint
 from dynamic.bundle.measurements.record_writer import Recorder
 from dynamic.data.answer_file import AnswerFile

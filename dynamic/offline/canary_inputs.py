@@ -1,12 +1,14 @@
 """Which inputs become canaries: drawn from the calibration, given by the user, or noise."""
 
 import logging
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from dynamic.bundle.canaries.canary_set import LEAST, MOST, Canaries, Reservoir, noise
+from dynamic.bundle.canaries.canary_set import LEAST, MOST, Canaries, noise
 from dynamic.bundle.canaries.check import run_canaries
+from dynamic.bundle.canaries.reservoir import Reservoir
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.engines.stage_loop import check_inputs
@@ -57,7 +59,7 @@ def draw_canaries(
         seed: of noise.
     """
     if isinstance(canaries, str) and canaries == "calibration":
-        return sample.canaries(records.logits)
+        return sample.canaries(records.logits, partial(run_canaries, engine))
     source = example if isinstance(canaries, str) else canaries
     named = named_tensors(cascade.networks[0], source)
     arrays = {name: tensor.detach().cpu().numpy()[:MOST] for name, tensor in named.items()}

@@ -1,10 +1,9 @@
 """Exits of a wrapped network that pay, chosen by what they save. The others are removed."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
-
-from torch import nn
 
 from dynamic.engines.options import EngineName
 from dynamic.offline.batches import Batch
@@ -13,7 +12,7 @@ from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.used_batches import ObservedLoader
 from dynamic.offline.networks.used_data import batch_hash, hashes_of, remember
 from dynamic.offline.tracing.channel_layout import LAYOUTS
-from dynamic.offline.tracing.wrap_network import ExitNetwork, wrap
+from dynamic.offline.tracing.wrap_network import ExitNetwork, wrap_at
 from dynamic.policies.certification.exit_value import Choice, choose_exits
 from dynamic.policies.errors import ExitError
 
@@ -95,7 +94,7 @@ def select_exits(
 
 
 def keep_exits(network: ExitNetwork, example_inputs: Batch, *, names: Sequence[str]) -> ExitNetwork:
-    """A network with some of its exits only. Backbone and heads are the same modules.
+    """A network with some of its exits only. Backbone and heads are the same modules, dynamic dimensions the same.
 
     Args:
         network: With exits.
@@ -111,11 +110,13 @@ def keep_exits(network: ExitNetwork, example_inputs: Batch, *, names: Sequence[s
     own_names = [e.name for e in network.exits]
     if not names or (unknown := [name for name in names if name not in own_names]):
         raise ExitError(f"exits {list(names) if not names else unknown} cannot be kept. The network has {own_names}")
-    heads: Iterator[nn.Module] = (h for h, e in zip(network.heads, network.exits, strict=True) if e.name in names)
+    # a second tracer asks for the heads again
+    heads = cycle([h for h, e in zip(network.heads, network.exits, strict=True) if e.name in names])
     layout = {e.name: "BND" if e.masked else _layout(e.shape, e.channel) for e in network.exits if e.name in names}
-    fewer = wrap(
+    fewer = wrap_at(
         network.backbone,
         example_inputs,
+        lambda *_: network.traced_sizes.by_name,
         exits=[n for n in own_names if n in names],
         layout=layout,
         head=lambda *_: next(heads),

@@ -1,6 +1,8 @@
 """Costs at other sizes of input than the example's, where dimensions are dynamic."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from dynamic.engines.contract import Array
 from dynamic.engines.route_choice import CascadeEngine
@@ -9,6 +11,21 @@ from dynamic.profiling.example_inputs import example_arrays, other_sizes
 from dynamic.profiling.graph_profile import MIN_REPEATS, WARM_UP, GraphColumn, measure_graph
 from dynamic.profiling.stage_column import StageColumn, measure_stages
 from dynamic.progress import track
+
+_SHARE = 0.45  # of the available memory, as for batches of the runtime
+
+
+@dataclass(frozen=True)
+class SizeProfile:
+    """Costs at other sizes than the example's.
+
+    Args:
+        sizes: By rising size.
+        not_measured: In words.
+    """
+
+    sizes: tuple[SizeCosts, ...] = ()
+    not_measured: tuple[str, ...] = ()
 
 
 def measure_sizes(
@@ -19,7 +36,9 @@ def measure_sizes(
     limit_s: float,
     clock: Callable[[], float],
     progress: bool | None = None,
-) -> tuple[tuple[SizeCosts, ...], tuple[str, ...]]:
+    row_mb: float = 0.0,
+    available_mb: float = math.inf,
+) -> SizeProfile:
     """Measure every stage at the least, the largest and four times the example's size.
 
     Args:
@@ -30,18 +49,25 @@ def measure_sizes(
         limit_s: Time for each size. Batches that would take longer count as so many of the largest that was measured.
         clock: Time in seconds.
         progress: Whether to show a progress bar. None: on a terminal.
+        row_mb: Memory of a row of the example's size while it runs, in 10^6 bytes. That of other sizes is as their
+            size. 0: not measured.
+        available_mb: Memory of which a batch may take `_SHARE`. Larger ones count as so many of the largest that fits.
 
     Returns:
-        The costs by rising size, and what was not measured in words.
+        The costs by rising size, and what was not measured.
     """
-    sizes = other_sizes(engine.spec)
+    sizes, largest = other_sizes(engine.spec)
     costs: list[SizeCosts] = []
-    left_out: list[str] = []
+    left_out = [] if largest is None else [f"sizes above {largest}"]
+    example = engine.spec.example_size or 1
     for size, numbers in track(sizes.items(), "profiling sizes", len(sizes), progress):
         columns: list[StageColumn | GraphColumn] = []
         began, turn_s = clock(), 0.0  # of one row
         for rows, route in zip(batch, routes, strict=True):
             started = clock()
+            if columns and rows * row_mb * size / example > _SHARE * available_mb:
+                left_out.append(f"batches of {rows} or more at size {size}, which need more memory than there is")
+                break
             # a time grows as the rows do at most
             if columns and started - began + max(seconds, (WARM_UP + MIN_REPEATS) * turn_s * rows) > limit_s:
                 left_out.append(f"batches of {rows} or more at size {size}")
@@ -49,7 +75,7 @@ def measure_sizes(
             columns.append(_column(engine, route, rows, example_arrays(engine.spec, rows, numbers), seconds, clock))
             turn_s = (clock() - started) / (WARM_UP + columns[-1].turns) / rows
         costs.append(_sized(size, columns, batch))
-    return tuple(costs), tuple(left_out)
+    return SizeProfile(tuple(costs), tuple(left_out))
 
 
 def _column(

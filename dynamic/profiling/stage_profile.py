@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.monitoring.sources.cpu import OtherLoad
-from dynamic.policies.costing.size_costs import SizeCosts
 from dynamic.policies.costs import BUSY, Costs
 from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
@@ -25,6 +24,9 @@ from dynamic.profiling.machine import machine_name
 from dynamic.profiling.resident_memory import backbone_memory
 from dynamic.profiling.stage_column import measure_stages
 from dynamic.progress import track
+
+if TYPE_CHECKING:
+    from dynamic.profiling.size_profile import SizeProfile
 
 logger = logging.getLogger("dynamic.profiling.stage_profile")
 
@@ -50,7 +52,8 @@ def profile(
     repetition with the least load counts.
 
     Where dimensions are dynamic, these are costs at the size of the example. The least, the largest and four times its
-    size are measured by the same routes after it, each for as long.
+    size are measured by the same routes after it, each for as long, and repeated with it. The larger load of both
+    counts. Batches that would need more memory than there is are left out at these sizes.
 
     Args:
         engine: The engine.
@@ -70,17 +73,15 @@ def profile(
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise SettingError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
     limit_s = USUAL_LIMIT_S if batch is None else math.inf
-    columns, load = _measured_alone(partial(_columns, engine, seconds, clock, progress), sizes, limit_s, clock)
+    memory = backbone_memory(engine, folder)
+    measure_sizes = _size_measurement(engine, seconds, limit_s, clock, progress, max(memory.row_mb, default=0.0))
+    measure = partial(_columns, engine, seconds, clock, progress)
+    columns, load, by_size = _measured_alone(measure, sizes, limit_s, clock, measure_sizes)
     left_out: tuple[str, ...] = () if len(columns) == len(sizes) else (f"batches above {sizes[len(columns) - 1]}",)
     sizes = sizes[: len(columns)]
     routes = [column.route for column in columns]
-    by_size: tuple[SizeCosts, ...] = ()
-    if engine.spec.example_size is not None:
-        from dynamic.profiling.size_profile import measure_sizes  # a runtime that profiles nothing needs no more memory
-
-        by_size, not_sized = measure_sizes(engine, sizes, routes, seconds, limit_s, clock, progress)
-        left_out += not_sized
-    memory = backbone_memory(engine, folder)
+    if by_size is not None:
+        left_out += by_size.not_measured
     costs = Costs(
         machine=machine_name(),
         engine=engine.name,
@@ -103,7 +104,7 @@ def profile(
         noise=columns[0].noise,  # points are ranked at the smallest batch
         load=load,
         size=engine.spec.example_size,
-        sizes=by_size,
+        sizes=() if by_size is None else by_size.sizes,
     )
     for doubt in costs.doubts:
         logger.warning("%s", doubt)
@@ -115,20 +116,27 @@ def _measured_alone(
     sizes: Sequence[int],
     limit_s: float,
     clock: Callable[[], float],
-) -> "tuple[list[_Measured], float | None]":
-    """The figures of each batch size, and the load of others meanwhile: that of least load of up to `ATTEMPTS`.
+    measure_sizes: "Callable[[Sequence[int], Sequence[_Measured]], SizeProfile] | None" = None,
+) -> "tuple[list[_Measured], float | None, SizeProfile | None]":
+    """The figures of each batch size, the load of others meanwhile, and the figures at other sizes of input.
+
+    They are those of the least load of up to `ATTEMPTS`. The load is the larger one of both measurements.
 
     Sizes that would take longer than the limit, all together, are left out, and so is a repetition.
     """
-    calmest: tuple[list[_Measured], float | None] | None = None
+    calmest: tuple[list[_Measured], float | None, SizeProfile | None] | None = None
     began = clock()
     for attempt in range(ATTEMPTS):
         others, started = _OthersDuring(), clock()
         columns = measure(sizes, limit_s if attempt == 0 else math.inf)
         sizes = sizes[: len(columns)]
-        load = others.load()
+        load, by_size = others.load(), None
+        if measure_sizes is not None:
+            others = _OthersDuring()
+            by_size = measure_sizes(sizes, columns)
+            load = max((one for one in (load, others.load()) if one is not None), default=None)
         if calmest is None or (load is not None and calmest[1] is not None and load < calmest[1]):
-            calmest = columns, load
+            calmest = columns, load, by_size
         ended = clock()
         if load is None or load <= BUSY or ended - began + (ended - started) > limit_s:
             break
@@ -136,6 +144,40 @@ def _measured_alone(
             logger.info("other processes used %.0f%% of the processor: the profile is repeated", 100 * load)
     assert calmest is not None
     return calmest
+
+
+def _size_measurement(
+    engine: CascadeEngine,
+    seconds: float,
+    limit_s: float,
+    clock: Callable[[], float],
+    progress: bool | None,
+    row_mb: float,
+) -> "Callable[[Sequence[int], Sequence[_Measured]], SizeProfile] | None":
+    """What measures other sizes of input. None: no dimension is dynamic."""
+    if engine.spec.example_size is None:
+        return None
+    from dynamic.profiling.size_profile import measure_sizes  # a runtime that profiles nothing needs no more memory
+
+    def measure(batch: Sequence[int], columns: Sequence[_Measured]) -> "SizeProfile":
+        routes = [column.route for column in columns]
+        return measure_sizes(engine, batch, routes, seconds, limit_s, clock, progress, row_mb, _available_mb())
+
+    return measure
+
+
+def _available_mb() -> float:
+    """Memory that is available, in 10^6 bytes. Infinite where the system does not report it."""
+    from dynamic.monitoring.sources.limits import MemoryLimit  # as above
+    from dynamic.monitoring.sources.memory import Available
+
+    rooms = []
+    for source in (Available, MemoryLimit):
+        try:
+            rooms.append(source()().fields.get("memory_available_mb"))
+        except (OSError, ValueError):  # a system without these figures
+            continue
+    return min((room for room in rooms if room is not None), default=math.inf)
 
 
 def _columns(

@@ -11,6 +11,7 @@ from dynamic.policies.scores import softmax
 Floats = NDArray[np.float32]
 
 _MOST = 2000  # records that the weights are fitted on. There are only as many weights as stages
+_MOST_VALUES = 2**20  # that are float64 at a time: with 1,000 classes all of them take half a gigabyte
 _ROUNDS = 25
 _RIDGE = 1e-3  # moves weights that the records do not determine to equal ones
 _LOWEST = -30.0  # of a logarithm, so that a probability of 0 does not exclude a class
@@ -26,20 +27,22 @@ def belief(probability: Sequence[Floats], label: NDArray[np.int64]) -> Floats:
     logs = [np.nan_to_num(np.maximum(np.log(np.maximum(p, 1e-30)), _LOWEST), nan=0.0) for p in probability]
     labelled_rows = np.flatnonzero(label >= 0)
     few = labelled_rows[:: max(1, len(labelled_rows) // _MOST)]
-    weight = _fit(np.stack([log[few] for log in logs], axis=-1).astype(np.float64), label[few])
+    weight = _fit(np.stack([log[few] for log in logs], axis=-1), label[few])
     return softmax(sum((np.float32(w) * log for w, log in zip(weight, logs, strict=True)), np.zeros_like(logs[0])))
 
 
-def _fit(logs: NDArray[np.float64], label: NDArray[np.int64]) -> NDArray[np.float64]:
+def _fit(logs: Floats, label: NDArray[np.int64]) -> NDArray[np.float64]:
     """Weights `[S]` for `logs [N, C, S]`."""
-    count, _, stages = logs.shape
+    count, classes, stages = logs.shape
     if not count:
         return np.full(stages, 1.0 / stages)
-    own = logs[np.arange(count), label].mean(axis=0)  # [S]
+    own = logs[np.arange(count), label].astype(np.float64).mean(axis=0)  # [S]
     equal = np.full(stages, 1.0 / stages)
+    rows = max(1, _MOST_VALUES // (classes * stages))
+    blocks = [slice(start, start + rows) for start in range(0, count, rows)]
 
     def loss(weight: NDArray[np.float64]) -> tuple[float, Any]:
-        pooled = logs @ weight  # [N, C]
+        pooled = np.concatenate([logs[block].astype(np.float64) @ weight for block in blocks])  # [N, C]
         top = pooled.max(axis=1, keepdims=True)
         chance = np.exp(pooled - top)
         total = chance.sum(axis=1, keepdims=True)
@@ -49,9 +52,14 @@ def _fit(logs: NDArray[np.float64], label: NDArray[np.int64]) -> NDArray[np.floa
     weight = equal
     value, chance = loss(weight)
     for _ in range(_ROUNDS):
-        mean = np.einsum("nc,ncs->ns", chance, logs)
+        means, curve = [], np.zeros((stages, stages))
+        for block in blocks:
+            some, doubles = chance[block], logs[block].astype(np.float64)
+            means.append(np.einsum("nc,ncs->ns", some, doubles))
+            curve += np.einsum("nc,ncs,nct->st", some, doubles, doubles, optimize=True)
+        mean = np.concatenate(means)
         slope = mean.mean(axis=0) - own + _RIDGE * (weight - equal)
-        curve = np.einsum("nc,ncs,nct->st", chance, logs, logs, optimize=True) / count - mean.T @ mean / count
+        curve = curve / count - mean.T @ mean / count
         step = np.linalg.solve(curve + _RIDGE * np.eye(stages), slope)
         size = 1.0
         while size > 1e-4:

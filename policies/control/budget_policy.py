@@ -7,6 +7,7 @@ from typing import ClassVar, cast
 
 from dynamic.policies.budget import PRIORITY, Budget, LimitName
 from dynamic.policies.control.device_state import DeviceState
+from dynamic.policies.control.feasibility import saves
 from dynamic.policies.control.limits import LIMITS, SLOW, active, backbones_in_memory
 from dynamic.policies.control.limits.candidate_filter import CandidateFilter, Limit
 from dynamic.policies.control.reasons import Note, Reason
@@ -128,10 +129,10 @@ class BudgetPolicy(Policy):
         limits = active(budget, self.limits) if new else state.limits
         requests = max(state.requests, 1)  # a decision that nobody asked for again stands for one
         candidates = self._filter(limits, frontier, current, budget, device, wait=False)
-        rank = frontier.mean if _saves(budget) else frontier.accuracy
+        rank = frontier.mean if saves(budget) else frontier.accuracy
         points, effort_limit, waiting = candidates.points, math.inf, None
+        most = math.inf if current is None else cooldown.effort_limit(device.time_s)
         if current is not None:
-            most = cooldown.effort_limit(device.time_s)
             points = points & frontier.effort.below(most) or points
             effort_limit = most if points != candidates.points else math.inf
         best = rank.first(points)
@@ -157,6 +158,10 @@ class BudgetPolicy(Policy):
         point, usual = base, candidates.points
         resized = device.size is not None and device.size != frontier.costs.size
         if device.waited_ms or device.queue_length or resized:
+            better = 0
+            if resized:
+                better = usual & rank.before(base)  # these are delayed, or skipped after heat: for this request too
+                rank = frontier.mean_at(device.size) if saves(budget) else frontier.accuracy_at(device.size)
             candidates = self._filter(limits, frontier, current, budget, device, wait=True)
             if not candidates.points >> base & 1:
                 # to load a network for one request would delay all requests behind it
@@ -165,10 +170,11 @@ class BudgetPolicy(Policy):
                 candidates.notes += [_LOADED] if points != candidates.points else []
                 point = rank.first(points)
             else:
-                points = candidates.points & frontier.effort.below(effort_limit) or candidates.points
-                if resized:  # what the size of the example excludes, and this one does not
+                points = candidates.points & frontier.effort.below(most) or candidates.points
+                effort_limit = most if points != candidates.points else math.inf
+                if resized:  # what is excluded at the size of the example, or ranked behind, and is not at this one
                     loaded = frontier.within(device.resident | frontier.points[base].backbones)
-                    point = rank.first(points & ~usual & loaded | 1 << base)
+                    point = rank.first(points & loaded & ~better | 1 << base)
         chosen = frontier.points[point]
         keep_loaded = None
         if "memory" in self.limits:
@@ -246,8 +252,3 @@ class BudgetPolicy(Policy):
         for limit in limits:
             candidates.apply(limit, budget, device, wait)
         return candidates
-
-
-def _saves(budget: Budget) -> bool:
-    """Whether the user accepts a loss of accuracy for savings."""
-    return budget.max_drop is not None or budget.min_accuracy is not None

@@ -74,3 +74,8 @@ def covered(point: OperatingPoint, budget: Budget) -> bool:
         Whether it does.
     """
     return point.bound is not None and (budget.max_drop is None or point.promised_drop <= budget.max_drop)
+
+
+def saves(budget: Budget) -> bool:
+    """Whether the user accepts a loss of accuracy for savings."""
+    return budget.max_drop is not None or budget.min_accuracy is not None

@@ -7,6 +7,7 @@ from typing import Any
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.device_state import DeviceState
+from dynamic.policies.control.feasibility import saves
 from dynamic.policies.control.switching import PAUSE_S, Cooldown, SwitchDelay
 from dynamic.policies.fast_paths import Rank
 from dynamic.policies.frontier import Frontier
@@ -80,7 +81,7 @@ class Reason:
         frontier, device = self._frontier, self._device
         if device.drift and self._budget.on_drift == "safest":
             return "safest"
-        if self._rank is frontier.accuracy:
+        if not saves(self._budget):
             return "most accurate"
         mean = frontier.latency(None, device.rows, size=device.size)
         least, noise = mean.figures[mean.first(self._candidates)], frontier.costs.noise

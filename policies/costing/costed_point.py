@@ -1,6 +1,6 @@
 """An operating point with its costs on one device."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dynamic.policies.costing.depths import visits
 from dynamic.policies.costing.latency import deepest_ms, mean_ms, percentile_ms, stage_ms
-from dynamic.policies.costs import Costs
+from dynamic.policies.costs import Costs, Table
 from dynamic.policies.ladder import Interval, Ladder, OperatingPoint
 from dynamic.policies.stage_plan import StagePlan, plan
 
@@ -91,28 +91,41 @@ class CostedPoint:
 def with_costs(point: OperatingPoint, ladder: Ladder, costs: Costs) -> CostedPoint:
     """A point of a ladder with its costs."""
     stages = plan(np.array(point.thresholds, np.float32), ladder.backbone)
-    none = (0.0,) * len(costs.batch)
-    call_cpu_ms, call_mj = costs.call_cpu_ms or none, costs.call_mj or none
-
-    def expected(table: tuple[tuple[float, ...], ...], rows: int) -> float:
-        return sum(
-            chance * costs.at(table[s], there) * _body_share(costs, stages, s, there)
-            for s, (chance, there) in enumerate(visits(point, rows))
-            if stages.run[s] and chance
-        )
-
     return CostedPoint(
         operating_point=point,
         plan=stages,
         mean_ms=tuple(mean_ms(point, stages, costs, rows) for rows in costs.batch),
         p95_ms=tuple(percentile_ms(point, stages, costs, rows, 0.95) for rows in costs.batch),
         deep_ms=tuple(deepest_ms(stages, costs, rows) for rows in costs.batch),
-        cpu_ms=tuple(expected(costs.cpu_ms, rows) + call for rows, call in zip(costs.batch, call_cpu_ms, strict=True)),
+        cpu_ms=tuple(processor_ms(point, stages, costs, column) for column in range(len(costs.batch))),
         energy_mj=None
         if costs.energy_mj is None
-        else tuple(expected(costs.energy_mj, rows) + call for rows, call in zip(costs.batch, call_mj, strict=True)),
+        else tuple(energy_mj(point, stages, costs, column) for column in range(len(costs.batch))),
         memory_mb=sum(costs.memory_mb[b] for b in point.backbones),
     )
+
+
+def processor_ms(point: OperatingPoint, stages: StagePlan, costs: Costs, column: int) -> float:
+    """CPU time of a request at the batch size of a column."""
+    return _expected(point, stages, costs, costs.cpu_ms, costs.call_cpu_ms, column)
+
+
+def energy_mj(point: OperatingPoint, stages: StagePlan, costs: Costs, column: int) -> float:
+    """Energy of a request at the batch size of a column. It must have been measured."""
+    assert costs.energy_mj is not None
+    return _expected(point, stages, costs, costs.energy_mj, costs.call_mj, column)
+
+
+def _expected(
+    point: OperatingPoint, stages: StagePlan, costs: Costs, table: Table, call: Sequence[float], column: int
+) -> float:
+    """What a table of stages gives for a request, with the overhead of the call."""
+    total = sum(
+        chance * costs.at(table[s], there) * _body_share(costs, stages, s, there)
+        for s, (chance, there) in enumerate(visits(point, costs.batch[column]))
+        if stages.run[s] and chance
+    )
+    return total + (call[column] if call else 0.0)
 
 
 def row_mb(costs: Costs, backbones: Collection[int]) -> float:

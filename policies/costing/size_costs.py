@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dynamic.policies.errors import InputError
 from dynamic.policies.validation.fields import items, mapping, number, whole
 
@@ -51,7 +53,9 @@ class SizeCosts:
 
 
 def check_sizes(size: int | None, sizes: Sequence[SizeCosts], stages: int, batches: int) -> None:
-    """Raises InputError where sizes do not rise, or a table is not of so many stages and batch sizes."""
+    """Raises InputError where a size is none, sizes do not rise, or a table is not of so many stages and batches."""
+    if size is not None:
+        check_size(size)
     if not sizes:
         return
     if size is None:
@@ -68,24 +72,34 @@ def check_sizes(size: int | None, sizes: Sequence[SizeCosts], stages: int, batch
             raise InputError(f"the overhead at size {entry.size} must have an entry for each batch size")
 
 
-def between(known: Sequence[SizeCosts], size: int) -> SizeCosts:
+def check_size(size: Any) -> None:
+    """Raises InputError where this is no size of a row: a whole number of 1 or more."""
+    if isinstance(size, (bool, np.bool_)) or not isinstance(size, (int, np.integer)) or size < 1:
+        raise InputError(
+            f"size={size!r:.40} is no size of an input: give the product of its dynamic dimensions, 1 or more"
+        )
+
+
+def between(measured: Sequence[SizeCosts], size: int) -> SizeCosts:
     """The costs at a size, linear between those of two measured ones and beyond the largest.
 
-    Below the smallest they are those of the smallest. No figure is below 0.
+    Below the smallest they are those of the smallest. Beyond the largest no figure falls: where it does before, that is
+    noise.
 
     Args:
-        known: Rising sizes, two or more.
+        measured: Rising sizes, two or more.
         size: The size.
 
     Returns:
         The costs.
     """
-    at = min(max(bisect_right([entry.size for entry in known], size), 1), len(known) - 1)
-    low, high = known[at - 1], known[at]
+    at = min(max(bisect_right([entry.size for entry in measured], size), 1), len(measured) - 1)
+    low, high = measured[at - 1], measured[at]
     share = max((size - low.size) / (high.size - low.size), 0.0)
 
     def row(a: Row, b: Row) -> Row:
-        return tuple(max(x + share * (y - x), 0.0) for x, y in zip(a, b, strict=True))
+        pairs = zip(a, b, strict=True)
+        return tuple(x + share * (y - x) if share <= 1.0 else y + (share - 1.0) * max(y - x, 0.0) for x, y in pairs)
 
     figures: dict[str, Any] = {
         name: tuple(row(a, b) for a, b in zip(getattr(low, name), getattr(high, name), strict=True)) for name in TABLES

@@ -17,8 +17,9 @@ from torch import nn
 import dynamic
 from dynamic.bundle import bundle_reader
 from dynamic.bundle.canaries import check, reports
-from dynamic.bundle.canaries.canary_set import CANARIES, LEAST, MOST, MOST_BYTES, Canaries, Reservoir, noise
+from dynamic.bundle.canaries.canary_set import CANARIES, LEAST, MOST, MOST_BYTES, Canaries, noise
 from dynamic.bundle.canaries.check import CHECKS, CanaryReport, check_canaries, labels_limit, moved
+from dynamic.bundle.canaries.reservoir import Reservoir
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.cli.doctor import examine
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
@@ -134,6 +135,76 @@ def test_a_reservoir_draws_evenly_and_keeps_rows_with_their_logits() -> None:
         counts[places] += 1
     # each is drawn with probability 1/4: 150 of 600, standard deviation 10.6, five of them for the farthest of 40
     assert np.abs(counts - 150).max() < 5 * 10.6
+
+
+def lengths_sample(lengths: list[int], **options: Any) -> Reservoir:
+    """One text after the other, each with its number in every token, and its mask."""
+    sample = Reservoir(**options)
+    for number, length in enumerate(lengths):
+        sample.add({"tokens": np.full((1, length), number), "mask": np.ones((1, length), np.int8)})
+    return sample
+
+
+def places_of(sample: Reservoir, count: int) -> list[int]:
+    """Of the canaries, by logits that are the numbers of the rows. Those that are run get 10000 more."""
+
+    def run(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        assert all(array.flags.c_contiguous for array in inputs.values())
+        return inputs["tokens"][:, :1, None].astype(np.float32) + 10000
+
+    canaries = sample.canaries(np.arange(count, dtype=np.float32).reshape(-1, 1, 1), run)
+    assert (canaries.inputs["tokens"] == canaries.logits[:, 0] % 10000).all()
+    assert canaries.inputs["mask"].shape == canaries.inputs["tokens"].shape
+    return [int(place) for place in canaries.logits[:, 0, 0]]
+
+
+def test_texts_of_many_lengths_give_as_many_canaries_as_are_needed() -> None:
+    """4 texts of 9 tokens, the most of one length. Longer ones are cut to them, of the next lengths first."""
+    lengths = [9, 9, 9, 9, *(n for n in range(5, 30) if n != 9 for _ in range(2))]
+    sample = lengths_sample(lengths)
+    places = places_of(sample, len(lengths))
+    assert places[:4] == [0, 1, 2, 3]
+    assert [lengths[place - 10000] for place in places[4:]] == [10, 11, 12, 13]
+    assert len(places) == LEAST
+
+
+def test_a_shorter_length_counts_where_too_few_texts_are_longer() -> None:
+    lengths = [30, 30, 30, *range(10, 16)]  # of 30 there are 3, from 10 on all 9, from 11 on 8
+    assert sorted(place % 10000 for place in places_of(lengths_sample(lengths), 9)) != [0, 1, 2]
+    assert len(places_of(lengths_sample(lengths), 9)) == LEAST
+    assert len(places_of(lengths_sample([3, 4, 5]), 3)) == 3, "no more than there are"
+
+
+def test_a_length_that_comes_late_counts_whatever_came_before() -> None:
+    lengths = [*range(1, 3001), *[4000] * 20]
+    # the first of them is no more frequent than others
+    assert places_of(lengths_sample(lengths), len(lengths)) == list(range(3001, 3020))
+
+
+def test_the_memory_of_rows_has_a_bound() -> None:
+    """Rows of 16 sizes. Of the most frequent size all remain, and 8 of 10 sizes fit beside it at most."""
+    sample, count = Reservoir(most_bytes=2_000_000), 0
+    for turn in range(40):
+        for side in (*range(100, 116), 100, 100):
+            sample.add({"image": np.full((4, side, side), turn, np.float32)})
+            assert sample.held_bytes <= 2_000_000 or len(sample._samples) == 1
+            count += 4
+    canaries = sample.canaries(np.zeros((count, 1, 1), np.float32))
+    assert canaries.inputs["image"].shape[1:] == (100, 100)
+    assert len(canaries) >= LEAST
+
+
+def test_of_one_size_rows_have_no_bound_but_their_number() -> None:
+    sample = Reservoir(most_bytes=1)
+    for start in range(0, 160, 8):
+        sample.add({"input": np.arange(start, start + 8)[:, None]})
+    random, places = np.random.default_rng(0), list(range(MOST))
+    for number in range(MOST, 160):  # algorithm R
+        place = int(random.integers(number + 1))
+        if place < MOST:
+            places[place] = number
+    canaries = sample.canaries(np.arange(160, dtype=np.float32).reshape(160, 1, 1))
+    assert canaries.inputs["input"][:, 0].tolist() == canaries.logits[:, 0, 0].tolist() == places
 
 
 def test_noise_lies_within_the_example_and_is_the_same_again() -> None:

@@ -27,6 +27,7 @@ from dynamic.bundle.manifest import read_facts, read_manifest
 from dynamic.bundle.tables import costs_text
 from dynamic.engines.inputs.dimensions import DimRange
 from dynamic.errors import CorruptError, InputError, SchemaError
+from dynamic.offline.tracing.exit_heads import ExitHead, Room
 from dynamic.policies.costing.size_costs import SizeCosts
 from dynamic.policies.scores import Combiner
 
@@ -61,7 +62,14 @@ def text_bundle(request: Any, text_cascade: Any, tmp_path_factory: pytest.TempPa
 
 def image_cascade() -> dynamic.Cascade:
     small, large = Convolutions(4).eval(), Convolutions(8).eval()
-    wrapped = dynamic.wrap(large, torch.randn(2, 3, 12, 10), exits=["block"], dynamic_shapes=image_shapes())
+    wrapped = dynamic.wrap(
+        large,
+        torch.randn(2, 3, 12, 10),
+        exits=["block"],
+        # with the grid of 4 x 4 cells that a larger network gets
+        head=lambda shape, channel, classes: ExitHead(shape, channel, classes, None, Room(1e9, 1e9), any_size=True),
+        dynamic_shapes=image_shapes(),
+    )
     return dynamic.Cascade([small, wrapped.eval()], names=("small", "large"))
 
 
@@ -271,12 +279,51 @@ def test_the_first_request_gets_the_point_for_its_length(text_bundle: Any) -> No
     assert point[LIMIT].operating_point.thresholds == (-np.inf,)
 
 
-def test_a_plan_is_for_requests_of_one_size(image_bundle: Any) -> None:
+class Watching(dynamic.BudgetPolicy):
+    """Keeps the sizes that it decided for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int | None] = []
+
+    def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> Any:
+        self.sizes.append(snapshot.size)
+        return super().decide(frontier, budget, snapshot, state)
+
+
+def test_a_request_of_another_size_asks_the_policy(image_bundle: Any) -> None:
     bundle, _ = image_bundle
     bundle = bundle.profile((1,), seconds=0.01)
-    sizes = ((12, 10), (12, 10), (12, 10), (20, 30), (20, 30), (30, 20), (12, 10))  # two of equal area
+    sizes = ((12, 10), (12, 10), (20, 30), (20, 30), (30, 20), (12, 10))  # two of equal area
+    engine, policy, before = bundle.open(), Watching(), 0
+    with bundle.runtime(policy=policy) as run:
+        for number, (height, width) in enumerate(sizes):
+            x = torch.randn(3, height, width, generator=torch.Generator().manual_seed(number)).numpy()
+            asked = len(policy.sizes)
+            answer = run(x)
+            if height * width != before:
+                assert height * width in policy.sizes[asked:]
+            before = height * width
+            expected = engine.stages.run({"input": x[None]}, answer.decision.point.thresholds)
+            assert answer.stage == expected.stage[0]
+            np.testing.assert_allclose(answer.log_probs, expected.logits[0], atol=1e-4)
+    engine.close()
+
+
+def test_a_plan_is_for_requests_of_one_size(image_bundle: Any) -> None:
+    bundle, _ = image_bundle
+    costs = bundle.profile((1,), seconds=0.01).costs
+    stages = range(len(costs.latency_ms))  # at the example's size a stage takes 1 ms, at four times the area 3
+    tables = {"latency_ms": ((1.0,),) * len(stages), "head_ms": ((0.0,),) * len(stages)}
+    tables |= {"latency_p95_ms": tables["latency_ms"], "cpu_ms": tables["latency_ms"]}
+    threes = ((3.0,),) * len(stages)
+    large = SizeCosts(4 * costs.size, threes, threes, tables["head_ms"], threes, (0.0,))
+    costs = replace(costs, **tables, call_ms=(0.0,), call_cpu_ms=(), sizes=(large,), noise=0.0, route=("stages",))
+    bundle = bundle.with_costs(costs, None)
+    sizes = ((12, 10), (12, 10), (12, 10), (24, 20), (24, 20), (20, 24), (12, 10), (12, 10))  # two of equal area
+    planned = []
     engine = bundle.open()
-    with bundle.runtime() as run:
+    with bundle.runtime(monitor=dynamic.FixedMonitor(dynamic.Snapshot(time_s=0.0))) as run:
         for number, size in enumerate(sizes):
             x = torch.randn(3, *size, generator=torch.Generator().manual_seed(number)).numpy()
             answer = run(x)
@@ -284,5 +331,13 @@ def test_a_plan_is_for_requests_of_one_size(image_bundle: Any) -> None:
             assert answer.stage == expected.stage[0]
             np.testing.assert_allclose(answer.log_probs, expected.logits[0], atol=1e-4)
             plan = run._controller.plan
-            assert plan is None or plan.size == size[0] * size[1]
+            if number and sizes[number - 1] == size:
+                assert plan is not None
+                assert (plan.size, plan.shape) == (size[0] * size[1], (3, *size))
+                stage_ms = 1.0 if plan.size == costs.size else 3.0
+                expected_ms = stage_ms * np.cumsum(plan.decision.point.plan.run)  # of stages that run so far
+                assert plan.expected_ms == pytest.approx(expected_ms)
+                assert plan.slow_ms == pytest.approx(2 * plan.decision.slowdown * expected_ms)
+                planned.append(plan.size)
+    assert planned == [120, 120, 480, 120]
     engine.close()

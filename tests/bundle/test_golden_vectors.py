@@ -219,6 +219,7 @@ def stand_in(device: dict[str, Any]) -> Any:
 
     metered = points[0]["energy_mj"] is not None
     mean_ms = [p["mean_ms"][0] for p in points]
+    effort = Rank([p["energy_mj"] if metered else p["cpu_ms"] for p in points])
     return SimpleNamespace(
         points=[point(p) for p in points],
         costs=SimpleNamespace(
@@ -230,7 +231,8 @@ def stand_in(device: dict[str, Any]) -> Any:
         ),
         latency=latency,
         first_answer=lambda rows, size=None: Rank([p["first_ms"][batch.index(rows)] for p in points]),
-        effort=Rank([p["energy_mj"] if metered else p["cpu_ms"] for p in points]),
+        effort=effort,
+        effort_at=lambda size: effort,
         memory=Rank([p["memory_mb"] for p in points]),
         drop=Rank([p["promised_drop"] for p in points]),
         accuracy=Rank([-p["accuracy"] for p in points], ties=mean_ms),
@@ -321,7 +323,9 @@ CANNOT_OCCUR = {
     "return SwitchDelay(self.needed // 2, 0, _PREMATURE * self.needed // 2)",
     # inputs of another size than the example's, which a port knows nothing of
     "loaded = frontier.within(device.resident | frontier.points[base].backbones)",
-    "point = rank.first(points & ~usual & loaded | 1 << base)",
+    "point = rank.first(points & loaded & ~better | 1 << base)",
+    "better = usual & rank.before(base)  # these are delayed, or skipped after heat: for this request too",
+    "rank = frontier.mean_at(device.size) if saves(budget) else frontier.accuracy_at(device.size)",
     # feedback on another request than the last
     "load, cores = newest(snapshot.cpu_load, self.cpu_load), newest(snapshot.cpu_cores, self.cpu_cores)",
     "contention = fair_share(load, cores, newest(snapshot.cpu_pressure, self.cpu_pressure), feedback.threads)",

@@ -180,6 +180,14 @@ def test_without_the_library_loading_says_what_to_install(shelf: Path) -> None:
         "except dynamic.DynamicError as error:\n"
         "    print(error)\n"
         "assert 'torch' not in sys.modules\n"
+        "from pathlib import Path\n"
+        "from dynamic.bundle.bundle_reader import read\n"
+        "from dynamic.bundle.requirements import unmet_needs\n"
+        f"print('doctor', unmet_needs(read(Path({str(shelf)!r}), verify=True)))\n"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert 'pip install "dynamic-inference[text]"' in out
+    remedy = 'pip install "dynamic-inference[text]"'
+    loading, doctor = out.splitlines()
+    assert remedy in loading
+    assert doctor.startswith("doctor (")
+    assert remedy in doctor

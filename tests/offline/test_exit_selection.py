@@ -4,13 +4,18 @@ from typing import Any
 
 import pytest
 import torch
+from support.networks.dynamic_sizes import Convolutions, image_shapes
 from torch import Tensor, nn
+from torch.export import Dim
 
 import dynamic
+from dynamic.engines.inputs.dimensions import DimRange
 from dynamic.models import BlockHead, CifarResNet, ConvHead
 from dynamic.offline.exit_selection import keep_exits, select_exits
 from dynamic.offline.tracing.exit_heads import ExitHead
-from dynamic.policies.errors import ExitError, LayoutError
+from dynamic.policies.errors import DynamicWarning, ExitError, InputError, LayoutError
+
+HEIGHT, WIDTH = DimRange("height", 1, 64), DimRange("width", 1, 64)
 
 
 def network() -> nn.Module:
@@ -32,6 +37,46 @@ def test_what_is_kept_answers_as_before() -> None:
         before, after = net(x), fewer(x)
     for old, new in zip((before[0], before[2], before[3]), after, strict=True):
         assert torch.equal(old, new)
+
+
+def test_dynamic_dimensions_remain() -> None:
+    backbone, images = Convolutions().eval(), torch.randn(2, 3, 12, 10)
+    net = dynamic.wrap(backbone, images, exits=["stem", "block"], dynamic_shapes=image_shapes()).eval()
+    fewer = keep_exits(net, images, names=["block"])
+    assert fewer.traced_sizes.ranges == net.traced_sizes.ranges == ((None, HEIGHT, WIDTH),)
+    for size in ((1, 1), (64, 5), (20, 28)):
+        x = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            for old, new in zip(net(x)[1:], fewer(x), strict=True):
+                assert torch.equal(old, new)
+    with pytest.raises(InputError, match="65 is beyond the limit of 64"):
+        fewer(torch.randn(1, 3, 65, 8))
+
+
+class Counted(nn.Module):
+    """Has its length as a number in the graph of torch.fx, and not in that of torch.export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = torch.relu(self.one(x))
+        return self.two(features.sum(1) / length(x))  # type: ignore[no-any-return]
+
+
+def length(x: Tensor) -> Any:
+    return x.shape[1] if isinstance(x.shape, torch.Size) else 12
+
+
+def test_heads_are_there_for_the_second_tracer_too() -> None:
+    torch.manual_seed(0)
+    x, shapes = torch.randn(2, 12, 4), ({1: Dim("n", min=2, max=40)},)
+    with pytest.warns(DynamicWarning, match="captured with torch.export"):
+        net = dynamic.wrap(Counted().eval(), x, exits=["one"], dynamic_shapes=shapes).eval()
+    with pytest.warns(DynamicWarning, match="captured with torch.export"):
+        fewer = keep_exits(net, x, names=["one"])
+    assert fewer.heads[0] is net.heads[0]
 
 
 @pytest.mark.parametrize("names", [[], ["9"]])

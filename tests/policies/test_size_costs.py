@@ -4,11 +4,12 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from support.policy_cases import INF, make_costs, make_ladder, make_point
 
 import dynamic
-from dynamic.policies.costing.size_costs import SizeCosts
+from dynamic.policies.costing.size_costs import SizeCosts, between
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import CorruptError, InputError
 from dynamic.policies.frontier import Frontier
@@ -46,6 +47,19 @@ def test_times_are_linear_between_measured_sizes(size: int, first: float, second
     assert costs.row_mb == pytest.approx((3.0 * size / 10,))
 
 
+def test_noise_between_two_sizes_makes_no_larger_one_free() -> None:
+    """0.031 ms at 16 and 0.0305 at 64: beyond, times are those at 64. A stage that grows goes on to grow."""
+    sized = [
+        SizeCosts(size, ((ms,), (size,)), ((ms,), (size,)), NONE, ((ms,), (size,)), (call,))
+        for size, ms, call in ((16, 0.031, 0.2), (64, 0.0305, 0.1))
+    ]
+    larger = between(sized, 4096)
+    assert larger.latency_ms == larger.cpu_ms == ((0.0305,), (4096,))
+    assert larger.call_ms == (0.1,)
+    assert between(sized, 40).latency_ms[0][0] == pytest.approx(0.03075)
+    assert between(sized, 64).latency_ms == ((0.0305,), (64,))
+
+
 def test_the_energy_of_a_stage_grows_as_its_time() -> None:
     costs = COSTS.powered(active_mw=1000.0, idle_mw=None).at_size(40)
     assert costs.energy_mj is not None
@@ -58,6 +72,13 @@ def test_without_a_size_costs_are_themselves() -> None:
     assert FIXED.at_size(77) is FIXED
     assert FIXED.measured_sizes == ()
     assert [entry.size for entry in COSTS.measured_sizes] == [2, 10, 40]
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, 10.0, True, "10", float("nan")])
+def test_what_is_no_size_is_refused(size: Any) -> None:
+    with pytest.raises(InputError, match=r"size=.* is no size of an input: give the product of its dynamic dimensions"):
+        COSTS.at_size(size)
+    assert COSTS.at_size(np.int64(10)) is COSTS  # type: ignore[arg-type]
 
 
 def test_through_json_and_as_earlier_versions_wrote_them_where_nothing_is_dynamic() -> None:
@@ -75,6 +96,9 @@ def test_through_json_and_as_earlier_versions_wrote_them_where_nothing_is_dynami
     ("fields", "message"),
     [
         ({"size": None}, "need the size of the others"),
+        ({"size": 0}, "size=0 is no size of an input"),
+        ({"size": 0, "sizes": ()}, "size=0 is no size of an input"),
+        ({"size": 2.5}, "size=2.5 is no size of an input"),
         ({"size": 2}, "must rise from 1 and not repeat 2"),
         ({"sizes": (LARGE, SMALL)}, "must rise from 1"),
         ({"sizes": (replace(LARGE, head_ms=((0, 0),)),)}, "head_ms at size 40 must have a row for each stage"),
@@ -148,3 +172,78 @@ def test_long_texts_do_not_change_what_runs_for_the_others() -> None:
 def test_the_predicted_latency_is_that_of_the_size() -> None:
     decision, _ = decide(dynamic.BudgetPolicy().initial(), 40, 10)
     assert "The predicted latency is 6.5 ms" in str(decision.reason)
+
+
+# 'one' takes 9 ms at size 10 and 50 at size 100, the reference 30 and 40: the head of 'one' reads a large feature
+NONE = ((0.0,), (0.0,))
+HEADY = SizeCosts(100, ((50.0,), (35.0,)), ((50.0,), (35.0,)), ((45.0,), (0.0,)), ((50.0,), (35.0,)), (0.0,))
+ONE = make_point("one", (-INF,), (1.0, 0.0), accuracy=0.89)
+ONE_LADDER = make_ladder([REFERENCE, ONE], (0, 0))
+ONE_FRONTIER = Frontier.of(ONE_LADDER, make_costs(((9.0,), (21.0,)), (1,), size=10, sizes=(HEADY,)))
+
+
+def test_a_request_of_another_size_gets_the_point_that_is_fastest_there() -> None:
+    policy, budget = dynamic.BudgetPolicy(), dynamic.Budget(max_drop=0.01)
+    assert ONE_FRONTIER.mean_at(10) is ONE_FRONTIER.mean
+    assert ONE_FRONTIER.mean_at(100).figures == pytest.approx((40, 50))
+    for size, name in ((10, "one"), (100, "reference"), (55, "one")):  # at 55 29.5 and 35 ms
+        decision, _ = policy.decide(ONE_FRONTIER, budget, dynamic.Snapshot(0.0, size=size), policy.initial())
+        assert (decision.point.name, decision.one_request_only) == (name, size == 100)
+        assert f"'{name}' is the fastest of 2 of 2 points" in str(decision.reason)
+
+
+def test_equally_accurate_points_are_ranked_by_their_time_at_the_size() -> None:
+    equal = make_ladder([REFERENCE, replace(ONE, accuracy=REFERENCE.accuracy)], (0, 0))
+    policy, frontier = dynamic.BudgetPolicy(), Frontier.of(equal, ONE_FRONTIER.costs)
+    for size, name in ((10, "one"), (100, "reference")):
+        decision, _ = policy.decide(frontier, dynamic.Budget(), dynamic.Snapshot(0.0, size=size), policy.initial())
+        assert decision.point.name == name
+        assert f"'{name}' is the most accurate of 2 of 2 points" in str(decision.reason)
+
+
+def test_a_point_that_is_fastest_at_the_size_runs_where_its_network_is_loaded() -> None:
+    """Two networks: the reference runs first, and is in memory."""
+    long = SizeCosts(100, ((50.0,), (40.0,)), ((50.0,), (40.0,)), NONE, ((50.0,), (40.0,)), (0.0,))
+    costs = make_costs(((9.0,), (30.0,)), (1,), memory_mb=(50.0, 50.0), size=10, sizes=(long,))
+    points = [replace(REFERENCE, backbones=(1,)), replace(ONE, backbones=(0,))]
+    policy, frontier = dynamic.BudgetPolicy(), Frontier.of(make_ladder(points, (0, 1)), costs)
+    decision, state = policy.decide(frontier, dynamic.Budget(), dynamic.Snapshot(0.0, size=10), policy.initial())
+    assert decision.point.name == "reference"
+    saving = dynamic.Budget(max_drop=0.01)
+    for time_s, size, name in ((1.0, 10, "one"), (2.0, 100, "reference"), (3.0, 10, "one")):
+        decision, state = policy.decide(frontier, saving, dynamic.Snapshot(time_s, size=size), state)
+        assert decision.point.name == name
+
+
+@pytest.mark.parametrize("limit", ["cpu_ms", "energy_mj"])
+def test_energy_and_cpu_time_are_those_of_the_size(limit: Any) -> None:
+    """CPU times are 8 and 41 ms without the overhead, energies at 1 W as many mJ and the overhead of the example."""
+    policy, frontier = dynamic.BudgetPolicy(), FRONTIER
+    if limit == "energy_mj":
+        frontier = FRONTIER.recost(COSTS.powered(active_mw=1000.0))
+        assert frontier.effort_at(40).figures == pytest.approx((41.5, 5.5))
+    assert frontier.processor_at(40).figures == pytest.approx((41, 5))
+    for size, name in ((10, "reference"), (40, "quick"), (None, "reference")):
+        budget, snapshot = dynamic.Budget(**{limit: 10}), dynamic.Snapshot(0.0, rows=1, size=size)
+        decision, _ = policy.decide(frontier, budget, snapshot, policy.initial())
+        assert (decision.point.name, decision.feasible) == (name, True)
+
+
+def test_a_small_request_does_not_break_the_cooldown_after_heat() -> None:
+    policy, budget = dynamic.BudgetPolicy(), dynamic.Budget(latency_ms=10, percentile=None, temperature_c=60)
+    state, chosen = policy.initial(), []
+    readings: list[dict[str, Any]] = [
+        {"time_s": 0.0, "temperature_c": 40},
+        {"time_s": 1.0, "temperature_c": 40},
+        {"time_s": 2.0, "temperature_c": 75},
+        {"time_s": 3.0, "temperature_c": 75},
+        *({"time_s": 4.0 + second, "temperature_c": 40} for second in range(58)),
+        {"time_s": 62.0, "temperature_c": 40, "cpu_load": 0.9, "cpu_cores": 1},
+        {"time_s": 63.0, "temperature_c": 40, "cpu_load": 0.9, "cpu_cores": 1, "size": 2},
+    ]
+    for reading in readings:
+        decision, state = policy.decide(FRONTIER, budget, dynamic.Snapshot(rows=1, **reading), state)
+        chosen.append(decision.point.name)
+    assert chosen[:2] == ["reference", "reference"]
+    assert set(chosen[2:]) == {"quick"}
+    assert "are skipped for 300 s after heat" in str(decision.reason)

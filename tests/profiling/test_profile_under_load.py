@@ -163,7 +163,7 @@ def test_a_profile_under_load_is_repeated(
         made.append(columns[len(made)])
         return made[-1]
 
-    kept_columns, load = stage_profile._measured_alone(measure, (1,), math.inf, time.monotonic)
+    kept_columns, load, _ = stage_profile._measured_alone(measure, (1,), math.inf, time.monotonic)
     assert (load, len(made)) == (kept, count)
     assert kept_columns is columns[loads.index(kept)]
 
@@ -178,9 +178,34 @@ def test_a_repetition_measures_the_sizes_of_the_first(monkeypatch: pytest.Monkey
 
     loads = iter((0.5, 0.05))
     monkeypatch.setattr(stage_profile._OthersDuring, "load", lambda _: next(loads))
-    columns, load = stage_profile._measured_alone(measure, (1, 8, 64), 60.0, lambda: 0.0)
+    columns, load, _ = stage_profile._measured_alone(measure, (1, 8, 64), 60.0, lambda: 0.0)
     assert asked == [((1, 8, 64), 60.0), ((1, 8), math.inf)]
     assert (len(columns), load) == (2, 0.05)
+
+
+def test_other_sizes_are_repeated_too_and_the_larger_load_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first time others use 50% while other sizes are measured, then 10% at most."""
+    asked: list[tuple[tuple[int, ...], list[object]]] = []
+    columns = [[object()], [object()]]
+    profiles: Any = [object(), object()]
+
+    def measure_sizes(batch: Any, measured: Any) -> Any:
+        asked.append((batch, measured))
+        return profiles[len(asked) - 1]
+
+    loads, left = iter((0.05, 0.5, 0.1, None)), iter(columns)
+    monkeypatch.setattr(stage_profile._OthersDuring, "load", lambda _: next(loads))
+    measured_last = stage_profile._measured_alone(
+        lambda *_: next(left),
+        (1,),
+        math.inf,
+        lambda: 0.0,
+        measure_sizes,  # type: ignore[arg-type, return-value]
+    )
+    assert asked == [((1,), columns[0]), ((1,), columns[1])]
+    assert measured_last == (columns[1], 0.1, profiles[1])
 
 
 def test_a_source_that_fails_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None:

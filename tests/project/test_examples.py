@@ -198,7 +198,12 @@ def test_classify_photos_compares_networks_and_cascade(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "words"), [("classify_sound.py", "missing is not there. Download"), ("classify_photos.py", "--help")]
+    ("script", "words"),
+    [
+        ("classify_sound.py", "missing is not there. Download"),
+        ("classify_photos.py", "--help"),
+        ("classify_text.py", "missing is not there. Download"),
+    ],
 )
 def test_an_example_says_where_its_data_comes_from(script: str, words: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / script), "--data", "missing"]

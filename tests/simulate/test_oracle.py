@@ -10,6 +10,7 @@ from support.simulation_cases import COSTS, FRONTIER, LADDER, PLAIN, RECORDS, WA
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.fixed_policy import FixedPolicy
+from dynamic.policies.errors import InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.simulate import Constant, Poisson, Steps, oracle, simulate
 from dynamic.simulate.requests.oracle_search import plan_slots, walk
@@ -127,6 +128,12 @@ def run(budget: Budget, workload: Any, device: Any = ENDLESS, point: str | None 
     if policy is None:
         policy = oracle(FRONTIER, RECORDS, device=device, workload=workload, budget=budget, **options)
     return simulate(FRONTIER, RECORDS, device=device, workload=workload, policy=policy, budget=budget, **options)
+
+
+def test_sizes_are_refused() -> None:
+    with pytest.raises(InputError, match="sizes are given: an oracle plans with inputs of the example's size"):
+        run(Budget(), Constant(1, 4), sizes=np.full(len(RECORDS), 20))
+    run(Budget(), Constant(1, 4), sizes=None)
 
 
 def test_it_knows_what_is_to_come() -> None:

@@ -25,7 +25,6 @@ from dynamic.storage.temporary_files import fresh_file
 CANARIES = "canaries.npz"  # of a bundle's folder
 MOST, LEAST = 64, 8  # canaries of a bundle
 MOST_BYTES = 1_000_000  # of the file, as long as there are more than LEAST
-_MOST_SIZES = 256  # of inputs that are sampled
 _LEVELS = 256  # values of a channel that is stored as codes
 _MOST_VALUES = 2**30  # of an input without a limit, as in a manifest
 _HEADER = 1024  # bytes of an array in a file beside its values: 128 as numpy writes them
@@ -39,8 +38,9 @@ class Canaries:
     Args:
         inputs: by input name, each `[N, ...]`, as the engine takes them.
         logits: `[N, S, C]` float32, each stage's own, raw.
-        source: "calibration": held-out inputs. "given": inputs that the user chose to publish. "noise": drawn from a
-            seed. Noise reaches other values inside a network than real inputs do, so it can miss a difference.
+        source: "calibration": held-out inputs, cut to one size where few have the same. "given": inputs that the user
+            chose to publish. "noise": drawn from a seed. Noise reaches other values inside a network than real inputs
+            do, so it can miss a difference.
 
     Raises:
         InputError: shapes that do not fit each other, or no input at all.
@@ -109,60 +109,6 @@ class Canaries:
                 f"{expected[1]}]. Build or copy the bundle again"
             )
         return canaries
-
-
-class Reservoir:
-    """A sample of inputs without replacement from a stream of unknown length (Vitter 1985, algorithm R).
-
-    Canaries run as one batch. So inputs of each size are sampled for themselves, and the most frequent size counts.
-    """
-
-    def __init__(self, size: int = MOST, seed: int = 0) -> None:
-        self._size, self._seed = size, seed
-        self._samples: dict[tuple[tuple[int, ...], ...], _Sample] = {}
-        self._count = 0
-
-    def add(self, inputs: Mapping[str, Array]) -> None:
-        """Consider the rows of one batch."""
-        shapes = tuple(array.shape[1:] for array in inputs.values())
-        if shapes not in self._samples:
-            if len(self._samples) >= _MOST_SIZES:
-                self._count += len(next(iter(inputs.values())))
-                return
-            self._samples[shapes] = _Sample(self._size, self._seed)
-        for row in range(len(next(iter(inputs.values())))):
-            self._samples[shapes].add(inputs, row, self._count)
-            self._count += 1
-
-    def canaries(self, logits: NDArray[np.float32]) -> Canaries:
-        """The sample, with its rows of all `logits [all, S, C]`."""
-        sample = max(self._samples.values(), key=lambda sample: sample.count)  # the first of those that are equal
-        rows = sample.rows
-        inputs = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return Canaries(inputs, logits[sample.places], "calibration")
-
-
-class _Sample:
-    """Rows of one size, and their places among all."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._random = size, np.random.default_rng(seed)
-        self.rows: list[dict[str, Array]] = []
-        self.places: list[int] = []
-        self.count = 0
-
-    def add(self, inputs: Mapping[str, Array], row: int, number: int) -> None:
-        """Consider a row of a batch, which is the one of this `number` among all."""
-        place = self.count if self.count < self._size else int(self._random.integers(self.count + 1))
-        self.count += 1
-        if place >= self._size:
-            return
-        values = {name: np.array(array[row]) for name, array in inputs.items()}  # the batch is not held
-        if place == len(self.rows):
-            self.rows.append(values)
-            self.places.append(number)
-        else:
-            self.rows[place], self.places[place] = values, number
 
 
 def noise(example: Mapping[str, Array], count: int = MOST, seed: int = 0) -> dict[str, Array]:

@@ -48,20 +48,20 @@ def find_recordings(paths: Iterable[Path], split: str | None = None) -> list[Rec
     Raises:
         InputError: A path does not exist or holds no wav file.
     """
-    found: list[Recording] = []
+    recordings: list[Recording] = []
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist: give wav files or folders of them")
         if not path.is_dir():
-            found.append(Recording(str(path), path.absolute().parent.name))
+            recordings.append(Recording(str(path), path.absolute().parent.name))
             continue
         files = [file for file in sorted(path.rglob("*")) if _is_recording(file, path)]
         chosen = [file for file in files if split is None or file.absolute().parent.parent.name == split]
         if not chosen:
             wanted = f" of split {split!r}" if files else f": they end in {ENDING}"
             raise InputError(f"{path} holds no wav files{wanted}: give another folder, or the files")
-        found += [Recording(str(file), file.absolute().parent.name) for file in chosen]
-    return found
+        recordings += [Recording(str(file), file.absolute().parent.name) for file in chosen]
+    return recordings
 
 
 def _is_recording(file: Path, source: Path) -> bool:

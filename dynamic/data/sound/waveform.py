@@ -118,7 +118,7 @@ def samples_of(sound: Any, rate_hz: int, samples: int = 0) -> NDArray[Any]:
 def _has_channels(array: NDArray[Any], samples: int) -> bool:
     """Whether rows `[T, channels]` are the samples of one sound, and no batch."""
     rows, columns = array.shape
-    return columns != samples and columns < _MOST_CHANNELS < rows
+    return bool(columns != samples and columns < _MOST_CHANNELS < rows)
 
 
 def scaled(samples: NDArray[Any]) -> NDArray[np.float64]:

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,8 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.data.arrays import NamedInput
-from dynamic.data.text.tokenizer_library import encoded, read_tokenizer, tokenizer_of
-from dynamic.policies.errors import CorruptError, InputError, SettingError
+from dynamic.data.text.text_encoder import TextEncoder
+from dynamic.data.text.text_inputs import (
+    MOST_LENGTH,
+    check_size,
+    input_kinds,
+    kinds_of,
+    labels_of,
+    lengths_of,
+    setting,
+    texts_of,
+)
+from dynamic.data.text.tokenizer_library import import_tokenizers, read_tokenizer, tokenizer_of, written
+from dynamic.policies.errors import CorruptError, DynamicError, InputError, SettingError
 from dynamic.policies.validation.fields import flag, mapping, text, whole
 
 TOKENIZER = "tokenizer.json"  # in a bundle
@@ -26,14 +38,13 @@ _PADDING = (
     "<|endoftext|>",
 )  # tokens that fill a row, in the order they are looked for
 _MOST_ID = 2**31 - 1
-_MOST_LENGTH = 2**24
 
 logger = logging.getLogger("dynamic")
 
 Ids = NDArray[np.int64]
 
 
-_KINDS: dict[str, Callable[[Any], list[int]]] = {
+_VALUES: dict[str, Callable[[Any], list[int]]] = {
     "input_ids": lambda encoding: encoding.ids,
     "attention_mask": lambda encoding: encoding.attention_mask,
     "token_type_ids": lambda encoding: encoding.type_ids,
@@ -53,8 +64,8 @@ class TextPreprocess:
         pad_id: The id that fills rows. It counts for nothing where the network reads the mask.
 
     Raises:
-        InputError: The tokenizer does not read, or `pad_id` is none of its ids.
-        DynamicError: The library `tokenizers` is not installed.
+        InputError: The tokenizer does not read, fails at every text, or has no row for `pad_id`.
+        SettingError: `truncate` or `pad_id` is of another type or out of range.
 
     Example:
         >>> texts = dynamic.TextPreprocess.from_file("tokenizer.json")
@@ -67,15 +78,22 @@ class TextPreprocess:
     tokenizer: str = field(repr=False)
     truncate: bool = False
     pad_id: int = 0
-    _loaded: dict[int | None, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.tokenizer, str):
             raise InputError(f"tokenizer is a {type(self.tokenizer).__name__}: use TextPreprocess.of(tokenizer)")
         if not isinstance(self.truncate, bool):
             raise SettingError(f"truncate={self.truncate!r} must be True or False")
-        if isinstance(self.pad_id, bool) or not isinstance(self.pad_id, int) or not 0 <= self.pad_id <= _MOST_ID:
-            raise SettingError(f"pad_id={self.pad_id!r} must be the id of a token, from 0")
+        object.__setattr__(self, "pad_id", setting(self.pad_id, "pad_id", 0, _MOST_ID))
+        try:
+            import_tokenizers()
+        except DynamicError:  # a bundle can be looked at without. `check_packages` says what to install
+            return
+        if not self._encoder.has(self.pad_id):
+            raise InputError(
+                f"pad_id={self.pad_id} is no id of this tokenizer, whose ids end at {self._encoder.vocabulary - 1}: "
+                "give the id of its token for padding"
+            )
 
     @classmethod
     def from_file(cls, path: str | Path, *, truncate: bool = False) -> Self:
@@ -129,17 +147,16 @@ class TextPreprocess:
                 f"a {type(tokenizer).__name__} is no tokenizer that can travel: give a tokenizers.Tokenizer, a fast "
                 "tokenizer of transformers, or TextPreprocess.from_file(path)"
             )
-        own = tokenizer_of(inner.to_str())
+        own = tokenizer_of(written(inner))
         padding = getattr(inner, "padding", None) or {}
-        known = (own.token_to_id(token) for token in _PADDING)
-        pad_id = padding.get("pad_id", next((number for number in known if number is not None), 0))
-        return cls(own.to_str(), truncate, pad_id)
+        numbers = (own.token_to_id(token) for token in _PADDING)
+        pad_id = padding.get("pad_id", next((number for number in numbers if number is not None), 0))
+        return cls(written(own), truncate, pad_id)
 
     @property
     def vocabulary(self) -> int:
         """How many rows a table of embeddings needs for these tokens: the largest id and one."""
-        ids = self._at(None).get_vocab(with_added_tokens=True).values()
-        return int(max([*ids, self.pad_id])) + 1
+        return self._encoder.vocabulary
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -194,17 +211,18 @@ class TextPreprocess:
 
         Raises:
             InputError: Something else than texts, a text of more than `length` tokens without `truncate`, a text
-                without tokens, or an unknown name in `inputs`.
+                without tokens, or an unknown name in `inputs`. Without `truncate`, a text may have 100 characters for
+                each of `length` tokens and always 10,000, and a text of any length 1,000,000.
+            SettingError: `length` is out of range.
 
         Example:
             >>> dynamic.TextPreprocess.from_file("tokenizer.json")("turn the lights off", length=6)["input_ids"].shape
             (1, 6)
         """
-        rows, _ = _texts(texts)
-        if unknown := [name for name in inputs if name not in _KINDS]:
-            raise InputError(f"inputs={unknown!r:.80}: texts become {list(_KINDS)}")
-        arrays = self._padded(rows, length, length)
-        return {name: arrays[name] for name in inputs}
+        rows, _ = texts_of(texts)
+        names = kinds_of(inputs)
+        length = None if length is None else setting(length, "length", 1, MOST_LENGTH)
+        return self._padded(rows, names, length, length)
 
     def batches(
         self,
@@ -228,21 +246,21 @@ class TextPreprocess:
             Pairs of inputs by name, `[B, N]`, and labels `[B]`, in the order of the texts.
 
         Raises:
-            InputError: There is not one label for each text, or a text does not fit.
+            InputError: There is not one label, a whole number, for each text, or a text does not fit.
+            SettingError: `size` or `length` is out of range.
 
         Example:
             >>> texts = dynamic.TextPreprocess.from_file("tokenizer.json")
             >>> [len(labels) for _, labels in texts.batches(["off", "lights off", "turn off"], [0, 1, 1], size=2)]
             [2, 1]
         """
-        numbers = np.asarray(labels)
-        if numbers.shape != (len(texts),):
-            raise InputError(f"labels have shape {list(numbers.shape)} for {len(texts)} texts: give one for each")
-        starts = range(0, len(texts), size)
-        return [
-            (self(list(texts[s : s + size]), length, inputs=inputs), numbers[s : s + size].astype(np.int64))
-            for s in starts
-        ]
+        rows, single = texts_of(texts)
+        if single:
+            raise InputError(f"texts={rows[0][:60]!a:.60} is one text: give a list, with a label for each")
+        numbers = labels_of(labels, len(rows))
+        size = setting(size, "size", 1, _MOST_ID)
+        starts = range(0, len(rows), size)
+        return [(self(rows[s : s + size], length, inputs=inputs), numbers[s : s + size]) for s in starts]
 
     def arrays(self, x: Any, inputs: Sequence[NamedInput]) -> Mapping[str, NDArray[Any]]:
         """Make the inputs of a network.
@@ -263,9 +281,9 @@ class TextPreprocess:
             >>> texts.arrays("lights off", [InputSpec("input_ids", (4,), "int64")])["input_ids"].tolist()
             [[4, 5, 0, 0]]
         """
-        texts, _ = _texts(x)
+        texts, _ = texts_of(x)
         kinds = input_kinds(inputs)
-        arrays = self._padded(texts, *_lengths(inputs))
+        arrays = self._padded(texts, set(kinds.values()), *lengths_of(inputs))
         return {i.name: arrays[kinds[i.name]].astype(i.dtype, copy=False) for i in inputs}
 
     def check(self, x: Any, shape: Sequence[Any] = ()) -> None:
@@ -281,7 +299,7 @@ class TextPreprocess:
         Example:
             >>> dynamic.TextPreprocess.from_file("tokenizer.json").check(["lights on", "lights off"])
         """
-        _texts(x)
+        texts_of(x)
 
     def is_single(self, x: Any) -> bool:
         """Return whether this is one text, and not a list.
@@ -299,7 +317,7 @@ class TextPreprocess:
             >>> dynamic.TextPreprocess.from_file("tokenizer.json").is_single(["lights off"])
             False
         """
-        return _texts(x)[1]
+        return texts_of(x)[1]
 
     def check_packages(self) -> None:
         """Check that texts can be tokenized here.
@@ -307,47 +325,56 @@ class TextPreprocess:
         Raises:
             DynamicError: The library `tokenizers` is not installed.
         """
-        self._at(None)
+        import_tokenizers()
 
     def _padded(
-        self, texts: Sequence[str], least: int | None, most: int | None, allowed: Container[int] | None = None
+        self,
+        texts: Sequence[str],
+        names: Collection[str],
+        least: int | None,
+        most: int | None,
+        allowed: Container[int] | None = None,
     ) -> dict[str, Ids]:
         """The rows of texts, at least and at most so many tokens long, of a length that is allowed."""
-        encodings = list(self._encoded(texts, most))
-        length = max(least or 1, *(len(encoding.ids) for encoding in encodings))
-        while allowed is not None and length not in allowed and length < (most or _MOST_LENGTH):
+        # one by one: the library's batches start threads, which are slower below some hundred texts
+        pairs = [self._encoder.encode(one, most, self.truncate) for one in texts]
+        self._note(sum(cut for _, cut in pairs), len(pairs), most)
+        encodings = [encoding for encoding, _ in pairs]
+        length = max(least or 1, *(len(encoding) for encoding in encodings))
+        while allowed is not None and length not in allowed and length < (most or MOST_LENGTH):
             length += 1
-        arrays = {name: np.zeros((len(encodings), length), np.int64) for name in _KINDS}
-        arrays["input_ids"][:] = self.pad_id
+        check_size(len(encodings), length)
+        arrays = {name: np.zeros((len(encodings), length), np.int64) for name in names}
+        if "input_ids" in arrays:
+            arrays["input_ids"][:] = self.pad_id
         for row, encoding in enumerate(encodings):
-            for name, values in _KINDS.items():
-                arrays[name][row, : len(encoding.ids)] = values(encoding)
+            for name, array in arrays.items():
+                array[row, : len(encoding)] = _VALUES[name](encoding)
         return arrays
 
-    def _encoded(self, texts: Sequence[str], most: int | None) -> Iterator[Any]:
-        tokenizer = self._at(most if self.truncate else None)
-        for one in texts:  # one by one: the library's batches start threads, which are slower below some hundred texts
-            encoding = encoded(tokenizer, one)
-            if most is not None and len(encoding.ids) > most:
-                raise InputError(
-                    f"the text {one!a:.80} has {len(encoding.ids)} tokens, and the network takes up to {most}: shorten "
-                    "it, or build with TextPreprocess.from_file(path, truncate=True)"
-                )
-            if encoding.overflowing:
-                logger.warning("a text is cut to the %d tokens that the network takes: %.80s", most, ascii(one))
-            yield encoding
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        """The tokenizer, loaded."""
+        return TextEncoder(self.tokenizer)
 
-    def _at(self, most: int | None) -> Any:
-        """The tokenizer that cuts texts at `most` tokens."""
-        if most not in self._loaded:
-            tokenizer = tokenizer_of(self.tokenizer)
-            if most is not None:
-                tokenizer.enable_truncation(most)
-            self._loaded[most] = tokenizer
-        return self._loaded[most]
+    @cached_property
+    def _noted(self) -> list[int]:
+        """Holds something once a cut was logged."""
+        return []
+
+    def _note(self, cut: int, count: int, most: int | None) -> None:
+        """Log that texts were cut: the first time alone, and without a word of theirs, which may be private."""
+        if cut and not self._noted:
+            self._noted.append(cut)
+            logger.warning(
+                "%d of %d texts cut to the %d tokens that the network takes. Texts that are cut later are not logged",
+                cut,
+                count,
+                most,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": {}}  # copies and other processes load their own
+        return {one.name: getattr(self, one.name) for one in fields(self)}  # copies and other processes load their own
 
 
 def is_text(data: Any) -> bool:
@@ -356,49 +383,3 @@ def is_text(data: Any) -> bool:
         return bool(data["steps"][0]["step"] == TOKENS)
     except (KeyError, TypeError, IndexError):
         return False
-
-
-def input_kinds(inputs: Sequence[NamedInput]) -> dict[str, str]:
-    """For each input of a network, which of `input_ids`, `attention_mask` and `token_type_ids` it takes.
-
-    Names decide. A network with one input of any name takes the ids. InputError where an input is none of them.
-    """
-    if len(inputs) == 1 and inputs[0].name not in _KINDS:
-        kinds = {inputs[0].name: "input_ids"}
-    else:
-        kinds = {i.name: i.name for i in inputs}
-    for i in inputs:
-        if kinds[i.name] not in _KINDS or len(i.shape) != 1:
-            raise InputError(
-                f"the network takes {i.name!r} [B, {', '.join(map(str, i.shape))}], and texts become {list(_KINDS)} "
-                "[B, N]: put a module around it whose forward takes these, or build with preprocess=None"
-            )
-    return kinds
-
-
-def _lengths(inputs: Sequence[NamedInput]) -> tuple[int, int | None, Container[int] | None]:
-    """The least and the largest number of tokens of a row, and the numbers between that are allowed (None: all)."""
-    side: Any = inputs[0].sides[0]
-    if isinstance(side, int):
-        return side, side, None
-    return max(1, side.size(side.min)), None if side.max is None else side.size(side.max), side
-
-
-def _texts(x: Any) -> tuple[list[str], bool]:
-    """Texts, and whether they were one alone. InputError on anything else."""
-    if isinstance(x, np.ndarray) and x.dtype.kind in "UO" and x.ndim <= 1:
-        x = x.tolist()
-    if isinstance(x, str):
-        return [x], True
-    if isinstance(x, (list, tuple)):
-        if not x:
-            raise InputError("no texts: give at least one")
-        other = next((one for one in x if not isinstance(one, str)), None)
-        if other is None:
-            return list(x), False
-        raise InputError(f"a list of texts holds a {type(other).__name__} {other!r:.60}: give strings alone")
-    hint = ": decode it, content.decode()" if isinstance(x, bytes) else ""
-    raise InputError(
-        f"a {type(x).__name__} is no text{hint}. This bundle takes a string or a list of strings, or token ids by "
-        "name, as {'input_ids': array, ...}"
-    )

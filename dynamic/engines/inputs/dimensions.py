@@ -56,7 +56,6 @@ class DimRange:
         return f"{self.size(self.min)}{most or ' or more'}{steps}"
 
 
-Side = int | DimRange
 Ranges = tuple[DimRange | None, ...]  # of an input, without the batch. None: a fixed dimension. Empty: all are fixed
 Sized = tuple[str, Sequence[int], Sequence[int], Ranges]  # name, actual shape, shape of the example, ranges
 
@@ -66,7 +65,7 @@ def _pairs(shape: Sequence[int], ranges: Ranges) -> Iterator[tuple[int, DimRange
     return zip(shape, ranges or (None,) * len(shape), strict=True)
 
 
-def expected(shape: Sequence[int], ranges: Ranges) -> str:
+def shape_text(shape: Sequence[int], ranges: Ranges) -> str:
     """What an input has to look like, such as `[B, length, 8]`."""
     words = [str(side) if span is None else span.name for side, span in _pairs(shape, ranges)]
     return f"[{', '.join(['B', *words])}]"
@@ -87,12 +86,12 @@ def size_fault(inputs: Iterable[Sized]) -> str | None:
         >>> size_fault([("tokens", (1, 600), (12,), (span,))])[:70]
         "input 'tokens' has shape [1, 600], expected [B, length] with length from"
     """
-    seen: dict[str, tuple[int, str, int]] = {}  # by name of a dimension: n, input, size
-    for name, given, shape, ranges in inputs:
-        what = f"input {name!r} has shape {list(given)}, expected {expected(shape, ranges)}"
-        if len(given) != len(shape) + 1:
+    numbers: dict[str, tuple[int, str, int]] = {}  # by name of a dimension: n, input, size
+    for name, actual_shape, shape, ranges in inputs:
+        what = f"input {name!r} has shape {list(actual_shape)}, expected {shape_text(shape, ranges)}"
+        if len(actual_shape) != len(shape) + 1:
             return what
-        for actual, (own, span) in zip(given[1:], _pairs(shape, ranges), strict=True):
+        for actual, (own, span) in zip(actual_shape[1:], _pairs(shape, ranges), strict=True):
             if span is None:
                 if actual != own:
                     return what
@@ -100,7 +99,7 @@ def size_fault(inputs: Iterable[Sized]) -> str | None:
             number = span.number(actual)
             if number is None:
                 return f"{what} with {span}. {_remedy(actual, span)}"
-            before = seen.setdefault(span.name, (number, name, actual))
+            before = numbers.setdefault(span.name, (number, name, actual))
             if before[0] != number:
                 return (
                     f"input {name!r} has {span.name}={actual}, input {before[1]!r} {span.name}={before[2]}, expected "

@@ -5,9 +5,13 @@ from typing import Any
 
 import torch
 from onnx import TensorProto
-from onnxscript import opset18
 
-op: Any = opset18  # its types know tensors alone, not what is traced
+
+def _operators() -> Any:
+    """The operators of ONNX, loaded where they are needed. Their types know tensors alone, not what is traced."""
+    from onnxscript import opset18
+
+    return opset18
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -24,11 +28,13 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 def _means_1d(self: Any, output_size: Sequence[int]) -> Any:
     """`[B, C, N]` -> `[B, C, cells]`."""
+    op = _operators()
     return op.MatMul(self, op.Transpose(_cells(self, 2, output_size[0]), perm=[1, 0]))
 
 
 def _means_2d(self: Any, output_size: Sequence[int]) -> Any:
     """`[B, C, H, W]` -> `[B, C, rows, columns]`."""
+    op = _operators()
     if list(output_size) == [1, 1]:
         return op.GlobalAveragePool(self)
     rows, columns = (_cells(self, d, cells) for d, cells in zip((2, 3), output_size, strict=True))
@@ -40,6 +46,7 @@ def _cells(feature: Any, d: int, cells: int) -> Any:
 
     As in PyTorch, cell i has the positions from floor(i side / cells) to ceil((i + 1) side / cells).
     """
+    op = _operators()
     side = op.Shape(feature, start=d, end=d + 1)
     number = op.Constant(value=_column(list(range(cells))))
     next_number = op.Constant(value=_column(list(range(1, cells + 1))))

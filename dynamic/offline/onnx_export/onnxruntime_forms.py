@@ -77,7 +77,7 @@ def _copied(node: onnx.NodeProto, number: int, renamed: tuple[str, ...]) -> onnx
     copy.name = f"{node.name}_of_{number}"
     copy.input[0] = f"{node.input[0]}_of_{number}" if node.input[0] in renamed else node.input[0]
     copy.output[0] = f"{node.output[0]}_of_{number}"
-    kept = [attribute for attribute in copy.attribute if attribute.name != "axis"]
+    attributes = [attribute for attribute in copy.attribute if attribute.name != "axis"]
     del copy.attribute[:]
-    copy.attribute.extend([*kept, helper.make_attribute("axis", -1 - number)])
+    copy.attribute.extend([*attributes, helper.make_attribute("axis", -1 - number)])
     return copy

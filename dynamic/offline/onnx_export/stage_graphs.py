@@ -29,13 +29,12 @@ from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_rows
 from dynamic.offline.onnx_export.adaptive_pooling import translations
 from dynamic.offline.onnx_export.batch_norm_folding import fold_norms
-from dynamic.offline.onnx_export.node_names import captured
+from dynamic.offline.onnx_export.node_names import captured, check_names
 from dynamic.offline.onnx_export.onnxruntime_forms import separate_roundings
 from dynamic.offline.onnx_export.padded_shortcuts import convolve_shortcuts
-from dynamic.offline.onnx_export.reserved_names import check_names
 from dynamic.offline.staged_network import Stage
 from dynamic.offline.tracing.multiply_adds import cost_macs
-from dynamic.offline.tracing.sizes.dynamic_shapes import torch_shapes, trial_inputs
+from dynamic.offline.tracing.sizes.dynamic_shapes import BATCH, torch_shapes, trial_inputs
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.progress import track
 from dynamic.storage.atomic_write import disk_errors
@@ -184,7 +183,7 @@ class _Carry:
     @property
     def shapes(self) -> tuple[dict[int, Any], ...]:
         """What is dynamic, in the words of torch.export."""
-        batch = torch.export.Dim("batch")
+        batch = torch.export.Dim(BATCH)
         if self._ranges:
             return tuple(torch_shapes(self._ranges, batch))
         return tuple({0: batch, **dict.fromkeys(sorted(free), torch.export.Dim.AUTO)} for free in self.free)

@@ -18,7 +18,7 @@ from dynamic.data.number_steps import Normalize
 from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
 from dynamic.offline.onnx_export.nested_graph import Nest
-from dynamic.offline.onnx_export.reserved_names import check_names
+from dynamic.offline.onnx_export.node_names import check_names
 from dynamic.offline.option_words import RowCount, check_word
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder

@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from dynamic.engines.inputs.dimensions import Ranges, expected, size_fault
+from dynamic.engines.inputs.dimensions import Ranges, shape_text, size_fault
 from dynamic.offline.tracing.sizes.dynamic_shapes import stretched
 from dynamic.policies.errors import InputError
 
@@ -82,7 +82,7 @@ class Sizes:
                 continue
             raise InputError(
                 f"{self.network} does not run on input {name!r}, {str(tensor.dtype).removeprefix('torch.')} "
-                f"{list(tensor.shape)}: it was traced at {expected(shape, ())} and is right at that size alone. Give "
+                f"{list(tensor.shape)}: it was traced at {shape_text(shape, ())} and is right at that size alone. Give "
                 "batches of that size, resized or padded, or wrap the backbone again with example inputs of this size, "
                 "or with dynamic_shapes="
             )

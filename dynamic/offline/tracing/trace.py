@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.networks.module_modes import in_mode, shallow, untouched
-from dynamic.offline.tracing.sizes.dynamic_shapes import torch_shapes
+from dynamic.offline.tracing.sizes.dynamic_shapes import BATCH, torch_shapes
 from dynamic.policies.errors import InputError, TraceError
 
 
@@ -88,7 +88,7 @@ def capture_export(
 
     `ranges`: of the dimensions besides the batch that are dynamic. Inputs then have two or more there.
     """
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim(BATCH)
     shapes = torch_shapes(ranges or dict.fromkeys(inputs, ()), batch)
     program = _exported(backbone, inputs, shapes)
     if any(_mutates(node) for node in program.graph.nodes):

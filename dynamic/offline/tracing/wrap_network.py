@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.networks.float_types import check_halves
-from dynamic.offline.networks.masked_pooling import MASK, mask_of, pooled, why_unread
 from dynamic.offline.networks.module_modes import bare, in_mode, untouched, view
 from dynamic.offline.networks.row_independence import check_rows
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
@@ -23,6 +22,7 @@ from dynamic.offline.tracing.exit_heads import Classifier, ExitHead, Head, Room
 from dynamic.offline.tracing.exit_placement import Exits, Placed, PlacedExit, Placer, check_asked
 from dynamic.offline.tracing.graph_cut import Cutter
 from dynamic.offline.tracing.input_sizes import Run, Sizes, checked
+from dynamic.offline.tracing.masked_pooling import MASK, mask_of, pooled, why_unread
 from dynamic.offline.tracing.sizes.declared_sizes import check_declared, check_trials, ranges_of
 from dynamic.offline.tracing.sizes.dynamic_shapes import DynamicShapes, traceable, trial_inputs
 from dynamic.offline.tracing.trace import Captured, capture_export, capture_fx, input_names
@@ -106,6 +106,24 @@ def wrap(
         >>> [tuple(logits.shape) for logits in net(torch.zeros(2, 50, dtype=torch.long), torch.ones(2, 50))]
         [(2, 4), (2, 4)]
     """
+
+    def ranges(network: nn.Module, example: Mapping[str, Tensor]) -> Mapping[str, Ranges]:
+        return {} if dynamic_shapes is None else ranges_of(network, example, dynamic_shapes)
+
+    return wrap_at(backbone, example_inputs, ranges, exits=exits, layout=layout, classifier=classifier, head=head)
+
+
+def wrap_at(
+    backbone: nn.Module,
+    example_inputs: Batch,
+    ranges_at: Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Ranges]],
+    *,
+    exits: Exits = 3,
+    layout: str | Mapping[str, str] | None = None,
+    classifier: Classifier | None = None,
+    head: Head | None = None,
+) -> "ExitNetwork":
+    """`wrap` with the ranges of dynamic dimensions, which `ranges_at` gives for the network and its example."""
     if not isinstance(backbone, nn.Module):
         raise InputError(f"wrap takes a torch.nn.Module. This is a {type(backbone).__name__}")
     backbone = bare(backbone)
@@ -123,7 +141,7 @@ def wrap(
     example = rows(named, 2)
     with torch.no_grad(), untouched(backbone), in_mode(backbone, training=False), taken_by(backbone, example):
         run_on(backbone, example)
-    ranges = {} if dynamic_shapes is None else ranges_of(backbone, example, dynamic_shapes)
+    ranges = ranges_at(backbone, example)
     if ranges:
         check_declared(backbone, example, ranges)
     sizes = Sizes.of(type(backbone).__name__, example, ranges)
@@ -148,21 +166,21 @@ def wrap(
             warnings.warn(
                 f"captured with torch.export: only exit heads can be trained. torch.fx would not do: {problems[0]}",
                 DynamicWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         if network._why_unread is not None:
             warnings.warn(
                 f"the example's {MASK} {network._why_unread}. So heads pool all positions, padding too: "
                 "give the network an input of that name that is 1 at real positions and 0 at padding",
                 DynamicWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         network.dropped = captured.dropped
         if captured.dropped:
             warnings.warn(
                 f"{type(backbone).__name__} gives more than logits, {', '.join(captured.dropped)}: that is dropped",
                 DynamicWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return network
     first, second = problems
@@ -264,7 +282,7 @@ class ExitNetwork(StagedNetwork):
         own_nodes = placed.nodes
         means, self._why_unread = _means(captured.graph, observed, placed, example)
         if means:
-            observed = observe(self, captured.graph, example)
+            observed = observe(self, captured.graph, example, others[:_OBSERVED])
             cutter = Cutter(captured.graph, observed)
             placed = _with_means(placed, means, observed, cutter)
         classes = observed.two[cutter.nodes[-1]]

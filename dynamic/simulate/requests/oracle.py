@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.decision import Decision, Policy
+from dynamic.policies.errors import InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.records import Records
 from dynamic.policies.snapshot import Snapshot
@@ -133,13 +134,14 @@ def oracle(
         noise: Spread of times over the profiled spread. 0: no noise.
         penalty: Cost of a late request, in wrong answers.
         slots: Number of parts of time.
-        others: Further arguments of `simulate`. They are ignored.
+        others: Further arguments of `simulate`. They are ignored, except `sizes`, with which nothing can be planned.
 
     Returns:
         A policy for `simulate` with the same arguments.
 
     Raises:
         SettingError: A workload or a device is out of range.
+        InputError: `sizes` are given.
 
     Example:
         >>> arguments = dict(
@@ -153,7 +155,8 @@ def oracle(
         >>> report.answered == report.requests
         True
     """
-    del others
+    if others.get("sizes") is not None:
+        raise InputError("sizes are given: an oracle plans with inputs of the example's size. Leave sizes out in both")
     here = frontier.recost(device.costs(frontier.costs))
     service = Service.of(here, list(outcomes(here, records, noise).values()), device)
     arrival_s = np.asarray(workload.arrivals(np.random.default_rng(seed)), np.float64)

@@ -67,11 +67,11 @@ class LinearLayers:
             return count
 
         with torch.no_grad(), calling_parts():
-            found = grids(show, ranges, lambda name: f"the input of {name}")
-        for name in [name for name in self.layers if name not in found]:
+            layer_grids = grids(show, ranges, lambda name: f"the input of {name}")
+        for name in [name for name in self.layers if name not in layer_grids]:
             del self.layers[name]
             self.left_alone[name] = "the network does not call it, or uses its weight without calling it"
-        return found
+        return layer_grids
 
     def replace(self, layer_grids: Mapping[str, Grid], weight_range: WeightRange) -> dict[str, int]:
         """Put int8 layers in their places. Returns the channels whose sums can saturate, by name."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +55,11 @@ class AnswerStore(Protocol):
 
     labels: dict[int, int]
     draw: Mapping[str, Any] | None
+
+    @property
+    def path(self) -> Path | None:
+        """The checkpoint on disk. None: answers are in memory alone."""
+        ...
 
     def add(self, answers: Mapping[int, int]) -> None:
         """Keep answers before anything else is asked."""
@@ -180,11 +186,11 @@ class Asking:
         drawable = count if finite else int(count * (1 - _CHOOSING))
         budget = settings.budget or count
         if finite or drawable < fewest:
-            outlook = _outlook(self._parts, self._search, count)
+            outlook = _outlook(self._parts, self._search, settings.targets, count)
             plan = outlook.plan if finite else outlook.plan_all
             return outlook, plan(settings.targets, self._level, budget)
         parts = self._records_of(self._empty.select(np.sort(self._order[drawable:])), self._empty)
-        outlook = _outlook(parts, parts.search(settings.score), drawable)
+        outlook = _outlook(parts, parts.search(settings.score), settings.targets, drawable)
         return outlook, outlook.plan(settings.targets, self._level, budget)
 
     def resumed(self, store: AnswerStore) -> "Asking":
@@ -248,8 +254,9 @@ class Asking:
             self._parts = replace(self._parts, search_records=choosing_records(self.records))
             self._search = self._parts.search(self.settings.score)
         self._answers = self._parts.answers(self.settings.score)
-        if self.records.stages == 2:
-            self._answers.exits_of((0,))
+        stage = self._parts.free_exit(self._search.search, self.settings.targets)
+        if stage is not None:
+            self._answers.exits_of((stage,))
         else:
             for candidate in self._parts.path(self._search.search):
                 self._answers.exits_under(candidate.thresholds)
@@ -354,7 +361,7 @@ def ask(asking: Asking, oracle: Oracle, store: AnswerStore) -> Demand:
         rows, reason = asking.next_rows(store.labels)
         if not len(rows):
             break
-        store.add(_answers(oracle, rows, len(store.labels), asking.records.logits.shape[2]))
+        store.add(_answers(oracle, rows, store, asking.records.logits.shape[2]))
     records = asking.answered(store.labels)
     question_count = int((records.part[list(store.labels)] == CERTIFY).sum())
     is_certified = any(limits is not None for limits in asking.thresholds(store.labels).values())
@@ -377,20 +384,16 @@ def with_oracle_stage(records: Records) -> Records:
     )
 
 
-def _answers(oracle: Oracle, rows: NDArray[np.int64], count: int, classes: int) -> dict[int, int]:
+def _answers(oracle: Oracle, rows: NDArray[np.int64], store: AnswerStore, classes: int) -> dict[int, int]:
     """The answers by row."""
     try:
         reply = oracle(rows.copy())
     except Exception as error:
         raise CalibrationError(
-            f"the oracle raised {type(error).__name__} on rows {_some(rows)} ({error}). {_earlier(count)}: mend "
-            "it and call again with the same checkpoint"
+            f"the oracle raised {type(error).__name__} on rows {_some(rows)} ({error}): mend it and {_again(store)}"
         ) from error
     if reply is None:
-        raise CalibrationError(
-            f"the oracle has no answer yet on rows {_some(rows)}. {_earlier(count)}: call again with "
-            "the same checkpoint when it has"
-        )
+        raise CalibrationError(f"the oracle has no answer yet on rows {_some(rows)}: when it has, {_again(store)}")
     indices = f"for {len(rows)} rows: give a class index, an integer from 0 to {classes - 1}, for each row"
     try:
         labels = np.asarray(reply)
@@ -407,22 +410,27 @@ def _answers(oracle: Oracle, rows: NDArray[np.int64], count: int, classes: int) 
     return dict(zip(rows.tolist(), labels.tolist(), strict=True))
 
 
-def _earlier(count: int) -> str:
-    return f"The {count} answers before are in the checkpoint, if there is one"
+def _again(store: AnswerStore) -> str:
+    """The remedy, and how many answers are kept."""
+    if store.path is None:
+        return "call again"
+    sentence = f". {len(store.labels)} earlier answers are in the checkpoint" if store.labels else ""
+    return f"call again with the same checkpoint{sentence}"
 
 
 def _some(rows: NDArray[np.int64]) -> str:
     return f"{', '.join(map(str, rows[:3].tolist()))}{' ...' if len(rows) > 3 else ''}"
 
 
-def _outlook(parts: RecordParts, one: ScoreSearch, drawable: int) -> Outlook:
+def _outlook(parts: RecordParts, one: ScoreSearch, targets: Sequence[float], drawable: int) -> Outlook:
     """What is known of the steps of a path from unlabelled logits. So many inputs can be drawn."""
     records = parts.search_records
     combiner = parts.combiner(one.score)
     open_answers = Answers(records, combiner, parts.risk)
     expected = Answers(records, combiner, parts.risk, expected=True)
-    if parts.has_one_exit:
-        opened, losses = open_answers.exits((0,)), expected.exits((0,))
+    stage = parts.free_exit(one.search, targets)
+    if stage is not None:
+        opened, losses = open_answers.exits((stage,)), expected.exits((stage,))
         order = opened.stages[0].most_confident_first
         lost = (losses.loss + losses.square) / 2
 

@@ -6,12 +6,13 @@ from dynamic.policies.control.limits.candidate_filter import CandidateFilter
 
 
 def energy(candidates: CandidateFilter, budget: Budget, device: DeviceState, wait: bool) -> None:
-    """Limit energy and CPU time of an inference on average."""
-    metered = candidates.frontier.costs.energy_mj is not None
+    """Limit energy and CPU time of an inference on average, for inputs of the size of the request."""
+    frontier, size = candidates.frontier, device.size if wait else None
+    metered = frontier.costs.energy_mj is not None
     if budget.energy_mj is not None and metered:
         candidates.keep(
             "energy_mj",
-            candidates.frontier.effort,
+            frontier.effort_at(size),
             budget.energy_mj,
             ("energy_mj allows at most {} mJ", budget.energy_mj),
             (
@@ -22,7 +23,7 @@ def energy(candidates: CandidateFilter, budget: Budget, device: DeviceState, wai
     if budget.cpu_ms is not None:
         candidates.keep(
             "cpu_ms",
-            candidates.frontier.processor if metered else candidates.frontier.effort,
+            frontier.processor_at(size) if metered else frontier.effort_at(size),
             budget.cpu_ms,
             ("cpu_ms allows at most {} CPU-ms", budget.cpu_ms),
             ("cpu_ms is violated: {} CPU-ms is over {} CPU-ms. Raise cpu_ms or add a cheaper exit", budget.cpu_ms),

@@ -11,6 +11,7 @@ from torch.export import Dim
 import dynamic
 from dynamic.engines.inputs.dimensions import DimRange
 from dynamic.errors import DynamicWarning, InputError, TraceError
+from dynamic.offline.tracing.sizes.dynamic_shapes import common_ranges
 
 
 def last_logits(net: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -27,10 +28,11 @@ def backbone() -> Any:
     return bert()
 
 
-@pytest.fixture(scope="module")
-def net(backbone: Any) -> Any:
+@pytest.fixture(scope="module", params=[LENGTH, LIMIT])
+def net(backbone: Any, request: Any) -> Any:
+    """From an example of a usual length, and of the largest."""
     with pytest.warns(DynamicWarning, match="captured with torch.export"):
-        return dynamic.wrap(backbone, texts(2, LENGTH), exits=1, dynamic_shapes=text_shapes()).eval()
+        return dynamic.wrap(backbone, texts(2, request.param), exits=1, dynamic_shapes=text_shapes()).eval()
 
 
 @pytest.mark.parametrize("length", [1, 2, LENGTH, 4 * LENGTH, LIMIT])
@@ -141,6 +143,8 @@ def test_a_number_in_the_graph_is_refused_and_named() -> None:
         (({3: Dim("n")},), "has dimension 3, it has 0 to 2, the batch first"),
         (((None, Dim("n")),), "has 2 entries, the input 3 dimensions"),
         (({1: "n"},), "has 'n' for dimension 1 of input 'input': give torch.export.Dim"),
+        (({1: Dim("batch")},), r"Dim\('batch'\) for dimension 1 of input 'input': that is the name of the batch"),
+        (({1: 2 * Dim("batch")},), r"Dim\('batch'\) for dimension 1 of input 'input': that is the name of the batch"),
         (({0: 2},), "fixes the batch at 2: it is always dynamic"),
         (({1: 13},), "has 13 for dimension 1 of input 'input', the example has 12"),
         (({1: Dim("n", min=1, max=8)},), "the example does not fit dynamic_shapes.*12 is beyond the limit of 8"),
@@ -149,6 +153,45 @@ def test_a_number_in_the_graph_is_refused_and_named() -> None:
 def test_words_that_do_not_fit_are_named(shapes: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         dynamic.wrap(Numbered(), torch.randn(2, 12, 4), exits=["one"], dynamic_shapes=shapes)
+
+
+def common(*spans: DimRange) -> DimRange | None:
+    return common_ranges([{f"input of {i}": (span,)} for i, span in enumerate(spans)], ["x"])["x"][0]
+
+
+@pytest.mark.parametrize(
+    ("spans", "met"),
+    [
+        ([DimRange("h", 1, 7, 32), DimRange("k", 64, 224)], DimRange("h", 2, 7, 32)),
+        ([DimRange("k", 64, 224), DimRange("h", 1, 7, 32)], DimRange("k", 2, 7, 32)),
+        ([DimRange("h", 1, 16), DimRange("h", 4, None)], DimRange("h", 4, 16)),
+        # 4, 8, 12, ... and 8, 14, 20, ...: 8, 20, 32, ...
+        ([DimRange("a", 1, None, 4), DimRange("b", 1, None, 6, 2)], DimRange("a", 0, None, 12, 8)),
+        # 5, 7, ... 21 and 6, 9, ... 18: 9 and 15. Of these 8 to 12 allow 9
+        ([DimRange("a", 2, 10, 2, 1), DimRange("b", 2, 6, 3)], DimRange("a", 1, 2, 6, 3)),
+        ([DimRange("a", 2, 10, 2, 1), DimRange("b", 2, 6, 3), DimRange("c", 8, 12)], DimRange("a", 1, 1, 6, 3)),
+    ],
+)
+def test_sizes_that_several_networks_take(spans: list[DimRange], met: DimRange) -> None:
+    assert common(*spans) == met
+    alike = [size for size in range(1, 300) if all(size in span for span in spans)]
+    assert alike == [size for size in range(1, 300) if size in met]
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([DimRange("h", 1, 8), DimRange("k", 9, 20)], "one takes 1 to 8, another 9 to 20.*limits that share a size"),
+        (
+            [DimRange("h", 1, None, 4), DimRange("k", 1, None, 6, 1)],
+            "one takes 4 or more in steps of 4, another 7 or more in steps of 6, and no size is in both steps",
+        ),
+        ([DimRange("h", 1, 3, 32), DimRange("k", 33, 63)], "32 to 96 in steps of 32, another 33 to 63"),
+    ],
+)
+def test_sizes_that_exclude_each_other(spans: list[DimRange], message: str) -> None:
+    with pytest.raises(InputError, match=f"no h fits all networks: .*{message}"):
+        common(*spans)
 
 
 def test_shapes_that_are_all_fixed_change_nothing() -> None:

@@ -16,8 +16,8 @@ from dynamic.offline.tracing.exit_heads import ExitHead, Room
 ROOM = Room(1e9, 1e9)
 
 
-def head(*shape: int, channel: int = 1) -> ExitHead:
-    return ExitHead(shape, channel, 5, None, ROOM).eval()
+def head(*shape: int, channel: int = 1, any_size: bool = False) -> ExitHead:
+    return ExitHead(shape, channel, 5, None, ROOM, any_size=any_size).eval()
 
 
 @pytest.mark.parametrize(("height", "width"), [(14, 14), (7, 9), (8, 6), (5, 4), (8, 8), (3, 3), (2, 7)])
@@ -67,3 +67,14 @@ def test_no_gather_is_exported(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = network.classify(nn.AdaptiveAvgPool2d(4)(x).flatten(1))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 9), (4, 4), (8, 6), (14, 30), (64, 2)])
+@pytest.mark.parametrize("channel", [1, 3])
+def test_a_head_for_any_size_pools_as_torch_does(size: tuple[int, int], channel: int) -> None:
+    torch.manual_seed(0)
+    own, x = head(*((3, 8, 8) if channel == 1 else (8, 8, 3)), channel=channel, any_size=True), torch.randn(2, 3, *size)
+    assert own.grid == 4
+    expected = nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
+    pooled = own.pool(x if channel == 1 else x.permute(0, 2, 3, 1))
+    torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.offline.exit_selection import keep_exits
-from dynamic.offline.networks.masked_pooling import mean_under_mask
+from dynamic.offline.tracing.masked_pooling import mean_under_mask
 from dynamic.policies.errors import DynamicWarning
 
 EXPORTED = "ignore:captured with torch.export:dynamic.policies.errors.DynamicWarning"

@@ -1,5 +1,8 @@
 """Pooled beliefs against a general optimizer, and by hand."""
 
+import tracemalloc
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -65,3 +68,29 @@ def test_certainty_that_is_wrong_does_not_end_it() -> None:
     assert np.isfinite(found).all()
     assert found[1:].argmax(axis=1).tolist() == label[1:].tolist()
     assert 0 < found[0, 1] < 0.1
+
+
+def thousand_classes(count: int, stages: int) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Probabilities `[S][N, 1000]` of stages that know the label more and more often, and the labels."""
+    random = np.random.default_rng(0)
+    label = random.integers(0, 1000, count)
+    logits = random.normal(0, 1.5, (stages, count, 1000)).astype(np.float32)
+    logits[:, np.arange(count), label] += random.normal(4 + np.arange(stages)[:, None], 2, (stages, count))
+    return list(softmax(logits)), label
+
+
+def test_records_that_are_repeated_change_nothing_with_many_classes() -> None:
+    probability, label = thousand_classes(40, 6)  # one block of values
+    once = belief(probability, label)
+    several = belief([np.tile(p, (8, 1)) for p in probability], np.tile(label, 8))  # two blocks
+    np.testing.assert_allclose(several, np.tile(once, (8, 1)), rtol=1e-4, atol=1e-7)
+
+
+def test_memory_with_many_classes() -> None:
+    probability, label = thousand_classes(1000, 6)
+    tracemalloc.start()
+    belief(probability, label)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # logarithms and their stack are as large as the probabilities. With doubles of all of them it was 9 times
+    assert peak < 6 * sum(p.nbytes for p in probability)

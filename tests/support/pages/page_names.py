@@ -4,7 +4,8 @@
 are `large`. `example_inputs [1, 1, 8, 8]`. `preprocess`, `classes`. `train_loader`, `calibration_loader`,
 `selection_loader`, `eval_loader`: lists of batches of different pictures. `image`, `images` and their `labels`, and
 `labelled_batches`: pictures as a camera gives them, uint8. `bundle`: of both networks, profiled, with its `records` and
-`frontier`. It lies in "shelf", also in "shelf-2". The current folder is a temporary one of the page.
+`frontier`. It lies in "shelf", also in "shelf-2", and a tokenizer of a few words in
+"tokenizer.json". The current folder is a temporary one of the page.
 """
 
 import functools
@@ -14,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 
 import dynamic
@@ -92,5 +96,10 @@ def namespace(shared: Path, own: Path) -> dict[str, Any]:
     names = _made(shared)
     for name in ("shelf", "shelf-2"):
         shutil.copytree(shared / "shelf", own / name)
+    tokens = ("[PAD]", "[UNK]", "turn", "the", "lights", "off", "on", "music")
+    words = {word: number for number, word in enumerate(tokens)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(own / "tokenizer.json"))
     bundle = dynamic.load(own / "shelf")
     return {**names, "bundle": bundle, "records": bundle.records, "frontier": bundle.frontier}

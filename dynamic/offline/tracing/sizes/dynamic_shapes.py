@@ -1,5 +1,6 @@
 """Dynamic dimensions in the words of torch.export: `Dim("length", min=1, max=512)`, `Dim.AUTO`, `Dim.DYNAMIC`."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from dynamic.policies.errors import InputError
 
 # by argument name or position, for each dimension a Dim, a hint, or None: what torch.export calls dynamic_shapes
 DynamicShapes = Mapping[str, Any] | Sequence[Any]
+
+BATCH = "batch"  # name of dimension 0
 
 _Hint = type(Dim.AUTO)
 _STATIC = getattr(Dim, "STATIC", None)
@@ -38,10 +41,10 @@ def read_shapes(words: DynamicShapes, example: Mapping[str, Tensor], argument: s
         InputError: A word is not known, or does not fit the example.
     """
     entries = _by_name(words, example, argument)
-    found: dict[str, dict[int, DimRange | None]] = {}
+    spans: dict[str, dict[int, DimRange | None]] = {}
     hints: dict[str, dict[int, Any]] = {}
     for name, tensor in example.items():
-        found[name] = {}
+        spans[name] = {}
         for d, word in _by_dimension(name, entries[name], tensor).items():
             if isinstance(word, _Hint) and word != _STATIC:
                 if d:
@@ -49,15 +52,15 @@ def read_shapes(words: DynamicShapes, example: Mapping[str, Tensor], argument: s
             else:
                 span = _span(name, d, word, tensor)
                 if d:
-                    found[name][d] = span
+                    spans[name][d] = span
     if hints:
         for name, sizes in infer(hints).items():
             for d in hints.get(name, {}):
                 inferred = sizes[d]
-                found[name][d] = None if isinstance(inferred, int) else DimRange(*inferred)
-    ranges = {n: tuple(found[n].get(d) for d in range(1, tensor.ndim)) for n, tensor in example.items()}
+                spans[name][d] = None if isinstance(inferred, int) else DimRange(*inferred)
+    ranges = {n: tuple(spans[n].get(d) for d in range(1, tensor.ndim)) for n, tensor in example.items()}
     _check_example(ranges, example)
-    return {name: spans if any(spans) else () for name, spans in ranges.items()}
+    return {name: own if any(own) else () for name, own in ranges.items()}
 
 
 def torch_shapes(ranges: Mapping[str, Ranges], batch: Any) -> list[dict[int, Any]]:
@@ -79,26 +82,46 @@ def torch_shapes(ranges: Mapping[str, Ranges], batch: Any) -> list[dict[int, Any
 def common_ranges(declared: Sequence[Mapping[str, Ranges]], names: Sequence[str]) -> dict[str, Ranges]:
     """The sizes that several networks take, for inputs of these `names`, under the names of the first network's.
 
-    Raises InputError where limits exclude each other.
+    Sizes in steps are those that all steps meet: their step is the least common multiple.
+
+    Raises InputError where limits or steps exclude each other.
     """
     if not declared:
         return {}
     first = dict(zip(names, declared[0].values(), strict=True))
-    limits: dict[str, tuple[int, int | None]] = {}  # by the first network's names of dimensions
+    common: dict[str, DimRange] = {}  # by the first network's names of dimensions: the numbers n of its own that remain
     for ranges in declared:
         for own, spans in zip(first.values(), ranges.values(), strict=True):
             for mine, span in zip(own, spans, strict=False):
                 if mine is not None and span is not None:
-                    least, most = limits.get(mine.name, (mine.min, mine.max))
-                    both = [limit for limit in (most, span.max) if limit is not None]
-                    limits[mine.name] = max(least, span.min), min(both) if both else None
-    for name, (least, most) in limits.items():
-        if most is not None and least > most:
-            raise InputError(f"no {name} fits all networks: one takes {least} or more, another at most {most}")
-    return {
-        name: tuple(s and DimRange(s.name, *limits[s.name], s.factor, s.offset) for s in spans)
-        for name, spans in first.items()
-    }
+                    numbers = common.setdefault(mine.name, DimRange(mine.name, mine.min, mine.max))
+                    common[mine.name] = _met(numbers, mine, span)
+    return {name: tuple(span and _scaled(common[span.name], span) for span in spans) for name, spans in first.items()}
+
+
+def _scaled(numbers: DimRange, span: DimRange) -> DimRange:
+    """The sizes of those numbers n of a range that are the sizes of `numbers`."""
+    factor, offset = span.factor * numbers.factor, span.factor * numbers.offset + span.offset
+    return DimRange(span.name, numbers.min, numbers.max, factor, offset)
+
+
+def _met(numbers: DimRange, mine: DimRange, span: DimRange) -> DimRange:
+    """Those `numbers` n of the range `mine` whose sizes another network takes too, as a range of numbers."""
+    sizes = _scaled(numbers, mine)
+    step = math.lcm(sizes.factor, span.factor)
+    # the steps repeat after `step`: one of these sizes is common, or none is
+    rest = [sizes.size(n) for n in range(step // sizes.factor) if (sizes.size(n) - span.offset) % span.factor == 0]
+    both = f"no {mine.name} fits all networks: one takes {sizes.words}, another {span.words}"
+    if not rest:
+        raise InputError(f"{both}, and no size is in both steps. Wrap them with steps that share a size")
+    least = max(sizes.size(sizes.min), span.size(span.min))
+    limits = [one.size(one.max) for one in (sizes, span) if one.max is not None]
+    low = -((rest[0] - least) // step)
+    high = (min(limits) - rest[0]) // step if limits else None
+    if high is not None and low > high:
+        raise InputError(f"{both}. Wrap them with limits that share a size")
+    factor, offset = step // mine.factor, (rest[0] - mine.offset) // mine.factor
+    return DimRange(mine.name, low, high, factor, offset)
 
 
 def numbers_of(ranges: Mapping[str, Ranges], inputs: Mapping[str, Tensor]) -> dict[str, int]:
@@ -190,22 +213,22 @@ def sizes_text(ranges: Mapping[str, Ranges], inputs: Mapping[str, Tensor]) -> st
 
 def _by_name(words: DynamicShapes, example: Mapping[str, Tensor], argument: str) -> dict[str, Any]:
     names = list(example)
-    given = f"dynamic_shapes={words!r:.200}"
+    label = f"dynamic_shapes={words!r:.200}"
     if isinstance(words, Mapping):
         entries = {str(name): value for name, value in words.items()}
         if names == ["input"] and set(entries) == {argument}:
             entries = {"input": entries[argument]}
         if set(entries) != set(names):
             raise InputError(
-                f"{given} names {sorted(entries)}, the inputs are {names}: name each, None for a fixed one"
+                f"{label} names {sorted(entries)}, the inputs are {names}: name each, None for a fixed one"
             )
         return entries
     if isinstance(words, (str, bytes)) or not isinstance(words, Sequence):
         raise InputError(
-            f"{given} is a {type(words).__name__}: give a dict by argument name, or a tuple, as torch.export"
+            f"{label} is a {type(words).__name__}: give a dict by argument name, or a tuple, as torch.export"
         )
     if len(words) != len(names):
-        raise InputError(f"{given} has {len(words)} entries, the inputs are {names}: give one for each, None for fixed")
+        raise InputError(f"{label} has {len(words)} entries, the inputs are {names}: give one for each, None for fixed")
     return dict(zip(names, words, strict=True))
 
 
@@ -244,6 +267,11 @@ def _span(name: str, d: int, word: Any, tensor: Tensor) -> DimRange | None:
         if word != tensor.shape[d]:
             raise InputError(f"dynamic_shapes has {word} for {where}, the example has {tensor.shape[d]}: give one size")
         return None
+    if d and getattr(getattr(word, "root", word), "__name__", None) == BATCH:
+        raise InputError(
+            f"dynamic_shapes has Dim({BATCH!r}) for {where}: that is the name of the batch, dimension 0. Give another "
+            "name, such as 'length'"
+        )
     root, function = getattr(word, "root", word), getattr(word, "fn", None)
     if not hasattr(root, "min") or not hasattr(root, "__name__"):
         raise InputError(

@@ -95,9 +95,10 @@ def test_close_to_the_float_network_which_stays_as_it_is_and_smaller() -> None:
 def test_it_takes_every_length_that_the_network_took(smaller: nn.Module) -> None:
     network = bert()
     for length in (1, 5, 24):
-        batch = tokens(8, length=max(3, length))
+        batch = tokens(64, length=max(3, length))
         batch = {name: tensor[:, :length] for name, tensor in batch.items()}
-        assert answers(smaller, batch).shape == answers(network, batch).shape
+        own, other = answers(network, batch), answers(smaller, batch)
+        assert np.abs(own - other).max() < 0.2 * np.abs(own).max(), length
 
 
 def test_padding_changes_no_answer(smaller: nn.Module) -> None:
@@ -167,6 +168,5 @@ def test_exits_at_encoder_layers_on_both_engines(tmp_path: Path, engine: str, sm
         actual = opened.stages.all_logits({name: tensor.numpy() for name, tensor in batch.items()})
     finally:
         opened.close()
-    # a value between two codes may fall to either side: as for every int8 network of this package
-    assert np.abs(actual - expected).max() <= 0.15 * max(1.0, np.abs(expected).max())
-    assert (actual[:, -1].argmax(1) == expected[:, -1].argmax(1)).mean() >= 7 / 8
+    # no value of these lies between two codes, where it could fall to either side
+    np.testing.assert_allclose(actual, expected, atol=1e-4)

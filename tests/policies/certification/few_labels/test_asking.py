@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from dynamic.policies.records import Records
 class Memory:
     """Answers in memory, and how many came at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
         self.labels: dict[int, int] = {}
         self.sizes: list[int] = []
         self.draw: Mapping[str, Any] | None = None
@@ -121,10 +123,11 @@ def test_answers_that_are_there_are_not_asked_for_again() -> None:
         calls.extend(rows.tolist()[:1])
         return answers(wrong)(rows)
 
-    part = Memory()
+    part = Memory(Path("labels.csv"))
     with pytest.raises(
         CalibrationError,
-        match=r"oracle raised TimeoutError on rows .*20 answers before are in the checkpoint, if .*call again",
+        match=r"oracle raised TimeoutError on rows .*: mend it and call again with the same checkpoint"
+        r"\. 20 earlier answers are in the checkpoint$",
     ):
         ask(Asking(records, settings), failing, part)
     second = ask(Asking(records, settings), answers(wrong), part)
@@ -149,6 +152,30 @@ def test_equal_answers_need_no_label_for_a_drop() -> None:
     whole = replace(demand.records, label=np.where(demand.records.part == 1, label, -1))
     other = certify(whole, (0.1,), risk="drop", combine="last", floor=0)
     assert [(p.thresholds, p.bound) for p in ladder.points] == [(p.thresholds, p.bound) for p in other.points]
+
+
+def test_a_useless_exit_costs_nothing() -> None:
+    """The second exit answers as the first does, at three times its cost. It changes neither questions nor thresholds.
+
+    Beyond the first 800 of 2,000 inputs all are wrong. So of the inputs drawn, those before and as many wrong ones as
+    the test allows exit.
+    """
+    random = np.random.default_rng(0)
+    score, target = random.uniform(0, 4, 2000), 0.1
+    wrong = np.zeros(2000, bool)
+    wrong[np.argsort(-score)[800:]] = True
+    logits = np.zeros((2000, 3, 4))
+    logits[:, :2, 1] = score[:, None]
+    three = make_records(logits, None, (0, 1, 2), body=(1.0, 3.0, 6.0))
+    two = make_records(logits[:, 1:], None, (0, 1), body=(1.0, 6.0))
+    (own, own_store), (other, other_store) = (asked(one, answers(wrong), target, budget=600) for one in (three, two))
+    assert list(own_store.labels) == list(other_store.labels)
+    (_, point), (_, rival) = (ladder_of(demand, target).points for demand in (own, other))
+    assert point.thresholds == (*rival.thresholds, INF)
+    drawn = own.records.part == 1
+    allowed = max(lost for lost in range(600) if binomial_p(lost, int(drawn.sum()), target) <= 0.1)
+    exits = int((~wrong[drawn]).sum()) + allowed
+    assert point.shares == pytest.approx((exits / drawn.sum(), 0.0, 1 - exits / drawn.sum()))
 
 
 @pytest.mark.parametrize("risk", ["drop", "harm", "error"])
@@ -275,7 +302,7 @@ def test_where_every_certificate_is_wrong_by_a_hair(finite: bool) -> None:
         (
             lambda rows: None,
             CalibrationError,
-            "no answer yet on rows .*call again with the same checkpoint when it has",
+            "no answer yet on rows .*: when it has, call again$",
         ),
         (lambda rows: np.full(len(rows), 4), InputError, "answered class 4, and the cascade has 4 classes, 0 to 3"),
         (lambda rows: np.full(len(rows), -1), InputError, "answered class -1"),

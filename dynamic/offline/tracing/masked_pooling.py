@@ -17,8 +17,8 @@ def mean_under_mask(feature: Tensor, mask: Tensor) -> Tensor:
     Padding may hold anything, NaN and infinity too.
     """
     real = (mask != 0).unsqueeze(-1)  # [B, N, 1]
-    kept = torch.where(real, feature, torch.zeros_like(feature))  # NaN * 0 would be NaN
-    return kept.sum(1) / real.to(feature.dtype).sum(1).clamp(min=1.0)
+    values = torch.where(real, feature, torch.zeros_like(feature))  # NaN * 0 would be NaN
+    return values.sum(1) / real.to(feature.dtype).sum(1).clamp(min=1.0)
 
 
 def why_unread(mask: Tensor) -> str | None:

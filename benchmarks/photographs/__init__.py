@@ -1,0 +1,1 @@
+"""Photographs in 1,000 classes."""

@@ -1,0 +1,1 @@
+"""Texts: intents of CLINC150 and Banking77, from a bag of tokens to MiniLM-L6."""
