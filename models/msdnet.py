@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynamic.offline.networks.module_modes import view
 from dynamic.offline.staged_network import Stage, StagedNetwork
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import SettingError
 
 Scales = tuple[Tensor, ...]
 """Features `[B, C_s, H_s, W_s]`, the coarsest scale first. Heads read entry 0. Pruned scales are missing at the end."""
@@ -29,7 +29,7 @@ class MSDNetShape:
         reduction: Share of the channels that remain where the finest scale is dropped.
 
     Raises:
-        InputError: A field is empty, odd or out of range.
+        SettingError: A field is empty, odd or out of range.
 
     Example:
         >>> from dynamic.models import MSDNetShape
@@ -47,15 +47,15 @@ class MSDNetShape:
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:
-            raise InputError(f"steps={self.steps}: every block needs at least one layer")
+            raise SettingError(f"steps={self.steps}: every block needs at least one layer")
         if len(self.factors) != len(self.bottlenecks) or not self.factors:
-            raise InputError(
+            raise SettingError(
                 f"factors={self.factors} and bottlenecks={self.bottlenecks}: give one of each for every scale"
             )
         if self.growth < 2 or self.growth % 2:
-            raise InputError(f"growth={self.growth} is not even: half comes from each of two scales")
+            raise SettingError(f"growth={self.growth} is not even: half comes from each of two scales")
         if not 0 < self.reduction <= 1:
-            raise InputError(f"reduction={self.reduction} is not in (0, 1]")
+            raise SettingError(f"reduction={self.reduction} is not in (0, 1]")
 
     def scales_at(self, layer: int) -> int:
         """The number of scales that a layer computes (section 4, "network reduction").
@@ -180,7 +180,7 @@ class MSDNet(StagedNetwork):
         in_channels: Channels of an image.
 
     Raises:
-        InputError: `classes` or `in_channels` is below 1.
+        SettingError: `classes` or `in_channels` is below 1.
 
     Example:
         >>> from dynamic.models import MSDNet, MSDNetShape
@@ -192,7 +192,7 @@ class MSDNet(StagedNetwork):
     def __init__(self, shape: MSDNetShape, classes: int = 100, *, in_channels: int = 3) -> None:
         super().__init__()
         if classes < 1 or in_channels < 1:
-            raise InputError(f"classes={classes}, in_channels={in_channels}: give at least 1 for both")
+            raise SettingError(f"classes={classes}, in_channels={in_channels}: give at least 1 for both")
         self.shape = shape
         self.stem = _Stem(shape, in_channels)
         blocks, heads = [], []
@@ -285,7 +285,7 @@ def msdnet_anytime(classes: int = 100, blocks: int = 7) -> MSDNet:
         The network with random weights.
 
     Raises:
-        InputError: `blocks` or `classes` is below 1.
+        SettingError: `blocks` or `classes` is below 1.
 
     Example:
         >>> from dynamic.models import msdnet_anytime
@@ -308,7 +308,7 @@ def msdnet_budgeted(classes: int = 100, blocks: int = 5) -> MSDNet:
         The network with random weights.
 
     Raises:
-        InputError: `blocks` or `classes` is below 1.
+        SettingError: `blocks` or `classes` is below 1.
 
     Example:
         >>> from dynamic.models import msdnet_budgeted
@@ -320,5 +320,5 @@ def msdnet_budgeted(classes: int = 100, blocks: int = 5) -> MSDNet:
 
 def _network(classes: int, blocks: int, steps: Sequence[int]) -> MSDNet:
     if blocks < 1:
-        raise InputError(f"blocks={blocks}: give at least 1")
+        raise SettingError(f"blocks={blocks}: give at least 1")
     return MSDNet(MSDNetShape(tuple(steps)), classes)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import SettingError
 
 
 class BasicBlock(nn.Module):
@@ -54,7 +54,7 @@ class CifarResNet(nn.Module):
         width: Channels of the first group.
 
     Raises:
-        InputError: `depth` is not 6n + 2, or another argument is below 1.
+        SettingError: `depth` is not 6n + 2, or another argument is below 1.
 
     Example:
         >>> from dynamic.models import CifarResNet
@@ -67,9 +67,11 @@ class CifarResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise InputError(f"depth={depth} is not 6n + 2: use 8, 14, 20, 32, 44, 56 or 110")
+            raise SettingError(f"depth={depth} is not 6n + 2: use 8, 14, 20, 32, 44, 56 or 110")
         if min(classes, in_channels, width) < 1:
-            raise InputError(f"classes={classes}, in_channels={in_channels}, width={width}: all have to be at least 1")
+            raise SettingError(
+                f"classes={classes}, in_channels={in_channels}, width={width}: all have to be at least 1"
+            )
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _group(width, width, blocks, 1)
@@ -118,7 +120,7 @@ def resnet20(classes: int = 10) -> CifarResNet:
         The network with random weights.
 
     Raises:
-        InputError: `classes` is below 1.
+        SettingError: `classes` is below 1.
 
     Example:
         >>> from dynamic.models import resnet20
@@ -138,7 +140,7 @@ def resnet32(classes: int = 10) -> CifarResNet:
         The network with random weights.
 
     Raises:
-        InputError: `classes` is below 1.
+        SettingError: `classes` is below 1.
 
     Example:
         >>> from dynamic.models import resnet32
@@ -158,7 +160,7 @@ def resnet44(classes: int = 10) -> CifarResNet:
         The network with random weights.
 
     Raises:
-        InputError: `classes` is below 1.
+        SettingError: `classes` is below 1.
 
     Example:
         >>> from dynamic.models import resnet44
@@ -178,7 +180,7 @@ def resnet56(classes: int = 10) -> CifarResNet:
         The network with random weights.
 
     Raises:
-        InputError: `classes` is below 1.
+        SettingError: `classes` is below 1.
 
     Example:
         >>> from dynamic.models import resnet56
@@ -198,7 +200,7 @@ def resnet110(classes: int = 10) -> CifarResNet:
         The network with random weights.
 
     Raises:
-        InputError: `classes` is below 1.
+        SettingError: `classes` is below 1.
 
     Example:
         >>> from dynamic.models import resnet110

@@ -6,7 +6,7 @@ import numpy as np
 
 from dynamic.data.number_steps import own_numbers
 from dynamic.data.resize_step import Pixels, Resize, check_sides
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class CenterCrop:
         size: (height, width) of the result.
 
     Raises:
-        InputError: A size is out of range.
+        SettingError: A size is out of range.
 
     Example:
         >>> dynamic.data.CenterCrop((224, 224))(np.zeros((256, 256, 3), np.uint8)).shape
@@ -83,7 +83,7 @@ class Gray:
         channels: Number of equal channels of the result, 1 or 3.
 
     Raises:
-        InputError: `channels` is neither 1 nor 3.
+        SettingError: `channels` is neither 1 nor 3.
 
     Example:
         >>> dynamic.data.Gray()(np.full((1, 1, 3), [255, 0, 0], np.uint8)).tolist()
@@ -95,7 +95,7 @@ class Gray:
     def __post_init__(self) -> None:
         own_numbers(self)
         if self.channels not in (1, 3):
-            raise InputError(f"Gray(channels={self.channels}): give 1 or 3")
+            raise SettingError(f"Gray(channels={self.channels}): give 1 or 3")
 
     def shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
         """Compute the shape after the step.

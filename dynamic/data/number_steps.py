@@ -47,7 +47,7 @@ class Scale:
         reciprocal: Whether to multiply by the inverse, as torchvision's v2 does. The last bit differs.
 
     Raises:
-        InputError: `divisor` is not a positive number.
+        SettingError: `divisor` is not a positive number.
 
     Example:
         >>> dynamic.data.Scale().divisor
@@ -60,7 +60,7 @@ class Scale:
     def __post_init__(self) -> None:
         own_numbers(self)
         if isinstance(self.divisor, bool) or not 1e-30 < self.divisor < 1e30:
-            raise InputError(f"Scale(divisor={self.divisor}): give a positive number, usually 255")
+            raise SettingError(f"Scale(divisor={self.divisor}): give a positive number, usually 255")
 
     def apply(self, pixels: Floats) -> None:
         """Scale pixels in place.
@@ -92,7 +92,7 @@ class Normalize:
         std: Standard deviation of each channel, or one for all channels. Above 0.
 
     Raises:
-        InputError: Numbers of means and standard deviations differ, or one of them is out of range.
+        SettingError: Numbers of means and standard deviations differ, or one of them is out of range.
 
     Example:
         >>> dynamic.data.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).mean[0]
@@ -105,11 +105,11 @@ class Normalize:
     def __post_init__(self) -> None:
         own_numbers(self)
         if not (len(self.mean) > 0 and len(self.std) in (1, len(self.mean))):
-            raise InputError(f"Normalize has {len(self.mean)} means and {len(self.std)} stds: give as many of each")
+            raise SettingError(f"Normalize has {len(self.mean)} means and {len(self.std)} stds: give as many of each")
         with np.errstate(over="ignore", under="ignore"):  # as float32, which has a smaller range
             mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         if not np.isfinite(mean).all() or not (np.isfinite(std).all() and std.min() > 0):
-            raise InputError(f"Normalize(mean={self.mean}, std={self.std}): give finite means and positive stds")
+            raise SettingError(f"Normalize(mean={self.mean}, std={self.std}): give finite means and positive stds")
 
     def check(self, channels: int) -> None:
         """Check the number of channels.

@@ -15,7 +15,7 @@ from dynamic.data.image_steps import RGB, CenterCrop, Gray, ImageStep
 from dynamic.data.number_steps import Floats, Normalize, NumberStep, Scale
 from dynamic.data.picture_decoding import is_picture
 from dynamic.data.resize_step import Interpolation, Pixels, Resize, import_pillow
-from dynamic.policies.errors import CorruptError, InputError, SchemaError
+from dynamic.policies.errors import CorruptError, InputError, SchemaError, SettingError
 from dynamic.policies.validation.fields import items, mapping, short
 from dynamic.policies.validation.numbers import plain_items
 
@@ -44,7 +44,7 @@ class Preprocess(OneInput):
         steps: The steps in order.
 
     Raises:
-        InputError: The steps are in another order, or one of them is no step.
+        SettingError: The steps are in another order, or one of them is no step.
 
     Example:
         >>> from dynamic.data import CenterCrop, Normalize, Resize, Scale
@@ -62,10 +62,10 @@ class Preprocess(OneInput):
         ranks = []
         for step in self.steps:
             if type(step) not in _NAMES:
-                raise InputError(f"{step!r} is no preprocessing step: use {[k.__name__ for k in _NAMES]}")
+                raise SettingError(f"{step!r} is no preprocessing step: use {[k.__name__ for k in _NAMES]}")
             ranks.append(1 if isinstance(step, Scale) else 2 if isinstance(step, Normalize) else 0)
         if ranks != sorted(ranks) or ranks.count(1) > 1:
-            raise InputError(
+            raise SettingError(
                 f"steps {[_NAMES[type(s)] for s in self.steps]} are out of order: "
                 "give image steps first, then at most one Scale, then Normalize"
             )
@@ -93,7 +93,7 @@ class Preprocess(OneInput):
             The preprocessing.
 
         Raises:
-            InputError: A size, mean or standard deviation is out of range, or the filter is unknown.
+            SettingError: A size, mean or standard deviation is out of range, or the filter is unknown.
 
         Example:
             >>> dynamic.Preprocess.of(mean=(0.5,), std=(0.25,), resize=32, crop=28)(np.zeros((40, 40), np.uint8)).shape
@@ -104,7 +104,7 @@ class Preprocess(OneInput):
         mean, std = plain_items(mean), plain_items(std)
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and not hasattr(values, "__iter__"):
-                raise InputError(f"{name}={values!r} must hold a number for each channel, such as ({values!r},)")
+                raise SettingError(f"{name}={values!r} must hold a number for each channel, such as ({values!r},)")
         if resize is not None:
             steps.append(Resize(resize, interpolation))
         if crop is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.data.number_steps import own_numbers
-from dynamic.policies.errors import DynamicError, InputError
+from dynamic.policies.errors import DynamicError, InputError, SettingError
 from dynamic.policies.validation.fields import short
 
 Pixels = NDArray[np.uint8]
@@ -28,7 +28,7 @@ class Resize:
         longest: Upper limit of the longer side, which shrinks the shorter one too. Only with a length.
 
     Raises:
-        InputError: A size is out of range, the filter is unknown, or `longest` does not exceed `size`.
+        SettingError: A size is out of range, the filter is unknown, or `longest` does not exceed `size`.
 
     Example:
         >>> dynamic.data.Resize(256)(np.zeros((300, 600, 3), np.uint8)).shape
@@ -44,11 +44,11 @@ class Resize:
         own_numbers(self)
         check_sides("Resize", self.size)
         if self.interpolation not in INTERPOLATIONS:
-            raise InputError(f"interpolation={self.interpolation!r} is not known: use one of {INTERPOLATIONS}")
+            raise SettingError(f"interpolation={self.interpolation!r} is not known: use one of {INTERPOLATIONS}")
         if self.longest is not None and not (
             isinstance(self.size, int) and isinstance(self.longest, int) and self.size < self.longest <= MOST_RESIZED
         ):
-            raise InputError(f"longest={self.longest} must exceed size={self.size}, the shorter side (an int)")
+            raise SettingError(f"longest={self.longest} must exceed size={self.size}, the shorter side (an int)")
 
     def target(self, height: int, width: int) -> tuple[int, int]:
         """Compute the size after the step.
@@ -129,14 +129,14 @@ class Resize:
 
 
 def check_sides(name: str, size: int | tuple[int, int]) -> None:
-    """Check the size of a step. Raises InputError on a size that is out of range."""
+    """Check the size of a step. Raises SettingError on a size that is out of range."""
     sides = (size,) if isinstance(size, int) else size
     if len(sides) > 2 or (not isinstance(size, int) and len(sides) != 2):
-        raise InputError(f"{name}({size}): give (height, width)")
+        raise SettingError(f"{name}({size}): give (height, width)")
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
-        raise InputError(f"{name}({short(size)}): sizes are whole numbers above 0")
+        raise SettingError(f"{name}({short(size)}): sizes are whole numbers above 0")
     if math.prod(sides) > MOST_RESIZED:
-        raise InputError(f"{name}({short(size)}): at most {MOST_RESIZED} pixels are made, give smaller sizes")
+        raise SettingError(f"{name}({short(size)}): at most {MOST_RESIZED} pixels are made, give smaller sizes")
 
 
 def import_pillow() -> ModuleType:

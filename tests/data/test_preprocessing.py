@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from dynamic.data import RGB, CenterCrop, Gray, Normalize, Preprocess, Resize, Scale
 from dynamic.offline.torchvision_transforms import from_transforms
-from dynamic.policies.errors import CorruptError, DynamicError, InputError, SchemaError
+from dynamic.policies.errors import CorruptError, DynamicError, InputError, SchemaError, SettingError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TO_TENSOR = [v1.ToTensor(), v1.Normalize(MEAN, STD)]
@@ -218,7 +218,7 @@ def test_bad_steps_are_refused() -> None:
         lambda: Normalize((0.5, 0.5), (1.0, 1.0, 1.0)),
         lambda: Normalize((float("nan"),), (1.0,)),
     ):
-        with pytest.raises(InputError):
+        with pytest.raises(SettingError):
             make()
 
 
@@ -283,5 +283,5 @@ def test_imports_neither_torch_nor_pillow() -> None:
 
 @pytest.mark.parametrize("given", [{"mean": 0.5}, {"mean": (0.5,), "std": 0.25}])
 def test_one_number_for_all_channels_is_refused_in_words(given: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"(mean=0\.5|std=0\.25) must hold a number for each channel, such as \(0\."):
+    with pytest.raises(SettingError, match=r"(mean=0\.5|std=0\.25) must hold a number for each channel, such as \(0\."):
         Preprocess.of(**given)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamic.models import MSDNet, MSDNetShape, msdnet_anytime, msdnet_budgeted
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import SettingError
 
 
 def millions_at_exits(network: MSDNet) -> list[float]:
@@ -131,10 +131,10 @@ def test_stages_export_with_a_dynamic_batch(network: MSDNet) -> None:
     ],
 )
 def test_impossible_shapes(change: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(SettingError, match=message):
         MSDNetShape(**{"steps": (1, 1), **change})  # type: ignore[arg-type]
 
 
 def test_no_blocks() -> None:
-    with pytest.raises(InputError, match="blocks=0"):
+    with pytest.raises(SettingError, match="blocks=0"):
         msdnet_budgeted(blocks=0)

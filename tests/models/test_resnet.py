@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamic.models import CifarResNet, load_weights, resnet20, resnet32, resnet44, resnet56, resnet110
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import SettingError
 
 
 def recomputed(weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -74,12 +74,12 @@ def test_sizes_are_those_of_the_paper(make: type[CifarResNet], millions: float) 
 
 @pytest.mark.parametrize("depth", [2, 18, 21, 0, -4])
 def test_impossible_depth(depth: int) -> None:
-    with pytest.raises(InputError, match=r"6n \+ 2"):
+    with pytest.raises(SettingError, match=r"6n \+ 2"):
         CifarResNet(depth)
 
 
 def test_impossible_width() -> None:
-    with pytest.raises(InputError, match="width=0"):
+    with pytest.raises(SettingError, match="width=0"):
         CifarResNet(8, width=0)
 
 
