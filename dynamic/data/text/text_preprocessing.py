@@ -149,8 +149,8 @@ class TextPreprocess:
             )
         own = tokenizer_of(written(inner))
         padding = getattr(inner, "padding", None) or {}
-        numbers = (own.token_to_id(token) for token in _PADDING)
-        pad_id = padding.get("pad_id", next((number for number in numbers if number is not None), 0))
+        padding_ids = (own.token_to_id(token) for token in _PADDING)
+        pad_id = padding.get("pad_id", next((number for number in padding_ids if number is not None), 0))
         return cls(written(own), truncate, pad_id)
 
     @property
