@@ -42,6 +42,10 @@ class Preprocessing(Protocol):
         """Raises InputError where a call would for a shape or a type, in little time."""
         ...
 
+    def check_arrays(self, named: Mapping[str, Array], /) -> None:
+        """Raises InputError where inputs that a user gives by name hold what this preprocessing never makes."""
+        ...
+
     def is_single(self, x: Any, /) -> bool:
         """Whether `x` is one, and not a batch of one."""
         ...

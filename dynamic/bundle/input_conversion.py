@@ -27,6 +27,8 @@ def named_inputs(bundle: DeployedBundle, x: Any) -> tuple[Mapping[str, Array], b
         arrays = bundle.preprocess.arrays(x, inputs)
         return arrays, len(arrays[inputs[0].name]) == 1 and bundle.preprocess.is_single(x)
     views, single = _views(inputs, x)
+    if bundle.preprocess is not None:
+        bundle.preprocess.check_arrays(views)
     return {name: _in_order(array) for name, array in views.items()}, single
 
 

@@ -52,6 +52,13 @@ class OneInput:
         """The files that travel in a bundle: none."""
         return {}
 
+    def check_arrays(self, named: Mapping[str, NDArray[Any]]) -> None:
+        """Check inputs that a user gives by name. Any number is one that this may make.
+
+        Args:
+            named: Arrays by name, `[B, ...]`.
+        """
+
     def arrays(self, x: Any, inputs: Sequence[NamedInput]) -> Mapping[str, NDArray[Any]]:
         """Make the input of a network.
 

@@ -129,7 +129,9 @@ class RequestPlan:
         takes_arrays = deployment.bundle.preprocess is None and len(spec.inputs) == 1
         self.size, self.family = context.snapshot.size, family
         self.shape = shape if takes_arrays else None
-        self.batch_shape = (1, *shape) if len(spec.inputs) == 1 else None
+        preprocess = deployment.bundle.preprocess
+        is_checked = preprocess is not None and not preprocess.for_images  # token ids have limits
+        self.batch_shape = (1, *shape) if len(spec.inputs) == 1 and not is_checked else None
 
     def renewed(self, context: DecisionContext, run: Callable[[Mapping[str, Array]], Output]) -> "RequestPlan":
         """The plan under another decision for the same point. `run`: what the engine gave for it."""

@@ -82,6 +82,29 @@ def test_token_ids_by_name_are_taken_as_they_are(shelf: Path) -> None:
         assert run({"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)}).name == ("lights",)
 
 
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        ([2, 5000], [1, 1], r"the token id 5000, and the ids of this tokenizer are 0 to \d+: give texts"),
+        ([2, -100], [1, 1], "the token id -100"),
+        ([2, 1], [0, 0], "a row of input 'attention_mask' has no token"),
+        ([2, 1], [1, 7], "holds 7, and a mask is 1 at tokens and 0 at padding"),
+        ([2, 1], [1, -3], "holds -3"),
+    ],
+)
+def test_ids_and_masks_that_no_tokenizer_makes(shelf: Path, ids: list[int], mask: list[int], message: str) -> None:
+    """One of them made every engine fail, and the requests of others went without a certificate for 30 s."""
+    named = {"input_ids": np.zeros((1, LENGTH), np.int64), "attention_mask": np.zeros((1, LENGTH), np.int64)}
+    named["input_ids"][0, :2], named["attention_mask"][0, :2] = ids, mask
+    with load(shelf).runtime() as run:
+        for _ in range(3):  # the plan of good requests is no way around
+            good = run("lights on")
+            with pytest.raises(InputError, match=message):
+                run(named)
+        assert run.stats().engine_failures == 0
+        assert run("lights on").certified == good.certified
+
+
 def test_what_does_not_fit(shelf: Path) -> None:
     with load(shelf).runtime() as run:
         with pytest.raises(InputError, match="has 10 tokens, and the network takes up to 9"):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dynamic.data.arrays import NamedInput
 from dynamic.data.text.text_encoder import TextEncoder
 from dynamic.data.text.text_inputs import (
+    KINDS,
     MOST_LENGTH,
     check_size,
     input_kinds,
@@ -285,6 +286,40 @@ class TextPreprocess:
         kinds = input_kinds(inputs)
         arrays = self._padded(texts, set(kinds.values()), *lengths_of(inputs))
         return {i.name: arrays[kinds[i.name]].astype(i.dtype, copy=False) for i in inputs}
+
+    def check_arrays(self, named: Mapping[str, NDArray[Any]]) -> None:
+        """Check token ids and masks that a user gives by name.
+
+        An id beyond the table of embeddings makes an engine fail, and one below 0 counts from its end.
+
+        Args:
+            named: Arrays by name, `[B, N]`.
+
+        Raises:
+            InputError: An id is none of the tokenizer's, a mask holds another number than 0 and 1, or a row no token.
+
+        Example:
+            >>> texts = dynamic.TextPreprocess.from_file("tokenizer.json")
+            >>> texts.check_arrays(texts("turn the lights off"))
+        """
+        for name, array in named.items():
+            kind = name if name in KINDS else "input_ids"  # a network with one input of any name takes the ids
+            if not array.size or kind == "token_type_ids":
+                continue
+            least, most = array.min(), array.max()
+            if kind == "input_ids" and not (least >= 0 and most < self.vocabulary):
+                raise InputError(
+                    f"input {name!r} holds the token id {least if least < 0 else most}, and the ids of this tokenizer "
+                    f"are 0 to {self.vocabulary - 1}: give texts, or ids that it made"
+                )
+            if kind == "attention_mask":
+                if not (least >= 0 and most <= 1 and bool(np.isin(array, (0, 1)).all())):
+                    raise InputError(
+                        f"input {name!r} holds {least if least < 0 else most}, and a mask is 1 at tokens and 0 at "
+                        "padding: give texts, or the mask that the tokenizer made"
+                    )
+                if not array.any(axis=1).all():
+                    raise InputError(f"a row of input {name!r} has no token: give at least one 1 in each row")
 
     def check(self, x: Any, shape: Sequence[Any] = ()) -> None:
         """Check that these are texts, without tokenizing them.
