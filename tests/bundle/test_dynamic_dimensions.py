@@ -207,6 +207,18 @@ def test_canaries_are_of_the_most_frequent_size(text_bundle: Any) -> None:
     assert text_bundle.agrees(text_bundle.open())
 
 
+def test_canaries_of_images_of_many_sizes_are_cut_to_one() -> None:
+    cascade = image_cascade()
+    sizes = [(side, 60 - side) for side in range(20, 40)] + [(40, 41 + side) for side in range(20)]
+    loader = [(torch.randn(4, 3, *size), torch.arange(4) % CLASSES) for size in sizes]
+    bundle = dynamic.build(cascade, loader, engine="torch", max_drops=(0.1,), floor=0, progress=False)
+    canaries = bundle.canaries
+    assert canaries is not None
+    assert len(canaries) == 8  # 4 of one size, and 4 of larger ones
+    expected = stage_logits(cascade, {"input": torch.from_numpy(canaries.inputs["input"])})
+    np.testing.assert_allclose(canaries.logits, expected, atol=2e-5)
+
+
 def test_networks_without_heads_take_the_dynamic_shapes_of_the_cascade() -> None:
     networks = [Convolutions(4).eval(), Convolutions(8).eval()]
     example = {"input": torch.randn(2, 3, 8, 8)}
