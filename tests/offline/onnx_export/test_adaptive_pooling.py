@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 import dynamic
+from dynamic.engines.openvino import new_core
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 
 SIZES = [(12, 12), (6, 40), (17, 25), (7, 9)]  # the example's first
@@ -28,7 +28,7 @@ def pooled(grid: tuple[int, int] | int) -> nn.Sequential:
 
 def on_both_engines(path: Path, feeds: dict[str, Any], output: str) -> list[Any]:
     session = onnxruntime.InferenceSession(str(path))
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = new_core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [session.run([output], feeds)[0], compiled(feeds)[output]]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.engines.contract import SINGLE_GRAPH
+from dynamic.engines.openvino import new_core
 from dynamic.offline.onnx_export.node_names import branches
 from dynamic.offline.onnx_export.onnxruntime_forms import block_images
 from dynamic.offline.onnx_export.stage_graphs import export_stages
@@ -86,7 +86,7 @@ def test_the_same_answers(folders: dict[str, Path], rows: int, poison: float | N
         options = {"INFERENCE_PRECISION_HINT": "f32"}
         for folder in folders.values():
             path = folder / (SINGLE_GRAPH if rows == 1 else "graph.onnx")
-            logits = openvino.Core().compile_model(str(path), "CPU", options)([x, limits])["logits"]
+            logits = new_core().compile_model(str(path), "CPU", options)([x, limits])["logits"]
             np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
