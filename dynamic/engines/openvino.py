@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -67,15 +68,38 @@ def _clear_before_forks() -> None:
     """From now on, no child inherits the idle threads of OpenVINO.
 
     OpenVINO keeps the threads of a dropped model for the next one. In a child they do not exist, and the next model
-    would wait for them for ever. A core that is destroyed clears the list.
+    would wait for them for ever. A core that is destroyed clears the list. Until the fork is done, no model may be
+    dropped by the collection of garbage: its threads would come to the list again.
     """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_clear)
+        os.register_at_fork(before=_clear, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+
+
+_forks = 0  # that threads are about to make
+_collects_garbage = True  # before the first of them
 
 
 def _clear() -> None:
+    global _forks, _collects_garbage
+    if not _forks:
+        _collects_garbage = gc.isenabled()
+    _forks += 1
+    gc.disable()
     with contextlib.suppress(Exception):  # the fork happens anyway
         new_core()
+
+
+def _after_fork() -> None:
+    global _forks
+    _forks -= 1
+    if not _forks and _collects_garbage:
+        gc.enable()
+
+
+def _after_fork_in_child() -> None:
+    global _forks
+    _forks = 1  # a child has one thread
+    _after_fork()
 
 
 class Models:

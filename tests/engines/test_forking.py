@@ -4,6 +4,8 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -176,3 +178,25 @@ def test_a_signal_after_bundles_are_closed(case: Case, way: str, opened_on: str,
         return len(received)
 
     assert in_child(work) == 1
+
+
+def test_nothing_is_collected_between_the_clearing_and_the_fork() -> None:
+    """A model that is dropped there gives its threads back, and the child would wait for them for ever."""
+    script = """
+import gc, os
+states = []
+os.register_at_fork(before=lambda: states.append(gc.isenabled()))  # registered first, so it runs last
+from dynamic.engines.openvino import new_core
+new_core()
+for enabled in (True, False):
+    (gc.enable if enabled else gc.disable)()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if gc.isenabled() == enabled else 1)
+    assert os.waitpid(child, 0)[1] == 0, "in the child"
+    assert gc.isenabled() == enabled, "in the parent"
+assert len(states) >= 2 and not any(states), states  # the telemetry of OpenVINO may fork too
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
