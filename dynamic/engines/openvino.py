@@ -91,6 +91,8 @@ def _clear() -> None:
 
 def _after_fork() -> None:
     global _forks
+    if not _forks:  # another thread was in a fork when this was registered
+        return
     _forks -= 1
     if not _forks and _collects_garbage:
         gc.enable()
@@ -98,7 +100,7 @@ def _after_fork() -> None:
 
 def _after_fork_in_child() -> None:
     global _forks
-    _forks = 1  # a child has one thread
+    _forks = min(_forks, 1)  # a child has one thread
     _after_fork()
 
 

@@ -4,8 +4,6 @@ import gc
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from support.child_process import in_child
 from support.engine_cases import WAYS, Case, check, four_stages
 
+from dynamic.engines import openvino
 from dynamic.engines.openvino import new_core
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -180,23 +179,26 @@ def test_a_signal_after_bundles_are_closed(case: Case, way: str, opened_on: str,
     assert in_child(work) == 1
 
 
-def test_nothing_is_collected_between_the_clearing_and_the_fork() -> None:
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nothing_is_collected_between_the_clearing_and_the_fork(monkeypatch: pytest.MonkeyPatch, enabled: bool) -> None:
     """A model that is dropped there gives its threads back, and the child would wait for them for ever."""
-    script = """
-import gc, os
-states = []
-os.register_at_fork(before=lambda: states.append(gc.isenabled()))  # registered first, so it runs last
-from dynamic.engines.openvino import new_core
-new_core()
-for enabled in (True, False):
-    (gc.enable if enabled else gc.disable)()
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if gc.isenabled() == enabled else 1)
-    assert os.waitpid(child, 0)[1] == 0, "in the child"
-    assert gc.isenabled() == enabled, "in the parent"
-assert len(states) >= 2 and not any(states), states  # the telemetry of OpenVINO may fork too
-os._exit(0)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(openvino, "new_core", lambda: None)
+    monkeypatch.setattr(openvino, "_forks", 0)
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        openvino._after_fork()  # of a fork that began before the library was loaded
+        assert gc.isenabled() == enabled
+        openvino._clear()
+        openvino._clear()  # another thread forks too
+        assert not gc.isenabled()
+        openvino._after_fork()
+        assert not gc.isenabled()
+        openvino._after_fork()
+        assert gc.isenabled() == enabled
+        openvino._clear()
+        openvino._clear()
+        openvino._after_fork_in_child()  # where the other thread does not exist
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
