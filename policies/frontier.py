@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from dynamic.policies.costing.costed_point import CostedPoint, energy_mj, processor_ms, row_mb, with_costs
 from dynamic.policies.costing.dominance import rank_within_noise, remove_dominated
@@ -18,6 +18,7 @@ __all__ = ["SPREADS", "CostedPoint", "Frontier"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+RankKind = Literal["mean", "accuracy", "effort", "processor"]
 
 SPREADS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3)  # spreads of requests for which latencies are computed
 _CACHE_SIZE = 1000  # figures of each kind
@@ -52,7 +53,7 @@ class Frontier:
     _loaded: dict[frozenset[int], int] = field(default_factory=dict, init=False, repr=False)
     _first: dict[tuple[int, int | None], Rank] = field(default_factory=dict, init=False, repr=False)
     _path: dict[tuple[CostedPoint, int, int, int | None], float] = field(default_factory=dict, init=False, repr=False)
-    _ranks: dict[tuple[str, int], Rank] = field(default_factory=dict, init=False, repr=False)
+    _ranks: dict[tuple[RankKind, int], Rank] = field(default_factory=dict, init=False, repr=False)
     _sized: dict[int, Costs] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -244,80 +245,23 @@ class Frontier:
         """Points by mean latency at the smallest batch, in ms."""
         return self._measured([p.mean_ms[0] for p in self.points])
 
-    def effort_at(self, size: int | None) -> Rank:
-        """Return `effort` for inputs of a size.
+    def ranked(self, kind: RankKind, size: int | None) -> Rank:
+        """Return `mean`, `accuracy`, `effort` or `processor` for inputs of a size.
 
         Args:
+            kind: Which of them. Points of equal accuracy are ranked by their time at the size.
             size: The product of the dynamic dimensions of one row. None: that of the example.
 
         Returns:
-            The rank, by energy or CPU time.
+            The rank.
 
         Raises:
             InputError: when the size is no whole number of 1 or more.
 
         Example:
-            >>> frontier.effort_at(None) is frontier.effort
+            >>> frontier.ranked("mean", None) is frontier.mean
             True
         """
-        return self._ranked("effort", size)
-
-    def processor_at(self, size: int | None) -> Rank:
-        """Return `processor` for inputs of a size.
-
-        Args:
-            size: See `effort_at`.
-
-        Returns:
-            The rank, by milliseconds.
-
-        Raises:
-            InputError: when the size is no whole number of 1 or more.
-
-        Example:
-            >>> frontier.processor_at(None) is frontier.processor
-            True
-        """
-        return self._ranked("processor", size)
-
-    def accuracy_at(self, size: int | None) -> Rank:
-        """Return `accuracy`, where equals are ranked by their time for inputs of a size.
-
-        Args:
-            size: See `effort_at`.
-
-        Returns:
-            The rank, by negative accuracy.
-
-        Raises:
-            InputError: when the size is no whole number of 1 or more.
-
-        Example:
-            >>> frontier.accuracy_at(None) is frontier.accuracy
-            True
-        """
-        return self._ranked("accuracy", size)
-
-    def mean_at(self, size: int | None) -> Rank:
-        """Return `mean` for inputs of a size.
-
-        Args:
-            size: See `effort_at`.
-
-        Returns:
-            The rank, by milliseconds.
-
-        Raises:
-            InputError: when the size is no whole number of 1 or more.
-
-        Example:
-            >>> frontier.mean_at(None) is frontier.mean
-            True
-        """
-        return self._ranked("mean", size)
-
-    def _ranked(self, kind: str, size: int | None) -> Rank:
-        """The rank of that name at a size."""
         if size is None or size == self.costs.size or not self.costs.sizes:
             usual: Rank = getattr(self, kind)
             return usual
@@ -326,7 +270,7 @@ class Frontier:
             return rank
         costs, points = self.costs_at(size), [(p.operating_point, p.plan) for p in self.points]
         if kind == "accuracy":
-            ties = rank_within_noise(self.mean_at(size).figures, self.costs.noise)
+            ties = rank_within_noise(self.ranked("mean", size).figures, self.costs.noise)
             rank = Rank(self.accuracy.figures, ties=ties)
         elif kind == "mean":
             rank = self._measured([mean_ms(*p, costs, costs.batch[0]) for p in points])

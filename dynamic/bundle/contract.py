@@ -24,6 +24,7 @@ class Preprocessing(Protocol):
     """
 
     for_images: ClassVar[bool]  # whether a stream of inputs may be a camera's
+    limits_values: ClassVar[bool]  # whether `check_arrays` refuses any
 
     def __call__(self, x: Any, /) -> Any:
         """The input of a network whose sizes are not checked."""

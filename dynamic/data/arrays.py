@@ -1,7 +1,7 @@
 """Arrays of a user's inputs, with an error in words where there is none."""
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ class NamedInput(Protocol):
 
 class OneInput:
     """Preprocessing, a function of `(x, shape)`, that makes one array and is plain data alone."""
+
+    limits_values: ClassVar[bool] = False
 
     @property
     def files(self) -> Mapping[str, bytes]:

@@ -130,7 +130,7 @@ class RequestPlan:
         self.size, self.family = context.snapshot.size, family
         self.shape = shape if takes_arrays else None
         preprocess = deployment.bundle.preprocess
-        is_checked = preprocess is not None and not preprocess.for_images  # token ids have limits
+        is_checked = preprocess is not None and preprocess.limits_values  # token ids have limits
         self.batch_shape = (1, *shape) if len(spec.inputs) == 1 and not is_checked else None
 
     def renewed(self, context: DecisionContext, run: Callable[[Mapping[str, Array]], Output]) -> "RequestPlan":

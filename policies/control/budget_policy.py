@@ -161,7 +161,7 @@ class BudgetPolicy(Policy):
             better = 0
             if resized:
                 better = usual & rank.before(base)  # these are delayed, or skipped after heat: for this request too
-                rank = frontier.mean_at(device.size) if saves(budget) else frontier.accuracy_at(device.size)
+                rank = frontier.ranked("mean" if saves(budget) else "accuracy", device.size)
             candidates = self._filter(limits, frontier, current, budget, device, wait=True)
             if not candidates.points >> base & 1:
                 # to load a network for one request would delay all requests behind it

@@ -232,7 +232,7 @@ def stand_in(device: dict[str, Any]) -> Any:
         latency=latency,
         first_answer=lambda rows, size=None: Rank([p["first_ms"][batch.index(rows)] for p in points]),
         effort=effort,
-        effort_at=lambda size: effort,
+        ranked=lambda kind, size: {"effort": effort}[kind],
         memory=Rank([p["memory_mb"] for p in points]),
         drop=Rank([p["promised_drop"] for p in points]),
         accuracy=Rank([-p["accuracy"] for p in points], ties=mean_ms),
@@ -325,7 +325,7 @@ CANNOT_OCCUR = {
     "loaded = frontier.within(device.resident | frontier.points[base].backbones)",
     "point = rank.first(points & loaded & ~better | 1 << base)",
     "better = usual & rank.before(base)  # these are delayed, or skipped after heat: for this request too",
-    "rank = frontier.mean_at(device.size) if saves(budget) else frontier.accuracy_at(device.size)",
+    'rank = frontier.ranked("mean" if saves(budget) else "accuracy", device.size)',
     # feedback on another request than the last
     "load, cores = newest(snapshot.cpu_load, self.cpu_load), newest(snapshot.cpu_cores, self.cpu_cores)",
     "contention = fair_share(load, cores, newest(snapshot.cpu_pressure, self.cpu_pressure), feedback.threads)",

@@ -184,8 +184,8 @@ ONE_FRONTIER = Frontier.of(ONE_LADDER, make_costs(((9.0,), (21.0,)), (1,), size=
 
 def test_a_request_of_another_size_gets_the_point_that_is_fastest_there() -> None:
     policy, budget = dynamic.BudgetPolicy(), dynamic.Budget(max_drop=0.01)
-    assert ONE_FRONTIER.mean_at(10) is ONE_FRONTIER.mean
-    assert ONE_FRONTIER.mean_at(100).figures == pytest.approx((40, 50))
+    assert ONE_FRONTIER.ranked("mean", 10) is ONE_FRONTIER.mean
+    assert ONE_FRONTIER.ranked("mean", 100).figures == pytest.approx((40, 50))
     for size, name in ((10, "one"), (100, "reference"), (55, "one")):  # at 55 29.5 and 35 ms
         decision, _ = policy.decide(ONE_FRONTIER, budget, dynamic.Snapshot(0.0, size=size), policy.initial())
         assert (decision.point.name, decision.one_request_only) == (name, size == 100)
@@ -221,8 +221,8 @@ def test_energy_and_cpu_time_are_those_of_the_size(limit: Any) -> None:
     policy, frontier = dynamic.BudgetPolicy(), FRONTIER
     if limit == "energy_mj":
         frontier = FRONTIER.recost(COSTS.powered(active_mw=1000.0))
-        assert frontier.effort_at(40).figures == pytest.approx((41.5, 5.5))
-    assert frontier.processor_at(40).figures == pytest.approx((41, 5))
+        assert frontier.ranked("effort", 40).figures == pytest.approx((41.5, 5.5))
+    assert frontier.ranked("processor", 40).figures == pytest.approx((41, 5))
     for size, name in ((10, "reference"), (40, "quick"), (None, "reference")):
         budget = dynamic.Budget(energy_mj=10) if limit == "energy_mj" else dynamic.Budget(cpu_ms=10)
         snapshot = dynamic.Snapshot(0.0, rows=1, size=size)

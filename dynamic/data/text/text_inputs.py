@@ -1,6 +1,6 @@
 """What a user gives as texts, and what a network takes of them."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,3 +107,25 @@ def lengths_of(inputs: Sequence[NamedInput]) -> tuple[int, int | None, Container
     if isinstance(side, int):
         return side, side, None
     return max(1, side.size(side.min)), None if side.max is None else side.size(side.max), side
+
+
+def check_values(named: Mapping[str, NDArray[Any]], vocabulary: int) -> None:
+    """Raise InputError on ids and masks, `[B, N]` by name, that no tokenizer of so many ids makes."""
+    for name, array in named.items():
+        kind = name if name in KINDS else "input_ids"  # a network with one input of any name takes the ids
+        if not array.size or kind == "token_type_ids":
+            continue
+        least, most = array.min(), array.max()
+        if kind == "input_ids" and not (least >= 0 and most < vocabulary):
+            raise InputError(
+                f"input {name!r} holds the token id {least if least < 0 else most}, and the ids of this tokenizer are "
+                f"0 to {vocabulary - 1}: give texts, or ids that it made"
+            )
+        if kind == "attention_mask":
+            if not (least >= 0 and most <= 1 and bool(np.isin(array, (0, 1)).all())):
+                raise InputError(
+                    f"input {name!r} holds {least if least < 0 else most}, and a mask is 1 at tokens and 0 at padding: "
+                    "give texts, or the mask that the tokenizer made"
+                )
+            if not array.any(axis=1).all():
+                raise InputError(f"a row of input {name!r} has no token: give at least one 1 in each row")

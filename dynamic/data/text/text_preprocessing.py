@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from dynamic.data.arrays import NamedInput
 from dynamic.data.text.text_encoder import TextEncoder
 from dynamic.data.text.text_inputs import (
-    KINDS,
     MOST_LENGTH,
     check_size,
+    check_values,
     input_kinds,
     kinds_of,
     labels_of,
@@ -75,6 +75,7 @@ class TextPreprocess:
     """
 
     for_images: ClassVar[bool] = False
+    limits_values: ClassVar[bool] = True
 
     tokenizer: str = field(repr=False)
     truncate: bool = False
@@ -302,24 +303,7 @@ class TextPreprocess:
             >>> texts = dynamic.TextPreprocess.from_file("tokenizer.json")
             >>> texts.check_arrays(texts("turn the lights off"))
         """
-        for name, array in named.items():
-            kind = name if name in KINDS else "input_ids"  # a network with one input of any name takes the ids
-            if not array.size or kind == "token_type_ids":
-                continue
-            least, most = array.min(), array.max()
-            if kind == "input_ids" and not (least >= 0 and most < self.vocabulary):
-                raise InputError(
-                    f"input {name!r} holds the token id {least if least < 0 else most}, and the ids of this tokenizer "
-                    f"are 0 to {self.vocabulary - 1}: give texts, or ids that it made"
-                )
-            if kind == "attention_mask":
-                if not (least >= 0 and most <= 1 and bool(np.isin(array, (0, 1)).all())):
-                    raise InputError(
-                        f"input {name!r} holds {least if least < 0 else most}, and a mask is 1 at tokens and 0 at "
-                        "padding: give texts, or the mask that the tokenizer made"
-                    )
-                if not array.any(axis=1).all():
-                    raise InputError(f"a row of input {name!r} has no token: give at least one 1 in each row")
+        check_values(named, self.vocabulary)
 
     def check(self, x: Any, shape: Sequence[Any] = ()) -> None:
         """Check that these are texts, without tokenizing them.

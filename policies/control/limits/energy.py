@@ -12,7 +12,7 @@ def energy(candidates: CandidateFilter, budget: Budget, device: DeviceState, wai
     if budget.energy_mj is not None and metered:
         candidates.keep(
             "energy_mj",
-            frontier.effort_at(size),
+            frontier.ranked("effort", size),
             budget.energy_mj,
             ("energy_mj allows at most {} mJ", budget.energy_mj),
             (
@@ -23,7 +23,7 @@ def energy(candidates: CandidateFilter, budget: Budget, device: DeviceState, wai
     if budget.cpu_ms is not None:
         candidates.keep(
             "cpu_ms",
-            frontier.processor_at(size) if metered else frontier.effort_at(size),
+            frontier.ranked("processor" if metered else "effort", size),
             budget.cpu_ms,
             ("cpu_ms allows at most {} CPU-ms", budget.cpu_ms),
             ("cpu_ms is violated: {} CPU-ms is over {} CPU-ms. Raise cpu_ms or add a cheaper exit", budget.cpu_ms),
