@@ -70,7 +70,7 @@ class Controller:
         self.counters, self.feedback_log = counters, feedback_log
         self.closed = False
         self.plans: dict[int | None, RequestPlan] = {}
-        self.plan = None
+        self._plan: RequestPlan | None = None
         self.deciding_thread: int | None = None  # the thread that decides again, while others repeat what was decided
         self.due = False  # whether the next request decides again: two in a row were slow, or drift
         self.was_slow = False  # the last request
@@ -89,7 +89,7 @@ class Controller:
 
     @plan.setter
     def plan(self, plan: RequestPlan | None) -> None:
-        last: RequestPlan | None = getattr(self, "_plan", None)
+        last = self._plan
         if plan is None or last is None or plan.family is not last.family or len(self.plans) >= _MOST_SIZES:
             self.plans = {}  # plans of one family end together
         if plan is not None:
