@@ -15,10 +15,12 @@ Of CLINC150, texts of no class are mixed in at 10%. Counted are queries until dr
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import numpy as np
 from torch import nn
 
 import dynamic
-from benchmarks.harness.common import add_data_option, data_folder, progress, save, spread
+from benchmarks.harness.common import ROOT, add_data_option, data_folder, progress, save, spread
 from benchmarks.text.intents import LAYERS, SHAPES, STATIC_LAYERS, TASKS, Networks, Task, Texts
 from dynamic.data import stratified_halves
 from dynamic.policies import Combiner, replay
@@ -35,33 +37,74 @@ MAX_DROP, EXITS = 0.01, (2, 4)
 ENGINES = ("onnxruntime", "openvino")
 BLOCK, WARM = 20, 3
 GOALS = {"mean": 0.40, "p95": 1.05}
+INT8 = f"MiniLM-L{LAYERS} int8"  # what the goals are relative to
+STEPS = ("bundles", "times", "splits")
+FOLDER = ROOT / "out" / "intents_cascade"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A network or cascade: its records of all held-out texts, and its bundle of the first division."""
+    """A network or cascade: its records of all held-out texts, and the bundle of the first division in `folder`."""
 
     name: str
     is_static: bool
-    records: dynamic.Records
-    bundle: dynamic.Bundle
+    folder: Path
+
+    @property
+    def shelf(self) -> Path:
+        """Where its bundle lies."""
+        return self.folder / "shelf"
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its bundle was built before."""
+        return (self.shelf / "bundle.json").is_file()
+
+    @cached_property
+    def records(self) -> dynamic.Records:
+        """Of all held-out texts."""
+        return dynamic.Records.load(self.folder / "records.npz")
+
+    @cached_property
+    def bundle(self) -> dynamic.Bundle:
+        """Of the first division."""
+        return dynamic.load(self.shelf)
 
 
-def contenders(networks: Networks, task: Task, engine: Any, first: Texts) -> list[Contender]:
-    """All of them, calibrated on an engine."""
-    given: dict[str, list[nn.Module]] = {"bag": [networks.bag]}
-    for layers in STATIC_LAYERS:
-        for precision in ("f32", "int8"):
-            given[f"MiniLM-L{layers} {precision}"] = [networks.encoders[layers, precision]]
-    static = set(given)
-    for precision in ("f32", "int8"):
-        given[f"bag, MiniLM-L{LAYERS} {precision}"] = [networks.bag, networks.encoders[LAYERS, precision]]
-        given[f"bag, exits {precision}"] = [networks.bag, networks.with_exits(precision, EXITS)]
-    found = []
-    for name, listed in given.items():
-        progress(f"{task.name}, {engine}: {name}")
-        cascade = dynamic.Cascade(listed, dynamic_shapes=SHAPES)
-        records = dynamic.calibrate(cascade, task.held_out.batches(networks.preprocess), engine=engine, progress=False)
+STATIC = {f"MiniLM-L{layers} {p}": (layers, p) for layers in STATIC_LAYERS for p in ("f32", "int8")}
+BAG = "bag"
+NAMES = (BAG, *STATIC, *(f"bag, {then} {p}" for p in ("f32", "int8") for then in (f"MiniLM-L{LAYERS}", "exits")))
+
+
+def contenders(folder: Path) -> list[Contender]:
+    """All of them, in the folder of an engine."""
+    return [
+        Contender(name, name == BAG or name in STATIC, folder / name.replace(", ", "-").replace(" ", "-"))
+        for name in NAMES
+    ]
+
+
+def members(networks: Networks, name: str) -> list[nn.Module]:
+    """The networks of a contender."""
+    if name == BAG:
+        return [networks.bag]
+    if name in STATIC:
+        return [networks.encoders[STATIC[name]]]
+    precision = name.split()[-1]
+    last = networks.with_exits(precision, EXITS) if "exits" in name else networks.encoders[LAYERS, precision]
+    return [networks.bag, last]
+
+
+def keep_bundles(networks: Networks, task: Task, engine: Any, first: Texts, listed: Sequence[Contender]) -> None:
+    """Calibrate and build what does not exist yet."""
+    for contender in listed:
+        if contender.is_kept:
+            continue
+        progress(f"{task.name}, {engine}: {contender.name}")
+        cascade = dynamic.Cascade(members(networks, contender.name), dynamic_shapes=SHAPES)
+        contender.folder.mkdir(parents=True, exist_ok=True)
+        batches = task.held_out.batches(networks.preprocess)
+        dynamic.calibrate(cascade, batches, engine=engine, progress=False).save(contender.folder / "records.npz")
         bundle = dynamic.build(
             cascade,
             first.batches(networks.preprocess),
@@ -71,8 +114,7 @@ def contenders(networks: Networks, task: Task, engine: Any, first: Texts) -> lis
             max_drops=(MAX_DROP,),
             progress=False,
         )
-        found.append(Contender(name, name in static, records, bundle.profile(batch=(1, 32), seconds=0.5)))
-    return found
+        bundle.save(contender.shelf)
 
 
 def timed(
@@ -153,6 +195,8 @@ def over_splits(
             "opponent": opponent,
             "ratio": round(found[contender.name]["ms"] / found[opponent]["ms"], 3),
             "p95_ratio": round(figures[contender.name]["ms"]["p95"] / figures[opponent]["ms"]["p95"], 3),
+            "ratio_to_int8": round(found[contender.name]["ms"] / found[INT8]["ms"], 3),
+            "p95_ratio_to_int8": round(figures[contender.name]["ms"]["p95"] / figures[INT8]["ms"]["p95"], 3),
             "use_the_static_network": found[contender.name]["ms"] >= found[opponent]["ms"],
         }
     return found
@@ -231,29 +275,48 @@ def _groups(texts: Sequence[str], size: int) -> list[Sequence[str]]:
 
 def measure(data: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Everything about one task, printed as tables."""
-    task = TASKS[name](data)
+    task, place = TASKS[name](data), FOLDER / name
     if options.texts:
         train, held_out = (
             part.select(np.random.default_rng(0).permutation(len(part.texts))[: options.texts])
             for part in (task.train, task.held_out)
         )
         task = Task(task.name, task.classes, train, held_out, task.out_of_scope)
-    networks = Networks(task)
+        place = FOLDER / f"{name}-{options.texts}"
     choosing, reporting = stratified_halves(task.held_out.labels, 0)
     order = np.random.default_rng(0).permutation(len(reporting))
     first, report = task.held_out.select(choosing), task.held_out.select(np.asarray(reporting)[order])
+    listed = {engine: contenders(place / engine) for engine in options.engines}
+    if "bundles" in options.steps and not all(c.is_kept for own in listed.values() for c in own):
+        networks = Networks(task)
+        for engine in options.engines:
+            keep_bundles(networks, task, engine, first, listed[engine])
+    if "times" in options.steps:
+        for engine in options.engines:
+            keep_times(listed[engine], report, options.requests, place / engine / "times.json")
     found: dict[str, Any] = {}
-    for engine in options.engines:
-        listed = contenders(networks, task, engine, first)
-        figures, by_stage = timed(listed, report.texts[: options.requests], 1)
-        many, _ = timed(listed, report.texts[: 4 * options.requests], 32)
-        rows = over_splits(listed, figures, by_stage, options.splits)
-        found[engine] = {"one": figures, "batch_of_32": many, "over_splits": rows}
+    for engine in options.engines if "splits" in options.steps else ():
+        kept = json.loads((place / engine / "times.json").read_text(encoding="utf-8"))
+        by_stage = {n: {int(stage): ms for stage, ms in own.items()} for n, own in kept.pop("by_stage").items()}
+        rows = over_splits(listed[engine], kept["one"], by_stage, options.splits)
+        found[engine] = kept | {"over_splits": rows}
         if task.out_of_scope and options.streams:
-            cascade = min((c for c in listed if not c.is_static), key=lambda c: rows[c.name]["ms"])
+            cascade = min((c for c in listed[engine] if not c.is_static), key=lambda c: rows[c.name]["ms"])
             found[engine]["out_of_scope"] = drift(cascade, task, report, options.streams)
         show(f"{name}, {engine}", found[engine])
     return found
+
+
+def keep_times(listed: Sequence[Contender], report: Texts, requests: int, path: Path) -> None:
+    """Profile every contender and time it, one text at a time and 32 at once."""
+    for contender in listed:
+        progress(f"profiling {contender.name}")
+        contender.bundle.profile(batch=(1, 32), seconds=0.5, progress=False)
+        vars(contender).pop("bundle")  # it is loaded with its costs
+    progress("timing texts")
+    one, by_stage = timed(listed, report.texts[:requests], 1)
+    many, _ = timed(listed, report.texts[: 4 * requests], 32)
+    path.write_text(json.dumps({"one": one, "batch_of_32": many, "by_stage": by_stage}), encoding="utf-8")
 
 
 def show(title: str, figures: Mapping[str, Any]) -> None:
@@ -284,6 +347,7 @@ def main() -> None:
     add_data_option(parser)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="ENGINE")
+    parser.add_argument("--steps", nargs="+", default=STEPS, choices=STEPS, metavar="STEP")
     parser.add_argument("--requests", type=int, default=1000, help="texts timed one at a time, of each contender")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--streams", type=int, default=20, help="with texts out of scope (0: leave that out)")
@@ -291,7 +355,7 @@ def main() -> None:
     options = parser.parse_args()
     data = data_folder(options.data)
     figures = {name: measure(data, name, options) for name in options.tasks}
-    if not options.texts:
+    if not options.texts and STEPS[-1] in options.steps:
         print(save("text/intents_cascade", {"goals": GOALS, "tasks": figures}))
 
 
