@@ -95,6 +95,27 @@ def test_padded_to_the_longest_of_the_batch_where_any_length_is_taken() -> None:
         length("on " * 7, inputs(min=4, max=8))
 
 
+def test_padded_to_a_multiple_where_any_length_is_taken() -> None:
+    by_four = dynamic.TextPreprocess.of(tokenizer(), pad_to_multiple_of=4)
+
+    def inputs(least: int, most: int | None) -> tuple[InputSpec, ...]:
+        return (InputSpec("input_ids", (6,), "int64", (DimRange("length", min=least, max=most),)),)
+
+    def length(x: object, own: tuple[InputSpec, ...]) -> int:
+        return by_four.arrays(x, own)["input_ids"].shape[1]
+
+    some = ("on", "turn on", ["on", "turn the lights"])  # 3, 4 and 5 tokens
+    assert [length(x, inputs(1, None)) for x in some] == [4, 4, 8]
+    assert [length(x, inputs(1, 6)) for x in some] == [4, 4, 6]  # the network's limit
+    assert [length(x, inputs(5, 10)) for x in some] == [8, 8, 8]
+    assert length("turn the lights", INPUTS) == 6  # a fixed length remains
+    assert by_four(["on", "turn the lights"])["attention_mask"].tolist() == [[1] * 3 + [0] * 5, [1] * 5 + [0] * 3]
+    assert by_four.batches(["on"], [0])[0][0]["input_ids"].tolist() == [[2, 8, 3, 0]]
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(SettingError, match=r"pad_to_multiple_of=.* must be a whole number from 1"):
+            dynamic.TextPreprocess.of(tokenizer(), pad_to_multiple_of=wrong)  # type: ignore[arg-type]
+
+
 def test_what_a_network_takes_that_no_text_becomes() -> None:
     for inputs in ((*INPUTS, InputSpec("pixels", (3, 8, 8), "float32")), (InputSpec("input", (1, 8, 8), "float32"),)):
         with pytest.raises(InputError, match=r"texts become \['input_ids', 'attention_mask', 'token_type_ids'\]"):
@@ -166,7 +187,7 @@ def test_vocabulary() -> None:
 
 
 def test_json_and_file() -> None:
-    made = texts(truncate=True)
+    made = dynamic.TextPreprocess.of(tokenizer(), truncate=True, pad_to_multiple_of=8)
     again = dynamic.TextPreprocess.from_json(made.to_json(), made.files["tokenizer.json"])
     assert again == made
     assert again != texts()
@@ -175,7 +196,8 @@ def test_json_and_file() -> None:
     with pytest.raises(CorruptError, match="another tokenizer"):
         dynamic.TextPreprocess.from_json(made.to_json(), b"{}")
     (entry,) = made.to_json()["steps"]
-    for damaged in ({}, {"steps": [3]}, {"steps": [{**entry, "truncate": 1}]}, {"steps": [{**entry, "pad_id": -1}]}):
+    wrong: list[dict[str, Any]] = [{"truncate": 1}, {"pad_id": -1}, {"pad_to_multiple_of": 0}]
+    for damaged in ({}, {"steps": [3]}, *({"steps": [{**entry, **one}]} for one in wrong)):
         with pytest.raises(CorruptError, match="does not read"):
             dynamic.TextPreprocess.from_json(damaged, made.files["tokenizer.json"])
 
