@@ -1,15 +1,15 @@
-"""The picture of README.md: the certified cascade against static networks, drawn from committed results.
+"""The picture of README.md: a certified cascade through `run(x)` against static networks, drawn from committed results.
 
     python -m benchmarks.harness.readme_picture
 
-It reads `results/cascades/family_cascade.json` (a processor with VNNI) and `family_cascade_avx2.json` (the same
-machine, limited to AVX2), engine ONNX Runtime. Both axes are relative to ResNet-56 in float32, on the same requests.
-Static networks were timed on the first split. Small circles are the splits of the cascade, the large one is their mean.
+It reads `results/runtime/as_users_run_modern.json`. Latency and accuracy are means of its splits. Small circles are the
+splits of the cascade. Accuracies of networks on the same images move together from split to split.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,65 +20,59 @@ from matplotlib import pyplot
 
 from benchmarks.harness.common import RESULTS, ROOT
 
-ENGINE = "onnxruntime f32"
+SOURCE = RESULTS / "runtime" / "as_users_run_modern.json"
 PICTURE = ROOT / "docs" / "pictures" / "cascade.png"
-PANELS = {"family_cascade": "with VNNI", "family_cascade_avx2": "AVX2 alone"}
+PANELS = {"onnxruntime f32": "ONNX Runtime", "openvino f32": "OpenVINO"}
 FLOAT, INT8, CASCADE = "tab:gray", "tab:orange", "tab:blue"
+RUN = "run(x)"
+SHORT = {"resnet": "R-", "student": "S-", "modern": "wide"}
+
+Point = tuple[float, float]  # milliseconds, accuracy in percent
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Latency relative to ResNet-56, and accuracy above it in points."""
-
-    static: dict[str, tuple[float, float]]
-    splits: tuple[tuple[float, float], ...]
-    mean: tuple[float, float]
+def points(splits: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
+    """Where a row lies in each split."""
+    return [(one["rows"][name]["mean_ms"], 100 * one["rows"][name]["accuracy"]) for one in splits]
 
 
-def figures(name: str) -> Figures:
-    """What a result of `family_cascade` says on ONNX Runtime."""
-    result: dict[str, Any] = json.loads((RESULTS / "cascades" / f"{name}.json").read_text(encoding="utf-8"))
-    engine = result["engines"][ENGINE]
-    static = {
-        network: (row["ratio"]["ratio"], 100 * row["gain"])
-        for network, row in engine["rows"].items()
-        if not network.startswith("cascade")
-    }
-    splits = tuple((split["ratio"], 100 * split["gain"]) for split in engine["splits"])
-    return Figures(static, splits, (engine["ratio"], 100 * engine["gain"]))
+def mean(some: Sequence[Point]) -> Point:
+    """The mean of some points."""
+    return statistics.fmean(x for x, _ in some), statistics.fmean(y for _, y in some)
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside a point."""
+    for long, short in SHORT.items():
+        name = name.replace(long, short)
+    return name.removesuffix("-int8")
+
+
+def draw_panel(axes: Any, title: str, splits: Sequence[Mapping[str, Any]]) -> None:
+    """One engine."""
+    static = [name for name in splits[0]["rows"] if name not in (RUN, "bare cascade")]
+    for color, int8, label in ((FLOAT, False, "static, float32"), (INT8, True, "static, int8")):
+        own = {name: mean(points(splits, name)) for name in static if name.endswith("-int8") == int8}
+        axes.plot(*zip(*own.values(), strict=True), "s", color=color, label=label, markersize=5)
+        for name, at in own.items():
+            axes.annotate(
+                shortened(name), at, (0, -11), textcoords="offset points", ha="center", fontsize=7, color=color
+            )
+    cascade = points(splits, RUN)
+    axes.plot(*zip(*cascade, strict=True), "o", color=CASCADE, markersize=3.5, alpha=0.6)
+    label = f"certified cascade, run(x), mean of {len(splits)} splits"
+    axes.plot(*mean(cascade), "o", color=CASCADE, markersize=9, label=label)
+    axes.set(xlabel="mean latency (ms)", title=f"CIFAR-10, 2 cores with VNNI, {title}")
+    axes.set(xlim=(0, None), ylim=(90.3, 94.5))
+    axes.grid(alpha=0.25)
 
 
 def draw(path: Path) -> None:
     """Write the picture."""
+    engines = json.loads(SOURCE.read_text(encoding="utf-8"))["engines"]
     figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.6), sharey=True, layout="constrained")
-    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
-        drawn = figures(name)
-        axes.axhline(0, color="black", linewidth=0.6)
-        axes.axhspan(-0.5, 0, color="tab:blue", alpha=0.08, linewidth=0, label="certified to lose at most 0.5 points")
-        for color, int8, below, label in ((FLOAT, False, -11, "static, float32"), (INT8, True, 5, "static, int8")):
-            own = {n.removesuffix("-int8"): at for n, at in drawn.static.items() if n.endswith("-int8") == int8}
-            axes.plot(*zip(*own.values(), strict=True), "s", color=color, label=label, markersize=5)
-            for network, at in own.items():
-                short = network.replace("resnet", "R-").replace("student", "S-")
-                axes.annotate(short, at, (0, below), textcoords="offset points", ha="center", fontsize=7, color=color)
-        axes.plot(*zip(*drawn.splits, strict=True), "o", color=CASCADE, markersize=3.5, alpha=0.6)
-        axes.plot(*drawn.mean, "o", color=CASCADE, markersize=9, label="certified cascade, mean of 4 splits")
-        axes.annotate(
-            f"cascade {drawn.mean[0]:.3f}",
-            drawn.mean,
-            (9, 3),
-            textcoords="offset points",
-            fontsize=9,
-            color=CASCADE,
-        )
-        axes.set(
-            xlabel="latency relative to ResNet-56, float32",
-            title=f"CIFAR-10, 2 cores, {title}",
-            xlim=(0, 1.06),
-            ylim=(-2.4, 1.4),
-        )
-        axes.grid(alpha=0.25)
-    panels[0].set_ylabel("accuracy above ResNet-56 (points)")
+    for axes, (engine, title) in zip(panels, PANELS.items(), strict=True):
+        draw_panel(axes, title, engines[engine]["splits"])
+    panels[0].set_ylabel("accuracy (%)")
     panels[1].legend(loc="lower right", fontsize=7.5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})

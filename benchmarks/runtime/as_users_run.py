@@ -242,6 +242,19 @@ def summary(splits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def against_statics(splits: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """`run(x)` relative to every static network, as means over the splits, and its accuracy above theirs."""
+
+    def mean(name: str, key: str) -> float:
+        return statistics.fmean(one["rows"][name][key] for one in splits)
+
+    found = {}
+    for name in (n for n in splits[0]["rows"] if n not in (RUN, BARE)):
+        row = {key: round(mean(RUN, f"{key}_ms") / mean(name, f"{key}_ms"), 3) for key in ("mean", "p50", "p95", "cpu")}
+        found[name] = row | {"gain": round(mean(RUN, "accuracy") - mean(name, "accuracy"), 4)}
+    return found
+
+
 def main() -> None:
     """Every engine and split, saved after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,6 +263,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=["onnxruntime f32", "openvino f32"], choices=list(ENGINES))
     parser.add_argument("--splits", type=int, default=SPLITS)
     parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--suffix", default="", help="of the result's name, as in _avx2 behind tests/avx2/limit.py")
     options = parser.parse_args()
     data = data_folder(options.data)
     here, skipped = engines_here(options.engines)
@@ -280,8 +294,12 @@ def main() -> None:
                 one = split_of(bundle, statics, engine, known, folder, chosen[engine])
                 result[engine]["splits"].append(one)
                 result[engine]["over_splits"] = summary(result[engine]["splits"])
+                result[engine]["against"] = against_statics(result[engine]["splits"])
                 figures = {"max_drop": MAX_DROP, "delta": DELTA, "members": cascade.names, "engines": result}
-                path = save(RESULT[options.cascade], figures | {"skipped": skipped, "not_measured": not_measured()})
+                path = save(
+                    RESULT[options.cascade] + options.suffix,
+                    figures | {"skipped": skipped, "not_measured": not_measured()},
+                )
     for engine in here:
         print(f"{engine}: {result[engine]['over_splits']}")
     print(f"{circumstances()}\n{path}")

@@ -138,17 +138,27 @@ def figure(name: str, *keys: str) -> Any:
 
 
 ENGINE = ("engines", "onnxruntime f32")
-INT8 = (*ENGINE, "fastest_static", "as_accurate_as_resnet56", "ratio")
 TORCH, ALONE = ("rows", "bundle, torch"), ("rows", "bundle, single graph, ONNX Runtime")
 USERS = ("over_splits", "ratio", "mean")
 OWN_TIME = ("engines", "onnxruntime", "cold", "runtime", "added_of_medians_us")
 IN_README = [  # words of README.md, the figure they quote, its rounding
-    ("**{}** of the latency of ResNet-56 in float32, **", figure("cascades/family_cascade", *ENGINE, "ratio"), ".3f"),
-    ("float32, **{}** of that in int8", figure("cascades/family_cascade", *INT8), ".3f"),
-    ("**{}** and **", figure("cascades/family_cascade_avx2", *ENGINE, "ratio"), ".3f"),
-    ("and **{}** of them", figure("cascades/family_cascade_avx2", *INT8), ".3f"),
-    ("measured {} points above ResNet-56", 100 * figure("cascades/family_cascade", *ENGINE, "gain"), ".1f"),
-    ("measured {} points above ResNet-56", 100 * figure("cascades/family_cascade_avx2", *ENGINE, "gain"), ".1f"),
+    *(
+        (words, figure("runtime/as_users_run_modern", "engines", engine, "against", network, key), rounding)
+        for engine, network, key, words, rounding in (
+            ("onnxruntime f32", "resnet56-int8", "mean", "**{}** of the latency and 0", ".2f"),
+            ("onnxruntime f32", "resnet56-int8", "cpu", "of the latency and {} of the CPU time", ".2f"),
+            ("onnxruntime f32", "modern-int8", "mean", "more accuracy. **{}** and", ".2f"),
+            ("onnxruntime f32", "modern-int8", "cpu", "** and {} of the fastest one", ".2f"),
+            ("onnxruntime f32", "resnet56-int8", "p95", "latency is {} of", ".2f"),
+            ("onnxruntime f32", "modern-int8", "p95", "the first and {} of the second", ".1f"),
+            ("openvino f32", "resnet56-int8", "mean", "| **{}** and 0", ".2f"),
+            ("openvino f32", "resnet56-int8", "cpu", "** and {}, **", ".2f"),
+            ("openvino f32", "modern-int8", "mean", ", **{}** and", ".2f"),
+            ("openvino f32", "modern-int8", "cpu", "** and {} of them", ".2f"),
+            ("openvino f32", "resnet56-int8", "p95", "the second ({} and", ".2f"),
+            ("openvino f32", "modern-int8", "p95", "and {} on OpenVINO)", ".2f"),
+        )
+    ),
     ("**{} MB** resident", figure("memory/footprint", *ALONE, "resident_mb", "median"), ".0f"),
     ("resident, {} s from start", figure("memory/footprint", *ALONE, "first_answer_s", "median"), ".2f"),
     ("In torch {} MB", figure("memory/footprint", *TORCH, "resident_mb", "median"), ".0f"),
