@@ -36,7 +36,8 @@ class Members:
     @property
     def right(self) -> NDArray[np.bool_]:
         """Which photographs each member gets right `[N, M]`."""
-        return self.records.logits.argmax(2) == self.labels[:, None]
+        answers: NDArray[np.int64] = self.records.logits.argmax(2)
+        return np.equal(answers, self.labels[:, None])
 
     def cascades(self) -> list[Cascade]:
         """Up to three members, each slower than the one before. The last is one of the three most accurate."""

@@ -98,7 +98,7 @@ class Engine:
 
     def __init__(self, name: Any, networks: Networks, given: Photographs, requests: int) -> None:
         self.name, self.networks, self.given, self.requests = name, networks, given, requests
-        self.folder = FOLDER / name
+        self.folder: Path = FOLDER / name
 
     def shelf(self, member: str) -> Path:
         """The folder of a member's bundle."""
@@ -138,8 +138,9 @@ class Engine:
             head_macs=(0.0,) * len(each),
             stage_names=tuple(took),
         )
-        assert np.array_equal(each[0].label, self.given.labels)
-        return Members(together, list(took), [statistics.fmean(one["ms"]) for one in took.values()])
+        known = Members(together, list(took), [statistics.fmean(one["ms"]) for one in took.values()])
+        assert np.array_equal(known.labels, self.given.labels)
+        return known
 
     def splits(self, count: int) -> None:
         """Certified cascades on halves, and what is possible."""

@@ -123,13 +123,21 @@ def timed(
     """Figures of requests of `size` texts by contender, and, of one text, the mean by the stage that answered."""
     budget = dynamic.Budget(max_drop=MAX_DROP, on_drift="report")
     runs = {c.name: c.bundle.runtime(budget) for c in listed}
+    preprocess = listed[0].bundle.preprocess
+    assert isinstance(preprocess, dynamic.TextPreprocess)
     requests = [texts[0] if size == 1 else list(texts[:size]) for texts in _groups(texts, size)]
     took: dict[str, dict[str, list[float]]] = {c.name: {"text": [], "tokens": [], "cpu": []} for c in listed}
     stages: dict[str, list[tuple[int, float]]] = {c.name: [] for c in listed}
     try:
+        lengths: set[int] = set()
+        first_ms: dict[str, list[float]] = {c.name: [] for c in listed}
         for request in requests:  # engines prepare for every length
-            for run in runs.values():
-                run(request)
+            length = preprocess(request)["input_ids"].shape[1]
+            for name, run in runs.items():
+                _, ms = _clocked(run, request)
+                if length not in lengths:
+                    first_ms[name].append(ms)
+            lengths.add(length)
         for number, start in enumerate(range(0, len(requests), BLOCK)):
             block, shift = requests[start : start + BLOCK], number % len(listed)
             for contender in (*listed[shift:], *listed[:shift]):
@@ -143,8 +151,7 @@ def timed(
                     if isinstance(answer, dynamic.Prediction):
                         stages[contender.name].append((answer.stage, ms))
                 own["cpu"].append((time.process_time() - began_cpu) * 1e3 / len(block))
-                assert isinstance(contender.bundle.preprocess, dynamic.TextPreprocess)
-                ready = [contender.bundle.preprocess.arrays(r, contender.bundle.spec.inputs) for r in block]
+                ready = [preprocess.arrays(r, contender.bundle.spec.inputs) for r in block]
                 own["tokens"] += [_clocked(run, arrays)[1] for arrays in ready]
     finally:
         for run in runs.values():
@@ -154,6 +161,7 @@ def timed(
             "ms": spread(own["text"]) | {"p99": round(float(np.percentile(own["text"], 99)), 3)},
             "ms_without_tokenization": spread(own["tokens"]),
             "cpu_ms": round(statistics.fmean(own["cpu"]), 3),
+            "first_of_a_length_ms": spread(first_ms[name]),
         }
         for name, own in took.items()
     }
