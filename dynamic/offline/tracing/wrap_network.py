@@ -48,9 +48,9 @@ def wrap(
 ) -> "ExitNetwork":
     """Cut a network into stages and put an exit head on each. `dynamic.fit` trains the heads.
 
-    The network is traced with torch.fx, or with torch.export where that fails or where only that has the named modules.
-    A second trace, in train mode, is what modes "joint" and "distill" of `dynamic.fit` train. Where there is none, heads
-    alone can be trained.
+    The network is traced with torch.fx, or with torch.export where that fails or where only that has the named
+    modules. A second trace, in train mode, is what modes "joint" and "distill" of `dynamic.fit` train. Where there is
+    none, heads alone can be trained.
 
     An input `attention_mask [B, N]` is the mask of a sequence. Heads then read the mean of a feature `[B, N, D]` over
     the positions where it is not 0, so that padding changes no answer.
@@ -207,8 +207,8 @@ class ExitNetwork(StagedNetwork):
 
     In evaluation mode the last logits are bit-equal to the backbone's, and within 1e-5 where `tracer` is "export".
     While the backbone is in train mode its own training graph runs, so that dropout, stochastic depth and batch norm
-    behave as in it. Where `tracer` is "export", modes of single modules and dropout rates are those of the trace. Others
-    raise WrapError.
+    behave as in it. Where `tracer` is "export", modes of single modules and dropout rates are those of the trace.
+    Others raise WrapError.
 
     Attributes:
         backbone: The user's module. In the `state_dict` its names begin with `backbone.`, those of heads with `heads.`.
@@ -388,9 +388,9 @@ class ExitNetwork(StagedNetwork):
         if flags != self._training_flags:
             name = next(name for name, flag in flags.items() if flag != self._training_flags.get(name))
             raise WrapError(
-                f"module {name!r} has (train mode, dropout) {flags[name]} and had {self._training_flags.get(name)} when "
-                "torch.export captured it. Set the rates before wrap, override `train` of a module that stays in eval "
-                "mode, and call net.train() or net.eval() on the whole"
+                f"module {name!r} has (train mode, dropout) {flags[name]}, and had {self._training_flags.get(name)} "
+                "when torch.export captured it. Set the rates before wrap, override `train` of a module that stays in "
+                "eval mode, and call net.train() or net.eval() on the whole"
             )
 
     def _put_constants(self, captured: Captured) -> None:

@@ -18,7 +18,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer,
 from torchvision.models.vision_transformer import VisionTransformer
 
 import dynamic
-from dynamic.errors import DynamicWarning, ExitError, InputError, LayoutError, TraceError, WrapError
+from dynamic.errors import DynamicWarning, ExitError, InputError, LayoutError, TraceError
 from dynamic.models import CifarResNet
 
 
