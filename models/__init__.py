@@ -17,6 +17,7 @@ try:
     from dynamic.models.resnet import resnet56 as resnet56
     from dynamic.models.resnet import resnet110 as resnet110
     from dynamic.models.spectrogram_cnn import SpectrogramCNN as SpectrogramCNN
+    from dynamic.models.tf_idf import TfIdf as TfIdf
     from dynamic.offline.networks.checkpoints import load_weights as load_weights
     from dynamic.offline.networks.checkpoints import save_weights as save_weights
     from dynamic.offline.tracing.exit_heads import BlockHead as BlockHead

@@ -13,6 +13,7 @@ from dynamic.models.compress.packing.packed_file import save_packed as save_pack
 from dynamic.models.compress.packing.weight_clustering import cluster as cluster
 from dynamic.models.compress.pruning.block_pruning import prune_blocks as prune_blocks
 from dynamic.models.compress.pruning.channel_pruning import prune_channels as prune_channels
+from dynamic.models.compress.pruning.encoder_pruning import prune_encoder as prune_encoder
 from dynamic.models.compress.pruning.iterative_pruning import Target as Target
 from dynamic.models.compress.pruning.iterative_pruning import prune_until as prune_until
 from dynamic.models.compress.pruning.lottery_ticket import Lottery as Lottery

@@ -35,8 +35,6 @@ ENGINES = ("onnxruntime", "openvino", "torch")
 LENGTHS = (1, LENGTH, 4 * LENGTH, LIMIT)
 SIZES = ((1, 1), (12, 10), (48, 40), (64, 64))
 
-pytestmark = pytest.mark.filterwarnings("ignore:captured with torch.export")
-
 
 def labelled(network: nn.Module, batches: list[dict[str, Tensor]]) -> list[Any]:
     with torch.no_grad():

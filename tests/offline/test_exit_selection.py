@@ -13,7 +13,7 @@ from dynamic.engines.inputs.dimensions import DimRange
 from dynamic.models import BlockHead, CifarResNet, ConvHead
 from dynamic.offline.exit_selection import keep_exits, select_exits
 from dynamic.offline.tracing.exit_heads import ExitHead
-from dynamic.policies.errors import DynamicWarning, ExitError, InputError, LayoutError
+from dynamic.policies.errors import ExitError, InputError, LayoutError
 
 HEIGHT, WIDTH = DimRange("height", 1, 64), DimRange("width", 1, 64)
 
@@ -72,10 +72,8 @@ def length(x: Tensor) -> Any:
 def test_heads_are_there_for_the_second_tracer_too() -> None:
     torch.manual_seed(0)
     x, shapes = torch.randn(2, 12, 4), ({1: Dim("n", min=2, max=40)},)
-    with pytest.warns(DynamicWarning, match="captured with torch.export"):
-        net = dynamic.wrap(Counted().eval(), x, exits=["one"], dynamic_shapes=shapes).eval()
-    with pytest.warns(DynamicWarning, match="captured with torch.export"):
-        fewer = keep_exits(net, x, names=["one"])
+    net = dynamic.wrap(Counted().eval(), x, exits=["one"], dynamic_shapes=shapes).eval()
+    fewer = keep_exits(net, x, names=["one"])
     assert fewer.heads[0] is net.heads[0]
 
 

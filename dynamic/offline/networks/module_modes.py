@@ -28,6 +28,16 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
             part.training = before
 
 
+def training_flags(module: nn.Module) -> dict[str, tuple[bool, float | None]]:
+    """What a graph of the train mode has fixed: of each part whether it trains, and its dropout rate."""
+    return {name: (part.training, _rate(part)) for name, part in module.named_modules()}
+
+
+def _rate(part: nn.Module) -> float | None:
+    rate = getattr(part, "p", None) if isinstance(part, nn.modules.dropout._DropoutNd) else None
+    return None if rate is None else float(rate)
+
+
 @contextmanager
 def calling_parts() -> Iterator[None]:
     """Attention and encoder layers of torch call their parts, as in an exported graph.

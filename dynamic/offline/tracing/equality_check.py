@@ -1,6 +1,7 @@
 """Whether a wrapped network gives its backbone's logits, on rows that were not traced."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -90,20 +91,47 @@ def check_evaluation(
 
 
 def check_training(backbone: nn.Module, own: Run, whole: Run, example: Mapping[str, Tensor]) -> str | None:
-    """Why the training graph cannot be used: other logits than the backbone's in train mode, under one seed."""
+    """Why the training graph cannot be used: other logits or gradients than the backbone's in train mode, one seed.
+
+    Gradients differ where forward switches them off for a part: tracers do not write that into their graphs.
+    """
     inputs = [_other(t) for t in rows(example, 4).values()]
+    parameters = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
     logits: list[Tensor] = []
+    gradients: list[Sequence[Tensor | None]] = []
     for run in (own, whole):
-        with torch.no_grad(), untouched(backbone), in_mode(backbone, training=True), torch.random.fork_rng():
+        with untouched(backbone), in_mode(backbone, training=True), torch.random.fork_rng(), _with_gradients():
             torch.manual_seed(0)
             try:
-                logits.append(run([t.clone() for t in inputs]))
+                answer = run([t.clone() for t in inputs])
+                if answer.requires_grad:
+                    listed = list(parameters.values())
+                    gradients.append(torch.autograd.grad(answer.square().sum(), listed, allow_unused=True))
+                logits.append(answer.detach())
             except (RuntimeError, ValueError) as error:
                 return f"it does not run in train mode: {error}"
     limit = _COMPACTED * max(1.0, float(logits[0].abs().max()))
     if logits[0].shape != logits[1].shape or not _same(logits[0], logits[1], limit):
         return "its graph in train mode gives other logits than itself"
+    if len(gradients) == 1:
+        return "its graph in train mode has gradients, and itself it has none, or the other way round"
+    if gradients:
+        pairs = zip(parameters, *gradients, strict=True)
+        largest = max(float(g.nan_to_num(0, 0, 0).abs().max()) for g in gradients[0] if g is not None and g.numel())
+        for name, mine, other in pairs:
+            filled = [torch.zeros_like(parameters[name]) if g is None else g for g in (mine, other)]
+            if not _same(filled[0], filled[1], _COMPACTED * largest):
+                return (
+                    f"its graph in train mode gives parameter {name!r} other gradients than itself, as where forward "
+                    "switches gradients off. Set requires_grad=False on what is frozen instead"
+                )
     return None
+
+
+@contextmanager
+def _with_gradients() -> Iterator[None]:
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _other(tensor: Tensor) -> Tensor:

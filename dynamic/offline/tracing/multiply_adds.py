@@ -28,8 +28,17 @@ def _recurrent(x: Any, weight: Any, recurrent: Any, *args: Any, out_shape: Any =
     return int(2 * x[0] * x[1] * (weight[0] * weight[1] + recurrent[0] * recurrent[1]))
 
 
-# torch's own counter has no recurrent layers
-FLOPS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
+def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Of scores `[B, H, N, M]` and their sums of `value [B, H, M, V]`."""
+    batch, heads, positions, size = query
+    return int(2 * batch * heads * positions * key[2] * (size + value[3]))
+
+
+# torch's own counter has neither recurrent layers nor the operator that computes attention on a CPU
+FLOPS = {
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+}
 
 
 # a multiply-add of 8 bits beside one of 32: ResNet-18, 20 and 56 took 0.30 to 0.64 of the time on ONNX Runtime and

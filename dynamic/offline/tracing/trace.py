@@ -82,21 +82,26 @@ def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool
 
 
 def capture_export(
-    backbone: nn.Module, inputs: Mapping[str, Tensor], ranges: Mapping[str, Ranges] | None = None
+    backbone: nn.Module,
+    inputs: Mapping[str, Tensor],
+    ranges: Mapping[str, Ranges] | None = None,
+    training: bool = False,
 ) -> Captured:
-    """Trace in eval mode with torch.export, with a dynamic batch. Raises TraceError naming what stopped it.
+    """Trace with torch.export, in train or eval mode, with a dynamic batch. Raises TraceError naming what stopped it.
 
-    `ranges`: of the dimensions besides the batch that are dynamic. Inputs then have two or more there.
+    `ranges`: of the dimensions besides the batch that are dynamic. Inputs then have two or more there. The graph of the
+    train mode keeps what changes in place, as the counts of batch norm do, and the other one has none of it.
     """
     batch = torch.export.Dim(BATCH)
     shapes = torch_shapes(ranges or dict.fromkeys(inputs, ()), batch)
-    program = _exported(backbone, inputs, shapes)
-    if any(_mutates(node) for node in program.graph.nodes):
+    program = _exported(backbone, inputs, shapes, training)
+    if not training and any(_mutates(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # the same operations, none of which changes anything in place
-    prefix = "backbone."
+    prefix, mode = "backbone.", "train" if training else "eval"  # constants of two traces have the same names
     graph, env, constants = fx.Graph(), dict[fx.Node, Any](), dict[str, Tensor]()
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if hasattr(spec.arg, "name")}
     names = iter(inputs)
+    home = next(iter(inputs.values())).device
     for node in program.graph.nodes:
         if node.op == "placeholder":
             spec = specs[node.name]
@@ -105,13 +110,14 @@ def capture_export(
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                 env[node] = graph.get_attr(prefix + str(spec.target).removeprefix("network."))
             else:
-                constants[node.name] = program.constants[str(spec.target)]
-                env[node] = graph.get_attr(f"constants.{node.name}")
+                constants[f"{mode}{node.name}"] = program.constants[str(spec.target)]
+                env[node] = graph.get_attr(f"constants.{mode}{node.name}")
             env[node].meta = dict(node.meta)
         elif node.op == "output":
             continue
         elif node.op == "call_function" and "_assert" not in str(node.target):
             env[node] = graph.node_copy(node, lambda n: env[n])
+            _follow_inputs(graph, env[node], home)
         elif node.op != "call_function":
             raise TraceError(
                 f"torch.export captures {type(backbone).__name__} with control flow inside ({node.target}), which "
@@ -168,13 +174,13 @@ def infer_sizes(
 
 
 def _exported(
-    backbone: nn.Module, inputs: Mapping[str, Tensor], shapes: Sequence[Mapping[int, Any]]
+    backbone: nn.Module, inputs: Mapping[str, Tensor], shapes: Sequence[Mapping[int, Any]], training: bool = False
 ) -> torch.export.ExportedProgram:
     args = tuple(inputs.values())
     problem: Exception | None = None
     for strict in (False, True):  # the second understands len(x), the first more of Python
         try:
-            with untouched(backbone), in_mode(backbone, training=False), torch.no_grad(), _quiet():
+            with untouched(backbone), in_mode(backbone, training), torch.no_grad(), _quiet():
                 return torch.export.export(
                     _Positional(backbone, tuple(inputs)),
                     args,
@@ -326,10 +332,24 @@ def _remove_only_for(graph: fx.Graph, dropped: Any) -> None:
             graph.erase_node(node)
 
 
+def _follow_inputs(graph: fx.Graph, node: fx.Node, home: torch.device) -> None:
+    """What is made on the device of the example is made where the first input is: the network may move later."""
+    if not any(isinstance(value, torch.device) for value in (*node.args, *node.kwargs.values())):
+        return
+    with graph.inserting_before(node):
+        first = graph.call_function(getattr, (graph.find_nodes(op="placeholder")[0], "device"))
+
+    def read(value: Any) -> Any:
+        return first if isinstance(value, torch.device) and value.type == home.type else value
+
+    node.args = tuple(read(value) for value in node.args)
+    node.kwargs = {name: read(value) for name, value in node.kwargs.items()}
+
+
 def _remove_unused(graph: fx.Graph) -> None:
-    """Erase what is not used (torch.export's graphs are functional: nothing in them acts by side effect)."""
+    """Erase what is neither used nor changes anything in place."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op in ("call_function", "get_attr"):
+        if not node.users and node.op in ("call_function", "get_attr") and not _mutates(node):
             graph.erase_node(node)
 
 

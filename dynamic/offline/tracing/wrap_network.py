@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.networks.float_types import check_halves
-from dynamic.offline.networks.module_modes import bare, in_mode, untouched, view
+from dynamic.offline.networks.module_modes import bare, in_mode, training_flags, untouched, view
 from dynamic.offline.networks.row_independence import check_rows
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
 from dynamic.offline.tracing.channel_layout import Layouts
@@ -47,15 +48,16 @@ def wrap(
 ) -> "ExitNetwork":
     """Cut a network into stages and put an exit head on each. `dynamic.fit` trains the heads.
 
-    The network is traced with torch.fx, or with torch.export where that fails or where only that has the named modules.
-    After torch.export the backbone is for evaluation only, and heads alone can be trained.
+    The network is traced with torch.fx, or with torch.export where that fails or where only that has the named
+    modules. A second trace, in train mode, is what modes "joint" and "distill" of `dynamic.fit` train. Where there is
+    none, heads alone can be trained.
 
     An input `attention_mask [B, N]` is the mask of a sequence. Heads then read the mean of a feature `[B, N, D]` over
     the positions where it is not 0, so that padding changes no answer.
 
     The backbone is neither copied nor changed. Heads start at random, on the device of its first parameter. Warns with
-    DynamicWarning where outputs beside the logits are dropped, where only torch.export captures the network, and where
-    heads read features of a sequence whose mask they cannot read.
+    DynamicWarning where outputs beside the logits are dropped, where torch.export captures the network for evaluation
+    alone, and where heads read features of a sequence whose mask they cannot read.
 
     Args:
         backbone: The trained network.
@@ -160,11 +162,11 @@ def wrap_at(
         except (ExitError, TraceError) as error:  # torch.export looks inside modules that torch.fx takes as one
             problems.append(error)
             continue
-        if captured.tracer == "fx":
-            captured = network._put_training(captured, nodes, example)
-        else:
+        training = network._put_training(captured, nodes, example, ranges)
+        if captured.tracer == "export" and network.why_not_trainable is not None:
             warnings.warn(
-                f"captured with torch.export: only exit heads can be trained. torch.fx would not do: {problems[0]}",
+                f"captured with torch.export: only exit heads can be trained, since {network.why_not_trainable}. "
+                f"torch.fx would not do: {problems[0]}",
                 DynamicWarning,
                 stacklevel=3,
             )
@@ -175,10 +177,10 @@ def wrap_at(
                 DynamicWarning,
                 stacklevel=3,
             )
-        network.dropped = captured.dropped
-        if captured.dropped:
+        network.dropped = training.dropped
+        if training.dropped:
             warnings.warn(
-                f"{type(backbone).__name__} gives more than logits, {', '.join(captured.dropped)}: that is dropped",
+                f"{type(backbone).__name__} gives more than logits, {', '.join(training.dropped)}: that is dropped",
                 DynamicWarning,
                 stacklevel=3,
             )
@@ -205,7 +207,8 @@ class ExitNetwork(StagedNetwork):
 
     In evaluation mode the last logits are bit-equal to the backbone's, and within 1e-5 where `tracer` is "export".
     While the backbone is in train mode its own training graph runs, so that dropout, stochastic depth and batch norm
-    behave as in it.
+    behave as in it. Where `tracer` is "export", modes of single modules and dropout rates are those of the trace.
+    Others raise WrapError.
 
     Attributes:
         backbone: The user's module. In the `state_dict` its names begin with `backbone.`, those of heads with `heads.`.
@@ -213,6 +216,7 @@ class ExitNetwork(StagedNetwork):
         exits: Their places.
         tracer: "fx" or "export".
         trainable_backbone: Whether modes "joint" and "distill" can train it.
+        why_not_trainable: The reason, None where they can.
         dropped: Auxiliary outputs that are not returned.
         traced_sizes: Of the inputs.
     """
@@ -233,7 +237,8 @@ class ExitNetwork(StagedNetwork):
         self._evaluate: Callable[..., list[Tensor]] | None = None
         self._train: Callable[..., list[Tensor]] | None = None
         self._cloned: frozenset[int] = frozenset()
-        self._why_not_trainable = "torch.export captured it for evaluation only"
+        self.why_not_trainable: str | None = "it has no graph in train mode"
+        self._training_flags: Mapping[str, object] | None = None
         self._why_unread: str | None = None  # the mask of a sequence
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
@@ -242,9 +247,10 @@ class ExitNetwork(StagedNetwork):
         if self.backbone.training:
             if self._train is None:
                 raise WrapError(
-                    f"this {type(self.backbone).__name__} cannot run in train mode ({self._why_not_trainable}): train "
+                    f"this {type(self.backbone).__name__} cannot run in train mode ({self.why_not_trainable}): train "
                     "its heads alone, dynamic.fit(net, loader, mode='heads'), or call net.backbone.eval()"
                 )
+            self._check_flags()
             return self._train(self, *args, **kwargs)
         assert self._evaluate is not None
         return self._evaluate(self, *args, **kwargs)
@@ -338,28 +344,54 @@ class ExitNetwork(StagedNetwork):
 
         return whole, staged
 
-    def _put_training(self, captured: Captured, nodes: Sequence[fx.Node], example: Mapping[str, Tensor]) -> Captured:
+    def _put_training(
+        self,
+        captured: Captured,
+        nodes: Sequence[fx.Node],
+        example: Mapping[str, Tensor],
+        ranges: Mapping[str, Ranges],
+    ) -> Captured:
         """Trace the backbone in train mode and find the exits again. Without it heads alone can be trained."""
         try:
-            training = capture_fx(self.backbone, example, training=True)
+            if captured.tracer == "fx":
+                training = capture_fx(self.backbone, example, training=True)
+            else:
+                training = capture_export(self.backbone, example, ranges, training=True)
         except TraceError as error:
-            self._why_not_trainable = f"torch.fx cannot trace it in train mode: {error}"
+            self.why_not_trainable = f"torch.{captured.tracer} cannot trace it in train mode: {error}"
             return captured
         training_nodes = _matching_nodes(captured, training, nodes)
         if len(training_nodes) < len(nodes):
-            self._why_not_trainable = "its graph in train mode does not hold the places of the exits"
+            self.why_not_trainable = "its graph in train mode does not hold the places of the exits"
             return captured
         self._put_constants(training)
         training_nodes = pooled(training.graph, training_nodes, [place.masked for place in self.exits])
         self._train = _function(_with_heads(training.graph, training_nodes, self._cloned))
         # without its auxiliary branches a network draws other random numbers: nothing to compare then
-        alike = not training.dropped
-        why = check_training(self.backbone, self._own_logits, self._last_logits, example) if alike else None
+        why = None
+        for inputs in () if training.dropped else (example, *islice(trial_inputs(ranges, example), 1)):
+            why = why or check_training(self.backbone, self._own_logits, self._last_logits, inputs)
         if why is not None:
-            self._train, self._why_not_trainable = None, why
+            self._train, self.why_not_trainable = None, why
             return captured
-        self.trainable_backbone = True
+        if training.tracer == "export":
+            with untouched(self.backbone), in_mode(self.backbone, training=True):
+                self._training_flags = training_flags(self.backbone)
+        self.trainable_backbone, self.why_not_trainable = True, None
         return training
+
+    def _check_flags(self) -> None:
+        """Raises WrapError where a module trains otherwise than in the trace of torch.export, which is fixed."""
+        if self._training_flags is None:
+            return
+        flags = training_flags(self.backbone)
+        if flags != self._training_flags:
+            name = next(name for name, flag in flags.items() if flag != self._training_flags.get(name))
+            raise WrapError(
+                f"module {name!r} has (train mode, dropout) {flags[name]}, and had {self._training_flags.get(name)} "
+                "when torch.export captured it. Set the rates before wrap, override `train` of a module that stays in "
+                "eval mode, and call net.train() or net.eval() on the whole"
+            )
 
     def _put_constants(self, captured: Captured) -> None:
         for name, tensor in captured.constants.items():

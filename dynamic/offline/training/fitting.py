@@ -156,9 +156,9 @@ def _trainable(
             )
         network = _Plain(network)
     if mode != "heads" and not getattr(network, "trainable_backbone", True):
+        why = getattr(network, "why_not_trainable", None) or "it is for evaluation only"
         raise WrapError(
-            f"the backbone of this {type(network).__name__} was captured for evaluation only, so mode={mode!r} "
-            f"cannot train it. Use mode='heads'"
+            f"mode={mode!r} cannot train the backbone of this {type(network).__name__}: {why}. Use mode='heads'"
         )
     check_halves(network)
     if teacher is not None:

@@ -269,7 +269,7 @@ def _mlps(network: nn.Module, shared: set[nn.Module], left_alone: dict[str, str]
     pruned = {id(m) for _, one, _, two in pairs for m in (one, two)}
     for name, module in network.named_modules():
         if isinstance(module, _WEIGHTED) and id(module) not in pruned:
-            left_alone[name] = "no hidden layer of an MLP: in networks on tokens only these are pruned"
+            left_alone[name] = "no hidden layer of an MLP in one Sequential: prune_encoder finds others"
     return groups
 
 

@@ -10,7 +10,7 @@ from torch.export import Dim
 
 import dynamic
 from dynamic.engines.inputs.dimensions import DimRange
-from dynamic.errors import DynamicWarning, InputError, TraceError
+from dynamic.errors import InputError, TraceError
 from dynamic.offline.tracing.sizes.dynamic_shapes import common_ranges
 
 
@@ -31,8 +31,7 @@ def backbone() -> Any:
 @pytest.fixture(scope="module", params=[LENGTH, LIMIT])
 def net(backbone: Any, request: Any) -> Any:
     """From an example of a usual length, and of the largest."""
-    with pytest.warns(DynamicWarning, match="captured with torch.export"):
-        return dynamic.wrap(backbone, texts(2, request.param), exits=1, dynamic_shapes=text_shapes()).eval()
+    return dynamic.wrap(backbone, texts(2, request.param), exits=1, dynamic_shapes=text_shapes()).eval()
 
 
 @pytest.mark.parametrize("length", [1, 2, LENGTH, 4 * LENGTH, LIMIT])
@@ -62,8 +61,7 @@ def test_a_max_beyond_what_the_network_takes_is_refused_before_anything_is_trace
 @pytest.mark.parametrize("hint", [Dim.AUTO, Dim.DYNAMIC])
 def test_torch_export_finds_the_limit_of_a_bert_where_it_is_asked_to(backbone: Any, hint: Any) -> None:
     shapes = {"input_ids": {0: hint, 1: hint}, "attention_mask": (None, hint)}
-    with pytest.warns(DynamicWarning):
-        net = dynamic.wrap(backbone, texts(2, LENGTH), exits=1, dynamic_shapes=shapes).eval()
+    net = dynamic.wrap(backbone, texts(2, LENGTH), exits=1, dynamic_shapes=shapes).eval()
     span = DimRange("input_ids_1", 1, LIMIT)
     assert net.traced_sizes.ranges == ((span,), (span,))
 

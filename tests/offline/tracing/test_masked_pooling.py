@@ -13,8 +13,6 @@ from dynamic.offline.exit_selection import keep_exits
 from dynamic.offline.tracing.masked_pooling import mean_under_mask
 from dynamic.policies.errors import DynamicWarning
 
-EXPORTED = "ignore:captured with torch.export:dynamic.policies.errors.DynamicWarning"
-
 
 class Words(nn.Module):
     """An embedding and two layers, which torch.fx traces, with a mask."""
@@ -81,7 +79,6 @@ def test_no_warning_where_no_exit_reads_a_sequence() -> None:
     assert not dynamic.wrap(Late(), example, exits=["first"]).exits[0].masked
 
 
-@pytest.mark.filterwarnings(EXPORTED)
 def test_heads_of_an_encoder_read_real_tokens_alone() -> None:
     network = bert()
     wrapped = dynamic.wrap(network, tokens(2), exits=["bert.encoder.layer.0"]).eval()
@@ -102,7 +99,6 @@ def test_heads_of_an_encoder_read_real_tokens_alone() -> None:
         np.testing.assert_allclose(wrapped.heads[0](torch.from_numpy(by_hand)).numpy(), first, atol=1e-5)
 
 
-@pytest.mark.filterwarnings(EXPORTED)
 def test_what_lies_under_the_padding_changes_no_answer() -> None:
     wrapped = dynamic.wrap(bert(), tokens(2), exits=1).eval()
     batch = tokens(6, seed=5)
@@ -113,7 +109,6 @@ def test_what_lies_under_the_padding_changes_no_answer() -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-@pytest.mark.filterwarnings(EXPORTED)
 def test_fewer_exits_read_the_same_means() -> None:
     wrapped = dynamic.wrap(bert(3), tokens(2), exits=2).eval()
     fewer = keep_exits(wrapped, tokens(2), names=[wrapped.exits[1].name])

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import dynamic
 from dynamic.models.compress.quantization.static_int8 import quantize
@@ -49,3 +50,17 @@ def test_a_matrix_product_of_a_sequence() -> None:
     x = torch.randn(4, 5, 6)
     small = quantize(plain, x, calibration_loader=[x], skip=("3",), latency=False).network
     assert cost_macs(small, (x,)) == 0.5 * 5 * 6 * 8 + 40 * 3
+
+
+def test_scores_and_sums_of_attention_are_counted() -> None:
+    """5 texts of 7 positions, 2 heads of 4 numbers, 9 positions that are read, some of them masked."""
+
+    class Attention(nn.Module):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+    query, key, value = torch.randn(5, 2, 7, 4), torch.randn(5, 2, 9, 4), torch.randn(5, 2, 9, 4)
+    mask = torch.arange(9).expand(5, 1, 7, 9) < 6
+    counted = count_macs(Attention(), (query, key, value, mask))
+    assert counted.total == 2 * 7 * 9 * (4 + 4)
+    assert counted.not_counted == ()

@@ -1,10 +1,27 @@
 """Small encoders of `transformers` with random weights, and token ids with padding."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 WORDS, CLASSES, LENGTH, LIMIT = 60, 5, 12, 24
+LAYERS = {  # where the encoder layers of each family stand
+    "bert": "bert.encoder.layer",
+    "distilbert": "distilbert.transformer.layer",
+    "roberta": "roberta.encoder.layer",
+    "modernbert": "model.layers",
+}
 
 
 def bert(layers: int = 2) -> BertForSequenceClassification:
@@ -21,6 +38,24 @@ def bert(layers: int = 2) -> BertForSequenceClassification:
         initializer_range=0.3,
     )
     return BertForSequenceClassification(config).eval()
+
+
+def encoder(family: str, layers: int = 2) -> Any:
+    """A network of a family in `LAYERS` in evaluation mode, with dropout in all places that have it."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": WORDS, "num_labels": CLASSES, "max_position_embeddings": LIMIT + 2, "pad_token_id": 0}
+    names = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 64}
+    if family == "distilbert":
+        config = DistilBertConfig(**sizes, dim=32, n_layers=layers, n_heads=4, hidden_dim=64)
+        return DistilBertForSequenceClassification(config).eval()
+    if family == "modernbert":
+        dropout = {"embedding_dropout": 0.1, "mlp_dropout": 0.1, "attention_dropout": 0.1, "classifier_dropout": 0.1}
+        ids = {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+        config = ModernBertConfig(**sizes, **names, **dropout, **ids, local_attention=8)
+        return ModernBertForSequenceClassification(config).eval()
+    if family == "roberta":
+        return RobertaForSequenceClassification(RobertaConfig(**sizes, **names)).eval()
+    return BertForSequenceClassification(BertConfig(**sizes, **names)).eval()
 
 
 def tokens(rows: int, length: int = LENGTH, seed: int = 0) -> dict[str, Tensor]:
