@@ -27,6 +27,8 @@ async def body_of(request: Request, most: int) -> bytes:
     if encoding != "identity":
         raise RequestError("unsupported", f"Content-Encoding {encoding!r:.60} is not read: send the body as it is")
     announced = request.headers.get("content-length", "0")
+    if int(announced) > most and (int(announced) > _DISCARDED * most or "expect" in request.headers):
+        raise _too_large(announced, most)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -46,10 +48,13 @@ async def body_of(request: Request, most: int) -> bytes:
     except ClientDisconnect as error:
         raise invalid(f"the client has gone after {size} of {announced} bytes of the body") from error
     if size > most:
-        what = announced if announced != "0" else f"at least {size}"
-        raise RequestError(
-            "too_large",
-            f"the body has {what} bytes, and the limit is {most}: send fewer rows at a time, or start the server with "
-            "a larger --max-request-mb",
-        )
+        raise _too_large(announced if announced != "0" else f"at least {size}", most)
     return b"".join(chunks)
+
+
+def _too_large(size: str, most: int) -> RequestError:
+    return RequestError(
+        "too_large",
+        f"the body has {size} bytes, and the limit is {most}: send fewer rows at a time, or start the server with a "
+        "larger --max-request-mb",
+    )

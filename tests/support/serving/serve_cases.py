@@ -65,13 +65,13 @@ def number_bundle(folders: pytest.TempPathFactory) -> dynamic.Bundle:
 
 
 @contextmanager
-def served(bundle: dynamic.Bundle, **options: Any) -> Iterator[tuple[Server, Runtime]]:
+def served(bundle: dynamic.Bundle, *, policy: Any = None, **options: Any) -> Iterator[tuple[Server, Runtime]]:
     """A server on free ports, and its runtime, which no sensor disturbs."""
     options = {"port": 0, "name": "model"} | options
     serve_options = ServeOptions(**options)
     monitor = dynamic.FixedMonitor()
     with (
-        bundle.runtime(monitor=monitor, workers=serve_options.workers) as run,
+        bundle.runtime(monitor=monitor, policy=policy, workers=serve_options.workers) as run,
         Server(run, serve_options) as server,
     ):
         yield server, run
@@ -152,3 +152,8 @@ def binary(head: Mapping[str, Any], *blobs: bytes) -> tuple[bytes, dict[str, str
 def folder_of(bundle: dynamic.Bundle, place: Path) -> Path:
     """A copy of a bundle in a folder of its own, with its costs."""
     return bundle.save(place).folder
+
+
+def server_is_well(port: int) -> bool:
+    """Whether no request of the server so far failed for a fault of its own."""
+    return 'outcome="failed"' not in ask(port, "/metrics").body.decode()
