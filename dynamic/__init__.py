@@ -31,6 +31,7 @@ _ROOMS = (
     "profiling",
     "report",
     "runtime",
+    "serve",
     "simulate",
     "storage",
 )

@@ -46,6 +46,7 @@ from . import errors as errors
 from . import models as models
 from . import offline as offline
 from . import policies as policies
+from . import serve as serve
 from . import simulate as simulate
 
 __version__: str

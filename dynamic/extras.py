@@ -9,17 +9,21 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "PIL": ("Pillow", "images"),
         "bitarray": ("bitarray", "build"),
         "matplotlib": ("matplotlib", "plot"),
+        "grpc": ("grpcio", "serve"),
         "onnx": ("onnx", "onnx"),
         "onnxscript": ("onnxscript", "build"),
         "openvino": ("openvino", "openvino"),
+        "prometheus_client": ("prometheus_client", "serve"),
         "safetensors": ("safetensors", "build"),
         "sklearn": ("scikit-learn", "examples"),
+        "starlette": ("starlette", "serve"),
         "tokenizers": ("tokenizers", "text"),
         "torch": ("torch", "build"),
         "torch_pruning": ("torch-pruning", "build"),
         "torchvision": ("torchvision", "build"),
         "tqdm": ("tqdm", "cli"),
         "typer": ("typer", "cli"),
+        "uvicorn": ("uvicorn", "serve"),
     }
 )
 

@@ -12,6 +12,7 @@ import typer
 
 import dynamic
 from dynamic.cli import build_commands, device_commands, run_commands, simulate_commands
+from dynamic.cli.serving import serve_commands
 from dynamic.errors import DynamicError, SettingError
 from dynamic.extras import with_remedy
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         profiling.setLevel(level)
 
 
-for group in (build_commands, run_commands, simulate_commands, device_commands):
+for group in (build_commands, run_commands, serve_commands, simulate_commands, device_commands):
     group.register(app)
 
 

@@ -17,6 +17,13 @@ MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) tha
 CpuMs = Annotated[float | None, typer.Option(help="Milliseconds of CPU time of an inference, on average.")]
 BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, below which only the cheapest point runs.")]
 MaxDrop = Annotated[float | None, typer.Option(help="Accuracy that may be lost for savings, 0.01 for one point.")]
+OnDrift = Annotated[
+    str,
+    typer.Option(
+        help="Once inputs no longer look like the calibration's (as they do not where they are sorted by class): "
+        "'safest' ends all savings, 'report' only reports."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Shelf = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
 Engine = Annotated[

@@ -23,6 +23,7 @@ from dynamic.cli.options import (
     LatencyMs,
     MaxDrop,
     MemoryMb,
+    OnDrift,
     Percentile,
     Shelf,
     Threads,
@@ -41,14 +42,6 @@ from dynamic.policies.budget import check_on_drift
 from dynamic.progress import track
 from dynamic.report.run_tables import left_out_text, run_text
 from dynamic.runtime.result import Prediction
-
-OnDrift = Annotated[
-    str,
-    typer.Option(
-        help="Once inputs no longer look like the calibration's (as they do not where they are sorted by class): "
-        "'safest' ends all savings, 'report' only reports."
-    ),
-]
 
 
 def profile(

@@ -41,8 +41,11 @@ class RequestHandler:
     def __init__(self, controller: Controller, servers: int, clock: Callable[[], float]) -> None:
         self._controller, self._servers, self._clock = controller, servers, clock
 
-    def __call__(self, x: Any, came: float | None = None) -> Result:
-        """Answer an input that came at `came` and has waited for its turn since. None: it comes now."""
+    def __call__(self, x: Any, came: float | None = None, behind: int = 0) -> Result:
+        """Answer an input that came at `came` and has waited for its turn since. None: it comes now.
+
+        `behind`: how many wait behind it in a queue that is not the runtime's.
+        """
         began = self._clock()
         controller, thread = self._controller, threading.get_ident()
         controller.inside.append(thread)
@@ -59,7 +62,7 @@ class RequestHandler:
             deployment = controller.entered(thread)
             try:
                 with nullcontext() if alone else own_buffers():
-                    return self._answer(deployment, x, came, began)
+                    return self._answer(deployment, x, came, began, behind=behind)
             finally:
                 deployment.leave(thread)
         finally:
@@ -130,7 +133,13 @@ class RequestHandler:
             deployment.leave(thread)
 
     def _answer(
-        self, deployment: Deployment, x: Any, came: float | None, began: float, renewal: Renewal | None = None
+        self,
+        deployment: Deployment,
+        x: Any,
+        came: float | None,
+        began: float,
+        renewal: Renewal | None = None,
+        behind: int = 0,
     ) -> Result:
         """The answer of a request that goes the long way, by the decision of a `renewal` where there was one."""
         controller = self._controller
@@ -145,7 +154,8 @@ class RequestHandler:
         if renewal is None:
             latest, servers = controller.read.latest, None if came is None else self._servers
             size = deployment.bundle.spec.size_of(inputs)
-            snapshot = controller.read.of_request(latest, rows, waited_ms, controller.waiting(), servers, size)
+            queue_length = controller.waiting() + behind
+            snapshot = controller.read.of_request(latest, rows, waited_ms, queue_length, servers, size)
         else:
             latest, snapshot, waited_ms = renewal.context.latest, renewal.context.snapshot, 0.0
         if deployment.unchecked is not None:  # after the first reading, which is of memory without networks

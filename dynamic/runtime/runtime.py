@@ -258,7 +258,7 @@ class Runtime:
             lambda: len(self._waiting),
         )
         self._handler = RequestHandler(self._controller, workers, clock)
-        self._waiting = Waiting(queue, workers, self._handler, self._retire)
+        self._waiting: Waiting[Result] = Waiting(queue, workers, self._handler, self._retire)
         self._controller.deployment = self._serve(bundle, frontier, engine, others)
         self.deployment.guard.begin()
         self.deployment.guard.report()
@@ -266,18 +266,22 @@ class Runtime:
         forget_after_fork(self)
         self._read.follow(self._controller.refresh)
 
-    def __call__(self, x: Any) -> Result:
+    def __call__(self, x: Any, *, waited_ms: float = 0.0, queue_length: int = 0) -> Result:
         """Answer one input or a batch.
 
         Args:
             x: One input without a batch dimension, a batch, or a mapping of inputs `[B, ...]` by name. With
                 preprocessing: an image, a list of images, or uint8 `[B, H, W, C]`.
+            waited_ms: How long the input has waited before, in the queue of a server for instance. It counts for
+                `latency_ms`, so that an input that has waited gets a faster point for itself.
+            queue_length: How many inputs wait behind it in that queue.
 
         Returns:
             A `Prediction` for one input, a `BatchResult` for a batch.
 
         Raises:
             InputError: A shape or type does not fit.
+            SettingError: `waited_ms` or `queue_length` is below 0.
             EngineError: Every engine fails.
             ClosedError: The runtime is closed.
 
@@ -287,7 +291,12 @@ class Runtime:
             >>> one.label in range(4), len(batch)
             (True, 8)
         """
-        return self._handler(x)
+        if not waited_ms and not queue_length:
+            return self._handler(x)
+        for name, value in (("waited_ms", waited_ms), ("queue_length", queue_length)):
+            if not 0 <= value < math.inf:
+                raise SettingError(f"{name}={value!r} must be a number of at least 0")
+        return self._handler(x, self._clock() - waited_ms / 1e3, queue_length)
 
     def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
         """Answer one item after another, with a progress bar on a terminal.

@@ -1,6 +1,7 @@
 """Imports run one way only. The table is DESIGN's. Every module is read, imports inside functions too."""
 
 import ast
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -46,13 +47,21 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "bundle.bundle": ({"numpy"}, RUN),
     "runtime": ({"numpy"}, RUN),
     "report": ({"numpy"}, RUN),
+    "serve": ({"numpy"}, RUN),
+    "serve.http.application": ({"starlette"}, RUN),
+    "serve.http.bodies": ({"starlette"}, RUN),
+    "serve.grpc_v2.messages": ({"google"}, RUN),
+    "serve.grpc_v2.servicer": ({"grpc"}, RUN),
+    "serve.metrics": ({"prometheus_client", "psutil"}, RUN),
+    "serve.protocol.model_inputs": ({"numpy", "PIL"}, RUN),
+    "serve.server": ({"uvicorn"}, RUN),
     "simulate": ({"numpy"}, CORE | {"policies.control", "policies.certification"}),
     "offline": (TORCH, RUN),
     "models": (TORCH | {"bitarray", "torch_pruning"}, RUN | {"offline"}),
     "models.compress.families.family_chart": ({"matplotlib"}, RUN | {"models"}),
     "cli": (
         {"numpy", "torch", "typer", "onnxruntime", "openvino"},
-        RUN | {"offline", "simulate", "models"},
+        RUN | {"offline", "simulate", "models", "serve"},
     ),
 }
 
@@ -141,6 +150,17 @@ def test_folders_of_tests_hold_a_dozen_files_at_most() -> None:
     counts = Counter(str(path.parent.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py"))
     assert counts
     assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
+
+
+def test_the_run_side_loads_no_server_and_the_server_no_torch() -> None:
+    """Also in an installation that has both."""
+    code = (
+        "import dynamic, sys; dynamic.load, dynamic.Runtime, dynamic.Monitor; {}; print(sorted({} & set(sys.modules)))"
+    )
+    serving = {"dynamic.serve", "uvicorn", "starlette", "prometheus_client", "grpc"}
+    for more, names in (("pass", serving), ("dynamic.serve.Server", {"torch", "grpc", "typer"})):
+        command = [sys.executable, "-c", code.format(more, names)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_the_check_can_fail(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ ROOMS = {
         "stratified_halves",
         "windows",
     ],
+    "dynamic.serve": ["ServeOptions", "Server"],
 }
 
 

@@ -8,18 +8,18 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dynamic.policies.errors import ClosedError, EngineError, SettingError, ShedError
 from dynamic.policies.validation.numbers import plain
-from dynamic.runtime.result import Result
 
-Entry = tuple["Future[Result]", Any, float]  # with the input and when it came
+T = TypeVar("T")  # what answers are: results, or the responses of a server
+Entry = tuple[Future[T], Any, float]  # with the input and when it came
 
 CLOSED = "this runtime is closed: open another with bundle.runtime(...)"
 
 
-class Waiting:
+class Waiting(Generic[T]):
     """A queue of at most `limit` requests, answered by `work(input, when it came)` on `workers` threads.
 
     Threads start with the first request. A request for which a worker is free does not wait, even before that worker
@@ -34,7 +34,7 @@ class Waiting:
         self,
         limit: int,
         workers: int,
-        work: Callable[[Any, float], Result],
+        work: Callable[[Any, float], T],
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         limit, workers = plain(limit), plain(workers)
@@ -51,7 +51,7 @@ class Waiting:
     def forget(self) -> Any:
         """What a forked child has of its parent's: neither its threads nor what waits for them."""
         lost = getattr(self, "_items", None), getattr(self, "_wakes", None)
-        self._items: deque[Entry] = deque()
+        self._items: deque[Entry[T]] = deque()
         self._wakes: SimpleQueue[None] = SimpleQueue()  # one entry for each request, and for each worker to end
         self._threads: list[threading.Thread] = []
         self._busy = 0  # workers that have taken a request
@@ -62,13 +62,26 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._items)
 
-    def submit(self, x: Any, came: float) -> "Future[Result]":
+    @property
+    def oldest_came(self) -> float | None:
+        """When the request came that waits longest. None where none waits."""
+        try:
+            return self._items[0][2]
+        except IndexError:
+            return None
+
+    @property
+    def busy(self) -> int:
+        """Requests that are being answered."""
+        return self._busy
+
+    def submit(self, x: Any, came: float) -> "Future[T]":
         """Let an input wait for its turn.
 
         Raises ClosedError after `close`, EngineError where not even one worker can be started: nothing is shed then.
         """
-        future: Future[Result] = Future()
-        dropped: list[Future[Result]] = []
+        future: Future[T] = Future()
+        dropped: list[Future[T]] = []
         with self._changed:
             if self._closed:
                 raise ClosedError(CLOSED)
@@ -136,7 +149,7 @@ class Waiting:
         else:
             self._threads.append(thread)
 
-    def _withdraw(self, entry: Entry) -> bool:
+    def _withdraw(self, entry: Entry[T]) -> bool:
         """Take an entry back. Returns whether nobody else has taken it."""
         try:
             self._items.remove(entry)
@@ -155,7 +168,7 @@ class Waiting:
             with contextlib.suppress(IndexError):  # a worker was faster
                 _fail(self._items.popleft()[0], ClosedError(f"not answered: {CLOSED}"))
 
-    def _shed(self, dropped: "list[Future[Result]]") -> None:
+    def _shed(self, dropped: "list[Future[T]]") -> None:
         for future in dropped:
             error = ShedError(
                 f"shed, having waited longest: queue={self._limit} requests waited when another "
@@ -204,7 +217,7 @@ class Waiting:
             self._busy -= 1
 
 
-def _fail(future: "Future[Result]", error: BaseException) -> bool:
+def _fail(future: "Future[T]", error: BaseException) -> bool:
     """Fail a request. False where its owner has given it up already."""
     if not future.set_running_or_notify_cancel():
         return False

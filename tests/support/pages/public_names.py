@@ -11,6 +11,7 @@ PACKAGES = (
     "dynamic.policies",
     "dynamic.simulate",
     "dynamic.data",
+    "dynamic.serve",
     "dynamic.models",
     "dynamic.models.compress",
 )

@@ -1,0 +1,1 @@
+"""The command that answers requests of other processes."""
