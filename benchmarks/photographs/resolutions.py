@@ -116,9 +116,8 @@ class Engine:
                     max_drops=TARGETS,
                     progress=False,
                 )
-                bundle.save(self.shelf(name)).profile(
-                    batch=(1,), seconds=0.1, progress=False
-                )  # `runtime` would, longer
+                saved = bundle.save(self.shelf(name))
+                saved.profile(batch=(1,), seconds=0.1, progress=False)  # else `runtime` would, and for longer
 
     def members(self) -> None:
         """Milliseconds and CPU-ms of each member."""
