@@ -8,10 +8,12 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "PIL": ("Pillow", "images"),
         "bitarray": ("bitarray", "build"),
+        "jinja2": ("Jinja2", "plot"),
         "matplotlib": ("matplotlib", "plot"),
         "onnx": ("onnx", "onnx"),
         "onnxscript": ("onnxscript", "build"),
         "openvino": ("openvino", "openvino"),
+        "rich": ("rich", "cli"),
         "safetensors": ("safetensors", "build"),
         "sklearn": ("scikit-learn", "examples"),
         "tokenizers": ("tokenizers", "text"),
@@ -20,6 +22,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "torchvision": ("torchvision", "build"),
         "tqdm": ("tqdm", "cli"),
         "typer": ("typer", "cli"),
+        "vl_convert": ("vl-convert-python", "plot"),
     }
 )
 

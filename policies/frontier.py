@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dynamic.policies.costing.costed_point import CostedPoint, energy_mj, processor_ms, row_mb, with_costs
 from dynamic.policies.costing.dominance import rank_within_noise, remove_dominated
@@ -83,6 +83,28 @@ class Frontier:
             for at_size in (costs, *(costs.at_size(other.size) for other in costs.sizes))
         )
         return cls(ladder, costs, remove_dominated(points, costs.noise, others))
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw accuracy against mean latency, with 95% intervals of the accuracy.
+
+        It needs matplotlib, which the extra "plot" brings.
+
+        Args:
+            axes: Axes of matplotlib to draw into. None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> frontier.plot().get_ylabel()
+            'accuracy'
+        """
+        from dynamic import plot  # on first use: the core knows no pictures
+
+        return plot(self, axes)
 
     def recost(self, costs: Costs) -> "Frontier":
         """Return a frontier of the same ladder with other costs. Certificates still hold.

@@ -183,6 +183,28 @@ class Ladder:
     floor: float | None = None
     left_out: tuple[str, ...] = ()
 
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the points: their accuracy, and the share of inputs that exit at each stage.
+
+        It needs matplotlib, which the extra "plot" brings.
+
+        Args:
+            axes: Axes of matplotlib to draw into. None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> len(ladder.plot().containers) == len(ladder.stage_names)
+            True
+        """
+        from dynamic import plot  # on first use: the core knows no pictures
+
+        return plot(self, axes)
+
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON types. Infinite thresholds are "inf" and "-inf"."""
         data = asdict(self) | {"schema": SCHEMA}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -289,6 +290,31 @@ class Statistics:
     policy_failures: int = 0
     limits_without_sensor: tuple[str, ...] = ()
     near_duplicates: int = 0
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the share of inputs that exited at each stage, and of requests at each operating point.
+
+        It needs matplotlib, which the extra "plot" brings.
+
+        Args:
+            axes: Axes of matplotlib to draw into. None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     answer = run(x)
+            ...     axes = run.stats().plot()
+            >>> len(axes.patches)
+            3
+        """
+        from dynamic import plot  # on first use: no runtime needs pictures
+
+        return plot(self, axes)
 
 
 def answers(logits: NDArray[np.float32], finite: bool | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

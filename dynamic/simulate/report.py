@@ -162,6 +162,33 @@ class SimulationReport:
         )
         return data | {"series": dict(self.series)} if series else data
 
+    def plot(self) -> Any:
+        """Draw latency, battery, temperature and accuracy over time, below each other.
+
+        It needs matplotlib, which the extra "plot" brings. What the device does not have is left out.
+
+        Returns:
+            An array of axes `[rows]`.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> report = dynamic.simulate.simulate(
+            ...     bundle.frontier,
+            ...     records,
+            ...     device=dynamic.simulate.device("laptop"),
+            ...     workload=dynamic.simulate.Constant(rate_hz=2, duration_s=30),
+            ...     policy=dynamic.BudgetPolicy(),
+            ...     budget=dynamic.Budget(),
+            ... )
+            >>> [axes.get_ylabel() for axes in report.plot()]
+            ['latency, p95 (ms)', 'battery', 'temperature (C)', 'accuracy of the point']
+        """
+        from dynamic import plot  # on first use: no simulation needs pictures
+
+        return plot(self)
+
     def __str__(self) -> str:
         lines = [f"simulated on {self.device} (a model, nothing measured there)"]
         lines += [f"  DOUBTFUL: {doubt}" for doubt in self.doubts]

@@ -49,6 +49,7 @@ NAMES = [
     "family",
     "fit",
     "load",
+    "plot",
     "recertify",
     "select_exits",
     "wrap",
