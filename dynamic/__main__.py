@@ -1,4 +1,4 @@
-"""`python -m dynamic build|certify|profile|export|run|simulate|record|doctor`."""
+"""`python -m dynamic build|certify|profile|export|run|simulate|report|record|doctor`."""
 
 import sys
 

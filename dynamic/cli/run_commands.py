@@ -113,7 +113,7 @@ def run(
         cpu_ms=cpu_ms,
     )
     bundle = dynamic.load(shelf)
-    items, stages = _items(bundle, shelf, inputs, split), [stage.name for stage in bundle.spec.stages]
+    items, stages = input_items(bundle, shelf, inputs, split), [stage.name for stage in bundle.spec.stages]
     latencies: list[float] = []
     right: list[bool] = []
     left_out: list[tuple[str, str]] = []  # file, why
@@ -172,23 +172,43 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Item:
-    """An input from a file. `read` gives what the runtime takes."""
+class InputItem:
+    """An input from a file.
+
+    Args:
+        name: Of the file, and of the line in it.
+        true_class: Its class, where the folder or the line gives it.
+        read: Gives what the runtime takes.
+    """
 
     name: str
     true_class: str | None
     read: Callable[[], Any]
 
 
-def _items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: str | None) -> list[_Item]:
+def input_items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: str | None) -> list[InputItem]:
+    """The inputs in files.
+
+    Args:
+        bundle: The bundle that will answer them.
+        shelf: Its folder, for messages.
+        paths: Files, folders and zips.
+        split: Of folders and zips, only what lies below a folder of this name. None: everything.
+
+    Returns:
+        The inputs, none of which is read yet.
+
+    Raises:
+        InputError: There are none, or this bundle takes no files.
+    """
     classes = bundle.classes or ()
     if bundle.preprocess is None:
         raise InputError(f"{shelf} was built with preprocess=None: files cannot become its inputs. Build it again")
     if isinstance(bundle.preprocess, TextPreprocess):
-        return [_Item(line.name, line.true_class, partial(str, line.text)) for line in text_lines(paths, classes)]
+        return [InputItem(line.name, line.true_class, partial(str, line.text)) for line in text_lines(paths, classes)]
     if isinstance(bundle.preprocess, SoundPreprocess):
         return [
-            _Item(recording.name, recording.folder if recording.folder in classes else None, recording.sound)
+            InputItem(recording.name, recording.folder if recording.folder in classes else None, recording.sound)
             for recording in find_recordings(paths, split)
         ]
     if not isinstance(bundle.preprocess, Preprocess):
@@ -199,7 +219,9 @@ def _items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: str | 
     converts = any(isinstance(step, (Gray, RGB)) for step in bundle.preprocess.steps)
     channels = None if converts else bundle.spec.inputs[0].shape[0]
     return [
-        _Item(picture.name, picture.folder if picture.folder in classes else None, partial(picture.pixels, channels))
+        InputItem(
+            picture.name, picture.folder if picture.folder in classes else None, partial(picture.pixels, channels)
+        )
         for picture in find_pictures(paths, split)
     ]
 
