@@ -47,6 +47,7 @@ from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
+from dynamic.policies.words.short_repr import short_repr
 from dynamic.storage.open_files import HeldFiles
 
 if TYPE_CHECKING:
@@ -109,6 +110,14 @@ class Bundle:
     def __str__(self) -> str:
         """The ladder as a table, which of its points are one network alone, and, once profiled, what they cost here."""
         return bundle_text(self)
+
+    def __repr__(self) -> str:
+        stages = ", ".join(stage.name for stage in self.spec.stages)
+        certified = "certified" if self.ladder.certified else "not certified"
+        points = f"{len(self.ladder.points)} points {certified}"
+        profiled = "not profiled" if self.costs is None else "profiled here"
+        folder = "not saved" if self.is_temporary else repr(str(self.folder))
+        return short_repr("Bundle", [folder, f"stages {stages}", points, f"{self.engine} {self.precision}", profiled])
 
     @cached_property
     def records(self) -> Records:

@@ -149,24 +149,24 @@ def report(
     """
     bundle = load(shelf)
     batches = None if images is None else _labelled(bundle, input_items(bundle, shelf, images, split))
-    made = bundle.report(out, eval_loader=batches, device=device, seed=seed)
-    for line in made.content.missing:
+    page = bundle.report(out, eval_loader=batches, device=device, seed=seed)
+    for line in page.content.missing:
         print(f"missing: {line}")
-    print(f"wrote {out}, {len(made.html) / 1e6:.1f} MB")
+    print(f"wrote {out}, {len(page.html) / 1e6:.1f} MB")
 
 
 def _labelled(bundle: Bundle, items: Sequence[InputItem]) -> list[tuple[list[Any], NDArray[np.int64]]]:
     """Batches of inputs whose class is known. InputError where there are none."""
-    known = [item for item in items if item.true_class is not None]
-    if not known or bundle.classes is None:
+    labelled = [item for item in items if item.true_class is not None]
+    if not labelled or bundle.classes is None:
         raise InputError(
             f"of {len(items)} inputs none lies in a folder that is named like a class of the bundle: "
             f"{', '.join(bundle.classes or ['it has no class names'])[:200]}"
         )
-    labels = np.array([bundle.classes.index(str(item.true_class)) for item in known], np.int64)
+    labels = np.array([bundle.classes.index(str(item.true_class)) for item in labelled], np.int64)
     return [
-        ([item.read() for item in known[start : start + _BATCH]], labels[start : start + _BATCH])
-        for start in range(0, len(known), _BATCH)
+        ([item.read() for item in labelled[start : start + _BATCH]], labels[start : start + _BATCH])
+        for start in range(0, len(labelled), _BATCH)
     ]
 
 

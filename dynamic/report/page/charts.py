@@ -15,6 +15,6 @@ def charts(content: Content) -> tuple[Chart, ...]:
     Returns:
         The charts, in the order of the page.
     """
-    made = [frontier_chart(content), exits_chart(content), classes_chart(content), costs_chart(content)]
-    made += [*stage_charts(content), *day_charts(content)]
-    return tuple(chart for chart in made if chart is not None)
+    drawn = [frontier_chart(content), exits_chart(content), classes_chart(content), costs_chart(content)]
+    drawn += [*stage_charts(content), *day_charts(content)]
+    return tuple(chart for chart in drawn if chart is not None)

@@ -100,7 +100,7 @@ def content_of(
     )
 
 
-def _missing(bundle: ReportedBundle, evidence: Evidence, given: bool) -> tuple[str, ...]:
+def _missing(bundle: ReportedBundle, evidence: Evidence, has_loader: bool) -> tuple[str, ...]:
     lines = []
     if bundle.costs is None:
         lines.append(
@@ -115,7 +115,7 @@ def _missing(bundle: ReportedBundle, evidence: Evidence, given: bool) -> tuple[s
             "Labels: the records have none for some inputs. What is called right here is agreement with the reference."
         )
     if not evidence.thumbnails:
-        remedy = "these inputs are no images" if given else "give images with eval_loader (on the shell --images)"
+        remedy = "these inputs are no images" if has_loader else "give images with eval_loader (on the shell --images)"
         lines.append(f"Example pictures: {remedy}.")
     if bundle.ladder.certificate is None or not bundle.ladder.certified:
         lines.append("Certificates: no bound stands behind the points. They are estimates.")

@@ -1,7 +1,7 @@
 """A day on a simulated device: requests by the time of day, other programs, warm hours, and a battery."""
 
 from bisect import bisect_right
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dynamic.policies.budget import Budget
@@ -128,7 +128,7 @@ def simulated_day(frontier: Frontier, records: Records, *, device: str, budget: 
         about="Most requests come at 14:00. Other programs take the processor for a quarter of the time. It is "
         f"{warm:.0f} C at 15:00 and {cool:.0f} C at 6:00. "
         + ("" if chosen.battery_mwh is None else f"The battery starts at {battery:.0%}, and the screen is off."),
-        budget=budget_text(budget),
+        budget=f"dynamic.{budget!r}",
         limit_ms=budget.latency_ms,
         requests=report.requests,
         answered=report.answered,
@@ -138,13 +138,6 @@ def simulated_day(frontier: Frontier, records: Records, *, device: str, budget: 
         changes=max(len(report.changes) - 1, 0),
         moments=tuple(moments),
     )
-
-
-def budget_text(budget: Budget) -> str:
-    """The limits of a budget as Python, what is as usual left out."""
-    usual = asdict(Budget())
-    given = ", ".join(f"{name}={value!r}" for name, value in asdict(budget).items() if value != usual[name])
-    return f"dynamic.Budget({given})"
 
 
 def _three_digits(value: float) -> float:

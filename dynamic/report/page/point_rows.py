@@ -10,7 +10,6 @@ from dynamic.policies.costing.costed_point import with_costs
 from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.ladder import Interval, Ladder, OperatingPoint
 from dynamic.policies.snapshot import Snapshot
-from dynamic.report.page.day import budget_text
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _up(value: float) -> float:
 
 
 def _budget_text(budget: Budget | None) -> str | None:
-    return None if budget is None else budget_text(budget)
+    return None if budget is None else f"dynamic.{budget!r}"
 
 
 def _threshold(value: float) -> str:

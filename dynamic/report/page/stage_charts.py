@@ -8,7 +8,7 @@ from dynamic.report.page.content import Content
 
 def stage_charts(content: Content) -> list[Chart]:
     """For each stage its scores before and after the temperature, and its reliability."""
-    made = []
+    drawn = []
     for stage in content.stages:
         for scaled, word in ((False, "before"), (True, "after")):
             bins = [asdict(row) for row in content.scores if row.stage == stage and row.scaled == scaled]
@@ -31,9 +31,11 @@ def stage_charts(content: Content) -> list[Chart]:
                 height=150,
             )
             title = f"{stage}: scores {word} temperature scaling"
-            made.append(Chart(f"scores-{stage}-{word}", title, spec, f"Histogram of {title}, right and wrong answers."))
-        made.append(_reliability(content, stage))
-    return made
+            drawn.append(
+                Chart(f"scores-{stage}-{word}", title, spec, f"Histogram of {title}, right and wrong answers.")
+            )
+        drawn.append(_reliability(content, stage))
+    return drawn
 
 
 def _reliability(content: Content, stage: str) -> Chart:
@@ -82,7 +84,7 @@ def day_charts(content: Content) -> list[Chart]:
         "accuracy": ("accuracy of the point", ".1%"),
         "load": ("load by others (cores in demand, as a share)", "~g"),
     }
-    made = []
+    drawn = []
     for name, (title, form) in figures.items():
         rows = [{"hour": moment.hour, "value": getattr(moment, name)} for moment in day.moments]
         if all(row["value"] is None for row in rows):
@@ -104,5 +106,5 @@ def day_charts(content: Content) -> list[Chart]:
             limit: Spec = {"type": "rule", "strokeDash": [4, 4], "color": WRONG}
             layers.append({"mark": limit, "encoding": {"y": {"datum": day.limit_ms}}})
         about = f"{title} over 24 simulated hours."
-        made.append(Chart(f"day-{name}", title, vega_lite(rows, layer=layers, height=110), about))
-    return made
+        drawn.append(Chart(f"day-{name}", title, vega_lite(rows, layer=layers, height=110), about))
+    return drawn

@@ -29,7 +29,7 @@ def _sentence(point: OperatingPoint) -> str:
     if point.name == "reference":
         what = "The last network alone, which drops are measured against."
     elif point.name == "best":
-        what = "The most accurate thresholds that were found where thresholds were chosen."
+        what = "The most accurate thresholds of the search."
         if point.bound is not None:
             what += f" The bound says how much they may lose after all: {risk}, at most {point.bound:.4g}."
     elif point.name == "cheapest":
