@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from dynamic.data.sound.recordings import find_recordings
 from dynamic.data.sound.sound_preprocess import SoundPreprocess
 from dynamic.data.text.text_files import text_lines
 from dynamic.data.text.text_preprocessing import TextPreprocess
-from dynamic.errors import InputError
+from dynamic.errors import InputError, SettingError
 from dynamic.policies.budget import check_on_drift
 from dynamic.progress import track
 from dynamic.report.run_tables import left_out_text, run_text
@@ -96,6 +97,9 @@ def run(
     idle: Idle = None,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
+    live: Annotated[
+        bool, typer.Option("--watch", help="Show a live view in place of the answers. Ctrl-C ends it with the summary.")
+    ] = False,
 ) -> None:
     """Run images, texts or sounds under a budget, one at a time.
 
@@ -112,51 +116,62 @@ def run(
         on_drift=check_on_drift(on_drift),
         cpu_ms=cpu_ms,
     )
+    if live and as_json:
+        raise SettingError("--watch shows a view for people: leave out --json, or --watch")
     bundle = dynamic.load(shelf)
     items, stages = input_items(bundle, shelf, inputs, split), [stage.name for stage in bundle.spec.stages]
     latencies: list[float] = []
     right: list[bool] = []
     left_out: list[tuple[str, str]] = []  # file, why
     point = ""
-    shown = None if quiet or not sys.stdout.isatty() else False  # a bar would break the lines
+    shown = False if live else None if quiet or not sys.stdout.isatty() else False  # a bar would break the lines
     with bundle.runtime(
         budget, engine=engine, **_without_none(threads=threads, options=_idle_options(idle))
     ) as runtime:
-        for item in track(items, "inference", len(items), shown):
-            try:
-                result = cast(Prediction, runtime(item.read()))  # one input gives one
-            except InputError as error:
-                left_out.append((item.name, error.reason if isinstance(error, PictureError) else str(error)))
-                if len(left_out) == len(items):  # nothing was answered
-                    if isinstance(error, PictureError):
-                        raise
-                    raise InputError(f"{item.name}: {error}") from error
-                continue
-            true_class = item.true_class
-            latencies.append(result.latency_ms)
-            if true_class is not None:
-                right.append(result.name == true_class)
-                runtime.feedback(result.id, true_class)
-            row = {
-                "file": item.name,
-                "class": true_class,
-                "label": result.label,
-                "name": result.name,
-                "probability": result.probability if result.label >= 0 else None,
-                "stage": stages[result.stage],
-                "latency_ms": result.latency_ms,
-                "point": result.decision.point.name,
-                "reason": result.decision.reason,
-                "certified": result.certified,
-            }
-            if as_json and not quiet:
-                print(json.dumps(row))
-            elif not quiet:
-                if row["point"] != point:
-                    point = result.decision.point.name
-                    print(f"# {row['reason']}")
-                answer = row["label"] if row["name"] is None else row["name"]
-                print(f"{row['file']}  {answer}  {result.probability:.3f}  {row['stage']}  {result.latency_ms:.2f} ms")
+        # the view ends before the summary, also after Ctrl-C
+        with (
+            dynamic.watch(runtime) if live else nullcontext() as view,
+            suppress(KeyboardInterrupt) if live else nullcontext(),
+        ):
+            for item in track(items, "inference", len(items), shown):
+                try:
+                    result = cast(Prediction, runtime(item.read()))  # one input gives one
+                except InputError as error:
+                    left_out.append((item.name, error.reason if isinstance(error, PictureError) else str(error)))
+                    if len(left_out) == len(items):  # nothing was answered
+                        if isinstance(error, PictureError):
+                            raise
+                        raise InputError(f"{item.name}: {error}") from error
+                    continue
+                if view is not None:
+                    view.add(result)
+                true_class = item.true_class
+                latencies.append(result.latency_ms)
+                if true_class is not None:
+                    right.append(result.name == true_class)
+                    runtime.feedback(result.id, true_class)
+                row = {
+                    "file": item.name,
+                    "class": true_class,
+                    "label": result.label,
+                    "name": result.name,
+                    "probability": result.probability if result.label >= 0 else None,
+                    "stage": stages[result.stage],
+                    "latency_ms": result.latency_ms,
+                    "point": result.decision.point.name,
+                    "reason": result.decision.reason,
+                    "certified": result.certified,
+                }
+                if as_json and not quiet:
+                    print(json.dumps(row))
+                elif not quiet and not live:
+                    if row["point"] != point:
+                        point = result.decision.point.name
+                        print(f"# {row['reason']}")
+                    answer = row["label"] if row["name"] is None else row["name"]
+                    print(
+                        f"{row['file']}  {answer}  {result.probability:.3f}  {row['stage']}  {result.latency_ms:.2f} ms"
+                    )
         stats = runtime.stats()
     if as_json:
         accuracy = float(np.mean(right)) if right else None
@@ -165,7 +180,7 @@ def run(
         beside["left_out"] = [{"file": name, "reason": reason} for name, reason in left_out]
         print(json.dumps({"summary": asdict(stats) | beside}))
     else:
-        print(run_text(stats, latencies, right, stages))
+        print(run_text(stats, latencies, right, stages) if latencies else "no input was answered")
         if left_out:
             print(left_out_text(left_out, len(items)))
         print(certificate_text(bundle.ladder))

@@ -52,6 +52,7 @@ NAMES = [
     "plot",
     "recertify",
     "select_exits",
+    "watch",
     "wrap",
 ]
 ROOMS = {

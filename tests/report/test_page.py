@@ -1,5 +1,7 @@
 """The page of a report: its numbers are those of the bundle, and nothing in it asks for a network."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -12,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 import vl_convert
+from PIL import Image
 from torch import nn
 
 import dynamic
 from dynamic.errors import InputError
 from dynamic.policies import BudgetPolicy, replay
 from dynamic.report.page.charts import charts
+from dynamic.report.page.evidence import evidence_of
 from dynamic.report.page.page import Report
 
 CLASSES = ("north", "east <&>", "south", "west")
@@ -197,7 +201,13 @@ def test_pictures_come_from_the_loader(bundle: dynamic.Bundle) -> None:
     (reference, *_) = report.content.answers
     examples = [one for stage in reference.stages for one in (*stage.easy, *stage.hard)]
     assert examples
-    assert all(one.picture is not None and one.picture.startswith("data:image/png;base64,") for one in examples)
+    assert {one.record for one in examples} <= set(report.content.pictures)
+    for number, uri in report.content.pictures.items():
+        image = Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
+        gray = np.asarray(image.convert("L"), np.float64)
+        assert image.size == (4, 4)
+        assert np.corrcoef(gray.ravel(), x[number, 0].numpy().ravel())[0, 1] > 0.9
+    assert f'data-picture="{examples[0].record}"' in report.html
     assert all(one.truth == CLASSES[int(y[one.record])] for one in examples)
     last = reference.stages[-1]
     assert min(one.score for one in last.easy) >= max(one.score for one in last.hard)
@@ -238,3 +248,17 @@ def test_the_command_writes_the_page(bundle: dynamic.Bundle, tmp_path: Path) -> 
     assert (tmp_path / "out.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     files = CliRunner().invoke(app, ["report", str(tmp_path / "shelf"), "--images", str(tmp_path)])
     assert isinstance(files.exception, InputError)  # this bundle has no preprocessing, so it takes no files
+
+
+def test_many_large_pictures_leave_the_page_small(bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = _inputs(120, 4)
+    evidence = evidence_of(bundle, [(x, y.numpy())], False)
+    noise = np.random.default_rng(0).integers(0, 256, (120, 64, 64, 3), dtype=np.uint8)  # nothing packs it
+    large = replace(evidence, thumbnails=tuple(noise))
+    monkeypatch.setattr("dynamic.report.page.content.evidence_of", lambda *_: large)
+    monkeypatch.setattr("dynamic.report.page.content._PICTURE_BYTES", 50_000)
+    report = bundle.report(progress=False)
+    assert 0 < sum(map(len, report.content.pictures.values())) <= 50_000
+    assert any("are left out to keep the page small" in line for line in report.content.missing)
+    shown = re.findall(r'data-picture="(\d+)"', report.html)
+    assert {int(number) for number in shown} == set(report.content.pictures)

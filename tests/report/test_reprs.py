@@ -50,6 +50,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "certificate": certificate,
         "exits": net.exits,
         "simulation": serve(Constant(2, 20)),
+        "device": dynamic.simulate.device("mid-range-phone"),
         "ladder with a certificate": replace(bundle.ladder, certificate=certificate),
     }
 

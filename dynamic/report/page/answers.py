@@ -17,10 +17,9 @@ _PAIRS, _WRONG, _CLASSES = 8, 8, 40  # rows of a point that are shown
 
 @dataclass(frozen=True)
 class Example:
-    """One input: its picture, its class, the answer, and the score at its exit."""
+    """One input: its number, its class, the answer, and the score at its exit."""
 
     record: int
-    picture: str | None
     truth: str
     answer: str
     score: float
@@ -177,7 +176,6 @@ class _PointReader:
         return tuple(
             Example(
                 int(i),
-                self._evidence.picture(int(i)),
                 self._name(self._evidence.truth[i]),
                 self._name(self._run.prediction[i]),
                 float(np.nan_to_num(self._run.score[i])),

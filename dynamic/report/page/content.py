@@ -1,6 +1,6 @@
 """Everything that a report shows, as data: what a bundle holds, and what follows from its records and costs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from dynamic.report.page.stage_figures import (
 )
 from dynamic.report.reported_bundle import ReportedBundle
 
+_PICTURE_BYTES = 1_200_000  # in all: a page stays below 3 MB
+
 
 @dataclass(frozen=True)
 class Content:
@@ -39,6 +41,7 @@ class Content:
         points: The operating points.
         alone: Each stage alone. Empty: not profiled.
         answers: The answers of each point.
+        pictures: Pictures of the inputs that `answers` names, as data URIs by their number.
         stage_costs: Costs of each stage. Empty: not profiled.
         scores: Histograms of scores.
         reliability: Reliability of each stage.
@@ -57,6 +60,7 @@ class Content:
     points: tuple[PointRow, ...]
     alone: tuple[Alone, ...]
     answers: tuple[PointAnswers, ...]
+    pictures: Mapping[int, str]
     stage_costs: tuple[StageCost, ...]
     scores: tuple[ScoreBin, ...]
     reliability: tuple[ReliabilityBin, ...]
@@ -78,6 +82,8 @@ def content_of(
     ladder, frontier = bundle.ladder, None if bundle.costs is None else bundle.frontier
     evidence = evidence_of(bundle, eval_loader, progress)
     bins, errors = reliability(ladder, evidence)
+    answers = point_answers(ladder, evidence, bundle.classes)
+    pictures, left_out = _pictures(answers, evidence)
     return Content(
         engine=f"{bundle.engine} {bundle.precision}",
         machine=None if bundle.costs is None else f"{bundle.costs.machine}, {bundle.costs.threads} threads",
@@ -88,7 +94,8 @@ def content_of(
         certificate=certificate_text(ladder),
         points=point_rows(ladder, frontier, point_sentences(ladder)),
         alone=() if frontier is None else tuple(networks_alone(frontier, bundle.records)),
-        answers=point_answers(ladder, evidence, bundle.classes),
+        answers=answers,
+        pictures=pictures,
         stage_costs=() if bundle.costs is None else stage_costs(bundle.costs, ladder),
         scores=score_bins(ladder, evidence),
         reliability=bins,
@@ -96,8 +103,28 @@ def content_of(
         day=None
         if frontier is None
         else simulated_day(frontier, evidence.records, device=device, budget=budget, seed=seed),
-        missing=_missing(bundle, evidence, eval_loader is not None),
+        missing=(*_missing(bundle, evidence, eval_loader is not None), *left_out),
     )
+
+
+def _pictures(answers: Iterable[PointAnswers], evidence: Evidence) -> tuple[dict[int, str], list[str]]:
+    """The pictures of examples, each once, and a message where not all of them fit."""
+    pictures: dict[int, str] = {}
+    if not evidence.thumbnails:
+        return pictures, []
+    room, left_out = _PICTURE_BYTES, set()
+    for own in answers:
+        for one in (*own.wrong, *(example for stage in own.stages for example in (*stage.easy, *stage.hard))):
+            if one.record in pictures or one.record in left_out:
+                continue
+            picture = evidence.picture(one.record)
+            if len(picture) <= room:
+                pictures[one.record] = picture
+                room -= len(picture)
+            else:
+                left_out.add(one.record)
+    words = f"Example pictures: {len(left_out)} of {len(pictures) + len(left_out)} are left out to keep the page small."
+    return pictures, [words] if left_out else []
 
 
 def _missing(bundle: ReportedBundle, evidence: Evidence, has_loader: bool) -> tuple[str, ...]:

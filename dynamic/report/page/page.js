@@ -70,6 +70,8 @@ for (const input of document.querySelectorAll("input[name=point]")) {
 const hour = document.getElementById("hour");
 if (hour) hour.addEventListener("input", () => scrub(Number(hour.value)));
 
+for (const image of document.querySelectorAll("[data-picture]")) image.src = content.pictures[image.dataset.picture];
+
 const places = [...document.querySelectorAll("[data-chart]")];
 const drawAll = () => Promise.all(places.map(draw));
 dark.addEventListener("change", drawAll);

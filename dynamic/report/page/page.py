@@ -86,7 +86,7 @@ def report_of(
 def page_of(content: Content) -> str:
     """The page of these figures."""
     every = charts(content)
-    return _template().render(
+    page: str = _template().render(
         content=content,
         charts={chart.key: chart for chart in every},
         stage_charts=[_charts_of(stage, every) for stage in content.stages],
@@ -97,6 +97,7 @@ def page_of(content: Content) -> str:
         js=(_HERE / "page.js").read_text(encoding="utf-8"),
         vega=vega_bundle(),
     )
+    return page
 
 
 def _charts_of(stage: str, every: Iterable[Chart]) -> list[Chart]:
@@ -111,7 +112,7 @@ def vega_bundle() -> str:
         import vl_convert
     except ModuleNotFoundError as error:
         raise with_remedy(error, "a report") from error
-    script: str = vl_convert.javascript_bundle()
+    script: str = vl_convert.javascript_bundle(None)
     return script.replace("</script", "<\\/script")
 
 

@@ -25,7 +25,7 @@ def frontier_chart(content: Content) -> Chart | None:
     right = f"datum.ms > {(min(row['ms'] or 0 for row in rows) + max(row['ms'] or 0 for row in rows)) / 2}"
     x = axis("ms", "mean latency of one input (ms)", zero=False, padding=20)
     y = axis("mid", content.accuracy_word, zero=False, format=".1%")
-    color = {"field": "kind", "type": "nominal", "title": None, "scale": {"domain": list(KINDS)}}
+    color: Spec = {"field": "kind", "type": "nominal", "title": None, "scale": {"domain": list(KINDS)}}
     color["legend"] = {"orient": "top", "columns": 1, "labelLimit": 300}
     tip = tips({"name": "name", "ms": "mean ms", "mid": "accuracy", "low": "95% low", "high": "95% high"})
     layers: list[Spec] = [

@@ -117,7 +117,7 @@ def _up(value: float) -> float:
     if value <= 0:
         return 0.0
     digits = 3 - math.floor(math.log10(value))
-    return round(math.ceil(value * 10**digits - 1e-9) / 10**digits, max(digits, 0))
+    return math.ceil(value * 10.0**digits - 1e-9) / 10.0**digits
 
 
 def _budget_text(budget: Budget | None) -> str | None:

@@ -112,7 +112,7 @@ def score_bins(ladder: Ladder, evidence: Evidence) -> tuple[ScoreBin, ...]:
 
 def _edges(ladder: Ladder, classes: int) -> NDArray[np.float64]:
     if ladder.score == "patience":
-        return np.arange(len(ladder.stage_names) + 1) - 0.5
+        return np.arange(len(ladder.stage_names) + 1, dtype=np.float64) - np.float64(0.5)
     low, high = (-math.log(classes), 0.0) if ladder.score == "negative_entropy" else (0.0, 1.0)
     return np.linspace(low - 1e-6, high + 1e-6, _BINS + 1)  # float32 rounds scores a little outside
 
