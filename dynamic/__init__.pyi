@@ -35,6 +35,8 @@ from dynamic.policies.ladder import Ladder as Ladder
 from dynamic.policies.ladder import OperatingPoint as OperatingPoint
 from dynamic.policies.records import Records as Records
 from dynamic.policies.snapshot import Snapshot as Snapshot
+from dynamic.report.live_view import watch as watch
+from dynamic.report.pictures import plot as plot
 from dynamic.runtime.decisions.decision_log import Change as Change
 from dynamic.runtime.drift.streams import DriftOptions as DriftOptions
 from dynamic.runtime.result import BatchResult as BatchResult

@@ -1,4 +1,4 @@
-"""`python -m dynamic build|certify|profile|export|run|serve|simulate|record|doctor`."""
+"""`python -m dynamic build|certify|profile|export|run|serve|simulate|report|record|doctor`."""
 
 import sys
 

@@ -8,12 +8,14 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "PIL": ("Pillow", "images"),
         "bitarray": ("bitarray", "build"),
+        "jinja2": ("Jinja2", "plot"),
         "matplotlib": ("matplotlib", "plot"),
         "grpc": ("grpcio", "serve"),
         "onnx": ("onnx", "onnx"),
         "onnxscript": ("onnxscript", "build"),
         "openvino": ("openvino", "openvino"),
         "prometheus_client": ("prometheus_client", "serve"),
+        "rich": ("rich", "cli"),
         "safetensors": ("safetensors", "build"),
         "sklearn": ("scikit-learn", "examples"),
         "starlette": ("starlette", "serve"),
@@ -24,6 +26,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "tqdm": ("tqdm", "cli"),
         "typer": ("typer", "cli"),
         "uvicorn": ("uvicorn", "serve"),
+        "vl_convert": ("vl-convert-python", "plot"),
     }
 )
 

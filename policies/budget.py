@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from dynamic.policies.errors import BudgetError
 from dynamic.policies.validation.numbers import plain
+from dynamic.policies.words.short_repr import fields_repr
 
 OnDrift = Literal["safest", "report"]
 # the limit that is violated last comes first
@@ -83,6 +84,9 @@ class Budget:
         _check("temperature_c", self.temperature_c, _COLDEST_C, _HOTTEST_C, "degrees Celsius")
         check_on_drift(self.on_drift)
         object.__setattr__(self, "priority", _ordered(self.priority))
+
+    def __repr__(self) -> str:
+        return fields_repr(self)
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON types."""

@@ -9,6 +9,7 @@ from typing import Any
 from dynamic.policies.costing.size_costs import TABLES, SizeCosts, between, check_size, check_sizes
 from dynamic.policies.errors import CorruptError, InputError, SchemaError
 from dynamic.policies.validation.fields import MOST, items, mapping, maybe, number, text, whole
+from dynamic.policies.words.short_repr import short_repr
 
 SCHEMA = 1
 _MOST_ROWS = 2**31  # in a batch
@@ -106,6 +107,12 @@ class Costs:
                 raise InputError(f"{name} must have a row for each stage and a column for each batch size")
         check_sizes(self.size, self.sizes, len(self.latency_ms), len(self.batch))
         self._check_figures()
+
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{row[0]:.3f}" for row in self.latency_ms)
+        memory = f"{sum(self.memory_mb):.1f} MB"
+        ran = f"{self.engine} {self.precision}, {self.threads} threads"
+        return short_repr("Costs", [f"stages {stages} ms at batch {self.batch[0]}", memory, ran, repr(self.machine)])
 
     def _check_figures(self) -> None:
         """Raise InputError on a figure that no device has: NaN, infinite, negative."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 from dynamic.policies.budget import Budget
 from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
+from dynamic.policies.words.short_repr import short_repr, wrapped
 
 
 class Sentence:
@@ -53,6 +54,13 @@ class Decision:
     keep_loaded: frozenset[int] | None = None
     slowdown: float = 1.0
     one_request_only: bool = False
+
+    def __str__(self) -> str:
+        return wrapped(str(self.reason))
+
+    def __repr__(self) -> str:
+        violated = f", violates {', '.join(self.violated_limits)}" if self.violated_limits else ""
+        return short_repr("Decision", [f"{self.point.name!r}{violated}", f"reason={self.reason!r}"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dynamic.policies.costing.costed_point import CostedPoint, energy_mj, processor_ms, row_mb, with_costs
 from dynamic.policies.costing.dominance import rank_within_noise, remove_dominated
@@ -13,6 +13,8 @@ from dynamic.policies.costs import Costs
 from dynamic.policies.errors import InputError
 from dynamic.policies.fast_paths import Rank
 from dynamic.policies.ladder import Ladder
+from dynamic.policies.words.short_repr import short_repr
+from dynamic.policies.words.tables import table
 
 __all__ = ["SPREADS", "CostedPoint", "Frontier"]
 
@@ -83,6 +85,49 @@ class Frontier:
             for at_size in (costs, *(costs.at_size(other.size) for other in costs.sizes))
         )
         return cls(ladder, costs, remove_dominated(points, costs.noise, others))
+
+    def __str__(self) -> str:
+        """What the points cost at the smallest batch."""
+        kinds = {point.operating_point.kind for point in self.points}
+        head = ("point", f"{' or '.join(sorted(kinds))} <=", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB")
+        rows = (
+            (
+                p.name,
+                "no" if p.bound is None else f"{p.bound:.4g}",
+                f"{p.accuracy.mid:.4f}",
+                *(f"{ms:.3f}" for ms in (p.mean_ms[0], p.p95_ms[0], p.cpu_ms[0])),
+                f"{p.memory_mb:.1f}",
+            )
+            for p in self.points
+        )
+        return table(head, rows)
+
+    def __repr__(self) -> str:
+        names = ", ".join(point.name for point in self.points)
+        of = f"{len(self.points)} of {len(self.ladder.points)} points: {names}"
+        return short_repr("Frontier", [of, f"{self.costs.engine} {self.costs.precision}"])
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw accuracy against mean latency, with 95% intervals of the accuracy.
+
+        It needs matplotlib, which the extra "plot" brings.
+
+        Args:
+            axes: Axes of matplotlib to draw into. None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> frontier.plot().get_ylabel()
+            'accuracy'
+        """
+        from dynamic import plot  # on first use: the core knows no pictures
+
+        return plot(self, axes)
 
     def recost(self, costs: Costs) -> "Frontier":
         """Return a frontier of the same ladder with other costs. Certificates still hold.

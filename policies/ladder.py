@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 from dynamic.policies.errors import CorruptError, SchemaError
 from dynamic.policies.scores import Combination, Score, ScoreBins, check_combination, check_score
 from dynamic.policies.validation.fields import flag, fraction, items, mapping, maybe, number, text, whole, word
+from dynamic.policies.words.short_repr import fields_repr, short_repr
+from dynamic.policies.words.tables import table
 
 SCHEMA = 1
 RiskName = Literal["drop", "harm", "disagreement", "error"]  # see `dynamic.policies.certification.risks`
@@ -85,6 +87,15 @@ class OperatingPoint:
     def __post_init__(self) -> None:
         object.__setattr__(self, "accuracy", Interval(*self.accuracy))
 
+    def __repr__(self) -> str:
+        shares = " ".join(f"{share:.0%}" for share in self.shares)
+        return short_repr("OperatingPoint", [*self.words(), f"exits {shares}"])
+
+    def words(self) -> list[str]:
+        """Its name, what is certified of it, and its accuracy or agreement, as a person reads them."""
+        bound = "not certified" if self.bound is None else f"{self.kind} <= {self.bound:.4g}"
+        return [repr(self.name), bound, f"{'agreement' if self.drop is None else 'accuracy'} {self.accuracy.mid:.4f}"]
+
     @property
     def promised_drop(self) -> float:
         """The drop that a budget may count on: the bound, or at least the measured risk where there is none.
@@ -116,6 +127,9 @@ class Missing:
     needed: int | None
     likely: int | None = None
 
+    def __repr__(self) -> str:
+        return fields_repr(self)
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -144,6 +158,9 @@ class Certificate:
     date: str
     missing: tuple[Missing, ...] = ()
     batch: int | None = None
+
+    def __repr__(self) -> str:
+        return fields_repr(self)
 
 
 @dataclass(frozen=True)
@@ -182,6 +199,52 @@ class Ladder:
     scores: tuple[ScoreBins, ...] = ()
     floor: float | None = None
     left_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Every point with what is certified of it, its measured figures and its exits."""
+        risk = self.points[0].kind if self.certificate is None else self.certificate.risk
+        labelled = all(point.drop is not None for point in self.points)
+        accuracy = "accuracy" if labelled else "agreement"
+        head = ("point", f"{risk} <=", "measured", accuracy, "95% interval", "exits by stage")
+        rows = (
+            (
+                point.name,
+                "no" if point.bound is None else f"{point.bound:.4g}",
+                f"{point.risk:.4f}",
+                f"{point.accuracy.mid:.4f}",
+                f"{point.accuracy.low:.4f}-{point.accuracy.high:.4f}",
+                " ".join(f"{share:4.0%}" for share in point.shares),
+            )
+            for point in self.points
+        )
+        return table(head, rows, text_last=True)
+
+    def __repr__(self) -> str:
+        state = "certified" if self.certified else "not certified"
+        names = ", ".join(point.name for point in self.points)
+        return short_repr("Ladder", [f"{len(self.points)} points: {names}", state, f"score {self.score}"])
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the points: their accuracy, and the share of inputs that exit at each stage.
+
+        It needs matplotlib, which the extra "plot" brings.
+
+        Args:
+            axes: Axes of matplotlib to draw into. None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> len(ladder.plot().containers) == len(ladder.stage_names)
+            True
+        """
+        from dynamic import plot  # on first use: the core knows no pictures
+
+        return plot(self, axes)
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON types. Infinite thresholds are "inf" and "-inf"."""

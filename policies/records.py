@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dynamic.policies.errors import CalibrationError, CorruptError, InputError, SettingError
 from dynamic.policies.validation.array_files import read_arrays, write_arrays
 from dynamic.policies.validation.fields import flag, items, number, text, whole
+from dynamic.policies.words.short_repr import short_repr
 
 SEARCH, CERTIFY = 0, 1
 UNKNOWN = -1  # the label of an input that nobody was asked about
@@ -78,6 +79,13 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.logits)
+
+    def __repr__(self) -> str:
+        count, stages, classes = self.logits.shape
+        labels = 0 if self.label is None else int((self.label != UNKNOWN).sum())
+        words = {count: "all labelled", 0: "no labels"}.get(labels, f"{labels} labelled")
+        part = f"{int((self.part == CERTIFY).sum())} certify"
+        return short_repr("Records", [f"{count} inputs", f"{stages} stages", f"{classes} classes", words, part])
 
     @property
     def stages(self) -> int:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from dynamic.policies.words.short_repr import fields_repr
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -58,3 +60,6 @@ class Snapshot:
     queue_length: int | None = None
     servers: int | None = None
     size: int | None = None
+
+    def __repr__(self) -> str:
+        return fields_repr(self)

@@ -47,10 +47,12 @@ from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
+from dynamic.policies.words.short_repr import short_repr
 from dynamic.storage.open_files import HeldFiles
 
 if TYPE_CHECKING:
     from dynamic.policies.decision import Policy
+    from dynamic.report.page.page import Report
     from dynamic.runtime.decisions.decision_log import OnChange
     from dynamic.runtime.decisions.device_reading import HasLatest
     from dynamic.runtime.drift.streams import DriftOptions
@@ -108,6 +110,14 @@ class Bundle:
     def __str__(self) -> str:
         """The ladder as a table, which of its points are one network alone, and, once profiled, what they cost here."""
         return bundle_text(self)
+
+    def __repr__(self) -> str:
+        stages = ", ".join(stage.name for stage in self.spec.stages)
+        certified = "certified" if self.ladder.certified else "not certified"
+        points = f"{len(self.ladder.points)} points {certified}"
+        profiled = "not profiled" if self.costs is None else "profiled here"
+        folder = "not saved" if self.is_temporary else repr(str(self.folder))
+        return short_repr("Bundle", [folder, f"stages {stages}", points, f"{self.engine} {self.precision}", profiled])
 
     @cached_property
     def records(self) -> Records:
@@ -577,6 +587,75 @@ class Bundle:
             on_change=on_change,
             fallback=fallback,
         )
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw accuracy against latency: the points of the cascade, and each network alone.
+
+        Before `profile` it draws the ladder. It needs matplotlib, which the extra "plot" brings.
+
+        Args:
+            axes: Axes of matplotlib to draw into. None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> axes = bundle.plot()
+            >>> axes.get_xlabel()
+            'mean latency of one input (ms)'
+        """
+        from dynamic.report.pictures import plot
+
+        return plot(self, axes)
+
+    def report(
+        self,
+        path: str | Path | None = None,
+        *,
+        eval_loader: Iterable[Any] | None = None,
+        device: str = "mid-range-phone",
+        budget: Budget | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> "Report":
+        """Make one page of HTML about this bundle, which a browser opens without a network.
+
+        It shows accuracy against latency, where inputs exit, what the cascade gets wrong that the reference gets right,
+        scores, the costs of stages, a budget for each point, and a simulated day. What it cannot show it says. It needs
+        the extra "plot".
+
+        Args:
+            path: The file to write. None: none, see `Report.save`. A notebook shows the report.
+            eval_loader: Batches of `(inputs, labels)` to measure answers on, inputs as `run` takes them. Where they are
+                images, the page shows some. None: the calibration records that chose nothing.
+            device: A simulated device, see `dynamic.simulate.devices`.
+            budget: The budget of the simulated day. None: one whose limit of latency binds.
+            seed: Seed of the simulated day.
+            progress: Show a progress bar on stderr. None: where that is a terminal.
+
+        Returns:
+            The report.
+
+        Raises:
+            InputError: Inputs or labels do not fit the bundle.
+            SettingError: There is no such device.
+            DiskError: The disk refuses.
+            ModuleNotFoundError: A package is missing. The message names the extra.
+
+        Example:
+            >>> report = bundle.report("report.html", progress=False)
+            >>> [row.name for row in report.content.points] == [point.name for point in ladder.points]
+            True
+        """
+        from dynamic.report.page.page import report_of
+
+        report = report_of(self, eval_loader, device=device, budget=budget, seed=seed, progress=progress)
+        if path is not None:
+            report.save(path)
+        return report
 
     def with_costs(self, costs: Costs, forced: str | None) -> "Bundle":
         """This bundle with other costs.

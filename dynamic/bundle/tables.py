@@ -1,22 +1,15 @@
 """Bundles, ladders and costs as text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from dynamic.bundle.contract import DeployedBundle
 from dynamic.policies.certification.certificates import shortage
+from dynamic.policies.certification.ladders.point_sentences import point_sentences
 from dynamic.policies.costs import Costs
 from dynamic.policies.frontier import Frontier
-from dynamic.policies.ladder import Ladder, OperatingPoint
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns in line: the first to the left, the others to the right."""
-    lines = [tuple(head), *(tuple(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
-        for line in lines
-    )
+from dynamic.policies.ladder import Ladder
+from dynamic.policies.words.short_repr import wrapped
+from dynamic.policies.words.tables import table
 
 
 def bundle_text(bundle: DeployedBundle) -> str:
@@ -26,43 +19,18 @@ def bundle_text(bundle: DeployedBundle) -> str:
     here = "no costs for this machine yet: bundle.profile() measures them"
     if bundle.costs is not None:
         missing = ", ".join(bundle.costs.not_measured) or "nothing is left out"
-        here = f"{machine_text(bundle.costs)}. Not measured: {missing}\n{points_text(bundle.frontier)}"
+        here = wrapped(f"{machine_text(bundle.costs)}. Not measured: {missing}", "    ")
+        here += f"\n{points_text(bundle.frontier)}"
     about = f"bundle in {bundle.folder}, for {bundle.engine} {bundle.precision}"
-    return f"{about}\n{ladder_text(bundle.ladder)}{static}\n\n{here}"
+    return f"{about}\n{ladder_text(bundle.ladder)}{wrapped(static, '    ')}\n\n{here}"
 
 
 def ladder_text(ladder: Ladder) -> str:
-    """Every point with its target, its measured figures and its exits, and what the bounds rest on."""
-    certificate = ladder.certificate
-    risk = "drop" if certificate is None else certificate.risk
-    labelled = all(point.drop is not None for point in ladder.points)
-    head = (
-        "point",
-        "certified",
-        f"measured {risk}",
-        "accuracy" if labelled else "agreement",
-        "95% interval",
-        "leaving at each stage",
-    )
-    rows = (
-        (
-            point.name,
-            certified_text(point),
-            f"{point.risk:.4f}",
-            f"{point.accuracy.mid:.4f}",
-            f"{point.accuracy.low:.4f}-{point.accuracy.high:.4f}",
-            " ".join(f"{share:4.0%}" for share in point.shares),
-        )
-        for point in ladder.points
-    )
+    """Every point with its target, its measured figures, its exits and a sentence, and what the bounds rest on."""
+    sentences = [wrapped(f"{name}: {words}", "    ") for name, words in point_sentences(ladder).items()]
     floor = [] if ladder.floor is None else [f"floor of accuracy {ladder.floor:.4f}: no point is below it"]
-    lines = [f"stages: {', '.join(ladder.stage_names)}", table(head, rows), *floor, *ladder.left_out]
-    return "\n".join([*lines, certificate_text(ladder)])
-
-
-def certified_text(point: OperatingPoint) -> str:
-    """What is certified of a point."""
-    return "no" if point.bound is None else f"{point.kind} <= {point.bound:g}"
+    about = [f"stages: {', '.join(ladder.stage_names)}", *floor, *ladder.left_out]
+    return "\n".join([str(ladder), *sentences, wrapped("\n".join(about), "    "), certificate_text(ladder)])
 
 
 def certificate_text(ladder: Ladder) -> str:
@@ -86,7 +54,7 @@ def certificate_text(ladder: Ladder) -> str:
         lines = [f"NOT CERTIFIED: points were chosen and measured, and no bound stands behind them. On {on}"]
     if certificate.missing:
         lines.append(f"not certified: {shortage(certificate)}")
-    return "\n".join(lines)
+    return wrapped("\n".join(lines), "    ")
 
 
 def costs_text(bundle: DeployedBundle, costs: Costs) -> str:
@@ -99,17 +67,18 @@ def costs_text(bundle: DeployedBundle, costs: Costs) -> str:
         for k, size in enumerate(costs.batch)
     )
     last = {stage.backbone: stage.name for stage in stages}  # a backbone is named like its last stage
+    overheads = [f"{ms:.3f} ms at {k}" for ms, k in zip(costs.call_ms, costs.batch, strict=True)]
+    memory = [f"{last[b]} {mb:.1f} MB" for b, mb in enumerate(costs.memory_mb)]
     return "\n".join(
         [
             machine_text(costs),
             "",
             table(("stage", "batch", "median ms", "p95 ms", "head ms", "CPU-ms"), rows),
             "",
-            "overhead of a request: "
-            + ", ".join(f"{ms:.3f} ms at {k}" for ms, k in zip(costs.call_ms, costs.batch, strict=True)),
-            "resident memory: " + ", ".join(f"{last[b]} {mb:.1f} MB" for b, mb in enumerate(costs.memory_mb)),
+            wrapped("overhead of a request: " + ", ".join(overheads), "    "),
+            wrapped("resident memory: " + ", ".join(memory), "    "),
             *sizes_text(costs, [stage.name for stage in stages]),
-            f"not measured: {', '.join(costs.not_measured) or 'nothing is left out'}",
+            wrapped(f"not measured: {', '.join(costs.not_measured) or 'nothing is left out'}", "    "),
             "",
             points_text(bundle.frontier),
             certificate_text(bundle.ladder),
@@ -142,17 +111,6 @@ def machine_text(costs: Costs) -> str:
 
 def points_text(frontier: Frontier) -> str:
     """What the points cost that are worth it on this machine, at the smallest batch, and what makes that doubtful."""
-    points = (
-        (
-            p.name,
-            certified_text(p.operating_point),
-            f"{p.accuracy.mid:.4f}",
-            *(f"{ms:.3f}" for ms in (p.mean_ms[0], p.p95_ms[0], p.cpu_ms[0])),
-            f"{p.memory_mb:.1f}",
-        )
-        for p in frontier.points
-    )
-    head = ("point", "certified", "accuracy", "mean ms", "p95 ms", "CPU-ms", "MB")
     doubts = "".join(f"DOUBTFUL: {doubt}\n" for doubt in frontier.costs.doubts)
     words = f"the reference, and points that no other beats here, at batch {frontier.costs.batch[0]}"
-    return f"{doubts}{words}:\n{table(head, points)}"
+    return f"{wrapped(f'{doubts}{words}:', '    ')}\n{frontier}"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from dynamic.bundle.bundle_reader import read
 from dynamic.bundle.requirements import unmet_needs
-from dynamic.bundle.tables import table
 from dynamic.cli.diagnosis import Diagnosis, SensorState, diagnose
 from dynamic.policies.errors import DynamicError
+from dynamic.policies.words.tables import table
 
 
 @dataclass(frozen=True)

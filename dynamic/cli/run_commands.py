@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from dynamic.data.sound.recordings import find_recordings
 from dynamic.data.sound.sound_preprocess import SoundPreprocess
 from dynamic.data.text.text_files import text_lines
 from dynamic.data.text.text_preprocessing import TextPreprocess
-from dynamic.errors import InputError
+from dynamic.errors import InputError, SettingError
 from dynamic.policies.budget import check_on_drift
 from dynamic.progress import track
 from dynamic.report.run_tables import left_out_text, run_text
@@ -89,6 +90,9 @@ def run(
     idle: Idle = None,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
+    live: Annotated[
+        bool, typer.Option("--watch", help="Show a live view in place of the answers. Ctrl-C ends it with the summary.")
+    ] = False,
 ) -> None:
     """Run images, texts or sounds under a budget, one at a time.
 
@@ -105,51 +109,62 @@ def run(
         on_drift=check_on_drift(on_drift),
         cpu_ms=cpu_ms,
     )
+    if live and as_json:
+        raise SettingError("--watch shows a view for people: leave out --json, or --watch")
     bundle = dynamic.load(shelf)
-    items, stages = _items(bundle, shelf, inputs, split), [stage.name for stage in bundle.spec.stages]
+    items, stages = input_items(bundle, shelf, inputs, split), [stage.name for stage in bundle.spec.stages]
     latencies: list[float] = []
     right: list[bool] = []
     left_out: list[tuple[str, str]] = []  # file, why
     point = ""
-    shown = None if quiet or not sys.stdout.isatty() else False  # a bar would break the lines
+    shown = False if live else None if quiet or not sys.stdout.isatty() else False  # a bar would break the lines
     with bundle.runtime(
         budget, engine=engine, **_without_none(threads=threads, options=_idle_options(idle))
     ) as runtime:
-        for item in track(items, "inference", len(items), shown):
-            try:
-                result = cast(Prediction, runtime(item.read()))  # one input gives one
-            except InputError as error:
-                left_out.append((item.name, error.reason if isinstance(error, PictureError) else str(error)))
-                if len(left_out) == len(items):  # nothing was answered
-                    if isinstance(error, PictureError):
-                        raise
-                    raise InputError(f"{item.name}: {error}") from error
-                continue
-            true_class = item.true_class
-            latencies.append(result.latency_ms)
-            if true_class is not None:
-                right.append(result.name == true_class)
-                runtime.feedback(result.id, true_class)
-            row = {
-                "file": item.name,
-                "class": true_class,
-                "label": result.label,
-                "name": result.name,
-                "probability": result.probability if result.label >= 0 else None,
-                "stage": stages[result.stage],
-                "latency_ms": result.latency_ms,
-                "point": result.decision.point.name,
-                "reason": result.decision.reason,
-                "certified": result.certified,
-            }
-            if as_json and not quiet:
-                print(json.dumps(row))
-            elif not quiet:
-                if row["point"] != point:
-                    point = result.decision.point.name
-                    print(f"# {row['reason']}")
-                answer = row["label"] if row["name"] is None else row["name"]
-                print(f"{row['file']}  {answer}  {result.probability:.3f}  {row['stage']}  {result.latency_ms:.2f} ms")
+        # the view ends before the summary, also after Ctrl-C
+        with (
+            dynamic.watch(runtime) if live else nullcontext() as view,
+            suppress(KeyboardInterrupt) if live else nullcontext(),
+        ):
+            for item in track(items, "inference", len(items), shown):
+                try:
+                    result = cast(Prediction, runtime(item.read()))  # one input gives one
+                except InputError as error:
+                    left_out.append((item.name, error.reason if isinstance(error, PictureError) else str(error)))
+                    if len(left_out) == len(items):  # nothing was answered
+                        if isinstance(error, PictureError):
+                            raise
+                        raise InputError(f"{item.name}: {error}") from error
+                    continue
+                if view is not None:
+                    view.add(result)
+                true_class = item.true_class
+                latencies.append(result.latency_ms)
+                if true_class is not None:
+                    right.append(result.name == true_class)
+                    runtime.feedback(result.id, true_class)
+                row = {
+                    "file": item.name,
+                    "class": true_class,
+                    "label": result.label,
+                    "name": result.name,
+                    "probability": result.probability if result.label >= 0 else None,
+                    "stage": stages[result.stage],
+                    "latency_ms": result.latency_ms,
+                    "point": result.decision.point.name,
+                    "reason": result.decision.reason,
+                    "certified": result.certified,
+                }
+                if as_json and not quiet:
+                    print(json.dumps(row))
+                elif not quiet and not live:
+                    if row["point"] != point:
+                        point = result.decision.point.name
+                        print(f"# {row['reason']}")
+                    answer = row["label"] if row["name"] is None else row["name"]
+                    print(
+                        f"{row['file']}  {answer}  {result.probability:.3f}  {row['stage']}  {result.latency_ms:.2f} ms"
+                    )
         stats = runtime.stats()
     if as_json:
         accuracy = float(np.mean(right)) if right else None
@@ -158,30 +173,50 @@ def run(
         beside["left_out"] = [{"file": name, "reason": reason} for name, reason in left_out]
         print(json.dumps({"summary": asdict(stats) | beside}))
     else:
-        print(run_text(stats, latencies, right, stages))
+        print(run_text(stats, latencies, right, stages) if latencies else "no input was answered")
         if left_out:
             print(left_out_text(left_out, len(items)))
         print(certificate_text(bundle.ladder))
 
 
 @dataclass(frozen=True)
-class _Item:
-    """An input from a file. `read` gives what the runtime takes."""
+class InputItem:
+    """An input from a file.
+
+    Args:
+        name: Of the file, and of the line in it.
+        true_class: Its class, where the folder or the line gives it.
+        read: Gives what the runtime takes.
+    """
 
     name: str
     true_class: str | None
     read: Callable[[], Any]
 
 
-def _items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: str | None) -> list[_Item]:
+def input_items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: str | None) -> list[InputItem]:
+    """The inputs in files.
+
+    Args:
+        bundle: The bundle that will answer them.
+        shelf: Its folder, for messages.
+        paths: Files, folders and zips.
+        split: Of folders and zips, only what lies below a folder of this name. None: everything.
+
+    Returns:
+        The inputs, none of which is read yet.
+
+    Raises:
+        InputError: There are none, or this bundle takes no files.
+    """
     classes = bundle.classes or ()
     if bundle.preprocess is None:
         raise InputError(f"{shelf} was built with preprocess=None: files cannot become its inputs. Build it again")
     if isinstance(bundle.preprocess, TextPreprocess):
-        return [_Item(line.name, line.true_class, partial(str, line.text)) for line in text_lines(paths, classes)]
+        return [InputItem(line.name, line.true_class, partial(str, line.text)) for line in text_lines(paths, classes)]
     if isinstance(bundle.preprocess, SoundPreprocess):
         return [
-            _Item(recording.name, recording.folder if recording.folder in classes else None, recording.sound)
+            InputItem(recording.name, recording.folder if recording.folder in classes else None, recording.sound)
             for recording in find_recordings(paths, split)
         ]
     if not isinstance(bundle.preprocess, Preprocess):
@@ -192,7 +227,9 @@ def _items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: str | 
     converts = any(isinstance(step, (Gray, RGB)) for step in bundle.preprocess.steps)
     channels = None if converts else bundle.spec.inputs[0].shape[0]
     return [
-        _Item(picture.name, picture.folder if picture.folder in classes else None, partial(picture.pixels, channels))
+        InputItem(
+            picture.name, picture.folder if picture.folder in classes else None, partial(picture.pixels, channels)
+        )
         for picture in find_pictures(paths, split)
     ]
 

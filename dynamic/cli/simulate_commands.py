@@ -1,11 +1,16 @@
-"""`python -m dynamic simulate`: recorded inputs on a simulated device. Imports no torch."""
+"""`python -m dynamic simulate|report`: a simulated device, and a page about a bundle. Neither imports torch."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, cast
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
+from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.bundle_reader import load
 from dynamic.bundle.tables import certificate_text
 from dynamic.cli.options import (
@@ -20,14 +25,17 @@ from dynamic.cli.options import (
     Shelf,
     fraction,
 )
+from dynamic.cli.run_commands import InputItem, input_items
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy
-from dynamic.policies.errors import SettingError
+from dynamic.policies.errors import InputError, SettingError
 from dynamic.simulate.device_models import device as device_named
 from dynamic.simulate.device_models import devices
 from dynamic.simulate.scenario_library import SCENARIOS, ScenarioName, scenario
 from dynamic.simulate.simulator import simulate as simulate_on
 from dynamic.simulate.workload import Constant, Poisson, Workload
+
+_BATCH = 64  # inputs that are read at once
 
 
 def _list_devices(wanted: bool) -> None:
@@ -119,6 +127,50 @@ def simulate(
     print(json.dumps(report.to_json()) if as_json else f"{report}\n{certificate_text(bundle.ladder)}")
 
 
+def report(
+    shelf: Shelf,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Files to measure answers on, in folders that are named like classes. Pictures are shown. [the "
+            "calibration records]",
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of folders and zips, only <split>/<class>/<image>.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Of the simulated day. `simulate --list` names the devices.")
+    ] = "mid-range-phone",
+    seed: Annotated[int, typer.Option(help="Of the simulated day.")] = 0,
+) -> None:
+    """Write a page of HTML about a bundle: accuracy, latency, exits, mistakes, scores, costs, a simulated day.
+
+    A browser opens it without a network. What is not known it says: profile the bundle first for latencies.
+    """
+    bundle = load(shelf)
+    batches = None if images is None else _labelled(bundle, input_items(bundle, shelf, images, split))
+    page = bundle.report(out, eval_loader=batches, device=device, seed=seed)
+    for line in page.content.missing:
+        print(f"missing: {line}")
+    print(f"wrote {out}, {len(page.html) / 1e6:.1f} MB")
+
+
+def _labelled(bundle: Bundle, items: Sequence[InputItem]) -> list[tuple[list[Any], NDArray[np.int64]]]:
+    """Batches of inputs whose class is known. InputError where there are none."""
+    labelled = [item for item in items if item.true_class is not None]
+    if not labelled or bundle.classes is None:
+        raise InputError(
+            f"of {len(items)} inputs none lies in a folder that is named like a class of the bundle: "
+            f"{', '.join(bundle.classes or ['it has no class names'])[:200]}"
+        )
+    labels = np.array([bundle.classes.index(str(item.true_class)) for item in labelled], np.int64)
+    return [
+        ([item.read() for item in labelled[start : start + _BATCH]], labels[start : start + _BATCH])
+        for start in range(0, len(labelled), _BATCH)
+    ]
+
+
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
     app.command()(simulate)
+    app.command()(report)

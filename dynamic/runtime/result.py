@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from dynamic.engines.contract import Output
 from dynamic.engines.outputs import finite_rows, is_finite
 from dynamic.policies.decision import Decision
 from dynamic.policies.ladder import Interval
+from dynamic.policies.words.short_repr import fields_repr, short_repr, wrapped
 
 _SHOWN = 10  # inputs of a batch that are printed
 
@@ -55,7 +57,32 @@ class _Answer:
         """What is known of the whole request, in words."""
         waited = f", {self.waited_ms:.3f} of them waiting" if self.waited_ms else ""
         covered = "certified" if self.certified else "not certified"
-        return f"{self.latency_ms:.3f} ms{waited}, {covered}. {self.decision.reason}"
+        return wrapped(f"{self.latency_ms:.3f} ms{waited}, {covered}. {self.decision.reason}")
+
+
+class Names(tuple[str | None, ...]):
+    """Names of classes, a tuple. Compared with one name it gives a mask `[B]`, as an array of labels does.
+
+    A plain tuple is never equal to a name. So `batch.name == "cat"` would be False for a batch of one cat.
+
+    Example:
+        >>> names = dynamic.runtime.result.Names(("cat", "dog"))
+        >>> (names == "cat").tolist(), (names != "cat").tolist(), names == ("cat", "dog")
+        ([True, False], [False, True], True)
+    """
+
+    __slots__ = ()
+    __hash__ = tuple.__hash__
+
+    def __eq__(self, other: object) -> Any:
+        if isinstance(other, str):
+            return np.array([name == other for name in self], bool)
+        return tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> Any:
+        if isinstance(other, str):
+            return ~(self == other)
+        return tuple.__ne__(self, other)
 
 
 class Prediction(_Answer):
@@ -128,7 +155,10 @@ class Prediction(_Answer):
         return f"{_in_words(self.label, self.name, self.probability, self.stage)}\n{self._request()}"
 
     def __repr__(self) -> str:
-        return f"Prediction(label={self.label}, name={self.name!r}, probability={self.probability:.3f})"
+        names = [] if self.name is None else [f"name={self.name!r}"]
+        covered = "certified" if self.certified else "not certified"
+        rest = [f"probability={self.probability:.3f}", f"stage={self.stage}", f"{self.latency_ms:.3g} ms", covered]
+        return short_repr("Prediction", [f"label={self.label}", *names, *rest])
 
 
 class BatchResult(_Answer):
@@ -162,9 +192,9 @@ class BatchResult(_Answer):
         return self._answers()[0]
 
     @property
-    def name(self) -> tuple[str | None, ...]:
-        """The names of the classes, one for each row."""
-        return names_of(self._classes, self.label.tolist())
+    def name(self) -> "Names":
+        """The names of the classes, one for each row. `batch.name == "cat"` is a mask `[B]`, as of labels."""
+        return Names(names_of(self._classes, self.label.tolist()))
 
     @property
     def probability(self) -> NDArray[np.float32]:
@@ -213,7 +243,10 @@ class BatchResult(_Answer):
         return "\n".join([*lines, self._request()])
 
     def __repr__(self) -> str:
-        return f"BatchResult({len(self)} inputs)"
+        stages, counts = np.unique(self.stage, return_counts=True)
+        exits = ", ".join(f"{count} at stage {stage}" for stage, count in zip(stages, counts, strict=True))
+        covered = "certified" if self.certified else "not certified"
+        return short_repr("BatchResult", [f"{len(self)} inputs: {exits}", f"{self.latency_ms:.3g} ms", covered])
 
 
 Result = Prediction | BatchResult  # of a request: one input, or a batch
@@ -289,6 +322,55 @@ class Statistics:
     policy_failures: int = 0
     limits_without_sensor: tuple[str, ...] = ()
     near_duplicates: int = 0
+
+    def __repr__(self) -> str:
+        return fields_repr(self)
+
+    def __str__(self) -> str:
+        """The figures a person asks for first, in a few lines."""
+        stages = ", ".join(f"stage {s} {share:.1%}" for s, share in enumerate(self.stage_shares))
+        points = ", ".join(f"{name!r} {share:.1%}" for name, share in self.point_shares.items())
+        drift = {None: "not watched", False: "none", True: "inputs have drifted, answers are not certified"}[self.drift]
+        lines = [
+            f"{self.requests} requests of {self.inputs} inputs, mean {self.mean_latency_ms:.3f} ms, "
+            f"{self.mean_waited_ms:.3f} of them waiting, {self.certified_share:.0%} certified",
+            f"exits: {stages}",
+            f"points: {points}, {self.decision_changes} changes",
+            f"drift: {drift}",
+        ]
+        troubles = {
+            "cut by a deadline": self.deadline_cuts,
+            "shed": self.shed,
+            "engine failures": self.engine_failures,
+            "policy failures": self.policy_failures,
+        }
+        lines += [", ".join(f"{what}: {count}" for what, count in troubles.items() if count)] * any(troubles.values())
+        return wrapped("\n".join([*lines, *self.limits_without_sensor]), "    ")
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the share of inputs that exited at each stage, and of requests at each operating point.
+
+        It needs matplotlib, which the extra "plot" brings.
+
+        Args:
+            axes: Axes of matplotlib to draw into. None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     answer = run(x)
+            ...     axes = run.stats().plot()
+            >>> len(axes.patches)
+            3
+        """
+        from dynamic import plot  # on first use: no runtime needs pictures
+
+        return plot(self, axes)
 
 
 def answers(logits: NDArray[np.float32], finite: bool | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

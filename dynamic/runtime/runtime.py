@@ -26,6 +26,7 @@ from dynamic.policies.errors import BudgetError, InputError, SettingError
 from dynamic.policies.fast_paths import fast_replace
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.validation.numbers import plain
+from dynamic.policies.words.short_repr import short_repr
 from dynamic.progress import size_of, track
 from dynamic.runtime.counters import RuntimeCounters
 from dynamic.runtime.decisions.controller import Controller
@@ -297,6 +298,12 @@ class Runtime:
             if not 0 <= value < math.inf:
                 raise SettingError(f"{name}={value!r} must be a number of at least 0")
         return self._handler(x, self._clock() - waited_ms / 1e3, queue_length)
+
+    def __repr__(self) -> str:
+        decision = self.deployment.decision
+        now = "no decision yet" if decision is None else f"{decision.point.name!r} runs"
+        state = "closed" if self._controller.closed else now
+        return short_repr("Runtime", [repr(str(self.bundle.folder)), f"{self.engine.name}", state, repr(self.budget)])
 
     def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
         """Answer one item after another, with a progress bar on a terminal.

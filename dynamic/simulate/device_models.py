@@ -12,6 +12,7 @@ from dynamic.policies.costing.size_costs import SizeCosts
 from dynamic.policies.costs import Costs, Table
 from dynamic.policies.errors import SettingError
 from dynamic.policies.snapshot import Snapshot
+from dynamic.policies.words.short_repr import short_repr
 
 _NEEDED = ("relative_speed", "cores", "memory_mb", "battery_mwh", "idle_mw", "active_mw")
 _POSITIVE = (*_NEEDED, "resistance_c_per_w", "capacity_j_per_c")
@@ -122,6 +123,11 @@ class Device:
             raise SettingError(
                 f"device {self.name!r} names no source for {without}: give a public one, or 'assumption'"
             )
+
+    def __repr__(self) -> str:
+        battery = "no battery" if self.battery_mwh is None else f"{self.battery_mwh / 1e3:g} Wh"
+        speed = f"{self.relative_speed:g} of the speed of the machine that was profiled"
+        return short_repr("Device", [repr(self.name), f"{self.cores} cores", f"{self.memory_mb:g} MB", battery, speed])
 
     def _changed_figures(self) -> list[str]:
         """Figures that were given, and that therefore need a source."""

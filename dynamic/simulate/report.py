@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.policies.words.short_repr import short_repr, wrapped
+
 _ARRAYS = ("latency_ms", "changes", "series")
 
 
@@ -162,6 +164,39 @@ class SimulationReport:
         )
         return data | {"series": dict(self.series)} if series else data
 
+    def plot(self) -> Any:
+        """Draw latency, battery, temperature and accuracy over time, below each other.
+
+        It needs matplotlib, which the extra "plot" brings. What the device does not have is left out.
+
+        Returns:
+            An array of axes `[rows]`.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> report = dynamic.simulate.simulate(
+            ...     bundle.frontier,
+            ...     records,
+            ...     device=dynamic.simulate.device("laptop"),
+            ...     workload=dynamic.simulate.Constant(rate_hz=2, duration_s=30),
+            ...     policy=dynamic.BudgetPolicy(),
+            ...     budget=dynamic.Budget(),
+            ... )
+            >>> [axes.get_ylabel() for axes in report.plot()]
+            ['latency, p95 (ms)', 'battery', 'temperature (C)', 'accuracy of the point']
+        """
+        from dynamic import plot  # on first use: no simulation needs pictures
+
+        return plot(self)
+
+    def __repr__(self) -> str:
+        accuracy = f"accuracy {_format(self.accuracy, '.4f')}"
+        latency = f"p95 {_format(self.p95_latency_ms, '.3g')} ms"
+        answered = f"{self.answered} of {self.requests} answered"
+        return short_repr("SimulationReport", [f"simulated {self.device!r}", answered, accuracy, latency])
+
     def __str__(self) -> str:
         lines = [f"simulated on {self.device} (a model, nothing measured there)"]
         lines += [f"  DOUBTFUL: {doubt}" for doubt in self.doubts]
@@ -193,7 +228,7 @@ class SimulationReport:
         lines += [f"  simulated decision at {c.time_s:.3f} s: {c.reason}" for c in self.changes[:_SHOWN]]
         if len(self.changes) > _SHOWN:
             lines.append(f"  and {len(self.changes) - _SHOWN} more simulated decisions")
-        return "\n".join(lines)
+        return wrapped("\n".join(lines), " " * 22)
 
 
 _SHOWN = 20  # decisions in the text

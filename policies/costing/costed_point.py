@@ -12,6 +12,7 @@ from dynamic.policies.costing.latency import deepest_ms, mean_ms, percentile_ms,
 from dynamic.policies.costs import Costs, Table
 from dynamic.policies.ladder import Interval, Ladder, OperatingPoint
 from dynamic.policies.stage_plan import StagePlan, plan
+from dynamic.policies.words.short_repr import short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,11 @@ class CostedPoint:
     cpu_ms: tuple[float, ...]
     energy_mj: tuple[float, ...] | None
     memory_mb: float
+
+    def __repr__(self) -> str:
+        energy = [] if self.energy_mj is None else [f"{self.energy_mj[0]:.3g} mJ"]
+        times = [f"mean {self.mean_ms[0]:.3f} ms", f"p95 {self.p95_ms[0]:.3f} ms", f"CPU {self.cpu_ms[0]:.3f} ms"]
+        return short_repr("CostedPoint", [*self.operating_point.words(), *times, *energy, f"{self.memory_mb:.1f} MB"])
 
     @property
     def name(self) -> str:

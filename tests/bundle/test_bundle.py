@@ -135,11 +135,13 @@ def test_a_bundle_prints_its_ladder(bundle: dynamic.Bundle) -> None:
 def test_a_profiled_bundle_prints_what_its_points_cost_here(shelf: Path) -> None:
     bundle = dynamic.load(shelf)
     assert bundle.costs is not None
-    machine, *doubts, _, head = str(bundle).split("\n\n")[1].splitlines()[: 3 + len(bundle.costs.doubts)]
-    rows = str(bundle).split("\n\n")[1].splitlines()[3 + len(bundle.costs.doubts) :]
-    assert machine.startswith(f"{bundle.costs.machine}, engine {bundle.costs.engine}")
-    assert all(said in line for said, line in zip(bundle.costs.doubts, doubts, strict=True))
-    assert head.split() == ["point", "certified", "accuracy", "mean", "ms", "p95", "ms", "CPU-ms", "MB"]
+    here = str(bundle).split("\n\n")[1]
+    lines, count = here.splitlines(), len(bundle.frontier.points)
+    words, (head, *rows) = " ".join(" ".join(lines[: -count - 1]).split()), lines[-count - 1 :]
+    assert max(map(len, lines)) <= 80
+    assert words.startswith(f"{bundle.costs.machine}, engine {bundle.costs.engine}")
+    assert all(f"DOUBTFUL: {doubt}" in words for doubt in bundle.costs.doubts)
+    assert head.split() == ["point", "drop", "<=", "accuracy", "mean", "ms", "p95", "ms", "CPU-ms", "MB"]
     for row, point in zip(rows, bundle.frontier.points, strict=True):
         assert row.startswith(point.name)
         assert row.split()[-4] == f"{point.mean_ms[0]:.3f}"

@@ -80,7 +80,14 @@ def test_a_certified_bundle_says_what_it_rests_on(bundle: dynamic.Bundle) -> Non
     assert certificate is not None
     assert (certificate.images, certificate.search_images) == (1800, 600)
     text = str(bundle)
-    for part in ("drop <= 0.01", "probability 0.9", "1800 images", certificate.date, bundle.ladder.fingerprint[:12]):
+    for part in (
+        "drop <=",
+        "drop 0.01      0.01",
+        "probability 0.9",
+        "1800 images",
+        certificate.date,
+        bundle.ladder.fingerprint[:12],
+    ):
         assert part in text
     point = next(p for p in bundle.ladder.points if p.target == 0.01)
     inputs, labels = task(99, 20_000)  # fresh ones: the promise is about those

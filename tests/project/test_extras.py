@@ -28,11 +28,11 @@ sys.meta_path.insert(0, Hidden())
 ALL = frozenset(EXTRAS)
 ROOT = Path(__file__).resolve().parents[2]
 BROUGHT = {
-    "cli": {"typer", "tqdm"},
+    "cli": {"typer", "tqdm", "rich"},
     "images": {"PIL"},
     "onnx": {"onnx"},
     "openvino": {"openvino"},
-    "plot": {"matplotlib"},
+    "plot": {"matplotlib", "jinja2", "vl_convert"},
     "text": {"tokenizers"},
 }
 

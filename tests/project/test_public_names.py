@@ -49,8 +49,10 @@ NAMES = [
     "family",
     "fit",
     "load",
+    "plot",
     "recertify",
     "select_exits",
+    "watch",
     "wrap",
 ]
 ROOMS = {

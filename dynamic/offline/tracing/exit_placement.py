@@ -15,6 +15,7 @@ from dynamic.offline.tracing.graph_cut import Cutter
 from dynamic.offline.tracing.trace import Captured
 from dynamic.policies.errors import ExitError, LayoutError
 from dynamic.policies.validation.numbers import plain_items
+from dynamic.policies.words.short_repr import short_repr
 
 Exits = int | Sequence[float] | Sequence[str]
 
@@ -69,6 +70,10 @@ class PlacedExit:
     channel: int
     carry: int
     masked: bool = False
+
+    def __repr__(self) -> str:
+        feature = " x ".join(map(str, self.shape))
+        return short_repr("PlacedExit", [repr(self.name), f"at {self.share:.0%} of the compute", f"reads {feature}"])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from dynamic.policies.decision import Decision
 from dynamic.policies.frontier import CostedPoint
 from dynamic.policies.snapshot import Snapshot
+from dynamic.policies.words.short_repr import short_repr, wrapped
 
 logger = logging.getLogger("dynamic")
 
@@ -38,7 +39,11 @@ class Change:
 
     def __str__(self) -> str:
         before = "start" if self.before is None else self.before.name
-        return f"{before} -> {self.after.name}: {self.decision.reason}"
+        return wrapped(f"{before} -> {self.after.name}: {self.decision.reason}", "    ")
+
+    def __repr__(self) -> str:
+        before = None if self.before is None else self.before.name
+        return short_repr("Change", [f"{before!r} -> {self.after.name!r}", f"reason={self.decision.reason!r}"])
 
 
 OnChange = Callable[[Change], object]

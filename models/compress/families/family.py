@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamic.bundle.bundle import Bundle
-from dynamic.bundle.tables import table
+from dynamic.policies.words.tables import table
 from dynamic.engines.engine_factory import check_engine
 from dynamic.engines.options import EngineName, Precision
 from dynamic.models.compress.argument_checks import check_fit_options

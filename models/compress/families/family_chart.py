@@ -8,6 +8,7 @@ from dynamic.bundle.bundle import Bundle
 from dynamic.models.compress.families.cascade_advice import networks_alone
 from dynamic.models.compress.families.family_members import Member
 from dynamic.policies.errors import DynamicError
+from dynamic.report.figures import file_figure, save_figure
 
 
 def draw(
@@ -15,13 +16,9 @@ def draw(
 ) -> Path:
     """Write the picture to `path`, whose suffix is the format. The last of `members` is the reference."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        figure = file_figure(7.5, 4.8)
     except ModuleNotFoundError as error:
         raise DynamicError('pictures need matplotlib: pip install "dynamic-inference[plot]"') from error
-    # pyplot's settings and windows belong to the user
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     reference = members[-1]
     beaten = [m for m in members if m.beaten is not None]
@@ -49,9 +46,7 @@ def draw(
     axes.margins(y=0.15)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    return save_figure(figure, path)
 
 
 def _scatter(

@@ -6,8 +6,8 @@ from dynamic.policies.ladder import Certificate
 
 
 def shortage(certificate: Certificate) -> str:
-    """How many records the missing targets of a certificate need, in words."""
-    unit = "records" if certificate.groups is None else "groups"
+    """How many images, or groups, the missing targets of a certificate need, in words."""
+    unit = "images" if certificate.groups is None else "groups"
     count = certificate.images if certificate.groups is None else certificate.groups
     targets: dict[str, list[str]] = {}  # by their message
     for entry in certificate.missing:

@@ -1,0 +1,1 @@
+"""The report of a bundle as one page of HTML that loads nothing from elsewhere."""

@@ -1,0 +1,1 @@
+"""Objects as text that fits a terminal of 80 columns."""
