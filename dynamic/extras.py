@@ -13,6 +13,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "onnxscript": ("onnxscript", "build"),
         "openvino": ("openvino", "openvino"),
         "safetensors": ("safetensors", "build"),
+        "skl2onnx": ("skl2onnx", "sklearn"),
         "sklearn": ("scikit-learn", "examples"),
         "tokenizers": ("tokenizers", "text"),
         "torch": ("torch", "build"),

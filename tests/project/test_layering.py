@@ -48,6 +48,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"numpy"}, RUN),
     "simulate": ({"numpy"}, CORE | {"policies.control", "policies.certification"}),
     "offline": (TORCH, RUN),
+    "offline.onnx_files.sklearn_models": ({"skl2onnx"}, RUN),
+    "offline.onnx_files.stages.own_run": ({"numpy", "onnxruntime"}, RUN),
     "models": (TORCH | {"bitarray", "torch_pruning"}, RUN | {"offline"}),
     "models.compress.families.family_chart": ({"matplotlib"}, RUN | {"models"}),
     "cli": (
