@@ -40,8 +40,8 @@ except ModuleNotFoundError as error:
 
 def test_build_certify_save_load_and_run(tmp_path: Path) -> None:
     linear(tmp_path / "small.onnx", softmax=True, rows=1, bias=0.5)
-    linear(tmp_path / "large.onnx", opset=12, ir=6)
-    loader = batches(3000)
+    linear(tmp_path / "large.onnx", opset=12, ir=6, products=4)
+    loader = batches(1200)
     np.save(tmp_path / "inputs.npy", np.concatenate([x for x, _ in loader]))
     np.save(tmp_path / "labels.npy", np.concatenate([y for _, y in loader]))
     code = f"HIDDEN = {HIDDEN!r}\n{CODE}"

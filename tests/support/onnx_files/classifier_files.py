@@ -1,6 +1,7 @@
 """Classifiers of 3 clusters in 8 dimensions as ONNX files, made node by node, and their own answers."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +63,22 @@ def linear(
     bias: float = 0.0,
     classes: int = CLASSES,
     source: str = "x",
+    products: int = 0,
     **options: Any,
 ) -> Path:
-    """A file of one linear layer, which gives "scores". `bias`: of the first class, which makes it worse."""
-    nodes = [helper.make_node("Gemm", [source, "w", "b"], ["z" if softmax else "scores"], "gemm")]
+    """A file of one linear layer, which gives "scores".
+
+    `bias`: of the first class, which makes it worse. `products`: with the identity before it, which make it slower.
+    """
+    names = [source, *(f"x_{i}" for i in range(products))]
+    nodes = [helper.make_node("MatMul", [a, "eye"], [b], b) for a, b in pairwise(names)]
+    nodes += [helper.make_node("Gemm", [names[-1], "w", "b"], ["z" if softmax else "scores"], "gemm")]
     if softmax:
         nodes.append(helper.make_node("Softmax", ["z"], ["scores"], "softmax", axis=1))
     w = np.resize(WEIGHT, (SIZE, classes)).astype(np.float32)
     b = np.resize(BIAS, classes).astype(np.float32) + np.eye(classes, dtype=np.float32)[0] * np.float32(bias)
-    return save(
-        path, nodes, [value(source, [rows, SIZE])], [value("scores", [rows, classes])], {"w": w, "b": b}, **options
-    )
+    constants = {"w": w, "b": b} | ({"eye": np.eye(SIZE, dtype=np.float32)} if products else {})
+    return save(path, nodes, [value(source, [rows, SIZE])], [value("scores", [rows, classes])], constants, **options)
 
 
 def own_answers(path: Path, *arrays: NDArray[Any], output: str | None = None, rows: int | None = None) -> NDArray[Any]:
