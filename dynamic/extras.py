@@ -17,6 +17,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "prometheus_client": ("prometheus_client", "serve"),
         "rich": ("rich", "cli"),
         "safetensors": ("safetensors", "build"),
+        "skl2onnx": ("skl2onnx", "sklearn"),
         "sklearn": ("scikit-learn", "examples"),
         "starlette": ("starlette", "serve"),
         "tokenizers": ("tokenizers", "text"),

@@ -49,7 +49,7 @@ from dynamic.models import load_weights, save_weights
 from dynamic.models.compress.factorization.depthwise_separable import separate
 from dynamic.models.compress.factorization.low_rank import low_rank
 from dynamic.models.compress.report import Compressed
-from dynamic.offline.calibration import plain_combiner
+from dynamic.offline.build_steps.record_collection import plain_combiner
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 

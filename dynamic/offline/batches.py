@@ -1,28 +1,29 @@
 """Batches as users' loaders give them: a tensor, a tuple (`*args`) or a dict (`**kwargs`), with or without labels.
 
-This is the one place that reads a batch. What is clear is taken: arrays, inputs of another float type than the
-network's, labels inside a dict, one-hot labels. Everything else is refused in the same words by all that read data.
+Batches are read here and in `build_steps/loaders.py` alone. What is clear is taken: arrays, inputs of another float
+type than the network's, labels inside a dict, one-hot labels. Everything else is refused in the same words by all
+that read data.
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dynamic.offline.build_steps.loaders import LABELS
+from dynamic.offline.build_steps.loaders import check_loader as check_loader
+from dynamic.offline.build_steps.loaders import class_indices as class_indices
+from dynamic.offline.build_steps.loaders import labelled_batches as labelled_batches
+from dynamic.offline.build_steps.loaders import read_batch as read_batch
 from dynamic.offline.tracing.input_sizes import Sizes
 from dynamic.policies.errors import DynamicError, InputError
 
 Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
-
-LABELS = ("labels", "label")  # of a dict that a collator makes: never an input of the network
-
-_LOADER = "Give batches: a DataLoader, or a list of (inputs, labels [B])"
 
 
 def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -73,6 +74,8 @@ def by_position(network: nn.Module, names: Sequence[str]) -> bool:
     sizes: Sizes | None = getattr(network, "traced_sizes", None)
     if sizes is not None and tuple(names) == sizes.names:
         return True
+    if hasattr(network, "onnx_input_names"):  # an ONNX file, which matches them by name
+        return False
     first = _positional(network)[: len(names)]
     return first == list(names) or not set(names) & {p.name for p in _parameters(network)}
 
@@ -94,6 +97,9 @@ def _parameters(network: nn.Module) -> list[inspect.Parameter]:
 
 
 def _positional(network: nn.Module) -> list[str]:
+    own: Sequence[str] | None = getattr(network, "onnx_input_names", None)
+    if own is not None:
+        return list(own)
     return [p.name for p in _parameters(network) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
@@ -132,67 +138,3 @@ def taken_by(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None
             f"{kind} does not run on the inputs given, {', '.join(kinds)}: {reason}. Give batches as its "
             f"forward takes them{hint}"
         ) from error
-
-
-def labelled_batches(loader: Iterable[Any]) -> Iterator[tuple[Batch, NDArray[np.int64] | None]]:
-    """(inputs, labels or None) of each batch of a loader (see `read_batch`).
-
-    Raises InputError on what is no loader, and as `read_batch` does.
-    """
-    check_loader(loader)
-    for item in loader:
-        yield read_batch(item)
-
-
-def check_loader(loader: Any) -> None:
-    """Raises InputError on what gives no batches."""
-    if isinstance(loader, (Tensor, np.ndarray)):
-        raise InputError(f"a tensor {list(loader.shape)} is no loader. {_LOADER}")
-    if isinstance(loader, (str, bytes, Mapping)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
-        raise InputError(f"a {type(loader).__name__} is no loader. {_LOADER}")
-
-
-def read_batch(item: Any) -> tuple[Batch, NDArray[np.int64] | None]:
-    """(inputs, labels `[B]` or None) of what a loader gives.
-
-    A pair is `(inputs, labels)`, a dict with "labels" or "label" has them inside, anything else is inputs alone. Labels
-    are whole numbers `[B]` or `[B, 1]`, or one-hot `[B, C]`. None stands for no labels. Raises InputError on
-    any other, and where a pair has labels twice.
-    """
-    if isinstance(item, Mapping):
-        held = [name for name in LABELS if item.get(name) is not None]
-        if len(held) > 1:
-            raise InputError(f"a batch has labels under {held}. Give them once")
-        inputs = {name: value for name, value in item.items() if name not in LABELS}
-        return inputs, class_indices(item[held[0]]) if held else None
-    if not (isinstance(item, (tuple, list)) and len(item) == 2):
-        return item, None
-    inputs, labels = item
-    if isinstance(inputs, Mapping) and labels is not None and any(inputs.get(name) is not None for name in LABELS):
-        raise InputError("a pair (inputs, labels) has labels among its inputs too. Give them once")
-    return inputs, None if labels is None else class_indices(labels)
-
-
-def class_indices(labels: Any) -> NDArray[np.int64]:
-    """Labels as whole numbers `[B]` (see `read_batch`)."""
-    expected = "expected class indices, integers [B]"
-    try:
-        array = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        inside = labels[0] if isinstance(labels, (list, tuple)) and labels else labels
-        raise InputError(
-            f"labels are a {type(labels).__name__} such as {inside!r:.60}, {expected}: number the classes from 0"
-        ) from error
-    kind, shape = str(array.dtype), list(array.shape)
-    if array.ndim == 0:
-        raise InputError(f"labels are {kind} of shape [], {expected}: put a data set of single inputs in a DataLoader")
-    if array.ndim == 2 and array.shape[1] > 1 and not array.is_complex():
-        if bool(((array == 0) | (array == 1)).all()) and bool((array.sum(1) == 1).all()):
-            return array.int().argmax(1).cpu().numpy().astype(np.int64)
-        raise InputError(f"labels are {kind} of shape {shape} and not one-hot, {expected}, one class for each input")
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1 or array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
-        remedy = ": call labels.long() where they are whole numbers" if array.ndim == 1 else ""
-        raise InputError(f"labels are {kind} of shape {shape}, {expected}{remedy}")
-    return array.cpu().numpy().astype(np.int64)

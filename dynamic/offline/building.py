@@ -1,14 +1,12 @@
 """From trained networks and held-out data to a bundle: Cascade, calibrate, certify, export in one call."""
 
 import logging
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 from numpy.typing import NDArray
-from torch import nn
 
 from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.bundle_reader import read
@@ -16,45 +14,43 @@ from dynamic.bundle.bundle_writer import write
 from dynamic.bundle.canaries.canary_set import CANARIES
 from dynamic.bundle.canaries.reservoir import Reservoir
 from dynamic.bundle.fingerprint import EngineIdentity
-from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, check_installed_engine, open_engine
 from dynamic.engines.options import Precision
-from dynamic.offline.batches import Batch
+from dynamic.extras import with_remedy
 from dynamic.offline.build_arguments import (
     check_classes,
     check_labels_for,
     check_preprocess,
     check_split,
-    check_tokens,
     warn_order,
 )
-from dynamic.offline.calibration import check_first, collect, peek, plain_combiner
+from dynamic.offline.build_steps.contract import BuildSteps
+from dynamic.offline.build_steps.loaders import peek
+from dynamic.offline.build_steps.onnx_steps import OnnxSteps
+from dynamic.offline.build_steps.preprocessing_data import as_data
+from dynamic.offline.build_steps.record_collection import collect, plain_combiner
 from dynamic.offline.canary_inputs import CanaryInputs, check_canary_inputs, check_canary_word, draw_canaries
-from dynamic.offline.cascade import Cascade
-from dynamic.offline.networks.checkpoints import write_whole
-from dynamic.offline.networks.module_modes import evaluating
-from dynamic.offline.networks.used_batches import ObservedLoader
-from dynamic.offline.networks.used_data import batch_hash, check_fresh
-from dynamic.offline.onnx_export.parity import check_parity
-from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
+from dynamic.offline.onnx_files.contract import ScikitClassifier
+from dynamic.offline.onnx_files.onnx_file import OnnxModel, as_onnx_model
 from dynamic.offline.option_words import EngineChoice
 from dynamic.offline.recertification import TemporaryBundle, warn_uncertified
-from dynamic.offline.torchvision_transforms import from_transforms
 from dynamic.policies.certification.certificates import certify, check_settings
 from dynamic.policies.certification.floor import check_floor, levels
 from dynamic.policies.certification.ladders.settings import ScoreChoice
-from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import RiskName
 from dynamic.policies.records import SEARCH_SHARE
 from dynamic.policies.scores import Combination
 from dynamic.profiling.engine_choice import AUTO, check_precision, chosen
 
+if TYPE_CHECKING:  # ONNX files are built without torch
+    from dynamic.offline.cascade import Cascade, Network
+
 logger = logging.getLogger("dynamic")
 
 
 def build(
-    networks: Cascade | nn.Module | Sequence[nn.Module],
+    networks: Union["Cascade", "Network", Sequence["Network"]],
     calibration_loader: Iterable[Any],
     *,
     engine: EngineChoice = "onnxruntime",
@@ -82,7 +78,9 @@ def build(
     one, for a stage at chance and for a point below the floor.
 
     Args:
-        networks: For the same task, plain or wrapped, the smallest first. The last is the reference.
+        networks: For the same task, plain, wrapped, paths of ONNX files or classifiers of scikit-learn, the smallest
+            first. The last is the reference. Without torch networks, torch need not be installed, and batches of numpy
+            do.
         calibration_loader: Batches of `(inputs, labels [B])`, preprocessed as in training. They must be held out: no
             network was trained on them and nothing was chosen with them.
         engine: What will run the bundle. "auto" takes the fastest engine installed here that has the precision, torch
@@ -137,47 +135,56 @@ def build(
         check_engine(engine, precision)
         check_installed_engine(engine)
     check_canary_word(canaries)
-    shipped = from_transforms(preprocess)
-    cascade = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
+    shipped = as_data(preprocess)
+    steps = _steps(networks, combine)
+    steps.check_engine(engine)
     batches, example, labels = peek(calibration_loader)
-    if not allow_reuse:
-        batches = ObservedLoader(batches, lambda inputs: check_fresh(cascade.networks, [batch_hash(inputs)], False))
-        check_fresh(cascade.networks, [batch_hash(example)], False)
-    check_tokens(shipped, cascade, example)
-    check_first(cascade, example, labels)
-    plain = describe(cascade, example)
+    batches = steps.watch(batches, example, allow_reuse)
+    plain = steps.describe(shipped, example, labels)
+    classes = steps.class_names(classes)
     check_classes(classes, plain)
     check_preprocess(shipped, plain)
-    check_canary_inputs(canaries, cascade, plain)
+    check_canary_inputs(canaries, steps.arrays, plain)
     check_labels_for(measure, labels)
-    warn_order(plain, cascade.names)
+    warn_order(plain, steps.names)
     engine_name: str = engine
     owner = TemporaryBundle()
     folder = owner.path
-    with evaluating(cascade):
-        spec, exported = _exported(cascade, folder, example, engine, progress)
-        stages = cascade.stages_for([i.name for i in spec.inputs])
+    with steps.running():
+        spec, exported = steps.export(folder, example, engine, progress)
+        stages = steps.stages(spec)
         if exported:
             graph_engine = None if engine == AUTO else engine
             # written again once temperatures are known
-            write_graphs(folder, spec, plain_ladder(spec, cascade.combine), graph_engine)
+            write_graphs(folder, spec, plain_ladder(spec, steps.combine), graph_engine)
         if engine == AUTO:
             engine_name = chosen(
-                folder, spec, plain_combiner(spec), lambda _: precision, keep=True, cascade=cascade.fingerprint()
+                folder, spec, plain_combiner(spec), lambda _: precision, keep=True, cascade=steps.fingerprint()
             ).engine
         opened = open_engine(engine_name, folder, spec, plain_combiner(spec), stages, precision)
         try:
-            check_parity(cascade, opened, spec, example)
+            steps.check_parity(opened, spec, example)
             sample = Reservoir(seed=seed)
             records = collect(
-                cascade, opened.stages, batches, groups, shipped, search_share, seed, progress=progress, sample=sample
+                steps.arrays,
+                steps.fingerprint(),
+                opened.stages,
+                batches,
+                groups,
+                shipped,
+                search_share,
+                seed,
+                progress=progress,
+                sample=sample,
             )
-            draw_canaries(canaries, cascade, opened, example, sample, records, seed).save(folder / CANARIES)
+            steps.check_records(records)
+            drawn = draw_canaries(canaries, steps.arrays, opened, example, sample, records, seed)
+            drawn.save(folder / CANARIES)
             identity = EngineIdentity.of(opened)
         finally:
             opened.close()
     ladder = certify(
-        records, max_drops, delta=delta, risk=risk, combine=cascade.combine, score=score, strict=strict, floor=floor
+        records, max_drops, delta=delta, risk=risk, combine=steps.combine, score=score, strict=strict, floor=floor
     )
     warn_uncertified(ladder)
     for level in levels(records):
@@ -185,41 +192,21 @@ def build(
             logger.warning("%s: it is at chance, train it (dynamic.fit) or leave it out", level)
     if exported:
         write_graphs(folder, spec, ladder, engine_name, precision)
-    (folder / "weights").mkdir()
-    written: set[int] = set()
-    for name, network in zip(cascade.names, cascade.networks, strict=True):
-        _save_weights(network, folder / "weights" / f"{_file_name(name)}.safetensors", written)
-    write(folder, spec, ladder, records, engine_name, precision, cascade.fingerprint(), classes, shipped, identity)
-    return replace(read(folder, verify=False, modules=cascade), _owner=owner)
+    steps.save_weights(folder / "weights")
+    write(folder, spec, ladder, records, engine_name, precision, steps.fingerprint(), classes, shipped, identity)
+    return replace(read(folder, verify=False, modules=steps.modules), _owner=owner)
 
 
-def _exported(
-    cascade: Cascade, folder: Path, example: Batch, engine: str, progress: bool | None
-) -> tuple[CascadeSpec, bool]:
-    """The cascade's description, and whether its graphs lie in `folder`: engine "torch" does without."""
+def _steps(networks: Any, combine: Combination) -> BuildSteps:
+    """The steps for ONNX files alone, or for torch networks, which import torch."""
+    listed = [networks] if isinstance(networks, (str, Path, OnnxModel, ScikitClassifier)) else networks
+    if isinstance(listed, (list, tuple)) and listed:
+        models = [as_onnx_model(network) for network in listed]
+        if all(model is not None for model in models):
+            return OnnxSteps([model for model in models if model is not None], combine)
     try:
-        return export_stages(cascade, folder, example, progress=progress), True
-    except (EngineError, InputError) as error:
-        if engine != "torch":
-            raise
-        spec = describe(cascade, example)  # where the networks are at fault, their own error comes
-        shutil.rmtree(folder / "backbones", ignore_errors=True)
-        logger.warning("the bundle is for engine 'torch' alone and is loaded with modules=...: %s", error)
-        return spec, False
-
-
-def _save_weights(network: nn.Module, path: Path, addresses: set[int]) -> None:
-    """Write the tensors of a network whose memory is not at the `addresses` of those before, and add theirs."""
-    # safetensors refuses tensors that share memory: tied weights are written once under their first name, and those
-    # of several networks with the first
-    tensors = {}
-    for name, tensor in network.state_dict().items():
-        if tensor.data_ptr() in addresses and tensor.numel():
-            continue
-        addresses.add(tensor.data_ptr())
-        tensors[name] = tensor.detach().cpu().contiguous()
-    write_whole(tensors, path)
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+        from dynamic.offline.build_steps.torch_steps import TorchSteps
+        from dynamic.offline.cascade import Cascade
+    except ModuleNotFoundError as error:
+        raise with_remedy(error, "dynamic.build of anything but ONNX files") from error
+    return TorchSteps(networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine))

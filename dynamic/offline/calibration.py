@@ -1,49 +1,35 @@
 """Records: the logits of every stage for held-out data, from the engine that ships."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from dynamic.bundle.canaries.reservoir import Reservoir
-from dynamic.bundle.fingerprint import fingerprint
-from dynamic.bundle.measurements.record_writer import Recorder
 from dynamic.data.answer_file import AnswerFile
-from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, open_engine
 from dynamic.engines.options import EngineName, Precision
-from dynamic.engines.stage_loop import StageEngine
-from dynamic.offline.batches import (
-    Batch,
-    check_loader,
-    labelled_batches,
-    named_tensors,
-    read_batch,
-    taken_by,
-)
-from dynamic.offline.cascade import Cascade
-from dynamic.offline.networks.feature_cache import check_labels
+from dynamic.offline.batches import Batch, named_tensors, taken_by
+from dynamic.offline.build_steps.loaders import check_labels, peek
+from dynamic.offline.build_steps.record_collection import collect, plain_combiner
+from dynamic.offline.cascade import Cascade, Network
 from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import last_logits
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
-from dynamic.offline.torchvision_transforms import from_transforms
+from dynamic.offline.onnx_files.stages.onnx_network import check_not_torch
 from dynamic.policies.certification.few_labels.asking import Asking, DemandSettings, Oracle, ask, with_oracle_stage
-from dynamic.policies.errors import CalibrationError, InputError, SettingError
+from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.ladder import RiskName
 from dynamic.policies.records import SEARCH_SHARE, Records
-from dynamic.policies.scores import Combination, Combiner, Score
-from dynamic.progress import size_of, track
+from dynamic.policies.scores import Combination, Score
 from dynamic.storage.temporary_files import TemporaryFolder
 
 
 def calibrate(
-    networks: Cascade | nn.Module | Sequence[nn.Module],
+    networks: Cascade | Network | Sequence[Network],
     calibration_loader: Iterable[Any] | None = None,
     *,
     engine: EngineName = "onnxruntime",
@@ -70,7 +56,7 @@ def calibrate(
     "drop" and "harm" need labels for. For "disagreement" the oracle is the reference, and `networks` come before it.
 
     Args:
-        networks: For the same task, plain or wrapped, the smallest first.
+        networks: For the same task, plain, wrapped or paths of ONNX files, the smallest first.
         calibration_loader: Batches of `(inputs, labels [B])`, or of inputs alone, preprocessed as in training. No
             network was trained on them and nothing was chosen with them. None: `batch` has them.
         engine: What will run the stages.
@@ -136,6 +122,7 @@ def calibrate(
             raise SettingError("groups= and labels= exclude each other: labels on demand need independent inputs")
         networks = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks)
+    check_not_torch(cascade.networks, cascade.names, engine)
     batches, example, given_labels = peek(loader)
     check_first(cascade, example, given_labels)
     with TemporaryFolder("calibration") as folder, evaluating(cascade):
@@ -144,7 +131,15 @@ def calibrate(
         opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
         try:
             records = collect(
-                cascade, opened.stages, batches, groups, preprocess, search_share, seed, progress=progress
+                lambda inputs: arrays_of(cascade, inputs),
+                cascade.fingerprint(),
+                opened.stages,
+                batches,
+                groups,
+                preprocess,
+                search_share,
+                seed,
+                progress=progress,
             )
         finally:
             opened.close()
@@ -157,41 +152,9 @@ def calibrate(
     return ask(Asking(records, demand, finite=batch is not None), labels, store).records
 
 
-def plain_combiner(spec: CascadeSpec) -> Combiner:
-    """A combiner for engines that only give raw logits: temperature 1, each stage for itself."""
-    return Combiner((1.0,) * len(spec.stages), "max_probability", combine="last")
-
-
-def peek(loader: Iterable[Any]) -> tuple[Iterable[Any], Batch, NDArray[np.int64] | None]:
-    """(the loader, inputs and labels of its first batch). Raises CalibrationError where it is empty.
-
-    Nothing is lost that can be read only once. An iterator becomes a list, and the first reading of a loader continues
-    behind the first batch.
-    """
-    check_loader(loader)
-    iterator = iter(loader)
-    if iterator is loader:
-        loader = list(loader)
-        iterator = iter(loader)
-    for item in iterator:
-        inputs, labels = read_batch(item)
-        return _Peeked(loader, chain([item], iterator)), inputs, labels
-    raise CalibrationError("the held-out loader is empty. Give batches of (inputs, labels)")
-
-
-class _Peeked:
-    """A loader whose first reading is `begun`."""
-
-    def __init__(self, loader: Iterable[Any], begun: Iterator[Any]) -> None:
-        self._loader = loader
-        self._begun: Iterator[Any] | None = begun
-
-    def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        begun, self._begun = self._begun, None
-        yield from self._loader if begun is None else begun
+def arrays_of(cascade: Cascade, inputs: Batch) -> dict[str, NDArray[Any]]:
+    """The arrays of a batch by the names of the cascade's inputs."""
+    return {name: t.detach().cpu().numpy() for name, t in named_tensors(cascade.networks[0], inputs).items()}
 
 
 def check_first(cascade: Cascade, inputs: Batch, labels: NDArray[np.int64] | None) -> None:
@@ -213,34 +176,3 @@ def check_first(cascade: Cascade, inputs: Batch, labels: NDArray[np.int64] | Non
         raise InputError(f"a batch has {rows.pop()} inputs and {len(labels)} labels")
     if len(labels):
         check_labels(labels, classes)
-
-
-def collect(
-    cascade: Cascade,
-    engine: StageEngine,
-    loader: Iterable[Any],
-    groups: NDArray[Any] | Sequence[Any] | None,
-    preprocess: Any,
-    search_share: float,
-    seed: int,
-    progress: bool | None = None,
-    sample: Reservoir | None = None,
-) -> Records:
-    """The records of an engine that is already open.
-
-    `sample`: gets the inputs, from which canaries are drawn.
-    """
-    recorder = Recorder(engine.spec)
-    for inputs, labels in track(labelled_batches(loader), "calibrating", size_of(loader), progress):
-        named = named_tensors(cascade.networks[0], inputs)
-        arrays = {name: t.detach().cpu().numpy() for name, t in named.items()}
-        recorder.add(engine.all_logits(arrays), labels)
-        if sample is not None:
-            sample.add(arrays)
-    own_fingerprint = fingerprint(cascade.fingerprint(), _json(preprocess), engine.name, engine.precision)
-    return recorder.records(own_fingerprint, groups, search_share, seed, engine)
-
-
-def _json(preprocess: Any) -> Any:
-    steps = from_transforms(preprocess)
-    return None if steps is None else steps.to_json()

@@ -2,7 +2,7 @@
 
 import logging
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 
@@ -12,14 +12,16 @@ from dynamic.bundle.canaries.reservoir import Reservoir
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.engines.stage_loop import check_inputs
-from dynamic.offline.batches import Batch, named_tensors
-from dynamic.offline.cascade import Cascade
+from dynamic.offline.build_steps.record_collection import Arrays
 from dynamic.policies.errors import InputError
 from dynamic.policies.records import Records
 
 logger = logging.getLogger("dynamic")
 
-CanaryInputs = Literal["calibration", "noise"] | Batch
+if TYPE_CHECKING:  # ONNX files are built without torch
+    from dynamic.offline.batches import Batch
+
+CanaryInputs = Union[Literal["calibration", "noise"], "Batch"]
 
 
 def check_canary_word(canaries: Any) -> None:
@@ -28,21 +30,20 @@ def check_canary_word(canaries: Any) -> None:
         raise InputError(f"canaries={canaries!r} is not known. Use 'calibration', 'noise' or a batch of inputs")
 
 
-def check_canary_inputs(canaries: CanaryInputs, cascade: Cascade, spec: CascadeSpec) -> None:
+def check_canary_inputs(canaries: CanaryInputs, arrays_of: Arrays, spec: CascadeSpec) -> None:
     """Raises InputError on inputs that do not fit or are too few, before anything is run."""
     if isinstance(canaries, str):
         return
-    named = named_tensors(cascade.networks[0], canaries)
-    count = check_inputs({name: tensor.detach().cpu().numpy() for name, tensor in named.items()}, spec.inputs)
+    count = check_inputs(arrays_of(canaries), spec.inputs)
     if count < LEAST:
         raise InputError(f"{count} canaries were given, at least {LEAST} are needed: give a larger batch")
 
 
 def draw_canaries(
     canaries: CanaryInputs,
-    cascade: Cascade,
+    arrays_of: Arrays,
     engine: CascadeEngine,
-    example: Batch,
+    example: Any,
     sample: Reservoir,
     records: Records,
     seed: int,
@@ -51,7 +52,7 @@ def draw_canaries(
 
     Args:
         canaries: "calibration", "noise", or the inputs themselves.
-        cascade: the networks, whose arguments name the inputs.
+        arrays_of: the arrays of a batch by the names of the inputs.
         engine: what the records were made on.
         example: a batch of inputs, for the shapes and the range of noise.
         sample: of the calibration inputs.
@@ -61,8 +62,7 @@ def draw_canaries(
     if isinstance(canaries, str) and canaries == "calibration":
         return sample.canaries(records.logits, partial(run_canaries, engine))
     source = example if isinstance(canaries, str) else canaries
-    named = named_tensors(cascade.networks[0], source)
-    arrays = {name: tensor.detach().cpu().numpy()[:MOST] for name, tensor in named.items()}
+    arrays = {name: array[:MOST] for name, array in arrays_of(source).items()}
     if isinstance(canaries, str):
         arrays = noise(arrays, seed=seed)
     drawn = Canaries(arrays, run_canaries(engine, arrays), "noise" if isinstance(canaries, str) else "given")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,16 @@ from torch import Tensor, nn
 from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import by_position, run_on
 from dynamic.offline.networks.module_modes import bare
+from dynamic.offline.onnx_files.contract import ScikitClassifier
+from dynamic.offline.onnx_files.onnx_file import OnnxModel, as_onnx_model
+from dynamic.offline.onnx_files.stages.onnx_network import OnnxNetwork
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
 from dynamic.offline.tracing.sizes.declared_sizes import check_declared, ranges_of
 from dynamic.offline.tracing.sizes.dynamic_shapes import DynamicShapes, common_ranges
 from dynamic.policies.errors import InputError
 from dynamic.policies.scores import Combination, check_combination
+
+Network = nn.Module | str | Path | OnnxModel | ScikitClassifier
 
 
 class Cascade(nn.Module):
@@ -24,7 +30,8 @@ class Cascade(nn.Module):
     inputs and give the same classes in the same order.
 
     Args:
-        networks: One or several, plain or wrapped.
+        networks: One or several, plain or wrapped. Paths of ONNX files (see `dynamic.onnx_model`) and fitted
+            classifiers of scikit-learn (extra `sklearn`) may stand among them.
         combine: How answers become one. "backbones" averages the latest answer of each network so far, so that an exit
             is replaced by those behind it. "mean" averages the answers of all stages so far, "last" takes the latest.
         names: Of the networks. None: their class names, numbered where they repeat.
@@ -33,7 +40,8 @@ class Cascade(nn.Module):
 
     Raises:
         SettingError: `combine` is not known.
-        InputError: There is no network, one is no module, or names repeat.
+        InputError: There is no network, one is neither module nor ONNX file, or names repeat.
+        CorruptError: A path is of no ONNX file.
 
     Example:
         >>> cascade = dynamic.Cascade([small, large], names=("small", "large"))
@@ -43,20 +51,27 @@ class Cascade(nn.Module):
 
     def __init__(
         self,
-        networks: nn.Module | Sequence[nn.Module],
+        networks: Network | Sequence[Network],
         combine: Combination = "backbones",
         *,
         names: Sequence[str] | None = None,
         dynamic_shapes: DynamicShapes | None = None,
     ) -> None:
         super().__init__()
-        listed = [networks] if isinstance(networks, nn.Module) else list(networks)
-        if not listed:
+        several = (
+            [networks] if isinstance(networks, (nn.Module, str, Path, OnnxModel, ScikitClassifier)) else list(networks)
+        )
+        if not several:
             raise InputError("a cascade needs at least one network")
+        files = [as_onnx_model(network) for network in several]
+        listed = [network if file is None else OnnxNetwork(file) for network, file in zip(several, files, strict=True)]
         for place, network in enumerate(listed):
             if not isinstance(network, nn.Module):
                 inside = ". Give its .network" if isinstance(getattr(network, "network", None), nn.Module) else ""
-                raise InputError(f"network {place} of the cascade is a {type(network).__name__}, no nn.Module{inside}")
+                raise InputError(
+                    f"network {place} of the cascade is a {type(network).__name__}, neither an nn.Module nor the path "
+                    f"of an ONNX file{inside}"
+                )
         listed = [bare(network) for network in listed]
         self.networks = nn.ModuleList(listed)
         self.combine = check_combination(combine)
@@ -157,7 +172,11 @@ class Cascade(nn.Module):
         return [
             _renamed(network.exit_stages, name)
             if isinstance(network, StagedNetwork)
-            else (Stage(name, _Whole(network, names), nn.Identity()),)
+            else (
+                Stage(
+                    name, _Whole(network, names), nn.Identity(), network if isinstance(network, OnnxNetwork) else None
+                ),
+            )
             for network, name in zip(self.networks, self.names, strict=True)
         ]
 
@@ -177,8 +196,8 @@ class _Whole(nn.Module):
 
 
 def _names(networks: Sequence[nn.Module]) -> tuple[str, ...]:
-    """Class name of each (of the backbone, where it is wrapped), numbered where it repeats."""
-    kinds = [type(getattr(n, "backbone", n)).__name__ for n in networks]
+    """Class name of each, of the backbone where it is wrapped. Of an ONNX file its name. Numbered where it repeats."""
+    kinds = [n.model.name if isinstance(n, OnnxNetwork) else type(getattr(n, "backbone", n)).__name__ for n in networks]
     return tuple(f"{k}-{i}" if kinds.count(k) > 1 else k for i, k in enumerate(kinds))
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from dynamic.engines.options import EngineName
 from dynamic.offline.batches import Batch
-from dynamic.offline.calibration import calibrate, peek
+from dynamic.offline.build_steps.loaders import peek
+from dynamic.offline.calibration import calibrate
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.used_batches import ObservedLoader
 from dynamic.offline.networks.used_data import batch_hash, hashes_of, remember

@@ -1,12 +1,17 @@
 """The contract between networks and everything that runs, measures or exports them stage by stage."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from dynamic.offline.tracing.input_sizes import Sizes
 from dynamic.policies.errors import InputError
+
+if TYPE_CHECKING:
+    from dynamic.offline.onnx_files.stages.onnx_network import OnnxNetwork
 
 
 class Stage(nn.Module):
@@ -15,14 +20,16 @@ class Stage(nn.Module):
     `body` maps the previous stage's carry to a tuple of tensors, the next carry. Its **first** entry is the feature
     that the head reads. The first stage of a network gets the network's own inputs instead. `head`
     maps that feature to logits `[B, C]`. The last stage of a network carries its logits, under an identity
-    head. Parameters are shared with the network, never copied.
+    head. Parameters are shared with the network, never copied. `file`: of a network that is an ONNX file, which has
+    its graph already.
     """
 
-    def __init__(self, name: str, body: nn.Module, head: nn.Module) -> None:
+    def __init__(self, name: str, body: nn.Module, head: nn.Module, file: OnnxNetwork | None = None) -> None:
         super().__init__()
         self.name = name
         self.body = body
         self.head = head
+        self.file = file
 
     def forward(self, *carry: Tensor) -> tuple[Tensor, ...]:
         """(logits [B, C], *carry for the next stage)."""

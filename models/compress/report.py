@@ -25,7 +25,7 @@ from dynamic.engines.engine_factory import open_engine
 from dynamic.engines.options import EngineName, Precision
 from dynamic.engines.stage_loop import StageEngine
 from dynamic.offline.batches import Batch, arguments, named_tensors
-from dynamic.offline.calibration import plain_combiner
+from dynamic.offline.build_steps.record_collection import plain_combiner
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.checkpoints import untied
 from dynamic.offline.networks.feature_cache import checked_batches

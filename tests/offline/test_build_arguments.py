@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dynamic
 from dynamic.errors import CalibrationError, EngineError, InputError, SettingError
-from dynamic.offline import building
+from dynamic.offline.build_steps import torch_steps
 
 CLASSES = 4
 
@@ -81,7 +81,7 @@ class Seldom:
 def test_nothing_is_exported_before_arguments_are_right(
     options: dict[str, Any], error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "export_stages", _never)
+    monkeypatch.setattr(torch_steps, "export_stages", _never)
     loader = Seldom()
     with pytest.raises(error, match=words):
         dynamic.build([Reading(8), Reading(16)], loader, **options)
@@ -89,14 +89,14 @@ def test_nothing_is_exported_before_arguments_are_right(
 
 
 def test_an_engine_that_is_not_installed_is_noticed_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "export_stages", _never)
+    monkeypatch.setattr(torch_steps, "export_stages", _never)
     monkeypatch.setattr("dynamic.engines.engine_factory.is_there", lambda package: package == "torch")
     with pytest.raises(EngineError, match=r"'openvino' is not installed: pip install"):
         dynamic.build([Reading(8)], Seldom(), engine="openvino")
 
 
 def test_labels_are_looked_at_in_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "export_stages", _never)
+    monkeypatch.setattr(torch_steps, "export_stages", _never)
     with pytest.raises(InputError, match="labels run from 1 to 4"):
         dynamic.build([Reading(8)], Seldom(shift=1))
     with pytest.raises(CalibrationError, match="needs labels"):

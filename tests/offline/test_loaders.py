@@ -186,14 +186,15 @@ def test_no_labels_are_none() -> None:
 
 def refused(work: Callable[[], object], match: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error comes before anything is exported or trained."""
-    from dynamic.offline import building, calibration
+    from dynamic.offline import calibration
+    from dynamic.offline.build_steps import torch_steps
     from dynamic.offline.training import training_loop
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("work was done before the data were checked")
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "export_stages", never)
+        patch.setattr(torch_steps, "export_stages", never)
         patch.setattr(calibration, "export_stages", never)
         patch.setattr(training_loop, "_step", never)
         with pytest.raises(InputError, match=match):

@@ -271,7 +271,7 @@ def test_bf16_is_for_the_engines_that_have_it(case: Case, monkeypatch: pytest.Mo
     check_precision("bf16")
     monkeypatch.setattr(engine_choice, "installed", lambda: ("onnxruntime", "torch"))
     data = [(torch.randn(8, 1, 8, 8), torch.arange(8) % CLASSES)]
-    monkeypatch.setattr("dynamic.offline.building.export_stages", None)  # it must not come so far
+    monkeypatch.setattr("dynamic.offline.build_steps.torch_steps.export_stages", None)  # it must not come so far
     for precision in ("bf16", "f8"):
         with pytest.raises(EngineError, match=f"precision '{precision}' is on no engine that engine='auto' can take"):
             dynamic.build([Plain()], data, engine="auto", precision=precision)

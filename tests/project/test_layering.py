@@ -60,6 +60,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "simulate": ({"numpy"}, CORE | {"policies.control", "policies.certification"}),
     "offline": (TORCH, RUN),
+    "offline.onnx_files.sklearn_models": ({"skl2onnx"}, RUN),
+    "offline.onnx_files.stages.own_run": ({"numpy", "onnxruntime"}, RUN),
     "models": (TORCH | {"bitarray", "torch_pruning"}, RUN | {"offline"}),
     "cli": (
         {"numpy", "torch", "typer", "onnxruntime", "openvino"},

@@ -49,6 +49,7 @@ NAMES = [
     "family",
     "fit",
     "load",
+    "onnx_model",
     "plot",
     "recertify",
     "select_exits",

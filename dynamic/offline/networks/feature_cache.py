@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamic.offline.batches import Batch, labelled_batches, named_tensors, run_on, taken_by
+from dynamic.offline.build_steps.loaders import check_labels as check_labels
 from dynamic.offline.networks.acceleration import Acceleration
 from dynamic.offline.networks.row_independence import check_classes, check_rows
 from dynamic.offline.staged_network import Stage
@@ -125,14 +126,6 @@ def checked_batches(loader: Iterable[Any], classes: int | None) -> Iterator[tupl
             raise InputError(f"a batch has {wrong.pop()} inputs and {len(labels)} labels. Give one label an input")
         check_labels(labels, classes)
         yield inputs, labels
-
-
-def check_labels(labels: NDArray[np.int64], classes: int | None) -> None:
-    """Raises InputError on a label below 0, or one that the network has no class for."""
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or (classes is not None and high >= classes):
-        limit = "" if classes is None else f". The network has {classes} classes, 0 to {classes - 1}"
-        raise InputError(f"labels run from {low} to {high}{limit}: drop or renumber them, or change the network")
 
 
 def check_logits(logits: Any, exits: int, labels: NDArray[np.int64]) -> int:

@@ -15,14 +15,17 @@ from dynamic.offline.onnx_export.onnxruntime_forms import block_images
 
 @dataclass(frozen=True)
 class StageGraph:
-    """A stage's graph as it is written into another: nodes of body and head apart."""
+    """A stage's graph as it is written into another: nodes of body and head apart.
+
+    `versions`: of each operator set. That of ONNX itself is called "".
+    """
 
     logits: str
     carry: list[str]
     body: list[onnx.NodeProto]
     head: list[onnx.NodeProto]
     initializers: dict[str, onnx.TensorProto]
-    opset: int
+    versions: dict[str, int]
 
 
 def load_stage(path: Path, prefix: str, inputs: Sequence[str], blocks: bool = False) -> StageGraph:
@@ -58,7 +61,7 @@ def load_stage(path: Path, prefix: str, inputs: Sequence[str], blocks: bool = Fa
         body=body[::-1],
         head=head[::-1],
         initializers={tensor.name: tensor for tensor in graph.initializer},
-        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        versions={o.domain if o.domain != "ai.onnx" else "": o.version for o in model.opset_import},
     )
 
 

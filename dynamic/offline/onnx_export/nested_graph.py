@@ -93,7 +93,7 @@ class Nest:
     preprocess: Preprocess | None = None
     only: Sequence[float] | None = None
     blocks: bool = True
-    _opset: int = field(default=0, init=False)
+    _versions: dict[str, int] = field(default_factory=dict, init=False)
     _limits: list[str] = field(default_factory=list, init=False)
     _group: tuple[int, ...] = field(default=(), init=False)
 
@@ -150,8 +150,9 @@ class Nest:
             helper.make_tensor_value_info(name, kind, shape)
             for (name, shape), kind in zip(shapes.items(), _KINDS, strict=True)
         ]
+        versions = [helper.make_opsetid(domain, version) for domain, version in sorted(self._versions.items())]
         graph = helper.make_graph(top.nodes, "cascade", inputs, outputs, top.initializers)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self._opset)], ir_version=10)
+        return helper.make_model(graph, opset_imports=versions, ir_version=10)
 
     # ---- the order of things
 
@@ -206,7 +207,7 @@ class Nest:
         carried = s > 0 and of[s] == of[s - 1]
         path = self.folder / spec.stages[s].graph
         stage = load_stage(path, f"{body.prefix}s{s}/", carry, blocks=self.blocks and carried)
-        self._opset = max(self._opset, stage.opset)
+        self._versions |= {d: max(v, self._versions.get(d, 0)) for d, v in stage.versions.items()}
         inline(body, stage.body, stage.initializers)
         if s not in self._present:
             return self._stage(body, s + 1, stage.carry, state)

@@ -53,3 +53,19 @@ def rename(node: onnx.NodeProto, name_of: Callable[[str], str]) -> None:
         for entry in (*graph.input, *graph.output, *graph.initializer):
             entry.name = name_of(entry.name)
         del graph.value_info[:]
+
+
+def keep_needed(graph: onnx.GraphProto) -> None:
+    """Remove the nodes and constants that no output of a graph needs, in place. Inputs remain."""
+    needed = {output.name for output in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(name for name in node.input if name)
+            needed.update(captured(node))
+    nodes.reverse()
+    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(initializers)

@@ -6,7 +6,6 @@ the whole backbone as ONNX external data. Backbones that share parameters, such 
 refer to the file of the first.
 """
 
-import hashlib
 import io
 import logging
 import warnings
@@ -17,21 +16,23 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import external_data_helper, numpy_helper
 from torch import Tensor, nn
 
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
 from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import Batch, named_tensors, taken_by
+from dynamic.offline.build_steps.weight_file import WeightFile
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_rows
 from dynamic.offline.onnx_export.adaptive_pooling import translations
 from dynamic.offline.onnx_export.batch_norm_folding import fold_norms
-from dynamic.offline.onnx_export.node_names import captured, check_names
+from dynamic.offline.onnx_export.node_names import check_names, keep_needed
 from dynamic.offline.onnx_export.onnxruntime_forms import separate_roundings
 from dynamic.offline.onnx_export.padded_shortcuts import convolve_shortcuts
+from dynamic.offline.onnx_files.stages.onnx_network import OnnxNetwork
+from dynamic.offline.onnx_files.stages.operator_versions import LEAST, TORCH, at_versions, common_versions
 from dynamic.offline.staged_network import Stage
 from dynamic.offline.tracing.multiply_adds import cost_macs
 from dynamic.offline.tracing.sizes.dynamic_shapes import BATCH, torch_shapes, trial_inputs
@@ -39,9 +40,7 @@ from dynamic.policies.errors import EngineError, InputError
 from dynamic.progress import track
 from dynamic.storage.atomic_write import disk_errors
 
-_EMBEDDED_BYTES = 256  # smaller constants are in the graph itself: engines read shapes and axes from them
 _OBSERVED = 2  # sizes besides the example's that show which dimensions of a carry are dynamic
-_ALIGNMENT = 4096  # of each weight in its file, so that engines can map it
 
 
 def describe(cascade: Cascade, example_inputs: Batch) -> CascadeSpec:
@@ -62,19 +61,25 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
     """
     check_names(named_tensors(cascade.networks[0], example_inputs))
     (folder / "backbones").mkdir(parents=True, exist_ok=True)
-    weights: dict[int, _WeightFile] = {}
+    weights: dict[int, WeightFile] = {}
     owner = weight_owners(cascade)
+    versions = _versions(cascade, named_tensors(cascade.networks[0], example_inputs))
 
     def write(stage: Stage, spec: StageSpec, carry: "_Carry", names: list[str]) -> None:
         last = spec.body_graph is None
-        model = _to_onnx(_LogitsOnly(stage) if last else stage, carry, names, spec)
-        fold_norms(model.graph)
-        convolve_shortcuts(model.graph)
-        separate_roundings(model.graph)
+        if stage.file is not None:
+            model = stage.file.stage(dict(zip(names, carry.tensors, strict=True))).graph(carry.inputs, versions)
+        else:
+            model = _to_onnx(_LogitsOnly(stage) if last else stage, carry, names, spec)
+            fold_norms(model.graph)
+            convolve_shortcuts(model.graph)
+            separate_roundings(model.graph)
+            if versions:
+                model = at_versions(model, versions, Path(spec.name))
         with disk_errors("the graph", folder):
             file = owner[spec.backbone]
             if file not in weights:  # made once: it starts with an empty file
-                weights[file] = _WeightFile(folder / "backbones" / f"{file}.weights")
+                weights[file] = WeightFile(folder / "backbones" / f"{file}.weights")
             weights[file].move(model)
             onnx.save(model, folder / spec.graph)
             if spec.body_graph is not None:
@@ -94,6 +99,15 @@ def weight_owners(cascade: Cascade) -> tuple[int, ...]:
         places |= dict.fromkeys((place for place in own if place not in places), owner)
         owners.append(owner)
     return tuple(owners)
+
+
+def _versions(cascade: Cascade, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """The version of each operator set that all graphs get. Empty: all come from torch, which has one."""
+    files = [network for network in cascade.networks if isinstance(network, OnnxNetwork)]
+    if not files:
+        return {}
+    models = [file.stage(inputs).batch.model for file in files]
+    return common_versions(models, LEAST if len(files) == len(cascade.networks) else TORCH)
 
 
 def _walk(
@@ -119,6 +133,10 @@ def _walk(
         carry: tuple[Tensor, ...] = ()
         carries: list[tuple[Tensor, ...]] = []  # at other sizes
         stages, backbone = cascade.stages_for(list(inputs)), cascade.backbone
+        described = tuple(
+            InputSpec(name, tuple(t.shape[1:]), str(t.dtype).removeprefix("torch."), ranges.get(name, ()))
+            for name, t in inputs.items()
+        )
         for number, stage in enumerate(track(stages, label, len(stages), progress)):
             belongs = backbone[number]
             first = number == 0 or backbone[number - 1] != belongs
@@ -144,19 +162,15 @@ def _walk(
                 carry=0 if last else len(after),
                 graph=f"{stem}.onnx",
                 body_graph=None if last else f"{stem}_body.onnx",
-                macs=cost_macs(stage.body, carry),
+                macs=cost_macs(stage.body, carry) if stage.file is None else stage.file.stage(inputs).macs,
                 head_macs=cost_macs(stage.head, (after[0],)),
             )
-            visit(stage, spec, _Carry(carry, carries, ranges if first else {}), names)
+            visit(stage, spec, _Carry(carry, carries, ranges if first else {}, described), names)
             specs.append(spec)
             stage_logits.append(logits)
             carry = after
             with torch.no_grad():
                 carries = [tuple(stage.body(*other)) for other in carries]
-    described = tuple(
-        InputSpec(name, tuple(t.shape[1:]), str(t.dtype).removeprefix("torch."), ranges.get(name, ()))
-        for name, t in inputs.items()
-    )
     return CascadeSpec(described, tuple(specs), int(stage_logits[0].shape[1])), stage_logits
 
 
@@ -164,11 +178,17 @@ class _Carry:
     """What a stage starts from: to be exported, and which of its dimensions are dynamic.
 
     `own`: at the size of the example. `others`: at other sizes. `ranges`: of the inputs, for a stage that starts from
-    them.
+    them. `inputs`: of the cascade.
     """
 
-    def __init__(self, own: tuple[Tensor, ...], others: Sequence[tuple[Tensor, ...]], ranges: Mapping[str, Ranges]):
-        self._ranges = ranges
+    def __init__(
+        self,
+        own: tuple[Tensor, ...],
+        others: Sequence[tuple[Tensor, ...]],
+        ranges: Mapping[str, Ranges],
+        inputs: tuple[InputSpec, ...],
+    ) -> None:
+        self._ranges, self.inputs = ranges, inputs
         self.free = [
             {d for d in range(1, tensor.ndim) for other in others if other[i].shape[d] != tensor.shape[d]}
             for i, tensor in enumerate(own)
@@ -251,52 +271,10 @@ def _to_onnx(module: nn.Module, carry: _Carry, names: list[str], spec: StageSpec
     return model
 
 
-class _WeightFile:
-    """The weights of one backbone, appended to one file. A graph's large initializers are moved into it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.write_bytes(b"")
-        self._at: dict[bytes, tuple[int, int]] = {}
-
-    def move(self, model: onnx.ModelProto) -> None:
-        """Replace the large initializers of a model by references into the file. Steps of int8 are not moved."""
-        steps = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
-        with self._path.open("ab") as file:
-            for tensor in model.graph.initializer:
-                raw = numpy_helper.to_array(tensor).tobytes()
-                if len(raw) < _EMBEDDED_BYTES or tensor.name in steps:
-                    continue
-                key = hashlib.sha256(raw).digest()
-                if key not in self._at:
-                    file.write(b"\0" * (-file.tell() % _ALIGNMENT))
-                    self._at[key] = (file.tell(), len(raw))
-                    file.write(raw)
-                offset, length = self._at[key]
-                tensor.raw_data = raw  # what set_external_data expects to replace
-                external_data_helper.set_external_data(tensor, self._path.name, offset=offset, length=length)
-                tensor.ClearField("raw_data")
-                for field in ("float_data", "int32_data", "int64_data", "double_data"):
-                    tensor.ClearField(field)
-
-
 def _without_logits(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph without the logits and whatever only they need."""
     lean = onnx.ModelProto()
     lean.CopyFrom(model)
-    graph = lean.graph
-    del graph.output[0]
-    needed = {output.name for output in graph.output}
-    needed_nodes = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed_nodes.append(node)
-            needed.update(name for name in node.input if name)
-            needed.update(captured(node))
-    nodes = list(reversed(needed_nodes))
-    initializers = [t for t in graph.initializer if t.name in needed]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(initializers)
-    del graph.value_info[:]
+    del lean.graph.output[0]
+    keep_needed(lean.graph)
     return lean

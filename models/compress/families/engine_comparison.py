@@ -17,7 +17,7 @@ from dynamic.engines.options import EngineName, Precision
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.models.compress.report import turns_ms, whole_pass
 from dynamic.offline.batches import Batch, named_tensors
-from dynamic.offline.calibration import plain_combiner
+from dynamic.offline.build_steps.record_collection import plain_combiner
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.feature_cache import check_labels, checked_batches
 from dynamic.offline.networks.module_modes import evaluating

@@ -22,7 +22,7 @@ from dynamic.models.compress.families.member_training import Maker, first_batche
 from dynamic.models.compress.families.recipes import Cost, Recipe, as_named, checked_targets, class_name, recipe
 from dynamic.models.compress.report import Compressed, Report
 from dynamic.offline.batches import Batch, labelled_batches, named_tensors, run_on
-from dynamic.offline.calibration import peek
+from dynamic.offline.build_steps.loaders import peek
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_classes

@@ -4,7 +4,7 @@
 [600, 12]` and `labels [600]`: held out, numpy. `x [12]`: one of them. `train_loader`, `calibration_loader`,
 `eval_loader`: lists of batches `(inputs, labels)`, torch. `net`: `large` with one exit. `bundle`: of both networks,
 profiled. It lies in "shelf". `records`, `ladder`, `costs` and `frontier` of that bundle. A tokenizer of seven words
-lies in "tokenizer.json". The current folder is a temporary one.
+lies in "tokenizer.json", `small` in "small.onnx". The current folder is a temporary one.
 """
 
 import copy
@@ -43,6 +43,9 @@ def _made(folder: Path) -> dict[str, Any]:
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
+    torch.onnx.export(
+        small, (torch.zeros(2, 12),), folder / "small.onnx", output_names=["scores"], dynamo=True, verbose=False
+    )
     bundle = dynamic.build([small, large], held, classes=("a", "b", "c", "d"), progress=False)
     bundle = bundle.save(folder / "shelf").profile(batch=(1, 8), seconds=0.05, progress=False)
     return {

@@ -12,7 +12,7 @@ import dynamic
 from dynamic.engines.engine_factory import open_engine
 from dynamic.models import compress
 from dynamic.models.compress.quantization.int8_arithmetic import RoundedLinear
-from dynamic.offline.calibration import plain_combiner
+from dynamic.offline.build_steps.record_collection import plain_combiner
 from dynamic.offline.onnx_export.stage_graphs import export_stages
 
 pytestmark = [
