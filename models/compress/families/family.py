@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from dynamic.bundle.bundle import Bundle
-from dynamic.policies.words.tables import table
 from dynamic.engines.engine_factory import check_engine
 from dynamic.engines.options import EngineName, Precision
 from dynamic.models.compress.argument_checks import check_fit_options
@@ -32,6 +31,7 @@ from dynamic.offline.staged_network import StagedNetwork, primary_logits
 from dynamic.policies.certification.floor import SHARE, Level, check_floor
 from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.scores import Combination
+from dynamic.policies.words.tables import table
 from dynamic.progress import track
 
 DEFAULT_METHODS = ("quantize", "prune_channels", "prune_blocks", "low_rank")
