@@ -213,7 +213,7 @@ class UnitFinder:
             if node in self._linear and node.args[0] in inside and reader is None:
                 reader = node
             elif node.target is _ATEN.chunk.default and node.args[0] is source and _is_last(node, source):
-                gates = int(node.args[1])  # type: ignore[call-overload]
+                gates = int(node.args[1])
                 inside[node] = None
             elif not others and (_operation(node) in _ELEMENTWISE or _operation(node) == "getitem"):
                 inside[node] = None
