@@ -86,15 +86,14 @@ class TfIdf(nn.Module):
         share = real / counts  # of a token, at each of its positions
         frequency = 1.0 + counts.log() if self.sublinear else counts
         features = idf if self.binary else frequency * idf
-        logits = ((share * features).unsqueeze(1) @ self.coefficients(input_ids)).squeeze(1)  # [B, C]
+        logits: Tensor = ((share * features).unsqueeze(1) @ self.coefficients(input_ids)).squeeze(1)  # [B, C]
         if self.norm == "l2":
             length = (share * features * features).sum(1, keepdim=True).sqrt()
             logits = logits / torch.where(length > 0, length, torch.ones_like(length))
         elif self.norm == "l1":
             length = (share * features.abs()).sum(1, keepdim=True)
             logits = logits / torch.where(length > 0, length, torch.ones_like(length))
-        answer: Tensor = logits + self.bias
-        return answer
+        return logits.add(self.bias)
 
     @torch.no_grad()
     def count(self, loader: Iterable[Any]) -> Self:

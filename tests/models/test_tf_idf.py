@@ -133,6 +133,7 @@ def test_idf_is_counted_as_scikit_learn_does() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
+    settings: dict[str, Any]
     for settings in ({"vocabulary": 0}, {"classes": True}, {"norm": "max"}, {"binary": 1}):
         with pytest.raises(SettingError, match=next(iter(settings))):
             TfIdf(**{"vocabulary": 5, "classes": 2, **settings})

@@ -35,7 +35,7 @@ def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = No
 
 
 # torch's own counter has neither recurrent layers nor the operator that computes attention on a CPU
-FLOPS = {
+FLOPS: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mkldnn_rnn_layer: _recurrent,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
 }

@@ -63,4 +63,4 @@ def test_scores_and_sums_of_attention_are_counted() -> None:
     mask = torch.arange(9).expand(5, 1, 7, 9) < 6
     counted = count_macs(Attention(), (query, key, value, mask))
     assert counted.total == 2 * 7 * 9 * (4 + 4)
-    assert counted.not_counted == ()
+    assert set(counted.not_counted) <= {"scalar_tensor", "where"}  # which put the mask into numbers

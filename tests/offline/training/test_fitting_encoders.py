@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.networks.encoders import CLASSES, LAYERS, LIMIT, encoder, tokens
@@ -83,6 +84,25 @@ def test_everything_learns_and_the_exported_graph_has_the_weights(net: Any, mode
         assert not torch.allclose(untrained.backbone(**inputs).logits, expected, atol=0.1)
         torch.testing.assert_close(net(**inputs)[-1], expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(last_by_stages(net, inputs), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("net", ["bert"], indirect=True)
+def test_the_bundle_of_a_trained_encoder_gives_its_logits(net: Any) -> None:
+    net = copy.deepcopy(net)
+    dynamic.fit(net, texts(), mode="joint", epochs=4, **ADAM)
+    inputs = tokens(40, seed=9)
+    labels = torch.arange(40) % CLASSES
+    bundle = dynamic.build(net, [(inputs, labels)], max_drops=(0.5,), floor=0, progress=False)
+    longer = tokens(6, length=LIMIT, seed=7)
+    engine = bundle.open()
+    try:
+        logits = engine.all_logits({name: tensor.numpy() for name, tensor in longer.items()})
+    finally:
+        engine.close()
+    with torch.no_grad():
+        expected = torch.stack(net(**longer), 1).numpy()
+        np.testing.assert_allclose(logits, expected, atol=2e-5)
+        np.testing.assert_allclose(logits[:, -1], net.backbone(**longer).logits.numpy(), atol=2e-5)
 
 
 class Interrupted(list[Any]):
@@ -208,10 +228,10 @@ def test_batch_norm_counts_as_in_the_backbone() -> None:
             self.first, self.norm, self.out = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(torch.relu(self.norm(self.first(x)))) if len(x) > 0 else x  # type: ignore[no-any-return]
+            return self.out(torch.relu(self.norm(self.first(x)))) if len(x) > 0 else x
 
     torch.manual_seed(0)
-    backbone = Normed()
+    backbone: Any = Normed()
     alone = copy.deepcopy(backbone)
     net = dynamic.wrap(backbone, torch.randn(4, 6), exits=["norm"])
     assert net.tracer == "export"

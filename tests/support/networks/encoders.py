@@ -43,14 +43,29 @@ def bert(layers: int = 2) -> BertForSequenceClassification:
 def encoder(family: str, layers: int = 2) -> Any:
     """A network of a family in `LAYERS` in evaluation mode, with dropout in all places that have it."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": WORDS, "num_labels": CLASSES, "max_position_embeddings": LIMIT + 2, "pad_token_id": 0}
-    names = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "vocab_size": WORDS,
+        "num_labels": CLASSES,
+        "max_position_embeddings": LIMIT + 2,
+        "pad_token_id": 0,
+    }
+    names: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     if family == "distilbert":
         config = DistilBertConfig(**sizes, dim=32, n_layers=layers, n_heads=4, hidden_dim=64)
         return DistilBertForSequenceClassification(config).eval()
     if family == "modernbert":
-        dropout = {"embedding_dropout": 0.1, "mlp_dropout": 0.1, "attention_dropout": 0.1, "classifier_dropout": 0.1}
-        ids = {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+        dropout: dict[str, Any] = {
+            "embedding_dropout": 0.1,
+            "mlp_dropout": 0.1,
+            "attention_dropout": 0.1,
+            "classifier_dropout": 0.1,
+        }
+        ids: dict[str, Any] = {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
         config = ModernBertConfig(**sizes, **names, **dropout, **ids, local_attention=8)
         return ModernBertForSequenceClassification(config).eval()
     if family == "roberta":
