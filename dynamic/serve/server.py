@@ -51,6 +51,8 @@ class Server:
 
     def __init__(self, run: Runtime, options: ServeOptions | None = None) -> None:
         self.options = options or ServeOptions()
+        if self.options.grpc_port:  # gRPC binds it itself, and writes lines of its own where that fails
+            _listening(self.options.host, self.options.grpc_port, "--grpc-port").close()
         self._socket = _listening(self.options.host, self.options.port, "--port")
         try:
             self._service = Service(run, self.options)
