@@ -68,7 +68,7 @@ def class_indices(labels: Any) -> NDArray[np.int64]:
         raise InputError(f"labels are {kind} of shape [], {expected}: put a data set of single inputs in a DataLoader")
     if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind != "c":
         if bool(((array == 0) | (array == 1)).all()) and bool((array.sum(1) == 1).all()):
-            return array.argmax(1).astype(np.int64)
+            return np.asarray(array.argmax(1), np.int64)
         raise InputError(f"labels are {kind} of shape {shape} and not one-hot, {expected}, one class for each input")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]

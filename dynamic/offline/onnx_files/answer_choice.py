@@ -77,7 +77,7 @@ def _holds_answers(value: onnx.ValueInfoProto) -> bool:
     """Whether an output may be `[B, C]`: floating point, and two dimensions where they are known."""
     kind = value.type.WhichOneof("value")
     if kind == "sequence_type":
-        return value.type.sequence_type.elem_type.WhichOneof("value") == "map_type"
+        return bool(value.type.sequence_type.elem_type.WhichOneof("value") == "map_type")
     tensor = value.type.tensor_type
     return (
         kind == "tensor_type"

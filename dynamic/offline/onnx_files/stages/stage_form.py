@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -97,7 +98,7 @@ class _Nodes:
         self.nodes, self.initializers = nodes, initializers
         self._count = 0
 
-    def add(self, op: str, *inputs: str, output: str = "", **attributes: object) -> str:
+    def add(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         self._count += 1
         output = output or f"stage/{op}_{self._count}"
         self.nodes.append(helper.make_node(op, list(inputs), [output], f"stage/node_{self._count}", **attributes))
