@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -122,10 +122,9 @@ def run(
         budget, engine=engine, **_without_none(threads=threads, options=_idle_options(idle))
     ) as runtime:
         # the view ends before the summary, also after Ctrl-C
-        with (
-            dynamic.watch(runtime) if live else nullcontext() as view,
-            suppress(KeyboardInterrupt) if live else nullcontext(),
-        ):
+        watching: AbstractContextManager[Any] = dynamic.watch(runtime) if live else nullcontext()
+        ending: AbstractContextManager[Any] = suppress(KeyboardInterrupt) if live else nullcontext()
+        with watching as view, ending:
             for item in track(items, "inference", len(items), shown):
                 try:
                     result = cast(Prediction, runtime(item.read()))  # one input gives one

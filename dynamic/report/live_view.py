@@ -158,9 +158,11 @@ def watch(run: Runtime, stream: TextIO | None = None, *, every_s: float | None =
         ModuleNotFoundError: rich is missing. The message names the extra.
 
     Example:
-        >>> with bundle.runtime() as run, dynamic.watch(run, open("live.txt", "w")) as view:
+        >>> import io
+        >>> lines = io.StringIO()
+        >>> with bundle.runtime() as run, dynamic.watch(run, lines) as view:
         ...     view.add(run(x))
-        >>> open("live.txt").read().startswith("1 requests, point 'reference'")
+        >>> lines.getvalue().splitlines()[-1].startswith("1 requests, point ")
         True
     """
     target = sys.stdout if stream is None else stream

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.policies.certification.certificates import wilson
+from dynamic.policies.certification.ladders.measured_points import accuracy_interval
 from dynamic.policies.certification.replay import predictions, replay, shares
+from dynamic.policies.certification.risks import Sample
 from dynamic.policies.costing.costed_point import with_costs
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Interval, Ladder, OperatingPoint
@@ -39,9 +41,9 @@ def combiner_of(ladder: Ladder) -> Combiner:
     return Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
 
 
-def accuracy_of(right: NDArray[np.bool_]) -> Interval:
-    """The share of right answers `[N]` with its 95% interval (Wilson 1927)."""
-    return Interval(*wilson(int(right.sum()), len(right)))
+def accuracy_of(right: NDArray[np.bool_], group: NDArray[Any] | None) -> Interval:
+    """The share of right answers `[N]` with its 95% interval, as a ladder has it. With groups `[N]`, groups count."""
+    return Interval(*accuracy_interval(Sample(len(right), group), right))
 
 
 def networks_alone(frontier: Frontier, records: Records) -> list[Alone]:
@@ -62,7 +64,7 @@ def networks_alone(frontier: Frontier, records: Records) -> list[Alone]:
         thresholds = [math.inf] * (used.stages - 1)
         thresholds[stage : stage + 1] = [-math.inf] * (stage < used.stages - 1)  # the last stage has no threshold
         run = replay(used.logits, combiner_of(ladder), thresholds=thresholds, backbone=ladder.backbone)
-        accuracy = accuracy_of(answers[stage] == truth)
+        accuracy = accuracy_of(answers[stage] == truth, used.group)
         point = OperatingPoint(
             name=name,
             thresholds=tuple(thresholds),

@@ -61,7 +61,7 @@ def _bundle(bundle: ReportedBundle, axes: "Axes | None") -> "Axes":
         return _ladder(bundle.ladder, axes)
     axes = _frontier(bundle.frontier, axes)
     for alone in networks_alone(bundle.frontier, bundle.records):
-        _with_interval(axes, alone.mean_ms, alone.accuracy, fmt="s", color=_ORANGE, label=None)
+        _with_interval(axes, alone.mean_ms, alone.accuracy, fmt="s", color=_ORANGE)
         axes.annotate(alone.name, (alone.mean_ms, alone.accuracy.mid), (6, -12), textcoords="offset points", fontsize=8)
     axes.plot([], [], "s", color=_ORANGE, label="one network alone")
     axes.legend(loc="lower right", fontsize=8)
@@ -73,7 +73,7 @@ def _frontier(frontier: Frontier, axes: "Axes | None" = None) -> "Axes":
     axes = one_axes(axes)
     points = sorted(frontier.points, key=lambda point: point.mean_ms[0])
     for point in points:
-        _with_interval(axes, point.mean_ms[0], point.accuracy, fmt="o", color=_BLUE, label=None)
+        _with_interval(axes, point.mean_ms[0], point.accuracy, fmt="o", color=_BLUE)
         axes.annotate(
             point.name, (point.mean_ms[0], point.accuracy.mid), (6, 5), textcoords="offset points", fontsize=8
         )
@@ -155,9 +155,9 @@ def _simulation(report: SimulationReport, axes: "Axes | None" = None) -> Any:
     return every
 
 
-def _with_interval(axes: "Axes", x: float, value: Interval, *, fmt: str, color: str, label: str | None) -> None:
+def _with_interval(axes: "Axes", x: float, value: Interval, *, fmt: str, color: str) -> None:
     error = [[value.mid - value.low], [value.high - value.mid]]
-    axes.errorbar(x, value.mid, yerr=error, fmt=fmt, color=color, label=label, capsize=2, alpha=0.8, linewidth=1)
+    axes.errorbar(x, value.mid, yerr=error, fmt=fmt, color=color, capsize=2, alpha=0.8, linewidth=1)
 
 
 def _accuracy_word(ladder: Ladder) -> str:

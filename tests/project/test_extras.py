@@ -189,6 +189,7 @@ COMMANDS = {
     "build new --network a:b --data data": "build",
     "certify plain other --max-drop 0.05": "onnx",
     "export plain model.onnx": "onnx",
+    "report plain": "plot",
     "run plain small.png": "images",
     "run shelf small.png": "images",
 }
@@ -231,6 +232,7 @@ def test_with_the_shell_alone_commands_name_what_they_lack(desk: Path, command: 
         ("run shelf small.png large.png --quiet", ["cli", "images"]),
         ("certify plain other --max-drop 0.5", ["cli", "onnx"]),
         ("export plain model.onnx --batch single", ["cli", "onnx"]),
+        ("report plain -o page.html", ["cli", "plot"]),
         ("doctor shelf", ["cli", "images"]),
     ],
 )

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,3 +97,13 @@ def test_statistics_are_bars() -> None:
 def test_another_object_has_no_picture() -> None:
     with pytest.raises(InputError, match="there is no picture of a int: give a Bundle"):
         dynamic.plot(7)
+
+
+def test_groups_count_as_one_draw_each(frontier: Frontier) -> None:
+    grouped = replace(RECORDS, group=np.array([0, 0, 0, 1]))
+    early, late = networks_alone(frontier, grouped)
+    # right answers by group: `early` 1 of 3 and 1 of 1, `late` 3 of 3 and 0 of 1
+    assert early.accuracy.mid == pytest.approx(2 / 3)
+    assert late.accuracy.mid == 0.5
+    alone = networks_alone(frontier, RECORDS)[1]
+    assert late.accuracy.high - late.accuracy.low > alone.accuracy.high - alone.accuracy.low

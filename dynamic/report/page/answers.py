@@ -132,7 +132,7 @@ class _PointReader:
         return PointAnswers(
             point=self._point.name,
             count=len(right),
-            accuracy=accuracy_of(right),
+            accuracy=accuracy_of(right, self._evidence.records.group),
             lost=len(lost),
             gained=int((right & ~reference_right).sum()),
             both_wrong=int((~right & ~reference_right).sum()),
@@ -163,10 +163,11 @@ class _PointReader:
         return tuple(Confusion(self._name(*pairs[i][:1]), self._name(*pairs[i][1:]), int(counts[i])) for i in first)
 
     def _drops(self) -> list[ClassDrop]:
-        rows = []
+        rows, groups = [], self._evidence.records.group
         for label in np.unique(self._evidence.truth):
             own = self._evidence.truth == label
-            before, after = accuracy_of(self._reference_right[own]), accuracy_of(self._right[own])
+            group = None if groups is None else groups[own]
+            before, after = (accuracy_of(right[own], group) for right in (self._reference_right, self._right))
             rows.append(
                 ClassDrop(self._point.name, self._name(label), int(own.sum()), before, after, before.mid - after.mid)
             )

@@ -79,6 +79,7 @@ def report_of(
     progress: bool | None,
 ) -> Report:
     """Make a report. See `Bundle.report`."""
+    _template(), vega_bundle()  # a package that is missing is named before the work
     content = content_of(bundle, eval_loader, device=device, budget=budget, seed=seed, progress=progress)
     return Report(page_of(content), content)
 
@@ -112,7 +113,7 @@ def vega_bundle() -> str:
         import vl_convert
     except ModuleNotFoundError as error:
         raise with_remedy(error, "a report") from error
-    script: str = vl_convert.javascript_bundle(None)
+    script: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # its types lack the default
     return script.replace("</script", "<\\/script")
 
 

@@ -64,7 +64,7 @@ def measured_point(
         bound=chosen.bound,
         delta=None if chosen.bound is None else delta,
         n=len(records),
-        accuracy=Interval(*_interval(sample, right)),
+        accuracy=Interval(*accuracy_interval(sample, right)),
         shares=shares(run.stage, records.stages),
         kind=risk.name,
         drop=drop,
@@ -104,8 +104,16 @@ def wilson(successes: int, count: int) -> tuple[float, float, float]:
     return max(0.0, middle - half), share, min(1.0, middle + half)
 
 
-def _interval(sample: Sample, right: NDArray[Any]) -> tuple[float, float, float]:
-    """(low, share, high) of right answers, 95%. For groups it comes from betting on each side."""
+def accuracy_interval(sample: Sample, right: NDArray[Any]) -> tuple[float, float, float]:
+    """(low, share, high) of right answers, 95%. For groups it comes from betting on each side.
+
+    Args:
+        sample: N records, and their groups.
+        right: Whether each answer is right `[N]`.
+
+    Returns:
+        Lower end, share and upper end.
+    """
     if sample.group is None:
         return wilson(int(right.sum()), sample.count)
     means = sample.unit_means(right)
