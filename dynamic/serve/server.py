@@ -2,18 +2,15 @@
 
 import asyncio
 import logging
-import socket
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import uvicorn
 
-from dynamic.policies.errors import DynamicError
 from dynamic.runtime.runtime import Runtime
 from dynamic.serve.http.application import application
+from dynamic.serve.http.listening import BACKLOG, HttpServer, listening_socket
 from dynamic.serve.options import LOCAL_HOSTS, ServeOptions
 from dynamic.serve.service import Service
 
@@ -24,7 +21,6 @@ logger = logging.getLogger("dynamic")
 
 _SENT_S = 5  # that answers which are ready may take to be sent, once the server ends
 _KEEP_ALIVE_S = 30  # that a connection without requests remains open
-_BACKLOG = 256
 
 
 class Server:
@@ -51,7 +47,10 @@ class Server:
 
     def __init__(self, run: Runtime, options: ServeOptions | None = None) -> None:
         self.options = options or ServeOptions()
-        self._socket = _listening(self.options.host, self.options.port, "--port")
+        self._started = threading.Event()
+        if self.options.grpc_port:  # gRPC binds it itself, and writes lines of its own where that fails
+            listening_socket(self.options.host, self.options.grpc_port, "--grpc-port").close()
+        self._socket = listening_socket(self.options.host, self.options.port, "--port")
         try:
             self._service = Service(run, self.options)
             config = uvicorn.Config(
@@ -62,17 +61,16 @@ class Server:
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                backlog=_BACKLOG,
+                backlog=BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_SENT_S,
             )
-            self._http = _Uvicorn(config)
+            self._http = HttpServer(config, self._started.set)
             self._grpc = None if self.options.grpc_port is None else _grpc_server(self._service)
         except BaseException:
             self._socket.close()
             raise
         self._loop = asyncio.new_event_loop()
-        self._started = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="dynamic-server", daemon=True)
         self._thread.start()
@@ -161,7 +159,6 @@ class Server:
         self._port: int = self._socket.getsockname()[1]
         if self._grpc is not None:
             await self._grpc.start()
-        self._http.listening = self._started.set
         try:
             await self._http.serve(sockets=[self._socket])
         finally:
@@ -169,42 +166,8 @@ class Server:
                 await self._grpc.stop(_SENT_S)
 
 
-class _Uvicorn(uvicorn.Server):
-    """A server of uvicorn that leaves signals to the process, and says when it listens."""
-
-    listening: Any = None
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening()
-
-
 def _grpc_server(service: Service) -> "GrpcServer":
     """Imported here: a server of HTTP alone needs no gRPC."""
     from dynamic.serve.grpc_v2.servicer import GrpcServer
 
     return GrpcServer(service)
-
-
-def _listening(host: str, port: int, option: str) -> socket.socket:
-    """A socket that is bound. Raises DynamicError where that fails."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(address)
-            bound.listen(_BACKLOG)
-        except BaseException:
-            bound.close()
-            raise
-    except OSError as error:
-        raise DynamicError(
-            f"{host}:{port} cannot be listened on ({error.strerror or error}): end what uses it, or give another "
-            f"address with --host or {option}"
-        ) from error
-    return bound

@@ -157,8 +157,9 @@ class Service:
     def drain(self, timeout_s: float) -> bool:
         """Take no more requests, and wait until those accepted are answered. Returns whether all of them are."""
         self.closing = True
+        idle, ends_s = not self.waiting.busy and not len(self.waiting), time.monotonic() + timeout_s
         self.waiting.close(drain=True, timeout_s=timeout_s)
-        return not self.waiting.busy
+        return not self.waiting.busy and (idle or time.monotonic() < ends_s)
 
 
 def _expired(timeout_ms: float | None) -> RequestError:

@@ -52,7 +52,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "serve.grpc_v2.messages": ({"google"}, RUN),
     "serve.grpc_v2.servicer": ({"grpc"}, RUN),
     "serve.metrics": ({"prometheus_client", "psutil"}, RUN),
-    "serve.protocol.model_inputs": ({"numpy", "PIL"}, RUN),
+    "serve.protocol.file_decoding": ({"numpy", "PIL"}, RUN),
+    "serve.http.listening": ({"uvicorn"}, RUN),
     "serve.server": ({"uvicorn"}, RUN),
     "report": (
         {"numpy", "matplotlib", "jinja2", "vl_convert", "rich", "PIL"},

@@ -115,6 +115,7 @@ def test_a_token_of_the_environment(desk: Path) -> None:
 GATED = """
 import sys, time
 from pathlib import Path
+import dynamic
 from dynamic.serve import ServeOptions
 from dynamic.serve.opening import serve_until_signal
 from dynamic.policies import BudgetPolicy
@@ -183,7 +184,7 @@ def test_a_port_in_use(desk: Path) -> None:
             True,
         )
         code, line = refused(desk, "shelf", "--port", "0", "--grpc-port", port)
-        assert (code, "give another --grpc-port" in line) == (1, True)
+        assert (code, "give another address with --host or --grpc-port" in line) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from starlette.routing import Route
 
 from dynamic.serve.http.answers import JSON_LENGTH, HttpAnswer
 from dynamic.serve.http.bodies import body_of
-from dynamic.serve.http.json_messages import JsonRequest, PlainRequest, timeout_of
+from dynamic.serve.http.json_messages import JsonRequest, PlainRequest
 from dynamic.serve.http.openapi import openapi
 from dynamic.serve.metrics import CONTENT_TYPE
 from dynamic.serve.protocol.messages import Incoming
+from dynamic.serve.protocol.parameters import timeout_of
 from dynamic.serve.request_errors import STATUS, RequestError
 from dynamic.serve.service import PLATFORM, VERSION, Service
 

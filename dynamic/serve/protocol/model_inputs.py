@@ -1,20 +1,15 @@
 """From the tensors of a request to what a runtime takes."""
 
-import base64
-import binascii
-import io
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from dynamic.bundle.contract import DeployedBundle
 from dynamic.data.image_steps import RGB, Gray
-from dynamic.data.picture_decoding import PictureError, read_picture
 from dynamic.data.preprocessing import Preprocess
-from dynamic.data.sound.sound_files import load_sound
 from dynamic.data.sound.sound_preprocess import SoundPreprocess
 from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.serve.protocol.datatypes import as_objects, datatype_of
+from dynamic.serve.protocol.file_decoding import base64_of, picture_of, pixels_of, sound_of, text_of
 from dynamic.serve.protocol.messages import InferRequest, Tensor, TensorInfo
 from dynamic.serve.request_errors import RequestError, invalid
 
@@ -98,14 +93,14 @@ class ModelInputs:
         self._check_rows(shape[0], what)
         elements: list[bytes] = tensor.array.ravel().tolist()
         if self.kind == "text":
-            return [_text(content, f"text {row} of {what}") for row, content in enumerate(elements)]
+            return [text_of(content, f"text {row} of {what}") for row, content in enumerate(elements)]
         if tensor.base64:
-            elements = [_decoded(content, f"element {row} of {what}") for row, content in enumerate(elements)]
+            elements = [base64_of(content, f"element {row} of {what}") for row, content in enumerate(elements)]
         if self.kind == "sound":
-            return [_sound(content, f"sound {row} of {what}") for row, content in enumerate(elements)]
+            return [sound_of(content, f"sound {row} of {what}") for row, content in enumerate(elements)]
         left = self._most_pixels
         for row, content in enumerate(elements):
-            left -= _pixels(content, f"image {row} of {what}")
+            left -= pixels_of(content, f"image {row} of {what}")
             if left < 0:
                 raise RequestError(
                     "too_large",
@@ -113,7 +108,7 @@ class ModelInputs:
                     "may have together: send smaller ones, fewer at a time, or start the server with a larger "
                     "--max-megapixels",
                 )
-        read = partial(_picture, channels=self._channels)
+        read = partial(picture_of, channels=self._channels)
         return [read(content, f"image {row} of {what}") for row, content in enumerate(elements)]
 
     def _values(self, tensor: Tensor) -> Any:
@@ -155,54 +150,3 @@ class ModelInputs:
     @property
     def _described(self) -> str:
         return " and ".join(f"{i.name!r} of {i.datatype} {list(i.shape)}" for i in self._network.values())
-
-
-def _text(content: bytes, what: str) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise invalid(f"{what} is no UTF-8 ({error.reason} at byte {error.start}): encode it so") from error
-
-
-def _decoded(content: bytes, what: str) -> bytes:
-    try:
-        return base64.b64decode(content, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise invalid(f"{what} is no base64 ({error}): encode the file so, or send binary tensor data") from error
-
-
-def _sound(content: bytes, what: str) -> Any:
-    return _named(lambda: load_sound(content, mono=True), what)
-
-
-def _named(read: Callable[[], Any], what: str) -> Any:
-    try:
-        return read()
-    except ValueError as error:  # InputError is one
-        raise invalid(f"{what}: {error}") from error
-
-
-def _pixels(content: bytes, what: str) -> int:
-    """The pixels of an encoded image, by its header."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.width * image.height
-    except UnidentifiedImageError as error:
-        raise _unreadable(what, "no format of Pillow" if content else "it is empty") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RequestError("too_large", f"{what} is too large: {error}") from error
-    except Exception as error:  # on damaged files Pillow's plugins raise any exception
-        raise _unreadable(what, str(error) or type(error).__name__) from error
-
-
-def _picture(content: bytes, what: str, channels: int | None) -> Any:
-    try:
-        return read_picture(content, what, channels)
-    except PictureError as error:
-        raise _unreadable(what, error.reason) from error
-
-
-def _unreadable(what: str, reason: str) -> RequestError:
-    return invalid(f"{what} does not read as an image ({reason}): send a whole JPEG, PNG or WebP file")
