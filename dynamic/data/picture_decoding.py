@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -48,13 +49,16 @@ def is_picture(image: Any) -> TypeGuard["Image"]:
     return pillow is not None and isinstance(image, pillow.Image)
 
 
-def read_picture(content: bytes, name: str, channels: int | None = None) -> NDArray[np.uint8]:
+def read_picture(
+    content: bytes, name: str, channels: int | None = None, *, formats: Sequence[str] | None = None
+) -> NDArray[np.uint8]:
     """Decode an image file.
 
     Args:
         content: The bytes of the file.
         name: What messages call it.
         channels: 1 for gray, 3 for RGB, None for gray where the image is gray and else RGB.
+        formats: Pillow's names of the formats that are read, such as "PNG". None: all that Pillow has.
 
     Returns:
         `[H, W, channels]`, turned as its EXIF orientation says. Of 16 bits a channel the upper 8 are taken.
@@ -70,12 +74,15 @@ def read_picture(content: bytes, name: str, channels: int | None = None) -> NDAr
     if not content:
         raise PictureError(name, "the file is empty")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, and at most {MOST_PIXELS} are read")
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            _check_size(image)
+            image.load()
+            _check_size(image)  # again: the directory of an ICO file may have another size than the PNG inside
             return _pixels(image, channels, alpha=False)
     except UnidentifiedImageError as error:  # its message names an internal buffer
-        raise PictureError(name, "no format of Pillow") from error
+        raise PictureError(
+            name, "no format of Pillow" if formats is None else f"none of {', '.join(formats)}"
+        ) from error
     except Exception as error:  # on damaged files Pillow's plugins raise any exception
         raise PictureError(name, str(error) or type(error).__name__) from error
 
@@ -135,6 +142,11 @@ def copy_picture(image: "Image") -> "Image":
         exif[_ORIENTATION] = orientation
         copied.info["exif"] = exif.tobytes()
     return copied
+
+
+def _check_size(image: "Image") -> None:
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, and at most {MOST_PIXELS} are read")
 
 
 def _pixels(image: "Image", channels: int | None, alpha: bool) -> NDArray[np.uint8]:

@@ -33,14 +33,18 @@ STATUS: dict[Outcome, Status] = {
     "expired": Status(504, "DEADLINE_EXCEEDED"),
     "failed": Status(500, "INTERNAL"),
 }
+_LONGEST = 900  # characters of a message
 RETRY_AFTER_S = 1  # after which a client that was shed may ask again
 
 
 class RequestError(DynamicError):
-    """A request that gets no answer. `outcome` is why. The message names the value, the limit and the remedy."""
+    """A request that gets no answer. `outcome` is why. The message names the value, the limit and the remedy.
+
+    A message that is too long for a header of gRPC, which has 8 kB, is cut.
+    """
 
     def __init__(self, outcome: Outcome, message: str) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= _LONGEST else f"{message[:_LONGEST]}...")
         self.outcome: Outcome = outcome
 
     @property

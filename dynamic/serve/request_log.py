@@ -2,12 +2,17 @@
 
 import json
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from queue import Full, Queue
 from typing import TextIO
 
 from dynamic.serve.request_errors import Outcome
+
+_MOST_LINES = 10_000  # that wait to be written
 
 
 @dataclass
@@ -44,16 +49,42 @@ class RequestRecord:
 class RequestLog:
     """Writes one line of JSON for each request. It holds no inputs, answers or tokens.
 
+    A thread writes, so that nobody waits for a slow reader. Lines that the file does not take are lost, as are those
+    beyond 10,000 that wait. Their number stands in `lost`.
+
     Args:
         file: Where the lines go. None: stderr.
     """
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file
+        self._lines: Queue[str | None] = Queue(_MOST_LINES)
+        self.lost = 0
+        self._thread: threading.Thread | None = None
 
     def write(self, record: RequestRecord) -> None:
-        """Write the line of a request."""
+        """Write the line of a request, soon."""
         line = {"time": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")} | asdict(record)
         for name in ("latency_ms", "waited_ms"):
             line[name] = round(line[name], 3)
-        print(json.dumps(line), file=self._file or sys.stderr, flush=True)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_all, name="dynamic-log", daemon=True)
+            self._thread.start()
+        try:
+            self._lines.put_nowait(json.dumps(line))
+        except Full:
+            self.lost += 1
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what waits, for so many seconds at most, and end the thread."""
+        if self._thread is not None:
+            with suppress(Full):
+                self._lines.put(None, timeout=timeout_s)
+            self._thread.join(timeout_s)
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                print(line, file=self._file or sys.stderr, flush=True)
+            except (OSError, ValueError):  # its reader has gone, or it is closed
+                self.lost += 1

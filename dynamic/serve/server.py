@@ -153,6 +153,8 @@ class Server:
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             asyncio.set_event_loop(None)
             self._loop.close()
+            if self._service.log is not None:
+                self._service.log.close()
             self._started.set()
 
     async def _run(self) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import dynamic
 from dynamic.runtime.requests.request_queue import Waiting
 from dynamic.runtime.runtime import Runtime
+from dynamic.serve.held_bytes import OpenBodies
 from dynamic.serve.metrics import Metrics
-from dynamic.serve.options import ServeOptions
+from dynamic.serve.options import ServeOptions, checked_name
 from dynamic.serve.protocol.messages import Incoming, TensorInfo
 from dynamic.serve.protocol.model_inputs import ModelInputs
 from dynamic.serve.protocol.model_outputs import ModelOutputs
@@ -28,13 +29,31 @@ EXTENSIONS = ("binary_tensor_data",)
 _NO_WAIT_MS = 1.0  # a request that has waited less is answered as one that comes now: it repeats the last decision
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
-    """A request in the queue, and when it is not wanted any more, on the service's clock."""
+    """A request in the queue. `came` is its arrival. Its timeout is the usual one until its own is read."""
 
     incoming: Incoming[Any]
-    ends_s: float | None
+    came: float
+    timeout_ms: float | None
     record: RequestRecord
+
+    def read_head(self) -> None:
+        """Read the identifier and the timeout. Raises RequestError where they do not fit."""
+        self.record.id = self.incoming.id
+        own_ms = self.incoming.timeout_ms
+        self.timeout_ms = self.timeout_ms if own_ms is None else own_ms
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds in which it is still wanted. None: there is no limit."""
+        return None if self.timeout_ms is None else self.timeout_ms / 1e3 - (time.perf_counter() - self.came)
+
+    def check_time(self) -> None:
+        """Raises RequestError where its time is over."""
+        remaining_s = self.remaining_s
+        if remaining_s is not None and remaining_s <= 0:
+            raise _expired(self.timeout_ms)
 
 
 class Service:
@@ -48,13 +67,14 @@ class Service:
     def __init__(self, run: Runtime, options: ServeOptions) -> None:
         self.run, self.options = run, options
         bundle = run.bundle
-        self.name = options.name or bundle.folder.name
+        self.name = options.name or checked_name(bundle.folder.resolve().name)
         self.inputs = ModelInputs(bundle, options.max_batch, options.max_megapixels)
         self.outputs = ModelOutputs(bundle)
         self.waiting: Waiting[Any] = Waiting(options.queue, options.workers, self._work)
+        self.bodies = OpenBodies(options.most_open_bytes)
         self.closing = False
         self.metrics = Metrics(run, self.waiting, time.perf_counter)
-        self._log = RequestLog() if options.log_json else None
+        self.log = RequestLog() if options.log_json else None
         self._token = None if options.token is None else options.token.encode()
 
     @property
@@ -104,9 +124,10 @@ class Service:
         """
         came, record = time.perf_counter(), RequestRecord(protocol)
         try:
-            incoming = await receive()
-            record.id = incoming.id
-            response = await self._answered(incoming, came, record)
+            job = _Job(await receive(), came, self.options.timeout_ms, record)
+            if not job.incoming.is_large:
+                job.read_head()
+            response: T = await self._answered(job)
             record.outcome = "answered"
             return response
         except asyncio.CancelledError:
@@ -119,29 +140,32 @@ class Service:
         finally:
             record.latency_ms = (time.perf_counter() - came) * 1e3
             self.metrics.count(record)
-            if self._log is not None:
-                self._log.write(record)
+            if self.log is not None:
+                self.log.write(record)
 
-    async def _answered(self, incoming: Incoming[T], came: float, record: RequestRecord) -> T:
-        timeout_ms = self.options.timeout_ms if incoming.timeout_ms is None else incoming.timeout_ms
-        ends_s = None if timeout_ms is None else came + timeout_ms / 1e3
-        future = asyncio.wrap_future(self.waiting.submit(_Job(incoming, ends_s, record), came))
+    async def _answered(self, job: _Job) -> Any:
+        remaining_s = job.remaining_s
+        submitted = self.waiting.submit(job, time.perf_counter())  # the upload is no wait for a worker
+        future = asyncio.wrap_future(submitted)
         try:
-            async with asyncio.timeout(None if ends_s is None else max(ends_s - time.perf_counter(), 0.0)):
-                response: T = await future
+            async with asyncio.timeout(None if remaining_s is None else max(remaining_s, 0.0)):
+                return await future
         except TimeoutError as error:
-            raise _expired(timeout_ms) from error
-        return response
+            raise _expired(job.timeout_ms) from error
+        finally:
+            submitted.cancel()  # at once: asyncio does so in its next round, and until then it would count as waiting
 
-    def _work(self, job: _Job, came: float) -> Any:
+    def _work(self, job: _Job, queued: float) -> Any:
         """The response of a request, on a worker."""
-        if job.ends_s is not None and time.perf_counter() >= job.ends_s:
-            raise _expired((job.ends_s - came) * 1e3)
+        job.check_time()
+        if job.incoming.is_large:
+            job.read_head()
+            job.check_time()
         request = job.incoming.content()
         self.outputs.check(request.outputs)
         x = self.inputs.of(request)
         record = job.record
-        record.waited_ms = (time.perf_counter() - came) * 1e3
+        record.waited_ms = (time.perf_counter() - queued) * 1e3
         behind = len(self.waiting)
         if record.waited_ms < _NO_WAIT_MS and not behind:
             result = self.run(x)

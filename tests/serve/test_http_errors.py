@@ -52,7 +52,7 @@ def test_wrong_images(tmp_path_factory: pytest.TempPathFactory) -> None:
             "no base64": (400, image(file, data=["*"]), {}, "no base64"),
             "no texts": (400, image(file, data=[3]), {}, "BYTES in JSON are strings"),
             "half a surrogate": (400, image(file, data=["\ud800"]), {}, "whole characters"),
-            "mixed": (400, image(file, data=[["a"], "b"]), {}, "mixes lists and strings"),
+            "mixed": (400, image(file, data=[["a"], "b"]), {}, "mixes lists and values"),
             "three": (400, image(file, file, file), {}, "has 3 rows, and a request has 1 to 2"),
             "rank": (400, image(file, file, shape=[1, 2]), {}, "has shape [1, 2], expected [B]"),
             "floats": (400, image(file, datatype="FP32", data=[1.0]), {}, "pixels as UINT8 [B, H, W, C]"),

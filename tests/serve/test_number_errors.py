@@ -53,7 +53,21 @@ WRONG_NUMBERS: dict[str, tuple[Any, str]] = {
     "true": (numbers(data=[True] * 36), "holds true or false"),
     "huge": (numbers(data=[1e39] * 36), "beyond FP32"),
     "infinite": (b'{"inputs": [{"name": "NAME", "datatype": "FP32", "shape": [1], "data": [1e999]}]}', "beyond FP32"),
-    "huge whole": (numbers(data=[10**30] * 36), "beyond 64 bits"),
+    "huge whole": (numbers(data=[10**400] * 36), "beyond FP32"),
+    "true among numbers": (numbers(data=[1.0] * 35 + [True]), "holds true or false"),
+    "a list among numbers": (numbers(data=[1.0] * 35 + [[1.0]]), "holds lists or objects"),
+    "UINT64 range": (numbers(datatype="UINT64", data=[2**64] * 36), "holds 18446744073709551616, and UINT64"),
+    "seventeen levels": (
+        b'{"inputs": [{"name": "NAME", "datatype": "FP32", "shape": [1], "data": '
+        + b"[" * 17
+        + b"1"
+        + b"]" * 17
+        + b"}]}",
+        "lists in more than 16 levels",
+    ),
+    "timeout huge": (numbers() | {"parameters": {"timeout": 10**400}}, "at most 1e+15"),
+    "long names": (numbers(name="y" * 10**6), "this model takes 'NAME'"),
+    "a long output": (numbers() | {"outputs": [{"name": "y" * 10**6}]}, "there is no output 'yyy"),
     "INT8 range": (numbers(datatype="INT8", data=[200] * 36), "holds 200, and INT8 goes from -128 to 127"),
     "fractions": (numbers(datatype="INT8", data=[0.5] * 36), "holds fractions, and its datatype is INT8"),
     "output unknown": (
@@ -96,6 +110,7 @@ def test_wrong_numbers(tmp_path_factory: pytest.TempPathFactory) -> None:
             reply = ask(server.port, INFER, named(content, name))
             assert reply.status == 400, (case, reply)
             assert words.replace("NAME", name) in reply.error, case
+            assert len(reply.error) < 1000, case
         assert ask(server.port, INFER, named(numbers(), name)).status == 200
         assert server_is_well(server.port)
 

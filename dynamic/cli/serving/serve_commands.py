@@ -48,6 +48,7 @@ def serve(
     queue: Annotated[int, typer.Option(help="Requests that may wait. One more, and the oldest is dropped.")] = 64,
     max_batch: Annotated[int, typer.Option(help="Rows of a request.")] = 64,
     max_request_mb: Annotated[float, typer.Option(help="Megabytes (10^6 bytes) of the body of a request.")] = 16.0,
+    max_json_mb: Annotated[float, typer.Option(help="Megabytes of it that may be JSON.")] = 2.0,
     max_megapixels: Annotated[float, typer.Option(help="Millions of pixels of the images of a request.")] = 50.0,
     timeout_ms: Annotated[
         float | None, typer.Option(help="Milliseconds after which a request is not answered. [no limit]")
@@ -56,6 +57,7 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the token that clients have to send. [variable {TOKEN}]")
     ] = None,
+    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no token.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="One line of JSON on stderr for each request.")] = False,
 ) -> None:
     """Serve a bundle by the Open Inference Protocol, version 2, until SIGTERM or Ctrl-C."""
@@ -71,10 +73,12 @@ def serve(
         queue=queue,
         max_batch=max_batch,
         max_request_mb=max_request_mb,
+        max_json_mb=max_json_mb,
         max_megapixels=max_megapixels,
         timeout_ms=timeout_ms,
         drain_s=drain_s,
         token=token_from(os.environ.get(TOKEN), token_file),
+        open_metrics=open_metrics,
         log_json=log_json,
     )
     budget = dynamic.Budget(

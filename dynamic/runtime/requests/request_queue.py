@@ -4,6 +4,7 @@ import contextlib
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,6 +18,20 @@ T = TypeVar("T")  # what answers are: results, or the responses of a server
 Entry = tuple[Future[T], Any, float]  # with the input and when it came
 
 CLOSED = "this runtime is closed: open another with bundle.runtime(...)"
+
+
+class _Turn(Future[T]):
+    """A future that leaves its queue when it is cancelled, so that it no longer counts as one that waits."""
+
+    def __init__(self, leave: "weakref.WeakMethod[Callable[[], None]]") -> None:
+        super().__init__()
+        self._leave = leave  # weak: a result that is kept must not keep the runtime
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        if cancelled and (leave := self._leave()) is not None:
+            leave()
+        return cancelled
 
 
 class Waiting(Generic[T]):
@@ -44,6 +59,7 @@ class Waiting(Generic[T]):
         self._limit, self._most, self._work, self._ended = limit, workers, work, ended
         self.workers = workers
         self._closed = False
+        self._leave = weakref.WeakMethod(self._forget_cancelled)
         self._until = -math.inf  # when those that wait at `close` stop being answered, on the monotonic clock
         self.shed = self.longest = 0
         self.forget()
@@ -80,7 +96,7 @@ class Waiting(Generic[T]):
 
         Raises ClosedError after `close`, EngineError where not even one worker can be started: nothing is shed then.
         """
-        future: Future[T] = Future()
+        future: Future[T] = _Turn(self._leave)
         dropped: list[Future[T]] = []
         with self._changed:
             if self._closed:
@@ -159,8 +175,10 @@ class Waiting(Generic[T]):
 
     def _forget_cancelled(self) -> None:
         """Take out what its owner has given up: it waits for nothing."""
-        for entry in [entry for entry in list(self._items) if entry[0].cancelled()]:  # a handler may change it
-            self._withdraw(entry)
+        with self._changed:
+            for entry in [entry for entry in list(self._items) if entry[0].cancelled()]:  # a handler may change it
+                if self._withdraw(entry):
+                    entry[0].set_running_or_notify_cancel()  # or `concurrent.futures.wait` waits for it
 
     def _refuse(self) -> None:
         """Fail whatever waits."""

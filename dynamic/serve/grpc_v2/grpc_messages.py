@@ -52,6 +52,8 @@ class GrpcRequest:
     def __init__(self, message: Any, model: tuple[str, str], remaining_ms: float | None) -> None:
         self._message, self._model, self._remaining_ms = message, model, remaining_ms
 
+    is_large = False
+
     @property
     def id(self) -> str:
         """The sender's own identifier."""

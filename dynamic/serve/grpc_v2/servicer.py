@@ -13,6 +13,8 @@ from dynamic.serve.request_errors import STATUS, RequestError
 from dynamic.serve.service import PLATFORM, VERSION, Service
 
 _OPEN = ("ServerLive", "ServerReady")  # need no token
+_MORE_CALLS = 32  # than may wait and run: those that are being shed, and questions about health
+_LONGEST_DETAIL = 2000  # bytes of a message
 
 
 class GrpcServer:
@@ -31,10 +33,11 @@ class GrpcServer:
         """Listen. Raises DynamicError where the port is in use."""
         options = self._service.options
         self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=options.queue + options.workers + _MORE_CALLS,
             options=[
                 ("grpc.max_receive_message_length", options.most_bytes),
                 ("grpc.so_reuseport", 0),  # or a second server on the port would be no error
-            ]
+            ],
         )
         handlers = {name: self._handler(name) for name in METHODS}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -62,7 +65,7 @@ class GrpcServer:
                     self._check_token(context)
                 return await answer(message, context, response)
             except RequestError as error:
-                await context.abort(getattr(grpc.StatusCode, STATUS[error.outcome].grpc), str(error))
+                await context.abort(getattr(grpc.StatusCode, STATUS[error.outcome].grpc), _detail(str(error)))
 
         return grpc.unary_unary_rpc_method_handler(call, request.FromString, response.SerializeToString)
 
@@ -96,12 +99,19 @@ class GrpcServer:
         async def receive() -> Incoming[Any]:
             self._check_token(context)
             self._service.check_model(message.model_name, message.model_version)
+            held.add(message.ByteSize())
             remaining_s = context.time_remaining()
             return GrpcRequest(
                 message, (self._service.name, VERSION), None if remaining_s is None else max(remaining_s, 1e-3) * 1e3
             )
 
-        return await self._service.infer("grpc", receive)
+        with self._service.bodies.share() as held:
+            return await self._service.infer("grpc", receive)
+
+
+def _detail(message: str) -> str:
+    """A message that fits in the headers of an answer, whose limit is 8 kB: other bytes than ASCII become 3 each."""
+    return message.encode("utf-8", "replace")[:_LONGEST_DETAIL].decode(errors="ignore")
 
 
 def _snake(name: str) -> str:

@@ -1,6 +1,5 @@
 """The application that answers HTTP, for any server of ASGI."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from dynamic.serve.http.answers import JSON_LENGTH, HttpAnswer
 from dynamic.serve.http.bodies import body_of
 from dynamic.serve.http.json_messages import JsonRequest, PlainRequest
 from dynamic.serve.http.openapi import openapi
+from dynamic.serve.held_bytes import HeldBytes
 from dynamic.serve.metrics import CONTENT_TYPE
 from dynamic.serve.protocol.messages import Incoming
 from dynamic.serve.protocol.parameters import timeout_of
@@ -21,7 +21,6 @@ from dynamic.serve.request_errors import STATUS, RequestError
 from dynamic.serve.service import PLATFORM, VERSION, Service
 
 TIMEOUT = "Timeout-Ms"  # the header with the milliseconds in which an answer is wanted
-_PARSED_HERE = 16_384  # bytes of JSON that are parsed on the event loop: some 0.2 ms
 _JSON_TYPES = ("application/json", "application/octet-stream", "application/vnd.sagemaker-triton.binary+json")
 _FORM = "application/x-www-form-urlencoded"  # what curl sends with --data where nothing is said
 
@@ -66,13 +65,15 @@ class _Endpoints:
         self._model = service.name, VERSION
 
     async def infer(self, request: Request) -> Response:
-        async def receive() -> Incoming[HttpAnswer]:
-            return await self._received(request)
+        with self._service.bodies.share() as held:
 
-        answer = await self._service.infer("http", receive)
+            async def receive() -> Incoming[HttpAnswer]:
+                return await self._received(request, held)
+
+            answer = await self._service.infer("http", receive)
         return Response(answer.body, headers=dict(answer.headers))
 
-    async def _received(self, request: Request) -> Incoming[HttpAnswer]:
+    async def _received(self, request: Request, held: HeldBytes) -> Incoming[HttpAnswer]:
         """The request, once it is known that its sender may ask and that the model exists."""
         service, headers = self._service, request.headers
         self._check(request)
@@ -84,13 +85,11 @@ class _Endpoints:
             raise RequestError("unsupported", f"Content-Type {kind!r:.60} is not read: send application/json{more}")
         text = headers.get(TIMEOUT)
         timeout_ms = None if text is None else timeout_of(_number(text), f"the header {TIMEOUT}", "milliseconds", 1.0)
-        body = await body_of(request, service.options.most_bytes)
+        body = await body_of(request, service.options.most_bytes, held)
         if is_plain:
             return PlainRequest(service.inputs.one(body), self._model, timeout_ms)
-        incoming = JsonRequest(body, headers.get(JSON_LENGTH), self._model, timeout_ms)
-        if incoming.json_bytes > _PARSED_HERE:
-            await asyncio.to_thread(incoming.parse)
-        return incoming
+        most = service.options.most_json_bytes
+        return JsonRequest(body, headers.get(JSON_LENGTH), self._model, timeout_ms, most)
 
     async def server(self, request: Request) -> Response:
         self._service.check_token(request.headers.get("authorization"))
@@ -113,7 +112,8 @@ class _Endpoints:
         return self._readiness({"ready": self._service.ready})
 
     async def metrics(self, request: Request) -> Response:
-        self._service.check_token(request.headers.get("authorization"))
+        if not self._service.options.open_metrics:
+            self._service.check_token(request.headers.get("authorization"))
         return Response(self._service.metrics.text(), media_type=None, headers={"Content-Type": CONTENT_TYPE})
 
     async def document(self, request: Request) -> Response:
@@ -146,5 +146,5 @@ async def _not_there(request: Request, error: Exception) -> Response:
     method, path = request.method, request.url.path
     remedy = "see /openapi.json for all addresses"
     return JSONResponse(
-        {"error": f"{method} {path!r:.100}: {error.detail}, {remedy}"}, error.status_code, headers=error.headers
+        {"error": f"{method:.20} {path!r:.100}: {error.detail}, {remedy}"}, error.status_code, headers=error.headers
     )

@@ -4,24 +4,26 @@ import asyncio
 
 from starlette.requests import ClientDisconnect, Request
 
+from dynamic.serve.held_bytes import HeldBytes
 from dynamic.serve.request_errors import RequestError, invalid
 
 _READ_S = 30.0  # in which a body has to arrive
 _DISCARDED = 8  # times the limit that is read and thrown away, so that the client reads the error and not a reset
 
 
-async def body_of(request: Request, most: int) -> bytes:
+async def body_of(request: Request, most: int, held: HeldBytes) -> bytes:
     """The body of a request.
 
     Args:
         request: The request.
         most: Bytes that it may have. No more of it are ever held.
+        held: Counts them.
 
     Returns:
         The body.
 
     Raises:
-        RequestError: It is longer, compressed, or does not arrive in time.
+        RequestError: It is longer, compressed, or does not arrive in time, or the server holds too many.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
@@ -36,6 +38,7 @@ async def body_of(request: Request, most: int) -> bytes:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size <= most:
+                    held.add(len(chunk))
                     chunks.append(chunk)
                 elif size > _DISCARDED * most:
                     break

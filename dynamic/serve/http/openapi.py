@@ -39,6 +39,7 @@ def openapi(service: Service) -> dict[str, Any]:
         "/metrics": _get(
             "Metrics for Prometheus.",
             {"200": {"description": "Text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+            open_=service.options.open_metrics,
         ),
         "/openapi.json": _get("This document.", {"200": {"description": "It.", "content": _json({"type": "object"})}}),
     }

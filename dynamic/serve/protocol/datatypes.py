@@ -60,57 +60,75 @@ def checked_shape(shape: Any, what: str) -> tuple[int, ...]:
 
 
 def json_array(data: Any, datatype: str, shape: tuple[int, ...], what: str) -> NDArray[Any]:
-    """The array of a tensor whose values are JSON, flat or nested. Raises RequestError where they do not fit."""
+    """The array of a tensor whose values are JSON, flat or nested. Raises RequestError where they do not fit.
+
+    Values are counted, and their types checked, before numpy sees them: it pads texts to the length of the longest.
+    """
     if not isinstance(data, list):
         raise invalid(f"{what} has data {short(data)}: give a list of values")
+    flat, sides = _flat(data, what)
+    check_count(len(flat), shape, what)
     if datatype == "BYTES":
-        return _strings(data, shape, what)
-    try:
-        values = np.array(data)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # rows of several lengths, depth, size
-        raise invalid(f"{what} has data that make no tensor ({error!s:.120}): give {datatype} values") from error
-    check_count(values.size, shape, what)
-    if values.ndim > 1 and values.shape != shape:
-        raise invalid(f"{what} has nested data of shape {list(values.shape)}, and its shape is {list(shape)}")
-    return _converted(values, datatype, what).reshape(shape)
+        return _strings(flat, shape, what)
+    if len(sides) > 1 and tuple(sides) != shape:
+        raise invalid(f"{what} has nested data of shape {sides}, and its shape is {list(shape)}")
+    return _converted(flat, datatype, what).reshape(shape)
 
 
-def _strings(data: list[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
-    flat = data
-    while flat and isinstance(flat[0], list):
-        if not all(isinstance(row, list) for row in flat):
-            raise invalid(f"{what} mixes lists and strings: give strings alone")
-        flat = [value for row in flat for value in row]
+def _flat(data: list[Any], what: str) -> tuple[list[Any], list[int]]:
+    """Values in row-major order, and the sides of the lists that they lay in."""
+    sides = [len(data)]
+    while data and isinstance(data[0], list):
+        sides.append(len(data[0]))
+        if len(sides) > _MOST_DIMENSIONS:
+            raise invalid(f"{what} has lists in more than {_MOST_DIMENSIONS} levels: give its values flat")
+        for row in data:
+            if not isinstance(row, list):
+                raise invalid(f"{what} mixes lists and values: give its values flat, or nested as its shape is")
+            if len(row) != sides[-1]:
+                raise invalid(
+                    f"{what} has data that make no tensor, lists of {sides[-1]} and of {len(row)} values: give its "
+                    "values flat, or nested as its shape is"
+                )
+        data = [value for row in data for value in row]
+    return data, sides
+
+
+def _strings(flat: list[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
     for value in flat:
         if not isinstance(value, str):
             raise invalid(f"{what} holds {short(value)}: BYTES in JSON are strings")
-    check_count(len(flat), shape, what)
     try:
         return as_objects([value.encode() for value in flat], shape)
     except UnicodeEncodeError as error:
         raise invalid(f"{what} holds half a surrogate pair ({error!s:.80}): give whole characters") from error
 
 
-def _converted(values: NDArray[Any], datatype: str, what: str) -> NDArray[Any]:
+_WORDS = {str: "text", type(None): "null", bool: "true or false", float: "fractions", int: "whole numbers"}
+_TYPES: dict[str, tuple[type, ...]] = {"b": (bool,), "u": (int,), "i": (int,), "f": (int, float)}
+
+
+def _converted(flat: list[Any], datatype: str, what: str) -> NDArray[Any]:
+    """Values of JSON as an array `[N]`."""
     dtype = DATATYPES[datatype]
-    if not values.size:
-        return np.zeros(values.shape, dtype)
-    kinds = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
-    if values.dtype.kind not in kinds:
-        holds = {"U": "text", "O": "null or numbers beyond 64 bits", "b": "true or false", "f": "fractions"}
+    for kind in set(map(type, flat)).difference(_TYPES[dtype.kind]):
         raise invalid(
-            f"{what} holds {holds.get(values.dtype.kind, 'whole numbers')}, and its datatype is {datatype}: give such "
-            "values, or another datatype"
+            f"{what} holds {_WORDS.get(kind, 'lists or objects')}, and its datatype is {datatype}: give such values, "
+            "or another datatype"
         )
-    if dtype.kind in "iu":
+    if dtype.kind in "iu" and flat:
         limits = np.iinfo(dtype)
-        least, most = int(values.min()), int(values.max())
-        if least < limits.min or most > limits.max:
-            value = least if least < limits.min else most
-            raise invalid(f"{what} holds {value}, and {datatype} goes from {limits.min} to {limits.max}")
-    with np.errstate(over="ignore"):
-        converted = values.astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(converted).all():
+        for value in (min(flat), max(flat)):
+            if not limits.min <= value <= limits.max:
+                raise invalid(f"{what} holds {short(value)}, and {datatype} goes from {limits.min} to {limits.max}")
+    if dtype.kind != "f":
+        return np.array(flat, dtype)
+    try:
+        with np.errstate(over="ignore"):
+            converted = np.array(flat, np.float64).astype(dtype)
+    except OverflowError:  # a whole number beyond float64
+        converted = np.array([np.inf], dtype)
+    if not np.isfinite(converted).all():
         limit = float(np.finfo(dtype).max)
         raise invalid(f"{what} holds a number beyond {datatype}, which goes to {limit:.6g}: give smaller ones")
     return converted

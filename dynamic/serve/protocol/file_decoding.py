@@ -14,7 +14,7 @@ from dynamic.policies.errors import InputError
 from dynamic.serve.request_errors import RequestError, invalid
 
 # Pillow reads others too. Some of them start programs, as EPS does, or are seldom looked after
-_FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 def text_of(content: bytes, what: str) -> str:
@@ -46,10 +46,10 @@ def pixels_of(content: bytes, what: str) -> int:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return image.width * image.height
     except UnidentifiedImageError as error:
-        raise _unreadable(what, "it is none of " + ", ".join(_FORMATS) if content else "it is empty") from error
+        raise _unreadable(what, "it is none of " + ", ".join(FORMATS) if content else "it is empty") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RequestError("too_large", f"{what} is too large: {error}") from error
     except Exception as error:  # on damaged files Pillow's plugins raise any exception
@@ -59,7 +59,7 @@ def pixels_of(content: bytes, what: str) -> int:
 def picture_of(content: bytes, what: str, channels: int | None) -> NDArray[np.uint8]:
     """The pixels of an image file that `pixels_of` let pass."""
     try:
-        return read_picture(content, what, channels)
+        return read_picture(content, what, channels, formats=FORMATS)
     except PictureError as error:
         raise _unreadable(what, error.reason) from error
 

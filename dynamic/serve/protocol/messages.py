@@ -61,6 +61,11 @@ class Incoming(Protocol[T_co]):
     """A request that has come in. `content` and `response` run on a worker, since they may take long."""
 
     @property
+    def is_large(self) -> bool:
+        """Whether `id` and `timeout_ms` may take long too, so that a worker reads them."""
+        ...
+
+    @property
     def id(self) -> str:
         """The sender's own identifier. Empty: none."""
         ...

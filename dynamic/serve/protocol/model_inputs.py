@@ -8,6 +8,7 @@ from dynamic.data.image_steps import RGB, Gray
 from dynamic.data.preprocessing import Preprocess
 from dynamic.data.sound.sound_preprocess import SoundPreprocess
 from dynamic.data.text.text_preprocessing import TextPreprocess
+from dynamic.policies.validation.fields import short
 from dynamic.serve.protocol.datatypes import as_objects, datatype_of
 from dynamic.serve.protocol.file_decoding import base64_of, picture_of, pixels_of, sound_of, text_of
 from dynamic.serve.protocol.messages import InferRequest, Tensor, TensorInfo
@@ -130,7 +131,7 @@ class ModelInputs:
         names = [tensor.name for tensor in tensors]
         if sorted(names) != sorted(self._network):
             other = "" if self.kind is None else f"{self.kind!r} of BYTES [B], or "
-            raise invalid(f"inputs are {names}: this model takes {other}{self._described}")
+            raise invalid(f"inputs are {short(names)}: this model takes {other}{self._described}")
         for tensor in tensors:
             what, info = f"input {tensor.name!r}", self._network[tensor.name]
             if tensor.datatype != info.datatype:

@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.bundle.contract import DeployedBundle
+from dynamic.policies.validation.fields import short
 from dynamic.runtime.result import Result
 from dynamic.serve.protocol.datatypes import as_objects
 from dynamic.serve.protocol.messages import Tensor, TensorInfo
+from dynamic.serve.protocol.parameters import MOST_TENSORS
 from dynamic.serve.request_errors import invalid
 
 
@@ -36,11 +38,13 @@ class ModelOutputs:
 
     def check(self, names: Sequence[str]) -> None:
         """Raises RequestError where an output does not exist, or is asked for twice."""
+        if len(names) > MOST_TENSORS:
+            raise invalid(f"there are {len(names)} outputs: ask for at most {MOST_TENSORS}")
         for name in names:
             if name not in self._infos:
-                raise invalid(f"there is no output {name!r:.60}: this model has {', '.join(self._infos)}")
+                raise invalid(f"there is no output {short(name)}: this model has {', '.join(self._infos)}")
         if len(set(names)) < len(names):
-            raise invalid(f"outputs {list(names)} name one twice: give each once")
+            raise invalid(f"outputs {short(list(names))} name one twice: give each once")
 
     def of(self, result: Result, names: Sequence[str]) -> tuple[Tensor, ...]:
         """The tensors of a result.

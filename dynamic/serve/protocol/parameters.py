@@ -1,6 +1,5 @@
 """Parameters of requests and tensors, and limits on what names them."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from dynamic.serve.request_errors import invalid
 
 MOST_TENSORS = 64  # of a request
 _LONGEST_ID = 200
+_LONGEST_TIMEOUT = 1e15  # in any unit: beyond it, sums with a clock would lose their fractions
 _EXTENSIONS = ("shared_memory_region", "classification")  # that change what an answer means
 
 
@@ -27,7 +27,8 @@ def refuse_extensions(parameters: Mapping[str, Any]) -> None:
 
 
 def timeout_of(value: Any, what: str, unit: str, in_a_ms: float) -> float:
-    """Milliseconds of a timeout. Raises RequestError where it is no positive number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise invalid(f"{what} is {short(value)}: give a positive number of {unit}")
+    """Milliseconds of a timeout. Raises RequestError where it is no positive number up to a limit."""
+    # compared first: float() of a whole number of 400 digits fails
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LONGEST_TIMEOUT:
+        raise invalid(f"{what} is {short(value)}: give a positive number of {unit}, at most {_LONGEST_TIMEOUT:g}")
     return float(value) / in_a_ms
