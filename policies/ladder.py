@@ -14,7 +14,7 @@ RiskName = Literal["drop", "harm", "disagreement", "error"]  # see `dynamic.poli
 KINDS: tuple[RiskName, ...] = get_args(RiskName)
 _MOST_STAGES = 1000
 _ROUNDING = 1e-9
-_LATER = ("batch",)  # fields of a certificate that older bundles lack
+_LATER = ("batch", "labels")  # fields of a certificate that older bundles lack
 # float32 rounds scores, so a threshold may lie a little outside
 _SCORE_RANGES: dict[Score, tuple[float, float]] = {
     "max_probability": (-1e-3, 1.001),
@@ -133,6 +133,8 @@ class Certificate:
         date: ISO date.
         missing: Targets without a certified point.
         batch: Inputs of the one finite batch that the bounds are for. None: they are for future inputs.
+        labels: Records that certified with a label, where labels were asked for on demand. None: all have one, or none
+            is needed.
     """
 
     risk: RiskName
@@ -144,6 +146,7 @@ class Certificate:
     date: str
     missing: tuple[Missing, ...] = ()
     batch: int | None = None
+    labels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,7 @@ def _certificate(value: Any, name: str) -> Certificate:
         date=text(data["date"], f"{name}.date"),
         missing=items(data["missing"], f"{name}.missing", _missing),
         batch=maybe(data.get("batch"), f"{name}.batch", _count),
+        labels=maybe(data.get("labels"), f"{name}.labels", _count),
     )
 
 

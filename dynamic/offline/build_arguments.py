@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,8 @@ from dynamic.policies.errors import CalibrationError, InputError, SettingError
 from dynamic.policies.validation.numbers import plain
 
 logger = logging.getLogger("dynamic")
+
+_WHOLE = (torch.int64, torch.int32)  # what tables of embeddings read
 
 
 def check_split(groups: Any, search_share: float, seed: int) -> None:
@@ -71,7 +74,7 @@ def check_tokens(preprocess: Any, cascade: Cascade, example: Batch) -> None:
         named = named_tensors(network, example)
         kinds = input_kinds([InputSpec(own, tuple(t.shape[1:]), str(t.dtype)) for own, t in named.items()])
         ids = next(tensor for own, tensor in named.items() if kinds[own] == "input_ids")
-        rows = _rows_of_tables(getattr(network, "backbone", network), named, ids)
+        rows = _rows_of_tables(network, named, ids)
         if rows is not None and rows < preprocess.vocabulary:
             raise InputError(
                 f"the tokenizer has ids up to {preprocess.vocabulary - 1}, and the table of embeddings of {name} has "
@@ -79,9 +82,26 @@ def check_tokens(preprocess: Any, cascade: Cascade, example: Batch) -> None:
             )
 
 
+def with_ids(spec: CascadeSpec, cascade: Cascade, example: Batch) -> CascadeSpec:
+    """The cascade with the limits of those inputs that tables of embeddings read. Engines fail beyond them."""
+    inputs = []
+    for number, one in enumerate(spec.inputs):
+        rows: list[int] = []
+        for network in cascade.networks:
+            named = named_tensors(network, example)
+            others = list(named.values())
+            tensor = others.pop(number)
+            if tensor.dtype in _WHOLE and not any(torch.equal(tensor, other) for other in others):
+                own = _rows_of_tables(network, named, tensor)
+                rows += [] if own is None else [own]
+        inputs.append(replace(one, ids=min(rows, default=None)))
+    return replace(spec, inputs=tuple(inputs))
+
+
 def _rows_of_tables(network: nn.Module, named: Mapping[str, Tensor], ids: Tensor) -> int | None:
     """The rows of the smallest table of embeddings that is read at these ids. None where there is none."""
     rows: list[int] = []
+    network = getattr(network, "backbone", network)
 
     def note(table: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor) and torch.equal(args[0], ids):

@@ -16,6 +16,7 @@ from dynamic.bundle.bundle_writer import write
 from dynamic.bundle.canaries.canary_set import CANARIES
 from dynamic.bundle.canaries.reservoir import Reservoir
 from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine, check_installed_engine, open_engine
 from dynamic.engines.options import Precision
@@ -27,6 +28,7 @@ from dynamic.offline.build_arguments import (
     check_split,
     check_tokens,
     warn_order,
+    with_ids,
 )
 from dynamic.offline.calibration import check_first, collect, peek, plain_combiner
 from dynamic.offline.canary_inputs import CanaryInputs, check_canary_inputs, check_canary_word, draw_canaries
@@ -156,6 +158,8 @@ def build(
     folder = owner.path
     with evaluating(cascade):
         spec, exported = _exported(cascade, folder, example, engine, progress)
+        if not isinstance(shipped, TextPreprocess):  # a tokenizer has limits of its own
+            spec = with_ids(spec, cascade, example)
         stages = cascade.stages_for([i.name for i in spec.inputs])
         if exported:
             graph_engine = None if engine == AUTO else engine
