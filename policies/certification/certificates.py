@@ -26,7 +26,7 @@ from dynamic.policies.certification.risks import batch_test_name, test_name
 from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.errors import CalibrationError, SettingError
 from dynamic.policies.ladder import Certificate, Ladder, RiskName
-from dynamic.policies.records import CERTIFY, SEARCH, UNKNOWN, Records, check_usable
+from dynamic.policies.records import CERTIFY, SEARCH, Records, check_usable
 from dynamic.policies.scores import Combination, check_combination
 from dynamic.policies.validation.numbers import plain, plain_items
 
@@ -119,7 +119,7 @@ def certify(
         date=datetime.now(UTC).date().isoformat(),
         missing=certified.missing,
         batch=records.batch,
-        labels=int((certify_records.label != UNKNOWN).sum()) if records.on_demand else None,
+        labels=certify_records.label_count if records.on_demand else None,
     )
     if strict and not certified.points:
         raise CalibrationError(
