@@ -31,7 +31,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.harness.common import RESULTS, progress, save
-from benchmarks.wrapping import compatibility_networks, compatibility_processes, compatibility_worker
+from benchmarks.wrapping import compatibility_networks
 
 NAME = "wrapping/compatibility"
 RESULT = RESULTS / f"{NAME}.json"
@@ -45,7 +45,7 @@ def chosen(result: dict[str, Any]) -> list[str]:
     """The networks in their order, chosen once: counting parameters takes minutes."""
     if "networks" not in result:
         timm = compatibility_networks.timm_names(TIMM_COUNT, MOST_PARAMETERS)
-        result["networks"] = [*compatibility_networks.transformers_names(), *compatibility_networks.by_turns(timm)]
+        result["networks"] = [*compatibility_networks.transformers_names(), *timm]
     networks: list[str] = result["networks"]
     return networks
 
@@ -90,6 +90,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Check networks and print a table."""
+    from benchmarks.wrapping import compatibility_processes, compatibility_worker  # torch: the page does without
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help='names such as "timm:resnet18" (default: all)')
     parser.add_argument("--again", choices=("failed",), help="measure those networks again that failed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ OWN["wav2vec2"] |= {"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16,
 
 
 def timm_names(count: int, most_parameters: float) -> list[str]:
-    """The smallest network of each family, and then the next smallest of each module, until there are `count`."""
+    """The smallest network of each family, and then the next smallest of all, until there are `count`, by turns."""
     import timm
     import torch
 
@@ -62,18 +62,17 @@ def timm_names(count: int, most_parameters: float) -> list[str]:
         families.setdefault(name.split("_")[0], name)
     chosen = list(families.values())
     chosen += [name for name in by_size if name not in chosen][: max(0, count - len(chosen))]
-    return [f"timm:{name}" for name in sorted(chosen[:count])]
+    return by_turns({f"timm:{name}": sizes[name] for name in chosen[:count]})
 
 
-def by_turns(names: Sequence[str]) -> list[str]:
-    """The names of timm with one of each of its modules first, then a second of each, and so on."""
+def by_turns(sizes: Mapping[str, int]) -> list[str]:
+    """The names of timm with the smallest of each of its modules first, then the next of each, smaller ones first."""
     seen: Counter[str] = Counter()
-    turns: dict[str, tuple[int, str]] = {}
-    for name in names:
-        module = family(name)
-        turns[name] = (seen[module], module)
-        seen[module] += 1
-    return sorted(names, key=turns.__getitem__)
+    turns: dict[str, tuple[int, int]] = {}
+    for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+        turns[name] = (seen[family(name)], sizes[name])
+        seen[family(name)] += 1
+    return sorted(turns, key=turns.__getitem__)
 
 
 def family(name: str) -> str:

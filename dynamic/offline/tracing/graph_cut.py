@@ -153,7 +153,7 @@ class Cutter:
         The length of an input is not carried where a convolution has shortened it. What later reshapes compute from it
         is then the length of what is carried.
         """
-        count, known = len(graph.nodes), set(env)
+        count, before = len(graph.nodes), set(env)
         try:
             return _copied(graph, node, resolve)
         except ExitError:
@@ -162,7 +162,7 @@ class Cutter:
                 raise
             for unused in list(graph.nodes)[: count - 1 : -1]:
                 graph.erase_node(unused)
-            for other in set(env) - known:
+            for other in set(env) - before:
                 del env[other]
             try:
                 return self._equal_dim(graph, list(values), entries)
