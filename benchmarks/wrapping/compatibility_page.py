@@ -165,7 +165,7 @@ def page(result: dict[str, Any]) -> str:
             "",
             f"Of {len(result['networks'])} networks, {len(rows)} were tried: {sums}. All have random weights. Those of",
             "timm are the smallest of each family below 150 M parameters, and those of transformers are small",
-            "configurations of classifiers. The smallest of each module of timm are tried first, then the next ones.",
+            "configurations of classifiers. One of each module of timm comes first, then a second of each.",
             "A network works where all checks but int8 pass.",
             "",
             f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))} on {result['machine']}, with {versions}.",
