@@ -16,7 +16,7 @@ RiskName = Literal["drop", "harm", "disagreement", "error"]  # see `dynamic.poli
 KINDS: tuple[RiskName, ...] = get_args(RiskName)
 _MOST_STAGES = 1000
 _ROUNDING = 1e-9
-_LATER = ("batch",)  # fields of a certificate that older bundles lack
+_LATER = ("batch", "labels")  # fields of a certificate that older bundles lack
 # float32 rounds scores, so a threshold may lie a little outside
 _SCORE_RANGES: dict[Score, tuple[float, float]] = {
     "max_probability": (-1e-3, 1.001),
@@ -147,6 +147,8 @@ class Certificate:
         date: ISO date.
         missing: Targets without a certified point.
         batch: Inputs of the one finite batch that the bounds are for. None: they are for future inputs.
+        labels: Records that certified with a label, where labels were asked for on demand. None: all have one, or none
+            is needed.
     """
 
     risk: RiskName
@@ -158,6 +160,7 @@ class Certificate:
     date: str
     missing: tuple[Missing, ...] = ()
     batch: int | None = None
+    labels: int | None = None
 
     def __repr__(self) -> str:
         return fields_repr(self)
@@ -395,6 +398,7 @@ def _certificate(value: Any, name: str) -> Certificate:
         date=text(data["date"], f"{name}.date"),
         missing=items(data["missing"], f"{name}.missing", _missing),
         batch=maybe(data.get("batch"), f"{name}.batch", _count),
+        labels=maybe(data.get("labels"), f"{name}.labels", _count),
     )
 
 

@@ -130,6 +130,11 @@ class Records:
         return self.batch is not None
 
     @property
+    def label_count(self) -> int:
+        """How many inputs have a label."""
+        return 0 if self.label is None else int(np.count_nonzero(self.label != UNKNOWN))
+
+    @property
     def is_labelled(self) -> bool:
         """Whether every input has a label."""
         return self.label is not None and not bool(np.any(self.label == UNKNOWN))

@@ -28,7 +28,8 @@ class Snapshot:
         throttled: Whether the hardware slows itself down.
         missing: Names of the sources that failed.
         rows: Inputs in the request that is about to run.
-        waited_ms: How long this request has waited.
+        waited_ms: How long ago this request came: its time in the queue, and in preprocessing where that takes more
+            than 1 ms.
         queue_length: Requests that wait behind this one.
         servers: How many requests are served at once. None: one.
         size: Size of one of the request's inputs, where dimensions are dynamic: the product of those of one row. None:

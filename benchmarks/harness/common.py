@@ -22,7 +22,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 WEIGHTS = ROOT / "benchmarks" / "weights"  # not in git: a command makes each of them, see benchmarks/README.md
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
-_PACKAGES = ("dynamic-inference", "numpy", "onnxruntime", "onnx", "openvino", "torch", "torchvision", "earlyon")
+_PACKAGES = (
+    *("dynamic-inference", "numpy", "onnxruntime", "onnx", "openvino", "torch", "torchvision", "earlyon", "timm"),
+    *("transformers", "onnxscript"),
+)
 
 
 def save(name: str, figures: dict[str, Any]) -> Path:

@@ -67,6 +67,12 @@ FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
         "CLINC150": ("table", "clinc 0.98 200 batch", "share"),
         "its BARGAIN": ("table", "clinc 0.98 bargain", "share"),
     },
+    "wrapping/compatibility": {
+        "networks of timm that work": ("timm", "work"),
+        "of as many tried": ("timm", "tried"),
+        "of transformers": ("transformers", "work"),
+        "of as many": ("transformers", "tried"),
+    },
     "wrapping/wrap_torchvision": {"networks that pass": ("passing",)},
 }
 

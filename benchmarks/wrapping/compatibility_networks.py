@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,16 +35,17 @@ OWN: dict[str, dict[str, Any]] = {
     "nystromformer": {"num_landmarks": 4, "segment_means_seq_len": LENGTH},
     "convnext": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]},
     "resnet": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1], "embedding_size": 16},
-    "swin": {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "image_size": 64, "window_size": 2},
+    "swin": {"embed_dim": 16, "depths": [1, 1, 2, 1], "image_size": 64, "window_size": 2},
     "vit": {"image_size": 32, "patch_size": 8},
     "audio-spectrogram-transformer": {"max_length": 64, "num_mel_bins": 32},
     "wav2vec2": {"conv_dim": [16] * 3, "conv_kernel": [10, 3, 3], "conv_stride": [5, 2, 2], "classifier_proj_size": 16},
 }
+OWN["swin"] |= {"num_attention_heads": [1, 2, 2, 4]}  # of each stage
 OWN["wav2vec2"] |= {"num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
 
 
 def timm_names(count: int, most_parameters: float) -> list[str]:
-    """The smallest network of each family, and then the next smallest of each module, until there are `count`."""
+    """The smallest network of each family, and then the next smallest of all, until there are `count`, by turns."""
     import timm
     import torch
 
@@ -60,7 +62,27 @@ def timm_names(count: int, most_parameters: float) -> list[str]:
         families.setdefault(name.split("_")[0], name)
     chosen = list(families.values())
     chosen += [name for name in by_size if name not in chosen][: max(0, count - len(chosen))]
-    return [f"timm:{name}" for name in sorted(chosen[:count])]
+    return by_turns({f"timm:{name}": sizes[name] for name in chosen[:count]})
+
+
+def by_turns(sizes: Mapping[str, int]) -> list[str]:
+    """The names of timm with the smallest of each of its modules first, then the next of each, smaller ones first."""
+    seen: Counter[str] = Counter()
+    turns: dict[str, tuple[int, int]] = {}
+    for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+        turns[name] = (seen[family(name)], sizes[name])
+        seen[family(name)] += 1
+    return sorted(turns, key=turns.__getitem__)
+
+
+def family(name: str) -> str:
+    """The module of timm that makes a network, or the kind of its inputs for one of transformers."""
+    source, kind = name.split(":", 1)
+    if source != "timm":
+        return "text" if kind in TEXT else "image" if kind in IMAGE else "audio"
+    import timm
+
+    return timm.model_entrypoint(kind).__module__.rpartition(".")[2]
 
 
 def transformers_names() -> list[str]:

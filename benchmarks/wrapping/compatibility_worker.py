@@ -1,8 +1,10 @@
 """The checks of `compatibility.py` for one network, in a process of its own."""
 
+import logging
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,74 +19,152 @@ import dynamic
 from benchmarks.wrapping.compatibility_networks import made, other_size
 from dynamic.models.compress import quantize
 from dynamic.offline.staged_network import primary_logits
+from dynamic.offline.tracing.equality_check import CLOSE
 
-THREADS = 2
 PARITY, CORRELATION = 1e-3, 0.9
 
 
-def main(name: str, sender: Connection) -> None:
+def main(name: str, sender: Connection, *, int8: bool = False) -> None:
     """Send the result of each check as it comes, and the reason of the first that fails."""
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    reason = ""
     try:
-        for facts in results(name):
-            sender.send(facts)
+        for facts in results(name, int8):
+            sender.send(facts | {"cpu_s": round(time.process_time(), 1)})
     except Exception as error:  # any network, any fault: the reason is the result
-        sender.send({"reason": f"{type(error).__name__}: {error}"[:600]})
-    else:
-        sender.send({"reason": ""})
+        reason = worded(error)
+    sender.send({"reason": reason, "cpu_s": round(time.process_time(), 1)})
     sender.close()
 
 
-def results(name: str) -> Iterator[dict[str, Any]]:
-    """What each check finds, in order. int8 comes first in time, since it needs none of the others."""
+def worded(error: Exception) -> str:
+    """The error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:600]
+
+
+def results(name: str, int8: bool) -> Iterator[dict[str, Any]]:
+    """What each check finds, in order.
+
+    Most of the time goes into graphs. So there is one alone: with one exit, named, and of any size where the network
+    takes another. Else it has the three exits and the size of the example.
+    """
     network, batch = made(name)
     x = batch(2)
     yield {"parameters": sum(parameter.numel() for parameter in network.parameters())}
-    try:
-        yield {"int8": int8_agrees(network, x)}
-    except dynamic.DynamicError as error:
-        yield {"int8": f"{type(error).__name__}: {error}"[:600]}
-    net = dynamic.wrap(network, x, exits=3).eval()
-    yield {"number": True, "tracer": net.tracer, "exits": [place.name for place in net.exits]}
-    named = dynamic.wrap(network, x, exits=[net.exits[0].name])
-    yield {"name": [place.name for place in named.exits] == [net.exits[0].name]}
     with torch.no_grad():
         own = primary_logits(called(network, x))
-        yield {"exact": bool(torch.equal(called(net, x)[-1], own))}
-    yield {"heads": heads_learn(net, x)}
-    same = exported_alike(net, x, batch(3))
-    yield {"export": True, "parity": same}
-    yield same_at_another_size(name, network, x)
+    net = dynamic.wrap(network, x, exits=3).eval()
+    yield {"number": True, "tracer": net.tracer, "exits": [place.name for place in net.exits]}
+    with torch.no_grad():
+        logits = called(net, x)[-1]
+    yield {"exact": bool(torch.equal(logits, own)) if net.tracer == "fx" else close(logits, own, CLOSE)}
+    yield attempt("heads", lambda: heads_learn(net, x))
+    graph = Graph()
+    yield from of_any_size(name, network, x, named_place(network, [exit.name for exit in net.exits]), graph)
+    if graph.net is None:
+        yield graph.write(net, x)
+    if graph.path is not None:
+        yield attempt("parity", lambda: graph.agrees(batch(3)))
+    graph.remove()
+    if int8:
+        yield attempt("int8", lambda: int8_agrees(network, x))
 
 
-def exported_alike(net: Any, x: Any, other: Any) -> bool:
-    """Whether the graph gives the logits of the first exit and of the last for `other`, on ONNX Runtime."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = dynamic.export(dynamic.Cascade([net]), Path(folder) / "whole.onnx", example_inputs=x, progress=False)
-        session = onnxruntime.InferenceSession(path)
-        with torch.no_grad():
-            logits = called(net, other)
-        feeds = {one.name: numbers for one, numbers in zip(session.get_inputs(), arrays(other), strict=False)}
-        least, most = (exited(session, feeds, threshold, len(net.exits)) for threshold in (-np.inf, np.inf))
-    return bool(same(least, logits[0]) and same(most, logits[-1]))
+def attempt(check: str, passes: Callable[[], bool]) -> dict[str, Any]:
+    """Whether a check passes, or why it could not be made."""
+    try:
+        return {check: passes()}
+    except Exception as error:  # any network, any fault: the reason is the result
+        return {check: worded(error)}
 
 
-def same_at_another_size(name: str, network: nn.Module, x: Any) -> dict[str, Any]:
-    """Whether a graph of any size gives the network's logits at another one."""
+def named_place(network: nn.Module, names: list[str]) -> str:
+    """The first of these exits that is a module, else the first module below the top that has parts.
+
+    Between shared layers, exits have names of operations, which `wrap` does not take.
+    """
+    modules = dict(network.named_modules())
+    parts = (name for name, module in modules.items() if "." in name and next(module.children(), None) is not None)
+    return next((name for name in names if name in modules), None) or next(parts)
+
+
+def of_any_size(name: str, network: nn.Module, x: Any, place: str, graph: "Graph") -> Iterator[dict[str, Any]]:
+    """Whether `place` is an exit by its name, and whether `graph`, of any size, gives the logits at another."""
     other, shapes = other_size(name, x)
+    own: Tensor | None = None
     try:
         with torch.no_grad():
             own = primary_logits(called(network, other))
     except Exception as error:  # any network: many have one size alone
-        return {"size": True, "own size alone": f"{type(error).__name__}: {error}"[:200]}
-    try:
-        net = dynamic.wrap(network, x, exits=1, dynamic_shapes=shapes).eval()
+        yield {"size": True, "own size alone": worded(error)[:200]}
+    nets: list[Any] = []
+
+    def is_named(**options: Any) -> bool:
+        nets.append(dynamic.wrap(network, x, exits=[place], **options).eval())
+        return [exit.name for exit in nets[0].exits] == [place]
+
+    if own is None:
+        yield attempt("name", is_named)
+        return
+    named = attempt("name", lambda: is_named(dynamic_shapes=shapes))
+    if not nets:
+        yield {"size": named["name"]}
+        yield attempt("name", is_named)
+        return
+    yield named
+    written = graph.write(nets[0], x)
+    if graph.path is None:
+        yield {"size": written["export"]}
+        graph.net = None  # the graph of one size may be written
+        return
+    with torch.no_grad():
+        exact = close(called(nets[0], other)[-1], own, PARITY)
+    yield written | attempt("size", lambda: exact and graph.agrees(other))
+
+
+class Graph:
+    """One graph of a network, and whether it gives the logits of the first exit and of the last."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.net: Any = None
+        self.path: Path | None = None
+        self._session: Any = None
+
+    def write(self, net: Any, x: Any) -> dict[str, Any]:
+        """Whether `dynamic.export` writes it and ONNX Runtime loads it."""
+        self.net = net
+        return attempt("export", lambda: self._written(x))
+
+    def _written(self, x: Any) -> bool:
+        path = Path(self._folder.name) / "whole.onnx"
+        dynamic.export(dynamic.Cascade([self.net]), path, example_inputs=x, progress=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(path, options)
+        self.path = path
+        return True
+
+    def agrees(self, x: Any) -> bool:
+        """Whether its logits are torch's."""
         with torch.no_grad():
-            exact = torch.allclose(called(net, other)[-1], own, rtol=0, atol=PARITY * max(1.0, float(own.abs().max())))
-        return {"size": exact and exported_alike(net, x, other)}
-    except dynamic.DynamicError as error:
-        return {"size": f"{type(error).__name__}: {error}"[:600]}
+            logits = called(self.net, x)
+        feeds = {one.name: numbers for one, numbers in zip(self._session.get_inputs(), arrays(x), strict=False)}
+        exits = len(self.net.exits)
+        least, most = (exited(self._session, feeds, threshold, exits) for threshold in (-np.inf, np.inf))
+        return same(least, logits[0]) and same(most, logits[-1])
+
+    def remove(self) -> None:
+        """Remove the file."""
+        self._folder.cleanup()
+
+
+def close(logits: Tensor, expected: Tensor, share: float) -> bool:
+    """Whether logits are within this share of the largest."""
+    return torch.allclose(logits, expected, rtol=0, atol=share * max(1.0, float(expected.abs().max())))
 
 
 def called(network: nn.Module, x: Any) -> Any:

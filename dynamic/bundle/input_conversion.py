@@ -29,6 +29,9 @@ def named_inputs(bundle: DeployedBundle, x: Any) -> tuple[Mapping[str, Array], b
     views, single = _views(inputs, x)
     if bundle.preprocess is not None:
         bundle.preprocess.check_arrays(views)
+    for one in inputs:
+        if one.ids is not None:
+            _check_ids(one.name, views[one.name], one.ids)
     return {name: _in_order(array) for name, array in views.items()}, single
 
 
@@ -38,6 +41,16 @@ def check_shapes(bundle: DeployedBundle, x: Any) -> None:
         bundle.preprocess.check(x, bundle.spec.inputs[0].sides)
     else:
         _views(bundle.spec.inputs, x)
+
+
+def _check_ids(name: str, array: Array, rows: int) -> None:
+    """Raises InputError on an id that is beyond a table of so many rows. Some engines fail there, others read on."""
+    least, most = array.min(initial=0), array.max(initial=0)
+    if least < 0 or most >= rows:
+        raise InputError(
+            f"input {name!r} holds the id {least if least < 0 else most}, and the table of embeddings behind it has "
+            f"{rows} rows, 0 to {rows - 1}: give ids of the network's own vocabulary"
+        )
 
 
 def _views(spec: tuple[InputSpec, ...], x: Any) -> tuple[Mapping[str, Array], bool]:

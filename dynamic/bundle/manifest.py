@@ -33,8 +33,9 @@ from dynamic.storage.regular_files import check_hash
 from dynamic.storage.versioned_folder import standing
 
 MANIFEST = "bundle.json"
-SCHEMA = 2  # with dynamic dimensions. Without them a bundle has the first, which earlier versions read too
-_FIRST_SCHEMA = 1
+SCHEMA = 3  # with limits of token ids
+_RANGES_SCHEMA = 2  # with dynamic dimensions
+_FIRST_SCHEMA = 1  # with neither. A bundle has the least that it needs, which earlier versions read too
 LADDER, RECORDS = "ladder.json", "records.npz"
 _ALWAYS = (LADDER, RECORDS)
 _WHERE_PRESENT = (CANARIES, GRAPH, SINGLE_GRAPH)  # used where they lie in the folder, so they must be listed
@@ -173,7 +174,7 @@ def _check_different(what: str, names: Iterable[str]) -> None:
 
 
 def _input(value: Any, name: str) -> InputSpec:
-    data = mapping(value, name, ("name", "shape", "dtype"))
+    data = mapping(value, name, ("name", "shape", "dtype"), ("ids",))
     sides = items(data["shape"], f"{name}.shape", _side, most=16)
     shape = tuple(size for size, _ in sides)
     ranges = tuple(span for _, span in sides)
@@ -183,7 +184,8 @@ def _input(value: Any, name: str) -> InputSpec:
     if count > _MOST_VALUES:
         raise ValueError(f"{name}.shape={shape} has {count} values, the limit is {_MOST_VALUES}")
     kind = word(data["dtype"], f"{name}.dtype", _DTYPES)
-    return InputSpec(text(data["name"], f"{name}.name", 1000), shape, kind, ranges if any(ranges) else ())
+    ids = maybe(data.get("ids"), f"{name}.ids", lambda v, what: whole(v, what, 1, _MOST_SIDE))
+    return InputSpec(text(data["name"], f"{name}.name", 1000), shape, kind, ranges if any(ranges) else (), ids)
 
 
 def _side(value: Any, name: str) -> tuple[int, DimRange | None]:
@@ -210,6 +212,8 @@ def spec_json(spec: CascadeSpec) -> dict[str, Any]:
     data = asdict(spec)
     for entry, own in zip(data["inputs"], spec.inputs, strict=True):
         del entry["ranges"]
+        if own.ids is None:
+            del entry["ids"]
         entry["shape"] = [
             side if isinstance(side, int) else {**asdict(side), "example": size}
             for size, side in zip(own.shape, own.sides, strict=True)
@@ -219,7 +223,9 @@ def spec_json(spec: CascadeSpec) -> dict[str, Any]:
 
 def schema_of(spec: CascadeSpec) -> int:
     """The schema that a manifest of a cascade has."""
-    return SCHEMA if any(i.ranges for i in spec.inputs) else _FIRST_SCHEMA
+    if any(i.ids is not None for i in spec.inputs):
+        return SCHEMA
+    return _RANGES_SCHEMA if any(i.ranges for i in spec.inputs) else _FIRST_SCHEMA
 
 
 def _stage(value: Any, name: str) -> StageSpec:

@@ -39,9 +39,9 @@ def certificate_text(ladder: Ladder) -> str:
     if certificate is None:
         return "NOT CERTIFIED: nobody tried"
     groups = "" if certificate.groups is None else f" in {certificate.groups} groups"
-    drawn = "images" if certificate.groups is None else "groups"
+    drawn = "inputs" if certificate.groups is None else "groups"
     on = (
-        f"{certificate.images} images{groups} ({certificate.search_images} others chose), {certificate.date}, "
+        f"{certificate.images} inputs{groups} ({certificate.search_images} others chose), {certificate.date}, "
         f"fingerprint {ladder.fingerprint[:12]}"
     )
     if ladder.certified:

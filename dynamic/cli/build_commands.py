@@ -110,7 +110,7 @@ def build(
         floor=floor,
     ).save(out)
     print(ladder_text(bundle.ladder))
-    print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
+    print(f"\nbundle of {len(bundle.records)} inputs for engine {bundle.engine}: {bundle.folder}")
 
 
 def certify(
@@ -151,7 +151,7 @@ def certify(
         floor=floor,
     ).save(out)
     print(ladder_text(bundle.ladder))
-    print(f"\nbundle of {len(bundle.records)} images for engine {bundle.engine}: {bundle.folder}")
+    print(f"\nbundle of {len(bundle.records)} inputs for engine {bundle.engine}: {bundle.folder}")
 
 
 def _records_with_labels(

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.data.named_files import folders_in
 from dynamic.data.picture_decoding import PictureError
-from dynamic.data.picture_files import Picture, folders_in, pictures_in
+from dynamic.data.picture_files import Picture, pictures_in
 from dynamic.policies.errors import DynamicError, InputError
 from dynamic.progress import track
 from dynamic.storage.temporary_files import fresh_file

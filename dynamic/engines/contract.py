@@ -34,12 +34,15 @@ class InputSpec:
         shape: Shape without the batch dimension. Where a dimension is dynamic, the size of the example.
         dtype: Name of the dtype.
         ranges: For each dimension of `shape` the sizes that it may have, None where it is fixed. Empty: all are fixed.
+        ids: Rows of the table that reads these numbers, which are from 0 to one less. None: no table does, or it is not
+            known.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     ranges: Ranges = ()
+    ids: int | None = None
 
     @property
     def sides(self) -> tuple[int | DimRange, ...]:

@@ -152,6 +152,7 @@ def build(
     folder = owner.path
     with steps.running():
         spec, exported = steps.export(folder, example, engine, progress)
+        spec = steps.with_limits(spec, shipped, example)
         stages = steps.stages(spec)
         if exported:
             graph_engine = None if engine == AUTO else engine

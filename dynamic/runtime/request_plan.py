@@ -126,11 +126,12 @@ class RequestPlan:
         # arrays as the network takes them need no conversion
         first = spec.inputs[0]
         self.name, self.dtype = first.name, np.dtype(first.dtype)
-        takes_arrays = deployment.bundle.preprocess is None and len(spec.inputs) == 1
+        takes_arrays = deployment.bundle.preprocess is None and len(spec.inputs) == 1 and first.ids is None
         self.size, self.family = context.snapshot.size, family
         self.shape = shape if takes_arrays else None
         preprocess = deployment.bundle.preprocess
-        is_checked = preprocess is not None and preprocess.limits_values  # token ids have limits
+        # token ids have limits
+        is_checked = first.ids is not None or (preprocess is not None and preprocess.limits_values)
         self.batch_shape = (1, *shape) if len(spec.inputs) == 1 and not is_checked else None
 
     def renewed(self, context: DecisionContext, run: Callable[[Mapping[str, Array]], Output]) -> "RequestPlan":

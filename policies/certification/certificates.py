@@ -119,6 +119,7 @@ def certify(
         date=datetime.now(UTC).date().isoformat(),
         missing=certified.missing,
         batch=records.batch,
+        labels=certify_records.label_count if records.on_demand else None,
     )
     if strict and not certified.points:
         raise CalibrationError(

@@ -43,7 +43,7 @@ class DeviceState:
         throttled: See `Snapshot`.
         rows: Inputs in the request that is about to run.
         size: Size of one of them. None: that of the example.
-        waited_ms: How long it has waited.
+        waited_ms: How long ago it came: its time in the queue and in preprocessing.
         queue_length: Requests that wait behind it.
         servers: How many requests are served at once.
         snapshot: The newest snapshot.

@@ -160,7 +160,7 @@ def test_requests_of_several_sizes_follow_each_other(text_bundle: Any, text_casc
 def test_the_manifest_has_a_named_range_for_a_dynamic_dimension(text_bundle: Any) -> None:
     written = json.loads((text_bundle.folder / "bundle.json").read_text())
     length = {"name": "length", "min": 1, "max": LIMIT, "factor": 1, "offset": 0, "example": LENGTH}
-    assert written["schema"] == 2
+    assert written["schema"] == 3, "with the rows of its table of embeddings"
     assert [i["shape"] for i in written["spec"]["inputs"]] == [[length], [length]]
     assert [i.ranges for i in text_bundle.spec.inputs] == [(DimRange("length", 1, LIMIT),)] * 2
     assert text_bundle.spec.size_of({"input_ids": np.zeros((2, 30)), "attention_mask": np.zeros((2, 30))}) == 30
@@ -261,7 +261,7 @@ def test_images_of_any_size_are_preprocessed_within_the_limits() -> None:
 
 def test_an_earlier_version_refuses_the_schema_of_dynamic_dimensions(text_bundle: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(manifest, "SCHEMA", 1)  # what an earlier version reads
-    with pytest.raises(SchemaError, match="has schema 2, this version reads up to 1: update dynamic-inference"):
+    with pytest.raises(SchemaError, match="has schema 3, this version reads up to 1: update dynamic-inference"):
         manifest.read_manifest(text_bundle.folder)
 
 

@@ -105,6 +105,54 @@ def test_ids_and_masks_that_no_tokenizer_makes(shelf: Path, ids: list[int], mask
         assert run("lights on").certified == good.certified
 
 
+class Tokens(torch.nn.Module):
+    """The mean of embeddings, of ids alone."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.words, self.classifier = torch.nn.Embedding(rows, 4), torch.nn.Linear(4, len(CLASSES))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.words(tokens).mean(1))
+        return logits
+
+
+def test_ids_beyond_the_table_of_a_bundle_without_a_tokenizer(tmp_path: Path) -> None:
+    """One made the engine fail, and the requests of others went without a certificate for 30 s."""
+    texts = dynamic.TextPreprocess.of(tokenizer())
+    words, labels = sentences(40)
+    batches = texts.batches(words, labels, length=LENGTH)
+    masked = dynamic.build([*networks(), MaskedMean(20, 4).eval()], batches, progress=False)
+    limits = {one.name: one.ids for one in masked.spec.inputs}
+    assert limits == {"input_ids": 14, "attention_mask": None}, "of the smallest table"
+    torch.manual_seed(0)
+    ids = [(inputs["input_ids"], targets) for inputs, targets in batches]
+    alone = dynamic.build([Tokens(14).eval(), Tokens(14).eval()], ids, progress=False)
+    for number, bundle in enumerate((masked, alone)):
+        bundle.save(tmp_path / str(number))
+        loaded = load(tmp_path / str(number))
+        assert loaded.spec == bundle.spec
+        good = {name: array[:1] for name, array in batches[0][0].items()}
+        with loaded.runtime() as run:
+            for wrong in (14, -1):
+                for _ in range(4):  # the plan of good requests is no way around
+                    bad = {name: array.copy() for name, array in good.items()}
+                    bad["input_ids"][0, 1] = wrong
+                    run(good if bundle is masked else good["input_ids"])
+                    with pytest.raises(InputError, match=rf"holds the id {wrong}, and the table .* 14 rows, 0 to 13"):
+                        run(bad if bundle is masked else bad["input_ids"])
+            assert run.stats().engine_failures == 0
+    manifest = json.loads((tmp_path / "0" / "bundle.json").read_text())
+    assert manifest["schema"] == 3, "earlier versions do not read the limit"
+    assert [one.get("ids") for one in manifest["spec"]["inputs"]] == [14, None]
+
+
+def test_a_bundle_of_texts_counts_inputs(shelf: Path) -> None:
+    """It said how many images certified."""
+    assert "inputs (" in str(load(shelf))
+    assert "image" not in str(load(shelf))
+
+
 def test_what_does_not_fit(shelf: Path) -> None:
     with load(shelf).runtime() as run:
         with pytest.raises(InputError, match="has 10 tokens, and the network takes up to 9"):

@@ -166,7 +166,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch:
 def test_a_zip_of_little_weight_is_refused_where_it_holds_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/1.png", bytes(100_000))
-    monkeypatch.setattr("dynamic.data.picture_files.MOST_BYTES", 99_999)
+    monkeypatch.setattr("dynamic.data.named_files.MOST_BYTES", 99_999)
     with pytest.raises(PictureError, match="100000 bytes, and at most 99999 are read"):
         find_pictures([tmp_path / "bomb.zip"])[0].pixels()
 

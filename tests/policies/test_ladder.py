@@ -23,7 +23,16 @@ CERTIFIED = replace(
     LADDER,
     certified=True,
     certificate=Certificate(
-        "drop", 0.1, "exact", 500, 20, 100, "2026-11-24", (Missing(0.0, 0.01, None), Missing(0.005, None, 900))
+        "drop",
+        0.1,
+        "exact",
+        500,
+        20,
+        100,
+        "2026-11-24",
+        (Missing(0.0, 0.01, None), Missing(0.005, None, 900)),
+        600,
+        250,
     ),
     scores=(ScoreBins((-INF, 0.5), (0, 2, 3)), ScoreBins((0.25,), (4, 1)), ScoreBins((), (5,))),
 )

@@ -176,7 +176,7 @@ DATA = Path(os.environ.get("DYNAMIC_DATA", ROOT.parent / "shared" / "data"))
 @pytest.mark.skipif(not (DATA / "spoken_digits.zip").is_file(), reason="needs spoken_digits.zip in $DYNAMIC_DATA")
 def test_classify_sound_reports_on_a_speaker_that_was_not_heard(tmp_path: Path) -> None:
     printed = run(tmp_path, "classify_sound.py", "--data", str(DATA / "spoken_digits.zip"), "--steps", "60")
-    assert "On 500 images in 1 groups (500 others chose)" in printed
+    assert "On 500 inputs in 1 groups (500 others chose)" in printed
     accuracies = [float(text) for text in re.findall(r"^max_drop 0[.\d]*: accuracy (0\.\d+),", printed, re.MULTILINE)]
     assert len(accuracies) == 4
     assert min(accuracies) > 0.3  # ten classes

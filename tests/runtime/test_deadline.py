@@ -117,6 +117,22 @@ def test_what_comes_before_the_engine_is_not_its_work(bundle: dynamic.Bundle) ->
     assert [r.latency_ms for r in (first, quick, queued)] == pytest.approx([60, 6.5, 50])
 
 
+def test_preprocessing_is_not_called_waiting(bundle: dynamic.Bundle) -> None:
+    """The reason said that a request had waited 4 ms, while `waited_ms` of its answer is 0."""
+    clock = Clock()
+
+    class Slow:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            clock.now += 0.004
+            return X
+
+    run = faked(bundle, Fake(), dynamic.Budget(latency_ms=12.0), policy=dynamic.BudgetPolicy(), clock=clock)
+    answer = run(Slow())
+    assert answer.waited_ms == 0
+    assert "12 ms, 4 of which went into queue and preprocessing" in answer.decision.reason
+    assert "wait" not in answer.decision.reason
+
+
 def test_a_point_with_one_exit_is_never_cut_before_it(bundle: dynamic.Bundle) -> None:
     # on the real engine, and long past the deadline
     policy = Takes(bundle.frontier.points[0].name)

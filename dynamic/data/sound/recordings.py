@@ -1,27 +1,24 @@
-"""wav files and folders of them, for the shell."""
+"""wav files one by one, from files, folders and zips, for the shell."""
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from dynamic.data.named_files import NamedFile, find_files
 from dynamic.data.sound.sound_files import load_sound
 from dynamic.data.sound.waveform import Sound
 from dynamic.policies.errors import InputError
 
-ENDING = ".wav"
-
 
 @dataclass(frozen=True)
-class Recording:
-    """A wav file.
+class Recording(NamedFile):
+    """A wav file that is read on demand. Its fields are those of `NamedFile`."""
 
-    Args:
-        name: Its path, for messages.
-        folder: Name of the folder that it is in, which may be its class.
-    """
-
-    name: str
-    folder: str
+    endings: ClassVar = (".wav",)
+    plural: ClassVar = "wav files"
+    files: ClassVar = "wav files"
 
     def sound(self) -> Sound:
         """Read the file.
@@ -32,38 +29,32 @@ class Recording:
         Raises:
             InputError: The file does not read.
         """
-        return load_sound(self.name, mono=True)
+        try:
+            content = _Content(self.read())
+        except Exception as error:  # zipfile raises RuntimeError for a password, zlib.error for damage, and others
+            reason = str(error) or type(error).__name__
+            raise InputError(f"{self.name} does not read as a wav file ({reason}): copy it again") from error
+        content.name = self.name
+        return load_sound(content, mono=True)
+
+
+class _Content(io.BytesIO):
+    """The bytes of a file, with its name for messages."""
+
+    name: str
 
 
 def find_recordings(paths: Iterable[Path], split: str | None = None) -> list[Recording]:
-    """Find every wav file at some paths.
+    """Find every wav file at some paths. See `find_files`.
 
     Args:
-        paths: Files of any name, and folders, in which files that end in .wav are taken.
+        paths: Files of any name, and folders and zips, in which files that end in .wav are taken.
         split: Name of the folder above the class folders. None: files of all folders.
 
     Returns:
-        The files. Those of a folder come by name, and what is hidden is left out.
+        The files. Those of a folder or zip come by name.
 
     Raises:
         InputError: A path does not exist or holds no wav file.
     """
-    recordings: list[Recording] = []
-    for path in paths:
-        if not path.exists():
-            raise InputError(f"{path} does not exist: give wav files or folders of them")
-        if not path.is_dir():
-            recordings.append(Recording(str(path), path.absolute().parent.name))
-            continue
-        files = [file for file in sorted(path.rglob("*")) if _is_recording(file, path)]
-        chosen = [file for file in files if split is None or file.absolute().parent.parent.name == split]
-        if not chosen:
-            wanted = f" of split {split!r}" if files else f": they end in {ENDING}"
-            raise InputError(f"{path} holds no wav files{wanted}: give another folder, or the files")
-        recordings += [Recording(str(file), file.absolute().parent.name) for file in chosen]
-    return recordings
-
-
-def _is_recording(file: Path, source: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(source).parts)
-    return file.suffix.lower() == ENDING and not hidden and file.is_file()
+    return find_files(Recording, paths, split)

@@ -48,6 +48,9 @@ class BuildSteps(Protocol):
     def export(self, folder: Path, example: Any, engine: str, progress: bool | None) -> tuple[CascadeSpec, bool]:
         """The description, and whether the graphs lie in `folder`. Raises EngineError where they cannot."""
 
+    def with_limits(self, spec: CascadeSpec, preprocess: Any, example: Any) -> CascadeSpec:
+        """The description with the ids that inputs may hold, where the networks tell and the preprocessing does not."""
+
     def stages(self, spec: CascadeSpec) -> Sequence[Any] | None:
         """The stages as torch modules. None: they are none."""
 

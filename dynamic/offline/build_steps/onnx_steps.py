@@ -138,6 +138,10 @@ class OnnxSteps:
                 onnx.save(graph, folder / described.graph)
         return spec, True
 
+    def with_limits(self, spec: CascadeSpec, preprocess: Any, example: Any) -> CascadeSpec:
+        """See `BuildSteps`. Tables of embeddings in files are not looked for."""
+        return spec
+
     def stages(self, spec: CascadeSpec) -> None:
         """See `BuildSteps`."""
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.engines.contract import Array, CascadeSpec
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.offline.batches import Batch
-from dynamic.offline.build_steps.token_check import check_tokens
+from dynamic.offline.build_steps.token_check import check_tokens, with_ids
 from dynamic.offline.calibration import arrays_of, check_first
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.checkpoints import write_whole
@@ -77,6 +78,10 @@ class TorchSteps:
     def export(self, folder: Path, example: Batch, engine: str, progress: bool | None) -> tuple[CascadeSpec, bool]:
         """See `BuildSteps`. Engine "torch" does without graphs."""
         return _exported(self.modules, folder, example, engine, progress)
+
+    def with_limits(self, spec: CascadeSpec, preprocess: Any, example: Batch) -> CascadeSpec:
+        """See `BuildSteps`. A tokenizer has limits of its own."""
+        return spec if isinstance(preprocess, TextPreprocess) else with_ids(spec, self.modules, example)
 
     def stages(self, spec: CascadeSpec) -> Sequence[Any]:
         """See `BuildSteps`."""

@@ -241,7 +241,7 @@ def _to_onnx(module: nn.Module, carry: _Carry, names: list[str], spec: StageSpec
                 input_names=names,
                 output_names=outputs,
                 dynamic_shapes=(carry.shapes,),  # forward(*carry)
-                custom_translation_table=translations() if any(carry.free) else None,
+                custom_translation_table=translations(any_size=any(carry.free)),
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever went wrong in classes of its own

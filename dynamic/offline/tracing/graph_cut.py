@@ -135,10 +135,40 @@ class Cutter:
             if reads_shape(node) and self.is_data(node.args[0]) and node.args[0] not in env:  # type: ignore[arg-type]
                 env[node] = self._shape_elsewhere(graph, node, entries)
             else:
-                env[node] = _copied(graph, node, resolve)
+                env[node] = self._computed_again(graph, node, env, entries, resolve)
             return env[node]
 
         return resolve
+
+    def _computed_again(
+        self,
+        graph: fx.Graph,
+        node: fx.Node,
+        env: dict[fx.Node, Any],
+        entries: Sequence[tuple[fx.Node, fx.Node]],
+        resolve: Callable[[fx.Node], Any],
+    ) -> Any:
+        """A value that follows from shapes, from what it was computed from. Else a size that is equal in every dry run.
+
+        The length of an input is not carried where a convolution has shortened it. What later reshapes compute from it
+        is then the length of what is carried.
+        """
+        count, before = len(graph.nodes), set(env)
+        try:
+            return _copied(graph, node, resolve)
+        except ExitError:
+            values = self.observed.runs(node)
+            if not all(type(value) is int for value in values):
+                raise
+            for unused in list(graph.nodes)[: count - 1 : -1]:
+                graph.erase_node(unused)
+            for other in set(env) - before:
+                del env[other]
+            try:
+                return self._equal_dim(graph, list(values), entries)
+            except ExitError:
+                pass
+            raise
 
     def _shape_elsewhere(self, graph: fx.Graph, node: fx.Node, entries: Sequence[tuple[fx.Node, fx.Node]]) -> Any:
         """A shape of a tensor that is not carried, read off one that is: equal in every dry run, or constant."""

@@ -4,6 +4,9 @@ from dynamic.policies.budget import Budget
 from dynamic.policies.control.device_state import DeviceState
 from dynamic.policies.control.limits.candidate_filter import UPGRADE_SHARE, CandidateFilter
 
+# of time since the request came
+_PASSED, _AFTER = ", {} of which went into queue and preprocessing", " after {} ms of queue and preprocessing,"
+
 
 def deadline(candidates: CandidateFilter, budget: Budget, device: DeviceState, wait: bool) -> None:
     """Limit the time to the first answer. Points that the deadline does not cut come first among those that fit."""
@@ -18,13 +21,13 @@ def deadline(candidates: CandidateFilter, budget: Budget, device: DeviceState, w
         candidates.frontier.first_answer(rows, size=size),
         remaining_ms / slowdown,
         (
-            "deadline_ms allows at most {} ms to a first answer" + (", {} of which it has waited" if waits else ""),
+            "deadline_ms allows at most {} ms to a first answer" + (_PASSED if waits else ""),
             budget.deadline_ms,
             *waits,
         ),
         (
             "deadline_ms is violated: {} ms as profiled to a first answer, times {},"
-            + (" after {} ms of waiting," if waits else "")
+            + (_AFTER if waits else "")
             + " is over {} ms. Raise deadline_ms or add an earlier exit",
             slowdown,
             *waits,
@@ -52,13 +55,13 @@ def latency(candidates: CandidateFilter, budget: Budget, device: DeviceState, wa
         rank,
         (limit_ms - waited_ms) / slowdown,
         (
-            "latency_ms allows at most {} ms" + (", {} of which it has waited" if waits else ""),
+            "latency_ms allows at most {} ms" + (_PASSED if waits else ""),
             limit_ms,
             *waits,
         ),
         (
             "latency_ms is violated: {} ms as profiled, times {},"
-            + (" after {} ms of waiting," if waits else "")
+            + (_AFTER if waits else "")
             + " is over {} ms. Raise latency_ms or add a faster exit",
             slowdown,
             *waits,

@@ -43,6 +43,47 @@ def test_means_at_every_size(grid: tuple[int, int] | int, tmp_path: Path) -> Non
             np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
+class Maxima(nn.Module):
+    """Adaptive maxima, and where they are."""
+
+    def __init__(self, grid: tuple[int, int] | int, places: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        cells = grid * grid if isinstance(grid, int) else grid[0] * grid[1]
+        self.pool, self.classifier = nn.AdaptiveMaxPool2d(grid, return_indices=places), nn.Linear(3 * cells, 5)
+        self.places = places
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.places:
+            return self.classifier(self.pool(x).flatten(1))  # type: ignore[no-any-return]
+        maxima, places = self.pool(x)
+        return self.classifier((maxima + places / 10).flatten(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("grid", [(3, 2), 4, 1])
+@pytest.mark.parametrize("places", [False, True])
+def test_maxima_at_every_size(grid: tuple[int, int] | int, places: bool, tmp_path: Path) -> None:
+    """Of uneven cells, and so of any size, the exporter knew none."""
+    network, example = Maxima(grid, places).eval(), torch.randn(2, 3, *SIZES[0])
+    spec = export_stages(dynamic.Cascade(network, dynamic_shapes=(SIDES,)), tmp_path, example)
+    for height, width in SIZES:
+        x = torch.randn(2, 3, height, width).round(decimals=1)  # with equal ones, of which the first counts
+        expected = network(x).detach()
+        for logits in on_both_engines(tmp_path / spec.stages[0].graph, {"input": x.numpy()}, "logits"):
+            np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "operator"), [((13, 9), "ReduceMax"), ((12, 8), "MaxPool")])
+def test_maxima_at_one_size(size: tuple[int, int], operator: str, tmp_path: Path) -> None:
+    network, x = Maxima(4, places=False).eval(), torch.randn(2, 3, *size)
+    spec = export_stages(dynamic.Cascade(network), tmp_path, x)
+    nodes = {node.op_type: node for node in onnx.load(tmp_path / spec.stages[0].graph).graph.node}
+    assert len(nodes[operator].output) == 1
+    assert "ArgMax" not in nodes
+    for logits in on_both_engines(tmp_path / spec.stages[0].graph, {"input": x.numpy()}, "logits"):
+        np.testing.assert_allclose(logits, network(x).detach(), rtol=0, atol=1e-5)
+
+
 def test_means_along_a_sequence(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.AdaptiveAvgPool1d(5), nn.Flatten(), nn.Linear(20, 5))

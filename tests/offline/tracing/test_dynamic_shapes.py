@@ -113,6 +113,36 @@ def test_a_size_in_steps() -> None:
         net(torch.randn(2, 160, 4))
 
 
+class Shortened(nn.Module):
+    """Computes the length of its features from that of its input, as wav2vec2 does behind its convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short, self.one = nn.Conv1d(1, 8, 4, stride=3), nn.Linear(8, 8)
+        self.two, self.classes = nn.Linear(4, 4), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = (x.shape[1] - 4) // 3 + 1
+        features = torch.relu(self.one(self.short(x[:, None]).transpose(1, 2)))
+        heads = torch.relu(self.two(features.reshape(x.shape[0], length, 2, 4)))
+        return self.classes(heads.reshape(x.shape[0], length, 8).mean(1))  # type: ignore[no-any-return]
+
+
+def test_a_length_that_is_computed_from_that_of_an_input_which_is_not_carried() -> None:
+    """Raised "a size cannot be computed from what crosses the exit"."""
+    network = Shortened().eval()
+    net = dynamic.wrap(
+        network, torch.randn(2, 40), exits=["one"], dynamic_shapes=({1: Dim("samples", min=10, max=200)},)
+    ).eval()
+    assert [place.carry for place in net.exits] == [1]
+    for samples in (10, 40, 41, 42, 200):
+        x = torch.randn(3, samples)
+        with torch.no_grad():
+            expected = network(x)
+        for logits in last_logits(net, {"x": x}):
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
 class Numbered(nn.Module):
     """A size decides by its number, which goes into the graph."""
 

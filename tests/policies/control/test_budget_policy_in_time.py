@@ -191,7 +191,7 @@ def test_a_request_that_has_waited_gets_a_faster_point_for_itself_alone() -> Non
     budget = Budget(latency_ms=120)
     late, state = next_of(after(Snapshot(0), budget=budget), budget, waited_ms=50.0)
     assert (name(late), late.violated_limits) == ("middle", ())
-    assert "at most 120 ms, 50 of which it has waited" in late.reason
+    assert "at most 120 ms, 50 of which went into queue and preprocessing" in late.reason
     later, state = next_of(state, budget, waited_ms=90.0)
     assert name(later) == "quick"
     prompt, state = next_of(state, budget, waited_ms=0.0)

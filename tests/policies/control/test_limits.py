@@ -232,7 +232,7 @@ def test_latency_from_arrival_to_answer() -> None:
     left, violated_limits, said = remaining("latency", budget, wait=True, waited_ms=95.0)
     assert (left, violated_limits) == (["quick"], ["latency_ms"])
     assert said == (
-        "latency_ms is violated: 10 ms as profiled, times 1, after 95 ms of waiting, is over 101 ms. "
+        "latency_ms is violated: 10 ms as profiled, times 1, after 95 ms of queue and preprocessing, is over 101 ms. "
         "Raise latency_ms or add a faster exit"
     )
 

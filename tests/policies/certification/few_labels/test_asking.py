@@ -507,3 +507,11 @@ def test_a_draw_that_does_not_read_is_refused(change: Any) -> None:
     store.draw = {"inputs": 300}
     with pytest.raises(CorruptError, match="does not read"):
         Asking(records, settings).resumed(store)
+
+
+def test_a_certificate_counts_the_labels_that_were_asked_for() -> None:
+    demand, _ = asked(proxy(np.linspace(0, 4, 400)), answers(np.ones(400, bool)), 0.05, budget=30)
+    certificate = ladder_of(demand, 0.05).certificate
+    assert certificate is not None
+    assert certificate.labels == demand.question_count
+    assert certificate.labels < certificate.images

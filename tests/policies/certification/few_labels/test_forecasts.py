@@ -22,15 +22,27 @@ def certificate(*missing: Missing, groups: int | None = None) -> Certificate:
 def test_a_shortage_counts_images_and_says_the_chance() -> None:
     text = shortage(certificate(Missing(0.01, 0.002, 1204, 1800), Missing(0.02, 0.01, 900)))
     assert text == (
-        "300 images certify. drop 0.01: measured 0.0020, about 1606 images would do in half of the cases, 2400 in "
-        "nine of ten. drop 0.02: measured 0.0100, about 1200 images would do in half of the cases"
+        "300 records certify. drop 0.01: measured 0.0020, about 1606 inputs would do in half of the cases, 2400 in "
+        "nine of ten. drop 0.02: measured 0.0100, about 1200 inputs would do in half of the cases"
     )
     text = shortage(certificate(Missing(0.1, 0.02, None), Missing(0.02, 0.03, None)))
     assert "drop 0.1: measured 0.0200, and no thresholds that pass cost less than the last network. " in text
     assert text.endswith(
-        "drop 0.02: measured 0.0300, and no thresholds on the path lost less. More images may find better"
+        "drop 0.02: measured 0.0300, and no thresholds on the path lost less. More records may find better"
     )
     assert "about 40 certifying groups would do in half" in shortage(certificate(Missing(0.2, 0.1, 40), groups=9))
+
+
+def test_a_shortage_of_labels_is_not_one_of_inputs() -> None:
+    """Risks were called measured, though most labels were missing and counted as lost. More inputs were the advice."""
+    missing = Missing(0.02, 0.03, None), Missing(0.1, 0.05, 900)
+    text = shortage(replace(certificate(*missing), labels=40))
+    assert text == (
+        "300 records certify, 40 of them with a label. A label that is missing counts as the largest loss that it may "
+        "give, so that a larger budget of labels may do. drop 0.02: at most 0.0300, and no thresholds on the path lost "
+        "less. More records may find better. drop 0.1: at most 0.0500, about 1200 inputs would do in half of the cases"
+    )
+    assert shortage(replace(certificate(*missing), labels=300)) == shortage(certificate(*missing))
 
 
 @pytest.mark.parametrize(("lost", "count", "target"), [(2, 200, 0.03), (10, 400, 0.05), (400, 10_000, 0.045)])
