@@ -318,9 +318,10 @@ def measure(data: Path, name: str, options: argparse.Namespace) -> dict[str, Any
 def keep_times(listed: Sequence[Contender], report: Texts, requests: int, path: Path) -> None:
     """Profile every contender and time it, one text at a time and 32 at once."""
     for contender in listed:
-        progress(f"profiling {contender.name}")
-        contender.bundle.profile(batch=(1, 32), seconds=0.5, progress=False)
-        vars(contender).pop("bundle")  # it is loaded with its costs
+        if contender.bundle.costs is None:
+            progress(f"profiling {contender.name}")
+            contender.bundle.profile(batch=(1, 32), seconds=0.5, progress=False)
+            vars(contender).pop("bundle")  # it is loaded with its costs
     progress("timing texts")
     one, by_stage = timed(listed, report.texts[:requests], 1)
     many, _ = timed(listed, report.texts[: 4 * requests], 32)

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from dynamic.bundle.contract import DeployedBundle
-from dynamic.bundle.golden_vectors import figures
+from dynamic.bundle.golden_vectors.figures import figures
 from dynamic.bundle.version_files import VersionFiles
 from dynamic.policies.costs import Costs
 from dynamic.policies.errors import DynamicError
