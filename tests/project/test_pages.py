@@ -138,10 +138,14 @@ def figure(name: str, *keys: str) -> Any:
 
 
 ENGINE = ("engines", "onnxruntime f32")
+TEXT, EXITS = ("text/intents_cascade", "tasks", "clinc150", "onnxruntime"), "bag, exits f32"
 TORCH, ALONE = ("rows", "bundle, torch"), ("rows", "bundle, single graph, ONNX Runtime")
 USERS = ("over_splits", "ratio", "mean")
 OWN_TIME = ("engines", "onnxruntime", "cold", "runtime", "added_of_medians_us")
 IN_README = [  # words of README.md, the figure they quote, its rounding
+    ("**{}** of the latency of int8 MiniLM-L6", figure(*TEXT, "over_splits", EXITS, "ratio_to_int8"), ".2f"),
+    ("at its accuracy ({})", figure(*TEXT, "over_splits", EXITS, "accuracy"), ".3f"),
+    ("95th percentile {}, CPU", figure(*TEXT, "over_splits", EXITS, "p95_ratio_to_int8"), ".2f"),
     *(
         (words, figure("runtime/as_users_run_modern", "engines", engine, "against", network, key), rounding)
         for engine, network, key, words, rounding in (
