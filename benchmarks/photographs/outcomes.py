@@ -13,7 +13,8 @@ import dynamic
 from dynamic.policies import Combiner, replay
 from dynamic.policies.records import split
 
-MOST_MEMBERS, MOST_CASCADES, LEVELS = 3, 60, 20
+MOST_MEMBERS, LEVELS = 3, 10
+LAST = ("lite1@240", "lite2@224", "lite2@260")  # the largest networks: one of them ends a cascade
 ABOVE = 0.01  # of accuracy over the best static network
 
 Cascade = tuple[int, ...]
@@ -40,11 +41,10 @@ class Members:
         return np.equal(answers, self.labels[:, None])
 
     def cascades(self) -> list[Cascade]:
-        """Up to three members, each slower than the one before. The last is one of the three most accurate."""
+        """Up to three members, each slower than the one before. The last is one of `LAST`."""
         order = sorted(range(len(self.names)), key=lambda i: self.mean_ms[i])
-        accurate = set(np.argsort(-self.right.mean(0))[:3].tolist())
-        every = [c for k in range(2, MOST_MEMBERS + 1) for c in itertools.combinations(order, k) if c[-1] in accurate]
-        return sorted(every, key=lambda c: sum(self.mean_ms[i] for i in c[:-1]))[:MOST_CASCADES]
+        every = [c for k in range(2, MOST_MEMBERS + 1) for c in itertools.combinations(order, k)]
+        return [c for c in every if self.names[c[-1]] in LAST]
 
     def ms_until(self, cascade: Cascade) -> NDArray[np.float64]:
         """Milliseconds of the members up to each `[S]`."""
@@ -52,22 +52,19 @@ class Members:
 
 
 def on_split(
-    members: Members, cascades: Sequence[Cascade], halves: Sequence[NDArray[np.int64]], target: float
+    possible: "Possible", cascades: Sequence[Cascade], halves: Sequence[NDArray[np.int64]], target: float
 ) -> dict[str, Any] | None:
-    """The cascade that is cheapest on one half, on the other half beside its opponent. None: none is certified."""
-    half, other = halves
-    best: tuple[float, Cascade, dynamic.Ladder, dynamic.OperatingPoint] | None = None
-    for cascade in cascades:
-        ladder = dynamic.certify(_some(members, cascade, half), (target,))
-        for point in ladder.points[1:] if ladder.certified else ():
-            if point.bound is None or point.bound > target:
-                continue
-            cost = float(np.dot(point.shares, members.ms_until(cascade)))
-            if best is None or cost < best[0]:
-                best = (cost, cascade, ladder, point)
-    if best is None:
+    """The cascade that one half chooses and certifies, on the other half beside its opponent. None: no certificate.
+
+    Part 0 of the half chooses the cascade, and thresholds too. Part 1 certifies that one alone.
+    """
+    members, (half, other) = possible.members, halves
+    cascade = possible.cheapest_within(cascades, half[split(None, len(half)) == 0], target)
+    ladder = dynamic.certify(_some(members, cascade, half), (target,))
+    able = [p for p in ladder.points[1:] if p.bound is not None and p.bound <= target]
+    if not able:
         return None
-    _, cascade, ladder, point = best
+    point = min(able, key=lambda one: float(np.dot(one.shares, members.ms_until(cascade))))
     combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
     logits = members.records.logits[other][:, list(cascade)]
     answers = replay(logits, combiner, thresholds=point.thresholds, backbone=ladder.backbone)
@@ -149,6 +146,14 @@ class Possible:
         """The cheapest thresholds of all cascades with an accuracy of at least `least`."""
         able = (p for c in cascades for p in self.points(c, which) if p.accuracy >= least)
         return min(able, key=lambda point: point.ms, default=None)
+
+    def cheapest_within(self, cascades: Sequence[Cascade], which: NDArray[np.int64], drop: float) -> Cascade:
+        """The cascade whose thresholds are the cheapest that lose at most `drop` to the most accurate of `LAST`."""
+        last = {c[-1] for c in cascades}
+        least = max(float(self.members.right[which, i].mean()) for i in last) - drop
+        point = self.cheapest(cascades, which, least)
+        assert point is not None  # that network alone
+        return point.cascade
 
     def fitted_on_all(self, cascades: Sequence[Cascade]) -> dict[str, Any]:
         """The best thresholds for the accuracy of the most accurate static network, and for one point more."""
