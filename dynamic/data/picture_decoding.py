@@ -3,7 +3,6 @@
 import io
 import logging
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -50,7 +49,7 @@ def is_picture(image: Any) -> TypeGuard["Image"]:
 
 
 def read_picture(
-    content: bytes, name: str, channels: int | None = None, *, formats: Sequence[str] | None = None
+    content: bytes, name: str, channels: int | None = None, *, formats: tuple[str, ...] | None = None
 ) -> NDArray[np.uint8]:
     """Decode an image file.
 

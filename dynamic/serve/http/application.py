@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dynamic.serve.held_bytes import HeldBytes
 from dynamic.serve.http.answers import JSON_LENGTH, HttpAnswer
 from dynamic.serve.http.bodies import body_of
 from dynamic.serve.http.json_messages import JsonRequest, PlainRequest
 from dynamic.serve.http.openapi import openapi
-from dynamic.serve.held_bytes import HeldBytes
 from dynamic.serve.metrics import CONTENT_TYPE
 from dynamic.serve.protocol.messages import Incoming
 from dynamic.serve.protocol.parameters import timeout_of
