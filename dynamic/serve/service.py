@@ -124,8 +124,10 @@ class Service:
         """
         came, record = time.perf_counter(), RequestRecord(protocol)
         try:
-            job = _Job(await receive(), came, self.options.timeout_ms, record)
-            if not job.incoming.is_large:
+            incoming = await receive()
+            outer_ms = incoming.outer_timeout_ms
+            job = _Job(incoming, came, self.options.timeout_ms if outer_ms is None else outer_ms, record)
+            if not incoming.is_large:
                 job.read_head()
             response: T = await self._answered(job)
             record.outcome = "answered"

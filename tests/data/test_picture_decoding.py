@@ -163,6 +163,25 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch:
         find_pictures([tmp_path / "set"])[0].pixels()
 
 
+def test_only_formats_that_are_asked_for_are_read() -> None:
+    icon = encoded(Image.fromarray(COLOURS), "ICO", sizes=[(9, 6)])
+    assert read_picture(icon, "it").shape == (6, 9, 3)
+    with pytest.raises(PictureError, match=r"it does not read as an image \(none of PNG, JPEG\)"):
+        read_picture(icon, "it", formats=("PNG", "JPEG"))
+    png = encoded(Image.fromarray(COLOURS), "PNG")
+    np.testing.assert_array_equal(read_picture(png, "it", formats=("PNG", "JPEG")), COLOURS)
+
+
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
+def test_an_icon_that_is_larger_than_its_directory_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    icon = bytearray(encoded(Image.fromarray(COLOURS), "ICO", sizes=[(9, 6)]))
+    icon[6:8] = 1, 1  # width and height of the first entry. The PNG inside has 9 x 6
+    assert read_picture(bytes(icon), "it").shape == (6, 9, 3)
+    monkeypatch.setattr("dynamic.data.picture_decoding.MOST_PIXELS", 53)
+    with pytest.raises(PictureError, match="9 x 6 pixels, and at most 53 are read"):
+        read_picture(bytes(icon), "it")
+
+
 def test_a_zip_of_little_weight_is_refused_where_it_holds_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/1.png", bytes(100_000))

@@ -50,6 +50,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "serve.http.application": ({"starlette"}, RUN),
     "serve.http.bodies": ({"starlette"}, RUN),
     "serve.grpc_v2.messages": ({"google"}, RUN),
+    "serve.grpc_v2.grpc_messages": ({"google", "numpy"}, RUN),
     "serve.grpc_v2.servicer": ({"grpc"}, RUN),
     "serve.metrics": ({"prometheus_client", "psutil"}, RUN),
     "serve.protocol.file_decoding": ({"numpy", "PIL"}, RUN),

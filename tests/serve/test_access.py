@@ -36,6 +36,14 @@ def test_a_token(tmp_path_factory: pytest.TempPathFactory) -> None:
         assert b"dynamic_requests_total" in ask(port, "/metrics", headers=BEARER).body
 
 
+def test_metrics_that_need_no_token(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with served(number_bundle(tmp_path_factory), token="secret", open_metrics=True) as (server, _):
+        assert b"dynamic_requests_total" in ask(server.port, "/metrics").body
+        assert ask(server.port, "/v2").status == 401
+        paths = ask(server.port, "/openapi.json", headers=BEARER).json["paths"]
+        assert paths["/metrics"]["get"]["security"] == []
+
+
 def test_a_token_by_grpc(tmp_path_factory: pytest.TempPathFactory) -> None:
     with served(number_bundle(tmp_path_factory), token="secret", grpc_port=0) as (server, _):
         client = triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
@@ -98,9 +106,8 @@ def test_a_host_that_is_none(tmp_path_factory: pytest.TempPathFactory) -> None:
 def raw(port: int, head: str, *parts: bytes) -> bytes:
     """What a client gets that sends these bytes and then waits."""
     with socket.create_connection(("127.0.0.1", port), LIMIT_S) as client:
-        client.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode())
-        for part in parts:
-            client.sendall(part)
+        # at once: a head that comes alone may be answered before the rest is sent
+        client.sendall(b"".join([f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode(), *parts]))
         reply = b""
         while chunk := client.recv(65_536):
             reply += chunk

@@ -1,6 +1,7 @@
 """The protocol over gRPC, with `tritonclient[grpc]` and with messages that no client of good will sends."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -27,6 +28,7 @@ import dynamic
 from dynamic.serve import Server
 from dynamic.serve.grpc_v2 import messages
 from dynamic.serve.grpc_v2.messages import METHODS, SERVICE, message_classes
+from dynamic.serve.grpc_v2.wire_format import has_few_fields
 
 Request, Response = message_classes("ModelInfer")
 
@@ -156,6 +158,20 @@ WRONG = {
     "more raw": (with_raw(b"", b""), "INVALID_ARGUMENT", "there are 2 raw_input_contents for 1 inputs"),
     "short raw": (with_raw(b"\0" * 47), "INVALID_ARGUMENT", "has 47 bytes, and FP32 [1, 12] needs 48"),
     "raw BYTES": (with_raw(packed(b"a")[:-1], datatype="BYTES", shape=[1]), "INVALID_ARGUMENT", "of BYTES ends"),
+    "long name": (request(name="ä" * 10**6), "INVALID_ARGUMENT", "this model takes 'input' of FP32"),
+    "long output": (changed(lambda m: m.outputs.add(name="ä" * 10**6)), "INVALID_ARGUMENT", "no output 'ää"),
+    "long datatype": (request(datatype="ä" * 10**6), "INVALID_ARGUMENT", "give one of BOOL"),
+    "long model": (changed(lambda m: setattr(m, "model_name", "ä" * 10**6)), "NOT_FOUND", "no model 'ää"),
+    "many fields": (
+        changed(lambda m: [m.inputs.add() for _ in range(100_000)]),
+        "INVALID_ARGUMENT",
+        "the message has too many fields",
+    ),
+    "outputs": (
+        changed(lambda m: [m.outputs.add(name="label") for _ in range(65)]),
+        "INVALID_ARGUMENT",
+        "there are 65 outputs: ask for at most 64",
+    ),
     "output": (changed(lambda m: m.outputs.add(name="logits")), "INVALID_ARGUMENT", "no output 'logits'"),
     "extension": (request(parameters=SHARED), "INVALID_ARGUMENT", "an extension that this server does not have"),
     "id": (changed(lambda m: setattr(m, "id", "x" * 201)), "INVALID_ARGUMENT", "at most 200 characters"),
@@ -175,6 +191,47 @@ def test_wrong_messages(numbers: tuple[Server, Any], case: str) -> None:
     assert raised.value.code().name == status
     assert words in raised.value.details()
     assert server_is_well(numbers[0].port)
+
+
+@pytest.mark.parametrize("content", [b"\x2a\xff", b"\xff" * 100, b"\x0a\x02\xff\xff", b"\x2a" * 20_000])
+def test_bytes_that_are_no_message(numbers: tuple[Server, Any], content: bytes) -> None:
+    address = f"127.0.0.1:{numbers[0].grpc_port}"
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as raised:
+        channel.unary_unary(f"/{SERVICE}/ModelInfer")(content)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "the message does not read" in raised.value.details()
+    assert server_is_well(numbers[0].port)
+
+
+def test_a_large_message_is_parsed_when_its_turn_comes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = request(shape=[500, 12], contents={"fp32_contents": [0.0] * 6000})
+    other.model_name = "other"
+    with (
+        gated(number_bundle(tmp_path_factory), grpc_port=0) as (server, gate, engine),
+        ThreadPoolExecutor(2) as clients,
+    ):
+        running = clients.submit(asked, server, request())
+        until(lambda: gate.entered == 1, "the first runs")
+        waiting = clients.submit(asked, server, other)
+        until(lambda: metric(server.port, "dynamic_queue_length") == 1, "it waits, not parsed")
+        gate.open.set()
+        assert len(running.result().outputs) == 7
+        error = waiting.exception()
+        assert isinstance(error, grpc.RpcError)
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        assert len(engine.calls) == 1
+
+
+def test_fields_are_counted() -> None:
+    message = request()
+    # the name of the model, the tensor, its fields, and that in its contents
+    fields_of_it = 2 + len(message.inputs[0].ListFields()) + 1
+    content = message.SerializeToString()
+    assert has_few_fields(content, Request.DESCRIPTOR, fields_of_it)
+    assert not has_few_fields(content, Request.DESCRIPTOR, fields_of_it - 1)
+    numbered = b"\x08\x96\x01" + b"\x09" + b"\0" * 8 + b"\x0d" + b"\0" * 4  # a varint, 8 bytes, 4 bytes
+    assert has_few_fields(numbered, Request.DESCRIPTOR, 3)
+    assert not has_few_fields(numbered, Request.DESCRIPTOR, 2)
 
 
 def test_a_message_over_the_limit(tmp_path_factory: pytest.TempPathFactory) -> None:

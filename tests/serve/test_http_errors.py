@@ -46,6 +46,7 @@ def test_wrong_images(tmp_path_factory: pytest.TempPathFactory) -> None:
             "empty": (400, image(b""), {}, "it is empty"),
             "no image": (400, image(b"hello"), {}, "it is none of JPEG, PNG, WEBP"),
             "another format": (400, image(encoded(PIXELS[0], "GIF")), {}, "it is none of JPEG, PNG, WEBP"),
+            "an icon": (400, image(encoded(PIXELS[0], "ICO", sizes=[(11, 9)])), {}, "it is none of JPEG, PNG, WEBP"),
             "second": (400, image(file, file[:50]), {}, "image 1 of input 'image'"),
             "large": (413, image(large), {}, "more than the 1000000 pixels"),
             "large together": (413, image(*[encoded(np.zeros((800, 800), np.uint8))] * 2), {}, "image 1 of"),
@@ -75,15 +76,23 @@ def test_wrong_images(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def test_wrong_texts(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with served(text_bundle(tmp_path_factory)) as (server, _):
+    with served(text_bundle(tmp_path_factory)) as (server, run):
         plain = {"Content-Type": "text/plain"}
         assert "is no UTF-8" in ask(server.port, INFER, b"\xff", headers=plain).error
         numbered = {"inputs": [{"name": "text", "datatype": "INT64", "shape": [1], "data": [1]}]}
         assert "give texts as BYTES" in ask(server.port, INFER, numbered).error
         ids = {"name": "input_ids", "datatype": "INT64", "shape": [1, 2], "data": [10**9, 1]}
         mask = {"name": "attention_mask", "datatype": "INT64", "shape": [1, 2], "data": [1, 1]}
-        reply = ask(server.port, INFER, {"inputs": [ids, mask]})
-        assert reply.status == 400
+        for one in (10**9, 14, -1):  # of 14 ids
+            reply = ask(server.port, INFER, {"inputs": [ids | {"data": [one, 1]}, mask]})
+            assert reply.status == 400
+            assert f"holds the token id {one}, and the ids of this tokenizer are 0 to 13" in reply.error
+        reply = ask(server.port, INFER, {"inputs": [ids | {"data": [2, 3]}, mask | {"data": [1, 2]}]})
+        assert "a mask is 1 at tokens and 0 at padding" in reply.error
+        # nobody else notices: no engine failed, and so no backbone is skipped
+        assert ask(server.port, INFER, b"lights on", headers=plain).status == 200
+        assert run.stats().engine_failures == 0
+        assert server_is_well(server.port)
 
 
 def test_addresses_methods_and_models(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -11,7 +11,9 @@ import yaml
 from support.serving.serve_cases import INFER, PIXELS, X, ask, encoded, image_bundle, number_bundle, numbers, served
 
 from dynamic.cli.app import app
+from dynamic.serve import ServeOptions
 from dynamic.serve.request_errors import STATUS
+from dynamic.serve.server import _SENT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -112,6 +114,34 @@ def test_files_of_deploy_agree_with_each_other_and_the_command() -> None:
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text("utf-8").split()
     for source in re.findall(r"^COPY (?!--from)(.*) \S+$", docker, re.MULTILINE):
         assert {f"!{name}" for name in source.split()} <= set(ignored)
+
+
+def seconds(text: str) -> int:
+    return int(text.removesuffix("s"))
+
+
+def test_files_of_deploy_give_the_server_time() -> None:
+    server = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]["server"]
+    needed = ServeOptions().drain_s + 2 * _SENT_S  # HTTP, then gRPC
+    assert seconds(server["stop_grace_period"]) > needed
+    deployment, _ = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8"))
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    sleep = int(re.findall(r"sleep\((\d+)\)", " ".join(container["lifecycle"]["preStop"]["exec"]["command"]))[0])
+    assert pod["terminationGracePeriodSeconds"] > sleep + needed
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["timeoutSeconds"] == 5
+        assert container[probe]["failureThreshold"] >= 3
+
+
+def test_prometheus_is_let_in_by_kubernetes() -> None:
+    """Its annotations name no token, and the server has one."""
+    deployment, _ = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8"))
+    template = deployment["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert template["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    assert [one["name"] for one in container["env"]] == ["DYNAMIC_SERVE_TOKEN"]
+    assert "--open-metrics" in container["args"]
 
 
 def test_the_guide_lists_every_status() -> None:

@@ -1,16 +1,26 @@
 """More requests than are answered, requests whose time is over, and a server that ends while they run."""
 
+import asyncio
+import json
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from support.runtime_cases import Clock, Notes, faked
 from support.serving.gates import gated, metric, until
 from support.serving.serve_cases import INFER, Reply, X, ask, number_bundle, numbers, served
 from tritonclient.utils import InferenceServerException
 
 from dynamic.policies import FixedPolicy
+from dynamic.serve import ServeOptions
+from dynamic.serve.http.answers import HttpAnswer
+from dynamic.serve.http.json_messages import JsonRequest
+from dynamic.serve.request_errors import RequestError
+from dynamic.serve.service import Service
 
 ONE = numbers(X[:1], name="input")
 
@@ -37,16 +47,56 @@ def test_the_queue_is_bounded(tmp_path_factory: pytest.TempPathFactory) -> None:
         assert len(engine.calls) == 3
 
 
-def test_a_request_that_has_waited_says_so(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with gated(number_bundle(tmp_path_factory)) as (server, gate, _), ThreadPoolExecutor(3) as clients:
-        first = clients.submit(ask, server.port, INFER, ONE)
+def test_the_policy_knows_how_long_a_request_has_waited(tmp_path_factory: pytest.TempPathFactory) -> None:
+    policy = Notes()
+    with (
+        gated(number_bundle(tmp_path_factory), policy=policy) as (server, gate, _),
+        ThreadPoolExecutor(3) as clients,
+    ):
+        replies = [clients.submit(ask, server.port, INFER, ONE)]
         until(lambda: gate.entered == 1, "the first runs")
-        second = clients.submit(ask, server.port, INFER, ONE)
-        until(lambda: metric(server.port, "dynamic_queue_length") == 1, "the second waits")
+        for waiting in (1, 2):
+            replies.append(clients.submit(ask, server.port, INFER, ONE))
+            until(lambda waiting=waiting: metric(server.port, "dynamic_queue_length") == waiting, "it waits")  # type: ignore[misc]
+        began = time.perf_counter()
+        time.sleep(0.02)
+        least_ms = (time.perf_counter() - began) * 1e3
         gate.open.set()
-        assert (first.result().status, second.result().status) == (200, 200)
-        assert metric(server.port, "dynamic_waited_seconds_count") == 2
-        assert metric(server.port, "dynamic_waited_seconds_sum") > 0
+        assert [reply.result().status for reply in replies] == [200] * 3
+        second, third = policy.requests[-2:]
+        assert (second[1], third[1]) == (1, 0), "requests behind it"
+        assert second[0] is not None
+        assert third[0] is not None
+        assert min(second[0], third[0]) >= least_ms
+        assert metric(server.port, "dynamic_waited_seconds_count") == 3
+        assert metric(server.port, "dynamic_waited_seconds_sum") >= 2 * least_ms / 1e3
+
+
+def test_an_upload_is_no_wait_in_the_queue(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts for the latency and the timeout alone. The body takes 100 s to come, and nothing else takes time."""
+    clock, policy = Clock(), Notes()
+    monkeypatch.setattr("dynamic.serve.service.time", SimpleNamespace(perf_counter=clock, monotonic=time.monotonic))
+    body = json.dumps(ONE).encode()
+    with faked(number_bundle(tmp_path_factory), policy=policy, clock=clock) as run:
+        service = Service(run, ServeOptions(name="model"))
+
+        def infer(timeout_ms: float | None) -> HttpAnswer:
+            async def receive() -> JsonRequest:
+                clock.now += 100.0
+                return JsonRequest(body, None, ("model", "1"), timeout_ms, most=10_000)
+
+            return asyncio.run(service.infer("http", receive))
+
+        assert b"label" in infer(None).body
+        assert policy.requests[-1] == (0.0, 0)
+        text = service.metrics.text().decode()
+        assert "dynamic_waited_seconds_sum 0.0" in text
+        assert 'dynamic_request_seconds_sum{protocol="http"} 100.0' in text
+        with pytest.raises(RequestError, match="not answered within its timeout of 99000 ms"):
+            infer(99_000.0)
+        service.waiting.close()
 
 
 @pytest.mark.parametrize("how", ["header", "parameter", "option"])
@@ -60,6 +110,7 @@ def test_a_request_whose_time_is_over_is_not_run(tmp_path_factory: pytest.TempPa
         late = ask(server.port, INFER, content, headers={"Timeout-Ms": "50"} if how == "header" else {})
         assert late.status == 504
         assert "not answered within its timeout of 50 ms" in late.error
+        assert metric(server.port, "dynamic_queue_length") == 0, "it waits for nothing"
         gate.open.set()
         assert first.result().status == 200
         assert ask(server.port, INFER, ONE, headers={"Timeout-Ms": "1e6"}).status == 200

@@ -104,8 +104,17 @@ def test_options_of_the_command(desk: Path) -> None:
         assert [line[:8] for line in err.splitlines()] == ['{"time":'] * 2
 
 
+def test_the_folder_one_is_in(desk: Path) -> None:
+    with started(desk / "shelf", ".", "--port", "0") as (process, line):
+        port = port_of(line)
+        assert line == f"shelf: http://127.0.0.1:{port}/v2/models/shelf\n"
+        assert len(ask(port, "/v2/models/shelf/infer", ONE).output("label")) == 1
+        process.send_signal(signal.SIGTERM)
+        assert ended(process) == (0, "")
+
+
 def test_a_token_of_the_environment(desk: Path) -> None:
-    with started(desk, "shelf", "--port", "0", DYNAMIC_SERVE_TOKEN="secret") as (process, line):
+    with started(desk, "shelf", "--port", "0", DYNAMIC_SERVE_TOKEN="secret\n") as (process, line):
         assert ask(port_of(line), "/v2").status == 401
         assert ask(port_of(line), "/v2", headers={"Authorization": "Bearer secret"}).status == 200
         process.send_signal(signal.SIGTERM)

@@ -124,6 +124,20 @@ class Takes(Policy):
         return Decision(point, reason=f"always {self.name}", **self.changes), state
 
 
+class Notes(BudgetPolicy):
+    """Decides as usual, and notes what it was told of each request."""
+
+    decides_each_request = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[tuple[float | None, int | None]] = []
+
+    def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> tuple[Decision, Any]:
+        self.requests.append((snapshot.waited_ms, snapshot.queue_length))
+        return super().decide(frontier, budget, snapshot, state)
+
+
 class Clock:
     """A clock that is set."""
 

@@ -4,11 +4,15 @@ Source: the Open Inference Protocol, "GRPC": values are in `contents`, or as byt
 tensor.
 """
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from dynamic.serve.grpc_v2.messages import message_classes
+from dynamic.serve.grpc_v2.wire_format import has_few_fields
 from dynamic.serve.protocol.datatypes import (
     DATATYPES,
     as_objects,
@@ -23,6 +27,7 @@ from dynamic.serve.protocol.parameters import MOST_TENSORS, checked_id, refuse_e
 from dynamic.serve.request_errors import invalid
 
 _REQUEST, _RESPONSE = message_classes("ModelInfer")
+_PARSED_AT_ONCE = 16_384  # bytes that are parsed on the event loop: at worst 8,000 fields, some 5 ms
 # the field of `InferTensorContents` of each data type. FP16 has none: it comes as bytes
 _FIELDS = {
     "BOOL": "bool_contents",
@@ -44,15 +49,42 @@ class GrpcRequest:
     """A request of gRPC.
 
     Args:
-        message: The message.
+        content: The bytes of the message.
+        check_model: Called with the name and the version that it asks for. Raises RequestError where there is none.
         model: The name and the version of the model, for the answer.
         remaining_ms: Milliseconds until the client's deadline. None: there is none.
     """
 
-    def __init__(self, message: Any, model: tuple[str, str], remaining_ms: float | None) -> None:
-        self._message, self._model, self._remaining_ms = message, model, remaining_ms
+    def __init__(
+        self,
+        content: bytes,
+        check_model: Callable[[str, str], None],
+        model: tuple[str, str],
+        remaining_ms: float | None,
+    ) -> None:
+        self._content, self._check_model, self._model = content, check_model, model
+        self._remaining_ms = remaining_ms
 
-    is_large = False
+    @property
+    def is_large(self) -> bool:
+        """Whether to parse it may take long. It is parsed when a field is first read."""
+        return len(self._content) > _PARSED_AT_ONCE
+
+    @property
+    def outer_timeout_ms(self) -> float | None:
+        """That of the client."""
+        return self._remaining_ms
+
+    @cached_property
+    def _message(self) -> Any:
+        if not has_few_fields(self._content, _REQUEST.DESCRIPTOR):
+            raise invalid("the message has too many fields: send values as raw_input_contents, or fewer at a time")
+        try:
+            message = _REQUEST.FromString(self._content)
+        except DecodeError as error:
+            raise invalid(f"the message does not read ({error!s:.120}): send a ModelInferRequest") from error
+        self._check_model(message.model_name, message.model_version)
+        return message
 
     @property
     def id(self) -> str:

@@ -67,7 +67,9 @@ class GrpcServer:
             except RequestError as error:
                 await context.abort(getattr(grpc.StatusCode, STATUS[error.outcome].grpc), _detail(str(error)))
 
-        return grpc.unary_unary_rpc_method_handler(call, request.FromString, response.SerializeToString)
+        # bytes of that one: parsed here, a message would not count, and would hold up all others
+        parse = None if name == "ModelInfer" else request.FromString
+        return grpc.unary_unary_rpc_method_handler(call, parse, response.SerializeToString)
 
     def _check_token(self, context: Any) -> None:
         metadata = dict(context.invocation_metadata() or ())
@@ -95,15 +97,13 @@ class GrpcServer:
                 place.add(name=info.name, datatype=info.datatype, shape=info.shape)
         return answer
 
-    async def _model_infer(self, message: Any, context: Any, response: Any) -> Any:
+    async def _model_infer(self, message: bytes, context: Any, response: Any) -> Any:
         async def receive() -> Incoming[Any]:
             self._check_token(context)
-            self._service.check_model(message.model_name, message.model_version)
-            held.add(message.ByteSize())
+            held.add(len(message))
             remaining_s = context.time_remaining()
-            return GrpcRequest(
-                message, (self._service.name, VERSION), None if remaining_s is None else max(remaining_s, 1e-3) * 1e3
-            )
+            remaining_ms = None if remaining_s is None else max(remaining_s, 1e-3) * 1e3
+            return GrpcRequest(message, self._service.check_model, (self._service.name, VERSION), remaining_ms)
 
         with self._service.bodies.share() as held:
             return await self._service.infer("grpc", receive)

@@ -52,6 +52,11 @@ class JsonRequest:
         """Whether to parse the JSON may take long. It is parsed when a field is first read."""
         return self._json_bytes > _PARSED_AT_ONCE
 
+    @property
+    def outer_timeout_ms(self) -> float | None:
+        """That of the header."""
+        return self._timeout_ms
+
     @cached_property
     def _head(self) -> dict[str, Any]:
         try:
@@ -119,6 +124,11 @@ class PlainRequest:
     timeout_ms: float | None
     id: str = field(default="", init=False)
     is_large: bool = field(default=False, init=False)
+
+    @property
+    def outer_timeout_ms(self) -> float | None:
+        """That of the header."""
+        return self.timeout_ms
 
     def content(self) -> InferRequest:
         """What it holds."""

@@ -66,6 +66,11 @@ class Incoming(Protocol[T_co]):
         ...
 
     @property
+    def outer_timeout_ms(self) -> float | None:
+        """The part of `timeout_ms` that is known before it is parsed: that of a header, or of gRPC."""
+        ...
+
+    @property
     def id(self) -> str:
         """The sender's own identifier. Empty: none."""
         ...

@@ -209,7 +209,10 @@ def test_what_was_cancelled_takes_no_place(bundle: dynamic.Bundle, engine: Gated
     running = run.submit(X)
     engine.wait()
     first, given_up = run.submit(X), run.submit(X)
+    assert len(run._waiting) == 2
     assert given_up.cancel()
+    assert len(run._waiting) == 1, "it waits no more"
+    assert given_up in wait([given_up], LIMIT_S).done
     last = run.submit(X)
     engine.gate.release(3)
     assert [f.result(LIMIT_S).id for f in (running, first, last)] == [0, 1, 2]

@@ -1,27 +1,10 @@
 """Inputs that have waited in a queue which is not the runtime's."""
 
-from typing import Any
-
 import pytest
-from support.runtime_cases import Fake, Takes, X, faked, shared_blobs
+from support.runtime_cases import Fake, Notes, Takes, X, faked, shared_blobs
 
 import dynamic
 from dynamic.errors import SettingError
-from dynamic.policies import BudgetPolicy, Decision
-
-
-class Notes(BudgetPolicy):
-    """Decides as usual, and notes what it was told of each request."""
-
-    decides_each_request = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requests: list[tuple[float | None, int | None]] = []
-
-    def decide(self, frontier: Any, budget: Any, snapshot: Any, state: Any) -> tuple[Decision, Any]:
-        self.requests.append((snapshot.waited_ms, snapshot.queue_length))
-        return super().decide(frontier, budget, snapshot, state)
 
 
 def test_the_wait_is_a_part_of_the_latency_and_known_to_the_policy(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -27,12 +27,12 @@ class Gate:
 
 
 @contextmanager
-def gated(bundle: dynamic.Bundle, **options: Any) -> Iterator[tuple[Server, Gate, Fake]]:
+def gated(bundle: dynamic.Bundle, *, policy: Any = None, **options: Any) -> Iterator[tuple[Server, Gate, Fake]]:
     """A server of one worker on an engine behind a gate. The gate is open at the end."""
     gate = Gate()
     engine = Fake(gate)
     options = {"port": 0, "name": "model", "workers": 1} | options
-    with faked(bundle, engine) as run:
+    with faked(bundle, engine, policy=policy) as run:
         server = Server(run, ServeOptions(**options))
         try:
             yield server, gate, engine
