@@ -37,7 +37,7 @@ def jpeg_bodies(folder: Path) -> list[tuple[bytes, dict[str, str]]]:
 def main() -> None:
     """Answer lines until there are no more."""
     port, folder = int(sys.argv[1]), Path(sys.argv[2])
-    (name,) = (one["name"] for one in json.loads((folder / "shelf" / "bundle.json").read_text())["inputs"])
+    (name,) = (one["name"] for one in json.loads((folder / "shelf" / "bundle.json").read_text())["spec"]["inputs"])
     bodies = {"binary": binary_bodies(folder, name), "jpeg": jpeg_bodies(folder)}
     pools: dict[int, ThreadPoolExecutor] = {}
     for line in sys.stdin:
