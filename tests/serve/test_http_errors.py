@@ -81,14 +81,15 @@ def test_wrong_texts(tmp_path_factory: pytest.TempPathFactory) -> None:
         assert "is no UTF-8" in ask(server.port, INFER, b"\xff", headers=plain).error
         numbered = {"inputs": [{"name": "text", "datatype": "INT64", "shape": [1], "data": [1]}]}
         assert "give texts as BYTES" in ask(server.port, INFER, numbered).error
-        ids = {"name": "input_ids", "datatype": "INT64", "shape": [1, 2], "data": [10**9, 1]}
-        mask = {"name": "attention_mask", "datatype": "INT64", "shape": [1, 2], "data": [1, 1]}
+        ids = {"name": "input_ids", "datatype": "INT64", "shape": [1, 9], "data": [2] * 9}
+        mask = {"name": "attention_mask", "datatype": "INT64", "shape": [1, 9], "data": [1] * 9}
         for one in (10**9, 14, -1):  # of 14 ids
-            reply = ask(server.port, INFER, {"inputs": [ids | {"data": [one, 1]}, mask]})
+            reply = ask(server.port, INFER, {"inputs": [ids | {"data": [one, *[2] * 8]}, mask]})
             assert reply.status == 400
             assert f"holds the token id {one}, and the ids of this tokenizer are 0 to 13" in reply.error
-        reply = ask(server.port, INFER, {"inputs": [ids | {"data": [2, 3]}, mask | {"data": [1, 2]}]})
+        reply = ask(server.port, INFER, {"inputs": [ids, mask | {"data": [2, *[1] * 8]}]})
         assert "a mask is 1 at tokens and 0 at padding" in reply.error
+        assert ask(server.port, INFER, {"inputs": [ids, mask]}).status == 200
         # nobody else notices: no engine failed, and so no backbone is skipped
         assert ask(server.port, INFER, b"lights on", headers=plain).status == 200
         assert run.stats().engine_failures == 0
