@@ -33,6 +33,7 @@ _LAST_FUNCTIONS = {
     F.linear, F.layer_norm, F.rms_norm, F.embedding, torch.layer_norm,
     _aten.linear.default, _aten.layer_norm.default, _aten.embedding.default, _aten.rms_norm.default,
 }  # fmt: skip
+_INT8_FUNCTIONS = {"convolution": 1, "linear": -1}  # of `models/compress/quantization/int8_arithmetic.py`, by name
 _PERMUTE = {torch.permute, "permute", _aten.permute.default}
 _TRANSPOSE = {torch.transpose, "transpose", "swapaxes", torch.swapaxes, _aten.transpose.int}
 # names of operations that leave every dimension where it is
@@ -43,6 +44,7 @@ _ELEMENTWISE = (
     "clone", "float", "to", "type_as", "clamp", "softmax", "neg", "exp", "sqrt", "pow", "cat", "alias",
     "detach", "identity",
     "roll", "pad",
+    "round_to_grid", "total", "at_size",  # of int8 networks
 )  # fmt: skip
 _ELEMENTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LeakyReLU,
@@ -162,7 +164,7 @@ class Layouts:
             return 1
         if isinstance(module, _LAST_MODULES) or _target_in(node, _LAST_FUNCTIONS):
             return -1
-        return None
+        return _INT8_FUNCTIONS.get(_name(node.target)) if node.op == "call_function" else None
 
     def _elementwise(self, node: fx.Node) -> bool:
         if node.op == "call_module":

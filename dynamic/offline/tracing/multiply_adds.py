@@ -1,8 +1,8 @@
 """Multiply-adds, counted on the running network. What cannot be counted is listed, and never stops the run."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,54 @@ def count_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, An
         operators.uncounted.add(f"{name} in part: {reason}")
     macs = counter.get_total_flops() / 2 / batch
     return Macs(macs, tuple(sorted(operators.uncounted | counter.failed)), operators.rounded / 2 / batch)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the multiply-adds of a network, 0 to 1.
+
+    `convolutions`: of all convolutions. `parts`: of each module with a weight matrix or kernel of its own, without the
+    modules inside it.
+    """
+
+    convolutions: float
+    parts: Mapping[str, float]
+
+
+def share_macs(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> Shares:
+    """The shares of `module(*args, **kwargs)`. A network whose operators support no counting has none."""
+    counter, own = Counter(), dict[str, float]()
+    started, inner = list[float](), list[float]()  # of the modules that run now
+
+    def enter(*_: Any) -> None:
+        inner.append(0.0)
+        started.append(counter.get_total_flops())
+
+    def leave(name: str) -> None:
+        total = counter.get_total_flops() - started.pop()
+        own[name] = own.get(name, 0.0) + total - inner.pop()
+        if inner:
+            inner[-1] += total
+
+    with ExitStack() as hooks:
+        for name, part in module.named_modules():
+            if any(p.ndim > 1 for p in part.parameters(recurse=False)):
+                handles = (
+                    part.register_forward_pre_hook(enter),
+                    part.register_forward_hook(lambda *_, name=name: leave(name)),
+                )
+                for handle in handles:
+                    hooks.callback(handle.remove)
+        try:
+            with counting(counter):
+                module(*args, **kwargs)
+        except Exception:  # an operator that supports no dispatch mode may raise anything
+            return Shares(0.0, {})
+    total = counter.get_total_flops()
+    if not total:
+        return Shares(0.0, {})
+    convolutions = counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.convolution, 0)
+    return Shares(convolutions / total, {name: flops / total for name, flops in own.items()})
 
 
 class Counter(FlopCounterMode):

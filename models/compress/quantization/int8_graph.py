@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dynamic.models.compress.quantization.activation_ranges import Observer
+from dynamic.models.compress.quantization.functional_layers import FixedSize, layer_modules
 from dynamic.models.compress.quantization.int8_arithmetic import Grid, Int8Conv, Int8Linear, Rounded, Total
 from dynamic.models.compress.quantization.int8_plan import CONVS, Int8Plan
 from dynamic.models.compress.quantization.weight_codes import (
@@ -21,10 +23,12 @@ from dynamic.models.compress.quantization.weight_codes import (
 )
 from dynamic.offline.batches import Batch, named_tensors
 from dynamic.offline.staged_network import StagedNetwork
-from dynamic.offline.tracing.trace import capture_fx
+from dynamic.offline.tracing.trace import Captured, capture_fx, input_names
 from dynamic.policies.errors import WrapError
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_IDENTITIES = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout}
+_DROPOUTS = {F.dropout, torch.dropout, torch.ops.aten.dropout.default}
 
 
 def float_stages(network: nn.Module, example_inputs: Batch) -> list[fx.GraphModule]:
@@ -43,49 +47,65 @@ def float_stages(network: nn.Module, example_inputs: Batch) -> list[fx.GraphModu
             )
     else:
         captured = capture_fx(network, named_tensors(network, example_inputs), training=False)
-        root = nn.Module()
-        root.backbone, root.constants = network, nn.Module()
-        for name, tensor in captured.constants.items():
-            root.constants.register_buffer(name, tensor)
-        roots = [(root, captured.graph)]
-    stages = [_alone(root, graph, type(network).__name__) for root, graph in roots]
-    for stage in stages:
-        _fold(stage)
-    return stages
+        roots = [(_root(network, captured), captured.graph)]
+    return [_alone(root, graph, type(network).__name__) for root, graph in roots]
+
+
+def exported_stage(network: nn.Module, captured: Captured, example: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The one graph of a plain network that torch.export captured, as `float_stages` gives it. It has one size.
+
+    The network changes, so give a copy.
+    """
+    graph, root = captured.graph, _root(network, captured)
+    placeholders = list(graph.find_nodes(op="placeholder"))
+    names = input_names(network, example)
+    for node, name, tensor in zip(placeholders, names, example.values(), strict=True):
+        node.target = name  # as forward names it
+        root.add_module(f"size_of_{name}", FixedSize(name, tuple(tensor.shape[1:])))
+        with graph.inserting_after(placeholders[-1]):
+            fixed = graph.call_module(f"size_of_{name}", (node,))
+        node.replace_all_uses_with(fixed, delete_user_cb=lambda user, own=fixed: user is not own)
+    for node in graph.nodes:
+        node.meta = {}  # shapes of the trace, which a copy of the network would copy too
+    return _alone(root, graph, type(network).__name__)
+
+
+def _root(network: nn.Module, captured: Captured) -> nn.Module:
+    root = nn.Module()
+    root.backbone, root.constants = network, nn.Module()
+    for name, tensor in captured.constants.items():
+        root.constants.register_buffer(name, tensor)
+    return root
 
 
 def _alone(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
-    """The graph as a module that holds what it uses, under the names of the plain network."""
-    members: dict[str, Any] = _linear_modules(root, graph)
+    """The graph as a module that holds what it uses, under the names of the plain network. Batch norms are folded."""
+    layers = layer_modules(root, graph)
+    plain = not isinstance(root, fx.GraphModule)  # the stages of a network with exits keep their names
+    members: dict[str, Any] = {}
     for node in graph.nodes:
-        if node.op in ("call_module", "get_attr") and node.target not in members:
-            member = operator.attrgetter(str(node.target))(root)
-            if hasattr(root, "backbone") and hasattr(root, "constants"):
-                node.target = str(node.target).removeprefix("backbone.")
-            members[str(node.target)] = member
-    return fx.GraphModule(members, graph, name)
+        if node.op in ("call_module", "get_attr"):
+            target = str(node.target)
+            member = layers[target] if target in layers else operator.attrgetter(target)(root)
+            node.target = target.removeprefix("backbone.") if plain else target
+            members[node.target] = member
+    stage = fx.GraphModule(members, graph, name)
+    _without_identities(stage)
+    _fold(stage)
+    return stage
 
 
-def _linear_modules(root: nn.Module, graph: fx.Graph) -> dict[str, Any]:
-    """Modules of torch.nn in place of the linear operations that torch.export writes, by name."""
-    layers: dict[str, Any] = {}
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default):
-        source, *used = node.args
-        if node.kwargs or not all(n is None or (isinstance(n, fx.Node) and n.op == "get_attr") for n in used):
-            continue  # a weight that is computed
-        weight, bias = [operator.attrgetter(str(n.target))(root) for n in used if n is not None] + [None] * (
-            2 - len(used)
-        )
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-        layer.weight, layer.bias = weight, bias
-        name = str(used[0].target).removesuffix(".weight")
-        with graph.inserting_before(node):
-            node.replace_all_uses_with(graph.call_module(name, (source,)))
-        graph.erase_node(node)
-        for unused in {n for n in used if n is not None and not n.users}:
-            graph.erase_node(unused)
-        layers[name] = layer.eval()
-    return layers
+def _without_identities(stage: fx.GraphModule) -> None:
+    """Remove what passes its input on in eval mode, so that a rectifier is seen to follow its convolution."""
+    modules = dict(stage.named_modules())
+    for node in list(stage.graph.nodes):
+        kind = type(modules[str(node.target)]) if node.op == "call_module" else node.target
+        off = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else None) is False
+        if kind in _IDENTITIES or (kind in _DROPOUTS and off):
+            source = node.args[0] if node.args else next(iter(node.kwargs.values()))
+            if isinstance(source, fx.Node) and source.op != "placeholder":
+                node.replace_all_uses_with(source)
+                stage.graph.erase_node(node)
 
 
 def _fold(stage: fx.GraphModule) -> None:
@@ -93,7 +113,7 @@ def _fold(stage: fx.GraphModule) -> None:
     modules = dict(stage.named_modules())
     calls = [str(n.target) for n in stage.graph.nodes if n.op == "call_module"]
     for norm in list(stage.graph.nodes):
-        if norm.op != "call_module" or type(modules[norm.target]) not in _NORMS:
+        if norm.op != "call_module" or not isinstance(modules[norm.target], _NORMS):
             continue
         conv = norm.args[0]
         if conv.op != "call_module" or type(modules[conv.target]) not in CONVS or len(conv.users) > 1:

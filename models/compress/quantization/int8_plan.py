@@ -11,14 +11,22 @@ from torch.nn import functional as F
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (*CONVS, nn.Linear)
 
-_RECTIFIERS = {nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}
-_ADDS = {operator.add, torch.add, "add"}
+_ATEN = torch.ops.aten  # what torch.export writes
+_RECTIFIERS = {
+    nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, torch.relu_, "relu", "relu_", _ATEN.relu.default,
+    _ATEN.relu6.default,
+}  # fmt: skip
+_ADDS = {operator.add, torch.add, "add", _ATEN.add.Tensor}
 _ADDS_INTO = {operator.iadd, "add_"}
 # operations that move, drop or pick values, so that values remain on their grid
 _MOVES = {
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d,
     F.max_pool1d, F.max_pool2d, F.dropout, F.pad, torch.flatten, torch.permute, torch.transpose, torch.reshape,
     operator.getitem, "flatten", "view", "reshape", "permute", "transpose", "contiguous",
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, _ATEN.max_pool2d.default, _ATEN.max_pool3d.default, _ATEN.pad.default,
+    _ATEN.constant_pad_nd.default, _ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints,
+    _ATEN.permute.default, _ATEN.transpose.int, _ATEN.contiguous.default, _ATEN.clone.default, _ATEN.slice.Tensor,
+    _ATEN.select.int, _ATEN.squeeze.dims, _ATEN.unsqueeze.default,
 }  # fmt: skip
 
 

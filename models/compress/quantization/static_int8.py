@@ -8,6 +8,7 @@ QLinearConv, QLinearAdd and NhwcMaxPool, and OpenVINO 2026.4 runs its int8 kerne
 """
 
 import difflib
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,21 +17,25 @@ import torch
 from torch import Tensor, fx, nn
 
 from dynamic.models.compress.quantization.activation_ranges import Observer, RangeMethod, grids
-from dynamic.models.compress.quantization.int8_graph import Rewriter, Watcher, float_stages
+from dynamic.models.compress.quantization.int8_graph import Rewriter, Watcher, exported_stage, float_stages
 from dynamic.models.compress.quantization.int8_plan import Int8Plan
 from dynamic.models.compress.quantization.linear_layers import LinearLayers
 from dynamic.models.compress.quantization.quantized_exits import QuantizedExits
 from dynamic.models.compress.quantization.sum_scales import without_ties
 from dynamic.models.compress.quantization.weight_codes import WeightRange
 from dynamic.models.compress.report import Compressed, copied, report
-from dynamic.offline.batches import Batch, labelled_batches, named_tensors, run_on, taken_by
+from dynamic.offline.batches import Batch, arguments, labelled_batches, named_tensors, run_on, taken_by
 from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.used_data import hashes_of, remember
 from dynamic.offline.option_words import check_word
 from dynamic.offline.staged_network import StagedNetwork
-from dynamic.offline.tracing.trace import capture_export
-from dynamic.policies.errors import InputError, TraceError
+from dynamic.offline.tracing.multiply_adds import count_macs, share_macs
+from dynamic.offline.tracing.trace import Captured, capture_export
+from dynamic.policies.errors import DynamicWarning, InputError, TraceError
+
+_MUCH = 0.25  # of the multiply-adds, which decide over the time
+_LISTED = 3  # layers that a warning names
 
 
 def quantize(
@@ -49,8 +54,10 @@ def quantize(
     Torch computes the rounding of an engine. Engines differ from it, and from each other, where they fuse operations
     and round less often. So calibrate a cascade on the engine that ships.
 
-    Where torch.fx cannot trace the network, its linear layers become int8 where they stand, and all else remains float.
-    That is the case of encoders of `transformers`.
+    Where torch.fx cannot trace the network, it depends on where the multiply-adds are. With a quarter of them or more
+    in convolutions, the network becomes the graph that torch.export captures. It takes the size of the example alone,
+    in batches of any number. Otherwise its linear layers become int8 where they stand, and all else remains float. That
+    is the case of encoders of `transformers`, which keep their names and lengths.
 
     A network with exits from `dynamic.wrap` becomes one with the same exits. Its heads remain float and can be trained
     (`dynamic.fit(..., mode="heads")`). The other order works too: quantize, then wrap. int8 parts cannot be trained.
@@ -73,6 +80,9 @@ def quantize(
     Returns:
         The network and a report. `report.facts["saturating_channels"]`: by layer, the output channels whose sums can
         saturate on x86 processors without VNNI. There are none unless `weight_range` is "full".
+        `report.facts["int8_share"]`: the share of the multiply-adds that is in int8. `report.left_alone` has the share
+        of each layer that remains float. DynamicWarning where more than a quarter of them remains float and is not in
+        `skip`.
 
     Raises:
         CalibrationError: The loader is empty, or values are not finite.
@@ -94,14 +104,23 @@ def quantize(
     named = named_tensors(own, example_inputs)
     with torch.no_grad(), evaluating(own), taken_by(own, named):
         run_on(own, named)
+        shares = share_macs(own, *arguments(own, named))
     try:
         stages = float_stages(own, example_inputs)
     except TraceError as error:
-        done = _in_place(own, named, calibration_loader, skip, ranges, weight_range, error)
-    else:
+        captured = _exported(own, named, error)
+        stages = [exported_stage(own, captured, named)] if shares.convolutions >= _MUCH else []
+    if stages:
         done = _in_graphs(network, own, stages, calibration_loader, skip, ranges, weight_range)
+    else:
+        done = _in_place(own, calibration_loader, skip, ranges, weight_range)
     done.network.eval()
     remember(done.network, hashes_of(network))
+    with evaluating(done.network):
+        macs = count_macs(done.network, *arguments(done.network, named))
+    share = macs.rounded / macs.total if macs.total else 1.0
+    left_alone = _with_shares(done.left_alone, shares.parts)
+    _warn(share, left_alone, shares.parts, skip)
     comparison = report(
         "int8",
         network,
@@ -109,9 +128,10 @@ def quantize(
         example_inputs,
         eval_loader,
         latency=latency,
-        left_alone=done.left_alone,
-        facts={"calibration": ranges, "weight_range": weight_range, **done.facts},
+        left_alone=left_alone,
+        facts={"calibration": ranges, "weight_range": weight_range, "int8_share": share, **done.facts},
         usual_drop=0.01,
+        notes=[f"int8: {share:.0%} of the multiply-adds, in {done.facts['layers']} layers"],
     )
     return Compressed(done.network, comparison)
 
@@ -171,24 +191,23 @@ def _in_graphs(
     return _Quantized(result, plan.left_alone, facts)
 
 
-def _in_place(
-    own: nn.Module,
-    example: Mapping[str, Tensor],
-    loader: Iterable[Any],
-    skip: Collection[str],
-    ranges: RangeMethod,
-    weight_range: WeightRange,
-    fx_error: TraceError,
-) -> _Quantized:
-    """`own`, a copy that torch.fx cannot trace, with int8 layers in the places of its linear ones."""
+def _exported(own: nn.Module, example: Mapping[str, Tensor], fx_error: TraceError) -> Captured:
+    """The graph of torch.export, without which no engine can run the network."""
     own.eval()
+    pairs = {name: torch.cat((t, t)) if len(t) == 1 else t for name, t in example.items()}  # 1 would be a constant
     try:
-        capture_export(own, example)  # or no engine could run the result
+        return capture_export(own, pairs)
     except TraceError as error:
         raise TraceError(
             f"neither torch.fx nor torch.export captures {type(own).__name__}. torch.fx stops {fx_error}. "
             f"torch.export stops {error}"
         ) from error
+
+
+def _in_place(
+    own: nn.Module, loader: Iterable[Any], skip: Collection[str], ranges: RangeMethod, weight_range: WeightRange
+) -> _Quantized:
+    """`own`, a copy that torch.fx cannot trace, with int8 layers in the places of its linear ones."""
     linear = LinearLayers(own, skip)
     layer_grids = linear.grids(loader, ranges)
     if not linear.layers:
@@ -201,6 +220,30 @@ def _in_place(
         "ranges": {name: list(grid.values) for name, grid in layer_grids.items()},
     }
     return _Quantized(own, linear.left_alone, facts)
+
+
+def _with_shares(left_alone: Mapping[str, str], parts: Mapping[str, float]) -> dict[str, str]:
+    """Why each part is left alone, with its share of the multiply-adds where it has one."""
+    return {
+        name: f"{why}, {parts[name]:.1%} of the multiply-adds" if parts.get(name) else why
+        for name, why in left_alone.items()
+    }
+
+
+def _warn(share: float, left_alone: Mapping[str, str], parts: Mapping[str, float], skip: Collection[str]) -> None:
+    """DynamicWarning where much remains float that the user did not ask for."""
+    asked = sum(own for name, own in parts.items() if any(name == s or name.startswith(f"{s}.") for s in skip))
+    if 1 - share - asked <= _MUCH:
+        return
+    largest = sorted(left_alone, key=lambda name: -parts.get(name, 0.0))[:_LISTED]
+    listed = "; ".join(f"{name}: {left_alone[name]}" for name in largest)
+    warnings.warn(
+        f"only {share:.0%} of the multiply-adds are in int8, so the network is hardly faster. The rest remains float "
+        f"({listed or 'operations that are no layers, such as attention'}). Time both networks before you ship this "
+        "one, or write these layers as modules of torch.nn with a forward that torch.fx can trace",
+        DynamicWarning,
+        stacklevel=3,
+    )
 
 
 def _nothing(network: nn.Module, left_alone: Mapping[str, str]) -> InputError:

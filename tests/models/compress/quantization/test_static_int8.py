@@ -307,7 +307,7 @@ FAMILIES: list[tuple[Callable[[], nn.Module], int, str]] = [
     (lambda: torchvision.models.mobilenet_v3_small(weights=None), 64, ""),
     (lambda: torchvision.models.convnext_tiny(weights=None), 32, ""),
     (_vit, 16, "encoder.layers.encoder_layer_0.self_attention"),
-    (_swin, 16, "features.1.0.attn.qkv.weight"),
+    (_swin, 16, ""),
 ]
 
 
