@@ -1,7 +1,8 @@
 """Training and evaluation modes that leave the user's modules as they were."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -28,14 +29,31 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
             part.training = before
 
 
-def training_flags(module: nn.Module) -> dict[str, tuple[bool, float | None]]:
-    """What a graph of the train mode has fixed: of each part whether it trains, and its dropout rate."""
-    return {name: (part.training, _rate(part)) for name, part in module.named_modules()}
+@dataclass(frozen=True)
+class TrainingFlags:
+    """What a graph of the train mode has fixed of a module: whether it trains, and its dropout rates by attribute."""
+
+    training: bool
+    rates: Mapping[str, float]
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{name}={rate}" for name, rate in self.rates.items())
+        return f"training={self.training}" + (f" and {rates}" if rates else "")
 
 
-def _rate(part: nn.Module) -> float | None:
-    rate = getattr(part, "p", None) if isinstance(part, nn.modules.dropout._DropoutNd) else None
-    return None if rate is None else float(rate)
+def training_flags(module: nn.Module) -> dict[str, TrainingFlags]:
+    """Those of each module inside, by name.
+
+    Rates are the `p` of dropout modules and all attributes that are floats and have "drop" in their name, such as
+    `attention_dropout` and `drop_prob`.
+    """
+    return {name: TrainingFlags(part.training, _rates(part)) for name, part in module.named_modules()}
+
+
+def _rates(part: nn.Module) -> dict[str, float]:
+    dropout = isinstance(part, nn.modules.dropout._DropoutNd)
+    rates = {n: v for n, v in vars(part).items() if isinstance(v, float) and "drop" in n.lower()}
+    return rates | ({"p": float(part.p)} if dropout else {})
 
 
 @contextmanager

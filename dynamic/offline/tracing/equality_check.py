@@ -1,11 +1,13 @@
 """Whether a wrapped network gives its backbone's logits, on rows that were not traced."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynamic.offline.networks.module_modes import in_mode, untouched
 from dynamic.offline.staged_network import Stage
@@ -15,9 +17,11 @@ from dynamic.policies.errors import ExitError, WrapError
 
 CLOSE = 1e-5  # of the largest logit: how far a network captured by torch.export may be off
 _COMPACTED = 1e-3  # the same where rows left the batch: other batch sizes may take other kernels
+_NOISE = 16  # roundings of the largest gradient: a bias in front of batch norm has no other gradient
 _FIX = "Write it so that forward gives all it computes as values, or name other exits"
 
 Run = Callable[[Sequence[Tensor]], Tensor]
+RunAll = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -90,42 +94,74 @@ def check_evaluation(
         raise WrapError(f"{name} mixes the rows of a batch behind exit {stages[0].name!r}: rows cannot leave. {_FIX}")
 
 
-def check_training(backbone: nn.Module, own: Run, whole: Run, example: Mapping[str, Tensor]) -> str | None:
-    """Why the training graph cannot be used: other logits or gradients than the backbone's in train mode, one seed.
+def check_training(
+    backbone: nn.Module, own: Run, whole: RunAll, example: Mapping[str, Tensor], *, one_seed: bool = False
+) -> str | None:
+    """Why the training graph cannot be used: other logits or gradients than the backbone's in train mode.
 
-    Gradients differ where forward switches them off for a part: tracers do not write that into their graphs.
+    Gradients differ where forward switches them off for a part: tracers do not write that into their graphs. `whole`
+    gives the logits of all exits, whose gradients must exist too. `one_seed`: each random operation starts from one
+    seed, and not the run alone. So operations that only one of both has change no other.
     """
     inputs = [_other(t) for t in rows(example, 4).values()]
     parameters = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
-    logits: list[Tensor] = []
+    answers: list[Tensor] = []
     gradients: list[Sequence[Tensor | None]] = []
-    for run in (own, whole):
+    for run in (lambda tensors: [own(tensors)], whole):
         with untouched(backbone), in_mode(backbone, training=True), torch.random.fork_rng(), _with_gradients():
             torch.manual_seed(0)
             try:
-                answer = run([t.clone() for t in inputs])
-                if answer.requires_grad:
-                    listed = list(parameters.values())
-                    gradients.append(torch.autograd.grad(answer.square().sum(), listed, allow_unused=True))
-                logits.append(answer.detach())
+                with _OneSeed() if one_seed else nullcontext():
+                    *early, last = run([t.clone() for t in inputs])
+                if last.requires_grad:
+                    gradients.append(_gradients([last], parameters, retain=True))
+                if parameters and (heads := [logits for logits in early if logits.requires_grad]):
+                    _gradients(heads, parameters)  # raises where a head's feature was changed in place
+                answers.append(last.detach())
             except (RuntimeError, ValueError) as error:
                 return f"it does not run in train mode: {error}"
-    limit = _COMPACTED * max(1.0, float(logits[0].abs().max()))
-    if logits[0].shape != logits[1].shape or not _same(logits[0], logits[1], limit):
+    limit = _COMPACTED * max(1.0, float(answers[0].abs().max()))
+    if answers[0].shape != answers[1].shape or not _same(answers[0], answers[1], limit):
         return "its graph in train mode gives other logits than itself"
     if len(gradients) == 1:
         return "its graph in train mode has gradients, and itself it has none, or the other way round"
     if gradients:
-        pairs = zip(parameters, *gradients, strict=True)
-        largest = max(float(g.nan_to_num(0, 0, 0).abs().max()) for g in gradients[0] if g is not None and g.numel())
-        for name, mine, other in pairs:
-            filled = [torch.zeros_like(parameters[name]) if g is None else g for g in (mine, other)]
-            if not _same(filled[0], filled[1], _COMPACTED * largest):
+        noise = _NOISE * max((_largest(g) * torch.finfo(g.dtype).eps for g in gradients[0] if g is not None), default=0)
+        for name, mine, other in zip(parameters, *gradients, strict=True):
+            alike = (
+                mine is other
+                if mine is None or other is None
+                else (_same(mine, other, _COMPACTED * _largest(mine) + noise))
+            )
+            if not alike:
                 return (
                     f"its graph in train mode gives parameter {name!r} other gradients than itself, as where forward "
                     "switches gradients off. Set requires_grad=False on what is frozen instead"
                 )
     return None
+
+
+def _gradients(
+    answers: Sequence[Tensor], parameters: Mapping[str, Tensor], retain: bool = False
+) -> Sequence[Tensor | None]:
+    """Of each parameter, None where the answers do not depend on it, by cotangents drawn from one seed."""
+    draw = torch.Generator().manual_seed(0)
+    cotangents = [torch.randn(a.shape, generator=draw).to(a.device, a.dtype) for a in answers]
+    listed = list(parameters.values())
+    return torch.autograd.grad(list(answers), listed, cotangents, allow_unused=True, retain_graph=retain)
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.nan_to_num(0, 0, 0).abs().max()) if tensor.numel() else 0.0
+
+
+class _OneSeed(TorchDispatchMode):
+    """Every random operation draws from the same seed, whatever was drawn before."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            torch.manual_seed(0)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
 from dynamic.offline.networks.float_types import check_halves
-from dynamic.offline.networks.module_modes import bare, in_mode, training_flags, untouched, view
+from dynamic.offline.networks.module_modes import TrainingFlags, bare, in_mode, training_flags, untouched, view
 from dynamic.offline.networks.row_independence import check_rows
 from dynamic.offline.staged_network import Stage, StagedNetwork, primary_logits
 from dynamic.offline.tracing.channel_layout import Layouts
@@ -236,9 +236,8 @@ class ExitNetwork(StagedNetwork):
         self._stage_graphs = _Graphs(())
         self._evaluate: Callable[..., list[Tensor]] | None = None
         self._train: Callable[..., list[Tensor]] | None = None
-        self._cloned: frozenset[int] = frozenset()
         self.why_not_trainable: str | None = "it has no graph in train mode"
-        self._training_flags: Mapping[str, object] | None = None
+        self._training_flags: Mapping[str, TrainingFlags] | None = None
         self._why_unread: str | None = None  # the mask of a sequence
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
@@ -311,8 +310,7 @@ class ExitNetwork(StagedNetwork):
         self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
         changed = changed_in_place(self.exit_stages, example)
         self._stage_graphs = _Graphs(cutter.stages(placed.nodes, changed.stages))
-        self._cloned = changed.heads
-        self._evaluate = _function(_with_heads(captured.graph, placed.nodes, self._cloned))
+        self._evaluate = _function(_with_heads(captured.graph, placed.nodes, changed.heads))
         stages = self.exit_stages
         check_evaluation(self.backbone, self._own_logits, self._last_logits, stages, example, self.tracer == "fx")
         if ranges:
@@ -366,11 +364,13 @@ class ExitNetwork(StagedNetwork):
             return captured
         self._put_constants(training)
         training_nodes = pooled(training.graph, training_nodes, [place.masked for place in self.exits])
-        self._train = _function(_with_heads(training.graph, training_nodes, self._cloned))
-        # without its auxiliary branches a network draws other random numbers: nothing to compare then
+        # all: this graph changes more in place than that of eval mode, which has no dropout and may be decomposed
+        self._train = _function(_with_heads(training.graph, training_nodes, frozenset(range(len(nodes)))))
         why = None
-        for inputs in () if training.dropped else (example, *islice(trial_inputs(ranges, example), 1)):
-            why = why or check_training(self.backbone, self._own_logits, self._last_logits, inputs)
+        for inputs in (example, *islice(trial_inputs(ranges, example), 1)):
+            # without its auxiliary branches a network draws its random numbers in another order
+            one_seed = bool(training.dropped)
+            why = why or check_training(self.backbone, self._own_logits, self._all_logits, inputs, one_seed=one_seed)
         if why is not None:
             self._train, self.why_not_trainable = None, why
             return captured
@@ -385,13 +385,16 @@ class ExitNetwork(StagedNetwork):
         if self._training_flags is None:
             return
         flags = training_flags(self.backbone)
-        if flags != self._training_flags:
-            name = next(name for name, flag in flags.items() if flag != self._training_flags.get(name))
-            raise WrapError(
-                f"module {name!r} has (train mode, dropout) {flags[name]}, and had {self._training_flags.get(name)} "
-                "when torch.export captured it. Set the rates before wrap, override `train` of a module that stays in "
-                "eval mode, and call net.train() or net.eval() on the whole"
-            )
+        if changed := sorted(self._training_flags.keys() ^ flags.keys()):
+            how = "was removed" if changed[0] in self._training_flags else "was added"
+            raise WrapError(f"module {changed[0]!r} {how} since torch.export captured the network: wrap it again")
+        for name, flag in flags.items():
+            if flag != self._training_flags[name]:
+                raise WrapError(
+                    f"module {name!r} has {flag}, and had {self._training_flags[name]} when torch.export captured it. "
+                    "Set the rates before wrap, override `train` of a module that remains in eval mode, and call "
+                    "net.train() or net.eval() on the whole"
+                )
 
     def _put_constants(self, captured: Captured) -> None:
         for name, tensor in captured.constants.items():
@@ -404,11 +407,15 @@ class ExitNetwork(StagedNetwork):
             return primary_logits(self.backbone(*inputs))
         return primary_logits(self.backbone(**dict(zip(names, inputs, strict=True))))
 
-    def _last_logits(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The same through the traced graph. Heads do not change."""
+    def _all_logits(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Those of each exit through the traced graph, the backbone's last. Heads do not change."""
         with in_mode(self.heads, training=False):
-            last: Tensor = self(*inputs)[-1]
-        return last
+            logits: list[Tensor] = self(*inputs)
+        return logits
+
+    def _last_logits(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The backbone's own through the traced graph."""
+        return self._all_logits(inputs)[-1]
 
 
 def _means(

@@ -1,6 +1,7 @@
 """Modes "joint" and "distill" on networks that only torch.export captures: encoders of `transformers`."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,30 +174,158 @@ def test_the_network_runs_where_it_is_moved(net: Any, training: bool) -> None:
 class Frozen(nn.Module):
     """Its first layer runs without gradients, which no graph of torch.fx and torch.export shows."""
 
-    def __init__(self, exported: bool) -> None:
+    def __init__(self, exported: bool, extra: bool = False, scale: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
-        self.exported = exported
+        self.exported, self.extra, self.scale = exported, extra, scale
         self.first, self.second, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.aside, self.dropout = nn.Linear(8, 3), nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.exported and len(x) == 0:  # torch.fx cannot follow len
-            return self.out(x)  # type: ignore[no-any-return]
-        with torch.no_grad():
+            return self.out(x)
+        with torch.set_grad_enabled(False):
             x = torch.relu(self.first(x))
-        return self.out(torch.relu(self.second(x)))  # type: ignore[no-any-return]
+        y = torch.relu(self.second(x * self.scale))
+        aside = self.aside(self.dropout(y))  # drawn before what the logits draw
+        logits = self.out(self.dropout(y))
+        return {"logits": logits, "aside": aside} if self.extra else logits
 
 
-@pytest.mark.filterwarnings("ignore:captured with torch.export")
+def without_weights(network: Frozen) -> Frozen:
+    """The network with a last layer of zeros: all it gives is 0."""
+    nn.init.zeros_(network.out.weight)
+    nn.init.zeros_(network.out.bias)
+    return network
+
+
+FROZEN = {
+    "plain": lambda exported: Frozen(exported),
+    "two outputs": lambda exported: Frozen(exported, extra=True),
+    "two outputs and dropout": lambda exported: Frozen(exported, extra=True, dropout=0.3),
+    "small gradients": lambda exported: Frozen(exported, scale=1e-6),
+    "a last layer of zeros": lambda exported: without_weights(Frozen(exported)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:captured with torch.export", "ignore:Frozen gives more than logits")
+@pytest.mark.parametrize("kind", FROZEN)
 @pytest.mark.parametrize("exported", [False, True])
-def test_gradients_that_forward_switches_off_are_not_switched_on(exported: bool) -> None:
+def test_gradients_that_forward_switches_off_are_not_switched_on(exported: bool, kind: str) -> None:
     torch.manual_seed(0)
-    net = dynamic.wrap(Frozen(exported), torch.randn(4, 6), exits=["second"])
+    net = dynamic.wrap(FROZEN[kind](exported), torch.randn(4, 6), exits=["second"])
     assert net.tracer == ("export" if exported else "fx")
     assert not net.trainable_backbone
     loader = [(torch.randn(8, 6), torch.arange(8) % 3)]
     with pytest.raises(WrapError, match=r"'first\.weight'.*requires_grad=False.*mode='heads'"):
         dynamic.fit(net, loader, mode="joint", epochs=1, progress=False)
     dynamic.fit(net.eval(), loader, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_part_of_a_gradient_that_forward_switches_off_is_found_too(exported: bool) -> None:
+    """The first layer has a gradient by one of two ways. It is a thousandth of that of the last layer."""
+
+    class Half(Frozen):
+        def forward(self, x: Tensor) -> Any:
+            if self.exported and len(x) == 0:
+                return self.out(x)
+            with torch.no_grad():
+                aside = self.first(x)
+            return 1e3 * self.out(1e-4 * torch.relu(self.second(self.first(x) + aside)) + 1)
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DynamicWarning)
+        net = dynamic.wrap(Half(exported), torch.randn(4, 6), exits=["second"])
+    assert "'first.weight'" in str(net.why_not_trainable)
+
+
+@pytest.mark.filterwarnings("ignore:Several gives more than logits")
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_network_of_several_outputs_with_dropout_is_trained(exported: bool) -> None:
+    """The dropped output draws random numbers before the logits do. They decide on no other operation's check."""
+
+    class Several(Frozen):
+        def forward(self, x: Tensor) -> Any:
+            if self.exported and len(x) == 0:
+                return self.out(x)
+            y = torch.relu(self.second(torch.relu(self.first(x))))
+            return {"logits": self.out(self.dropout(y)), "aside": self.aside(self.dropout(y))}
+
+    class AsideFirst(Several):
+        def forward(self, x: Tensor) -> Any:
+            if self.exported and len(x) == 0:
+                return self.out(x)
+            y = torch.relu(self.second(torch.relu(self.first(x))))
+            aside = self.aside(self.dropout(y))
+            return {"logits": self.out(self.dropout(y)), "aside": aside}
+
+    for kind in (Several, AsideFirst):
+        torch.manual_seed(0)
+        with pytest.warns(DynamicWarning, match="more than logits, aside"):
+            net = dynamic.wrap(kind(exported, dropout=0.5), torch.randn(4, 6), exits=["second"])
+        assert net.tracer == ("export" if exported else "fx")
+        assert net.trainable_backbone
+        assert net.why_not_trainable is None
+
+
+class InPlace(nn.Module):
+    """What the exit in front of it gave is changed in place, in train mode alone where it is dropout."""
+
+    def __init__(self, exported: bool, change: nn.Module) -> None:
+        super().__init__()
+        self.exported = exported
+        self.a, self.change, self.out = nn.Linear(6, 8), change, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.exported and len(x) == 0:
+            return x
+        return self.out(self.change(self.a(x)) * 1.5)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("change", [nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True)], ids=["relu", "dropout"])
+@pytest.mark.parametrize("exported", [False, True])
+def test_an_exit_before_a_change_in_place_is_trained(exported: bool, change: nn.Module) -> None:
+    torch.manual_seed(0)
+    net = dynamic.wrap(InPlace(exported, change), torch.randn(4, 6), exits=["a"])
+    assert net.tracer == ("export" if exported else "fx")
+    assert net.trainable_backbone
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    loader = [(torch.randn(8, 6), torch.arange(8) % 3)]
+    dynamic.fit(net, loader, mode="joint", epochs=2, progress=False)
+    assert not any(torch.equal(p, before[name]) for name, p in net.named_parameters() if name.endswith("weight"))
+
+
+class Rates(nn.Module):
+    """An attention that has its dropout rate as a number, as ModernBERT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.out = nn.Linear(6, 8), nn.Identity(), nn.Linear(8, 3)
+        self.attention_dropout = 0.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 0:
+            return x
+        rate = self.attention_dropout if self.training else 0.0
+        return self.out(nn.functional.dropout(self.inner(torch.relu(self.first(x))), rate))  # type: ignore[no-any-return]
+
+
+def test_a_rate_that_is_a_number_is_watched_and_so_are_modules() -> None:
+    torch.manual_seed(0)
+    backbone = Rates()
+    inputs = torch.randn(4, 6)
+    net = dynamic.wrap(backbone, inputs, exits=["first"]).train()
+    assert net.tracer == "export"
+    net(inputs)
+    backbone.attention_dropout = 0.5
+    with pytest.raises(WrapError, match=r"attention_dropout=0\.5, and had .*attention_dropout=0\.1"):
+        net(inputs)
+    backbone.attention_dropout = 0.1
+    net(inputs)
+    del backbone.inner
+    with pytest.raises(WrapError, match=r"'inner' was removed since .*wrap it again"):
+        net(inputs)
 
 
 def test_what_cannot_be_trained_says_why() -> None:
