@@ -122,7 +122,7 @@ def calibrate(
             raise SettingError("groups= and labels= exclude each other: labels on demand need independent inputs")
         networks = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks)
-    check_not_torch(cascade.networks, cascade.names, engine)
+    check_not_torch(list(cascade.networks), cascade.names, engine)
     batches, example, given_labels = peek(loader)
     check_first(cascade, example, given_labels)
     with TemporaryFolder("calibration") as folder, evaluating(cascade):

@@ -63,16 +63,19 @@ class Cascade(nn.Module):
         )
         if not several:
             raise InputError("a cascade needs at least one network")
-        files = [as_onnx_model(network) for network in several]
-        listed = [network if file is None else OnnxNetwork(file) for network, file in zip(several, files, strict=True)]
-        for place, network in enumerate(listed):
-            if not isinstance(network, nn.Module):
+        listed: list[nn.Module] = []
+        for place, network in enumerate(several):
+            file = as_onnx_model(network)
+            if file is not None:
+                listed.append(OnnxNetwork(file))
+            elif isinstance(network, nn.Module):
+                listed.append(bare(network))
+            else:
                 inside = ". Give its .network" if isinstance(getattr(network, "network", None), nn.Module) else ""
                 raise InputError(
                     f"network {place} of the cascade is a {type(network).__name__}, neither an nn.Module nor the path "
                     f"of an ONNX file{inside}"
                 )
-        listed = [bare(network) for network in listed]
         self.networks = nn.ModuleList(listed)
         self.combine = check_combination(combine)
         self._dynamic_shapes = dynamic_shapes
