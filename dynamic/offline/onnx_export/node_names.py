@@ -41,8 +41,9 @@ def read(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def rename(node: onnx.NodeProto, name_of: Callable[[str], str]) -> None:
-    """Give a node, and all that it names, other names, in place."""
-    node.name = name_of(node.name)
+    """Give a node, and all that it names, other names, in place. What has no name gets none."""
+    if node.name:  # any number of nodes may have none, and two may not have the same
+        node.name = name_of(node.name)
     for names in (node.input, node.output):
         for i, name in enumerate(names):
             if name:

@@ -17,8 +17,9 @@ from dynamic.offline.onnx_files.stages.operator_versions import declared
 from dynamic.offline.option_words import check_word
 from dynamic.policies.errors import InputError
 
-DYNAMIC_INT8 = "DynamicQuantizeLinear"  # its scale is that of a whole batch
-_INT8 = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+# their scales are those of a whole batch
+_SCALED_BY_BATCH = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+_INT8 = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", *_SCALED_BY_BATCH)
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class OnnxModel:
     @property
     def rounds(self) -> bool:
         """Whether it computes in 8 bits."""
-        return any(node.op_type in (*_INT8, DYNAMIC_INT8) for node in every_node(self.proto.graph))
+        return any(node.op_type in _INT8 for node in every_node(self.proto.graph))
 
     @property
     def scales_by_batch(self) -> bool:
         """Whether its int8 scales are those of a whole batch, so that rows depend on each other."""
-        return any(node.op_type == DYNAMIC_INT8 for node in every_node(self.proto.graph))
+        return any(node.op_type in _SCALED_BY_BATCH for node in every_node(self.proto.graph))
 
     def __str__(self) -> str:
         versions = ", ".join(f"{domain or 'ONNX'} {version}" for domain, version in declared(self.proto).items())

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from onnxruntime.quantization import quantize_dynamic
 from support.onnx_files.classifier_files import BIAS, CLASSES, SIZE, WEIGHT, batches, data, linear, save, value
 
 import dynamic
@@ -218,6 +219,14 @@ def test_a_fixed_batch_that_neither_fits_nor_is_one(tmp_path: Path) -> None:
     constants = {"w": np.vstack([WEIGHT, WEIGHT[:1]]), "b": BIAS, "more": np.ones((4, 1), np.float32)}
     save(tmp_path / "four.onnx", nodes, [value("x", [4, SIZE])], [value("z", [4, CLASSES])], constants)
     with pytest.raises(InputError, match=r"takes 4 rows at a time and does not run with another number.*batch of 1"):
+        built(tmp_path / "four.onnx")
+
+
+def test_scales_of_a_fixed_batch(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["z"], "product")]
+    plain = save(tmp_path / "f32.onnx", nodes, [value("x", [4, SIZE])], [value("z", [4, CLASSES])], {"w": WEIGHT})
+    quantize_dynamic(plain, tmp_path / "four.onnx")
+    with pytest.raises(InputError, match=r"takes 4 rows at a time, and its int8 scales.*export it with a batch of 1"):
         built(tmp_path / "four.onnx")
 
 

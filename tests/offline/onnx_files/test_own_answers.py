@@ -179,11 +179,28 @@ def rounded(path: Path) -> Case:
     return Case(path)
 
 
-def rounded_by_batch(path: Path) -> Case:
+def unnamed(path: Path) -> Case:
+    """Nodes without names, in a branch too."""
+
+    def branch(sign: float) -> Any:
+        nodes = [helper.make_node("Mul", ["z", "sign"], ["signed"]), helper.make_node("Neg", ["signed"], ["answer"])]
+        own = [numpy_helper.from_array(np.array(sign, np.float32), "sign")]
+        return helper.make_graph(nodes, "branch", [], [value("answer", ["N", CLASSES])], own)
+
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["products"]),
+        helper.make_node("Add", ["products", "b"], ["z"]),
+        helper.make_node("If", ["yes"], ["scores"], then_branch=branch(-1.0), else_branch=branch(1.0)),
+    ]
+    constants = {**CONSTANTS, "yes": np.array(True)}
+    return Case(save(path, nodes, [value("x", ["N", SIZE])], [value("scores", ["N", CLASSES])], constants))
+
+
+def rounded_by_batch(path: Path, rows: int | str = "N") -> Case:
     """int8 whose scales are those of the whole batch."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["z"], "product")]
     plain = path.with_name("f32.onnx")
-    save(plain, nodes, [value("x", ["N", SIZE])], [value("z", ["N", CLASSES])], {"w": WEIGHT})
+    save(plain, nodes, [value("x", [rows, SIZE])], [value("z", [rows, CLASSES])], {"w": WEIGHT})
     quantize_dynamic(plain, path)
     return Case(path, rows=1, looped=True)
 
@@ -206,6 +223,8 @@ FILES: dict[str, Callable[[Path], Case]] = {
     "two outputs": two_outputs,
     "int8": rounded,
     "int8 by batch": rounded_by_batch,
+    "int8 by batch of one": lambda path: rounded_by_batch(path, 1),
+    "unnamed nodes": unnamed,
 }
 
 
@@ -255,7 +274,7 @@ def test_files_made_node_by_node(name: str, tmp_path: Path) -> None:
     assert described.kind == ("probabilities" if case.probabilities else "logits")
     assert described.batch.each_row == case.looped
     assert spec.classes == CLASSES
-    if name not in ("If", "int8 by batch"):
+    if name not in ("If", "int8 by batch", "int8 by batch of one", "unnamed nodes"):
         assert spec.stages[0].macs in (WEIGHT.size, WEIGHT.size + CLASSES, WEIGHT.size / 2)
 
 

@@ -103,6 +103,23 @@ def test_an_estimator_as_it_is(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(stage_probabilities(bundle, x), estimator.predict_proba(x), rtol=0, atol=limit)
 
 
+def test_trees_of_two_classes_give_no_negative_probability(tmp_path: Path) -> None:
+    """ONNX Runtime gives -1.2e-7, as 1 minus a sum, where all trees agree."""
+    x, labels = data(240)
+    y = (labels > 0).astype(np.int64)
+    forest = RandomForestClassifier(50, random_state=0).fit(x, y)
+    path = converted(forest, tmp_path / "forest.onnx", zipmap=False)
+    assert own_answers(path, x).min() < 0
+    large = linear(tmp_path / "large.onnx", classes=2)
+    loader = [(x[i : i + 60], y[i : i + 60]) for i in range(0, 240, 60)]
+    bundle = dynamic.build([path, large], loader, max_drops=(0.5,), progress=False)
+    logits = bundle.records.logits[:, 0]
+    assert np.isfinite(logits).all()
+    np.testing.assert_allclose(np.exp(logits), forest.predict_proba(x), rtol=0, atol=LIMIT)
+    own = dynamic.Cascade([path])(torch.from_numpy(x))[0].numpy()
+    np.testing.assert_allclose(own, logits, rtol=1e-5, atol=LIMIT)
+
+
 def test_an_estimator_among_torch_networks() -> None:
     large = torch.nn.Linear(8, 3).eval()
     tensors = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in batches()]

@@ -25,6 +25,8 @@ logger = logging.getLogger("dynamic")
 
 _ROWS = 5  # of the example that a file is tried with
 _CLOSE, _CLOSE_INT8 = 5e-3, 0.15  # of the largest number: a row alone and among others, as torch networks are checked
+_SCALES = "its int8 scales are those of a whole batch"
+_ONE_AT_A_TIME = "so it gets its rows one at a time. That is slower in batches"
 _EQUAL = 1e-4  # the same between a file for a fixed number of rows and the one for any number
 
 
@@ -167,8 +169,15 @@ def _batching(model: OnnxModel, run: OwnRun, arrays: Mapping[str, Array]) -> Bat
         alone, whole = run.numbers(arrays, 1), run.numbers(arrays)
         if not model.scales_by_batch and _agree(whole, alone, int8_limit or _CLOSE):
             return Batching(model.proto)
-        why = "its int8 scales are those of a whole batch" if model.scales_by_batch else "it mixes the rows of a batch"
-        return Batching(model.proto, 1, True, f"{why}, so it gets its rows one at a time. That is slower in batches")
+        why = _SCALES if model.scales_by_batch else "it mixes the rows of a batch"
+        return Batching(model.proto, 1, True, f"{why}, {_ONE_AT_A_TIME}")
+    if model.scales_by_batch:  # freed, the scales of a row would depend on the rows beside it
+        if fixed != 1:
+            raise InputError(
+                f"{model.path} takes {fixed} rows at a time, and {_SCALES}, so the answer of a row depends on the rows "
+                "beside it: export it with a batch of 1 or a dynamic batch dimension, or quantize it with fixed scales"
+            )
+        return Batching(model.proto, 1, True, f"{_SCALES}, {_ONE_AT_A_TIME}")
     expected = run.numbers(arrays, fixed)
     for other in freed(model.proto):
         numbers = _trial(other, model, arrays)
@@ -179,8 +188,7 @@ def _batching(model: OnnxModel, run: OwnRun, arrays: Mapping[str, Array]) -> Bat
             f"{model.path} takes {fixed} rows at a time and does not run with another number: export it with a dynamic "
             "batch dimension, or with a batch of 1"
         )
-    note = "its fixed batch of 1 cannot be made dynamic, so it gets its rows one at a time. That is slower in batches"
-    return Batching(model.proto, 1, True, note)
+    return Batching(model.proto, 1, True, f"its fixed batch of 1 cannot be made dynamic, {_ONE_AT_A_TIME}")
 
 
 def _agree(numbers: NDArray[np.float32], others: NDArray[np.float32], share: float) -> bool:

@@ -78,8 +78,7 @@ class OwnRun:
             InputError: As for `numbers`.
         """
         numbers = self.numbers(arrays, rows)
-        with np.errstate(invalid="ignore", divide="ignore"):  # what is no probability gives NaN, as in the graph
-            return np.log(numbers + TINY).astype(np.float32) if probabilities else numbers
+        return np.log(np.maximum(numbers, TINY)) if probabilities else numbers  # as in the graph
 
     def close(self) -> None:
         """Free the session. A later run loads it again."""

@@ -67,8 +67,9 @@ class StageForm:
                 body.add("Identity", source, output=_OWN + theirs)
         body.nodes.extend(graph.node)
         numbers = body.add("Cast", _OWN + self.tensor, to=TensorProto.FLOAT)
-        if self.probabilities:  # as the single graph makes logarithms of its answers
-            numbers = body.add("Log", body.add("Add", numbers, body.constant(TINY)))
+        if self.probabilities:  # ONNX Runtime gives -1e-7 for trees of two classes, as 1 minus a sum
+            least = body.constant(TINY)  # Max would give this for NaN on OpenVINO
+            numbers = body.add("Log", body.add("Where", body.add("Less", numbers, least), least, numbers))
         if self.each_row:
             numbers = self._loop(body, sources, body.add("Squeeze", numbers, body.constant([0], np.int64)))
         body.add("Identity", numbers, output="logits")
