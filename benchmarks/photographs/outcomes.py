@@ -61,10 +61,10 @@ def on_split(
     members, (half, other) = possible.members, halves
     cascade = possible.cheapest_within(cascades, half[split(None, len(half)) == 0], target)
     ladder = dynamic.certify(_some(members, cascade, half), (target,))
-    able = [p for p in ladder.points[1:] if p.bound is not None and p.bound <= target]
-    if not able:
+    allowed = [p for p in ladder.points[1:] if p.bound is not None and p.bound <= target]
+    if not allowed:
         return None
-    point = min(able, key=lambda one: float(np.dot(one.shares, members.ms_until(cascade))))
+    point = min(allowed, key=lambda one: float(np.dot(one.shares, members.ms_until(cascade))))
     combiner = Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
     logits = members.records.logits[other][:, list(cascade)]
     answers = replay(logits, combiner, thresholds=point.thresholds, backbone=ladder.backbone)

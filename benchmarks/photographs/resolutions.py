@@ -158,7 +158,7 @@ class Engine:
         self._keep("splits", found | {"possible": possible.fitted_on_all(cascades)})
 
     def run(self) -> None:
-        """The cascade of the first certified split through `run(x)` beside its opponent, one photograph and 32 at once."""
+        """The cascade of the first certified split through `run(x)` beside its opponent, for one photograph and 32."""
         outcomes = self._kept("splits")[f"{TARGETS[0]:g}"]
         seed = next((number for number, one in enumerate(outcomes) if one), None)
         if seed is None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,7 +54,8 @@ def training_flags(module: nn.Module) -> dict[str, TrainingFlags]:
 def _rates(part: nn.Module) -> dict[str, float]:
     dropout = isinstance(part, nn.modules.dropout._DropoutNd)
     rates = {n: v for n, v in vars(part).items() if isinstance(v, float) and "drop" in n.lower()}
-    return rates | ({"p": float(part.p)} if dropout else {})
+    rate: Any = part.p if dropout else None
+    return rates | ({} if rate is None else {"p": float(rate)})
 
 
 @contextmanager
