@@ -19,7 +19,7 @@ from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import last_logits
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
-from dynamic.offline.onnx_files.stages.onnx_network import check_not_torch
+from dynamic.offline.onnx_files.stages.onnx_network import check_not_torch, check_probabilities_of, sessions_freed
 from dynamic.policies.certification.few_labels.asking import Asking, DemandSettings, Oracle, ask, with_oracle_stage
 from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.ladder import RiskName
@@ -125,7 +125,7 @@ def calibrate(
     check_not_torch(list(cascade.networks), cascade.names, engine)
     batches, example, given_labels = peek(loader)
     check_first(cascade, example, given_labels)
-    with TemporaryFolder("calibration") as folder, evaluating(cascade):
+    with TemporaryFolder("calibration") as folder, sessions_freed(cascade.networks), evaluating(cascade):
         spec = describe(cascade, example) if engine == "torch" else export_stages(cascade, folder, example)
         stages = cascade.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
         opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
@@ -143,6 +143,7 @@ def calibrate(
             )
         finally:
             opened.close()
+        check_probabilities_of(cascade.stages, records)
     if labels is None or demand is None:
         return records
     if not demand.risk.needs_labels:

@@ -1,14 +1,18 @@
 """An ONNX file among torch networks: a module that runs the file itself in ONNX Runtime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dynamic.offline.onnx_files.class_names import check_sums
 from dynamic.offline.onnx_files.onnx_file import OnnxModel
 from dynamic.offline.onnx_files.stages.file_stage import FileStage, file_stage
+from dynamic.offline.staged_network import Stage
 from dynamic.policies.errors import EngineError
+from dynamic.policies.records import Records
 
 
 class OnnxNetwork(nn.Module):
@@ -32,6 +36,11 @@ class OnnxNetwork(nn.Module):
     def onnx_input_names(self) -> tuple[str, ...]:
         """Names of inputs that come without any."""
         return self.model.input_names
+
+    def close(self) -> None:
+        """Free the file's session. A later run loads it again."""
+        for stage in self._stages.values():
+            stage.run.close()
 
     @property
     def gives_probabilities(self) -> bool:
@@ -76,6 +85,24 @@ class OnnxNetwork(nn.Module):
         stage = self.stage(named)
         arrays = {name: np.ascontiguousarray(t.detach().cpu().numpy()) for name, t in named.items()}
         return torch.from_numpy(stage.logits(arrays)).to(next(iter(named.values())).device)
+
+
+@contextmanager
+def sessions_freed(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Around a run of networks: the sessions of the files among them are freed at the end."""
+    try:
+        yield
+    finally:
+        for network in networks:
+            if isinstance(network, OnnxNetwork):
+                network.close()
+
+
+def check_probabilities_of(stages: Iterable[Stage], records: Records) -> None:
+    """Raises InputError where records of a file's probabilities `[N, C]` do not sum to 1."""
+    for stage in stages:
+        if stage.file is not None and stage.file.gives_probabilities:
+            check_sums(records, records.stage_names.index(stage.name), stage.file.model)
 
 
 def check_not_torch(networks: Sequence[nn.Module], names: Sequence[str], engine: str) -> None:
