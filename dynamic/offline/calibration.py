@@ -19,7 +19,8 @@ from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import last_logits
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
-from dynamic.offline.onnx_files.stages.onnx_network import check_not_torch, check_probabilities_of, sessions_freed
+from dynamic.offline.onnx_files.stages.onnx_network import check_not_torch, sessions_freed
+from dynamic.offline.onnx_files.stages.probability_check import check_probabilities_of
 from dynamic.policies.certification.few_labels.asking import Asking, DemandSettings, Oracle, ask, with_oracle_stage
 from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.ladder import RiskName

@@ -28,9 +28,9 @@ from dynamic.offline.onnx_files.class_names import class_names
 from dynamic.offline.onnx_files.stages.onnx_network import (
     OnnxNetwork,
     check_not_torch,
-    check_probabilities_of,
     sessions_freed,
 )
+from dynamic.offline.onnx_files.stages.probability_check import check_probabilities_of
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.records import Records
 
@@ -90,7 +90,7 @@ class TorchSteps:
 
     def with_limits(self, spec: CascadeSpec, preprocess: Any, example: Batch) -> CascadeSpec:
         """See `BuildSteps`. A tokenizer has limits of its own."""
-        return spec if isinstance(preprocess, TextPreprocess) else with_ids(spec, self.modules, example)
+        return spec if isinstance(preprocess, TextPreprocess) else with_ids(spec, self.cascade, example)
 
     def stages(self, spec: CascadeSpec) -> Sequence[Any]:
         """See `BuildSteps`."""

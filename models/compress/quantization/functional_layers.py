@@ -99,22 +99,22 @@ class _Writer:
         self._parameters: dict[int, nn.Parameter] = {}
         self._read: list[fx.Node] = []
 
-    def replace(self, node: fx.Node, given: Mapping[str, Any], make: Any) -> None:
+    def replace(self, node: fx.Node, arguments: Mapping[str, Any], make: Any) -> None:
         """Calls a module in the place of `node`, where its weights depend on no input."""
-        used = {name: given[name] for name in _TENSORS if given.get(name) is not None}
+        used = {name: arguments[name] for name in _TENSORS if arguments.get(name) is not None}
         readers = list(node.users) if node.target is _PLAIN_NORM else [node]
         if node.target is _PLAIN_NORM and any(r.target is not operator.getitem or r.args[1] != 0 for r in readers):
             return
         if not used or not all(isinstance(n, fx.Node) and self._is_constant(n) for n in used.values()):
             return
         if node.target in _CONVS:
-            given = self._with_padding(given)
-        options = {name: value for name, value in given.items() if name not in (*used, "input")}
+            arguments = self._with_padding(arguments)
+        options = {name: value for name, value in arguments.items() if name not in (*used, "input")}
         if any(isinstance(value, fx.Node) for value in options.values()):
             return
         tensors = {name: self._value(n) for name, n in used.items()}
         key = (node.target, str(options), tuple(id(t) for t in tensors.values()))
-        layer = make(given["input"], tensors, options) if key not in self._names else None
+        layer = make(arguments["input"], tensors, options) if key not in self._names else None
         if key not in self._names and layer is None:
             return
         if layer is not None:
@@ -123,7 +123,7 @@ class _Writer:
             self._names[key] = self._free_name(next(iter(used.values())))
             self.layers[self._names[key]] = layer.eval()
         with self._graph.inserting_before(node):
-            call = self._graph.call_module(self._names[key], (given["input"],))
+            call = self._graph.call_module(self._names[key], (arguments["input"],))
         for reader in readers:
             reader.replace_all_uses_with(call)
             self._graph.erase_node(reader)
@@ -140,22 +140,22 @@ class _Writer:
                 waiting.extend(node.all_input_nodes)
                 self._graph.erase_node(node)
 
-    def _with_padding(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _with_padding(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """The arguments of a convolution, with zeros inside that an operation before puts equally on both sides."""
-        source, padding = given["input"], given.get("padding", 0)
+        source, padding = arguments["input"], arguments.get("padding", 0)
         if not isinstance(source, fx.Node) or source.target not in _PADS or len(source.users) > 1:
-            return given
+            return arguments
         pad = _named(source, _PADS[source.target])
         widths, zeros = pad["pad"], pad.get("mode", "constant") == "constant" and pad.get("value") in (None, 0)
         if not zeros or isinstance(padding, str) or not all(isinstance(w, int) and w >= 0 for w in widths):
-            return given
-        rank = self._value(given["weight"]).ndim - 2
+            return arguments
+        rank = self._value(arguments["weight"]).ndim - 2
         sides = tuple(reversed(widths[::2]))  # the last dimension comes first
         own = tuple(padding) * (rank if len(padding) == 1 else 1) if not isinstance(padding, int) else (padding,) * rank
         if len(sides) != rank or sides != tuple(reversed(widths[1::2])):
-            return given
+            return arguments
         self._read.append(source)
-        return {**given, "input": pad["input"], "padding": tuple(a + b for a, b in zip(own, sides, strict=True))}
+        return {**arguments, "input": pad["input"], "padding": tuple(a + b for a, b in zip(own, sides, strict=True))}
 
     def _is_constant(self, node: fx.Node) -> bool:
         """Whether it is a weight, or computed from weights alone without random numbers."""
@@ -200,8 +200,8 @@ class _Writer:
 
 
 def _named(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-    given = {("input" if name == "self" else name): value for name, value in node.kwargs.items()}
-    return {**dict(zip(names, node.args, strict=False)), **given}
+    arguments = {("input" if name == "self" else name): value for name, value in node.kwargs.items()}
+    return {**dict(zip(names, node.args, strict=False)), **arguments}
 
 
 def _linear(_: fx.Node, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> nn.Module | None:
@@ -231,7 +231,7 @@ def _norm(source: fx.Node, tensors: Mapping[str, Tensor], options: Mapping[str, 
     affine = "weight" in tensors
     if affine != ("bias" in tensors):
         return None
-    # evaluation with given statistics is the same for every rank, and only the type says the rank
+    # evaluation with fixed statistics is the same for every rank, and only the type says the rank
     layer = _AnyNorm(len(tensors["running_mean"]), eps=options.get("eps", 1e-5), affine=affine, device="meta")
     layer.num_batches_tracked = None
     return layer
@@ -244,10 +244,10 @@ class _AnyNorm(nn.BatchNorm2d):
         return None
 
 
-def _rectify(node: fx.Node, given: Mapping[str, Any]) -> None:
+def _rectify(node: fx.Node, arguments: Mapping[str, Any]) -> None:
     """Names a clamp from 0, to 6 or without end, by the rectifier that it is."""
-    if given.get("min", given.get("min_val")) != 0:
+    if arguments.get("min", arguments.get("min_val")) != 0:
         return
-    most = given.get("max", given.get("max_val"))
+    most = arguments.get("max", arguments.get("max_val"))
     if most is None or most == 6:
-        node.target, node.args, node.kwargs = F.relu if most is None else F.relu6, (given["input"],), {}
+        node.target, node.args, node.kwargs = F.relu if most is None else F.relu6, (arguments["input"],), {}

@@ -7,12 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynamic.offline.onnx_files.class_names import check_sums
 from dynamic.offline.onnx_files.onnx_file import OnnxModel
 from dynamic.offline.onnx_files.stages.file_stage import FileStage, file_stage
-from dynamic.offline.staged_network import Stage
 from dynamic.policies.errors import EngineError
-from dynamic.policies.records import Records
 
 
 class OnnxNetwork(nn.Module):
@@ -96,13 +93,6 @@ def sessions_freed(networks: Iterable[nn.Module]) -> Iterator[None]:
         for network in networks:
             if isinstance(network, OnnxNetwork):
                 network.close()
-
-
-def check_probabilities_of(stages: Iterable[Stage], records: Records) -> None:
-    """Raises InputError where records of a file's probabilities `[N, C]` do not sum to 1."""
-    for stage in stages:
-        if stage.file is not None and stage.file.gives_probabilities:
-            check_sums(records, records.stage_names.index(stage.name), stage.file.model)
 
 
 def check_not_torch(networks: Sequence[nn.Module], names: Sequence[str], engine: str) -> None:
