@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dynamic")
 
-SENDING_S = 5  # that answers which are ready may take to be sent, once the server ends
+SENT_S = 5  # that answers which are ready may take to be sent, once the server ends
 _KEEP_ALIVE_S = 30  # that a connection without requests remains open
 
 
@@ -63,7 +63,7 @@ class Server:
                 date_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=SENDING_S,
+                timeout_graceful_shutdown=SENT_S,
             )
             self._http = HttpServer(config, self._started.set)
             self._grpc = None if self.options.grpc_port is None else _grpc_server(self._service)
@@ -165,7 +165,7 @@ class Server:
             await self._http.serve(sockets=[self._socket])
         finally:
             if self._grpc is not None:
-                await self._grpc.stop(SENDING_S)
+                await self._grpc.stop(SENT_S)
 
 
 def _grpc_server(service: Service) -> "GrpcServer":

@@ -13,7 +13,7 @@ from support.serving.serve_cases import INFER, PIXELS, X, ask, encoded, image_bu
 from dynamic.cli.app import app
 from dynamic.serve import ServeOptions
 from dynamic.serve.request_errors import STATUS
-from dynamic.serve.server import SENDING_S
+from dynamic.serve.server import SENT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -122,7 +122,7 @@ def seconds(text: str) -> int:
 
 def test_files_of_deploy_give_the_server_time() -> None:
     server = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]["server"]
-    needed = ServeOptions().drain_s + 2 * SENDING_S  # HTTP, then gRPC
+    needed = ServeOptions().drain_s + 2 * SENT_S  # HTTP, then gRPC
     assert seconds(server["stop_grace_period"]) > needed
     deployment, _ = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8"))
     pod = deployment["spec"]["template"]["spec"]

@@ -157,7 +157,7 @@ def test_a_server_that_ends_answers_what_it_accepted(tmp_path_factory: pytest.Te
 def test_a_server_waits_no_longer_than_it_is_told(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamic.serve.server.SENDING_S", 0)
+    monkeypatch.setattr("dynamic.serve.server.SENT_S", 0)
     with gated(number_bundle(tmp_path_factory), drain_s=0.1) as (server, gate, _), ThreadPoolExecutor(1) as clients:
         running = clients.submit(ask, server.port, INFER, ONE)
         until(lambda: gate.entered == 1, "the first runs")
