@@ -1,18 +1,20 @@
 """Which output of an ONNX file holds its answers, and whether they are logits or probabilities."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, shape_inference
 
-from dynamic.offline.onnx_export.node_names import keep_needed
+from dynamic.offline.onnx_export.node_names import branches, captured, keep_needed
+from dynamic.offline.onnx_files.class_labels import graph_labels
 from dynamic.offline.onnx_files.contract import FileAnswer, Kind
+from dynamic.offline.onnx_files.model_reading import every_node
 from dynamic.policies.errors import InputError
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _UNCHANGED = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze")  # of a tensor: what it holds is made before
-_LABELS = ("classlabels_int64s", "classlabels_ints", "classlabels_strings")
+# what follows them may be probabilities, whatever makes it
+_PROBABLE = ("Softmax", "Normalizer", "LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier", "TreeEnsemble")
 
 
 def choose_answer(model: onnx.ModelProto, path: Path, output: str | None, kind: Kind | None) -> FileAnswer:
@@ -42,7 +44,7 @@ def choose_answer(model: onnx.ModelProto, path: Path, output: str | None, kind: 
         )
     value = candidates[0]
     maker = makers.get(value.name)
-    labels = _labels(graph)
+    labels = graph_labels(graph, value.name)
     if maker is not None and maker.op_type == "ZipMap":
         tensor, reason = maker.input[0], "a ZipMap makes a dict of them, as skl2onnx writes it"
         return FileAnswer(value.name, tensor, kind or "probabilities", reason, labels)
@@ -105,7 +107,7 @@ def _kind(
     operator = "" if node is None or node.domain not in ("", "ai.onnx") else node.op_type
     if operator == "Softmax":
         return "probabilities", "a Softmax makes them"
-    if operator in ("LogSoftmax", "Gemm", "MatMul"):
+    if operator == "LogSoftmax" or (operator in ("Gemm", "MatMul") and not _reads_probabilities(node, makers)):
         return "logits", f"a {operator} makes them"
     if operator == "Sigmoid":
         raise InputError(
@@ -116,24 +118,16 @@ def _kind(
     return None, "calibration inputs decide"
 
 
-def _labels(graph: onnx.GraphProto) -> tuple[str, ...] | None:
-    """Names of the classes that a file of scikit-learn has. None: it has none, or the numbers from 0."""
-    for labels in _label_lists(graph):
-        if labels == [str(number) for number in range(len(labels))]:
-            return None
-        if len(labels) > 1:
-            return tuple(labels)
-    return None
-
-
-def _label_lists(graph: onnx.GraphProto) -> Iterator[list[str]]:
-    """Labels of nodes, of the last one first, then constants that labels are read from."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in reversed(graph.node):
-        for attribute in node.attribute:
-            if attribute.name in _LABELS and (attribute.ints or attribute.strings):
-                yield [str(n) for n in attribute.ints] or [text.decode() for text in attribute.strings]
-    for node in reversed(graph.node):
-        if node.op_type == "ArrayFeatureExtractor" and node.input[0] in constants:
-            values = numpy_helper.to_array(constants[node.input[0]]).ravel().tolist()
-            yield [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+def _reads_probabilities(node: onnx.NodeProto | None, makers: dict[str, onnx.NodeProto]) -> bool:
+    """Whether an operator that gives probabilities lies before a node. A product of such may give some again."""
+    waiting, seen = [] if node is None else [node], set()
+    while waiting:
+        one = waiting.pop()
+        inner = (other.op_type for graph in branches(one) for other in every_node(graph))
+        if one.op_type in _PROBABLE or any(op in _PROBABLE for op in inner):
+            return True
+        for name in (*one.input, *captured(one)):
+            if name in makers and name not in seen:
+                seen.add(name)
+                waiting.append(makers[name])
+    return False

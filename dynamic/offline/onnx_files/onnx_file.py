@@ -3,13 +3,15 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from dynamic.offline.onnx_files.answer_choice import answering_part, choose_answer
+from dynamic.offline.onnx_files.class_labels import column_names
 from dynamic.offline.onnx_files.contract import FileAnswer, FileInput, Kind, ScikitClassifier
 from dynamic.offline.onnx_files.model_reading import every_node, file_inputs, read_model
 from dynamic.offline.onnx_files.sklearn_models import remove_with, written
@@ -143,5 +145,8 @@ def as_onnx_model(network: Any) -> OnnxModel | None:
         return None
     path, folder = written(network)
     model = onnx_model(path, output="probabilities", kind="probabilities")
+    classes = getattr(network, "classes_", None)
+    if classes is not None and np.ndim(classes) == 1:  # a file of several estimators has the labels of each
+        model = replace(model, answer=replace(model.answer, labels=column_names(list(classes))))
     remove_with(model, folder)
     return model

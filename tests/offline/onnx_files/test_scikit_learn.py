@@ -8,8 +8,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier, StackingClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -91,6 +92,26 @@ def test_names_of_classes_have_to_agree(zipmap: bool, tmp_path: Path) -> None:
     numbers = converted(fitted("logistic", np.array([3, 5, 7])), tmp_path / "numbers.onnx", zipmap)
     with pytest.raises(InputError, match=r"numbers.onnx has the classes \['3', '5', '7'\], and .*skl.onnx has others"):
         dynamic.build([path, numbers], batches(), progress=False)
+
+
+@pytest.mark.parametrize("zipmap", [True, False])
+@pytest.mark.parametrize("stack", [True, False])
+def test_estimators_of_several_have_their_own_names(stack: bool, zipmap: bool, tmp_path: Path) -> None:
+    """Those inside have the numbers from 0, or two classes."""
+    inner = [("a", LogisticRegression(max_iter=300)), ("b", GaussianNB())]
+    whole = StackingClassifier(inner) if stack else OneVsRestClassifier(inner[0][1])
+    x, y = data(240)
+    large = linear(tmp_path / "large.onnx")
+    for labels in (NAMES, np.array([3, 5, 7])):
+        estimator = whole.fit(x, labels[y])
+        path = converted(estimator, tmp_path / "several.onnx", zipmap)
+        names = tuple(str(label) for label in labels)
+        assert dynamic.onnx_model(path).answer.labels == names
+        for network in (path, estimator):
+            with pytest.raises(InputError, match="classes= has in another order"):
+                dynamic.build([network, large], batches(), classes=names[::-1], progress=False)
+    numbers = whole.fit(x, y)
+    assert dynamic.onnx_model(converted(numbers, tmp_path / "numbers.onnx", zipmap)).answer.labels is None
 
 
 @pytest.mark.parametrize("name", list(estimators()))
