@@ -40,10 +40,7 @@ def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         values = {str(n): v for n, v in batch.items() if v is not None and n not in LABELS}
         named = {name: values[name] for name in _in_order(network, values, sizes)}
     elif isinstance(batch, (tuple, list)):
-        names = _positional(network)
-        if len(names) < len(batch):  # forward(*args)
-            names = [f"input_{i}" for i in range(len(batch))]
-        named = dict(zip(names, batch, strict=False))
+        named = dict(zip(argument_names(network, len(batch)), batch, strict=True))
     else:
         raise InputError(f"inputs are a {type(batch).__name__}. Give a tensor, a tuple or a dict of tensors")
     if not named:
@@ -54,6 +51,12 @@ def named_tensors(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
     if sizes is not None:
         sizes.check(list(tensors.values()))
     return tensors
+
+
+def argument_names(network: nn.Module, count: int) -> list[str]:
+    """Names of the first `count` arguments of `network.forward`."""
+    names = _positional(network)
+    return names[:count] if len(names) >= count else [f"input_{i}" for i in range(count)]  # forward(*args)
 
 
 def run_on(network: nn.Module, tensors: Mapping[str, Tensor]) -> Any:

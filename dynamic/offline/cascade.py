@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dynamic.engines.inputs.dimensions import Ranges
-from dynamic.offline.batches import by_position, run_on
+from dynamic.offline.batches import argument_names, by_position, run_on
+from dynamic.offline.build_steps.network_names import numbered
 from dynamic.offline.networks.module_modes import bare
 from dynamic.offline.onnx_files.contract import ScikitClassifier
 from dynamic.offline.onnx_files.onnx_file import OnnxModel, as_onnx_model
@@ -142,7 +143,7 @@ class Cascade(nn.Module):
         """Run every network on the whole batch.
 
         Args:
-            args: Inputs, as the networks take them.
+            args: Inputs, as the networks take them. Those of ONNX files are matched by the names in the first network.
             kwargs: Inputs by name.
 
         Returns:
@@ -156,6 +157,10 @@ class Cascade(nn.Module):
             [(2, 4), (2, 4)]
         """
         stage_logits: list[Tensor] = []
+        if args and any(isinstance(network, OnnxNetwork) for network in self.networks):
+            # a file has an order of its own: inputs get the names that the first network has for them, as in `build`
+            names = ["input"] if len(args) == 1 else argument_names(self.networks[0], len(args))
+            args, kwargs = (), {**dict(zip(names, args, strict=True)), **kwargs}
         for network in self.networks:
             logits = network(*args, **kwargs) if args or not kwargs else run_on(network, kwargs)
             stage_logits.extend(logits if isinstance(network, StagedNetwork) else [primary_logits(logits)])
@@ -201,7 +206,7 @@ class _Whole(nn.Module):
 def _names(networks: Sequence[nn.Module]) -> tuple[str, ...]:
     """Class name of each, of the backbone where it is wrapped. Of an ONNX file its name. Numbered where it repeats."""
     kinds = [n.model.name if isinstance(n, OnnxNetwork) else type(getattr(n, "backbone", n)).__name__ for n in networks]
-    return tuple(f"{k}-{i}" if kinds.count(k) > 1 else k for i, k in enumerate(kinds))
+    return numbered(kinds)
 
 
 def _renamed(stages: tuple[Stage, ...], network: str) -> tuple[Stage, ...]:

@@ -33,7 +33,7 @@ def compare_engines(
         expected = own.all_logits(inputs)  # [B, S, C]
         limits = [s * max(1.0, _largest(expected[:, i])) for i, s in enumerate(shares)]
         _check_stages(engine.stages, inputs, expected, limits, source, remedy)
-        if engine.graph is not None and np.isfinite(expected).all():
+        if engine.graph is not None:
             for thresholds in _thresholds(own, inputs, 2 * max(limits)):
                 answer = own.run(inputs, thresholds)
                 _check_graph(engine.graph, inputs, thresholds, answer, max(limits), f"{engine.name!r}", source, remedy)
@@ -57,8 +57,9 @@ def _check_stages(
                 f"stage {described.name!r} on engine {engine.name!r} gives {list(shipped[:, stage].shape)} for {rows} "
                 f"rows, {source} {list(expected[:, stage].shape)}: {remedy}"
             )
-        off = float(np.abs(shipped[:, stage] - expected[:, stage]).max())
-        if not off <= limits[stage] and np.isfinite(expected[:, stage]).all():
+        _check_nan(shipped[:, stage], expected[:, stage], f"stage {described.name!r} on engine {engine.name!r}", source)
+        off = _difference(shipped[:, stage], expected[:, stage])
+        if not off <= limits[stage]:
             raise EngineError(
                 f"stage {described.name!r} on engine {engine.name!r} is off {source}'s logits by {off:.3g} for {rows} "
                 f"rows (limit {limits[stage]:.3g}): {remedy}"
@@ -82,7 +83,8 @@ def _check_graph(
             f"the single graph on engine {name} answers {rows} rows with {list(shipped.logits.shape)} at stages "
             f"{shipped.stage.tolist()}, {source} with {list(answer.logits.shape)} at {answer.stage.tolist()}: {remedy}"
         )
-    off = float(np.abs(np.exp(shipped.logits) - np.exp(answer.logits)).max())
+    _check_nan(shipped.logits, answer.logits, f"the single graph on engine {name}", source)
+    off = _difference(np.exp(shipped.logits), np.exp(answer.logits))
     if not off <= limit:
         raise EngineError(
             f"the single graph on engine {name} is off {source}'s probabilities by {off:.3g} for {rows} rows "
@@ -98,7 +100,8 @@ def _thresholds(own: StageEngine, inputs: Mapping[str, Array], gap: float) -> It
         return
     everyone_exits = np.full(exits, -np.inf, np.float32)
     yield everyone_exits
-    scores = np.sort(own.run(inputs, everyone_exits).score)
+    scores = own.run(inputs, everyone_exits).score
+    scores = np.sort(scores[np.isfinite(scores)])
     gaps = np.diff(scores)
     if len(gaps) and gaps.max() > gap:
         some = np.full(exits, np.inf, np.float32)
@@ -107,4 +110,22 @@ def _thresholds(own: StageEngine, inputs: Mapping[str, Array], gap: float) -> It
 
 
 def _largest(logits: NDArray[np.float32]) -> float:
-    return float(np.abs(logits).max(initial=0.0))
+    return float(np.abs(logits[np.isfinite(logits)]).max(initial=0.0))
+
+
+def _difference(numbers: NDArray[np.float32], others: NDArray[np.float32]) -> float:
+    """The largest, where they are numbers. An infinite one is as far as float32 reaches."""
+    return float(np.abs(_finite(numbers) - _finite(others)).max(initial=0.0))
+
+
+def _finite(numbers: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.nan_to_num(numbers.astype(np.float32)).astype(np.float64)
+
+
+def _check_nan(shipped: NDArray[np.float32], expected: NDArray[np.float32], what: str, source: str) -> None:
+    rows, others = (int(np.isnan(numbers).any(axis=-1).sum()) for numbers in (shipped, expected))
+    if not np.array_equal(np.isnan(shipped), np.isnan(expected)):
+        raise EngineError(
+            f"{what} gives NaN in {rows} of {len(expected)} rows, {source} in {others}, and the places have to be the "
+            "same: leave inputs that are not finite out of the first batch, or use another engine"
+        )

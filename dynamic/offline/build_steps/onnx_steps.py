@@ -17,6 +17,7 @@ from dynamic.engines.stage_loop import StageEngine
 from dynamic.offline.build_steps.engine_comparison import PARITY, compare_engines
 from dynamic.offline.build_steps.file_executor import FileExecutor
 from dynamic.offline.build_steps.loaders import LABELS, check_labels
+from dynamic.offline.build_steps.network_names import numbered
 from dynamic.offline.build_steps.weight_file import WeightFile
 from dynamic.offline.onnx_export.node_names import check_names
 from dynamic.offline.onnx_files.class_names import check_sums, class_names
@@ -40,8 +41,7 @@ class OnnxSteps:
 
     def __init__(self, models: Sequence[OnnxModel], combine: Combination) -> None:
         self.combine = check_combination(combine)
-        own = [model.name for model in models]
-        self.names = tuple(f"{name}-{i}" if own.count(name) > 1 else name for i, name in enumerate(own))
+        self.names = numbered([model.name for model in models])
         self._models = tuple(models)
         self.file_stages: tuple[FileStage, ...] = ()
         self._spec: CascadeSpec | None = None

@@ -2,8 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dynamic.engines.contract import Array, CascadeSpec
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.offline.batches import Batch
 from dynamic.offline.build_steps.token_check import check_tokens
-from dynamic.offline.calibration import arrays_of, check_first
+from dynamic.offline.calibration import arrays_of, check_first, check_probabilities_of
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.checkpoints import write_whole
 from dynamic.offline.networks.module_modes import evaluating
@@ -23,8 +23,12 @@ from dynamic.offline.networks.used_batches import ObservedLoader
 from dynamic.offline.networks.used_data import batch_hash, check_fresh
 from dynamic.offline.onnx_export.parity import check_parity
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
-from dynamic.offline.onnx_files.class_names import check_sums, class_names
-from dynamic.offline.onnx_files.stages.onnx_network import OnnxNetwork, check_not_torch
+from dynamic.offline.onnx_files.class_names import class_names
+from dynamic.offline.onnx_files.stages.onnx_network import (
+    OnnxNetwork,
+    check_not_torch,
+    sessions_freed,
+)
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.records import Records
 
@@ -35,68 +39,70 @@ class TorchSteps:
     """See `BuildSteps`."""
 
     def __init__(self, cascade: Cascade) -> None:
-        self.modules = cascade
+        self.cascade = cascade
         self.names, self.combine = cascade.names, cascade.combine
         self._files = [n.model if isinstance(n, OnnxNetwork) else None for n in cascade.networks]
+        # engine "torch" runs no files, so a bundle that has some need not hold their graphs
+        self.modules = None if any(self._files) else cascade
 
     def fingerprint(self) -> str:
         """See `BuildSteps`."""
-        return self.modules.fingerprint()
+        return self.cascade.fingerprint()
 
     def check_engine(self, engine: str) -> None:
         """See `BuildSteps`."""
-        check_not_torch(list(self.modules.networks), self.names, engine)
+        check_not_torch(list(self.cascade.networks), self.names, engine)
 
     def watch(self, batches: Iterable[Any], example: Batch, allow_reuse: bool) -> Iterable[Any]:
         """See `BuildSteps`."""
         if allow_reuse:
             return batches
-        networks = self.modules.networks
+        networks = self.cascade.networks
         watched = ObservedLoader(batches, lambda inputs: check_fresh(networks, [batch_hash(inputs)], False))
         check_fresh(networks, [batch_hash(example)], False)
         return watched
 
     def arrays(self, batch: Batch) -> dict[str, Array]:
         """See `BuildSteps`."""
-        return arrays_of(self.modules, batch)
+        return arrays_of(self.cascade, batch)
 
     def describe(self, preprocess: Any, example: Batch, labels: NDArray[np.int64] | None) -> CascadeSpec:
         """See `BuildSteps`."""
-        check_tokens(preprocess, self.modules, example)
-        check_first(self.modules, example, labels)
-        return describe(self.modules, example)
+        check_tokens(preprocess, self.cascade, example)
+        check_first(self.cascade, example, labels)
+        return describe(self.cascade, example)
 
     def class_names(self, classes: Sequence[str] | None) -> Sequence[str] | None:
         """See `BuildSteps`."""
         return class_names([file for file in self._files if file is not None], classes)
 
-    def running(self) -> AbstractContextManager[None]:
-        """See `BuildSteps`."""
-        return evaluating(self.modules)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """See `BuildSteps`. The files' own sessions are freed at the end."""
+        with sessions_freed(self.cascade.networks), evaluating(self.cascade):
+            yield
 
     def export(self, folder: Path, example: Batch, engine: str, progress: bool | None) -> tuple[CascadeSpec, bool]:
         """See `BuildSteps`. Engine "torch" does without graphs."""
-        return _exported(self.modules, folder, example, engine, progress)
+        return _exported(self.cascade, folder, example, engine, progress)
 
     def stages(self, spec: CascadeSpec) -> Sequence[Any]:
         """See `BuildSteps`."""
-        return self.modules.stages_for([i.name for i in spec.inputs])
+        return self.cascade.stages_for([i.name for i in spec.inputs])
 
     def check_parity(self, engine: CascadeEngine, spec: CascadeSpec, example: Batch) -> None:
         """See `BuildSteps`."""
-        check_parity(self.modules, engine, spec, example)
+        check_parity(self.cascade, engine, spec, example)
 
     def check_records(self, records: Records) -> None:
         """See `BuildSteps`."""
-        for stage in self.modules.stages:
-            if stage.file is not None and stage.file.gives_probabilities:
-                check_sums(records, records.stage_names.index(stage.name), stage.file.model)
+        check_probabilities_of(self.cascade, records)
 
     def save_weights(self, folder: Path) -> None:
         """See `BuildSteps`."""
         folder.mkdir()
         written: set[int] = set()
-        for name, network in zip(self.names, self.modules.networks, strict=True):
+        for name, network in zip(self.names, self.cascade.networks, strict=True):
             if not isinstance(network, OnnxNetwork):  # whose weights are in its graph
                 _save_weights(network, folder / f"{_file_name(name)}.safetensors", written)
 

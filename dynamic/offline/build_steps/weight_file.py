@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, external_data_helper, numpy_helper
 
-_EMBEDDED_BYTES = 256  # smaller constants are in the graph itself: engines read shapes and axes from them
+EMBEDDED_BYTES = 256  # smaller constants are in the graph itself: engines read shapes and axes from them
 _ALIGNMENT = 4096  # of each weight in its file, so that engines can map it
 # types whose bytes are those of numpy's. Texts and numbers of 4 bits remain in the graph
 _RAW = {
@@ -44,7 +44,7 @@ class WeightFile:
                 if tensor.data_type not in _RAW:
                     continue
                 raw = numpy_helper.to_array(tensor).tobytes()
-                if len(raw) < _EMBEDDED_BYTES or tensor.name in steps:
+                if len(raw) < EMBEDDED_BYTES or tensor.name in steps:
                     continue
                 key = hashlib.sha256(raw).digest()
                 if key not in self._at:

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx
 from onnx import external_data_helper, helper, inliner
 
+from dynamic.offline.build_steps.weight_file import EMBEDDED_BYTES
 from dynamic.offline.onnx_export.node_names import branches
 from dynamic.offline.onnx_files.contract import FileInput
 from dynamic.policies.errors import CorruptError, InputError
@@ -44,6 +45,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
         raise InputError(f"{path} has the sparse constant {name!r}, which is not supported: export it with dense ones")
+    _list_weights(model)
     return model
 
 
@@ -77,6 +79,24 @@ def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         yield node
         for inner in branches(node):
             yield from every_node(inner)
+
+
+def _list_weights(model: onnx.ModelProto) -> None:
+    """Make initializers of large Constant nodes: a bundle has the weights of initializers once for all its graphs."""
+    outputs = {value.name for value in model.graph.output}
+    rest = []
+    for node in model.graph.node:
+        tensor = node.attribute[0].t if node.op_type == "Constant" and node.attribute[0].name == "value" else None
+        if tensor is None or tensor.ByteSize() < EMBEDDED_BYTES or node.output[0] in outputs:
+            rest.append(node)
+            continue
+        own = model.graph.initializer.add()
+        own.CopyFrom(tensor)
+        own.name = node.output[0]
+    if len(rest) < len(model.graph.node):
+        del model.graph.node[:]
+        model.graph.node.extend(rest)
+        model.ir_version = max(model.ir_version, 4)  # before, initializers had to be inputs too
 
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:

@@ -209,6 +209,8 @@ def test_probabilities_that_do_not_sum_to_one_in_a_later_batch(tmp_path: Path) -
     for network in (path, dynamic.onnx_model(path, kind="probabilities"), dynamic.Cascade([path])):
         with pytest.raises(InputError, match="taken as probabilities, and those of a calibration input sum to 2"):
             dynamic.build(network, loader, progress=False)
+        with pytest.raises(InputError, match="taken as probabilities, and those of a calibration input sum to 2"):
+            dynamic.calibrate(network, loader, progress=False)
 
 
 def test_a_fixed_batch_that_neither_fits_nor_is_one(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from torch import nn
 
 import dynamic
 from dynamic.engines.engine_factory import open_engine
+from dynamic.errors import InputError
 from dynamic.offline.build_steps.record_collection import plain_combiner
+from dynamic.offline.onnx_files.stages.onnx_network import OnnxNetwork
 
 LIMIT = 1e-5
 
@@ -146,6 +148,55 @@ def test_several_inputs_are_matched_by_name_and_by_shape(tmp_path: Path) -> None
         among = dynamic.build(dynamic.Cascade([network]), [(batch, y)], progress=False, max_drops=(0.1,))
         np.testing.assert_allclose(among.records.logits[:, 0], own, rtol=0, atol=LIMIT)
         assert [i.name for i in among.spec.inputs] == [i.name for i in bundle.spec.inputs]
+
+
+class _Amplified(nn.Module):
+    """Names the same inputs in another order than the file."""
+
+    def forward(self, gain: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        return (gain * image) @ torch.from_numpy(WEIGHT) + torch.from_numpy(BIAS)
+
+
+def test_positional_inputs_have_the_names_of_the_first_network(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["image", "gain"], ["scaled"], "mul"),
+        helper.make_node("Gemm", ["scaled", "w", "b"], ["z"], "gemm"),
+    ]
+    inputs = [value("image", ["N", SIZE]), value("gain", ["N", SIZE])]
+    path = save(tmp_path / "two.onnx", nodes, inputs, [value("z", ["N", CLASSES])], {"w": WEIGHT, "b": BIAS})
+    random = np.random.default_rng(0)
+    gain, image = (random.normal(size=(4, SIZE)).astype(np.float32) for _ in range(2))
+    own = own_answers(path, image, gain)
+    tensors = {"gain": torch.from_numpy(gain), "image": torch.from_numpy(image)}
+    for networks, order in [([_Amplified(), path], ("gain", "image")), ([path, _Amplified()], ("image", "gain"))]:
+        cascade = dynamic.Cascade(networks)
+        for answers in (cascade(*(tensors[name] for name in order)), cascade(**tensors)):
+            for logits in answers:
+                np.testing.assert_allclose(logits.numpy(), own, rtol=0, atol=LIMIT)
+
+
+def test_a_bundle_holds_no_session_of_files(files: dict[str, Path]) -> None:
+    cascade = dynamic.Cascade([files["small"], network()])
+    bundle = dynamic.build(cascade, tensors(), max_drops=(0.1,), progress=False)
+    assert bundle.modules is None
+    file = cascade.networks[0]
+    assert isinstance(file, OnnxNetwork)
+    run = file.stage({"input": torch.from_numpy(data(2)[0])}).run
+    assert not run.loaded
+    dynamic.calibrate(cascade, tensors(), progress=False)
+    assert not run.loaded
+    cascade(torch.from_numpy(data(2)[0]))
+    assert run.loaded
+
+
+def test_names_that_numbers_make_equal(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+    paths = [linear(tmp_path / file) for file in ("x/a.onnx", "y/a.onnx", "a-0.onnx")]
+    for make in (dynamic.Cascade, lambda listed: dynamic.build(listed, batches(), progress=False)):
+        with pytest.raises(InputError, match=r"'a-0' is there twice: give each a name of its own"):
+            make(list(paths))
+    assert dynamic.Cascade([*paths[:2], linear(tmp_path / "b.onnx")]).names == ("a-0", "a-1", "b")
 
 
 def test_a_dynamic_side_of_files_and_networks(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from torch import nn
 
 import dynamic
 from dynamic.engines.engine_factory import open_engine
+from dynamic.errors import EngineError
 from dynamic.offline.build_steps.onnx_steps import OnnxSteps
 from dynamic.offline.build_steps.record_collection import plain_combiner
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
@@ -316,6 +317,67 @@ def test_what_was_recognized_is_said(tmp_path: Path, caplog: pytest.LogCaptureFi
     text = str(dynamic.onnx_model(path))
     assert "input 'x' float32 [?, 8]" in text
     assert "answers in output 'answers': logits or probabilities, calibration inputs decide" in text
+
+
+def test_a_product_of_probabilities_may_be_probabilities(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["z"], "gemm"),
+        helper.make_node("Softmax", ["z"], ["p"], "softmax", axis=1),
+        helper.make_node("MatMul", ["p", "mixing"], ["answers"], "mix"),
+    ]
+    mixing = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]], np.float32)
+    outputs = [value("answers", ["N", CLASSES])]
+    for name, matrix, mixed in (("mixed", mixing, True), ("logits", 5 * mixing, False)):
+        path = tmp_path / f"{name}.onnx"
+        save(path, nodes, [value("x", ["N", SIZE])], outputs, {**CONSTANTS, "mixing": matrix})
+        steps = check(Case(path, probabilities=mixed), data(12)[0], tmp_path / name)
+        assert steps.file_stages[0].kind == ("probabilities" if mixed else "logits")
+
+
+def test_weights_in_constant_nodes_are_stored_once(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    constants = {"wide": random.normal(size=(SIZE, 512)), "narrow": random.normal(size=(512, CLASSES)) / 512}
+    nodes = [
+        helper.make_node("Constant", [], [name], name, value=numpy_helper.from_array(array.astype(np.float32)))
+        for name, array in constants.items()
+    ]
+    nodes += [helper.make_node("MatMul", [a, b], [c], c) for a, b, c in (("x", "wide", "h"), ("h", "narrow", "z"))]
+    inputs, outputs = [value("x", ["N", SIZE])], [value("z", ["N", CLASSES])]
+    path = save(tmp_path / "constants.onnx", nodes, inputs, outputs, opset=9, ir=3)
+    check(Case(path), data(12)[0], tmp_path / "graphs")
+    size = 4 * 512 * (SIZE + CLASSES)
+    assert path.stat().st_size > size
+    assert all(file.stat().st_size < size / 2 for file in (tmp_path / "graphs").rglob("*.onnx"))
+
+
+def test_graphs_are_compared_where_rows_are_finite(tmp_path: Path) -> None:
+    """A row of NaN does not end the comparison, and has to be one in both."""
+    nodes = [
+        helper.make_node("IsNaN", ["x"], ["nan"], "nan"),
+        helper.make_node("Where", ["nan", "zero", "x"], ["known"], "known"),
+        helper.make_node("Gemm", ["known", "w", "b"], ["scores"], "gemm"),
+    ]
+    inputs, outputs = [value("x", ["N", SIZE])], [value("scores", ["N", CLASSES])]
+    constants = {**CONSTANTS, "zero": np.array(0, np.float32)}
+    paths = {
+        "same": linear(tmp_path / "same.onnx"),
+        "other": linear(tmp_path / "other.onnx", bias=1.0),
+        "known": save(tmp_path / "known.onnx", nodes, inputs, outputs, constants),
+    }
+    x = data(5)[0]
+    x[1, 3] = np.nan
+    steps = {name: OnnxSteps([dynamic.onnx_model(path)] * 2, "backbones") for name, path in paths.items()}
+    for one in steps.values():
+        one.describe(None, x, None)
+    spec, _ = steps["same"].export(tmp_path / "graphs", x, "onnxruntime", False)
+    write_graphs(tmp_path / "graphs", spec, plain_ladder(spec, "backbones"), "onnxruntime")
+    engine = open_engine("onnxruntime", tmp_path / "graphs", spec, plain_combiner(spec))
+    steps["same"].check_parity(engine, spec, x)
+    with pytest.raises(EngineError, match="is off the file's logits by 1 for 2 rows"):
+        steps["other"].check_parity(engine, spec, x)
+    with pytest.raises(EngineError, match="gives NaN in 1 of 2 rows, the file in 0"):
+        steps["known"].check_parity(engine, spec, x)
+    engine.close()
 
 
 def test_an_input_of_whole_numbers(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """An ONNX file among torch networks: a module that runs the file itself in ONNX Runtime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ class OnnxNetwork(nn.Module):
     def onnx_input_names(self) -> tuple[str, ...]:
         """Names of inputs that come without any."""
         return self.model.input_names
+
+    def close(self) -> None:
+        """Free the file's session. A later run loads it again."""
+        for stage in self._stages.values():
+            stage.run.close()
 
     @property
     def gives_probabilities(self) -> bool:
@@ -76,6 +82,17 @@ class OnnxNetwork(nn.Module):
         stage = self.stage(named)
         arrays = {name: np.ascontiguousarray(t.detach().cpu().numpy()) for name, t in named.items()}
         return torch.from_numpy(stage.logits(arrays)).to(next(iter(named.values())).device)
+
+
+@contextmanager
+def sessions_freed(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Around a run of networks: the sessions of the files among them are freed at the end."""
+    try:
+        yield
+    finally:
+        for network in networks:
+            if isinstance(network, OnnxNetwork):
+                network.close()
 
 
 def check_not_torch(networks: Sequence[nn.Module], names: Sequence[str], engine: str) -> None:

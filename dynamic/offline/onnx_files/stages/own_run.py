@@ -80,6 +80,11 @@ class OwnRun:
         numbers = self.numbers(arrays, rows)
         return np.log(np.maximum(numbers, TINY)) if probabilities else numbers  # as in the graph
 
+    @property
+    def loaded(self) -> bool:
+        """Whether its session is in memory."""
+        return self._path.name in self._sessions
+
     def close(self) -> None:
         """Free the session. A later run loads it again."""
         self._sessions.drop(lambda _: True)

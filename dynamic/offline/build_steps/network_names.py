@@ -1,0 +1,20 @@
+"""Names of the networks of a cascade, where the user gives none."""
+
+from collections.abc import Sequence
+
+from dynamic.policies.errors import InputError
+
+
+def numbered(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, with their place where several are the same.
+
+    Raises InputError where that is the name of another one.
+    """
+    unique = tuple(f"{name}-{place}" if names.count(name) > 1 else name for place, name in enumerate(names))
+    twice = next((name for name in unique if unique.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"networks {list(names)} are called {list(unique)}, and {twice!r} is there twice: give each a name of its "
+            "own, dynamic.onnx_model(path, name='NAME') or dynamic.Cascade(networks, names=(...))"
+        )
+    return unique
