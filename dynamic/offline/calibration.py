@@ -19,8 +19,8 @@ from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import last_logits
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
+from dynamic.offline.onnx_files.class_names import check_sums
 from dynamic.offline.onnx_files.stages.onnx_network import check_not_torch, sessions_freed
-from dynamic.offline.onnx_files.stages.probability_check import check_probabilities_of
 from dynamic.policies.certification.few_labels.asking import Asking, DemandSettings, Oracle, ask, with_oracle_stage
 from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.ladder import RiskName
@@ -144,7 +144,7 @@ def calibrate(
             )
         finally:
             opened.close()
-        check_probabilities_of(cascade.stages, records)
+        check_probabilities_of(cascade, records)
     if labels is None or demand is None:
         return records
     if not demand.risk.needs_labels:
@@ -157,6 +157,13 @@ def calibrate(
 def arrays_of(cascade: Cascade, inputs: Batch) -> dict[str, NDArray[Any]]:
     """The arrays of a batch by the names of the cascade's inputs."""
     return {name: t.detach().cpu().numpy() for name, t in named_tensors(cascade.networks[0], inputs).items()}
+
+
+def check_probabilities_of(cascade: Cascade, records: Records) -> None:
+    """Raises InputError where what a file has as probabilities does not sum to 1 for an input of the records."""
+    for stage in cascade.stages:
+        if stage.file is not None and stage.file.gives_probabilities:
+            check_sums(records, records.stage_names.index(stage.name), stage.file.model)
 
 
 def check_first(cascade: Cascade, inputs: Batch, labels: NDArray[np.int64] | None) -> None:

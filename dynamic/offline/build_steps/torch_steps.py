@@ -16,7 +16,7 @@ from dynamic.engines.contract import Array, CascadeSpec
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.offline.batches import Batch
 from dynamic.offline.build_steps.token_check import check_tokens, with_ids
-from dynamic.offline.calibration import arrays_of, check_first
+from dynamic.offline.calibration import arrays_of, check_first, check_probabilities_of
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.checkpoints import write_whole
 from dynamic.offline.networks.module_modes import evaluating
@@ -30,7 +30,6 @@ from dynamic.offline.onnx_files.stages.onnx_network import (
     check_not_torch,
     sessions_freed,
 )
-from dynamic.offline.onnx_files.stages.probability_check import check_probabilities_of
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.records import Records
 
@@ -102,7 +101,7 @@ class TorchSteps:
 
     def check_records(self, records: Records) -> None:
         """See `BuildSteps`."""
-        check_probabilities_of(self.cascade.stages, records)
+        check_probabilities_of(self.cascade, records)
 
     def save_weights(self, folder: Path) -> None:
         """See `BuildSteps`."""

@@ -16,16 +16,17 @@ _LABELS = (TensorProto.STRING, TensorProto.INT64, TensorProto.INT32)  # types of
 def graph_labels(graph: onnx.GraphProto, answer: str) -> tuple[str, ...] | None:
     """The labels of the columns of an output. None: the graph has none, or the numbers from 0.
 
-    They are those of a ZipMap or classifier that makes the answer, else of what the output with the labels reads. Those
-    of other nodes, such as the classifiers inside a stack of them, may be others.
+    They are those of a ZipMap that makes the answer, else of what the output with the labels reads, else of the
+    classifier that makes the answer. Those of other nodes, such as the classifiers inside a stack, may be others.
     """
     makers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     constants |= {
         n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"
     }
-    starts = [(answer, _SCALED)]
+    starts = [(answer, _UNCHANGED)] if answer in makers and makers[answer].op_type == "ZipMap" else []
     starts += [(v.name, _UNCHANGED) for v in graph.output if v.type.tensor_type.elem_type in _LABELS]
+    starts += [(answer, _SCALED)]  # last: a stack's numbers come from a classifier whose labels are those from 0
     for name, passed in starts:
         labels = _labels_behind(name, passed, makers, constants)
         if labels is not None:

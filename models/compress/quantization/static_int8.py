@@ -34,6 +34,7 @@ from dynamic.offline.tracing.multiply_adds import count_macs, share_macs
 from dynamic.offline.tracing.trace import Captured, capture_export
 from dynamic.policies.errors import DynamicWarning, InputError, TraceError
 
+_ENOUGH = 0.2  # of the multiply-adds in int8, below which nobody would call the network int8
 _MUCH = 0.25  # of the multiply-adds, which decide over the time
 _LISTED = 3  # layers that a warning names
 
@@ -233,7 +234,7 @@ def _with_shares(left_alone: Mapping[str, str], parts: Mapping[str, float]) -> d
 def _warn(share: float, left_alone: Mapping[str, str], parts: Mapping[str, float], skip: Collection[str]) -> None:
     """DynamicWarning where much remains float that the user did not ask for."""
     asked = sum(own for name, own in parts.items() if any(name == s or name.startswith(f"{s}.") for s in skip))
-    if 1 - share - asked <= _MUCH:
+    if share + asked >= _ENOUGH:
         return
     largest = sorted(left_alone, key=lambda name: -parts.get(name, 0.0))[:_LISTED]
     listed = "; ".join(f"{name}: {left_alone[name]}" for name in largest)
