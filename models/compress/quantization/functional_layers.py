@@ -216,7 +216,9 @@ def _convolution(_: fx.Node, tensors: Mapping[str, Tensor], options: Mapping[str
     outputs, inputs, *kernel = tensors["weight"].shape
     groups = options.get("groups", 1)
     settings = {name: options[name] for name in ("stride", "padding", "dilation") if name in options}
-    tuples = {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in settings.items()}
+    tuples: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in settings.items()
+    }
     for name, value in tuples.items():  # torch.nn.functional also takes one number in a tuple
         tuples[name] = value * len(kernel) if isinstance(value, tuple) and len(value) == 1 else value
     size: Any = tuple(kernel)
