@@ -80,8 +80,8 @@ def quantize(
     Returns:
         The network and a report. `report.facts["saturating_channels"]`: by layer, the output channels whose sums can
         saturate on x86 processors without VNNI. There are none unless `weight_range` is "full".
-        `report.facts["int8_share"]`: the share of the multiply-adds that is in int8. `report.facts["float_shares"]`: that
-        of each layer that remains float. DynamicWarning where more than half of them remains float and is not in
+        `report.facts["int8_share"]`: the share of the multiply-adds that is in int8. `report.facts["float_shares"]`:
+        that of each layer that remains float. DynamicWarning where more than half of them remains float and is not in
         `skip`.
 
     Raises:
