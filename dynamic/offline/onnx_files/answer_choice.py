@@ -120,14 +120,14 @@ def _kind(
 
 def _reads_probabilities(node: onnx.NodeProto | None, makers: dict[str, onnx.NodeProto]) -> bool:
     """Whether an operator that gives probabilities lies before a node. A product of such may give some again."""
-    waiting, seen = [] if node is None else [node], set()
+    waiting, names = [] if node is None else [node], set()
     while waiting:
         one = waiting.pop()
         inner = (other.op_type for graph in branches(one) for other in every_node(graph))
         if one.op_type in _PROBABLE or any(op in _PROBABLE for op in inner):
             return True
         for name in (*one.input, *captured(one)):
-            if name in makers and name not in seen:
-                seen.add(name)
+            if name in makers and name not in names:
+                names.add(name)
                 waiting.append(makers[name])
     return False

@@ -34,8 +34,7 @@ from dynamic.offline.tracing.multiply_adds import count_macs, share_macs
 from dynamic.offline.tracing.trace import Captured, capture_export
 from dynamic.policies.errors import DynamicWarning, InputError, TraceError
 
-_ENOUGH = 0.2  # of the multiply-adds in int8, below which nobody would call the network int8
-_MUCH = 0.25  # of the multiply-adds, which decide over the time
+_MUCH, _MOST = 0.25, 0.5  # of the multiply-adds, which decide over the time
 _LISTED = 3  # layers that a warning names
 
 
@@ -81,8 +80,8 @@ def quantize(
     Returns:
         The network and a report. `report.facts["saturating_channels"]`: by layer, the output channels whose sums can
         saturate on x86 processors without VNNI. There are none unless `weight_range` is "full".
-        `report.facts["int8_share"]`: the share of the multiply-adds that is in int8. `report.left_alone` has the share
-        of each layer that remains float. DynamicWarning where more than a quarter of them remains float and is not in
+        `report.facts["int8_share"]`: the share of the multiply-adds that is in int8. `report.facts["float_shares"]`:
+        that of each layer that remains float. DynamicWarning where more than half of them remains float and is not in
         `skip`.
 
     Raises:
@@ -120,8 +119,8 @@ def quantize(
     with evaluating(done.network):
         macs = count_macs(done.network, *arguments(done.network, named))
     share = macs.rounded / macs.total if macs.total else 1.0
-    left_alone = _with_shares(done.left_alone, shares.parts)
-    _warn(share, left_alone, shares.parts, skip)
+    _warn(share, done.left_alone, shares.parts, skip)
+    float_shares = {name: shares.parts[name] for name in done.left_alone if shares.parts.get(name)}
     comparison = report(
         "int8",
         network,
@@ -129,8 +128,14 @@ def quantize(
         example_inputs,
         eval_loader,
         latency=latency,
-        left_alone=left_alone,
-        facts={"calibration": ranges, "weight_range": weight_range, "int8_share": share, **done.facts},
+        left_alone=done.left_alone,
+        facts={
+            "calibration": ranges,
+            "weight_range": weight_range,
+            "int8_share": share,
+            "float_shares": float_shares,
+            **done.facts,
+        },
         usual_drop=0.01,
         notes=[f"int8: {share:.0%} of the multiply-adds, in {done.facts['layers']} layers"],
     )
@@ -223,23 +228,15 @@ def _in_place(
     return _Quantized(own, linear.left_alone, facts)
 
 
-def _with_shares(left_alone: Mapping[str, str], parts: Mapping[str, float]) -> dict[str, str]:
-    """Why each part is left alone, with its share of the multiply-adds where it has one."""
-    return {
-        name: f"{why}, {parts[name]:.1%} of the multiply-adds" if parts.get(name) else why
-        for name, why in left_alone.items()
-    }
-
-
 def _warn(share: float, left_alone: Mapping[str, str], parts: Mapping[str, float], skip: Collection[str]) -> None:
-    """DynamicWarning where much remains float that the user did not ask for."""
+    """DynamicWarning where most remains float that the user did not ask for."""
     asked = sum(own for name, own in parts.items() if any(name == s or name.startswith(f"{s}.") for s in skip))
-    if share + asked >= _ENOUGH:
+    if 1 - share - asked <= _MOST:
         return
     largest = sorted(left_alone, key=lambda name: -parts.get(name, 0.0))[:_LISTED]
-    listed = "; ".join(f"{name}: {left_alone[name]}" for name in largest)
+    listed = "; ".join(f"{name}, {parts.get(name, 0.0):.0%}: {left_alone[name]}" for name in largest)
     warnings.warn(
-        f"only {share:.0%} of the multiply-adds are in int8, so the network is hardly faster. The rest remains float "
+        f"only {share:.0%} of the multiply-adds are in int8, so the network is hardly faster. Most of it remains float "
         f"({listed or 'operations that are no layers, such as attention'}). Time both networks before you ship this "
         "one, or write these layers as modules of torch.nn with a forward that torch.fx can trace",
         DynamicWarning,
