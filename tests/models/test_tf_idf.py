@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.svm import LinearSVC
 from support.networks.texts import CLASSES, sentences, tokenizer
@@ -190,3 +190,17 @@ def test_first_in_a_bundle_at_any_length(engine: Any) -> None:
         engine_of_bundle.close()
     with bundle.runtime() as run:
         assert run("please turn the lights on").name == "lights"
+
+
+def test_counts_alone_and_two_features_of_one_id_are_refused() -> None:
+    texts, labels = ["on off", "off", "on on", "of"], [0, 1, 0, 1]
+    counter = CountVectorizer()
+    classifier = LogisticRegression().fit(counter.fit_transform(texts), labels)
+    ids = {"on": 4, "off": 5, "of": 6}
+    with pytest.raises(InputError, match=r"CountVectorizer has no .*'use_idf'.*give a fitted TfidfVectorizer"):
+        TfIdf.of(counter, classifier, vocabulary=10, token_ids=ids)
+    vectorizer = TfidfVectorizer()
+    classifier = LogisticRegression().fit(vectorizer.fit_transform(texts), labels)
+    TfIdf.of(vectorizer, classifier, vocabulary=10, token_ids=ids)
+    with pytest.raises(InputError, match=r"features \['on', 'off'\] have one id|features \['off', 'on'\] have one id"):
+        TfIdf.of(vectorizer, classifier, vocabulary=10, token_ids=ids | {"on": 5})

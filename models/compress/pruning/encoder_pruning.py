@@ -40,11 +40,13 @@ def prune_encoder(
 ) -> Compressed:
     """A copy of a transformer in which each layer has fewer attention heads and fewer hidden neurons.
 
-    **Chooses by data** with "taylor": batches of `selection_loader` decide what goes. They must not certify, and the
-    network carries their hashes. Fine-tune afterwards (`dynamic.fit`).
+    **Chooses by data** with "taylor": batches of `selection_loader` decide what is removed. They must not certify, and
+    the network carries their hashes. Fine-tune afterwards (`dynamic.fit`).
 
     torch.export shows which rows and columns belong to a head or a neuron, so modules may have any names. BERT,
-    DistilBERT, RoBERTa, ModernBERT and their kin can be pruned. The network gives the logits that it gives with
+    DistilBERT, RoBERTa, ModernBERT and their kin can be pruned. Heads are those of
+    `torch.nn.functional.scaled_dot_product_attention`. With `attn_implementation="eager"` neurons alone are pruned. The
+    network gives the logits that it gives with
     zeros in place of what was removed, which is checked. The width between the layers remains. Its `config` has the
     numbers of heads and neurons from before.
 
@@ -63,18 +65,20 @@ def prune_encoder(
         importance: "norm" or "taylor".
         selection_loader: `(inputs, labels [B])` for "taylor". Training data are right for this.
         round_to: Numbers of neurons are rounded to multiples of this. None: what suits engines.
-        skip: Names of modules that keep their heads and neurons.
+        skip: Names of modules that keep their heads and neurons. A linear layer that makes or reads some keeps all, and
+            so do the layers beside it.
         eval_loader: `(inputs, labels [B])` for the accuracy in the report. It chooses nothing.
         latency: Whether the report measures latency.
 
     Returns:
-        The network and a report. `report.facts["widths"]`: by attention or layer, heads or neurons before and after.
+        The network and a report. `report.facts["widths"]`: by attention or layer, heads or neurons before and
+            after. An attention has the name of its module, or of its first layer where two lie in one module.
 
     Raises:
         SettingError: A setting is out of range, or data are missing.
         WrapError: Nothing can be pruned, or the network does not run with fewer heads.
         TraceError: torch.export does not capture the network.
-        InputError: The data are wrong, or a name is of no module.
+        InputError: The data are wrong, or a name in `skip` is of no module, or of one without linear layers to prune.
 
     Example:
         >>> from dynamic.models import compress
@@ -100,11 +104,18 @@ def prune_encoder(
     finder = UnitFinder(smaller, graph)
     left_alone = dict(finder.left_alone)
     chosen: list[tuple[Units, int]] = []
+    _check_skip(skip, finder)
     for units in finder.units:
         share = heads if units.kind == "heads" else neurons
-        inside = [name for name in skip if f"{units.name}.".startswith(f"{name}.") or not name]
+        inside = any(units.lies_in(name) for name in skip)
         if inside or share is None:
             left_alone[units.name] = "in skip" if inside else f"{units.kind}=None"
+            continue
+        if importance == "taylor" and units.batch is None:
+            left_alone[units.name] = (
+                f"no dimension of what {units.reader.name} reads is the batch alone, which importance='taylor' needs: "
+                "use importance='norm'"
+            )
             continue
         remaining = units.width * (1 - share)
         keep = max(1, round(remaining)) if units.kind == "heads" else round_width(units.width, remaining, round_to)
@@ -113,7 +124,9 @@ def prune_encoder(
         else:
             chosen.append((units, keep))
     if not chosen:
-        raise WrapError(f"{type(network).__name__} has no heads and neurons that can go: {left_alone or 'no layers'}")
+        raise WrapError(
+            f"{type(network).__name__} has no heads and neurons that can be removed: {left_alone or 'no layers'}"
+        )
     recorded = None if selection_loader is None else RecordedLoader(selection_loader)
     listed = [units for units, _ in chosen]
     if importance == "norm" or recorded is None:
@@ -172,6 +185,17 @@ def _check_settings(
         raise InputError(f"{unknown}: no such modules, see network.named_modules()")
 
 
+def _check_skip(skip: Sequence[str], finder: UnitFinder) -> None:
+    """Raises InputError where a name in `skip` holds nothing that could be pruned, or that is left alone anyway."""
+    for name in skip:
+        alone = any(f"{layer}.".startswith(f"{name}.") for layer in finder.left_alone)
+        if not alone and not any(units.lies_in(name) for units in finder.units):
+            raise InputError(
+                f"skip has {name!r}, which holds no linear layer of heads or neurons: leave it out, or name one of "
+                f"{[units.name for units in finder.units][:4]}"
+            )
+
+
 def _norm(units: Units) -> Tensor:
     """Norms of the rows that make a unit and the columns that read it, each by the mean of its layer `[units]`."""
     total = torch.zeros(units.width)
@@ -202,8 +226,10 @@ def _taylor(network: nn.Module, listed: Sequence[Units], loader: Iterable[Any]) 
                 loss = F.cross_entropy(logits.float(), torch.from_numpy(labels).to(logits.device), reduction="sum")
                 gradients = torch.autograd.grad(loss, [values[number] for number in range(len(listed))])
                 for number, (units, gradient) in enumerate(zip(listed, gradients, strict=True)):
-                    products = (values[number] * gradient).detach().double().cpu()  # [B, ..., D]
-                    each = products.flatten(1, -2).sum(1)[:, units.reader.at].sum(2)  # [B, units]
+                    assert units.batch is not None
+                    products = (values[number] * gradient).detach().double().cpu().movedim(units.batch, 0)
+                    summed = products.reshape(len(products), -1, products.shape[-1]).sum(1)  # [B, D]
+                    each = summed[:, units.reader.at].sum(2)  # [B, units]
                     totals[number] += each.abs().sum(0)
                 count += len(labels)
     finally:

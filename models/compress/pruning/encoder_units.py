@@ -1,17 +1,19 @@
 """Attention heads and hidden neurons of an encoder, found in the graph of its operations.
 
 The graph shows which rows of which linear layers make a head, and which columns read it, whatever the modules are
-called. A head goes only where the code infers the number of heads, as `view(B, N, -1, head_size)` does.
+called. A head is removed only where the code infers the number of heads, as `view(B, N, -1, head_size)` does.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
+
+from dynamic.models.compress.pruning.head_trial import FIXED, why_fixed
 
 _ATEN = torch.ops.aten
 _VIEWS = {_ATEN.view.default, _ATEN.reshape.default}
@@ -22,7 +24,7 @@ _ELEMENTWISE = {
     "contiguous",
 }  # fmt: skip
 
-FIXED = "its code has the number of heads fixed"
+UNREAD = "what it gives is not read by one linear layer alone, nor by F.scaled_dot_product_attention"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +38,21 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Heads of an attention, or hidden neurons of an MLP: the layers that make them, and the one that reads them."""
+    """Heads of an attention, or hidden neurons of an MLP: the layers that make them, and the one that reads them.
+
+    `batch`: which dimension of what the reader takes is the batch. None: no dimension is the batch alone.
+    """
 
     kind: Literal["heads", "neurons"]
     name: str
     makers: tuple[Layer, ...]
     reader: Layer
+    batch: int | None
+
+    def lies_in(self, module: str) -> bool:
+        """Whether the unit, or one of its layers, is the module of that name or inside it."""
+        names = (self.name, self.reader.name, *(maker.name for maker in self.makers))
+        return not module or any(f"{name}.".startswith(f"{module}.") for name in names)
 
     @property
     def width(self) -> int:
@@ -73,7 +84,7 @@ class UnitFinder:
 
     Attributes:
         units: In the order of the graph.
-        left_alone: Name of a linear layer -> why its units stay.
+        left_alone: Name of a linear layer -> why its units remain.
     """
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
@@ -90,6 +101,7 @@ class UnitFinder:
                 self._add(
                     self._heads(node), [self._linear[n] for n in self._sources(node.args[:3]) if n in self._linear]
                 )
+        self._name_apart()
         for node, name in self._linear.items():
             if name not in self._known():
                 self._add(self._neurons(node), [name])
@@ -99,6 +111,20 @@ class UnitFinder:
             self.units.append(result)
         else:
             self.left_alone |= dict.fromkeys(names, result)
+
+    def _name_apart(self) -> None:
+        """Call attentions whose layers lie in one module by their first layers."""
+        names = Counter(units.name for units in self.units)
+        self.units = [
+            replace(units, name=units.makers[0].name) if names[units.name] > 1 else units for units in self.units
+        ]
+
+    def _batch(self, reader: fx.Node) -> int | None:
+        """Which dimension of what a linear operation reads is the batch, None where none is that alone."""
+        given = next(node for node in self._nodes if node.op == "placeholder")
+        batch = _symbol(_shape(given)[0])
+        at = [d for d, size in enumerate(_shape(reader.args[0])[:-1]) if batch is not None and _symbol(size) == batch]
+        return at[0] if len(at) == 1 else None
 
     def _known(self) -> set[str]:
         layers = (layer for units in self.units for layer in (*units.makers, units.reader))
@@ -141,7 +167,7 @@ class UnitFinder:
         return list(sources)
 
     def _heads(self, attention: fx.Node) -> Units | str:
-        """The heads of an attention, or why they stay."""
+        """The heads of an attention, or why they remain."""
         shapes = [_shape(value) for value in attention.args[:3]]
         if any(len(shape) != 4 or shape[1] != shapes[0][1] for shape in shapes):
             return "query, key and value have different numbers of heads"
@@ -161,7 +187,7 @@ class UnitFinder:
             makers[source] = self._layer(source, rows)
         flat, reader = self._flattened(attention)
         if reader is None or reader not in self._linear:
-            return "what it gives is not read by one linear layer alone"
+            return UNREAD
         if flat is None or _shape(flat.args[0])[-2:] != [heads, size]:
             return "its heads are not put together by one view"
         if _sizes(flat)[-1] != -1 or _fixes(attention, flat, heads):
@@ -169,12 +195,15 @@ class UnitFinder:
         names = {*(layer.name for layer in makers.values()), self._linear[reader]}
         if names & self._shared:
             return "weights that are shared, or run several times"
+        if (why := why_fixed(self._nodes, list(makers), attention, reader, heads)) is not None:
+            return why
         first = next(iter(makers.values())).name
         columns = torch.arange(heads * size).reshape(heads, size)
-        return Units("heads", first.rpartition(".")[0] or first, tuple(makers.values()), self._layer(reader, columns))
+        name, read = first.rpartition(".")[0] or first, self._layer(reader, columns)
+        return Units("heads", name, tuple(makers.values()), read, self._batch(reader))
 
     def _rows(self, source: fx.Node, heads: int) -> Tensor | str:
-        """The rows `[heads, M]` of the linear layer that make each head, or why they stay."""
+        """The rows `[heads, M]` of the linear layer that make each head, or why they remain."""
         users = [user for user in source.users if user.target in _VIEWS]
         if len(users) != len(source.users) or len({tuple(map(str, _sizes(user))) for user in users}) != 1:
             return "its features are not made into heads by one view"
@@ -183,6 +212,8 @@ class UnitFinder:
         if -1 not in sizes[rank:]:
             return FIXED
         axis = sizes[rank:].index(-1)
+        if parts[axis] != heads and heads in parts:
+            return FIXED
         if parts[axis] != heads or math.prod(parts) != _shape(source)[-1]:
             return "its features are not made into heads by one view"
         return torch.arange(math.prod(parts)).reshape(parts).movedim(axis, 0).reshape(heads, -1)
@@ -200,7 +231,7 @@ class UnitFinder:
         return None, None
 
     def _neurons(self, source: fx.Node) -> Units | str:
-        """The hidden neurons that a linear layer makes, or why they stay."""
+        """The hidden neurons that a linear layer makes, or why they remain."""
         if len(_shape(source)) < 3:
             return "it is not a layer on tokens"
         inside: dict[fx.Node, None] = {source: None}
@@ -218,22 +249,28 @@ class UnitFinder:
             elif not others and (_operation(node) in _ELEMENTWISE or _operation(node) == "getitem"):
                 inside[node] = None
             else:
-                return "what it gives is not read by one linear layer alone"
+                return UNREAD
         if reader is None:
-            return "what it gives is not read by one linear layer alone"
+            return UNREAD
         width, features = int(_shape(source)[-1]) // gates, int(_shape(reader.args[0])[-1])
         if width != features:
-            return "what it gives is not read by one linear layer alone"
+            return UNREAD
         if {self._linear[source], self._linear[reader]} & self._shared:
             return "weights that are shared, or run several times"
         rows = torch.arange(width * gates).reshape(gates, width).T
         columns = torch.arange(width).reshape(width, 1)
-        return Units("neurons", self._linear[source], (self._layer(source, rows),), self._layer(reader, columns))
+        made, read = self._layer(source, rows), self._layer(reader, columns)
+        return Units("neurons", self._linear[source], (made,), read, self._batch(reader))
 
 
 def _shape(value: object) -> list[int | torch.SymInt]:
     tensor = value.meta.get("val") if isinstance(value, fx.Node) else None
     return list(tensor.shape) if isinstance(tensor, Tensor) else []
+
+
+def _symbol(size: object) -> object:
+    """The expression of a symbolic size, None of a number."""
+    return size.node.expr if isinstance(size, torch.SymInt) else None
 
 
 def _sizes(view: fx.Node) -> list[object]:

@@ -1,5 +1,6 @@
 """Encoders with fewer heads and hidden neurons give the logits of the same network with zeros in their place."""
 
+import re
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ def kept_columns(whole: Any, fewer: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("family", LAYERS)
-def test_logits_are_those_with_zeros_in_place_of_what_went(family: str) -> None:
+def test_logits_are_those_with_zeros_in_place_of_what_was_removed(family: str) -> None:
     network = encoder(family)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -73,7 +74,7 @@ def test_parameters_and_multiply_adds_by_hand() -> None:
     assert small.report.left_alone["classifier"] == "it is not a layer on tokens"
 
 
-def test_small_norms_go() -> None:
+def test_small_norms_are_removed() -> None:
     network = encoder("bert", layers=1)
     attention, mlp = network.bert.encoder.layer[0].attention, network.bert.encoder.layer[0]
     with torch.no_grad():
@@ -89,7 +90,7 @@ def test_small_norms_go() -> None:
     assert torch.equal(layer.output.dense.weight, mlp.output.dense.weight[:, 1::2])
 
 
-def test_what_changes_the_loss_least_goes_by_taylor() -> None:
+def test_what_changes_the_loss_least_is_removed_by_taylor() -> None:
     """Michel et al. 2019, eq. 2 by hand: the derivative by a factor on each head, of each text."""
     network = encoder("bert", layers=1)
     inputs, labels = tokens(10, seed=2), torch.arange(10) % CLASSES
@@ -161,20 +162,153 @@ def test_heads_that_lie_side_by_side_in_one_layer() -> None:
         torch.testing.assert_close(small.network(ids), network(ids), rtol=0, atol=1e-5)
 
 
-def test_what_cannot_go_is_left_alone_and_says_why() -> None:
+def test_what_cannot_be_removed_is_left_alone_and_says_why() -> None:
     ids = torch.randint(0, 30, (5, 7))
     fixed = compress.prune_encoder(Attention(fixed=True), ids, heads=0.5, neurons=0.5, latency=False)
     assert fixed.report.left_alone["qkv"] == "its code has the number of heads fixed"
     assert fixed.report.facts["widths"] == {"first": [64, 32]}
-    with pytest.raises(WrapError, match=r"no heads and neurons that can go: .*fixed"):
+    with pytest.raises(WrapError, match=r"no heads and neurons that can be removed: .*fixed"):
         compress.prune_encoder(Attention(fixed=True), ids, heads=0.5)
     tied = compress.prune_encoder(Attention(tied=True), ids, heads=0.5, neurons=0.5, latency=False)
     assert "weights that are shared, or run several times" in tied.report.left_alone.values()
     assert tied.report.facts["widths"] == {"first": [64, 32]}
     skipped = compress.prune_encoder(Attention(), ids, heads=0.5, neurons=0.5, skip=["first"], latency=False)
     assert skipped.report.left_alone["first"] == "in skip"
-    with pytest.raises(WrapError, match="no heads and neurons that can go"):
+    with pytest.raises(WrapError, match="no heads and neurons that can be removed"):
         compress.prune_encoder(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4), heads=0.5)
+
+
+class Layers(nn.Module):
+    """Attentions and an MLP whose shapes are those of `kind`."""
+
+    def __init__(self, kind: str, heads: int = 4, size: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        width = heads * size
+        self.kind, self.heads, self.size = kind, heads, size
+        self.embeddings, self.classes = nn.Embedding(30, width), nn.Linear(width, 3)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.q2, self.k2, self.v2, self.o2 = (nn.Linear(width, width) for _ in range(4))
+        self.first, self.second = nn.Linear(width, 64), nn.Linear(64, width)
+        self.scale = nn.Parameter(torch.rand(heads, 1, 1))
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        sizes = (self.heads, -1) if self.kind == "fixed heads" else (-1, self.size)
+        parts = [part.view(len(part), part.shape[1], *sizes).transpose(1, 2) for part in (q, k, v)]
+        parts[0] = parts[0] * self.scale if self.kind == "scale" else parts[0]
+        return F.scaled_dot_product_attention(*parts).transpose(1, 2)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embeddings(input_ids)
+        batch, count, _ = x.shape
+        k, v = self.k(x), self.v(x)
+        y = self.attention(self.q(x), k, v)
+        if self.kind == "flat":
+            x = x + self.o(y.reshape(batch * count, -1)).view(batch, count, -1)
+        elif self.kind == "sequence first":
+            x = x + self.o(y.reshape(batch, count, -1).transpose(0, 1)).transpose(0, 1)
+        else:
+            x = x + self.o(y.reshape(batch, count, -1))
+        if self.kind in ("two", "common"):
+            k, v = (self.k2(x), self.v2(x)) if self.kind == "two" else (k, v)
+            z = self.attention(self.q2(x), k, v)
+            x = x + self.o2(z.reshape(batch, count, -1))
+        if self.kind == "sequence first":
+            return self.classes((x.transpose(0, 1) + self.second(F.gelu(self.first(x.transpose(0, 1))))).mean(0))  # type: ignore[no-any-return]
+        return self.classes((x + self.second(F.gelu(self.first(x)))).mean(1))  # type: ignore[no-any-return]
+
+
+IDS = torch.arange(35).reshape(5, 7) % 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "why"),
+    [
+        ("fixed heads", (8, 8), "its code has the number of heads fixed"),
+        ("fixed heads", (4, 8), "its code has the number of heads fixed"),
+        ("scale", (4, 8), "mul has a number for each head"),
+        ("common", (4, 8), "what makes its heads is read by .* too"),
+    ],
+)
+def test_heads_that_the_code_fixes_remain_and_neurons_are_removed(kind: str, sizes: tuple[int, int], why: str) -> None:
+    small = compress.prune_encoder(Layers(kind, *sizes), IDS, heads=0.5, neurons=0.5, latency=False)
+    assert small.report.facts["widths"] == {"first": [64, 32]}
+    reasons = [re.sub(r"_\d+", "", small.report.left_alone[name]) for name in ("q", "k", "v")]  # numbers of nodes
+    assert all(re.fullmatch(why, reason) for reason in reasons), reasons
+
+
+def test_two_attentions_in_one_module_have_names_of_their_own() -> None:
+    small = compress.prune_encoder(Layers("two"), IDS, heads=0.5, latency=False)
+    assert list(small.report.facts["widths"]) == ["q", "q2"]
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Layers("two")
+
+        def forward(self, input_ids: Tensor) -> Any:
+            return self.inner(input_ids)
+
+    small = compress.prune_encoder(Around(), IDS, heads=0.5, latency=False)
+    assert small.report.facts["widths"] == {"inner.q": [4, 2], "inner.q2": [4, 2]}
+
+
+def test_a_linear_layer_in_skip_keeps_its_heads_and_neurons() -> None:
+    network = encoder("bert", layers=1)
+    layer = "bert.encoder.layer.0"
+    for name in ("attention.self.query", "attention.self.value", "attention.output.dense", "attention.output"):
+        small = compress.prune_encoder(
+            network, tokens(2), heads=0.5, neurons=0.5, skip=[f"{layer}.{name}"], latency=False
+        )
+        assert list(small.report.facts["widths"]) == [f"{layer}.intermediate.dense"]
+        assert small.report.left_alone[f"{layer}.attention.self"] == "in skip"
+    small = compress.prune_encoder(
+        network, tokens(2), heads=0.5, neurons=0.5, skip=[f"{layer}.output.dense", "classifier"], latency=False
+    )
+    assert list(small.report.facts["widths"]) == [f"{layer}.attention.self"]
+    with pytest.raises(InputError, match=r"'bert\.embeddings', which holds no linear layer of heads or neurons"):
+        compress.prune_encoder(network, tokens(2), heads=0.5, skip=["bert.embeddings"], latency=False)
+
+
+@pytest.mark.parametrize("layer", ["o", "second"])
+def test_taylor_takes_each_text_where_the_sequence_comes_first(layer: str) -> None:
+    """Michel et al. 2019, eq. 2 by hand: the derivative by a factor on each head or neuron, of each text."""
+    network, labels = Layers("sequence first").eval(), torch.arange(5) % 3
+    reader, units = network.get_submodule(layer), 4 if layer == "o" else 64
+    sums = torch.zeros(units)
+    for row in range(5):
+        factor = torch.ones(units, requires_grad=True)
+        handle = reader.register_forward_pre_hook(
+            lambda _, args, f=factor: (args[0] * f.repeat_interleave(args[0].shape[-1] // units),)
+        )
+        loss = F.cross_entropy(network(IDS[row : row + 1]), labels[row : row + 1])
+        (slope,) = torch.autograd.grad(loss, factor)
+        handle.remove()
+        sums += slope.abs()
+    share: dict[str, Any] = {"heads": 0.5} if layer == "o" else {"neurons": 0.5, "round_to": 1}
+    small = compress.prune_encoder(
+        network, IDS, importance="taylor", selection_loader=[(IDS, labels)], latency=False, **share
+    )
+    kept = kept_columns(reader, small.network.get_submodule(layer)).reshape(units, -1).all(1)
+    assert kept.nonzero().flatten().tolist() == sorted(sums.argsort(descending=True)[: units // 2].tolist())
+
+
+def test_taylor_leaves_alone_where_texts_and_positions_are_one_dimension() -> None:
+    how: dict[str, Any] = {"heads": 0.5, "neurons": 0.5, "latency": False}
+    loader = [(IDS, torch.arange(5) % 3)]
+    by_loss = compress.prune_encoder(Layers("flat"), IDS, importance="taylor", selection_loader=loader, **how)
+    assert by_loss.report.facts["widths"] == {"first": [64, 32]}
+    assert "use importance='norm'" in by_loss.report.left_alone["q"]
+    assert compress.prune_encoder(Layers("flat"), IDS, **how).report.facts["widths"]["q"] == [4, 2]
+
+
+def test_eager_attention_keeps_its_heads_and_says_why() -> None:
+    network = encoder("bert", layers=1)
+    network.set_attn_implementation("eager")
+    small = compress.prune_encoder(network, tokens(2), heads=0.5, neurons=0.5, latency=False)
+    assert list(small.report.facts["widths"]) == ["bert.encoder.layer.0.intermediate.dense"]
+    reason = small.report.left_alone["bert.encoder.layer.0.attention.self.query"]
+    assert "scaled_dot_product_attention" in reason
 
 
 def test_settings() -> None:
