@@ -59,17 +59,17 @@ class Units:
         """How many units there are."""
         return len(self.reader.at)
 
-    def keep(self, kept: Sequence[int]) -> None:
+    def keep(self, numbers: Sequence[int]) -> None:
         """Remove all other units from the layers."""
         with torch.no_grad():
             for layer in self.makers:
-                rows = layer.at[list(kept)].flatten().sort().values
+                rows = layer.at[list(numbers)].flatten().sort().values
                 weight, bias = layer.module.weight, layer.module.bias
                 layer.module.weight = nn.Parameter(weight[rows.to(weight.device)], weight.requires_grad)
                 if bias is not None:
                     layer.module.bias = nn.Parameter(bias[rows.to(bias.device)], bias.requires_grad)
                 layer.module.out_features = len(rows)
-            columns = self.reader.at[list(kept)].flatten().sort().values
+            columns = self.reader.at[list(numbers)].flatten().sort().values
             weight = self.reader.module.weight
             self.reader.module.weight = nn.Parameter(weight[:, columns.to(weight.device)], weight.requires_grad)
             self.reader.module.in_features = len(columns)
@@ -103,7 +103,7 @@ class UnitFinder:
                 )
         self._name_apart()
         for node, name in self._linear.items():
-            if name not in self._known():
+            if name not in self._names_inside():
                 self._add(self._neurons(node), [name])
 
     def _add(self, result: Units | str, names: Sequence[str]) -> None:
@@ -121,12 +121,12 @@ class UnitFinder:
 
     def _batch(self, reader: fx.Node) -> int | None:
         """Which dimension of what a linear operation reads is the batch, None where none is that alone."""
-        given = next(node for node in self._nodes if node.op == "placeholder")
-        batch = _symbol(_shape(given)[0])
+        placeholder = next(node for node in self._nodes if node.op == "placeholder")
+        batch = _symbol(_shape(placeholder)[0])
         at = [d for d, size in enumerate(_shape(reader.args[0])[:-1]) if batch is not None and _symbol(size) == batch]
         return at[0] if len(at) == 1 else None
 
-    def _known(self) -> set[str]:
+    def _names_inside(self) -> set[str]:
         layers = (layer for units in self.units for layer in (*units.makers, units.reader))
         return {*self.left_alone, *(layer.name for layer in layers)}
 
@@ -259,8 +259,8 @@ class UnitFinder:
             return "weights that are shared, or run several times"
         rows = torch.arange(width * gates).reshape(gates, width).T
         columns = torch.arange(width).reshape(width, 1)
-        made, read = self._layer(source, rows), self._layer(reader, columns)
-        return Units("neurons", self._linear[source], (made,), read, self._batch(reader))
+        maker, read = self._layer(source, rows), self._layer(reader, columns)
+        return Units("neurons", self._linear[source], (maker,), read, self._batch(reader))
 
 
 def _shape(value: object) -> list[int | torch.SymInt]:
