@@ -24,6 +24,7 @@ def graph_labels(graph: onnx.GraphProto, answer: str) -> tuple[str, ...] | None:
     constants |= {
         n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"
     }
+    starts: list[tuple[str, Sequence[str]]]
     starts = [(answer, _UNCHANGED)] if answer in makers and makers[answer].op_type == "ZipMap" else []
     starts += [(v.name, _UNCHANGED) for v in graph.output if v.type.tensor_type.elem_type in _LABELS]
     starts += [(answer, _SCALED)]  # last: a stack's numbers come from a classifier whose labels are those from 0
