@@ -14,7 +14,7 @@ import dynamic
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH
 from dynamic.errors import EngineError, InputError
 from dynamic.models.compress.quantization.static_int8 import quantize
-from dynamic.offline.onnx_export import parity
+from dynamic.offline.build_steps import engine_comparison
 
 CLASSES = 3
 
@@ -107,7 +107,7 @@ def test_one_two_and_five_rows_are_run_before_anything_is_certified(
     if engine == "openvino":
         pytest.importorskip("openvino")
     seen: list[tuple[str, int]] = []
-    stages, graph = parity._check_stages, parity._check_graph
+    stages, graph = engine_comparison._check_stages, engine_comparison._check_graph
 
     def on_stages(*args: Any) -> None:
         seen.append(("stages", len(args[2])))
@@ -117,8 +117,8 @@ def test_one_two_and_five_rows_are_run_before_anything_is_certified(
         seen.append(("graph", len(args[3].stage)))
         graph(*args)
 
-    monkeypatch.setattr(parity, "_check_stages", on_stages)
-    monkeypatch.setattr(parity, "_check_graph", on_graph)
+    monkeypatch.setattr(engine_comparison, "_check_stages", on_stages)
+    monkeypatch.setattr(engine_comparison, "_check_graph", on_graph)
     torch.manual_seed(0)
     two = [nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)) for _ in range(2)]
     dynamic.build(two, data(), engine=engine)
