@@ -51,9 +51,8 @@ def training_flags(module: nn.Module) -> dict[str, TrainingFlags]:
 
 
 def _rates(part: nn.Module) -> dict[str, float]:
-    dropout = isinstance(part, nn.modules.dropout._DropoutNd)
     rates = {n: v for n, v in vars(part).items() if isinstance(v, float) and "drop" in n.lower()}
-    return rates | ({"p": float(part.p)} if dropout else {})
+    return rates | {"p": float(part.p)} if isinstance(part, nn.modules.dropout._DropoutNd) else rates
 
 
 @contextmanager

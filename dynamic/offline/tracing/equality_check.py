@@ -111,7 +111,7 @@ def check_training(
         with untouched(backbone), in_mode(backbone, training=True), torch.random.fork_rng(), _with_gradients():
             torch.manual_seed(0)
             try:
-                with _OneSeed() if one_seed else nullcontext():
+                with _OneSeed() if one_seed else nullcontext():  # type: ignore[no-untyped-call]
                     *early, last = run([t.clone() for t in inputs])
                 if last.requires_grad:
                     gradients.append(_gradients([last], parameters, retain=True))
@@ -155,7 +155,7 @@ def _largest(tensor: Tensor) -> float:
     return float(tensor.nan_to_num(0, 0, 0).abs().max()) if tensor.numel() else 0.0
 
 
-class _OneSeed(TorchDispatchMode):
+class _OneSeed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every random operation draws from the same seed, whatever was drawn before."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
