@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -52,10 +51,8 @@ def training_flags(module: nn.Module) -> dict[str, TrainingFlags]:
 
 
 def _rates(part: nn.Module) -> dict[str, float]:
-    dropout = isinstance(part, nn.modules.dropout._DropoutNd)
     rates = {n: v for n, v in vars(part).items() if isinstance(v, float) and "drop" in n.lower()}
-    rate: Any = part.p if dropout else None
-    return rates | ({} if rate is None else {"p": float(rate)})
+    return rates | {"p": float(part.p)} if isinstance(part, nn.modules.dropout._DropoutNd) else rates
 
 
 @contextmanager

@@ -42,8 +42,8 @@ def why_fixed(
         except (RuntimeError, IndexError, ValueError):
             return FIXED if node.target in _VIEWS else f"{node.name} has a number for each head"
     sizes = [values[value].shape[1] for value in attention.args[:3] if isinstance(value, fx.Node)]
-    flat = example(reader.args[0]).shape[-1]
-    read: Any = reader.args[0]
+    read = reader.all_input_nodes[0]
+    flat = example(read).shape[-1]
     if sizes != [heads + 1] * 3 or values[read].shape[-1] != flat // heads * (heads + 1):
         return FIXED
     return None
