@@ -228,7 +228,7 @@ class SimulationReport:
         lines += [f"  simulated decision at {c.time_s:.3f} s: {c.reason}" for c in self.changes[:_SHOWN]]
         if len(self.changes) > _SHOWN:
             lines.append(f"  and {len(self.changes) - _SHOWN} more simulated decisions")
-        return wrapped("\n".join(lines), " " * 22)
+        return wrapped("\n".join(lines), "  simulated".ljust(22))  # every line says so
 
 
 _SHOWN = 20  # decisions in the text

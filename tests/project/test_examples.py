@@ -114,7 +114,8 @@ def test_simulate_devices_marks_and_compares(quickstart: str, folder: Path) -> N
         # on a busy machine the profile says that it is doubtful
         told = ("the budget policy", "DOUBTFUL:")
         assert "simulated" in figures or not figures.strip() or figures.strip().startswith(told)
-    assert "simulated on Raspberry Pi 5 (8 GB) on a power bank (a model, nothing measured there)" in printed
+    assert "simulated on Raspberry Pi 5 (8 GB) on a power bank" in printed
+    assert printed.count("(a model, nothing") == 1
     assert (folder / "out" / "simulated_devices.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -161,8 +162,7 @@ def test_make_a_family_says_what_is_worth_it(folder: Path) -> None:
     printed = run(folder, "make_a_family.py", "--epochs", "1", "--width", "16", "--targets", "0.6")
     rows = re.findall(r"^(\S+) +(0\.\d{4}|1\.0000) +([\d.]+) +([\d.]+) +([\d.]+) .*$", printed, re.MULTILINE)
     assert {"resnet8-w8", "quantize", "CifarResNet"} <= {row[0] for row in rows}
-    assert rows[-1][0] == "CifarResNet"
-    assert rows[-1][3] == "1.00"
+    assert [row[3] for row in rows if row[0] == "CifarResNet"] == ["1.00"]
     assert "must not certify: give build others" in printed
     alone = re.findall(r"^  (\S+) alone: [\d.]+, ([\d.]+) ms, [\d.]+ MB$", printed, re.MULTILINE)
     assert alone[-1][0] == "CifarResNet"

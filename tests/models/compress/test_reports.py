@@ -210,6 +210,7 @@ class Recurrent(nn.Module):
         return answer
 
 
+@pytest.mark.filterwarnings("ignore:only .* of the multiply-adds are in int8")
 def test_an_lstm_is_left_alone_with_a_reason() -> None:
     network, x = Recurrent().eval(), torch.zeros(2, 6, 5)
     for compressed in (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamic
-from dynamic.errors import DynamicWarning, InputError
+from dynamic.errors import InputError
 from dynamic.models.compress.quantization.static_int8 import quantize
 
 
@@ -45,20 +45,13 @@ def live(x: Tensor, table: Tensor) -> Tensor:
 
 
 def wrapped(network: nn.Module, example: Any, **options: Any) -> Any:
-    with pytest.warns(DynamicWarning) if options.pop("warns", False) else _nothing():
-        return dynamic.wrap(network, example, exits=1, **options).eval()
-
-
-class _nothing:  # noqa: N801 (stands where a context manager of pytest may stand)
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
+    return dynamic.wrap(network, example, exits=1, **options).eval()
 
 
 @pytest.mark.parametrize("change", [scaled, stepped, last_position])
 def test_a_length_that_went_into_the_graph_is_the_only_one_that_is_taken(change: Any) -> None:
     network = Sequence(change).eval()
-    net = wrapped(network, torch.randn(2, 12, 8), warns=True)
+    net = wrapped(network, torch.randn(2, 12, 8))
     same, longer = torch.randn(3, 12, 8), torch.randn(2, 20, 8)
     with torch.no_grad():
         torch.testing.assert_close(net(same)[-1], network(same), rtol=0, atol=1e-5)
@@ -137,7 +130,7 @@ class Picture(nn.Module):
 
 def test_pictures_of_another_size() -> None:
     x = torch.randn(2, 3, 10, 14)
-    free, fixed = wrapped(Picture(False).eval(), x), wrapped(Picture(True).eval(), x, warns=True)
+    free, fixed = wrapped(Picture(False).eval(), x), wrapped(Picture(True).eval(), x)
     wide = torch.randn(2, 3, 9, 31)
     with torch.no_grad():
         assert torch.equal(free(wide)[-1], free.backbone(wide))
@@ -188,6 +181,6 @@ def test_a_loader_of_several_lengths_is_refused_where_the_length_is_written(tmp_
     network, labels = Sequence(scaled).eval(), torch.arange(30) % 3
     with pytest.raises(InputError, match=r"\[30, 20, 8\], expected \[B, 12, 8\]"):
         dynamic.build(network, [(torch.randn(30, 12, 8), labels), (torch.randn(30, 20, 8), labels)])
-    net = wrapped(network, torch.randn(2, 12, 8), warns=True)
+    net = wrapped(network, torch.randn(2, 12, 8))
     with pytest.raises(InputError, match=r"\[30, 20, 8\].*traced at \[B, 12, 8\]"):
         dynamic.calibrate(net, [(torch.randn(30, 20, 8), labels)])

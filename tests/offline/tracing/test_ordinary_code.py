@@ -90,6 +90,7 @@ MACS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:only .* of the multiply-adds are in int8")
 @pytest.mark.parametrize("kind", MACS)
 def test_a_view_of_a_parameter_is_counted(kind: type[nn.Module]) -> None:
     network = kind().eval()

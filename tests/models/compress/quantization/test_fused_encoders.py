@@ -72,6 +72,7 @@ def calls_of(network: nn.Module, ids: Tensor) -> tuple[list[str], Tensor]:
     return calls, answer
 
 
+@pytest.mark.filterwarnings("ignore:only .* of the multiply-adds are in int8")
 @pytest.mark.parametrize("masked", [False, True])
 def test_int8_layers_are_called_as_onnx_runtime_computes(masked: bool, ids: Tensor, tmp_path: Path) -> None:
     network = Texts(masked).eval()
@@ -97,6 +98,7 @@ def test_encoder_layers_in_skip_remain_fused(ids: Tensor) -> None:
     assert encoder.get_submodule("layers.0").activation_relu_or_gelu == 1
 
 
+@pytest.mark.filterwarnings("ignore:only .* of the multiply-adds are in int8")
 def test_a_weight_that_attention_reads_is_left_alone(ids: Tensor) -> None:
     network = Texts(False).eval()
     attention = network.encoder.layers[0].self_attn
