@@ -85,7 +85,7 @@ def test_a_certified_bundle_says_what_it_rests_on(bundle: dynamic.Bundle) -> Non
     for part in (
         "drop <=",
         "probability 0.9",
-        "1800 images",
+        "1800 inputs",
         certificate.date,
         bundle.ladder.fingerprint[:12],
     ):
