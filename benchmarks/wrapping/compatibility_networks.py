@@ -82,7 +82,8 @@ def family(name: str) -> str:
         return "text" if kind in TEXT else "image" if kind in IMAGE else "audio"
     import timm
 
-    return timm.model_entrypoint(kind).__module__.rpartition(".")[2]
+    module: str = timm.model_entrypoint(kind).__module__
+    return module.rpartition(".")[2]
 
 
 def transformers_names() -> list[str]:
