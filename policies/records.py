@@ -82,7 +82,7 @@ class Records:
 
     def __repr__(self) -> str:
         count, stages, classes = self.logits.shape
-        labels = 0 if self.label is None else int((self.label != UNKNOWN).sum())
+        labels = self.label_count
         words = {count: "all labelled", 0: "no labels"}.get(labels, f"{labels} labelled")
         part = f"{int((self.part == CERTIFY).sum())} certify"
         return short_repr("Records", [f"{count} inputs", f"{stages} stages", f"{classes} classes", words, part])

@@ -96,7 +96,7 @@ def with_plain_layers(network: nn.Module, side: int) -> nn.Module:
     """The same function for pictures of `side` pixels, sharing all weights, of layers that torch.fx can trace.
 
     timm computes the padding of a convolution from the size of its input, and its norms hold an activation. torch.fx
-    follows neither, and without it `quantize` finds linear layers alone.
+    follows neither. The figures were measured before `quantize` could take such layers from torch.export.
     """
     plain = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
     sizes: dict[str, tuple[int, int]] = {}

@@ -328,7 +328,9 @@ def keep_times(listed: Sequence[Contender], report: Texts, requests: int, path: 
     progress("timing texts")
     one, by_stage = timed(listed, report.texts[:requests], 1)
     many, _ = timed(listed, report.texts[: 4 * requests], 32)
-    path.write_text(json.dumps({"one": one, "batch_of_32": many, "by_stage": by_stage}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"requests": requests, "one": one, "batch_of_32": many, "by_stage": by_stage}), encoding="utf-8"
+    )
 
 
 def show(title: str, figures: Mapping[str, Any]) -> None:

@@ -1,10 +1,11 @@
 """Options of several commands, with their help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
+import dynamic
 from dynamic.policies.errors import SettingError
 
 LatencyMs = Annotated[float | None, typer.Option(help="Milliseconds that a request may take, at the percentile.")]
@@ -40,3 +41,13 @@ def fraction(percentile: str) -> float | None:
         return None if percentile == "mean" else float(percentile)
     except ValueError as error:
         raise SettingError(f"--percentile {percentile!r}: give a fraction, 0.95, or 'mean'") from error
+
+
+def idle_options(idle: str | None) -> "dynamic.OnnxRuntimeOptions | None":
+    """Options of ONNX Runtime, the only engine with a choice of what idle threads do."""
+    return None if idle is None else dynamic.OnnxRuntimeOptions(idle=cast(Any, idle))
+
+
+def without_none(**options: Any) -> dict[str, Any]:
+    """The engine's options that were given: engines reject those that they do not have."""
+    return {name: value for name, value in options.items() if value is not None}

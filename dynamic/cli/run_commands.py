@@ -29,6 +29,8 @@ from dynamic.cli.options import (
     Shelf,
     Threads,
     fraction,
+    idle_options,
+    without_none,
 )
 from dynamic.data.image_steps import RGB, Gray
 from dynamic.data.picture_decoding import PictureError
@@ -60,7 +62,7 @@ def profile(
     idle_mw: Annotated[float | None, typer.Option(help="Milliwatts drawn all the time.")] = None,
 ) -> None:
     """Measure the costs of every stage on this machine, and store them in the bundle."""
-    arguments = _without_none(threads=threads, options=_idle_options(idle), active_mw=active_mw, idle_mw=idle_mw)
+    arguments = without_none(threads=threads, options=idle_options(idle), active_mw=active_mw, idle_mw=idle_mw)
     bundle = dynamic.load(shelf).profile(batch or None, seconds, engine, **arguments)
     assert bundle.costs is not None
     print(costs_text(bundle, bundle.costs))
@@ -118,9 +120,7 @@ def run(
     left_out: list[tuple[str, str]] = []  # file, why
     point = ""
     shown = False if live else None if quiet or not sys.stdout.isatty() else False  # a bar would break the lines
-    with bundle.runtime(
-        budget, engine=engine, **_without_none(threads=threads, options=_idle_options(idle))
-    ) as runtime:
+    with bundle.runtime(budget, engine=engine, **without_none(threads=threads, options=idle_options(idle))) as runtime:
         # the view ends before the summary, also after Ctrl-C
         watching: AbstractContextManager[Any] = dynamic.watch(runtime) if live else nullcontext()
         ending: AbstractContextManager[Any] = suppress(KeyboardInterrupt) if live else nullcontext()
@@ -231,16 +231,6 @@ def input_items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: s
         )
         for picture in find_pictures(paths, split)
     ]
-
-
-def _idle_options(idle: str | None) -> "dynamic.OnnxRuntimeOptions | None":
-    """Options of ONNX Runtime, the only engine with a choice of what idle threads do."""
-    return None if idle is None else dynamic.OnnxRuntimeOptions(idle=cast(Any, idle))
-
-
-def _without_none(**options: Any) -> dict[str, Any]:
-    """The engine's options that were given: engines reject those that they do not have."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def register(app: typer.Typer) -> None:

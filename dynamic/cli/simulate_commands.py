@@ -1,7 +1,7 @@
 """`python -m dynamic simulate|report`: a simulated device, and a page about a bundle. Neither imports torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -148,26 +148,44 @@ def report(
     A browser opens it without a network. What is not known it says: profile the bundle first for latencies.
     """
     bundle = load(shelf)
-    batches = None if images is None else _labelled(bundle, input_items(bundle, shelf, images, split))
+    batches = None if images is None else _LabelledBatches(bundle, input_items(bundle, shelf, images, split))
     page = bundle.report(out, eval_loader=batches, device=device, seed=seed)
+    if batches is not None and batches.left_out:
+        first = next(iter(batches.left_out.items()))
+        print(f"left out: {len(batches.left_out)} of {batches.count} inputs, such as {first[0]}: {first[1]}")
     for line in page.content.missing:
         print(f"missing: {line}")
     print(f"wrote {out}, {len(page.html) / 1e6:.1f} MB")
 
 
-def _labelled(bundle: Bundle, items: Sequence[InputItem]) -> list[tuple[list[Any], NDArray[np.int64]]]:
-    """Batches of inputs whose class is known. InputError where there are none."""
-    labelled = [item for item in items if item.true_class is not None]
-    if not labelled or bundle.classes is None:
-        raise InputError(
-            f"of {len(items)} inputs none lies in a folder that is named like a class of the bundle: "
-            f"{', '.join(bundle.classes or ['it has no class names'])[:200]}"
-        )
-    labels = np.array([bundle.classes.index(str(item.true_class)) for item in labelled], np.int64)
-    return [
-        ([item.read() for item in labelled[start : start + _BATCH]], labels[start : start + _BATCH])
-        for start in range(0, len(labelled), _BATCH)
-    ]
+class _LabelledBatches:
+    """Batches of inputs whose class is known. They are read one batch at a time. InputError where there are none.
+
+    `left_out`: name of each input that is in no batch -> why.
+    """
+
+    def __init__(self, bundle: Bundle, items: Sequence[InputItem]) -> None:
+        self._classes, self.count = bundle.classes or (), len(items)
+        self._items = [item for item in items if item.true_class in self._classes]
+        if not self._items:
+            raise InputError(
+                f"of {len(items)} inputs none lies in a folder that is named like a class of the bundle: "
+                f"{', '.join(self._classes or ['it has no class names'])[:200]}"
+            )
+        why = "its folder is not named like a class"
+        self.left_out = {item.name: why for item in items if item.true_class not in self._classes}
+
+    def __iter__(self) -> Iterator[tuple[list[Any], NDArray[np.int64]]]:
+        for start in range(0, len(self._items), _BATCH):
+            inputs, labels = [], []
+            for item in self._items[start : start + _BATCH]:
+                try:
+                    inputs.append(item.read())
+                    labels.append(self._classes.index(str(item.true_class)))
+                except InputError as error:
+                    self.left_out[item.name] = str(error)
+            if inputs:
+                yield inputs, np.array(labels, np.int64)
 
 
 def register(app: typer.Typer) -> None:

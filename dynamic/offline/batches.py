@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from dynamic.offline.build_steps.loaders import LABELS
 from dynamic.offline.build_steps.loaders import check_loader as check_loader
-from dynamic.offline.build_steps.loaders import class_indices as class_indices
 from dynamic.offline.build_steps.loaders import labelled_batches as labelled_batches
 from dynamic.offline.build_steps.loaders import read_batch as read_batch
 from dynamic.offline.tracing.input_sizes import Sizes

@@ -13,6 +13,7 @@ from dynamic.engines.engine_factory import check_engine, open_engine
 from dynamic.engines.options import EngineName, Precision
 from dynamic.offline.batches import Batch, named_tensors, taken_by
 from dynamic.offline.build_steps.loaders import check_labels, peek
+from dynamic.offline.build_steps.network_names import check_not_torch
 from dynamic.offline.build_steps.record_collection import collect, plain_combiner
 from dynamic.offline.cascade import Cascade, Network
 from dynamic.offline.networks.float_types import check_float32
@@ -20,7 +21,7 @@ from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import last_logits
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.onnx_files.class_names import check_sums
-from dynamic.offline.onnx_files.stages.onnx_network import check_not_torch, sessions_freed
+from dynamic.offline.onnx_files.stages.onnx_network import names_of_files, sessions_freed
 from dynamic.policies.certification.few_labels.asking import Asking, DemandSettings, Oracle, ask, with_oracle_stage
 from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.ladder import RiskName
@@ -57,7 +58,8 @@ def calibrate(
     "drop" and "harm" need labels for. For "disagreement" the oracle is the reference, and `networks` come before it.
 
     Args:
-        networks: For the same task, plain, wrapped or paths of ONNX files, the smallest first.
+        networks: For the same task, plain, wrapped, paths of ONNX files or classifiers of scikit-learn. The smallest is
+            the first.
         calibration_loader: Batches of `(inputs, labels [B])`, or of inputs alone, preprocessed as in training. No
             network was trained on them and nothing was chosen with them. None: `batch` has them.
         engine: What will run the stages.
@@ -123,7 +125,7 @@ def calibrate(
             raise SettingError("groups= and labels= exclude each other: labels on demand need independent inputs")
         networks = networks if isinstance(networks, Cascade) else Cascade(networks, combine=combine)
     cascade = networks if isinstance(networks, Cascade) else Cascade(networks)
-    check_not_torch(list(cascade.networks), cascade.names, engine)
+    check_not_torch(names_of_files(list(cascade.networks), cascade.names), engine)
     batches, example, given_labels = peek(loader)
     check_first(cascade, example, given_labels)
     with TemporaryFolder("calibration") as folder, sessions_freed(cascade.networks), evaluating(cascade):

@@ -35,7 +35,7 @@ class Cascade(nn.Module):
             classifiers of scikit-learn (extra `sklearn`) may stand among them.
         combine: How answers become one. "backbones" averages the latest answer of each network so far, so that an exit
             is replaced by those behind it. "mean" averages the answers of all stages so far, "last" takes the latest.
-        names: Of the networks. None: their class names, numbered where they repeat.
+        names: Of the networks. None: their class names, or names of ONNX files, numbered where they repeat.
         dynamic_shapes: Dimensions without a fixed size that all networks take, in the words of `torch.export`, as in
             `wrap`. None: those of wrapped networks.
 

@@ -9,8 +9,8 @@ from dynamic.policies.errors import InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Interval, Ladder
 from dynamic.report.figures import column_of_axes, one_axes
-from dynamic.report.networks_alone import networks_alone
 from dynamic.report.reported_bundle import ReportedBundle
+from dynamic.report.stages_alone import ladder_word, stages_alone
 from dynamic.runtime.result import Statistics
 from dynamic.simulate.report import SimulationReport
 
@@ -23,7 +23,7 @@ _BLUE, _ORANGE = "#0072b2", "#d55e00"  # two that the colour-blind tell apart (O
 def plot(what: Any, axes: "Axes | None" = None) -> Any:
     """Draw a bundle, a ladder, a frontier, the report of a simulation, or the statistics of a runtime.
 
-    A bundle that was profiled is accuracy against latency: points of the cascade joined by a line, and each network
+    A bundle that was profiled is accuracy against latency: points of the cascade joined by a line, and each stage
     alone. Before, it is its ladder: accuracy of every point, and where inputs exit. Bars of error are 95% intervals.
 
     Args:
@@ -60,10 +60,10 @@ def _bundle(bundle: ReportedBundle, axes: "Axes | None") -> "Axes":
     if bundle.costs is None:
         return _ladder(bundle.ladder, axes)
     axes = _frontier(bundle.frontier, axes)
-    for alone in networks_alone(bundle.frontier, bundle.records):
+    for alone in stages_alone(bundle.frontier, bundle.records):
         _with_interval(axes, alone.mean_ms, alone.accuracy, fmt="s", color=_ORANGE)
         axes.annotate(alone.name, (alone.mean_ms, alone.accuracy.mid), (6, -12), textcoords="offset points", fontsize=8)
-    axes.plot([], [], "s", color=_ORANGE, label="one network alone")
+    axes.plot([], [], "s", color=_ORANGE, label="one stage alone")
     axes.legend(loc="lower right", fontsize=8)
     return axes
 
@@ -82,7 +82,7 @@ def _frontier(frontier: Frontier, axes: "Axes | None" = None) -> "Axes":
     rows = frontier.costs.batch[0]
     axes.set(
         xlabel=f"mean latency of {'one input' if rows == 1 else f'{rows} inputs'} (ms)",
-        ylabel=_accuracy_word(frontier.ladder),
+        ylabel=ladder_word(frontier.ladder),
         title=f"{frontier.costs.engine} {frontier.costs.precision}, {frontier.costs.threads} threads",
     )
     axes.grid(alpha=0.3)
@@ -104,7 +104,7 @@ def _ladder(ladder: Ladder, axes: "Axes | None" = None) -> "Axes":
     axes.set(
         xlabel="share of inputs that exit at each stage",
         xlim=(0, 1),
-        title=f"{_accuracy_word(ladder)} of each point, {'certified' if ladder.certified else 'not certified'}",
+        title=f"{ladder_word(ladder)} of each point, {'certified' if ladder.certified else 'not certified'}",
     )
     axes.legend(title="stage", fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return axes
@@ -158,12 +158,6 @@ def _simulation(report: SimulationReport, axes: "Axes | None" = None) -> Any:
 def _with_interval(axes: "Axes", x: float, value: Interval, *, fmt: str, color: str) -> None:
     error = [[value.mid - value.low], [value.high - value.mid]]
     axes.errorbar(x, value.mid, yerr=error, fmt=fmt, color=color, capsize=2, alpha=0.8, linewidth=1)
-
-
-def _accuracy_word(ladder: Ladder) -> str:
-    """What `accuracy` of its points is."""
-    labelled = all(point.drop is not None for point in ladder.points)
-    return "accuracy" if labelled else "agreement with the reference"
 
 
 def _shade(value: float) -> tuple[float, float, float]:

@@ -74,7 +74,7 @@ def serve_until_signal(run: Runtime, options: ServeOptions) -> bool:
             stack.callback(signal.signal, number, signal.signal(number, end))
         stack.callback(run.close, timeout_s=0.0)
         server = stack.enter_context(Server(run, options))
-        host = f"[{options.host}]" if ":" in options.host else options.host
+        host = options.url_host
         grpc = "" if server.grpc_port is None else f", gRPC on {host}:{server.grpc_port}"
         print(f"{server.name}: http://{host}:{server.port}/v2/models/{server.name}{grpc}", flush=True)
         while not end_asked.wait(_LOOK_S):

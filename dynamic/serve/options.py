@@ -63,6 +63,11 @@ class ServeOptions:
     open_metrics: bool = False
     log_json: bool = False
 
+    @property
+    def url_host(self) -> str:
+        """The host as it stands before a port: an IPv6 address has brackets there."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
     def __post_init__(self) -> None:
         for name in ("workers", "queue", "max_batch"):
             self._check_whole(name, 1, math.inf)

@@ -11,6 +11,11 @@ from dynamic.offline.networks.module_modes import evaluating
 from dynamic.policies.errors import SettingError
 
 
+def is_skipped(name: str, skip: Collection[str]) -> bool:
+    """Whether a module, or one that it lies in, is in `skip`."""
+    return any(name == one or name.startswith(f"{one}.") for one in skip)
+
+
 def check_share(name: str, value: Any, meaning: str, where: str = "") -> float:
     """The value where it is a number in (0, 1).
 

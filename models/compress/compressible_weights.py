@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from dynamic.models.compress.argument_checks import is_skipped
 from dynamic.policies.errors import InputError
 
 WeightKind = Literal["conv", "linear"]
@@ -67,7 +68,7 @@ def weights_of(network: nn.Module, skip: Collection[str] = ()) -> tuple[list[Wei
         )
     weights, left_alone = [], {}
     for key, name in names.items():
-        if any(name == s or name.startswith(f"{s}.") for s in skip):
+        if is_skipped(name, skip):
             left_alone[name] = "in skip"
         elif (kind := kinds[key]) is None:
             left_alone[name] = f"{classes[key]} is neither a convolution nor a linear layer"

@@ -135,6 +135,17 @@ def test_profile_keeps_what_it_prints(desk: Desk) -> None:
     assert "not measured: energy" in out
 
 
+def test_a_report_leaves_out_what_has_no_class_or_does_not_read(desk: Desk, tmp_path: Path) -> None:
+    shutil.copytree(desk.folder / "data" / "report", tmp_path / "files")
+    (tmp_path / "files" / "7" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "files" / "elsewhere").mkdir()
+    shutil.copy(next((tmp_path / "files" / "7").glob("1*.png")), tmp_path / "files" / "elsewhere")
+    code, out, err = shell("report", desk.shelf, "-o", tmp_path / "page.html", "--images", tmp_path / "files")
+    assert (code, err) == (0, "")
+    assert "left out: 2 of 102 inputs, such as " in out
+    assert "the 100 inputs that were given" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_run_answers_as_the_library_does(desk: Desk) -> None:
     files = sorted((desk.folder / "data" / "report").rglob("*.png"))
     with dynamic.load(desk.shelf).runtime(dynamic.Budget(max_drop=0.1)) as runtime:

@@ -182,6 +182,14 @@ def test_a_signal_after_bundles_are_closed(case: Case, way: str, opened_on: str,
 @pytest.mark.parametrize("enabled", [True, False])
 def test_nothing_is_collected_between_the_clearing_and_the_fork(monkeypatch: pytest.MonkeyPatch, enabled: bool) -> None:
     """A model that is dropped there gives its threads back, and the child would wait for them for ever."""
+    hooks: dict[str, Any] = {}
+    monkeypatch.setattr(os, "register_at_fork", lambda **named: hooks.update(named))
+    openvino._clear_before_forks.__wrapped__()
+    assert hooks == {
+        "before": openvino._clear,
+        "after_in_parent": openvino._after_fork,
+        "after_in_child": openvino._after_fork_in_child,
+    }
     monkeypatch.setattr(openvino, "new_core", lambda: None)
     monkeypatch.setattr(openvino, "_forks", 0)
     before = gc.isenabled()

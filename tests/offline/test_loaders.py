@@ -16,7 +16,8 @@ import dynamic
 from dynamic.errors import CalibrationError, InputError
 from dynamic.models.compress.quantization.static_int8 import quantize
 from dynamic.models.compress.report import accuracy
-from dynamic.offline.batches import class_indices, named_tensors, read_batch, run_on
+from dynamic.offline.batches import named_tensors, read_batch, run_on
+from dynamic.offline.build_steps.loaders import class_indices
 
 COUNT, CLASSES = 90, 3
 X = torch.randn(COUNT, 8, generator=torch.Generator().manual_seed(0))

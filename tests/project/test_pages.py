@@ -139,6 +139,7 @@ def figure(name: str, *keys: str) -> Any:
 
 ENGINE = ("engines", "onnxruntime f32")
 TEXT, EXITS = ("text/intents_cascade", "tasks", "clinc150", "onnxruntime"), "bag, exits f32"
+MODERN = ("runtime/as_users_run_modern", *ENGINE)
 TORCH, ALONE = ("rows", "bundle, torch"), ("rows", "bundle, single graph, ONNX Runtime")
 USERS = ("over_splits", "ratio", "mean")
 OWN_TIME = ("engines", "onnxruntime", "cold", "runtime", "added_of_medians_us")
@@ -158,11 +159,13 @@ IN_README = [  # words of README.md, the figure they quote, its rounding
             ("openvino f32", "resnet56-int8", "mean", "| **{}** and 0", ".2f"),
             ("openvino f32", "resnet56-int8", "cpu", "** and {}, **", ".2f"),
             ("openvino f32", "modern-int8", "mean", ", **{}** and", ".2f"),
-            ("openvino f32", "modern-int8", "cpu", "** and {} of them", ".2f"),
+            ("openvino f32", "modern-int8", "cpu", "** and {} of the same", ".2f"),
             ("openvino f32", "resnet56-int8", "p95", "the second ({} and", ".2f"),
             ("openvino f32", "modern-int8", "p95", "and {} on OpenVINO)", ".2f"),
         )
     ),
+    ("measured {} points above its", 100 * figure(*MODERN, "over_splits", "gain", "mean"), ".1f"),
+    ("CPU time {} |", figure(*TEXT, "one", EXITS, "cpu_ms") / figure(*TEXT, "one", "MiniLM-L6 int8", "cpu_ms"), ".2f"),
     ("**{} MB** resident", figure("memory/footprint", *ALONE, "resident_mb", "median"), ".0f"),
     ("resident, {} s from start", figure("memory/footprint", *ALONE, "first_answer_s", "median"), ".2f"),
     ("In torch {} MB", figure("memory/footprint", *TORCH, "resident_mb", "median"), ".0f"),

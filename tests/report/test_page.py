@@ -53,7 +53,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> dynamic.Bundle:
     held = [_inputs(600, 2)]
     built = dynamic.build(networks, held, classes=CLASSES, max_drops=(0.02, 0.1), progress=False)
     folder = tmp_path_factory.mktemp("page") / "shelf"
-    return built.save(folder).profile(batch=(1,), seconds=0.02, progress=False)
+    profiled = built.save(folder).profile(batch=(1,), seconds=0.02, progress=False)
+    assert profiled.costs is not None
+    fixed = dict.fromkeys(("latency_ms", "latency_p95_ms", "cpu_ms"), ((0.1,), (1.0,)))  # whatever is fast here
+    costs = replace(profiled.costs, **fixed, head_ms=((0.0,), (0.0,)), call_ms=(0.01,), noise=0.0)
+    return profiled.with_costs(costs, None)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +226,15 @@ def test_what_is_missing_is_said(bundle: dynamic.Bundle) -> None:
     assert any("give images with eval_loader" in line for line in report.content.missing)
     assert "A simulated day" not in report.html
     assert "What each stage costs here" not in report.html
+
+
+def test_accuracies_without_labels_are_agreement_and_those_of_labelled_inputs_are_not() -> None:
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(16, w), nn.ReLU(), nn.Linear(w, 4)) for w in (2, 32)]
+    built = dynamic.build(networks, [_inputs(400, 5)[0]], risk="disagreement", classes=CLASSES, progress=False)
+    x, y = _inputs(80, 6)
+    content = built.report(eval_loader=[(x, y.numpy())], progress=False).content
+    assert (content.ladder_word, content.accuracy_word) == ("agreement with the reference", "accuracy")
 
 
 def test_a_notebook_gets_a_frame(report: Report) -> None:

@@ -13,7 +13,7 @@ from support.simulation_cases import FRONTIER, PLAIN, RECORDS, WARM
 import dynamic
 from dynamic.policies.errors import InputError
 from dynamic.policies.frontier import Frontier
-from dynamic.report.networks_alone import networks_alone
+from dynamic.report.stages_alone import stages_alone
 from dynamic.runtime.result import Statistics
 from dynamic.simulate import Constant, simulate
 
@@ -68,8 +68,8 @@ def test_axes_that_are_given_are_drawn_into(frontier: Frontier) -> None:
     assert pyplot.get_fignums() == [own.figure.number]
 
 
-def test_networks_alone_by_hand(frontier: Frontier) -> None:
-    early, late = networks_alone(frontier, RECORDS)
+def test_stages_alone_by_hand(frontier: Frontier) -> None:
+    early, late = stages_alone(frontier, RECORDS)
     # `early` says class 0 four times, of labels 0, 1, 1, 0. `late` is wrong about the last alone
     assert (early.accuracy.mid, late.accuracy.mid) == (0.5, 0.75)
     assert (early.mean_ms, late.mean_ms) == (20.0, 40.0)  # other networks are not run
@@ -101,9 +101,9 @@ def test_another_object_has_no_picture() -> None:
 
 def test_groups_count_as_one_draw_each(frontier: Frontier) -> None:
     grouped = replace(RECORDS, group=np.array([0, 0, 0, 1]))
-    early, late = networks_alone(frontier, grouped)
+    early, late = stages_alone(frontier, grouped)
     # right answers by group: `early` 1 of 3 and 1 of 1, `late` 3 of 3 and 0 of 1
     assert early.accuracy.mid == pytest.approx(2 / 3)
     assert late.accuracy.mid == 0.5
-    alone = networks_alone(frontier, RECORDS)[1]
+    alone = stages_alone(frontier, RECORDS)[1]
     assert late.accuracy.high - late.accuracy.low > alone.accuracy.high - alone.accuracy.low

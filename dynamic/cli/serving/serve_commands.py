@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
@@ -21,6 +21,8 @@ from dynamic.cli.options import (
     Shelf,
     Threads,
     fraction,
+    idle_options,
+    without_none,
 )
 from dynamic.policies.budget import check_on_drift
 
@@ -91,10 +93,8 @@ def serve(
         on_drift=check_on_drift(on_drift),
         cpu_ms=cpu_ms,
     )
-    asked: dict[str, Any] = {"engine": engine, "threads": threads}
-    if idle is not None:
-        asked["options"] = dynamic.OnnxRuntimeOptions(idle=cast(Any, idle))
-    run = open_runtime(dynamic.load(shelf), budget, options, **{k: v for k, v in asked.items() if v is not None})
+    arguments = without_none(engine=engine, threads=threads, options=idle_options(idle))
+    run = open_runtime(dynamic.load(shelf), budget, options, **arguments)
     if not serve_until_signal(run, options):
         raise typer.Exit(1)
 

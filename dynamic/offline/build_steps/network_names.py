@@ -1,8 +1,8 @@
-"""Names of the networks of a cascade, where the user gives none."""
+"""Names of the networks of a cascade, where the user gives none, and of those that are files."""
 
 from collections.abc import Sequence
 
-from dynamic.policies.errors import InputError
+from dynamic.policies.errors import EngineError, InputError
 
 
 def numbered(names: Sequence[str]) -> tuple[str, ...]:
@@ -18,3 +18,11 @@ def numbered(names: Sequence[str]) -> tuple[str, ...]:
             "own, dynamic.onnx_model(path, name='NAME') or dynamic.Cascade(networks, names=(...))"
         )
     return unique
+
+
+def check_not_torch(files: Sequence[str], engine: str) -> None:
+    """Raises EngineError where engine "torch" should run ONNX files, of these names."""
+    if engine == "torch" and files:
+        raise EngineError(
+            f"engine='torch' runs modules, and {files[0]!r} is an ONNX file: use engine='onnxruntime' or 'openvino'"
+        )

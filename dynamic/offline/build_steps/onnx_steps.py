@@ -17,21 +17,20 @@ from dynamic.engines.stage_loop import StageEngine
 from dynamic.offline.build_steps.engine_comparison import PARITY, compare_engines
 from dynamic.offline.build_steps.file_executor import FileExecutor
 from dynamic.offline.build_steps.loaders import LABELS, check_labels
-from dynamic.offline.build_steps.network_names import numbered
+from dynamic.offline.build_steps.network_names import check_not_torch, numbered
 from dynamic.offline.build_steps.weight_file import WeightFile
 from dynamic.offline.onnx_export.node_names import check_names
 from dynamic.offline.onnx_files.class_names import check_sums, class_names
 from dynamic.offline.onnx_files.onnx_file import OnnxModel
-from dynamic.offline.onnx_files.stages.file_stage import FileStage, file_stage
+from dynamic.offline.onnx_files.stages.file_stage import ROUNDED, FileStage, file_stage, repeated
 from dynamic.offline.onnx_files.stages.operator_versions import common_versions
-from dynamic.policies.errors import EngineError, InputError
+from dynamic.policies.errors import InputError
 from dynamic.policies.records import Records
 from dynamic.policies.scores import Combination, Combiner, check_combination
 from dynamic.progress import track
 from dynamic.storage.atomic_write import disk_errors
 
 _ROWS = (2, 1, 5)  # batch sizes at which graphs are compared with their files
-_ROUNDED = 0.15  # of the largest logit, between two runs of a file in 8 bits
 
 
 class OnnxSteps:
@@ -58,11 +57,7 @@ class OnnxSteps:
 
     def check_engine(self, engine: str) -> None:
         """See `BuildSteps`."""
-        if engine == "torch":
-            raise EngineError(
-                f"engine='torch' runs modules, and {self.names[0]!r} is an ONNX file: use engine='onnxruntime' or "
-                "'openvino'"
-            )
+        check_not_torch(self.names, engine)
 
     def watch(self, batches: Iterable[Any], example: Any, allow_reuse: bool) -> Iterable[Any]:
         """See `BuildSteps`. Nothing here trained a file."""
@@ -150,10 +145,9 @@ class OnnxSteps:
         plain = (1.0,) * len(spec.stages)
         combiner = Combiner(plain, "max_probability", combine=self.combine, backbone=spec.backbone)
         own = StageEngine(FileExecutor(self.file_stages), spec, combiner)
-        most = max(_ROWS)
-        five = {n: np.concatenate([a] * -(-most // max(len(a), 1)))[:most] for n, a in self.arrays(example).items()}
+        five = repeated(self.arrays(example), max(_ROWS))
         cases = [{name: array[:rows] for name, array in five.items()} for rows in _ROWS]
-        shares = [max(PARITY[engine.precision], _ROUNDED if s.model.rounds else 0.0) for s in self.file_stages]
+        shares = [max(PARITY[engine.precision], ROUNDED if s.model.rounds else 0.0) for s in self.file_stages]
         compare_engines(own, engine, cases, shares, "the file", "use another engine, or report the file")
 
     def check_records(self, records: Records) -> None:

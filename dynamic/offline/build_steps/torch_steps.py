@@ -15,6 +15,7 @@ from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.engines.contract import Array, CascadeSpec
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.offline.batches import Batch
+from dynamic.offline.build_steps.network_names import check_not_torch
 from dynamic.offline.build_steps.token_check import check_tokens, with_ids
 from dynamic.offline.calibration import arrays_of, check_first, check_probabilities_of
 from dynamic.offline.cascade import Cascade
@@ -27,7 +28,7 @@ from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.onnx_files.class_names import class_names
 from dynamic.offline.onnx_files.stages.onnx_network import (
     OnnxNetwork,
-    check_not_torch,
+    names_of_files,
     sessions_freed,
 )
 from dynamic.policies.errors import EngineError, InputError
@@ -52,7 +53,7 @@ class TorchSteps:
 
     def check_engine(self, engine: str) -> None:
         """See `BuildSteps`."""
-        check_not_torch(list(self.cascade.networks), self.names, engine)
+        check_not_torch(names_of_files(list(self.cascade.networks), self.names), engine)
 
     def watch(self, batches: Iterable[Any], example: Batch, allow_reuse: bool) -> Iterable[Any]:
         """See `BuildSteps`."""

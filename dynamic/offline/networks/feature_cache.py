@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamic.offline.batches import Batch, labelled_batches, named_tensors, run_on, taken_by
-from dynamic.offline.build_steps.loaders import check_labels as check_labels
+from dynamic.offline.build_steps.loaders import check_labels
 from dynamic.offline.networks.acceleration import Acceleration
 from dynamic.offline.networks.row_independence import check_classes, check_rows
 from dynamic.offline.staged_network import Stage

@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from dynamic.offline.onnx_files.model_reading import constants_of
+
 _ATTRIBUTES = ("classlabels_int64s", "classlabels_ints", "classlabels_strings")
 _UNCHANGED = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _SCALED = (*_UNCHANGED, "Normalizer")  # of a classifier's numbers: their order remains
@@ -20,10 +22,7 @@ def graph_labels(graph: onnx.GraphProto, answer: str) -> tuple[str, ...] | None:
     classifier that makes the answer. Those of other nodes, such as the classifiers inside a stack, may be others.
     """
     makers = {name: node for node in graph.node for name in node.output}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    constants |= {
-        n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"
-    }
+    constants = constants_of(graph)
     starts: list[tuple[str, tuple[str, ...]]] = (
         [(answer, _UNCHANGED)] if answer in makers and makers[answer].op_type == "ZipMap" else []
     )

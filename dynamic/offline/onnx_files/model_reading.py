@@ -73,6 +73,12 @@ def file_inputs(model: onnx.ModelProto, path: Path) -> tuple[FileInput, ...]:
     return tuple(inputs)
 
 
+def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """The tensors by name that a graph holds: initializers, and values of Constant nodes."""
+    nodes = (node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value")
+    return {tensor.name: tensor for tensor in graph.initializer} | {n.output[0]: n.attribute[0].t for n in nodes}
+
+
 def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """All nodes of a graph, those of branches and loops too."""
     for node in graph.node:

@@ -229,7 +229,6 @@ class ExitNetwork(StagedNetwork):
         self._put_constants(captured)
         self.exits: tuple[PlacedExit, ...] = ()
         self.tracer = captured.tracer
-        self.trainable_backbone = False
         self.dropped: tuple[str, ...] = ()
         self.input_names = sizes.names
         self.traced_sizes: Sizes = sizes
@@ -239,6 +238,11 @@ class ExitNetwork(StagedNetwork):
         self.why_not_trainable: str | None = "it has no graph in train mode"
         self._training_flags: Mapping[str, TrainingFlags] | None = None
         self._why_unread: str | None = None  # the mask of a sequence
+
+    @property
+    def trainable_backbone(self) -> bool:
+        """Whether modes "joint" and "distill" can train it."""
+        return self.why_not_trainable is None
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Logits `[B, C]` of every exit, the backbone's own last."""
@@ -377,7 +381,7 @@ class ExitNetwork(StagedNetwork):
         if training.tracer == "export":
             with untouched(self.backbone), in_mode(self.backbone, training=True):
                 self._training_flags = training_flags(self.backbone)
-        self.trainable_backbone, self.why_not_trainable = True, None
+        self.why_not_trainable = None
         return training
 
     def _check_flags(self) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dynamic.offline.batches import Batch, named_tensors, run_on, taken_by
+from dynamic.offline.build_steps.loaders import check_labels
 from dynamic.offline.networks.acceleration import Acceleration
 from dynamic.offline.networks.checkpoints import Checkpoint, digest, signature
 from dynamic.offline.networks.feature_cache import (
     FeatureCache,
-    check_labels,
     check_logits,
     checked_batches,
     classified,

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from dynamic.policies.certification.replay import Replay, replay
 from dynamic.policies.ladder import Interval, Ladder, OperatingPoint
-from dynamic.report.networks_alone import accuracy_of, combiner_of
 from dynamic.report.page.evidence import Evidence
+from dynamic.report.stages_alone import accuracy_of, combiner_of
 
 _EXAMPLES = 6  # easy and hard ones of each stage
 _PAIRS, _WRONG, _CLASSES = 8, 8, 40  # rows of a point that are shown

@@ -7,7 +7,6 @@ from typing import Any
 from dynamic.bundle.tables import certificate_text
 from dynamic.policies.budget import Budget
 from dynamic.policies.certification.ladders.point_sentences import point_sentences
-from dynamic.report.networks_alone import Alone, networks_alone
 from dynamic.report.page.answers import PointAnswers, point_answers
 from dynamic.report.page.day import Day, simulated_day
 from dynamic.report.page.evidence import Evidence, evidence_of
@@ -22,6 +21,7 @@ from dynamic.report.page.stage_figures import (
     stage_costs,
 )
 from dynamic.report.reported_bundle import ReportedBundle
+from dynamic.report.stages_alone import Alone, accuracy_word, ladder_word, stages_alone
 
 _PICTURE_BYTES = 1_200_000  # in all: a page stays below 3 MB
 
@@ -34,7 +34,9 @@ class Content:
         engine: Engine and precision of the calibration.
         machine: Where costs were measured. None: nowhere.
         stages: Names of the stages.
-        accuracy_word: What accuracies are: of labels, or agreement with the reference.
+        ladder_word: What accuracies of points and of stages alone are, on the bundle's own records: of labels, or
+            agreement with the reference.
+        accuracy_word: The same of the inputs that this report measures on.
         score_word: The score that thresholds are compared with.
         source: What answers are measured on.
         certificate: What the bounds rest on, in words.
@@ -53,6 +55,7 @@ class Content:
     engine: str
     machine: str | None
     stages: tuple[str, ...]
+    ladder_word: str
     accuracy_word: str
     score_word: str
     source: str
@@ -88,12 +91,13 @@ def content_of(
         engine=f"{bundle.engine} {bundle.precision}",
         machine=None if bundle.costs is None else f"{bundle.costs.machine}, {bundle.costs.threads} threads",
         stages=ladder.stage_names,
-        accuracy_word="accuracy" if evidence.labelled else "agreement with the reference",
+        ladder_word=ladder_word(ladder),
+        accuracy_word=accuracy_word(evidence.labelled),
         score_word=ladder.score.replace("_", " "),
         source=evidence.source,
         certificate=certificate_text(ladder),
         points=point_rows(ladder, frontier, point_sentences(ladder)),
-        alone=() if frontier is None else tuple(networks_alone(frontier, bundle.records)),
+        alone=() if frontier is None else tuple(stages_alone(frontier, bundle.records)),
         answers=answers,
         pictures=pictures,
         stage_costs=() if bundle.costs is None else stage_costs(bundle.costs, ladder),

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.policies.certification.replay import predictions
-from dynamic.policies.records import Records
+from dynamic.policies.records import CERTIFY, Records
 from dynamic.policies.scores import softmax
-from dynamic.report.networks_alone import certifying
 from dynamic.report.reported_bundle import ReportedBundle
+from dynamic.report.stages_alone import certifying
 
 SIDE = 64  # pixels of the longer side of a picture: 1 to 2 kB each
 
@@ -64,7 +64,8 @@ def evidence_of(bundle: ReportedBundle, eval_loader: Iterable[Any] | None, progr
     thumbnails: tuple[NDArray[np.uint8], ...] = ()
     if eval_loader is None:
         records = certifying(bundle.records)
-        source = f"{len(records)} calibration records in the bundle that chose no thresholds"
+        chose = "chose no thresholds" if bool((records.part == CERTIFY).all()) else "chose the thresholds too"
+        source = f"{len(records)} calibration records in the bundle that {chose}"
     else:
         watched = _Watched(eval_loader)
         records = bundle.calibrate(watched, progress=progress)

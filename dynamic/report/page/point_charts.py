@@ -5,7 +5,7 @@ from dataclasses import asdict
 from dynamic.report.page.chart_parts import PICKED, RIGHT, WRONG, Chart, Spec, axis, tips, vega_lite
 from dynamic.report.page.content import Content
 
-KINDS = ("point of the cascade", "beaten on this machine", "one network alone")
+KINDS = ("point of the cascade", "beaten on this machine", "one stage alone")
 
 
 def frontier_chart(content: Content) -> Chart | None:
@@ -24,7 +24,7 @@ def frontier_chart(content: Content) -> Chart | None:
     rows += [{"name": row.name, "kind": KINDS[2], "ms": row.mean_ms, **row.accuracy._asdict()} for row in content.alone]
     right = f"datum.ms > {(min(row['ms'] or 0 for row in rows) + max(row['ms'] or 0 for row in rows)) / 2}"
     x = axis("ms", "mean latency of one input (ms)", zero=False, padding=20)
-    y = axis("mid", content.accuracy_word, zero=False, format=".1%")
+    y = axis("mid", content.ladder_word, zero=False, format=".1%")
     color: Spec = {"field": "kind", "type": "nominal", "title": None, "scale": {"domain": list(KINDS)}}
     color["legend"] = {"orient": "top", "columns": 1, "labelLimit": 300}
     tip = tips({"name": "name", "ms": "mean ms", "mid": "accuracy", "low": "95% low", "high": "95% high"})
@@ -56,7 +56,7 @@ def frontier_chart(content: Content) -> Chart | None:
         ),
     ]
     spec = vega_lite(rows, layer=layers, encoding={"x": x, "color": color}, height=340)
-    about = f"{content.accuracy_word} against mean latency, {len(rows)} marks with 95% intervals."
+    about = f"{content.ladder_word} against mean latency, {len(rows)} marks with 95% intervals."
     return Chart("frontier", "Accuracy against latency", spec, about)
 
 

@@ -41,7 +41,7 @@ class GrpcServer:
         )
         handlers = {name: self._handler(name) for name in METHODS}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        host = f"[{options.host}]" if ":" in options.host else options.host
+        host = options.url_host
         try:
             self.port = self._server.add_insecure_port(f"{host}:{options.grpc_port}")
         except RuntimeError as error:

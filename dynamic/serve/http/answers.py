@@ -13,6 +13,7 @@ from dynamic.serve.protocol.datatypes import packed
 from dynamic.serve.protocol.messages import Tensor
 
 JSON_LENGTH = "Inference-Header-Content-Length"
+TIMEOUT = "Timeout-Ms"  # the header with the milliseconds in which an answer is wanted
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dynamic.serve.held_bytes import HeldBytes
-from dynamic.serve.http.answers import JSON_LENGTH, HttpAnswer
+from dynamic.serve.http.answers import JSON_LENGTH, TIMEOUT, HttpAnswer
 from dynamic.serve.http.bodies import body_of
 from dynamic.serve.http.json_messages import JsonRequest, PlainRequest
 from dynamic.serve.http.openapi import openapi
@@ -20,7 +20,6 @@ from dynamic.serve.protocol.parameters import timeout_of
 from dynamic.serve.request_errors import STATUS, RequestError
 from dynamic.serve.service import PLATFORM, VERSION, Service
 
-TIMEOUT = "Timeout-Ms"  # the header with the milliseconds in which an answer is wanted
 _JSON_TYPES = ("application/json", "application/octet-stream", "application/vnd.sagemaker-triton.binary+json")
 _FORM = "application/x-www-form-urlencoded"  # what curl sends with --data where nothing is said
 

@@ -1,4 +1,4 @@
-"""Requests and answers as JSON, with tensors as JSON or as bytes behind it.
+"""Requests as JSON, with tensors as JSON or as bytes behind it.
 
 Source: the Open Inference Protocol, "HTTP/REST", and Triton's extension for binary tensor data: the header
 `Inference-Header-Content-Length` is the length of the JSON, which the bytes of the tensors follow in order.

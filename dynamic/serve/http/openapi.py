@@ -3,9 +3,10 @@
 from typing import Any
 
 import dynamic
+from dynamic.serve.http.answers import JSON_LENGTH, TIMEOUT
 from dynamic.serve.protocol.datatypes import DATATYPES
 from dynamic.serve.request_errors import STATUS, Outcome
-from dynamic.serve.service import Service
+from dynamic.serve.service import VERSION, Service
 
 _WORDS: dict[Outcome, str] = {
     "invalid": "The request does not fit. The error names the value, the limit and the remedy.",
@@ -43,7 +44,7 @@ def openapi(service: Service) -> dict[str, Any]:
         ),
         "/openapi.json": _get("This document.", {"200": {"description": "It.", "content": _json({"type": "object"})}}),
     }
-    for place in (model, f"{model}/versions/1"):
+    for place in (model, f"{model}/versions/{VERSION}"):
         paths[place] = _get("Inputs and outputs of the model.", {"200": _said("Metadata.", "Model")})
         paths[f"{place}/ready"] = _get("Whether the model answers.", ready)
         paths[f"{place}/infer"] = {"post": _infer(service)}
@@ -72,8 +73,8 @@ def _infer(service: Service) -> dict[str, Any]:
     return {
         "summary": "Answer one request.",
         "parameters": [
-            header | {"name": "Timeout-Ms", "schema": {"type": "number", "exclusiveMinimum": 0}},
-            header | {"name": "Inference-Header-Content-Length", "schema": {"type": "integer", "minimum": 0}},
+            header | {"name": TIMEOUT, "schema": {"type": "number", "exclusiveMinimum": 0}},
+            header | {"name": JSON_LENGTH, "schema": {"type": "integer", "minimum": 0}},
         ],
         "requestBody": {"required": True, "content": content},
         "responses": {"200": _said("The answer.", "Answer")} | _errors(),

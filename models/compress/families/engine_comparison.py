@@ -17,9 +17,10 @@ from dynamic.engines.options import EngineName, Precision
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.models.compress.report import turns_ms, whole_pass
 from dynamic.offline.batches import Batch, named_tensors
+from dynamic.offline.build_steps.loaders import check_labels
 from dynamic.offline.build_steps.record_collection import plain_combiner
 from dynamic.offline.cascade import Cascade
-from dynamic.offline.networks.feature_cache import check_labels, checked_batches
+from dynamic.offline.networks.feature_cache import checked_batches
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.onnx_export.stage_graphs import describe, export_stages
 from dynamic.offline.onnx_export.whole_graph import plain_ladder

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from dynamic.models.compress.argument_checks import is_skipped
+
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (*CONVS, nn.Linear)
 
@@ -90,7 +92,7 @@ class Int8Plan:
 
     def _layer(self, node: fx.Node, layer: Any, modules: Mapping[str, nn.Module]) -> None:
         name, source = str(node.target), node.args[0]
-        if any(name == s or name.startswith(f"{s}.") for s in self._skip):
+        if is_skipped(name, self._skip):
             self.left_alone[name] = "in skip"
             return
         padding = getattr(layer, "padding_mode", "zeros")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynamic.models.compress.argument_checks import is_skipped
 from dynamic.models.compress.layer_replacement import call_in_encoders, input_of
 from dynamic.models.compress.quantization.activation_ranges import Observer, RangeMethod, grids
 from dynamic.models.compress.quantization.int8_arithmetic import Grid, RoundedLinear
@@ -38,7 +39,7 @@ class LinearLayers:
         self.left_alone: dict[str, str] = {}
         self.layers: dict[str, nn.Linear] = {}
         for name, module in network.named_modules():
-            if any(name == s or name.startswith(f"{s}.") for s in skip):
+            if is_skipped(name, skip):
                 reason = "in skip"
             elif type(module) is nn.Linear:
                 self.layers[name] = module

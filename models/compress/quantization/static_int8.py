@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dynamic.models.compress.argument_checks import is_skipped
 from dynamic.models.compress.quantization.activation_ranges import Observer, RangeMethod, grids
 from dynamic.models.compress.quantization.int8_graph import Rewriter, Watcher, exported_stage, float_stages
 from dynamic.models.compress.quantization.int8_plan import Int8Plan
@@ -230,7 +231,7 @@ def _in_place(
 
 def _warn(share: float, left_alone: Mapping[str, str], parts: Mapping[str, float], skip: Collection[str]) -> None:
     """DynamicWarning where most remains float that the user did not ask for."""
-    asked = sum(own for name, own in parts.items() if any(name == s or name.startswith(f"{s}.") for s in skip))
+    asked = sum(own for name, own in parts.items() if is_skipped(name, skip))
     if 1 - share - asked <= _MOST:
         return
     largest = sorted(left_alone, key=lambda name: -parts.get(name, 0.0))[:_LISTED]

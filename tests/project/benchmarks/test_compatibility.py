@@ -22,10 +22,12 @@ def work(name: str, sender: Connection) -> None:
     if name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "stopped":  # as a machine does to processes while something is timed
-        child = os.fork()
+        parent, child = os.getpid(), os.fork()
         if not child:
             time.sleep(2.5)
-            os.kill(os.getppid(), signal.SIGCONT)
+            while os.getppid() == parent:  # once may be before it stops
+                os.kill(parent, signal.SIGCONT)
+                time.sleep(0.2)
             os._exit(0)
         os.kill(os.getpid(), signal.SIGSTOP)
     sender.send({"reason": "", "name": name})

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from dynamic.offline.onnx_files.model_reading import constants_of
+
 
 def fixed_rows(model: onnx.ModelProto) -> int | None:
     """The number of rows that inputs of a model are fixed to. None: any number."""
@@ -40,10 +42,7 @@ def freed(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
 
 def _free_reshapes(graph: onnx.GraphProto, rows: int | None) -> bool:
     """Whether there were reshapes to so many rows. Each gets a target of its own, in place."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    constants |= {
-        n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"
-    }
+    constants = constants_of(graph)
     count = 0
     for node in graph.node:
         tensor = constants.get(node.input[1]) if node.op_type == "Reshape" else None

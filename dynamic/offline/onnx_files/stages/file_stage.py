@@ -24,7 +24,7 @@ from dynamic.storage.temporary_files import TemporaryFolder
 logger = logging.getLogger("dynamic")
 
 _ROWS = 5  # of the example that a file is tried with
-_CLOSE, _CLOSE_INT8 = 5e-3, 0.15  # of the largest number: a row alone and among others, as torch networks are checked
+_CLOSE, ROUNDED = 5e-3, 0.15  # of the largest number: a row alone and among others, as torch networks are checked
 _SCALES = "its int8 scales are those of a whole batch"
 _ONE_AT_A_TIME = "so it gets its rows one at a time. That is slower in batches"
 _EQUAL = 1e-4  # the same between a file for a fixed number of rows and the one for any number
@@ -59,7 +59,6 @@ class FileStage:
         classes: Their number.
         batch: How it takes rows.
         macs: Multiply-adds of a row.
-        notes: What was recognized, in words.
     """
 
     model: OnnxModel
@@ -69,7 +68,6 @@ class FileStage:
     classes: int
     batch: Batching
     macs: float
-    notes: tuple[str, ...]
 
     def logits(self, arrays: Mapping[str, Array]) -> NDArray[np.float32]:
         """The file's own answers as logits `[B, C]`.
@@ -105,6 +103,11 @@ class FileStage:
         return form.of(source)
 
 
+def repeated(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    """A batch of so many rows, those of `arrays` again and again."""
+    return {name: np.concatenate([a] * -(-rows // max(len(a), 1)))[:rows] for name, a in arrays.items()}
+
+
 def file_stage(model: OnnxModel, example: Mapping[str, Array]) -> FileStage:
     """Make the stage of a file, and log what was recognized.
 
@@ -120,7 +123,7 @@ def file_stage(model: OnnxModel, example: Mapping[str, Array]) -> FileStage:
         EngineError: ONNX Runtime does not run the file.
     """
     pairs = match_inputs(model.inputs, example, model.setting, model.path)
-    few = {name: np.concatenate([array] * -(-_ROWS // max(len(array), 1)))[:_ROWS] for name, array in example.items()}
+    few = repeated(example, _ROWS)
     arrays = _own(pairs, few)
     run = OwnRun(model.path, model.inputs, model.answer)
     batch = _batching(model, run, arrays)
@@ -145,7 +148,7 @@ def file_stage(model: OnnxModel, example: Mapping[str, Array]) -> FileStage:
     ]
     logger.log(logging.WARNING if batch.each_row else logging.INFO, "%s: %s", model.path, ". ".join(notes))
     macs = graph_macs(model.proto, {name: array[:1].astype(dtypes[name]) for name, array in arrays.items()})
-    return FileStage(model, run, pairs, kind, numbers.shape[1], batch, macs, tuple(notes))
+    return FileStage(model, run, pairs, kind, numbers.shape[1], batch, macs)
 
 
 def _kind(model: OnnxModel, numbers: NDArray[np.float32]) -> tuple[Kind, str]:
@@ -163,7 +166,7 @@ def _kind(model: OnnxModel, numbers: NDArray[np.float32]) -> tuple[Kind, str]:
 
 def _batching(model: OnnxModel, run: OwnRun, arrays: Mapping[str, Array]) -> Batching:
     """How a file takes rows, by trying it."""
-    int8_limit = _CLOSE_INT8 if model.rounds else None
+    int8_limit = ROUNDED if model.rounds else None
     fixed = fixed_rows(model.proto)
     if fixed is None:
         alone, whole = run.numbers(arrays, 1), run.numbers(arrays)

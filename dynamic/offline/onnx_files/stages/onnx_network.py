@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from dynamic.offline.onnx_files.onnx_file import OnnxModel
 from dynamic.offline.onnx_files.stages.file_stage import FileStage, file_stage
-from dynamic.policies.errors import EngineError
 
 
 class OnnxNetwork(nn.Module):
@@ -51,7 +50,7 @@ class OnnxNetwork(nn.Module):
             inputs: A batch of the cascade's inputs by name.
 
         Returns:
-            The stage, the same for all batches of these names, shapes and dtypes.
+            The stage, the same for all batches of these names, dtypes and numbers of dimensions.
 
         Raises:
             InputError: The file does not take them, or gives no answers.
@@ -95,10 +94,6 @@ def sessions_freed(networks: Iterable[nn.Module]) -> Iterator[None]:
                 network.close()
 
 
-def check_not_torch(networks: Sequence[nn.Module], names: Sequence[str], engine: str) -> None:
-    """Raises EngineError where engine "torch" should run an ONNX file."""
-    files = [name for network, name in zip(networks, names, strict=True) if isinstance(network, OnnxNetwork)]
-    if engine == "torch" and files:
-        raise EngineError(
-            f"engine='torch' runs modules, and {files[0]!r} is an ONNX file: use engine='onnxruntime' or 'openvino'"
-        )
+def names_of_files(networks: Sequence[nn.Module], names: Sequence[str]) -> list[str]:
+    """The names of those networks that are ONNX files."""
+    return [name for network, name in zip(networks, names, strict=True) if isinstance(network, OnnxNetwork)]

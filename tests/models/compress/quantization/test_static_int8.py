@@ -546,7 +546,8 @@ def test_a_build_allows_int8_what_rounding_needs_and_float_no_more() -> None:
 def test_a_result_of_compression_is_no_network_and_the_error_says_what_to_give() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     made = quantize(network, torch.zeros(2, 12), calibration_loader=[torch.randn(8, 12)], latency=False)
-    with pytest.raises(InputError, match=r"network 0 of the cascade is a Compressed, .*Give its"):
+    message = r"network 0 of the cascade is a Compressed, neither an nn\.Module nor the path of an ONNX file\. Give its"
+    with pytest.raises(InputError, match=message):
         dynamic.Cascade([made, network])  # type: ignore[list-item]
 
 

@@ -137,7 +137,7 @@ class Tagged(nn.Module):
 def test_shares_by_hand_and_linear_layers_where_they_stand() -> None:
     network = Tagged(256).eval()
     x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    # patch: 4 places, 8 channels, 48 weights; inner: 4 tokens, 8 x 256; head: 256 x 2
+    # patch has 4 places, 8 channels and 48 weights, inner 4 tokens and 8 x 256, head 256 x 2
     patch, inner, head = 4 * 8 * 48, 4 * 8 * 256, 512
     total = patch + inner + head
     shares = share_macs(network, (x,), {})

@@ -36,6 +36,16 @@ def certifying(records: Records) -> Records:
     return part if len(part) else records
 
 
+def accuracy_word(labelled: bool) -> str:
+    """What accuracies are, with labels or without."""
+    return "accuracy" if labelled else "agreement with the reference"
+
+
+def ladder_word(ladder: Ladder) -> str:
+    """What the accuracies of a ladder's points are, and of its stages alone."""
+    return accuracy_word(all(point.drop is not None for point in ladder.points))
+
+
 def combiner_of(ladder: Ladder) -> Combiner:
     """How the logits of its stages become answers."""
     return Combiner(ladder.temperature, ladder.score, combine=ladder.combine, backbone=ladder.backbone)
@@ -46,7 +56,7 @@ def accuracy_of(right: NDArray[np.bool_], group: NDArray[Any] | None) -> Interva
     return Interval(*accuracy_interval(Sample(len(right), group), right))
 
 
-def networks_alone(frontier: Frontier, records: Records) -> list[Alone]:
+def stages_alone(frontier: Frontier, records: Records) -> list[Alone]:
     """Every stage alone, in the order of the cascade. Without labels, accuracy is agreement with the last stage.
 
     Args:
