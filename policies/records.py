@@ -139,7 +139,7 @@ class Records:
         """Whether every input has a label."""
         return self.label is not None and not bool(np.any(self.label == UNKNOWN))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the records as `.npz`, without pickle. The file appears whole or not at all.
 
         Args:
@@ -149,9 +149,8 @@ class Records:
             OSError: when the file cannot be written.
 
         Example:
-            >>> from pathlib import Path
-            >>> records.save(Path("records.npz"))
-            >>> len(dynamic.Records.load(Path("records.npz"))) == len(records)
+            >>> records.save("records.npz")
+            >>> len(dynamic.Records.load("records.npz")) == len(records)
             True
         """
         arrays: dict[str, Any] = {
@@ -173,10 +172,10 @@ class Records:
             arrays["batch"] = np.array(self.batch)
         if self.made_on is not None:
             arrays["made_on"] = np.array(self.made_on)
-        write_arrays(path, arrays)
+        write_arrays(Path(path), arrays)
 
     @classmethod
-    def load(cls, path: Path) -> "Records":
+    def load(cls, path: str | Path) -> "Records":
         """Read the records that `save` wrote.
 
         Args:
@@ -189,12 +188,11 @@ class Records:
             CorruptError: when something is missing or damaged.
 
         Example:
-            >>> from pathlib import Path
-            >>> records.save(Path("again.npz"))
-            >>> dynamic.Records.load(Path("again.npz")).stage_names == records.stage_names
+            >>> records.save("again.npz")
+            >>> dynamic.Records.load("again.npz").stage_names == records.stage_names
             True
         """
-        arrays = read_arrays(path, "records", "calibrate again")
+        arrays = read_arrays(Path(path), "records", "calibrate again")
         try:
             if unknown := sorted(set(arrays) - set(cls.__dataclass_fields__)):
                 raise ValueError(f"it holds {unknown[0]!r:.80}, which is no part of records")

@@ -369,7 +369,7 @@ class Recorded:
         return np.asarray(self.times_s, np.float64)
 
     @classmethod
-    def load(cls, path: Path, until_s: float | None = None) -> "Recorded":
+    def load(cls, path: str | Path, until_s: float | None = None) -> "Recorded":
         """Read arrival times from a file. The first time is taken as it stands.
 
         Args:
@@ -384,11 +384,11 @@ class Recorded:
             OSError: The file cannot be opened.
 
         Example:
-            >>> from pathlib import Path
             >>> np.savetxt("times.txt", [0.0, 0.4, 2.5])
-            >>> len(dynamic.simulate.Recorded.load(Path("times.txt")).times_s)
+            >>> len(dynamic.simulate.Recorded.load("times.txt").times_s)
             3
         """
+        path = Path(path)
         try:
             times_s = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, ndmin=1)
         except (ValueError, EOFError) as error:

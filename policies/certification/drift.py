@@ -28,6 +28,9 @@ from dynamic.policies.validation.numbers import plain
 BINS = 64
 STRENGTHS = (0.1, -0.1, 0.3, -0.3, 0.7, -0.7)  # for weak and strong shifts, either way
 WAVES = 2
+# (share of calibration inputs that score lowest, share of inputs that are strangers to them and score as low): for a few
+# inputs of another kind among many of the usual one
+TAILS = ((0.05, 0.1), (0.05, 0.3), (0.15, 0.1))
 
 
 def score_bins(records: Records, combiner: Combiner) -> tuple[ScoreBins, ...]:
@@ -130,14 +133,16 @@ class Bag:
 class Bets:
     """Bets that p-values are not uniform. While they are, the wealth is a martingale that starts at 1.
 
-    The bets are a mixture over densities `1 + e cos(j pi p)` and over the time at which betting starts. After t
-    p-values the share 1 / log2(t + 2) is not staked yet. So some wealth is fresh whenever a change occurs, and the
-    delay of the alarm grows as the logarithm of the time before the change.
+    The bets are a mixture over densities and over the time at which betting starts. One half of the money is on
+    densities `1 + e cos(j pi p)`, for inputs that all shift a little. The other half is on `1 - e + e [p > 1 - w] / w`,
+    for a share `e` of inputs that all lie among the `w` of lowest scores. After t p-values the share 1 / log2(t + 2) is
+    not staked yet. So some wealth is fresh whenever a change occurs, and the delay of the alarm grows as the logarithm
+    of the time before the change.
     """
 
     def __init__(self) -> None:
         self.wealth = 1.0
-        self._stakes = [0.0] * (WAVES * len(STRENGTHS))
+        self._stakes = [0.0] * (WAVES * len(STRENGTHS) + len(TAILS))
         self._idle = 1.0
         self._count = 0
 
@@ -149,8 +154,10 @@ class Bets:
         one = math.cos(math.pi * p)
         two = 2.0 * one * one - 1.0  # of twice the angle
         densities = [1.0 + e * wave for wave in (one, two) for e in STRENGTHS]
+        densities += [1.0 - e + (e / w if p > 1.0 - w else 0.0) for w, e in TAILS]
         self._stakes = [(stake + fresh) * density for stake, density in zip(self._stakes, densities, strict=True)]
-        self.wealth = sum(self._stakes) / len(densities) + self._idle
+        shifts, strangers = self._stakes[: -len(TAILS)], self._stakes[-len(TAILS) :]
+        self.wealth = (sum(shifts) / len(shifts) + sum(strangers) / len(strangers)) / 2.0 + self._idle
         return self.wealth
 
 

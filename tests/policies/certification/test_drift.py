@@ -237,17 +237,19 @@ def test_two_bets_by_hand() -> None:
     w2 = 1 / math.log2(3) - 1 / 2
     strengths = (0.1, -0.1, 0.3, -0.3, 0.7, -0.7)
     density = [[1 + e * math.cos(j * math.pi * x) for j in (1, 2) for e in strengths] for x in (p, q)]
-    first = [w1 * b for b in density[0]]
-    assert bets.bet(p) == pytest.approx(sum(first) / len(first) + 1 / math.log2(3))
-    second = [(s + w2) * b for s, b in zip(first, density[1], strict=True)]
-    assert bets.bet(q) == pytest.approx(sum(second) / len(second) + 1 / 2)
+    tails = [0.9, 0.7, 0.9], [0.9 + 0.1 / 0.05, 0.7 + 0.3 / 0.05, 0.9 + 0.1 / 0.15]  # q is among the lowest, p is not
+    share = [1 / 2 / 12] * 12 + [1 / 2 / 3] * 3
+    first = [w1 * m * b for m, b in zip(share, density[0] + tails[0], strict=True)]
+    assert bets.bet(p) == pytest.approx(sum(first) + 1 / math.log2(3))
+    second = [(s + w2 * m) * b for s, m, b in zip(first, share, density[1] + tails[1], strict=True)]
+    assert bets.bet(q) == pytest.approx(sum(second) + 1 / 2)
 
 
 def test_no_bet_gains_on_average() -> None:
-    """Whatever came before, the mean over all p is the money there was; 8 midpoints integrate these cosines exactly."""
+    """Whatever came before, the mean over all p is the money there was. 40 midpoints integrate every density exactly."""
     past = [0.9, 0.97, 0.5, 0.99] * 5
     after = []
-    for p in (np.arange(8) + 0.5) / 8:
+    for p in (np.arange(40) + 0.5) / 40:
         bets = Bets()
         before = [bets.bet(q) for q in past][-1]
         after.append(bets.bet(float(p)))
@@ -258,7 +260,7 @@ def test_no_bet_gains_on_average() -> None:
 @pytest.mark.parametrize("p", [0.0, 1.0, 0.5])
 def test_money_stays_positive_and_finite(p: float) -> None:
     bets = Bets()
-    for _ in range(500):
+    for _ in range(150):
         assert 0 < bets.bet(p) < INF
 
 
@@ -330,6 +332,16 @@ def test_a_shift_is_noticed(threshold: float) -> None:
     assert not stream(test, random_.beta(4, 1, 1000).tolist(), threshold)
     assert stream(test, random_.beta(2, 1, 400).tolist(), threshold)
     assert 1000 < test.inputs <= 1400
+
+
+def test_few_strangers_among_many_usual_inputs_are_noticed() -> None:
+    """One input of ten is of another kind, and scores as the least sure twentieth of the usual ones do."""
+    random_ = np.random.default_rng(7)
+    usual = np.sort(random_.beta(4, 1, 2000))
+    test = DriftTest([fine(usual.tolist())])
+    stranger = random_.random(400) < 0.1
+    scores = np.where(stranger, random_.choice(usual[:100], 400), random_.beta(4, 1, 400))
+    assert stream(test, scores.tolist())
 
 
 def test_surer_inputs_are_a_shift_too() -> None:
