@@ -28,8 +28,7 @@ from dynamic.policies.validation.numbers import plain
 BINS = 64
 STRENGTHS = (0.1, -0.1, 0.3, -0.3, 0.7, -0.7)  # for weak and strong shifts, either way
 WAVES = 2
-# (share of calibration inputs that score lowest, share of inputs that are strangers to them and score as low): for a few
-# inputs of another kind among many of the usual one
+# (share of calibration inputs that score lowest, share of strangers that score as low): a few inputs of another kind
 TAILS = ((0.05, 0.1), (0.05, 0.3), (0.15, 0.1))
 
 

@@ -15,6 +15,7 @@ from support.engine_cases import CLASSES, INF, WAYS, Case, Plain, check, four_st
 from torch import Tensor, nn
 
 from dynamic.engines.engine_factory import installed, open_engine
+from dynamic.engines.openvino import Models, OpenVinoGraph
 from dynamic.errors import EngineError, InputError, SettingError
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.onnx_export.whole_graph import write_graphs
@@ -66,6 +67,27 @@ def agrees(case: Case, way: str, thresholds: Any) -> set[int]:
         at = slice(row, row + 1)
         check(opened.run(case.rows(at), limits), truth, at)
     return set(truth.stage.tolist())
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_openvino_compiles_every_branch_before_the_first_request(
+    case: Case, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO compiles a branch when an inference enters it, in the middle of a request otherwise."""
+    found: list[Any] = []
+    run = Models.run
+
+    def counted(models: Models, *arguments: Any) -> Any:
+        outputs = run(models, *arguments)
+        found.append(outputs[1].copy())
+        return outputs
+
+    monkeypatch.setattr(Models, "run", counted)
+    graph = OpenVinoGraph(case.folder, case.spec, threads=1)
+    graph.load(rows)
+    graph.load(rows)
+    assert [stage.tolist() for stage in found] == [[len(case.spec.stages) - 1] * min(rows, 2)]
+    assert graph.close()
 
 
 @pytest.mark.parametrize("score", ["max_probability", "patience"])

@@ -246,7 +246,7 @@ def test_two_bets_by_hand() -> None:
 
 
 def test_no_bet_gains_on_average() -> None:
-    """Whatever came before, the mean over all p is the money there was. 40 midpoints integrate every density exactly."""
+    """Whatever came before, the mean over all p is the money there was. 40 midpoints integrate all exactly."""
     past = [0.9, 0.97, 0.5, 0.99] * 5
     after = []
     for p in (np.arange(40) + 0.5) / 40:
