@@ -20,6 +20,7 @@ from benchmarks.wrapping.compatibility_networks import made, other_size
 from dynamic.models.compress import quantize
 from dynamic.offline.staged_network import primary_logits
 from dynamic.offline.tracing.equality_check import CLOSE
+from dynamic.policies.scores import TINY
 
 PARITY, CORRELATION = 1e-3, 0.9
 
@@ -184,8 +185,8 @@ def exited(session: Any, feeds: dict[str, Any], threshold: float, exits: int) ->
 
 
 def same(log_probabilities: Tensor, logits: Tensor) -> bool:
-    """Whether both say the same, within `PARITY` of the spread of the logits."""
-    expected = torch.log_softmax(logits, dim=1)
+    """Whether both say the same, within `PARITY` of the spread of the logits. A probability of 0 counts as `TINY`."""
+    expected = torch.log(torch.softmax(logits, dim=1) + float(TINY))
     spread = float(expected.max() - expected.min()) or 1.0
     return bool((log_probabilities - expected).abs().max() <= PARITY * max(spread, 1.0))
 

@@ -9,8 +9,8 @@ refer to the file of the first.
 import io
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from dynamic.engines.contract import CascadeSpec, InputSpec, StageSpec
-from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import Batch, named_tensors, taken_by
 from dynamic.offline.build_steps.weight_file import WeightFile
 from dynamic.offline.cascade import Cascade
@@ -27,20 +26,22 @@ from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_rows
 from dynamic.offline.onnx_export.adaptive_pooling import translations
+from dynamic.offline.onnx_export.attention_form import attention_of_any_rank
 from dynamic.offline.onnx_export.batch_norm_folding import fold_norms
 from dynamic.offline.onnx_export.node_names import check_names, keep_needed
 from dynamic.offline.onnx_export.onnxruntime_forms import separate_roundings
 from dynamic.offline.onnx_export.padded_shortcuts import convolve_shortcuts
+from dynamic.offline.onnx_export.stage_carry import Carry
 from dynamic.offline.onnx_files.stages.onnx_network import OnnxNetwork
 from dynamic.offline.onnx_files.stages.operator_versions import LEAST, TORCH, at_versions, common_versions
 from dynamic.offline.staged_network import Stage
 from dynamic.offline.tracing.multiply_adds import cost_macs
-from dynamic.offline.tracing.sizes.dynamic_shapes import BATCH, torch_shapes, trial_inputs
+from dynamic.offline.tracing.sizes.dynamic_shapes import numbers_of, trial_inputs
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.progress import track
 from dynamic.storage.atomic_write import disk_errors
 
-_OBSERVED = 2  # sizes besides the example's that show which dimensions of a carry are dynamic
+_OBSERVED = 3  # sizes besides the example's that show which dimensions of a carry are dynamic
 
 
 def describe(cascade: Cascade, example_inputs: Batch) -> CascadeSpec:
@@ -65,7 +66,7 @@ def export_stages(cascade: Cascade, folder: Path, example_inputs: Batch, progres
     owner = weight_owners(cascade)
     versions = _versions(cascade, named_tensors(cascade.networks[0], example_inputs))
 
-    def write(stage: Stage, spec: StageSpec, carry: "_Carry", names: list[str]) -> None:
+    def write(stage: Stage, spec: StageSpec, carry: Carry, names: list[str]) -> None:
         last = spec.body_graph is None
         if stage.file is not None:
             model = stage.file.stage(dict(zip(names, carry.tensors, strict=True))).graph(carry.inputs, versions)
@@ -113,7 +114,7 @@ def _versions(cascade: Cascade, inputs: Mapping[str, Tensor]) -> dict[str, int]:
 def _walk(
     cascade: Cascade,
     example_inputs: Batch,
-    visit: Callable[[Stage, StageSpec, "_Carry", list[str]], None],
+    visit: Callable[[Stage, StageSpec, Carry, list[str]], None],
     label: str = "",
     progress: bool | None = False,
 ) -> tuple[CascadeSpec, list[Tensor]]:
@@ -126,6 +127,7 @@ def _walk(
     with evaluating(cascade):
         ranges = cascade.ranges(inputs)
         others = list(trial_inputs(ranges, inputs))[:_OBSERVED]
+        numbers = [numbers_of(ranges, run) for run in (inputs, *others)]
         for network in cascade.networks:
             check_float32(network)
             with taken_by(network, inputs):
@@ -165,57 +167,13 @@ def _walk(
                 macs=cost_macs(stage.body, carry) if stage.file is None else stage.file.stage(inputs).macs,
                 head_macs=cost_macs(stage.head, (after[0],)),
             )
-            visit(stage, spec, _Carry(carry, carries, ranges if first else {}, described), names)
+            visit(stage, spec, Carry(carry, carries, ranges, numbers, first, described), names)
             specs.append(spec)
             stage_logits.append(logits)
             carry = after
             with torch.no_grad():
                 carries = [tuple(stage.body(*other)) for other in carries]
     return CascadeSpec(described, tuple(specs), int(stage_logits[0].shape[1])), stage_logits
-
-
-class _Carry:
-    """What a stage starts from: to be exported, and which of its dimensions are dynamic.
-
-    `own`: at the size of the example. `others`: at other sizes. `ranges`: of the inputs, for a stage that starts from
-    them. `inputs`: of the cascade.
-    """
-
-    def __init__(
-        self,
-        own: tuple[Tensor, ...],
-        others: Sequence[tuple[Tensor, ...]],
-        ranges: Mapping[str, Ranges],
-        inputs: tuple[InputSpec, ...],
-    ) -> None:
-        self._ranges, self.inputs = ranges, inputs
-        self.free = [
-            {d for d in range(1, tensor.ndim) for other in others if other[i].shape[d] != tensor.shape[d]}
-            for i, tensor in enumerate(own)
-        ]
-        # torch.export takes a size of 1 for a constant
-        candidates = (own, *others)
-        self.tensors = max(candidates, key=lambda tensors: min(self._sizes(tensors), default=2) >= 2)
-
-    def _sizes(self, tensors: tuple[Tensor, ...]) -> list[int]:
-        return [t.shape[d] for t, free in zip(tensors, self.free, strict=True) for d in free]
-
-    @property
-    def shapes(self) -> tuple[dict[int, Any], ...]:
-        """What is dynamic, in the words of torch.export."""
-        batch = torch.export.Dim(BATCH)
-        if self._ranges:
-            return tuple(torch_shapes(self._ranges, batch))
-        return tuple({0: batch, **dict.fromkeys(sorted(free), torch.export.Dim.AUTO)} for free in self.free)
-
-    def fixed(self, model: onnx.ModelProto) -> str | None:
-        """The first input of a graph that has a number for a dynamic dimension, and which dimension, in words."""
-        for value, free in zip(model.graph.input, self.free, strict=True):
-            for d in sorted(free):
-                size = value.type.tensor_type.shape.dim[d].dim_value
-                if size:
-                    return f"{size} in dimension {d} of input {value.name!r}"
-        return None
 
 
 class _LogitsOnly(nn.Module):
@@ -227,27 +185,40 @@ class _LogitsOnly(nn.Module):
         return self.stage(*carry)[0]  # type: ignore[no-any-return]
 
 
-def _to_onnx(module: nn.Module, carry: _Carry, names: list[str], spec: StageSpec) -> onnx.ModelProto:
+def _to_onnx(module: nn.Module, carry: Carry, names: list[str], spec: StageSpec) -> onnx.ModelProto:
     outputs = ["logits", *(f"next_{i}" for i in range(spec.carry))]
+    table = translations(any_size=any(carry.free))
+
+    def export(shapes: tuple[dict[int, Any], ...], table: dict[Callable[..., Any], Callable[..., Any]]) -> Any:
+        return torch.onnx.export(
+            module.eval(),
+            carry.tensors,
+            dynamo=True,
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes=(shapes,),  # forward(*carry)
+            custom_translation_table=table,
+            verbose=False,
+        )
+
     quiet = logging.getLogger("torch.onnx")
     level, quiet.level = quiet.level, logging.ERROR
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user can act on
-            program = torch.onnx.export(
-                module.eval(),
-                carry.tensors,
-                dynamo=True,
-                input_names=names,
-                output_names=outputs,
-                dynamic_shapes=(carry.shapes,),  # forward(*carry)
-                custom_translation_table=translations(any_size=any(carry.free)),
-                verbose=False,
-            )
+            *attempts, last = carry.shapes
+            program = None
+            for shapes in attempts:
+                with suppress(Exception):  # whatever it is, the last attempt has its say
+                    program = export(shapes, table)
+            try:
+                program = program or export(last, table)
+            except Exception as error:
+                if "4D" not in str(_cause(error)):
+                    raise
+                program = export(last, table | attention_of_any_rank())
     except Exception as error:  # the exporter wraps whatever went wrong in classes of its own
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # the innermost names the operator
-            cause = cause.__cause__
+        cause = _cause(error)
         reason = str(cause).strip().splitlines()
         raise EngineError(
             f"torch cannot export stage {spec.name!r} to ONNX: {reason[0] if reason else type(cause).__name__}. "
@@ -269,6 +240,13 @@ def _to_onnx(module: nn.Module, carry: _Carry, names: list[str], spec: StageSpec
             "as a Python number, as int(x.shape[1]) and len(x[0]) do. Use x.shape[1], or leave the dimension fixed"
         )
     return model
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The innermost cause of an error, which names the operator."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _without_logits(model: onnx.ModelProto) -> onnx.ModelProto:

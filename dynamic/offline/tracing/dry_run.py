@@ -28,6 +28,7 @@ class Observed:
 
     `two`, `three`: with that many rows. `other`: two rows at another image size or length (None where the network
     takes one size only). `macs`: multiply-adds of each node for one row. `more`: two rows at further sizes.
+    `is_declared`: whether the other sizes are some of those that `dynamic_shapes` allows, in its steps.
     """
 
     two: Mapping[fx.Node, Any]
@@ -35,6 +36,7 @@ class Observed:
     other: Mapping[fx.Node, Any] | None
     macs: Mapping[fx.Node, float]
     more: Sequence[Mapping[fx.Node, Any]] = ()
+    is_declared: bool = False
 
     def runs(self, node: fx.Node) -> tuple[Any, ...]:
         """The node's value in every run."""
@@ -78,7 +80,7 @@ def observe(
         second.run(*three)
     declared = [_at_declared_size(root, graph, other) for other in others]
     if declared:
-        return Observed(first.values, second.values, declared[0], first.macs, declared[1:])
+        return Observed(first.values, second.values, declared[0], first.macs, declared[1:], True)
     return Observed(first.values, second.values, _at_another_size(root, graph, two), first.macs)
 
 

@@ -183,16 +183,30 @@ class Cutter:
         return self._equal_dim(graph, list(values), entries)
 
     def _equal_dim(self, graph: fx.Graph, values: list[Any], entries: Sequence[tuple[fx.Node, fx.Node]]) -> Any:
+        """A size from one of what is carried: equal in every dry run, or a whole multiple or part of it.
+
+        Parts count only at sizes that were declared. They come in the steps that the network needs, such as 32, so that
+        halves have no rest. Of any size a half may be rounded up or down.
+        """
         if all(v == values[0] for v in values):
             return values[0]
-        for carried, inside in entries:
-            shapes = self.observed.runs(carried)
-            if not isinstance(shapes[0], Shape):
-                continue
-            for d in range(len(shapes[0].size)):
-                if [s.size[d] for s in shapes] == values:
-                    return graph.call_method("size", (inside, d))
-        raise ExitError(f"a size that was {values} in dry runs cannot be computed from what crosses the exit")
+        candidates = [
+            (inside, d, [shape.size[d] for shape in shapes])
+            for carried, inside in entries
+            if isinstance((shapes := self.observed.runs(carried))[0], Shape)
+            for d in range(len(shapes[0].size))
+        ]
+        for inside, d, sizes in candidates:
+            if sizes == values:
+                return graph.call_method("size", (inside, d))
+        for inside, d, sizes in candidates if self.observed.is_declared else ():
+            for scale, larger, smaller in ((operator.floordiv, sizes, values), (operator.mul, values, sizes)):
+                factor = larger[0] // smaller[0] if smaller[0] else 0
+                if factor > 1 and all(a == factor * b for a, b in zip(larger, smaller, strict=True)):
+                    return graph.call_function(scale, (graph.call_method("size", (inside, d)), factor))
+        raise ExitError(
+            f"a size that was {values} in dry runs cannot be computed from what crosses the exit. Choose another place"
+        )
 
     @cached_property
     def _last_use(self) -> dict[Value, int]:

@@ -134,8 +134,36 @@ def numbers_of(ranges: Mapping[str, Ranges], inputs: Mapping[str, Tensor]) -> di
     }
 
 
+def range_of(
+    sizes: Sequence[int], numbers: Sequence[Mapping[str, int]], spans: Mapping[str, DimRange]
+) -> DimRange | None:
+    """The sizes of a dimension inside the network, `factor * n + offset` of one name n of a dynamic dimension.
+
+    Args:
+        sizes: The size in each of several runs.
+        numbers: n by name in each of them.
+        spans: A range by name, whose limits of n hold inside too.
+
+    Returns:
+        The range. None: fewer than three sizes, or no name explains them.
+    """
+    for name, span in spans.items():
+        points = sorted({(own[name], size) for own, size in zip(numbers, sizes, strict=True)})
+        if len(points) < 3 or len({n for n, _ in points}) < len(points):
+            continue
+        (first, low), (second, high) = points[:2]
+        factor, rest = divmod(high - low, second - first)
+        offset = low - factor * first
+        if factor > 0 and not rest and all(size == factor * n + offset for n, size in points):
+            return DimRange(name, span.min, span.max, factor, offset)
+    return None
+
+
 def trial_inputs(ranges: Mapping[str, Ranges], example: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The example at other sizes: the least, the largest, four times its own, and such that all dimensions differ."""
+    """The example at other sizes: the least, the largest, four times its own, and such that all dimensions differ.
+
+    Where the limits are too narrow for that, sizes around their middle differ.
+    """
     own = numbers_of(ranges, example)
     spans = {span.name: span for listed in ranges.values() for span in listed if span is not None}
     if not spans:
@@ -156,6 +184,12 @@ def trial_inputs(ranges: Mapping[str, Ranges], example: Mapping[str, Tensor]) ->
             for name in names
         },
     ]
+    if any(span.max is not None and span.max < 2 * own[name] + len(names) for name, span in spans.items()):
+        middle = {
+            name: (span.min + (2 * own[name] if span.max is None else span.max)) // 2 for name, span in spans.items()
+        }
+        trials.insert(1, {name: capped(name, middle[name] + i) for i, name in enumerate(names)})
+        trials.insert(2, {name: capped(name, middle[name] + 1 - i) for i, name in enumerate(names)})
     tried = [own]
     for trial in trials:
         if trial not in tried:
