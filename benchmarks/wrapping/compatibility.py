@@ -10,8 +10,9 @@ image and audio, small random configurations). All have random weights. For each
 - exact: the last logits are those of the network, bit for bit. Where only torch.export captures it, within 1e-5
 - heads: every parameter of every head gets a gradient that is finite
 - name: `wrap(network, x, exits=[the name of the first of these])`
-- size: with `dynamic_shapes=`, the graph runs at another length or image size and gives the network's logits. Networks
-  that refuse another size themselves count as passing, and say so
+- size: with `dynamic_shapes=`, the graph runs at another length or image size and gives the network's logits. Sides of
+  images come in steps of 32 pixels, else of 64. Networks that refuse another size themselves count as passing, and
+  say so
 - export: `dynamic.export` writes one graph, that of any size where there is one, and ONNX Runtime loads it
 - parity: its logits for another batch are torch's within 1e-3 of their spread, at full depth and at the first exit
 - int8, with `--int8` alone: `quantize` gives a network whose logits correlate with those in float32 by 0.9 or more

@@ -128,8 +128,12 @@ def made(name: str) -> tuple[nn.Module, Callable[[int], Any]]:
     return network, lambda rows: torch.randn(rows, 64, 32)
 
 
-def other_size(name: str, x: Any) -> tuple[Any, Any]:
-    """A batch of another length or image size, and the shapes that allow it, as `torch.export` takes them."""
+def other_size(x: Any, multiple: int = 1) -> tuple[Any, Any]:
+    """A batch of another length or image size, and the shapes that allow it, as `torch.export` takes them.
+
+    Sides of images come in steps of 32 pixels, or `multiple` times that where it divides their size: some networks pad
+    where 64 do not divide a side.
+    """
     import torch
     from torch.export import Dim
 
@@ -142,7 +146,7 @@ def other_size(name: str, x: Any) -> tuple[Any, Any]:
     if x.ndim == 3:  # spectrograms
         return torch.cat([x, x], dim=1), ({1: Dim("frames", min=x.shape[1], max=4 * x.shape[1])},)
     size = x.shape[-1]
-    step = math.gcd(size, 32)
+    step = math.gcd(size, 32 * multiple)
     least, most = size // step, size // step + 2
     sides = {2: step * Dim("height", min=least, max=most), 3: step * Dim("width", min=least, max=most)}
     return torch.randn(len(x), x.shape[1], size + step, size + 2 * step), (sides,)

@@ -17,7 +17,8 @@ PASSES = """| check | what passes |
 | exact | The last logits are those of the network, bit for bit. After torch.export within 1e-5 |
 | heads | Every parameter of every head gets a finite gradient |
 | name | `wrap(network, x, exits=[name of a module])` |
-| size | The graph of `dynamic_shapes=` on ONNX Runtime gives the network's logits at another length or image size. \
+| size | The graph of `dynamic_shapes=` on ONNX Runtime gives the network's logits at another length or image size, \
+sides in steps of 32 pixels, else of 64. \
 A network that refuses another size itself passes, and is counted as one of one size |
 | export | `dynamic.export` writes one graph, that of any size where there is one. ONNX Runtime loads it |
 | parity | Its logits for another batch are torch's within 1e-3 of their spread, at the first exit and at full depth |

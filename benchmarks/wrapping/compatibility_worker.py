@@ -93,7 +93,7 @@ def named_place(network: nn.Module, names: list[str]) -> str:
 
 def of_any_size(name: str, network: nn.Module, x: Any, place: str, graph: "Graph") -> Iterator[dict[str, Any]]:
     """Whether `place` is an exit by its name, and whether `graph`, of any size, gives the logits at another."""
-    other, shapes = other_size(name, x)
+    other, shapes = other_size(x)
     own: Tensor | None = None
     try:
         with torch.no_grad():
@@ -110,6 +110,12 @@ def of_any_size(name: str, network: nn.Module, x: Any, place: str, graph: "Graph
         yield attempt("name", is_named)
         return
     named = attempt("name", lambda: is_named(dynamic_shapes=shapes))
+    if not nets and isinstance(x, Tensor) and x.ndim == 4:  # in larger steps, perhaps
+        other, shapes = other_size(x, multiple=2)
+        with torch.no_grad():
+            own = primary_logits(called(network, other))
+        larger = attempt("name", lambda: is_named(dynamic_shapes=shapes))
+        named = larger if nets else named
     if not nets:
         yield {"size": named["name"]}
         yield attempt("name", is_named)
