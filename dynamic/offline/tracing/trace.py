@@ -115,6 +115,8 @@ def capture_export(
             env[node].meta = dict(node.meta)
         elif node.op == "output":
             continue
+        elif node.op == "call_function" and node.target is torch.ops.aten.copy.default:
+            env[node] = _copied(graph, *(env[argument] for argument in node.all_input_nodes), meta=node.meta)
         elif node.op == "call_function" and "_assert" not in str(node.target):
             env[node] = graph.node_copy(node, lambda n: env[n])
             _follow_inputs(graph, env[node], home)
@@ -191,6 +193,14 @@ def _exported(
             problem = problem or error
     assert problem is not None
     raise TraceError(_where(problem, backbone, "")) from problem
+
+
+def _copied(graph: fx.Graph, target: fx.Node, source: fx.Node, meta: Mapping[str, Any]) -> fx.Node:
+    """What `target` is after `target.copy_(source)`, in operators that have gradients. `aten.copy` has none."""
+    wide = graph.call_function(torch.ops.aten.expand_as.default, (source, target))
+    copied = graph.call_function(torch.ops.aten.type_as.default, (wide, target))
+    wide.meta, copied.meta = dict(meta), dict(meta)
+    return copied
 
 
 def _mutates(node: fx.Node) -> bool:

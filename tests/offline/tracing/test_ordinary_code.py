@@ -387,3 +387,40 @@ def test_random_numbers_in_evaluation_mode_are_named() -> None:
     with pytest.raises(InputError, match="draws random numbers there"):
         dynamic.build(network, [(PICTURES, LABELS)])
     assert dynamic.fit(network, [(PICTURES, LABELS)], mode="joint", epochs=1).epochs == 1
+
+
+class Assigned(nn.Module):
+    """Features are written into a part of others, as in MViT. torch.fx does not follow the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.classes = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.one(x)
+        if features.shape[1] > 2:
+            features[:, 1:] = features[:, 1:] * 2
+            features[:, 0] = self.two(x[:, 0])
+        return self.classes(torch.relu(features).mean(1))  # type: ignore[no-any-return]
+
+
+def test_heads_learn_behind_features_that_are_assigned() -> None:
+    """Raised "derivative for aten::copy is not implemented"."""
+    network, x = Assigned().eval(), torch.randn(5, 6, 4)
+    with torch.no_grad():
+        expected = network(x)
+    net = dynamic.wrap(network, x, exits=1).eval()
+    assert net.tracer == "export"
+    early, last = net(x)
+    torch.testing.assert_close(last, expected, rtol=0, atol=1e-6)
+    (early.square().sum() + last.square().sum()).backward()
+    own = {name: parameter.grad for name, parameter in net.named_parameters()}
+    assert all(grad is not None and grad.any() for grad in own.values()), own
+    found = net.backbone.two.weight.grad.clone()
+    net.zero_grad()
+    early, _ = net(x)
+    early.square().sum().backward()
+    through_exit = net.backbone.two.weight.grad.clone()
+    network.zero_grad()
+    network(x).square().sum().backward()
+    torch.testing.assert_close(found, through_exit + network.two.weight.grad)
