@@ -116,7 +116,8 @@ def capture_export(
         elif node.op == "output":
             continue
         elif node.op == "call_function" and node.target is torch.ops.aten.copy.default:
-            env[node] = _copied(graph, *(env[argument] for argument in node.all_input_nodes), meta=node.meta)
+            target, source = (env[argument] for argument in node.args[:2] if isinstance(argument, fx.Node))
+            env[node] = _copied(graph, target, source, node.meta)
         elif node.op == "call_function" and "_assert" not in str(node.target):
             env[node] = graph.node_copy(node, lambda n: env[n])
             _follow_inputs(graph, env[node], home)
