@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.inputs.dimensions import DimRange, Ranges, dynamic_places, request_size
+from dynamic.engines.inputs.padding import Padding
 
 GRAPH, SINGLE_GRAPH = "graph.onnx", "graph_single.onnx"  # of a bundle: the whole cascade, for batches and for one row
 OUTPUTS = ("logits", "stage", "score")  # of those graphs
@@ -104,6 +105,11 @@ class CascadeSpec:
     def dynamic_places(self) -> tuple[tuple[str, int], ...]:
         """(input, dimension with the batch counted) of each name of a dynamic dimension. Empty: all are fixed."""
         return dynamic_places({i.name: i.ranges for i in self.inputs})
+
+    @cached_property
+    def padding(self) -> Padding | None:
+        """The inputs that texts are padded in. None: there are none, or their length is fixed."""
+        return Padding.of({i.name: i.ranges for i in self.inputs})
 
     @property
     def example_size(self) -> int | None:

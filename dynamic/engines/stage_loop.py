@@ -81,9 +81,7 @@ class StageEngine:
                     break
             if backbone[stage] != current:  # another backbone starts from the input again
                 current = backbone[stage]
-                carry = executor.start(
-                    inputs if len(alive) == rows else {name: array[alive] for name, array in inputs.items()}
-                )
+                carry = executor.start(inputs if len(alive) == rows else self._rest(inputs, alive))
             logits, carry = executor.step(stage, carry, todo.on[stage])
             if not todo.on[stage]:
                 continue
@@ -106,6 +104,11 @@ class StageEngine:
                 if stage < last and backbone[stage + 1] == current:
                     carry = executor.keep(carry, stay)
         return Output(np.log(np.maximum(probabilities, TINY)), out_stage, out_score, complete)
+
+    def _rest(self, inputs: Mapping[str, Array], alive: NDArray[np.intp]) -> Mapping[str, Array]:
+        """The inputs of the rows that have not left, no longer than the longest text among them."""
+        rest = {name: array[alive] for name, array in inputs.items()}
+        return rest if self.spec.padding is None else self.spec.padding.cut(rest)
 
     def all_logits(self, inputs: Mapping[str, Array]) -> NDArray[np.float32]:
         """Raw logits of every stage `[B, S, C]`, without exits: for calibration."""

@@ -196,8 +196,29 @@ class Nest:
             here=here,
             carry=inputs,
             after=after,
-            rest=lambda inner, inner_inputs, inner_state: self._backbone(inner, own[-1] + 1, inner_inputs, inner_state),
+            rest=lambda inner, inner_inputs, inner_state: self._backbone(
+                inner, own[-1] + 1, self._cut(inner, inner_inputs), inner_state
+            ),
         )
+
+    def _cut(self, body: Body, inputs: list[str]) -> list[str]:
+        """The inputs without positions that are padding in every row that is left, at the end (see `Padding`)."""
+        padding, names = self.spec.padding, [i.name for i in self.spec.inputs]
+        if padding is None or self.batch == "single":
+            return inputs
+        mask = inputs[names.index(padding.mask)]
+        one = body.constant(1, np.int64)
+        used = body.add(
+            "Cast", body.add("ReduceMax", mask, body.constant([0], np.int64), keepdims=0), to=TensorProto.INT64
+        )
+        positions = body.add("Range", one, body.add("Add", body.add("Size", used), one), one)  # 1 to N
+        last = body.add("ReduceMax", body.add("Mul", used, positions), keepdims=1)  # [1]
+        length = body.add("Max", last, body.constant([padding.least], np.int64))
+        start, axis = body.constant([0], np.int64), body.constant([1], np.int64)
+        return [
+            body.add("Slice", own, start, length, axis) if name in padding.inputs else own
+            for name, own in zip(names, inputs, strict=True)
+        ]
 
     def _stage(self, body: Body, s: int, carry: list[str], state: _State) -> _Ending:
         """Stage `s` and those of the same backbone behind it (for the last backbone: to the end)."""
