@@ -126,7 +126,7 @@ ROOMS = {
         "stratified_halves",
         "windows",
     ],
-    "dynamic.serve": ["ServeOptions", "Server"],
+    "dynamic.serve": ["ServeOptions", "Server", "application"],
 }
 
 

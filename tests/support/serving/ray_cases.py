@@ -1,0 +1,96 @@
+"""A local Ray of two CPUs for the tests of a module, which leaves no process behind, and a bundle that is quick."""
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import nn
+
+import dynamic
+
+ray = pytest.importorskip("ray", reason='needs Ray: pip install "dynamic-inference[ray]"')
+
+LIMIT_S = 120
+CLASSES = tuple("abcd")
+ROWS = np.random.default_rng(7).standard_normal((64, 12)).astype(np.float32)
+# of Ray's own threads and sockets in this process
+QUIET = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:ray"
+)
+
+
+def small_bundle(folder: Path) -> dynamic.Bundle:
+    """A small and a larger network on blobs that the larger one separates better."""
+    torch.manual_seed(0)
+    centers = 1.2 * torch.randn(4, 12)
+    label = torch.arange(1600) % 4
+    inputs = centers[label] + torch.randn(1600, 12)
+    small = nn.Sequential(nn.Linear(12, 2), nn.Linear(2, 4))
+    large = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 4))
+    for network in (small, large):
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+        for _ in range(80):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(inputs[:600]), label[:600]).backward()
+            optimizer.step()
+    built = dynamic.build([small, large], [(inputs[600:], label[600:])], classes=CLASSES, progress=False)
+    return built.save(folder).profile(batch=(1, 8), seconds=0.02, threads=1)
+
+
+@contextmanager
+def local_ray(**options: Any) -> Iterator[None]:
+    """A cluster on this machine. At its end no process of it is left."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DISABLE_IMPORT_WARNING": "1",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_memory_monitor_refresh_ms": "0",
+            "OMP_NUM_THREADS": "1",
+        }.items():
+            patch.setenv(name, value)
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            object_store_memory=100 * 10**6,
+            **options,
+        )
+        started = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+        try:
+            yield
+        finally:
+            started += [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+            ray.shutdown()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    _, alive = psutil.wait_procs(started, timeout=LIMIT_S)
+    assert not alive, f"Ray left processes behind: {alive}"
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def until_is(read: Any, expected: Any, what: str) -> None:
+    """Wait until `read()` gives what is expected."""
+    ends = time.monotonic() + LIMIT_S
+    while (value := read()) != expected:
+        if time.monotonic() > ends:
+            pytest.fail(f"{what}: {value!r}, expected {expected!r}, not within {LIMIT_S} s")
+        time.sleep(0.05)
