@@ -4,10 +4,11 @@ import asyncio
 import hmac
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -24,11 +25,13 @@ from dynamic.serve.protocol.model_inputs import ModelInputs
 from dynamic.serve.protocol.model_outputs import ModelOutputs
 from dynamic.serve.request_errors import RequestError, request_error
 from dynamic.serve.request_log import RequestLog, RequestRecord
+from dynamic.serve.spans import span
 
 T = TypeVar("T")
 VERSION = "1"  # of the model: a server has one
 PLATFORM = "dynamic_cascade"
 EXTENSIONS = ("binary_tensor_data",)
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NO_WAIT_MS = 1.0  # a request that has waited less is answered as one that comes now: it repeats the last decision
 
 
@@ -135,12 +138,15 @@ class Service:
         """The inputs and the outputs of the model."""
         return self.inputs.metadata, self.outputs.metadata
 
-    async def infer(self, protocol: str, receive: Callable[[], Awaitable[Incoming[T]]]) -> T:
+    async def infer(
+        self, protocol: str, receive: Callable[[], Awaitable[Incoming[T]]], headers: Mapping[str, str] = NO_HEADERS
+    ) -> T:
         """Answer a request.
 
         Args:
             protocol: "http" or "grpc".
             receive: Checks who asks, and reads the request.
+            headers: Of the request, with names in lower case. `traceparent` is read.
 
         Returns:
             The response.
@@ -148,7 +154,7 @@ class Service:
         Raises:
             RequestError: There is no answer.
         """
-        with self._recorded(protocol) as (came, record):
+        with self._recorded(protocol, headers) as (came, record):
             incoming = await receive()
             outer_ms = incoming.outer_timeout_ms
             timeout_ms = self.options.timeout_ms if outer_ms is None else outer_ms
@@ -158,13 +164,16 @@ class Service:
             response: T = await self._answered(job)
             return response
 
-    async def call(self, protocol: str, x: Any, deadline_s: float | None = None) -> Result:
+    async def call(
+        self, protocol: str, x: Any, deadline_s: float | None = None, headers: Mapping[str, str] = NO_HEADERS
+    ) -> Result:
         """Answer an input that is in memory already.
 
         Args:
             protocol: The name that it has in metrics and logs.
             x: As for `Runtime.__call__`.
             deadline_s: When its answer is late, in seconds since 1970. None: never, but for the budget's deadline.
+            headers: As of a request of HTTP. `traceparent` is read.
 
         Returns:
             The answer.
@@ -172,17 +181,22 @@ class Service:
         Raises:
             RequestError: There is none.
         """
-        with self._recorded(protocol) as (came, record):
+        with self._recorded(protocol, headers) as (came, record):
             job = _Job(partial(self._result, x), came, self.options.timeout_ms, record, deadline_s)
             result: Result = await self._answered(job)
             return result
 
     @contextmanager
-    def _recorded(self, protocol: str) -> Iterator[tuple[float, RequestRecord]]:
+    def _recorded(self, protocol: str, headers: Mapping[str, str]) -> Iterator[tuple[float, RequestRecord]]:
         """When a request came, and its record, which is counted at the end. Errors become RequestError."""
         came, record = time.perf_counter(), RequestRecord(protocol)
-        try:
+        with span(f"infer {self.name}", headers, record), self._counted(came, record):
             yield came, record
+
+    @contextmanager
+    def _counted(self, came: float, record: RequestRecord) -> Iterator[None]:
+        try:
+            yield
             record.outcome = "answered"
         except asyncio.CancelledError:
             record.outcome, record.error = "expired", "the client has gone"

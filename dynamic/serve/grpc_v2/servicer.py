@@ -100,18 +100,20 @@ class GrpcServer:
         return answer
 
     async def _model_infer(self, message: bytes, context: Any, response: Any) -> Any:
+        metadata = dict(context.invocation_metadata() or ())
+
         async def receive() -> Incoming[Any]:
             self._check_token(context)
             held.add(len(message))
             remaining_s = context.time_remaining()
             remaining_ms = None if remaining_s is None else max(remaining_s, 1e-3) * 1e3
-            text = dict(context.invocation_metadata() or ()).get(_DEADLINE)
+            text = metadata.get(_DEADLINE)
             deadline_s = None if text is None else deadline_of(as_number(text), f"the metadata {_DEADLINE}")
             model = self._service.name, VERSION
             return GrpcRequest(message, self._service.check_model, model, remaining_ms, deadline_s)
 
         with self._service.bodies.share() as held:
-            return await self._service.infer("grpc", receive)
+            return await self._service.infer("grpc", receive, metadata)
 
 
 def _detail(message: str) -> str:

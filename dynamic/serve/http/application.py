@@ -69,7 +69,7 @@ class _Endpoints:
             async def receive() -> Incoming[HttpAnswer]:
                 return await self._received(request, held)
 
-            answer = await self._service.infer("http", receive)
+            answer = await self._service.infer("http", receive, request.headers)
         return Response(answer.body, headers=dict(answer.headers))
 
     async def _received(self, request: Request, held: HeldBytes) -> Incoming[HttpAnswer]:

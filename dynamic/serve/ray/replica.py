@@ -38,13 +38,14 @@ class Replica:
         self._changing = asyncio.Lock()
         self._run: Runtime | None = None
 
-    async def run(self, x: Any, *, deadline_s: float | None = None) -> Result:
+    async def run(self, x: Any, *, deadline_s: float | None = None, traceparent: str | None = None) -> Result:
         """Answer one input or a batch, as `run(x)` does.
 
         Args:
             x: As for `run(x)`.
             deadline_s: When its answer is late, in seconds since 1970 as `time.time()` gives them. From then on, the
                 last exit in time answers, and the answer is not certified. None: that of the budget.
+            traceparent: The span that this one is a child of, in the words of W3C Trace Context. None: there is none.
 
         Returns:
             A `Prediction` for one input, a `BatchResult` for a batch.
@@ -56,7 +57,8 @@ class Replica:
             DynamicError: The request failed for another reason.
         """
         try:
-            return await self._service.call("handle", x, deadline_s)
+            headers = {} if traceparent is None else {"traceparent": traceparent}
+            return await self._service.call("handle", x, deadline_s, headers)
         except RequestError as error:
             raise _ERRORS.get(error.outcome, DynamicError)(str(error)) from None
 
@@ -116,15 +118,16 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
         """The application that Ray hands requests of HTTP to. Ray asks for it before the bundle is known."""
-        return self._asgi
 
-    async def _asgi(self, scope: Message, receive: Callable[..., Awaitable[Message]], send: Any) -> None:
-        if scope["type"] == "lifespan":
-            for event in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{event}.complete"})
-            return
-        await self._http(scope, receive, send)
+        async def app(scope: Message, receive: Callable[..., Awaitable[Message]], send: Any) -> None:
+            if scope["type"] == "lifespan":
+                for event in ("startup", "shutdown"):
+                    await receive()
+                    await send({"type": f"lifespan.{event}.complete"})
+            else:
+                await self._http(scope, receive, send)
+
+        return app  # a function: uvicorn takes a method for an application of ASGI 2
 
     def close(self) -> None:
         """Answer what was accepted, and end. Ray calls it through `__del__`."""

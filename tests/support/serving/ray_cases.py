@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import dynamic
@@ -20,7 +21,16 @@ ray = pytest.importorskip("ray", reason='needs Ray: pip install "dynamic-inferen
 
 LIMIT_S = 120
 CLASSES = tuple("abcd")
-ROWS = np.random.default_rng(7).standard_normal((64, 12)).astype(np.float32)
+CENTERS = 1.2 * np.random.default_rng(7).standard_normal((4, 12)).astype(np.float32)
+
+
+def blobs(count: int, seed: int) -> NDArray[np.float32]:
+    """Inputs `[count, 12]` of the classes in turn."""
+    noise = np.random.default_rng(seed).standard_normal((count, 12)).astype(np.float32)
+    return CENTERS[np.arange(count) % 4] + noise
+
+
+ROWS = blobs(64, seed=1)
 # of Ray's own threads and sockets in this process
 QUIET = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:ray"
@@ -30,9 +40,7 @@ QUIET = pytest.mark.filterwarnings(
 def small_bundle(folder: Path) -> dynamic.Bundle:
     """A small and a larger network on blobs that the larger one separates better."""
     torch.manual_seed(0)
-    centers = 1.2 * torch.randn(4, 12)
-    label = torch.arange(1600) % 4
-    inputs = centers[label] + torch.randn(1600, 12)
+    label, inputs = torch.arange(1600) % 4, torch.from_numpy(blobs(1600, seed=2))
     small = nn.Sequential(nn.Linear(12, 2), nn.Linear(2, 4))
     large = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 4))
     for network in (small, large):
@@ -59,23 +67,24 @@ def local_ray(**options: Any) -> Iterator[None]:
             "OMP_NUM_THREADS": "1",
         }.items():
             patch.setenv(name, value)
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            object_store_memory=100 * 10**6,
-            **options,
-        )
-        started = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
         try:
+            ray.init(
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                object_store_memory=100 * 10**6,
+                **options,
+            )
             yield
         finally:
-            started += [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+            started = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
             ray.shutdown()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    _, alive = psutil.wait_procs(started, timeout=LIMIT_S)
+            _, alive = psutil.wait_procs(started, timeout=LIMIT_S)
+            for process in alive:
+                process.kill()
     assert not alive, f"Ray left processes behind: {alive}"
 
 
