@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -85,6 +86,7 @@ class Batches:
         limit_ms = self._run.budget.deadline_ms if deadline_ms is None else deadline_ms
         ends = None if limit_ms is None else came + limit_ms / 1e3
         request = _Request(x, bundle, inputs, is_single, came, ends, queue_length)
+        _ = request.kind  # here, on as many threads as there are requests
         with self._changed:
             if self._closed:
                 raise ClosedError(_CLOSED)
@@ -116,8 +118,11 @@ class Batches:
         """The requests of the next batch, once it need not wait any more. None once there will be no more."""
         with self._changed:
             while True:
-                batch = self._first()
-                left_s = self._left_s(batch) if batch else None
+                batches = self._batches()
+                left_s, _, batch = min(
+                    ((self._left_s(batch), number, batch) for number, batch in enumerate(batches)),
+                    default=(None, 0, list[_Request]()),
+                )
                 if left_s is None and self._closed:
                     return []
                 if left_s is not None and (left_s <= 0 or self._closed):
@@ -126,17 +131,16 @@ class Batches:
                     return batch
                 self._changed.wait(left_s)
 
-    def _first(self) -> list[_Request]:
-        """The oldest request, and those of its kind that fit beside it."""
-        batch: list[_Request] = []
-        rows = 0
-        kind = self._waiting[0].kind if self._waiting else ()
+    def _batches(self) -> list[list[_Request]]:
+        """The oldest requests of each kind that fit into one batch, in the order of the oldest of all."""
+        batches: dict[Any, list[_Request]] = {}
+        rows: Counter[Any] = Counter()
         for request in self._waiting:
-            if batch and (request.kind != kind or rows + request.rows > self._most_rows):
-                continue
-            batch.append(request)
-            rows += request.rows
-        return batch
+            batch = batches.setdefault(request.kind, [])
+            if not batch or rows[request.kind] + request.rows <= self._most_rows:
+                batch.append(request)
+                rows[request.kind] += request.rows
+        return list(batches.values())
 
     def _left_s(self, batch: Sequence[_Request]) -> float:
         """Seconds for which a batch may wait for more."""
@@ -152,7 +156,9 @@ class Batches:
         """What a batch takes at the point of now, where all of its rows run all stages."""
         deployment = self._run.deployment
         decision, frontier, spec = deployment.decision, deployment.frontier, deployment.bundle.spec
-        point, slowdown = (frontier.points[0], 1.0) if decision is None else (decision.point, decision.slowdown)
+        point, slowdown = frontier.points[0], 1.0
+        if decision is not None and any(decision.point is one for one in frontier.points):  # else before a swap
+            point, slowdown = decision.point, decision.slowdown
         rows, size = sum(request.rows for request in batch), spec.size_of(batch[0].inputs)
         return frontier.path_ms(point, len(spec.stages) - 1, rows=rows, size=size) * slowdown / 1e3
 

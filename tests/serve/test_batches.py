@@ -129,6 +129,17 @@ def test_a_batch_waits_no_longer_than_a_deadline_in_it_allows(bundle: dynamic.Bu
         assert patient.result().label == 0
 
 
+def test_a_deadline_does_not_wait_for_the_batch_of_another_kind(bundle: dynamic.Bundle) -> None:
+    engine = Counting()
+    with batched(bundle, engine, wait_ms=LONG_MS) as batches, ThreadPoolExecutor(1) as pool:
+        (patient,) = asked(pool, batches, np.full(12, np.nan, np.float32))
+        assert batches(ROWS[1], deadline_ms=100.0).label == 0
+        assert engine.rows == [1]
+        assert not patient.done()
+        batches.hurry()
+        assert not patient.result().certified
+
+
 def test_the_deadline_of_the_budget_holds_too(bundle: dynamic.Bundle) -> None:
     engine = Counting()
     with batched(bundle, engine, dynamic.Budget(deadline_ms=100.0), wait_ms=LONG_MS) as batches:

@@ -65,6 +65,11 @@ def local_ray(**options: Any) -> Iterator[None]:
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_memory_monitor_refresh_ms": "0",
             "OMP_NUM_THREADS": "1",
+            # a busy machine is slow to start processes, and that is no failure
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(LIMIT_S),
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": str(LIMIT_S),
+            "RAY_health_check_timeout_ms": str(1000 * LIMIT_S),
+            "RAY_worker_register_timeout_seconds": str(LIMIT_S),
         }.items():
             patch.setenv(name, value)
         try:

@@ -4,7 +4,7 @@ Source: Triton's protobuf/model_config.proto. A bundle is exported without proto
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -12,7 +12,7 @@ import onnx
 from dynamic.engines.contract import THRESHOLDS
 from dynamic.policies.errors import EngineError
 
-_TYPES = {
+_TYPES: Mapping[int, str] = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
     onnx.TensorProto.DOUBLE: "TYPE_FP64",
