@@ -49,6 +49,7 @@ NAMES = [
     "family",
     "fit",
     "load",
+    "map_dataset",
     "onnx_model",
     "plot",
     "recertify",

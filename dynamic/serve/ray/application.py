@@ -88,16 +88,16 @@ def application(
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
         max_surge_percent=100,
     )
-    return _kept(deployment, settings.version).bind(settings)
+    return _with_version(deployment, settings.version).bind(settings)
 
 
-def _kept(deployment: Any, version: str) -> serve.Deployment:
+def _with_version(deployment: Any, version: str) -> serve.Deployment:
     """The deployment with a version, so that one that differs in `user_config` alone starts no replica again.
 
     `serve.run` draws another version each time, and `serve deploy` takes it from the file, as of Ray 2.60.
     """
     try:
-        kept: serve.Deployment = deployment.options(version=version, _internal=True)
+        versioned: serve.Deployment = deployment.options(version=version, _internal=True)
     except (TypeError, ValueError):  # another Ray: new replicas start before the old ones end
         return deployment  # type: ignore[no-any-return]
-    return kept
+    return versioned
