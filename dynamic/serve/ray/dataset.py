@@ -1,8 +1,10 @@
 """A bundle over a data set of Ray Data: every row is answered once, by actors that each have a runtime."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from dynamic.data.preprocessing import Preprocess
 from dynamic.data.sound.sound_preprocess import SoundPreprocess
 from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.policies.budget import Budget
-from dynamic.policies.errors import InputError, SettingError
+from dynamic.policies.errors import DynamicWarning, InputError, SettingError
 from dynamic.policies.validation.numbers import plain
 from dynamic.runtime.result import BatchResult
 
@@ -35,6 +37,7 @@ def map_dataset(
     batch: int = 32,
     actors: int = 1,
     threads: int = 1,
+    cpus: float | None = None,
     engine: str | None = None,
 ) -> "Dataset":
     """Answer every row of a data set of Ray Data, once, in the order of the rows.
@@ -51,7 +54,9 @@ def map_dataset(
             inputs, and for a bundle with preprocessing "image", "text" or "audio".
         batch: Rows that are answered at once.
         actors: How many processes answer.
-        threads: Threads of the engine in each of them, and the CPUs that Ray reserves for it.
+        threads: Threads of the engine in each of them.
+        cpus: CPUs that Ray reserves for each of them. Where they take all CPUs of the cluster, tasks that read files
+            wait forever, and a warning says so. None: `threads`.
         engine: As for `Bundle.runtime`.
 
     Returns:
@@ -72,7 +77,11 @@ def map_dataset(
         number = plain(value)
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise SettingError(f"{name}={number!r} must be a whole number of at least 1")
+    reserved = plain(threads if cpus is None else cpus)
+    if isinstance(reserved, bool) or not isinstance(reserved, (int, float)) or not 0 <= reserved < math.inf:
+        raise SettingError(f"cpus={reserved!r} must be a number of at least 0, or None for as many as threads")
     folder = (bundle if isinstance(bundle, Bundle) else load(bundle)).folder.resolve()
+    _warn_of_full_cluster(actors, reserved)
     answered: Dataset = dataset.map_batches(
         Answers,
         fn_constructor_kwargs={
@@ -84,11 +93,24 @@ def map_dataset(
         },
         batch_size=batch,
         batch_format="numpy",
-        num_cpus=threads,
+        num_cpus=reserved,
         concurrency=actors,
         udf_modifying_row_count=False,
     )
     return answered
+
+
+def _warn_of_full_cluster(actors: int, cpus: float) -> None:
+    import ray
+
+    have = ray.cluster_resources().get("CPU", 0.0)
+    if actors * cpus > have - 1:
+        warn(
+            f"actors={actors} with {cpus:g} CPUs each take {actors * cpus:g} of the {have:g} CPUs of this cluster, and "
+            "a task that reads files needs one: it waits forever. Give fewer actors, or fewer with cpus=, such as 0.5",
+            DynamicWarning,
+            stacklevel=3,
+        )
 
 
 class Answers:

@@ -44,7 +44,7 @@ def test_every_row_is_answered_once_though_an_actor_is_killed(bundle: dynamic.Bu
     name = bundle.spec.inputs[0].name
     table = [{"row": number, name: row} for number, row in enumerate(rows)]
     dataset = data.from_items(table, override_num_blocks=40)
-    answered = dynamic.map_dataset(dataset, bundle, EXACT, batch=25, actors=2)
+    answered = dynamic.map_dataset(dataset, bundle, EXACT, batch=25, actors=2, cpus=0.5)
     parts: list[dict[str, Any]] = []
     killed = 0
     for part in answered.iter_batches(batch_size=50, batch_format="numpy", prefetch_batches=0):
@@ -88,5 +88,7 @@ def test_columns_that_do_not_fit_are_named(bundle: dynamic.Bundle) -> None:
         dynamic.map_dataset(data.from_items([{name: blobs(1, 0)[0], "answer_label": 1}]), bundle).take_all()
     with pytest.raises(dynamic.errors.SettingError, match="actors=0 must be a whole number of at least 1"):
         dynamic.map_dataset(data.from_items([{"row": 1}]), bundle, actors=0)
+    with pytest.raises(dynamic.errors.SettingError, match="cpus=-1 must be a number of at least 0"):
+        dynamic.map_dataset(data.from_items([{"row": 1}]), bundle, cpus=-1)
     with pytest.raises(dynamic.errors.BundleError):
         dynamic.map_dataset(data.from_items([{"row": 1}]), bundle.folder / "nothing")
