@@ -103,7 +103,8 @@ def map_dataset(
 def _warn_of_full_cluster(actors: int, cpus: float) -> None:
     import ray
 
-    have = ray.cluster_resources().get("CPU", 0.0)
+    cluster: Any = ray  # this function of it has no types
+    have = cluster.cluster_resources().get("CPU", 0.0)
     if actors * cpus > have - 1:
         warn(
             f"actors={actors} with {cpus:g} CPUs each take {actors * cpus:g} of the {have:g} CPUs of this cluster, and "
