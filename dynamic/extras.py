@@ -15,6 +15,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "onnxscript": ("onnxscript", "build"),
         "openvino": ("openvino", "openvino"),
         "prometheus_client": ("prometheus_client", "serve"),
+        "ray": ("ray", "ray"),
         "rich": ("rich", "cli"),
         "safetensors": ("safetensors", "build"),
         "skl2onnx": ("skl2onnx", "sklearn"),

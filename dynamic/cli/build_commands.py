@@ -217,12 +217,15 @@ def _records_with_labels(
 
 def export(
     shelf: Shelf,
-    out: Annotated[Path, typer.Argument(help="The file to write, model.onnx.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The file to write, model.onnx, or Triton's folder.", show_default=False)],
     batch: Annotated[str, typer.Option(help="'single' for one input at a time, 'dynamic' for any number.")] = "dynamic",
     point: Annotated[str | None, typer.Option(help="Only what this point uses, 'drop 0.01' for instance.")] = None,
+    format: Annotated[str, typer.Option(help="'onnx', or 'triton' for a model of Triton's server.")] = "onnx",
+    max_batch: Annotated[int | None, typer.Option(help="Rows that Triton may put together.")] = None,
 ) -> None:
     """Write the whole cascade as one ONNX file that runs without this library."""
-    print(dynamic.export(dynamic.load(shelf), out, batch=cast(Any, batch), point=point))
+    words: Any = {"batch": batch, "format": format}
+    print(dynamic.export(dynamic.load(shelf), out, point=point, max_batch=max_batch, **words))
 
 
 def register(app: typer.Typer) -> None:

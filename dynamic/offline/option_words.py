@@ -9,6 +9,7 @@ Mode = Literal["heads", "joint", "distill"]
 Optimizer = Literal["adamw", "sgd"]
 EngineChoice = Literal[EngineName, "auto"]
 RowCount = Literal["dynamic", "single"]
+ExportFormat = Literal["onnx", "triton"]
 
 
 def check_word(name: str, value: object, words: Any, error: type[DynamicError] = SettingError) -> None:

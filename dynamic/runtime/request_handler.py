@@ -8,6 +8,7 @@ plan covers go the long way, under the lock where they change something.
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from dynamic.runtime.request_plan import Conditions, DecisionContext, Observatio
 from dynamic.runtime.result import BatchResult, Prediction, Result
 
 _CONVERSION_MS = 1.0  # conversion of inputs that takes less is no wait for the policy: such requests share one snapshot
+_LEAST_MS = 1e-6  # of a deadline, which is positive
 
 
 class RequestHandler:
@@ -41,10 +43,10 @@ class RequestHandler:
     def __init__(self, controller: Controller, servers: int, clock: Callable[[], float]) -> None:
         self._controller, self._servers, self._clock = controller, servers, clock
 
-    def __call__(self, x: Any, came: float | None = None, behind: int = 0) -> Result:
+    def __call__(self, x: Any, came: float | None = None, behind: int = 0, deadline_ms: float | None = None) -> Result:
         """Answer an input that came at `came` and has waited for its turn since. None: it comes now.
 
-        `behind`: how many wait behind it in a queue that is not the runtime's.
+        `behind`: how many wait behind it in a queue that is not the runtime's. `deadline_ms`: its own, from `came`.
         """
         began = self._clock()
         controller, thread = self._controller, threading.get_ident()
@@ -62,7 +64,7 @@ class RequestHandler:
             deployment = controller.entered(thread)
             try:
                 with nullcontext() if alone else own_buffers():
-                    return self._answer(deployment, x, came, began, behind=behind)
+                    return self._answer(deployment, x, came, began, behind=behind, deadline_ms=deadline_ms)
             finally:
                 deployment.leave(thread)
         finally:
@@ -140,6 +142,7 @@ class RequestHandler:
         began: float,
         renewal: Renewal | None = None,
         behind: int = 0,
+        deadline_ms: float | None = None,
     ) -> Result:
         """The answer of a request that goes the long way, by the decision of a `renewal` where there was one."""
         controller = self._controller
@@ -160,11 +163,14 @@ class RequestHandler:
             latest, snapshot, waited_ms = renewal.context.latest, renewal.context.snapshot, 0.0
         if deployment.unchecked is not None:  # after the first reading, which is of memory without networks
             deployment.check()
+        decide = controller.decide
+        if deadline_ms is not None:
+            budget, decide = replace(budget, deadline_ms=max(deadline_ms, _LEAST_MS)), controller.decide_alone
         ends_s = None if budget.deadline_ms is None else arrival + budget.deadline_ms / 1e3
         whole = False
         while True:
             if renewal is None:
-                decision = controller.decide(deployment, budget, snapshot)
+                decision = decide(deployment, budget, snapshot)
             else:
                 decision, renewal = renewal.context.decision, None
             stagewise = deployment.stagewise(decision, ends_s is not None, snapshot, rows)

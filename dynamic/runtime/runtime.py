@@ -267,7 +267,9 @@ class Runtime:
         forget_after_fork(self)
         self._read.follow(self._controller.refresh)
 
-    def __call__(self, x: Any, *, waited_ms: float = 0.0, queue_length: int = 0) -> Result:
+    def __call__(
+        self, x: Any, *, waited_ms: float = 0.0, queue_length: int = 0, deadline_ms: float | None = None
+    ) -> Result:
         """Answer one input or a batch.
 
         Args:
@@ -276,13 +278,15 @@ class Runtime:
             waited_ms: How long the input has waited before, in the queue of a server for instance. It counts for
                 `latency_ms`, so that an input that has waited gets a faster point for itself.
             queue_length: How many inputs wait behind it in that queue.
+            deadline_ms: A hard limit for this request alone, from its arrival, as `Budget.deadline_ms` is for all.
+                Where it is over already, the first exit that is evaluated answers. None: that of the budget.
 
         Returns:
             A `Prediction` for one input, a `BatchResult` for a batch.
 
         Raises:
             InputError: A shape or type does not fit.
-            SettingError: `waited_ms` or `queue_length` is below 0.
+            SettingError: `waited_ms`, `queue_length` or `deadline_ms` is below 0.
             EngineError: Every engine fails.
             ClosedError: The runtime is closed.
 
@@ -292,12 +296,12 @@ class Runtime:
             >>> one.label in range(4), len(batch)
             (True, 8)
         """
-        if not waited_ms and not queue_length:
+        if not waited_ms and not queue_length and deadline_ms is None:
             return self._handler(x)
-        for name, value in (("waited_ms", waited_ms), ("queue_length", queue_length)):
-            if not 0 <= value < math.inf:
+        for name, value in (("waited_ms", waited_ms), ("queue_length", queue_length), ("deadline_ms", deadline_ms)):
+            if value is not None and not 0 <= value < math.inf:
                 raise SettingError(f"{name}={value!r} must be a number of at least 0")
-        return self._handler(x, self._clock() - waited_ms / 1e3, queue_length)
+        return self._handler(x, self._clock() - waited_ms / 1e3, queue_length, deadline_ms)
 
     def __repr__(self) -> str:
         decision = self.deployment.decision

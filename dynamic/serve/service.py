@@ -4,14 +4,18 @@ import asyncio
 import hmac
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 import dynamic
 from dynamic.runtime.requests.request_queue import Waiting
+from dynamic.runtime.result import Result
 from dynamic.runtime.runtime import Runtime
 from dynamic.serve.held_bytes import OpenBodies
 from dynamic.serve.metrics import Metrics
@@ -21,27 +25,43 @@ from dynamic.serve.protocol.model_inputs import ModelInputs
 from dynamic.serve.protocol.model_outputs import ModelOutputs
 from dynamic.serve.request_errors import RequestError, request_error
 from dynamic.serve.request_log import RequestLog, RequestRecord
+from dynamic.serve.spans import span
 
 T = TypeVar("T")
 VERSION = "1"  # of the model: a server has one
 PLATFORM = "dynamic_cascade"
 EXTENSIONS = ("binary_tensor_data",)
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NO_WAIT_MS = 1.0  # a request that has waited less is answered as one that comes now: it repeats the last decision
+
+
+class Answer(Protocol):
+    """What answers a request, as `Runtime.__call__` does."""
+
+    def __call__(
+        self, x: Any, *, waited_ms: float = 0.0, queue_length: int = 0, deadline_ms: float | None = None
+    ) -> Result:
+        """The answer."""
+        ...
 
 
 @dataclass
 class _Job:
-    """A request in the queue. `came` is its arrival. Its timeout is the usual one until its own is read."""
+    """A request in the queue. `came` is its arrival. Its timeout is the usual one until its own is read.
 
-    incoming: Incoming[Any]
+    `work(job, queued)` answers it on a worker. `ends_s`: when its answer is late, in seconds since 1970.
+    """
+
+    work: "Callable[[_Job, float], Any]"
     came: float
     timeout_ms: float | None
     record: RequestRecord
+    ends_s: float | None = None
 
-    def read_head(self) -> None:
+    def read_head(self, incoming: Incoming[Any]) -> None:
         """Read the identifier and the timeout. Raises RequestError where they do not fit."""
-        self.record.id = self.incoming.id
-        own_ms = self.incoming.timeout_ms
+        self.record.id = incoming.id
+        own_ms = incoming.timeout_ms
         self.timeout_ms = self.timeout_ms if own_ms is None else own_ms
 
     @property
@@ -62,20 +82,29 @@ class Service:
     Args:
         run: The runtime. The service does not close it.
         options: What is accepted.
+        answer: What answers on a worker, such as `Batches`. None: the runtime, one request at a time.
+        workers: How many requests may be with `answer` at once. None: `options.workers`.
     """
 
-    def __init__(self, run: Runtime, options: ServeOptions) -> None:
+    def __init__(
+        self, run: Runtime, options: ServeOptions, answer: Answer | None = None, workers: int | None = None
+    ) -> None:
         self.run, self.options = run, options
-        bundle = run.bundle
-        self.name = options.name or checked_name(bundle.folder.resolve().name)
-        self.inputs = ModelInputs(bundle, options.max_batch, options.max_megapixels)
-        self.outputs = ModelOutputs(bundle)
-        self.waiting: Waiting[Any] = Waiting(options.queue, options.workers, self._work)
+        self._answer: Answer = answer or run
+        self.name = options.name or checked_name(run.bundle.folder.resolve().name)
+        self.follow()
+        self.waiting: Waiting[Any] = Waiting(options.queue, workers or options.workers, self._work)
         self.bodies = OpenBodies(options.most_open_bytes)
         self.closing = False
         self.metrics = Metrics(run, self.waiting, time.perf_counter)
         self.log = RequestLog() if options.log_json else None
         self._token = None if options.token is None else options.token.encode()
+
+    def follow(self) -> None:
+        """Take the inputs and outputs of the bundle that is at work now, after a swap."""
+        bundle = self.run.bundle
+        self.inputs = ModelInputs(bundle, self.options.max_batch, self.options.max_megapixels)
+        self.outputs = ModelOutputs(bundle)
 
     @property
     def ready(self) -> bool:
@@ -109,12 +138,15 @@ class Service:
         """The inputs and the outputs of the model."""
         return self.inputs.metadata, self.outputs.metadata
 
-    async def infer(self, protocol: str, receive: Callable[[], Awaitable[Incoming[T]]]) -> T:
+    async def infer(
+        self, protocol: str, receive: Callable[[], Awaitable[Incoming[T]]], headers: Mapping[str, str] = NO_HEADERS
+    ) -> T:
         """Answer a request.
 
         Args:
             protocol: "http" or "grpc".
             receive: Checks who asks, and reads the request.
+            headers: Of the request, with names in lower case. `traceparent` is read.
 
         Returns:
             The response.
@@ -122,16 +154,50 @@ class Service:
         Raises:
             RequestError: There is no answer.
         """
-        came, record = time.perf_counter(), RequestRecord(protocol)
-        try:
+        with self._recorded(protocol, headers) as (came, record):
             incoming = await receive()
             outer_ms = incoming.outer_timeout_ms
-            job = _Job(incoming, came, self.options.timeout_ms if outer_ms is None else outer_ms, record)
+            timeout_ms = self.options.timeout_ms if outer_ms is None else outer_ms
+            job = _Job(partial(self._respond, incoming), came, timeout_ms, record, incoming.deadline_s)
             if not incoming.is_large:
-                job.read_head()
+                job.read_head(incoming)
             response: T = await self._answered(job)
-            record.outcome = "answered"
             return response
+
+    async def call(
+        self, protocol: str, x: Any, deadline_s: float | None = None, headers: Mapping[str, str] = NO_HEADERS
+    ) -> Result:
+        """Answer an input that is in memory already.
+
+        Args:
+            protocol: The name that it has in metrics and logs.
+            x: As for `Runtime.__call__`.
+            deadline_s: When its answer is late, in seconds since 1970. None: never, but for the budget's deadline.
+            headers: As of a request of HTTP. `traceparent` is read.
+
+        Returns:
+            The answer.
+
+        Raises:
+            RequestError: There is none.
+        """
+        with self._recorded(protocol, headers) as (came, record):
+            job = _Job(partial(self._result, x), came, self.options.timeout_ms, record, deadline_s)
+            result: Result = await self._answered(job)
+            return result
+
+    @contextmanager
+    def _recorded(self, protocol: str, headers: Mapping[str, str]) -> Iterator[tuple[float, RequestRecord]]:
+        """When a request came, and its record, which is counted at the end. Errors become RequestError."""
+        came, record = time.perf_counter(), RequestRecord(protocol)
+        with span(f"infer {self.name}", headers, record), self._counted(came, record):
+            yield came, record
+
+    @contextmanager
+    def _counted(self, came: float, record: RequestRecord) -> Iterator[None]:
+        try:
+            yield
+            record.outcome = "answered"
         except asyncio.CancelledError:
             record.outcome, record.error = "expired", "the client has gone"
             raise
@@ -158,27 +224,39 @@ class Service:
             submitted.cancel()  # at once: asyncio does so in its next round, and until then it would count as waiting
 
     def _work(self, job: _Job, queued: float) -> Any:
-        """The response of a request, on a worker."""
+        """The answer to a request, on a worker."""
         job.check_time()
-        if job.incoming.is_large:
-            job.read_head()
+        return job.work(job, queued)
+
+    def _respond(self, incoming: Incoming[T], job: _Job, queued: float) -> T:
+        """The response to a request of a protocol."""
+        if incoming.is_large:
+            job.read_head(incoming)
             job.check_time()
-        request = job.incoming.content()
-        self.outputs.check(request.outputs)
-        x = self.inputs.of(request)
-        record = job.record
-        record.waited_ms = (time.perf_counter() - queued) * 1e3
+        request = incoming.content()
+        inputs, outputs = self.inputs, self.outputs
+        outputs.check(request.outputs)
+        result = self._result(inputs.of(request), job, queued)
+        return incoming.response(outputs.of(result, request.outputs))
+
+    def _result(self, x: Any, job: _Job, queued: float) -> Result:
+        """The answer to an input."""
+        record, now = job.record, time.perf_counter()
+        record.waited_ms = (now - queued) * 1e3
         behind = len(self.waiting)
-        if record.waited_ms < _NO_WAIT_MS and not behind:
-            result = self.run(x)
-        else:
-            result = self.run(x, waited_ms=record.waited_ms, queue_length=behind)
+        limits: dict[str, Any] = {}
+        if record.waited_ms >= _NO_WAIT_MS or behind:
+            limits = {"waited_ms": record.waited_ms, "queue_length": behind}
+        if job.ends_s is not None:  # on the wall clock, which may be of another machine
+            left_ms = (job.ends_s - time.time()) * 1e3
+            limits |= {"waited_ms": record.waited_ms, "deadline_ms": max(record.waited_ms + left_ms, 0.0)}
+        result = self._answer(x, **limits)
         decision = result.decision
         record.stages = dict(Counter(np.atleast_1d(result.stage).tolist()))
         record.rows = sum(record.stages.values())
         record.point, record.certified = decision.point.name, result.certified
         record.violated_limits = decision.violated_limits
-        return job.incoming.response(self.outputs.of(result, request.outputs))
+        return result
 
     def drain(self, timeout_s: float) -> bool:
         """Take no more requests, and wait until those accepted are answered. Returns whether all of them are."""

@@ -53,6 +53,9 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "serve.grpc_v2.grpc_messages": ({"google", "numpy"}, RUN),
     "serve.grpc_v2.servicer": ({"grpc"}, RUN),
     "serve.metrics": ({"prometheus_client", "psutil"}, RUN),
+    "serve.spans": ({"opentelemetry"}, RUN),
+    "serve.ray.dataset": ({"numpy", "ray"}, RUN),
+    "serve.ray.application": ({"ray"}, RUN),
     "serve.protocol.file_decoding": ({"numpy", "PIL"}, RUN),
     "serve.http.listening": ({"uvicorn"}, RUN),
     "serve.server": ({"uvicorn"}, RUN),
@@ -164,7 +167,7 @@ def test_the_run_side_loads_no_server_and_the_server_no_torch() -> None:
         "import dynamic, sys; dynamic.load, dynamic.Runtime, dynamic.Monitor; {}; print(sorted({} & set(sys.modules)))"
     )
     serving = {"dynamic.serve", "uvicorn", "starlette", "prometheus_client", "grpc"}
-    for more, names in (("pass", serving), ("dynamic.serve.Server", {"torch", "grpc", "typer"})):
+    for more, names in (("pass", serving), ("dynamic.serve.Server", {"torch", "grpc", "typer", "ray"})):
         command = [sys.executable, "-c", code.format(more, names)]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 

@@ -49,6 +49,7 @@ NAMES = [
     "family",
     "fit",
     "load",
+    "map_dataset",
     "onnx_model",
     "plot",
     "recertify",
@@ -126,7 +127,7 @@ ROOMS = {
         "stratified_halves",
         "windows",
     ],
-    "dynamic.serve": ["ServeOptions", "Server"],
+    "dynamic.serve": ["ServeOptions", "Server", "application"],
 }
 
 

@@ -139,3 +139,40 @@ def test_a_point_with_one_exit_is_never_cut_before_it(bundle: dynamic.Bundle) ->
     with bundle.runtime(dynamic.Budget(deadline_ms=1e-6), policy=policy, monitor=dynamic.FixedMonitor()) as run:
         result = run(X)
     assert np.isfinite(result.log_probs).all()
+
+
+def test_a_request_has_a_deadline_of_its_own(bundle: dynamic.Bundle) -> None:
+    engine, clock = Fake(), Clock()
+    run = faked(bundle, engine, dynamic.Budget(max_drop=0.15), clock=clock)
+    assert run(X).decision.point.name == "quick"
+    before = run._controller.deployment.guard._state
+    hurried = run(X, waited_ms=38.0, deadline_ms=40.0)  # 2 ms left: the large network takes 10
+    assert hurried.decision.point.name == "small", "no deadline cuts its 1 ms"
+    assert not hurried.certified, "its drop of 0.2 is over 0.15"
+    stagewise, left_s, _ = engine.calls[-1]
+    assert stagewise
+    assert left_s == pytest.approx(0.002)
+    late = run(X, waited_ms=60.0, deadline_ms=40.0)
+    assert engine.calls[-1][1] == pytest.approx(-0.020)
+    assert not late.certified
+    assert late.decision.one_request_only
+    assert run._controller.deployment.guard._state.budget is before.budget, "nothing changes for the others"
+    assert run(X).decision.point.name == "quick"
+    assert engine.calls[-1] == (False, None, None)
+
+
+@pytest.mark.parametrize("deadline_ms", [-1.0, float("nan"), float("inf")])
+def test_a_deadline_out_of_range(bundle: dynamic.Bundle, deadline_ms: float) -> None:
+    with pytest.raises(dynamic.errors.SettingError, match=r"deadline_ms=.* must be a number of at least 0"):
+        faked(bundle)(X, deadline_ms=deadline_ms)
+
+
+def test_one_whose_deadline_is_over_gets_the_answer_of_the_first_exit(bundle: dynamic.Bundle) -> None:
+    """On the real engine. The reference has no exit: another point runs for this request alone."""
+    with bundle.runtime(dynamic.Budget(max_drop=0.0), monitor=dynamic.FixedMonitor()) as run:
+        rows = np.random.default_rng(3).standard_normal((16, 12)).astype(np.float32)
+        assert run(rows).stage.tolist() == [1] * 16
+        late = run(rows, deadline_ms=0.0)
+        assert late.stage.tolist() == [0] * 16
+        assert not late.certified
+        assert run(rows).stage.tolist() == [1] * 16

@@ -9,7 +9,7 @@ from typing import Any
 LOGGERS = ("", "dynamic")
 SIGNALS = [s for s in (signal.SIGINT, signal.SIGTERM, *(getattr(signal, n, None) for n in ("SIGUSR1", "SIGALRM"))) if s]
 # set by libraries when they are imported, and by pytest
-NOT_OURS = ("PYTEST_", "TORCH", "_TORCH", "TRITON", "KMP_", "OMP_", "MPL", "COV_")
+NOT_OURS = ("PYTEST_", "TORCH", "_TORCH", "TRITON", "RAY_", "KMP_", "OMP_", "MPL", "COV_")
 
 
 def process_state() -> dict[str, Any]:
@@ -17,7 +17,8 @@ def process_state() -> dict[str, Any]:
     state: dict[str, Any] = {
         "variables": {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)},
         "working folder": os.getcwd(),
-        "sys.path": [entry for entry in sys.path if not entry.endswith("_vendor")],  # torch.compile imports setuptools
+        # torch.compile imports setuptools, and Ray brings packages of its own
+        "sys.path": [entry for entry in sys.path if not entry.endswith(("_vendor", "thirdparty_files"))],
         "signal handlers": [signal.getsignal(number) for number in SIGNALS],
     }
     for name in LOGGERS:

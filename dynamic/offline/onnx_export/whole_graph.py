@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,13 @@ from dynamic.data.preprocessing import Preprocess
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH, CascadeSpec
 from dynamic.offline.onnx_export.nested_graph import Nest
 from dynamic.offline.onnx_export.node_names import check_names
-from dynamic.offline.option_words import RowCount, check_word
+from dynamic.offline.onnx_export.triton.repository import (
+    MODEL_FILE,
+    check_triton_options,
+    with_thresholds,
+    write_config,
+)
+from dynamic.offline.option_words import ExportFormat, RowCount, check_word
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.ladder import Ladder
 from dynamic.policies.scores import Combination
@@ -45,6 +52,8 @@ def export(
     *,
     batch: RowCount = "dynamic",
     point: str | None = None,
+    format: ExportFormat = "onnx",
+    max_batch: int | None = None,
     example_inputs: Batch | None = None,
     ladder: Ladder | None = None,
     preprocess: Any = None,
@@ -52,6 +61,10 @@ def export(
     progress: bool | None = None,
 ) -> Path:
     """Write the whole cascade as one ONNX file that ONNX Runtime and OpenVINO run without this library.
+
+    With `format="triton"`, that file becomes a model in a repository of Triton's server: `path` is the folder of the
+    model, with `config.pbtxt`, `labels.txt` and `1/model.onnx`. Its thresholds are those of `point`, unless a request
+    brings its own.
 
     Inputs of the graph are the cascade's own (`input`, or the names of the network's arguments) and
     `thresholds [S-1]`, float32. An input exits at a stage when `threshold < score`. With -inf every input exits, with
@@ -61,12 +74,16 @@ def export(
 
     Args:
         source: A bundle, which brings temperatures, score, preprocessing, class names and ladder. Or networks.
-        path: The file to write, with the suffix .onnx or none.
+        path: The file to write, with the suffix .onnx or none. With "triton" the folder, whose name the model has.
         batch: "dynamic" for any number of inputs, which leave the batch inside the graph as they exit. "single" for
             one input at a time, which is faster for that.
         point: Name of an operating point. The file then holds only what that point uses, and is smaller. Numbers of
             stages and `thresholds` are as before. An exit in the file is not switched off by +inf, and where every
-            input exits, one with a score of NaN exits too. None: the whole cascade.
+            input exits, one with a score of NaN exits too. None: the whole cascade. With "triton" it has to be given,
+            and the whole cascade is written, so that requests may bring the thresholds of other points.
+        format: "onnx" for the file, "triton" for a model of Triton's server on its backend onnxruntime.
+        max_batch: With "triton": rows up to which Triton puts requests together. The thresholds are then fixed, since
+            Triton has no optional inputs in batches. None: it hands over each request as it comes.
         example_inputs: A batch as the networks take it, always needed for networks and never for a bundle.
         ladder: Of networks. None: temperature 1 and maximum probability.
         preprocess: Of networks, as in `build`. The graph then takes images as bytes `[B, H, W, C]`, resized and
@@ -78,8 +95,8 @@ def export(
         The path.
 
     Raises:
-        InputError: A word or a point is unknown, or the suffix is another. Example inputs are missing, an input has a
-            name that the graph uses, or the preprocessing is for another number of channels.
+        InputError: A word or a point is unknown or missing, or the suffix is another. Example inputs are missing, an
+            input has a name that the graph uses, or the preprocessing is for another number of channels.
         EngineError: A stage cannot be exported, or the file cannot be written.
 
     Example:
@@ -87,7 +104,12 @@ def export(
         'model.onnx'
     """
     check_word("batch", batch, RowCount, InputError)
+    check_word("format", format, ExportFormat, InputError)
     target = Path(path)
+    if format == "triton":
+        return _to_triton(source, target, batch, point, max_batch)
+    if max_batch is not None:
+        raise InputError(f'max_batch={max_batch!r} is for format="triton": leave it out, or give that format')
     if target.suffix.lower() not in _SUFFIXES:
         raise InputError(
             f"{target.name} ends in {target.suffix!r}, and what is written is ONNX: name it {target.stem}.onnx"
@@ -97,11 +119,7 @@ def export(
             raise InputError("a bundle has its own ladder, preprocessing and classes: give none of them")
         facts = _Facts(source.preprocess, source.classes, source.engine, source.precision)
         with source.files(*source.hashes) as folder:
-            if not has_graphs(folder, source.spec):
-                raise EngineError(
-                    f"{source.folder} holds no graphs, since torch could not export its networks: it runs on engine "
-                    "'torch'"
-                )
+            _check_graphs(source, folder)
             _write(target, folder, source.spec, _only(source.ladder, point), batch, facts, point is not None)
         return target
     from dynamic.offline.cascade import Cascade
@@ -117,6 +135,27 @@ def export(
         own_ladder = _only(ladder or plain_ladder(spec, cascade.combine), point)
         _write(target, folder, spec, own_ladder, batch, _Facts(shipped, classes), point is not None)
     return target
+
+
+def _to_triton(source: Any, target: Path, batch: RowCount, point: str | None, max_batch: int | None) -> Path:
+    if not isinstance(source, Bundle):
+        raise InputError('format="triton" takes a bundle, which has operating points: build one first')
+    check_triton_options(target, source.ladder, batch, point, max_batch)
+    limits = _only(source.ladder, point).points[0].thresholds
+    facts = _Facts(source.preprocess, source.classes, source.engine, source.precision)
+    change = partial(with_thresholds, thresholds=limits, is_input=max_batch is None)
+    with source.files(*source.hashes) as folder:
+        _check_graphs(source, folder)
+        _write(target / MODEL_FILE, folder, source.spec, source.ladder, batch, facts, only=False, change=change)
+    write_config(target, max_batch, source.classes)
+    return target
+
+
+def _check_graphs(bundle: Bundle, folder: Path) -> None:
+    if not has_graphs(folder, bundle.spec):
+        raise EngineError(
+            f"{bundle.folder} holds no graphs, since torch could not export its networks: it runs on engine 'torch'"
+        )
 
 
 def _only(ladder: Ladder, point: str | None) -> Ladder:
@@ -202,6 +241,7 @@ def _write(
     batch: str,
     facts: _Facts,
     only: bool,
+    change: Callable[[onnx.ModelProto], None] = lambda _: None,
 ) -> None:
     """Write the graph with its weights inside, or in `<name>.data` beside it where one file cannot hold them."""
     if facts.classes is not None and len(facts.classes) != spec.classes:
@@ -210,6 +250,7 @@ def _write(
         facts.preprocess if isinstance(facts.preprocess, Preprocess) else None
     )  # features of sounds and token ids come ready
     model = _described(_nest(folder, spec, ladder, batch, images, only, facts.engine), spec, ladder, facts)
+    change(model)
     external_data_helper.load_external_data_for_model(model, str(folder))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

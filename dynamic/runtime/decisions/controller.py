@@ -183,6 +183,13 @@ class Controller:
             self._announce(None if last is None else last.point, decision, snapshot)
         return decision
 
+    def decide_alone(self, deployment: Deployment, budget: Budget, snapshot: Snapshot) -> Decision:
+        """The decision for one request with a budget of its own. What runs for the others stays what it was."""
+        with self.learned():
+            if deployment.lost:
+                deployment.restore_excluded()
+            return deployment.guard.decide_alone(deployment.frontier, budget, snapshot)
+
     def refresh(self) -> None:
         """Decide on a new snapshot on the monitor's thread, so that no request pays for it: 1 ms with cold caches.
 

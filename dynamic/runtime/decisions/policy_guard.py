@@ -7,6 +7,7 @@ from typing import Any
 
 from dynamic.policies.budget import Budget
 from dynamic.policies.decision import Decision, Feedback, Policy
+from dynamic.policies.fast_paths import fast_replace
 from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 
@@ -86,6 +87,14 @@ class Guard:
             return decision
         self._state, self._last = state, good
         return None
+
+    def decide_alone(self, frontier: Frontier, budget: Budget, snapshot: Snapshot) -> Decision:
+        """What the policy decides for one request with a budget of its own. Its state is as before."""
+        state, replaced, good = self._state, self._replaced, self._last
+        decision = self.decide(frontier, budget, snapshot)
+        self._state, self._replaced = state, replaced
+        self._last = good if good is None or good.point in self._points else None
+        return fast_replace(decision, one_request_only=True)
 
     def observe(self, feedback: Feedback) -> None:
         """Let the policy take in what a request took."""

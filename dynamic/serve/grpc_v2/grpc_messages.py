@@ -53,6 +53,7 @@ class GrpcRequest:
         check_model: Called with the name and the version that it asks for. Raises RequestError where there is none.
         model: The name and the version of the model, for the answer.
         remaining_ms: Milliseconds until the client's deadline. None: there is none.
+        deadline_s: When its answer is late, in seconds since 1970. None: never.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class GrpcRequest:
         check_model: Callable[[str, str], None],
         model: tuple[str, str],
         remaining_ms: float | None,
+        deadline_s: float | None = None,
     ) -> None:
+        self.deadline_s = deadline_s
         self._content, self._check_model, self._model = content, check_model, model
         self._remaining_ms = remaining_ms
 

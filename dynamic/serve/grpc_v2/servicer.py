@@ -9,10 +9,12 @@ from dynamic.policies.errors import DynamicError
 from dynamic.serve.grpc_v2.grpc_messages import GrpcRequest
 from dynamic.serve.grpc_v2.messages import METHODS, SERVICE, message_classes
 from dynamic.serve.protocol.messages import Incoming
+from dynamic.serve.protocol.parameters import as_number, deadline_of
 from dynamic.serve.request_errors import STATUS, RequestError
 from dynamic.serve.service import PLATFORM, VERSION, Service
 
 _OPEN = ("ServerLive", "ServerReady")  # need no token
+_DEADLINE = "deadline-unix-ms"  # as the header of HTTP
 _MORE_CALLS = 32  # than may wait and run: those that are being shed, and questions about health
 _LONGEST_DETAIL = 2000  # bytes of a message
 
@@ -98,15 +100,20 @@ class GrpcServer:
         return answer
 
     async def _model_infer(self, message: bytes, context: Any, response: Any) -> Any:
+        metadata = dict(context.invocation_metadata() or ())
+
         async def receive() -> Incoming[Any]:
             self._check_token(context)
             held.add(len(message))
             remaining_s = context.time_remaining()
             remaining_ms = None if remaining_s is None else max(remaining_s, 1e-3) * 1e3
-            return GrpcRequest(message, self._service.check_model, (self._service.name, VERSION), remaining_ms)
+            text = metadata.get(_DEADLINE)
+            deadline_s = None if text is None else deadline_of(as_number(text), f"the metadata {_DEADLINE}")
+            model = self._service.name, VERSION
+            return GrpcRequest(message, self._service.check_model, model, remaining_ms, deadline_s)
 
         with self._service.bodies.share() as held:
-            return await self._service.infer("grpc", receive)
+            return await self._service.infer("grpc", receive, metadata)
 
 
 def _detail(message: str) -> str:

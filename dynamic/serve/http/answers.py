@@ -14,6 +14,7 @@ from dynamic.serve.protocol.messages import Tensor
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 TIMEOUT = "Timeout-Ms"  # the header with the milliseconds in which an answer is wanted
+DEADLINE = "Deadline-Unix-Ms"  # the header with the milliseconds since 1970 after which an answer is late
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dynamic.serve.held_bytes import HeldBytes
-from dynamic.serve.http.answers import JSON_LENGTH, TIMEOUT, HttpAnswer
+from dynamic.serve.http.answers import DEADLINE, JSON_LENGTH, TIMEOUT, HttpAnswer
 from dynamic.serve.http.bodies import body_of
 from dynamic.serve.http.json_messages import JsonRequest, PlainRequest
 from dynamic.serve.http.openapi import openapi
 from dynamic.serve.metrics import CONTENT_TYPE
 from dynamic.serve.protocol.messages import Incoming
-from dynamic.serve.protocol.parameters import timeout_of
+from dynamic.serve.protocol.parameters import as_number, deadline_of, timeout_of
 from dynamic.serve.request_errors import STATUS, RequestError
 from dynamic.serve.service import PLATFORM, VERSION, Service
 
@@ -69,7 +69,7 @@ class _Endpoints:
             async def receive() -> Incoming[HttpAnswer]:
                 return await self._received(request, held)
 
-            answer = await self._service.infer("http", receive)
+            answer = await self._service.infer("http", receive, request.headers)
         return Response(answer.body, headers=dict(answer.headers))
 
     async def _received(self, request: Request, held: HeldBytes) -> Incoming[HttpAnswer]:
@@ -83,12 +83,14 @@ class _Endpoints:
             more = "" if plain is None else f", or one input as {plain}"
             raise RequestError("unsupported", f"Content-Type {kind!r:.60} is not read: send application/json{more}")
         text = headers.get(TIMEOUT)
-        timeout_ms = None if text is None else timeout_of(_number(text), f"the header {TIMEOUT}", "milliseconds", 1.0)
+        timeout_ms = None if text is None else timeout_of(as_number(text), f"the header {TIMEOUT}", "milliseconds", 1.0)
+        text = headers.get(DEADLINE)
+        deadline_s = None if text is None else deadline_of(as_number(text), f"the header {DEADLINE}")
         body = await body_of(request, service.options.most_bytes, held)
         if is_plain:
-            return PlainRequest(service.inputs.one(body), self._model, timeout_ms)
+            return PlainRequest(service.inputs.one(body), self._model, timeout_ms, deadline_s)
         most = service.options.most_json_bytes
-        return JsonRequest(body, headers.get(JSON_LENGTH), self._model, timeout_ms, most)
+        return JsonRequest(body, headers.get(JSON_LENGTH), self._model, timeout_ms, most, deadline_s)
 
     async def server(self, request: Request) -> Response:
         self._service.check_token(request.headers.get("authorization"))
@@ -125,13 +127,6 @@ class _Endpoints:
     def _check(self, request: Request) -> None:
         self._service.check_token(request.headers.get("authorization"))
         self._service.check_model(request.path_params["name"], request.path_params.get("version", ""))
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 async def _refused(request: Request, error: Exception) -> Response:

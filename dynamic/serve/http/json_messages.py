@@ -30,15 +30,22 @@ class JsonRequest:
         model: The name and the version of the model, for the answer.
         timeout_ms: What a header says. None: there is none.
         most: Bytes of JSON that it may have.
+        deadline_s: When its answer is late, in seconds since 1970. None: never.
 
     Raises:
         RequestError: It has more JSON, or the length does not read.
     """
 
     def __init__(
-        self, body: bytes, json_length: str | None, model: tuple[str, str], timeout_ms: float | None, most: int
+        self,
+        body: bytes,
+        json_length: str | None,
+        model: tuple[str, str],
+        timeout_ms: float | None,
+        most: int,
+        deadline_s: float | None = None,
     ) -> None:
-        self._body, self._model, self._timeout_ms = body, model, timeout_ms
+        self._body, self._model, self._timeout_ms, self.deadline_s = body, model, timeout_ms, deadline_s
         self._json_bytes = len(body) if json_length is None else _length(json_length, len(body))
         if self._json_bytes > most:
             raise RequestError(
@@ -122,6 +129,7 @@ class PlainRequest:
     tensor: Tensor
     model: tuple[str, str]
     timeout_ms: float | None
+    deadline_s: float | None = None
     id: str = field(default="", init=False)
     is_large: bool = field(default=False, init=False)
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import dynamic
-from dynamic.serve.http.answers import JSON_LENGTH, TIMEOUT
+from dynamic.serve.http.answers import DEADLINE, JSON_LENGTH, TIMEOUT
 from dynamic.serve.protocol.datatypes import DATATYPES
 from dynamic.serve.request_errors import STATUS, Outcome
 from dynamic.serve.service import VERSION, Service
@@ -74,6 +74,7 @@ def _infer(service: Service) -> dict[str, Any]:
         "summary": "Answer one request.",
         "parameters": [
             header | {"name": TIMEOUT, "schema": {"type": "number", "exclusiveMinimum": 0}},
+            header | {"name": DEADLINE, "schema": {"type": "number", "exclusiveMinimum": 0}},
             header | {"name": JSON_LENGTH, "schema": {"type": "integer", "minimum": 0}},
         ],
         "requestBody": {"required": True, "content": content},

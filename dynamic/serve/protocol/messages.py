@@ -80,6 +80,11 @@ class Incoming(Protocol[T_co]):
         """Milliseconds from its arrival after which it needs no answer."""
         ...
 
+    @property
+    def deadline_s(self) -> float | None:
+        """When its answer is late, in seconds since 1970: then it gets the answer of the last exit in time."""
+        ...
+
     def content(self) -> InferRequest:
         """What it holds. Raises RequestError where it does not read."""
         ...

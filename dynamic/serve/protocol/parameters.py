@@ -32,3 +32,16 @@ def timeout_of(value: Any, what: str, unit: str, in_a_ms: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LONGEST_TIMEOUT:
         raise invalid(f"{what} is {short(value)}: give a positive number of {unit}, at most {_LONGEST_TIMEOUT:g}")
     return float(value) / in_a_ms
+
+
+def deadline_of(value: Any, what: str) -> float:
+    """Seconds since 1970 of a time in milliseconds. Raises RequestError where it is no positive number."""
+    return timeout_of(value, what, "milliseconds since 1970", 1e3)
+
+
+def as_number(text: str) -> Any:
+    """The number of a header, or the text itself where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,1 @@
+"""A cascade as a model in a repository of Triton's server."""

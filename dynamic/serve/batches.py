@@ -1,0 +1,222 @@
+"""Requests that came one by one, answered together. No row waits longer than its deadline allows."""
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from dynamic.bundle.contract import DeployedBundle
+from dynamic.bundle.input_conversion import named_inputs
+from dynamic.engines.contract import Array, Output
+from dynamic.engines.outputs import is_finite
+from dynamic.policies.errors import ClosedError
+from dynamic.runtime.result import BatchResult, Prediction, Result
+from dynamic.runtime.runtime import Runtime
+
+_NO_WAIT_MS = 1.0  # a batch that has waited less is answered as one that comes now: it repeats the last decision
+_MARGIN = 2.0  # times the expected time: a row with less left than that gets a deadline of its own
+_CLOSED = "this server is ending and takes no more requests: send it to another one"
+
+
+@dataclass(eq=False)
+class _Request:
+    """A request that waits for its batch. Times are of the clock, in seconds."""
+
+    x: Any
+    bundle: DeployedBundle  # whose preprocessing made the inputs
+    inputs: Mapping[str, Array]
+    is_single: bool
+    came: float
+    ends: float | None
+    behind: int
+    future: "Future[Result]" = field(default_factory=Future)
+
+    @cached_property
+    def rows(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    @cached_property
+    def kind(self) -> tuple[Any, ...]:
+        """What requests of one batch share. One with values that are not finite shares nothing: it runs alone."""
+        finite = all(map(is_finite, self.inputs.values()))
+        shapes = tuple((name, array.shape[1:]) for name, array in sorted(self.inputs.items()))
+        return id(self.bundle), shapes, finite or id(self)
+
+
+class Batches:
+    """Answers requests as `run(x)` does, several at once. Call it from as many threads as there may be requests.
+
+    A batch runs once it is full, or its oldest request has waited `wait_ms`, or a request of it has no time left. While
+    one batch runs, the next one fills. Requests whose deadline is near run first, stage by stage, and get the answer of
+    the last exit in time, which is not certified. Those of other shapes, and those with values that are not finite,
+    run in batches of their own, so that no request changes the answer to another.
+
+    Args:
+        run: The runtime. It is not closed.
+        most_rows: Rows of a batch. A request with more runs alone.
+        wait_ms: How long a request waits at most for others.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self, run: Runtime, most_rows: int, wait_ms: float, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._run, self._most_rows, self._wait_s, self._clock = run, most_rows, wait_ms / 1e3, clock
+        self._waiting: list[_Request] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="dynamic-batches", daemon=True)
+        self._thread.start()
+
+    def __call__(
+        self, x: Any, *, waited_ms: float = 0.0, queue_length: int = 0, deadline_ms: float | None = None
+    ) -> Result:
+        """The answer to a request, see `Runtime.__call__`. Raises what that raises."""
+        came = self._clock() - waited_ms / 1e3
+        bundle = self._run.bundle
+        inputs, is_single = named_inputs(bundle, x)
+        limit_ms = self._run.budget.deadline_ms if deadline_ms is None else deadline_ms
+        ends = None if limit_ms is None else came + limit_ms / 1e3
+        request = _Request(x, bundle, inputs, is_single, came, ends, queue_length)
+        _ = request.kind  # here, on as many threads as there are requests
+        with self._changed:
+            if self._closed:
+                raise ClosedError(_CLOSED)
+            self._waiting.append(request)
+            self._changed.notify()
+        return request.future.result()
+
+    def hurry(self) -> None:
+        """Let no batch wait for more requests any more."""
+        with self._changed:
+            self._wait_s = 0.0
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Answer what waits, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _serve(self) -> None:
+        while batch := self._next():
+            for part in self._by_urgency(batch):
+                self._answer(part)
+            del batch, part  # an idle thread holds nothing
+
+    def _next(self) -> list[_Request]:
+        """The requests of the next batch, once it need not wait any more. None once there will be no more."""
+        with self._changed:
+            while True:
+                batches = self._batches()
+                left_s, _, batch = min(
+                    ((self._left_s(batch), number, batch) for number, batch in enumerate(batches)),
+                    default=(None, 0, list[_Request]()),
+                )
+                if left_s is None and self._closed:
+                    return []
+                if left_s is not None and (left_s <= 0 or self._closed):
+                    chosen = set(map(id, batch))
+                    self._waiting = [request for request in self._waiting if id(request) not in chosen]
+                    return batch
+                self._changed.wait(left_s)
+
+    def _batches(self) -> list[list[_Request]]:
+        """The oldest requests of each kind that fit into one batch, in the order of the oldest of all."""
+        batches: dict[Any, list[_Request]] = {}
+        rows: Counter[Any] = Counter()
+        for request in self._waiting:
+            batch = batches.setdefault(request.kind, [])
+            if not batch or rows[request.kind] + request.rows <= self._most_rows:
+                batch.append(request)
+                rows[request.kind] += request.rows
+        return list(batches.values())
+
+    def _left_s(self, batch: Sequence[_Request]) -> float:
+        """Seconds for which a batch may wait for more."""
+        if sum(request.rows for request in batch) >= self._most_rows:
+            return 0.0
+        until = batch[0].came + self._wait_s
+        ends = [request.ends for request in batch if request.ends is not None]
+        if ends:
+            until = min(until, min(ends) - _MARGIN * self._expected_s(batch))
+        return until - self._clock()
+
+    def _expected_s(self, batch: Sequence[_Request]) -> float:
+        """What a batch takes at the point of now, where all of its rows run all stages."""
+        deployment = self._run.deployment
+        decision, frontier, spec = deployment.decision, deployment.frontier, deployment.bundle.spec
+        point, slowdown = frontier.points[0], 1.0
+        if decision is not None and any(decision.point is one for one in frontier.points):  # else before a swap
+            point, slowdown = decision.point, decision.slowdown
+        rows, size = sum(request.rows for request in batch), spec.size_of(batch[0].inputs)
+        return frontier.path_ms(point, len(spec.stages) - 1, rows=rows, size=size) * slowdown / 1e3
+
+    def _by_urgency(self, batch: list[_Request]) -> list[list[_Request]]:
+        """Those whose deadline is near, and those that have time."""
+        margin_s, now = _MARGIN * self._expected_s(batch), self._clock()
+        urgent = [request for request in batch if request.ends is not None and request.ends - now < margin_s]
+        hurried = set(map(id, urgent))
+        return [part for part in (urgent, [one for one in batch if id(one) not in hurried]) if part]
+
+    def _answer(self, batch: list[_Request]) -> None:
+        try:
+            result = self._result(batch)
+        except BaseException as error:
+            if len(batch) > 1:  # perhaps they are too many for the memory, or one of them is at fault
+                for request in batch:
+                    self._answer([request])
+            else:
+                batch[0].future.set_exception(error)
+            return
+        bounds = np.cumsum([0, *(request.rows for request in batch)]).tolist()
+        ended = self._clock()
+        for request, (start, end) in zip(batch, pairwise(bounds), strict=True):
+            request.future.set_result(_part(result, request, start, end, ended))
+
+    def _result(self, batch: list[_Request]) -> Result:
+        """The answer to all rows, from the bundle whose preprocessing made them."""
+        while True:
+            bundle = self._run.bundle
+            for request in batch:
+                if request.bundle is not bundle:  # another one was swapped in meanwhile
+                    request.bundle, (request.inputs, _) = bundle, named_inputs(bundle, request.x)
+            first = batch[0].inputs
+            inputs = first if len(batch) == 1 else {n: np.concatenate([r.inputs[n] for r in batch]) for n in first}
+            result = self._run(inputs, **self._limits(batch))
+            if self._run.bundle is bundle:
+                return result
+
+    def _limits(self, batch: Sequence[_Request]) -> dict[str, Any]:
+        """What the runtime is told beside the inputs."""
+        came, now = min(request.came for request in batch), self._clock()
+        waited_ms = max(now - came, 0.0) * 1e3
+        # in batches: each of them takes the one runtime once
+        behind = math.ceil((len(self._waiting) + max(request.behind for request in batch)) / self._most_rows)
+        limits: dict[str, Any] = {}
+        if waited_ms >= _NO_WAIT_MS or behind:
+            limits |= {"waited_ms": waited_ms, "queue_length": behind}
+        ends = [request.ends for request in batch if request.ends is not None]
+        if ends and min(ends) - now < _MARGIN * self._expected_s(batch):
+            limits |= {"waited_ms": waited_ms, "deadline_ms": max(min(ends) - came, 0.0) * 1e3}
+        return limits
+
+
+def _part(result: Result, request: _Request, start: int, end: int, ended: float) -> Result:
+    """The rows of a request, in its own words: its latency, and one answer where it had no batch dimension."""
+    whole = result._output
+    output = Output(whole.logits[start:end], whole.stage[start:end], whole.score[start:end], whole.complete)
+    latency_ms = (ended - request.came) * 1e3
+    waited_ms = max(result.waited_ms - (result.latency_ms - latency_ms), 0.0)
+    kind = Prediction if request.is_single else BatchResult
+    return kind(result.id, output, request.bundle.classes, latency_ms, result.decision, result.certified, waited_ms)

@@ -1,0 +1,171 @@
+"""A bundle over a data set of Ray Data: every row is answered once, by actors that each have a runtime."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamic.bundle.bundle import Bundle
+from dynamic.bundle.bundle_reader import load
+from dynamic.data.preprocessing import Preprocess
+from dynamic.data.sound.sound_preprocess import SoundPreprocess
+from dynamic.data.text.text_preprocessing import TextPreprocess
+from dynamic.policies.budget import Budget
+from dynamic.policies.errors import DynamicWarning, InputError, SettingError
+from dynamic.policies.validation.numbers import plain
+from dynamic.runtime.result import BatchResult
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+_PREFIX = "answer_"  # data sets have columns such as "label" themselves
+COLUMNS = tuple(f"{_PREFIX}{name}" for name in ("label", "probability", "stage", "score", "certified", "point"))
+_NAME = f"{_PREFIX}name"
+_KINDS: Mapping[type, str] = {Preprocess: "image", TextPreprocess: "text", SoundPreprocess: "audio"}
+
+
+def map_dataset(
+    dataset: "Dataset",
+    bundle: Bundle | str | Path,
+    budget: Budget | None = None,
+    *,
+    column: str | None = None,
+    batch: int = 32,
+    actors: int = 1,
+    threads: int = 1,
+    cpus: float | None = None,
+    engine: str | None = None,
+) -> "Dataset":
+    """Answer every row of a data set of Ray Data, once, in the order of the rows.
+
+    Actors load the bundle once each. Where one dies, Ray starts another, and its rows are answered there. Columns of
+    inputs are left out of the result, others remain. New ones are `answer_label`, `answer_probability`,
+    `answer_stage`, `answer_score`, `answer_certified`, `answer_point`, and `answer_name` where classes have names.
+
+    Args:
+        dataset: The data set, such as `ray.data.read_images(folder, include_paths=True)`.
+        bundle: The bundle, or its folder. Every node of the cluster finds it under the same path.
+        budget: The limits. A latency is that of a batch. None: none.
+        column: The column with the inputs, as `run(x)` takes them. None: those that are named as the network's
+            inputs, and for a bundle with preprocessing "image", "text" or "audio".
+        batch: Rows that are answered at once.
+        actors: How many processes answer.
+        threads: Threads of the engine in each of them.
+        cpus: CPUs that Ray reserves for each of them. Where they take all CPUs of the cluster, tasks that read files
+            wait forever, and a warning says so. None: `threads`.
+        engine: As for `Bundle.runtime`.
+
+    Returns:
+        The data set with answers. As Ray Data has it, nothing runs before it is read.
+
+    Raises:
+        BundleError: There is no bundle in the folder.
+        SettingError: A number is out of range.
+
+    Example:
+        >>> def labels(folder):
+        ...     import ray
+        ...     images = ray.data.read_images(folder, include_paths=True)
+        ...     answered = dynamic.map_dataset(images, "shelf", dynamic.Budget(max_drop=0.01), actors=2)
+        ...     answered.select_columns(["path", "answer_name"]).write_csv("answers")
+    """
+    for name, value in (("batch", batch), ("actors", actors), ("threads", threads)):
+        number = plain(value)
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise SettingError(f"{name}={number!r} must be a whole number of at least 1")
+    reserved = plain(threads if cpus is None else cpus)
+    if isinstance(reserved, bool) or not isinstance(reserved, (int, float)) or not 0 <= reserved < math.inf:
+        raise SettingError(f"cpus={reserved!r} must be a number of at least 0, or None for as many as threads")
+    folder = (bundle if isinstance(bundle, Bundle) else load(bundle)).folder.resolve()
+    _warn_of_full_cluster(actors, reserved)
+    answered: Dataset = dataset.map_batches(
+        Answers,
+        fn_constructor_kwargs={
+            "folder": folder,
+            "budget": budget or Budget(),
+            "column": column,
+            "threads": threads,
+            "engine": engine,
+        },
+        batch_size=batch,
+        batch_format="numpy",
+        num_cpus=reserved,
+        concurrency=actors,
+        udf_modifying_row_count=False,
+    )
+    return answered
+
+
+def _warn_of_full_cluster(actors: int, cpus: float) -> None:
+    import ray
+
+    cluster: Any = ray  # this function of it has no types
+    have = cluster.cluster_resources().get("CPU", 0.0)
+    if actors * cpus > have - 1:
+        warn(
+            f"actors={actors} with {cpus:g} CPUs each take {actors * cpus:g} of the {have:g} CPUs of this cluster, and "
+            "a task that reads files needs one: it waits forever. Give fewer actors, or fewer with cpus=, such as 0.5",
+            DynamicWarning,
+            stacklevel=3,
+        )
+
+
+class Answers:
+    """An actor of Ray Data. Arguments as for `map_dataset`."""
+
+    def __init__(self, folder: Path, budget: Budget, column: str | None, threads: int, engine: str | None) -> None:
+        bundle = load(folder)
+        self._columns = _inputs(bundle, column)
+        self._run = bundle.runtime(budget, threads=threads, engine=engine)
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        """The batch with answers. Raises InputError where a column is missing, or its values do not fit."""
+        missing = sorted(set(self._columns.values()) - set(batch))
+        if missing:
+            raise InputError(f"there is no column {missing[0]!r}, but {sorted(batch)}: name the inputs' with column=")
+        taken = sorted({*COLUMNS, _NAME} & set(batch))
+        if taken:
+            raise InputError(f"there is a column {taken[0]!r} already, where the answers go: rename or drop it first")
+        values = {name: _rows(batch[column]) for name, column in self._columns.items()}
+        result = self._run(values if "" not in values else values[""])
+        assert isinstance(result, BatchResult)
+        rest = {name: array for name, array in batch.items() if name not in self._columns.values()}
+        return rest | _answers(result)
+
+
+def _inputs(bundle: Bundle, column: str | None) -> Mapping[str, str]:
+    """The column of each input by its name. "" is what the bundle's preprocessing takes."""
+    names = [one.name for one in bundle.spec.inputs]
+    if bundle.preprocess is not None:
+        return {"": column or _KINDS[type(bundle.preprocess)]}
+    if column is None:
+        return {name: name for name in names}
+    if len(names) > 1:
+        raise InputError(f"column={column!r} is one, and the network takes {names}: name columns so, and leave it out")
+    return {names[0]: column}
+
+
+def _rows(values: NDArray[Any]) -> Any:
+    """Inputs as a runtime takes them: rows of different shapes, and texts, are a list."""
+    return list(values) if values.dtype.kind in "OUT" else values
+
+
+def _answers(result: BatchResult) -> dict[str, Any]:
+    rows = len(result)
+    columns = (
+        result.label,
+        result.probability,
+        result.stage,
+        result.score,
+        np.full(rows, result.certified),
+        np.full(rows, result.decision.point.name, object),
+    )
+    named = dict(zip(COLUMNS, columns, strict=True))
+    names = result.name
+    if any(name is not None for name in names):
+        named[_NAME] = np.array(names, object)
+    return named

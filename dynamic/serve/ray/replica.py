@@ -1,0 +1,143 @@
+"""A replica: one runtime behind a queue and batches, asked over HTTP and by handles."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import replace
+from typing import Any
+
+from dynamic.bundle.bundle_reader import load
+from dynamic.policies.errors import ClosedError, DynamicError, InputError, ShedError
+from dynamic.runtime.result import Result
+from dynamic.runtime.runtime import Runtime
+from dynamic.serve.batches import Batches
+from dynamic.serve.http.application import application
+from dynamic.serve.opening import open_runtime
+from dynamic.serve.ray.settings import ReplicaSettings, UserConfig
+from dynamic.serve.request_errors import Outcome, RequestError
+from dynamic.serve.service import Service
+
+logger = logging.getLogger("dynamic")
+
+_ERRORS: Mapping[Outcome, type[DynamicError]] = {"shed": ShedError, "closing": ClosedError, "invalid": InputError}
+_DRAIN_S = 5.0  # Ray waits for requests before it ends a replica: what is left then has no reader
+Message = MutableMapping[str, Any]
+
+
+class Replica:
+    """Answers requests with the bundle and the budget of the last `reconfigure`.
+
+    Args:
+        settings: What does not change.
+    """
+
+    def __init__(self, settings: ReplicaSettings) -> None:
+        self._settings = settings
+        self._config: UserConfig | None = None
+        self._changing = asyncio.Lock()
+        self._run: Runtime | None = None
+
+    async def run(self, x: Any, *, deadline_s: float | None = None, traceparent: str | None = None) -> Result:
+        """Answer one input or a batch, as `run(x)` does.
+
+        Args:
+            x: As for `run(x)`.
+            deadline_s: When its answer is late, in seconds since 1970 as `time.time()` gives them. From then on, the
+                last exit in time answers, and the answer is not certified. None: that of the budget.
+            traceparent: The span that this one is a child of, in the words of W3C Trace Context. None: there is none.
+
+        Returns:
+            A `Prediction` for one input, a `BatchResult` for a batch.
+
+        Raises:
+            InputError: A shape or type does not fit.
+            ShedError: Too many requests wait.
+            ClosedError: The replica is ending.
+            DynamicError: The request failed for another reason.
+        """
+        try:
+            headers = {} if traceparent is None else {"traceparent": traceparent}
+            return await self._service.call("handle", x, deadline_s, headers)
+        except RequestError as error:
+            raise _ERRORS.get(error.outcome, DynamicError)(str(error)) from None
+
+    async def state(self) -> dict[str, Any]:
+        """What is at work: the process, the folder of the bundle, the budget, and how many requests were answered."""
+        run, waiting = self._runtime, self._service.waiting
+        stats = run.stats()
+        return {
+            "pid": os.getpid(),
+            "bundle": str(run.bundle.folder),
+            "budget": run.budget.to_json(),
+            "requests": stats.requests,
+            "inputs": stats.inputs,
+            "shed": waiting.shed,
+        }
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take a budget, or another bundle, while requests run. What cannot be taken is logged, and changes nothing.
+
+        Args:
+            user_config: See `UserConfig`.
+        """
+        async with self._changing:
+            config = UserConfig.from_json(user_config)
+            if self._run is None:
+                await asyncio.to_thread(self._open, config)
+                return
+            try:
+                await asyncio.to_thread(self._change, config)
+            except DynamicError as error:  # raised, Ray would end a replica that answers
+                logger.error("%s is not taken, what was at work continues: %s", user_config, error)
+
+    def _open(self, config: UserConfig) -> None:
+        settings = self._settings
+        options = replace(settings.options, workers=1)  # of the runtime: batches come one after another
+        how = {"engine": settings.engine, "threads": settings.threads}
+        run = open_runtime(load(config.folder), config.budget, options, **how)
+        self._batches = Batches(run, settings.options.max_batch, settings.batch_wait_ms)
+        self._service = Service(run, settings.options, self._batches, workers=settings.workers)
+        self._http = application(self._service)
+        self._run, self._config = run, config
+
+    def _change(self, config: UserConfig) -> None:
+        old, run = self._config, self._runtime
+        assert old is not None
+        if (config.folder, config.digest) != (old.folder, old.digest):
+            run.swap(load(config.folder))
+            self._service.follow()
+            self._config = replace(old, folder=config.folder, digest=config.digest)
+        run.budget = config.budget
+        self._config = config
+
+    @property
+    def _runtime(self) -> Runtime:
+        assert self._run is not None, "Ray calls reconfigure before any request"
+        return self._run
+
+    def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
+        """The application that Ray hands requests of HTTP to. Ray asks for it before the bundle is known."""
+
+        async def app(scope: Message, receive: Callable[..., Awaitable[Message]], send: Any) -> None:
+            if scope["type"] == "lifespan":
+                for event in ("startup", "shutdown"):
+                    await receive()
+                    await send({"type": f"lifespan.{event}.complete"})
+            else:
+                await self._http(scope, receive, send)
+
+        return app  # a function: uvicorn takes a method for an application of ASGI 2
+
+    def close(self) -> None:
+        """Answer what was accepted, and end. Ray calls it through `__del__`."""
+        if self._run is not None:
+            self._batches.hurry()
+            self._service.drain(_DRAIN_S)
+            self._batches.close()
+            self._run.close(timeout_s=_DRAIN_S)
+            if self._service.log is not None:
+                self._service.log.close()
+
+    def __del__(self) -> None:
+        self.close()

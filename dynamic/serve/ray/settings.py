@@ -1,0 +1,106 @@
+"""What a replica is given: once when it starts, and whenever the application is deployed again."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dynamic
+from dynamic.policies.budget import Budget
+from dynamic.policies.errors import SettingError
+from dynamic.policies.validation.numbers import plain
+from dynamic.serve.options import ServeOptions
+
+_WAITS = 2  # batches whose requests have a thread: one runs, one fills
+_MANIFEST = "bundle.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSettings:
+    """What does not change while a replica runs.
+
+    Args:
+        options: What is accepted.
+        batch_wait_ms: How long a request waits at most for others.
+        engine: As for `Bundle.runtime`.
+        threads: Threads of the engine.
+
+    Raises:
+        SettingError: A value is out of range.
+    """
+
+    options: ServeOptions
+    batch_wait_ms: float
+    engine: str | None
+    threads: int
+
+    def __post_init__(self) -> None:
+        wait_ms, threads = plain(self.batch_wait_ms), plain(self.threads)
+        if isinstance(wait_ms, bool) or not isinstance(wait_ms, (int, float)) or not 0 <= wait_ms <= 1e6:
+            raise SettingError(f"batch_wait_ms={wait_ms!r} must be a number of milliseconds from 0 to 1e6")
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise SettingError(f"threads={threads!r} must be a whole number of at least 1")
+
+    @property
+    def workers(self) -> int:
+        """Threads that wait for answers: so many that one batch fills while another runs."""
+        return _WAITS * self.options.max_batch
+
+    @property
+    def most_ongoing(self) -> int:
+        """Requests that Ray may hand to a replica: as many as it answers and lets wait, and some to be shed."""
+        return self.workers + 2 * self.options.queue
+
+    @property
+    def version(self) -> str:
+        """Another one where a replica has to start again."""
+        return hashlib.sha256(f"{dynamic.__version__} {self!r} {self.options.token!r}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserConfig:
+    """What may change while a replica runs: `user_config` in the words of Ray.
+
+    Args:
+        folder: The folder of the bundle.
+        budget: The limits.
+        digest: Of the bundle's manifest, so that another bundle in the same folder is noticed. None: not looked at.
+    """
+
+    folder: Path
+    budget: Budget
+    digest: str | None = None
+
+    @classmethod
+    def of(cls, folder: Path, budget: Budget) -> "UserConfig":
+        """The configuration of a bundle as it lies in its folder now."""
+        content = (folder / _MANIFEST).read_bytes()
+        return cls(folder=folder, budget=budget, digest=hashlib.sha256(content).hexdigest()[:16])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types, as files of Ray have it."""
+        budget = {name: value for name, value in self.budget.to_json().items() if value != getattr(Budget(), name)}
+        budget.pop("priority", None)
+        if self.budget.priority != Budget().priority:
+            budget["priority"] = list(self.budget.priority)
+        return {"bundle": str(self.folder), "digest": self.digest, "budget": budget}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "UserConfig":
+        """What `to_json` described. `digest` and `budget` may be left out.
+
+        Raises:
+            SettingError: There is no bundle, or a field is unknown.
+            BudgetError: A limit is unknown or out of range.
+        """
+        unknown = sorted(set(data) - {"bundle", "digest", "budget"})
+        if unknown or not isinstance(data.get("bundle"), str):
+            raise SettingError(
+                f"user_config has the fields {sorted(data)}: give 'bundle', the path of a folder, and 'budget', an "
+                "object"
+            )
+        budget = dict(data.get("budget") or {})
+        if "priority" in budget:
+            budget["priority"] = tuple(budget["priority"])
+        return cls(folder=Path(data["bundle"]), budget=Budget.from_json(budget), digest=data.get("digest"))

@@ -1,0 +1,226 @@
+"""Requests that are answered together: what they share, how long they wait, and that none changes another's answer."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.runtime_cases import Fake, faked
+from support.serving.gates import until
+from support.serving.serve_cases import LIMIT_S, number_bundle
+
+import dynamic
+from dynamic.policies import FixedPolicy
+from dynamic.serve.batches import Batches
+
+ROWS = np.random.default_rng(2).standard_normal((40, 12)).astype(np.float32)
+LONG_MS = LIMIT_S * 1e3
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> dynamic.Bundle:
+    return number_bundle(tmp_path_factory)
+
+
+class Seen:
+    """What the engine was asked to run: rows, and whether stage by stage. It waits while `gate` is closed."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = 0
+
+    def __call__(self, engine: Any, backbones: Any, stagewise: bool) -> None:
+        if backbones is None:
+            self.entered += 1
+            assert self.gate.wait(LIMIT_S)
+
+
+class Counting(Fake):
+    """The fake engine, with the rows of each call."""
+
+    def __init__(self, fails: Any = lambda *_: None) -> None:
+        super().__init__(fails)
+        self.rows: list[int] = []
+
+    def run(self, inputs: Any, *rest: Any) -> Any:
+        self.rows.append(len(next(iter(inputs.values()))))
+        return super().run(inputs, *rest)
+
+
+@contextmanager
+def batched(
+    bundle: dynamic.Bundle, engine: Any, budget: dynamic.Budget | None = None, *, most: int = 4, wait_ms: float = 0.0
+) -> Iterator[Batches]:
+    with faked(bundle, engine, budget) as run:
+        batches = Batches(run, most, wait_ms)
+        try:
+            yield batches
+        finally:
+            batches.close()
+
+
+def asked(pool: ThreadPoolExecutor, batches: Batches, *inputs: Any, **limits: Any) -> list[Future[Any]]:
+    """Requests that wait, in this order."""
+    futures = []
+    for x in inputs:
+        before = len(batches._waiting)
+        futures.append(pool.submit(batches, x, **limits))
+        until(lambda before=before: len(batches._waiting) == before + 1, "it waits")  # type: ignore[misc]
+    return futures
+
+
+def test_requests_share_a_batch_and_get_their_own_answers(bundle: dynamic.Bundle) -> None:
+    """Every row is answered as `run(x)` answers it alone, whoever it shares a batch with."""
+    policy = FixedPolicy(bundle.frontier.points[-1].name)
+    options = {"monitor": dynamic.FixedMonitor(), "drift_alpha": None}  # these rows are unlike the calibration's
+    with bundle.runtime(policy=policy, **options) as run, ThreadPoolExecutor(10) as pool:
+        expected = run(ROWS)
+        batches = Batches(run, 16, wait_ms=2.0)
+        answers = list(pool.map(batches, [*ROWS[:20], *(ROWS[i : i + 2] for i in range(20, 40, 2))]))
+        batches.close()
+    assert [type(answer).__name__ for answer in answers] == ["Prediction"] * 20 + ["BatchResult"] * 10
+    labels = np.concatenate([np.atleast_1d(answer.label) for answer in answers])
+    stages = np.concatenate([np.atleast_1d(answer.stage) for answer in answers])
+    probabilities = np.concatenate([np.atleast_2d(answer.probabilities) for answer in answers])
+    assert labels.tolist() == expected.label.tolist()
+    assert stages.tolist() == expected.stage.tolist()
+    np.testing.assert_allclose(probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
+    assert {answer.certified for answer in answers} == {expected.certified}
+
+
+def test_a_batch_fills_while_another_runs(bundle: dynamic.Bundle) -> None:
+    seen = Seen()
+    engine = Counting(seen)
+    with batched(bundle, engine) as batches, ThreadPoolExecutor(8) as pool:
+        seen.gate.clear()
+        first = pool.submit(batches, ROWS[0])
+        until(lambda: seen.entered == 1, "the first runs")
+        rest = asked(pool, batches, *ROWS[1:7])
+        seen.gate.set()
+        assert [future.result().label for future in (first, *rest)] == [0] * 7
+        assert engine.rows == [1, 4, 2]
+
+
+def test_a_request_with_many_rows_is_not_cut(bundle: dynamic.Bundle) -> None:
+    engine = Counting()
+    with batched(bundle, engine) as batches:
+        assert len(batches(ROWS[:9])) == 9
+        assert engine.rows == [9]
+
+
+def test_a_full_batch_does_not_wait(bundle: dynamic.Bundle) -> None:
+    engine = Counting()
+    with batched(bundle, engine, wait_ms=LONG_MS) as batches, ThreadPoolExecutor(4) as pool:
+        assert [answer.label for answer in pool.map(batches, ROWS[:4])] == [0] * 4
+        assert engine.rows == [4]
+
+
+def test_a_batch_waits_no_longer_than_a_deadline_in_it_allows(bundle: dynamic.Bundle) -> None:
+    """It would wait two minutes. The second request has 100 ms, and takes the first along."""
+    engine = Counting()
+    with batched(bundle, engine, wait_ms=LONG_MS) as batches, ThreadPoolExecutor(2) as pool:
+        (patient,) = asked(pool, batches, ROWS[0])
+        assert batches(ROWS[1], deadline_ms=100.0).label == 0
+        assert patient.result().label == 0
+
+
+def test_a_deadline_does_not_wait_for_the_batch_of_another_kind(bundle: dynamic.Bundle) -> None:
+    engine = Counting()
+    with batched(bundle, engine, wait_ms=LONG_MS) as batches, ThreadPoolExecutor(1) as pool:
+        (patient,) = asked(pool, batches, np.full(12, np.nan, np.float32))
+        assert batches(ROWS[1], deadline_ms=100.0).label == 0
+        assert engine.rows == [1]
+        assert not patient.done()
+        batches.hurry()
+        assert not patient.result().certified
+
+
+def test_the_deadline_of_the_budget_holds_too(bundle: dynamic.Bundle) -> None:
+    engine = Counting()
+    with batched(bundle, engine, dynamic.Budget(deadline_ms=100.0), wait_ms=LONG_MS) as batches:
+        assert batches(ROWS[0]).label == 0
+        assert engine.calls[0][0], "stage by stage"
+
+
+def test_late_rows_get_the_answer_of_an_exit_and_others_their_whole_one(bundle: dynamic.Bundle) -> None:
+    seen = Seen()
+    engine = Counting(seen)
+    with batched(bundle, engine, dynamic.Budget(max_drop=0.0), most=8) as batches, ThreadPoolExecutor(8) as pool:
+        seen.gate.clear()
+        first = pool.submit(batches, ROWS[0])
+        until(lambda: seen.entered == 1, "the first runs")
+        late = asked(pool, batches, ROWS[1], ROWS[2], deadline_ms=1e-3)
+        patient = asked(pool, batches, ROWS[3], ROWS[4], ROWS[5])
+        seen.gate.set()
+        assert [future.result().certified for future in (first, *late, *patient)] == [True, *[False] * 2, *[True] * 3]
+        points = [future.result().decision.point.name for future in (first, *late, *patient)]
+        assert points == ["reference", "quick", "quick", *["reference"] * 3], "the one with an exit is cut there"
+        assert engine.rows == [1, 2, 3]
+        assert [stagewise for stagewise, *_ in engine.calls] == [False, True, False]
+
+
+def test_rows_that_are_not_finite_take_no_certificate_from_others(bundle: dynamic.Bundle) -> None:
+    seen = Seen()
+    engine = Counting(seen)
+    gap = np.full(12, np.nan, np.float32)
+    with batched(bundle, engine, most=8) as batches, ThreadPoolExecutor(8) as pool:
+        seen.gate.clear()
+        first = pool.submit(batches, ROWS[0])
+        until(lambda: seen.entered == 1, "the first runs")
+        rest = asked(pool, batches, ROWS[1], gap, ROWS[2])
+        seen.gate.set()
+        assert [future.result().certified for future in (first, *rest)] == [True, True, False, True]
+        assert engine.rows == [1, 2, 1]
+
+
+def test_one_that_does_not_fit_fails_alone(bundle: dynamic.Bundle) -> None:
+    engine = Counting()
+    with batched(bundle, engine, wait_ms=LONG_MS, most=2) as batches, ThreadPoolExecutor(3) as pool:
+        (patient,) = asked(pool, batches, ROWS[0])
+        with pytest.raises(dynamic.errors.InputError):
+            batches(np.zeros(13, np.float32))
+        assert batches(ROWS[1]).label == 0
+        assert patient.result().label == 0
+
+
+def test_where_a_batch_fails_its_requests_are_answered_one_by_one(bundle: dynamic.Bundle) -> None:
+    seen = Seen()
+    engine = Counting(seen)
+    plain = engine.run
+
+    def few(inputs: Any, *rest: Any) -> Any:
+        if len(next(iter(inputs.values()))) > 1:
+            raise MemoryError("of one row only")
+        return plain(inputs, *rest)
+
+    engine.run = few  # type: ignore[method-assign]
+    with batched(bundle, engine, wait_ms=LONG_MS, most=3) as batches, ThreadPoolExecutor(3) as pool:
+        assert [answer.label for answer in pool.map(batches, ROWS[:3])] == [0] * 3
+        assert engine.rows == [1, 1, 1]
+
+
+def test_a_swap_converts_what_waits_again(tmp_path_factory: pytest.TempPathFactory, bundle: dynamic.Bundle) -> None:
+    other = replace(bundle, classes=bundle.classes).save(tmp_path_factory.mktemp("other") / "blobs")
+    with bundle.runtime(monitor=dynamic.FixedMonitor()) as run, ThreadPoolExecutor(1) as pool:
+        batches = Batches(run, 2, LONG_MS)
+        (patient,) = asked(pool, batches, ROWS[0])
+        run.swap(other)
+        assert batches(ROWS[1]).name in "abcd"
+        assert patient.result().name in "abcd"
+        batches.close()
+
+
+def test_after_the_end_requests_are_refused_and_those_that_wait_answered(bundle: dynamic.Bundle) -> None:
+    engine = Counting()
+    with faked(bundle, engine) as run, ThreadPoolExecutor(1) as pool:
+        batches = Batches(run, 4, LONG_MS)
+        (patient,) = asked(pool, batches, ROWS[0])
+        batches.close()
+        assert patient.result().label == 0
+        with pytest.raises(dynamic.errors.ClosedError, match="ending"):
+            batches(ROWS[1])
