@@ -18,6 +18,7 @@ from dynamic.cli.results import bundle_json, bundle_lines
 from dynamic.cli.sources.data_arguments import (
     Crop,
     Limit,
+    MaxTokens,
     Mean,
     PreprocessName,
     Resize,
@@ -78,6 +79,7 @@ def build(
     crop: Crop = None,
     preprocess: PreprocessName = None,
     tokenizer: TokenizerFile = None,
+    max_tokens: MaxTokens = None,
     exits: Annotated[int | None, typer.Option(help="Add so many exits to the last network, and train them.")] = None,
     train_data: TrainData = None,
     train_split: TrainSplit = None,
@@ -106,7 +108,7 @@ def build(
     .jsonl), torchvision:CIFAR10, or file.py:function. What trained a network must not be among them.
     """
     from dynamic.cli.sources.networks.named_networks import network_named
-    from dynamic.cli.sources.task import DataOptions, prepared
+    from dynamic.cli.sources.task import DataOptions, for_texts, prepared
 
     networks, data = named_sources(sources, network, data)
     if weights and len(weights) != len(networks):
@@ -117,8 +119,9 @@ def build(
     options = DataOptions(
         data, split, train_data, train_split, root, mean, std, resize, crop, preprocess, tokenizer, limit, seed
     )
-    named = [network_named(name, file) for name, file in zip_longest(networks, weights or ())]
+    named = [network_named(name, file, max_tokens=max_tokens) for name, file in zip_longest(networks, weights or ())]
     task = prepared(named, options, trains=exits is not None)
+    named = [for_texts(one, task) for one in named]
     for line in task.notes:
         note(line)
     if exits is not None:

@@ -1,7 +1,8 @@
 """What a command that builds works on: networks, batches that train, batches that are held out, preprocessing."""
 
+import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dynamic.offline.build_steps.preprocessing_data import as_data
 from dynamic.policies.errors import CalibrationError, InputError, SettingError
 
 _SHOWN = 3  # classes in a message
+_LONGEST = 512  # tokens, where nothing says it
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,25 @@ def prepared(networks: Sequence[NamedNetwork], options: DataOptions, *, trains: 
     if train is not None:
         drawn = train if train.kind == "batches" else train.drawn(None, options.seed)
         train_batches = batches_of(drawn, preprocess, channels, inputs)
-    trained_on = () if train is None else (_trained_on(train, options),)
+    trained_on = () if train is None else (_trained_on(train),)
     return Task(preprocess, classes, held_batches, train_batches, trained_on, (*notes, *more))
+
+
+def for_texts(named: NamedNetwork, task: Task) -> NamedNetwork:
+    """A network of one's own for texts, which takes any length up to its limit. Another one as it is."""
+    if not isinstance(task.preprocess, TextPreprocess) or named.example is not None or isinstance(named.network, str):
+        return named
+    import torch
+
+    inputs = next(iter(task.held_out))[0]
+    taken = [name for name in inputs if name in inspect.signature(named.network.forward).parameters]
+    if not taken:
+        raise InputError(
+            f"network {named.name} takes none of {', '.join(inputs)}, which a tokenizer makes: name its arguments so"
+        )
+    length = torch.export.Dim("length", min=1, max=named.recipe.max_tokens or _LONGEST)
+    example = {name: torch.as_tensor(inputs[name][:2]) for name in taken}
+    return replace(named, example=example, dynamic_shapes={name: {1: length} for name in taken})
 
 
 def classes_in(options: DataOptions) -> tuple[str, ...]:
@@ -146,36 +165,46 @@ def _divided(
     networks: Sequence[NamedNetwork], options: DataOptions, trains: bool, whole: bool
 ) -> tuple[Examples | None, Examples, list[str]]:
     """(examples that train, examples that are held out, notes)."""
-    before = {one for network in networks for one in network.recipe.trained_on}
     if whole:
         data = data_named(options.data, options.train_split or options.split, role="train", root=options.root)
         return data, data, []
     data = data_named(options.data, options.split, root=options.root)
     notes = [] if options.split or not data.split else [f"{len(data)} examples of split {data.split!r} are held out"]
     place = _place(data)
-    same = [one for one in before if (one.data, one.split) == place]
+    halves = _halves_since(data, networks)
+    held_out = data if halves is None else halves[1]
     if not trains:
-        if not same:
-            return None, data, notes
-        seeds = {one.seed for one in same}
-        if data.kind == "batches" or not all(one.half for one in same) or len(seeds) > 1:
-            raise CalibrationError(
-                f"{data.name}{_of_split(data)} trained network {networks[-1].name}, and what trained may not certify: "
-                "give other data, or another --split"
-            )
-        _, other = data.halves(seeds.pop())
-        return None, other, [*notes, f"{len(other)} of {len(data)} examples are held out, the others trained a network"]
+        if halves is not None:
+            notes.append(f"{len(held_out)} of {len(data)} examples are held out, the others trained a network")
+        return None, held_out, notes
     named = options.train_data or options.train_split
     train = data_named(options.train_data or options.data, options.train_split, role="train", root=options.root)
     if _place(train) != place:
-        return train, data, [*notes, f"{_number(train)} of {train.name}{_of_split(train)} train"]
+        return train, held_out, [*notes, f"{_number(train)} of {train.name}{_of_split(train)} train"]
     if named and train.kind != "batches":
         raise SettingError(
             f"--train-data {train.name}{_of_split(train)} is what is held out too: name other data or another split, "
             "or leave it out, and half of the data train"
         )
-    first, second = data.halves(options.seed)
+    first, second = halves or data.halves(options.seed)
     return first, second, [*notes, f"{len(first)} of {len(data)} examples train, the other {len(second)} are held out"]
+
+
+def _halves_since(data: Examples, networks: Sequence[NamedNetwork]) -> tuple[Examples, Examples] | None:
+    """The halves of data of which one half trained a network before. None: they trained none.
+
+    Raises CalibrationError where all of them did.
+    """
+    same = {one for network in networks for one in network.recipe.trained_on if (one.data, one.split) == _place(data)}
+    if not same:
+        return None
+    seeds = {one.seed for one in same}
+    if data.kind == "batches" or not all(one.half for one in same) or len(seeds) > 1:
+        raise CalibrationError(
+            f"{data.name}{_of_split(data)} trained network {networks[-1].name}, and what trained may not certify: "
+            "give other data, or another --split"
+        )
+    return data.halves(seeds.pop())
 
 
 def _number(examples: Examples) -> str:
@@ -191,9 +220,9 @@ def _place(examples: Examples) -> tuple[str, str | None]:
     return (str(path.resolve()) if path.exists() else examples.name), examples.split
 
 
-def _trained_on(train: Examples, options: DataOptions) -> TrainedOn:
+def _trained_on(train: Examples) -> TrainedOn:
     data, split = _place(train)
-    return TrainedOn(data, split, train.half == "train", options.seed)
+    return TrainedOn(data, split, train.half == "train", train.lot)
 
 
 def _classes(

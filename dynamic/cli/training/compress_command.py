@@ -72,7 +72,7 @@ def compress(
     """
     from dynamic.cli.sources.networks.named_networks import network_named
     from dynamic.cli.sources.networks.network_files import check_ending
-    from dynamic.cli.sources.task import DataOptions, prepared
+    from dynamic.cli.sources.task import DataOptions, for_texts, prepared
 
     if method not in METHODS:
         raise SettingError(f"--method {method!r} is not known: use one of {', '.join(METHODS)}")
@@ -90,6 +90,7 @@ def compress(
         raise InputError(f"network {network} has exits: compress the plain network first, and give exits with fit")
     module = named.module("is compressed already, or cannot be")
     task = prepared([named], options, trains=True)
+    named = for_texts(named, task)
     for line in task.notes:
         note(line)
     example = _example(named, task)

@@ -120,7 +120,7 @@ def fit(
     """
     from dynamic.cli.sources.networks.named_networks import network_named
     from dynamic.cli.sources.networks.network_files import check_ending, save_network
-    from dynamic.cli.sources.task import DataOptions, classes_in, prepared
+    from dynamic.cli.sources.task import DataOptions, classes_in, for_texts, prepared
     from dynamic.offline.option_words import Mode, check_word
 
     check_word("mode", mode, Mode)
@@ -139,6 +139,7 @@ def fit(
         named = network_named(network, weights, outputs=len(classes), max_tokens=max_tokens)
         named = replace(named, recipe=replace(named.recipe, classes=None))
     task = prepared([named], options, trains=True, whole=whole)
+    named = for_texts(named, task)
     for line in task.notes:
         note(line)
     if exits is not None or (mode == "heads" and not named.has_exits):

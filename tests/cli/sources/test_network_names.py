@@ -97,6 +97,13 @@ def test_weights_of_a_file_say_how_many_classes(tmp_path: Path) -> None:
         named = network_named("torchvision:squeezenet1_1", str(path))
         inputs = torch.rand(1, 3, 64, 64)
         torch.testing.assert_close(named.network(inputs), trained(inputs))  # type: ignore[operator]
+        assert named.recipe.outputs == 7
+        file = tmp_path / "again.safetensors"
+        save_network(named.module("is a file"), file, named.recipe)
+        torch.testing.assert_close(network_named(str(file)).network(inputs), trained(inputs))  # type: ignore[operator]
+        two = network_named("torchvision:squeezenet1_1", str(path), outputs=2).module("is a file")
+        assert two(inputs).shape == (1, 2)
+        torch.testing.assert_close(two.get_parameter("features.0.weight"), trained.get_parameter("features.0.weight"))
     with pytest.raises(CorruptError, match=r"--weights nowhere.pt does not exist: give a .safetensors or .pt file"):
         network_named("torchvision:squeezenet1_1", "nowhere.pt")
     other = tmp_path / "other.safetensors"

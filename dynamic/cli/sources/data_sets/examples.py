@@ -26,6 +26,7 @@ class Examples:
         classes: Names of the classes. Of batches they may be missing.
         split: Name of the folder above the class folders, where there are several.
         half: Which half it is, where one set is divided.
+        lot: Seed of the lot that divided it.
         preprocess: Of batches, what made their inputs.
 
     Raises:
@@ -39,6 +40,7 @@ class Examples:
     classes: tuple[str, ...]
     split: str | None = None
     half: Half = "all"
+    lot: int = 0
     preprocess: Any = None
 
     def __post_init__(self) -> None:
@@ -77,7 +79,9 @@ class Examples:
         if len(self) < 4:
             raise InputError(f"{self.name} has {len(self)} examples, too few to be divided: give at least 4")
         first, second = stratified_halves(self.labels, seed)
-        return replace(self.select(first), half="train"), replace(self.select(second), half="held out")
+        return replace(self.select(first), half="train", lot=seed), replace(
+            self.select(second), half="held out", lot=seed
+        )
 
     def labelled_as(self, classes: tuple[str, ...]) -> "Examples":
         """The same with labels in the order of a network's classes, which include all of these."""

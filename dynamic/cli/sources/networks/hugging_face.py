@@ -1,13 +1,13 @@
 """Classifiers of the library transformers, from a local folder or by their name on the hub."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dynamic.cli.sources.networks.network_weights import RANDOM, with_weights
+from dynamic.cli.sources.networks.network_weights import RANDOM, with_classes, with_weights
 from dynamic.data.image_steps import CenterCrop
 from dynamic.data.number_steps import Normalize, Scale
 from dynamic.data.preprocessing import Preprocess
@@ -29,6 +29,7 @@ class HuggingFaceNetwork:
         classes: Names of its classes. None: it has none of its own.
         example: Inputs of a classifier of texts. None: it takes images.
         dynamic_shapes: The lengths that it takes. None: it takes images.
+        outputs: Its number of classes. None: that of its folder.
     """
 
     network: nn.Module
@@ -36,6 +37,7 @@ class HuggingFaceNetwork:
     classes: tuple[str, ...] | None
     example: dict[str, Tensor] | None
     dynamic_shapes: Any
+    outputs: int | None
 
 
 def hugging_face_network(
@@ -78,25 +80,27 @@ def hugging_face_network(
         auto: Any = (
             transformers.AutoModelForSequenceClassification if texts else transformers.AutoModelForImageClassification
         )
-        if weights is None and outputs is None:
-            network = auto.from_pretrained(path)
+
+        def make(count: int | None) -> nn.Module:
+            own = {} if count is None else {"num_labels": count}
+            made_for = transformers.AutoConfig.from_pretrained(path, **own)
+            return auto.from_config(made_for)  # type: ignore[no-any-return]
+
+        count = outputs
+        if weights is None:
+            network = auto.from_pretrained(path, ignore_mismatched_sizes=outputs is not None, **beside)
+        elif weights == RANDOM:
+            network = make(outputs)
         else:
-
-            def make(count: int | None) -> nn.Module:
-                own = {} if count is None else {"num_labels": count}
-                made_for = transformers.AutoConfig.from_pretrained(path, **(beside | own))
-                return auto.from_config(made_for)  # type: ignore[no-any-return]
-
-            if weights is None:
-                network = auto.from_pretrained(path, ignore_mismatched_sizes=True, **beside)
-            else:
-                network = make(None) if weights == RANDOM else with_weights(make, weights)
+            network, count = with_weights(make, weights)
+            if outputs is not None:
+                network, count = with_classes(make, network, outputs), outputs
         network.eval()
         if texts:
-            return _of_texts(transformers, path, network, config, max_tokens)
+            return replace(_of_texts(transformers, path, network, config, max_tokens), outputs=count)
         images: Any = transformers.AutoImageProcessor
         processor = images.from_pretrained(path)
-        return HuggingFaceNetwork(network, _of_images(processor, text), _classes(network.config), None, None)
+        return HuggingFaceNetwork(network, _of_images(processor, text), _classes(network.config), None, None, count)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, InputError):
             raise
@@ -118,10 +122,10 @@ def _of_texts(
     names = [name for name in taken if name in tokenizer.model_input_names]
     example = {n: torch.from_numpy(array) for n, array in texts(["a short text", "text"], inputs=names).items()}
     limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length, max_tokens]
-    longest = min(int(limit) for limit in limits if limit is not None and limit < 10**9)
+    longest = min((int(limit) for limit in limits if limit is not None and limit < 10**9), default=512)
     length = torch.export.Dim("length", min=1, max=max(longest, 2))
     shapes = {name: {1: length} for name in names}
-    return HuggingFaceNetwork(network, texts, _classes(network.config), example, shapes)
+    return HuggingFaceNetwork(network, texts, _classes(network.config), example, shapes, None)
 
 
 def _of_images(processor: Any, text: str) -> Preprocess:

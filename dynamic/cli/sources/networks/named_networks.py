@@ -125,16 +125,16 @@ def network_named(
     prefix, _, rest = text.partition(":")
     recipe = Recipe(text, outputs=outputs, max_tokens=max_tokens)
     if prefix == "torchvision" and rest:
-        network, transforms, classes = torchvision_network(rest, weights, outputs)
-        recipe = replace(recipe, classes=classes, outputs=outputs or _changed_outputs(network, weights))
+        network, transforms, classes, count = torchvision_network(rest, weights, outputs)
+        recipe = replace(recipe, classes=classes, outputs=count)
         return _of_images(rest, network, recipe, as_data(transforms))
     if prefix == "timm" and rest:
-        network, preprocess = timm_network(rest, weights, outputs)
-        recipe = replace(recipe, outputs=outputs or _changed_outputs(network, weights))
+        network, preprocess, count = timm_network(rest, weights, outputs)
+        recipe = replace(recipe, outputs=count)
         return _of_images(rest.partition(".")[0], network, recipe, preprocess)
     if prefix == "hf" and rest:
         one = hugging_face_network(rest, weights, outputs, max_tokens)
-        recipe = replace(recipe, classes=one.classes, outputs=outputs)
+        recipe = replace(recipe, classes=one.classes, outputs=one.outputs)
         name = Path(rest).name
         if one.example is None:
             return _of_images(name, one.network, recipe, one.preprocess)
@@ -142,7 +142,7 @@ def network_named(
     if text.endswith(".onnx"):
         return _of_onnx(text, weights, recipe)
     if text.endswith(".safetensors"):
-        return _saved(Path(text), weights)
+        return _saved(Path(text), weights, max_tokens)
     if names_python(text):
         return _of_factory(text, weights, recipe)
     raise SettingError(f"network {text!r} is no name that is known: give {FORMS}")
@@ -150,14 +150,6 @@ def network_named(
 
 def _of_images(name: str, network: nn.Module, recipe: Recipe, preprocess: Any) -> NamedNetwork:
     return NamedNetwork(name, network, recipe.with_preprocess(preprocess), preprocess, 3)
-
-
-def _changed_outputs(network: nn.Module, weights: str | None) -> int | None:
-    """The number of classes that a file of weights brought. None: the network's own weights."""
-    if weights is None or weights == RANDOM:
-        return None
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    return layers[-1].out_features if layers else None
 
 
 def _of_onnx(text: str, weights: str | None, recipe: Recipe) -> NamedNetwork:
@@ -170,13 +162,14 @@ def _of_onnx(text: str, weights: str | None, recipe: Recipe) -> NamedNetwork:
     return NamedNetwork(path.stem, text, own, own.preprocessing())
 
 
-def _saved(path: Path, weights: str | None) -> NamedNetwork:
+def _saved(path: Path, weights: str | None, max_tokens: int | None) -> NamedNetwork:
     """A network that a command wrote."""
     if not path.is_file():
         raise InputError(f"network '{path}' does not exist: give a file that fit or wrap wrote")
     if weights is not None:
         raise SettingError(f"--weights {weights} for {path}: it holds its weights. Leave out --weights")
     recipe = read_recipe(path)
+    recipe = replace(recipe, max_tokens=max_tokens or recipe.max_tokens)
     base = network_named(recipe.source, RANDOM, outputs=recipe.outputs, max_tokens=recipe.max_tokens)
     preprocess = recipe.preprocessing() or base.preprocess
     own = replace(base, name=path.stem, recipe=replace(recipe, exits=0), preprocess=preprocess)
@@ -200,7 +193,7 @@ def _of_factory(text: str, weights: str | None, recipe: Recipe) -> NamedNetwork:
         raise InputError(f"network {text!r} gave a {type(network).__name__}: its factory must return a torch.nn.Module")
     if weights is not None and weights != RANDOM:
         own: nn.Module = network
-        network = with_weights(lambda _: own, weights)
+        network, _ = with_weights(lambda _: own, weights)
     preprocess = as_data(getattr(network, "preprocess", None))
     channels = None
     if isinstance(preprocess, Preprocess):

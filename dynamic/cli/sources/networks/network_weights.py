@@ -11,7 +11,7 @@ from dynamic.policies.errors import CorruptError
 RANDOM = "random"  # in place of a file
 
 
-def with_weights(make: Callable[[int | None], nn.Module], path: str) -> nn.Module:
+def with_weights(make: Callable[[int | None], nn.Module], path: str) -> tuple[nn.Module, int | None]:
     """A network with the weights of a file, and as many classes as the file has.
 
     Args:
@@ -19,7 +19,7 @@ def with_weights(make: Callable[[int | None], nn.Module], path: str) -> nn.Modul
         path: The file.
 
     Returns:
-        The network.
+        The network, and its number of classes where it is not the usual one.
 
     Raises:
         CorruptError: The file is missing or damaged.
@@ -33,7 +33,7 @@ def with_weights(make: Callable[[int | None], nn.Module], path: str) -> nn.Modul
     if outputs is not None:
         network = make(outputs)
     put_weights(network, tensors, path)
-    return network
+    return network, outputs
 
 
 def with_classes(make: Callable[[int | None], nn.Module], pretrained: nn.Module, outputs: int) -> nn.Module:

@@ -22,8 +22,8 @@ Make = Callable[[int | None], nn.Module]
 
 def torchvision_network(
     name: str, weights: str | None, outputs: int | None
-) -> tuple[nn.Module, Any, tuple[str, ...] | None]:
-    """A classifier of torchvision, its preprocessing, and the names of its classes.
+) -> tuple[nn.Module, Any, tuple[str, ...] | None, int | None]:
+    """A classifier of torchvision, its preprocessing, the names of its classes, and how many they are.
 
     Args:
         name: As `torchvision.models.list_models` has it.
@@ -31,7 +31,8 @@ def torchvision_network(
         outputs: Number of classes. None: that of the file, or of ImageNet.
 
     Returns:
-        The network in eval mode, its preprocessing, and its classes where it has those of ImageNet.
+        The network in eval mode, its preprocessing, its classes where it has those of ImageNet, and their number where
+        it is not the usual one.
 
     Raises:
         InputError: There is no such network, or its weights could not be downloaded.
@@ -50,14 +51,14 @@ def torchvision_network(
         with _downloading(f"torchvision:{name}"):
             return models.get_model(name, weights=trained)  # type: ignore[no-any-return]
 
-    network = _with(make, weights, outputs, pretrained)
+    network, count = _with(make, weights, outputs, pretrained)
     categories = tuple(trained.meta["categories"])
     own = weights is None and outputs in (None, len(categories))
-    return network.eval(), trained.transforms(), categories if own else None
+    return network.eval(), trained.transforms(), categories if own else None, count
 
 
-def timm_network(name: str, weights: str | None, outputs: int | None) -> tuple[nn.Module, Preprocess]:
-    """A classifier of timm and its preprocessing.
+def timm_network(name: str, weights: str | None, outputs: int | None) -> tuple[nn.Module, Preprocess, int | None]:
+    """A classifier of timm, its preprocessing, and its number of classes.
 
     Args:
         name: As `timm.list_models` has it, with or without the tag of its weights.
@@ -65,7 +66,7 @@ def timm_network(name: str, weights: str | None, outputs: int | None) -> tuple[n
         outputs: Number of classes. None: that of the file, or its usual one.
 
     Returns:
-        The network in eval mode and its preprocessing.
+        The network in eval mode, its preprocessing, and its number of classes where it is not the usual one.
 
     Raises:
         InputError: There is no such network, or its weights could not be downloaded.
@@ -86,17 +87,19 @@ def timm_network(name: str, weights: str | None, outputs: int | None) -> tuple[n
         with _downloading(f"timm:{name}"):
             return create(name, pretrained=True)  # type: ignore[no-any-return]
 
-    network = _with(make, weights, outputs, pretrained)
+    network, count = _with(make, weights, outputs, pretrained)
     described: Any = timm.data
-    return network.eval(), _of_timm(described.resolve_model_data_config(network))
+    return network.eval(), _of_timm(described.resolve_model_data_config(network)), count
 
 
-def _with(make: Make, weights: str | None, outputs: int | None, pretrained: Callable[[], nn.Module]) -> nn.Module:
+def _with(
+    make: Make, weights: str | None, outputs: int | None, pretrained: Callable[[], nn.Module]
+) -> tuple[nn.Module, int | None]:
+    """(the network, its number of classes where it is not the usual one)."""
     if weights == RANDOM:
-        return make(outputs)
-    if weights is not None:
-        return with_weights(make, weights)
-    return pretrained() if outputs is None else with_classes(make, pretrained(), outputs)
+        return make(outputs), outputs
+    network, own = (pretrained(), None) if weights is None else with_weights(make, weights)
+    return (network, own) if outputs is None else (with_classes(make, network, outputs), outputs)
 
 
 def _made_by_torchvision(models: Any, name: str, classes: int | None) -> nn.Module:
