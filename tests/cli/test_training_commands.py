@@ -20,6 +20,7 @@ from dynamic.cli.sources.data_sets.batches import batches_of
 from dynamic.cli.sources.data_sets.named_data import data_named
 from dynamic.cli.sources.networks.named_networks import network_named
 from dynamic.data import digits
+from dynamic.models import compress as compress  # before an export: tests read the table of operators once a process
 
 MINE = """
 import torch
@@ -118,7 +119,7 @@ def test_wrap_shows_the_exits_and_fit_trains_them(work: Work) -> None:
 def test_a_bundle_in_one_command(work: Work) -> None:
     code, out, err = shell("build", "trained.safetensors", "photos", "--exits", "1", "--max-drop", "0.1", "-o", "one")
     assert code == 0, err
-    assert out.splitlines()[-1] == "next: dynamic profile one"
+    assert out.splitlines()[-1] == f"next: dynamic profile {Path('one').resolve()}"
     bundle = dynamic.load("one")
     assert bundle.classes == ("0", "1", "2")
     assert len(bundle.records) == len(data_named("photos").halves(0)[1])  # what trained the network is left out
