@@ -143,7 +143,6 @@ def _situation(
         "ambient_c": "ambient C",
         "memory_mb": "memory MB",
         "background_load": "load of others",
-        "plugged": "plugged",
     }
     around = []
     for name, words_of in units.items():
