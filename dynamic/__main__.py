@@ -1,4 +1,4 @@
-"""`python -m dynamic build|certify|profile|export|run|serve|simulate|report|record|doctor`."""
+"""`python -m dynamic COMMAND`, and the command `dynamic`. `dynamic --help` lists all."""
 
 import sys
 

@@ -1,10 +1,16 @@
-"""Progress with rate and remaining time on a terminal, and nothing elsewhere."""
+"""Progress with rate and remaining time: a bar on a terminal, and a line of the log every few seconds elsewhere."""
 
+import logging
 import sys
-from collections.abc import Generator, Iterable, Sized
+import time
+from collections.abc import Callable, Generator, Iterable, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
+
+EVERY_S = 5.0  # between two lines of the log
+
+logger = logging.getLogger("dynamic.progress")
 
 
 def size_of(items: Iterable[object]) -> int | None:
@@ -16,29 +22,50 @@ def size_of(items: Iterable[object]) -> int | None:
 
 
 def track(
-    items: Iterable[T], label: str, total: int | None = None, shown: bool | None = None
+    items: Iterable[T],
+    label: str,
+    total: int | None = None,
+    shown: bool | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Generator[T, None, None]:
-    """Iterate with a progress bar.
+    """Iterate with a progress bar, or with lines of the log.
 
-    tqdm draws it and is an extra on the device. Without it there is no bar.
+    tqdm draws the bar and is an extra on the device. Without it, and where stderr is no terminal, a line at level INFO
+    goes to the logger "dynamic.progress" every five seconds. Commands print these lines.
 
     Args:
         items: The items.
         label: Text before the bar.
         total: Number of items. None: their length, if they have one.
-        shown: Whether to show the bar. None: where stderr is a terminal.
+        shown: Whether to show progress. None: a bar where stderr is a terminal, else lines.
+        clock: Time in seconds.
 
     Yields:
         The items.
     """
-    if shown is None:
-        shown = sys.stderr.isatty()
-    if shown:
+    bar = sys.stderr.isatty() if shown is None else shown
+    if bar:
         try:
             from tqdm import tqdm
         except ModuleNotFoundError:
-            shown = False
-    if not shown:
+            bar = False
+    if bar:
+        yield from tqdm(items, desc=label, total=total, leave=False)
+    elif shown is False:
         yield from items
-        return
-    yield from tqdm(items, desc=label, total=total, leave=False)
+    else:
+        yield from _with_lines(items, label, size_of(items) if total is None else total, clock)
+
+
+def _with_lines(
+    items: Iterable[T], label: str, total: int | None, clock: Callable[[], float]
+) -> Generator[T, None, None]:
+    began = last = clock()
+    for count, item in enumerate(items):
+        now = clock()
+        if now - last >= EVERY_S:
+            last, passed = now, now - began
+            of = "" if total is None else f" of {total}"
+            remains = f", about {passed / count * (total - count):.0f} s remain" if total and count else ""
+            logger.info("%s: %d%s, %.0f s%s", label, count, of, passed, remains)
+        yield item

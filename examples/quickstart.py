@@ -1,7 +1,7 @@
 """The whole road: trained networks in, adaptive inference under a budget out.
 
     python examples/quickstart.py
-        offline: scikit-learn's handwritten digits, three small networks trained on the spot (under a minute)
+        offline: scikit-learn's handwritten digits, three small networks trained on the spot (one to two minutes)
     python examples/quickstart.py --data cifar10.zip --weights weights/
         CIFAR-10 with pretrained ResNets (resnet20_cifar10.safetensors, ... in the folder): no training at all
 

@@ -30,8 +30,9 @@ class Budget:
     Args:
         latency_ms: Of a request from its arrival to its answer, the wait in a queue included, at `percentile`.
         percentile: The share of requests that `latency_ms` is about, 0.95 for the 95th percentile. None: the mean.
-        deadline_ms: A hard limit for each request. After the first answer no stage starts that would end later. The
-            best answer so far counts then, and it is not certified.
+        deadline_ms: Limit of each request. Once an exit has answered, no stage starts that would end later by its 95th
+            percentile. The best answer so far counts then, and it is not certified. The first stage always runs to its
+            end, and so does a stage that has started. So an answer can still be late.
         energy_mj: Energy of one inference on average. It needs costs with energy.
         memory_mb: Resident memory of this process, in units of 10^6 bytes.
         battery_floor: Charge from 0 to 1. At or below it, without mains power, only the cheapest point runs.

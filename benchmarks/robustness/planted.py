@@ -48,7 +48,7 @@ COMMANDS = {
     "simulate": "simulate . --device mid-range-phone --duration-s 5",
     "export": "export . {out}/model.onnx",
     "certify": "certify . {out}/again",
-    "build": "build {out}/built --network dynamic.models:resnet20 --data {large}",
+    "build": "build -o {out}/built --network dynamic.models:resnet20 --data {large}",
 }
 
 

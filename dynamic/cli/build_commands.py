@@ -1,9 +1,10 @@
-"""`python -m dynamic build|certify|export`: bundles from networks and from other bundles.
+"""`dynamic build|certify|export`: bundles from networks and from other bundles.
 
 `build` needs torch. It is imported only when a command needs it.
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -11,8 +12,25 @@ import typer
 
 import dynamic
 from dynamic.bundle.bundle import Bundle
-from dynamic.bundle.tables import ladder_text
-from dynamic.cli.options import Shelf
+from dynamic.cli.options import Json, Shelf
+from dynamic.cli.project.commands import add, note
+from dynamic.cli.results import bundle_json, bundle_lines
+from dynamic.cli.sources.data_arguments import (
+    Crop,
+    Limit,
+    MaxTokens,
+    Mean,
+    PreprocessName,
+    Resize,
+    Root,
+    Split,
+    Std,
+    TokenizerFile,
+    TrainData,
+    TrainSplit,
+    named_sources,
+)
+from dynamic.cli.sources.spelled_numbers import positive
 from dynamic.data.answer_file import AnswerFile
 from dynamic.errors import CalibrationError, SettingError
 from dynamic.policies import ladder as ladders
@@ -37,23 +55,34 @@ RiskName = Annotated[
 
 
 def build(
-    out: Annotated[Path, typer.Argument(help="Folder for the bundle. An existing one is replaced.")],
-    networks: Annotated[
-        list[str],
-        typer.Option("--network", "--networks", help="module:factory of a network, once for each, smallest first."),
-    ],
-    data: Annotated[Path, typer.Option(help="Held-out images: a folder or zip of class folders.")],
-    split: Annotated[str | None, typer.Option(help="The folder above the class folders, if there are several.")] = None,
-    weights: Annotated[
-        list[Path] | None, typer.Option(help="A network's weights, .safetensors or .pt, once for each, in order.")
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="Networks, the smallest first, then the data.", show_default=False),
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="To normalize by, such as 0.485,0.456,0.406.")] = None,
-    std: Annotated[str | None, typer.Option(help="To normalize by, such as 0.229,0.224,0.225.")] = None,
-    resize: Annotated[str | None, typer.Option(help="Resize to a shorter side, or HEIGHTxWIDTH.")] = None,
-    crop: Annotated[str | None, typer.Option(help="Cut a square, or HEIGHTxWIDTH, out of the middle.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle. An old bundle is replaced.")] = Path(
+        "shelf"
+    ),
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", "--networks", help="A network by its name, once for each, the smallest first."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Held-out data by their name.")] = None,
+    split: Split = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(help="Weights of each network, in order: .safetensors, .pt, or 'random'. [its own]"),
+    ] = None,
+    root: Root = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    preprocess: PreprocessName = None,
+    tokenizer: TokenizerFile = None,
+    max_tokens: MaxTokens = None,
     exits: Annotated[int | None, typer.Option(help="Add so many exits to the last network, and train them.")] = None,
-    train_data: Annotated[Path | None, typer.Option(help="Images that exits train on. [--data]")] = None,
-    train_split: Annotated[str | None, typer.Option(help="Its split.")] = None,
+    train_data: TrainData = None,
+    train_split: TrainSplit = None,
     engine: Annotated[
         str, typer.Option(help="The engine that will run, or 'auto' for the fastest here.")
     ] = "onnxruntime",
@@ -69,48 +98,62 @@ def build(
     floor: Floor = None,
     risk: RiskName = "drop",
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Use so many of the images, drawn at random.")] = None,
+    limit: Limit = None,
+    as_json: Json = False,
 ) -> None:
-    """Build a bundle from trained networks and held-out images: export, calibrate, choose thresholds."""
-    from dynamic.cli.named_sources import ImageBatches, network_at, numbers, size
-    from dynamic.data.labelled_images import load_images
-    from dynamic.offline.networks.checkpoints import load_weights
+    """Build a bundle from trained networks and held-out data: export, calibrate, choose thresholds.
 
+    Networks: torchvision:resnet18, timm:NAME, hf:FOLDER, file.onnx, file.safetensors of `fit`, file.py:function or
+    module:factory. Data: a folder or zip of class folders with images or wav files, a table of texts (.csv, .tsv,
+    .jsonl), torchvision:CIFAR10, or file.py:function. What trained a network must not be among them.
+    """
+    from dynamic.cli.sources.networks.named_networks import network_named
+    from dynamic.cli.sources.task import DataOptions, for_texts, prepared
+
+    networks, data = named_sources(sources, network, data)
     if weights and len(weights) != len(networks):
         raise SettingError(f"{len(weights)} --weights for {len(networks)} networks: give one for each, in order")
-    if exits is not None and train_data is None and train_split is None:
-        raise SettingError("--exits needs --train-data or --train-split: exits must not train on the held-out images")
-    preprocess = dynamic.Preprocess.of(
-        numbers("--mean", mean), numbers("--std", std), resize=size("--resize", resize), crop=size("--crop", crop)
+    positive("--exits", exits)
+    check_combination(combine)
+    chosen_score, chosen_risk = check_score_choice(score), risk_named(risk).name
+    options = DataOptions(
+        data, split, train_data, train_split, root, mean, std, resize, crop, preprocess, tokenizer, limit, seed
     )
-    modules = [network_at(path) for path in networks]
-    for network, file in zip(modules, weights or (), strict=False):
-        load_weights(network, file)
-    images = load_images(data, split)
-    held_out = ImageBatches(images, preprocess, seed, limit)
+    named = [network_named(name, file, max_tokens=max_tokens) for name, file in zip_longest(networks, weights or ())]
+    task = prepared(named, options, trains=exits is not None)
+    named = [for_texts(one, task) for one in named]
+    for line in task.notes:
+        note(line)
     if exits is not None:
-        train = ImageBatches(load_images(train_data or data, train_split), preprocess, seed)
-        modules[-1] = wrapped = dynamic.wrap(modules[-1], next(iter(train))[0], exits=exits)
-        print(dynamic.fit(wrapped, train, mode="heads", seed=seed))
-    names = [path.rpartition(":")[2] for path in networks]
-    cascade = dynamic.Cascade(
-        modules, combine=check_combination(combine), names=names if len(set(names)) == len(names) else None
-    )
+        named[-1] = named[-1].wrapped(exits, task.shape)
+        report = dynamic.fit(named[-1].module("has no exits"), task.train, mode="heads", seed=seed)
+        if not as_json:
+            print(report)
+    names = [one.name for one in named]
+    plain_shapes = next((o.dynamic_shapes for o in named if o.dynamic_shapes is not None and not o.has_exits), None)
+    cascade: Any = [one.network for one in named]
+    if not all(isinstance(one, str) for one in cascade):
+        cascade = dynamic.Cascade(
+            cascade,
+            combine=check_combination(combine),
+            names=names if len(set(names)) == len(names) else None,
+            dynamic_shapes=plain_shapes,
+        )
     bundle = dynamic.build(
         cascade,
-        held_out,
+        task.held_out,
         engine=cast(Any, engine),
-        preprocess=preprocess,
-        classes=images.classes,
-        score=check_score_choice(score),
-        risk=risk_named(risk).name,
+        preprocess=task.preprocess,
+        classes=task.classes,
+        combine=check_combination(combine),
+        score=chosen_score,
+        risk=chosen_risk,
         delta=delta,
         seed=seed,
         max_drops=max_drop or None,
         floor=floor,
     ).save(out)
-    print(ladder_text(bundle.ladder))
-    print(f"\nbundle of {len(bundle.records)} inputs for engine {bundle.engine}: {bundle.folder}")
+    print(bundle_json(bundle) if as_json else bundle_lines(bundle))
 
 
 def certify(
@@ -127,6 +170,7 @@ def certify(
     ] = None,
     budget: Annotated[int | None, typer.Option(help="The most labels that --ask asks for.")] = None,
     rows: Annotated[int, typer.Option(help="Rows that --ask writes at a time.")] = 50,
+    as_json: Json = False,
 ) -> None:
     """Make another ladder from a bundle's records: other targets, risk or delta. A choice by the outcome voids it."""
     bundle = dynamic.load(shelf)
@@ -150,8 +194,7 @@ def certify(
         score=None if score is None else check_score_choice(score),
         floor=floor,
     ).save(out)
-    print(ladder_text(bundle.ladder))
-    print(f"\nbundle of {len(bundle.records)} inputs for engine {bundle.engine}: {bundle.folder}")
+    print(bundle_json(bundle) if as_json else bundle_lines(bundle))
 
 
 def _records_with_labels(
@@ -230,6 +273,6 @@ def export(
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(build)
-    app.command()(certify)
-    app.command()(export)
+    add(app, build, example="dynamic build torchvision:resnet18 photos/ --exits 3 -o shelf")
+    add(app, certify, example="dynamic certify shelf another --max-drop 0.005")
+    add(app, export, example="dynamic export shelf model.onnx --batch single")

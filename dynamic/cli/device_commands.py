@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dynamic.cli.doctor import examine
+from dynamic.cli.project.commands import add
 from dynamic.monitoring.monitor import Monitor
 from dynamic.monitoring.traces import TraceWriter
 from dynamic.policies.errors import InputError, SettingError
@@ -68,5 +69,5 @@ def doctor(
 
 def register(app: typer.Typer) -> None:
     """Add both commands."""
-    app.command()(record)
-    app.command()(doctor)
+    add(app, record, example="dynamic record trace.jsonl --seconds 600")
+    add(app, doctor, example="dynamic doctor shelf")

@@ -16,6 +16,11 @@ DeadlineMs = Annotated[
 Percentile = Annotated[str, typer.Option(help="Of the latency that has to hold: a fraction, or 'mean'.")]
 MemoryMb = Annotated[float | None, typer.Option(help="Megabytes (10^6 bytes) that the process may hold resident.")]
 CpuMs = Annotated[float | None, typer.Option(help="Milliseconds of CPU time of an inference, on average.")]
+EnergyMj = Annotated[
+    float | None, typer.Option(help="Millijoules of an inference, on average. It needs a power meter.")
+]
+LastS = Annotated[float | None, typer.Option("--last-s", help="Seconds that the battery must last, above its floor.")]
+TemperatureC = Annotated[float | None, typer.Option(help="Degrees Celsius before which inference takes less effort.")]
 BatteryFloor = Annotated[float | None, typer.Option(help="Charge, 0 to 1, below which only the cheapest point runs.")]
 MaxDrop = Annotated[float | None, typer.Option(help="Accuracy that may be lost for savings, 0.01 for one point.")]
 OnDrift = Annotated[

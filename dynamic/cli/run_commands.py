@@ -1,6 +1,7 @@
 """`python -m dynamic profile|run`: a bundle on this machine. Neither imports torch."""
 
 import json
+import random
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -18,20 +19,25 @@ from dynamic.cli.options import (
     BatteryFloor,
     CpuMs,
     DeadlineMs,
+    EnergyMj,
     Engine,
     Idle,
     Json,
+    LastS,
     LatencyMs,
     MaxDrop,
     MemoryMb,
     OnDrift,
     Percentile,
     Shelf,
+    TemperatureC,
     Threads,
     fraction,
     idle_options,
     without_none,
 )
+from dynamic.cli.project.commands import add
+from dynamic.cli.results import point_json
 from dynamic.data.image_steps import RGB, Gray
 from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import find_pictures
@@ -42,6 +48,7 @@ from dynamic.data.text.text_files import text_lines
 from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.errors import InputError, SettingError
 from dynamic.policies.budget import check_on_drift
+from dynamic.profiling.stage_profile import USUAL_BATCH
 from dynamic.progress import track
 from dynamic.report.run_tables import left_out_text, run_text
 from dynamic.runtime.result import Prediction
@@ -52,7 +59,10 @@ def profile(
     batch: Annotated[
         list[int] | None, typer.Option(help="Batch size, once for each, rising. [1, 8 and 64, at most a minute]")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Time for each batch size and way to run it.")] = 1.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time for each batch size and way to run it. [1, with --thorough 5]")
+    ] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="All of 1, 8 and 64, however long it takes.")] = False,
     engine: Engine = None,
     threads: Threads = None,
     idle: Idle = None,
@@ -60,12 +70,24 @@ def profile(
         float | None, typer.Option(help="Milliwatts drawn while inference works, on top of idling: gives energies.")
     ] = None,
     idle_mw: Annotated[float | None, typer.Option(help="Milliwatts drawn all the time.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Measure the costs of every stage on this machine, and store them in the bundle."""
+    """Measure the costs of every stage on this machine, and store them in the bundle.
+
+    It takes a minute at most, and leaves out batch sizes that would take longer. With --batch or --thorough it
+    measures all of them.
+    """
+    if thorough and batch:
+        raise SettingError(f"--thorough has its own batch sizes: leave out --batch {batch[0]}, or --thorough")
+    sizes = USUAL_BATCH if thorough else tuple(batch or ()) or None
+    each_s = (5.0 if thorough else 1.0) if seconds is None else seconds
     arguments = without_none(threads=threads, options=idle_options(idle), active_mw=active_mw, idle_mw=idle_mw)
-    bundle = dynamic.load(shelf).profile(batch or None, seconds, engine, **arguments)
+    bundle = dynamic.load(shelf).profile(sizes, each_s, engine, **arguments)
     assert bundle.costs is not None
-    print(costs_text(bundle, bundle.costs))
+    if as_json:
+        print(json.dumps(asdict(bundle.costs) | {"points": [point_json(point) for point in bundle.frontier.points]}))
+    else:
+        print(costs_text(bundle, bundle.costs))
 
 
 def run(
@@ -83,14 +105,20 @@ def run(
     percentile: Percentile = "0.95",
     deadline_ms: DeadlineMs = None,
     cpu_ms: CpuMs = None,
+    energy_mj: EnergyMj = None,
     memory_mb: MemoryMb = None,
     battery_floor: BatteryFloor = None,
+    last_s: LastS = None,
+    temperature_c: TemperatureC = None,
     max_drop: MaxDrop = None,
     on_drift: OnDrift = "report",
     engine: Engine = None,
     threads: Threads = None,
     idle: Idle = None,
     as_json: Json = False,
+    in_order: Annotated[
+        bool, typer.Option("--in-order", help="Keep the order of files in class folders, which is otherwise by lot.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
     live: Annotated[
         bool, typer.Option("--watch", help="Show a live view in place of the answers. Ctrl-C ends it with the summary.")
@@ -105,8 +133,11 @@ def run(
         latency_ms=latency_ms,
         percentile=fraction(percentile),
         deadline_ms=deadline_ms,
+        energy_mj=energy_mj,
         memory_mb=memory_mb,
         battery_floor=battery_floor,
+        battery_duration_s=last_s,
+        temperature_c=temperature_c,
         max_drop=max_drop,
         on_drift=check_on_drift(on_drift),
         cpu_ms=cpu_ms,
@@ -115,6 +146,9 @@ def run(
         raise SettingError("--watch shows a view for people: leave out --json, or --watch")
     bundle = dynamic.load(shelf)
     items, stages = input_items(bundle, shelf, inputs, split), [stage.name for stage in bundle.spec.stages]
+    if not in_order and len({item.true_class for item in items}) > 1:
+        # one class after the other is no stream of independent inputs, and would be reported as drift
+        random.Random(0).shuffle(items)
     latencies: list[float] = []
     right: list[bool] = []
     left_out: list[tuple[str, str]] = []  # file, why
@@ -235,5 +269,5 @@ def input_items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: s
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(profile)
-    app.command()(run)
+    add(app, profile, example="dynamic profile shelf")
+    add(app, run, example="dynamic run shelf photos/ --latency-ms 20 --max-drop 0.01")

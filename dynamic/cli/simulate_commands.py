@@ -25,12 +25,14 @@ from dynamic.cli.options import (
     Shelf,
     fraction,
 )
+from dynamic.cli.project.commands import add
 from dynamic.cli.run_commands import InputItem, input_items
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.errors import InputError, SettingError
+from dynamic.policies.words.short_repr import wrapped
+from dynamic.simulate.device_models import Device, devices
 from dynamic.simulate.device_models import device as device_named
-from dynamic.simulate.device_models import devices
 from dynamic.simulate.scenario_library import SCENARIOS, ScenarioName, scenario
 from dynamic.simulate.simulator import simulate as simulate_on
 from dynamic.simulate.workload import Constant, Poisson, Workload
@@ -124,7 +126,38 @@ def simulate(
         budget=budget,
         **options,
     )
-    print(json.dumps(report.to_json()) if as_json else f"{report}\n{certificate_text(bundle.ladder)}")
+    if as_json:
+        print(json.dumps(report.to_json()))
+        return
+    print(_situation(scenario_name, chosen, requests, budget, options))
+    print(f"{report}\n{certificate_text(bundle.ladder)}")
+
+
+def _situation(
+    scenario_name: str | None, device: Device, requests: Workload, budget: Budget, surroundings: dict[str, Any]
+) -> str:
+    """What is simulated: requests, limits and surroundings, with their units."""
+    limits = budget.to_json() | {"priority": None, "percentile": None, "on_drift": None}
+    words = [f"{name} {value:g}" for name, value in limits.items() if value is not None]
+    units = {
+        "ambient_c": "ambient C",
+        "memory_mb": "memory MB",
+        "background_load": "load of others",
+    }
+    around = []
+    for name, words_of in units.items():
+        value = surroundings.get(name, device.ambient_c if name == "ambient_c" else None)
+        if value is not None:
+            around.append(f"{words_of} {value:.3g}" if isinstance(value, int | float) else f"{words_of} changes")
+    rate_hz = getattr(requests, "rate_hz", None)
+    rate = type(requests).__name__ if rate_hz is None else f"{rate_hz:.3g} a second, {type(requests).__name__}"
+    what = "requests" if scenario_name is None else f"scenario {scenario_name}"
+    lines = [
+        f"{what}: {rate}, for {requests.duration_s:.0f} s",
+        f"limits: {', '.join(words) or 'none'}",
+        f"surroundings: {', '.join(around) or 'as usual'}",
+    ]
+    return wrapped("\n".join(lines), "    ")
 
 
 def report(
@@ -142,6 +175,7 @@ def report(
         str, typer.Option(help="Of the simulated day. `simulate --list` names the devices.")
     ] = "mid-range-phone",
     seed: Annotated[int, typer.Option(help="Of the simulated day.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Write a page of HTML about a bundle: accuracy, latency, exits, mistakes, scores, costs, a simulated day.
 
@@ -150,6 +184,11 @@ def report(
     bundle = load(shelf)
     batches = None if images is None else _LabelledBatches(bundle, input_items(bundle, shelf, images, split))
     page = bundle.report(out, eval_loader=batches, device=device, seed=seed)
+    if as_json:
+        skipped = {} if batches is None else batches.left_out
+        facts = {"file": str(out), "bytes": len(page.html.encode()), "missing": list(page.content.missing)}
+        print(json.dumps(facts | {"left_out": skipped}))
+        return
     if batches is not None and batches.left_out:
         first = next(iter(batches.left_out.items()))
         print(f"left out: {len(batches.left_out)} of {batches.count} inputs, such as {first[0]}: {first[1]}")
@@ -190,5 +229,5 @@ class _LabelledBatches:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(simulate)
-    app.command()(report)
+    add(app, simulate, example="dynamic simulate shelf --device mid-range-phone --rate-hz 5")
+    add(app, report, example="dynamic report shelf -o report.html --images test/")

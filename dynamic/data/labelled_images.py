@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.data.named_files import folders_in
+from dynamic.data.named_files import Kind, folders_in
 from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import Picture, pictures_in
 from dynamic.policies.errors import DynamicError, InputError
@@ -199,11 +199,24 @@ def stratified_halves(
     return a.astype(np.int64), np.setdiff1d(np.arange(len(array)), a).astype(np.int64)
 
 
-def _chosen(pictures: Sequence[Picture], split: str | None, source: Path) -> list[Picture]:
-    """Images of one split by class and name. Every class folder of it has some."""
-    above = {p.place.parent.parent.as_posix() for p in pictures if len(p.place.parts) >= 2}
+def in_class_folders(files: Sequence[Kind], split: str | None, source: Path) -> list[Kind]:
+    """Files of one split by class and name, from all files of a folder or zip.
+
+    Args:
+        files: Images or recordings.
+        split: Name of the folder above the class folders. None: there is one.
+        source: The folder or zip.
+
+    Returns:
+        The files. Every class folder of the split has some.
+
+    Raises:
+        InputError: There is no class folder, one is empty, or there are several splits and none is named.
+    """
+    plural = files[0].plural if files else "images"
+    above = {p.place.parent.parent.as_posix() for p in files if len(p.place.parts) >= 2}
     if not above:
-        raise InputError(f"{source} holds no images in class folders, <class>/<image>. {_CIFAR10}")
+        raise InputError(f"{source} holds no {plural} in class folders, <class>/<file>. {_CIFAR10}")
     parents = sorted(above)
     if split is not None:
         above = {folder for folder in above if PurePosixPath(folder).name == split}
@@ -216,19 +229,19 @@ def _chosen(pictures: Sequence[Picture], split: str | None, source: Path) -> lis
             "or give its folder alone"
         )
     place = PurePosixPath(parents[0])
-    chosen = [p for p in pictures if len(p.place.parts) >= 2 and p.place.parent.parent == place]
+    chosen = [p for p in files if len(p.place.parts) >= 2 and p.place.parent.parent == place]
     classes = {p.place.parent.name for p in chosen}
     empty = [name for name in folders_in(source, place) if name not in classes]
     if empty:  # without them, the numbers of the following classes would shift
         raise InputError(
-            f"{', '.join(str(source / place / name) for name in empty)}: a class folder without images, or a link "
-            "without a target. Put images there, or remove it"
+            f"{', '.join(str(source / place / name) for name in empty)}: a class folder without {plural}, or a link "
+            f"without a target. Put {plural} there, or remove it"
         )
-    return sorted(chosen, key=lambda picture: (picture.place.parent.name, picture.place.as_posix()))
+    return sorted(chosen, key=lambda file: (file.place.parent.name, file.place.as_posix()))
 
 
 def _decode(source: Path, pictures: Sequence[Picture], split: str | None, progress: bool | None) -> ImageSet:
-    chosen = _chosen(pictures, split, source)
+    chosen = in_class_folders(pictures, split, source)
     classes = tuple(sorted({picture.place.parent.name for picture in chosen}))
     images: list[NDArray[np.uint8]] = []
     broken: list[tuple[str, str]] = []  # where, why

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dynamic.profiling.size_profile import SizeProfile
 
 logger = logging.getLogger("dynamic.profiling.stage_profile")
+steps = logging.getLogger("dynamic.progress")
 
 ATTEMPTS = 3  # to measure while no other process uses the processor
 USUAL_BATCH = (1, 8, 64)
@@ -73,6 +74,7 @@ def profile(
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise SettingError(f"batch={sizes} must be rising sizes of at least 1, e.g. (1, 8, 64)")
     limit_s = USUAL_LIMIT_S if batch is None else math.inf
+    steps.info("%s", _expected(sizes, seconds, limit_s))
     memory = backbone_memory(engine, folder)
     measure_sizes = _size_measurement(engine, seconds, limit_s, clock, progress, max(memory.row_mb, default=0.0))
     measure = partial(_columns, engine, seconds, clock, progress)
@@ -109,6 +111,14 @@ def profile(
     for doubt in costs.doubts:
         logger.warning("%s", doubt)
     return costs
+
+
+def _expected(sizes: Sequence[int], seconds: float, limit_s: float) -> str:
+    """How long a profile will take, before it starts."""
+    names = ", ".join(map(str, sizes))
+    limit = "longer where a request takes more than 10 ms" if math.isinf(limit_s) else f"{limit_s:g} s at most"
+    least_s = 2 * seconds * len(sizes)  # by two routes
+    return f"profiling batches of {names}: about {least_s:.0f} s, {limit}, and some seconds for memory"
 
 
 def _measured_alone(

@@ -208,9 +208,10 @@ class SimulationReport:
             "simulated requests": f"{self.requests}, answered {self.answered}{shed}",
             "simulated accuracy": _format(self.accuracy, ".4f"),
             "simulated latency": f"mean {_format(self.mean_latency_ms, '.3g')} ms, "
-            f"p95 {_format(self.p95_latency_ms, '.3g')} ms, late {_format(self.late_share, '.1%')}, "
+            f"p95 {_format(self.p95_latency_ms, '.3g')} ms, "
+            f"{_share('late', self.late_share, '.1%', 'no limit on latency')}, "
             f"longest queue {self.queue_longest}",
-            "simulated deadline": f"missed {_format(self.deadline_miss_share, '.2%')}, "
+            "simulated deadline": f"{_share('missed', self.deadline_miss_share, '.2%', 'none')}, "
             f"cut {_format(self.cut_share, '.2%')}, not certified {_format(self.uncertified_share, '.1%')}",
             "simulated energy": f"{self.energy_mj / 1e3:.4g} J ({self.energy_source}): idle {self.idle_mj / 1e3:.4g}, "
             f"screen {self.screen_mj / 1e3:.4g}, inference {self.inference_mj / 1e3:.4g}",
@@ -232,6 +233,10 @@ class SimulationReport:
 
 
 _SHOWN = 20  # decisions in the text
+
+
+def _share(what: str, value: float | None, how: str, instead: str) -> str:
+    return instead if value is None else f"{what} {value:{how}}"
 
 
 def _format(value: float | None, how: str) -> str:

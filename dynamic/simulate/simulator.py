@@ -16,7 +16,7 @@ from dynamic.simulate.report import SimulationReport
 from dynamic.simulate.requests.outcomes import outcomes
 from dynamic.simulate.requests.simulated_runtime import Decide, Requests, Rules, serve
 from dynamic.simulate.summary import summarize
-from dynamic.simulate.workload import Workload
+from dynamic.simulate.workload import Workload, as_workload
 from dynamic.simulate.world.device_world import World
 from dynamic.simulate.world.environment import Budgets, Environment, Surroundings
 from dynamic.simulate.world.processes import Value, pieces
@@ -55,7 +55,7 @@ def simulate(
     records: Records,
     *,
     device: Device,
-    workload: Workload,
+    workload: Workload | Sequence[float] | NDArray[np.float64],
     policy: Policy,
     budget: Budgets,
     seed: int = 0,
@@ -102,7 +102,7 @@ def simulate(
         frontier: Operating points with costs of any machine. They are scaled to the device.
         records: Records on which thresholds were not chosen: `records.select(records.part == 1)`.
         device: The device.
-        workload: The requests.
+        workload: The requests, or the rising times in seconds at which they arrive.
         policy: The policy.
         budget: The budget, or a function of the time in seconds to one, called five times a second.
         seed: Seed of arrivals, order of records, noise and stalls.
@@ -166,7 +166,8 @@ def simulate(
     here = frontier.recost(device.costs(frontier.costs))
     played = outcomes(here, records, noise)
     arrivals = np.random.default_rng(seed)
-    arrival_s = workload.arrivals(arrivals)  # [M]
+    requested = as_workload(workload)
+    arrival_s = requested.arrivals(arrivals)  # [M]
     record = _shuffled(len(arrival_s), len(records), arrivals)  # [M]
     luck, sensing = (np.random.default_rng([seed, stream]) for stream in (1, 2))  # so that neither moves the arrivals
     noisy = any(sigma > 0 for outcome in played.values() for sigma in outcome.sigma)
@@ -187,7 +188,7 @@ def simulate(
         around=Surroundings(background_load, ambient, plugged, memory),
         budget=budget,
         monitor_hz=monitor_hz,
-        sample_s=max(workload.duration_s / max(samples, 1), 1e-9),
+        sample_s=max(requested.duration_s / max(samples, 1), 1e-9),
     )
     env.process_mb = process_mb
     rules = Rules(
@@ -205,7 +206,7 @@ def simulate(
     )
     log = serve(here, played, requests, policy, env, rules)
     if not world.empty:
-        end_s = max(log.end_s[-1] if log.end_s else 0.0, workload.duration_s)
+        end_s = max(log.end_s[-1] if log.end_s else 0.0, requested.duration_s)
         env.advance(end_s, log.end_s[-1] if log.end_s else 0.0, power_mw=0.0)
         env.settle(end_s)
     report = summarize(log, device, env, tuple(played.values()), requests, records, frontier.ladder.certified)

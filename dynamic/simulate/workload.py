@@ -1,10 +1,11 @@
 """The times at which requests arrive."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -407,3 +408,17 @@ def _check(**figures: float) -> None:
     if not all(0 < value < math.inf for value in figures.values()):
         text = ", ".join(f"{name}={value}" for name, value in figures.items())
         raise SettingError(f"{text}: give positive numbers")
+
+
+def as_workload(workload: "Workload | Sequence[float] | NDArray[np.float64]") -> Workload:
+    """A workload, where times in seconds stand for themselves. Raises SettingError on anything else."""
+    if hasattr(workload, "arrivals"):
+        return cast(Workload, workload)
+    try:
+        times_s = np.asarray(workload, np.float64)
+    except (TypeError, ValueError) as error:
+        raise SettingError(
+            f"workload={workload!r:.80} must be a workload such as dynamic.simulate.Poisson(5, 60), or a list of "
+            "rising times in seconds"
+        ) from error
+    return Recorded(times_s)

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.shell.wrong_invocations import COMMANDS, UNREAD, write_files
 from torch import nn
+from typer.main import get_command
 
 import dynamic
 from dynamic.__main__ import main
+from dynamic.cli.app import app
 from dynamic.data import digits
 from dynamic.models import save_weights
 from dynamic.policies import BudgetPolicy
@@ -57,7 +60,7 @@ def shell(*arguments: str | Path) -> tuple[int, str, str]:
 
 def build_arguments(folder: Path, out: Path) -> list[str]:
     return [
-        *("build", str(out), "--data", str(folder / "data"), "--split", "test", "--mean", "0.5", "--std", "0.25"),
+        *("build", "-o", str(out), "--data", str(folder / "data"), "--split", "test", "--mean", "0.5", "--std", "0.25"),
         *("--network", "digit_factories:small", "--weights", str(folder / "small.safetensors")),
         *("--network", "digit_factories:large", "--weights", str(folder / "large.safetensors")),
     ]
@@ -133,6 +136,15 @@ def test_profile_keeps_what_it_prints(desk: Desk) -> None:
             assert re.search(rf"^{name} +{rows} +{figures[0]:.3f} +{figures[1]:.3f} ", out, re.MULTILINE), out
     assert f"large {costs.memory_mb[1]:.1f} MB" in out
     assert "not measured: energy" in out
+    code, out, err = shell("profile", desk.shelf, "--batch", "1", "--seconds", "0.1", "--json")
+    assert code == 0
+    words = "about 0 s, longer where a request takes more than 10 ms, and some seconds for memory"
+    assert err == f"profiling batches of 1: {words}\n"
+    figures = json.loads(out)
+    costs = dynamic.load(desk.shelf).costs
+    assert costs is not None
+    assert figures["latency_ms"] == [list(row) for row in costs.latency_ms]
+    assert figures["points"][0]["name"] == "reference"
 
 
 def test_a_report_leaves_out_what_has_no_class_or_does_not_read(desk: Desk, tmp_path: Path) -> None:
@@ -155,7 +167,10 @@ def test_run_answers_as_the_library_does(desk: Desk) -> None:
     code, out, err = shell("run", desk.shelf, desk.folder / "data", "--split", "report", "--max-drop", "0.1", "--json")
     assert (code, err) == (0, "")
     *rows, last = map(json.loads, out.splitlines())
-    assert [row["file"] for row in rows] == [str(file) for file in files]
+    assert sorted(row["file"] for row in rows) == [str(file) for file in files]
+    by_file = {str(file): result for file, result in zip(files, own, strict=True)}
+    assert [row["file"] for row in rows] != [str(file) for file in files], "one class after the other looks like drift"
+    own = [by_file[row["file"]] for row in rows]
     assert [row["label"] for row in rows] == [result.label for result in own]
     assert [row["point"] for row in rows] == [result.decision.point.name for result in own]
     assert rows[0]["probability"] == pytest.approx(own[0].probability, rel=1e-5)
@@ -168,7 +183,10 @@ def test_run_answers_as_the_library_does(desk: Desk) -> None:
     points = [result.decision.point.operating_point for result in own]
     assert estimate["expected"] == pytest.approx(np.mean([point.accuracy.mid for point in points]))
 
-    code, out, _ = shell("run", desk.shelf, *files[:3], "--latency-ms", "0.000001", "--percentile", "mean")
+    code, out, _ = shell(
+        "run", desk.shelf, *files[:3], "--latency-ms", "0.000001", "--percentile", "mean", "--in-order"
+    )
+    own = [by_file[str(file)] for file in files]
     lines = out.splitlines()
     assert code == 0
     assert "is violated" in lines[0]
@@ -276,7 +294,8 @@ def test_simulate_reports_as_the_library_does(desk: Desk) -> None:
     assert json.loads(out) == json.loads(json.dumps(own.to_json()))
     code, out, _ = shell("simulate", desk.shelf, "--device", "mid-range-phone", "--duration-s", "10")
     assert code == 0
-    assert out.startswith("simulated on mid-range phone")
+    assert out.startswith("requests: 1 a second, Constant, for 10 s\nlimits: none\nsurroundings: ambient C ")
+    assert "\nsimulated on mid-range phone" in out
     code, out, _ = shell("simulate", "--list")
     assert code == 0
     assert "mid-range-phone: " in out
@@ -288,62 +307,41 @@ def test_simulate_runs_a_scenario(desk: Desk) -> None:
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["simulated"] is True
-    assert report["deadline_miss_share"] == 1  # the limit that was given, not the scenario's
+    assert report["deadline_miss_share"] > 0.9  # the limit that was given, not the scenario's
     assert report["hours"] == pytest.approx(20 / 3600, rel=0.01)
     limits = ["--energy-mj", "1", "--battery-duration-s", "60", "--temperature-c", "40", "--battery-floor", "0.1"]
     assert shell("simulate", desk.shelf, "--device", "laptop", "--duration-s", "5", *limits)[0] == 0
 
 
-ERRORS = {
-    "no shelf": ("run nowhere data", 1, "nowhere is no bundle"),
-    "corrupt shelf": ("run corrupt data", 1, "weights.* was written|bytes"),
-    "unknown engine": ("profile shelf --engine steam", 1, "'steam' is not known: use one of"),
-    "engine without modules": ("run shelf data --engine torch", 1, "holds no torch modules"),
-    "unknown device": ("simulate shelf --device abacus", 2, "no device 'abacus': there are"),
-    "empty folder": ("run shelf empty", 1, "empty holds no images"),
-    "no such images": ("run shelf missing.png", 1, "missing.png does not exist"),
-    "no image": ("run shelf digit_factories.py", 1, "does not read as an image"),
-    "no such split": ("run shelf data --split train", 1, r"no images of split 'train': it has \['report', 'test'\]"),
-    "no held-out images": ("build new --network digit_factories:small --data empty", 1, "no images in class folders"),
-    "factory without colon": ("build new --network digit_factories --data data", 2, "give module:factory"),
-    "no such module": ("build new --network nowhere:small --data data", 1, "No module named 'nowhere'"),
-    "no such factory": ("build new --network digit_factories:huge --data data", 1, "no attribute 'huge'"),
-    "factory of a number": ("build new --network digit_factories:number --data data", 1, "gave a int"),
-    "too many weights": ("build new --network a:b --data data --weights a --weights b", 2, "2 --weights for 1"),
-    "exits without data": ("build new --network a:b --data data --exits 2", 2, "--exits needs --train-data"),
-    "mean": ("build new --network a:b --data data --mean half", 2, "--mean 'half'"),
-    "crop": ("build new --network a:b --data data --crop 0x3", 2, "--crop '0x3'"),
-    "occupied": ("build data --network digit_factories:small --data data --split test --limit 9", 1, "not a bundle"),
-    "latency": ("run shelf data --latency-ms -1", 2, "latency_ms=-1.0 must be a positive number"),
-    "percentile": ("simulate shelf --device mid-range-phone --percentile most", 2, "--percentile 'most'"),
-    "drop": ("run shelf data --max-drop 5", 2, "max_drop=5.0"),
-    "on drift": ("run shelf data --on-drift stop", 2, r"on_drift='stop' must be one of \('safest', 'report'\)"),
-    "batch": ("profile shelf --batch 8 --batch 1", 2, "rising sizes"),
-    "scenario": ("simulate shelf --device cloud-vm --scenario battery", 2, "lacks what it needs"),
-    "scenario and rate": ("simulate shelf --device laptop --scenario heat --rate-hz 1", 2, "omit --rate-hz"),
-    "rate": ("simulate shelf --device mid-range-phone --rate-hz 0", 2, "rate_hz=0"),
-}  # fmt: skip
+@pytest.fixture(scope="module")
+def mistakes(desk: Desk) -> Desk:
+    """The desk with files that are wrong."""
+    write_files(desk.folder)
+    shutil.copytree(desk.folder / "data" / "test" / "3", desk.folder / "one" / "3")
+    shutil.copytree(desk.shelf, desk.folder / "corrupt")
+    (desk.folder / "corrupt" / "backbones" / "0.weights").write_bytes(b"short")
+    return desk
 
 
-@pytest.mark.parametrize("case", ERRORS)
-def test_a_mistake_prints_one_line(desk: Desk, case: str) -> None:
-    command, expected, message = ERRORS[case]
-    (desk.folder / "empty").mkdir(exist_ok=True)
-    if case == "corrupt shelf":
-        shutil.copytree(desk.shelf, desk.folder / "corrupt")
-        (desk.folder / "corrupt" / "backbones" / "0.weights").write_bytes(b"short")
+def test_there_are_sixty_wrong_invocations() -> None:
+    assert len(COMMANDS) + len(UNREAD) >= 60
+    assert {command.split()[0] for command, _, _ in COMMANDS.values()} >= set(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_a_mistake_prints_one_line(mistakes: Desk, case: str) -> None:
+    command, expected, message = COMMANDS[case]
     code, _, err = shell(*command.split())
-    assert code == expected
+    assert (code, err.count("\n")) == (expected, 1), err
     assert err.startswith("error: ")
-    assert err.count("\n") == 1
     assert re.search(message, err), err
 
 
-@pytest.mark.parametrize("command", ["run", "build new --data data", "simulate shelf", "profile shelf --seconds long"])
-def test_a_command_that_is_incomplete_says_how_to_get_help(desk: Desk, command: str) -> None:
-    code, _, err = shell(*command.split())
+@pytest.mark.parametrize("case", UNREAD)
+def test_a_command_that_does_not_read_says_how_to_get_help(mistakes: Desk, case: str) -> None:
+    code, _, err = shell(*UNREAD[case].split())
     assert code == 2
-    assert "--help" in err
+    assert "--help" in err or "requires an argument" in err
     assert "Traceback" not in err
 
 
@@ -351,6 +349,7 @@ def test_the_device_s_commands_never_import_torch(desk: Desk) -> None:
     code = f"""
 import sys
 from dynamic.__main__ import main
+from dynamic.cli.app import app
 for command in ("--version", "profile {desk.shelf} --seconds 0.05", "simulate {desk.shelf} --device mid-range-phone",
                 "run {desk.shelf} {desk.folder}/data --split report --quiet"):
     try:
@@ -362,8 +361,9 @@ print([name for name in ("torch", "onnx", "sklearn") if name in sys.modules])
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == f"dynamic-inference {dynamic.__version__}"
     assert done.stdout.splitlines()[-1] == "[]"
-    # half of the pictures are one scene, and that is said
-    assert [line for line in done.stderr.splitlines() if not line.startswith("successive inputs are")] == []
+    # how long a profile takes, and, on a busy machine, how far it is
+    others = [line for line in done.stderr.splitlines() if not re.match("profiling|inference", line)]
+    assert others == []
 
 
 def test_python_dash_m(desk: Desk) -> None:

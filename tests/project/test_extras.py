@@ -186,7 +186,7 @@ def test_what_is_missing_is_named_in_one_line(desk: Path, code: str, hidden: set
 
 
 COMMANDS = {
-    "build new --network a:b --data data": "build",
+    "build -o new --network a:b --data data": "build",
     "certify plain other --max-drop 0.05": "onnx",
     "export plain model.onnx": "onnx",
     "report plain": "plot",

@@ -72,6 +72,11 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "torch", "typer", "onnxruntime", "openvino"},
         RUN | {"offline", "simulate", "models", "serve"},
     ),
+    "cli.sources.networks.zoo_networks": ({"torch", "torchvision", "timm"}, RUN | {"offline"}),
+    "cli.sources.networks.hugging_face": ({"torch", "transformers"}, RUN | {"offline"}),
+    "cli.sources.networks.network_files": ({"torch", "onnx"}, RUN | {"offline"}),
+    "cli.sources.data_sets.named_data": ({"numpy", "torch", "torchvision"}, RUN),
+    "cli.training.compress_command": ({"torch", "onnx", "typer"}, RUN | {"offline", "models"}),
 }
 
 

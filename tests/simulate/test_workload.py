@@ -7,6 +7,7 @@ import pytest
 
 from dynamic.policies.errors import SettingError
 from dynamic.simulate import Bursty, Constant, Diurnal, Poisson, Recorded, Schedule
+from dynamic.simulate.workload import as_workload
 
 
 def times(workload: object, seed: int = 0) -> np.ndarray:
@@ -88,3 +89,14 @@ def test_the_seed_decides() -> None:
         assert times(workload, 3).tolist() == times(workload, 3).tolist()
         assert times(workload, 3).tolist() != times(workload, 4).tolist()
     assert times(Constant(5, 50), 3).tolist() == times(Constant(5, 50), 4).tolist()
+
+
+def test_a_list_of_times_is_a_workload() -> None:
+    workload = as_workload([0.1, 0.25, 0.25, 3.0])
+    assert times(workload).tolist() == [0.1, 0.25, 0.25, 3.0]
+    assert as_workload(workload) is workload
+    for wrong in ([0.25, 0.1], [[0.1]], [-1.0], 3.0, [float("nan")]):
+        with pytest.raises(SettingError, match=r"times_s"):
+            as_workload(wrong)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match=r"workload='often' must be a workload .* or a list of rising times"):
+        as_workload("often")  # type: ignore[arg-type]

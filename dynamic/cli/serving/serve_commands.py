@@ -11,19 +11,23 @@ from dynamic.cli.options import (
     BatteryFloor,
     CpuMs,
     DeadlineMs,
+    EnergyMj,
     Engine,
     Idle,
+    LastS,
     LatencyMs,
     MaxDrop,
     MemoryMb,
     OnDrift,
     Percentile,
     Shelf,
+    TemperatureC,
     Threads,
     fraction,
     idle_options,
     without_none,
 )
+from dynamic.cli.project.commands import add
 from dynamic.policies.budget import check_on_drift
 
 TOKEN = "DYNAMIC_SERVE_TOKEN"
@@ -39,8 +43,11 @@ def serve(
     percentile: Percentile = "0.95",
     deadline_ms: DeadlineMs = None,
     cpu_ms: CpuMs = None,
+    energy_mj: EnergyMj = None,
     memory_mb: MemoryMb = None,
     battery_floor: BatteryFloor = None,
+    last_s: LastS = None,
+    temperature_c: TemperatureC = None,
     max_drop: MaxDrop = None,
     on_drift: OnDrift = "report",
     engine: Engine = None,
@@ -87,8 +94,11 @@ def serve(
         latency_ms=latency_ms,
         percentile=fraction(percentile),
         deadline_ms=deadline_ms,
+        energy_mj=energy_mj,
         memory_mb=memory_mb,
         battery_floor=battery_floor,
+        battery_duration_s=last_s,
+        temperature_c=temperature_c,
         max_drop=max_drop,
         on_drift=check_on_drift(on_drift),
         cpu_ms=cpu_ms,
@@ -101,4 +111,4 @@ def serve(
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(serve)
+    add(app, serve, example="dynamic serve shelf --port 8080 --latency-ms 50")

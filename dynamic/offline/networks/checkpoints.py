@@ -62,9 +62,14 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         >>> dynamic.models.save_weights(small, "small.safetensors")
         >>> dynamic.models.load_weights(small, "small.safetensors")
     """
+    put_weights(network, read_weights(network, path), path)
+
+
+def read_weights(network: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file under the names that the network has. Raises CorruptError as `load_weights` does."""
     source = Path(path)
     tensors = read_pickled(source) if source.is_file() and is_pickled(source) else read_tensors(source)[0]
-    put_weights(network, renamed(tensors, network.state_dict()), path)
+    return renamed(tensors, network.state_dict())
 
 
 def put_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:

@@ -15,7 +15,7 @@ from benchmarks.robustness.altered import make_shelf
 from benchmarks.robustness.planted import planted
 from dynamic import safe_path
 from dynamic.bundle.manifest import MANIFEST
-from dynamic.cli.named_sources import network_at
+from dynamic.cli.sources.networks.named_networks import network_named
 from dynamic.errors import InputError
 from dynamic.monitoring.sources.throttling import pi_command
 from dynamic.storage.versioned_folder import standing
@@ -118,9 +118,10 @@ def test_a_network_that_is_named_is_found_and_nothing_installed_is_replaced(tmp_
     (tmp_path / "own_nets.py").write_text("from torch import nn\ndef small(): return nn.Identity()\n")
     (tmp_path / "torch_pruning.py").write_text("raise SystemExit('planted')\n")
     code = (
-        "from dynamic.cli.named_sources import network_at; network_at('dynamic.models:resnet20')\n"
+        "from dynamic.cli.sources.networks.named_networks import network_named\n"
+        "network_named('dynamic.models:resnet20')\n"
         "import sys, os; assert os.getcwd() not in sys.path\n"
-        "network_at('own_nets:small'); import torch_pruning; assert sys.path[-1] == os.getcwd()\n"
+        "network_named('own_nets:small'); import torch_pruning; assert sys.path[-1] == os.getcwd()\n"
     )
     script = tmp_path / "bin" / "script.py"
     script.parent.mkdir()
@@ -128,7 +129,7 @@ def test_a_network_that_is_named_is_found_and_nothing_installed_is_replaced(tmp_
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with pytest.raises(InputError, match="is not found"):
-        network_at("no_such_module_anywhere:small")
+        network_named("no_such_module_anywhere:small")
 
 
 def test_the_command_of_a_pi_is_not_taken_from_the_working_folder(

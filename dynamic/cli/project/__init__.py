@@ -1,0 +1,1 @@
+"""The file that holds the options of a project."""

@@ -1,0 +1,1 @@
+"""Networks and data by the names that commands take."""

@@ -1,0 +1,1 @@
+"""Data sets by the names that commands take."""
