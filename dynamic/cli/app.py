@@ -13,6 +13,7 @@ import typer
 import dynamic
 from dynamic.cli import build_commands, device_commands, run_commands, simulate_commands
 from dynamic.cli.serving import serve_commands
+from dynamic.cli.sharing import slim_command
 from dynamic.errors import DynamicError, SettingError
 from dynamic.extras import with_remedy
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         profiling.setLevel(level)
 
 
-for group in (build_commands, run_commands, serve_commands, simulate_commands, device_commands):
+for group in (build_commands, run_commands, serve_commands, simulate_commands, device_commands, slim_command):
     group.register(app)
 
 
