@@ -129,7 +129,7 @@ def build(
         >>> [stage.name for stage in bundle.spec.stages]
         ['Sequential-0', 'Sequential-1']
     """
-    told = Callbacks(callbacks)
+    listeners = Callbacks(callbacks)
     measure, _ = check_settings(max_drops, delta, risk=risk, score=score)
     check_floor(floor)
     check_split(groups, search_share, seed)
@@ -154,12 +154,12 @@ def build(
     engine_name: str = engine
     owner = TemporaryBundle()
     folder = owner.path
-    given = {
+    settings = {
         "networks": ", ".join(steps.names), "engine": engine, "precision": precision, "delta": delta,
         "max_drops": max_drops, "combine": steps.combine, "score": score, "risk": risk, "search_share": search_share,
         "seed": seed, "floor": floor,
     }  # fmt: skip
-    with told.running("on_build_start", given):
+    with listeners.running("on_build_start", settings):
         with steps.running():
             spec, exported = steps.export(folder, example, engine, progress)
             spec = steps.with_limits(spec, shipped, example)
@@ -206,7 +206,7 @@ def build(
         steps.save_weights(folder / "weights")
         write(folder, spec, ladder, records, engine_name, precision, steps.fingerprint(), classes, shipped, identity)
         built = replace(read(folder, verify=False, modules=steps.modules), _owner=owner)
-    told.call("on_build_end", built)
+    listeners.call("on_build_end", built)
     return built
 
 

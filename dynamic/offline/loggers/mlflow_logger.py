@@ -50,26 +50,21 @@ class MLflowLogger(Callback):
         self._is_ours = False
 
     def on_fit_start(self, settings: Mapping[str, Any]) -> None:
-        """Begin a run, and write the settings."""
         self._begin()
         self._write(parameters={f"fit.{name}": text for name, text in settings_text(settings).items()})
 
     def on_epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """Write losses and accuracies of an epoch. The step is its number."""
         self._write(figures, step=epoch)
 
     def on_fit_end(self, report: "FitReport") -> None:
-        """Write held-out accuracies, and end the run."""
         self._write(fit_figures(report), step=report.epochs)
         self._end("FINISHED")
 
     def on_build_start(self, settings: Mapping[str, Any]) -> None:
-        """Begin a run, and write the settings."""
         self._begin()
         self._write(parameters={f"build.{name}": text for name, text in settings_text(settings).items()})
 
     def on_build_end(self, bundle: Bundle) -> None:
-        """Write the operating points and the bundle, and end the run."""
         self._write(bundle_figures(bundle))
         for name, text in bundle_facts(bundle).items():
             self._client.set_tag(self.run_id, f"dynamic.{name}", text)
@@ -80,7 +75,6 @@ class MLflowLogger(Callback):
         self._end("FINISHED")
 
     def on_error(self, error: BaseException) -> None:
-        """End the run as failed, or as killed after an interrupt."""
         self._client.set_tag(self.run_id, "dynamic.error", f"{type(error).__name__}: {error}"[:_MOST_LETTERS])
         self._end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 

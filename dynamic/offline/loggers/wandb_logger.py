@@ -39,26 +39,21 @@ class WandbLogger(Callback):
         self._is_ours = run is None
 
     def on_fit_start(self, settings: Mapping[str, Any]) -> None:
-        """Begin a run, and write the settings."""
         self._begin("fit", settings)
         self.run.define_metric(_EPOCH)
         for figure in ("loss/*", "accuracy/*"):
             self.run.define_metric(figure, step_metric=_EPOCH)
 
     def on_epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """Write losses and accuracies of an epoch."""
         self.run.log({_EPOCH: epoch, **figures})
 
     def on_fit_end(self, report: "FitReport") -> None:
-        """Write held-out accuracies."""
         self.run.summary.update(fit_figures(report))
 
     def on_build_start(self, settings: Mapping[str, Any]) -> None:
-        """Begin a run, and write the settings."""
         self._begin("build", settings)
 
     def on_build_end(self, bundle: Bundle) -> None:
-        """Write the operating points and the bundle."""
         self.run.summary.update({**bundle_figures(bundle), **bundle_facts(bundle)})
         if self._bundle:
             import wandb
@@ -70,7 +65,6 @@ class WandbLogger(Callback):
                 self.run.log_artifact(artifact)
 
     def on_error(self, error: BaseException) -> None:
-        """Write the error, and end a run of this logger as failed."""
         self.run.summary["error"] = f"{type(error).__name__}: {error}"
         self._close(1)
 

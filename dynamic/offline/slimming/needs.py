@@ -67,11 +67,11 @@ def choose(points: Sequence[OperatingPoint], needs: Needs, disk_mb: float) -> li
     Returns:
         The points, in their order. Empty: none fits.
     """
-    kept: list[OperatingPoint] = []
+    choice: list[OperatingPoint] = []
     held: frozenset[int] = frozenset()
     for point in points:
         backbones = held | frozenset(point.backbones)
         if needs.disk_mb(backbones) <= disk_mb:
-            kept.append(point)
+            choice.append(point)
             held = backbones
-    return kept
+    return choice

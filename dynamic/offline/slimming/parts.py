@@ -18,8 +18,8 @@ T = TypeVar("T")
 class Part:
     """The stages of some backbones. Backbones and stages are counted from 0 again, in the same order.
 
-    Every point that needs none but these backbones gives the answers that it gave before: an earlier backbone that it
-    does not run leaves no trace, and no input goes beyond the last backbone that it needs. An input with NaN logits
+    Every point that needs none but these backbones gives the answers that it gave before. An earlier backbone that it
+    does not run leaves no trace. No input goes beyond the last backbone that it needs. An input with NaN logits
     did, and now exits at the last stage.
 
     Args:
@@ -41,14 +41,14 @@ class Part:
 
     def ladder(self, ladder: Ladder, points: Sequence[OperatingPoint], left_out: Sequence[str]) -> Ladder:
         """The ladder of these points, with why it lacks the others. Bounds hold at once, so those of some do too."""
-        kept = tuple(self._point(point) for point in points)
+        own = tuple(self._point(point) for point in points)
         return replace(
             ladder,
             temperature=self._some(ladder.temperature),
             backbone=tuple(self._number[b] for b in self._some(ladder.backbone)),
             stage_names=self._some(ladder.stage_names),
-            points=kept,
-            certified=ladder.certified and any(p.bound is not None for p in kept),
+            points=own,
+            certified=ladder.certified and any(p.bound is not None for p in own),
             scores=self._some(ladder.scores) if ladder.scores else (),
             left_out=(*ladder.left_out, *left_out),
         )

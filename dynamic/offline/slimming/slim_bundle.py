@@ -76,9 +76,9 @@ def slim(
         BundleError: Something else lies at `folder`.
 
     Example:
-        >>> small = dynamic.slim(bundle, "slim", disk_mb=0.5)
-        >>> [stage.name for stage in small.spec.stages], small.slim.has_reference
-        (['small'], False)
+        >>> small = dynamic.slim(bundle, "slim", disk_mb=5)
+        >>> small.slim.has_reference, any(name.startswith("weights/") for name in small.hashes)
+        (True, False)
     """
     if not isinstance(bundle, Bundle) or not isinstance(device, (str, NoneType)):
         raise InputError(
@@ -202,10 +202,10 @@ def _written(
 
 def _why_left_out(bundle: Bundle, points: Sequence[OperatingPoint], needs: Needs, limits: _Limits) -> tuple[str, ...]:
     """A sentence for each point, for each network and for the files that the slim bundle lacks."""
-    kept, backbones = {point.name for point in points}, _backbones(points)
+    names, backbones = {point.name for point in points}, _backbones(points)
     sentences = []
     for point in bundle.ladder.points:
-        if point.name in kept:
+        if point.name in names:
             continue
         own_mb = needs.memory_mb(point)
         if own_mb > limits.memory_mb:

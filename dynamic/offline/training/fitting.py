@@ -97,11 +97,13 @@ def fit(
     network = _trainable(network, mode, training, distillation)
     acceleration = Acceleration.choose(network, training.device, training.autocast, training.channels_last)
     used_batches = UsedBatches()
-    told = Callbacks(callbacks)
-    run = TrainingRun(network, train_loader, settings, training, acceleration, checkpoint, progress, used_batches, told)
+    listeners = Callbacks(callbacks)
+    run = TrainingRun(
+        network, train_loader, settings, training, acceleration, checkpoint, progress, used_batches, listeners
+    )
     teacher = distillation.teacher
     try:
-        with told.running("on_fit_start", vars(settings)), evaluating(network), _placed(network, acceleration):
+        with listeners.running("on_fit_start", vars(settings)), evaluating(network), _placed(network, acceleration):
             if eval_loader is not None:
                 eval_loader = checked_loader(network, eval_loader)
             with _teaching(teacher, acceleration):
@@ -136,7 +138,7 @@ def fit(
         features_on_disk=result.features_on_disk,
         held_out=held_out,
     )
-    told.call("on_fit_end", report)
+    listeners.call("on_fit_end", report)
     return report
 
 

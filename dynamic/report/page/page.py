@@ -82,7 +82,7 @@ def report_of(
     """Make a report. See `Bundle.report`."""
     if bundle.slim is not None and not bundle.slim.has_reference:
         raise BundleError(
-            f"{bundle.folder} was made by slim without the reference, which a report compares with. Report on the "
+            "this bundle was made by slim without the reference, which a report compares with. Report on the "
             "whole bundle"
         )
     _template(), vega_bundle()  # a package that is missing is named before the work

@@ -106,3 +106,47 @@ def test_a_missing_package_is_named(name: str, package: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f'pip install "dynamic-inference[{package}]"' in done.stderr
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Weights & Biases in its offline mode: everything is written into a folder, and nothing is sent."""
+    wandb = pytest.importorskip("wandb", reason="needs wandb: pip install 'dynamic-inference[wandb]'")
+    for name, value in {"MODE": "offline", "SILENT": "true", "ERROR_REPORTING": "false"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    for name in ("DIR", "CONFIG_DIR", "CACHE_DIR", "DATA_DIR", "ARTIFACT_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
+    return wandb
+
+
+def test_wandb_has_settings_figures_and_the_bundle(loader: Any, offline: Any, tmp_path: Path) -> None:
+    logger = dynamic.WandbLogger(project="exits", name="first")
+    net = dynamic.wrap(network(), torch.randn(2, 4), exits=1)
+    report = dynamic.fit(net, loader, epochs=2, eval_loader=loader, progress=False, callbacks=[logger])
+    run = logger.run
+    more = [(torch.randn(30, 4), torch.arange(30) % 3) for _ in range(10)]
+    bundle = dynamic.build([network(2), net], more, max_drops=(0.5,), progress=False, callbacks=[logger])
+    assert logger.run is run  # one run for both
+    assert run.config["fit"]["epochs"] == "2"
+    assert run.config["build"]["engine"] == "onnxruntime"
+    summary = dict(run.summary)
+    (name,) = report.exits
+    assert summary["epoch"] == 2
+    assert summary[f"loss/{name}"] == pytest.approx(report.loss[0])
+    assert summary["fingerprint"] == bundle.ladder.fingerprint
+    for point in bundle.ladder.points:
+        assert summary[f"{point.name}/accuracy"] == pytest.approx(point.accuracy.mid)
+    logger.close()
+    assert logger.run is None
+    assert list(tmp_path.rglob("*.wandb"))
+
+
+def test_a_run_of_the_user_is_left_open(loader: Any, offline: Any) -> None:
+    with offline.init(project="exits") as run:
+        logger = dynamic.WandbLogger(run, bundle=False)
+        dynamic.fit(
+            dynamic.wrap(network(), torch.randn(2, 4), exits=1), loader, epochs=1, progress=False, callbacks=[logger]
+        )
+        logger.close()
+        run.log({"mine": 1})  # a run that has ended would refuse
+        assert run.summary["mine"] == 1
