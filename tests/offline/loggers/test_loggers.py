@@ -109,14 +109,15 @@ def test_a_missing_package_is_named(name: str, package: str) -> None:
 
 
 @pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Weights & Biases in its offline mode: everything is written into a folder, and nothing is sent."""
     wandb = pytest.importorskip("wandb", reason="needs wandb: pip install 'dynamic-inference[wandb]'")
     for name, value in {"MODE": "offline", "SILENT": "true", "ERROR_REPORTING": "false"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     for name in ("DIR", "CONFIG_DIR", "CACHE_DIR", "DATA_DIR", "ARTIFACT_DIR"):
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
-    return wandb
+    yield wandb
+    wandb.teardown()  # ends its process, which a variable of the environment names
 
 
 def test_wandb_has_settings_figures_and_the_bundle(loader: Any, offline: Any, tmp_path: Path) -> None:
