@@ -53,7 +53,7 @@ def test_every_python_and_system_is_tested() -> None:
     promised = re.findall(r"Python :: (3\.\d+)", " ".join(settings["classifiers"]))
     text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     (pythons,) = re.findall(r"python: \[(.*)\]", text)
-    assert re.findall(r"3\.\d+", pythons) == promised
+    assert set(promised) <= set(re.findall(r"3\.\d+", pythons))  # and 3.14, which is not promised before it passed
     assert settings["requires-python"] == f">={promised[0]}"
     assert "os: [ubuntu-latest, macos-latest, windows-latest]" in text
 
