@@ -19,7 +19,7 @@ from dynamic.bundle.manifest import (
 )
 from dynamic.bundle.measurements.stored_costs import newest_costs
 from dynamic.bundle.requirements import check_needs
-from dynamic.bundle.sharing.hub import PREFIX, copy_without_links, download
+from dynamic.bundle.sharing.hub import copy_without_links, download, hub_name
 from dynamic.engines.model_files.external_data import external_files
 from dynamic.policies.errors import (
     BundleError,
@@ -64,8 +64,8 @@ def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bund
         >>> dynamic.load("shelf").spec.classes
         4
     """
-    if isinstance(path, str) and path.startswith(PREFIX):
-        path = _from_hub(path)
+    if (name := hub_name(path)) is not None:
+        path = _from_hub(name)
     try:
         bundle = replace(read(Path(path), verify=True, modules=modules), preload=preload)
     except OSError as error:

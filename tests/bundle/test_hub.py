@@ -193,6 +193,7 @@ def test_a_bundle_goes_to_the_hub_and_back(
     with there.runtime(monitor=dynamic.FixedMonitor(dynamic.Snapshot(0.0))) as run:
         assert run(x).name in ("cat: black", 'do"g', "# fish | ü")
     assert list((there.folder / "costs").iterdir())  # what is measured is kept for the next time
+    assert dynamic.load(Path("hf://me/pets")).folder == there.folder  # as a command line gives it
     count = len(hub.asked)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert dynamic.load("hf://me/pets").folder == there.folder

@@ -22,6 +22,21 @@ def _library(what: str) -> Any:
     return huggingface_hub
 
 
+def hub_name(path: Any) -> str | None:
+    """A path that names a repository, `hf://owner/name`. None: it is one of this machine.
+
+    Args:
+        path: A string, or a `Path` as a command line makes of it, which has one slash less.
+
+    Returns:
+        The name with its prefix.
+    """
+    text = path.as_posix() if isinstance(path, Path) else path
+    if not isinstance(text, str) or not text.startswith(PREFIX[:-1]):
+        return None
+    return PREFIX + text.removeprefix(PREFIX[:-1]).lstrip("/")
+
+
 def check_name(name: str) -> tuple[str, str | None]:
     """Repository and revision of `owner/name` or `owner/name@revision`, also with `hf://` before it.
 

@@ -11,6 +11,7 @@ from dynamic.bundle.bundle_engine import has_graphs
 from dynamic.bundle.bundle_reader import read
 from dynamic.bundle.bundle_writer import write
 from dynamic.bundle.canaries.canary_set import CANARIES
+from dynamic.bundle.sharing.model_card import model_card
 from dynamic.bundle.sharing.slim_facts import SlimFacts
 from dynamic.engines.contract import GRAPH, SINGLE_GRAPH
 from dynamic.offline.onnx_export.whole_graph import write_graphs
@@ -31,6 +32,7 @@ class _Limits:
     memory_mb: float
     disk_mb: float
     device: str | None
+    name: str  # of the folder, as its card has it
 
     def facts(self, has_reference: bool, left_out: Sequence[str]) -> SlimFacts:
         memory_mb, disk_mb = (None if limit == math.inf else limit for limit in (self.memory_mb, self.disk_mb))
@@ -62,7 +64,8 @@ def slim(
         folder: The folder to write. A bundle that lies there is replaced.
         memory_mb: Resident memory of the process in 10^6 bytes, as `Budget` has it: Python, engine and networks. None:
             no limit, or that of the device.
-        disk_mb: Size of the folder in 10^6 bytes. None: no limit.
+        disk_mb: Size of the folder in 10^6 bytes. What the device measures later, some kB, is not counted. None: no
+            limit.
         device: A name of `dynamic.simulate.devices()`, whose free memory is the limit too. None: no named device.
 
     Returns:
@@ -85,7 +88,7 @@ def slim(
             f"slim takes a bundle (dynamic.load) and the name of a device or None. It was given "
             f"{type(bundle).__name__} and {type(device).__name__}"
         )
-    limits = _limits(memory_mb, disk_mb, device)
+    limits = _limits(memory_mb, disk_mb, device, Path(folder).resolve().name)
     with bundle.files(*bundle.hashes) as source:
         if not has_graphs(source, bundle.spec):
             raise EngineError(
@@ -98,14 +101,14 @@ def slim(
     return fresh.save(folder)
 
 
-def _limits(memory_mb: float | None, disk_mb: float | None, device: str | None) -> _Limits:
-    for name, value in (("memory_mb", memory_mb), ("disk_mb", disk_mb)):
+def _limits(memory_mb: float | None, disk_mb: float | None, device: str | None, name: str) -> _Limits:
+    for limit, value in (("memory_mb", memory_mb), ("disk_mb", disk_mb)):
         if value is not None and not 0 < value < math.inf:
-            raise SettingError(f"{name}={value!r} must be a positive number of megabytes (10^6 bytes)")
+            raise SettingError(f"{limit}={value!r} must be a positive number of megabytes (10^6 bytes)")
     memory = math.inf if memory_mb is None else memory_mb
     if device is not None:
         memory = min(memory, preset(device).memory_mb)
-    return _Limits(memory, math.inf if disk_mb is None else disk_mb, device)
+    return _Limits(memory, math.inf if disk_mb is None else disk_mb, device, name)
 
 
 def _needs(bundle: Bundle, source: Path, memory_mb: float) -> Needs:
@@ -197,6 +200,7 @@ def _written(
     if len(spec.stages) == len(bundle.spec.stages):  # measured with the same stages
         fresh = replace(fresh, costs=bundle.costs, forced=bundle.forced)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    size += len(model_card(fresh, limits.name).encode())  # which `save` adds
     return replace(fresh, _owner=owner), size / 1e6
 
 
