@@ -17,10 +17,14 @@ from dynamic.offline.building import build as build
 from dynamic.offline.calibration import calibrate as calibrate
 from dynamic.offline.cascade import Cascade as Cascade
 from dynamic.offline.exit_selection import select_exits as select_exits
+from dynamic.offline.loggers.callbacks import Callback as Callback
+from dynamic.offline.loggers.mlflow_logger import MLflowLogger as MLflowLogger
+from dynamic.offline.loggers.wandb_logger import WandbLogger as WandbLogger
 from dynamic.offline.networks.input_resolution import at_resolution as at_resolution
 from dynamic.offline.onnx_export.whole_graph import export as export
 from dynamic.offline.onnx_files.onnx_file import onnx_model as onnx_model
 from dynamic.offline.recertification import recertify as recertify
+from dynamic.offline.slimming.slim_bundle import slim as slim
 from dynamic.offline.tracing.wrap_network import wrap as wrap
 from dynamic.offline.training.configs import DistillationConfig as DistillationConfig
 from dynamic.offline.training.configs import TrainingConfig as TrainingConfig

@@ -10,7 +10,9 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "bitarray": ("bitarray", "build"),
         "jinja2": ("Jinja2", "plot"),
         "matplotlib": ("matplotlib", "plot"),
+        "mlflow": ("mlflow-skinny", "mlflow"),
         "grpc": ("grpcio", "serve"),
+        "huggingface_hub": ("huggingface_hub", "hub"),
         "onnx": ("onnx", "onnx"),
         "onnxscript": ("onnxscript", "build"),
         "openvino": ("openvino", "openvino"),
@@ -28,6 +30,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "tqdm": ("tqdm", "cli"),
         "typer": ("typer", "cli"),
         "uvicorn": ("uvicorn", "serve"),
+        "wandb": ("wandb", "wandb"),
         "vl_convert": ("vl-convert-python", "plot"),
     }
 )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 # before torch is imported: on a busy machine its threads wait for each other, and seconds become minutes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# before mlflow and huggingface_hub are imported: tests send nothing anywhere
+os.environ.update(dict.fromkeys(("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"), "true"))
 
 import hypothesis
 import numpy as np

@@ -6,6 +6,7 @@ shelf/
 ├── ladder.json       operating points
 ├── golden.json       decisions that a policy written in another language must give (dynamic/bundle/golden_vectors/)
 ├── records.npz       calibration records
+├── README.md        the model card, for people. It may be edited
 ├── canaries.npz      some calibration inputs, with the logits of every stage (dynamic/bundle/canaries/canary_set.py)
 ├── graph.onnx        the whole cascade as one graph, for batches, and graph_single.onnx for one input at a time
 ├── backbones/        a graph for each stage, the weights of each backbone stored once
@@ -35,6 +36,9 @@ from dynamic.bundle.manifest import preprocess_json
 from dynamic.bundle.measurements.cost_profile import check_powers, profile_here
 from dynamic.bundle.measurements.record_writer import calibrate_here
 from dynamic.bundle.measurements.stored_costs import costs_name, is_of_route, keep_costs, stored_costs, write_costs
+from dynamic.bundle.sharing.hub import PREFIX, check_name, upload
+from dynamic.bundle.sharing.model_card import CARD, model_card
+from dynamic.bundle.sharing.slim_facts import SlimFacts
 from dynamic.bundle.tables import bundle_text
 from dynamic.bundle.version_files import VersionFiles
 from dynamic.engines.contract import CascadeSpec
@@ -49,6 +53,7 @@ from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 from dynamic.policies.words.short_repr import short_repr
 from dynamic.storage.open_files import HeldFiles
+from dynamic.storage.temporary_files import TemporaryFolder
 
 if TYPE_CHECKING:
     from dynamic.policies.decision import Policy
@@ -81,6 +86,7 @@ class Bundle:
         calibrated_on: The engine and machine of the calibration. None: they are not known.
         hashes: SHA-256 of every file that the manifest lists, by name.
         preload: Whether a runtime may start threads before its first request.
+        slim: The limits that `dynamic.slim` made it for, and what it lacks. None: it is whole.
 
     Example:
         >>> bundle = dynamic.load("shelf")
@@ -104,6 +110,7 @@ class Bundle:
     # SHA-256 of every file that the manifest vouched for when this bundle was read
     hashes: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     preload: bool = field(default=True, repr=False)  # whether a runtime may start threads before its first request
+    slim: SlimFacts | None = field(default=None, repr=False)
     _owner: object = field(default=None, repr=False)  # keeps a temporary folder alive
     _held: HeldFiles | None = field(default=None, repr=False, compare=False)  # files of the version that was read
 
@@ -117,7 +124,10 @@ class Bundle:
         points = f"{len(self.ladder.points)} points {certified}"
         profiled = "not profiled" if self.costs is None else "profiled here"
         folder = "not saved" if self.is_temporary else repr(str(self.folder))
-        return short_repr("Bundle", [folder, f"stages {stages}", points, f"{self.engine} {self.precision}", profiled])
+        slim = [] if self.slim is None else [f"slim, {self.slim}"]
+        return short_repr(
+            "Bundle", [folder, *slim, f"stages {stages}", points, f"{self.engine} {self.precision}", profiled]
+        )
 
     @cached_property
     def records(self) -> Records:
@@ -681,7 +691,7 @@ class Bundle:
         return replace(self, preload=True)
 
     def save(self, path: str | Path) -> "Bundle":
-        """Write the bundle to a folder. A bundle that lies there is replaced.
+        """Write the bundle to a folder, with its model card, `README.md`. A bundle that lies there is replaced.
 
         The folder appears whole or not at all. Where it is a mounted volume, the files are put into it, and the
         manifest last.
@@ -701,12 +711,49 @@ class Bundle:
             'copy'
         """
 
-        def add_costs(copy: Path) -> None:
+        target = Path(path).resolve()
+
+        def add(copy: Path) -> None:
+            (copy / CARD).write_text(model_card(self, target.name), encoding="utf-8")
             if self.costs is not None and self.forced is None:
                 write_costs(self, copy, self.costs)
 
-        copy = save_copy(self._files, Path(path).resolve(), add_costs)
+        copy = save_copy(self._files, target, add)
         return replace(self, folder=copy.folder, _owner=None, _held=copy.open_files)
+
+    def push_to_hub(self, name: str, *, private: bool = False) -> str:
+        """Upload the bundle and its model card to the Hugging Face Hub. `dynamic.load("hf://owner/name")` reads it.
+
+        What was measured on machines is not uploaded. A card that was edited in the folder of the bundle is kept.
+        `records.npz` and `canaries.npz` hold calibration data: see `build(canaries=...)`. Files of a bundle that lies
+        there are replaced.
+
+        Args:
+            name: The repository, `owner/name`, or `owner/name@branch`. It is made where there is none.
+            private: Whether a new repository is private. One that exists remains as it is.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            BundleError: The name is none, or the Hub refuses or cannot be reached.
+            ModuleNotFoundError: huggingface_hub is missing. The message names the extra.
+
+        Example:
+            >>> bundle.push_to_hub("digits")
+            Traceback (most recent call last):
+            ...
+            dynamic.policies.errors.BundleError: 'digits' names no repository: give owner/name, ...
+        """
+        check_name(name)
+        with TemporaryFolder("hub") as folder:
+            self.copy_to(folder, rooms=())
+            card = None if self.place is None or self.is_temporary else self.place / CARD
+            text = model_card(self, f"{PREFIX}{name.partition('@')[0]}")
+            if card is not None and card.is_file() and not card.is_symlink():  # a link may lead to somebody's secrets
+                text = card.read_text(encoding="utf-8")
+            (folder / CARD).write_text(text, encoding="utf-8")
+            return upload(folder, name, private)
 
     @property
     def _files(self) -> VersionFiles:

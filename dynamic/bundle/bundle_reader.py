@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from dynamic.bundle.bundle import Bundle
-from dynamic.bundle.manifest import LADDER, MANIFEST, Facts, check_ladder, read_facts, read_manifest, version_of
+from dynamic.bundle.manifest import (
+    LADDER,
+    MANIFEST,
+    Facts,
+    check_ladder,
+    holds_bundle,
+    read_facts,
+    read_manifest,
+    version_of,
+)
 from dynamic.bundle.measurements.stored_costs import newest_costs
 from dynamic.bundle.requirements import check_needs
+from dynamic.bundle.sharing.hub import copy_without_links, download, hub_name
 from dynamic.engines.model_files.external_data import external_files
 from dynamic.policies.errors import (
     BundleError,
@@ -20,6 +30,7 @@ from dynamic.policies.ladder import Ladder
 from dynamic.storage.json_files import read_json
 from dynamic.storage.open_files import HeldFiles
 from dynamic.storage.regular_files import check_hash
+from dynamic.storage.temporary_files import TemporaryFolder
 from dynamic.storage.versioned_folder import standing
 
 _MOST_TRIES = 1000  # to read a folder that is replaced again and again meanwhile
@@ -33,7 +44,8 @@ def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bund
     A missing engine is logged as a warning. Costs that were measured on this machine earlier are read too.
 
     Args:
-        path: The folder of the bundle.
+        path: The folder of the bundle, or `hf://owner/name` on the Hugging Face Hub, with `@revision` for a branch, tag
+            or commit. It is downloaded once, and works without a network from then on (extra "hub").
         modules: The cascade to run on engine "torch", or its stages, which are never certified. None: no torch.
         preload: False for a server that forks after loading. A runtime of this bundle then starts no thread, opens no
             sensor, imports no engine and runs no canaries before its first request, which comes in the child.
@@ -46,11 +58,14 @@ def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bund
         CorruptError: A file is missing, cut short or altered.
         SchemaError: A newer version wrote it.
         DynamicError: Its preprocessing resizes, and Pillow is not installed.
+        ModuleNotFoundError: The path begins with `hf://`, and huggingface_hub is not installed.
 
     Example:
         >>> dynamic.load("shelf").spec.classes
         4
     """
+    if (name := hub_name(path)) is not None:
+        path = _from_hub(name)
     try:
         bundle = replace(read(Path(path), verify=True, modules=modules), preload=preload)
     except OSError as error:
@@ -61,6 +76,16 @@ def load(path: str | Path, modules: Any = None, *, preload: bool = True) -> Bund
         raise BundleError(f"{path!r:.80} is no folder ({error}). Give the folder of a bundle") from error
     check_needs(bundle)
     return bundle
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a bundle of the Hub: a copy without links, in which costs of this machine may be stored."""
+    snapshot, own = download(name)
+    if not holds_bundle(own):
+        with TemporaryFolder("hub") as folder:
+            copy_without_links(snapshot, folder)
+            read(folder, verify=False).save(own)  # which compares every file with its hash
+    return own
 
 
 def read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
@@ -105,6 +130,7 @@ def _read(folder: Path, verify: bool, modules: Any = None) -> Bundle:
         hashes={name: sha256 for name, (_, sha256) in facts.files.items()},
         modules_cascade=modules.fingerprint() if hasattr(modules, "fingerprint") else None,
         calibrated_on=facts.calibrated_on,
+        slim=facts.slim,
     )
     return replace(bundle, costs=newest_costs(bundle))
 

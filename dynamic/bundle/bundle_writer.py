@@ -13,6 +13,7 @@ from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.bundle.golden_vectors import golden, to_text
 from dynamic.bundle.manifest import MANIFEST, holds_bundle, manifest_hash, preprocess_json, schema_of, spec_json
 from dynamic.bundle.measurements.stored_costs import COSTS
+from dynamic.bundle.sharing.slim_facts import SlimFacts
 from dynamic.bundle.version_files import VersionFiles
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import check_engine
@@ -42,13 +43,18 @@ def write(
     classes: Sequence[str] | None,
     preprocess: Preprocessing | None,
     calibrated_on: EngineIdentity | None = None,
+    slim: SlimFacts | None = None,
 ) -> None:
-    """Write ladder, records and manifest beside the graphs that already lie in `folder`."""
+    """Write ladder, records and manifest beside the graphs that already lie in `folder`.
+
+    A `slim` bundle has no golden vectors: they are for who writes a policy, not for a device.
+    """
     check_engine(engine, precision)
     if classes is not None and len(classes) != spec.classes:
         raise InputError(f"{len(classes)} class names for {spec.classes} classes: give one for each, in order")
     (folder / "ladder.json").write_text(json.dumps(ladder.to_json(), indent=1), encoding="utf-8")
-    (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
+    if slim is None:
+        (folder / "golden.json").write_text(to_text(golden(ladder)), encoding="utf-8")
     for name, content in preprocess.files.items() if preprocess is not None else ():
         (folder / name).write_bytes(content)
     records.save(folder / "records.npz")
@@ -67,6 +73,8 @@ def write(
         "spec": spec_json(spec),
         "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files},
     }
+    if slim is not None:
+        manifest["slim"] = slim.to_json()
     text = json.dumps(manifest | {"sha256": manifest_hash(manifest)}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 

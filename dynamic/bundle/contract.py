@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol
 
 from dynamic.bundle.canaries.canary_set import Canaries
 from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.bundle.sharing.slim_facts import SlimFacts
 from dynamic.data.arrays import Side
 from dynamic.engines.contract import Array, CascadeSpec, InputSpec
 from dynamic.engines.options import EngineOptions, Route
@@ -65,6 +66,8 @@ class DescribedBundle(Protocol):
 
     @property
     def spec(self) -> CascadeSpec: ...
+    @property
+    def slim(self) -> SlimFacts | None: ...
     @property
     def ladder(self) -> Ladder: ...
     @property

@@ -13,6 +13,7 @@ from typing import Any
 from dynamic.bundle.canaries.canary_set import CANARIES
 from dynamic.bundle.contract import Preprocessing
 from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.bundle.sharing.slim_facts import SlimFacts
 from dynamic.data.preprocessing import Preprocess
 from dynamic.data.sound.sound_preprocess import SoundPreprocess, is_sound
 from dynamic.data.text.text_preprocessing import TOKENIZER, TextPreprocess, is_text
@@ -61,6 +62,7 @@ class Facts:
     preprocess: Preprocessing | None
     calibrated_on: EngineIdentity | None
     files: Mapping[str, tuple[int, str]]
+    slim: SlimFacts | None = None
 
 
 def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
@@ -93,6 +95,7 @@ def read_facts(manifest: Mapping[str, Any], folder: Path) -> Facts:
             preprocess=None if preprocess is None else _preprocessing(preprocess, manifest, folder),
             calibrated_on=None if identity is None else EngineIdentity.from_json(identity),
             files={file_name(name): _file(entry, name) for name, entry in mapping(manifest["files"], "files").items()},
+            slim=maybe(manifest.get("slim"), "slim", SlimFacts.from_json),  # of whole bundles there is none
         )
         _check_listed(facts, folder)
         return facts

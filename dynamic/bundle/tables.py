@@ -22,6 +22,8 @@ def bundle_text(bundle: DeployedBundle) -> str:
         here = wrapped(f"{machine_text(bundle.costs)}. Not measured: {missing}", "    ")
         here += f"\n{points_text(bundle.frontier)}"
     about = f"bundle in {bundle.folder}, for {bundle.engine} {bundle.precision}"
+    if bundle.slim is not None:
+        about = wrapped("\n".join([f"{about}, slim: {bundle.slim}", *bundle.slim.left_out]), "    ")
     return f"{about}\n{ladder_text(bundle.ladder)}{wrapped(static, '    ')}\n\n{here}"
 
 

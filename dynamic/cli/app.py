@@ -14,6 +14,7 @@ import dynamic
 from dynamic.cli import build_commands, device_commands, run_commands, simulate_commands
 from dynamic.cli.project import init_command
 from dynamic.cli.serving import serve_commands
+from dynamic.cli.sharing import slim_command
 from dynamic.cli.training import compress_command, training_commands
 from dynamic.errors import DynamicError, SettingError
 from dynamic.extras import with_remedy
@@ -75,6 +76,7 @@ for group in (
     serve_commands,
     simulate_commands,
     device_commands,
+    slim_command,
 ):
     group.register(app)
 

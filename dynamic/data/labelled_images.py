@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import Picture, pictures_in
 from dynamic.policies.errors import DynamicError, InputError
 from dynamic.progress import track
+from dynamic.storage.cache_folder import cache_folder
 from dynamic.storage.temporary_files import fresh_file
 
 logger = logging.getLogger("dynamic")
@@ -130,7 +130,7 @@ def load_images(
     if not source.exists():
         raise InputError(f"{source} does not exist: give a folder or .zip of class folders. {_CIFAR10}")
     pictures = pictures_in(source)
-    folder = _cache_folder() if cache else None
+    folder = cache_folder() if cache else None
     cache_file = folder / f"images-{_key(source, _state(source, pictures), split)}.npz" if folder is not None else None
     if cache_file is not None and (images := _read_cache(cache_file)) is not None:
         return images
@@ -271,15 +271,6 @@ def _decode(source: Path, pictures: Sequence[Picture], split: str | None, progre
     number = {name: label for label, name in enumerate(classes)}
     labels = np.array([number[picture.place.parent.name] for picture in chosen], np.int64)
     return ImageSet(np.stack(images), labels, classes)
-
-
-def _cache_folder() -> Path | None:
-    """The cache folder. None for a user without a home directory, as in containers: then nothing is stored."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return folder / "dynamic-inference" if folder.is_absolute() else None
 
 
 def _state(source: Path, pictures: Sequence[Picture]) -> Iterator[str]:

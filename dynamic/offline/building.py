@@ -30,6 +30,7 @@ from dynamic.offline.build_steps.onnx_steps import OnnxSteps
 from dynamic.offline.build_steps.preprocessing_data import as_data
 from dynamic.offline.build_steps.record_collection import collect, plain_combiner
 from dynamic.offline.canary_inputs import CanaryInputs, check_canary_inputs, check_canary_word, draw_canaries
+from dynamic.offline.loggers.callbacks import Callback, Callbacks
 from dynamic.offline.onnx_export.whole_graph import plain_ladder, write_graphs
 from dynamic.offline.onnx_files.contract import ScikitClassifier
 from dynamic.offline.onnx_files.onnx_file import OnnxModel, as_onnx_model
@@ -70,6 +71,7 @@ def build(
     progress: bool | None = None,
     floor: float | None = None,
     allow_reuse: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Bundle:
     """Make a bundle: export the stages, calibrate on the engine that ships, certify.
 
@@ -109,6 +111,7 @@ def build(
         floor: Least accuracy of a point. None: halfway between chance and the reference. 0: no floor.
         allow_reuse: Whether batches may calibrate that `fit` trained with or that chose exits or sub-models. Then a
             certificate says nothing about new data.
+        callbacks: What is called at the start and at the end, such as `dynamic.MLflowLogger`.
 
     Returns:
         The bundle, in a temporary folder until `save` is called.
@@ -126,6 +129,7 @@ def build(
         >>> [stage.name for stage in bundle.spec.stages]
         ['Sequential-0', 'Sequential-1']
     """
+    listeners = Callbacks(callbacks)
     measure, _ = check_settings(max_drops, delta, risk=risk, score=score)
     check_floor(floor)
     check_split(groups, search_share, seed)
@@ -150,52 +154,60 @@ def build(
     engine_name: str = engine
     owner = TemporaryBundle()
     folder = owner.path
-    with steps.running():
-        spec, exported = steps.export(folder, example, engine, progress)
-        spec = steps.with_limits(spec, shipped, example)
-        stages = steps.stages(spec)
+    settings = {
+        "networks": ", ".join(steps.names), "engine": engine, "precision": precision, "delta": delta,
+        "max_drops": max_drops, "combine": steps.combine, "score": score, "risk": risk, "search_share": search_share,
+        "seed": seed, "floor": floor,
+    }  # fmt: skip
+    with listeners.running("on_build_start", settings):
+        with steps.running():
+            spec, exported = steps.export(folder, example, engine, progress)
+            spec = steps.with_limits(spec, shipped, example)
+            stages = steps.stages(spec)
+            if exported:
+                graph_engine = None if engine == AUTO else engine
+                # written again once temperatures are known
+                write_graphs(folder, spec, plain_ladder(spec, steps.combine), graph_engine)
+            if engine == AUTO:
+                engine_name = chosen(
+                    folder, spec, plain_combiner(spec), lambda _: precision, keep=True, cascade=steps.fingerprint()
+                ).engine
+            opened = open_engine(engine_name, folder, spec, plain_combiner(spec), stages, precision)
+            try:
+                steps.check_parity(opened, spec, example)
+                sample = Reservoir(seed=seed)
+                records = collect(
+                    steps.arrays,
+                    steps.fingerprint(),
+                    opened.stages,
+                    batches,
+                    groups,
+                    shipped,
+                    search_share,
+                    seed,
+                    progress=progress,
+                    sample=sample,
+                )
+                steps.check_records(records)
+                drawn = draw_canaries(canaries, steps.arrays, opened, example, sample, records, seed)
+                drawn.save(folder / CANARIES)
+                identity = EngineIdentity.of(opened)
+            finally:
+                opened.close()
+        ladder = certify(
+            records, max_drops, delta=delta, risk=risk, combine=steps.combine, score=score, strict=strict, floor=floor
+        )
+        warn_uncertified(ladder)
+        for level in levels(records):
+            if level.at_chance:
+                logger.warning("%s: it is at chance, train it (dynamic.fit) or leave it out", level)
         if exported:
-            graph_engine = None if engine == AUTO else engine
-            # written again once temperatures are known
-            write_graphs(folder, spec, plain_ladder(spec, steps.combine), graph_engine)
-        if engine == AUTO:
-            engine_name = chosen(
-                folder, spec, plain_combiner(spec), lambda _: precision, keep=True, cascade=steps.fingerprint()
-            ).engine
-        opened = open_engine(engine_name, folder, spec, plain_combiner(spec), stages, precision)
-        try:
-            steps.check_parity(opened, spec, example)
-            sample = Reservoir(seed=seed)
-            records = collect(
-                steps.arrays,
-                steps.fingerprint(),
-                opened.stages,
-                batches,
-                groups,
-                shipped,
-                search_share,
-                seed,
-                progress=progress,
-                sample=sample,
-            )
-            steps.check_records(records)
-            drawn = draw_canaries(canaries, steps.arrays, opened, example, sample, records, seed)
-            drawn.save(folder / CANARIES)
-            identity = EngineIdentity.of(opened)
-        finally:
-            opened.close()
-    ladder = certify(
-        records, max_drops, delta=delta, risk=risk, combine=steps.combine, score=score, strict=strict, floor=floor
-    )
-    warn_uncertified(ladder)
-    for level in levels(records):
-        if level.at_chance:
-            logger.warning("%s: it is at chance, train it (dynamic.fit) or leave it out", level)
-    if exported:
-        write_graphs(folder, spec, ladder, engine_name, precision)
-    steps.save_weights(folder / "weights")
-    write(folder, spec, ladder, records, engine_name, precision, steps.fingerprint(), classes, shipped, identity)
-    return replace(read(folder, verify=False, modules=steps.modules), _owner=owner)
+            write_graphs(folder, spec, ladder, engine_name, precision)
+        steps.save_weights(folder / "weights")
+        write(folder, spec, ladder, records, engine_name, precision, steps.fingerprint(), classes, shipped, identity)
+        built = replace(read(folder, verify=False, modules=steps.modules), _owner=owner)
+    listeners.call("on_build_end", built)
+    return built
 
 
 def _steps(networks: Any, combine: Combination) -> BuildSteps:

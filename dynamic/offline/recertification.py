@@ -75,6 +75,11 @@ def recertify(
             f"recertify takes a bundle (dynamic.load) and records (dynamic.calibrate, or None for the bundle's own). "
             f"It was given {type(bundle).__name__} and {type(records).__name__}"
         )
+    if bundle.slim is not None and not bundle.slim.has_reference:
+        raise CalibrationError(
+            f"{bundle.folder} was made by slim without the reference, against which drops are measured. Recertify the "
+            "whole bundle, and make it slim again"
+        )
     source = bundle.records if records is None else records
     if source.fingerprint != bundle.ladder.fingerprint:
         raise CalibrationError(
@@ -124,6 +129,7 @@ def recertify(
         bundle.classes,
         bundle.preprocess,
         identity,
+        bundle.slim,
     )
     fresh = read(folder, verify=False)
     return replace(

@@ -2,7 +2,8 @@
 
     python -m dynamic.profiling.footprint BUNDLE BACKBONE THREADS ENGINE PRECISION
 
-It prints two numbers: memory of one more row while the backbone runs, and memory that remains afterwards.
+It prints three numbers: memory of the process without a backbone, of one more row while the backbone runs, and of the
+backbone, which remains afterwards.
 """
 
 import sys
@@ -40,7 +41,8 @@ _WARM = {"onnxruntime": _warm_onnxruntime, "openvino": _warm_openvino}
 
 
 def main(folder: str, backbone: str, threads: str, name: str, precision: str) -> None:
-    """Load one backbone of a bundle, run it, and print memory of a row and memory that remains, in 10^6 bytes."""
+    """Load one backbone of a bundle, run it, and print memory of process, row and backbone, in 10^6 bytes."""
+    import dynamic.runtime.runtime  # noqa: F401  # what a process of the runtime holds anyway
     from dynamic.bundle.bundle_reader import read
     from dynamic.engines.engine_factory import open_engine
     from dynamic.engines.memory import trim_memory
@@ -77,7 +79,7 @@ def main(folder: str, backbone: str, threads: str, name: str, precision: str) ->
         taken = _grows(lambda batch=batch: run(batch))  # type: ignore[misc]
         if taken >= _CLEAR_BYTES:
             break
-    print(taken / rows / 1e6, stays / 1e6)
+    print(before / 1e6, taken / rows / 1e6, stays / 1e6)
 
 
 def _grows(work: Callable[[], None]) -> float:

@@ -23,6 +23,16 @@ def column_of_axes(rows: int, width: float = 7.5, height: float = 1.7) -> Any:
     return _pyplot().subplots(rows, sharex=True, squeeze=False, figsize=size, layout="constrained")[1][:, 0]
 
 
+def grid_of_axes(count: int, columns: int, side: float = 2.2) -> Any:
+    """Axes in rows `[count]`, in a new figure of pyplot. Places that are left over are empty."""
+    rows = -(-count // columns)
+    size = (side * columns, (side + 1.1) * rows)  # a title above, three lines below
+    every = _pyplot().subplots(rows, columns, squeeze=False, figsize=size, layout="constrained")[1].reshape(-1)
+    for spare in every[count:]:
+        spare.set_axis_off()
+    return every[:count]
+
+
 def _pyplot() -> Any:
     try:
         from matplotlib import pyplot

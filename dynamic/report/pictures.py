@@ -8,10 +8,11 @@ import numpy as np
 from dynamic.policies.errors import InputError
 from dynamic.policies.frontier import Frontier
 from dynamic.policies.ladder import Interval, Ladder
+from dynamic.report.answer_pictures import draw_batch, draw_prediction
 from dynamic.report.figures import column_of_axes, one_axes
 from dynamic.report.reported_bundle import ReportedBundle
 from dynamic.report.stages_alone import ladder_word, stages_alone
-from dynamic.runtime.result import Statistics
+from dynamic.runtime.result import BatchResult, Prediction, Statistics
 from dynamic.simulate.report import SimulationReport
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 _BLUE, _ORANGE = "#0072b2", "#d55e00"  # two that the colour-blind tell apart (Okabe and Ito 2008)
 
 
-def plot(what: Any, axes: "Axes | None" = None) -> Any:
-    """Draw a bundle, a ladder, a frontier, the report of a simulation, or the statistics of a runtime.
+def plot(what: Any, axes: "Axes | None" = None, *, image: Any = None) -> Any:
+    """Draw a bundle, a ladder, a frontier, the report of a simulation, the statistics of a runtime, or an answer.
 
     A bundle that was profiled is accuracy against latency: points of the cascade joined by a line, and each stage
     alone. Before, it is its ladder: accuracy of every point, and where inputs exit. Bars of error are 95% intervals.
@@ -29,12 +30,13 @@ def plot(what: Any, axes: "Axes | None" = None) -> Any:
     Args:
         what: The object. It is the same as `what.plot()`.
         axes: Axes of matplotlib to draw into. None: new ones. A simulation has several, and always makes its own.
+        image: Of an answer the image, of a batch the images. None: an answer is drawn as bars.
 
     Returns:
-        The axes. For a simulation an array of axes `[rows]`.
+        The axes. For a simulation an array of axes `[rows]`, for a batch `[N]`.
 
     Raises:
-        InputError: There is no picture of such an object.
+        InputError: There is no picture of such an object, or it has no image.
         ModuleNotFoundError: matplotlib is missing. The message names the extra.
 
     Example:
@@ -42,6 +44,12 @@ def plot(what: Any, axes: "Axes | None" = None) -> Any:
         >>> axes.get_xlabel()
         'share of inputs that exit at each stage'
     """
+    if isinstance(what, BatchResult):
+        return draw_batch(what, image, axes)
+    if isinstance(what, Prediction):
+        return draw_prediction(what, image, axes)
+    if image is not None:
+        raise InputError(f"an image goes with an answer, and a {type(what).__name__} has none: leave image out")
     return _draw(what, axes)
 
 
@@ -50,8 +58,8 @@ def _draw(what: Any, axes: "Axes | None") -> Any:
     if isinstance(getattr(what, "ladder", None), Ladder) and hasattr(type(what), "records"):
         return _bundle(what, axes)  # by its contract: a bundle imports its report, not the other way round
     raise InputError(
-        f"there is no picture of a {type(what).__name__}: give a Bundle, Ladder, Frontier, SimulationReport or "
-        "Statistics"
+        f"there is no picture of a {type(what).__name__}: give a Bundle, Ladder, Frontier, SimulationReport, "
+        "Statistics, Prediction or BatchResult"
     )
 
 

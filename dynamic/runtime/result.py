@@ -46,6 +46,11 @@ class _Answer:
         self.decision, self.certified = decision, certified
         self._label: NDArray[np.int64] | None = None
 
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """The names of all classes in label order. None: they have none."""
+        return self._classes
+
     def _answers(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The labels `[B]` and their probabilities `[B]`."""
         if self._label is None:
@@ -151,6 +156,33 @@ class Prediction(_Answer):
         """The probabilities `[C]` of all classes."""
         return np.exp(self.log_probs)
 
+    def plot(self, image: Any = None, axes: Any = None) -> Any:
+        """Draw the image that was answered, with the likeliest classes below it.
+
+        It needs matplotlib, which the extra "plot" brings.
+
+        Args:
+            image: The image: an array `[H, W]`, `[H, W, C]` or `[C, H, W]`, an image of PIL, or a path. None: there is
+                none, and the likeliest classes are bars.
+            axes: Axes of matplotlib to draw into. None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: It is no image.
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     answer = run(x)
+            >>> len(answer.plot().patches)  # a bar for each of 4 classes
+            4
+        """
+        from dynamic import plot  # on first use: no runtime needs pictures
+
+        return plot(self, axes, image=image)
+
     def __str__(self) -> str:
         return f"{_in_words(self.label, self.name, self.probability, self.stage)}\n{self._request()}"
 
@@ -234,6 +266,32 @@ class BatchResult(_Answer):
 
     def __iter__(self) -> Iterator[Prediction]:
         return (self[row] for row in range(len(self)))
+
+    def plot(self, images: Any, axes: Any = None) -> Any:
+        """Draw the first 16 images of the batch, each with its likeliest classes below it.
+
+        It needs matplotlib, which the extra "plot" brings.
+
+        Args:
+            images: The images in the order of the answers, each as for `Prediction.plot`.
+            axes: Not for a batch, which has several.
+
+        Returns:
+            An array of axes `[N]`.
+
+        Raises:
+            InputError: The number of images is another, one is no image, or axes are given.
+            ModuleNotFoundError: matplotlib is missing.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     batch = run(inputs[:3])
+            >>> len(batch.plot(np.zeros((3, 8, 8))))
+            3
+        """
+        from dynamic import plot  # on first use: no runtime needs pictures
+
+        return plot(self, axes, image=images)
 
     def __str__(self) -> str:
         count, shown = len(self), slice(_SHOWN)

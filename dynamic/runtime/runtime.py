@@ -12,6 +12,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dynamic.bundle.contract import DeployedBundle
 from dynamic.bundle.input_conversion import check_shapes
 from dynamic.engines.contract import Engine
@@ -38,6 +41,7 @@ from dynamic.runtime.drift.feedback_log import FeedbackLog, Label
 from dynamic.runtime.drift.streams import DriftOptions
 from dynamic.runtime.request_handler import RequestHandler
 from dynamic.runtime.requests.async_requests import answer, answers_of
+from dynamic.runtime.requests.estimator import answered, predicted, probabilities
 from dynamic.runtime.requests.input_copies import owned
 from dynamic.runtime.requests.interrupts import in_signal_handler
 from dynamic.runtime.requests.pauses import Spacing
@@ -308,6 +312,63 @@ class Runtime:
         now = "no decision yet" if decision is None else f"{decision.point.name!r} runs"
         state = "closed" if self._controller.closed else now
         return short_repr("Runtime", [repr(str(self.bundle.folder)), f"{self.engine.name}", state, repr(self.budget)])
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """What `predict` can give `[C]`: names where the bundle has them, else numbers. As scikit-learn names it."""
+        bundle = self.bundle
+        return np.arange(bundle.spec.classes) if bundle.classes is None else np.array(bundle.classes)
+
+    def predict(self, inputs: Any, *, batch_size: int = 64) -> NDArray[Any]:
+        """Answer many inputs as a classifier of scikit-learn does. `run(x)` says more of each.
+
+        Args:
+            inputs: A batch `[N, ...]` of arrays or tensors, a list of images, texts or sounds, a mapping of inputs by
+                name, or a loader of batches. Batches of `(inputs, labels)` count as inputs.
+            batch_size: Inputs of a request. A loader has its own.
+
+        Returns:
+            The class of each input `[N]`: its name where the bundle has names, else its number. Where no stage gave a
+            finite answer, it is "" or -1.
+
+        Raises:
+            InputError: A shape or type does not fit, or there is one input without a batch dimension.
+            SettingError: The batch size is below 1.
+            EngineError: Every engine fails.
+            ClosedError: The runtime is closed.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     names = run.predict(inputs[:100])
+            >>> names.shape, set(names) <= set("abcd")
+            ((100,), True)
+        """
+        return predicted(answered(self, inputs, batch_size), self.bundle.classes)
+
+    def predict_proba(self, inputs: Any, *, batch_size: int = 64) -> NDArray[np.float32]:
+        """Return the probabilities of all classes for many inputs, as a classifier of scikit-learn does.
+
+        Args:
+            inputs: As for `predict`.
+            batch_size: Inputs of a request. A loader has its own.
+
+        Returns:
+            Probabilities `[N, C]` in the order of `classes_`, after temperature and averaging. NaN where no stage gave
+            a finite answer.
+
+        Raises:
+            InputError: A shape or type does not fit, or there is one input without a batch dimension.
+            SettingError: The batch size is below 1.
+            EngineError: Every engine fails.
+            ClosedError: The runtime is closed.
+
+        Example:
+            >>> with bundle.runtime() as run:
+            ...     table = run.predict_proba(inputs[:100])
+            >>> table.shape, bool(abs(table.sum(axis=1) - 1).max() < 1e-5)
+            ((100, 4), True)
+        """
+        return probabilities(answered(self, inputs, batch_size), self.bundle.spec.classes)
 
     def map(self, items: Iterable[Any], progress: bool | None = None) -> Iterator[Result]:
         """Answer one item after another, with a progress bar on a terminal.

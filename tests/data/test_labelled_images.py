@@ -131,7 +131,7 @@ def test_cache_lies_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert module._cache_folder() == tmp_path / ".cache" / "dynamic-inference"
+    assert module.cache_folder() == tmp_path / ".cache" / "dynamic-inference"
 
 
 def test_errors_name_the_remedy(folder: Path, tmp_path: Path) -> None:

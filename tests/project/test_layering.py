@@ -37,12 +37,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "profiling": ({"numpy"}, CORE | {"storage", "engines", "monitoring"}),
     "profiling.footprint": (
         {"numpy", "psutil", "onnxruntime", "openvino"},
-        CORE | {"engines", "bundle"},
+        CORE | {"engines", "bundle", "runtime"},  # what a process of the runtime holds
     ),
     "bundle": (
         {"numpy"},
         CORE | {"policies.certification", "policies.control", "storage", "data", "engines", "profiling", "monitoring"},
     ),
+    "bundle.sharing.hub": ({"huggingface_hub"}, CORE | {"storage"}),
     # `bundle.runtime(...)` is the user's way in. The runtime knows the contract of bundles alone
     "bundle.bundle": ({"numpy"}, RUN),
     "runtime": ({"numpy"}, RUN),
@@ -65,6 +66,9 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "simulate": ({"numpy"}, CORE | {"policies.control", "policies.certification"}),
     "offline": (TORCH, RUN),
+    "offline.loggers.mlflow_logger": ({"mlflow"}, RUN),
+    "offline.loggers.wandb_logger": ({"wandb"}, RUN),
+    "offline.slimming.slim_bundle": (TORCH, RUN | {"simulate"}),  # the memory of a device by its name
     "offline.onnx_files.sklearn_models": ({"skl2onnx"}, RUN),
     "offline.onnx_files.stages.own_run": ({"numpy", "onnxruntime"}, RUN),
     "models": (TORCH | {"bitarray", "torch_pruning"}, RUN | {"offline"}),

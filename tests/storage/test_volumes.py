@@ -17,6 +17,7 @@ from torch import nn
 import dynamic
 from dynamic.bundle.bundle import Bundle
 from dynamic.bundle.manifest import MANIFEST
+from dynamic.bundle.sharing.model_card import CARD
 from dynamic.errors import DiskError
 from dynamic.models import save_weights
 
@@ -76,7 +77,7 @@ def test_what_lay_in_a_volume_gives_way(one: Bundle, other: Bundle, tmp_path: Pa
     before = sorted(outside.rglob("*"))
     saved = other.save(volume)
     there = sorted(str(path.relative_to(volume)) for path in volume.rglob("*") if path.is_file())
-    assert there == sorted([MANIFEST, *saved.hashes])
+    assert there == sorted([CARD, MANIFEST, *saved.hashes])
     assert dynamic.load(volume).hashes == other.hashes
     assert sorted(outside.rglob("*")) == before
 

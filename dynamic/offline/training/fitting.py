@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynamic.offline.loggers.callbacks import Callback, Callbacks
 from dynamic.offline.networks.acceleration import Acceleration
 from dynamic.offline.networks.float_types import check_halves
 from dynamic.offline.networks.module_modes import evaluating
@@ -42,6 +43,7 @@ def fit(
     checkpoint: str | Path | None = None,
     seed: int = 0,
     progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> FitReport:
     """Train the exits of a network, in place.
 
@@ -72,6 +74,7 @@ def fit(
             threads and versions, with a loader whose randomness comes from torch, numpy, `random` or its generators.
         seed: Of all random numbers. The global generators are as before afterwards.
         progress: Whether a progress bar is shown. None: in a terminal.
+        callbacks: What is called at the start, after every epoch and at the end, such as `dynamic.MLflowLogger`.
 
     Returns:
         Losses and accuracies of each exit, where training ran and how long it took.
@@ -94,10 +97,13 @@ def fit(
     network = _trainable(network, mode, training, distillation)
     acceleration = Acceleration.choose(network, training.device, training.autocast, training.channels_last)
     used_batches = UsedBatches()
-    run = TrainingRun(network, train_loader, settings, training, acceleration, checkpoint, progress, used_batches)
+    listeners = Callbacks(callbacks)
+    run = TrainingRun(
+        network, train_loader, settings, training, acceleration, checkpoint, progress, used_batches, listeners
+    )
     teacher = distillation.teacher
     try:
-        with evaluating(network), _placed(network, acceleration):
+        with listeners.running("on_fit_start", vars(settings)), evaluating(network), _placed(network, acceleration):
             if eval_loader is not None:
                 eval_loader = checked_loader(network, eval_loader)
             with _teaching(teacher, acceleration):
@@ -115,7 +121,7 @@ def fit(
     for level in held_out:
         if level.at_chance:
             logger.warning("%s: it is at chance after training", level)
-    return FitReport(
+    report = FitReport(
         mode=mode,
         exits=result.exits,
         loss=result.history.loss[-1],
@@ -132,6 +138,8 @@ def fit(
         features_on_disk=result.features_on_disk,
         held_out=held_out,
     )
+    listeners.call("on_fit_end", report)
+    return report
 
 
 def _trainable(

@@ -1,6 +1,6 @@
 """Training exit heads on a frozen backbone, whose features are computed once, or in every epoch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,6 +70,7 @@ def fit_heads(run: TrainingRun, loss: ExitLoss | None, teacher: nn.Module | None
         )
     heads = [stages[i].head for i in trained]
     names = tuple(stages[i].name for i in trained)
+    report = run.callbacks.epochs(names)
     if teacher is not None and run.training.cache:
         raise SettingError(
             "heads learn from a teacher with cache=False only: its answers are not kept. Give "
@@ -84,7 +85,7 @@ def fit_heads(run: TrainingRun, loss: ExitLoss | None, teacher: nn.Module | None
             conditions |= {"temperature": loss.temperature}
         checkpoint = Checkpoint(run.checkpoint, conditions)
         run.used_batches.is_training = True
-        return HeadFit(names, _train(heads, state, computed, settings, checkpoint, run.progress, loss), 0.0, False)
+        return HeadFit(names, _train(heads, state, computed, run, checkpoint, report, loss), 0.0, False)
     with ExitStack() as owned:
         with seeded(settings.seed, -1, run.loader):
             batches = run.used_batches.watch(checked_batches(run.loader, None))
@@ -103,7 +104,7 @@ def fit_heads(run: TrainingRun, loss: ExitLoss | None, teacher: nn.Module | None
         checkpoint = Checkpoint(run.checkpoint, _conditions(network, state, features.order(), settings, acceleration))
         run.used_batches.is_training = True
         cached = _CachedFeatures(features, heads, settings, acceleration)
-        history = _train(heads, state, cached, settings, checkpoint, run.progress)
+        history = _train(heads, state, cached, run, checkpoint, report)
         return HeadFit(names, history, features.size_mb, features.on_disk)
 
 
@@ -210,11 +211,12 @@ def _train(
     heads: Sequence[nn.Module],
     state: Mapping[str, Tensor],
     data: _CachedFeatures | _ComputedFeatures,
-    settings: Settings,
+    run: TrainingRun,
     checkpoint: Checkpoint,
-    progress: bool | None,
+    report: Callable[[int, Sequence[float], Sequence[float]], None],
     loss: ExitLoss | None = None,
 ) -> History:
+    settings = run.settings
     equal = (1.0,) * len(heads)
     taught = None if loss is None else replace(loss, weights=equal)
     loss = taught or ExitLoss(equal, label_smoothing=settings.label_smoothing)
@@ -224,7 +226,7 @@ def _train(
     try:
         teacher = None if taught is None else _last
         task = Task(data.batches, data.forward, loss, state, data.steps, loader=data.loader, teacher=teacher)
-        return train(task, optimizer, settings.epochs, settings.seed, checkpoint, progress)
+        return train(task, optimizer, settings.epochs, settings.seed, checkpoint, run.progress, report)
     finally:
         optimizer.zero_grad(set_to_none=True)
 

@@ -113,7 +113,8 @@ def fit_all(run: TrainingRun, loss: ExitLoss, teacher: nn.Module | None) -> Hist
         run.training.penalty,
     )
     optimizer = settings.make_optimizer(network.parameters())
+    report = run.callbacks.epochs([stage.name for stage in stages])
     try:
-        return train(task, optimizer, settings.epochs, settings.seed, checkpoint, run.progress)
+        return train(task, optimizer, settings.epochs, settings.seed, checkpoint, run.progress, report)
     finally:
         optimizer.zero_grad(set_to_none=True)

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from dynamic.offline.loggers.callbacks import Callbacks
 from dynamic.offline.networks.acceleration import Acceleration
 from dynamic.offline.networks.used_batches import UsedBatches
 from dynamic.offline.option_words import Mode, Optimizer, check_word
@@ -83,3 +84,4 @@ class TrainingRun:
     checkpoint: str | Path | None
     progress: bool | None
     used_batches: UsedBatches
+    callbacks: Callbacks = field(default_factory=Callbacks)

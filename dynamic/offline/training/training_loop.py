@@ -78,9 +78,17 @@ class _Sums:
 
 
 def train(
-    task: Task, optimizer: torch.optim.Optimizer, epochs: int, seed: int, checkpoint: Checkpoint, shown: bool | None
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    seed: int,
+    checkpoint: Checkpoint,
+    shown: bool | None,
+    report: Callable[[int, Sequence[float], Sequence[float]], None],
 ) -> History:
     """Train until `epochs` are done, from the state of `checkpoint`. The learning rate falls as a cosine to 0.
+
+    `report` is called after every epoch, with its number from 1, and loss and accuracy `[S]`.
 
     Raises SettingError where the loss is no longer finite, InputError where the inputs are not. Then, and
     when interrupted, the checkpoint holds the end of the last whole epoch.
@@ -106,6 +114,7 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         checkpoint.save(task.state, optimizer, {"epoch": epoch + 1, "history": sums.history})
+        report(epoch + 1, sums.history["loss"][-1], sums.history["accuracy"][-1])
     next(bar, None)  # ends the bar
     loss, accuracy = (tuple(tuple(row) for row in sums.history[name]) for name in ("loss", "accuracy"))
     return History(loss, accuracy, start)

@@ -10,6 +10,7 @@ from typing import Any
 
 from dynamic.extras import with_remedy
 from dynamic.policies.budget import Budget
+from dynamic.policies.errors import BundleError
 from dynamic.report.page.chart_parts import Chart
 from dynamic.report.page.charts import charts
 from dynamic.report.page.content import Content, content_of
@@ -79,6 +80,11 @@ def report_of(
     progress: bool | None,
 ) -> Report:
     """Make a report. See `Bundle.report`."""
+    if bundle.slim is not None and not bundle.slim.has_reference:
+        raise BundleError(
+            "this bundle was made by slim without the reference, which a report compares with. Report on the "
+            "whole bundle"
+        )
     _template(), vega_bundle()  # a package that is missing is named before the work
     content = content_of(bundle, eval_loader, device=device, budget=budget, seed=seed, progress=progress)
     return Report(page_of(content), content)

@@ -1,0 +1,1 @@
+"""Commands that make other bundles of a bundle."""
