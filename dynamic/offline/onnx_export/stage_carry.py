@@ -63,7 +63,7 @@ class Carry:
         if not any(any(spans) for spans in self._spans.values()):
             return [unrelated]
         related = zip(unrelated, torch_shapes(self._spans, batch), strict=True)
-        return [tuple(free | known for free, known in related), unrelated]
+        return [tuple(free | spans for free, spans in related), unrelated]
 
     def fixed(self, model: onnx.ModelProto) -> str | None:
         """The first input of a graph that has a number for a dynamic dimension, and which dimension, in words."""

@@ -25,11 +25,11 @@ from dynamic.offline.cascade import Cascade
 from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import check_rows
-from dynamic.offline.onnx_export.adaptive_pooling import translations
-from dynamic.offline.onnx_export.attention_form import attention_of_any_rank
 from dynamic.offline.onnx_export.batch_norm_folding import fold_norms
 from dynamic.offline.onnx_export.node_names import check_names, keep_needed
 from dynamic.offline.onnx_export.onnxruntime_forms import separate_roundings
+from dynamic.offline.onnx_export.operators.adaptive_pooling import translations
+from dynamic.offline.onnx_export.operators.attention import attention_of_any_rank
 from dynamic.offline.onnx_export.padded_shortcuts import convolve_shortcuts
 from dynamic.offline.onnx_export.stage_carry import Carry
 from dynamic.offline.onnx_files.stages.onnx_network import OnnxNetwork

@@ -1,0 +1,1 @@
+"""Operators that the exporter of torch writes for some cases alone."""
