@@ -1,13 +1,14 @@
-"""Spoken digits of a speaker whom no network has heard: a cascade against its own large network, through `run(x)`.
+"""Spoken digits of a speaker whom no network has heard: every operating point of a bundle, through `run(x)`.
 
     python examples/classify_sound.py
     python -m benchmarks.sound.spoken_digits
 
 The first command trains both networks on three speakers, calibrates on two others (groups are speakers, so nothing can
 be certified) and leaves a bundle. Here its operating points take turns on the 500 recordings of the sixth speaker:
-waveform in, answer out, features included, and once more on features that were computed before.
+waveform in, answer out, features included, and once more on features that were computed before. The point that the
+example finds is the small network alone, so this compares two networks, not a cascade.
 
-The goal: accuracy within 0.5 points of the large network at no more than half of its time.
+The goal: accuracy within 0.5 points of the large network at no more than half of its time (medians).
 """
 
 import argparse
@@ -23,6 +24,7 @@ import numpy as np
 import dynamic
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, save, spread
 from dynamic.data import load_sound
+from dynamic.policies import FixedPolicy
 
 SPEAKER = "yweweler"
 GOALS = {"points": 0.5, "time": 0.5}
@@ -53,8 +55,7 @@ def main() -> None:
     assert isinstance(bundle.preprocess, dynamic.data.SoundPreprocess)
     samples, labels = recordings(data_folder(options.data) / "spoken_digits.zip")
     points = [point.name for point in bundle.ladder.points]
-    drops = {name: 0.0 if name == "reference" else 1.0 for name in points}
-    runs = {name: bundle.runtime(dynamic.Budget(max_drop=drop, on_drift="report")) for name, drop in drops.items()}
+    runs = {name: bundle.runtime(dynamic.Budget(on_drift="report"), policy=FixedPolicy(name)) for name in points}
     rows = {name: {"sound": [], "features": [], "cpu": [], "right": []} for name in points}  # type: ignore[var-annotated]
     for repeat in range(options.repeats):
         for number, start in enumerate(range(0, len(samples), BLOCK)):
@@ -86,12 +87,19 @@ def main() -> None:
         }
         print(name, found[name])
     cheapest, full = (found[name] for name in (points[-1], "reference"))
-    found["ratios"] = {
+    one, other = (np.reshape(rows[name]["right"], (options.repeats, -1))[0] for name in (points[-1], "reference"))
+    lost = 100 * (other.astype(float) - one)
+    found["against_reference"] = {
+        "median": round(cheapest["ms"]["median"] / full["ms"]["median"], 3),
         "mean": round(cheapest["ms"]["mean"] / full["ms"]["mean"], 3),
-        "without_features": round(cheapest["ms_without_features"]["mean"] / full["ms_without_features"]["mean"], 3),
-        "points": round(100 * (full["accuracy"] - cheapest["accuracy"]), 2),
+        "p95": round(cheapest["ms"]["p95"] / full["ms"]["p95"], 3),
+        "median_without_features": round(
+            cheapest["ms_without_features"]["median"] / full["ms_without_features"]["median"], 3
+        ),
+        "points_lost": round(float(lost.mean()), 2),
+        "standard_error": round(float(lost.std() / np.sqrt(len(lost))), 2),
     }
-    print(found["ratios"])
+    print(found["against_reference"])
     for run in runs.values():
         run.close()
     print(save("sound/spoken_digits", found))

@@ -7,7 +7,8 @@ trained for a minute on classes that are clusters. Logits of all stages are 240 
 from a fresh start: one imports and makes the network and the inputs, one calibrates and certifies, one builds a bundle.
 The peak is the largest resident memory of a process, and what the first process has is in it.
 
-The goal: under 60 s beside inference, and under 2 GB.
+The goal: under 60 s beside inference, and under 2 GB. Inference is counted here, since this network takes next to
+none.
 """
 
 import argparse
@@ -116,8 +117,6 @@ def main() -> None:
             done = subprocess.run([*command, "--weights", weights], capture_output=True, text=True, check=True)
             found[step] = json.loads(done.stdout)
             print(step, found[step])
-    found["beside_inference_s"] = round(found["build"]["build_s"] - found["certify"]["calibrate_s"], 1)
-    print(f"build beside calibrate: {found['beside_inference_s']} s")
     print(save("statistics/thousand_classes", found))
 
 

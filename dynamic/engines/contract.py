@@ -109,7 +109,7 @@ class CascadeSpec:
     @cached_property
     def padding(self) -> Padding | None:
         """The inputs that texts are padded in. None: there are none, or their length is fixed."""
-        return Padding.of({i.name: i.ranges for i in self.inputs})
+        return Padding.of({i.name: i.ranges for i in self.inputs}, {i.name: i.dtype for i in self.inputs})
 
     @property
     def example_size(self) -> int | None:

@@ -330,7 +330,7 @@ class OpenVinoGraph:
         return graph_file(rows) in self._models
 
     def load(self, rows: int) -> None:
-        """Compile the model for this number of rows, branches included.
+        """Compile the model for this number of rows, with the branches that hold its stages.
 
         OpenVINO compiles a branch of an `If` when an inference first enters it: 180 ms in the middle of a request for
         MiniLM-L6. So one inference runs here that no exit ends.

@@ -70,7 +70,7 @@ def agrees(case: Case, way: str, thresholds: Any) -> set[int]:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_openvino_compiles_every_branch_before_the_first_request(
+def test_openvino_compiles_every_stage_before_the_first_request(
     case: Case, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenVINO compiles a branch when an inference enters it, in the middle of a request otherwise."""

@@ -31,8 +31,14 @@ MASK = {"attention_mask": (SPAN,)}
     ],
 )
 def test_inputs_of_the_length_of_the_mask_are_padded(ranges: Any, inputs: tuple[str, ...] | None) -> None:
-    found = Padding.of(ranges)
+    found = Padding.of(ranges, dict.fromkeys(ranges, "int64"))
     assert (found.inputs if found else None) == inputs
+
+
+@pytest.mark.parametrize(("dtype", "is_mask"), [("int64", True), ("int32", True), ("bool", True), ("float32", False)])
+def test_a_mask_of_floats_may_be_added_to_scores(dtype: str, is_mask: bool) -> None:
+    """It is 0 at tokens then, and everything would be cut."""
+    assert (Padding.of(MASK, {"attention_mask": dtype}) is not None) == is_mask
 
 
 @pytest.mark.parametrize(
@@ -42,7 +48,7 @@ def test_inputs_of_the_length_of_the_mask_are_padded(ranges: Any, inputs: tuple[
         ([[1, 1, 0, 0], [1, 0, 0, 0]], 3, 3),
         ([[0, 0, 1, 0]], 1, 3),  # what is padded at the start is not cut
         ([[1, 0, 0, 1]], 1, 4),
-        ([[0, 0, 0, 0]], 1, 1),
+        ([[0, 0, 0, 0]], 1, 4),  # not a token: nothing is known
     ],
 )
 def test_only_padding_at_the_end_of_all_rows_goes(mask: list[list[int]], least: int, length: int) -> None:
@@ -94,9 +100,12 @@ def test_the_rest_of_a_padded_batch_has_the_answers_of_torch(case: Case, way: st
         check(case.shared(way).run(case.inputs, limits), truth)
 
 
+@pytest.mark.parametrize("is_bool", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_the_rest_is_as_long_as_its_longest_text(tmp_path: Path, way: str) -> None:
+def test_the_rest_is_as_long_as_its_longest_text(tmp_path: Path, way: str, is_bool: bool) -> None:
     inputs = texts(12, LIMIT, seed=5)
+    if is_bool:
+        inputs["attention_mask"] = inputs["attention_mask"].bool()
     lengths = inputs["attention_mask"].sum(1).numpy()
     cascade = Cascade([Bag(), Widths()], dynamic_shapes=text_shapes()).eval()
     case = Case.of(cascade, tmp_path / "graphs", inputs)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dynamic.engines.inputs.dimensions import Ranges
 
+_WHOLE = ("int", "uint", "bool")  # how the names of their dtypes begin
 MASK = "attention_mask"  # 1 at tokens, 0 at padding: the name that encoders of all libraries have for it
 
 
@@ -31,10 +32,14 @@ class Padding:
     least: int
 
     @classmethod
-    def of(cls, ranges: Mapping[str, Ranges]) -> "Padding | None":
-        """The padding of inputs with these ranges. None: there is no mask, or its length is fixed or comes in steps."""
+    def of(cls, ranges: Mapping[str, Ranges], dtypes: Mapping[str, str]) -> "Padding | None":
+        """The padding of inputs with these ranges and dtypes.
+
+        None: there is no mask of whole numbers, or its length is fixed or comes in steps. A mask of floats may be what
+        is added to scores, which is 0 at tokens.
+        """
         span = next(iter(ranges.get(MASK) or ()), None)
-        if span is None or span.factor != 1 or len(ranges[MASK]) != 1:
+        if span is None or span.factor != 1 or len(ranges[MASK]) != 1 or not dtypes[MASK].startswith(_WHOLE):
             return None
         places = {
             name: [d for d, own in enumerate(spans) if own and own.name == span.name] for name, spans in ranges.items()
@@ -61,7 +66,9 @@ class Padding:
         """
         mask = inputs[self.mask]
         used = np.flatnonzero(mask.any(axis=0))
-        length = max(self.least, int(used[-1]) + 1 if len(used) else 1)
+        if not len(used):  # not a token anywhere: nothing is known
+            return dict(inputs)
+        length = max(self.least, int(used[-1]) + 1)
         if length >= mask.shape[1]:
             return dict(inputs)
         return {n: np.ascontiguousarray(a[:, :length]) if n in self.inputs else a for n, a in inputs.items()}

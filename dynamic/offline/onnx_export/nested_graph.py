@@ -208,12 +208,13 @@ class Nest:
             return inputs
         mask = inputs[names.index(padding.mask)]
         one = body.constant(1, np.int64)
-        used = body.add(
-            "Cast", body.add("ReduceMax", mask, body.constant([0], np.int64), keepdims=0), to=TensorProto.INT64
-        )
-        positions = body.add("Range", one, body.add("Add", body.add("Size", used), one), one)  # 1 to N
-        last = body.add("ReduceMax", body.add("Mul", used, positions), keepdims=1)  # [1]
-        length = body.add("Max", last, body.constant([padding.least], np.int64))
+        whole = body.add("Cast", mask, to=TensorProto.INT64)
+        used = body.add("ReduceMax", whole, body.constant([0], np.int64), keepdims=0)  # [N]
+        count = body.add("Size", used)
+        positions = body.add("Range", one, body.add("Add", count, one), one)  # 1 to N
+        last = body.add("ReduceMax", body.add("Mul", used, positions), keepdims=1)  # [1], 0 without any token
+        nothing = body.add("Equal", last, body.constant([0], np.int64))
+        length = body.add("Where", nothing, count, body.add("Max", last, body.constant([padding.least], np.int64)))
         start, axis = body.constant([0], np.int64), body.constant([1], np.int64)
         return [
             body.add("Slice", own, start, length, axis) if name in padding.inputs else own
