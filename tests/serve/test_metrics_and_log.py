@@ -24,7 +24,7 @@ def samples(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 
 def test_requests_are_counted_by_outcome_and_stage(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with served(number_bundle(tmp_path_factory)) as (server, run):
+    with served(number_bundle(tmp_path_factory), drift_alpha=1e-9) as (server, run):
         port = server.port
         stages = [0, 0]
         for rows in (1, 3, 2):

@@ -65,13 +65,15 @@ def number_bundle(folders: pytest.TempPathFactory) -> dynamic.Bundle:
 
 
 @contextmanager
-def served(bundle: dynamic.Bundle, *, policy: Any = None, **options: Any) -> Iterator[tuple[Server, Runtime]]:
-    """A server on free ports, and its runtime, which no sensor disturbs."""
+def served(
+    bundle: dynamic.Bundle, *, policy: Any = None, drift_alpha: float | None = None, **options: Any
+) -> Iterator[tuple[Server, Runtime]]:
+    """A server on free ports, and its runtime, which no sensor disturbs. The same inputs again and again are drift."""
     options = {"port": 0, "name": "model"} | options
     serve_options = ServeOptions(**options)
     monitor = dynamic.FixedMonitor()
     with (
-        bundle.runtime(monitor=monitor, policy=policy, workers=serve_options.workers) as run,
+        bundle.runtime(monitor=monitor, policy=policy, workers=serve_options.workers, drift_alpha=drift_alpha) as run,
         Server(run, serve_options) as server,
     ):
         yield server, run

@@ -118,6 +118,8 @@ COMMANDS = {
     "thorough and batch": ("profile shelf --thorough --batch 8", 2, "--thorough has its own batch sizes"),
     "view and json": ("run shelf data --watch --json", 2, "leave out --json"),
     "export of no point": ("export shelf model.onnx --point none", 1, "'none'"),
+    "no memory at all": ("slim shelf small --memory-mb 0", 2, "memory_mb=0.0 must be a positive number of megabytes"),
+    "less than any network": ("slim shelf small --disk-mb 0.001", 2, r"disk_mb=0.001 is too little: point .* Give"),
     "asking without a file": ("certify shelf again --budget 5", 2, "give --ask labels.csv"),
     "labels that are there": ("certify shelf again --ask labels.csv", 1, "leave --ask out"),
     "unknown device": ("simulate shelf --device abacus", 2, "no device 'abacus': there are"),
