@@ -164,6 +164,85 @@ def test_late_rows_get_the_answer_of_an_exit_and_others_their_whole_one(bundle: 
         assert [stagewise for stagewise, *_ in engine.calls] == [False, True, False]
 
 
+class Time:
+    """A clock that a test sets, and an engine that takes time by it. `takes`: seconds of each run, in turn."""
+
+    def __init__(self, *takes: float) -> None:
+        self.now, self.takes = 0.0, list(takes)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextmanager
+def timed(bundle: dynamic.Bundle, *takes: float) -> Iterator[tuple[Batches, Counting, Time, ThreadPoolExecutor, Seen]]:
+    """Batches of up to eight rows on the clock of the test. Their first request runs until the gate opens."""
+    seen, clock = Seen(), Time(0.0, *takes)
+
+    def run(*call: Any) -> None:
+        seen(*call)
+        if call[1] is None:
+            clock.now += clock.takes.pop(0)
+
+    engine = Counting(run)
+    with faked(bundle, engine, dynamic.Budget(max_drop=0.0), clock=clock) as runtime, ThreadPoolExecutor(8) as pool:
+        batches = Batches(runtime, 8, 0.0, clock)
+        try:
+            seen.gate.clear()
+            first = pool.submit(batches, ROWS[0])
+            until(lambda: seen.entered == 1, "the first runs")
+            yield batches, engine, clock, pool, seen
+            assert first.result(LIMIT_S).certified
+        finally:
+            seen.gate.set()
+            batches.close()
+
+
+def test_a_late_request_takes_no_answer_from_one_that_has_time(bundle: dynamic.Bundle) -> None:
+    """The whole answer to one row takes 10 ms. One has none left, one 15 ms, one has no deadline."""
+    with timed(bundle, *[0.0] * 3) as (batches, engine, clock, pool, seen):
+        (over,) = asked(pool, batches, ROWS[1], deadline_ms=1.0)
+        (near,) = asked(pool, batches, ROWS[2], deadline_ms=16.0)
+        (patient,) = asked(pool, batches, ROWS[3])
+        clock.now = 0.001
+        seen.gate.set()
+        answers = [future.result(LIMIT_S) for future in (over, near, patient)]
+        assert [answer.certified for answer in answers] == [False, True, True]
+        assert [answer.decision.point.name for answer in answers] == ["quick", "reference", "reference"]
+        assert engine.rows == [1, 1, 1, 1]
+        left_s = [deadline_s for _, deadline_s, _ in engine.calls]
+        assert left_s == [None, pytest.approx(0.015), pytest.approx(0.0), None]
+
+
+def test_one_without_time_for_a_full_answer_keeps_the_exit_that_it_has_time_for(bundle: dynamic.Bundle) -> None:
+    """One deadline is over, and the other allows 3 ms. It comes first, with its 3 ms."""
+    with timed(bundle, *[0.0] * 2) as (batches, engine, clock, pool, seen):
+        (over,) = asked(pool, batches, ROWS[1], deadline_ms=1.0)
+        (late,) = asked(pool, batches, ROWS[2], deadline_ms=4.0)
+        clock.now = 0.001
+        seen.gate.set()
+        assert [future.result(LIMIT_S).certified for future in (over, late)] == [False, False]
+        assert [deadline_s for _, deadline_s, _ in engine.calls] == [None, pytest.approx(0.003), pytest.approx(0.0)]
+
+
+def test_a_request_that_becomes_late_meanwhile_takes_no_answer_from_others(bundle: dynamic.Bundle) -> None:
+    """Two have time when the batch begins. Its first part takes 100 ms, and then one of them has none."""
+    with timed(bundle, 0.1, 0.0, 0.0) as (batches, engine, clock, pool, seen):
+        (late,) = asked(pool, batches, ROWS[1], deadline_ms=2.0)
+        (surprised,) = asked(pool, batches, ROWS[2], deadline_ms=90.0)
+        (patient,) = asked(pool, batches, ROWS[3])
+        clock.now = 0.001
+        seen.gate.set()
+        answers = [future.result(LIMIT_S) for future in (late, surprised, patient)]
+        assert [answer.certified for answer in answers] == [False, False, True]
+        assert [deadline_s for _, deadline_s, _ in engine.calls] == [
+            None,
+            pytest.approx(0.001),
+            pytest.approx(-0.011),
+            None,
+        ]
+
+
 def test_rows_that_are_not_finite_take_no_certificate_from_others(bundle: dynamic.Bundle) -> None:
     seen = Seen()
     engine = Counting(seen)
