@@ -82,13 +82,12 @@ class Replica:
             user_config: See `UserConfig`.
         """
         async with self._changing:
-            config = UserConfig.from_json(user_config)
             if self._run is None:
-                await asyncio.to_thread(self._open, config)
+                await asyncio.to_thread(self._open, UserConfig.from_json(user_config))
                 return
             try:
-                await asyncio.to_thread(self._change, config)
-            except DynamicError as error:  # raised, Ray would end a replica that answers
+                await asyncio.to_thread(self._change, UserConfig.from_json(user_config))
+            except Exception as error:  # raised, Ray would end a replica that answers
                 logger.error("%s is not taken, what was at work continues: %s", user_config, error)
 
     def _open(self, config: UserConfig) -> None:
@@ -104,11 +103,11 @@ class Replica:
     def _change(self, config: UserConfig) -> None:
         old, run = self._config, self._runtime
         assert old is not None
-        if (config.folder, config.digest) != (old.folder, old.digest):
-            run.swap(load(config.folder))
+        if (config.folder, config.digest) == (old.folder, old.digest):
+            run.budget = config.budget
+        else:
+            run.swap(load(config.folder), config.budget)  # both or none
             self._service.follow()
-            self._config = replace(old, folder=config.folder, digest=config.digest)
-        run.budget = config.budget
         self._config = config
 
     @property
