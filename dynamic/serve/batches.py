@@ -120,15 +120,30 @@ class Batches:
             self._thread.join()
 
     def _serve(self) -> None:
-        while batch := self._next():
-            self._answer_all(batch)
-            del batch  # an idle thread holds nothing
+        while True:
+            batch: list[_Request] = []
+            try:
+                batch = self._next()
+                if not batch:
+                    return
+                self._answer_all(batch)
+            except BaseException as error:  # one more and nobody would answer: the thread is the only one
+                self._fail(batch, error)
 
     def _answer_all(self, batch: list[_Request]) -> None:
         """Answer a batch in parts. What is urgent is asked before each of them: time has passed meanwhile."""
         while batch:
             part, batch = self._split(batch)
             self._answer(part)
+
+    def _fail(self, batch: list[_Request], error: BaseException) -> None:
+        """Raise it for those of a batch that have no answer yet. Without a batch: for all that wait."""
+        if not batch:
+            with self._changed:
+                batch, self._waiting = self._waiting, []
+        for request in batch:
+            if not request.future.done():
+                request.future.set_exception(error)
 
     def _next(self) -> list[_Request]:
         """The requests of the next batch, once it need not wait any more. None once there will be no more."""

@@ -15,6 +15,7 @@ from support.serving.serve_cases import LIMIT_S, number_bundle
 
 import dynamic
 from dynamic.policies import FixedPolicy
+from dynamic.serve import batches as module
 from dynamic.serve.batches import Batches
 
 ROWS = np.random.default_rng(2).standard_normal((40, 12)).astype(np.float32)
@@ -281,6 +282,48 @@ def test_where_a_batch_fails_its_requests_are_answered_one_by_one(bundle: dynami
     with batched(bundle, engine, wait_ms=LONG_MS, most=3) as batches, ThreadPoolExecutor(3) as pool:
         assert [answer.label for answer in pool.map(batches, ROWS[:3])] == [0] * 3
         assert engine.rows == [1, 1, 1]
+
+
+@pytest.mark.parametrize("step", ["_left_s", "_split", "_limits"])
+def test_an_error_in_the_thread_of_the_batches_fails_their_requests_alone(
+    bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whatever step it is in: who waits gets the error, and the next request its answer."""
+    with batched(bundle, Counting()) as batches, ThreadPoolExecutor(1) as pool:
+        with monkeypatch.context() as patch:
+
+            def fails(*_: Any) -> Any:
+                raise MemoryError("of this batch")
+
+            patch.setattr(batches, step, fails)
+            with pytest.raises(MemoryError, match="of this batch"):
+                pool.submit(batches, ROWS[0]).result(LIMIT_S)
+        assert pool.submit(batches, ROWS[1]).result(LIMIT_S).label == 0
+
+
+def test_an_error_while_answers_are_given_out_leaves_those_given(
+    bundle: dynamic.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, parts = Seen(), []
+    with batched(bundle, Counting(seen), most=8) as batches, ThreadPoolExecutor(4) as pool:
+        seen.gate.clear()
+        first = pool.submit(batches, ROWS[0])
+        until(lambda: seen.entered == 1, "the first runs")
+        given, failed = asked(pool, batches, ROWS[1], ROWS[2])
+
+        def part(*given: Any) -> Any:
+            parts.append(given)
+            if len(parts) == 3:
+                raise MemoryError("of the third")
+            return plain(*given)
+
+        plain = module._part
+        monkeypatch.setattr(module, "_part", part)
+        seen.gate.set()
+        assert [future.result(LIMIT_S).label for future in (first, given)] == [0, 0]
+        with pytest.raises(MemoryError, match="of the third"):
+            failed.result(LIMIT_S)
+        assert pool.submit(batches, ROWS[3]).result(LIMIT_S).label == 0
 
 
 def test_a_swap_converts_what_waits_again(tmp_path_factory: pytest.TempPathFactory, bundle: dynamic.Bundle) -> None:
