@@ -282,8 +282,9 @@ class Runtime:
             waited_ms: How long the input has waited before, in the queue of a server for instance. It counts for
                 `latency_ms`, so that an input that has waited gets a faster point for itself.
             queue_length: How many inputs wait behind it in that queue.
-            deadline_ms: A hard limit for this request alone, from its arrival, as `Budget.deadline_ms` is for all.
-                Where it is over already, the first exit that is evaluated answers. None: that of the budget.
+            deadline_ms: A hard limit for this request alone, from its arrival, as `Budget.deadline_ms` is for all. The
+                nearer of both holds, so that no request has more time than the budget allows. Where it is over already,
+                the first exit that is evaluated answers. None: that of the budget.
 
         Returns:
             A `Prediction` for one input, a `BatchResult` for a batch.

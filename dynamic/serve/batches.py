@@ -94,8 +94,8 @@ class Batches:
         came = self._clock() - waited_ms / 1e3
         bundle = self._run.bundle
         inputs, is_single = named_inputs(bundle, x)
-        limit_ms = self._run.budget.deadline_ms if deadline_ms is None else deadline_ms
-        ends = None if limit_ms is None else came + limit_ms / 1e3
+        limits_ms = [limit for limit in (deadline_ms, self._run.budget.deadline_ms) if limit is not None]
+        ends = came + min(limits_ms) / 1e3 if limits_ms else None
         request = _Request(x, bundle, inputs, is_single, came, ends, queue_length)
         _ = request.kind  # here, on as many threads as there are requests
         with self._changed:
@@ -175,8 +175,8 @@ class Batches:
 
     def _left_s(self, batch: Sequence[_Request]) -> float:
         """Seconds for which a batch may wait for more."""
-        if sum(request.rows for request in batch) >= self._most_rows:
-            return 0.0
+        if sum(request.rows for request in batch) >= self._most_rows or batch[0].bundle is not self._run.bundle:
+            return 0.0  # it is full, or nobody comes any more for a bundle that was swapped out
         until = batch[0].came + self._wait_s
         ends = [request.ends for request in batch if request.ends is not None]
         if ends:

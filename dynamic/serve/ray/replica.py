@@ -44,7 +44,8 @@ class Replica:
         Args:
             x: As for `run(x)`.
             deadline_s: When its answer is late, in seconds since 1970 as `time.time()` gives them. From then on, the
-                last exit in time answers, and the answer is not certified. None: that of the budget.
+                last exit in time answers, and the answer is not certified. The budget's deadline holds where it is
+                nearer. None: that of the budget.
             traceparent: The span that this one is a child of, in the words of W3C Trace Context. None: there is none.
 
         Returns:
