@@ -98,9 +98,9 @@ def test_images_of_a_folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_without_a_budget_sorted_rows_change_no_decision(bundle: dynamic.Bundle) -> None:
     """The drift test takes them for drift. Its alarm takes certificates, and the run says so."""
-    rows = blobs(2000, seed=3)[::4]  # all of one class
+    rows = blobs(12000, seed=3)[::4]  # all of one class. A quarter of them suffices for the alarm
     answers = Answers(bundle.folder, None, None, 1, None)
-    parts = [answers({bundle.spec.inputs[0].name: part}) for part in np.array_split(rows, 20)]
+    parts = [answers({bundle.spec.inputs[0].name: part}) for part in np.array_split(rows, 120)]
     assert answers._run.budget == dynamic.Budget(on_drift="report")
     certified = np.concatenate([part["answer_certified"] for part in parts])
     assert (certified[0], certified[-1]) == (True, False)
