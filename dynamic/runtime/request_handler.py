@@ -46,7 +46,8 @@ class RequestHandler:
     def __call__(self, x: Any, came: float | None = None, behind: int = 0, deadline_ms: float | None = None) -> Result:
         """Answer an input that came at `came` and has waited for its turn since. None: it comes now.
 
-        `behind`: how many wait behind it in a queue that is not the runtime's. `deadline_ms`: its own, from `came`.
+        `behind`: how many wait behind it in a queue that is not the runtime's. `deadline_ms`: its own, from `came`. It
+        counts where it is nearer than the budget's.
         """
         began = self._clock()
         controller, thread = self._controller, threading.get_ident()
@@ -164,7 +165,7 @@ class RequestHandler:
         if deployment.unchecked is not None:  # after the first reading, which is of memory without networks
             deployment.check()
         decide = controller.decide
-        if deadline_ms is not None:
+        if deadline_ms is not None and (budget.deadline_ms is None or deadline_ms < budget.deadline_ms):
             budget, decide = replace(budget, deadline_ms=max(deadline_ms, _LEAST_MS)), controller.decide_alone
         ends_s = None if budget.deadline_ms is None else arrival + budget.deadline_ms / 1e3
         whole = False

@@ -282,8 +282,9 @@ class Runtime:
             waited_ms: How long the input has waited before, in the queue of a server for instance. It counts for
                 `latency_ms`, so that an input that has waited gets a faster point for itself.
             queue_length: How many inputs wait behind it in that queue.
-            deadline_ms: A hard limit for this request alone, from its arrival, as `Budget.deadline_ms` is for all.
-                Where it is over already, the first exit that is evaluated answers. None: that of the budget.
+            deadline_ms: A hard limit for this request alone, from its arrival, as `Budget.deadline_ms` is for all. The
+                nearer of both holds, so that no request has more time than the budget allows. Where it is over already,
+                the first exit that is evaluated answers. None: that of the budget.
 
         Returns:
             A `Prediction` for one input, a `BatchResult` for a batch.
@@ -531,7 +532,7 @@ class Runtime:
         """The engine that was asked for."""
         return self.deployment.engines.first
 
-    def swap(self, bundle: DeployedBundle) -> None:
+    def swap(self, bundle: DeployedBundle, budget: Budget | None = None) -> None:
         """Put another bundle to work while requests run. Those that have begun end on the old one.
 
         The engine is opened as the first one was, and what the next request needs is loaded before the exchange, so
@@ -544,28 +545,34 @@ class Runtime:
 
         Args:
             bundle: The other bundle.
+            budget: The limits from then on, which replace the old ones in the same moment. None: they remain.
 
         Raises:
             BundleError: Its inputs or classes differ.
             EngineError: The engine does not open.
-            BudgetError: The budget has a limit about which its costs say nothing. The old bundle then continues.
+            BudgetError: The budget has a limit about which its costs say nothing. The old bundle then continues, and
+                so does the old budget.
 
         Example:
             >>> with bundle.runtime() as run:
             ...     run.swap(dynamic.load("shelf"))
         """
         self._controller.check_open()
+        if budget is not None and not isinstance(budget, Budget):
+            raise BudgetError(f"budget={budget!r} must be a dynamic.Budget, such as Budget(latency_ms=20)")
         with self._swapping, self._spacing.action():
             check_successor(self.bundle, bundle)
             profiled, engine, rest = self._open(bundle)
             try:
                 fresh = self._serve(profiled, profiled.frontier, engine, rest)
-                self._decide_first(fresh)
-                fresh.load_as(self.deployment, self.budget, self._read.latest)
-                old = self._exchange(fresh)
+                self._decide_first(fresh, budget)
+                fresh.load_as(self.deployment, budget or self.budget, self._read.latest)
+                old = self._exchange(fresh, budget)
             except BaseException:
                 engine.close()
                 raise
+        if budget is not None:
+            self._sensors.warn(budget)
         old.retire()
         if self._controller.closed:  # in the meantime, by a signal handler perhaps
             self.deployment.retire()
@@ -684,7 +691,7 @@ class Runtime:
         self._read.forget()
         return self._waiting.forget()
 
-    def _decide_first(self, fresh: Deployment) -> None:
+    def _decide_first(self, fresh: Deployment, budget: Budget | None) -> None:
         """Begin the policy's state for it, and let it say what the next request will need."""
         # the policy takes its first reading for memory without models: that is not the reading of now
         latest = self._read.latest
@@ -692,24 +699,27 @@ class Runtime:
         controller = self._controller
         with controller.held():  # no policy is asked twice at once
             controller.check_open()
-            budget = controller.budget
+            budget = budget or controller.budget
             check_budget(budget, fresh.whole)
             fresh.guard.begin()
             fresh.decision = fresh.guard.decide(fresh.frontier, budget, first)
         fresh.guard.report()
 
-    def _exchange(self, fresh: Deployment) -> Deployment:
-        """Put it to work, and return what was at work before."""
+    def _exchange(self, fresh: Deployment, own: Budget | None) -> Deployment:
+        """Put it to work, with a budget of its own or that of now, and return what was at work before."""
         controller = self._controller
         with controller.learned():
             controller.check_open()
-            budget = controller.budget
+            before = controller.budget
+            budget = own or before
             check_budget(budget, fresh.whole)
             controller.plan = None
             old = controller.deployment
             fresh.decision = old.decision  # so that the change is told
             controller.deployment = fresh
-            if controller.budget is not budget:  # set meanwhile, without a lock
+            if own is not None:
+                controller.budget = own
+            elif controller.budget is not before:  # set meanwhile, without a lock
                 try:
                     check_budget(controller.budget, fresh.whole)
                 except BudgetError:

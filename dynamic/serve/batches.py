@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -24,6 +25,15 @@ from dynamic.runtime.runtime import Runtime
 _NO_WAIT_MS = 1.0  # a batch that has waited less is answered as one that comes now: it repeats the last decision
 _MARGIN = 2.0  # times the expected time: a row with less left than that gets a deadline of its own
 _CLOSED = "this server is ending and takes no more requests: send it to another one"
+
+
+class _Urgency(IntEnum):
+    """The order of the parts of a batch."""
+
+    LATE = 0  # there is no time for a full answer, but perhaps for an exit
+    NEAR = 1  # there is just time for a full answer
+    OVER = 2  # no answer is in time: one that still may be comes before
+    NONE = 3
 
 
 @dataclass(eq=False)
@@ -55,9 +65,10 @@ class Batches:
     """Answers requests as `run(x)` does, several at once. Call it from as many threads as there may be requests.
 
     A batch runs once it is full, or its oldest request has waited `wait_ms`, or a request of it has no time left. While
-    one batch runs, the next one fills. Requests whose deadline is near run first, stage by stage, and get the answer of
-    the last exit in time, which is not certified. Those of other shapes, and those with values that are not finite,
-    run in batches of their own, so that no request changes the answer to another.
+    one batch runs, the next one fills. Requests whose deadline is near run first, stage by stage. Those without time
+    for a full answer get the answer of the last exit in time, which is not certified. Those that still have it run
+    apart from them. Time passes while a part runs, so the rest is split again before each. Requests of other shapes,
+    and those with values that are not finite, run in batches of their own. So none changes the answer to another.
 
     Args:
         run: The runtime. It is not closed.
@@ -83,8 +94,8 @@ class Batches:
         came = self._clock() - waited_ms / 1e3
         bundle = self._run.bundle
         inputs, is_single = named_inputs(bundle, x)
-        limit_ms = self._run.budget.deadline_ms if deadline_ms is None else deadline_ms
-        ends = None if limit_ms is None else came + limit_ms / 1e3
+        limits_ms = [limit for limit in (deadline_ms, self._run.budget.deadline_ms) if limit is not None]
+        ends = came + min(limits_ms) / 1e3 if limits_ms else None
         request = _Request(x, bundle, inputs, is_single, came, ends, queue_length)
         _ = request.kind  # here, on as many threads as there are requests
         with self._changed:
@@ -109,10 +120,30 @@ class Batches:
             self._thread.join()
 
     def _serve(self) -> None:
-        while batch := self._next():
-            for part in self._by_urgency(batch):
-                self._answer(part)
-            del batch, part  # an idle thread holds nothing
+        while True:
+            batch: list[_Request] = []
+            try:
+                batch = self._next()
+                if not batch:
+                    return
+                self._answer_all(batch)
+            except BaseException as error:  # one more and nobody would answer: the thread is the only one
+                self._fail(batch, error)
+
+    def _answer_all(self, batch: list[_Request]) -> None:
+        """Answer a batch in parts. What is urgent is asked before each of them: time has passed meanwhile."""
+        while batch:
+            part, batch = self._split(batch)
+            self._answer(part)
+
+    def _fail(self, batch: list[_Request], error: BaseException) -> None:
+        """Raise it for those of a batch that have no answer yet. Without a batch: for all that wait."""
+        if not batch:
+            with self._changed:
+                batch, self._waiting = self._waiting, []
+        for request in batch:
+            if not request.future.done():
+                request.future.set_exception(error)
 
     def _next(self) -> list[_Request]:
         """The requests of the next batch, once it need not wait any more. None once there will be no more."""
@@ -144,8 +175,8 @@ class Batches:
 
     def _left_s(self, batch: Sequence[_Request]) -> float:
         """Seconds for which a batch may wait for more."""
-        if sum(request.rows for request in batch) >= self._most_rows:
-            return 0.0
+        if sum(request.rows for request in batch) >= self._most_rows or batch[0].bundle is not self._run.bundle:
+            return 0.0  # it is full, or nobody comes any more for a bundle that was swapped out
         until = batch[0].came + self._wait_s
         ends = [request.ends for request in batch if request.ends is not None]
         if ends:
@@ -162,12 +193,23 @@ class Batches:
         rows, size = sum(request.rows for request in batch), spec.size_of(batch[0].inputs)
         return frontier.path_ms(point, len(spec.stages) - 1, rows=rows, size=size) * slowdown / 1e3
 
-    def _by_urgency(self, batch: list[_Request]) -> list[list[_Request]]:
-        """Those whose deadline is near, and those that have time."""
+    def _split(self, batch: list[_Request]) -> tuple[list[_Request], list[_Request]]:
+        """The part that runs next, and the rest. Those of a part share the nearest deadline among them."""
         margin_s, now = _MARGIN * self._expected_s(batch), self._clock()
-        urgent = [request for request in batch if request.ends is not None and request.ends - now < margin_s]
-        hurried = set(map(id, urgent))
-        return [part for part in (urgent, [one for one in batch if id(one) not in hurried]) if part]
+        left_s = {id(one): one.ends - now for one in batch if one.ends is not None and one.ends - now < margin_s}
+        alive = [one for one in batch if left_s.get(id(one), 0.0) > 0]
+        whole_s = self._expected_s(alive) if alive else 0.0
+
+        def rank(request: _Request) -> _Urgency:
+            if id(request) not in left_s:
+                return _Urgency.NONE
+            left = left_s[id(request)]
+            return _Urgency.OVER if left <= 0 else _Urgency.LATE if left < whole_s else _Urgency.NEAR
+
+        ranks = [rank(request) for request in batch]
+        first = min(ranks)
+        pairs = list(zip(batch, ranks, strict=True))
+        return [one for one, its in pairs if its is first], [one for one, its in pairs if its is not first]
 
     def _answer(self, batch: list[_Request]) -> None:
         try:
@@ -207,7 +249,7 @@ class Batches:
         if waited_ms >= _NO_WAIT_MS or behind:
             limits |= {"waited_ms": waited_ms, "queue_length": behind}
         ends = [request.ends for request in batch if request.ends is not None]
-        if ends and min(ends) - now < _MARGIN * self._expected_s(batch):
+        if len(ends) == len(batch) and min(ends) - now < _MARGIN * self._expected_s(batch):
             limits |= {"waited_ms": waited_ms, "deadline_ms": max(min(ends) - came, 0.0) * 1e3}
         return limits
 

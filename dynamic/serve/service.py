@@ -172,7 +172,8 @@ class Service:
         Args:
             protocol: The name that it has in metrics and logs.
             x: As for `Runtime.__call__`.
-            deadline_s: When its answer is late, in seconds since 1970. None: never, but for the budget's deadline.
+            deadline_s: When its answer is late, in seconds since 1970. The budget's deadline holds where it is nearer.
+                None: never, but for the budget's deadline.
             headers: As of a request of HTTP. `traceparent` is read.
 
         Returns:

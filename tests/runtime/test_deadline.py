@@ -161,6 +161,17 @@ def test_a_request_has_a_deadline_of_its_own(bundle: dynamic.Bundle) -> None:
     assert engine.calls[-1] == (False, None, None)
 
 
+@pytest.mark.parametrize(("own_ms", "left_s"), [(1e6, 0.030), (50.0, 0.030), (45.0, 0.025)])
+def test_the_nearer_of_its_own_deadline_and_the_budgets_holds(
+    bundle: dynamic.Bundle, own_ms: float, left_s: float
+) -> None:
+    engine = Fake()
+    run = faked(bundle, engine, dynamic.Budget(deadline_ms=50.0), clock=Clock())
+    answer = run(X, waited_ms=20.0, deadline_ms=own_ms)
+    assert engine.calls[-1][1] == pytest.approx(left_s)
+    assert answer.decision.one_request_only == (own_ms < 50.0)
+
+
 @pytest.mark.parametrize("deadline_ms", [-1.0, float("nan"), float("inf")])
 def test_a_deadline_out_of_range(bundle: dynamic.Bundle, deadline_ms: float) -> None:
     with pytest.raises(dynamic.errors.SettingError, match=r"deadline_ms=.* must be a number of at least 0"):

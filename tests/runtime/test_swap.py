@@ -169,6 +169,25 @@ def test_a_bundle_that_does_not_fit_is_refused(bundle: dynamic.Bundle, change: A
     assert not engine.closed
 
 
+def test_a_budget_is_swapped_with_its_bundle(bundle: dynamic.Bundle) -> None:
+    """Each budget fits its own bundle alone."""
+    opens, energy = Opens(), dynamic.Budget(energy_mj=5.0)
+    run = faked(bundle, Fake(), opener=opens)
+    costs = make_costs([[1], [10]], memory_mb=(5.0, 50.0), energy_mj=((1.0,), (2.0,)), energy_source="RAPL")
+    metered, plain = replace(with_ladder(bundle), costs=costs), with_ladder(bundle)
+    with pytest.raises(SettingError, match="energy_mj=5 cannot be kept"):
+        run.swap(plain, energy)
+    assert (run.budget, opens.engines[0].closed) == (dynamic.Budget(), 1)
+    run.swap(metered, energy)
+    assert (run.budget, run.bundle) == (energy, metered)
+    assert run(X).decision.point.name == "reference"
+    run.swap(plain, dynamic.Budget(latency_ms=2.0))
+    assert run.bundle is plain
+    assert run(X).decision.point.name == "small"
+    with pytest.raises(SettingError, match=r"budget=5 must be a dynamic\.Budget"):
+        run.swap(plain, 5)  # type: ignore[arg-type]
+
+
 def test_the_old_one_goes_on_where_the_new_one_cannot(bundle: dynamic.Bundle) -> None:
     opens, engine = Opens(), Fake()
     run = faked(bundle, engine, opener=opens)

@@ -34,9 +34,12 @@ def application(
     """An application of Ray Serve with one deployment, which answers as `run(x)` does.
 
     Its handle has `handle.run.remote(x, deadline_s=None)`. Over HTTP it speaks the Open Inference Protocol, as
-    `dynamic.serve.Server` does. A request of any kind may share a batch with others, and waits for them no longer than
-    `batch_wait_ms` and its own deadline allow. A row whose deadline is near gets the answer of the last exit in time,
-    with `certified=False`. Where more than `options.queue` requests wait, the one that has waited longest is shed.
+    `dynamic.serve.Server` does. Requests over HTTP and over handles share batches, and wait for others no longer than
+    `batch_wait_ms` and their own deadline allow. A batch holds inputs of one shape. So texts and sounds of several
+    lengths share none, unless their preprocessing pads them to the same length (`pad_to_multiple_of` for texts).
+
+    A row whose deadline leaves no time for a full answer gets that of the last exit in time, with `certified=False`.
+    Where more than `options.queue` requests wait, the one that has waited longest is shed.
 
     `serve.run` with another budget or another bundle changes the replicas that run, and no request fails. Other changes
     start new replicas before the old ones end.

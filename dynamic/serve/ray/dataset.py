@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _PREFIX = "answer_"  # data sets have columns such as "label" themselves
 COLUMNS = tuple(f"{_PREFIX}{name}" for name in ("label", "probability", "stage", "score", "certified", "point"))
 _NAME = f"{_PREFIX}name"
+_USUAL = Budget(on_drift="report")  # files of a folder are often sorted by class, which alarms the drift test
 _KINDS: Mapping[type, str] = {Preprocess: "image", TextPreprocess: "text", SoundPreprocess: "audio"}
 
 
@@ -40,7 +41,10 @@ def map_dataset(
     cpus: float | None = None,
     engine: str | None = None,
 ) -> "Dataset":
-    """Answer every row of a data set of Ray Data, once, in the order of the rows.
+    """Answer every row of a data set of Ray Data, once.
+
+    A block that is answered first comes first, unless Ray Data has `execution_options.preserve_order` of
+    `ray.data.DataContext.get_current()` set to True.
 
     Actors load the bundle once each. Where one dies, Ray starts another, and its rows are answered there. Columns of
     inputs are left out of the result, others remain. New ones are `answer_label`, `answer_probability`,
@@ -49,7 +53,9 @@ def map_dataset(
     Args:
         dataset: The data set, such as `ray.data.read_images(folder, include_paths=True)`.
         bundle: The bundle, or its folder. Every node of the cluster finds it under the same path.
-        budget: The limits. A latency is that of a batch. None: none.
+        budget: The limits. A latency is that of a batch. None: none, and `on_drift="report"`: a data set may be sorted
+            by class, which the drift test takes for drift. Its alarm then takes certificates and changes no point. A
+            budget that is given has an `on_drift` of its own, "safest" unless it says otherwise.
         column: The column with the inputs, as `run(x)` takes them. None: those that are named as the network's
             inputs, and for a bundle with preprocessing "image", "text" or "audio".
         batch: Rows that are answered at once.
@@ -86,7 +92,7 @@ def map_dataset(
         Answers,
         fn_constructor_kwargs={
             "folder": folder,
-            "budget": budget or Budget(),
+            "budget": budget,
             "column": column,
             "threads": threads,
             "engine": engine,
@@ -117,10 +123,12 @@ def _warn_of_full_cluster(actors: int, cpus: float) -> None:
 class Answers:
     """An actor of Ray Data. Arguments as for `map_dataset`."""
 
-    def __init__(self, folder: Path, budget: Budget, column: str | None, threads: int, engine: str | None) -> None:
+    def __init__(
+        self, folder: Path, budget: Budget | None, column: str | None, threads: int, engine: str | None
+    ) -> None:
         bundle = load(folder)
         self._columns = _inputs(bundle, column)
-        self._run = bundle.runtime(budget, threads=threads, engine=engine)
+        self._run = bundle.runtime(budget or _USUAL, threads=threads, engine=engine)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
         """The batch with answers. Raises InputError where a column is missing, or its values do not fit."""

@@ -44,7 +44,8 @@ class Replica:
         Args:
             x: As for `run(x)`.
             deadline_s: When its answer is late, in seconds since 1970 as `time.time()` gives them. From then on, the
-                last exit in time answers, and the answer is not certified. None: that of the budget.
+                last exit in time answers, and the answer is not certified. The budget's deadline holds where it is
+                nearer. None: that of the budget.
             traceparent: The span that this one is a child of, in the words of W3C Trace Context. None: there is none.
 
         Returns:
@@ -82,13 +83,12 @@ class Replica:
             user_config: See `UserConfig`.
         """
         async with self._changing:
-            config = UserConfig.from_json(user_config)
             if self._run is None:
-                await asyncio.to_thread(self._open, config)
+                await asyncio.to_thread(self._open, UserConfig.from_json(user_config))
                 return
             try:
-                await asyncio.to_thread(self._change, config)
-            except DynamicError as error:  # raised, Ray would end a replica that answers
+                await asyncio.to_thread(self._change, UserConfig.from_json(user_config))
+            except Exception as error:  # raised, Ray would end a replica that answers
                 logger.error("%s is not taken, what was at work continues: %s", user_config, error)
 
     def _open(self, config: UserConfig) -> None:
@@ -104,11 +104,11 @@ class Replica:
     def _change(self, config: UserConfig) -> None:
         old, run = self._config, self._runtime
         assert old is not None
-        if (config.folder, config.digest) != (old.folder, old.digest):
-            run.swap(load(config.folder))
+        if (config.folder, config.digest) == (old.folder, old.digest):
+            run.budget = config.budget
+        else:
+            run.swap(load(config.folder), config.budget)  # both or none
             self._service.follow()
-            self._config = replace(old, folder=config.folder, digest=config.digest)
-        run.budget = config.budget
         self._config = config
 
     @property

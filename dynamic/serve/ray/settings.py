@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import dynamic
@@ -94,13 +95,16 @@ class UserConfig:
             SettingError: There is no bundle, or a field is unknown.
             BudgetError: A limit is unknown or out of range.
         """
-        unknown = sorted(set(data) - {"bundle", "digest", "budget"})
-        if unknown or not isinstance(data.get("bundle"), str):
+        if not isinstance(data, Mapping):
+            raise SettingError(f"user_config={data!r} must be an object with 'bundle' and 'budget'")
+        unknown = sorted(set(map(str, data)) - {"bundle", "digest", "budget"})
+        given = data.get("budget")
+        if unknown or not isinstance(data.get("bundle"), str) or not isinstance(given, (Mapping, NoneType)):
             raise SettingError(
-                f"user_config has the fields {sorted(data)}: give 'bundle', the path of a folder, and 'budget', an "
-                "object"
+                f"user_config has the fields {sorted(map(str, data))}: give 'bundle', the path of a folder, and "
+                f"'budget', an object. Its budget is {given!r}"
             )
-        budget = dict(data.get("budget") or {})
-        if "priority" in budget:
+        budget = dict(given or {})
+        if isinstance(budget.get("priority"), list):
             budget["priority"] = tuple(budget["priority"])
         return cls(folder=Path(data["bundle"]), budget=Budget.from_json(budget), digest=data.get("digest"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.serving.ray_cases import ROWS, small_bundle
+from support.serving.ray_cases import LIMIT_S, ROWS, small_bundle
 
 import dynamic
 from dynamic.serve import ServeOptions
@@ -34,8 +34,9 @@ def config(folder: Path, **limits: Any) -> dict[str, Any]:
 async def waits(replica: Replica, busy: int, queued: int) -> None:
     """Until so many requests have a thread, and so many wait for one."""
     waiting = replica._service.waiting
-    while (waiting.busy, len(waiting)) != (busy, queued):
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(LIMIT_S):
+        while (waiting.busy, len(waiting)) != (busy, queued):
+            await asyncio.sleep(0.005)
 
 
 def test_more_requests_than_may_wait_are_shed_and_the_others_answered(bundle: dynamic.Bundle) -> None:
@@ -47,7 +48,8 @@ def test_more_requests_than_may_wait_are_shed_and_the_others_answered(bundle: dy
             tasks.append(asyncio.ensure_future(replica.run(GAP)))
             await waits(replica, min(number + 1, 4), number // 4)
         tasks.append(asyncio.ensure_future(replica.run(GAP)))
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, timeout=LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+        assert done, "one is shed"
         assert (await replica.state())["shed"] == 1
         await asyncio.to_thread(replica.close)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -80,6 +82,60 @@ def test_a_configuration_that_cannot_be_taken_is_logged(
     assert len(messages) == 2
     assert "nothing" in messages[0]
     assert "energy" in messages[1]
+
+
+UNTAKEN: dict[str, dict[str, Any]] = {
+    "no field 'latency'": {"budget": {"latency": 5}},
+    "latency_ms=-1": {"budget": {"latency_ms": -1}},
+    "give 'bundle'": {"limits": {}},
+    "Its budget is 5": {"budget": 5},
+    "priority": {"budget": {"priority": 5}},
+}
+
+
+@pytest.mark.parametrize("reason", UNTAKEN)
+def test_a_configuration_that_does_not_read_ends_no_replica_that_runs(
+    bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    async def changed() -> dict[str, Any]:
+        replica = Replica(settings())
+        await replica.reconfigure(config(bundle.folder, max_drop=0.25))
+        await replica.reconfigure(config(bundle.folder) | UNTAKEN[reason])
+        state = await replica.state()
+        replica.close()
+        return state
+
+    state = asyncio.run(changed())
+    assert (state["bundle"], state["budget"]["max_drop"]) == (str(bundle.folder), 0.25)
+    (message,) = [record.getMessage() for record in caplog.records if "is not taken" in record.getMessage()]
+    assert reason in message
+
+
+def test_bundle_and_budget_are_taken_together_or_not_at_all(
+    bundle: dynamic.Bundle, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """The second bundle has costs of energy, and the third, as the first, has none."""
+    metered = bundle.save(tmp_path / "metered").profile(batch=(1, 8), seconds=0.02, threads=1, active_mw=1000.0)
+    other = bundle.save(tmp_path / "other").profile(batch=(1, 8), seconds=0.02, threads=1)
+
+    async def changed() -> list[tuple[str, float | None, float | None]]:
+        replica, states = Replica(settings()), []
+        for folder, limits in (
+            (bundle.folder, {"max_drop": 0.25}),
+            (other.folder, {"energy_mj": 5e3}),  # there are no such costs
+            (metered.folder, {"energy_mj": 5e3}),
+            (other.folder, {"energy_mj": 5e3}),
+            (other.folder, {"max_drop": 0.5}),
+        ):
+            await replica.reconfigure(config(folder, **limits))
+            state = await replica.state()
+            states.append((Path(state["bundle"]).name, state["budget"]["max_drop"], state["budget"]["energy_mj"]))
+        replica.close()
+        return states
+
+    first, second, third = ("shelf", 0.25, None), ("metered", None, 5e3), ("other", 0.5, None)
+    assert asyncio.run(changed()) == [first, first, second, second, third]
+    assert sum("is not taken" in record.getMessage() for record in caplog.records) == 2
 
 
 def test_a_configuration_as_json(bundle: dynamic.Bundle, tmp_path: Path) -> None:

@@ -37,9 +37,9 @@ QUIET = pytest.mark.filterwarnings(
 )
 
 
-def small_bundle(folder: Path) -> dynamic.Bundle:
+def small_bundle(folder: Path, seed: int = 0) -> dynamic.Bundle:
     """A small and a larger network on blobs that the larger one separates better."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     label, inputs = torch.arange(1600) % 4, torch.from_numpy(blobs(1600, seed=2))
     small = nn.Sequential(nn.Linear(12, 2), nn.Linear(2, 4))
     large = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 4))
