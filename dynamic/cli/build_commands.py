@@ -108,7 +108,7 @@ def build(
     .jsonl), torchvision:CIFAR10, or file.py:function. What trained a network must not be among them.
     """
     from dynamic.cli.sources.networks.named_networks import network_named
-    from dynamic.cli.sources.task import DataOptions, for_texts, prepared
+    from dynamic.cli.sources.task import DataOptions, prepared
 
     networks, data = named_sources(sources, network, data)
     if weights and len(weights) != len(networks):
@@ -121,7 +121,7 @@ def build(
     )
     named = [network_named(name, file, max_tokens=max_tokens) for name, file in zip_longest(networks, weights or ())]
     task = prepared(named, options, trains=exits is not None)
-    named = [for_texts(one, task) for one in named]
+    named = [one.for_texts(task.preprocess) for one in named]
     for line in task.notes:
         note(line)
     if exits is not None:

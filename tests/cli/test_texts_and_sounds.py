@@ -23,6 +23,27 @@ def words():
     torch.manual_seed(0)
     return BagOfTokens(7, classes=2, width=8)
 
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 8)
+        self.first, self.second = (nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(2))
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, input_ids, attention_mask):
+        mask = attention_mask[..., None].float()
+        x = self.second(self.first(self.table(input_ids)))
+        return self.last((x * mask).sum(1) / mask.sum(1))
+
+def deep():
+    torch.manual_seed(0)
+    return Deep()
+
+def deep_with_tokenizer():
+    network = deep()
+    network.preprocess = dynamic.TextPreprocess.from_file("tokenizer.json")
+    return network
+
 def tones():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -48,7 +69,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("mine_too", None)
 
 
-def test_a_table_of_texts(folder: Path) -> None:
+@pytest.fixture
+def texts(folder: Path) -> Path:
+    """The working folder with tokenizer.json and texts.csv, 240 texts of lights and music."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = ["[PAD]", "turn", "the", "lights", "music", "on", "off"]
@@ -62,6 +85,50 @@ def test_a_table_of_texts(folder: Path) -> None:
         filler = " ".join(random.choice(["turn", "the", "on", "off"], random.integers(1, 6)))
         rows.append(f"{filler} {thing},{thing}")
     Path("texts.csv").write_text("\n".join(["text,label", *rows]))
+    return folder
+
+
+def following(out: str) -> list[str]:
+    """The command that stands behind "next:"."""
+    *_, line = out.splitlines()
+    assert line.startswith("next: dynamic ")
+    return line.removeprefix("next: dynamic ").split()
+
+
+@pytest.mark.parametrize("network", ["deep", "deep_with_tokenizer"])
+def test_an_own_network_of_texts_with_exits_is_built_as_fit_says(texts: Path, network: str) -> None:
+    tokenizer = [] if network == "deep_with_tokenizer" else ["--tokenizer", "tokenizer.json"]
+    training = ["--exits", "1", "--mode", "joint", "--epochs", "15", "--lr", "0.03"]
+    code, out, err = shell("fit", f"mine_too.py:{network}", "texts.csv", *training, *tokenizer)
+    assert code == 0, err
+    assert following(out) == ["build", "fitted.safetensors", "texts.csv"]
+    if tokenizer:
+        Path("tokenizer.json").unlink()  # the file holds it
+    code, _, err = shell(*following(out))
+    assert code == 0, err
+    with dynamic.load("shelf").runtime() as run:
+        assert [stage.backbone for stage in dynamic.load("shelf").spec.stages] == [0, 0]
+        assert run("turn the music on").name == "music"
+        assert run("off off off the lights").name == "lights"
+
+
+def test_wrap_takes_the_tokenizer_of_a_network_of_texts(texts: Path) -> None:
+    code, out, err = shell("wrap", "mine_too.py:deep_with_tokenizer", "--exits", "1", "-o", "own.safetensors")
+    assert code == 0, err
+    code, out, err = shell("wrap", "mine_too.py:deep", "--exits", "1", "--tokenizer", "tokenizer.json")
+    assert code == 0, err
+    assert following(out) == ["fit", "wrapped.safetensors", "DATA"]
+    code, out, err = shell("fit", "wrapped.safetensors", "texts.csv", "--epochs", "1")
+    assert code == 0, err
+    code, out, err = shell("wrap", "mine_too.py:deep", "--exits", "1")
+    assert code == 1
+    assert err == (
+        "error: network mine_too.py:deep does not say what it takes: give --shape 3x224x224, or --tokenizer "
+        "tokenizer.json where it takes texts\n"
+    )
+
+
+def test_a_table_of_texts(texts: Path) -> None:
     training = ["--mode", "joint", "--epochs", "4", "--lr", "0.03", "--tokenizer", "tokenizer.json"]
     code, out, err = shell("fit", "mine_too.py:words", "texts.csv", *training, "-o", "words.safetensors", "--json")
     assert code == 0, err

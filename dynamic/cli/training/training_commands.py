@@ -25,7 +25,7 @@ from dynamic.cli.sources.data_arguments import (
     TrainSplit,
 )
 from dynamic.cli.sources.spelled_numbers import positive, shape
-from dynamic.errors import SettingError
+from dynamic.errors import InputError, SettingError
 from dynamic.policies.words.tables import table
 
 Network = Annotated[str, typer.Argument(help="The network by its name.", show_default=False)]
@@ -47,6 +47,7 @@ def wrap(
         str | None, typer.Option("--shape", help="Of one input, such as 3x224x224. [what the network says]")
     ] = None,
     weights: Weights = None,
+    tokenizer: TokenizerFile = None,
     max_tokens: MaxTokens = None,
     as_json: Json = False,
 ) -> None:
@@ -62,8 +63,15 @@ def wrap(
     check_ending(out, ".safetensors")
     sides = shape("--shape", input_shape)
     plain = network_named(network, weights, max_tokens=max_tokens)
+    if tokenizer is not None:
+        plain = plain.with_tokenizer(tokenizer)
     if sides is None:
         sides = _own_shape(plain)
+    if sides is None and plain.example is None and not plain.has_exits:
+        raise InputError(
+            f"network {network} does not say what it takes: give --shape 3x224x224, or --tokenizer tokenizer.json "
+            "where it takes texts"
+        )
     wrapped = plain.wrapped(tuple(at) if at else exits, sides)
     net = cast(Any, wrapped.module("has no exits"))
     save_network(net, out, wrapped.recipe)
@@ -120,7 +128,7 @@ def fit(
     """
     from dynamic.cli.sources.networks.named_networks import network_named
     from dynamic.cli.sources.networks.network_files import check_ending, save_network
-    from dynamic.cli.sources.task import DataOptions, classes_in, for_texts, prepared
+    from dynamic.cli.sources.task import DataOptions, classes_in, prepared
     from dynamic.offline.option_words import Mode, check_word
 
     check_word("mode", mode, Mode)
@@ -139,7 +147,7 @@ def fit(
         named = network_named(network, weights, outputs=len(classes), max_tokens=max_tokens)
         named = replace(named, recipe=replace(named.recipe, classes=None))
     task = prepared([named], options, trains=True, whole=whole)
-    named = for_texts(named, task)
+    named = named.for_texts(task.preprocess)
     for line in task.notes:
         note(line)
     if exits is not None or (mode == "heads" and not named.has_exits):
