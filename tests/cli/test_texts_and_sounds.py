@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+import tomllib
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,15 @@ class Deep(nn.Module):
         mask = attention_mask[..., None].float()
         x = self.second(self.first(self.table(input_ids)))
         return self.last((x * mask).sum(1) / mask.sum(1))
+
+class Shallow(Deep):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Identity()
+
+def shallow():
+    torch.manual_seed(0)
+    return Shallow()
 
 def deep():
     torch.manual_seed(0)
@@ -102,6 +112,11 @@ def test_an_own_network_of_texts_with_exits_is_built_as_fit_says(texts: Path, ne
     code, out, err = shell("fit", f"mine_too.py:{network}", "texts.csv", *training, *tokenizer)
     assert code == 0, err
     assert following(out) == ["build", "fitted.safetensors", "texts.csv"]
+    code, _, err = shell("init", "texts.csv", "--yes", "--network", "fitted.safetensors")
+    assert code == 0, err
+    settings = tomllib.loads(Path("dynamic.toml").read_text())
+    assert "tokenizer" not in settings
+    assert "exits" not in settings["build"]
     if tokenizer:
         Path("tokenizer.json").unlink()  # the file holds it
     code, _, err = shell(*following(out))
@@ -110,6 +125,39 @@ def test_an_own_network_of_texts_with_exits_is_built_as_fit_says(texts: Path, ne
         assert [stage.backbone for stage in dynamic.load("shelf").spec.stages] == [0, 0]
         assert run("turn the music on").name == "music"
         assert run("off off off the lights").name == "lights"
+
+
+def test_the_exits_of_a_file_of_settings_are_the_most_that_are_added(texts: Path) -> None:
+    code, out, err = shell("init", "texts.csv", "--yes", "--network", "mine_too.py:shallow")
+    assert code == 0, err
+    settings = tomllib.loads(Path("dynamic.toml").read_text())
+    assert settings["tokenizer"] == "tokenizer.json"
+    assert settings["build"]["exits"] == 3
+    code, _, err = shell(*following(out))
+    assert code == 0, err
+    stages = len(dynamic.load("shelf").spec.stages)
+    assert stages in (2, 3)
+    assert f"exits = 3 of the settings adds {stages - 1}: network shallow has no place for more" in err
+    # a number of the command line is meant as it is
+    code, _, err = shell(*following(out), "--exits", "3")
+    assert code == 1
+    assert "3 exits do not fit" in err
+    code, _, err = shell(*following(out), "--exits", "0")
+    assert code == 0, err
+    assert len(dynamic.load("shelf").spec.stages) == 1
+
+
+def test_the_exits_of_a_file_of_settings_pass_networks_that_take_none(texts: Path) -> None:
+    Path("dynamic.toml").write_text('data = "texts.csv"\ntokenizer = "tokenizer.json"\n[build]\nexits = 2\n')
+    code, _, err = shell("fit", "mine_too.py:deep", "texts.csv", "--exits", "1", "--epochs", "1", "-c", "dynamic.toml")
+    assert code == 0, err
+    code, _, err = shell("build", "--network", "fitted.safetensors", "-c", "dynamic.toml")
+    assert code == 0, err
+    assert "exits = 2 of the settings adds none: network fitted has exits already" in err
+    assert len(dynamic.load("shelf").spec.stages) == 2
+    code, _, err = shell("build", "--network", "fitted.safetensors", "-c", "dynamic.toml", "--exits", "2")
+    assert code == 1
+    assert "leave out --exits" in err
 
 
 def test_wrap_takes_the_tokenizer_of_a_network_of_texts(texts: Path) -> None:

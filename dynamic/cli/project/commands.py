@@ -69,6 +69,12 @@ def add(app: typer.Typer, function: Callable[..., Any], *, example: str, config:
     app.command(epilog=epilog)(run)
 
 
+def is_of_file(context: typer.Context, option: str) -> bool:
+    """Whether the value of an option, by the name of its parameter, stands in the file of settings."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "DEFAULT_MAP"
+
+
 def note(text: str) -> None:
     """Print a line for the user that is no result."""
     print(text, file=sys.stderr)

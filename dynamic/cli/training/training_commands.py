@@ -24,7 +24,7 @@ from dynamic.cli.sources.data_arguments import (
     TrainData,
     TrainSplit,
 )
-from dynamic.cli.sources.spelled_numbers import positive, shape
+from dynamic.cli.sources.spelled_numbers import not_negative, positive, shape
 from dynamic.errors import InputError, SettingError
 from dynamic.policies.words.tables import table
 
@@ -91,7 +91,7 @@ def fit(
         "fitted.safetensors"
     ),
     exits: Annotated[
-        int | None, typer.Option(help="Exits to add. [3 in mode heads, where the network has none]")
+        int | None, typer.Option(help="Exits to add. 0: none. [3 in mode heads, where the network has none]")
     ] = None,
     mode: Annotated[
         str, typer.Option(help="'heads' trains exits alone, 'joint' everything, 'distill' everything by a teacher.")
@@ -133,7 +133,7 @@ def fit(
 
     check_word("mode", mode, Mode)
     check_ending(out, ".safetensors")
-    positive("--exits", exits)
+    not_negative("--exits", exits)
     positive("--epochs", epochs)
     if teacher is not None and mode == "heads":
         raise SettingError(f"--teacher {teacher} is for --mode joint and distill: leave it out, or change --mode")
@@ -150,7 +150,11 @@ def fit(
     named = named.for_texts(task.preprocess)
     for line in task.notes:
         note(line)
-    if exits is not None or (mode == "heads" and not named.has_exits):
+    if exits == 0 and mode == "heads" and not named.has_exits:
+        raise SettingError(
+            f"--exits 0: mode heads trains exits, and {network} has none. Give 1 or more, or --mode joint"
+        )
+    if exits or (exits is None and mode == "heads" and not named.has_exits):
         named = named.wrapped(3 if exits is None else exits, task.shape)
     module = named.module("cannot be trained")
     training: dict[str, Any] = {}
@@ -177,7 +181,7 @@ def fit(
         print(json.dumps({"file": str(out), "report": asdict(report)}))
         return
     print(report)
-    print(f"\n{out}\nnext: dynamic build {out} {data}{' OTHER_DATA' if whole else ''}")
+    print(f"\n{out}\nnext: dynamic build {out} {'OTHER_DATA' if whole else data}")
 
 
 def _own_shape(named: Any) -> tuple[int, ...] | None:
