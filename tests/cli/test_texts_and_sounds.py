@@ -187,6 +187,23 @@ def test_a_table_of_texts(texts: Path) -> None:
     with dynamic.load("texts").runtime() as run:
         assert run("turn the music on").name == "music"
         assert run("off off off the lights").name == "lights"
+    table = [line.split(",") for line in Path("texts.csv").read_text().splitlines()[1:]]
+    Path("texts.jsonl").write_text("\n".join(json.dumps({"text": text, "label": name}) for text, name in table))
+    Path("plain.csv").write_text("\n".join(["number,text,time", *(f"3,{text},noon" for text, _ in table)]))
+    for name, known in (("texts.csv", 240), ("texts.jsonl", 240), ("plain.csv", 0)):
+        code, out, err = shell("run", "texts", name, "--json", "--in-order")
+        assert code == 0, err
+        *rows, last = map(json.loads, out.splitlines())
+        assert (len(rows), last["summary"]["known"]) == (240, known)
+        assert [row["name"] for row in rows[:3]] == [name for _, name in table[:3]]
+    Path("lines.tsv").write_text("music\tturn the music on\nlights\tthe lights off\n")
+    Path("dynamic.toml").write_text('shelf = "texts"\n')
+    code, out, err = shell("run", "-c", "dynamic.toml", "lines.tsv", "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["summary"]["known"] == 2
+    code, _, err = shell("run", "-c", "dynamic.toml", "texts")
+    assert code == 2
+    assert "inputs" in err
 
 
 def test_a_folder_of_sounds(folder: Path) -> None:
