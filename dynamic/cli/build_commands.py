@@ -13,7 +13,7 @@ import typer
 import dynamic
 from dynamic.bundle.bundle import Bundle
 from dynamic.cli.options import Json, Shelf
-from dynamic.cli.project.commands import add, note
+from dynamic.cli.project.commands import add, is_of_file, note
 from dynamic.cli.results import bundle_json, bundle_lines
 from dynamic.cli.sources.data_arguments import (
     Crop,
@@ -30,7 +30,7 @@ from dynamic.cli.sources.data_arguments import (
     TrainSplit,
     named_sources,
 )
-from dynamic.cli.sources.spelled_numbers import positive
+from dynamic.cli.sources.spelled_numbers import not_negative
 from dynamic.data.answer_file import AnswerFile
 from dynamic.errors import CalibrationError, SettingError
 from dynamic.policies import ladder as ladders
@@ -55,6 +55,7 @@ RiskName = Annotated[
 
 
 def build(
+    context: typer.Context,
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="Networks, the smallest first, then the data.", show_default=False),
@@ -80,7 +81,9 @@ def build(
     preprocess: PreprocessName = None,
     tokenizer: TokenizerFile = None,
     max_tokens: MaxTokens = None,
-    exits: Annotated[int | None, typer.Option(help="Add so many exits to the last network, and train them.")] = None,
+    exits: Annotated[
+        int | None, typer.Option(help="Add so many exits to the last network, and train them. 0: none.")
+    ] = None,
     train_data: TrainData = None,
     train_split: TrainSplit = None,
     engine: Annotated[
@@ -107,25 +110,29 @@ def build(
     module:factory. Data: a folder or zip of class folders with images or wav files, a table of texts (.csv, .tsv,
     .jsonl), torchvision:CIFAR10, or file.py:function. What trained a network must not be among them.
     """
+    from dynamic.cli.sources.added_exits import wanted_exits, with_exits
     from dynamic.cli.sources.networks.named_networks import network_named
-    from dynamic.cli.sources.task import DataOptions, for_texts, prepared
+    from dynamic.cli.sources.task import DataOptions, prepared
 
     networks, data = named_sources(sources, network, data)
     if weights and len(weights) != len(networks):
         raise SettingError(f"{len(weights)} --weights for {len(networks)} networks: give one for each, in order")
-    positive("--exits", exits)
+    not_negative("--exits", exits)
+    at_most = is_of_file(context, "exits")
     check_combination(combine)
     chosen_score, chosen_risk = check_score_choice(score), risk_named(risk).name
     options = DataOptions(
         data, split, train_data, train_split, root, mean, std, resize, crop, preprocess, tokenizer, limit, seed
     )
     named = [network_named(name, file, max_tokens=max_tokens) for name, file in zip_longest(networks, weights or ())]
-    task = prepared(named, options, trains=exits is not None)
-    named = [for_texts(one, task) for one in named]
-    for line in task.notes:
+    count, fewer = wanted_exits(named[-1], exits, at_most=at_most)
+    task = prepared(named, options, trains=count > 0)
+    named = [one.for_texts(task.preprocess) for one in named]
+    if count:
+        named[-1], fewer = with_exits(named[-1], count, task.shape, at_most=at_most)
+    for line in (*task.notes, *([fewer] if fewer else [])):
         note(line)
-    if exits is not None:
-        named[-1] = named[-1].wrapped(exits, task.shape)
+    if count and named[-1].has_exits:
         report = dynamic.fit(named[-1].module("has no exits"), task.train, mode="heads", seed=seed)
         if not as_json:
             print(report)

@@ -38,13 +38,13 @@ from dynamic.cli.options import (
 )
 from dynamic.cli.project.commands import add
 from dynamic.cli.results import point_json
+from dynamic.cli.sources.data_sets.texts_to_answer import texts_to_answer
 from dynamic.data.image_steps import RGB, Gray
 from dynamic.data.picture_decoding import PictureError
 from dynamic.data.picture_files import find_pictures
 from dynamic.data.preprocessing import Preprocess
 from dynamic.data.sound.recordings import find_recordings
 from dynamic.data.sound.sound_preprocess import SoundPreprocess
-from dynamic.data.text.text_files import text_lines
 from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.errors import InputError, SettingError
 from dynamic.policies.budget import check_on_drift
@@ -95,8 +95,8 @@ def run(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            help="Image files, folders and zips. Of a bundle for texts, files with one text a line, - for the "
-            "standard input. Of one for sounds, wav files and folders.",
+            help="Image files, folders and zips. Of a bundle for texts, tables (.csv, .tsv, .jsonl) and files "
+            "with one text a line, - for the standard input. Of one for sounds, wav files and folders.",
             show_default=False,
         ),
     ],
@@ -126,8 +126,8 @@ def run(
 ) -> None:
     """Run images, texts or sounds under a budget, one at a time.
 
-    Folders that are named like classes give the right answers, as do lines that begin with a class and a tab. What does
-    not read, or does not fit, is skipped and listed with the reason.
+    Folders that are named like classes give the right answers, as do tables with a column of classes, and lines that
+    begin with a class and a tab. What does not read, or does not fit, is skipped and listed with the reason.
     """
     budget = dynamic.Budget(
         latency_ms=latency_ms,
@@ -246,7 +246,8 @@ def input_items(bundle: dynamic.Bundle, shelf: Path, paths: list[Path], split: s
     if bundle.preprocess is None:
         raise InputError(f"{shelf} was built with preprocess=None: files cannot become its inputs. Build it again")
     if isinstance(bundle.preprocess, TextPreprocess):
-        return [InputItem(line.name, line.true_class, partial(str, line.text)) for line in text_lines(paths, classes)]
+        texts = texts_to_answer(paths, classes)
+        return [InputItem(line.name, line.true_class, partial(str, line.text)) for line in texts]
     if isinstance(bundle.preprocess, SoundPreprocess):
         return [
             InputItem(recording.name, recording.folder if recording.folder in classes else None, recording.sound)

@@ -160,7 +160,9 @@ def test_other_methods(work: Work, method: str, amount: str) -> None:
 
 def test_what_trained_as_a_whole_does_not_certify(work: Work) -> None:
     options = ["--mode", "joint", "--epochs", "1", "--whole", "-o", "whole.safetensors"]
-    assert shell("fit", "trained.safetensors", "photos", *options)[0] == 0
+    code, out, err = shell("fit", "trained.safetensors", "photos", *options)
+    assert code == 0, err
+    assert out.endswith("next: dynamic build whole.safetensors OTHER_DATA\n")
     code, _, err = shell("build", "whole.safetensors", "photos", "-o", "never")
     assert code == 1
     assert "trained network whole, and what trained may not certify: give other data" in err

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dynamic.cli.project.settings_file import defaults_for, read_settings
+from dynamic.cli.project.shelf_argument import ShelfCommand
 
 _BESIDE = ("config", "help", "list_devices")  # no settings of a project
 
@@ -66,7 +67,13 @@ def add(app: typer.Typer, function: Callable[..., Any], *, example: str, config:
     beside = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config)
     run.__signature__ = own.replace(parameters=[*own.parameters.values(), beside])  # type: ignore[attr-defined]
     run.__annotations__ = {**function.__annotations__, "config": Config}
-    app.command(epilog=epilog)(run)
+    app.command(epilog=epilog, cls=ShelfCommand)(run)
+
+
+def is_of_file(context: typer.Context, option: str) -> bool:
+    """Whether the value of an option, by the name of its parameter, stands in the file of settings."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "DEFAULT_MAP"
 
 
 def note(text: str) -> None:

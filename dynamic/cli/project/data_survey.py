@@ -97,6 +97,12 @@ def data_in(folder: Path) -> str | None:
     return None
 
 
+def tokenizer_for(facts: Survey) -> str | None:
+    """The tokenizer in the working folder, or beside texts. None: there is none, or these are no texts."""
+    places = (Path("tokenizer.json"), Path(facts.data).parent / "tokenizer.json")
+    return next((str(path) for path in places if facts.kind == "texts" and path.is_file()), None)
+
+
 def networks_in(folder: Path, kind: Kind) -> Sequence[str]:
     """Networks that a folder holds, or the usual one for a kind of data."""
     saved = [path.name for ending in ("*.safetensors", "*.onnx") for path in sorted(folder.glob(ending))]

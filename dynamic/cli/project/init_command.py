@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from dynamic.cli.project.commands import add
-from dynamic.cli.project.data_survey import Survey, data_in, networks_in, survey
+from dynamic.cli.project.data_survey import Survey, data_in, networks_in, survey, tokenizer_for
+from dynamic.cli.project.saved_facts import SavedFacts, saved_facts
 from dynamic.cli.project.settings_file import NAME
-from dynamic.cli.sources.spelled_numbers import positive
+from dynamic.cli.sources.spelled_numbers import not_negative
 from dynamic.policies.errors import InputError, SettingError
 
 _ENOUGH = 200  # held-out examples below which few points are certified
@@ -47,16 +48,17 @@ def init(
             "Networks, the smallest first, with spaces between", " ".join(networks_in(Path(), facts.kind))
         ).split()
     )
-    count = int(ask.number("Exits to add to the last network (0: none)", 3.0, exits, integer=True))
+    last = saved_facts(names[-1]) if names else SavedFacts()
+    count = int(ask.number("Exits to add to the last network (0: none)", last.exits_to_add, exits, integer=True))
     drop = ask.number("Accuracy that may be lost", 0.01, max_drop)
     limit_ms = ask.number("Milliseconds that a request may take (0: no limit)", 0.0, latency_ms)
     if not 0 <= drop < 1:
         raise SettingError(f"max_drop={drop:g} must lie from 0 to 1: 0.01 is one point of accuracy")
     if limit_ms < 0:
         raise SettingError(f"latency_ms={limit_ms:g} must be a positive number, or 0 for no limit")
-    if count:
-        positive("--exits", count)
-    out.write_text(_content(facts, names, count, drop, limit_ms), encoding="utf-8")
+    not_negative("--exits", count)
+    tokenizer = None if last.has_tokenizer else tokenizer_for(facts)
+    out.write_text(_content(facts, names, count, drop, limit_ms, tokenizer), encoding="utf-8")
     option = "" if out == Path(NAME) else f" -c {out}"
     typer.echo(f"wrote {out}\nnext: dynamic build{option or f' -c {out}'}")
 
@@ -81,7 +83,9 @@ class _Asking:
         return float(typer.prompt(question, default=kind(usual), type=kind))
 
 
-def _content(facts: Survey, networks: list[str], exits: int, drop: float, limit_ms: float) -> str:
+def _content(
+    facts: Survey, networks: list[str], exits: int, drop: float, limit_ms: float, tokenizer: str | None
+) -> str:
     """The file, with a line of explanation for each key."""
     quoted = ", ".join(json.dumps(name, ensure_ascii=False) for name in networks)
     few = f"# {facts.count} examples certify few points: some hundred more help\n" if 0 < facts.count < _ENOUGH else ""
@@ -93,6 +97,7 @@ def _content(facts: Survey, networks: list[str], exits: int, drop: float, limit_
         "",
         f"# {facts}",
         f"{few}data = {json.dumps(facts.data, ensure_ascii=False)}",
+        *([f"tokenizer = {json.dumps(tokenizer, ensure_ascii=False)}"] if tokenizer else []),
         "",
         "# the folder of the bundle, for the commands that read one",
         'shelf = "shelf"',
@@ -101,7 +106,7 @@ def _content(facts: Survey, networks: list[str], exits: int, drop: float, limit_
         f"network = [{quoted}]  # the smallest first",
         *splits,
         'out = "shelf"',
-        *([f"exits = {exits}"] if exits else []),
+        *([f"exits = {exits}  # at most: fewer where the network has fewer places"] if exits else []),
         "",
         "[fit]",
         f"network = {json.dumps(networks[-1], ensure_ascii=False)}",

@@ -39,6 +39,12 @@ def positive(option: str, value: float | None) -> None:
         raise SettingError(f"{option} {value} must be at least 1")
 
 
+def not_negative(option: str, value: float | None) -> None:
+    """Raises SettingError with the `option` on a number below 0."""
+    if value is not None and not value >= 0:
+        raise SettingError(f"{option} {value} must be at least 0, and 0 means none")
+
+
 def _sides(text: str) -> tuple[int, ...] | None:
     try:
         sides: Any = tuple(int(part) for part in text.split("x"))

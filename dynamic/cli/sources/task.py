@@ -1,8 +1,7 @@
 """What a command that builds works on: networks, batches that train, batches that are held out, preprocessing."""
 
-import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,16 @@ from dynamic.cli.sources.data_sets.named_data import data_named
 from dynamic.cli.sources.factories import object_at
 from dynamic.cli.sources.networks.named_networks import NamedNetwork
 from dynamic.cli.sources.networks.network_files import TrainedOn
+from dynamic.cli.sources.networks.text_networks import tokenizer_at
 from dynamic.cli.sources.spelled_numbers import numbers, positive, size
 from dynamic.data.image_steps import CenterCrop
 from dynamic.data.number_steps import Normalize, Scale
 from dynamic.data.preprocessing import Preprocess, Step
 from dynamic.data.resize_step import Resize
-from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.offline.build_steps.preprocessing_data import as_data
 from dynamic.policies.errors import CalibrationError, InputError, SettingError
 
 _SHOWN = 3  # classes in a message
-_LONGEST = 512  # tokens, where nothing says it
 
 
 @dataclass(frozen=True)
@@ -137,23 +135,6 @@ def prepared(networks: Sequence[NamedNetwork], options: DataOptions, *, trains: 
     return Task(preprocess, classes, held_batches, train_batches, trained_on, (*notes, *more))
 
 
-def for_texts(named: NamedNetwork, task: Task) -> NamedNetwork:
-    """A network of one's own for texts, which takes any length up to its limit. Another one as it is."""
-    if not isinstance(task.preprocess, TextPreprocess) or named.example is not None or isinstance(named.network, str):
-        return named
-    import torch
-
-    inputs = next(iter(task.held_out))[0]
-    taken = [name for name in inputs if name in inspect.signature(named.network.forward).parameters]
-    if not taken:
-        raise InputError(
-            f"network {named.name} takes none of {', '.join(inputs)}, which a tokenizer makes: name its arguments so"
-        )
-    length = torch.export.Dim("length", min=1, max=named.recipe.max_tokens or _LONGEST)
-    example = {name: torch.as_tensor(inputs[name][:2]) for name in taken}
-    return replace(named, example=example, dynamic_shapes={name: {1: length} for name in taken})
-
-
 def classes_in(options: DataOptions) -> tuple[str, ...]:
     """Names of the classes of the data that train, before anything is decoded."""
     name = options.train_data or options.data
@@ -262,9 +243,7 @@ def _preprocess(networks: Sequence[NamedNetwork], options: DataOptions) -> tuple
     changed = {"--mean": options.mean, "--std": options.std, "--resize": options.resize, "--crop": options.crop}
     words = [name for name, value in changed.items() if value is not None]
     if options.tokenizer is not None:
-        path = Path(options.tokenizer)
-        file = path / "tokenizer.json" if path.is_dir() else path
-        return TextPreprocess.from_file(file, truncate=True), []
+        return tokenizer_at(options.tokenizer), []
     if options.preprocess is not None:
         if words:
             raise SettingError(f"--preprocess {options.preprocess} has its own steps: leave out {', '.join(words)}")

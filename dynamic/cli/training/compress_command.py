@@ -72,7 +72,7 @@ def compress(
     """
     from dynamic.cli.sources.networks.named_networks import network_named
     from dynamic.cli.sources.networks.network_files import check_ending
-    from dynamic.cli.sources.task import DataOptions, for_texts, prepared
+    from dynamic.cli.sources.task import DataOptions, prepared
 
     if method not in METHODS:
         raise SettingError(f"--method {method!r} is not known: use one of {', '.join(METHODS)}")
@@ -90,7 +90,7 @@ def compress(
         raise InputError(f"network {network} has exits: compress the plain network first, and give exits with fit")
     module = named.module("is compressed already, or cannot be")
     task = prepared([named], options, trains=True)
-    named = for_texts(named, task)
+    named = named.for_texts(task.preprocess)
     for line in task.notes:
         note(line)
     example = _example(named, task)

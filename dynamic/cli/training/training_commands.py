@@ -24,8 +24,8 @@ from dynamic.cli.sources.data_arguments import (
     TrainData,
     TrainSplit,
 )
-from dynamic.cli.sources.spelled_numbers import positive, shape
-from dynamic.errors import SettingError
+from dynamic.cli.sources.spelled_numbers import not_negative, positive, shape
+from dynamic.errors import InputError, SettingError
 from dynamic.policies.words.tables import table
 
 Network = Annotated[str, typer.Argument(help="The network by its name.", show_default=False)]
@@ -47,6 +47,7 @@ def wrap(
         str | None, typer.Option("--shape", help="Of one input, such as 3x224x224. [what the network says]")
     ] = None,
     weights: Weights = None,
+    tokenizer: TokenizerFile = None,
     max_tokens: MaxTokens = None,
     as_json: Json = False,
 ) -> None:
@@ -62,8 +63,15 @@ def wrap(
     check_ending(out, ".safetensors")
     sides = shape("--shape", input_shape)
     plain = network_named(network, weights, max_tokens=max_tokens)
+    if tokenizer is not None:
+        plain = plain.with_tokenizer(tokenizer)
     if sides is None:
         sides = _own_shape(plain)
+    if sides is None and plain.example is None and not plain.has_exits:
+        raise InputError(
+            f"network {network} does not say what it takes: give --shape 3x224x224, or --tokenizer tokenizer.json "
+            "where it takes texts"
+        )
     wrapped = plain.wrapped(tuple(at) if at else exits, sides)
     net = cast(Any, wrapped.module("has no exits"))
     save_network(net, out, wrapped.recipe)
@@ -83,7 +91,7 @@ def fit(
         "fitted.safetensors"
     ),
     exits: Annotated[
-        int | None, typer.Option(help="Exits to add. [3 in mode heads, where the network has none]")
+        int | None, typer.Option(help="Exits to add. 0: none. [3 in mode heads, where the network has none]")
     ] = None,
     mode: Annotated[
         str, typer.Option(help="'heads' trains exits alone, 'joint' everything, 'distill' everything by a teacher.")
@@ -120,12 +128,12 @@ def fit(
     """
     from dynamic.cli.sources.networks.named_networks import network_named
     from dynamic.cli.sources.networks.network_files import check_ending, save_network
-    from dynamic.cli.sources.task import DataOptions, classes_in, for_texts, prepared
+    from dynamic.cli.sources.task import DataOptions, classes_in, prepared
     from dynamic.offline.option_words import Mode, check_word
 
     check_word("mode", mode, Mode)
     check_ending(out, ".safetensors")
-    positive("--exits", exits)
+    not_negative("--exits", exits)
     positive("--epochs", epochs)
     if teacher is not None and mode == "heads":
         raise SettingError(f"--teacher {teacher} is for --mode joint and distill: leave it out, or change --mode")
@@ -139,10 +147,14 @@ def fit(
         named = network_named(network, weights, outputs=len(classes), max_tokens=max_tokens)
         named = replace(named, recipe=replace(named.recipe, classes=None))
     task = prepared([named], options, trains=True, whole=whole)
-    named = for_texts(named, task)
+    named = named.for_texts(task.preprocess)
     for line in task.notes:
         note(line)
-    if exits is not None or (mode == "heads" and not named.has_exits):
+    if exits == 0 and mode == "heads" and not named.has_exits:
+        raise SettingError(
+            f"--exits 0: mode heads trains exits, and {network} has none. Give 1 or more, or --mode joint"
+        )
+    if exits or (exits is None and mode == "heads" and not named.has_exits):
         named = named.wrapped(3 if exits is None else exits, task.shape)
     module = named.module("cannot be trained")
     training: dict[str, Any] = {}
@@ -169,7 +181,7 @@ def fit(
         print(json.dumps({"file": str(out), "report": asdict(report)}))
         return
     print(report)
-    print(f"\n{out}\nnext: dynamic build {out} {data}{' OTHER_DATA' if whole else ''}")
+    print(f"\n{out}\nnext: dynamic build {out} {'OTHER_DATA' if whole else data}")
 
 
 def _own_shape(named: Any) -> tuple[int, ...] | None:

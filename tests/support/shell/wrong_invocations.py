@@ -74,7 +74,7 @@ COMMANDS = {
     "crop": ("build a:b data --crop 0x3", 2, "--crop '0x3'"),
     "resize": ("build a:b data --resize 1x2x3", 2, "--resize '1x2x3'"),
     "limit": ("build a:b data --limit 0", 2, "--limit 0 must be at least 1"),
-    "no exits": ("build a:b data --exits 0", 2, "--exits 0 must be at least 1"),
+    "no exits": ("build a:b data --exits -1", 2, "--exits -1 must be at least 0"),
     "shape": ("wrap digit_factories:small --shape 8,8", 2, "--shape '8,8'"),
     "no shape": ("wrap digit_factories:small", 1, "give --shape 3x224x224"),
     "ending of a network": ("wrap digit_factories:small --shape 1x8x8 -o a.pt", 1, "must end in .safetensors"),

@@ -29,28 +29,46 @@ def read_texts(path: Path) -> list[tuple[str, str, str]]:
     Raises:
         InputError: The file does not read, has no such column, or a row lacks one.
     """
+    return [(where, text, str(label)) for where, text, label in read_rows(path)]
+
+
+def read_rows(path: Path, *, needs_class: bool = True) -> list[tuple[str, str, str | None]]:
+    """The same where texts may lack a class.
+
+    Args:
+        path: The file, in UTF-8.
+        needs_class: Whether a text without a class is an error. Otherwise its class is None.
+
+    Returns:
+        The rows, those without a text left out.
+
+    Raises:
+        InputError: As for `read_texts`.
+    """
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} does not read ({error}): give a table of texts in UTF-8") from error
-    rows = list(_of_json(path, content) if path.suffix == ".jsonl" else _of_csv(path, content))
+    rows = list(_of_json(path, content) if path.suffix.lower() == ".jsonl" else _of_csv(path, content))
     if not rows:
         raise InputError(f"{path} holds no rows: give a line for each text, with a column text and a column label")
     columns = list(dict.fromkeys(name for _, row in rows[:100] for name in row))
-    text, label = _columns(path, columns)
-    texts = []
+    text, label = _columns(path, columns, needs_class)
+    texts: list[tuple[str, str, str | None]] = []
     for where, row in rows:
-        if row.get(text) is None or row.get(label) is None:
+        value = None if label is None else row.get(label)
+        if row.get(text) is None or (needs_class and value is None):
             raise InputError(f"{where} has no {text if row.get(text) is None else label!r}: give both, or remove it")
+        name = None if value is None else str(value).strip()
         if str(row[text]).strip():
-            texts.append((where, str(row[text]).strip(), str(row[label]).strip()))
+            texts.append((where, str(row[text]).strip(), name if needs_class else name or None))
     return texts
 
 
 def _of_csv(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
     lines = content.splitlines(keepends=True)
     first = lines[0] if lines else ""
-    delimiter = "\t" if path.suffix == ".tsv" or first.count("\t") > first.count(",") else ","
+    delimiter = "\t" if path.suffix.lower() == ".tsv" or first.count("\t") > first.count(",") else ","
     try:
         reader = csv.DictReader(lines, delimiter=delimiter)
         for row in reader:
@@ -76,18 +94,21 @@ def _of_json(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}:{number}", row
 
 
-def _columns(path: Path, columns: list[str]) -> tuple[str, str]:
+def _columns(path: Path, columns: list[str], needs_class: bool) -> tuple[str, str | None]:
     by_name = {name.strip().lower(): name for name in columns}
     text = next((by_name[name] for name in _TEXT if name in by_name), None)
     label = next((by_name[name] for name in _CLASS if name in by_name), None)
     if text is None and label is None and len(columns) == 2:
         return columns[0], columns[1]
+    if text is not None and label is None and not needs_class and len(columns) != 2:
+        return text, None
     others = [name for name in columns if name not in (text, label)]
     if len(columns) == 2 and len(others) == 1:
         return text or others[0], label or others[0]
     if text is None or label is None:
         missing = "text" if text is None else "label"
-        raise InputError(
-            f"{path} has the columns {columns}, and none called {missing!r}: name the columns text and label"
-        )
+        remedy = "name the columns text and label"
+        if not needs_class:
+            remedy += ". A file with one text a line and no names of columns is called .txt"
+        raise InputError(f"{path} has the columns {columns}, and none called {missing!r}: {remedy}")
     return text, label

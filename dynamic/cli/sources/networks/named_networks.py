@@ -11,8 +11,10 @@ from dynamic.cli.sources.factories import call, names_python, object_at
 from dynamic.cli.sources.networks.hugging_face import hugging_face_network
 from dynamic.cli.sources.networks.network_files import Recipe, put_saved_weights, read_recipe, recipe_of
 from dynamic.cli.sources.networks.network_weights import RANDOM, with_weights
+from dynamic.cli.sources.networks.text_networks import any_length, taken_inputs, text_example, tokenizer_at
 from dynamic.cli.sources.networks.zoo_networks import timm_network, torchvision_network
 from dynamic.data.preprocessing import Preprocess
+from dynamic.data.text.text_preprocessing import TextPreprocess
 from dynamic.offline.build_steps.preprocessing_data import as_data
 from dynamic.offline.staged_network import StagedNetwork
 from dynamic.offline.tracing.wrap_network import wrap
@@ -72,6 +74,23 @@ class NamedNetwork:
             )
         return self.network
 
+    def for_texts(self, preprocess: Any) -> "NamedNetwork":
+        """The same with an example, where it takes texts of any length and brings none. Otherwise as it is.
+
+        Raises InputError where it takes nothing that a tokenizer makes.
+        """
+        plain = self.example is None and isinstance(self.network, nn.Module) and not self.has_exits
+        if not plain or not isinstance(preprocess, TextPreprocess):
+            return self
+        inputs, longest = taken_inputs(self.module("is read"), self.name), self.recipe.max_tokens
+        example = text_example(preprocess, inputs, longest)
+        return replace(self, example=example, dynamic_shapes=any_length(inputs, longest))
+
+    def with_tokenizer(self, file: str) -> "NamedNetwork":
+        """The same for the texts of a tokenizer file, or of a folder that holds one. Raises as `from_file`."""
+        texts = tokenizer_at(file)
+        return replace(self, preprocess=texts, recipe=self.recipe.with_preprocess(texts)).for_texts(texts)
+
     def wrapped(self, exits: int | tuple[str, ...], shape: tuple[int, ...] | None) -> "NamedNetwork":
         """The same with exits.
 
@@ -94,7 +113,10 @@ class NamedNetwork:
         example: Any = self.example
         if example is None:
             if shape is None:
-                raise InputError(f"network {self.name} does not say what it takes: give --shape 3x224x224")
+                raise InputError(
+                    f"network {self.name} takes several inputs, and nothing says which: give --tokenizer "
+                    "tokenizer.json where it takes texts, or put exits on it in Python with dynamic.wrap"
+                )
             example = torch.zeros(2, *shape)
         chosen = exits if isinstance(exits, int) else list(exits)
         net = wrap(module, example, exits=chosen, dynamic_shapes=self.dynamic_shapes)
@@ -173,6 +195,7 @@ def _saved(path: Path, weights: str | None, max_tokens: int | None) -> NamedNetw
     base = network_named(recipe.source, RANDOM, outputs=recipe.outputs, max_tokens=recipe.max_tokens)
     preprocess = recipe.preprocessing() or base.preprocess
     own = replace(base, name=path.stem, recipe=replace(recipe, exits=0), preprocess=preprocess)
+    own = own.for_texts(preprocess)
     if recipe.exits:
         own = own.wrapped(recipe.exits, recipe.shape)
         if own.recipe.places != recipe.places:
@@ -199,4 +222,5 @@ def _of_factory(text: str, weights: str | None, recipe: Recipe) -> NamedNetwork:
     if isinstance(preprocess, Preprocess):
         first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
         channels = first.in_channels if first is not None and first.in_channels in (1, 3) else None
-    return NamedNetwork(text.rpartition(":")[2], network, recipe.with_preprocess(preprocess), preprocess, channels)
+    name, recipe = text.rpartition(":")[2], recipe.with_preprocess(preprocess)
+    return NamedNetwork(name, network, recipe, preprocess, channels).for_texts(preprocess)

@@ -46,7 +46,7 @@ class Recipe:
         places: Where the exits are, as the network says.
         shape: Of one input, without the batch. None: the source has an example.
         classes: Names of its classes.
-        preprocess: Plain data of its preprocessing of images or sounds.
+        preprocess: Plain data of its preprocessing, with the tokenizer of texts.
         max_tokens: The longest text.
         trained_on: The data that it learned from.
     """
@@ -79,17 +79,22 @@ class Recipe:
         except (KeyError, TypeError) as error:
             raise CorruptError(f"{path} has facts that do not read ({error}): write it again") from error
 
-    def preprocessing(self) -> Preprocess | SoundPreprocess | None:
+    def preprocessing(self) -> Preprocess | SoundPreprocess | TextPreprocess | None:
         """The preprocessing as an object."""
         if self.preprocess is None:
             return None
         kind = self.preprocess["kind"]
+        if kind == "texts":
+            return TextPreprocess.from_json(self.preprocess, self.preprocess["tokenizer"].encode())
         return (SoundPreprocess if kind == "sounds" else Preprocess).from_json(self.preprocess)
 
     def with_preprocess(self, preprocess: Any) -> "Recipe":
-        """The same with a preprocessing. A tokenizer comes from the source again."""
-        if preprocess is None or isinstance(preprocess, TextPreprocess):
+        """The same with a preprocessing. A tokenizer is in it as a whole, so that its file may go."""
+        if preprocess is None:
             return replace(self, preprocess=None)
+        if isinstance(preprocess, TextPreprocess):
+            beside = {"kind": "texts", "tokenizer": preprocess.tokenizer}
+            return replace(self, preprocess=beside | preprocess.to_json())
         kind = "sounds" if isinstance(preprocess, SoundPreprocess) else "images"
         return replace(self, preprocess={"kind": kind} | preprocess.to_json())
 
