@@ -98,13 +98,13 @@ class UserConfig:
         if not isinstance(data, Mapping):
             raise SettingError(f"user_config={data!r} must be an object with 'bundle' and 'budget'")
         unknown = sorted(set(map(str, data)) - {"bundle", "digest", "budget"})
-        given = data.get("budget")
-        if unknown or not isinstance(data.get("bundle"), str) or not isinstance(given, (Mapping, NoneType)):
+        limits = data.get("budget")
+        if unknown or not isinstance(data.get("bundle"), str) or not isinstance(limits, (Mapping, NoneType)):
             raise SettingError(
                 f"user_config has the fields {sorted(map(str, data))}: give 'bundle', the path of a folder, and "
-                f"'budget', an object. Its budget is {given!r}"
+                f"'budget', an object. Its budget is {limits!r}"
             )
-        budget = dict(given or {})
+        budget = dict(limits or {})
         if isinstance(budget.get("priority"), list):
             budget["priority"] = tuple(budget["priority"])
         return cls(folder=Path(data["bundle"]), budget=Budget.from_json(budget), digest=data.get("digest"))
