@@ -84,7 +84,7 @@ CALLS: dict[str, Callable[[Runtime, dynamic.Bundle], Any]] = {
     "restart_drift": lambda run, _: run.restart_drift(),
     "stats": lambda run, _: run.stats(),
     "budget": lambda run, _: setattr(run, "budget", BUDGETS[1]),
-    "exchange": lambda run, bundle: run._exchange(run._serve(run.bundle, run.frontier, Fake(), ())).retire(),
+    "exchange": lambda run, bundle: run._exchange(run._serve(run.bundle, run.frontier, Fake(), ()), None).retire(),
 }
 
 

@@ -26,7 +26,7 @@ FILES = {
 COMMANDS = {
     # networks
     "no such network of torchvision": ("build torchvision:resnet19 data", 1, "did you mean resnet1[08]"),
-    "no such network of timm": ("build timm:resnet19x data", 1, "timm has no classifier 'resnet19x'"),
+    "no such network of timm": ("build timm:resnet19x data", 1, "timm has no classifier 'resnet19x'|pip install timm"),
     "no such folder of transformers": ("build hf:./nowhere data", 1, "nowhere does not exist"),
     "no such onnx file": ("build nowhere.onnx data", 1, "'nowhere.onnx' does not exist"),
     "broken onnx file": ("build broken.onnx data --split test", 1, "broken.onnx is no ONNX file"),
