@@ -1,4 +1,4 @@
-"""`dynamic wrap|fit|compress`: exits on a network, their training, and smaller networks. All import torch."""
+"""`dynamic wrap|fit`: exits on a network, and their training. Both import torch."""
 
 import json
 from dataclasses import asdict, replace
