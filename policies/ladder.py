@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from dynamic.policies.errors import CorruptError, SchemaError
@@ -64,6 +64,8 @@ class OperatingPoint:
         shares: Shares of inputs that exit at each stage `[S]`.
         kind: The risk: "drop", "harm", "disagreement" or "error".
         drop: Signed accuracy drop to the reference on these records. None: without labels.
+        exits: For each stage a histogram of the scores of the calibration inputs that exit there `[S]`, for the drift
+            test. Empty: unknown.
 
     Example:
         >>> point = ladder.points[0]
@@ -83,6 +85,7 @@ class OperatingPoint:
     shares: tuple[float, ...]
     kind: RiskName = "drop"
     drop: float | None = None
+    exits: tuple[ScoreBins, ...] = field(default=(), hash=False)  # hundreds of numbers
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "accuracy", Interval(*self.accuracy))
@@ -181,7 +184,6 @@ class Ladder:
         certified: Whether any point but the reference has a bound. A ladder without one runs, and no result is
             certified then.
         certificate: What the bounds rest on. None: `certify` was not called.
-        scores: Histogram of the scores of calibration inputs `[S]`, for the drift test. Empty: unknown.
         floor: The accuracy that every point reaches. None: there is no floor.
         left_out: Points that the ladder lacks, with the reason, in words.
 
@@ -199,7 +201,6 @@ class Ladder:
     fingerprint: str
     certified: bool
     certificate: Certificate | None = None
-    scores: tuple[ScoreBins, ...] = ()
     floor: float | None = None
     left_out: tuple[str, ...] = ()
 
@@ -254,8 +255,8 @@ class Ladder:
         data = asdict(self) | {"schema": SCHEMA}
         for point in data["points"]:
             point["thresholds"] = [_number(t) for t in point["thresholds"]]
-        for bins in data["scores"]:
-            bins["edges"] = [_number(edge) for edge in bins["edges"]]
+            for bins in point["exits"]:
+                bins["edges"] = [_number(edge) for edge in bins["edges"]]
         return data
 
     @classmethod
@@ -294,8 +295,7 @@ class Ladder:
                 fingerprint=text(data["fingerprint"], "fingerprint"),
                 certified=flag(data["certified"], "certified"),
                 certificate=maybe(data["certificate"], "certificate", _certificate),
-                scores=items(data["scores"], "scores", _bins, stages if data["scores"] else 0),
-                floor=maybe(data.get("floor"), "floor", fraction),  # bundles of the first version have none
+                floor=maybe(data.get("floor"), "floor", fraction),  # earlier bundles have none
                 left_out=items(data.get("left_out", ()), "left_out", text),
             )
             _check_points(ladder)
@@ -362,7 +362,9 @@ def _bins(value: Any, name: str) -> ScoreBins:
 
 
 def _point(value: Any, name: str, stages: int) -> OperatingPoint:
-    data = mapping(value, name, [f.name for f in fields(OperatingPoint)])
+    required = [f.name for f in fields(OperatingPoint) if f.name != "exits"]
+    data = mapping(value, name, required, ("exits",))  # earlier bundles have none
+    bins = data.get("exits", ())
     low, mid, high = items(data["accuracy"], f"{name}.accuracy", _share, 3)
     if not low - _ROUNDING <= mid <= high + _ROUNDING:
         raise ValueError(f"{name}.accuracy={[low, mid, high]} must rise")
@@ -379,6 +381,7 @@ def _point(value: Any, name: str, stages: int) -> OperatingPoint:
         shares=items(data["shares"], f"{name}.shares", _share, stages),
         kind=_kind(data["kind"], f"{name}.kind"),
         drop=maybe(data["drop"], f"{name}.drop", _change),
+        exits=items(bins, f"{name}.exits", _bins, stages if bins else 0),
     )
     if not abs(sum(point.shares) - 1) < 1e-6:
         raise ValueError(f"{name}.shares={point.shares} must add up to 1")

@@ -305,7 +305,7 @@ def groups(combine: Combination, backbone: tuple[int, ...] | None, stages: int) 
 
 @dataclass(frozen=True)
 class ScoreBins:
-    """A histogram of the scores of calibration inputs at a stage that is the first to be evaluated.
+    """A histogram of the scores of calibration inputs that exit at a stage.
 
     Args:
         edges: Edges of the bins in rising order `[E]`.

@@ -42,7 +42,7 @@ from benchmarks.harness import cifar
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, progress, save
 from dynamic.data import ImageSet
 from dynamic.policies.certification import drift
-from dynamic.policies.certification.drift import DriftTest, score_bins
+from dynamic.policies.certification.drift import DriftTest, exit_bins
 from dynamic.policies.certification.replay import replay
 from dynamic.policies.certification.temperature import fit_temperatures
 from dynamic.policies.certification.threshold_search import Search
@@ -111,29 +111,26 @@ def shifted(cascade: dynamic.Cascade, found: ImageSet, kind: str, strength: floa
 
 @dataclass(frozen=True)
 class Watched:
-    """What a runtime tells at an operating point: the `first` stage, its `threshold`; `stage`, `score` by image."""
+    """What a runtime knows at an operating point: its number, the stage at which each image exits, its score there."""
 
-    first: int
-    threshold: float
+    number: int
     stage: list[int]
     score: list[float]
 
     @classmethod
-    def of(cls, records: dynamic.Records, combiner: Combiner, thresholds: Sequence[float]) -> "Watched":
+    def of(cls, records: dynamic.Records, combiner: Combiner, thresholds: Sequence[float], number: int) -> "Watched":
         """Of all records under `thresholds [S-1]`."""
-        found = replay(records.logits, combiner, thresholds=thresholds, backbone=records.backbone)
-        limits = (*thresholds, -np.inf)
-        first = next(stage for stage, limit in enumerate(limits) if limit != np.inf)
-        return cls(first, limits[first], found.stage.tolist(), found.score.tolist())
+        run = replay(records.logits, combiner, thresholds=thresholds, backbone=records.backbone)
+        return cls(number, run.stage.tolist(), run.score.tolist())
 
 
 def alarmed_at(test: DriftTest, stretches: Iterator[tuple[Watched, Sequence[int]]]) -> int | None:
     """The number of the input that alarms; None where none does. `stretches`: a point and the images seen at it."""
     observe = test.observe
     for point, images in stretches:
-        first, threshold, stage, score = point.first, point.threshold, point.stage, point.score
+        number, stage, score = point.number, point.stage, point.score
         for i in images:
-            if observe(first, threshold, stage[i], score[i]):
+            if observe(number, stage[i], score[i]):
                 return test.inputs
     return None
 
@@ -162,13 +159,14 @@ class Population:
 
     records: dynamic.Records
     combiner: Combiner
+    thresholds: tuple[tuple[float, ...], ...]
     points: tuple[Watched, ...]
 
-    def bins(self, random: Random) -> tuple[ScoreBins, ...]:
-        """Those of a calibration set that is drawn at random."""
+    def bins(self, random: Random) -> tuple[tuple[ScoreBins, ...], ...]:
+        """Those of a calibration set that is drawn at random, by point and stage."""
         part = np.arange(CALIBRATION, dtype=np.int8) % 2
         drawn = self.records.select(random.integers(len(self.records), size=CALIBRATION))
-        return score_bins(replace(drawn, part=part), self.combiner)
+        return exit_bins(replace(drawn, part=part), self.combiner, self.thresholds)
 
 
 def stretches(
@@ -200,21 +198,26 @@ def as_truth(population: Population, setting: int, streams: int, length: int) ->
     stage, score = np.array(point.stage), np.array(point.score)
     low, width = (np.empty((streams, len(score))) for _ in range(2))
     for number in range(streams):
-        bins = population.bins(random)[point.first]
-        cut = np.searchsorted(bins.edges, point.threshold)
-        own = np.where(stage == point.first, np.maximum(np.searchsorted(bins.edges, score), cut), cut)
-        counts = np.array([*[0] * cut, sum(bins.counts[: cut + 1]), *bins.counts[cut + 1 :]]) / sum(bins.counts)
-        above = 1 - np.cumsum(counts)
-        low[number], width[number] = above[own], counts[own]
+        bins = population.bins(random)[point.number]
+        counts = np.concatenate([own.counts[::-1] for own in bins])  # from usual to strange
+        ends = np.cumsum([len(own.counts) for own in bins])
+        place = np.empty(len(score), np.int64)
+        for s, own in enumerate(bins):
+            here = stage == s
+            place[here] = ends[s] - 1 - np.searchsorted(own.edges, score[here])
+        share_of = counts / counts.sum()
+        low[number], width[number] = (np.cumsum(share_of) - share_of)[place], share_of[place]
     strengths, waves = np.array(drift.STRENGTHS)[:, None, None], np.arange(1, drift.WAVES + 1)[:, None]
-    stakes, idle = np.zeros((len(strengths), len(waves), streams)), 1.0
+    tails, strange = (np.array(own)[:, None] for own in zip(*drift.TAILS, strict=True))
+    stakes, others, idle = np.zeros((len(strengths), len(waves), streams)), np.zeros((len(tails), streams)), 1.0
     at, each = np.full((len(ALPHAS), streams), NEVER), np.arange(streams)
     for number in range(1, length + 1):
         image = random.integers(len(score), size=streams)
         p = low[each, image] + random.random(streams) * width[each, image]
         fresh, idle = idle - 1 / np.log2(number + 2), 1 / np.log2(number + 2)
         stakes = np.minimum((stakes + fresh) * (1 + strengths * np.cos(np.pi * waves * p)), 1e100)
-        money = stakes.mean(axis=(0, 1)) + idle
+        others = np.minimum((others + fresh) * (1 - strange + strange / tails * (p > 1 - tails)), 1e100)
+        money = (stakes.mean(axis=(0, 1)) + others.mean(axis=0)) / 2 + idle
         for a, alpha in enumerate(ALPHAS):
             at[a] = np.where((at[a] == NEVER) & (money >= 2 / alpha), number, at[a])
     return at
@@ -240,7 +243,8 @@ def false_alarms(records: dynamic.Records, streams: int, length: int, processes:
     cheapest = [search.cheapest(drop, 1.0) for drop in DROPS]
     thresholds = [candidate.thresholds for candidate in cheapest if candidate is not None]
     thresholds.append((float("inf"),) * (records.stages - 1))
-    population = Population(records, combiner, tuple(Watched.of(records, combiner, t) for t in thresholds))
+    points = tuple(Watched.of(records, combiner, t, number) for number, t in enumerate(thresholds))
+    population = Population(records, combiner, tuple(thresholds), points)
     stay = DROPS.index(STAY)
     settings = {"one point": (stay,), "points in turn": tuple(range(len(thresholds)))}
     source = Path(drift.__file__).read_bytes() + repr(thresholds).encode()
@@ -305,11 +309,12 @@ def shifts(
         assert found is not None
         nobody = (float("inf"),) * (records.stages - 1)
         ways = (found.thresholds, nobody, search.most_accurate(1.0).thresholds)
-        bins = score_bins(calibration, combiner)
-        quiet = Watched.of(records, combiner, found.thresholds)
+        bins = exit_bins(calibration, combiner, [found.thresholds])
+        first = next(stage for stage, limit in enumerate((*found.thresholds, -np.inf)) if limit != np.inf)
+        quiet = Watched.of(records, combiner, found.thresholds, 0)
         for name, other in by_shift.items():
             random = np.random.default_rng(seed)
-            loud = Watched.of(other, combiner, found.thresholds)
+            loud = Watched.of(other, combiner, found.thresholds, 0)
             # without a shift the stream goes on with the images that are left
             before, after = random.permutation(rest)[:QUIET], random.permutation(rest)
             if other is records:
@@ -320,7 +325,7 @@ def shifts(
             seconds, inputs = seconds + time.process_time() - began, inputs + test.inputs
             delays[name].append(np.inf if at is None else at - QUIET)
             accuracy[name].append([accuracy_of(other.select(rest), combiner, way) for way in ways])
-            leaving[name].append(float((np.array(loud.stage)[rest] == loud.first).mean()))
+            leaving[name].append(float((np.array(loud.stage)[rest] == first).mean()))
     figures = {}
     for name in by_shift:
         late = np.array(delays[name])

@@ -364,7 +364,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", default=STEPS, choices=STEPS, metavar="STEP")
     parser.add_argument("--requests", type=int, default=1000, help="texts timed one at a time, of each contender")
     parser.add_argument("--splits", type=int, default=20)
-    parser.add_argument("--streams", type=int, default=20, help="with texts out of scope (0: leave that out)")
+    parser.add_argument("--streams", type=int, default=60, help="with texts out of scope (0: leave that out)")
     parser.add_argument("--texts", type=int, help="train with so many texts and hold out as many, to try it out")
     options = parser.parse_args()
     data = data_folder(options.data)

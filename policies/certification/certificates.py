@@ -12,9 +12,10 @@ between the points on anything that is independent of the inputs.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from dynamic.policies.certification.drift import score_bins
+from dynamic.policies.certification.drift import exit_bins
 from dynamic.policies.certification.floor import check_floor, floor_of, levels
 from dynamic.policies.certification.ladders.chosen_points import uncertified_points
 from dynamic.policies.certification.ladders.measured_points import below_floor, measured_point, why_excluded, wilson
@@ -142,17 +143,18 @@ def certify(
         why = why_excluded(point, every[0], floor=least, risk_limit=risk_limit)
         if why is not None:
             left_out[point.name] = why
+    kept = [point for point in every if point.name not in left_out]
+    exits = exit_bins(records, combiner, [point.thresholds for point in kept])
     return Ladder(
         temperature=temperature,
         score=one.score,
         combine=combine,
         backbone=records.backbone,
         stage_names=records.stage_names,
-        points=tuple(point for point in every if point.name not in left_out),
+        points=tuple(replace(point, exits=own) for point, own in zip(kept, exits, strict=True)),
         fingerprint=records.fingerprint,
         certified=bool(certified.points),
         certificate=certificate,
-        scores=score_bins(records, combiner),
         floor=least,
         left_out=tuple(left_out.values()),
     )

@@ -203,7 +203,8 @@ def test_run_tells_of_drift(
     # a calibration where nothing scored as low as anything does, and costs far apart
     bundle = dynamic.load(desk.shelf)
     assert bundle.costs is not None
-    ladder = replace(bundle.ladder, scores=(ScoreBins((2.0,), (0, 500)),) * 2)
+    exits = (ScoreBins((2.0,), (0, 500)),) * 2
+    ladder = replace(bundle.ladder, points=tuple(replace(point, exits=exits) for point in bundle.ladder.points))
     far = tuple(tuple(ms * rows for rows in bundle.costs.batch) for ms in (1.0, 100.0))
     costs = replace(bundle.costs, latency_ms=far, latency_p95_ms=far, threads=1)
     monkeypatch.setattr(dynamic, "load", lambda _: replace(bundle, ladder=ladder, costs=costs))

@@ -90,15 +90,23 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> dynamic.Bundle:
     return shared_blobs(tmp_path_factory)
 
 
+def bins(scores: NDArray[np.float64]) -> ScoreBins:
+    """The scores, counted between their quantiles."""
+    edges = np.unique(np.quantile(scores, np.arange(1, 64) / 64)) if len(scores) else scores
+    counts = np.bincount(np.searchsorted(edges, scores, side="left"), minlength=len(edges) + 1)
+    return ScoreBins(tuple(edges.tolist()), tuple(counts.tolist()))
+
+
 class Stream:
     """A runtime on such an engine, whose calibration held the scores of 2,000 scenes."""
 
     def __init__(self, bundle: dynamic.Bundle, shape: tuple[int, ...] = SHAPE, **options: Any) -> None:
         known = np.random.default_rng(5).uniform(0.4, 1, 2000) + 0.02 * np.random.default_rng(6).standard_normal(2000)
-        edges = np.unique(np.quantile(known, np.arange(1, 64) / 64))
-        counts = np.bincount(np.searchsorted(edges, known, side="left"), minlength=len(edges) + 1)
-        bins = ScoreBins(tuple(edges.tolist()), tuple(counts.tolist()))
-        ladder = replace(bundle.ladder, points=(REFERENCE, QUICK), certified=True, scores=(bins, bins))
+        points = tuple(
+            replace(p, exits=tuple(bins(known[(known > p.thresholds[0]) == first]) for first in (True, False)))
+            for p in (REFERENCE, QUICK)
+        )
+        ladder = replace(bundle.ladder, points=points, certified=True)
         spec = replace(bundle.spec, inputs=(InputSpec("input", shape, "float32"),))
         made = replace(bundle, spec=spec, ladder=ladder, costs=make_costs([[1], [10]], memory_mb=(5.0, 50.0)))
         self.engine = Scores()
@@ -342,9 +350,10 @@ def test_pixels_need_images(bundle: dynamic.Bundle) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (64, 100), (32, 32, 3), (3, 224, 224)], ids=str)
 def test_images_of_any_layout(bundle: dynamic.Bundle, shape: tuple[int, ...]) -> None:
-    ladder: Ladder = replace(bundle.ladder, scores=(ScoreBins((0.5,), (10, 10)),) * 2)
+    watched = replace(QUICK, exits=(ScoreBins((0.7,), (10, 10)), ScoreBins((), (0,))))
+    ladder: Ladder = replace(bundle.ladder, points=(watched,))
     watch = DriftWatch(ladder, 0.01, False, (InputSpec("x", shape, "uint8"),))
-    point = replace(bundle.frontier.points[0], operating_point=QUICK)
+    point = replace(bundle.frontier.points[0], operating_point=watched)
     random = np.random.default_rng(0)
     image = random.integers(50, 200, shape)
     for _ in range(200):

@@ -158,7 +158,7 @@ def faked(bundle: dynamic.Bundle, engine: Any = None, budget: dynamic.Budget | N
 
 def with_ladder(bundle: dynamic.Bundle) -> dynamic.Bundle:
     """The bundle with that ladder, and costs."""
-    ladder = replace(bundle.ladder, points=(REFERENCE, QUICK, SMALL), certified=True, scores=())
+    ladder = replace(bundle.ladder, points=(REFERENCE, QUICK, SMALL), certified=True)
     return replace(bundle, ladder=ladder, costs=make_costs([[1], [10]], memory_mb=(5.0, 50.0)))
 
 

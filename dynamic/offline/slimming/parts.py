@@ -49,7 +49,6 @@ class Part:
             stage_names=self._some(ladder.stage_names),
             points=own,
             certified=ladder.certified and any(p.bound is not None for p in own),
-            scores=self._some(ladder.scores) if ladder.scores else (),
             left_out=(*ladder.left_out, *left_out),
         )
 
@@ -74,6 +73,7 @@ class Part:
             thresholds=tuple(point.thresholds[s] for s in self.stages[:-1]),
             backbones=tuple(self._number[b] for b in point.backbones),
             shares=self._some(point.shares),
+            exits=self._some(point.exits) if point.exits else (),
         )
 
     def _some(self, values: Sequence[T]) -> tuple[T, ...]:

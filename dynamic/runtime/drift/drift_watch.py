@@ -1,21 +1,17 @@
 """Whether the inputs of a bundle at work still look like those it was calibrated on."""
 
 import logging
-import math
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, InputSpec, Output
-from dynamic.policies.certification.drift import DriftTest
+from dynamic.policies.certification.drift import Bag, DriftTest
 from dynamic.policies.frontier import CostedPoint
 from dynamic.policies.ladder import Ladder
-from dynamic.policies.scores import ScoreBins
 from dynamic.runtime.drift.streams import DriftOptions, Entry, Frames, Groups
 
 logger = logging.getLogger("dynamic")
@@ -76,17 +72,19 @@ class DriftWatch:
     ) -> None:
         watched = alpha is not None and not elsewhere
         options = options or DriftOptions()
-        self.test = DriftTest(ladder.scores if watched else (), 0.01 if alpha is None else alpha)
-        self._entrances: dict[CostedPoint, tuple[int, float]] = {}  # see `_entrance`
-        self._ranks = tuple(_Ranks(bins) for bins in ladder.scores)
+        points = ladder.points if watched else ()
+        self.test = DriftTest([point.exits for point in points], 0.01 if alpha is None else alpha)
+        # the number of each point, and its thresholds as engines compare them
+        self._points = {
+            point.thresholds: (number, np.float32(point.thresholds).tolist()) for number, point in enumerate(points)
+        }
+        self._calibration = tuple(Bag(point.exits) for point in points)  # no other input joins these
         self._frames = Frames(inputs, options.only_changed, self._rank)
         self._groups = Groups(options.groups)
         self.groups_requests = self._groups.asked  # whether the user's function has to look at each request
         self._every, self._count = options.every, 0
-        if watched and ladder.scores and not self.test.watching:
-            logger.warning(
-                "inputs are not watched for drift: under score %r all score alike at their first exit", ladder.score
-            )
+        if any(point.exits for point in points) and not self.test.watching:
+            logger.warning("inputs are not watched for drift: under score %r all of them exit alike", ladder.score)
 
     @property
     def drifted(self) -> bool | None:
@@ -133,36 +131,34 @@ class DriftWatch:
         Returns:
             Whether inputs had drifted after each request, and whether one of these is the first to show it.
         """
-        test, entrance = self.test, self._entrances.get(point)
-        if entrance is None:
-            entrance = self._entrances[point] = _entrance(point)
+        test, known = self.test, self._points.get(point.operating_point.thresholds)
         before, by_request = test.alarm, []
         for request in requests:
-            if not test.alarm and request.captured is not None:
-                self._test(*entrance, request.stages, request.output.score.tolist(), request.captured)
+            if known is not None and not test.alarm and request.captured is not None:
+                self._test(*known, point.plan.deepest, request, request.captured)
             by_request.append(test.alarm)
         return Drifts(by_request, is_new=test.alarm and not before)
 
-    def _test(
-        self, first: int, threshold: float, stages: Sequence[int], scores: Sequence[float], captured: Captured
-    ) -> None:
-        """Test the rows of one request: `stages [B]` of their exits, and the scores there."""
+    def _test(self, point: int, thresholds: Sequence[float], deepest: int, request: Tested, captured: Captured) -> None:
+        """Test the rows of one request, which ran under this point of the ladder."""
         test, frames = self.test, self._frames
-        tested = scores[:TESTED]
+        tested = request.output.score[:TESTED].tolist()
         for row, score in enumerate(tested):
             if self._every > 1:
                 self._count += 1
                 if self._count % self._every:
                     continue
-            # a row that a deadline cut at its first exit has a score there below the threshold, as one that went on
+            stage = request.stages[row]
+            # no exit let it go: a deadline cut the request there
+            is_cut = stage < deepest and not thresholds[stage] < score
+            entry = Entry(point, stage, score, is_cut)
             if not captured:
-                test.observe(first, threshold, stages[row], score)
+                test.observe(*entry)
                 continue
             if len(captured[row]) != frames.count:  # captured before the stream was taken for a camera's
                 continue
             was = frames.camera
             suspicious = not was and test.latest > _SUSPICIOUS
-            entry = (first, threshold, stages[row], score)
             for each in frames.take(captured[row], row, len(tested), entry, suspicious):
                 test.observe(*each)
             if frames.camera and not was:
@@ -170,12 +166,8 @@ class DriftWatch:
             test.alarm |= frames.changed
 
     def _rank(self, entry: Entry) -> float:
-        """Where an input stands among those of the calibration, 0 to 1, as far as its exit tells."""
-        first, threshold, stage, score = entry
-        if stage == first:
-            return self._ranks[first](score)
-        # it went on: below the threshold there, and of those where it left
-        return self._ranks[first].below(threshold) * self._ranks[stage](score)
+        """The share of calibration inputs that are stranger, half of those that are alike among them."""
+        return 1.0 - self._calibration[entry.point].rank(entry.stage, entry.score, entry.is_cut, 0.5, joins=False)
 
     def warn(self, on_drift: str) -> None:
         """Log the alarm."""
@@ -193,27 +185,3 @@ class DriftWatch:
             if on_drift == "safest"
             else f"decisions stay as they are (on_drift={on_drift!r})",
         )
-
-
-class _Ranks:
-    """Ranks of scores among those of the calibration at one stage, in the middle of those that its bins hold alike."""
-
-    def __init__(self, bins: ScoreBins) -> None:
-        self._edges = bins.edges
-        self._total = max(sum(bins.counts), 1)
-        self._sums = (0, *accumulate(bins.counts))
-
-    def __call__(self, score: float) -> float:
-        """The share of calibration inputs below a score, half of its own bin among them."""
-        at = bisect_left(self._edges, score) if score == score else 0  # NaN lies in the lowest
-        return (self._sums[at] + self._sums[at + 1]) / (2 * self._total)
-
-    def below(self, threshold: float) -> float:
-        """The share of calibration inputs in the bin of a threshold or lower."""
-        return self._sums[bisect_left(self._edges, threshold) + 1] / self._total
-
-
-def _entrance(point: CostedPoint) -> tuple[int, float]:
-    """The first stage whose exit is evaluated, and its threshold. It is -inf for the last stage."""
-    first = point.plan.on.index(True)
-    return first, float(point.thresholds[first]) if first < len(point.thresholds) else -math.inf

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,8 +79,13 @@ class DriftOptions:
             raise SettingError(f"groups={self.groups!r} must be a function that gives the group of an input")
 
 
-# of an input: the first stage that was evaluated, its threshold, the stage it left at, its score there
-Entry = tuple[int, float, int, float]
+class Entry(NamedTuple):
+    """What the drift test takes of an input, see `DriftTest.observe`."""
+
+    point: int
+    stage: int
+    score: float
+    is_cut: bool
 
 
 @dataclass

@@ -21,6 +21,7 @@ from support.runtime_cases import Fake, Takes, faked, monitor, shared_blobs, wit
 import dynamic
 from dynamic.data.picture_decoding import copy_picture, picture_pixels, picture_shape, read_picture
 from dynamic.engines.contract import Output
+from dynamic.policies.scores import ScoreBins
 from dynamic.runtime.requests.input_copies import owned
 from dynamic.runtime.runtime import Runtime
 
@@ -341,7 +342,9 @@ def test_groups_of_the_drift_test_see_the_input_of_their_request(bundle: dynamic
         return len(found)
 
     made = with_ladder(bundle)
-    watched = replace(made, ladder=replace(made.ladder, scores=bundle.ladder.scores))
+    exits = (ScoreBins((0.5,), (10, 10)), ScoreBins((), (0,)))
+    points = tuple(replace(point, exits=exits) for point in made.ladder.points)
+    watched = replace(made, ladder=replace(made.ladder, points=points))
     options = dynamic.runtime.drift.streams.DriftOptions(groups=group)
     # at this point everybody runs the first exit, whose score is tested
     policy = Takes("quick")
