@@ -68,7 +68,12 @@ def _annotations(path: Path) -> Iterator[Span]:
             if isinstance(part, ast.expr):
                 yield _span(part)
         alias = isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp | ast.Subscript)
-        if alias and isinstance(node.targets[0], ast.Name) and node.targets[0].id[:1].isupper() and node.col_offset == 0:
+        if (
+            alias
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id[:1].isupper()
+            and node.col_offset == 0
+        ):
             yield _span(node.value)  # the name of a type, such as `Key = str | int`
 
 

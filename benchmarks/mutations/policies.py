@@ -2,9 +2,10 @@
 
     python -m benchmarks.mutations.policies --count 40 --seed 0
 
-The tests run once under coverage, which notes the tests of every line. Then cosmic-ray plants one fault at a time into a
-copy of the committed files. The tests of its line run first, the fastest before the others, and all tests of `policies/`
-where none of these failed. A mutant is killed where a test fails, or where tests take ten times as long as before.
+The tests run once under coverage, which notes the tests of every line. Then cosmic-ray plants one fault at a time into
+a copy of the committed files. The tests of its line run first, the fastest before the others, and all tests of
+`policies/` where none of these failed. A mutant is killed where a test fails, or where tests take ten times as long as
+before.
 
 It needs cosmic-ray and coverage (`pip install cosmic-ray coverage`), and no clock: load makes it slower, and changes no
 outcome but that of endless loops.
@@ -17,9 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import cosmic_ray.plugins
 import coverage
