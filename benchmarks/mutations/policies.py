@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="mutants that are drawn")
     parser.add_argument("--seed", type=int, default=0, help="of the lot")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the draw, to test some of them again")
+    parser.add_argument("--skip-whole", action="store_true", help="do not run all tests without a mutant first")
     parser.add_argument("--limit-s", type=float, default=900, help="seconds for the tests that name a module")
     parser.add_argument("--work", type=Path, help="a folder for the copy, which is used again where it exists")
     options = parser.parse_args()
@@ -43,6 +44,8 @@ def main() -> None:
     copy = _copy(folder / "copy")
     every = mutants_of([p for p in sorted((copy / "policies").rglob("*.py")) if p.name != "__init__.py"])
     drawn = drawn_by_lot(every, options.count, options.seed)
+    if not options.only and not options.skip_whole and _pytest(copy, ["-m", "pytest", *_QUIET, TESTS]):
+        sys.exit("a test fails without any mutant: mend it first")
     rows: list[dict[str, Any]] = []
     for number, mutation in enumerate(drawn):
         if options.only and number not in options.only:
@@ -106,6 +109,8 @@ def _tested(copy: Path, mutation: MutationSpec, limit_s: float) -> dict[str, Any
         killed_by = None
         for by, tests, limit in (("tests that name it", own, limit_s), ("all tests", [TESTS], None)):
             code = _pytest(copy, ["-m", "pytest", *_QUIET, *tests], limit) if tests else 0
+            if code in (3, 4, 5):
+                sys.exit(f"pytest did not run {tests}: exit code {code}")
             if code is None:
                 killed_by = "time"
             elif code:
