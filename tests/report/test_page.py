@@ -22,7 +22,7 @@ from dynamic.errors import InputError
 from dynamic.policies import BudgetPolicy, replay
 from dynamic.report.page.answers import point_answers
 from dynamic.report.page.charts import charts
-from dynamic.report.page.evidence import _Watched, evidence_of
+from dynamic.report.page.evidence import Watched, evidence_of
 from dynamic.report.page.page import Report
 
 CLASSES = ("north", "east <&>", "south", "west")
@@ -232,7 +232,7 @@ def test_texts_are_shown_where_inputs_are_texts(bundle: dynamic.Bundle) -> None:
 
 
 def test_a_loader_s_texts_are_kept_up_to_a_length() -> None:
-    watched = _Watched([(["short", "long " * 100], np.array([0, 1])), (np.zeros((1, 5)), np.array([0]))])
+    watched = Watched([(["short", "long " * 100], np.array([0, 1])), (np.zeros((1, 5)), np.array([0]))])
     assert len(list(watched)) == 2
     assert watched.texts == ["short", f"{('long ' * 100)[:160]}..."]
     assert watched.thumbnails == []

@@ -76,7 +76,7 @@ def evidence_of(bundle: ReportedBundle, eval_loader: Iterable[Any] | None, progr
         chose = "chose no thresholds" if bool((records.part == CERTIFY).all()) else "chose the thresholds too"
         source = f"{len(records)} calibration records in the bundle that {chose}"
     else:
-        watched = _Watched(eval_loader)
+        watched = Watched(eval_loader)
         records = bundle.calibrate(watched, progress=progress)
         thumbnails = tuple(watched.thumbnails) if len(watched.thumbnails) == len(records) else ()
         texts = tuple(watched.texts) if len(watched.texts) == len(records) else ()
@@ -87,7 +87,7 @@ def evidence_of(bundle: ReportedBundle, eval_loader: Iterable[Any] | None, progr
     return Evidence(records, truth, labelled, thumbnails, source, texts)
 
 
-class _Watched:
+class Watched:
     """A loader that keeps a small picture or the beginning of each input that it hands on."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
