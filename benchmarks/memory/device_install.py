@@ -2,12 +2,13 @@
 
     python -m benchmarks.memory.device_install
     python -m benchmarks.memory.device_install --arm cortex-a76
+    python -m benchmarks.memory.device_install --arm cortex-a76 --shelf shelf/ --photos photos/
 
 The wheel is built and installed into an empty environment, with what it depends on and nothing else. Fresh processes of
 that environment import the library, load a bundle of ResNet-20, 32 and 56 and answer one image. Each says when, and how
 much memory it holds. The first process is not counted: it reads the files into the system's cache.
 
-With `--arm` the same wheel and the libraries of the index for 64-bit ARM are unpacked into a folder, and QEMU runs
+`--shelf` and `--photos` take a bundle that is there and pictures of one size for it. With `--arm` the same wheel and the libraries of the index for 64-bit ARM are unpacked into a folder, and QEMU runs
 them (tests/arm/emulate.py). Compared are probabilities of images with those of x86-64. Times mean nothing there.
 """
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from benchmarks.harness.common import ROOT, add_data_option, data_folder, progress, save, spread
 from benchmarks.memory.footprint import make
+from dynamic.data.picture_files import find_pictures
 
 NOT_MEASURED = ("ARM hardware", "macOS and Windows", "memory while the wheel is installed")
 ARM_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
@@ -147,13 +149,20 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=9, help="fresh processes that are counted")
     parser.add_argument("--arm", metavar="CPU", help="compare answers on this emulated processor: cortex-a76, ...")
     parser.add_argument("--images", type=int, default=8, help="images that --arm compares")
+    parser.add_argument("--shelf", type=Path, help="a bundle for images, instead of ResNets on CIFAR-10")
+    parser.add_argument("--photos", type=Path, help="pictures for that bundle")
     options = parser.parse_args()
-    data = data_folder(options.data)
     with tempfile.TemporaryDirectory() as given:
         folder = Path(given)
         progress("building the wheel and a bundle")
         file = wheel(folder)
-        make(data, folder, images=options.images)
+        if options.shelf is None or options.photos is None:
+            make(data_folder(options.data), folder, images=options.images)
+        else:
+            shutil.copytree(options.shelf, folder / "shelf")
+            pictures = find_pictures([options.photos], None)[: options.images]
+            np.save(folder / "images.npy", np.stack([np.asarray(one.pixels(3)) for one in pictures]))
+            np.save(folder / "image.npy", np.load(folder / "images.npy")[0])
         python, sizes = environment(folder / "environment", file)
         if options.arm:
             here = said([str(python)], folder, _PROBABILITIES)
