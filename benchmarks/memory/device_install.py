@@ -8,8 +8,9 @@ The wheel is built and installed into an empty environment, with what it depends
 that environment import the library, load a bundle of ResNet-20, 32 and 56 and answer one image. Each says when, and how
 much memory it holds. The first process is not counted: it reads the files into the system's cache.
 
-`--shelf` and `--photos` take a bundle that is there and pictures of one size for it. With `--arm` the same wheel and the libraries of the index for 64-bit ARM are unpacked into a folder, and QEMU runs
-them (tests/arm/emulate.py). Compared are probabilities of images with those of x86-64. Times mean nothing there.
+`--shelf` and `--photos` take a bundle that is there and pictures of one size for it. With `--arm` the same wheel and
+libraries of the index for 64-bit ARM are unpacked into a folder, and QEMU runs them (tests/arm/emulate.py). Compared
+are probabilities of images with those of x86-64. Times mean nothing there.
 """
 
 import argparse
