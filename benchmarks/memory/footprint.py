@@ -144,13 +144,13 @@ def answer(code: str, *arguments: str) -> tuple[float, str]:
     return took, rest
 
 
-def make(data: Path, folder: Path) -> None:
-    """A bundle as deployed (saved, its costs measured), the same as one file, ResNet-56 alone, and an image."""
-    images = cifar.images(data, "test")
-    few = images.select(stratified_halves(images.labels, seed=0)[0][::5])
+def make(data: Path, folder: Path, images: int = 1) -> None:
+    """A bundle as deployed (saved, its costs measured), the same as one file, ResNet-56 alone, and some images."""
+    every = cifar.images(data, "test")
+    few = every.select(stratified_halves(every.labels, seed=0)[0][::5])
     loader = cifar.batches(few)
     cascade = dynamic.Cascade(cifar.networks(data, NAMES), names=NAMES)
-    bundle = dynamic.build(cascade, loader, preprocess=cifar.PREPROCESS, classes=images.classes)
+    bundle = dynamic.build(cascade, loader, preprocess=cifar.PREPROCESS, classes=every.classes)
     saved = bundle.save(folder / "shelf")
     for engine in ("onnxruntime", "torch", *(["openvino"] if OPENVINO else [])):
         saved.profile(batch=(1,), engine=engine)
@@ -158,6 +158,7 @@ def make(data: Path, folder: Path) -> None:
     alone = dynamic.Cascade(cifar.networks(data, ["resnet56"]), names=["resnet56"])
     export_stages(alone, folder / "alone", loader[0][0])
     np.save(folder / "image.npy", few.images[0])
+    np.save(folder / "images.npy", few.images[:images])
     np.save(folder / "input.npy", loader[0][0][:1].numpy())
 
 

@@ -79,6 +79,12 @@ def write(
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
+def check_target(target: Path) -> None:
+    """Raise BundleError where a folder holds something that is no bundle, which saving would replace."""
+    if target.exists() and not holds_bundle(target) and (not target.is_dir() or not is_empty(target)):
+        raise BundleError(f"{target} exists and is not a bundle. Choose another folder, or remove it")
+
+
 def save_copy(files: VersionFiles, target: Path, add: Callable[[Path], None]) -> VersionFiles:
     """Put a copy of a bundle into a folder. The folder appears whole or not at all.
 
@@ -95,8 +101,7 @@ def save_copy(files: VersionFiles, target: Path, add: Callable[[Path], None]) ->
         CorruptError: A file is missing or was altered.
         DiskError: The disk refuses.
     """
-    if target.exists() and not holds_bundle(target) and (not target.is_dir() or not is_empty(target)):
-        raise BundleError(f"{target} exists and is not a bundle. Choose another folder, or remove it")
+    check_target(target)
     copies: list[HeldFiles] = []
 
     def fill(fresh: Path) -> None:

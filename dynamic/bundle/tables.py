@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dynamic.bundle.contract import DeployedBundle
-from dynamic.policies.certification.certificates import shortage
+from dynamic.policies.certification.certificates import shortage_lines
 from dynamic.policies.certification.ladders.point_sentences import point_sentences
 from dynamic.policies.costs import Costs
 from dynamic.policies.frontier import Frontier
@@ -39,23 +39,21 @@ def certificate_text(ladder: Ladder) -> str:
     """What the bounds of a ladder rest on, and what could not be certified."""
     certificate = ladder.certificate
     if certificate is None:
-        return "NOT CERTIFIED: nobody tried"
+        return "NOT CERTIFIED: certify was not called"
     groups = "" if certificate.groups is None else f" in {certificate.groups} groups"
     drawn = "inputs" if certificate.groups is None else "groups"
-    on = (
-        f"{certificate.images} inputs{groups} ({certificate.search_images} others chose), {certificate.date}, "
-        f"fingerprint {ladder.fingerprint[:12]}"
-    )
+    on = f"{certificate.images} inputs{groups} ({certificate.search_images} others chose), {certificate.date}"
+    of = f"of the networks, preprocessing, engine and precision with fingerprint {ladder.fingerprint[:12]}"
     if ladder.certified:
         lines = [
             f"certified: all bounds hold at once with probability {1 - certificate.delta:g} over the draw of {drawn}",
             f"on {on}, {certificate.test}, score {ladder.score}",
-            "void if cascade, preprocessing, engine, precision or the kind of inputs changes",
+            f"{of}: void if one of them changes, or the kind of inputs",
         ]
     else:
-        lines = [f"NOT CERTIFIED: points were chosen and measured, and no bound stands behind them. On {on}"]
+        lines = [f"NOT CERTIFIED: points were chosen and measured, and no bound stands behind them. On {on}", of]
     if certificate.missing:
-        lines.append(f"not certified: {shortage(certificate)}")
+        lines += shortage_lines(certificate)
     return wrapped("\n".join(lines), "    ")
 
 
@@ -114,5 +112,11 @@ def machine_text(costs: Costs) -> str:
 def points_text(frontier: Frontier) -> str:
     """What the points cost that are worth it on this machine, at the smallest batch, and what makes that doubtful."""
     doubts = "".join(f"DOUBTFUL: {doubt}\n" for doubt in frontier.costs.doubts)
-    words = f"the reference, and points that no other beats here, at batch {frontier.costs.batch[0]}"
-    return f"{wrapped(f'{doubts}{words}:', '    ')}\n{frontier}"
+    batch, (reference, *others) = frontier.costs.batch[0], frontier.points
+    words = f"the reference, and points that no other beats here, at batch {batch}"
+    slower = [point.name for point in others if point.mean_ms[0] >= reference.mean_ms[0]]
+    why = (
+        f"\nnot faster than the reference at batch {batch}: {', '.join(slower)}. Other figures speak for it: accuracy, "
+        "CPU time, p95, or larger batches"
+    )
+    return f"{wrapped(f'{doubts}{words}:', '    ')}\n{frontier}{wrapped(why, '    ') if slower else ''}"

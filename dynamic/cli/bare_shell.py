@@ -1,6 +1,7 @@
 """The shell of an installation without the extra `cli`: `doctor`, and one line for every other command."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,5 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments[1:])
     text, code = examine(options.shelf, options.json, options.root)
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `doctor | head` has read enough. Python flushes once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code

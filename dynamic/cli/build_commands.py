@@ -12,6 +12,7 @@ import typer
 
 import dynamic
 from dynamic.bundle.bundle import Bundle
+from dynamic.bundle.bundle_writer import check_target
 from dynamic.cli.options import Json, Shelf
 from dynamic.cli.project.commands import add, is_of_file, note
 from dynamic.cli.results import bundle_json, bundle_lines
@@ -118,6 +119,7 @@ def build(
     if weights and len(weights) != len(networks):
         raise SettingError(f"{len(weights)} --weights for {len(networks)} networks: give one for each, in order")
     not_negative("--exits", exits)
+    check_target(out)  # now, and not after the training
     at_most = is_of_file(context, "exits")
     check_combination(combine)
     chosen_score, chosen_risk = check_score_choice(score), risk_named(risk).name
@@ -180,6 +182,7 @@ def certify(
     as_json: Json = False,
 ) -> None:
     """Make another ladder from a bundle's records: other targets, risk or delta. A choice by the outcome voids it."""
+    check_target(out)
     bundle = dynamic.load(shelf)
     measure = None if risk is None else risk_named(risk).name
     records = None

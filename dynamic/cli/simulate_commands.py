@@ -166,8 +166,10 @@ def report(
     images: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Files to measure answers on, in folders that are named like classes. Pictures are shown. [the "
-            "calibration records]",
+            "--inputs",
+            "--images",
+            help="Inputs to measure answers on and to show: folders that are named like classes, or tables of texts "
+            "(.csv, .tsv, .jsonl). [the calibration records]",
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Of folders and zips, only <split>/<class>/<image>.")] = None,
@@ -208,10 +210,10 @@ class _LabelledBatches:
         self._items = [item for item in items if item.true_class in self._classes]
         if not self._items:
             raise InputError(
-                f"of {len(items)} inputs none lies in a folder that is named like a class of the bundle: "
+                f"of {len(items)} inputs none has a class of the bundle, by its folder or by the column of a table: "
                 f"{', '.join(self._classes or ['it has no class names'])[:200]}"
             )
-        why = "its folder is not named like a class"
+        why = "its folder or column names no class of the bundle"
         self.left_out = {item.name: why for item in items if item.true_class not in self._classes}
 
     def __iter__(self) -> Iterator[tuple[list[Any], NDArray[np.int64]]]:

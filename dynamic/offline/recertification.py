@@ -83,9 +83,9 @@ def recertify(
     source = bundle.records if records is None else records
     if source.fingerprint != bundle.ladder.fingerprint:
         raise CalibrationError(
-            f"records have the fingerprint {source.fingerprint[:12]}, the bundle {bundle.ladder.fingerprint[:12]}: "
-            f"they are of another cascade, preprocessing, engine or precision. Calibrate this cascade on engine "
-            f"{bundle.engine!r} ({bundle.precision})"
+            f"the records are of other networks, another preprocessing, engine or precision than the bundle: their "
+            f"fingerprint is {source.fingerprint[:12]}, and the bundle's {bundle.ladder.fingerprint[:12]}. Calibrate "
+            f"this cascade on engine {bundle.engine!r} ({bundle.precision})"
         )
     if source.finite:
         raise CalibrationError(

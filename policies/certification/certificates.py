@@ -20,7 +20,7 @@ from dynamic.policies.certification.floor import check_floor, floor_of, levels
 from dynamic.policies.certification.ladders.chosen_points import uncertified_points
 from dynamic.policies.certification.ladders.measured_points import below_floor, measured_point, why_excluded, wilson
 from dynamic.policies.certification.ladders.settings import ScoreChoice, check_settings
-from dynamic.policies.certification.ladders.shortage import shortage
+from dynamic.policies.certification.ladders.shortage import shortage, shortage_lines
 from dynamic.policies.certification.ladders.walks import RecordParts, certified_points, choosing_records
 from dynamic.policies.certification.replay import replay
 from dynamic.policies.certification.risks import batch_test_name, test_name
@@ -31,7 +31,7 @@ from dynamic.policies.records import CERTIFY, SEARCH, Records, check_usable
 from dynamic.policies.scores import Combination, check_combination
 from dynamic.policies.validation.numbers import plain, plain_items
 
-__all__ = ["certify", "check_settings", "shortage", "wilson"]
+__all__ = ["certify", "check_settings", "shortage", "shortage_lines", "wilson"]
 
 
 def certify(
@@ -124,7 +124,8 @@ def certify(
     )
     if strict and not certified.points:
         raise CalibrationError(
-            f"nothing can be certified. {shortage(certificate)}. Give more held-out inputs, larger max_drops or delta"
+            f"nothing can be certified. {shortage(certificate)}. Give more held-out inputs, or larger max_drops= or "
+            "delta="
         )
     search = one.search if certified.points or records.on_demand else parts.search(one.score, expected=False).search
     points = certified.points or uncertified_points(search, targets, margin=margin, risk_limit=risk_limit)

@@ -75,7 +75,8 @@ class Reason:
         latency = frontier.latency(self._budget.percentile, device.rows, spread=device.spread, size=device.size)
         predicted = plain(latency.figures[self._place] * device.slowdown, 3)
         certified = "It is not certified. " if point.bound is None else ""
-        return f"{words}. {certified}The predicted latency is {predicted} ms, slowdown {device.slowdown:.2f}"
+        pace = f"{device.slowdown:.2f} times the profile"
+        return f"{words}. {certified}The predicted latency is {predicted} ms, {pace}"
 
     def _kind(self, first: int) -> str:
         frontier, device = self._frontier, self._device

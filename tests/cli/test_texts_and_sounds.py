@@ -196,6 +196,14 @@ def test_a_table_of_texts(texts: Path) -> None:
         *rows, last = map(json.loads, out.splitlines())
         assert (len(rows), last["summary"]["known"]) == (240, known)
         assert [row["name"] for row in rows[:3]] == [name for _, name in table[:3]]
+    for name in ("texts.csv", "texts.jsonl"):
+        code, out, err = shell("report", "texts", "--inputs", name, "-o", "page.html", "--json")
+        assert code == 0, err
+        assert json.loads(out)["left_out"] == {}
+        page = Path("page.html").read_text(encoding="utf-8")
+        assert "the 240 inputs that were given" in page
+        assert any(f"<blockquote>{text}</blockquote>" in page for text, _ in table)
+    assert "the column of a table" in shell("report", "texts", "--inputs", "plain.csv")[2]
     Path("lines.tsv").write_text("music\tturn the music on\nlights\tthe lights off\n")
     Path("dynamic.toml").write_text('shelf = "texts"\n')
     code, out, err = shell("run", "-c", "dynamic.toml", "lines.tsv", "--json")

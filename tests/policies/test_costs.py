@@ -1,6 +1,7 @@
 """Costs between batch sizes by hand, and through JSON."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,8 @@ def test_through_json() -> None:
     assert Costs.from_json(json.loads(json.dumps(COSTS.to_json(), allow_nan=False))) == COSTS
     plain = make_costs([[1], [2]])
     assert Costs.from_json(json.loads(json.dumps(plain.to_json()))) == plain
+    server = replace(COSTS, threads=192)
+    assert Costs.from_json(json.loads(json.dumps(server.to_json()))) == server
 
 
 def test_a_newer_schema_asks_for_an_update() -> None:

@@ -1,6 +1,7 @@
 """Installations with exactly the base or one extra: what is missing is named in one line. Modules are hidden."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -137,6 +138,19 @@ def test_the_port_of_the_policy_says_how_it_is_called() -> None:
     assert done.returncode == 1
     assert "python examples/policy_port.py shelf/" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_the_base_install_s_doctor_ends_where_nobody_reads_on(tmp_path: Path) -> None:
+    """`doctor | head -1` ended with a traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does, before anything is written
+    code = "import sys; from dynamic.cli import bare_shell; sys.exit(bare_shell.main(['doctor']))"
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=closed, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_rooms_are_attributes_after_import() -> None:

@@ -20,8 +20,9 @@ from torch import nn
 import dynamic
 from dynamic.errors import InputError
 from dynamic.policies import BudgetPolicy, replay
+from dynamic.report.page.answers import point_answers
 from dynamic.report.page.charts import charts
-from dynamic.report.page.evidence import evidence_of
+from dynamic.report.page.evidence import Watched, evidence_of
 from dynamic.report.page.page import Report
 
 CLASSES = ("north", "east <&>", "south", "west")
@@ -219,11 +220,29 @@ def test_pictures_come_from_the_loader(bundle: dynamic.Bundle) -> None:
     assert "the 80 inputs that were given" in report.html
 
 
+def test_texts_are_shown_where_inputs_are_texts(bundle: dynamic.Bundle) -> None:
+    """Inputs of this bundle are arrays, so the texts go in where a loader of texts would have put them."""
+    x, y = _inputs(40, 3)
+    evidence = evidence_of(bundle, [(x, y.numpy())], False)
+    texts = tuple(f"question <b>{i}</b>" for i in range(40))
+    shown = point_answers(bundle.ladder, replace(evidence, thumbnails=(), texts=texts), bundle.classes)
+    hidden = point_answers(bundle.ladder, replace(evidence, thumbnails=()), bundle.classes)
+    assert any(stage.easy for stage in shown[0].stages)
+    assert not any(stage.easy for stage in hidden[0].stages)
+
+
+def test_a_loader_s_texts_are_kept_up_to_a_length() -> None:
+    watched = Watched([(["short", "long " * 100], np.array([0, 1])), (np.zeros((1, 5)), np.array([0]))])
+    assert len(list(watched)) == 2
+    assert watched.texts == ["short", f"{('long ' * 100)[:160]}..."]
+    assert watched.thumbnails == []
+
+
 def test_what_is_missing_is_said(bundle: dynamic.Bundle) -> None:
     report = replace(bundle, costs=None).report(progress=False)
     assert report.content.day is None
     assert any("was not profiled" in line for line in report.content.missing)
-    assert any("give images with eval_loader" in line for line in report.content.missing)
+    assert any("give images or texts with eval_loader" in line for line in report.content.missing)
     assert "A simulated day" not in report.html
     assert "What each stage costs here" not in report.html
 
@@ -257,7 +276,7 @@ def test_the_command_writes_the_page(bundle: dynamic.Bundle, tmp_path: Path) -> 
     shutil.copytree(bundle.folder, tmp_path / "shelf")
     done = CliRunner().invoke(app, ["report", str(tmp_path / "shelf"), "-o", str(tmp_path / "out.html")])
     assert done.exit_code == 0, done.output
-    assert "missing: Example pictures" in done.output
+    assert "missing: Examples" in done.output
     assert (tmp_path / "out.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     files = CliRunner().invoke(app, ["report", str(tmp_path / "shelf"), "--images", str(tmp_path)])
     assert isinstance(files.exception, InputError)  # this bundle has no preprocessing, so it takes no files

@@ -55,7 +55,7 @@ def add(app: typer.Typer, function: Callable[..., Any], *, example: str, config:
     """
     epilog = f"\b\nExample:\n  {example}"
     if not config:
-        app.command(epilog=epilog)(function)
+        app.command(epilog=epilog, cls=ShelfCommand)(function)
         return
 
     @functools.wraps(function)

@@ -173,7 +173,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptError(
-            f"{source} is not a whole safetensors file ({error}). Get it again, or train again"
+            f"{source} is not a whole safetensors file ({error}), and none of torch.save. Get it again, or train again"
         ) from error
     if _FACTS not in metadata and _DIGEST not in metadata:
         return tensors, {}

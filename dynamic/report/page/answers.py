@@ -146,7 +146,7 @@ class _PointReader:
     def _stage(self, stage: int) -> StageExamples:
         here = np.flatnonzero(self._run.stage == stage)
         rising = here[np.argsort(self._run.score[here], kind="stable")]
-        shown = bool(self._evidence.thumbnails)
+        shown = self._evidence.shows_inputs
         return StageExamples(
             self._point.name,
             self._ladder.stage_names[stage],

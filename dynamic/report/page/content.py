@@ -7,7 +7,7 @@ from typing import Any
 from dynamic.bundle.tables import certificate_text
 from dynamic.policies.budget import Budget
 from dynamic.policies.certification.ladders.point_sentences import point_sentences
-from dynamic.report.page.answers import PointAnswers, point_answers
+from dynamic.report.page.answers import Example, PointAnswers, point_answers
 from dynamic.report.page.day import Day, simulated_day
 from dynamic.report.page.evidence import Evidence, evidence_of
 from dynamic.report.page.point_rows import PointRow, point_rows
@@ -44,6 +44,7 @@ class Content:
         alone: Each stage alone. Empty: not profiled.
         answers: The answers of each point.
         pictures: Pictures of the inputs that `answers` names, as data URIs by their number.
+        texts: Beginnings of these inputs, where they are texts.
         stage_costs: Costs of each stage. Empty: not profiled.
         scores: Histograms of scores.
         reliability: Reliability of each stage.
@@ -64,6 +65,7 @@ class Content:
     alone: tuple[Alone, ...]
     answers: tuple[PointAnswers, ...]
     pictures: Mapping[int, str]
+    texts: Mapping[int, str]
     stage_costs: tuple[StageCost, ...]
     scores: tuple[ScoreBin, ...]
     reliability: tuple[ReliabilityBin, ...]
@@ -100,6 +102,7 @@ def content_of(
         alone=() if frontier is None else tuple(stages_alone(frontier, bundle.records)),
         answers=answers,
         pictures=pictures,
+        texts={one.record: evidence.texts[one.record] for own in answers for one in _shown(own) if evidence.texts},
         stage_costs=() if bundle.costs is None else stage_costs(bundle.costs, ladder),
         scores=score_bins(ladder, evidence),
         reliability=bins,
@@ -118,7 +121,7 @@ def _pictures(answers: Iterable[PointAnswers], evidence: Evidence) -> tuple[dict
         return pictures, []
     room, left_out = _PICTURE_BYTES, set()
     for own in answers:
-        for one in (*own.wrong, *(example for stage in own.stages for example in (*stage.easy, *stage.hard))):
+        for one in _shown(own):
             if one.record in pictures or one.record in left_out:
                 continue
             picture = evidence.picture(one.record)
@@ -129,6 +132,11 @@ def _pictures(answers: Iterable[PointAnswers], evidence: Evidence) -> tuple[dict
                 left_out.add(one.record)
     words = f"Example pictures: {len(left_out)} of {len(pictures) + len(left_out)} are left out to keep the page small."
     return pictures, [words] if left_out else []
+
+
+def _shown(own: PointAnswers) -> Iterable[Example]:
+    """The inputs that the page shows of a point."""
+    return (*own.wrong, *(example for stage in own.stages for example in (*stage.easy, *stage.hard)))
 
 
 def _missing(bundle: ReportedBundle, evidence: Evidence, has_loader: bool) -> tuple[str, ...]:
@@ -145,9 +153,9 @@ def _missing(bundle: ReportedBundle, evidence: Evidence, has_loader: bool) -> tu
         lines.append(
             "Labels: the records have none for some inputs. What is called right here is agreement with the reference."
         )
-    if not evidence.thumbnails:
-        remedy = "these inputs are no images" if has_loader else "give images with eval_loader (on the shell --images)"
-        lines.append(f"Example pictures: {remedy}.")
+    if not evidence.shows_inputs:
+        remedy = "give images or texts with eval_loader (on the shell --inputs)"
+        lines.append(f"Examples: {'these inputs are neither images nor texts' if has_loader else remedy}.")
     if bundle.ladder.certificate is None or not bundle.ladder.certified:
         lines.append("Certificates: no bound stands behind the points. They are estimates.")
     return tuple(lines)

@@ -1,4 +1,4 @@
-"""The records that a report measures on, and small pictures of their inputs where they are images."""
+"""The records that a report measures on, with small pictures or beginnings of their inputs: images and texts."""
 
 import base64
 import io
@@ -16,6 +16,7 @@ from dynamic.report.reported_bundle import ReportedBundle
 from dynamic.report.stages_alone import certifying
 
 SIDE = 64  # pixels of the longer side of a picture: 1 to 2 kB each
+_CHARACTERS = 160  # of a text
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class Evidence:
         labelled: Whether they are labels.
         thumbnails: A picture of each input `[N]`, uint8 `[H, W, 3]`. Empty: there are none.
         source: Where the records are from, in words.
+        texts: The beginning of each input `[N]`. Empty: they are no texts.
     """
 
     records: Records
@@ -35,6 +37,12 @@ class Evidence:
     labelled: bool
     thumbnails: tuple[NDArray[np.uint8], ...]
     source: str
+    texts: tuple[str, ...] = ()
+
+    @property
+    def shows_inputs(self) -> bool:
+        """Whether a person can look at the inputs."""
+        return bool(self.thumbnails or self.texts)
 
     def picture(self, index: int) -> str:
         """The picture of an input as a data URI, of the format that is smaller for it."""
@@ -62,32 +70,39 @@ def evidence_of(bundle: ReportedBundle, eval_loader: Iterable[Any] | None, progr
         The records and pictures.
     """
     thumbnails: tuple[NDArray[np.uint8], ...] = ()
+    texts: tuple[str, ...] = ()
     if eval_loader is None:
         records = certifying(bundle.records)
         chose = "chose no thresholds" if bool((records.part == CERTIFY).all()) else "chose the thresholds too"
         source = f"{len(records)} calibration records in the bundle that {chose}"
     else:
-        watched = _Watched(eval_loader)
+        watched = Watched(eval_loader)
         records = bundle.calibrate(watched, progress=progress)
         thumbnails = tuple(watched.thumbnails) if len(watched.thumbnails) == len(records) else ()
+        texts = tuple(watched.texts) if len(watched.texts) == len(records) else ()
         source = f"the {len(records)} inputs that were given for this report"
     labelled = records.is_labelled and records.label is not None
     label = records.label if labelled else None
     truth = predictions(softmax(records.logits[:, -1])) if label is None else label
-    return Evidence(records, truth, labelled, thumbnails, source)
+    return Evidence(records, truth, labelled, thumbnails, source, texts)
 
 
-class _Watched:
-    """A loader that keeps a small picture of each input that it hands on."""
+class Watched:
+    """A loader that keeps a small picture or the beginning of each input that it hands on."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self._loader = loader
         self.thumbnails: list[NDArray[np.uint8]] = []
+        self.texts: list[str] = []
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
             if isinstance(batch, (tuple, list)) and len(batch) == 2:
-                self.thumbnails += [small for x in _rows(batch[0]) if (small := thumbnail(x)) is not None]
+                for x in _rows(batch[0]):
+                    if isinstance(x, str):
+                        self.texts.append(x if len(x) <= _CHARACTERS else f"{x[:_CHARACTERS]}...")
+                    elif (small := thumbnail(x)) is not None:
+                        self.thumbnails.append(small)
             yield batch
 
 

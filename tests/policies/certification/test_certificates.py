@@ -207,7 +207,9 @@ def test_without_a_second_part_the_first_measures() -> None:
     found = certificate_of(ladder)
     assert (found.images, found.search_images) == (0, 1200)
     assert {(m.risk, m.needed) for m in found.missing} == {(None, None)}
-    assert shortage(found) == "0 records certify. drop 0, 0.005, 0.01, 0.02, 0.05: nothing to measure on"
+    assert shortage(found) == (
+        "1200 inputs were given, 0 of them certify. drop 0, 0.005, 0.01, 0.02, 0.05: no inputs are left to measure on"
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,10 +236,10 @@ def test_parts_that_there_are_not() -> None:
 
 
 def test_strict_raises_with_numbers_and_remedy() -> None:
-    with pytest.raises(CalibrationError, match=r"20 records certify. drop 0.05: measured .*Give more held-out inputs"):
+    with pytest.raises(CalibrationError, match=r"20 of them certify. drop 0.05: measured .*Give more held-out inputs"):
         uncertified(max_drops=(0.05,), strict=True)
     grouped = replace(records(400, certifying=200), group=np.repeat(np.arange(8), 50))
-    with pytest.raises(CalibrationError, match=r"4 groups certify. drop 0.2: .* about \d+ certifying groups would do"):
+    with pytest.raises(CalibrationError, match=r"4 groups certify. drop 0.2: .* about \d+ certifying groups give"):
         certify(grouped, (0.2,), strict=True)
     strict, usual = (certify(records(), (0.05,), strict=way) for way in (True, False))
     assert strict.points == usual.points

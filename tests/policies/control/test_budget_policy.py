@@ -62,7 +62,7 @@ def test_load_shares_the_processor() -> None:
     assert name(decide(budget, cpu_load=0.0, cpu_cores=2)) == "reference"
     found = decide(budget, cpu_load=0.5, cpu_cores=2)
     assert name(found) == "middle"
-    assert "slowdown 1.50" in found.reason
+    assert "1.50 times the profile" in found.reason
     assert "predicted latency is 75 ms" in found.reason
     assert name(decide(budget, cpu_load=0.5, cpu_cores=8)) == "reference"  # 4 busy of 8, 2 wanted: room for all
     assert name(decide(Budget(latency_ms=76), cpu_load=0.5, cpu_cores=2)) == "middle"

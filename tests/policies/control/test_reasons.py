@@ -153,7 +153,7 @@ def check_claims(found: Decision, frontier: Frontier, budget: Budget, snapshot: 
         assert found.feasible, reason
     for field in found.violated_limits:
         assert field in reason or field.removesuffix("_mb").split("_")[0] in reason, (field, reason)
-    predicted = re.search(r"predicted latency is ([\d.e+-]+) ms, slowdown (\d+\.\d+)", reason)
+    predicted = re.search(r"predicted latency is ([\d.e+-]+) ms, (\d+\.\d+) times the profile", reason)
     assert predicted, reason
     latency = frontier.latency_ms(budget.percentile, device.rows, spread=device.spread)[chosen]
     assert float(predicted[1]) == pytest.approx(latency * found.slowdown, rel=6e-3), reason

@@ -23,10 +23,33 @@ ROOMS = {
 EXTRA_FILES = ("README.md", "LICENSE", "NOTICE", "CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md")
 USER = """
 import numpy as np
+import torch
+from torch import nn
 
 import dynamic
+from dynamic.simulate import Poisson, device, simulate
+
+
+def built(network: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dynamic.Bundle:
+    net = dynamic.wrap(network, torch.zeros(1, 1, 8, 8), exits=2)
+    print(net.exits, dynamic.fit(net, batches, mode="heads", callbacks=[dynamic.Callback()]))
+    preprocess = dynamic.Preprocess.of(mean=(0.5,), std=(0.25,), resize=8, crop=8)
+    return dynamic.build([net], batches, max_drops=(0.01,), preprocess=preprocess, classes=["a", "b"]).save("shelf")
+
 
 bundle = dynamic.load("shelf")
+profiled = bundle.profile(batch=(1, 8), seconds=0.5)
+day = simulate(
+    profiled.frontier,
+    profiled.records,
+    device=device("laptop"),
+    workload=Poisson(rate_hz=5, duration_s=60),
+    policy=dynamic.BudgetPolicy(),
+    budget=dynamic.Budget(latency_ms=20),
+)
+print(day, profiled.frontier.points[0].mean_ms[0])
+bundle.report("report.html")
+axes = bundle.plot()
 small = dynamic.slim(bundle, "slim", memory_mb=512)
 if small.slim is not None:
     print(small.slim.left_out)

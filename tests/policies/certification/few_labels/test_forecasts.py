@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binom, hypergeom
 from support.policy_cases import make_records
 
-from dynamic.policies.certification.certificates import certify, shortage
+from dynamic.policies.certification.certificates import certify, shortage, shortage_lines
 from dynamic.policies.certification.few_labels.asking import Asking, DemandSettings, with_oracle_stage
 from dynamic.policies.certification.few_labels.label_plan import allowed_losses, curve_text, fewest_draws
 from dynamic.policies.certification.risks import RISKS, Evidence, Sample
@@ -22,15 +22,33 @@ def certificate(*missing: Missing, groups: int | None = None) -> Certificate:
 def test_a_shortage_counts_images_and_says_the_chance() -> None:
     text = shortage(certificate(Missing(0.01, 0.002, 1204, 1800), Missing(0.02, 0.01, 900)))
     assert text == (
-        "300 records certify. drop 0.01: measured 0.0020, about 1606 inputs would do in half of the cases, 2400 in "
-        "nine of ten. drop 0.02: measured 0.0100, about 1200 inputs would do in half of the cases"
+        "400 inputs were given, 300 of them certify. drop 0.01: measured 0.0020, about 1606 inputs give an even "
+        "chance, 2400 for nine in ten. drop 0.02: measured 0.0100, about 1200 inputs give an even chance"
     )
     text = shortage(certificate(Missing(0.1, 0.02, None), Missing(0.02, 0.03, None)))
-    assert "drop 0.1: measured 0.0200, and no thresholds that pass cost less than the last network. " in text
+    assert "drop 0.1: measured 0.0200, and no thresholds that pass are cheaper than the last network. " in text
     assert text.endswith(
-        "drop 0.02: measured 0.0300, and no thresholds on the path lost less. More records may find better"
+        "drop 0.02: no thresholds lost less than 0.0300. More inputs, or better exits, may find some that do"
     )
-    assert "about 40 certifying groups would do in half" in shortage(certificate(Missing(0.2, 0.1, 40), groups=9))
+    assert "9 groups certify. drop 0.2: measured 0.1000, about 40 certifying groups give an even chance" in shortage(
+        certificate(Missing(0.2, 0.1, 40), groups=9)
+    )
+
+
+def test_a_shortage_as_lines_says_what_would_do_and_what_to_do() -> None:
+    missing = Missing(0.01, 0.002, 1204, 1800), Missing(0.02, 0.01, 900), Missing(0.1, 0.2, None)
+    assert shortage_lines(certificate(*missing)) == [
+        "not certified: drop 0.01, 0.02, 0.1. 400 inputs were given, 300 of them certify",
+        "    drop <=  measured  needed: even chance      9 in 10",
+        "    0.01       0.0020          1606 inputs  2400 inputs",
+        "    0.02       0.0100          1200 inputs",
+        "drop 0.1: no thresholds lost less than 0.2000. More inputs, or better exits, may find some that do",
+        "to certify them: give more held-out inputs, or allow a larger drop",
+    ]
+    assert shortage_lines(certificate(Missing(0, None, None)))[1:] == [
+        "drop 0: there is nothing cheaper to try. Add exits or a smaller network"
+    ]
+    assert "    0.2        0.1000  40 certifying groups" in shortage_lines(certificate(Missing(0.2, 0.1, 40), groups=9))
 
 
 def test_a_shortage_of_labels_is_not_one_of_inputs() -> None:
@@ -38,9 +56,9 @@ def test_a_shortage_of_labels_is_not_one_of_inputs() -> None:
     missing = Missing(0.02, 0.03, None), Missing(0.1, 0.05, 900)
     text = shortage(replace(certificate(*missing), labels=40))
     assert text == (
-        "300 records certify, 40 of them with a label. A label that is missing counts as the largest loss that it may "
-        "give, so that a larger budget of labels may do. drop 0.02: at most 0.0300, and no thresholds on the path lost "
-        "less. More records may find better. drop 0.1: at most 0.0500, about 1200 inputs would do in half of the cases"
+        "300 inputs certify, 40 of them with a label. A missing label counts as the largest loss that it may give, so "
+        "a larger budget of labels may do. drop 0.1: at most 0.0500, about 1200 inputs give an even chance. drop 0.02: "
+        "no thresholds lost less than 0.0300. More inputs, or better exits, may find some that do"
     )
     assert shortage(replace(certificate(*missing), labels=300)) == shortage(certificate(*missing))
 

@@ -1,0 +1,1 @@
+"""Whether the tests notice faults that are planted into the code."""
