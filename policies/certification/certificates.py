@@ -144,15 +144,15 @@ def certify(
         why = why_excluded(point, every[0], floor=least, risk_limit=risk_limit)
         if why is not None:
             left_out[point.name] = why
-    kept = [point for point in every if point.name not in left_out]
-    exits = exit_bins(records, combiner, [point.thresholds for point in kept])
+    offers = [point for point in every if point.name not in left_out]
+    exits = exit_bins(records, combiner, [point.thresholds for point in offers])
     return Ladder(
         temperature=temperature,
         score=one.score,
         combine=combine,
         backbone=records.backbone,
         stage_names=records.stage_names,
-        points=tuple(replace(point, exits=own) for point, own in zip(kept, exits, strict=True)),
+        points=tuple(replace(point, exits=own) for point, own in zip(offers, exits, strict=True)),
         fingerprint=records.fingerprint,
         certified=bool(certified.points),
         certificate=certificate,

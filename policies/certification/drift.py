@@ -56,13 +56,13 @@ def exit_bins(
         order = np.random.default_rng(0).permutation(np.flatnonzero(certify))
         certify = np.zeros(len(records), bool)
         certify[order[np.unique(records.group[order], return_index=True)[1]]] = True
-    found = []
+    histograms = []
     for thresholds in points:
         run = replay(records.logits, combiner, thresholds=thresholds, backbone=records.backbone)
         score = np.where(np.isnan(run.score), -np.inf, run.score)
         own = [run.stage == stage for stage in range(records.stages)]
-        found.append(tuple(_bins(score[search & here], score[certify & here]) for here in own))
-    return tuple(found)
+        histograms.append(tuple(_bins(score[search & here], score[certify & here]) for here in own))
+    return tuple(histograms)
 
 
 def _bins(search: Floats, counted: Floats) -> ScoreBins:

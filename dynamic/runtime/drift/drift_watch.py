@@ -131,11 +131,11 @@ class DriftWatch:
         Returns:
             Whether inputs had drifted after each request, and whether one of these is the first to show it.
         """
-        test, known = self.test, self._points.get(point.operating_point.thresholds)
+        test, own = self.test, self._points.get(point.operating_point.thresholds)
         before, by_request = test.alarm, []
         for request in requests:
-            if known is not None and not test.alarm and request.captured is not None:
-                self._test(*known, point.plan.deepest, request, request.captured)
+            if own is not None and not test.alarm and request.captured is not None:
+                self._test(*own, point.plan.deepest, request, request.captured)
             by_request.append(test.alarm)
         return Drifts(by_request, is_new=test.alarm and not before)
 
