@@ -47,7 +47,7 @@ def drawn_by_lot(mutants: Sequence[MutationSpec], count: int, seed: int) -> list
     Returns:
         The mutants in the order of the draw.
     """
-    places: dict[tuple[str, tuple[int, int]], list[MutationSpec]] = {}
+    places: dict[tuple[str, tuple[int, ...]], list[MutationSpec]] = {}
     for one in mutants:
         places.setdefault((str(one.module_path), tuple(one.start_pos)), []).append(one)
     lot = random.Random(seed)
@@ -67,14 +67,10 @@ def _annotations(path: Path) -> Iterator[Span]:
         for part in given:
             if isinstance(part, ast.expr):
                 yield _span(part)
-        alias = isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp | ast.Subscript)
-        if (
-            alias
-            and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id[:1].isupper()
-            and node.col_offset == 0
-        ):
-            yield _span(node.value)  # the name of a type, such as `Key = str | int`
+        if isinstance(node, ast.Assign) and not node.col_offset and isinstance(node.value, ast.BinOp | ast.Subscript):
+            name = node.targets[0]
+            if isinstance(name, ast.Name) and name.id[:1].isupper():
+                yield _span(node.value)  # the name of a type, such as `Key = str | int`
 
 
 def _span(node: ast.expr) -> Span:
