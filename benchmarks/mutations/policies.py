@@ -107,8 +107,6 @@ def _tested(copy: Path, mutation: MutationSpec, limit_s: float) -> dict[str, Any
     with use_mutation(path, operator, mutation.occurrence) as (before, after):
         pairs = zip(before.splitlines(), (after or before).splitlines(), strict=False)
         changed = [(a, b) for a, b in pairs if a != b][:1]
-            :1
-        ]
         killed_by = None
         for by, tests, limit in (("tests that name it", own, limit_s), ("all tests", [TESTS], None)):
             code = _pytest(copy, ["-m", "pytest", *_QUIET, *tests], limit) if tests else 0
