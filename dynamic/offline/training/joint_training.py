@@ -106,11 +106,12 @@ def fit_all(run: TrainingRun, loss: ExitLoss, teacher: nn.Module | None) -> Hist
         forward,
         loss,
         network.state_dict(),
-        size_of(loader) or None,
+        int(run.processes.most(size_of(loader) or 0)) or None,
         GradientBalance(stages) if run.training.rescale_gradients else None,
         loader,
         None if teacher is None else taught,
         run.training.penalty,
+        run.processes,
     )
     optimizer = settings.make_optimizer(network.parameters())
     report = run.callbacks.epochs([stage.name for stage in stages])
