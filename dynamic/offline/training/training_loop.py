@@ -16,6 +16,8 @@ from dynamic.offline.training.parallel.processes import Processes
 from dynamic.policies.errors import InputError, SettingError
 from dynamic.progress import track
 
+_ELSEWHERE = "the loss of another process is not finite. It says why"
+
 
 class Loss(Protocol):
     """What training brings down: a loss for each exit, weighted by how much of the run is done."""
@@ -34,7 +36,8 @@ class Task:
     `forward` gives the logits `[B, C]` of each trained exit. `state` is all that training changes, by name.
     `steps` an epoch, None where not known. `loader` is what draws random numbers besides torch's own. `teacher` gives
     the logits `[B, C]` that another network has for the same inputs. `penalty` is called after `forward`, and
-    its value is added to the loss. `processes` train together, each with batches of its own.
+    its value is added to the loss. `processes` train together, each with batches of its own, and with `in_step` each
+    needs one in every step.
     """
 
     batches: Callable[[], Iterator[tuple[Sequence[Tensor], Tensor]]]
@@ -47,6 +50,7 @@ class Task:
     teacher: Callable[[Sequence[Tensor]], Tensor] | None = None
     penalty: Callable[[], Tensor] | None = None
     processes: Processes = field(default_factory=Processes)
+    in_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def train(
     bar = track(range(total) if total is not None else count(), "training", total, shown)
     for epoch in range(start, epochs):
         with seeded(seed, epoch, task.loader):
-            for step, batch in enumerate(processes.in_step(task.batches())):
+            for step, batch in enumerate(processes.in_step(task.batches(), task.in_step)):
                 done = min(1.0, (epoch + (step / task.steps if task.steps else 0.0)) / epochs)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2  # Loshchilov, Hutter 2017, eq. 5
@@ -149,9 +153,10 @@ def _step(
     if task.penalty is not None:
         total = total + task.penalty()
     is_finite = math.isfinite(total.item())
-    if task.processes.most(float(not is_finite)):  # in any of them, or the others would wait forever
-        if is_finite:
-            raise SettingError(f"{where}: the loss of another process is not finite. It says why")
+    rows, all_finite = task.processes.rows_of_step(len(labels), is_finite)
+    if is_finite and not all_finite:
+        raise SettingError(_ELSEWHERE)
+    if not is_finite:
         remark = "" if checkpoint.path is None else f" ({checkpoint.path} holds the epoch before)"
         # heads get the teacher's answer among their inputs: it is checked below
         own = [x for x in inputs if x is not taught and x.is_floating_point()]
@@ -161,22 +166,24 @@ def _step(
             raise InputError(f"{where}: the teacher's logits hold NaN or infinity. Give another teacher{remark}")
         raise SettingError(f"{where}: the loss is {total.item()}. Give a smaller lr, or autocast=False{remark}")
     optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    _move(task, optimizer, len(labels), weights)
+    mean = total if rows == len(labels) else total * (len(labels) / rows)  # over the rows of all processes
+    mean.backward()  # type: ignore[no-untyped-call]
+    _move(task, optimizer, weights)
     return losses, logits, labels
 
 
 def _empty_step(task: Task, optimizer: torch.optim.Optimizer, done: float) -> None:
     """A step with the rows of other processes alone."""
-    if task.processes.most(0.0):
-        raise SettingError("the loss of another process is not finite. It says why")
+    _, all_finite = task.processes.rows_of_step(0, is_finite=True)
+    if not all_finite:
+        raise SettingError(_ELSEWHERE)
     optimizer.zero_grad(set_to_none=True)
-    _move(task, optimizer, 0, task.loss.weights_at(done))
+    _move(task, optimizer, task.loss.weights_at(done))
 
 
-def _move(task: Task, optimizer: torch.optim.Optimizer, rows: int, weights: Sequence[float]) -> None:
+def _move(task: Task, optimizer: torch.optim.Optimizer, weights: Sequence[float]) -> None:
     """Move the weights by the gradients of all processes."""
-    task.processes.average([p for group in optimizer.param_groups for p in group["params"]], rows)
+    task.processes.add_gradients([p for group in optimizer.param_groups for p in group["params"]])
     if task.balance is not None:
         task.balance(weights)
     optimizer.step()

@@ -2,7 +2,9 @@
 
     python joint_in_processes.py FOLDER BATCHES
 
-`FOLDER/batches.pt` has the batches of each process: a list for each. Alone it takes the first list.
+`FOLDER/BATCHES.pt` has the batches of each process: a list for each. Alone it takes the first list. Where the name
+begins with "plain", the network has no exit and no batch norm. Otherwise it is in float64: batch norms of few rows make
+differences of rounding a thousand times larger, and those of float32 would be seen.
 """
 
 import sys
@@ -17,11 +19,11 @@ from dynamic.offline.networks.used_data import hashes_of
 
 
 class Net(nn.Module):
-    """A network whose first layer has no batch norm, so that rows of a batch do not see each other."""
+    """A network with a batch norm, or without one. The heads that `wrap` adds have one anyway."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: bool = True) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Linear(12, 16), nn.ReLU())
+        self.first = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.ReLU())
         self.second = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
         self.last = nn.Linear(16, 4)
 
@@ -39,7 +41,8 @@ def main() -> None:
         rank, count = distributed.get_rank(), distributed.get_world_size()
     torch.manual_seed(rank)  # other weights in each process: those of the first count
     batches = torch.load(folder / f"{name}.pt", weights_only=True)
-    net = dynamic.wrap(Net(), batches[0][0][0][:2], exits=1)
+    is_plain = name.startswith("plain")
+    net = Net(norm=False) if is_plain else dynamic.wrap(Net(), batches[0][0][0][:2], exits=1).double()
     training = dynamic.TrainingConfig(optimizer="sgd")
     report = dynamic.fit(net, batches[rank], mode="joint", epochs=3, lr=0.05, training=training, seed=5, progress=False)
     used = sorted(hashes_of(net))

@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class Processes:
-    """Keeps the weights of all processes the same: gradients are their mean over all rows of a step.
+    """Keeps the weights of all processes the same: the loss of a step is the mean over the rows of all of them.
 
-    That is data parallelism as of Goyal et al. 2017, section 3, with one difference: processes may have batches of
-    different sizes, or fewer of them, and no row counts more than another. So the weights are those that one process
-    reaches with the batches of all, but for the rounding of sums. Batch norms see the rows of their own process.
+    That is data parallelism as of Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 3, with one difference.
+    Processes may have batches of different sizes, and no row counts more than another. So the weights are those that
+    one process reaches with the batches of all, but for the rounding of sums.
 
     Args:
         rank: The number of this process.
@@ -65,16 +65,33 @@ class Processes:
         if self.most(number) != -self.most(-number):
             raise SettingError(f"{what} is not the same in all {self.count} processes, here {number}")
 
-    def in_step(self, batches: Iterable[T]) -> Iterator[T | None]:
-        """The batches, and None where this process has no more while another has."""
+    def in_step(self, batches: Iterable[T], together: bool) -> Iterator[T | None]:
+        """The batches, and None where this process has no more while another has.
+
+        Args:
+            batches: Of this process.
+            together: Whether every process needs a batch in every step.
+
+        Yields:
+            A batch for each step of any process.
+
+        Raises:
+            SettingError: One has more batches than another, and they are needed together.
+        """
         if self.count == 1:
             yield from batches
             return
         iterator = iter(batches)
         while True:
             batch = next(iterator, None)
-            if not self.most(float(batch is not None)):
+            has = float(batch is not None)
+            if not self.most(has):
                 return
+            if together and self.most(-has) == 0.0:
+                raise SettingError(
+                    "some processes have more batches than others, and batch norms need the rows of all in every step: "
+                    "give each as many, as a DistributedSampler does"
+                )
             yield batch
 
     def most(self, number: float) -> float:
@@ -85,29 +102,41 @@ class Processes:
         distributed.all_reduce(most, distributed.ReduceOp.MAX)
         return float(most)
 
-    def average(self, parameters: Sequence[nn.Parameter], rows: int) -> None:
-        """Put the mean of the gradients over all rows into the parameters.
+    def rows_of_step(self, rows: int, is_finite: bool) -> tuple[int, bool]:
+        """(the rows of all processes, whether all losses are finite).
+
+        Args:
+            rows: Of this process. 0: it has no batch.
+            is_finite: Whether its own loss is.
+
+        Returns:
+            Both.
+        """
+        if self.count == 1:
+            return rows, is_finite
+        both = self.total(torch.tensor([float(rows), float(not is_finite)], dtype=torch.float64))
+        return int(both[0]), not both[1]
+
+    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Put the sum of the gradients of all processes into the parameters.
 
         A parameter without a gradient in any process keeps none, so that no optimizer moves it.
 
         Args:
             parameters: The parameters, in the same order everywhere.
-            rows: Of the batch of this process. 0: it has none.
         """
         if self.count == 1:
             return
-        device, kind = parameters[0].device, torch.float32
-        found = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
-        parts = [torch.zeros(p.numel(), device=device) if p.grad is None else p.grad.reshape(-1) for p in parameters]
-        flat = torch.cat([*(part.to(kind) * rows for part in parts), found, found.new_tensor([float(rows)])])
+        kind = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+        found = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device, dtype=kind)
+        parts = [found.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1).to(kind) for p in parameters]
+        flat = torch.cat([*parts, found])
         distributed.all_reduce(flat)
-        counts = flat[-1 - len(parameters) :]
-        start, total = 0, counts[-1]
-        for parameter, have in zip(parameters, counts[:-1].tolist(), strict=True):
+        start = 0
+        for parameter, have in zip(parameters, flat[-len(parameters) :].tolist(), strict=True):
             end = start + parameter.numel()
             if have:
-                mean = (flat[start:end] / total).to(parameter.dtype)
-                parameter.grad = mean.reshape(parameter.shape)
+                parameter.grad = flat[start:end].to(parameter.dtype).reshape(parameter.shape)
             start = end
 
     def total(self, tensor: Tensor) -> Tensor:
