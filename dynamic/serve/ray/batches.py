@@ -167,4 +167,5 @@ def _labels(block: Mapping[str, NDArray[Any]], column: str | None) -> NDArray[np
 def _column(block: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
     if name not in block:
         raise InputError(f"there is no column {name!r}, but {sorted(block)}: name it with columns= or labels=")
-    return block[name]
+    column = block[name]
+    return column if column.flags.writeable else column.copy()  # torch warns of memory that it may not write to

@@ -75,7 +75,7 @@ def test_the_weights_are_those_of_one_process(results: list[dict[str, Any]]) -> 
 def test_without_a_group_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     net, batch = nn.Linear(12, 4), [(torch.zeros(4, 12), torch.zeros(4, dtype=torch.int64))]
-    with pytest.raises(dynamic.errors.SettingError, match=r"torchrun started 2 processes .* init_process_group"):
+    with pytest.raises(dynamic.errors.SettingError, match=r"torchrun started 2 processes .*init_process_group"):
         dynamic.fit(net, batch, mode="joint", epochs=1, progress=False)
 
 

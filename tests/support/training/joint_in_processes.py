@@ -3,8 +3,7 @@
     python joint_in_processes.py FOLDER BATCHES
 
 `FOLDER/BATCHES.pt` has the batches of each process: a list for each. Alone it takes the first list. Where the name
-begins with "plain", the network has no exit and no batch norm. Otherwise it is in float64: batch norms of few rows make
-differences of rounding a thousand times larger, and those of float32 would be seen.
+begins with "plain", the network has no exit and no batch norm. Nothing is in bf16, whose rounding would be seen.
 """
 
 import sys
@@ -42,8 +41,8 @@ def main() -> None:
     torch.manual_seed(rank)  # other weights in each process: those of the first count
     batches = torch.load(folder / f"{name}.pt", weights_only=True)
     is_plain = name.startswith("plain")
-    net = Net(norm=False) if is_plain else dynamic.wrap(Net(), batches[0][0][0][:2], exits=1).double()
-    training = dynamic.TrainingConfig(optimizer="sgd")
+    net = Net(norm=False) if is_plain else dynamic.wrap(Net(), batches[0][0][0][:2], exits=1)
+    training = dynamic.TrainingConfig(optimizer="sgd", autocast=False)
     report = dynamic.fit(net, batches[rank], mode="joint", epochs=3, lr=0.05, training=training, seed=5, progress=False)
     used = sorted(hashes_of(net))
     torch.save(
