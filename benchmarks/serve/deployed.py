@@ -1,4 +1,4 @@
-"""A bundle on a Ray Serve of this machine, for benchmarks. It has no command of its own."""
+"""A bundle on a Ray Serve of this machine, and results that are kept. It has no command of its own."""
 
 import json
 import os
@@ -10,13 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray import serve
-
 import dynamic
 from benchmarks.harness.common import ROOT
 
-OUT = ROOT / "out" / "serve"
+OUT = ROOT / "out" / "serve"  # not in git
 NAME = "cascade"
 _LIMIT_S = 300.0
 
@@ -24,6 +21,9 @@ _LIMIT_S = 300.0
 @contextmanager
 def local_serve(cpus: int) -> Iterator[int]:
     """Ray and its Serve with so many CPUs. The port of HTTP."""
+    import ray
+    from ray import serve
+
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1", "OMP_NUM_THREADS": "1"}
     os.environ |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(_LIMIT_S)}
     with socket.socket() as free:
@@ -40,6 +40,8 @@ def local_serve(cpus: int) -> Iterator[int]:
 
 def deployed(bundle: dynamic.Bundle, budget: dynamic.Budget, port: int, **how: Any) -> tuple[Any, str]:
     """The handle of an application that is ready, and the address of its `infer`."""
+    from ray import serve
+
     handle = serve.run(dynamic.serve.application(bundle, budget, **how), name=NAME)
     model = f"http://127.0.0.1:{port}/v2/models/{bundle.folder.name}"
     ends = time.monotonic() + _LIMIT_S
