@@ -34,8 +34,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         >>> from dynamic.serve.ray.builder import build
         >>> app = build({"bundle": "shelf", "budget": {"latency_ms": 50}, "cut": None})
     """
-    given = dict(args)
-    bundle, budget, options = given.pop("bundle", None), given.pop("budget", None), given.pop("options", None)
+    fields = dict(args)
+    bundle, budget, options = fields.pop("bundle", None), fields.pop("budget", None), fields.pop("options", None)
     if not isinstance(bundle, str):
         raise SettingError(f"args has bundle={bundle!r}: give the path of a bundle's folder")
     for name, value in (("budget", budget), ("options", options)):
@@ -46,7 +46,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
             bundle,
             None if budget is None else Budget.from_json(budget),
             options=None if options is None else ServeOptions(**_with_token(options)),
-            **given,
+            **fields,
         )
     except TypeError as error:
         raise SettingError(f"args do not read: {error}") from error

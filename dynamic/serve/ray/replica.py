@@ -95,7 +95,7 @@ class Replica:
             "inputs": stats.inputs,
             "shed": waiting.shed,
             "split": self._settings.split.to_json(),
-            "kept_exits": 0 if self._hops is None else self._hops.kept,
+            "kept_exits": 0 if self._hops is None else self._hops.exit_answers,
         }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

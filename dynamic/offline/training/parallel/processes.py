@@ -128,9 +128,11 @@ class Processes:
         if self.count == 1:
             return
         kind = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
-        found = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device, dtype=kind)
-        parts = [found.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1).to(kind) for p in parameters]
-        flat = torch.cat([*parts, found])
+        presence = torch.tensor(
+            [float(p.grad is not None) for p in parameters], device=parameters[0].device, dtype=kind
+        )
+        parts = [presence.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1).to(kind) for p in parameters]
+        flat = torch.cat([*parts, presence])
         distributed.all_reduce(flat)
         start = 0
         for parameter, have in zip(parameters, flat[-len(parameters) :].tolist(), strict=True):

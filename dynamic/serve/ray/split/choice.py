@@ -93,15 +93,15 @@ def candidates(point: CostedPoint, costs: Costs, backbone: Sequence[int]) -> lis
     shares, plan = point.shares, point.plan
     times = [stage_ms(costs, plan, stage, 1) for stage in range(len(shares))]
     reach = [sum(shares[stage:]) for stage in range(len(shares))]
-    found = []
+    cuts = []
     for cut in range(1, len(shares)):
         if not 0 < reach[cut] < 1 or not plan.on[cut - 1]:
             continue
         rest_ms = sum(share * ms for share, ms in zip(reach[cut:], times[cut:], strict=True)) / reach[cut]
         is_inside = backbone[cut] == backbone[cut - 1] and plan.run[cut]
         first = backbone.index(backbone[cut]) if is_inside else cut
-        found.append(Candidate(cut, reach[cut], rest_ms, sum(times[first:cut])))
-    return found
+        cuts.append(Candidate(cut, reach[cut], rest_ms, sum(times[first:cut])))
+    return cuts
 
 
 def chosen(among: Sequence[Candidate], hop_ms: Mapping[int, float]) -> Split:

@@ -75,7 +75,7 @@ class Hops:
     def __init__(self, tail: Any) -> None:
         self._tail = tail
         self.outstanding = self.passed = 0  # rows in the tail, and all that were sent there
-        self.kept = 0  # rows that kept the answer of an exit since the tail gave none
+        self.exit_answers = 0  # rows that kept the answer of an exit since the tail gave none
         self._quiet_until = 0.0
 
     async def __call__(self, result: Result, ends_s: float | None, traceparent: str | None) -> Result:
@@ -116,7 +116,7 @@ class Hops:
         except Exception as error:
             if not passed.rest.is_answered:
                 raise _said(error) from error
-            self.kept += rows
+            self.exit_answers += rows
             self._log(error)
             return None
         finally:
@@ -145,7 +145,7 @@ class Hops:
                 "since the start)",
                 error,
                 _LOG_S,
-                self.kept,
+                self.exit_answers,
             )
 
 
