@@ -38,7 +38,24 @@ from benchmarks.runtime.overhead import build
 
 MINUTES, THREADS = 10.0, 8
 GROWTH_MB = 30.0  # that caches may take
-ODD = (None, True, -1, 0, 1e308, 2**70, "", "FP32", "x" * 5000, [], {}, [[]], [None], {"a": {}}, "\ud800", 1.5)
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    2**70,
+    "",
+    "FP32",
+    "x" * 5000,
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": {}},
+    "\ud800",
+    1.5,
+)
 STATED = (503, 504)
 
 

@@ -33,7 +33,8 @@ class Made(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, 1, SIDE, SIDE]` -> `[B, CLASSES]`."""
         spent = self.body(self.stem(x)).mean((1, 2, 3))
-        return x[:, 0, self.row, :CLASSES] + 1e-6 * spent[:, None].clamp(-1, 1)
+        logits: Tensor = x[:, 0, self.row, :CLASSES] + 1e-6 * spent[:, None].clamp(-1, 1)
+        return logits
 
 
 def inputs(count: int, hard: float, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

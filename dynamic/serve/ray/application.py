@@ -21,7 +21,7 @@ from dynamic.serve.ray.split.planning import planned
 from dynamic.serve.ray.split.scaling import Replicas
 from dynamic.serve.request_errors import RETRY_AFTER_S
 
-_LOOK_S, _LOOK_BACK_S = 2.0, 10.0  # how often replicas report, and over how long reports count
+_LOOK_BACK_S = 30.0  # over how long reports of replicas count, which come every 10 s
 _UP_S, _DOWN_S = 4.0, 60.0  # how long a number has to be too low, or too high
 NAME, TAIL = "cascade", "tail"  # of the deployments, for `serve.get_deployment_handle`
 
@@ -116,7 +116,6 @@ def _deployment(kind: Any, name: str, settings: ReplicaSettings, config: Any, re
         max_replicas=replicas.most,
         initial_replicas=replicas.least,
         target_ongoing_requests=settings.options.max_batch,
-        metrics_interval_s=_LOOK_S,
         look_back_period_s=_LOOK_BACK_S,
         upscale_delay_s=_UP_S,
         downscale_delay_s=_DOWN_S,

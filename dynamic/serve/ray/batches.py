@@ -86,6 +86,10 @@ class RayBatches:
         Raises:
             SettingError: The engine is "torch", whose modules are in one process alone.
             InputError: A column is missing, or does not fit.
+
+        Example:
+            >>> def count(batches, folder, spec):
+            ...     return sum(len(logits) for logits, _ in batches.logits(folder, spec, "onnxruntime", "f32"))
         """
         if engine == "torch":
             raise SettingError(

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynamic.offline.training.parallel.processes import Processes
@@ -44,15 +44,21 @@ def _forward(norm: _BatchNorm, alone: Callable[[Tensor], Tensor], x: Tensor) -> 
     dims = [dim for dim in range(x.ndim) if dim != 1]
     shape = [-1 if dim == 1 else 1 for dim in range(x.ndim)]
     wide = x if x.dtype == torch.float64 else x.float()
-    count = all_reduce(wide.new_tensor(float(x.numel() // x.shape[1])))
-    mean = all_reduce(wide.sum(dims)) / count
+    count = _summed(wide.new_tensor(float(x.numel() // x.shape[1])))
+    mean = _summed(wide.sum(dims)) / count
     centered = wide - mean.reshape(shape)
-    variance = all_reduce((centered * centered).sum(dims)) / count
+    variance = _summed((centered * centered).sum(dims)) / count
     _remember(norm, mean.detach(), variance.detach() * (count / (count - 1).clamp(min=1)))
-    y = centered * torch.rsqrt(variance + norm.eps).reshape(shape)
+    y: Tensor = centered * torch.rsqrt(variance + norm.eps).reshape(shape)
     if norm.weight is not None:
         y = y * norm.weight.reshape(shape) + norm.bias.reshape(shape)
     return y.to(x.dtype)
+
+
+def _summed(own: Tensor) -> Tensor:
+    """The sum over all processes, through which gradients flow back to all of them."""
+    whole: Tensor = functional.all_reduce(own)  # type: ignore[no-untyped-call]
+    return whole
 
 
 def _remember(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
