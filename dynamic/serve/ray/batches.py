@@ -13,6 +13,7 @@ from dynamic.engines.engine_factory import open_engine
 from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.scores import Combiner
 from dynamic.policies.validation.numbers import plain
+from dynamic.serve.ray.dataset import checked_cpus, warn_of_full_cluster
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -34,8 +35,9 @@ class RayBatches:
         labels: The column of the labels. None: there are none.
         batch: Rows of a batch.
         actors: How many processes run the stages.
-        threads: Threads of the engine in each of them, and the CPUs that Ray reserves for it. None: as many as the
-            process that calibrates would take, of which Ray then reserves one.
+        threads: Threads of the engine in each of them. None: as many as the process that calibrates would take.
+        cpus: CPUs that Ray reserves for each of them. Where they take all CPUs of the cluster, tasks that read the data
+            wait forever, and a warning says so. None: `threads`, or 1 without it.
 
     Raises:
         SettingError: A number is out of range.
@@ -55,6 +57,7 @@ class RayBatches:
         batch: int = 32,
         actors: int = 1,
         threads: int | None = None,
+        cpus: float | None = None,
     ) -> None:
         for name, value in (("batch", batch), ("actors", actors), ("threads", 1 if threads is None else threads)):
             number = plain(value)
@@ -62,6 +65,7 @@ class RayBatches:
                 raise SettingError(f"{name}={number!r} must be a whole number of at least 1")
         self._columns, self._labels = columns, labels
         self._actors, self._threads = actors, threads
+        self._cpus = checked_cpus(threads or 1 if cpus is None else cpus)
         self._blocks = dataset.repartition(target_num_rows_per_block=batch, strict=True)
         self._blocks.context.execution_options.preserve_order = True
 
@@ -97,6 +101,7 @@ class RayBatches:
             )
         import ray
 
+        warn_of_full_cluster(self._actors, self._cpus)
         files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         answered = self._blocks.map_batches(
             StageLogits,
@@ -111,7 +116,7 @@ class RayBatches:
             },
             batch_size=None,
             batch_format="numpy",
-            num_cpus=self._threads or 1,
+            num_cpus=self._cpus,
             concurrency=self._actors,
         )
         answered.context.execution_options.preserve_order = True

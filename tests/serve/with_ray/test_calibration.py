@@ -46,7 +46,7 @@ def test_the_records_are_the_same_to_the_bit(networks: list[nn.Module]) -> None:
     starts = range(0, COUNT, BATCH)
     loader = [(torch.from_numpy(INPUTS[at : at + BATCH]), torch.from_numpy(LABELS[at : at + BATCH])) for at in starts]
     here = dynamic.calibrate(networks, loader, progress=False)
-    batches = dynamic.RayBatches(dataset(7), columns="x", batch=BATCH, actors=2)
+    batches = dynamic.RayBatches(dataset(7), columns="x", batch=BATCH, actors=2, cpus=0.5)
     there = dynamic.calibrate(networks, batches, progress=False)
     assert here.label is not None
     assert there.label is not None
