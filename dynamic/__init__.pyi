@@ -48,6 +48,7 @@ from dynamic.runtime.result import BatchResult as BatchResult
 from dynamic.runtime.result import Prediction as Prediction
 from dynamic.runtime.result import Statistics as Statistics
 from dynamic.runtime.runtime import Runtime as Runtime
+from dynamic.serve.ray.batches import RayBatches as RayBatches
 from dynamic.serve.ray.dataset import map_dataset as map_dataset
 
 from . import errors as errors

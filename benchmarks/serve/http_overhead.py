@@ -9,13 +9,16 @@ the process of the server, by as many threads. For a JPEG it is decoding and `ru
 
 The two take turns, a block of requests each, so that drift of the machine falls on both alike. The overhead is the
 difference of two percentiles, not a percentile of differences: no request is answered both ways.
+
+The bundle is built once, in `out/serve/http_overhead`: that takes 2 minutes, and 8 on a busy machine. Each kind and
+number of clients is written to `out/serve/http_overhead.json`, and a run that was interrupted goes on there. All of it
+takes 4 minutes, `--smoke` half a minute once the bundle is built.
 """
 
 import argparse
 import io
 import json
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +29,9 @@ import numpy as np
 from PIL import Image
 
 import dynamic
-from benchmarks.harness.common import add_data_option, data_folder, module_command, module_path, save
+from benchmarks.harness.common import add_data_option, data_folder, module_command, module_path, progress, save
 from benchmarks.runtime.overhead import build
+from benchmarks.serve.deployed import OUT, Kept
 from dynamic.data.picture_decoding import read_picture
 
 CLIENTS = (1, 32)
@@ -83,7 +87,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{p}": round(float(np.percentile(values, p)), 3) for p in PERCENTILES}
 
 
-def measure(run: dynamic.Runtime, port: int, folder: Path, requests: int) -> dict[str, Any]:
+def measure(run: dynamic.Runtime, port: int, folder: Path, requests: int, kept: Kept) -> None:
     """Percentiles of both ways, for each kind and number of clients."""
     arrays, files = np.load(folder / "arrays.npy"), [file.read_bytes() for file in sorted(folder.glob("*.jpg"))]
     (name,) = (i.name for i in run.bundle.spec.inputs)
@@ -91,9 +95,12 @@ def measure(run: dynamic.Runtime, port: int, folder: Path, requests: int) -> dic
         "binary": lambda i: run({name: arrays[i : i + 1]}),
         "jpeg": lambda i: run(read_picture(files[i], "it", 3)),
     }
-    client, figures = Client(port, folder), {}
+    client = Client(port, folder)
     for clients in CLIENTS:
         for kind in KINDS:
+            part = f"{kind}, {clients} clients"
+            if part in kept:
+                continue
             http: list[float] = []
             here: list[float] = []
             direct(calls[kind], clients, BLOCK)  # warm
@@ -103,10 +110,25 @@ def measure(run: dynamic.Runtime, port: int, folder: Path, requests: int) -> dic
                 http += client.latencies(kind, clients, BLOCK)
             both = {"run": percentiles(here), "http": percentiles(http)}
             added = {p: round(both["http"][p] - both["run"][p], 3) for p in both["run"]}
-            figures[f"{kind}, {clients} clients"] = both | {"added_ms": added}
-            print(f"{kind}, {clients} clients: {both}, added {added}")
+            kept.keep(part, both | {"added_ms": added})
+            print(f"{part}: {both}, added {added}", flush=True)
     client.close()
-    return figures
+
+
+def prepare(data: Path, folder: Path) -> dynamic.Bundle:
+    """The bundle, and images as arrays and as files, made once."""
+    if not (folder / "arrays.npy").is_file():
+        progress("building the bundle")
+        _, images = build(data, folder / "shelf")
+        pixels = images.images[:IMAGES]
+        preprocess = dynamic.load(folder / "shelf").preprocess
+        assert preprocess is not None
+        for number, image in enumerate(pixels):
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "JPEG", quality=90)
+            (folder / f"{number:03}.jpg").write_bytes(file.getvalue())
+        np.save(folder / "arrays.npy", preprocess(pixels))
+    return dynamic.load(folder / "shelf").profile(threads=1)
 
 
 def main() -> None:
@@ -114,26 +136,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
     parser.add_argument("--requests", type=int, default=REQUESTS, help="of each way, kind and number of clients")
-    parser.add_argument("--smoke", action="store_true", help="write no figures")
+    parser.add_argument("--fresh", action="store_true", help="begin anew")
+    parser.add_argument("--smoke", action="store_true", help="200 requests, no figures written")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        _, images = build(data_folder(options.data), folder / "shelf")
-        pixels = images.images[:IMAGES]
-        bundle = dynamic.load(folder / "shelf").profile(threads=1)
-        assert bundle.preprocess is not None
-        np.save(folder / "arrays.npy", bundle.preprocess(pixels))
-        for number, image in enumerate(pixels):
-            file = io.BytesIO()
-            Image.fromarray(image).save(file, "JPEG", quality=90)
-            (folder / f"{number:03}.jpg").write_bytes(file.getvalue())
-        serve = dynamic.serve.ServeOptions(port=0, name="model", queue=256)
-        budget = dynamic.Budget(latency_ms=1e5, max_drop=0.01)
-        with (
-            bundle.runtime(budget, threads=1, workers=serve.workers, drift_alpha=NEVER) as run,
-            dynamic.serve.Server(run, serve) as server,
-        ):
-            figures = measure(run, server.port, folder, options.requests)
+    requests = BLOCK if options.smoke else options.requests
+    kept = Kept("http_overhead-smoke" if options.smoke else "http_overhead", options.fresh or options.smoke)
+    folder = OUT / "http_overhead"
+    bundle = prepare(data_folder(options.data), folder)
+    serve = dynamic.serve.ServeOptions(port=0, name="model", queue=256)
+    budget = dynamic.Budget(latency_ms=1e5, max_drop=0.01)
+    with (
+        bundle.runtime(budget, threads=1, workers=serve.workers, drift_alpha=NEVER) as run,
+        dynamic.serve.Server(run, serve) as server,
+    ):
+        measure(run, server.port, folder, requests, kept)
+    figures = kept.parts
     median = figures["binary, 1 clients"]["added_ms"]["p50"]
     print(f"{median} ms added at the median by one client, goal {GOAL_MS}")
     if not options.smoke:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dynamic.engines.inputs.dimensions import DimRange, Ranges, dynamic_places, request_size
 from dynamic.engines.inputs.padding import Padding
+from dynamic.engines.parts.rest import Rest
 
 GRAPH, SINGLE_GRAPH = "graph.onnx", "graph_single.onnx"  # of a bundle: the whole cascade, for batches and for one row
 OUTPUTS = ("logits", "stage", "score")  # of those graphs
@@ -134,12 +135,15 @@ class Output:
         score: Score of each row there `[B]`.
         complete: False where a deadline cut the request short. Rows that were cut short have the last stage that
             answered.
+        rests: Rows whose later stages run elsewhere. Until then they have the answer and the score of the last stage
+            that answered, or the stage before the next one and NaN where none did.
     """
 
     logits: NDArray[np.float32]
     stage: NDArray[np.int64]
     score: NDArray[np.float32]
     complete: bool = True
+    rests: tuple[Rest, ...] = ()
 
 
 class Executor(Protocol):
@@ -172,6 +176,12 @@ class Executor(Protocol):
 
     def keep(self, carry: Carry, rows: NDArray[np.intp]) -> Carry:
         """The carry of these rows alone."""
+
+    def to_arrays(self, carry: Carry) -> list[Array]:
+        """A carry as arrays that stay as they are when the stage runs again."""
+
+    def from_arrays(self, arrays: Sequence[Array]) -> Carry:
+        """The carry that `to_arrays` gave, of any executor."""
 
     def close(self) -> None:
         """Free everything. A later run loads again."""

@@ -305,6 +305,14 @@ class OpenVinoExecutor:
         """The carry of these rows alone."""
         return [array[rows] for array in carry]
 
+    def to_arrays(self, carry: list[Array]) -> list[Array]:
+        """Copies: its own buffers are overwritten."""
+        return [array.copy() for array in carry]
+
+    def from_arrays(self, arrays: Sequence[Array]) -> list[Array]:
+        """The arrays, each in one piece of memory."""
+        return [np.ascontiguousarray(array) for array in arrays]
+
     def close(self) -> None:
         """Drop every model."""
         self.unload(self._spec.backbones)

@@ -59,14 +59,19 @@ def finite_rows(array: Array) -> NDArray[np.bool_]:
 
 
 def is_whole(output: Output) -> bool:
-    """Whether every row has an answer from finite logits of its exit stage."""
+    """Whether every row that does not continue elsewhere has an answer from finite logits of its exit stage."""
+    if output.rests:
+        return bool(answered_rows(output).all())
     # a score is NaN where the stage's own logits were not finite
     return is_finite(output.logits) and not any(score != score for score in output.score.tolist())
 
 
 def answered_rows(output: Output) -> NDArray[np.bool_]:
-    """Whether each row has an answer to which the stage that it left at contributed, `[B]`."""
-    return finite_rows(output.logits) & ~np.isnan(output.score)
+    """Whether each row has an answer to which the stage that it left at contributed, or continues elsewhere, `[B]`."""
+    answered = finite_rows(output.logits) & ~np.isnan(output.score)
+    for rest in output.rests:
+        answered[rest.rows] = True
+    return answered
 
 
 def silent_rows(output: Output, inputs: Mapping[str, Array]) -> NDArray[np.intp]:

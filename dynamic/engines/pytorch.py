@@ -83,6 +83,14 @@ class TorchExecutor:
         with torch.inference_mode():
             return tuple(tensor.index_select(0, index) for tensor in carry)
 
+    def to_arrays(self, carry: tuple[Tensor, ...]) -> list[Array]:
+        """The tensors in memory of the processor."""
+        return [tensor.detach().cpu().numpy() for tensor in carry]
+
+    def from_arrays(self, arrays: Sequence[Array]) -> tuple[Tensor, ...]:
+        """The arrays as tensors on the device."""
+        return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for array in arrays)
+
     def forget(self) -> Any:
         """Reset the threads, and compiled code, which contains their number."""
         torch.set_num_threads(1)

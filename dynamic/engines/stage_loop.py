@@ -2,15 +2,32 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic.engines.contract import Array, CascadeSpec, Executor, Expected, InputSpec, Output
+from dynamic.engines.contract import Array, Carry, CascadeSpec, Executor, Expected, InputSpec, Output
 from dynamic.engines.inputs.dimensions import shape_text, size_fault
+from dynamic.engines.parts.rest import Progress, Rest, packed, unpacked
 from dynamic.policies.errors import EngineError, InputError
 from dynamic.policies.scores import TINY, Combiner
 from dynamic.policies.stage_plan import StagePlan, check_thresholds, plan
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """Rows at the first stage that runs. Those that come from elsewhere have inputs, or `tensors` of a carry."""
+
+    stage: int
+    rows: int
+    inputs: Mapping[str, Array]
+    progress: Progress
+    tensors: Sequence[Array] = ()
+
+
+def _nothing_yet(combiner: Combiner, rows: int) -> Progress:
+    return Progress(combiner.start(), None, np.full(rows, np.nan, np.float32), -1)
 
 
 class StageEngine:
@@ -39,6 +56,7 @@ class StageEngine:
         thresholds: NDArray[np.float32],
         deadline_s: float | None = None,
         expected_s: Expected | None = None,
+        until: int | None = None,
     ) -> Output:
         """Run inputs under thresholds.
 
@@ -49,6 +67,8 @@ class StageEngine:
                 answer is expected later. None: no deadline.
             expected_s: Expected seconds from the start of each stage to the next answer `[S]`, for one row and for all.
                 Between them the estimate is linear.
+            until: The stage that does not run here, nor do those after it. Rows that would continue there are in the
+                output's `rests`. None: all stages may run.
 
         Returns:
             The output.
@@ -57,20 +77,58 @@ class StageEngine:
             InputError: An input has a wrong name, shape or dtype.
             SettingError: The thresholds are of wrong length or NaN.
         """
-        began = self._clock() if deadline_s is not None else 0.0
         rows = check_inputs(inputs, self.spec.inputs)
+        begun = _Begun(0, rows, inputs, _nothing_yet(self._combiner, rows))
+        return self._run(begun, thresholds, deadline_s, expected_s, until)
+
+    def resume(
+        self,
+        stage: int,
+        arrays: Mapping[str, Array],
+        thresholds: NDArray[np.float32],
+        deadline_s: float | None = None,
+        expected_s: Expected | None = None,
+    ) -> Output:
+        """Continue with rows whose stages before `stage` ran elsewhere, under the same thresholds.
+
+        Args:
+            stage: The first stage that has not run.
+            arrays: What `Rest` has for them, each `[B, ...]`.
+            thresholds: As for `run`.
+            deadline_s: As for `run`, from now.
+            expected_s: As for `run`.
+
+        Returns:
+            The output of these rows.
+
+        Raises:
+            SettingError: The thresholds are of wrong length or NaN.
+        """
+        progress, inputs, tensors = unpacked(arrays)
+        begun = _Begun(stage, len(progress.score), inputs, progress, tensors)
+        return self._run(begun, thresholds, deadline_s, expected_s)
+
+    def _run(
+        self,
+        begun: "_Begun",
+        thresholds: NDArray[np.float32],
+        deadline_s: float | None,
+        expected_s: Expected | None,
+        until: int | None = None,
+    ) -> Output:
+        began = self._clock() if deadline_s is not None else 0.0
+        rows, inputs, progress = begun.rows, begun.inputs, begun.progress
         todo, thresholds = self.plan(thresholds), np.asarray(thresholds, np.float32)
         executor, backbone, last = self.executor, self.spec.backbone, len(self.spec.stages) - 1
         probabilities = np.full((rows, self.spec.classes), np.nan, np.float32)  # [B, C]
         out_stage = np.full(rows, last, np.int64)  # [B]
         out_score = np.full(rows, np.nan, np.float32)  # [B]
         alive = np.arange(rows)  # rows of the request that are still in the batch
-        state = self._combiner.start()
-        carry, current = None, -1
         # of the rows alive: the answer so far, its score, and the stage that gave it
-        answer: NDArray[np.float32] | None = None
-        score, answered, complete = out_score, -1, True
-        for stage in range(last + 1):
+        state, answer, score, answered = progress.state, progress.answer, progress.score, progress.answered
+        carry, current, complete = None, -1, True
+        rests: tuple[Rest, ...] = ()
+        for stage in range(begun.stage, last + 1):
             if not todo.run[stage]:
                 continue
             if deadline_s is not None and answer is not None:
@@ -79,9 +137,20 @@ class StageEngine:
                     probabilities[alive], out_stage[alive], out_score[alive] = answer, answered, score
                     complete = False
                     break
+            if until is not None and stage >= until:
+                if answer is not None:
+                    probabilities[alive] = answer
+                out_stage[alive], out_score[alive] = answered if answered >= 0 else max(until - 1, 0), score
+                so_far, begins = Progress(state, answer, score, answered), backbone[stage] != current
+                rests = (self._rest(until, stage, alive, so_far, inputs, None if begins else carry),)
+                break
             if backbone[stage] != current:  # another backbone starts from the input again
                 current = backbone[stage]
-                carry = executor.start(inputs if len(alive) == rows else self._rest(inputs, alive))
+                if stage == begun.stage and begun.tensors:
+                    carry = executor.from_arrays(begun.tensors)
+                else:
+                    carry = executor.start(inputs if len(alive) == rows else self._remaining(inputs, alive))
+                    carry = self._caught_up(stage, begun.stage, carry, todo)
             logits, carry = executor.step(stage, carry, todo.on[stage])
             if not todo.on[stage]:
                 continue
@@ -103,9 +172,40 @@ class StageEngine:
                 answer, score = answer[stay], score[stay]
                 if stage < last and backbone[stage + 1] == current:
                     carry = executor.keep(carry, stay)
-        return Output(np.log(np.maximum(probabilities, TINY)), out_stage, out_score, complete)
+        return Output(np.log(np.maximum(probabilities, TINY)), out_stage, out_score, complete, rests)
 
-    def _rest(self, inputs: Mapping[str, Array], alive: NDArray[np.intp]) -> Mapping[str, Array]:
+    def _rest(
+        self,
+        cut: int,
+        stage: int,
+        alive: NDArray[np.intp],
+        progress: Progress,
+        inputs: Mapping[str, Array],
+        carry: Carry | None,
+    ) -> Rest:
+        """What rows need that continue elsewhere at `stage`, the first that runs from the cut on.
+
+        Where that belongs to the backbone that has begun, they get the carry if it is no larger than the inputs.
+        Otherwise the stages of the backbone before the cut run there again.
+        """
+        own = self._remaining(inputs, alive)
+        tensors = None if carry is None else self.executor.to_arrays(carry)
+        if tensors is not None and sum(a.nbytes for a in tensors) > sum(a.nbytes for a in own.values()):
+            tensors = None
+        starts_later = self.spec.backbone[-1] != self.spec.backbone[stage]
+        needs_inputs = tensors is None or starts_later
+        return Rest(cut, alive, packed(progress, own if needs_inputs else None, tensors), self.spec.size_of(inputs))
+
+    def _caught_up(self, stage: int, begun: int, carry: Carry, todo: StagePlan) -> Carry:
+        """The carry of a backbone that starts at `stage`, after those of its stages that ran before the cut."""
+        if stage != begun:
+            return carry
+        first = self.spec.backbone.index(self.spec.backbone[stage])
+        for earlier in range(first, stage):  # as they ran there, so that the carry is the same to the bit
+            _, carry = self.executor.step(earlier, carry, todo.on[earlier])
+        return carry
+
+    def _remaining(self, inputs: Mapping[str, Array], alive: NDArray[np.intp]) -> Mapping[str, Array]:
         """The inputs of the rows that have not left, no longer than the longest text among them."""
         rest = {name: array[alive] for name, array in inputs.items()}
         return rest if self.spec.padding is None else self.spec.padding.cut(rest)

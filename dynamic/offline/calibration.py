@@ -132,6 +132,7 @@ def calibrate(
         spec = describe(cascade, example) if engine == "torch" else export_stages(cascade, folder, example)
         stages = cascade.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
         opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
+        elsewhere = getattr(loader, "logits", None)  # of `RayBatches`, whose stages run in other processes
         try:
             records = collect(
                 lambda inputs: arrays_of(cascade, inputs),
@@ -143,6 +144,7 @@ def calibrate(
                 search_share,
                 seed,
                 progress=progress,
+                answered=elsewhere and elsewhere(folder, spec, engine, precision),
             )
         finally:
             opened.close()

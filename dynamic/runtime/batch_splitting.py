@@ -7,6 +7,7 @@ import numpy as np
 
 from dynamic.engines.contract import Array, Output
 from dynamic.engines.memory import giving_back
+from dynamic.engines.parts.rest import renumbered
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.limits import RESERVE_MB
 from dynamic.policies.costing.costed_point import row_mb
@@ -67,11 +68,17 @@ def run_split(
         with giving_back():
             parts.append(run(some, min(most, rows - start)))
     outputs = [part.output for part in parts]
+    starts = range(0, rows, most)
     joined = Output(
         np.concatenate([output.logits for output in outputs]),
         np.concatenate([output.stage for output in outputs]),
         np.concatenate([output.score for output in outputs]),
         all(output.complete for output in outputs),
+        tuple(
+            rest
+            for start, output in zip(starts, outputs, strict=True)
+            for rest in renumbered(output.rests, np.arange(start, min(start + most, rows)))
+        ),
     )
     return Answer(
         joined,

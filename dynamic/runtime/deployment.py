@@ -17,14 +17,16 @@ from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.limits import RESERVE_MB
 from dynamic.policies.control.remaining_time import ahead_ms
+from dynamic.policies.costing.costed_point import with_costs
 from dynamic.policies.decision import Decision, Feedback, Policy
-from dynamic.policies.errors import BundleError, DynamicError, EngineError
+from dynamic.policies.errors import BundleError, DynamicError, EngineError, InputError
 from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.decisions.policy_guard import Guard
 from dynamic.runtime.drift.drift_watch import Captured, Drifts, DriftWatch, Tested
 from dynamic.runtime.drift.streams import DriftOptions
 from dynamic.runtime.fallback import COOL_DOWN_S, FallbackEngines
+from dynamic.runtime.parts import Part
 
 logger = logging.getLogger("dynamic")
 
@@ -76,6 +78,7 @@ class Deployment:
         self._threads: list[int] = []  # of the requests that run on it: a signal interrupts no append or removal
         self._ends: deque[None] = deque([None])  # whoever takes this closes the engines
         self.whole = frontier
+        self._points = {point.name: point for point in frontier.points}
         self._clock = clock
         self.lost: frozenset[int] = frozenset()  # backbones that do not load, with points left out for it
         self._lost_until = 0.0
@@ -227,6 +230,17 @@ class Deployment:
         free_mb = snapshot.memory_available_mb
         return free_mb is not None and free_mb < self._memory_mb and not self.engines.first.ready(rows)
 
+    def point(self, name: str) -> CostedPoint:
+        """A point of the ladder, whether it is dominated here or not. Raises InputError where there is none."""
+        point = self._points.get(name)
+        if point is None:
+            ladder = self.bundle.ladder
+            certified = next((one for one in ladder.points if one.name == name), None)
+            if certified is None:
+                raise InputError(f"{self.bundle.folder} has no operating point {name!r:.80}")
+            point = self._points[name] = with_costs(certified, ladder, self.whole.costs)
+        return point
+
     def expected_s(self, decision: Decision, rows: int, size: int | None) -> tuple[tuple[float, float], ...]:
         """Seconds from each stage to the next answer, for one row of a size and for all, under the slowdown."""
         key = decision.point, rows, size
@@ -243,12 +257,13 @@ class Deployment:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """The engine that the user asked for, and its options."""
+    """The engine that the user asked for, its options, and the part of the cascade that it runs. None: all of it."""
 
     engine: str | None = None
     threads: int | None = None
     route: Route | None = None
     options: EngineOptions | None = None
+    part: Part | None = None
 
     @property
     def forced_route(self) -> Route | None:
@@ -285,21 +300,28 @@ def opened(bundle: DeployedBundle, request: EngineRequest, keep: bool) -> tuple[
     except BaseException:
         engine.close()  # nobody else will
         raise
-    return bundle.with_costs(costs, route), engine
+    if request.part is None:
+        return bundle.with_costs(costs, route), engine
+    return bundle.with_costs(request.part.costs(costs), route), request.part.engine(engine, bundle)
 
 
-def others(bundle: DeployedBundle, engine: Engine, names: Sequence[str] | None) -> Others:
+def others(bundle: DeployedBundle, engine: Engine, names: Sequence[str] | None, part: Part | None = None) -> Others:
     """FallbackEngines that may stand in for `engine`, by name (None: those installed), each with what opens it.
 
     Raises EngineError on an engine that does not exist.
     """
+
+    def opens(name: str) -> Engine:
+        whole = loads.open(name, threads=threads)
+        return whole if part is None else part.engine(whole, bundle)
+
     if names is None:
         names = [name for name in installed() if name != "torch" or bundle.modules is not None]
     for name in names:
         check_engine(name, bundle.precision_on(name))
     threads = engine.threads
     loads = bundle.preloaded()  # they are opened during requests
-    return [(name, partial(loads.open, name, threads=threads)) for name in names if name != engine.name]
+    return [(name, partial(opens, name)) for name in names if name != engine.name]
 
 
 def check_successor(old: DeployedBundle, new: DeployedBundle) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Engine, Expected, Output
 from dynamic.engines.outputs import answered_rows, is_whole, left_at, silent_rows
+from dynamic.engines.parts.rest import renumbered
 from dynamic.policies.errors import DynamicError, EngineError
 from dynamic.policies.frontier import CostedPoint
 
@@ -354,7 +355,8 @@ def _joined(answer: Answer, rows: NDArray[np.intp], part: Answer) -> Answer:
     logits[chosen] = part.output.logits[has_answer]
     stage[chosen] = part.output.stage[has_answer]
     score[chosen] = part.output.score[has_answer]
-    output = Output(logits, stage, score, answer.output.complete and part.output.complete)
+    rests = (*answer.output.rests, *renumbered(part.output.rests, rows))
+    output = Output(logits, stage, score, answer.output.complete and part.output.complete, rests)
     return Answer(
         output,
         tuple(dict.fromkeys((*answer.engines, *part.engines))),

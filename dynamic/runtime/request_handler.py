@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from dynamic.bundle.input_conversion import named_inputs
-from dynamic.engines.contract import Array
+from dynamic.engines.contract import Engine
 from dynamic.engines.memory import own_buffers
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.feasibility import covered
@@ -23,6 +23,7 @@ from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.batch_splitting import most_rows, run_split
 from dynamic.runtime.decisions.controller import Controller, Renewal
 from dynamic.runtime.deployment import Deployment
+from dynamic.runtime.drift.drift_watch import Captured
 from dynamic.runtime.fallback import Answer, SubModelError
 from dynamic.runtime.request_plan import Conditions, DecisionContext, Observation, RequestPlan
 from dynamic.runtime.result import BatchResult, Prediction, Result
@@ -187,7 +188,7 @@ class RequestHandler:
                     expected_s=expected_s,
                     whole=whole,
                 )
-                most = rows if rows == 1 else self._most_rows(deployment, decision, budget, snapshot)
+                most = rows if rows == 1 else self.most_rows(deployment, decision, budget, snapshot)
                 answer = run(inputs, rows) if rows <= most else run_split(run, inputs, rows, most)
                 break
             except SubModelError as error:
@@ -196,11 +197,14 @@ class RequestHandler:
                     controller.plan = None
         ended = self._clock()
         context = DecisionContext(deployment, budget, latest, snapshot, decision)
-        observation = self._observed(
+        pixels = deployment.bundle.preprocess is not None and not isinstance(x, Mapping)  # which are finite
+        scored = all(rest.is_answered for rest in answer.output.rests)  # else their first exit is elsewhere
+        observation = self.observed(
             context,
             answer,
-            inputs,
-            x,
+            expected_ms=partial(self._expected_ms, context, answer),
+            capture=lambda engine: deployment.capture(engine, inputs, x) if scored else None,
+            covers=lambda: pixels or deployment.covers(inputs),
             work_ms=(ended - starts) * 1e3,
             latency_ms=(ended - arrival) * 1e3,
             waited_ms=(began - arrival) * 1e3,
@@ -222,22 +226,46 @@ class RequestHandler:
             observation.waited_ms,
         )
 
-    def _most_rows(self, deployment: Deployment, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
+    def _expected_ms(self, context: DecisionContext, answer: Answer) -> float:
+        """What a request should have taken that went the usual way."""
+        deployment, point, size = context.deployment, context.decision.point, context.snapshot.size
+        deepest = max(answer.stages)
+        for rest in answer.output.rests:  # the stages before the cut ran
+            deepest = max(deepest, rest.stage - 1)
+        return deployment.frontier.path_ms(point, deepest, rows=len(answer.stages), size=size)
+
+    def most_rows(self, deployment: Deployment, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
+        """How many rows may run at once at the point of a decision."""
         costs, point, first = deployment.frontier.costs_at(snapshot.size), decision.point, self._controller.read.first
         before_mb = None if first is None else first.memory_process_mb  # without networks
         return most_rows(costs, point.operating_point.backbones, budget, snapshot, before_mb)
 
-    def _observed(
+    def observed(
         self,
         context: DecisionContext,
         answer: Answer,
-        inputs: Mapping[str, Array],
-        x: Any,
+        expected_ms: Callable[[], float],
+        capture: Callable[[Engine], Captured | None],
+        covers: Callable[[], bool],
         work_ms: float,
         latency_ms: float,
         waited_ms: float,
     ) -> Observation:
-        """What a request showed, once everybody who learns from it has."""
+        """What a request showed, once everybody who learns from it has.
+
+        Args:
+            context: The decision, and what it was made for.
+            answer: The answer.
+            expected_ms: What it should have taken. It is asked where the request went the usual way.
+            capture: What the drift test needs of the inputs, on an engine. None: they are not tested.
+            covers: Whether the certificates are about such inputs.
+            work_ms: What it took.
+            latency_ms: From arrival to answer.
+            waited_ms: The part of that in a queue.
+
+        Returns:
+            The observation. It is not certified where inputs have drifted.
+        """
         controller = self._controller
         deployment, budget, decision = context.deployment, context.budget, context.decision
         output, point, stages = answer.output, decision.point, answer.stages
@@ -245,19 +273,15 @@ class RequestHandler:
         engine = next((engine for engine in answer.engines if not deployment.calibrated(engine)), answer.engine)
         # loading, and the first run after it, happen once and say nothing about how slow the device is. Nor does an
         # engine or a way that was not profiled
-        usual = answer.usual and not answer.moved
-        size = context.snapshot.size
-        expected_ms = deployment.frontier.path_ms(point, max(stages), rows=len(stages), size=size) if usual else 0.0
-        pixels = deployment.bundle.preprocess is not None and not isinstance(x, Mapping)  # which are finite
         with controller.lock:
-            captured = deployment.capture(engine, inputs, x)
+            captured = capture(engine)
             certified = (
                 output.complete
                 and answer.is_answered
                 and not answer.ignores_deadline
                 and deployment.certified(engine)
                 and covered(point.operating_point, budget)
-                and (pixels or deployment.covers(inputs))
+                and covers()
             )
             observation = Observation(
                 id=next(controller.ids),
@@ -266,7 +290,7 @@ class RequestHandler:
                 output=output,
                 captured=captured,
                 work_ms=work_ms,
-                expected_ms=expected_ms,
+                expected_ms=expected_ms() if answer.usual and not answer.moved else 0.0,
                 certified=certified,
                 latency_ms=latency_ms,
                 waited_ms=waited_ms,

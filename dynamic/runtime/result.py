@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dynamic.engines.contract import Output
 from dynamic.engines.outputs import finite_rows, is_finite
+from dynamic.engines.parts.rest import Rest
 from dynamic.policies.decision import Decision
 from dynamic.policies.ladder import Interval
 from dynamic.policies.words.short_repr import fields_repr, short_repr, wrapped
@@ -50,6 +51,11 @@ class _Answer:
     def class_names(self) -> Sequence[str] | None:
         """The names of all classes in label order. None: they have none."""
         return self._classes
+
+    @property
+    def rests(self) -> tuple[Rest, ...]:
+        """Rows that continue elsewhere, for `Runtime.resume`. Empty but in the head of a split cascade."""
+        return self._output.rests
 
     def _answers(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The labels `[B]` and their probabilities `[B]`."""

@@ -20,6 +20,7 @@ from dynamic.bundle.input_conversion import check_shapes
 from dynamic.engines.contract import Engine
 from dynamic.engines.forking import forget_after_fork
 from dynamic.engines.options import EngineOptions, Route
+from dynamic.engines.parts.rest import Rest
 from dynamic.monitoring.monitor import Monitor
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy
@@ -39,6 +40,7 @@ from dynamic.runtime.decisions.unmeasured_limits import SensorCheck
 from dynamic.runtime.deployment import Deployment, EngineRequest, Others, check_successor, opened, others
 from dynamic.runtime.drift.feedback_log import FeedbackLog, Label
 from dynamic.runtime.drift.streams import DriftOptions
+from dynamic.runtime.parts import Part
 from dynamic.runtime.request_handler import RequestHandler
 from dynamic.runtime.requests.async_requests import answer, answers_of
 from dynamic.runtime.requests.estimator import answered, predicted, probabilities
@@ -46,7 +48,8 @@ from dynamic.runtime.requests.input_copies import owned
 from dynamic.runtime.requests.interrupts import in_signal_handler
 from dynamic.runtime.requests.pauses import Spacing
 from dynamic.runtime.requests.request_queue import Waiting
-from dynamic.runtime.result import Result, Statistics
+from dynamic.runtime.requests.resumed_requests import ResumedRequests
+from dynamic.runtime.result import BatchResult, Result, Statistics
 
 logger = logging.getLogger("dynamic")
 
@@ -89,6 +92,7 @@ class Runtime:
         workers: How many threads answer inputs that were submitted, at least 1.
         on_change: Called with a `dynamic.Change` when the decision changes, on the thread of the request.
         fallback: The engines that answer when the first fails, in their order. None: those installed.
+        part: The stages that run here, where others run elsewhere. None: all of them.
 
     Raises:
         EngineError: The engine is unknown, not installed, or does not load.
@@ -120,8 +124,9 @@ class Runtime:
         workers: int = 1,
         on_change: OnChange | None = None,
         fallback: Sequence[str] | None = None,
+        part: Part | None = None,
     ) -> None:
-        request = EngineRequest(engine, threads, route, options)
+        request = EngineRequest(engine, threads, route, options, part)
         watch = monitor if monitor is not None else Monitor()
         if bundle.preload:
             begin(watch)  # before the engine: the policy takes the first reading for memory without models
@@ -263,6 +268,7 @@ class Runtime:
             lambda: len(self._waiting),
         )
         self._handler = RequestHandler(self._controller, workers, clock)
+        self._resumed = ResumedRequests(self._controller, self._handler, clock)
         self._waiting: Waiting[Result] = Waiting(queue, workers, self._handler, self._retire)
         self._controller.deployment = self._serve(bundle, frontier, engine, others)
         self.deployment.guard.begin()
@@ -307,6 +313,42 @@ class Runtime:
             if value is not None and not 0 <= value < math.inf:
                 raise SettingError(f"{name}={value!r} must be a number of at least 0")
         return self._handler(x, self._clock() - waited_ms / 1e3, queue_length, deadline_ms)
+
+    def resume(
+        self, rest: Rest, point: str, *, waited_ms: float = 0.0, queue_length: int = 0, deadline_ms: float | None = None
+    ) -> BatchResult:
+        """Answer rows whose first stages ran in the runtime of another `Part`, under the point that was chosen there.
+
+        Args:
+            rest: The rows.
+            point: The name of the operating point.
+            waited_ms: How long they have waited here.
+            queue_length: How many wait behind them.
+            deadline_ms: A hard limit from their arrival here. Where it is over, they get the answer that they came
+                with. None: there is none.
+
+        Returns:
+            Their answers.
+
+        Raises:
+            BundleError: Another bundle is at work here.
+            InputError: There is no such point.
+            EngineError: Every engine fails.
+            ClosedError: The runtime is closed.
+
+        Example:
+            >>> from dynamic.runtime.parts import Part
+            >>> exact = dynamic.Budget(max_drop=0.0)
+            >>> with (
+            ...     dynamic.Runtime(bundle, exact, part=Part(1, is_head=True)) as head,
+            ...     dynamic.Runtime(bundle, exact, part=Part(1, is_head=False)) as tail,
+            ... ):
+            ...     begun = head(x)
+            ...     for rest in begun.rests:
+            ...         tail.resume(rest, begun.decision.point.name).stage.tolist()
+            [1]
+        """
+        return self._resumed(rest, point, self._clock() - waited_ms / 1e3, queue_length, deadline_ms)
 
     def __repr__(self) -> str:
         decision = self.deployment.decision
@@ -756,7 +798,7 @@ def _opener(request: EngineRequest, fallback: Sequence[str] | None, keep: bool) 
     def opener(bundle: DeployedBundle) -> tuple[DeployedBundle, Engine, Others]:
         profiled, first = opened(bundle, request, keep)
         try:
-            return profiled, first, others(profiled, first, fallback)
+            return profiled, first, others(profiled, first, fallback, request.part)
         except BaseException:
             first.close()
             raise

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from dynamic.bundle.contract import DeployedBundle
-from dynamic.bundle.input_conversion import named_inputs
-from dynamic.engines.contract import Array, Output
+from dynamic.engines.contract import Output
 from dynamic.engines.outputs import is_finite
+from dynamic.engines.parts.rest import part_of
 from dynamic.policies.errors import ClosedError
 from dynamic.runtime.result import BatchResult, Prediction, Result
-from dynamic.runtime.runtime import Runtime
+from dynamic.serve.answering import Answering, Read
 
 _NO_WAIT_MS = 1.0  # a batch that has waited less is answered as one that comes now: it repeats the last decision
 _MARGIN = 2.0  # times the expected time: a row with less left than that gets a deadline of its own
@@ -41,9 +41,8 @@ class _Request:
     """A request that waits for its batch. Times are of the clock, in seconds."""
 
     x: Any
-    bundle: DeployedBundle  # whose preprocessing made the inputs
-    inputs: Mapping[str, Array]
-    is_single: bool
+    bundle: DeployedBundle  # that it was read for
+    read: Read
     came: float
     ends: float | None
     behind: int
@@ -51,14 +50,14 @@ class _Request:
 
     @cached_property
     def rows(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        return len(next(iter(self.read.arrays.values())))
 
     @cached_property
     def kind(self) -> tuple[Any, ...]:
         """What requests of one batch share. One with values that are not finite shares nothing: it runs alone."""
-        finite = all(map(is_finite, self.inputs.values()))
-        shapes = tuple((name, array.shape[1:]) for name, array in sorted(self.inputs.items()))
-        return id(self.bundle), shapes, finite or id(self)
+        finite = all(map(is_finite, self.read.arrays.values()))
+        shapes = tuple((name, array.shape[1:]) for name, array in sorted(self.read.arrays.items()))
+        return id(self.bundle), self.read.kind, shapes, finite or id(self)
 
 
 class Batches:
@@ -71,16 +70,17 @@ class Batches:
     and those with values that are not finite, run in batches of their own. So none changes the answer to another.
 
     Args:
-        run: The runtime. It is not closed.
+        answering: Reads and answers requests. Its runtime is not closed.
         most_rows: Rows of a batch. A request with more runs alone.
         wait_ms: How long a request waits at most for others.
         clock: Seconds.
     """
 
     def __init__(
-        self, run: Runtime, most_rows: int, wait_ms: float, clock: Callable[[], float] = time.perf_counter
+        self, answering: Answering, most_rows: int, wait_ms: float, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self._run, self._most_rows, self._wait_s, self._clock = run, most_rows, wait_ms / 1e3, clock
+        self._answering, self._run = answering, answering.run
+        self._most_rows, self._wait_s, self._clock = most_rows, wait_ms / 1e3, clock
         self._waiting: list[_Request] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -93,10 +93,10 @@ class Batches:
         """The answer to a request, see `Runtime.__call__`. Raises what that raises."""
         came = self._clock() - waited_ms / 1e3
         bundle = self._run.bundle
-        inputs, is_single = named_inputs(bundle, x)
+        read = self._answering.read(bundle, x)
         limits_ms = [limit for limit in (deadline_ms, self._run.budget.deadline_ms) if limit is not None]
         ends = came + min(limits_ms) / 1e3 if limits_ms else None
-        request = _Request(x, bundle, inputs, is_single, came, ends, queue_length)
+        request = _Request(x, bundle, read, came, ends, queue_length)
         _ = request.kind  # here, on as many threads as there are requests
         with self._changed:
             if self._closed:
@@ -184,14 +184,8 @@ class Batches:
         return until - self._clock()
 
     def _expected_s(self, batch: Sequence[_Request]) -> float:
-        """What a batch takes at the point of now, where all of its rows run all stages."""
-        deployment = self._run.deployment
-        decision, frontier, spec = deployment.decision, deployment.frontier, deployment.bundle.spec
-        point, slowdown = frontier.points[0], 1.0
-        if decision is not None and any(decision.point is one for one in frontier.points):  # else before a swap
-            point, slowdown = decision.point, decision.slowdown
-        rows, size = sum(request.rows for request in batch), spec.size_of(batch[0].inputs)
-        return frontier.path_ms(point, len(spec.stages) - 1, rows=rows, size=size) * slowdown / 1e3
+        """What a batch takes where all of its rows run all stages."""
+        return self._answering.expected_ms(batch[0].read, sum(request.rows for request in batch)) / 1e3
 
     def _split(self, batch: list[_Request]) -> tuple[list[_Request], list[_Request]]:
         """The part that runs next, and the rest. Those of a part share the nearest deadline among them."""
@@ -227,15 +221,15 @@ class Batches:
             request.future.set_result(_part(result, request, start, end, ended))
 
     def _result(self, batch: list[_Request]) -> Result:
-        """The answer to all rows, from the bundle whose preprocessing made them."""
+        """The answer to all rows, from the bundle that they were read for."""
         while True:
             bundle = self._run.bundle
             for request in batch:
                 if request.bundle is not bundle:  # another one was swapped in meanwhile
-                    request.bundle, (request.inputs, _) = bundle, named_inputs(bundle, request.x)
-            first = batch[0].inputs
-            inputs = first if len(batch) == 1 else {n: np.concatenate([r.inputs[n] for r in batch]) for n in first}
-            result = self._run(inputs, **self._limits(batch))
+                    request.bundle, request.read = bundle, self._answering.read(bundle, request.x)
+            first = batch[0].read.arrays
+            arrays = first if len(batch) == 1 else {n: np.concatenate([r.read.arrays[n] for r in batch]) for n in first}
+            result = self._answering(batch[0].read, arrays, **self._limits(batch))
             if self._run.bundle is bundle:
                 return result
 
@@ -243,8 +237,9 @@ class Batches:
         """What the runtime is told beside the inputs."""
         came, now = min(request.came for request in batch), self._clock()
         waited_ms = max(now - came, 0.0) * 1e3
-        # in batches: each of them takes the one runtime once
+        # in batches: each of them takes the one runtime once. Of those elsewhere, one is no queue
         behind = math.ceil((len(self._waiting) + max(request.behind for request in batch)) / self._most_rows)
+        behind += self._answering.elsewhere // self._most_rows
         limits: dict[str, Any] = {}
         if waited_ms >= _NO_WAIT_MS or behind:
             limits |= {"waited_ms": waited_ms, "queue_length": behind}
@@ -257,8 +252,9 @@ class Batches:
 def _part(result: Result, request: _Request, start: int, end: int, ended: float) -> Result:
     """The rows of a request, in its own words: its latency, and one answer where it had no batch dimension."""
     whole = result._output
-    output = Output(whole.logits[start:end], whole.stage[start:end], whole.score[start:end], whole.complete)
+    rests = part_of(whole.rests, start, end)
+    output = Output(whole.logits[start:end], whole.stage[start:end], whole.score[start:end], whole.complete, rests)
     latency_ms = (ended - request.came) * 1e3
     waited_ms = max(result.waited_ms - (result.latency_ms - latency_ms), 0.0)
-    kind = Prediction if request.is_single else BatchResult
+    kind = Prediction if request.read.is_single else BatchResult
     return kind(result.id, output, request.bundle.classes, latency_ms, result.decision, result.certified, waited_ms)

@@ -26,7 +26,7 @@ def open_runtime(bundle: Bundle, budget: Budget, options: ServeOptions, **engine
         bundle: The bundle. It is profiled first where costs of this machine are missing.
         budget: The limits.
         options: Of the server. Workers count.
-        engine: `engine`, `threads` and `options` as for `Bundle.runtime`.
+        engine: `engine`, `threads`, `options` and `part` as for `Runtime`.
 
     Returns:
         The runtime.
@@ -35,7 +35,7 @@ def open_runtime(bundle: Bundle, budget: Budget, options: ServeOptions, **engine
         BudgetError: No operating point meets the budget, even on an idle device.
         EngineError: The engine is unknown, not installed, or does not load.
     """
-    run = bundle.runtime(budget, workers=options.workers, **engine)
+    run = Runtime(bundle, budget, workers=options.workers, **engine)
     try:
         policy = BudgetPolicy()
         decision, _ = policy.decide(run.frontier, budget, Snapshot(time_s=0.0), policy.initial())

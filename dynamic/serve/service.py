@@ -45,18 +45,29 @@ class Answer(Protocol):
         ...
 
 
+class Finish(Protocol):
+    """What lets the rows of a result continue elsewhere, where it has `rests`."""
+
+    def __call__(self, result: Result, ends_s: float | None, traceparent: str | None) -> Awaitable[Result]:
+        """The whole result. `ends_s`: when it is late, in seconds since 1970. None: never."""
+        ...
+
+
 @dataclass
 class _Job:
     """A request in the queue. `came` is its arrival. Its timeout is the usual one until its own is read.
 
-    `work(job, queued)` answers it on a worker. `ends_s`: when its answer is late, in seconds since 1970.
+    `work(job, queued)` answers it on a worker. `ends_s`: when its answer is late, in seconds since 1970. `respond`
+    makes the response of a result, and `begun` is a result whose rows continue elsewhere.
     """
 
-    work: "Callable[[_Job, float], Any]"
+    work: "Callable[[_Job, float], Result]"
     came: float
     timeout_ms: float | None
     record: RequestRecord
     ends_s: float | None = None
+    respond: Callable[[Result], Any] = lambda result: result
+    begun: Result | None = None
 
     def read_head(self, incoming: Incoming[Any]) -> None:
         """Read the identifier and the timeout. Raises RequestError where they do not fit."""
@@ -84,14 +95,21 @@ class Service:
         options: What is accepted.
         answer: What answers on a worker, such as `Batches`. None: the runtime, one request at a time.
         workers: How many requests may be with `answer` at once. None: `options.workers`.
+        finish: Where rows of a result continue. None: `answer` leaves none.
     """
 
     def __init__(
-        self, run: Runtime, options: ServeOptions, answer: Answer | None = None, workers: int | None = None
+        self,
+        run: Runtime,
+        options: ServeOptions,
+        answer: Answer | None = None,
+        workers: int | None = None,
+        finish: Finish | None = None,
     ) -> None:
-        self.run, self.options = run, options
+        self.run, self.options, self._finish = run, options, finish
         self._answer: Answer = answer or run
         self.name = options.name or checked_name(run.bundle.folder.resolve().name)
+        self.about: Mapping[str, Any] = {}  # more of the model, for its metadata
         self.follow()
         self.waiting: Waiting[Any] = Waiting(options.queue, workers or options.workers, self._work)
         self.bodies = OpenBodies(options.most_open_bytes)
@@ -154,14 +172,14 @@ class Service:
         Raises:
             RequestError: There is no answer.
         """
-        with self._recorded(protocol, headers) as (came, record):
+        with self._recorded(protocol, headers) as (came, record, traceparent):
             incoming = await receive()
             outer_ms = incoming.outer_timeout_ms
             timeout_ms = self.options.timeout_ms if outer_ms is None else outer_ms
             job = _Job(partial(self._respond, incoming), came, timeout_ms, record, incoming.deadline_s)
             if not incoming.is_large:
                 job.read_head(incoming)
-            response: T = await self._answered(job)
+            response: T = await self._answered(job, traceparent)
             return response
 
     async def call(
@@ -182,17 +200,17 @@ class Service:
         Raises:
             RequestError: There is none.
         """
-        with self._recorded(protocol, headers) as (came, record):
+        with self._recorded(protocol, headers) as (came, record, traceparent):
             job = _Job(partial(self._result, x), came, self.options.timeout_ms, record, deadline_s)
-            result: Result = await self._answered(job)
+            result: Result = await self._answered(job, traceparent)
             return result
 
     @contextmanager
-    def _recorded(self, protocol: str, headers: Mapping[str, str]) -> Iterator[tuple[float, RequestRecord]]:
-        """When a request came, and its record, which is counted at the end. Errors become RequestError."""
+    def _recorded(self, protocol: str, headers: Mapping[str, str]) -> Iterator[tuple[float, RequestRecord, str | None]]:
+        """When a request came, its record, which is counted at the end, and its span. Errors become RequestError."""
         came, record = time.perf_counter(), RequestRecord(protocol)
-        with span(f"infer {self.name}", headers, record), self._counted(came, record):
-            yield came, record
+        with span(f"infer {self.name}", headers, record) as traceparent, self._counted(came, record):
+            yield came, record, traceparent
 
     @contextmanager
     def _counted(self, came: float, record: RequestRecord) -> Iterator[None]:
@@ -212,33 +230,58 @@ class Service:
             if self.log is not None:
                 self.log.write(record)
 
-    async def _answered(self, job: _Job) -> Any:
+    async def _answered(self, job: _Job, traceparent: str | None) -> Any:
         remaining_s = job.remaining_s
         submitted = self.waiting.submit(job, time.perf_counter())  # the upload is no wait for a worker
         future = asyncio.wrap_future(submitted)
         try:
             async with asyncio.timeout(None if remaining_s is None else max(remaining_s, 0.0)):
-                return await future
+                response = await future
+                if job.begun is None or self._finish is None:
+                    return response
+                result = await self._finish(job.begun, self._ends_s(job), traceparent)
+                return await asyncio.to_thread(self._responded, job, result)
         except TimeoutError as error:
             raise _expired(job.timeout_ms) from error
         finally:
             submitted.cancel()  # at once: asyncio does so in its next round, and until then it would count as waiting
 
     def _work(self, job: _Job, queued: float) -> Any:
-        """The answer to a request, on a worker."""
+        """The response to a request, on a worker. None where some of its rows continue elsewhere."""
         job.check_time()
-        return job.work(job, queued)
+        result = job.work(job, queued)
+        if result.rests:
+            job.begun = result
+            return None
+        return self._responded(job, result)
 
-    def _respond(self, incoming: Incoming[T], job: _Job, queued: float) -> T:
-        """The response to a request of a protocol."""
+    def _responded(self, job: _Job, result: Result) -> Any:
+        """The response that a result makes. It enters the record."""
+        record, decision = job.record, result.decision
+        record.stages = dict(Counter(np.atleast_1d(result.stage).tolist()))
+        record.rows = sum(record.stages.values())
+        record.point, record.certified = decision.point.name, result.certified
+        record.violated_limits = decision.violated_limits
+        return job.respond(result)
+
+    def _ends_s(self, job: _Job) -> float | None:
+        """When the answer to a request is late, in seconds since 1970, by its own deadline and the budget's."""
+        limit_ms = self.run.budget.deadline_ms
+        if limit_ms is None:
+            return job.ends_s
+        own = time.time() + limit_ms / 1e3 - (time.perf_counter() - job.came)
+        return own if job.ends_s is None else min(own, job.ends_s)
+
+    def _respond(self, incoming: Incoming[T], job: _Job, queued: float) -> Result:
+        """The answer to a request of a protocol."""
         if incoming.is_large:
             job.read_head(incoming)
             job.check_time()
         request = incoming.content()
         inputs, outputs = self.inputs, self.outputs
         outputs.check(request.outputs)
-        result = self._result(inputs.of(request), job, queued)
-        return incoming.response(outputs.of(result, request.outputs))
+        job.respond = lambda result: incoming.response(outputs.of(result, request.outputs))
+        return self._result(inputs.of(request), job, queued)
 
     def _result(self, x: Any, job: _Job, queued: float) -> Result:
         """The answer to an input."""
@@ -251,13 +294,7 @@ class Service:
         if job.ends_s is not None:  # on the wall clock, which may be of another machine
             left_ms = (job.ends_s - time.time()) * 1e3
             limits |= {"waited_ms": record.waited_ms, "deadline_ms": max(record.waited_ms + left_ms, 0.0)}
-        result = self._answer(x, **limits)
-        decision = result.decision
-        record.stages = dict(Counter(np.atleast_1d(result.stage).tolist()))
-        record.rows = sum(record.stages.values())
-        record.point, record.certified = decision.point.name, result.certified
-        record.violated_limits = decision.violated_limits
-        return result
+        return self._answer(x, **limits)
 
     def drain(self, timeout_s: float) -> bool:
         """Take no more requests, and wait until those accepted are answered. Returns whether all of them are."""

@@ -18,7 +18,7 @@ else:
 
 
 @contextmanager
-def span(name: str, headers: Mapping[str, str], record: RequestRecord) -> Iterator[None]:
+def span(name: str, headers: Mapping[str, str], record: RequestRecord | None = None) -> Iterator[str | None]:
     """A span around a request, on the tracer provider of the process. None is made where nobody set one.
 
     Its parent is that of the header `traceparent` (W3C Trace Context). Its attributes are the fields of the record.
@@ -26,17 +26,23 @@ def span(name: str, headers: Mapping[str, str], record: RequestRecord) -> Iterat
     Args:
         name: Of the span.
         headers: Of the request, with names in lower case.
-        record: Of the request. It is filled in when the block ends.
+        record: Of the request. It is filled in when the block ends. None: it is a call of another service.
+
+    Yields:
+        Its own `traceparent`, for its children. None where there is no span.
     """
     if _propagator is None:
-        yield
+        yield headers.get("traceparent")
         return
     tracer = trace.get_tracer("dynamic", dynamic.__version__)
-    own = tracer.start_span(name, _propagator.extract(headers), SpanKind.SERVER)
+    kind = SpanKind.CLIENT if record is None else SpanKind.SERVER
+    own = tracer.start_span(name, _propagator.extract(headers), kind)
+    carrier: dict[str, str] = {}
+    _propagator.inject(carrier, trace.set_span_in_context(own))
     try:
-        yield
+        yield carrier.get("traceparent")
     finally:
-        if own.is_recording():
+        if record is not None and own.is_recording():
             own.set_attributes(_attributes(record))
             if record.outcome != "answered":
                 own.set_status(StatusCode.ERROR, record.error)

@@ -23,7 +23,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOT_RUN = 12  # blocks in all: signals, servers, clients, Ray, a Hub, a tracker, an encoder, a long measurement
+NOT_RUN = 14  # blocks in all: signals, servers, Ray, torchrun, a Hub, a tracker, an encoder, a long measurement
 HELPERS = {"dynamic.DynamicError", "dynamic.DynamicWarning", "dynamic.models.with_remedy"} | {
     f"dynamic.models.compress.{name}" for name in ("baked", "masks", "measure")
 }

@@ -34,6 +34,7 @@ NAMES = [
     "Policy",
     "Prediction",
     "Preprocess",
+    "RayBatches",
     "Records",
     "Runtime",
     "ShedError",

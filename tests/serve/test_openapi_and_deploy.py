@@ -116,6 +116,15 @@ def test_files_of_deploy_agree_with_each_other_and_the_command() -> None:
         assert {f"!{name}" for name in source.split()} <= set(ignored)
 
 
+def test_kubernetes_takes_the_deployment() -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+    for document in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8")):
+        validator.validate(document, "1.37", strict=True)
+    wrong = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "one"}, "spec": {"prots": []}}
+    with pytest.raises(validator.ValidationError):
+        validator.validate(wrong, "1.37", strict=True)
+
+
 def seconds(text: str) -> int:
     return int(text.removesuffix("s"))
 

@@ -1,8 +1,9 @@
 """Records of an engine that is open: the logits of every stage for held-out data."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.bundle.canaries.reservoir import Reservoir
@@ -16,6 +17,7 @@ from dynamic.policies.records import Records
 from dynamic.policies.scores import Combiner
 from dynamic.progress import size_of, track
 
+Answered = tuple[NDArray[np.float32], NDArray[np.int64] | None]  # logits of every stage [B, S, C], labels [B]
 Arrays = Callable[[Any], Mapping[str, Array]]  # of a batch as a loader gives it: arrays by the names of inputs
 
 
@@ -35,17 +37,24 @@ def collect(
     seed: int,
     progress: bool | None = None,
     sample: Reservoir | None = None,
+    answered: Iterable[Answered] | None = None,
 ) -> Records:
     """The records of an engine that is already open.
 
-    `cascade`: its fingerprint. `sample`: gets the inputs, from which canaries are drawn.
+    `cascade`: its fingerprint. `sample`: gets the inputs, from which canaries are drawn. `answered`: logits and labels
+    of the batches, where the stages run elsewhere.
     """
+
+    def answers() -> Iterator[Answered]:
+        for inputs, labels in labelled_batches(loader):
+            arrays = arrays_of(inputs)
+            yield engine.all_logits(arrays), labels
+            if sample is not None:
+                sample.add(arrays)
+
     recorder = Recorder(engine.spec)
-    for inputs, labels in track(labelled_batches(loader), "calibrating", size_of(loader), progress):
-        arrays = arrays_of(inputs)
-        recorder.add(engine.all_logits(arrays), labels)
-        if sample is not None:
-            sample.add(arrays)
+    for logits, labels in track(answered or answers(), "calibrating", size_of(loader), progress):
+        recorder.add(logits, labels)
     own_fingerprint = fingerprint(cascade, _json(preprocess), engine.name, engine.precision)
     return recorder.records(own_fingerprint, groups, search_share, seed, engine)
 

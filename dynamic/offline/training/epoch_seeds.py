@@ -19,10 +19,15 @@ def derived_seed(seed: int, epoch: int) -> int:
 def seeded(seed: int, epoch: int, loader: Any = None) -> Iterator[None]:
     """Seed torch, numpy, `random` and the generators of a `DataLoader` for one epoch. Afterwards all are as before.
 
+    A sampler that has `set_epoch`, such as torch's `DistributedSampler`, is told the epoch.
+
     A loader that draws its order from elsewhere has to give the same order by itself.
     """
     value = derived_seed(seed, epoch)
     generators = list(_generators(loader))
+    tell = getattr(getattr(loader, "sampler", None), "set_epoch", None)
+    if tell is not None and epoch >= 0:
+        tell(epoch)
     states = [generator.get_state() for generator in generators]
     plain, array = random.getstate(), np.random.get_state()  # noqa: NPY002 (users' transforms draw from it)
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark

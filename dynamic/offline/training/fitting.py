@@ -24,6 +24,7 @@ from dynamic.offline.training.fit_report import FitReport
 from dynamic.offline.training.head_training import HeadFit, fit_heads
 from dynamic.offline.training.joint_training import fit_all
 from dynamic.offline.training.losses import ExitLoss
+from dynamic.offline.training.parallel.processes import Processes
 from dynamic.offline.training.settings import Settings, TrainingRun
 from dynamic.policies.errors import SettingError, WrapError
 
@@ -51,6 +52,11 @@ def fit(
 
     After an error or an interrupt the network has the weights of that moment, and its train and eval flags are as
     before. The checkpoint holds the last whole epoch.
+
+    Under `torchrun`, modes "joint" and "distill" train in all processes of the group of `torch.distributed`, each with
+    batches of its own. The weights are those that one process reaches with the batches of all, but for rounding, since
+    sums have another order. Batch norms see the rows of all processes, but for networks that only
+    torch.export captures. The first process writes the checkpoint. Losses, and hashes of batches, are of all processes.
 
     The network remembers hashes of the batches that it was trained on. `build` refuses to calibrate with them.
 
@@ -97,9 +103,23 @@ def fit(
     network = _trainable(network, mode, training, distillation)
     acceleration = Acceleration.choose(network, training.device, training.autocast, training.channels_last)
     used_batches = UsedBatches()
-    listeners = Callbacks(callbacks)
+    processes = Processes.of_group()
+    listeners = Callbacks(callbacks if processes.is_first else ())
+    if processes.count > 1 and mode == "heads":
+        raise SettingError(
+            f"mode='heads' trains in one process, and there are {processes.count}: start one, or use mode='joint'"
+        )
     run = TrainingRun(
-        network, train_loader, settings, training, acceleration, checkpoint, progress, used_batches, listeners
+        network,
+        train_loader,
+        settings,
+        training,
+        acceleration,
+        checkpoint,
+        progress if processes.is_first else False,
+        used_batches,
+        listeners,
+        processes,
     )
     teacher = distillation.teacher
     try:
@@ -114,6 +134,7 @@ def fit(
                     names = tuple(stage.name for stage in network.exit_stages)
                     result = HeadFit(names, fit_all(run, loss, teacher), 0.0, False)
             used_batches.complete(train_loader, seed)
+            used_batches.hashes = processes.union(used_batches.hashes)
             held_out = () if eval_loader is None else held_out_levels(network, eval_loader)
     finally:
         if used_batches.is_training:

@@ -1,6 +1,7 @@
 """Training backbone and heads together."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from dynamic.offline.networks.module_modes import evaluating
 from dynamic.offline.networks.row_independence import Singles, check_rows
 from dynamic.offline.training.epoch_seeds import seeded
 from dynamic.offline.training.losses import ExitLoss, GradientBalance
+from dynamic.offline.training.parallel.shared_norms import shared_norms
 from dynamic.offline.training.settings import TrainingRun
 from dynamic.offline.training.teacher import answer_of, check_apart, check_teacher
 from dynamic.offline.training.training_loop import History, Task, train
@@ -61,7 +63,8 @@ def fit_all(run: TrainingRun, loss: ExitLoss, teacher: nn.Module | None) -> Hist
                 theirs.clear()
                 theirs.update({name: names.index(name) if by_name else i for i, name in enumerate(taken)})
             tensors = [acceleration.place(t) for t in named.values()]
-            if network.training and not singles.trains(len(labels), partial(forward, tensors)):
+            alone = run.processes.count == 1  # else a batch norm sees the rows of others too
+            if alone and network.training and not singles.trains(len(labels), partial(forward, tensors)):
                 continue
             yield tensors, torch.from_numpy(labels).to(acceleration.device)
         singles.close_epoch()
@@ -106,15 +109,18 @@ def fit_all(run: TrainingRun, loss: ExitLoss, teacher: nn.Module | None) -> Hist
         forward,
         loss,
         network.state_dict(),
-        size_of(loader) or None,
+        int(run.processes.most(size_of(loader) or 0)) or None,
         GradientBalance(stages) if run.training.rescale_gradients else None,
         loader,
         None if teacher is None else taught,
         run.training.penalty,
+        run.processes,
     )
     optimizer = settings.make_optimizer(network.parameters())
     report = run.callbacks.epochs([stage.name for stage in stages])
     try:
-        return train(task, optimizer, settings.epochs, settings.seed, checkpoint, run.progress, report)
+        with shared_norms(network, run.processes) as in_step:
+            task = replace(task, in_step=in_step)
+            return train(task, optimizer, settings.epochs, settings.seed, checkpoint, run.progress, report)
     finally:
         optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ from dynamic.offline.networks.used_batches import UsedBatches
 from dynamic.offline.option_words import Mode, Optimizer, check_word
 from dynamic.offline.staged_network import StagedNetwork
 from dynamic.offline.training.configs import TrainingConfig, check_number, check_whole
+from dynamic.offline.training.parallel.processes import Processes
 from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
 
@@ -85,3 +86,4 @@ class TrainingRun:
     progress: bool | None
     used_batches: UsedBatches
     callbacks: Callbacks = field(default_factory=Callbacks)
+    processes: Processes = field(default_factory=Processes)

@@ -100,7 +100,9 @@ class _Endpoints:
         self._check(request)
         inputs, outputs = self._service.model_metadata()
         described = {"inputs": [i.to_json() for i in inputs], "outputs": [o.to_json() for o in outputs]}
-        return JSONResponse({"name": self._service.name, "versions": [VERSION], "platform": PLATFORM} | described)
+        named = {"name": self._service.name, "versions": [VERSION], "platform": PLATFORM}
+        more = {"parameters": dict(self._service.about)} if self._service.about else {}
+        return JSONResponse(named | described | more)
 
     async def model_ready(self, request: Request) -> Response:
         self._check(request)

@@ -83,11 +83,9 @@ def map_dataset(
         number = plain(value)
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise SettingError(f"{name}={number!r} must be a whole number of at least 1")
-    reserved = plain(threads if cpus is None else cpus)
-    if isinstance(reserved, bool) or not isinstance(reserved, (int, float)) or not 0 <= reserved < math.inf:
-        raise SettingError(f"cpus={reserved!r} must be a number of at least 0, or None for as many as threads")
+    reserved = checked_cpus(threads if cpus is None else cpus)
     folder = (bundle if isinstance(bundle, Bundle) else load(bundle)).folder.resolve()
-    _warn_of_full_cluster(actors, reserved)
+    warn_of_full_cluster(actors, reserved)
     answered: Dataset = dataset.map_batches(
         Answers,
         fn_constructor_kwargs={
@@ -106,7 +104,16 @@ def map_dataset(
     return answered
 
 
-def _warn_of_full_cluster(actors: int, cpus: float) -> None:
+def checked_cpus(value: float) -> float:
+    """The CPUs that Ray reserves for an actor. Raises SettingError where it is no number of at least 0."""
+    cpus = plain(value)
+    if isinstance(cpus, bool) or not isinstance(cpus, (int, float)) or not 0 <= cpus < math.inf:
+        raise SettingError(f"cpus={cpus!r} must be a number of at least 0, or None for as many as threads")
+    return cpus
+
+
+def warn_of_full_cluster(actors: int, cpus: float) -> None:
+    """Warn where actors leave no CPU of the cluster to tasks that read data."""
     import ray
 
     cluster: Any = ray  # this function of it has no types

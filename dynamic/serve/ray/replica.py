@@ -11,10 +11,14 @@ from dynamic.bundle.bundle_reader import load
 from dynamic.policies.errors import ClosedError, DynamicError, InputError, ShedError
 from dynamic.runtime.result import Result
 from dynamic.runtime.runtime import Runtime
+from dynamic.serve.answering import Answering, WholeRequests
 from dynamic.serve.batches import Batches
 from dynamic.serve.http.application import application
 from dynamic.serve.opening import open_runtime
 from dynamic.serve.ray.settings import ReplicaSettings, UserConfig
+from dynamic.serve.ray.split.continued_requests import ContinuedRequests
+from dynamic.serve.ray.split.hops import Hops, Passed, Returned
+from dynamic.serve.ray.split.scaling import HEAD_ROWS, PASSED_ROWS, ROW_MS, Rates
 from dynamic.serve.request_errors import Outcome, RequestError
 from dynamic.serve.service import Service
 
@@ -28,12 +32,17 @@ Message = MutableMapping[str, Any]
 class Replica:
     """Answers requests with the bundle and the budget of the last `reconfigure`.
 
+    Where the cascade is split, it is the head or the tail. Rows that continue go from the head to the tail.
+
     Args:
         settings: What does not change.
+        tail: The handle of the tail, for the head. None: there is none.
     """
 
-    def __init__(self, settings: ReplicaSettings) -> None:
+    def __init__(self, settings: ReplicaSettings, tail: Any = None) -> None:
         self._settings = settings
+        self._hops, self._rates = None if tail is None else Hops(tail), Rates()
+        self._continued: ContinuedRequests | None = None  # of the tail
         self._config: UserConfig | None = None
         self._changing = asyncio.Lock()
         self._run: Runtime | None = None
@@ -63,6 +72,17 @@ class Replica:
         except RequestError as error:
             raise _ERRORS.get(error.outcome, DynamicError)(str(error)) from None
 
+    async def resume(
+        self, passed: Passed, *, deadline_s: float | None = None, traceparent: str | None = None
+    ) -> Returned:
+        """Answer rows that the head has passed on. Arguments and errors are those of `run`."""
+        result = await self.run(passed, deadline_s=deadline_s, traceparent=traceparent)
+        return Returned(result._output, result.certified)
+
+    async def explain(self) -> str:
+        """Why the cascade is split, or is not."""
+        return self._settings.split.reason
+
     async def state(self) -> dict[str, Any]:
         """What is at work: the process, the folder of the bundle, the budget, and how many requests were answered."""
         run, waiting = self._runtime, self._service.waiting
@@ -74,7 +94,16 @@ class Replica:
             "requests": stats.requests,
             "inputs": stats.inputs,
             "shed": waiting.shed,
+            "split": self._settings.split.to_json(),
+            "kept_exits": 0 if self._hops is None else self._hops.exit_answers,
         }
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the policy gets that decides how many replicas there are, see `dynamic.serve.ray.split.scaling`."""
+        if self._continued is not None:
+            return {ROW_MS: self._continued.row_ms}
+        passed = 0 if self._hops is None else self._hops.passed
+        return self._rates({HEAD_ROWS: self._runtime.stats().inputs, PASSED_ROWS: passed})
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take a budget, or another bundle, while requests run. What cannot be taken is logged, and changes nothing.
@@ -94,12 +123,21 @@ class Replica:
     def _open(self, config: UserConfig) -> None:
         settings = self._settings
         options = replace(settings.options, workers=1)  # of the runtime: batches come one after another
-        how = {"engine": settings.engine, "threads": settings.threads}
+        part = settings.split.part(settings.is_head)
+        how = {"engine": settings.engine, "threads": settings.threads, "part": part}
         run = open_runtime(load(config.folder), config.budget, options, **how)
-        self._batches = Batches(run, settings.options.max_batch, settings.batch_wait_ms)
-        self._service = Service(run, settings.options, self._batches, workers=settings.workers)
+        self._batches = Batches(self._answering(run), settings.options.max_batch, settings.batch_wait_ms)
+        self._service = Service(run, settings.options, self._batches, settings.workers, self._hops)
+        self._service.about = {"split": settings.split.to_json()}
         self._http = application(self._service)
         self._run, self._config = run, config
+
+    def _answering(self, run: Runtime) -> Answering:
+        split, hops = self._settings.split, self._hops
+        if not self._settings.is_head:
+            self._continued = ContinuedRequests(run, split.rest_ms)
+            return self._continued
+        return WholeRequests(run) if hops is None else WholeRequests(run, lambda: hops.outstanding)
 
     def _change(self, config: UserConfig) -> None:
         old, run = self._config, self._runtime

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -12,6 +12,7 @@ from dynamic.policies.budget import Budget
 from dynamic.policies.errors import SettingError
 from dynamic.policies.validation.numbers import plain
 from dynamic.serve.options import ServeOptions
+from dynamic.serve.ray.split.choice import WHOLE, Split
 
 _WAITS = 2  # batches whose requests have a thread: one runs, one fills
 _MANIFEST = "bundle.json"
@@ -26,6 +27,8 @@ class ReplicaSettings:
         batch_wait_ms: How long a request waits at most for others.
         engine: As for `Bundle.runtime`.
         threads: Threads of the engine.
+        split: Where the cascade is cut, and why.
+        is_head: Whether the stages before the cut run here, and requests come here. False: those from it on.
 
     Raises:
         SettingError: A value is out of range.
@@ -35,6 +38,8 @@ class ReplicaSettings:
     batch_wait_ms: float
     engine: str | None
     threads: int
+    split: Split = WHOLE
+    is_head: bool = True
 
     def __post_init__(self) -> None:
         wait_ms, threads = plain(self.batch_wait_ms), plain(self.threads)
@@ -55,8 +60,9 @@ class ReplicaSettings:
 
     @property
     def version(self) -> str:
-        """Another one where a replica has to start again."""
-        return hashlib.sha256(f"{dynamic.__version__} {self!r} {self.options.token!r}".encode()).hexdigest()[:16]
+        """Another one where a replica has to start again. What was measured for the split is no reason for that."""
+        same = replace(self, split=Split(self.split.cut, ""))
+        return hashlib.sha256(f"{dynamic.__version__} {same!r} {self.options.token!r}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from support.serving.serve_cases import LIMIT_S, number_bundle
 import dynamic
 from dynamic.policies import FixedPolicy
 from dynamic.serve import batches as module
+from dynamic.serve.answering import WholeRequests
 from dynamic.serve.batches import Batches
 
 ROWS = np.random.default_rng(2).standard_normal((40, 12)).astype(np.float32)
@@ -68,7 +69,7 @@ def batched(
     bundle: dynamic.Bundle, engine: Any, budget: dynamic.Budget | None = None, *, most: int = 4, wait_ms: float = 0.0
 ) -> Iterator[Batches]:
     with faked(bundle, engine, budget) as run:
-        batches = Batches(run, most, wait_ms)
+        batches = Batches(WholeRequests(run), most, wait_ms)
         try:
             yield batches
         finally:
@@ -91,7 +92,7 @@ def test_requests_share_a_batch_and_get_their_own_answers(bundle: dynamic.Bundle
     options = {"monitor": dynamic.FixedMonitor(), "drift_alpha": None}  # these rows are unlike the calibration's
     with bundle.runtime(policy=policy, **options) as run, ThreadPoolExecutor(10) as pool:
         expected = run(ROWS)
-        batches = Batches(run, 16, wait_ms=2.0)
+        batches = Batches(WholeRequests(run), 16, wait_ms=2.0)
         answers = list(pool.map(batches, [*ROWS[:20], *(ROWS[i : i + 2] for i in range(20, 40, 2))], timeout=LIMIT_S))
         batches.close()
     assert [type(answer).__name__ for answer in answers] == ["Prediction"] * 20 + ["BatchResult"] * 10
@@ -202,7 +203,7 @@ def timed(bundle: dynamic.Bundle, *takes: float) -> Iterator[tuple[Batches, Coun
 
     engine = Counting(run)
     with faked(bundle, engine, dynamic.Budget(max_drop=0.0), clock=clock) as runtime, ThreadPoolExecutor(8) as pool:
-        batches = Batches(runtime, 8, 0.0, clock)
+        batches = Batches(WholeRequests(runtime), 8, 0.0, clock)
         try:
             seen.gate.clear()
             first = pool.submit(batches, ROWS[0])
@@ -347,7 +348,7 @@ def test_a_swap_converts_what_waits_again(tmp_path_factory: pytest.TempPathFacto
     with (
         ThreadPoolExecutor(2) as pool,
         bundle.runtime(monitor=dynamic.FixedMonitor()) as run,
-        closing(Batches(run, 2, LONG_MS)) as batches,
+        closing(Batches(WholeRequests(run), 2, LONG_MS)) as batches,
     ):
         (patient,) = asked(pool, batches, ROWS[0])
         run.swap(other)
@@ -358,7 +359,11 @@ def test_a_swap_converts_what_waits_again(tmp_path_factory: pytest.TempPathFacto
 
 def test_after_the_end_requests_are_refused_and_those_that_wait_answered(bundle: dynamic.Bundle) -> None:
     engine = Counting()
-    with ThreadPoolExecutor(1) as pool, faked(bundle, engine) as run, closing(Batches(run, 4, LONG_MS)) as batches:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        faked(bundle, engine) as run,
+        closing(Batches(WholeRequests(run), 4, LONG_MS)) as batches,
+    ):
         (patient,) = asked(pool, batches, ROWS[0])
         batches.close()
         assert patient.result(LIMIT_S).label == 0

@@ -1,0 +1,1 @@
+"""Stages of one cascade that run in several engines."""

@@ -1,0 +1,1 @@
+"""A cascade over two deployments: where it is cut, and how rows get from one to the other."""

@@ -1,0 +1,57 @@
+"""How the tail reads, times and answers rows that the head has passed on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dynamic.bundle.contract import DeployedBundle
+from dynamic.engines.contract import Array
+from dynamic.engines.parts.rest import Rest
+from dynamic.policies.errors import InputError
+from dynamic.runtime.parts import rest_ms
+from dynamic.runtime.result import BatchResult
+from dynamic.runtime.runtime import Runtime
+from dynamic.serve.answering import Read
+from dynamic.serve.ray.split.hops import Passed
+
+_WEIGHT = 0.1  # of one batch in the mean time of a row
+
+
+class ContinuedRequests:
+    """Rows that continue. It is an `Answering`.
+
+    Args:
+        run: A runtime of the stages from the cut on.
+        row_ms: What a row is expected to take, until some have run.
+    """
+
+    elsewhere = 0
+
+    def __init__(self, run: Runtime, row_ms: float) -> None:
+        self.run = run
+        self.row_ms = row_ms  # of the engine's time, mean of the latest batches
+        self._slowdown = 1.0  # as of the last batch
+
+    def read(self, bundle: DeployedBundle, x: Any) -> Read:
+        """See `Answering`."""
+        if not isinstance(x, Passed):
+            raise InputError(f"a {type(x).__name__} is no row that has begun: ask the head, which is the ingress")
+        return Read(x.rest.arrays, kind=x.kind)
+
+    def expected_ms(self, one: Read, rows: int) -> float:
+        """See `Answering`."""
+        deployment, kind = self.run.deployment, one.kind
+        point = deployment.point(kind.point)
+        costs, exits = deployment.frontier.costs_at(kind.size), [point.plan.deepest] * rows
+        return rest_ms(costs, point.plan, kind.stage, exits) * self._slowdown
+
+    def __call__(self, one: Read, arrays: Mapping[str, Array], **limits: Any) -> BatchResult:
+        """See `Answering`."""
+        kind = one.kind
+        rows = np.arange(len(next(iter(arrays.values()))))
+        rest = Rest(kind.stage, rows, arrays, kind.size, kind.version)
+        result = self.run.resume(rest, kind.point, **limits)
+        self._slowdown = result.decision.slowdown
+        self.row_ms += _WEIGHT * ((result.latency_ms - result.waited_ms) / len(rows) - self.row_ms)
+        return result

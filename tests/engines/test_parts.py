@@ -1,0 +1,153 @@
+"""A cascade whose stages run in two engines, before a cut and from it on: the same answers, to the bit."""
+
+import pickle
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.engine_cases import CLASSES, INF, Case, four_stages
+from torch import Tensor, nn
+
+from dynamic.engines.contract import Output
+from dynamic.engines.parts.part_engines import HeadEngine, TailEngine
+from dynamic.engines.parts.rest import part_of, renumbered, unpacked
+from dynamic.offline.cascade import Cascade
+from dynamic.offline.staged_network import Stage, StagedNetwork
+from dynamic.policies.scores import COMBINE
+
+STAGES = ("torch/stages", "onnxruntime/stages", "openvino/stages")
+THRESHOLDS = [(0.6, 0.7, 0.65), (INF, 0.6, INF), (INF, INF, INF), (0.7, INF, 0.6), (0.6, INF, INF), (2.0, 2.0, 2.0)]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return four_stages(tmp_path_factory)
+
+
+def split(case: Case, way: str, cut: int, limits: Any, inputs: Any, **late: Any) -> tuple[Output, Output]:
+    """(what the head gives, the same with the answers of the tail in it)."""
+    head = HeadEngine(case.shared(way), cut, "v")
+    tail = TailEngine(case.shared(way), cut, "v")
+    output = head.run(inputs, limits)
+    logits, stage, score, complete = output.logits.copy(), output.stage.copy(), output.score.copy(), output.complete
+    for rest in pickle.loads(pickle.dumps(output.rests)):  # as it comes to another process
+        assert (rest.stage, rest.version) == (cut, "v")
+        rows, after = rest.rows, tail.run(rest.arrays, limits, **late)
+        logits[rows], stage[rows], score[rows] = after.logits, after.stage, after.score
+        complete &= after.complete
+    return output, Output(logits, stage, score, complete)
+
+
+def same(one: Output, other: Output) -> None:
+    np.testing.assert_array_equal(one.stage, other.stage)
+    np.testing.assert_array_equal(one.score, other.score)
+    np.testing.assert_array_equal(one.logits, other.logits)
+    assert one.complete == other.complete
+
+
+@pytest.mark.parametrize("way", STAGES)
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_both_parts_answer_as_one_engine(case: Case, way: str, cut: int) -> None:
+    for thresholds, rows in product(THRESHOLDS, (slice(None), slice(4, 5))):
+        limits, inputs = np.array(thresholds, np.float32), case.rows(rows)
+        whole = case.shared(way).stages.run(inputs, limits)
+        begun, ended = split(case, way, cut, limits, inputs)
+        same(ended, whole)
+        continued = np.concatenate([np.zeros(0, np.intp), *(rest.rows for rest in begun.rests)])
+        np.testing.assert_array_equal(np.sort(continued), np.flatnonzero(whole.stage >= cut))
+
+
+@pytest.mark.parametrize("score", ["margin", "negative_entropy", "patience"])
+@pytest.mark.parametrize("combine", COMBINE)
+def test_votes_and_scores_travel(case: Case, score: str, combine: str) -> None:
+    ruled = case.ruled(score, combine)
+    thresholds = np.array((0.5,) * 3 if score == "patience" else ruled.quantiles(0.3), np.float32)
+    for cut in (1, 2, 3):
+        whole = ruled.shared("onnxruntime/stages").stages.run(ruled.inputs, thresholds)
+        _, ended = split(ruled, "onnxruntime/stages", cut, thresholds, ruled.inputs)
+        same(ended, whole)
+
+
+def test_a_row_without_finite_logits_continues_with_what_was_there(case: Case) -> None:
+    limits, inputs = np.array((0.6, 0.7, 0.65), np.float32), {n: array.copy() for n, array in case.inputs.items()}
+    inputs["input"][3] = np.nan
+    whole = case.shared("onnxruntime/stages").stages.run(inputs, limits)
+    for cut in (1, 2, 3):
+        _, ended = split(case, "onnxruntime/stages", cut, limits, inputs)
+        same(ended, whole)
+
+
+def names(output: Output) -> list[str]:
+    (rest,) = output.rests
+    progress, inputs, carry = unpacked(rest.arrays)
+    assert progress.answered == (-1 if progress.answer is None else max(progress.answered, 0))
+    return [*inputs, *(["carry"] if carry else [])]
+
+
+def test_the_smaller_of_carry_and_inputs_travels(case: Case) -> None:
+    """The carry behind stage 1 is 7 times the input (6 + 1 channels), and a later network starts from the input."""
+    limits = np.array((2.0, 2.0, 2.0), np.float32)
+    cuts = {cut: split(case, "onnxruntime/stages", cut, limits, case.inputs)[0] for cut in (1, 2, 3)}
+    assert names(cuts[1]) == names(cuts[2]) == names(cuts[3]) == ["input"]
+    small = np.array((2.0, 2.0, -INF), np.float32)  # nobody goes on to the last network, so its input stays behind
+    assert split(case, "onnxruntime/stages", 2, small, case.inputs)[0].stage.max() == 1
+
+
+class Narrow(StagedNetwork):
+    """Its carry has 8 numbers, its input 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), nn.Sequential(nn.Linear(8, CLASSES))
+        self.head = nn.Linear(8, CLASSES)
+
+    @property
+    def exit_stages(self) -> tuple[Stage, ...]:
+        return (Stage("early", _Tuple(self.first), self.head), Stage("last", _Tuple(self.second), nn.Identity()))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        feature = self.first(x)
+        return [self.head(feature), self.second(feature)]
+
+
+class _Tuple(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.body(x),)
+
+
+@pytest.mark.parametrize("way", STAGES)
+def test_a_small_carry_travels(tmp_path: Path, way: str) -> None:
+    torch.manual_seed(1)
+    case = Case.of(Cascade([Narrow()]).eval(), tmp_path / "narrow", torch.randn(9, 1, 8, 8))
+    limits = np.array(case.quantiles(0.5), np.float32)
+    begun, ended = split(case, way, 1, limits, case.inputs)
+    assert names(begun) == ["carry"]
+    same(ended, case.shared(way).stages.run(case.inputs, limits))
+
+
+def test_late_rows_keep_the_answer_of_the_exit(case: Case) -> None:
+    limits = np.array((0.6, 0.7, 0.65), np.float32)
+    begun, ended = split(case, "onnxruntime/stages", 2, limits, case.inputs, deadline_s=0.0)
+    assert begun.rests
+    same(ended, Output(begun.logits, begun.stage, begun.score, complete=False))
+    assert np.isfinite(ended.logits).all()
+    assert ended.stage.max() == 1
+
+
+def test_rows_of_a_request_are_found_again(case: Case) -> None:
+    limits = np.array((0.6, 0.7, 0.65), np.float32)
+    whole, _ = split(case, "onnxruntime/stages", 1, limits, case.inputs)
+    (rest,) = whole.rests
+    parts = [(start, part_of(whole.rests, start, start + 11)) for start in (0, 11, 22)]
+    again = [one for start, part in parts for one in renumbered(part, np.arange(start, start + 11))]
+    np.testing.assert_array_equal(np.concatenate([one.rows for one in again]), rest.rows)
+    for name, array in rest.arrays.items():
+        np.testing.assert_array_equal(np.concatenate([one.arrays[name] for one in again]), array)
+    assert part_of(whole.rests, 5, 5) == ()
