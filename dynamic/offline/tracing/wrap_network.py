@@ -21,7 +21,7 @@ from dynamic.offline.tracing.dry_run import Observed, observe, rows
 from dynamic.offline.tracing.equality_check import CLOSE, changed_in_place, check_evaluation, check_training
 from dynamic.offline.tracing.exit_heads import Classifier, ExitHead, Head, Room
 from dynamic.offline.tracing.exit_placement import Exits, Placed, PlacedExit, Placer, check_asked
-from dynamic.offline.tracing.graph_cut import Cutter
+from dynamic.offline.tracing.graph_cut import Cutter, put_holders
 from dynamic.offline.tracing.input_sizes import Run, Sizes, checked
 from dynamic.offline.tracing.masked_pooling import MASK, mask_of, pooled, why_unread
 from dynamic.offline.tracing.sizes.declared_sizes import OBSERVED, Trial, check_declared, check_trials, ranges_of
@@ -346,7 +346,17 @@ class ExitNetwork(StagedNetwork):
             else:
                 module = head(place.shape, place.channel, classes.size[1])
             self.heads.append(module.to(first.device, observed.two[node].dtype))
-        self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
+        try:
+            self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
+        except ExitError:
+            holders = put_holders(captured.graph, self.traced_sizes.ranges) if ranges else []
+            if not holders:
+                raise
+            observed = observe(self, captured.graph, example, others)
+            cutter = Cutter(captured.graph, observed, holders)
+            self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
+            carries = [len(cutter.carry(node)) for node in placed.nodes]
+            self.exits = tuple(replace(place, carry=n) for place, n in zip(placed.exits, carries, strict=True))
         changed = changed_in_place(self.exit_stages, example)
         self._stage_graphs = _Graphs(cutter.stages(placed.nodes, changed.stages))
         self._evaluate = _function(_with_heads(captured.graph, placed.nodes, changed.heads))

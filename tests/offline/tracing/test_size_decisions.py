@@ -1,8 +1,11 @@
 """Branches that sizes decide: taken as at one size, and right at every size that is allowed, or refused by name."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -197,3 +200,42 @@ class ByNumbers(Small):
 def test_branches_by_rows_and_by_numbers_are_refused(kind: type[Small], reason: str) -> None:
     with pytest.raises(TraceError, match=reason):
         dynamic.wrap(kind().eval(), torch.randn(2, 3, 8, 8), exits=["one"])
+
+
+class Flattened(nn.Module):
+    """Rows of pixels between two layers of pictures, as in Swin: they show neither height nor width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.rows = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Linear(8, 8)
+        self.two, self.classes = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.one(x))
+        height, width = x.shape[2:]
+        pixels = torch.relu(self.rows(x.flatten(2).transpose(1, 2)))
+        pictures = pixels.transpose(1, 2).reshape(x.shape[0], 8, height, width)
+        return self.classes(torch.relu(self.two(pictures)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_height_and_width_cross_an_exit_that_shows_their_product_alone(tmp_path: Path) -> None:
+    """Raised "a size cannot be computed from what crosses the exit"."""
+    network = Flattened().eval()
+    sides = ({2: 4 * Dim("height", min=1, max=8), 3: 4 * Dim("width", min=1, max=8)},)
+    example = torch.randn(2, 3, 16, 16)
+    net = dynamic.wrap(network, example, exits=["rows"], dynamic_shapes=sides).eval()
+    assert [place.carry for place in net.exits] == [3]  # pixels, and a line of the input for each side
+    path = dynamic.export(dynamic.Cascade([net]), tmp_path / "whole.onnx", example_inputs=example, progress=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for size in ((16, 16), (4, 32), (28, 8), (32, 32)):
+        x = torch.randn(3, 3, *size)
+        carry: Any = (x,)
+        with torch.no_grad():
+            expected = network(x)
+            for stage in net.exit_stages:
+                carry = stage.body(*carry)
+        assert torch.equal(carry[0], expected), size
+        feeds = {session.get_inputs()[0].name: x.numpy(), "thresholds": np.full(1, np.inf, np.float32)}
+        (logits,) = session.run(["logits"], feeds)
+        torch.testing.assert_close(torch.from_numpy(logits), torch.log_softmax(expected, 1), rtol=0, atol=1e-4)
