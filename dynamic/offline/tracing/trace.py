@@ -273,7 +273,7 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         if self._sizes is None:
-            return super().iter(obj)  # type: ignore[no-any-return]
+            return super().iter(obj)
         return iter([obj[i] for i in range(self.length(obj))])
 
     def number(self, obj: fx.Proxy) -> Any:

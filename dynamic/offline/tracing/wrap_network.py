@@ -50,7 +50,8 @@ def wrap(
     """Cut a network into stages and put an exit head on each. `dynamic.fit` trains the heads.
 
     The network is traced with torch.fx, or with torch.export where that fails or where only that has the named
-    modules. A second trace, in train mode, is what modes "joint" and "distill" of `dynamic.fit` train. Where there is
+    modules. Branches that sizes decide are those of the example, or with `dynamic_shapes` those that are right at every
+    size. A second trace, in train mode, is what modes "joint" and "distill" of `dynamic.fit` train. Where there is
     none, heads alone can be trained.
 
     An input `attention_mask [B, N]` is the mask of a sequence. Heads then read the mean of a feature `[B, N, D]` over
@@ -82,7 +83,7 @@ def wrap(
         A module whose forward gives the logits of every exit, the backbone's own last.
 
     Raises:
-        TraceError: Neither tracer captures the network. The message names the module and the line.
+        TraceError: Neither tracer captures the network, or not at all sizes. The message names the module and the line.
         ExitError: An exit does not exist or carries no tensor.
         LayoutError: A layout has to be given.
         InputError: The inputs do not fit.
