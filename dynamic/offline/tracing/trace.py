@@ -274,7 +274,8 @@ class _Tracer(fx.Tracer):
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         if self._sizes is None:
             return super().iter(obj)
-        return iter([obj[i] for i in range(self.length(obj))])
+        entries: Any = obj
+        return iter([entries[i] for i in range(self.length(obj))])
 
     def number(self, obj: fx.Proxy) -> Any:
         """The number that sizes give here, which becomes a part of the graph."""
