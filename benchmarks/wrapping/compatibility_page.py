@@ -60,6 +60,11 @@ KINDS = (
         "Name another module: the message lists some",
     ),
     Kind(
+        r"decides otherwise there than in the graph",
+        "The code takes another branch at other sizes, and a graph has one",
+        "Give `Dim` limits between which the branch is the same, or wrap a network for each size",
+    ),
+    Kind(
         r"dynamic_shapes allows|does not run at .* which",
         "The network itself does not run at all sizes between the least and the largest",
         "Give `Dim` other limits or steps, or leave the size fixed",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.tracing.dry_run import Observed, Shape
 from dynamic.policies.errors import ExitError
 
@@ -34,11 +35,15 @@ def reads_shape(node: fx.Node) -> bool:
 
 
 class Cutter:
-    """What crosses each cut of a traced network. A cut is named by the node before it."""
+    """What crosses each cut of a traced network. A cut is named by the node before it.
 
-    def __init__(self, graph: fx.Graph, observed: Observed) -> None:
+    `holders`: see `put_holders`. They cross every cut.
+    """
+
+    def __init__(self, graph: fx.Graph, observed: Observed, holders: Sequence[fx.Node] = ()) -> None:
         self.graph = graph
         self.observed = observed
+        self._holders = tuple(holders)
         self.nodes = list(graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self._writes = {node for node in self.nodes if _writes(node)}
@@ -214,7 +219,7 @@ class Cutter:
         for node in self.nodes:
             for value in self._needed_by(node):
                 last[value] = self.index[node]
-        return last
+        return last | {(holder, None): len(self.nodes) for holder in self._holders}
 
     def _needed_by(self, node: fx.Node) -> frozenset[Value]:
         """The data that a node reads, also through what would be computed again."""
@@ -240,6 +245,33 @@ class Cutter:
     def _is_tensors(self, node: fx.Node) -> bool:
         two = self.observed.two.get(node)
         return isinstance(two, Shape) or (isinstance(two, tuple) and any(isinstance(x, Shape) for x in two))
+
+
+def put_holders(graph: fx.Graph, ranges: Sequence[Ranges]) -> list[fx.Node]:
+    """Put a tensor `[B, N]` into a graph for each input dimension N that is dynamic: numbers of the input.
+
+    A feature `[B, H * W, C]` shows neither H nor W. Later stages read them off what holds them, which crosses the cuts
+    beside the feature.
+    """
+    holders: list[fx.Node] = []
+    named: set[str] = set()
+    for placeholder, spans in zip(graph.find_nodes(op="placeholder"), ranges, strict=True):
+        for own, span in enumerate(spans, 1):
+            if span is None or span.name in named:
+                continue
+            named.add(span.name)
+            holder = placeholder
+            for dim in reversed(range(1, len(spans) + 1)):
+                if dim != own:
+                    with graph.inserting_after(_last(holder, graph)):
+                        holder = graph.call_method("select", (holder, dim, 0))
+            holders.append(holder)
+    return holders
+
+
+def _last(holder: fx.Node, graph: fx.Graph) -> fx.Node:
+    """The node after which what reads `holder` may stand."""
+    return graph.find_nodes(op="placeholder")[-1] if holder.op == "placeholder" else holder
 
 
 def _writes(node: fx.Node) -> bool:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,7 +23,13 @@ from torch.utils import _pytree as pytree
 from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.networks.module_modes import in_mode, shallow, untouched
 from dynamic.offline.tracing.sizes.dynamic_shapes import BATCH, torch_shapes
+from dynamic.offline.tracing.sizes.size_decisions import Decisions, SizedProxy, SizeReader
 from dynamic.policies.errors import InputError, TraceError
+
+Tracer = Literal["fx", "export"]
+
+# they make tensors from sizes alone, so that torch.fx does not see them
+_OF_SIZES = (torch.arange, torch.zeros, torch.ones, torch.empty, torch.full, torch.linspace, torch.eye, torch.tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,7 @@ class Captured:
 
     `graph`: see above. `returned`: module path -> the node of what that module returned at its first call (None
     where that is no single value). `constants`: tensors of the code by name. `dropped`: outputs besides the logits.
+    `decisions`: those that sizes made while torch.fx traced, at the traced size. None: there were none.
     """
 
     tracer: str
@@ -39,29 +46,48 @@ class Captured:
     returned: Mapping[str, fx.Node | None]
     constants: Mapping[str, Tensor]
     dropped: tuple[str, ...]
+    decisions: Decisions | None = None
 
 
-def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool) -> Captured:
-    """Trace with torch.fx, in train or eval mode. Raises TraceError naming the module and line that stopped it."""
-    tracer = _Tracer()
-    root = shallow(backbone)  # fx hangs constants on the root: not on the user's module
-    defaults = _not_given(backbone, inputs)
+def capture_fx(
+    backbone: nn.Module,
+    inputs: Mapping[str, Tensor],
+    training: bool,
+    *,
+    at_this_size: bool = False,
+    from_outside: bool = False,
+) -> Captured:
+    """Trace with torch.fx, in train or eval mode. Raises TraceError naming the module and line that stopped it.
+
+    `at_this_size`: branches on sizes are taken as at the size of `inputs`. Else they stop the trace. `from_outside`:
+    trace a module that calls the network. torch.fx itself calls no forward with decorators and `**kwargs`. Of what a
+    module returns, the first tensor counts then: networks of this kind return tuples.
+    """
+    # fx hangs constants on the root: not on the user's module
+    root = _caller(backbone, tuple(inputs)) if from_outside else shallow(backbone)
+    sizes = SizeReader(root, inputs, training) if at_this_size else None
+    tracer = _Tracer(sizes)
+    defaults = {} if from_outside else _not_given(backbone, inputs)
     try:
         with untouched(backbone), in_mode(backbone, training):
             root.training = backbone.training
             traced = tracer.trace(root, concrete_args=defaults or None)
     except Exception as error:  # user code runs here, on proxies: anything may come
-        raise TraceError(_where(error, backbone, tracer.entered[-1] if tracer.entered else "")) from error
+        entered = tracer.entered[-1] if tracer.entered else ""
+        raise TraceError(_where(error, backbone, _own(entered) if from_outside else entered)) from error
     _remove_placeholders(traced, set(defaults))
+    decisions = None if sizes is None else sizes.made(traced)
     constants = {
         name: value for name, value in vars(root).items() if isinstance(value, Tensor) and name not in vars(backbone)
     }
     mode = "train" if training else "eval"  # each trace has constants of its own, under the same names
-    for node in traced.nodes:
+    for node in (*traced.nodes, *(decisions.graph.nodes if decisions is not None else ())):
+        if node.target in _OF_SIZES:
+            node.meta.pop("is_wrapped", None)  # else the code of the graph calls torch.fx.wrap("torch.arange")
         if node.op == "get_attr" and node.target in constants:
             node.target = f"constants.{mode}{node.target}"
         elif node.op in ("call_module", "get_attr"):
-            node.target = f"backbone.{node.target}"
+            node.target = f"backbone.{_own(str(node.target)) if from_outside else node.target}"
     output = _output(traced)
     returns = output.args[0]
     logits, dropped = _primary(returns)
@@ -73,12 +99,12 @@ def capture_fx(backbone: nn.Module, inputs: Mapping[str, Tensor], training: bool
     _remove_only_for(traced, dropped.values())
     left = set(traced.nodes)
     returned = {
-        path: module_output.node if isinstance(module_output, fx.Proxy) else None
-        for path, module_output in tracer.returned.items()
-        if not isinstance(module_output, fx.Proxy) or module_output.node in left
+        _own(path) if from_outside else path: node
+        for path, value in tracer.returned.items()
+        if (node := _returned_node(value, from_outside)) is None or node in left
     }
     named = {f"{mode}{name}": value for name, value in constants.items()}
-    return Captured("fx", traced, returned, named, tuple(dropped))
+    return Captured("fx", traced, returned, named, tuple(dropped), decisions)
 
 
 def capture_export(
@@ -231,18 +257,83 @@ class _Tracer(fx.Tracer):
     # buffers are looked up when the graph runs, as parameters are: their values may be loaded later
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, sizes: SizeReader | None) -> None:
+        super().__init__(autowrap_functions=() if sizes is None else _OF_SIZES)
+        if sizes is not None:
+            self._autowrap_search.append(torch)
         self.returned: dict[str, Any] = {}
         self.entered: list[str] = []
+        self._sizes, self._reads = sizes, False
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return super().proxy(node) if self._sizes is None else SizedProxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return super().to_bool(obj) if self._sizes is None else bool(self.number(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        if self._sizes is None:
+            return super().iter(obj)
+        entries: Any = obj
+        return iter([entries[i] for i in range(self.length(obj))])
+
+    def number(self, obj: fx.Proxy) -> Any:
+        """The number that sizes give here, which becomes a part of the graph."""
+        assert self._sizes is not None
+        with self._reading():
+            return self._sizes.number(obj.node)
+
+    def length(self, obj: fx.Proxy) -> int:
+        """How many entries a shape or tuple has."""
+        assert self._sizes is not None
+        with self._reading():
+            return self._sizes.length(obj.node)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Modules run as they are meanwhile, and no operation is traced."""
+        before, self._reads = self._reads, True
+        try:
+            yield
+        finally:
+            self._reads = before
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._reads else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._reads:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         self.entered.append(path)
         value = super().call_module(m, forward, args, kwargs)
         self.entered.pop()
         self.returned.setdefault(path, value)
         return value
+
+
+def _returned_node(value: Any, first: bool) -> fx.Node | None:
+    """The node of what a module returned, the `first` of several. None: that is no single value."""
+    if first and isinstance(value, Mapping):
+        value = next(iter(value.values()), None)
+    elif first and isinstance(value, (tuple, list)):
+        value = next(iter(value), None)
+    return value.node if isinstance(value, fx.Proxy) else None
+
+
+def _caller(network: nn.Module, names: tuple[str, ...]) -> nn.Module:
+    """A module whose forward takes inputs of these names and calls the network, its `network`."""
+    scope: dict[str, Any] = {}
+    given = "input" if names == ("input",) else ", ".join(f"{name}={name}" for name in names)
+    exec(f"def forward(self, {', '.join(names)}): return self.network({given})", scope)  # fx reads the signature
+    caller: nn.Module = type("Caller", (nn.Module,), {"forward": scope["forward"]})()
+    caller.network = network
+    return caller
+
+
+def _own(path: str) -> str:
+    """The path of a module inside the network that a caller holds."""
+    return path.removeprefix("network").removeprefix(".")
 
 
 class _Positional(nn.Module):

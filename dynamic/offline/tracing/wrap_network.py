@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -21,15 +21,16 @@ from dynamic.offline.tracing.dry_run import Observed, observe, rows
 from dynamic.offline.tracing.equality_check import CLOSE, changed_in_place, check_evaluation, check_training
 from dynamic.offline.tracing.exit_heads import Classifier, ExitHead, Head, Room
 from dynamic.offline.tracing.exit_placement import Exits, Placed, PlacedExit, Placer, check_asked
-from dynamic.offline.tracing.graph_cut import Cutter
+from dynamic.offline.tracing.graph_cut import Cutter, put_holders
 from dynamic.offline.tracing.input_sizes import Run, Sizes, checked
 from dynamic.offline.tracing.masked_pooling import MASK, mask_of, pooled, why_unread
-from dynamic.offline.tracing.sizes.declared_sizes import check_declared, check_trials, ranges_of
+from dynamic.offline.tracing.sizes.declared_sizes import OBSERVED, Trial, check_declared, check_trials, ranges_of
 from dynamic.offline.tracing.sizes.dynamic_shapes import DynamicShapes, traceable, trial_inputs
-from dynamic.offline.tracing.trace import Captured, capture_export, capture_fx, input_names
+from dynamic.offline.tracing.sizes.size_decisions import other_decisions
+from dynamic.offline.tracing.trace import Captured, Tracer, capture_export, capture_fx, input_names
 from dynamic.policies.errors import DynamicError, DynamicWarning, ExitError, InputError, TraceError, WrapError
 
-_OBSERVED = 2  # declared sizes at which every operation is observed. At all of them the logits are compared
+_RETRACED = 2  # further sizes at which torch.fx traces, where the graph of the example's is not right at all
 _FIX = (
     "Mark the function that holds the line with torch.fx.wrap, write the branch as torch.where, decide it by a setting "
     "of the module, or give a network of several exits as a dynamic.offline.staged_network.StagedNetwork"
@@ -49,7 +50,8 @@ def wrap(
     """Cut a network into stages and put an exit head on each. `dynamic.fit` trains the heads.
 
     The network is traced with torch.fx, or with torch.export where that fails or where only that has the named
-    modules. A second trace, in train mode, is what modes "joint" and "distill" of `dynamic.fit` train. Where there is
+    modules. Branches that sizes decide are those of the example, or with `dynamic_shapes` those that are right at every
+    size. A second trace, in train mode, is what modes "joint" and "distill" of `dynamic.fit` train. Where there is
     none, heads alone can be trained.
 
     An input `attention_mask [B, N]` is the mask of a sequence. Heads then read the mean of a feature `[B, N, D]` over
@@ -81,7 +83,7 @@ def wrap(
         A module whose forward gives the logits of every exit, the backbone's own last.
 
     Raises:
-        TraceError: Neither tracer captures the network. The message names the module and the line.
+        TraceError: Neither tracer captures the network, or not at all sizes. The message names the module and the line.
         ExitError: An exit does not exist or carries no tensor.
         LayoutError: A layout has to be given.
         InputError: The inputs do not fit.
@@ -144,29 +146,39 @@ def wrap_at(
     with torch.no_grad(), untouched(backbone), in_mode(backbone, training=False), taken_by(backbone, example):
         run_on(backbone, example)
     ranges = ranges_at(backbone, example)
-    if ranges:
-        check_declared(backbone, example, ranges)
     sizes = Sizes.of(type(backbone).__name__, example, ranges)
     example = traceable(ranges, example)
-    problems: list[DynamicError] = []
-    for capture in (_fx, capture_export):
+    trials = check_declared(backbone, example, ranges)
+    problems: dict[str, DynamicError] = {}
+    others = iter([trial.inputs for trial in trials[:_RETRACED]])
+    attempts = _attempts(example, ranges)
+    while attempts:
+        attempt = attempts.pop(0)
         try:
-            captured = capture(backbone, example, ranges)
+            captured = attempt.captured(backbone, ranges)
         except TraceError as error:
-            problems.append(error)
+            problems.setdefault(attempt.tracer, error)
             continue
+        if captured.tracer == "fx" and not attempt.from_outside:
+            attempts = [other for other in attempts if not other.from_outside]
         network = ExitNetwork(backbone, captured, sizes)
         try:
             with untouched(backbone), in_mode(backbone, training=False):
-                nodes = network._put_exits(captured, example, exits, layout, classifier, head)
-        except (ExitError, TraceError) as error:  # torch.export looks inside modules that torch.fx takes as one
-            problems.append(error)
-            continue
-        training = network._put_training(captured, nodes, example, ranges)
+                nodes = network._put_exits(captured, example, trials, exits, layout, classifier, head)
+        except DynamicError as error:
+            if attempt.inputs is example:  # else the graph is wrong already at the size of the example, mostly
+                problems[attempt.tracer] = error
+            if captured.decisions is not None:
+                # where a network resizes its input to the size of the example, the graph of another size is right
+                attempts = [*(replace(attempt, inputs=other) for other in islice(others, 1)), *attempts]
+            elif not attempt.from_outside and not isinstance(error, (ExitError, TraceError)):
+                raise
+            continue  # torch.export looks inside modules that torch.fx takes as one
+        training = network._put_training(captured, nodes, example, attempt, ranges)
         if captured.tracer == "export" and network.why_not_trainable is not None:
             warnings.warn(
                 f"captured with torch.export: only exit heads can be trained, since {network.why_not_trainable}. "
-                f"torch.fx would not do: {problems[0]}",
+                f"torch.fx would not do: {problems['fx']}",
                 DynamicWarning,
                 stacklevel=3,
             )
@@ -185,7 +197,7 @@ def wrap_at(
                 stacklevel=3,
             )
         return network
-    first, second = problems
+    first, second = problems["fx"], problems["export"]
     if isinstance(first, TraceError) and isinstance(second, TraceError):
         raise TraceError(
             f"neither torch.fx nor torch.export captures {type(backbone).__name__}. torch.fx stops {first}. "
@@ -194,8 +206,31 @@ def wrap_at(
     raise second if isinstance(first, TraceError) else first
 
 
-def _fx(backbone: nn.Module, inputs: Mapping[str, Tensor], _: Mapping[str, Ranges]) -> Captured:
-    return capture_fx(backbone, inputs, training=False)
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """To trace a network by one tracer at the size of `inputs`. `from_outside`: see `capture_fx`."""
+
+    tracer: Tracer
+    inputs: Mapping[str, Tensor]
+    from_outside: bool = False
+
+    def captured(self, backbone: nn.Module, ranges: Mapping[str, Ranges], training: bool = False) -> Captured:
+        """The network as this attempt captures it. Raises TraceError."""
+        if self.tracer == "export":
+            return capture_export(backbone, self.inputs, ranges, training)
+        return capture_fx(backbone, self.inputs, training, at_this_size=True, from_outside=self.from_outside)
+
+
+def _attempts(example: Mapping[str, Tensor], ranges: Mapping[str, Ranges]) -> list[Attempt]:
+    """Attempts in their order.
+
+    torch.export takes minutes where a network cuts windows out of pictures whose height and width are both dynamic.
+    There, a trace from outside goes first.
+    """
+    outside = Attempt("fx", example, from_outside=True)
+    export = Attempt("export", example)
+    names = {span.name for spans in ranges.values() for span in spans if span is not None}
+    return [Attempt("fx", example), *([outside, export] if len(names) > 1 else [export, outside])]
 
 
 class ExitNetwork(StagedNetwork):
@@ -277,6 +312,7 @@ class ExitNetwork(StagedNetwork):
         self,
         captured: Captured,
         example: Mapping[str, Tensor],
+        trials: Sequence[Trial],
         exits: Exits,
         layout: str | Mapping[str, str] | None,
         classifier: Classifier | None,
@@ -284,14 +320,14 @@ class ExitNetwork(StagedNetwork):
     ) -> tuple[fx.Node, ...]:
         """Place exits, make heads and stages, and check that stages give the backbone's logits. Returns the nodes."""
         ranges = self.traced_sizes.by_name
-        others = list(trial_inputs(ranges, example)) if ranges else []
-        observed = observe(self, captured.graph, example, others[:_OBSERVED])
+        others = [trial.inputs for trial in trials[:OBSERVED]]
+        observed = observe(self, captured.graph, example, others)
         cutter = Cutter(captured.graph, observed)
         placed: Placed = Placer(self.backbone, captured, observed, cutter, Layouts(self, observed)).place(exits, layout)
         own_nodes = placed.nodes
         means, self._why_unread = _means(captured.graph, observed, placed, example)
         if means:
-            observed = observe(self, captured.graph, example, others[:_OBSERVED])
+            observed = observe(self, captured.graph, example, others)
             cutter = Cutter(captured.graph, observed)
             placed = _with_means(placed, means, observed, cutter)
         classes = observed.two[cutter.nodes[-1]]
@@ -311,19 +347,41 @@ class ExitNetwork(StagedNetwork):
             else:
                 module = head(place.shape, place.channel, classes.size[1])
             self.heads.append(module.to(first.device, observed.two[node].dtype))
-        self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
+        try:
+            self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
+        except ExitError:
+            holders = put_holders(captured.graph, self.traced_sizes.ranges) if ranges else []
+            if not holders:
+                raise
+            observed = observe(self, captured.graph, example, others)
+            cutter = Cutter(captured.graph, observed, holders)
+            self._stage_graphs = _Graphs(cutter.stages(placed.nodes, {}))
+            carries = [len(cutter.carry(node)) for node in placed.nodes]
+            self.exits = tuple(replace(place, carry=n) for place, n in zip(placed.exits, carries, strict=True))
         changed = changed_in_place(self.exit_stages, example)
         self._stage_graphs = _Graphs(cutter.stages(placed.nodes, changed.stages))
         self._evaluate = _function(_with_heads(captured.graph, placed.nodes, changed.heads))
         stages = self.exit_stages
         check_evaluation(self.backbone, self._own_logits, self._last_logits, stages, example, self.tracer == "fx")
         if ranges:
-            whole, staged = self._runs(stages)
             with torch.no_grad(), untouched(self.backbone), in_mode(self.backbone, training=False):
-                check_trials(others, ranges, self._own_logits, (whole, staged))
-        elif self.tracer == "fx":  # torch.export writes sizes into its graph, whatever a trial gives
+                self._check_trials(captured, trials, example, stages)
+        elif captured.tracer == "fx" and captured.decisions is None:  # else sizes went into the graph
             self.traced_sizes = self._checked_sizes(stages, example)
         return own_nodes
+
+    def _check_trials(
+        self, captured: Captured, trials: Sequence[Trial], example: Mapping[str, Tensor], stages: Sequence[Stage]
+    ) -> None:
+        """Compare logits at declared sizes, those among them at which the code decides otherwise than in the graph."""
+        ranges = self.traced_sizes.by_name
+        whole, staged = self._runs(stages)
+        if captured.decisions is not None:
+            for inputs, place in other_decisions(self, captured.decisions, ranges, example):
+                trial = Trial(inputs, self._own_logits([t.clone() for t in inputs.values()]))
+                check_trials([trial], ranges, (staged,), place)
+        check_trials(trials[:1], ranges, (whole,))  # the operations of all stages in one
+        check_trials(trials, ranges, (staged,))
 
     def _checked_sizes(self, stages: Sequence[Stage], example: Mapping[str, Tensor]) -> Sizes:
         """The sizes at which graph and stages are right."""
@@ -351,14 +409,12 @@ class ExitNetwork(StagedNetwork):
         captured: Captured,
         nodes: Sequence[fx.Node],
         example: Mapping[str, Tensor],
+        attempt: Attempt,
         ranges: Mapping[str, Ranges],
     ) -> Captured:
         """Trace the backbone in train mode and find the exits again. Without it heads alone can be trained."""
         try:
-            if captured.tracer == "fx":
-                training = capture_fx(self.backbone, example, training=True)
-            else:
-                training = capture_export(self.backbone, example, ranges, training=True)
+            training = attempt.captured(self.backbone, ranges, training=True)
         except TraceError as error:
             self.why_not_trainable = f"torch.{captured.tracer} cannot trace it in train mode: {error}"
             return captured

@@ -13,7 +13,6 @@ from torch.nn.functional import interpolate, max_pool2d, scaled_dot_product_atte
 
 import dynamic
 from dynamic.engines.inputs.dimensions import DimRange
-from dynamic.errors import ExitError
 from dynamic.offline.tracing.sizes.dynamic_shapes import numbers_of, range_of, trial_inputs
 
 SPANS = {"h": DimRange("h", 1, 9), "w": DimRange("w", 2, None)}
@@ -109,11 +108,20 @@ def test_a_size_that_is_a_part_of_another_is_right_at_every_size(
         np.testing.assert_allclose(found, expected.log_softmax(1).numpy(), atol=1e-5)
 
 
-def test_a_part_of_a_size_that_may_have_a_rest_is_refused() -> None:
-    """Halves of odd sizes are rounded, up or down: of any size, no multiple is right."""
+def test_a_part_of_a_size_that_may_have_a_rest_is_computed_from_the_input() -> None:
+    """Halves of odd sizes are rounded, so that no multiple is right. Lines of the input cross the exit for that."""
+    torch.manual_seed(0)
     anything = ({2: Dim("height", min=16, max=72), 3: Dim("width", min=16, max=72)},)
-    with pytest.raises(ExitError, match=r"cannot be computed from what crosses the exit. Choose another place"):
-        dynamic.wrap(Lines().eval(), torch.randn(2, 3, 32, 32), exits=["mixed"], dynamic_shapes=anything)
+    network = Lines().eval()
+    net = dynamic.wrap(network, torch.randn(2, 3, 32, 32), exits=["mixed"], dynamic_shapes=anything).eval()
+    for size in ((16, 72), (17, 33), (18, 71), (35, 50), (64, 19)):
+        x = torch.randn(3, 3, *size)
+        carry: tuple[Tensor, ...] = (x,)
+        with torch.no_grad():
+            for stage in net.exit_stages:
+                carry = stage.body(*carry)
+            torch.testing.assert_close(carry[0], network(x), rtol=0, atol=1e-5)
+            torch.testing.assert_close(net(x)[-1], network(x), rtol=0, atol=1e-5)
 
 
 class Windows(nn.Module):

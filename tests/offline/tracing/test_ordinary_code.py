@@ -390,7 +390,7 @@ def test_random_numbers_in_evaluation_mode_are_named() -> None:
 
 
 class Assigned(nn.Module):
-    """Features are written into a part of others, as in MViT. torch.fx does not follow the branch."""
+    """Features are written into a part of others, as in MViT. torch.fx does not follow `len` of a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -398,7 +398,7 @@ class Assigned(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.one(x)
-        if features.shape[1] > 2:
+        if len(features) > 0:
             features[:, 1:] = features[:, 1:] * 2
             features[:, 0] = self.two(x[:, 0])
         return self.classes(torch.relu(features).mean(1))  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """Whether networks, and graphs of them, run and agree at the sizes that were declared dynamic."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from dynamic.engines.inputs.dimensions import Ranges
 from dynamic.offline.batches import run_on
 from dynamic.offline.networks.module_modes import in_mode, untouched
+from dynamic.offline.staged_network import primary_logits
 from dynamic.offline.tracing.equality_check import CLOSE
 from dynamic.offline.tracing.sizes.dynamic_shapes import (
     DynamicShapes,
@@ -19,6 +21,7 @@ from dynamic.offline.tracing.sizes.dynamic_shapes import (
 from dynamic.offline.tracing.trace import infer_sizes, input_names
 from dynamic.policies.errors import DynamicError, InputError, TraceError
 
+OBSERVED = 2  # declared sizes at which every operation is observed. At all of them the logits are compared
 _LEAST = 8  # a hinted dimension of 1 is traced at this size: torch.export takes 1 for a constant
 
 Run = Callable[[Sequence[Tensor]], Tensor]
@@ -38,12 +41,26 @@ def ranges_of(network: nn.Module, example: Mapping[str, Tensor], words: DynamicS
     return ranges if any(ranges.values()) else {}
 
 
-def check_declared(network: nn.Module, example: Mapping[str, Tensor], ranges: Mapping[str, Ranges]) -> None:
-    """Run `network` at the least, the largest and other sizes. Raises InputError on one that it does not take."""
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Inputs of an allowed size, and the network's own logits there."""
+
+    inputs: Mapping[str, Tensor]
+    logits: Tensor
+
+
+def check_declared(network: nn.Module, example: Mapping[str, Tensor], ranges: Mapping[str, Ranges]) -> list[Trial]:
+    """Run `network` at the least, the largest and other sizes. Raises InputError on one that it does not take.
+
+    The first trials have the rows of the example. The others have one row: they take half the time.
+    """
+    trials: list[Trial] = []
     for inputs in trial_inputs(ranges, example):
+        if len(trials) >= OBSERVED:
+            inputs = {name: tensor[-1:] for name, tensor in inputs.items()}
         try:
             with torch.no_grad(), untouched(network), in_mode(network, training=False):
-                run_on(network, {name: tensor.clone() for name, tensor in inputs.items()})
+                output = run_on(network, {name: tensor.clone() for name, tensor in inputs.items()})
         except torch.OutOfMemoryError:
             raise
         except DynamicError as error:
@@ -54,27 +71,31 @@ def check_declared(network: nn.Module, example: Mapping[str, Tensor], ranges: Ma
                 f"{type(network).__name__} does not run at {sizes_text(ranges, inputs)}, which dynamic_shapes allows: "
                 f"{reason}. Give torch.export.Dim a min and a max within what the network takes"
             ) from error
+        trials.append(Trial(inputs, primary_logits(output)))
+    return trials
 
 
 def check_trials(
-    trials: Iterable[Mapping[str, Tensor]], ranges: Mapping[str, Ranges], own: Run, others: Sequence[Run]
+    trials: Iterable[Trial], ranges: Mapping[str, Ranges], runs: Sequence[Run], place: str | None = None
 ) -> None:
-    """Raises TraceError where a graph gives other logits than `own`, the backbone, at one of these sizes."""
-    for inputs in trials:
-        tensors = list(inputs.values())
-        expected = own([t.clone() for t in tensors])
-        limit = CLOSE * max(1.0, float(expected.abs().max()))
-        for run in others:
+    """Raises TraceError where a graph gives other logits than the network at one of these sizes.
+
+    `place`: a line of the network that decides otherwise there than where it was traced.
+    """
+    why = "a size went into it as a number"
+    if place is not None:
+        why = f"{place} decides otherwise there than in the graph, so give limits between which it does not"
+    for trial in trials:
+        limit = CLOSE * max(1.0, float(trial.logits.abs().max()))
+        where = sizes_text(ranges, trial.inputs)
+        for run in runs:
             try:
-                logits = run([t.clone() for t in tensors])
+                logits = run([t.clone() for t in trial.inputs.values()])
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise TraceError(
-                    f"in the captured graph, which does not run at {sizes_text(ranges, inputs)}: {error}"
+                    f"in the captured graph, which does not run at {where}: {error if place is None else why}"
                 ) from error
-            if logits.shape != expected.shape or not torch.allclose(
-                logits, expected, rtol=0, atol=limit, equal_nan=True
+            if logits.shape != trial.logits.shape or not torch.allclose(
+                logits, trial.logits, rtol=0, atol=limit, equal_nan=True
             ):
-                raise TraceError(
-                    f"in the captured graph, which gives other logits than the network at {sizes_text(ranges, inputs)}"
-                    ": a size went into it as a number"
-                )
+                raise TraceError(f"in the captured graph, which gives other logits than the network at {where}: {why}")
