@@ -75,8 +75,9 @@ class DriftWatch:
         points = ladder.points if watched else ()
         self.test = DriftTest([point.exits for point in points], 0.01 if alpha is None else alpha)
         # the number of each point, and its thresholds as engines compare them
-        self._points = {
-            point.thresholds: (number, np.float32(point.thresholds).tolist()) for number, point in enumerate(points)
+        self._points: dict[tuple[float, ...], tuple[int, tuple[float, ...]]] = {
+            point.thresholds: (number, tuple(np.array(point.thresholds, np.float32).tolist()))
+            for number, point in enumerate(points)
         }
         self._calibration = tuple(Bag(point.exits) for point in points)  # no other input joins these
         self._frames = Frames(inputs, options.only_changed, self._rank)
