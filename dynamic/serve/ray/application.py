@@ -69,8 +69,9 @@ def application(
             its own options of HTTP do not suit.
         replicas: How many processes answer, or run the head: a number, or the least and the most.
         tail_replicas: How many run the tail. Where it is the least and the most, Ray's own policy follows how many
-            requests are in them. `dynamic.serve.ray.split.scaling.follow_head` follows what the head passes on, and is
-            named in a file for `serve deploy`, since Ray takes policies of applications only there.
+            requests are in them. `dynamic.serve.ray.split.scaling.follow_head` follows what the head passes on, also
+            where the head has a fixed number. It is named in a file for `serve deploy`, since Ray takes policies of
+            applications only there.
         threads: Threads of the engine in each of them, and the CPUs that Ray reserves for it.
         engine: As for `Bundle.runtime`.
 
@@ -106,11 +107,18 @@ def application(
     if split.cut is not None:
         tail = replace(settings, is_head=False)
         bound = [_deployment(Replica, TAIL, tail, config, tails).bind(tail)]
-    return _deployment(serve.ingress()(Replica), NAME, settings, config, heads).bind(settings, *bound)
+    follows = bool(bound) and tails.least < tails.most
+    head = _deployment(serve.ingress()(Replica), NAME, settings, config, heads, reports=follows)
+    return head.bind(settings, *bound)
 
 
-def _deployment(kind: Any, name: str, settings: ReplicaSettings, config: Any, replicas: Replicas) -> serve.Deployment:
-    """The deployment of a part of the cascade."""
+def _deployment(
+    kind: Any, name: str, settings: ReplicaSettings, config: Any, replicas: Replicas, reports: bool = False
+) -> serve.Deployment:
+    """The deployment of a part of the cascade. `reports`: its replicas report rates even where their number is fixed.
+
+    Ray collects reports only where there is an `autoscaling_config`, and `follow_head` needs those of the head.
+    """
     scaling = AutoscalingConfig(
         min_replicas=replicas.least,
         max_replicas=replicas.most,
@@ -120,7 +128,7 @@ def _deployment(kind: Any, name: str, settings: ReplicaSettings, config: Any, re
         upscale_delay_s=_UP_S,
         downscale_delay_s=_DOWN_S,
     )
-    is_fixed = replicas.least == replicas.most
+    is_fixed = replicas.least == replicas.most and not reports
     deployment = serve.deployment(
         kind,
         name=name,

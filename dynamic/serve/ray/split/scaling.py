@@ -83,7 +83,7 @@ def follow_head(contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, 
     """The policy of an application whose tail follows its head, for `autoscaling_policy` in a file of Ray Serve.
 
     The head's replicas report how many rows arrive, and how many they pass on. The tail's report what a row takes them.
-    Every other deployment keeps its number.
+    Every other deployment keeps its number, and so does the tail while no replica of the head has reported.
 
     Args:
         contexts: By deployment, the `AutoscalingContext` of Ray.
@@ -93,8 +93,9 @@ def follow_head(contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, 
     """
     targets = {one: context.target_num_replicas for one, context in contexts.items()}
     reports = {context.deployment_name: context.aggregated_metrics or {} for context in contexts.values()}
+    has_head = any(report.get(HEAD_ROWS) for report in reports.values())
     for one, context in contexts.items():
-        if ROW_MS not in reports[context.deployment_name]:
+        if not has_head or ROW_MS not in reports[context.deployment_name]:
             continue
         arriving = _sum(reports, HEAD_ROWS)
         share = _sum(reports, PASSED_ROWS) / arriving if arriving else 0.0
