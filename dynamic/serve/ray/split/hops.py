@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +67,18 @@ class Hops:
     """Lets rows continue in the tail. It is the `Finish` of the head's service.
 
     A row that gets no answer there keeps that of its last exit, and is not certified: the tail is over its queue, has
-    another bundle for a moment, fails, or takes too long. Only a row without such an answer raises an error.
+    another bundle for a moment, fails, or has not answered by the deadline or the timeout of the request. With neither,
+    the tail is waited for. Only a row without such an answer raises an error. The tail gets a deadline that is half a
+    hop earlier, since its answer has to come back.
 
     Args:
         tail: The handle of the tail.
+        hop_ms: What it takes to hand a row over and to get its answer.
+        clock: Seconds since 1970.
     """
 
-    def __init__(self, tail: Any) -> None:
-        self._tail = tail
+    def __init__(self, tail: Any, hop_ms: float = 0.0, clock: Callable[[], float] = time.time) -> None:
+        self._tail, self._back_s, self.clock = tail, hop_ms / 2e3, clock
         self.outstanding = self.passed = 0  # rows in the tail, and all that were sent there
         self.exit_answers = 0  # rows that kept the answer of an exit since the tail gave none
         self._quiet_until = 0.0
@@ -124,11 +129,12 @@ class Hops:
 
     async def _asked(self, passed: Passed, ends_s: float | None, traceparent: str | None) -> Returned:
         """The answer of the tail. Once the deadline is over it is waited for only where the row has no other."""
-        left_s = None if ends_s is None or not passed.rest.is_answered else max(ends_s - time.time(), 0.0)
+        left_s = None if ends_s is None or not passed.rest.is_answered else max(ends_s - self.clock(), 0.0)
+        tail_ends_s = None if ends_s is None else ends_s - self._back_s
         async with asyncio.timeout(left_s):
             for tries_left in reversed(range(_TRIES)):
                 try:
-                    call = self._tail.resume.remote(passed, deadline_s=ends_s, traceparent=traceparent)
+                    call = self._tail.resume.remote(passed, deadline_s=tail_ends_s, traceparent=traceparent)
                     returned: Returned = await call
                     return returned
                 except RayActorError:
