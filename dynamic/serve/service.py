@@ -123,7 +123,7 @@ class Service:
         self.waiting: Waiting[Any] = Waiting(options.queue, workers or options.workers, self._work)
         self.bodies = OpenBodies(options.most_open_bytes)
         self.closing = False
-        self.metrics = Metrics(run, self.waiting, time.perf_counter)
+        self.metrics = Metrics(run, self.waiting, time.perf_counter, continues=finish is not None)
         self.log = RequestLog() if options.log_json else None
         self._token = None if options.token is None else options.token.encode()
 
@@ -283,7 +283,7 @@ class Service:
         record.stages = dict(Counter(np.atleast_1d(result.stage).tolist()))
         record.rows = sum(record.stages.values())
         record.point, record.certified = decision.point.name, result.certified
-        record.violated_limits = decision.violated_limits
+        record.violated_limits, record.complete = decision.violated_limits, result._output.complete
         return job.respond(result)
 
     def _ends_s(self, job: _Job) -> float | None:

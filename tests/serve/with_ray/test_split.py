@@ -294,6 +294,30 @@ def test_the_metadata_say_where_and_why(bundle: dynamic.Bundle, budget: dynamic.
     assert asyncio.run(described())["parameters"] == {"split": expected}
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_metrics_of_the_head_count_rows_where_they_ended(
+    bundle: dynamic.Bundle, budget: dynamic.Budget, expected: list[Any], fails: bool
+) -> None:
+    async def text() -> str:
+        tail = Tail(await opened(bundle, budget, is_head=False), RuntimeError("no tail") if fails else None)
+        head = await opened(bundle, budget, tail)
+        for row in ROWS:
+            await head.run(row)
+        content = head._service.metrics.text().decode()
+        for replica in (head, tail.replica):
+            await asyncio.to_thread(replica.close)  # type: ignore[union-attr]
+        return content
+
+    lines = asyncio.run(text()).splitlines()
+    values = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+    continued = sum(one.stage == 1 for one in expected)
+    late, certified = 0 if fails else continued, [one.certified for one in expected if not fails or one.stage == 0]
+    assert values['dynamic_stage_share{stage="0"}'] == 1 - late / len(ROWS)
+    assert values['dynamic_stage_share{stage="1"}'] == late / len(ROWS)
+    assert values["dynamic_certified_share"] == sum(certified) / len(ROWS)
+    assert values["dynamic_deadline_cuts_total"] == (continued if fails else 0)
+
+
 @pytest.fixture(scope="module")
 def handle(bundle: dynamic.Bundle, budget: dynamic.Budget) -> Iterator[Any]:
     """An application of two deployments on Ray Serve, without HTTP. Each test deploys its own budget."""
