@@ -138,7 +138,7 @@ class Overflowing:
         self.prepare, self.close = engine.prepare, engine.close
 
     def run(self, *arguments: Any) -> Output:
-        output = self.engine.run(*arguments)
+        output: Output = self.engine.run(*arguments)
         logits, score, rests = output.logits.copy(), output.score.copy(), []
         logits[0], score[0] = np.nan, np.nan
         for rest in output.rests:
@@ -147,7 +147,7 @@ class Overflowing:
                 if name.startswith("carry."):
                     array[rest.rows == 0] = np.nan
             rests.append(replace(rest, arrays=arrays))
-        return replace(output, logits=logits, score=score, rests=tuple(rests))
+        return Output(logits, output.stage, score, output.complete, tuple(rests))
 
 
 def answered_by(case: Case, first: Any, other: Any, arrays: Any, limits: Any) -> tuple[Answer, int]:

@@ -55,8 +55,8 @@ def application(
     A row whose deadline leaves no time for a full answer gets that of the last exit in time, with `certified=False`.
     Where more than `options.queue` requests wait, the one that has waited longest is shed.
 
-    `serve.run` with another budget or another bundle changes the replicas that run, and no request fails, where `cut` is
-    a number or None. Head and tail take a bundle at different times. Until both have, rows keep the answer of their
+    `serve.run` with another budget or another bundle changes the replicas that run, and no request fails, if `cut` is a
+    number or None. Head and tail take a bundle at different times. Until both have, rows keep the answer of their
     exit, and rows without one are begun again. They fail with BundleError after 10 s. Other changes start new replicas
     before the old ones end. `cut="auto"` is decided again on each `serve.run`, and another result is such a change. If
     it is one deployment, the tail ends while old heads still ask it. So deploy again with the number that was chosen.

@@ -17,7 +17,7 @@ from dynamic.serve.http.application import application
 from dynamic.serve.opening import open_runtime
 from dynamic.serve.ray.settings import ReplicaSettings, UserConfig
 from dynamic.serve.ray.split.continued_requests import ContinuedRequests
-from dynamic.serve.ray.split.hops import Hops, Passed, Returned
+from dynamic.serve.ray.split.hops import HopReply, HopRequest, Hops
 from dynamic.serve.ray.split.scaling import HEAD_ROWS, PASSED_ROWS, ROW_MS, Rates
 from dynamic.serve.request_errors import Outcome, RequestError
 from dynamic.serve.service import Service
@@ -76,11 +76,11 @@ class Replica:
             raise _ERRORS.get(error.outcome, DynamicError)(str(error)) from None
 
     async def resume(
-        self, passed: Passed, *, deadline_s: float | None = None, traceparent: str | None = None
-    ) -> Returned:
+        self, passed: HopRequest, *, deadline_s: float | None = None, traceparent: str | None = None
+    ) -> HopReply:
         """Answer rows that the head has passed on. Arguments and errors are those of `run`."""
         result = await self.run(passed, deadline_s=deadline_s, traceparent=traceparent)
-        return Returned(result._output, result.certified)
+        return HopReply(result._output, result.certified)
 
     async def explain(self) -> str:
         """Why the cascade is split, or is not."""

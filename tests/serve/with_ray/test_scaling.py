@@ -7,7 +7,7 @@ import pytest
 from support.serving.ray_cases import small_bundle
 
 import dynamic
-from dynamic.serve.ray.split.scaling import HEAD_ROWS, PASSED_ROWS, ROW_MS, Rates, Replicas, follow_head, needed
+from dynamic.serve.ray.split.scaling import HEAD_ROWS, PASSED_ROWS, ROW_MS, Rates, Replicas, follow_head, replicas_for
 
 config = pytest.importorskip("ray.serve.config", reason='needs Ray Serve: pip install "dynamic-inference[ray]"')
 UP_TO_8 = Replicas(1, 8)
@@ -25,7 +25,7 @@ UP_TO_8 = Replicas(1, 8)
     ],
 )
 def test_replicas_by_hand(rows_per_s: float, share: float, row_ms: float, expected: int) -> None:
-    assert needed(rows_per_s, share, row_ms, UP_TO_8) == expected
+    assert replicas_for(rows_per_s, share, row_ms, UP_TO_8) == expected
 
 
 def test_rates_by_hand() -> None:

@@ -20,7 +20,7 @@ from dynamic.serve import ServeOptions
 from dynamic.serve.ray.replica import Replica
 from dynamic.serve.ray.settings import ReplicaSettings, UserConfig
 from dynamic.serve.ray.split.choice import Split
-from dynamic.serve.ray.split.hops import Passed, Returned
+from dynamic.serve.ray.split.hops import HopReply, HopRequest
 
 serve = pytest.importorskip("ray.serve", reason='needs Ray Serve: pip install "dynamic-inference[ray]"')
 pytestmark = QUIET
@@ -60,7 +60,7 @@ class Tail:
         self.replica, self.error, self.asked = replica, error, list[int]()
         self.resume = self
 
-    async def remote(self, passed: Any, **limits: Any) -> Returned:
+    async def remote(self, passed: Any, **limits: Any) -> HopReply:
         self.asked.append(len(passed.rest.rows))
         if self.error is not None:
             raise self.error
@@ -147,7 +147,7 @@ def test_late_rows_ask_no_tail_or_keep_their_exit(bundle: dynamic.Bundle, budget
     async def answers() -> tuple[list[Any], list[int]]:
         never = Tail(None)
 
-        async def remote(passed: Any, **limits: Any) -> Returned:
+        async def remote(passed: Any, **limits: Any) -> HopReply:
             never.asked.append(1)
             await asyncio.sleep(LIMIT_S)
             raise AssertionError("it was waited for")
@@ -177,7 +177,7 @@ def test_a_timeout_that_ends_while_the_tail_is_at_work_leaves_the_answer_of_the_
     async def answered() -> tuple[Any, list[float]]:
         ends = list[float]()
 
-        async def remote(passed: Any, deadline_s: float | None = None, **limits: Any) -> Returned:
+        async def remote(passed: Any, deadline_s: float | None = None, **limits: Any) -> HopReply:
             assert deadline_s is not None
             ends.append(deadline_s - time.time())
             await asyncio.sleep(LIMIT_S)
@@ -203,12 +203,12 @@ def test_one_row_of_another_bundle_fails_alone_in_the_tail(bundle: dynamic.Bundl
     exact = dynamic.Budget(max_drop=0.0)
     with dynamic.Runtime(bundle, exact, part=Part(1, is_head=True), threads=1) as begins:
         (rest,) = begins(ROWS[:1]).rests
-    others = [Passed(replace(rest, version="another"), "reference"), Passed(rest, "nothing")]
+    others = [HopRequest(replace(rest, version="another"), "reference"), HopRequest(rest, "nothing")]
 
     async def answers() -> list[Any]:
         tail = Replica(replace(settings(False), batch_wait_ms=1e6))
         await tail.reconfigure(UserConfig.of(bundle.folder, exact).to_json())
-        waits = asyncio.ensure_future(tail.resume(Passed(rest, "reference")))
+        waits = asyncio.ensure_future(tail.resume(HopRequest(rest, "reference")))
         await asyncio.to_thread(until_is, lambda: len(tail._batches._waiting), 1, "the row that waits")
         late = [tail.resume(other, deadline_s=time.time() + 1e4) for other in others]
         failures = await asyncio.gather(*late, return_exceptions=True)

@@ -12,8 +12,8 @@ from dynamic.policies.errors import BundleError, InputError
 from dynamic.runtime.parts import rest_ms, version_of
 from dynamic.runtime.result import BatchResult
 from dynamic.runtime.runtime import Runtime
-from dynamic.serve.answering import Read
-from dynamic.serve.ray.split.hops import Passed
+from dynamic.serve.answering import RequestArrays
+from dynamic.serve.ray.split.hops import HopRequest
 
 _WEIGHT = 0.1  # of one batch in the mean time of a row
 
@@ -34,9 +34,9 @@ class ContinuedRequests:
         self._slowdown = 1.0  # as of the last batch
         self._version: tuple[DeployedBundle, str] | None = None  # of the bundle that was asked for last
 
-    def read(self, bundle: DeployedBundle, x: Any) -> Read:
+    def read(self, bundle: DeployedBundle, x: Any) -> RequestArrays:
         """See `Answering`."""
-        if not isinstance(x, Passed):
+        if not isinstance(x, HopRequest):
             raise InputError(f"a {type(x).__name__} is no row that has begun: ask the head, which is the ingress")
         if self._version is None or self._version[0] is not bundle:
             self._version = bundle, version_of(bundle)
@@ -47,9 +47,9 @@ class ContinuedRequests:
             )
         if all(point.name != x.point for point in bundle.ladder.points):
             raise InputError(f"{bundle.folder} has no operating point {x.point!r:.80}: ask the head, which chooses it")
-        return Read(x.rest.arrays, kind=x.kind)
+        return RequestArrays(x.rest.arrays, kind=x.kind)
 
-    def expected_ms(self, one: Read, rows: int) -> float:
+    def expected_ms(self, one: RequestArrays, rows: int) -> float:
         """See `Answering`."""
         deployment, kind = self.run.deployment, one.kind
         try:
@@ -59,7 +59,7 @@ class ContinuedRequests:
         costs, exits = deployment.frontier.costs_at(kind.size), [point.plan.deepest] * rows
         return rest_ms(costs, point.plan, kind.stage, exits) * self._slowdown
 
-    def __call__(self, one: Read, arrays: Mapping[str, Array], **limits: Any) -> BatchResult:
+    def __call__(self, one: RequestArrays, arrays: Mapping[str, Array], **limits: Any) -> BatchResult:
         """See `Answering`."""
         kind = one.kind
         rows = np.arange(len(next(iter(arrays.values()))))

@@ -43,7 +43,7 @@ class Replicas:
         return cls(*numbers)
 
 
-def needed(rows_per_s: float, share: float, row_ms: float, replicas: Replicas) -> int:
+def replicas_for(rows_per_s: float, share: float, row_ms: float, replicas: Replicas) -> int:
     """How many replicas of the tail the head's rows need.
 
     Args:
@@ -101,7 +101,7 @@ def follow_head(contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, 
         share = _sum(reports, PASSED_ROWS) / arriving if arriving else 0.0
         limits = Replicas(context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas)
         times = list(reports[context.deployment_name][ROW_MS].values())
-        targets[one] = needed(arriving, share, sum(times) / len(times) if times else 0.0, limits)
+        targets[one] = replicas_for(arriving, share, sum(times) / len(times) if times else 0.0, limits)
     return targets, {}
 
 
