@@ -92,7 +92,7 @@ class Runtime:
         workers: How many threads answer inputs that were submitted, at least 1.
         on_change: Called with a `dynamic.Change` when the decision changes, on the thread of the request.
         fallback: The engines that answer when the first fails, in their order. None: those installed.
-        part: The stages that run here (a `dynamic.runtime.parts.Part`), where others run elsewhere. `stats()` of the head
+        part: The stages that run here, a `dynamic.runtime.parts.Part`, if others run elsewhere. `stats()` of the head
             and its feedback take a row that continues for one that exits at its last exit here. None: all of them.
 
     Raises:
