@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Output
+from dynamic.engines.parts.rest import carries, network_arrays
 from dynamic.policies.errors import EngineError
 
 _SMALL = 8192  # values: their dot product takes 1 us where isfinite takes 2, on one thread
@@ -67,10 +68,16 @@ def is_whole(output: Output) -> bool:
 
 
 def answered_rows(output: Output) -> NDArray[np.bool_]:
-    """Whether each row has an answer to which the stage that it left at contributed, or continues elsewhere, `[B]`."""
+    """Whether each row has an answer to which the stage that it left at contributed, or continues elsewhere, `[B]`.
+
+    One whose carry is not finite cannot continue: from a carry, no later stage gets the inputs again.
+    """
     answered = finite_rows(output.logits) & ~np.isnan(output.score)
     for rest in output.rests:
         answered[rest.rows] = True
+        for array in carries(rest.arrays):
+            if not is_finite(array):
+                answered[rest.rows] &= finite_rows(array)
     return answered
 
 
@@ -79,12 +86,12 @@ def silent_rows(output: Output, inputs: Mapping[str, Array]) -> NDArray[np.intp]
 
     Args:
         output: What an engine returned for them.
-        inputs: By name, each `[B, ...]`.
+        inputs: By name, each `[B, ...]`. Of rows that began elsewhere, their inputs and carry have to be finite.
 
     Returns:
         Their numbers `[K]`.
     """
-    asked = np.logical_and.reduce([finite_rows(array) for array in inputs.values()])
+    asked = np.logical_and.reduce([finite_rows(array) for array in network_arrays(inputs)])
     return np.flatnonzero(asked & ~answered_rows(output))
 
 

@@ -16,7 +16,7 @@ from dynamic.policies.stage_plan import StagePlan, check_thresholds, plan
 
 
 @dataclass(frozen=True, eq=False)
-class _Begun:
+class _BatchStart:
     """Rows at the first stage that runs. Those that come from elsewhere have inputs, or `tensors` of a carry."""
 
     stage: int
@@ -78,7 +78,7 @@ class StageEngine:
             SettingError: The thresholds are of wrong length or NaN.
         """
         rows = check_inputs(inputs, self.spec.inputs)
-        begun = _Begun(0, rows, inputs, _nothing_yet(self._combiner, rows))
+        begun = _BatchStart(0, rows, inputs, _nothing_yet(self._combiner, rows))
         return self._run(begun, thresholds, deadline_s, expected_s, until)
 
     def resume(
@@ -105,12 +105,12 @@ class StageEngine:
             SettingError: The thresholds are of wrong length or NaN.
         """
         progress, inputs, tensors = unpacked(arrays)
-        begun = _Begun(stage, len(progress.score), inputs, progress, tensors)
+        begun = _BatchStart(stage, len(progress.score), inputs, progress, tensors)
         return self._run(begun, thresholds, deadline_s, expected_s)
 
     def _run(
         self,
-        begun: "_Begun",
+        begun: "_BatchStart",
         thresholds: NDArray[np.float32],
         deadline_s: float | None,
         expected_s: Expected | None,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, CascadeSpec, Engine, Expected, Output
 from dynamic.engines.outputs import answered_rows, is_whole, left_at, silent_rows
-from dynamic.engines.parts.rest import renumbered
+from dynamic.engines.parts.rest import renumbered, without
 from dynamic.policies.errors import DynamicError, EngineError
 from dynamic.policies.frontier import CostedPoint
 
@@ -111,7 +111,7 @@ class FallbackEngines:
         self._others = tuple(others)
         self._opened: dict[str, Engine] = {}
         self._clock, self._failed = clock, failed
-        self._rests: dict[_Route, float] = {}  # until when
+        self._skipped_ways: dict[_Route, float] = {}  # until when
         self._silent_until = -math.inf  # rows without a finite answer are taken for the network's until then
         self._reported: set[_Route | frozenset[int]] = set()  # ways, and sub-models that did not load
         self.forget()
@@ -124,7 +124,7 @@ class FallbackEngines:
     @property
     def has_failures(self) -> bool:
         """Whether a way is skipped now since it failed."""
-        return bool(self._rests)
+        return bool(self._skipped_ways)
 
     def bind(
         self, backbones: frozenset[int], thresholds: NDArray[np.float32], rows: int
@@ -165,7 +165,7 @@ class FallbackEngines:
             SubModelError: Backbones that the request needs do not load on the first engine, unless `whole`.
         """
         failure: BaseException | None = None
-        if not self._rests:
+        if not self._skipped_ways:
             first = self.first
             try:
                 moved = first.prepare(point.backbones, rows, resident, stagewise)
@@ -206,7 +206,7 @@ class FallbackEngines:
         partial: Answer | None = None  # of the first that had answers for some rows
         rows = np.arange(work.rows)  # without an answer
         with self._lock:
-            rests = self._rests = {way: until for way, until in self._rests.items() if until > now}
+            skipped = self._skipped_ways = {way: until for way, until in self._skipped_ways.items() if until > now}
         others = [name for name, _ in self._others]
         names: list[str | None] = [None, *others]
         ways = dict.fromkeys((name, stagewise) for name in names for stagewise in (work.stagewise, True))
@@ -218,7 +218,7 @@ class FallbackEngines:
             ways.pop((None, work.stagewise))
             silent.append(((None, work.stagewise), error))
             partial, rows = error.answer, error.rows
-        for name, stagewise in (*sorted(ways, key=rests.__contains__), *last):  # those that rest come last
+        for name, stagewise in (*sorted(ways, key=skipped.__contains__), *last):  # those that are skipped come last
             if partial is not None and work.stagewise and not stagewise:
                 break  # the stages ran, so the graph has no other answer
             try:
@@ -264,7 +264,7 @@ class FallbackEngines:
             usual = (name, stagewise) == (None, work.stagewise)
             answer = self._checked(output, engine, moved, usual, inputs, count)
             with self._lock:
-                self._rests.pop((name, stagewise), None)
+                self._skipped_ways.pop((name, stagewise), None)
                 self._reported.discard((name, stagewise))
         return replace(answer, ignores_deadline=is_last and work.ends_s is not None)
 
@@ -304,7 +304,7 @@ class FallbackEngines:
     def _give_back(self) -> None:
         """Close the engines that nobody needs, now that nothing rests."""
         with self._lock:
-            spare = [] if self._rests else [name for name in self._opened if self._users[name] <= 0]
+            spare = [] if self._skipped_ways else [name for name in self._opened if self._users[name] <= 0]
             engines = [self._opened.pop(name) for name in spare]
         for engine in engines:
             engine.close()
@@ -318,7 +318,7 @@ class FallbackEngines:
         lost = self._missing(work) if unsure else frozenset()
         with self._lock:
             if not lost:
-                self._rests[name, stagewise] = self._clock() + COOL_DOWN_S
+                self._skipped_ways[name, stagewise] = self._clock() + COOL_DOWN_S
             what = lost or (name, stagewise)
             new = what not in self._reported
             self._reported.add(what)
@@ -355,7 +355,9 @@ def _joined(answer: Answer, rows: NDArray[np.intp], part: Answer) -> Answer:
     logits[chosen] = part.output.logits[has_answer]
     stage[chosen] = part.output.stage[has_answer]
     score[chosen] = part.output.score[has_answer]
-    rests = (*answer.output.rests, *renumbered(part.output.rests, rows))
+    unanswered = np.flatnonzero(~has_answer)
+    later = renumbered(without(part.output.rests, unanswered), rows)
+    rests = (*without(answer.output.rests, chosen), *later)
     output = Output(logits, stage, score, answer.output.complete and part.output.complete, rests)
     return Answer(
         output,

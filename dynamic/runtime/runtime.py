@@ -92,7 +92,8 @@ class Runtime:
         workers: How many threads answer inputs that were submitted, at least 1.
         on_change: Called with a `dynamic.Change` when the decision changes, on the thread of the request.
         fallback: The engines that answer when the first fails, in their order. None: those installed.
-        part: The stages that run here, where others run elsewhere. None: all of them.
+        part: The stages that run here, a `dynamic.runtime.parts.Part`, if others run elsewhere. `stats()` of the head
+            and its feedback take a row that continues for one that exits at its last exit here. None: all of them.
 
     Raises:
         EngineError: The engine is unknown, not installed, or does not load.
@@ -320,7 +321,7 @@ class Runtime:
         """Answer rows whose first stages ran in the runtime of another `Part`, under the point that was chosen there.
 
         Args:
-            rest: The rows.
+            rest: The rows, of the `rests` of a result.
             point: The name of the operating point.
             waited_ms: How long they have waited here.
             queue_length: How many wait behind them.

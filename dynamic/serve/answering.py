@@ -12,7 +12,7 @@ from dynamic.runtime.runtime import Runtime
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class RequestArrays:
     """A request, read.
 
     Args:
@@ -35,14 +35,43 @@ class Answering(Protocol):
     def elsewhere(self) -> int:
         """Rows that have begun here and have not ended elsewhere."""
 
-    def read(self, bundle: DeployedBundle, x: Any) -> Read:
-        """A request for a bundle. Raises InputError where it does not fit."""
+    def read(self, bundle: DeployedBundle, x: Any) -> RequestArrays:
+        """The arrays of a request.
 
-    def expected_ms(self, one: Read, rows: int) -> float:
-        """What so many rows of a kind should take now, where all of them run all stages."""
+        Args:
+            bundle: The bundle at work.
+            x: The request.
 
-    def __call__(self, one: Read, arrays: Mapping[str, Array], **limits: Any) -> Result:
-        """The answer to the concatenated arrays of requests of a kind. Limits are those of `Runtime.__call__`."""
+        Returns:
+            Its arrays.
+
+        Raises:
+            InputError: It does not fit.
+            BundleError: Another bundle has begun with it.
+        """
+
+    def expected_ms(self, one: RequestArrays, rows: int) -> float:
+        """What rows should take now, where all of them run all stages.
+
+        Args:
+            one: A request of their kind.
+            rows: How many there are.
+
+        Returns:
+            The time in milliseconds. It raises nothing, since requests of other kinds wait for it.
+        """
+
+    def __call__(self, one: RequestArrays, arrays: Mapping[str, Array], **limits: Any) -> Result:
+        """The answer to requests of a kind.
+
+        Args:
+            one: One of them.
+            arrays: The arrays of all, concatenated.
+            **limits: As for `Runtime.__call__`.
+
+        Returns:
+            The answer.
+        """
 
 
 class WholeRequests:
@@ -61,12 +90,12 @@ class WholeRequests:
         """See `Answering`."""
         return self._elsewhere()
 
-    def read(self, bundle: DeployedBundle, x: Any) -> Read:
+    def read(self, bundle: DeployedBundle, x: Any) -> RequestArrays:
         """See `Answering`."""
         arrays, is_single = named_inputs(bundle, x)
-        return Read(arrays, is_single)
+        return RequestArrays(arrays, is_single)
 
-    def expected_ms(self, one: Read, rows: int) -> float:
+    def expected_ms(self, one: RequestArrays, rows: int) -> float:
         """See `Answering`."""
         deployment = self.run.deployment
         decision, frontier, spec = deployment.decision, deployment.frontier, deployment.bundle.spec
@@ -75,6 +104,6 @@ class WholeRequests:
             point, slowdown = decision.point, decision.slowdown
         return frontier.path_ms(point, len(spec.stages) - 1, rows=rows, size=spec.size_of(one.arrays)) * slowdown
 
-    def __call__(self, one: Read, arrays: Mapping[str, Array], **limits: Any) -> Result:
+    def __call__(self, one: RequestArrays, arrays: Mapping[str, Array], **limits: Any) -> Result:
         """See `Answering`."""
         return self.run(arrays, **limits)

@@ -20,7 +20,7 @@ from dynamic.engines.outputs import is_finite
 from dynamic.engines.parts.rest import part_of
 from dynamic.policies.errors import ClosedError
 from dynamic.runtime.result import BatchResult, Prediction, Result
-from dynamic.serve.answering import Answering, Read
+from dynamic.serve.answering import Answering, RequestArrays
 
 _NO_WAIT_MS = 1.0  # a batch that has waited less is answered as one that comes now: it repeats the last decision
 _MARGIN = 2.0  # times the expected time: a row with less left than that gets a deadline of its own
@@ -42,7 +42,7 @@ class _Request:
 
     x: Any
     bundle: DeployedBundle  # that it was read for
-    read: Read
+    read: RequestArrays
     came: float
     ends: float | None
     behind: int
@@ -234,10 +234,10 @@ class Batches:
                 return result
 
     def _limits(self, batch: Sequence[_Request]) -> dict[str, Any]:
-        """What the runtime is told beside the inputs."""
+        """The arguments of the runtime beside the inputs."""
         came, now = min(request.came for request in batch), self._clock()
         waited_ms = max(now - came, 0.0) * 1e3
-        # in batches: each of them takes the one runtime once. Of those elsewhere, one is no queue
+        # in batches: each of them takes the one runtime once. Rows elsewhere count by whole batches alone
         behind = math.ceil((len(self._waiting) + max(request.behind for request in batch)) / self._most_rows)
         behind += self._answering.elsewhere // self._most_rows
         limits: dict[str, Any] = {}

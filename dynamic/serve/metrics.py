@@ -1,7 +1,9 @@
 """Metrics for Prometheus. Names begin with `dynamic_`."""
 
 import time
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -10,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 from dynamic.runtime.requests.request_queue import Waiting
+from dynamic.runtime.result import Statistics
 from dynamic.runtime.runtime import Runtime
 from dynamic.serve.request_log import RequestRecord
 
@@ -24,9 +27,17 @@ class Metrics:
         run: The runtime.
         waiting: The queue before it.
         clock: The clock of the queue, in seconds.
+        continues: Whether rows continue elsewhere. The runtime then knows the exit that they continue from. So shares
+            of stages and of certified requests, and requests that were cut, are those of the requests that have ended.
     """
 
-    def __init__(self, run: Runtime, waiting: Waiting[object], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        run: Runtime,
+        waiting: Waiting[object],
+        clock: Callable[[], float] = time.perf_counter,
+        continues: bool = False,
+    ) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "dynamic_requests", "Requests by how they ended.", ("protocol", "outcome"), registry=self._registry
@@ -54,7 +65,8 @@ class Metrics:
             ("limit",),
             registry=self._registry,
         )
-        self._registry.register(_State(run, waiting, clock))
+        self._totals = _Totals() if continues else None
+        self._registry.register(_State(run, waiting, clock, self._totals))
 
     def count(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
@@ -63,6 +75,8 @@ class Metrics:
             return
         self._seconds.labels(record.protocol).observe(record.latency_ms / 1e3)
         self._waited.observe(record.waited_ms / 1e3)
+        if self._totals is not None:
+            self._totals.add(record)
         for stage, rows in (record.stages or {}).items():
             self._rows.labels(str(stage)).inc(rows)
         if record.certified:
@@ -75,15 +89,41 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+class _Totals:
+    """Requests that have ended, wherever their last stage ran."""
+
+    def __init__(self) -> None:
+        self.requests = self.certified = self.cut = 0
+        self._rows: Counts[int] = Counts()  # by the stage of their exit
+
+    def add(self, record: RequestRecord) -> None:
+        """Count a request that was answered."""
+        self.requests += 1
+        self.certified += bool(record.certified)
+        self.cut += record.complete is False
+        self._rows.update(record.stages or {})
+
+    def in_place_of(self, stats: Statistics) -> Statistics:
+        """The statistics of a runtime, with these figures."""
+        rows = max(self._rows.total(), 1)
+        shares = tuple(self._rows[stage] / rows for stage in range(len(stats.stage_shares)))
+        certified_share = self.certified / max(self.requests, 1)
+        return replace(stats, stage_shares=shares, certified_share=certified_share, deadline_cuts=self.cut)
+
+
 class _State(Collector):
     """The state of a runtime and its queue, read when it is asked for."""
 
-    def __init__(self, run: Runtime, waiting: Waiting[object], clock: Callable[[], float]) -> None:
-        self._run, self._waiting, self._clock = run, waiting, clock
+    def __init__(
+        self, run: Runtime, waiting: Waiting[object], clock: Callable[[], float], totals: _Totals | None
+    ) -> None:
+        self._run, self._waiting, self._clock, self._totals = run, waiting, clock, totals
         self._process = psutil.Process()
 
     def collect(self) -> Iterable[Metric]:
         stats, waiting = self._run.stats(), self._waiting
+        if self._totals is not None:
+            stats = self._totals.in_place_of(stats)
         stages = GaugeMetricFamily("dynamic_stage_share", "Share of inputs that exited at a stage.", labels=["stage"])
         for number, share in enumerate(stats.stage_shares):
             stages.add_metric([str(number)], share)

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
-from dynamic.policies.errors import ClosedError, DynamicError, InputError, ShedError
+from dynamic.policies.errors import BundleError, ClosedError, DynamicError, InputError, ShedError
 
 logger = logging.getLogger("dynamic")
 
@@ -88,6 +88,8 @@ def request_error(error: BaseException, queue: int) -> RequestError:
         return invalid(str(error))
     if isinstance(error, MemoryError):
         return RequestError("too_large", f"the request does not fit in memory ({error}): send fewer rows at a time")
+    if isinstance(error, BundleError):  # two parts of a cascade have other bundles: the head asks again
+        return RequestError("failed", str(error))
     logger.error("a request failed: %r", error, exc_info=error)
     what = str(error) if isinstance(error, DynamicError) else f"an error of the server ({type(error).__name__})"
     return RequestError("failed", f"{what}. The log of the server has more")

@@ -31,6 +31,7 @@ class RequestRecord:
         point: The operating point.
         certified: Whether a certificate holds for the answer.
         violated_limits: Limits of the budget that the point does not meet.
+        complete: Whether each row has the answer of its own exit. False: it ended at an earlier one.
     """
 
     protocol: str
@@ -44,6 +45,7 @@ class RequestRecord:
     point: str | None = None
     certified: bool | None = None
     violated_limits: tuple[str, ...] = ()
+    complete: bool | None = None
 
 
 class RequestLog:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 import dynamic
+from dynamic.policies.errors import BundleError
 from dynamic.runtime.requests.request_queue import Waiting
 from dynamic.runtime.result import Result
 from dynamic.runtime.runtime import Runtime
@@ -32,6 +33,8 @@ VERSION = "1"  # of the model: a server has one
 PLATFORM = "dynamic_cascade"
 EXTENSIONS = ("binary_tensor_data",)
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_SWAP_S, _AGAIN_S = 10.0, 0.05  # while two parts have other bundles: how long it is asked again, and how often
+_RESPONSE_MS = 2.0  # of a timeout, for the response to what has continued elsewhere
 _NO_WAIT_MS = 1.0  # a request that has waited less is answered as one that comes now: it repeats the last decision
 
 
@@ -80,6 +83,12 @@ class _Job:
         """Seconds in which it is still wanted. None: there is no limit."""
         return None if self.timeout_ms is None else self.timeout_ms / 1e3 - (time.perf_counter() - self.came)
 
+    @property
+    def left_s(self) -> float | None:
+        """The same, and 0 once its time is over."""
+        remaining_s = self.remaining_s
+        return None if remaining_s is None else max(remaining_s, 0.0)
+
     def check_time(self) -> None:
         """Raises RequestError where its time is over."""
         remaining_s = self.remaining_s
@@ -114,7 +123,7 @@ class Service:
         self.waiting: Waiting[Any] = Waiting(options.queue, workers or options.workers, self._work)
         self.bodies = OpenBodies(options.most_open_bytes)
         self.closing = False
-        self.metrics = Metrics(run, self.waiting, time.perf_counter)
+        self.metrics = Metrics(run, self.waiting, time.perf_counter, continues=finish is not None)
         self.log = RequestLog() if options.log_json else None
         self._token = None if options.token is None else options.token.encode()
 
@@ -231,18 +240,31 @@ class Service:
                 self.log.write(record)
 
     async def _answered(self, job: _Job, traceparent: str | None) -> Any:
-        remaining_s = job.remaining_s
+        until = time.perf_counter() + _SWAP_S
+        while True:
+            try:
+                return await self._answered_once(job, traceparent)
+            except TimeoutError as error:
+                raise _expired(job.timeout_ms) from error
+            except BundleError:  # what finishes it has another bundle than this one, for a moment
+                if self._finish is None or time.perf_counter() >= until:
+                    raise
+                job.begun = None
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _answered_once(self, job: _Job, traceparent: str | None) -> Any:
         submitted = self.waiting.submit(job, time.perf_counter())  # the upload is no wait for a worker
         future = asyncio.wrap_future(submitted)
         try:
-            async with asyncio.timeout(None if remaining_s is None else max(remaining_s, 0.0)):
+            async with asyncio.timeout(job.left_s):
                 response = await future
-                if job.begun is None or self._finish is None:
-                    return response
-                result = await self._finish(job.begun, self._ends_s(job), traceparent)
-                return await asyncio.to_thread(self._responded, job, result)
-        except TimeoutError as error:
-            raise _expired(job.timeout_ms) from error
+            begun = job.begun
+            if begun is None or self._finish is None:
+                return response
+            # rows with an answer end by `ends_s`, and have one whatever the rest of the cascade does
+            async with asyncio.timeout(None if all(rest.is_answered for rest in begun.rests) else job.left_s):
+                result = await self._finish(begun, self._ends_s(job), traceparent)
+            return await asyncio.to_thread(self._responded, job, result)
         finally:
             submitted.cancel()  # at once: asyncio does so in its next round, and until then it would count as waiting
 
@@ -261,16 +283,18 @@ class Service:
         record.stages = dict(Counter(np.atleast_1d(result.stage).tolist()))
         record.rows = sum(record.stages.values())
         record.point, record.certified = decision.point.name, result.certified
-        record.violated_limits = decision.violated_limits
+        record.violated_limits, record.complete = decision.violated_limits, result._output.complete
         return job.respond(result)
 
     def _ends_s(self, job: _Job) -> float | None:
-        """When the answer to a request is late, in seconds since 1970, by its own deadline and the budget's."""
-        limit_ms = self.run.budget.deadline_ms
-        if limit_ms is None:
-            return job.ends_s
-        own = time.time() + limit_ms / 1e3 - (time.perf_counter() - job.came)
-        return own if job.ends_s is None else min(own, job.ends_s)
+        """When the answer to a request is late, in seconds since 1970: its deadline, the budget's, or its timeout."""
+        came_s = time.time() - (time.perf_counter() - job.came)
+        ends_s = [] if job.ends_s is None else [job.ends_s]
+        if self.run.budget.deadline_ms is not None:
+            ends_s.append(came_s + self.run.budget.deadline_ms / 1e3)
+        if job.timeout_ms is not None:
+            ends_s.append(came_s + max(job.timeout_ms - _RESPONSE_MS, 0.0) / 1e3)
+        return min(ends_s, default=None)
 
     def _respond(self, incoming: Incoming[T], job: _Job, queued: float) -> Result:
         """The answer to a request of a protocol."""

@@ -1,8 +1,10 @@
 """A cascade whose stages run in two engines, before a cut and from it on: the same answers, to the bit."""
 
 import pickle
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from dynamic.engines.parts.rest import part_of, renumbered, unpacked
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.staged_network import Stage, StagedNetwork
 from dynamic.policies.scores import COMBINE
+from dynamic.runtime.fallback import Answer, FallbackEngines
 
 STAGES = ("torch/stages", "onnxruntime/stages", "openvino/stages")
 THRESHOLDS = [(0.6, 0.7, 0.65), (INF, 0.6, INF), (INF, INF, INF), (0.7, INF, 0.6), (0.6, INF, INF), (2.0, 2.0, 2.0)]
@@ -88,12 +91,17 @@ def names(output: Output) -> list[str]:
 
 
 def test_the_smaller_of_carry_and_inputs_travels(case: Case) -> None:
-    """The carry behind stage 1 is 7 times the input (6 + 1 channels), and a later network starts from the input."""
+    """The carry behind stage 1 is 7 times the input (6 + 1 channels), so the input travels.
+
+    Where a later network starts from the input, it travels with the carry or without it.
+    """
     limits = np.array((2.0, 2.0, 2.0), np.float32)
     cuts = {cut: split(case, "onnxruntime/stages", cut, limits, case.inputs)[0] for cut in (1, 2, 3)}
     assert names(cuts[1]) == names(cuts[2]) == names(cuts[3]) == ["input"]
-    small = np.array((2.0, 2.0, -INF), np.float32)  # nobody goes on to the last network, so its input stays behind
-    assert split(case, "onnxruntime/stages", 2, small, case.inputs)[0].stage.max() == 1
+    all_exit = np.array((2.0, -INF, 2.0), np.float32)  # at stage 1, so nothing travels
+    begun, _ = split(case, "onnxruntime/stages", 2, all_exit, case.inputs)
+    assert begun.rests == ()
+    assert set(begun.stage.tolist()) == {1}
 
 
 class Narrow(StagedNetwork):
@@ -120,6 +128,64 @@ class _Tuple(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (self.body(x),)
+
+
+class Overflowing:
+    """An engine whose first row overflows: in its exit, and in the carry of a rest."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.name = engine, engine.name
+        self.prepare, self.close = engine.prepare, engine.close
+
+    def run(self, *arguments: Any) -> Output:
+        output: Output = self.engine.run(*arguments)
+        logits, score, rests = output.logits.copy(), output.score.copy(), []
+        logits[0], score[0] = np.nan, np.nan
+        for rest in output.rests:
+            arrays = {name: array.copy() for name, array in rest.arrays.items()}
+            for name, array in arrays.items():
+                if name.startswith("carry."):
+                    array[rest.rows == 0] = np.nan
+            rests.append(replace(rest, arrays=arrays))
+        return Output(logits, output.stage, score, output.complete, tuple(rests))
+
+
+def answered_by(case: Case, first: Any, other: Any, arrays: Any, limits: Any) -> tuple[Answer, int]:
+    """The answer of two engines, and how many failures were counted."""
+    failures = list[int]()
+    engines = FallbackEngines(case.spec, first, [("other", lambda: other)], lambda: 0.0, lambda: failures.append(1))
+    point: Any = SimpleNamespace(backbones=frozenset(case.spec.backbone), thresholds=limits)
+    rows = len(next(iter(arrays.values())))
+    return engines.run(arrays, rows, point, None, stagewise=True, whole=True), len(failures)
+
+
+def test_in_the_tail_another_engine_answers_a_row_whose_exit_overflowed(case: Case) -> None:
+    limits, way = np.array((2.0, 2.0, 2.0), np.float32), "onnxruntime/stages"
+    (rest,) = HeadEngine(case.shared(way), 1, "v").run(case.inputs, limits).rests
+    arrays = {name: array.copy() for name, array in rest.arrays.items()}
+    arrays["answer"][0], arrays["score"][0] = np.nan, np.nan
+    tail = TailEngine(case.shared(way), 1, "v")
+    answer, failures = answered_by(case, Overflowing(tail), tail, arrays, limits)
+    np.testing.assert_array_equal(answer.output.logits, tail.run(arrays, limits).logits)
+    assert (failures, answer.is_answered) == (1, True)
+    arrays["input.input"][0] = np.nan  # the fault of the input
+    answer, failures = answered_by(case, Overflowing(tail), tail, arrays, limits)
+    assert (failures, answer.is_answered) == (0, False)
+
+
+def test_in_the_head_another_engine_gives_the_carry_that_overflowed(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    case = Case.of(Cascade([Narrow()]).eval(), tmp_path / "narrow", torch.randn(9, 1, 8, 8))
+    limits = np.array((2.0,), np.float32)
+    head = HeadEngine(case.shared("onnxruntime/stages"), 1, "v")
+    (expected,) = head.run(case.inputs, limits).rests
+    answer, failures = answered_by(case, Overflowing(head), head, case.inputs, limits)
+    assert (failures, answer.is_answered) == (1, True)
+    rests = answer.output.rests
+    assert sorted(np.concatenate([rest.rows for rest in rests]).tolist()) == list(range(9)), "each row once"
+    for rest in rests:
+        for name, array in rest.arrays.items():
+            np.testing.assert_allclose(array, expected.arrays[name][rest.rows], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", STAGES)

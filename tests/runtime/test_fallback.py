@@ -196,7 +196,7 @@ def test_a_batch_whose_parts_were_answered_by_several_engines_is_certified_only_
     other = Fake()
     other.name = "openvino"
     run = faked(bundle, Fake(fails), policy=Takes("reference"), others=[("openvino", lambda: other)], clock=Ticks())
-    run._handler._most_rows = lambda *_: 2  # type: ignore[method-assign]
+    run._handler.most_rows = lambda *_: 2  # type: ignore[method-assign]
     result = run(np.zeros((4 if first == "other" else 6, 12), np.float32))
     assert len(other.calls) == 1
     assert not result.certified

@@ -53,7 +53,18 @@ class HeadEngine(_PartEngine):
         stagewise: bool = False,
         expected_s: Expected | None = None,
     ) -> Output:
-        """Run inputs as far as the cut. See `Engine.run`."""
+        """Run inputs as far as the cut.
+
+        Args:
+            inputs: As for `Engine.run`.
+            thresholds: As for `Engine.run`, of all stages.
+            deadline_s: As for `Engine.run`.
+            stagewise: No matter, since there is no single graph.
+            expected_s: As for `Engine.run`.
+
+        Returns:
+            The output, with rows that continue in its `rests`.
+        """
         output = self._engine.stages.run(inputs, thresholds, deadline_s, expected_s, self._cut)
         return replace(output, rests=tuple(replace(rest, version=self.version) for rest in output.rests))
 
@@ -78,5 +89,16 @@ class TailEngine(_PartEngine):
         stagewise: bool = False,
         expected_s: Expected | None = None,
     ) -> Output:
-        """Continue with rows that stopped at the cut. See `Engine.run`."""
+        """Continue with rows that stopped at the cut.
+
+        Args:
+            inputs: The arrays of a `Rest`, each `[B, ...]`.
+            thresholds: As for `Engine.run`, of all stages.
+            deadline_s: As for `Engine.run`, from now.
+            stagewise: No matter, since there is no single graph.
+            expected_s: As for `Engine.run`.
+
+        Returns:
+            The output of these rows.
+        """
         return self._engine.stages.resume(self._cut, inputs, thresholds, deadline_s, expected_s)

@@ -68,6 +68,32 @@ def part_of(rests: Sequence[Rest], start: int, end: int) -> tuple[Rest, ...]:
     return tuple(part for part in parts if part is not None)
 
 
+def without(rests: Sequence[Rest], rows: NDArray[np.intp]) -> tuple[Rest, ...]:
+    """Rests of a request less some rows `[K]` of it."""
+    parts = []
+    for rest in rests:
+        others = np.flatnonzero(~np.isin(rest.rows, rows))
+        if len(others):
+            arrays = {name: array[others] for name, array in rest.arrays.items()}
+            parts.append(replace(rest, rows=rest.rows[others], arrays=arrays))
+    return tuple(parts)
+
+
+def carries(arrays: Mapping[str, Array]) -> list[Array]:
+    """The tensors of a carry among arrays that were `packed`."""
+    return [array for name, array in arrays.items() if name.startswith(_CARRY)]
+
+
+def network_arrays(arrays: Mapping[str, Array]) -> list[Array]:
+    """What networks get of the arrays of a request: all of them, or inputs and carry of those that were `packed`.
+
+    What an exit gave, such as its score, is NaN for a row that it had no finite logits for.
+    """
+    inner = [array for name, array in arrays.items() if name.startswith((_INPUT, _CARRY))]
+    others = {name for name in arrays if not name.startswith((_INPUT, _CARRY, _STATE))}
+    return inner if "answered" in others and others <= {"answered", "answer", "score"} else list(arrays.values())
+
+
 def renumbered(rests: Sequence[Rest], rows: NDArray[np.intp]) -> tuple[Rest, ...]:
     """Rests of some rows of a request, by the numbers `rows [K]` that these have in the whole request."""
     return tuple(replace(rest, rows=rows[rest.rows]) for rest in rests)

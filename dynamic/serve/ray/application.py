@@ -55,8 +55,11 @@ def application(
     A row whose deadline leaves no time for a full answer gets that of the last exit in time, with `certified=False`.
     Where more than `options.queue` requests wait, the one that has waited longest is shed.
 
-    `serve.run` with another budget or another bundle changes the replicas that run, and no request fails. Other changes
-    start new replicas before the old ones end.
+    `serve.run` with another budget or another bundle changes the replicas that run, and no request fails, if `cut` is a
+    number or None. Head and tail take a bundle at different times. Until both have, rows keep the answer of their
+    exit, and rows without one are begun again. They fail with BundleError after 10 s. Other changes start new replicas
+    before the old ones end. `cut="auto"` is decided again on each `serve.run`, and another result is such a change. If
+    it is one deployment, the tail ends while old heads still ask it. So deploy again with the number that was chosen.
 
     Args:
         bundle: The bundle, or its folder. Every node of the cluster finds it under the same path.
@@ -69,8 +72,9 @@ def application(
             its own options of HTTP do not suit.
         replicas: How many processes answer, or run the head: a number, or the least and the most.
         tail_replicas: How many run the tail. Where it is the least and the most, Ray's own policy follows how many
-            requests are in them. `dynamic.serve.ray.split.scaling.follow_head` follows what the head passes on, and is
-            named in a file for `serve deploy`, since Ray takes policies of applications only there.
+            requests are in them. `dynamic.serve.ray.split.scaling.follow_head` follows what the head passes on, also
+            where the head has a fixed number. It is named in a file for `serve deploy`, since Ray takes policies of
+            applications only there.
         threads: Threads of the engine in each of them, and the CPUs that Ray reserves for it.
         engine: As for `Bundle.runtime`.
 
@@ -106,11 +110,18 @@ def application(
     if split.cut is not None:
         tail = replace(settings, is_head=False)
         bound = [_deployment(Replica, TAIL, tail, config, tails).bind(tail)]
-    return _deployment(serve.ingress()(Replica), NAME, settings, config, heads).bind(settings, *bound)
+    follows = bool(bound) and tails.least < tails.most
+    head = _deployment(serve.ingress()(Replica), NAME, settings, config, heads, reports=follows)
+    return head.bind(settings, *bound)
 
 
-def _deployment(kind: Any, name: str, settings: ReplicaSettings, config: Any, replicas: Replicas) -> serve.Deployment:
-    """The deployment of a part of the cascade."""
+def _deployment(
+    kind: Any, name: str, settings: ReplicaSettings, config: Any, replicas: Replicas, reports: bool = False
+) -> serve.Deployment:
+    """The deployment of a part of the cascade. `reports`: its replicas report rates even where their number is fixed.
+
+    Ray collects reports only where there is an `autoscaling_config`, and `follow_head` needs those of the head.
+    """
     scaling = AutoscalingConfig(
         min_replicas=replicas.least,
         max_replicas=replicas.most,
@@ -120,7 +131,7 @@ def _deployment(kind: Any, name: str, settings: ReplicaSettings, config: Any, re
         upscale_delay_s=_UP_S,
         downscale_delay_s=_DOWN_S,
     )
-    is_fixed = replicas.least == replicas.most
+    is_fixed = replicas.least == replicas.most and not reports
     deployment = serve.deployment(
         kind,
         name=name,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from dynamic.bundle.bundle_reader import load
-from dynamic.policies.errors import ClosedError, DynamicError, InputError, ShedError
+from dynamic.policies.errors import BundleError, ClosedError, DynamicError, InputError, ShedError
 from dynamic.runtime.result import Result
 from dynamic.runtime.runtime import Runtime
 from dynamic.serve.answering import Answering, WholeRequests
@@ -17,7 +17,7 @@ from dynamic.serve.http.application import application
 from dynamic.serve.opening import open_runtime
 from dynamic.serve.ray.settings import ReplicaSettings, UserConfig
 from dynamic.serve.ray.split.continued_requests import ContinuedRequests
-from dynamic.serve.ray.split.hops import Hops, Passed, Returned
+from dynamic.serve.ray.split.hops import HopReply, HopRequest, Hops
 from dynamic.serve.ray.split.scaling import HEAD_ROWS, PASSED_ROWS, ROW_MS, Rates
 from dynamic.serve.request_errors import Outcome, RequestError
 from dynamic.serve.service import Service
@@ -41,7 +41,7 @@ class Replica:
 
     def __init__(self, settings: ReplicaSettings, tail: Any = None) -> None:
         self._settings = settings
-        self._hops, self._rates = None if tail is None else Hops(tail), Rates()
+        self._hops, self._rates = None if tail is None else Hops(tail, settings.split.hop_ms), Rates()
         self._continued: ContinuedRequests | None = None  # of the tail
         self._config: UserConfig | None = None
         self._changing = asyncio.Lock()
@@ -64,20 +64,23 @@ class Replica:
             InputError: A shape or type does not fit.
             ShedError: Too many requests wait.
             ClosedError: The replica is ending.
+            BundleError: Head and tail had other bundles for more than 10 s, and no exit has answered.
             DynamicError: The request failed for another reason.
         """
         try:
             headers = {} if traceparent is None else {"traceparent": traceparent}
             return await self._service.call("handle", x, deadline_s, headers)
         except RequestError as error:
+            if isinstance(error.__cause__, BundleError):
+                raise BundleError(str(error)) from None
             raise _ERRORS.get(error.outcome, DynamicError)(str(error)) from None
 
     async def resume(
-        self, passed: Passed, *, deadline_s: float | None = None, traceparent: str | None = None
-    ) -> Returned:
+        self, passed: HopRequest, *, deadline_s: float | None = None, traceparent: str | None = None
+    ) -> HopReply:
         """Answer rows that the head has passed on. Arguments and errors are those of `run`."""
         result = await self.run(passed, deadline_s=deadline_s, traceparent=traceparent)
-        return Returned(result._output, result.certified)
+        return HopReply(result._output, result.certified)
 
     async def explain(self) -> str:
         """Why the cascade is split, or is not."""

@@ -1,7 +1,6 @@
 """Training in two processes of torchrun: the weights of one process with the same batches."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from dynamic.offline.training.parallel.processes import Processes
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "tests" / "support" / "training" / "joint_in_processes.py"
 LIMIT_S = 300
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")  # it finds a port that is free
 # rows of each step in the first process and in the second. Where there is no batch norm, that one may end earlier
 SIZES = {"exits": ((10, 6), (3, 5), (8, 2)), "plain": ((10, 6), (3, 5), (8, 0))}
 
@@ -26,13 +26,6 @@ def run(folder: Path, name: str, *launcher: str) -> None:
     command = [sys.executable, *launcher, str(SCRIPT), str(folder), name]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
     assert ended.returncode == 0, ended.stderr[-4000:]
-
-
-def launcher() -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -47,7 +40,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     torch.save([steps], folder / f"{kind}-alone.pt")
     torch.save([first, second], folder / f"{kind}-two.pt")
     run(folder, f"{kind}-alone")
-    run(folder, f"{kind}-two", *launcher())
+    run(folder, f"{kind}-two", *LAUNCHER)
     names = (f"{kind}-alone-0-of-1", f"{kind}-two-0-of-2", f"{kind}-two-1-of-2")
     return [torch.load(folder / f"{name}.pt", weights_only=True) for name in names]
 

@@ -1,11 +1,13 @@
 """How many replicas the tail has, by hand, and the policy as Ray calls it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.serving.ray_cases import small_bundle
 
 import dynamic
-from dynamic.serve.ray.split.scaling import HEAD_ROWS, PASSED_ROWS, ROW_MS, Rates, Replicas, follow_head, needed
+from dynamic.serve.ray.split.scaling import HEAD_ROWS, PASSED_ROWS, ROW_MS, Rates, Replicas, follow_head, replicas_for
 
 config = pytest.importorskip("ray.serve.config", reason='needs Ray Serve: pip install "dynamic-inference[ray]"')
 UP_TO_8 = Replicas(1, 8)
@@ -23,7 +25,7 @@ UP_TO_8 = Replicas(1, 8)
     ],
 )
 def test_replicas_by_hand(rows_per_s: float, share: float, row_ms: float, expected: int) -> None:
-    assert needed(rows_per_s, share, row_ms, UP_TO_8) == expected
+    assert replicas_for(rows_per_s, share, row_ms, UP_TO_8) == expected
 
 
 def test_rates_by_hand() -> None:
@@ -78,6 +80,25 @@ def test_the_tail_follows_what_all_replicas_of_the_head_pass_on() -> None:
 
 def test_before_any_report_nothing_changes() -> None:
     assert follow({"cascade": None, "tail": None}) == {"cascade": 2, "tail": 2}
+
+
+def test_without_a_report_of_the_head_the_tail_keeps_its_number() -> None:
+    """Nothing is known of the rows that arrive: that is no load of 0."""
+    tail = {ROW_MS: {"c": 300.0}}
+    assert follow({"tail": tail}) == {"tail": 2}
+    assert follow({"cascade": None, "tail": tail}) == {"cascade": 2, "tail": 2}
+    assert follow({"cascade": {HEAD_ROWS: {}, PASSED_ROWS: {}}, "tail": tail}) == {"cascade": 2, "tail": 2}
+
+
+@pytest.mark.parametrize(("tail_replicas", "is_reported"), [((1, 4), True), (2, False)])
+def test_a_head_of_a_fixed_number_reports_where_the_tail_follows_it(
+    tmp_path: Path, tail_replicas: Any, is_reported: bool
+) -> None:
+    bundle = small_bundle(tmp_path / "shelf")
+    head = dynamic.serve.application(bundle, cut=1, replicas=3, tail_replicas=tail_replicas)._bound_deployment
+    scaling = head._deployment_config.autoscaling_config
+    assert (scaling is not None) == is_reported
+    assert head.num_replicas == 3 if scaling is None else (scaling.min_replicas, scaling.max_replicas) == (3, 3)
 
 
 @pytest.mark.parametrize("value", [0, (0, 2), (3, 2), (1, 2, 3), 1.5, True, "2"])

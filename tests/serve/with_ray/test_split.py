@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dynamic.serve import ServeOptions
 from dynamic.serve.ray.replica import Replica
 from dynamic.serve.ray.settings import ReplicaSettings, UserConfig
 from dynamic.serve.ray.split.choice import Split
-from dynamic.serve.ray.split.hops import Returned
+from dynamic.serve.ray.split.hops import HopReply, HopRequest
 
 serve = pytest.importorskip("ray.serve", reason='needs Ray Serve: pip install "dynamic-inference[ray]"')
 pytestmark = QUIET
@@ -59,7 +60,7 @@ class Tail:
         self.replica, self.error, self.asked = replica, error, list[int]()
         self.resume = self
 
-    async def remote(self, passed: Any, **limits: Any) -> Returned:
+    async def remote(self, passed: Any, **limits: Any) -> HopReply:
         self.asked.append(len(passed.rest.rows))
         if self.error is not None:
             raise self.error
@@ -146,7 +147,7 @@ def test_late_rows_ask_no_tail_or_keep_their_exit(bundle: dynamic.Bundle, budget
     async def answers() -> tuple[list[Any], list[int]]:
         never = Tail(None)
 
-        async def remote(passed: Any, **limits: Any) -> Returned:
+        async def remote(passed: Any, **limits: Any) -> HopReply:
             never.asked.append(1)
             await asyncio.sleep(LIMIT_S)
             raise AssertionError("it was waited for")
@@ -155,7 +156,9 @@ def test_late_rows_ask_no_tail_or_keep_their_exit(bundle: dynamic.Bundle, budget
         head = await opened(bundle, budget, never)
         over = [await head.run(row, deadline_s=time.time() - 1.0) for row in ROWS]
         before = len(never.asked)
-        soon = [await head.run(row, deadline_s=time.time() + 0.2) for row in ROWS[:16]]
+        assert head._hops is not None
+        head._hops.clock = lambda: time.time() + 2e4  # the deadline passes while the tail is at work
+        soon = [await head.run(row, deadline_s=time.time() + 1e4) for row in ROWS[:16]]
         await asyncio.to_thread(head.close)
         assert before == 0
         return [*over, *soon], never.asked
@@ -164,6 +167,91 @@ def test_late_rows_ask_no_tail_or_keep_their_exit(bundle: dynamic.Bundle, budget
     assert asked, "with time left, the tail was asked"
     assert {one.stage for one in answers_} == {0}
     assert any(not one.certified for one in answers_)
+
+
+def test_a_timeout_that_ends_while_the_tail_is_at_work_leaves_the_answer_of_the_exit(
+    bundle: dynamic.Bundle, budget: dynamic.Budget, expected: list[Any]
+) -> None:
+    continued = next(number for number, one in enumerate(expected) if one.stage == 1)
+
+    async def answered() -> tuple[Any, list[float]]:
+        ends = list[float]()
+
+        async def remote(passed: Any, deadline_s: float | None = None, **limits: Any) -> HopReply:
+            assert deadline_s is not None
+            ends.append(deadline_s - time.time())
+            await asyncio.sleep(LIMIT_S)
+            raise AssertionError("it was waited for")
+
+        tail = Tail(None)
+        tail.remote = remote  # type: ignore[method-assign]
+        head = Replica(replace(settings(True, timeout_ms=6e4), split=replace(SPLIT, hop_ms=2e4)), tail)
+        await head.reconfigure(UserConfig.of(bundle.folder, budget).to_json())
+        assert head._hops is not None
+        head._hops.clock = lambda: time.time() + 1e3
+        answer = await head.run(ROWS[continued])
+        await asyncio.to_thread(head.close)
+        return answer, ends
+
+    answer, (tail_s,) = asyncio.run(answered())
+    assert (answer.stage, answer.certified) == (0, False)
+    assert tail_s < 50.0, "60 s, less 10 s for the way back"
+
+
+def test_one_row_of_another_bundle_fails_alone_in_the_tail(bundle: dynamic.Bundle, tmp_path: Path) -> None:
+    """It has a deadline, so its time is looked up while others wait in the same queue."""
+    exact = dynamic.Budget(max_drop=0.0)
+    with dynamic.Runtime(bundle, exact, part=Part(1, is_head=True), threads=1) as begins:
+        (rest,) = begins(ROWS[:1]).rests
+    others = [HopRequest(replace(rest, version="another"), "reference"), HopRequest(rest, "nothing")]
+
+    async def answers() -> list[Any]:
+        tail = Replica(replace(settings(False), batch_wait_ms=1e6))
+        await tail.reconfigure(UserConfig.of(bundle.folder, exact).to_json())
+        waits = asyncio.ensure_future(tail.resume(HopRequest(rest, "reference")))
+        await asyncio.to_thread(until_is, lambda: len(tail._batches._waiting), 1, "the row that waits")
+        late = [tail.resume(other, deadline_s=time.time() + 1e4) for other in others]
+        failures = await asyncio.gather(*late, return_exceptions=True)
+        assert not waits.done()
+        await asyncio.to_thread(tail.close)
+        return [*failures, await waits]
+
+    of_version, of_point, answer = asyncio.run(answers())
+    assert isinstance(of_version, dynamic.errors.BundleError)
+    assert "the same bundle to both parts" in str(of_version)
+    assert isinstance(of_point, dynamic.errors.InputError)
+    assert answer.output.stage.tolist() == [1]
+
+
+@pytest.mark.parametrize("first", ["head", "tail"])
+def test_while_one_part_has_another_bundle_rows_without_an_answer_are_asked_again(
+    bundle: dynamic.Bundle, tmp_path: Path, first: str
+) -> None:
+    other, exact = small_bundle(tmp_path / "other", seed=1), dynamic.Budget(max_drop=0.0)
+    with other.runtime(exact, threads=1, route="stages", monitor=dynamic.FixedMonitor()) as run:
+        expected = run(ROWS[0])
+
+    async def answered() -> Any:
+        tail = Tail(await opened(bundle, exact, is_head=False))
+        head = await opened(bundle, exact, tail)
+        assert tail.replica is not None
+        parts = {"head": head, "tail": tail.replica}
+        config = UserConfig.of(other.folder, exact).to_json()
+        await parts.pop(first).reconfigure(config)
+        asked = asyncio.ensure_future(head.run(ROWS[0]))
+        async with asyncio.timeout(LIMIT_S):
+            while not tail.asked:
+                await asyncio.sleep(0.005)
+        (last,) = parts.values()
+        await last.reconfigure(config)
+        answer = await asked
+        for replica in (head, tail.replica):
+            await asyncio.to_thread(replica.close)
+        return answer
+
+    answer = asyncio.run(answered())
+    assert (answer.label, answer.stage, answer.certified) == (expected.label, 1, expected.certified)
+    np.testing.assert_array_equal(answer.log_probs, expected.log_probs)
 
 
 def test_rows_of_another_bundle_do_not_continue(bundle: dynamic.Bundle, budget: dynamic.Budget, tmp_path: Path) -> None:
@@ -206,9 +294,33 @@ def test_the_metadata_say_where_and_why(bundle: dynamic.Bundle, budget: dynamic.
     assert asyncio.run(described())["parameters"] == {"split": expected}
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_metrics_of_the_head_count_rows_where_they_ended(
+    bundle: dynamic.Bundle, budget: dynamic.Budget, expected: list[Any], fails: bool
+) -> None:
+    async def text() -> str:
+        tail = Tail(await opened(bundle, budget, is_head=False), RuntimeError("no tail") if fails else None)
+        head = await opened(bundle, budget, tail)
+        for row in ROWS:
+            await head.run(row)
+        content = head._service.metrics.text().decode()
+        for replica in (head, tail.replica):
+            await asyncio.to_thread(replica.close)  # type: ignore[union-attr]
+        return content
+
+    lines = asyncio.run(text()).splitlines()
+    values = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+    continued = sum(one.stage == 1 for one in expected)
+    late, certified = 0 if fails else continued, [one.certified for one in expected if not fails or one.stage == 0]
+    assert values['dynamic_stage_share{stage="0"}'] == 1 - late / len(ROWS)
+    assert values['dynamic_stage_share{stage="1"}'] == late / len(ROWS)
+    assert values["dynamic_certified_share"] == sum(certified) / len(ROWS)
+    assert values["dynamic_deadline_cuts_total"] == (continued if fails else 0)
+
+
 @pytest.fixture(scope="module")
 def handle(bundle: dynamic.Bundle, budget: dynamic.Budget) -> Iterator[Any]:
-    """An application of two deployments on Ray Serve, without HTTP."""
+    """An application of two deployments on Ray Serve, without HTTP. Each test deploys its own budget."""
     with local_ray():
         serve.start(proxy_location="Disabled")
         try:
@@ -217,18 +329,37 @@ def handle(bundle: dynamic.Bundle, budget: dynamic.Budget) -> Iterator[Any]:
             serve.shutdown()
 
 
-def test_on_ray_serve_rows_continue_in_the_tail(handle: Any, expected: list[Any]) -> None:
+def inputs_of_tail() -> int:
+    state = serve.get_deployment_handle("tail", "cascade").state.remote().result(timeout_s=LIMIT_S)
+    return int(state["inputs"])
+
+
+def deploy(bundle: dynamic.Bundle, budget: dynamic.Budget) -> None:
+    """Another budget, until both parts have it."""
+    serve.run(dynamic.serve.application(bundle, budget, cut=1), name="cascade")
+    for name in ("cascade", "tail"):
+        part = serve.get_deployment_handle(name, "cascade")
+        until_is(lambda p=part: p.state.remote().result(timeout_s=LIMIT_S)["budget"], budget.to_json(), "the budget")
+
+
+def test_on_ray_serve_rows_continue_in_the_tail(
+    handle: Any, bundle: dynamic.Bundle, budget: dynamic.Budget, expected: list[Any]
+) -> None:
+    deploy(bundle, budget)
+    before = inputs_of_tail()
     replies = [handle.run.remote(row) for row in ROWS]
     answers = [reply.result(timeout_s=LIMIT_S) for reply in replies]
     for what in ("label", "stage", "certified"):
         assert [getattr(one, what) for one in answers] == [getattr(one, what) for one in expected]
     assert handle.explain.remote().result(timeout_s=LIMIT_S) == "split before stage 1, as asked for"
     assert handle.state.remote().result(timeout_s=LIMIT_S)["kept_exits"] == 0
-    tail = serve.get_deployment_handle("tail", "cascade").state.remote().result(timeout_s=LIMIT_S)
-    assert tail["inputs"] == sum(one.stage == 1 for one in expected)
+    assert inputs_of_tail() - before == sum(one.stage == 1 for one in expected)
 
 
-def test_another_budget_reaches_both_parts_and_no_request_fails(handle: Any, bundle: dynamic.Bundle) -> None:
+def test_another_budget_reaches_both_parts_and_no_request_fails(
+    handle: Any, bundle: dynamic.Bundle, budget: dynamic.Budget
+) -> None:
+    deploy(bundle, budget)
     failures, ended = list[BaseException](), threading.Event()
 
     def keep_asking() -> None:
@@ -241,8 +372,7 @@ def test_another_budget_reaches_both_parts_and_no_request_fails(handle: Any, bun
     asking = threading.Thread(target=keep_asking)
     asking.start()
     try:
-        exact = dynamic.Budget(max_drop=0.0)
-        serve.run(dynamic.serve.application(bundle, exact, cut=1), name="cascade")
+        deploy(bundle, dynamic.Budget(max_drop=0.0))
         until_is(lambda: set(handle.run.remote(ROWS).result(timeout_s=LIMIT_S).stage), {1}, "the budget")
     finally:
         ended.set()

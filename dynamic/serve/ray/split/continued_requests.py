@@ -8,12 +8,12 @@ import numpy as np
 from dynamic.bundle.contract import DeployedBundle
 from dynamic.engines.contract import Array
 from dynamic.engines.parts.rest import Rest
-from dynamic.policies.errors import InputError
-from dynamic.runtime.parts import rest_ms
+from dynamic.policies.errors import BundleError, InputError
+from dynamic.runtime.parts import rest_ms, version_of
 from dynamic.runtime.result import BatchResult
 from dynamic.runtime.runtime import Runtime
-from dynamic.serve.answering import Read
-from dynamic.serve.ray.split.hops import Passed
+from dynamic.serve.answering import RequestArrays
+from dynamic.serve.ray.split.hops import HopRequest
 
 _WEIGHT = 0.1  # of one batch in the mean time of a row
 
@@ -32,21 +32,34 @@ class ContinuedRequests:
         self.run = run
         self.row_ms = row_ms  # of the engine's time, mean of the latest batches
         self._slowdown = 1.0  # as of the last batch
+        self._version: tuple[DeployedBundle, str] | None = None  # of the bundle that was asked for last
 
-    def read(self, bundle: DeployedBundle, x: Any) -> Read:
+    def read(self, bundle: DeployedBundle, x: Any) -> RequestArrays:
         """See `Answering`."""
-        if not isinstance(x, Passed):
+        if not isinstance(x, HopRequest):
             raise InputError(f"a {type(x).__name__} is no row that has begun: ask the head, which is the ingress")
-        return Read(x.rest.arrays, kind=x.kind)
+        if self._version is None or self._version[0] is not bundle:
+            self._version = bundle, version_of(bundle)
+        if x.rest.version != self._version[1]:
+            raise BundleError(
+                f"these rows began with bundle {x.rest.version!r}, and {bundle.folder} is at work here: deploy the "
+                "same bundle to both parts"
+            )
+        if all(point.name != x.point for point in bundle.ladder.points):
+            raise InputError(f"{bundle.folder} has no operating point {x.point!r:.80}: ask the head, which chooses it")
+        return RequestArrays(x.rest.arrays, kind=x.kind)
 
-    def expected_ms(self, one: Read, rows: int) -> float:
+    def expected_ms(self, one: RequestArrays, rows: int) -> float:
         """See `Answering`."""
         deployment, kind = self.run.deployment, one.kind
-        point = deployment.point(kind.point)
+        try:
+            point = deployment.point(kind.point)
+        except InputError:  # another bundle since it was read, so it is read again, which raises for it alone
+            return 0.0
         costs, exits = deployment.frontier.costs_at(kind.size), [point.plan.deepest] * rows
         return rest_ms(costs, point.plan, kind.stage, exits) * self._slowdown
 
-    def __call__(self, one: Read, arrays: Mapping[str, Array], **limits: Any) -> BatchResult:
+    def __call__(self, one: RequestArrays, arrays: Mapping[str, Array], **limits: Any) -> BatchResult:
         """See `Answering`."""
         kind = one.kind
         rows = np.arange(len(next(iter(arrays.values()))))

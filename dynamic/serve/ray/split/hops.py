@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,8 @@ _LOG_S = 30.0  # between two lines about hops that failed
 
 
 @dataclass(frozen=True)
-class PassedKind:
-    """What rows share that may continue in one batch, see `Passed` and `Rest`."""
+class HopKind:
+    """What rows share that may continue in one batch, see `HopRequest` and `Rest`."""
 
     point: str
     stage: int
@@ -32,7 +33,7 @@ class PassedKind:
 
 
 @dataclass(frozen=True, eq=False)
-class Passed:
+class HopRequest:
     """Rows on their way.
 
     Args:
@@ -44,14 +45,14 @@ class Passed:
     point: str
 
     @property
-    def kind(self) -> PassedKind:
+    def kind(self) -> HopKind:
         """What such rows share that may run in one batch."""
-        return PassedKind(self.point, self.rest.stage, self.rest.size, self.rest.version)
+        return HopKind(self.point, self.rest.stage, self.rest.size, self.rest.version)
 
 
 @dataclass(frozen=True, eq=False)
-class Returned:
-    """What the tail says of rows.
+class HopReply:
+    """The reply of the tail to a `HopRequest`.
 
     Args:
         output: Their answers.
@@ -66,14 +67,18 @@ class Hops:
     """Lets rows continue in the tail. It is the `Finish` of the head's service.
 
     A row that gets no answer there keeps that of its last exit, and is not certified: the tail is over its queue, has
-    another bundle for a moment, fails, or takes too long. Only a row without such an answer raises an error.
+    another bundle for a moment, fails, or has not answered by the deadline or the timeout of the request. With neither,
+    the tail is waited for. Only a row without such an answer raises an error. The tail gets a deadline that is half a
+    hop earlier, since its answer has to come back.
 
     Args:
         tail: The handle of the tail.
+        hop_ms: What it takes to hand a row over and to get its answer.
+        clock: Seconds since 1970.
     """
 
-    def __init__(self, tail: Any) -> None:
-        self._tail = tail
+    def __init__(self, tail: Any, hop_ms: float = 0.0, clock: Callable[[], float] = time.time) -> None:
+        self._tail, self._back_s, self.clock = tail, hop_ms / 2e3, clock
         self.outstanding = self.passed = 0  # rows in the tail, and all that were sent there
         self.exit_answers = 0  # rows that kept the answer of an exit since the tail gave none
         self._quiet_until = 0.0
@@ -82,7 +87,7 @@ class Hops:
         """See `Finish`."""
         began = time.perf_counter()
         point = result.decision.point.name
-        replies = await asyncio.gather(*(self._reply(Passed(r, point), ends_s, traceparent) for r in result.rests))
+        replies = await asyncio.gather(*(self._reply(HopRequest(r, point), ends_s, traceparent) for r in result.rests))
         whole = result._output
         logits, stage, score, complete = whole.logits.copy(), whole.stage.copy(), whole.score.copy(), whole.complete
         certified = result.certified
@@ -104,7 +109,7 @@ class Hops:
             result.waited_ms,
         )
 
-    async def _reply(self, passed: Passed, ends_s: float | None, traceparent: str | None) -> Returned | None:
+    async def _reply(self, passed: HopRequest, ends_s: float | None, traceparent: str | None) -> HopReply | None:
         """The answer of the tail. None: there is none, and the exit's answer holds."""
         rows = len(passed.rest.rows)
         self.outstanding += rows
@@ -115,21 +120,22 @@ class Hops:
                 return await self._asked(passed, ends_s, own)
         except Exception as error:
             if not passed.rest.is_answered:
-                raise _said(error) from error
+                raise _request_error(error) from error
             self.exit_answers += rows
             self._log(error)
             return None
         finally:
             self.outstanding -= rows
 
-    async def _asked(self, passed: Passed, ends_s: float | None, traceparent: str | None) -> Returned:
+    async def _asked(self, passed: HopRequest, ends_s: float | None, traceparent: str | None) -> HopReply:
         """The answer of the tail. Once the deadline is over it is waited for only where the row has no other."""
-        left_s = None if ends_s is None or not passed.rest.is_answered else max(ends_s - time.time(), 0.0)
+        left_s = None if ends_s is None or not passed.rest.is_answered else max(ends_s - self.clock(), 0.0)
+        tail_ends_s = None if ends_s is None else ends_s - self._back_s
         async with asyncio.timeout(left_s):
             for tries_left in reversed(range(_TRIES)):
                 try:
-                    call = self._tail.resume.remote(passed, deadline_s=ends_s, traceparent=traceparent)
-                    returned: Returned = await call
+                    call = self._tail.resume.remote(passed, deadline_s=tail_ends_s, traceparent=traceparent)
+                    returned: HopReply = await call
                     return returned
                 except RayActorError:
                     if not tries_left:
@@ -141,7 +147,7 @@ class Hops:
         if now >= self._quiet_until and not isinstance(error, TimeoutError):
             self._quiet_until = now + _LOG_S
             logger.warning(
-                "rows keep the answer of their exit, since the tail gave none: %r (told every %g s at most, %d rows "
+                "rows keep the answer of their exit, since the tail gave none: %r (logged every %g s at most, %d rows "
                 "since the start)",
                 error,
                 _LOG_S,
@@ -149,7 +155,7 @@ class Hops:
             )
 
 
-def _said(error: Exception) -> Exception:
+def _request_error(error: Exception) -> Exception:
     """The error of a request without any answer."""
     if isinstance(error, (ShedError, BackPressureError)):
         return RequestError(

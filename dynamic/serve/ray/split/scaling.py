@@ -43,7 +43,7 @@ class Replicas:
         return cls(*numbers)
 
 
-def needed(rows_per_s: float, share: float, row_ms: float, replicas: Replicas) -> int:
+def replicas_for(rows_per_s: float, share: float, row_ms: float, replicas: Replicas) -> int:
     """How many replicas of the tail the head's rows need.
 
     Args:
@@ -83,7 +83,7 @@ def follow_head(contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, 
     """The policy of an application whose tail follows its head, for `autoscaling_policy` in a file of Ray Serve.
 
     The head's replicas report how many rows arrive, and how many they pass on. The tail's report what a row takes them.
-    Every other deployment keeps its number.
+    Every other deployment keeps its number, and so does the tail while no replica of the head has reported.
 
     Args:
         contexts: By deployment, the `AutoscalingContext` of Ray.
@@ -93,14 +93,15 @@ def follow_head(contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, 
     """
     targets = {one: context.target_num_replicas for one, context in contexts.items()}
     reports = {context.deployment_name: context.aggregated_metrics or {} for context in contexts.values()}
+    has_head = any(report.get(HEAD_ROWS) for report in reports.values())
     for one, context in contexts.items():
-        if ROW_MS not in reports[context.deployment_name]:
+        if not has_head or ROW_MS not in reports[context.deployment_name]:
             continue
         arriving = _sum(reports, HEAD_ROWS)
         share = _sum(reports, PASSED_ROWS) / arriving if arriving else 0.0
         limits = Replicas(context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas)
         times = list(reports[context.deployment_name][ROW_MS].values())
-        targets[one] = needed(arriving, share, sum(times) / len(times) if times else 0.0, limits)
+        targets[one] = replicas_for(arriving, share, sum(times) / len(times) if times else 0.0, limits)
     return targets, {}
 
 
