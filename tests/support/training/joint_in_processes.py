@@ -3,7 +3,7 @@
     python joint_in_processes.py FOLDER BATCHES
 
 `FOLDER/BATCHES.pt` has the batches of each process: a list for each. Alone it takes the first list. Where the name
-begins with "plain" or "dropout", the network has no exit and no batch norm. With "dropout" it has a dropout, whose masks
+begins with "plain" or "dropout", the network has no exit and no batch norm. The masks of "dropout"
 are saved. Nothing is in bf16, whose rounding would be seen.
 """
 
