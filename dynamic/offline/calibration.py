@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dynamic.bundle.measurements.stage_answers import RemoteBatches
 from dynamic.data.answer_file import AnswerFile
 from dynamic.engines.engine_factory import check_engine, open_engine
 from dynamic.engines.options import EngineName, Precision
 from dynamic.offline.batches import Batch, named_tensors, taken_by
-from dynamic.offline.build_steps.contract import RemoteBatches
 from dynamic.offline.build_steps.loaders import check_labels, peek
 from dynamic.offline.build_steps.network_names import check_not_torch
 from dynamic.offline.build_steps.record_collection import collect, collect_answers, plain_combiner

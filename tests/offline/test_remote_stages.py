@@ -12,9 +12,9 @@ from torch import nn
 
 import dynamic
 from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.bundle.measurements.stage_answers import StageAnswers
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import open_engine
-from dynamic.offline.build_steps.contract import StageAnswers
 from dynamic.offline.build_steps.record_collection import plain_combiner
 
 INPUTS = torch.randn(600, 12, generator=torch.Generator().manual_seed(0))

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from dynamic.bundle.canaries.reservoir import Reservoir
 from dynamic.bundle.fingerprint import EngineIdentity, fingerprint
 from dynamic.bundle.measurements.record_writer import Recorder
+from dynamic.bundle.measurements.stage_answers import StageAnswers
 from dynamic.engines.contract import Array, CascadeSpec
 from dynamic.engines.stage_loop import StageEngine
-from dynamic.offline.build_steps.contract import StageAnswers
 from dynamic.offline.build_steps.loaders import class_indices, labelled_batches
 from dynamic.offline.build_steps.preprocessing_data import as_data
 from dynamic.policies.errors import CalibrationError

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.bundle.measurements.stage_answers import StageAnswers
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import open_engine
-from dynamic.offline.build_steps.contract import StageAnswers
 from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.scores import Combiner
 from dynamic.policies.validation.numbers import plain
