@@ -83,9 +83,14 @@ class EngineIdentity:
         return asdict(self)
 
     @property
+    def text(self) -> str:
+        """As records have it: JSON, whose order is fixed."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+    @property
     def key(self) -> str:
         """A short name for files."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         variables = "".join(f", {name}={value}" for name, value in {**self.options, **self.variables}.items())

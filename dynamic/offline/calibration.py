@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dynamic.bundle.measurements.stage_answers import RemoteBatches
 from dynamic.data.answer_file import AnswerFile
 from dynamic.engines.engine_factory import check_engine, open_engine
 from dynamic.engines.options import EngineName, Precision
 from dynamic.offline.batches import Batch, named_tensors, taken_by
 from dynamic.offline.build_steps.loaders import check_labels, peek
 from dynamic.offline.build_steps.network_names import check_not_torch
-from dynamic.offline.build_steps.record_collection import collect, plain_combiner
+from dynamic.offline.build_steps.record_collection import collect, collect_answers, plain_combiner
 from dynamic.offline.cascade import Cascade, Network
 from dynamic.offline.networks.float_types import check_float32
 from dynamic.offline.networks.module_modes import evaluating
@@ -27,6 +28,7 @@ from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.ladder import RiskName
 from dynamic.policies.records import SEARCH_SHARE, Records
 from dynamic.policies.scores import Combination, Score
+from dynamic.progress import track
 from dynamic.storage.temporary_files import TemporaryFolder
 
 
@@ -89,7 +91,7 @@ def calibrate(
 
     Raises:
         CalibrationError: There are no data, or no second class, or fewer inputs than any certificate needs. The oracle
-            raised, or has no answer yet.
+            raised, or has no answer yet. Stages ran on several machines or engines that differ.
         InputError: Shapes, labels or classes do not fit, or the oracle contradicts itself, or the checkpoint is about
             other inputs.
         SettingError: A setting of the certificate is out of range, or another one than the checkpoint was begun with.
@@ -130,24 +132,26 @@ def calibrate(
     check_first(cascade, example, given_labels)
     with TemporaryFolder("calibration") as folder, sessions_freed(cascade.networks), evaluating(cascade):
         spec = describe(cascade, example) if engine == "torch" else export_stages(cascade, folder, example)
-        stages = cascade.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
-        opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
-        elsewhere = getattr(loader, "logits", None)  # of `RayBatches`, whose stages run in other processes
-        try:
-            records = collect(
-                lambda inputs: arrays_of(cascade, inputs),
-                cascade.fingerprint(),
-                opened.stages,
-                batches,
-                groups,
-                preprocess,
-                search_share,
-                seed,
-                progress=progress,
-                answered=elsewhere and elsewhere(folder, spec, engine, precision),
-            )
-        finally:
-            opened.close()
+        if isinstance(loader, RemoteBatches):
+            answers = track(loader._stage_logits(folder, spec, engine, precision), "calibrating", None, progress)
+            records = collect_answers(answers, cascade.fingerprint(), spec, groups, preprocess, search_share, seed)
+        else:
+            stages = cascade.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None
+            opened = open_engine(engine, folder, spec, plain_combiner(spec), stages, precision)
+            try:
+                records = collect(
+                    lambda inputs: arrays_of(cascade, inputs),
+                    cascade.fingerprint(),
+                    opened.stages,
+                    batches,
+                    groups,
+                    preprocess,
+                    search_share,
+                    seed,
+                    progress=progress,
+                )
+            finally:
+                opened.close()
         check_probabilities_of(cascade, records)
     if labels is None or demand is None:
         return records

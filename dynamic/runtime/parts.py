@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dynamic.bundle.contract import DeployedBundle
 from dynamic.engines.contract import Engine
 from dynamic.engines.parts.part_engines import HeadEngine, TailEngine
+from dynamic.engines.parts.rest import has_carry
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.costing.latency import stage_ms
 from dynamic.policies.costs import Costs, Table
@@ -51,17 +52,39 @@ def version_of(bundle: DeployedBundle) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def rest_ms(costs: Costs, plan: StagePlan, cut: int, stages: Sequence[int]) -> float:
-    """Expected time of rows from a cut on.
+def first_stage(backbone: Sequence[int], plan: StagePlan, cut: int, names: Iterable[str]) -> int:
+    """The first stage that the tail runs for rows that continue.
+
+    Rows without a carry have their inputs instead. Where their backbone began before the cut, its stages run again.
+
+    Args:
+        backbone: Number of the backbone of each stage `[S]`.
+        plan: The stages that run.
+        cut: The first stage of the tail.
+        names: Of the arrays that rows have, see `Rest`.
+
+    Returns:
+        The stage: the cut, or one before it.
+    """
+    return backbone.index(backbone[cut]) if plan.run[cut] and not has_carry(names) else cut
+
+
+def again_ms(costs: Costs, plan: StagePlan, stages: range, rows: int) -> float:
+    """95th percentile of the time of stages that the tail runs again. See `ahead_ms` for why it is no median."""
+    return sum(stage_ms(replace(costs, latency_ms=costs.latency_p95_ms), plan, stage, rows) for stage in stages)
+
+
+def rest_ms(costs: Costs, plan: StagePlan, first: int, stages: Sequence[int]) -> float:
+    """Expected time of rows from a stage on, which all of them run.
 
     Args:
         costs: What each stage costs.
         plan: The stages that run.
-        cut: The first of them.
-        stages: Where each row exits `[B]`, at the cut or later.
+        first: The first of them: 0 in the head, `first_stage` in the tail.
+        stages: The last stage that each row runs `[B]`, `first` or later.
 
     Returns:
         The time in milliseconds.
     """
-    reaching = (sum(stage <= exits for exits in stages) for stage in range(cut, max(stages) + 1))
-    return sum(stage_ms(costs, plan, cut + number, rows) for number, rows in enumerate(reaching))
+    reaching = (sum(stage <= last for last in stages) for stage in range(first, max(stages) + 1))
+    return sum(stage_ms(costs, plan, first + number, rows) for number, rows in enumerate(reaching))

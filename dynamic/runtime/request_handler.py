@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from dynamic.bundle.input_conversion import named_inputs
 from dynamic.engines.contract import Engine
 from dynamic.engines.memory import own_buffers
@@ -25,6 +27,7 @@ from dynamic.runtime.decisions.controller import Controller, Renewal
 from dynamic.runtime.deployment import Deployment
 from dynamic.runtime.drift.drift_watch import Captured
 from dynamic.runtime.fallback import Answer, SubModelError
+from dynamic.runtime.parts import rest_ms
 from dynamic.runtime.request_plan import Conditions, DecisionContext, Observation, RequestPlan
 from dynamic.runtime.result import BatchResult, Prediction, Result
 
@@ -228,11 +231,15 @@ class RequestHandler:
 
     def _expected_ms(self, context: DecisionContext, answer: Answer) -> float:
         """What a request should have taken that went the usual way."""
-        deployment, point, size = context.deployment, context.decision.point, context.snapshot.size
-        deepest = max(answer.stages)
-        for rest in answer.output.rests:  # the stages before the cut ran
-            deepest = max(deepest, rest.stage - 1)
-        return deployment.frontier.path_ms(point, deepest, rows=len(answer.stages), size=size)
+        frontier, point, size = context.deployment.frontier, context.decision.point, context.snapshot.size
+        rows, rests = len(answer.stages), answer.output.rests
+        if not rests:
+            return frontier.path_ms(point, max(answer.stages), rows=rows, size=size)
+        last_stages = np.array(answer.stages)
+        for rest in rests:  # their rows have run all stages before the cut, wherever they were answered
+            last_stages[rest.rows] = rest.stage - 1
+        costs = frontier.costs_at(size)
+        return rest_ms(costs, point.plan, 0, last_stages.tolist()) + costs.at(costs.call_ms, rows)
 
     def most_rows(self, deployment: Deployment, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
         """How many rows may run at once at the point of a decision."""

@@ -1,6 +1,5 @@
 """From logits and labels, batch by batch, to calibration records: shared by `calibrate` and `Bundle.calibrate`."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,8 +10,6 @@ from dynamic.bundle.contract import DeployedBundle
 from dynamic.bundle.fingerprint import EngineIdentity
 from dynamic.bundle.input_conversion import named_inputs
 from dynamic.engines.contract import CascadeSpec
-from dynamic.engines.route_choice import CascadeEngine
-from dynamic.engines.stage_loop import StageEngine
 from dynamic.policies.errors import InputError
 from dynamic.policies.records import SEARCH_SHARE, Records, check_usable, split
 from dynamic.progress import size_of, track
@@ -45,7 +42,7 @@ class Recorder:
         groups: NDArray[Any] | Sequence[Any] | None,
         search_share: float,
         seed: int,
-        engine: StageEngine | CascadeEngine,
+        identity: EngineIdentity,
     ) -> Records:
         """The records. Raises InputError on missing labels or wrong groups, CalibrationError where they are useless."""
         spec = self._spec
@@ -69,7 +66,7 @@ class Recorder:
             head_macs=tuple(s.head_macs for s in spec.stages),
             stage_names=tuple(s.name for s in spec.stages),
             fingerprint=fingerprint,
-            made_on=json.dumps(EngineIdentity.of(engine).to_json(), sort_keys=True),
+            made_on=identity.text,
         )
         check_usable(records)
         return records
@@ -92,7 +89,7 @@ def calibrate_here(
         for inputs, labels in track(_pairs(loader), "calibrating", size_of(loader), progress):
             recorder.add(opened.all_logits(named_inputs(bundle, inputs)[0]), labels)
         fingerprint = bundle.fingerprint(opened.name, opened.precision)
-        return recorder.records(fingerprint, groups, SEARCH_SHARE, seed, opened)
+        return recorder.records(fingerprint, groups, SEARCH_SHARE, seed, EngineIdentity.of(opened))
     finally:
         opened.close()
 

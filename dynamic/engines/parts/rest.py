@@ -1,6 +1,6 @@
 """Rows of a request whose later stages run elsewhere, as arrays that any process can continue from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -60,6 +60,11 @@ class Rest:
             return None
         arrays = {name: array[inside] for name, array in self.arrays.items()}
         return replace(self, rows=self.rows[inside] - start, arrays=arrays)
+
+
+def has_carry(names: Iterable[str]) -> bool:
+    """Whether arrays of a `Rest` with these names have a carry."""
+    return any(name.startswith(_CARRY) for name in names)
 
 
 def part_of(rests: Sequence[Rest], start: int, end: int) -> tuple[Rest, ...]:

@@ -10,21 +10,25 @@ import numpy as np
 import torch
 
 
-def derived_seed(seed: int, epoch: int) -> int:
-    """A seed of 63 bits for an epoch. Neighbouring seeds and epochs share nothing."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "big") >> 1
+def derived_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """A seed of 63 bits for an epoch of a process. Neighbouring seeds, epochs and processes share nothing."""
+    text = f"{seed}/{epoch}" if rank == 0 else f"{seed}/{epoch}/{rank}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager
-def seeded(seed: int, epoch: int, loader: Any = None) -> Iterator[None]:
+def seeded(seed: int, epoch: int, loader: Any = None, rank: int = 0) -> Iterator[None]:
     """Seed torch, numpy, `random` and the generators of a `DataLoader` for one epoch. Afterwards all are as before.
 
-    A sampler that has `set_epoch`, such as torch's `DistributedSampler`, is told the epoch.
+    Processes of other ranks draw other numbers, so their dropout masks and augmentations do not repeat each other. A
+    generator of a sampler gets the same seed in all of them, since samplers may divide one order among processes.
 
-    A loader that draws its order from elsewhere has to give the same order by itself.
+    A sampler with a method `set_epoch`, such as torch's `DistributedSampler`, receives the epoch. A loader that draws
+    its order from elsewhere has to give the same order by itself.
     """
-    value = derived_seed(seed, epoch)
+    value, shared = derived_seed(seed, epoch, rank), derived_seed(seed, epoch)
     generators = list(_generators(loader))
+    own = getattr(loader, "generator", None)  # workers are seeded with it
     tell = getattr(getattr(loader, "sampler", None), "set_epoch", None)
     if tell is not None and epoch >= 0:
         tell(epoch)
@@ -37,7 +41,7 @@ def seeded(seed: int, epoch: int, loader: Any = None) -> Iterator[None]:
             random.seed(value)
             np.random.seed(value % 2**32)  # noqa: NPY002
             for generator in generators:
-                generator.manual_seed(value)
+                generator.manual_seed(value if generator is own else shared)
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
             yield
         finally:

@@ -55,8 +55,9 @@ def fit(
 
     Under `torchrun`, modes "joint" and "distill" train in all processes of the group of `torch.distributed`, each with
     batches of its own. The weights are those that one process reaches with the batches of all, but for rounding, since
-    sums have another order. Batch norms see the rows of all processes, but for networks that only
-    torch.export captures. The first process writes the checkpoint. Losses, and hashes of batches, are of all processes.
+    sums have another order. Dropout and other random layers draw other numbers than in one process, and so do loaders
+    that augment. Batch norms see the rows of all processes, but for networks that only torch.export captures. The first
+    process writes the checkpoint. Losses, and hashes of batches, are of all processes.
 
     The network remembers hashes of the batches that it was trained on. `build` refuses to calibrate with them.
 

@@ -113,7 +113,7 @@ def train(
     total = None if task.steps is None else task.steps * (epochs - start)
     bar = track(range(total) if total is not None else count(), "training", total, shown)
     for epoch in range(start, epochs):
-        with seeded(seed, epoch, task.loader):
+        with seeded(seed, epoch, task.loader, processes.rank):
             for step, batch in enumerate(processes.in_step(task.batches(), task.in_step)):
                 done = min(1.0, (epoch + (step / task.steps if task.steps else 0.0)) / epochs)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -4,13 +4,14 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from dynamic.engines.contract import Expected
 from dynamic.engines.parts.rest import Rest
 from dynamic.policies.errors import BundleError
 from dynamic.policies.fast_paths import fast_replace
 from dynamic.runtime.batch_splitting import run_split
 from dynamic.runtime.decisions.controller import Controller
 from dynamic.runtime.deployment import Deployment
-from dynamic.runtime.parts import rest_ms
+from dynamic.runtime.parts import again_ms, first_stage, rest_ms
 from dynamic.runtime.request_handler import RequestHandler
 from dynamic.runtime.request_plan import DecisionContext
 from dynamic.runtime.result import BatchResult
@@ -63,6 +64,8 @@ class ResumedRequests:
         self, context: DecisionContext, rest: Rest, came: float, began: float, ends_s: float | None
     ) -> BatchResult:
         deployment, decision, rows = context.deployment, context.decision, len(rest.rows)
+        costs, plan = deployment.frontier.costs_at(rest.size), decision.point.plan
+        first = first_stage(deployment.bundle.ladder.backbone, plan, rest.stage, rest.arrays)
         starts = self._clock()
         run = partial(
             deployment.engines.run,
@@ -70,17 +73,16 @@ class ResumedRequests:
             resident=decision.keep_loaded,
             stagewise=True,
             ends_s=ends_s,
-            expected_s=None if ends_s is None else deployment.expected_s(decision, rows, rest.size),
+            expected_s=None if ends_s is None else self._expected_s(context, rest, first),
             whole=True,
         )
         most = rows if rows == 1 else self._handler.most_rows(deployment, decision, context.budget, context.snapshot)
         answer = run(rest.arrays, rows) if rows <= most else run_split(run, rest.arrays, rows, most)
         ended = self._clock()
-        costs, plan = deployment.frontier.costs_at(rest.size), decision.point.plan
         observation = self._handler.observed(
             context,
             answer,
-            expected_ms=lambda: rest_ms(costs, plan, rest.stage, answer.stages),
+            expected_ms=lambda: rest_ms(costs, plan, first, answer.stages),
             capture=lambda engine: None,  # the head tests inputs for drift
             covers=lambda: True,  # and looks whether they are finite
             work_ms=(ended - starts) * 1e3,
@@ -96,6 +98,17 @@ class ResumedRequests:
             observation.certified,
             observation.waited_ms,
         )
+
+    def _expected_s(self, context: DecisionContext, rest: Rest, first: int) -> Expected:
+        """Seconds to the next answer as of `Deployment.expected_s`, with the stages before the cut that run again."""
+        decision, rows = context.decision, len(rest.rows)
+        expected = list(context.deployment.expected_s(decision, rows, rest.size))
+        if first < rest.stage:
+            costs, again = context.deployment.frontier.costs_at(rest.size), range(first, rest.stage)
+            times = (again_ms(costs, decision.point.plan, again, count) * decision.slowdown for count in (1, rows))
+            one, every = (sum(pair) for pair in zip(expected[rest.stage], (ms / 1e3 for ms in times), strict=True))
+            expected[rest.stage] = one, every
+        return expected
 
 
 def _check_version(deployment: Deployment, rest: Rest) -> None:

@@ -1,5 +1,6 @@
 """Batches of a data set of Ray Data for `dynamic.calibrate`, whose stages run in actors."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamic.bundle.fingerprint import EngineIdentity
+from dynamic.bundle.measurements.stage_answers import StageAnswers
 from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import open_engine
 from dynamic.policies.errors import InputError, SettingError
@@ -18,24 +21,26 @@ from dynamic.serve.ray.dataset import checked_cpus, warn_of_full_cluster
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-Batch = tuple[Any, NDArray[np.int64] | None]  # inputs and labels
-_LOGITS, _LABELS = "dynamic_logits", "dynamic_labels"
+Batch = tuple[Any, NDArray[Any] | None]  # inputs and labels
+_LOGITS, _LABELS, _MADE_ON = "dynamic_logits", "dynamic_labels", "dynamic_made_on"
 
 
 class RayBatches:
     """Batches of a data set of Ray Data, for `dynamic.calibrate`.
 
-    It gives the records of a loader of the same batches, bit for bit: rows keep their order, and each batch but the
+    It gives the records of a loader of the same batches, bit for bit where the actors have the processor, engine and
+    threads of this process: rows keep their order, and each batch but the
     last has `batch` rows. The stages run in actors, to which the exported graphs are sent, and the process that
-    calibrates receives logits and labels alone. Read as an ordinary loader, it gives the batches themselves.
+    calibrates receives logits and labels alone. Records name the engine and machine of the actors, which must not
+    differ. Read as an ordinary loader, it gives the batches themselves.
 
     Args:
         dataset: The data set.
         columns: The column of the inputs, or for several inputs their columns by the names of the network's arguments.
-        labels: The column of the labels. None: there are none.
+        labels: The column of the labels, of class indices or one-hot, as a loader has them. None: there are none.
         batch: Rows of a batch.
         actors: How many processes run the stages.
-        threads: Threads of the engine in each of them. None: as many as the process that calibrates would take.
+        threads: Threads of the engine in each of them. None: as many as the engine takes there by itself.
         cpus: CPUs that Ray reserves for each of them. Where they take all CPUs of the cluster, tasks that read the data
             wait forever, and a warning says so. None: `threads`, or 1 without it.
 
@@ -73,27 +78,11 @@ class RayBatches:
         for block in self._blocks.iter_batches(batch_size=None, batch_format="numpy"):
             yield _inputs(block, self._columns), _labels(block, self._labels)
 
-    def logits(
-        self, folder: Path, spec: CascadeSpec, engine: str, precision: str
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64] | None]]:
-        """Run all stages on all rows in actors.
+    def _stage_logits(self, folder: Path, spec: CascadeSpec, engine: str, precision: str) -> Iterator[StageAnswers]:
+        """All stages on all rows in actors, batch by batch in the order of the data set. See `RemoteBatches`.
 
-        Args:
-            folder: The folder with the graphs of the stages.
-            spec: The cascade.
-            engine: The engine that runs them.
-            precision: Its arithmetic.
-
-        Yields:
-            Logits of every stage `[B, S, C]`, and labels `[B]`, batch by batch in the order of the data set.
-
-        Raises:
-            SettingError: The engine is "torch", whose modules are in one process alone.
-            InputError: A column is missing, or does not fit.
-
-        Example:
-            >>> def count(batches, folder, spec):
-            ...     return sum(len(logits) for logits, _ in batches.logits(folder, spec, "onnxruntime", "f32"))
+        Raises SettingError on engine "torch", whose modules are in one process alone, InputError where a column is
+        missing or does not fit.
         """
         if engine == "torch":
             raise SettingError(
@@ -121,7 +110,11 @@ class RayBatches:
         )
         answered.context.execution_options.preserve_order = True
         for block in answered.iter_batches(batch_size=None, batch_format="numpy"):
-            yield block[_LOGITS], _labels(block, None if self._labels is None else _LABELS)
+            labels = _labels(block, None if self._labels is None else _LABELS)
+            for text in dict.fromkeys(block[_MADE_ON].tolist()):  # one, unless Ray has joined blocks of several actors
+                rows = block[_MADE_ON] == text
+                identity = EngineIdentity.from_json(json.loads(text))
+                yield StageAnswers(block[_LOGITS][rows], None if labels is None else labels[rows], identity)
 
 
 class StageLogits:
@@ -148,10 +141,11 @@ class StageLogits:
         self._engine = open_engine(
             engine, Path(self._folder.name), spec, plain_answers, precision=precision, threads=threads
         )
+        self._made_on = EngineIdentity.of(self._engine.stages).text
         self._spec, self._columns, self._labels = spec, columns, labels
 
     def __call__(self, block: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        """Logits and labels of a block."""
+        """Logits and labels of a block, and the identity of the engine for each row."""
         inputs = _inputs(block, self._columns)
         named = inputs if isinstance(inputs, dict) else {self._spec.inputs[0].name: inputs}
         types = {one.name: one.dtype for one in self._spec.inputs}
@@ -159,7 +153,9 @@ class StageLogits:
             if array.dtype.kind == "f" and name in types:
                 named[name] = array.astype(types[name], copy=False)
         labels = _labels(block, self._labels)
-        return {_LOGITS: self._engine.all_logits(named)} | ({} if labels is None else {_LABELS: labels})
+        logits = self._engine.all_logits(named)
+        answers = {_LOGITS: logits, _MADE_ON: np.full(len(logits), self._made_on)}
+        return answers if labels is None else answers | {_LABELS: labels}
 
 
 def _inputs(block: Mapping[str, NDArray[Any]], columns: str | Mapping[str, str]) -> Any:
@@ -169,8 +165,9 @@ def _inputs(block: Mapping[str, NDArray[Any]], columns: str | Mapping[str, str])
     return {name: _column(block, column) for name, column in columns.items()}
 
 
-def _labels(block: Mapping[str, NDArray[Any]], column: str | None) -> NDArray[np.int64] | None:
-    return None if column is None else _column(block, column).astype(np.int64, copy=False)
+def _labels(block: Mapping[str, NDArray[Any]], column: str | None) -> NDArray[Any] | None:
+    """The labels as the column has them: whoever reads them checks them, as those of a loader."""
+    return None if column is None else _column(block, column)
 
 
 def _column(block: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:

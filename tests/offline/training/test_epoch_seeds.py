@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from dynamic.offline.training.epoch_seeds import derived_seed, seeded
 
@@ -59,7 +59,23 @@ def test_a_loaders_own_generator_comes_back() -> None:
     assert torch.equal(before, generator.get_state())
 
 
+def test_processes_draw_other_numbers_from_one_order() -> None:
+    """The sampler's own generator has one seed in all ranks. The loader's, which seeds workers, has not."""
+    order, own = torch.Generator(), torch.Generator()
+    data = TensorDataset(torch.arange(20))
+    loader = DataLoader(data, sampler=RandomSampler(data, generator=order), generator=own)
+    numbers = []
+    for rank in (0, 1, 2):
+        with seeded(0, 1, loader, rank):
+            numbers.append((*drawn(), torch.rand(1, generator=own).item(), torch.rand(1, generator=order).item()))
+    with seeded(0, 1):
+        assert numbers[0][:3] == drawn(), "rank 0 draws as one process"
+    *others, orders = zip(*numbers, strict=True)
+    assert [len({*draws}) for draws in others] == [3, 3, 3, 3]
+    assert len({*orders}) == 1
+
+
 def test_seeds_of_neighbours_differ() -> None:
-    seeds = {derived_seed(seed, epoch) for seed in range(20) for epoch in range(-1, 20)}
-    assert len(seeds) == 20 * 21
+    seeds = {derived_seed(seed, epoch, rank) for seed in range(20) for epoch in range(-1, 20) for rank in range(3)}
+    assert len(seeds) == 20 * 21 * 3
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -65,6 +65,20 @@ def test_the_weights_are_those_of_one_process(results: list[dict[str, Any]]) -> 
     assert alone["loss"][-1][-1] < alone["loss"][0][-1], "it learned something"
 
 
+def test_dropout_masks_of_two_processes_differ(tmp_path: Path) -> None:
+    """Both have the same batches, so that the seed alone decides."""
+    torch.manual_seed(7)
+    batches = [(torch.randn(8, 12), torch.randint(0, 4, (8,))) for _ in range(2)]
+    torch.save([batches, batches], tmp_path / "dropout-two.pt")
+    run(tmp_path, "dropout-two", *launcher())
+    one, other = (torch.load(tmp_path / f"dropout-two-{rank}-of-2.pt", weights_only=True) for rank in range(2))
+    assert len(one["masks"]) == len(other["masks"]) >= 6, "two steps in each of three epochs"
+    for mask, second in zip(one["masks"], other["masks"], strict=True):
+        assert not torch.equal(mask, second)
+    for name, tensor in one["state"].items():
+        assert torch.equal(tensor, other["state"][name]), name
+
+
 def test_without_a_group_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     net, batch = nn.Linear(12, 4), [(torch.zeros(4, 12), torch.zeros(4, dtype=torch.int64))]

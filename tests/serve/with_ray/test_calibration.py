@@ -1,5 +1,6 @@
 """Calibration over a data set of Ray Data: the records of a loader, bit for bit."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,37 @@ def test_the_records_are_the_same_to_the_bit(networks: list[nn.Module]) -> None:
     assert there.fingerprint == here.fingerprint
     assert there.made_on == here.made_on
     assert there.stage_names == here.stage_names
+
+
+def test_records_name_the_engine_of_the_actors(networks: list[nn.Module]) -> None:
+    loader = [(torch.from_numpy(INPUTS), torch.from_numpy(LABELS))]
+    here = dynamic.calibrate(networks, loader, progress=False)
+    threads = json.loads(here.made_on or "")["threads"] + 1
+    batches = dynamic.RayBatches(dataset(1), columns="x", batch=COUNT, threads=threads, cpus=0.5)
+    there = dynamic.calibrate(networks, batches, progress=False)
+    assert json.loads(there.made_on or "") == json.loads(here.made_on or "") | {"threads": threads}
+    assert there.fingerprint == here.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(COUNT) % 4 + 0.2, r"labels are float64 of shape .*expected class indices"),
+        ((np.arange(COUNT) % 4).astype(str), "expected class indices"),
+        (np.eye(4)[np.arange(COUNT) % 4] / 2, "expected class indices"),
+    ],
+)
+def test_labels_that_a_loader_may_not_have(networks: list[nn.Module], labels: Any, message: str) -> None:
+    rows = [{"x": row, "label": label} for row, label in zip(INPUTS, labels.tolist(), strict=True)]
+    batches = dynamic.RayBatches(data.from_items(rows, override_num_blocks=1), columns="x", cpus=0.5)
+    with pytest.raises(dynamic.errors.InputError, match=message):
+        dynamic.calibrate(networks, batches, progress=False)
+
+
+def test_labels_may_be_one_hot(networks: list[nn.Module]) -> None:
+    rows = [{"x": row, "label": label} for row, label in zip(INPUTS, np.eye(4)[LABELS], strict=True)]
+    batches = dynamic.RayBatches(data.from_items(rows, override_num_blocks=1), columns="x", batch=COUNT, cpus=0.5)
+    np.testing.assert_array_equal(dynamic.calibrate(networks, batches, progress=False).label, LABELS)
 
 
 def test_as_a_loader_it_gives_the_rows_in_their_order() -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.policy_cases import INF, make_costs, make_ladder, make_point
-from support.serving.ray_cases import small_bundle
+from support.serving.ray_cases import blobs, small_bundle
+from torch import nn
 
 import dynamic
 from dynamic.policies.frontier import Frontier
-from dynamic.serve.ray.split.choice import Candidate, candidates, checked_cut, chosen
+from dynamic.serve.ray.split.choice import USUAL_HOP_MS, Candidate, candidates, checked_cut, chosen
 from dynamic.serve.ray.split.planning import planned
 
 BACKBONE = (0, 1, 1, 2)
@@ -62,6 +64,36 @@ def test_cuts_that_do_not_exist(cut: Any) -> None:
     with pytest.raises(dynamic.errors.SettingError, match="must be 'auto', None, or a stage from 1 to 3"):
         checked_cut(cut, 4)
     assert [checked_cut(one, 4) for one in ("auto", None, 1, 3)] == ["auto", None, 1, 3]
+
+
+@pytest.mark.parametrize("cut", [1, "auto"])
+def test_stages_that_run_again_count_at_any_cut(tmp_path: Path, cut: Any) -> None:
+    """The carry is larger than the input, so the tail runs stage 0 again (20 ms) before stage 1 (100 ms)."""
+    torch.manual_seed(0)
+    bundle = wide_bundle(tmp_path / "wide")
+    mixed = make_point("mixed", (0.5,), (0.5, 0.5))
+    bundle = replace(bundle, ladder=replace(bundle.ladder, points=(mixed,)))
+    split = planned(
+        bundle, dynamic.Budget(latency_ms=1e6), cut, None, 1, lambda sizes: dict.fromkeys(sizes, USUAL_HOP_MS)
+    )
+    assert (split.cut, split.share) == (1, pytest.approx(0.5))
+    assert split.hop_ms == pytest.approx(USUAL_HOP_MS + 20.0)
+    assert split.rest_ms == pytest.approx(100.0 + 20.0)
+
+
+def wide_bundle(folder: Path) -> dynamic.Bundle:
+    """One network with an exit, whose feature has 64 numbers where the input has 12."""
+    label, inputs = torch.arange(1200) % 4, torch.from_numpy(blobs(1200, seed=2))
+    network = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+    wrapped = dynamic.wrap(network, inputs[:2], exits=["1"])
+    dynamic.fit(wrapped, [(inputs[:600], label[:600])], mode="joint", epochs=5, lr=0.02, progress=False)
+    bundle = dynamic.build(wrapped, [(inputs[600:], label[600:])], progress=False).save(folder)
+    profiled = bundle.profile(batch=(1,), seconds=0.02, threads=1)
+    costs = profiled.costs
+    assert costs is not None
+    table, nothing = ((20.0,), (100.0,)), ((0.0,), (0.0,))
+    steady = replace(costs, latency_ms=table, latency_p95_ms=table, head_ms=nothing, noise=0.0)
+    return profiled.with_costs(steady, None)
 
 
 def test_a_bundle_is_planned_with_its_costs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ class Processes:
 
     That is data parallelism as of Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 3, with one difference.
     Processes may have batches of different sizes, and no row counts more than another. So the weights are those that
-    one process reaches with the batches of all, but for the rounding of sums.
+    one process reaches with the batches of all, but for the rounding of sums and what random layers draw.
 
     Args:
         rank: The number of this process.

@@ -9,7 +9,7 @@ from dynamic.policies.costs import Costs
 from dynamic.policies.errors import SettingError
 from dynamic.policies.frontier import CostedPoint
 from dynamic.policies.validation.numbers import plain
-from dynamic.runtime.parts import Part
+from dynamic.runtime.parts import Part, first_stage
 
 Cut = Literal["auto"] | int | None
 LEAST_HOP_MS = 0.3  # no hop of Ray Serve is faster: where less can be gained, none is measured
@@ -47,7 +47,7 @@ class Split:
         reason: Why, in words.
         hop_ms: What it takes to hand an input over.
         share: Of inputs that are expected to continue in the tail.
-        rest_ms: What such an input takes there.
+        rest_ms: What such an input takes there, stages that run again included.
     """
 
     cut: int | None
@@ -98,10 +98,14 @@ def candidates(point: CostedPoint, costs: Costs, backbone: Sequence[int]) -> lis
         if not 0 < reach[cut] < 1 or not plan.on[cut - 1]:
             continue
         rest_ms = sum(share * ms for share, ms in zip(reach[cut:], times[cut:], strict=True)) / reach[cut]
-        is_inside = backbone[cut] == backbone[cut - 1] and plan.run[cut]
-        first = backbone.index(backbone[cut]) if is_inside else cut
-        cuts.append(Candidate(cut, reach[cut], rest_ms, sum(times[first:cut])))
+        cuts.append(Candidate(cut, reach[cut], rest_ms, repeat_ms(point, costs, backbone, cut)))
     return cuts
+
+
+def repeat_ms(point: CostedPoint, costs: Costs, backbone: Sequence[int], cut: int) -> float:
+    """The time of the stages that the tail runs again for an input without a carry. 0: the cut begins a backbone."""
+    first = first_stage(backbone, point.plan, cut, ())
+    return sum(stage_ms(costs, point.plan, stage, 1) for stage in range(first, cut))
 
 
 def chosen(among: Sequence[Candidate], hop_ms: Mapping[int, float]) -> Split:

@@ -2,16 +2,27 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from dynamic.bundle.bundle import Bundle
+from dynamic.engines.parts.rest import has_carry
 from dynamic.policies.budget import Budget
 from dynamic.policies.control.budget_policy import BudgetPolicy
 from dynamic.policies.costs import Costs
 from dynamic.policies.frontier import CostedPoint, Frontier
 from dynamic.policies.snapshot import Snapshot
-from dynamic.serve.ray.split.choice import LEAST_HOP_MS, USUAL_HOP_MS, Candidate, Cut, Split, candidates, chosen
+from dynamic.serve.ray.split.choice import (
+    LEAST_HOP_MS,
+    USUAL_HOP_MS,
+    Candidate,
+    Cut,
+    Split,
+    candidates,
+    chosen,
+    repeat_ms,
+)
 
 logger = logging.getLogger("dynamic")
 HopTime = Callable[[Mapping[int, int]], Mapping[int, float]]
@@ -48,10 +59,18 @@ def _split(bundle: Bundle, budget: Budget, cut: Cut, engine: str | None, threads
     point = _idle_point(bundle, budget, costs)
     among = candidates(point, costs, bundle.ladder.backbone)
     if cut != "auto":
-        one = next((one for one in among if one.cut == cut), Candidate(cut, sum(point.shares[cut:]), 0.0, 0.0))
-        return Split(cut, f"split before stage {cut}, as asked for", USUAL_HOP_MS, one.share, one.rest_ms)
+        again_ms = repeat_ms(point, costs, bundle.ladder.backbone, cut)
+        one = next((one for one in among if one.cut == cut), Candidate(cut, sum(point.shares[cut:]), 0.0, again_ms))
+        again_ms = _payloads(bundle, engine, threads, point, [one])[1][cut] if again_ms else 0.0
+        reason = f"split before stage {cut}, as asked for"
+        return Split(cut, reason, USUAL_HOP_MS + again_ms, one.share, one.rest_ms + again_ms)
     worth = [one for one in among if one.gain_ms > LEAST_HOP_MS]
-    return chosen(among, _hops(bundle, engine, threads, point, worth, hop_ms) if worth else {})
+    if not worth:
+        return chosen(among, {})
+    sizes, repeats = _payloads(bundle, engine, threads, point, worth)
+    hops = _hops(sizes, hop_ms)
+    split = chosen(among, {cut: hops[cut] + repeats[cut] for cut in sizes})
+    return split if split.cut is None else replace(split, rest_ms=split.rest_ms + repeats[split.cut])
 
 
 def _costs(bundle: Bundle, engine: str, threads: int) -> Costs | None:
@@ -69,11 +88,11 @@ def _idle_point(bundle: Bundle, budget: Budget, costs: Costs) -> CostedPoint:
     return policy.decide(frontier, budget, Snapshot(time_s=0.0), policy.initial())[0].point
 
 
-def _hops(
-    bundle: Bundle, engine: str | None, threads: int, point: CostedPoint, among: list[Candidate], hop_ms: HopTime
-) -> dict[int, float]:
-    """By cut, a hop with what a row takes along, and the stages that it repeats."""
-    sizes, repeats = {}, {}
+def _payloads(
+    bundle: Bundle, engine: str | None, threads: int, point: CostedPoint, among: list[Candidate]
+) -> tuple[dict[int, int], dict[int, float]]:
+    """By cut: bytes that a row takes along, and milliseconds of the stages that the tail runs again for it."""
+    sizes, repeats = dict[int, int](), dict[int, float]()
     opened = bundle.open(engine, threads=threads)
     try:
         limits = np.where(np.isposinf(point.thresholds), point.thresholds, np.float32(3e38))  # nobody exits
@@ -81,13 +100,16 @@ def _hops(
         for one in among:
             (rest,) = opened.stages.run(row, limits, until=one.cut).rests
             sizes[one.cut] = sum(array.nbytes for array in rest.arrays.values())
-            has_carry = any(name.startswith("carry.") for name in rest.arrays)
-            repeats[one.cut] = 0.0 if has_carry else one.repeat_ms
+            repeats[one.cut] = 0.0 if has_carry(rest.arrays) else one.repeat_ms
     finally:
         opened.close()
+    return sizes, repeats
+
+
+def _hops(sizes: Mapping[int, int], hop_ms: HopTime) -> Mapping[int, float]:
+    """By cut, a hop with what a row takes along."""
     try:
-        measured = hop_ms(sizes)
+        return hop_ms(sizes)
     except Exception as error:
         logger.warning("a hop of Ray Serve cannot be measured (%s): %g ms is taken for it", error, USUAL_HOP_MS)
-        measured = dict.fromkeys(sizes, USUAL_HOP_MS)
-    return {cut: measured[cut] + repeats[cut] for cut in sizes}
+        return dict.fromkeys(sizes, USUAL_HOP_MS)
