@@ -9,7 +9,7 @@ from dynamic.bundle.contract import DeployedBundle
 from dynamic.engines.contract import Array
 from dynamic.engines.parts.rest import Rest
 from dynamic.policies.errors import BundleError, InputError
-from dynamic.runtime.parts import rest_ms, version_of
+from dynamic.runtime.parts import first_stage, rest_ms, version_of
 from dynamic.runtime.result import BatchResult
 from dynamic.runtime.runtime import Runtime
 from dynamic.serve.answering import RequestArrays
@@ -57,7 +57,8 @@ class ContinuedRequests:
         except InputError:  # another bundle since it was read, so it is read again, which raises for it alone
             return 0.0
         costs, exits = deployment.frontier.costs_at(kind.size), [point.plan.deepest] * rows
-        return rest_ms(costs, point.plan, kind.stage, exits) * self._slowdown
+        stage = first_stage(deployment.bundle.ladder.backbone, point.plan, kind.stage, one.arrays)
+        return rest_ms(costs, point.plan, stage, exits) * self._slowdown
 
     def __call__(self, one: RequestArrays, arrays: Mapping[str, Array], **limits: Any) -> BatchResult:
         """See `Answering`."""
