@@ -76,7 +76,7 @@ def capture_fx(
         entered = tracer.entered[-1] if tracer.entered else ""
         raise TraceError(_where(error, backbone, _own(entered) if from_outside else entered)) from error
     _remove_placeholders(traced, set(defaults))
-    decisions = None if sizes is None else sizes.made(traced)
+    decisions = None if sizes is None else sizes.of_graph(traced)
     constants = {
         name: value for name, value in vars(root).items() if isinstance(value, Tensor) and name not in vars(backbone)
     }
@@ -324,8 +324,8 @@ def _returned_node(value: Any, first: bool) -> fx.Node | None:
 def _caller(network: nn.Module, names: tuple[str, ...]) -> nn.Module:
     """A module whose forward takes inputs of these names and calls the network, its `network`."""
     scope: dict[str, Any] = {}
-    given = "input" if names == ("input",) else ", ".join(f"{name}={name}" for name in names)
-    exec(f"def forward(self, {', '.join(names)}): return self.network({given})", scope)  # fx reads the signature
+    arguments = "input" if names == ("input",) else ", ".join(f"{name}={name}" for name in names)
+    exec(f"def forward(self, {', '.join(names)}): return self.network({arguments})", scope)  # fx reads the signature
     caller: nn.Module = type("Caller", (nn.Module,), {"forward": scope["forward"]})()
     caller.network = network
     return caller

@@ -70,7 +70,7 @@ def test_dropout_masks_of_two_processes_differ(tmp_path: Path) -> None:
     torch.manual_seed(7)
     batches = [(torch.randn(8, 12), torch.randint(0, 4, (8,))) for _ in range(2)]
     torch.save([batches, batches], tmp_path / "dropout-two.pt")
-    run(tmp_path, "dropout-two", *launcher())
+    run(tmp_path, "dropout-two", *LAUNCHER)
     one, other = (torch.load(tmp_path / f"dropout-two-{rank}-of-2.pt", weights_only=True) for rank in range(2))
     assert len(one["masks"]) == len(other["masks"]) >= 6, "two steps in each of three epochs"
     for mask, second in zip(one["masks"], other["masks"], strict=True):

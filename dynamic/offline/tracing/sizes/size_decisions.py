@@ -62,7 +62,7 @@ class SizeReader:
                 self._batches.append(
                     {n: torch.empty((rows, *t.shape[1:]), dtype=t.dtype, device=t.device) for n, t in inputs.items()}
                 )
-        self._known: list[dict[fx.Node, Any]] = [{} for _ in self._batches]
+        self._node_values: list[dict[fx.Node, Any]] = [{} for _ in self._batches]
         self.decisions: list[Decision] = []
 
     def number(self, node: fx.Node) -> Any:
@@ -86,7 +86,7 @@ class SizeReader:
             raise TraceError(f"{_place()}: the code takes the length of a {type(value).__name__}")
         return len(value)
 
-    def made(self, graph: fx.Graph) -> Decisions | None:
+    def of_graph(self, graph: fx.Graph) -> Decisions | None:
         """The decisions whose nodes are in the graph, which loses what only they need. None: there are none."""
         left = set(graph.nodes)
         decisions = [decision for decision in self.decisions if decision.node in left]
@@ -105,7 +105,7 @@ class SizeReader:
                 env[node] = copy.node_copy(node, env.__getitem__)
         copy.output(tuple(env[decision.node] for decision in decisions))
         for node in reversed(list(graph.nodes)):
-            if node in needed and not node.users and not isinstance(self._known[0][node], Tensor):
+            if node in needed and not node.users and not isinstance(self._node_values[0][node], Tensor):
                 graph.erase_node(node)
         return Decisions(copy, tuple(d.value for d in decisions), tuple(d.place for d in decisions))
 
@@ -113,15 +113,15 @@ class SizeReader:
         """What the node gives in each batch."""
         values = []
         with self._mode, torch.no_grad():
-            for batch, known in zip(self._batches, self._known, strict=True):
-                for earlier in _order(node, known):
-                    known[earlier] = self._value(earlier, batch, known)
-                values.append(known[node])
+            for batch, node_values in zip(self._batches, self._node_values, strict=True):
+                for earlier in _order(node, node_values):
+                    node_values[earlier] = self._value(earlier, batch, node_values)
+                values.append(node_values[node])
         return values
 
-    def _value(self, node: fx.Node, batch: Mapping[str, Tensor], known: Mapping[fx.Node, Any]) -> Any:
-        args = fx.node.map_arg(node.args, known.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, known.__getitem__)
+    def _value(self, node: fx.Node, batch: Mapping[str, Tensor], node_values: Mapping[fx.Node, Any]) -> Any:
+        args = fx.node.map_arg(node.args, node_values.__getitem__)
+        kwargs = fx.node.map_arg(node.kwargs, node_values.__getitem__)
         name = str(node.target)
         if node.op == "placeholder":
             return batch[name] if name in batch or len(batch) > 1 else next(iter(batch.values()))
@@ -129,10 +129,10 @@ class SizeReader:
             return node.target(*args, **kwargs)  # type: ignore[operator]
         if node.op == "call_method":
             return getattr(args[0], name)(*args[1:], **kwargs)
-        found: Any = self._root
+        target: Any = self._root
         for part in name.split("."):
-            found = getattr(found, part)
-        return found(*args, **kwargs) if node.op == "call_module" else found
+            target = getattr(target, part)
+        return target(*args, **kwargs) if node.op == "call_module" else target
 
 
 class _Sized:
@@ -212,18 +212,18 @@ def _spread(span: DimRange, own: int, count: int) -> list[int]:
     return [span.min + i * (most - span.min) // max(1, count - 1) for i in range(count)]
 
 
-def _order(node: fx.Node, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
-    """The node and what it is computed from, as far as not known, each behind what it needs."""
+def _order(node: fx.Node, node_values: Mapping[fx.Node, Any]) -> list[fx.Node]:
+    """The node and what it is computed from, as far as not node_values, each behind what it needs."""
     order: dict[fx.Node, None] = {}
     waiting = [node]
     while waiting:
         last = waiting[-1]
-        missing = [n for n in last.all_input_nodes if n not in known and n not in order]
+        missing = [n for n in last.all_input_nodes if n not in node_values and n not in order]
         if missing:
             waiting.extend(missing)
             continue
         waiting.pop()
-        if last not in known:
+        if last not in node_values:
             order[last] = None
     return list(order)
 
