@@ -11,7 +11,7 @@ from dynamic.policies.validation.fields import flag, fraction, items, mapping, m
 from dynamic.policies.words.short_repr import fields_repr, short_repr
 from dynamic.policies.words.tables import table
 
-SCHEMA = 1
+SCHEMA = 2  # 2: points have histograms of exits
 RiskName = Literal["drop", "harm", "disagreement", "error"]  # see `dynamic.policies.certification.risks`
 KINDS: tuple[RiskName, ...] = get_args(RiskName)
 _MOST_STAGES = 1000

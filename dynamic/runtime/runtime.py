@@ -69,12 +69,12 @@ class Runtime:
     Networks are loaded by the first request. With `load(preload=False)` the first request also imports the engine, runs
     the canaries and starts the monitor, so that a process may open a runtime and fork.
 
-    Inputs are watched for drift by their score at the first exit that is evaluated. No labels are needed. Once they no
+    Inputs are watched for drift by where they exit and by their score there. No labels are needed. Once they no
     longer look like those of the calibration, a warning is logged, results are not certified any more, and
     `Budget.on_drift` says what runs. While inputs are independent and like those of the calibration, the probability of
     a false alarm is at most `drift_alpha`, on a stream of any length. **Correlated inputs void that**: bursts, or
     images sorted by class. Frames of a camera are recognized by their pixels, and scenes are counted instead. Inputs
-    are not watched where the ladder has no scores, or was measured on another engine or precision.
+    are not watched where the ladder has no histograms of exits, or was measured on another engine or precision.
 
     Args:
         bundle: What `load` or `build` gave. It is profiled first where costs of this engine are missing.

@@ -158,17 +158,18 @@ class DriftTest:
     """A sequential test of whether inputs are exchangeable with those of the calibration. It gets one input at a time.
 
     Without drift the probability of any alarm is at most `alpha`, on a stream of any length (Ville 1939). After a
-    `restart` the same holds again. So at most that share of runs ends in a false alarm, and their mean length is above
-    1 / alpha.
+    `restart` the same holds again for points that ran before: their bags have grown. Another point meets the same
+    calibration inputs as the first did, which may be the reason for a false alarm.
 
     "Without drift" means two things. Inputs are exchangeable with each other and with those of the calibration. And
     neither operating points nor deadlines depend on scores, while they may depend on load, battery or temperature. The
-    thresholds of a ladder depend on the same records, and latencies on depth. No effect of either could be measured.
+    thresholds of a ladder depend on the same records, and latencies on depth. The effect of that was not measured.
     Correlated inputs void the promise, in the stream or in the calibration set: video, bursts, or one user at a time.
 
     Each operating point has bets of its own. Bags of different points hold the same calibration inputs, so their gains
     are not independent. The k-th point that runs alarms at k (k + 1) / alpha, and the probabilities add up to `alpha`.
-    After an alarm the test does nothing until `restart`. Threads that share a test need a lock.
+    A point keeps its k in a `restart`. After an alarm the test does nothing until `restart`. Threads that share a test
+    need a lock.
 
     Args:
         exits: Histograms of the ladder, by point and stage `[P, S]`. Where they are unknown, or all inputs exit alike,
@@ -185,10 +186,11 @@ class DriftTest:
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
             raise SettingError(f"alpha={alpha!r} must be a fraction in (0, 1), 0.01 for one false alarm in 100 streams")
         self.alpha = alpha
-        self._bags = tuple(Bag(bins) if _differ(bins) else None for bins in exits)
+        self._bags = tuple(Bag(bins) if differ(bins) else None for bins in exits)
         self.watching = any(bag is not None for bag in self._bags)
         # other numbers than those of a simulation with the same seed
         self._chance = random.Random(f"drift {seed}").random
+        self._shares: dict[int, int] = {}  # k (k + 1) of the k-th point that ran
         self.restart()
 
     def restart(self) -> None:
@@ -196,12 +198,12 @@ class DriftTest:
         self.alarm = False
         self.inputs = 0  # since the restart
         self.latest = 0.5  # wealth after the last bet. 1 / alpha raises the alarm
-        self._bets: dict[int, tuple[Bets, int]] = {}  # by point, with k (k + 1)
+        self._bets: dict[int, Bets] = {}  # by point
 
     @property
     def evidence(self) -> float:
         """The largest wealth of a bet. 1 / alpha raises the alarm."""
-        return max((bets.wealth / share for bets, share in self._bets.values()), default=0.5)
+        return max((bets.wealth / self._shares[point] for point, bets in self._bets.items()), default=0.5)
 
     def observe(self, point: int, stage: int, score: float, is_cut: bool = False) -> bool:
         """Add an input, and return whether there is an alarm.
@@ -217,20 +219,20 @@ class DriftTest:
         """
         if self.alarm or not self.watching:
             return self.alarm
-        self.inputs += 1
         bag = self._bags[point]
         if bag is None:
             return False
+        self.inputs += 1
         p = bag.rank(stage, score, is_cut, self._chance())
         if point not in self._bets:
-            k = len(self._bets) + 1
-            self._bets[point] = Bets(), k * (k + 1)
-        bets, share = self._bets[point]
-        self.latest = bets.bet(p) / share
+            k = len(self._shares) + 1
+            self._shares.setdefault(point, k * (k + 1))
+            self._bets[point] = Bets()
+        self.latest = self._bets[point].bet(p) / self._shares[point]
         self.alarm = self.latest >= 1 / self.alpha
         return self.alarm
 
 
-def _differ(bins: Sequence[ScoreBins]) -> bool:
+def differ(bins: Sequence[ScoreBins]) -> bool:
     """Whether inputs exit in more than one way."""
     return sum(len(own.counts) for own in bins if any(own.counts)) > 1

@@ -145,7 +145,7 @@ def test_newer_records_and_those_of_something_else(bundle: dynamic.Bundle) -> No
         dynamic.calibrate(cascade(0.5), [task(50, 400)]),
         dynamic.calibrate(cascade(), [task(50, 400)], engine="torch"),
     ):
-        with pytest.raises(CalibrationError, match="another cascade, preprocessing, engine or precision"):
+        with pytest.raises(CalibrationError, match="of other networks, another preprocessing, engine or precision"):
             dynamic.recertify(bundle, records=records)
 
 

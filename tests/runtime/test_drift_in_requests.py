@@ -241,7 +241,7 @@ def test_rows_that_a_deadline_cut_count_as_rows_that_continue(
         assert run.stats().drift is drift
 
 
-def test_the_first_exit_that_is_evaluated_is_watched(bundle: dynamic.Bundle) -> None:
+def test_scores_are_watched_where_inputs_exit(bundle: dynamic.Bundle) -> None:
     # at the reference the first exit is off: the last stage's scores count, whoever left where
     run = scripted(bundle, dynamic.Budget())
     strange_at_the_first = inputs(600)

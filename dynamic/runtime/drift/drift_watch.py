@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, InputSpec, Output
-from dynamic.policies.certification.drift import Bag, DriftTest
+from dynamic.policies.certification.drift import Bag, DriftTest, differ
 from dynamic.policies.frontier import CostedPoint
 from dynamic.policies.ladder import Ladder
 from dynamic.runtime.drift.streams import DriftOptions, Entry, Frames, Groups
@@ -78,14 +78,20 @@ class DriftWatch:
         self._points: dict[tuple[float, ...], tuple[int, tuple[float, ...]]] = {
             point.thresholds: (number, tuple(np.array(point.thresholds, np.float32).tolist()))
             for number, point in enumerate(points)
+            if point.exits
         }
         self._calibration = tuple(Bag(point.exits) for point in points)  # no other input joins these
         self._frames = Frames(inputs, options.only_changed, self._rank)
         self._groups = Groups(options.groups)
         self.groups_requests = self._groups.asked  # whether the user's function has to look at each request
         self._every, self._count = options.every, 0
-        if any(point.exits for point in points) and not self.test.watching:
-            logger.warning("inputs are not watched for drift: under score %r all of them exit alike", ladder.score)
+        alike = [point.name for point in points if point.exits and not differ(point.exits)]
+        if alike:
+            logger.warning(
+                "inputs are not watched for drift at %s: under score %r all inputs exit at one stage with one score",
+                ", ".join(map(repr, alike)),
+                ladder.score,
+            )
 
     @property
     def drifted(self) -> bool | None:
@@ -150,7 +156,7 @@ class DriftWatch:
                 if self._count % self._every:
                     continue
             stage = request.stages[row]
-            # no exit let it go: a deadline cut the request there
+            # its score did not pass the threshold, so a deadline cut the request there
             is_cut = stage < deepest and not thresholds[stage] < score
             entry = Entry(point, stage, score, is_cut)
             if not captured:

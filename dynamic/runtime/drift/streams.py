@@ -249,7 +249,8 @@ class Frames:
 
     def _in_camera(self, pixels: Floats, row: int, entry: Entry) -> Sequence[Entry]:
         scene, figures = self._scene_of(pixels, row)
-        self.changed |= scene.take(*figures, self._rank(entry))
+        if not entry.is_cut:  # its score says nothing of how it would have been answered
+            self.changed |= scene.take(*figures, self._rank(entry))
         again = scene.latest is not None and self._same(pixels, scene.latest, figures[1])
         scene.latest = pixels
         self._single = max(self._single - 1, 0) if again else self._single + 1

@@ -443,3 +443,13 @@ def test_intervals_are_scipys(right: int, count: int) -> None:
     low, share, high = wilson(right, count)
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-6)
     assert share == right / count
+
+
+def test_points_have_the_exits_of_their_own_inputs() -> None:
+    """Counted on the same records as shares are."""
+    ladder = certify(records())
+    assert len({point.shares for point in ladder.points}) > 2
+    for point in ladder.points:
+        counts = np.array([sum(bins.counts) for bins in point.exits])
+        assert counts.sum() == point.n
+        np.testing.assert_allclose(counts / point.n, point.shares)

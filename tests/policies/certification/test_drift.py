@@ -171,30 +171,38 @@ def test_an_input_that_does_not_join_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "calibration", "cut"),
+    ("values", "calibration", "cuts"),
     [
-        (((0, 1), (0, 2), (1, 1), (1, 1), (2, 0), (0, 2)), 2, (False, False, False, False)),
-        (((0, 1), (1, 2), (2, 1), (2, 1), (2, 0), (1, 2), (0, 1)), 3, (True, False, False, True)),
-        (((0, 3), (1, 2), (1, 1), (2, 4), (2, 0), (0, 1), (1, 1)), 2, (False, True, False, True, False)),
-        (((2, 1), (2, 2), (2, 2), (1, 3), (1, 0), (0, 0)), 0, (False, True, False, False, True, False)),
-        (((1, 1), (1, 1), (1, 1), (1, 1), (1, 1)), 2, (False, True, False)),
+        (((0, 1), (0, 2), (1, 1), (1, 1), (2, 0), (0, 2)), 2, (None, None, None, None)),
+        (((0, 1), (1, 2), (2, 1), (2, 1), (2, 0), (1, 2), (0, 1)), 3, (0, None, None, 0)),
+        (((0, 3), (1, 2), (1, 1), (2, 4), (2, 0), (0, 1), (1, 1)), 2, (None, 0, None, 1, None)),
+        (((0, 3), (1, 2), (2, 1), (2, 4), (2, 0), (2, 1), (1, 1)), 2, (1, 1, None, 0, None)),
+        (((2, 1), (2, 2), (2, 2), (1, 3), (1, 0), (0, 0)), 0, (None, 0, None, None, 1, None)),
+        (((1, 1), (1, 1), (1, 1), (1, 1), (1, 1)), 2, (None, 0, None)),
     ],
 )
-def test_p_values_are_uniform_and_independent(values: tuple[Exit, ...], calibration: int, cut: tuple[bool]) -> None:
-    """Exactly, whichever a deadline cuts behind stage 0: over all orders, the density of the p-values is 1 everywhere.
+def test_p_values_are_uniform_and_independent(
+    values: tuple[Exit, ...], calibration: int, cuts: tuple[int | None, ...]
+) -> None:
+    """Exactly, also where a deadline cuts what continues behind a stage: over all orders their density is 1.
 
     Given the order, each p-value is uniform between what it is at chance 0 and at chance 1.
     """
-    points = np.random.default_rng(0).random((100, len(cut)))
+    points = np.random.default_rng(0).random((100, len(cuts)))
     density = np.zeros(100)
     for order in itertools.permutations(values):
         ends = []
         for chance in (0.0, 1.0):
             bag = Bag(stages_of(order[:calibration]))
-            stream_ = zip(order[calibration:], cut, strict=True)
-            # one that exits at stage 0 exits before the deadline
+            inputs = zip(order[calibration:], cuts, strict=True)
+            # one that exits before that stage, or there, exits before the deadline
             ends.append(
-                [bag.rank(0, 9.0, True, chance) if c and s else bag.rank(s, v, False, chance) for (s, v), c in stream_]
+                [
+                    bag.rank(stage, score, False, chance)
+                    if cut is None or stage <= cut
+                    else bag.rank(cut, 9.0, True, chance)
+                    for (stage, score), cut in inputs
+                ]
             )
         low, high = np.array(ends, float)
         density += np.where((points >= low) & (points < high), 1 / (high - low), 0).prod(axis=1)
@@ -229,11 +237,11 @@ def test_long_streams_with_ties_and_deadlines_give_uniform_p_values() -> None:
     assert abs(np.corrcoef(p[1:], p[:-1])[0, 1]) < 3 / math.sqrt(20_000)
 
 
-def test_nan_is_the_strangest_of_its_stage() -> None:
-    calibration = [(0, 1.0), (0, 2.0), (0, 3.0)]
-    assert Bag(stages_of(calibration)).rank(0, NAN, False, 0.5) == pytest.approx((3 + 0.5) / 4)
-    # one that continues where none did is stranger still
-    assert Bag(stages_of(calibration)).rank(2, 3.0, False, 0.5) == pytest.approx((3 + 0.5) / 4)
+def test_nan_is_the_strangest_of_its_stage_and_what_continues_is_stranger() -> None:
+    bag = Bag(stages_of([(0, 1.0), (0, 2.0), (0, 3.0), (1, 4.0)]))
+    ranks = [bag.rank(*exit_, False, 0.5, joins=False) for exit_ in ((0, 1.0), (0, NAN), (1, 4.0), (2, 4.0))]
+    assert ranks == pytest.approx([(2 + 0.5 * 2) / 5, (3 + 0.5) / 5, (3 + 0.5 * 2) / 5, (4 + 0.5) / 5])
+    assert ranks == sorted(set(ranks))
 
 
 # bets
@@ -447,6 +455,19 @@ def test_each_point_that_runs_needs_more(others: int) -> None:
     k = others + 1
     assert evidence[0] * k * (k + 1) == pytest.approx(2 * evidence[1], rel=0.2)  # other random numbers break ties
     assert evidence[0] > 1
+
+
+def test_a_point_keeps_its_share_in_a_restart() -> None:
+    """The second point that ran is no first one after a restart: both know one calibration set."""
+    bins = fine(np.linspace(0, 1, 100).tolist())
+    evidence = []
+    for first in (0, 1):
+        test = DriftTest([bins, bins], alpha=1e-9)
+        stream(test, [0.5], point=first)
+        test.restart()
+        stream(test, [0.1] * 40, point=1)
+        evidence.append(test.evidence)
+    assert evidence[0] * 6 == pytest.approx(evidence[1] * 2, rel=0.3)  # other random numbers break ties
 
 
 def test_the_alarm_comes_when_evidence_reaches_it() -> None:
