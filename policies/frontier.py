@@ -32,8 +32,7 @@ class Frontier:
 
     A point dominates another where it is better in one figure and worse in none. The figures are promised drop,
     accuracy, memory, and mean latency, p95 latency and CPU time at every batch size and measured size of input. Costs
-    that a profile cannot distinguish are ranked by compute (`Costs.noise`). A point that measures no cost below the
-    reference's, and may lose accuracy, does not belong to it.
+    that a profile cannot distinguish are ranked by compute (`Costs.noise`).
 
     Args:
         ladder: The certified points, the reference first.

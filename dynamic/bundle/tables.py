@@ -116,7 +116,7 @@ def points_text(frontier: Frontier) -> str:
     words = f"the reference, and points that no other beats here, at batch {batch}"
     slower = [point.name for point in others if point.mean_ms[0] >= reference.mean_ms[0]]
     why = (
-        f"\nnot faster than the reference at batch {batch}: {', '.join(slower)}. Other figures are better: accuracy, "
-        "CPU time, p95, or larger batches"
+        f"\nnot faster than the reference at batch {batch}: {', '.join(slower)}. Other figures are better "
+        "(accuracy, CPU time, p95, larger batches), or the profile cannot distinguish them"
     )
     return f"{wrapped(f'{doubts}{words}:', '    ')}\n{frontier}{wrapped(why, '    ') if slower else ''}"

@@ -14,13 +14,7 @@ def remove_dominated(
     `others`: the same points with costs at other sizes of input, which count too.
     """
     figures = _compared(points, noise, others)
-    reference, *measured = _compared(points, 0.0, others)
-    return tuple(
-        point
-        for i, point in enumerate(points)
-        if i == 0
-        or not (_saves_nothing(measured[i - 1], reference) or any(_dominates(other, figures[i]) for other in figures))
-    )
+    return tuple(p for i, p in enumerate(points) if i == 0 or not any(_dominates(f, figures[i]) for f in figures))
 
 
 def rank_within_noise(figures: Sequence[float], noise: float) -> list[float]:
@@ -52,16 +46,6 @@ def _compared(
     columns += [rank_within_noise(list(column), noise) for column in zip(*timed, strict=True)]
     columns.append([p.memory_mb for p in points])
     return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _saves_nothing(point: Sequence[float], reference: Sequence[float]) -> bool:
-    """Whether no measured cost of a point is below the reference's, and nothing certain speaks for it.
-
-    Noise does not count here: the reference promises no loss at all, and may be measured to be faster. Then only a
-    point that promises as much and measured more accuracy is worth a choice.
-    """
-    costs_more = all(own >= least for own, least in zip(point[2:], reference[2:], strict=True))
-    return costs_more and (point[0] > reference[0] or _dominates(reference, point))
 
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:

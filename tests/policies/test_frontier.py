@@ -279,27 +279,3 @@ def test_what_an_engine_is_given_of_a_point() -> None:
     with pytest.raises(ValueError, match="read-only"):
         skip.thresholds[0] = 0
     assert skip.backbones == {0, 1}
-
-
-def test_a_point_that_may_lose_and_saves_nothing_is_not_offered() -> None:
-    """A point of 10.4 ms was offered beside the reference's 10, since a profile cannot distinguish times within 5%."""
-    costs = make_costs([[1.0, 2.0], [10.0, 20.0]], (1, 2), memory_mb=(5.0, 50.0), noise=0.05)
-    reference = make_point("reference", (INF,), (0.0, 1.0), backbones=(1,), accuracy=0.9)
-    ladder = make_ladder([reference], (0, 1))
-
-    def offered(costs: Costs = costs, **fields: Any) -> bool:
-        own: dict[str, Any] = {"backbones": (0, 1), "target": None, "risk": -0.01, "accuracy": 0.91, "bound": 0.02}
-        best = make_point("best", (0.9,), (0.06, 0.94), **(own | fields))
-        return "best" in names(Frontier.of(replace(ladder, points=(reference, best)), costs))
-
-    assert np.isclose(1 + 0.94 * 10, 10.4)
-    assert not offered()
-    assert not offered(accuracy=0.99)  # measured, and not promised
-    assert offered(bound=0.0)  # promised to lose nothing, and measured to be more accurate
-    assert offered(bound=None)
-    assert not offered(bound=0.0, accuracy=0.9)
-    assert offered(costs=replace(costs, cpu_ms=((0.5, 2.0), (10.0, 20.0))))  # it saves CPU time for one input
-    assert names(Frontier.of(replace(ladder, points=(reference, replace(reference, name="same"))), costs)) == [
-        "reference",
-        "same",
-    ]

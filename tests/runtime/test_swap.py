@@ -61,7 +61,6 @@ def three_stages(bundle: dynamic.Bundle) -> dynamic.Bundle:
         backbone=(0, 1, 1),
         temperature=(1.0,) * 3,
         stage_names=("a", "b", "c"),
-        scores=(),
         certified=False,
     )
     return replace(bundle, spec=spec, ladder=ladder, costs=make_costs([[1], [10], [5]], memory_mb=(5.0, 50.0)))

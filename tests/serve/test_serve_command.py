@@ -202,11 +202,11 @@ def test_a_port_in_use(desk: Path) -> None:
         (("nowhere",), 1, "nowhere"),
         (("shelf", "--engine", "tensorrt"), 1, "tensorrt"),
         (("shelf", "--latency-ms", "1e-6"), 2, "meets the budget on this machine: "),
-        (("shelf", "--latency-ms", "-1"), 2, "latency_ms=-1.0 must be a positive number"),
-        (("shelf", "--workers", "0"), 2, "workers=0 must be a whole number of at least 1"),
-        (("shelf", "--port", "70000"), 2, "port=70000 must be a whole number of at least 0 and at most 65535"),
+        (("shelf", "--latency-ms", "-1"), 2, "--latency-ms -1.0 must be a positive number"),
+        (("shelf", "--workers", "0"), 2, "--workers 0 must be a whole number of at least 1"),
+        (("shelf", "--port", "70000"), 2, "--port 70000 must be a whole number of at least 0 and at most 65535"),
         (("shelf", "--token-file", "nothing"), 2, "--token-file nothing does not read"),
-        (("shelf", "--name", "a/b"), 2, "name='a/b' must be a word without a slash"),
+        (("shelf", "--name", "a/b"), 2, "--name 'a/b' must be a word without a slash"),
     ],
 )
 def test_what_stops_it_from_starting(desk: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
