@@ -263,5 +263,5 @@ def test_the_command(whole: dynamic.Bundle, limit_mb: float, tmp_path: Path) -> 
     assert [stage.name for stage in dynamic.load(tmp_path / "slim").spec.stages] == ["tiny", "middle"]
     done = subprocess.run([*command, "--memory-mb", "1"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: memory_mb=1 is too little")
+    assert done.stderr.startswith("error: --memory-mb 1 is too little")
     assert done.stderr.count("\n") == 1
