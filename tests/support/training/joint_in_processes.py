@@ -63,6 +63,7 @@ def main() -> None:
     saved = {"state": net.state_dict(), "loss": report.history_loss, "accuracy": report.history_accuracy, "used": used}
     torch.save(saved | {"masks": plain.masks}, folder / f"{name}-{rank}-of-{count}.pt")
     if count > 1:
+        distributed.barrier()  # a process that leaves earlier may end by SIGABRT, in threads of gloo
         distributed.destroy_process_group()
 
 
