@@ -51,7 +51,7 @@ class Part(Fake):
 def opened(bundle: dynamic.Bundle, engine: Part, policy: Learns, backbone: tuple[int, ...] = (0, 0, 0)) -> Runtime:
     """A runtime of three stages, of which 0.5, 0.1 and 0.4 of the inputs exit."""
     point = make_point("mixed", (0.5, 0.5), (0.5, 0.1, 0.4), backbones=tuple(sorted({*backbone})))
-    three = {"temperature": (1.0,) * 3, "stage_names": ("a", "b", "c"), "backbone": backbone, "scores": ()}
+    three = {"temperature": (1.0,) * 3, "stage_names": ("a", "b", "c"), "backbone": backbone}
     ladder = replace(bundle.ladder, points=(point,), certified=True, **three)  # type: ignore[arg-type]
     first, last = bundle.spec.stages
     stages = tuple(
