@@ -213,7 +213,7 @@ def _spread(span: DimRange, own: int, count: int) -> list[int]:
 
 
 def _order(node: fx.Node, node_values: Mapping[fx.Node, Any]) -> list[fx.Node]:
-    """The node and what it is computed from, as far as not node_values, each behind what it needs."""
+    """The node and what it is computed from, as far as it has no value yet, each behind what it needs."""
     order: dict[fx.Node, None] = {}
     waiting = [node]
     while waiting:
