@@ -133,7 +133,7 @@ def calibrate(
     with TemporaryFolder("calibration") as folder, sessions_freed(cascade.networks), evaluating(cascade):
         spec = describe(cascade, example) if engine == "torch" else export_stages(cascade, folder, example)
         if isinstance(loader, RemoteBatches):
-            answers = track(loader._stage_logits(folder, spec, engine, precision), "calibrating", None, progress)
+            answers = track(loader.stage_answers(folder, spec, engine, precision), "calibrating", None, progress)
             records = collect_answers(answers, cascade.fingerprint(), spec, groups, preprocess, search_share, seed)
         else:
             stages = cascade.stages_for([i.name for i in spec.inputs]) if engine == "torch" else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from dynamic.bundle.contract import DeployedBundle
 from dynamic.engines.contract import Engine
-from dynamic.engines.parts.part_engines import HeadEngine, TailEngine
+from dynamic.engines.parts.part_engines import PartEngine
 from dynamic.engines.parts.rest import has_carry
 from dynamic.engines.route_choice import CascadeEngine
 from dynamic.policies.costing.latency import stage_ms
@@ -31,8 +31,7 @@ class Part:
 
     def engine(self, engine: CascadeEngine, bundle: DeployedBundle) -> Engine:
         """The part of an engine."""
-        kind = HeadEngine if self.is_head else TailEngine
-        return kind(engine, self.cut, version_of(bundle))
+        return PartEngine(engine, self.cut, self.is_head, version_of(bundle))
 
     def costs(self, costs: Costs) -> Costs:
         """Costs of the whole cascade, with the hop where rows continue in the tail."""

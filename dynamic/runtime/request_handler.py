@@ -10,18 +10,15 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dynamic.bundle.input_conversion import named_inputs
-from dynamic.engines.contract import Engine
+from dynamic.engines.contract import Array, Engine, Expected
 from dynamic.engines.memory import own_buffers
-from dynamic.policies.budget import Budget
 from dynamic.policies.control.feasibility import covered
 from dynamic.policies.control.repetition import MOST_OBSERVATIONS
-from dynamic.policies.decision import Decision
-from dynamic.policies.snapshot import Snapshot
 from dynamic.runtime.batch_splitting import most_rows, run_split
 from dynamic.runtime.decisions.controller import Controller, Renewal
 from dynamic.runtime.deployment import Deployment
@@ -33,6 +30,7 @@ from dynamic.runtime.result import BatchResult, Prediction, Result
 
 _CONVERSION_MS = 1.0  # conversion of inputs that takes less is no wait for the policy: such requests share one snapshot
 _LEAST_MS = 1e-6  # of a deadline, which is positive
+R = TypeVar("R")
 
 
 class RequestHandler:
@@ -170,7 +168,7 @@ class RequestHandler:
             deployment.check()
         decide = controller.decide
         if deadline_ms is not None and (budget.deadline_ms is None or deadline_ms < budget.deadline_ms):
-            budget, decide = replace(budget, deadline_ms=max(deadline_ms, _LEAST_MS)), controller.decide_alone
+            budget, decide = replace(budget, deadline_ms=nearest_ms(deadline_ms)), controller.decide_alone
         ends_s = None if budget.deadline_ms is None else arrival + budget.deadline_ms / 1e3
         whole = False
         while True:
@@ -182,24 +180,16 @@ class RequestHandler:
             expected_s = None if ends_s is None else deployment.expected_s(decision, rows, snapshot.size)
             starts = self._clock()  # what comes before is the same however slow the engine is
             try:
-                run = partial(
-                    deployment.engines.run,
-                    point=decision.point,
-                    resident=decision.keep_loaded,
-                    stagewise=stagewise,
-                    ends_s=ends_s,
-                    expected_s=expected_s,
-                    whole=whole,
+                context = DecisionContext(deployment, budget, latest, snapshot, decision)
+                answer = self.answer(
+                    context, inputs, stagewise=stagewise, ends_s=ends_s, expected_s=expected_s, whole=whole
                 )
-                most = rows if rows == 1 else self.most_rows(deployment, decision, budget, snapshot)
-                answer = run(inputs, rows) if rows <= most else run_split(run, inputs, rows, most)
                 break
             except SubModelError as error:
                 with controller.lock:
                     whole = not deployment.exclude_backbones(error.backbones)
                     controller.plan = None
         ended = self._clock()
-        context = DecisionContext(deployment, budget, latest, snapshot, decision)
         pixels = deployment.bundle.preprocess is not None and not isinstance(x, Mapping)  # which are finite
         scored = all(rest.is_answered for rest in answer.output.rests)  # else their first exit is elsewhere
         observation = self.observed(
@@ -217,17 +207,7 @@ class RequestHandler:
         elif rows == 1 and waited_ms == 0.0 and ends_s is None and not stagewise:
             shape = inputs[deployment.bundle.spec.inputs[0].name].shape[1:]
             controller.plan_next(context, answer, observation.work_ms, shape)
-        kind = Prediction if single else BatchResult
-        classes = deployment.bundle.classes
-        return kind(
-            observation.id,
-            answer.output,
-            classes,
-            observation.latency_ms,
-            decision,
-            observation.certified,
-            observation.waited_ms,
-        )
+        return result_of(Prediction, context, observation) if single else result_of(BatchResult, context, observation)
 
     def _expected_ms(self, context: DecisionContext, answer: Answer) -> float:
         """What a request should have taken that went the usual way."""
@@ -241,11 +221,49 @@ class RequestHandler:
         costs = frontier.costs_at(size)
         return rest_ms(costs, point.plan, 0, last_stages.tolist()) + costs.at(costs.call_ms, rows)
 
-    def most_rows(self, deployment: Deployment, decision: Decision, budget: Budget, snapshot: Snapshot) -> int:
+    def answer(
+        self,
+        context: DecisionContext,
+        arrays: Mapping[str, Array],
+        *,
+        stagewise: bool,
+        ends_s: float | None,
+        expected_s: Expected | None,
+        whole: bool,
+    ) -> Answer:
+        """Run the rows of a request under a decision, in as many parts as the memory needs.
+
+        Args:
+            context: The decision, and what it was made for.
+            arrays: By name, each `[B, ...]`.
+            stagewise: As for `FallbackEngines.run`, and so are the others.
+            ends_s: When the deadline ends.
+            expected_s: Seconds to the next answer.
+            whole: Whether all backbones have to load.
+
+        Returns:
+            The answer.
+        """
+        deployment, decision = context.deployment, context.decision
+        run = partial(
+            deployment.engines.run,
+            point=decision.point,
+            resident=decision.keep_loaded,
+            stagewise=stagewise,
+            ends_s=ends_s,
+            expected_s=expected_s,
+            whole=whole,
+        )
+        rows = len(next(iter(arrays.values())))
+        most = rows if rows == 1 else self._most_rows(context)
+        return run(arrays, rows) if rows <= most else run_split(run, arrays, rows, most)
+
+    def _most_rows(self, context: DecisionContext) -> int:
         """How many rows may run at once at the point of a decision."""
-        costs, point, first = deployment.frontier.costs_at(snapshot.size), decision.point, self._controller.read.first
+        snapshot, point, first = context.snapshot, context.decision.point, self._controller.read.first
+        costs = context.deployment.frontier.costs_at(snapshot.size)
         before_mb = None if first is None else first.memory_process_mb  # without networks
-        return most_rows(costs, point.operating_point.backbones, budget, snapshot, before_mb)
+        return most_rows(costs, point.operating_point.backbones, context.budget, snapshot, before_mb)
 
     def observed(
         self,
@@ -307,3 +325,21 @@ class RequestHandler:
             drifted = bool(deployment.watch.drifted)
         controller.warn(alarmed)
         return observation._replace(certified=False) if drifted else observation
+
+
+def nearest_ms(deadline_ms: float) -> float:
+    """A deadline of a request that may be over already, as the positive number that limits are."""
+    return max(deadline_ms, _LEAST_MS)
+
+
+def result_of(kind: Callable[..., R], context: DecisionContext, observation: Observation) -> R:
+    """The result of a request, from what it showed."""
+    return kind(
+        observation.id,
+        observation.output,
+        context.deployment.bundle.classes,
+        observation.latency_ms,
+        context.decision,
+        observation.certified,
+        observation.waited_ms,
+    )

@@ -186,7 +186,7 @@ class DriftTest:
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
             raise SettingError(f"alpha={alpha!r} must be a fraction in (0, 1), 0.01 for one false alarm in 100 streams")
         self.alpha = alpha
-        self._bags = tuple(Bag(bins) if differ(bins) else None for bins in exits)
+        self._bags = tuple(Bag(bins) if exits_differ(bins) else None for bins in exits)
         self.watching = any(bag is not None for bag in self._bags)
         # other numbers than those of a simulation with the same seed
         self._chance = random.Random(f"drift {seed}").random
@@ -233,6 +233,6 @@ class DriftTest:
         return self.alarm
 
 
-def differ(bins: Sequence[ScoreBins]) -> bool:
+def exits_differ(bins: Sequence[ScoreBins]) -> bool:
     """Whether inputs exit in more than one way."""
     return sum(len(own.counts) for own in bins if any(own.counts)) > 1

@@ -14,7 +14,7 @@ from support.engine_cases import CLASSES, INF, Case, four_stages
 from torch import Tensor, nn
 
 from dynamic.engines.contract import Output
-from dynamic.engines.parts.part_engines import HeadEngine, TailEngine
+from dynamic.engines.parts.part_engines import PartEngine
 from dynamic.engines.parts.rest import part_of, renumbered, unpacked
 from dynamic.offline.cascade import Cascade
 from dynamic.offline.staged_network import Stage, StagedNetwork
@@ -32,8 +32,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def split(case: Case, way: str, cut: int, limits: Any, inputs: Any, **late: Any) -> tuple[Output, Output]:
     """(what the head gives, the same with the answers of the tail in it)."""
-    head = HeadEngine(case.shared(way), cut, "v")
-    tail = TailEngine(case.shared(way), cut, "v")
+    head = PartEngine(case.shared(way), cut, True, "v")
+    tail = PartEngine(case.shared(way), cut, False, "v")
     output = head.run(inputs, limits)
     logits, stage, score, complete = output.logits.copy(), output.stage.copy(), output.score.copy(), output.complete
     for rest in pickle.loads(pickle.dumps(output.rests)):  # as it comes to another process
@@ -161,10 +161,10 @@ def answered_by(case: Case, first: Any, other: Any, arrays: Any, limits: Any) ->
 
 def test_in_the_tail_another_engine_answers_a_row_whose_exit_overflowed(case: Case) -> None:
     limits, way = np.array((2.0, 2.0, 2.0), np.float32), "onnxruntime/stages"
-    (rest,) = HeadEngine(case.shared(way), 1, "v").run(case.inputs, limits).rests
+    (rest,) = PartEngine(case.shared(way), 1, True, "v").run(case.inputs, limits).rests
     arrays = {name: array.copy() for name, array in rest.arrays.items()}
     arrays["answer"][0], arrays["score"][0] = np.nan, np.nan
-    tail = TailEngine(case.shared(way), 1, "v")
+    tail = PartEngine(case.shared(way), 1, False, "v")
     answer, failures = answered_by(case, Overflowing(tail), tail, arrays, limits)
     np.testing.assert_array_equal(answer.output.logits, tail.run(arrays, limits).logits)
     assert (failures, answer.is_answered) == (1, True)
@@ -177,7 +177,7 @@ def test_in_the_head_another_engine_gives_the_carry_that_overflowed(tmp_path: Pa
     torch.manual_seed(1)
     case = Case.of(Cascade([Narrow()]).eval(), tmp_path / "narrow", torch.randn(9, 1, 8, 8))
     limits = np.array((2.0,), np.float32)
-    head = HeadEngine(case.shared("onnxruntime/stages"), 1, "v")
+    head = PartEngine(case.shared("onnxruntime/stages"), 1, True, "v")
     (expected,) = head.run(case.inputs, limits).rests
     answer, failures = answered_by(case, Overflowing(head), head, case.inputs, limits)
     assert (failures, answer.is_answered) == (1, True)

@@ -33,7 +33,7 @@ class Remote(list[Any]):
     machines = ("far", "far")
     labels: Any = LABELS.numpy()
 
-    def _stage_logits(self, folder: Path, spec: CascadeSpec, engine: str, precision: str) -> Iterator[StageAnswers]:
+    def stage_answers(self, folder: Path, spec: CascadeSpec, engine: str, precision: str) -> Iterator[StageAnswers]:
         opened = open_engine(engine, folder, spec, plain_combiner(spec), precision=precision)
         try:
             identity = EngineIdentity.of(opened.stages)

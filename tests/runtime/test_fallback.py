@@ -181,7 +181,7 @@ def test_a_deadline_goes_on_while_engines_fail(bundle: dynamic.Bundle) -> None:
 
 @pytest.mark.parametrize("first", ["calibrated", "other"])
 def test_a_batch_whose_parts_were_answered_by_several_engines_is_certified_only_if_all_are(
-    bundle: dynamic.Bundle, first: str
+    bundle: dynamic.Bundle, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first part fails on the calibrated engine, or the last does."""
     failing = {"other": 1, "calibrated": 3}[first]  # the first call that fails, of three: the graph twice, the stages
@@ -196,7 +196,7 @@ def test_a_batch_whose_parts_were_answered_by_several_engines_is_certified_only_
     other = Fake()
     other.name = "openvino"
     run = faked(bundle, Fake(fails), policy=Takes("reference"), others=[("openvino", lambda: other)], clock=Ticks())
-    run._handler.most_rows = lambda *_: 2  # type: ignore[method-assign]
+    monkeypatch.setattr(run._handler, "_most_rows", lambda _: 2)
     result = run(np.zeros((4 if first == "other" else 6, 12), np.float32))
     assert len(other.calls) == 1
     assert not result.certified

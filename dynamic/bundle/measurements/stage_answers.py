@@ -31,5 +31,15 @@ class StageAnswers:
 class RemoteBatches(Protocol):
     """Batches of a loader whose stages run in other processes."""
 
-    def _stage_logits(self, folder: Path, spec: CascadeSpec, engine: str, precision: str) -> Iterator[StageAnswers]:
-        """The answers to all batches in their order, by the graphs of a folder."""
+    def stage_answers(self, folder: Path, spec: CascadeSpec, engine: str, precision: str) -> Iterator[StageAnswers]:
+        """The answers to all batches in their order.
+
+        Args:
+            folder: Where the graphs of the stages lie.
+            spec: The cascade.
+            engine: Runs the stages.
+            precision: Of the engine.
+
+        Returns:
+            The answers.
+        """

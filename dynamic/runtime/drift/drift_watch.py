@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic.engines.contract import Array, InputSpec, Output
-from dynamic.policies.certification.drift import Bag, DriftTest, differ
+from dynamic.policies.certification.drift import Bag, DriftTest, exits_differ
 from dynamic.policies.frontier import CostedPoint
 from dynamic.policies.ladder import Ladder
 from dynamic.runtime.drift.streams import DriftOptions, Entry, Frames, Groups
@@ -85,7 +85,7 @@ class DriftWatch:
         self._groups = Groups(options.groups)
         self.groups_requests = self._groups.asked  # whether the user's function has to look at each request
         self._every, self._count = options.every, 0
-        alike = [point.name for point in points if point.exits and not differ(point.exits)]
+        alike = [point.name for point in points if point.exits and not exits_differ(point.exits)]
         if alike:
             logger.warning(
                 "inputs are not watched for drift at %s: under score %r all inputs exit at one stage with one score",

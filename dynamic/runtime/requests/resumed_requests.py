@@ -2,21 +2,17 @@
 
 import threading
 from collections.abc import Callable
-from functools import partial
 
 from dynamic.engines.contract import Expected
 from dynamic.engines.parts.rest import Rest
 from dynamic.policies.errors import BundleError
 from dynamic.policies.fast_paths import fast_replace
-from dynamic.runtime.batch_splitting import run_split
 from dynamic.runtime.decisions.controller import Controller
 from dynamic.runtime.deployment import Deployment
 from dynamic.runtime.parts import again_ms, first_stage, rest_ms
-from dynamic.runtime.request_handler import RequestHandler
+from dynamic.runtime.request_handler import RequestHandler, nearest_ms, result_of
 from dynamic.runtime.request_plan import DecisionContext
 from dynamic.runtime.result import BatchResult
-
-_LEAST_MS = 1e-6  # of a deadline, which is positive
 
 
 class ResumedRequests:
@@ -43,7 +39,7 @@ class ResumedRequests:
             deployment = controller.entered(thread)
             try:
                 _check_version(deployment, rest)
-                ends_s = None if deadline_ms is None else came + max(deadline_ms, _LEAST_MS) / 1e3
+                ends_s = None if deadline_ms is None else came + nearest_ms(deadline_ms) / 1e3
                 return self._answer(
                     self._context(deployment, rest, point, began - came, behind), rest, came, began, ends_s
                 )
@@ -63,21 +59,14 @@ class ResumedRequests:
     def _answer(
         self, context: DecisionContext, rest: Rest, came: float, began: float, ends_s: float | None
     ) -> BatchResult:
-        deployment, decision, rows = context.deployment, context.decision, len(rest.rows)
+        deployment, decision = context.deployment, context.decision
         costs, plan = deployment.frontier.costs_at(rest.size), decision.point.plan
         first = first_stage(deployment.bundle.ladder.backbone, plan, rest.stage, rest.arrays)
+        expected_s = None if ends_s is None else self._expected_s(context, rest, first)
         starts = self._clock()
-        run = partial(
-            deployment.engines.run,
-            point=decision.point,
-            resident=decision.keep_loaded,
-            stagewise=True,
-            ends_s=ends_s,
-            expected_s=None if ends_s is None else self._expected_s(context, rest, first),
-            whole=True,
+        answer = self._handler.answer(
+            context, rest.arrays, stagewise=True, ends_s=ends_s, expected_s=expected_s, whole=True
         )
-        most = rows if rows == 1 else self._handler.most_rows(deployment, decision, context.budget, context.snapshot)
-        answer = run(rest.arrays, rows) if rows <= most else run_split(run, rest.arrays, rows, most)
         ended = self._clock()
         observation = self._handler.observed(
             context,
@@ -89,15 +78,7 @@ class ResumedRequests:
             latency_ms=(ended - came) * 1e3,
             waited_ms=(began - came) * 1e3,
         )
-        return BatchResult(
-            observation.id,
-            answer.output,
-            deployment.bundle.classes,
-            observation.latency_ms,
-            decision,
-            observation.certified,
-            observation.waited_ms,
-        )
+        return result_of(BatchResult, context, observation)
 
     def _expected_s(self, context: DecisionContext, rest: Rest, first: int) -> Expected:
         """Seconds to the next answer as of `Deployment.expected_s`, with the stages before the cut that run again."""

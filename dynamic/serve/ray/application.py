@@ -17,7 +17,7 @@ from dynamic.serve.ray.replica import Replica
 from dynamic.serve.ray.settings import ReplicaSettings, UserConfig
 from dynamic.serve.ray.split.choice import Cut, checked_cut
 from dynamic.serve.ray.split.hop_time import hop_ms
-from dynamic.serve.ray.split.planning import planned
+from dynamic.serve.ray.split.planning import plan_split
 from dynamic.serve.ray.split.scaling import Replicas
 from dynamic.serve.request_errors import RETRY_AFTER_S
 
@@ -103,7 +103,7 @@ def application(
     options = replace(options, name=options.name or checked_name(folder.name))
     settings = ReplicaSettings(options=options, batch_wait_ms=batch_wait_ms, engine=engine, threads=threads)
     cut = checked_cut(cut, len(loaded.spec.stages))
-    split = planned(loaded, budget, cut, engine, threads, hop_ms)
+    split = plan_split(loaded, budget, cut, engine, threads, hop_ms)
     settings = replace(settings, split=split)
     config = UserConfig.of(folder, budget).to_json()
     bound = []

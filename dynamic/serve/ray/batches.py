@@ -15,8 +15,7 @@ from dynamic.engines.contract import CascadeSpec
 from dynamic.engines.engine_factory import open_engine
 from dynamic.policies.errors import InputError, SettingError
 from dynamic.policies.scores import Combiner
-from dynamic.policies.validation.numbers import plain
-from dynamic.serve.ray.dataset import checked_cpus, warn_of_full_cluster
+from dynamic.serve.ray.dataset import check_counts, checked_cpus, warn_of_full_cluster
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -29,10 +28,10 @@ class RayBatches:
     """Batches of a data set of Ray Data, for `dynamic.calibrate`.
 
     It gives the records of a loader of the same batches, bit for bit where the actors have the processor, engine and
-    threads of this process: rows keep their order, and each batch but the
-    last has `batch` rows. The stages run in actors, to which the exported graphs are sent, and the process that
-    calibrates receives logits and labels alone. Records name the engine and machine of the actors, which must not
-    differ. Read as an ordinary loader, it gives the batches themselves.
+    threads of this process: rows keep their order, and each batch but the last has `batch` rows. The stages run in
+    actors, to which the exported graphs are sent, and the process that calibrates receives logits and labels alone.
+    Records name the engine and machine of the actors, which must not differ. Read as an ordinary loader, it gives the
+    batches themselves.
 
     Args:
         dataset: The data set.
@@ -64,10 +63,7 @@ class RayBatches:
         threads: int | None = None,
         cpus: float | None = None,
     ) -> None:
-        for name, value in (("batch", batch), ("actors", actors), ("threads", 1 if threads is None else threads)):
-            number = plain(value)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise SettingError(f"{name}={number!r} must be a whole number of at least 1")
+        check_counts(batch=batch, actors=actors, threads=1 if threads is None else threads)
         self._columns, self._labels = columns, labels
         self._actors, self._threads = actors, threads
         self._cpus = checked_cpus(threads or 1 if cpus is None else cpus)
@@ -78,11 +74,25 @@ class RayBatches:
         for block in self._blocks.iter_batches(batch_size=None, batch_format="numpy"):
             yield _inputs(block, self._columns), _labels(block, self._labels)
 
-    def _stage_logits(self, folder: Path, spec: CascadeSpec, engine: str, precision: str) -> Iterator[StageAnswers]:
-        """All stages on all rows in actors, batch by batch in the order of the data set. See `RemoteBatches`.
+    def stage_answers(self, folder: Path, spec: CascadeSpec, engine: str, precision: str) -> Iterator[StageAnswers]:
+        """Run all stages on all rows in actors. `dynamic.calibrate` calls it.
 
-        Raises SettingError on engine "torch", whose modules are in one process alone, InputError where a column is
-        missing or does not fit.
+        Args:
+            folder: Where the graphs of the stages lie.
+            spec: The cascade.
+            engine: Runs the stages.
+            precision: Of the engine.
+
+        Yields:
+            What all stages answer to each batch, in the order of the data set.
+
+        Raises:
+            SettingError: The engine is "torch", whose modules are in one process alone.
+            InputError: A column is missing or does not fit.
+
+        Example:
+            >>> def all_logits(batches, folder, spec):
+            ...     return [one.logits for one in batches.stage_answers(folder, spec, "onnxruntime", "f32")]
         """
         if engine == "torch":
             raise SettingError(

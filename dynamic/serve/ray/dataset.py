@@ -79,10 +79,7 @@ def map_dataset(
         ...     answered = dynamic.map_dataset(images, "shelf", dynamic.Budget(max_drop=0.01), actors=2)
         ...     answered.select_columns(["path", "answer_name"]).write_csv("answers")
     """
-    for name, value in (("batch", batch), ("actors", actors), ("threads", threads)):
-        number = plain(value)
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise SettingError(f"{name}={number!r} must be a whole number of at least 1")
+    check_counts(batch=batch, actors=actors, threads=threads)
     reserved = checked_cpus(threads if cpus is None else cpus)
     folder = (bundle if isinstance(bundle, Bundle) else load(bundle)).folder.resolve()
     warn_of_full_cluster(actors, reserved)
@@ -102,6 +99,14 @@ def map_dataset(
         udf_modifying_row_count=False,
     )
     return answered
+
+
+def check_counts(**counts: int) -> None:
+    """Raise SettingError where an argument, by its name, is no whole number of at least 1."""
+    for name, value in counts.items():
+        number = plain(value)
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise SettingError(f"{name}={number!r} must be a whole number of at least 1")
 
 
 def checked_cpus(value: float) -> float:

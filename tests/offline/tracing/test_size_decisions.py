@@ -74,6 +74,15 @@ class Pools(Small):
         return x * (total / max(x.shape[2] * x.shape[3], 1)) * len(x.shape)
 
 
+def by_stages(net: Any, x: torch.Tensor) -> torch.Tensor:
+    """The logits `[B, C]` of the last stage, after all others."""
+    carry: Any = (x,)
+    for stage in net.exit_stages:
+        carry = stage.body(*carry)
+    logits: torch.Tensor = carry[0]
+    return logits
+
+
 @pytest.mark.parametrize("kind", [Resizes, Windows, Pools])
 @pytest.mark.parametrize("example", [(16, 16), (7, 13)])
 def test_a_branch_by_size_is_right_at_every_size(kind: type[Small], example: tuple[int, int]) -> None:
@@ -84,12 +93,9 @@ def test_a_branch_by_size_is_right_at_every_size(kind: type[Small], example: tup
     assert net.trainable_backbone
     for size in TRIED:
         x = torch.randn(3, 3, *size)
-        carry: Any = (x,)
         with torch.no_grad():
-            for stage in net.exit_stages:
-                carry = stage.body(*carry)
             assert torch.equal(net(x)[-1], network(x)), size
-            assert torch.equal(carry[0], network(x)), size
+            assert torch.equal(by_stages(net, x), network(x)), size
 
 
 def called(forward: Any) -> Any:
@@ -141,12 +147,9 @@ def test_a_decorated_forward_is_traced_from_outside_where_two_sizes_are_dynamic(
     assert {name.partition(".")[0] for name in net.state_dict()} == {"backbone", "heads"}
     for size in TRIED:
         x = torch.randn(3, 3, *size)
-        carry: Any = (x,)
         with torch.no_grad():
-            for stage in net.exit_stages:
-                carry = stage.body(*carry)
             assert torch.equal(net(x)[-1], network(x)["logits"]), size
-            assert torch.equal(carry[0], network(x)["logits"]), size
+            assert torch.equal(by_stages(net, x), network(x)["logits"]), size
 
 
 class TwoWays(Small):
@@ -230,12 +233,9 @@ def test_height_and_width_cross_an_exit_that_shows_their_product_alone(tmp_path:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for size in ((16, 16), (4, 32), (28, 8), (32, 32)):
         x = torch.randn(3, 3, *size)
-        carry: Any = (x,)
         with torch.no_grad():
             expected = network(x)
-            for stage in net.exit_stages:
-                carry = stage.body(*carry)
-        assert torch.equal(carry[0], expected), size
+            assert torch.equal(by_stages(net, x), expected), size
         feeds = {session.get_inputs()[0].name: x.numpy(), "thresholds": np.full(1, np.inf, np.float32)}
         (logits,) = session.run(["logits"], feeds)
         torch.testing.assert_close(torch.from_numpy(logits), torch.log_softmax(expected, 1), rtol=0, atol=1e-4)

@@ -13,8 +13,8 @@ from torch import nn
 
 import dynamic
 from dynamic.policies.frontier import Frontier
-from dynamic.serve.ray.split.choice import USUAL_HOP_MS, Candidate, candidates, checked_cut, chosen
-from dynamic.serve.ray.split.planning import planned
+from dynamic.serve.ray.split.choice import USUAL_HOP_MS, Candidate, candidates, checked_cut, choose_split
+from dynamic.serve.ray.split.planning import plan_split
 
 BACKBONE = (0, 1, 1, 2)
 # a stage: 1, 2, 4, 10 ms at one row, heads of half a ms
@@ -44,19 +44,19 @@ def test_an_exit_that_is_off_is_no_cut() -> None:
 
 def test_the_choice_by_hand() -> None:
     cuts = among((0.5, 0.5, 0.5), (0.4, 0.3, 0.1, 0.2))
-    split = chosen(cuts, {1: 1.5, 2: 1.5 + 2.0, 3: 1.5})
+    split = choose_split(cuts, {1: 1.5, 2: 1.5 + 2.0, 3: 1.5})
     assert (split.cut, split.hop_ms) == (1, 1.5)
     assert split.reason == (
         "split before stage 1: at stage 1, 60.0% of inputs continue for 7.33 ms, which is 4.4 ms an input, more than "
         "a hop of 1.5 ms"
     )
-    assert chosen(cuts, {1: 4.0, 2: 1.5, 3: 1.5}).cut == 2, "3.2 - 1.5 is more than 4.4 - 4"
-    dear = chosen(cuts, {1: 5.0, 2: 5.0, 3: 5.0})
+    assert choose_split(cuts, {1: 4.0, 2: 1.5, 3: 1.5}).cut == 2, "3.2 - 1.5 is more than 4.4 - 4"
+    dear = choose_split(cuts, {1: 5.0, 2: 5.0, 3: 5.0})
     assert dear.cut is None
     assert dear.reason.startswith("one deployment: at stage 1, 60.0% of inputs continue")
     assert dear.reason.endswith("no more than a hop of 5 ms")
-    assert chosen(cuts, {}).reason.endswith("less than any hop (0.3 ms)")
-    assert chosen([], {}).cut is None
+    assert choose_split(cuts, {}).reason.endswith("less than any hop (0.3 ms)")
+    assert choose_split([], {}).cut is None
 
 
 @pytest.mark.parametrize("cut", [0, 4, True, 1.5, "best"])
@@ -73,7 +73,7 @@ def test_stages_that_run_again_count_at_any_cut(tmp_path: Path, cut: Any) -> Non
     bundle = wide_bundle(tmp_path / "wide")
     mixed = make_point("mixed", (0.5,), (0.5, 0.5))
     bundle = replace(bundle, ladder=replace(bundle.ladder, points=(mixed,)))
-    split = planned(
+    split = plan_split(
         bundle, dynamic.Budget(latency_ms=1e6), cut, None, 1, lambda sizes: dict.fromkeys(sizes, USUAL_HOP_MS)
     )
     assert (split.cut, split.share) == (1, pytest.approx(0.5))
@@ -106,20 +106,20 @@ def test_a_bundle_is_planned_with_its_costs(tmp_path: Path, caplog: pytest.LogCa
         asked.append(dict(payloads))
         return dict.fromkeys(payloads, 2.0)
 
-    quick = planned(bundle, budget, "auto", None, 1, hop_ms)
+    quick = plan_split(bundle, budget, "auto", None, 1, hop_ms)
     assert (quick.cut, asked) == (None, []), "microseconds: no hop is measured"
     slow = bundle.costs
     assert slow is not None
     table = tuple(tuple(ms for _ in row) for ms, row in zip((1.0, 100.0), slow.latency_ms, strict=True))
     dear = bundle.with_costs(replace(slow, latency_ms=table, latency_p95_ms=table, noise=0.0), None)
     with caplog.at_level(logging.INFO, "dynamic"):
-        split = planned(dear, budget, "auto", None, 1, hop_ms)
+        split = plan_split(dear, budget, "auto", None, 1, hop_ms)
     assert split.cut == 1
     assert split.reason in caplog.text
     (payload,) = asked
     # float32: 12 inputs and 4 classes twice or more, and some whole numbers of 8 bytes
     assert 12 * 4 < payload[1] < 400
-    assert planned(dear, budget, None, None, 1, hop_ms).cut is None
-    given = planned(dear, budget, 1, None, 1, hop_ms)
+    assert plan_split(dear, budget, None, None, 1, hop_ms).cut is None
+    given = plan_split(dear, budget, 1, None, 1, hop_ms)
     assert (given.cut, given.share) == (1, pytest.approx(sum(mixed.shares[1:])))
     assert len(asked) == 1

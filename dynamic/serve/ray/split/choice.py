@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Split:
-    """What was chosen.
+    """Where a cascade is split, or why it is not.
 
     Args:
         cut: The first stage of the tail. None: there is one deployment.
@@ -108,7 +108,7 @@ def repeat_ms(point: CostedPoint, costs: Costs, backbone: Sequence[int], cut: in
     return sum(stage_ms(costs, point.plan, stage, 1) for stage in range(first, cut))
 
 
-def chosen(among: Sequence[Candidate], hop_ms: Mapping[int, float]) -> Split:
+def choose_split(among: Sequence[Candidate], hop_ms: Mapping[int, float]) -> Split:
     """The split that saves most, where one saves more than its hop costs.
 
     An input that continues takes a hop. In exchange, inputs of the head do not wait for the stages of others. So a cut

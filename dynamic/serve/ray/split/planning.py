@@ -20,7 +20,7 @@ from dynamic.serve.ray.split.choice import (
     Cut,
     Split,
     candidates,
-    chosen,
+    choose_split,
     repeat_ms,
 )
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("dynamic")
 HopTime = Callable[[Mapping[int, int]], Mapping[int, float]]
 
 
-def planned(bundle: Bundle, budget: Budget, cut: Cut, engine: str | None, threads: int, hop_ms: HopTime) -> Split:
+def plan_split(bundle: Bundle, budget: Budget, cut: Cut, engine: str | None, threads: int, hop_ms: HopTime) -> Split:
     """The split, which is logged.
 
     Args:
@@ -66,10 +66,10 @@ def _split(bundle: Bundle, budget: Budget, cut: Cut, engine: str | None, threads
         return Split(cut, reason, USUAL_HOP_MS + again_ms, one.share, one.rest_ms + again_ms)
     worth = [one for one in among if one.gain_ms > LEAST_HOP_MS]
     if not worth:
-        return chosen(among, {})
+        return choose_split(among, {})
     sizes, repeats = _payloads(bundle, engine, threads, point, worth)
     hops = _hops(sizes, hop_ms)
-    split = chosen(among, {cut: hops[cut] + repeats[cut] for cut in sizes})
+    split = choose_split(among, {cut: hops[cut] + repeats[cut] for cut in sizes})
     return split if split.cut is None else replace(split, rest_ms=split.rest_ms + repeats[split.cut])
 
 
